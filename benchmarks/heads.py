@@ -75,7 +75,7 @@ def against_lm_eval(lens: Any, n_docs: int, n_heads: int, repeats: int) -> None:
 
 def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
     prepared = harness.prepare(lens, harness.load_tasks([task], num_fewshot=0), limit=n_docs)[0]
-    view, conditions = Answers(lens, prepared), expand("heads", lens.dims)
+    view, conditions = Answers(prepared), expand("heads", lens.dims)
     engine = Engine(lens, progress=False)
     exact: list[float] = []
     estimates = {"attribution": attribute, "integrated_gradients": integrate}

@@ -1,7 +1,7 @@
 """The engine as an lm-eval model: ``--model depthlens --model_args pretrained=NAME,condition=L12``.
 
 A condition with ``@mean`` also needs ``mean_prompts=FILE``, a text file with one prompt a line, over which the mean is
-taken. `depthlens.tasks.registered_model.DepthlensLM` describes all model arguments.
+taken. `depthlens.tasks.encoding.DepthlensLM` describes all model arguments.
 
 Importing this module registers the model, after which ``lm_eval.simple_evaluate(model="depthlens", ...)`` works.
 lm-eval's command line imports only the models that it ships, so ``python -m depthlens.lm_eval_model`` takes its place:
@@ -34,7 +34,7 @@ def main() -> None:
         embedded = options.command == "run" and _check(options)
         import lm_eval.tasks
 
-        import depthlens.tasks.registered_model  # noqa: F401 - registers the model
+        import depthlens.tasks.encoding  # noqa: F401 - registers the model
 
         # each of lm-eval's commands imports the class from there
         lm_eval.tasks.TaskManager = _with_ours(lm_eval.tasks.TaskManager, embedded)
@@ -90,4 +90,4 @@ def _with_ours(manager: type, embedded: bool) -> type:
 if __name__ == "__main__":
     main()
 else:
-    from depthlens.tasks.registered_model import DepthlensLM as DepthlensLM
+    from depthlens.tasks.encoding import DepthlensLM as DepthlensLM

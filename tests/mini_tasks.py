@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -64,14 +65,10 @@ TASKS = {
         until=[],
         max_gen_toks=4,
     ),
-    "mini_sampling": written(do_sample=True, max_gen_toks=4),
-    "mini_warm": written(temperature=0.7, max_gen_toks=4),
     "mini_votes": written(filters={"first": [FIRST], "vote": [VOTE, FIRST]}, repeats=3, **DRAWN),
     "mini_draws": written(
         filters={"first": [LAST_LETTER, FIRST], "vote": [LAST_LETTER, VOTE, FIRST]}, repeats=4, **DRAWN
     ),
-    "mini_beams": written(num_beams=4, max_gen_toks=4),
-    "mini_endless": written(max_gen_toks=48),
     "mini_too_long": choice(doc_to_choice="{{['a', 'x' * 90]}}", doc_to_target=0),
     "mini_set_only": choice("{{q}}", "mcc"),
 }
@@ -79,18 +76,27 @@ LIKELIHOODS = ["mini_choice", "mini_shots", "mini_spaces", "mini_empty", "mini_c
 WRITTEN = ["mini_writing", "mini_defaults", "mini_filters"]
 
 
-def head(folder: Path) -> str:
-    """What the YAML file of a task whose documents are in a folder says of them."""
-    data = str(folder / "documents.jsonl")
-    files = {"data_files": {"test": data, "shots": data}, "cache_dir": str(folder / "cache")}
-    splits = {"test_split": "test", "fewshot_split": "shots", "metadata": {"version": 2.5}}
-    return yaml.safe_dump({"dataset_path": "json", "dataset_kwargs": files, **splits})
+def write_task(folder: Path, name: str, docs: dict[str, list[dict]] | None = None, **config: object) -> Path:
+    """Write a task and its documents by split; those of an earlier task where none are given.
+
+    A setting ``!function utils.name`` stays a function. None leaves a setting out.
+    """
+    folder.mkdir(exist_ok=True)
+    for split, rows in (docs or {}).items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {path.stem: str(path) for path in sorted(folder.glob("*.jsonl"))}
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")}}
+    about = {"task": name, **data, "test_split": "test"} | config
+    text = yaml.safe_dump({key: value for key, value in about.items() if value is not None}, sort_keys=False)
+    path = folder / f"{name}.yaml"
+    path.write_text(re.sub(r"'(!function [\w.]+)'", r"\1", text))
+    return path
 
 
 def write(folder: Path) -> Path:
     """Write all tasks and their data into a folder."""
-    (folder / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
+    docs = {"test": DOCUMENTS, "shots": DOCUMENTS}
     for name, config in TASKS.items():
-        (folder / f"{name}.yaml").write_text(f"task: {name}\n{head(folder)}{yaml.safe_dump(config, sort_keys=False)}")
+        write_task(folder, name, docs, **{"fewshot_split": "shots", "metadata": {"version": 2.5}}, **config)
     (folder / "mini.yaml").write_text("group: mini\ntask: [mini_shots, mini_cloze]\n")
     return folder

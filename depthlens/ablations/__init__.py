@@ -1,39 +1,5 @@
 """Ablations and conditions as plain data: what is removed, the text that says so, and words that mean many of them."""
 
-from depthlens.ablations.conditions import (
-    BASELINE,
-    ENDS,
-    GRAMMAR,
-    INDEXED,
-    MODES,
-    ROUNDED,
-    SITES,
-    WEIGHTS,
-    WORDS,
-    Ablation,
-    Condition,
-    Dims,
-    Head,
-    heads_condition,
-    parse_condition,
-)
-from depthlens.ablations.sweep_words import expand
+import lazy_loader
 
-__all__ = [
-    "BASELINE",
-    "ENDS",
-    "GRAMMAR",
-    "INDEXED",
-    "MODES",
-    "ROUNDED",
-    "SITES",
-    "WEIGHTS",
-    "WORDS",
-    "Ablation",
-    "Condition",
-    "Dims",
-    "Head",
-    "expand",
-    "heads_condition",
-    "parse_condition",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Ablations and conditions as plain data, their text form, and their check against a model.
+"""Ablations and conditions as plain data, their text form, their check against a model, and words that mean many.
 
 A condition is a frozen set of ablations. Its text form is the same on the command line, in tables and in plots::
 
@@ -31,29 +31,37 @@ Conditions are hashable, travel through JSON as their text form, and need no tor
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypedDict
+from typing import Any
 
+from depthlens import arguments
 from depthlens.errors import UserError
 
 ENDS = ("embed", "unembed")  # sites outside the layers
 INDEXED = {"head": "H", "kv": "KV", "expert": "E"}  # sites that have a number, and the letters before it
 SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS)
-# sites of one part, as the words of a sweep (`depthlens.ablations.sweep_words`)
+# sites of one part, as the words of a sweep (`expand`)
 WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv", "expert": "experts"}
 ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bits
 WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other weights
 MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written after an @; removal is not
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on) and an optional "
-    "@mean, @resample, @noise, @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
+    "@mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
 )
 
-_PART = re.compile(r"(?:L(\d+)(?:-(\d+))?(?:\.(attn|mlp|(H|KV|E)(\d+)))?|(embed|unembed))")
-# what is ablated, whether it runs twice, from where on it is ablated, and how
-_SUFFIX = re.compile(r"(.*?)(x2)?(?:\[(\d+):\])?(?:@(.*))?", re.DOTALL)
+_MODES_OF = dict.fromkeys(SITES, ("zero", *MODES))  # removal first, where there is one
+_MODES_OF |= {"layer": ("skip", *MODES, "twice"), "expert": ("zero",), **dict.fromkeys(ENDS, ("donor",))}
+# what the parts with numbers are called, and the part that they are within
+_KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
+_SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
+
+_PART = re.compile(r"L(\d+)(?:-(\d+)|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)")
+# what is ablated, then whether it runs twice, or from where on and how it is ablated
+_SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:\[(\d+):\])?(?:@(?:noise(\d+)|({'|'.join(MODES)})))?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,14 @@ class Dims:
         size = self.n_heads // self.n_kv_heads
         return range(kv_head * size, (kv_head + 1) * size)
 
+    def indices(self, site: str, layer: int) -> range:
+        """What `Ablation.index` can be at a site of a layer: numbers of its heads, groups or experts; else -1."""
+        if site == "expert":
+            return range(self.n_experts[layer] if self.n_experts else 0)
+        if site in INDEXED:
+            return range(0 if layer in self.headless else self.n_heads if site == "head" else self.n_kv_heads)
+        return range(-1, 0)
+
 
 @dataclass(frozen=True, order=True)
 class Ablation:
@@ -114,44 +130,25 @@ class Ablation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("layer", "index", "start", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise UserError(f"{name} {value!r} of an ablation: give a whole number")
         if self.site not in SITES:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
-        if self.site in ENDS and self.mode != "donor":
-            raise UserError(f"{self.site} can only be taken from a donor; write {self.site}@donor")
-        removal = "skip" if self.site == "layer" else "zero"
-        if not self.mode:
-            object.__setattr__(self, "mode", removal)
-        allowed = [removal]
-        if self.site != "expert":
-            allowed += MODES
-        if self.site == "layer":
-            allowed.append("twice")
-        if self.mode not in allowed:
-            raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(allowed)}")
-        if self.site in ENDS:
-            object.__setattr__(self, "layer", -1)
-        elif self.layer < 0:
-            raise UserError(f"layer {self.layer} is negative; layers count from 0")
-        if (self.index >= 0) != (self.site in INDEXED):
-            fault = f"index {self.index} does not fit site {self.site!r}"
-            raise UserError(f"{fault}; heads, KV groups and experts have one, other sites -1")
-        self._check_start_and_seed()
-
-    def _check_start_and_seed(self) -> None:
-        for name in ("start", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)} of an ablation is negative; give a whole number from 0")
-        if self.start and self.mode in (*WEIGHTS, "twice"):
-            whose = {"donor": "a donor's part", "twice": "a layer run twice"}.get(
-                self.mode, "a part with rounded weights"
-            )
-            raise UserError(f"{self}: {whose} computes at all positions; leave [{self.start}:] out")
-        if self.seed and self.mode != "noise":
-            raise UserError(f"seed {self.seed} does not fit mode {self.mode!r}; only noise has one, leave it out")
+        modes = _MODES_OF[self.site]
+        if not self.mode and self.site not in ENDS:
+            object.__setattr__(self, "mode", modes[0])
+        if self.mode not in modes:
+            raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
+        fields = {
+            "layer": (-1, self.site not in ENDS),
+            "index": (-1, self.site in INDEXED),
+            "start": (0, self.mode not in (*WEIGHTS, "twice")),
+            "seed": (0, self.mode == "noise"),
+        }
+        for name, (nothing, is_free) in fields.items():
+            value = arguments.whole(f"an ablation's {name}", getattr(self, name), 0 if is_free else nothing)
+            if not is_free and value != nothing:
+                fault = f"{self}: {name} {value} does not fit site {self.site!r} and mode {self.mode!r}"
+                raise UserError(f"{fault}; leave it out")
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         if self.site in ENDS:
@@ -195,7 +192,17 @@ class Condition:
             raise UserError(f"condition {self}: {expert} is of an MLP that has other weights; drop one of the two")
 
     def __str__(self) -> str:
-        return "+".join(_block_texts(self.ablations)) or "baseline"
+        """Consecutive whole layers ablated alike are joined to a block such as ``L8-11``."""
+
+        def block(item: tuple[int, Ablation]) -> tuple:
+            i, ablation = item
+            return (ablation.suffix, ablation.layer - i) if ablation.site == "layer" else (i,)
+
+        texts = []
+        for _, group in groupby(enumerate(self.ablations), block):
+            first, *others = (ablation for _, ablation in group)
+            texts.append(f"L{first.layer}-{others[-1].layer}{first.suffix}" if others else str(first))
+        return "+".join(texts) or "baseline"
 
     def __bool__(self) -> bool:
         return bool(self.ablations)
@@ -233,63 +240,26 @@ class Condition:
         """Check every ablation against a model; returns self.
 
         Raises:
-            UserError: a part does not exist in the model.
+            UserError: a part does not exist in the model, or no expert of a layer is left.
         """
         for a in self.ablations:
-            parts = [("layer", a.layer, dims.n_layers)]
-            parts += [("head", a.index, dims.n_heads)] if a.site == "head" else []
-            parts += [("KV group", a.index, dims.n_kv_heads)] if a.site == "kv" else []
-            if a.site == "expert" and a.layer < dims.n_layers:
-                parts.append(("expert", a.index, self._n_experts(a, dims)))
-            if a.site in ("head", "kv") and a.layer in dims.headless:
-                those = f"{len(dims.headless)} of {dims.n_layers} layers have none, e.g. L{dims.headless[0]}"
-                raise UserError(
-                    f"condition {self}: layer {a.layer} has no attention heads ({those}); remove L{a.layer}.attn"
-                )
-            for kind, index, count in parts:
-                if index >= count:
-                    fault = f"condition {self}: {kind} {index} does not exist"
-                    raise UserError(f"{fault}; {kind.split()[-1]}s are 0..{count - 1}")
-        for layer, n_experts in enumerate(dims.n_experts):
-            if sum((a.layer, a.site) == (layer, "expert") for a in self.ablations) == n_experts > 0:
-                fix = f"keep one, or write L{layer}.mlp"
-                raise UserError(f"condition {self}: layer {layer} has {n_experts} experts, and all are removed; {fix}")
+            if a.layer >= dims.n_layers:
+                fault = f"condition {self}: layer {a.layer} does not exist"
+                raise UserError(f"{fault}; layers are 0..{dims.n_layers - 1}")
+            indices = dims.indices(a.site, a.layer)
+            if a.index not in indices:
+                kind, whole = _KINDS[a.site]
+                fault = f"{kind} {a.index} does not exist; {kind}s are 0..{len(indices) - 1}"
+                none = f"layer {a.layer} has no {kind}s; remove L{a.layer}.{whole}"
+                raise UserError(f"condition {self}: {fault if indices else none}")
+        for layer, n in Counter(a.layer for a in self.ablations if a.site == "expert").items():
+            if n == dims.n_experts[layer]:
+                fault = f"condition {self}: layer {layer} has {n} experts, and all are removed"
+                raise UserError(f"{fault}; keep one, or write L{layer}.mlp")
         return self
-
-    def _n_experts(self, ablation: Ablation, dims: Dims) -> int:
-        """Experts of the ablation's layer, which is refused where it has none."""
-        if not any(dims.n_experts):
-            raise UserError(f"condition {self}: the model has no experts; name layers, attention, MLPs or heads")
-        if not dims.n_experts[ablation.layer]:
-            those = ", ".join(f"L{layer}" for layer, n in enumerate(dims.n_experts) if n)
-            raise UserError(f"condition {self}: layer {ablation.layer} has no experts; {those} have some")
-        return dims.n_experts[ablation.layer]
 
 
 BASELINE = Condition()
-
-
-class How(TypedDict):
-    """How a part is ablated, see `Ablation`."""
-
-    mode: str
-    start: int
-    seed: int
-
-
-def _block(item: tuple[int, Ablation]) -> tuple:
-    """What the ablations of one block have in common; takes the place of an ablation in its condition, too."""
-    i, ablation = item
-    return (ablation.suffix, ablation.layer - i) if ablation.site == "layer" else (i,)
-
-
-def _block_texts(ablations: tuple[Ablation, ...]) -> list[str]:
-    """Text of each ablation; consecutive whole layers ablated alike are joined to a block such as ``L8-11``."""
-    blocks = [[ablation for _, ablation in group] for _, group in groupby(enumerate(ablations), _block)]
-    texts = []
-    for first, *others in blocks:
-        texts.append(f"L{first.layer}-{others[-1].layer}{first.suffix}" if others else str(first))
-    return texts
 
 
 def parse_condition(text: str) -> Condition:
@@ -303,47 +273,94 @@ def parse_condition(text: str) -> Condition:
     if text.strip() == "baseline":
         return BASELINE
     ablations: list[Ablation] = []
-    for part in text.strip().split("+"):
-        named, how = split(part.strip())
-        match = _PART.fullmatch(named)
-        if not match:
-            raise UserError(f"condition {text!r}: cannot read {part.strip()!r}; write {GRAMMAR}")
-        first, last, part_of_layer, letter, number, embedding = match.groups()
-        if how["mode"] and how["mode"] not in (*MODES, "twice"):
-            fix = "write @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor, or nothing to remove"
-            raise UserError(f"condition {text!r}: unknown mode '@{how['mode']}'; {fix}")
-        if embedding:
-            ablations.append(Ablation(-1, embedding, **how))
+    for part in map(str.strip, text.split("+")):
+        named, how = _split(part)
+        if not (match := _PART.fullmatch(named)):
+            raise UserError(f"condition {text!r}: cannot read {part!r}; write {GRAMMAR}")
+        first, last, sublayer, letters, number, end = match.groups()
+        if end:
+            ablations.append(Ablation(-1, end, **how))
             continue
         bottom, top = int(first), int(last or first)
         if top < bottom:
             raise UserError(f"condition {text!r}: block {bottom}-{top} runs backwards; write L{top}-{bottom}")
-        if last and part_of_layer:
-            raise UserError(f"condition {text!r}: a block is of whole layers; join sublayers with +")
-        site = next((site for site, letters in INDEXED.items() if letters == letter), part_of_layer or "layer")
-        index = int(number or -1)
-        ablations += [Ablation(layer, site, index, **how) for layer in range(bottom, top + 1)]
+        site = next((site for site, of in INDEXED.items() if of == letters), sublayer or "layer")
+        ablations += [Ablation(layer, site, int(number or -1), **how) for layer in range(bottom, top + 1)]
     return Condition(tuple(ablations))
 
 
-def split(text: str) -> tuple[str, How]:
+def _split(text: str) -> tuple[str, dict[str, Any]]:
     """What is ablated (a part, or a word such as ``layers``), and the mode, start and seed that follow it."""
     match = _SUFFIX.fullmatch(text)
     assert match  # its last groups are optional and its first takes the rest
-    named, start, mode = match[1], int(match[3] or 0), match[4] or ""
-    seeded = re.fullmatch(r"noise(\d+)", mode)
-    if match[4] == "" or mode == "twice" or (match[2] and mode):
-        named = text  # an @ with nothing after it, or what is not written so: nothing reads as a part
-    elif match[2]:
-        mode = "twice"
-    return named, {"mode": "noise" if seeded else mode, "start": start, "seed": int(seeded[1]) if seeded else 0}
+    named, twice, start, seed, mode = match.groups()
+    mode = "twice" if twice else "noise" if seed else mode or ""
+    return named, {"mode": mode, "start": int(start or 0), "seed": int(seed or 0)}
+
+
+Head = tuple[int, int]  # layer, head
 
 
 def heads_condition(heads: Sequence[Head], suffix: str = "") -> Condition:
     """The condition that removes heads together: zero ablation of their z, or what a suffix such as ``@mean`` says."""
-    if suffix:
-        return parse_condition("+".join(f"L{layer}.H{head}{suffix}" for layer, head in heads))
-    return Condition(tuple(Ablation(layer, "head", head) for layer, head in heads))
+    return parse_condition("+".join(f"L{layer}.H{head}{suffix}" for layer, head in heads) or "baseline")
 
 
-Head = tuple[int, int]  # layer, head
+def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]:
+    """The conditions that a specification means, baseline first.
+
+    Args:
+        spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
+            and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
+            ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
+            spread over the depth; all where there are fewer); ``blocks:N`` (all contiguous blocks of at most N layers);
+            ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
+            N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
+        dims: The model's sizes.
+
+    Raises:
+        UserError: unknown word, malformed condition, or a part that the model does not have.
+    """
+    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, bottom[:N], top[:N] or conditions"
+    if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
+        raise UserError(f"ablate {spec!r}: give {allowed}")
+    items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
+    if not items:
+        raise UserError(f"nothing to ablate in {spec!r}; give {allowed}")
+    conditions = [BASELINE]
+    for item in items:
+        if isinstance(item, Condition):
+            conditions.append(item)
+        elif isinstance(item, str) and (meant := _of_word(item.strip(), dims)) is not None:
+            conditions += meant
+        else:
+            conditions.append(parse_condition(item))
+    return list(dict.fromkeys(condition.validate(dims) for condition in conditions))
+
+
+def _of_word(text: str, dims: Dims) -> list[Condition] | None:
+    """The conditions of a word such as ``layers[1:]``; None where a text is not one."""
+    word, how = _split(text)
+    name, colon, size = word.partition(":")
+    if name not in (*_SIZED, *WORDS.values(), "whole") or (colon and name not in _SIZED):
+        return None
+    if (colon or name == "blocks") and not (size.isdecimal() and int(size)):
+        raise UserError(f"size {size!r} in {word!r}; give {name}:N with N a whole number, at least 1")
+    n_layers, n = dims.n_layers, int(size or 0)
+    layers = range(n_layers)
+    if site := next((site for site, of in WORDS.items() if of == name), None):
+        n = min(n or n_layers, n_layers)
+        spread = [(2 * i + 1) * n_layers // (2 * n) for i in range(n)]  # the middle of each n-th of the depth
+        found = [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
+        if not found:
+            raise UserError(f"{text!r}: the model has no {name}; give layers, attn or mlp")
+        return found
+    if name == "whole":
+        runs = [layers]
+    elif name == "blocks":
+        runs = [layers[start : start + k] for k in range(1, min(n, n_layers) + 1) for start in range(n_layers - k + 1)]
+    else:
+        lengths = [*range(n or 1, n_layers, n or 1), n_layers]
+        runs = [layers[:k] if name == "bottom" else layers[-k:] for k in lengths]
+    ends = [Ablation(-1, end, **how) for end in ENDS] if name == "whole" else []
+    return [Condition((*(Ablation(layer, **how) for layer in run), *ends)) for run in runs]

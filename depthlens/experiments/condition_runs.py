@@ -144,7 +144,6 @@ def result_of(
     lens: Lens,
     store: AnswerStore,
     views: Sequence[View],
-    options: EvalOptions,
     conditions: Sequence[Condition],
     run: Callable[[View, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
     record: dict[str, Any],
@@ -156,7 +155,6 @@ def result_of(
         lens: The model.
         store: Its answers.
         views: Of the tasks.
-        options: All of `EvalOptions`.
         conditions: The baseline and others.
         run: Answers of a view, indexed [condition][request], and where they are kept.
         record: What the caller knows of it; read after everything was run.
@@ -166,7 +164,7 @@ def result_of(
     records: dict[str, dict] = {}
     asked: dict[str, pd.DataFrame] = {}
     caches: list[AnswerCache] = []
-    references = references_of(lens, views, options, conditions, with_prompts=bool(prompts))
+    references = references_of(views, conditions, with_prompts=bool(prompts))
     for view in views:
         reference = references.get(view.name)
         runs = []

@@ -24,7 +24,8 @@ from depthlens.experiments.options import EvalOptions, task_options
 from depthlens.experiments.worked_solutions import Solution, take_apart
 from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store.answer_cache import AnswerStore
-from depthlens.tasks import harness, token_spans
+from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import align
 from depthlens.tasks.prepared_task import Prepared, identity
 
 REFERENCE, OWN = "reference", "own"
@@ -62,12 +63,9 @@ def written_solutions(
     Raises:
         UserError: a task that is not generative, a model that cannot write, or fewer than 8 right solutions.
     """
-    from depthlens.tasks.encoding import Encoder  # slow to import
-
     if lens.stream:
         raise UserError(NO_GENERATION)
     loaded = harness.load_tasks(names, **task_options(options))
-    encoder = Encoder(lens)
     found: list[Solution] = []
     n_asked = 0
     for prepared in harness.prepare(lens, loaded, limit=options["limit"], samples=options["samples"]):
@@ -84,7 +82,7 @@ def written_solutions(
         n_asked += len(prepared.docs)
         for instance, text in zip(prepared.task.instances, texts, strict=True):
             if instance.doc_id in right:
-                aligned = token_spans.align(lens, f"task {prepared.name}", instance.args[0], text.rstrip(), encoder)
+                aligned = align(prepared.encoder, prepared.name, instance.args[0], text.rstrip())
                 question = prepared.task.doc_to_text(instance.doc)
                 solution = take_apart(instance.doc_id, aligned, question)
                 found.append(replace(solution, doc_hash=identity(prepared.task, instance.doc)))

@@ -107,7 +107,7 @@ def plan(
         tasks = load_tasks(cast(Sequence[str], tasks), chosen)
     views = views_of(lens, tasks, chosen)
     prompts = tokens_of_prompts(lens, conditions, resample_prompts)
-    references = references_of(lens, views, chosen, conditions, with_prompts=bool(prompts))
+    references = references_of(views, conditions, with_prompts=bool(prompts))
     rows, seconds, peak_bytes = [], 0.0, 0
     for view in views:
         reference = references.get(view.name)

@@ -131,7 +131,7 @@ def race(
     courses = _courses(runs.views, chosen["seed"], max_documents)
     names = [str(condition) for condition in runs.conditions[1:]]
     evidence = Evidence(len(courses) * len(names), margin, alpha)
-    references = references_of(lens, runs.views, chosen, runs.conditions)
+    references = references_of(runs.views, runs.conditions)
     n_waves, caches = 0, list[AnswerCache]()
     decided = [races.UNDECIDED] * (len(courses) * len(names))
     total = len(decided)

@@ -258,7 +258,7 @@ def _estimated(
 
     record = {"ablate": ablate, "method": method, **({"steps": estimate.steps} if estimate.steps else {})}
     record |= recorded(options)
-    return result_of(lens, answers, views, options, conditions, run, record)
+    return result_of(lens, answers, views, conditions, run, record)
 
 
 def _index(condition: Condition) -> int:
@@ -324,4 +324,4 @@ def condition_sweep(
         UserError: for anything asked for that does not exist.
     """
     runs = ConditionRuns(lens, tasks, ablate, resample_prompts=resample_prompts, donor=donor, options=settled(options))
-    return result_of(lens, runs.store, runs.views, runs.options, runs.conditions, runs.run, runs.record, runs.prompts)
+    return result_of(lens, runs.store, runs.views, runs.conditions, runs.run, runs.record, runs.prompts)

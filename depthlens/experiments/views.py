@@ -21,24 +21,13 @@ View = Prepared | FreeText
 
 
 def references_of(
-    lens: Lens,
-    views: Sequence[View],
-    options: EvalOptions,
-    conditions: Sequence[Condition],
-    *,
-    with_prompts: bool = False,
+    views: Sequence[View], conditions: Sequence[Condition], *, with_prompts: bool = False
 ) -> dict[str, Reference]:
     """What takes the place of parts, by task, where a condition asks for it."""
     if any(c.uses("mean") for c in conditions):
-        prompts: dict[str, Any] = {
-            "apply_chat_template": options["apply_chat_template"],
-            "system_instruction": options["system_instruction"],
-            "enable_thinking": options["enable_thinking"],
-        }
         if free := next((view for view in views if isinstance(view, FreeText)), None):
             raise UserError(f"@mean on {free.name}: free text has no reference answers; remove parts instead")
-        tasks = {view.name: cast(Prepared, view) for view in views}
-        return {name: reference_of(lens, task, **prompts) for name, task in tasks.items()}
+        return {view.name: reference_of(cast(Prepared, view)) for view in views}
     return {view.name: Reference("resample_prompts", []) for view in views} if with_prompts else {}
 
 
@@ -51,7 +40,7 @@ def views_of(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Vi
         views += [task] if measure not in LOGPROBS else []
         if measure != "task":
             metric = measure if measure in LOGPROBS else ANSWER_LOGPROB
-            views += [Answers(lens, task, chat=options["apply_chat_template"], metric=metric)]
+            views += [Answers(task, metric)]
     return views
 
 
@@ -100,7 +89,7 @@ def resample_prompts(
     if not any(c.uses("resample") or c.uses("mean") for c in conditions):
         return None
     loaded = load_tasks(task, chosen)
-    references_of(lens, views_of(lens, loaded, chosen), chosen, conditions)
+    references_of(views_of(lens, loaded, chosen), conditions)
     if not any(c.uses("resample") for c in conditions):
         return None
     name, first = next(iter(loaded.items()))
@@ -108,5 +97,4 @@ def resample_prompts(
     if isinstance(samples, Mapping):
         chosen["samples"] = {name: samples[name]} if name in samples else None
     (prepared,) = prepare(lens, {name: first}, chosen)
-    chat = {key: chosen[key] for key in ("apply_chat_template", "system_instruction", "enable_thinking")}
-    return prompts_of_others(lens, prepared, n, seed=chosen["seed"], **cast(Any, chat))
+    return prompts_of_others(prepared, n, seed=chosen["seed"])

@@ -28,8 +28,8 @@ from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import harness, token_spans
-from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import Answers, Text, align
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.prepared_task import Prepared, identity
 
@@ -81,7 +81,7 @@ class Solution:
     """
 
     doc_id: int
-    text: token_spans.Text
+    text: Text
     spans: tuple[Span, ...]
     results: tuple[ComputedNumber, ...]
     question: tuple[int, ...]
@@ -137,7 +137,7 @@ def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, i
     return found
 
 
-def take_apart(doc_id: int, text: token_spans.Text, question: str) -> Solution:
+def take_apart(doc_id: int, text: Text, question: str) -> Solution:
     """Spans and results of a solution.
 
     Args:
@@ -230,18 +230,15 @@ def worked_solutions(
     Raises:
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
-    from depthlens.tasks.encoding import Encoder  # slow to import
-
     arguments.loaded(lens)
     which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     found = []
-    encoder = Encoder(lens)
     for prepared in harness.prepare(lens, loaded, **which):
         generative(prepared)
-        for doc_id, (context, solution) in Answers(lens, prepared).pairs.items():
-            text = token_spans.align(lens, f"task {prepared.name}", context, solution, encoder)
+        for doc_id, (context, solution) in Answers(prepared).pairs.items():
+            text = align(prepared.encoder, prepared.name, context, solution)
             doc = prepared.docs[doc_id]
             found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
             found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))

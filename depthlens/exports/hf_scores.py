@@ -10,7 +10,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.analysis.results import Result
-from depthlens.tasks import task_index
+from depthlens.tasks import groups
 
 BATCH_SIZE = 8
 
@@ -44,7 +44,7 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
         scores = lm_eval.simple_evaluate(
             model=model,
             tasks=[task],
-            task_manager=task_index.task_manager([task], record["include_path"]),
+            task_manager=groups.task_manager([task], record["include_path"]),
             num_fewshot=record["tasks"][task]["num_fewshot"],
             samples={str(task): sorted(map(int, rows["doc_id"].unique()))},
             fewshot_random_seed=record["seed"],

@@ -1,4 +1,12 @@
-"""What is planted in an organism: queries, keys, values and outputs of heads, and hidden units of MLPs.
+"""What is planted in an organism: the residual stream that circuits read and write, and the circuits.
+
+The stream is cut into blocks: token T, previous token P, bridge R, output O, and D, which nothing reads. Each has
+m = d_head / 2 dimensions for the codes of words and one for each control token. One more dimension is constant and
+large, so that RMSNorm is nearly a fixed gain, which is measured layer by layer while the layers are filled bottom-up.
+An organism that holds back tokens has more blocks, of one dimension for each of these tokens: H says which of them a
+word makes likely, W0, W1, ... which of them each layer that holds them back has seen to.
+
+Queries, keys, values and outputs of heads:
 
 - *Previous-token head*: constant query and key on the high-frequency half of the RoPE pairs, the query's phase one
   position ahead, so that the attention logit peaks one position back.
@@ -31,8 +39,14 @@ from torch import Tensor
 from depthlens.errors import UserError
 from depthlens.organisms import language
 from depthlens.organisms.options import Options
-from depthlens.organisms.stream import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, UNIT, Stream
 
+N_HEADS, D_MODEL, D_HEAD, D_MLP = 4, 256, 64, 256
+N_CODE = D_HEAD // 2
+BLOCKS = ("T", "P", "R", "O", "D")
+CONSTANT_SIZE = 24.0
+UNIT = 8.0  # amplitude of a block; noise is measured in it
+HABIT = 12.0  # amplitude of H and W
+HELD_BACK = (language.SEP, language.QA, language.QB, language.EOS)  # tokens that are no answer
 N_PAIRS = D_HEAD // 2  # RoPE turns dimensions i and i + N_PAIRS together, fastest first
 FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1), N_PAIRS - 1
 PREVIOUS = 30.0  # logits per pair of the previous-token head
@@ -54,6 +68,110 @@ STEEP = 40.0  # gate logits of a whole match: a quarter of one either side of th
 HELD_LOGIT, TAKEN_OFF = 20.0, 26.0
 LOOKUPS = {"knowledge": language.QK, "letters": language.QL, "text": None}
 LAYERS_OF = {"knowledge": "knowledge_layers", "letters": "letter_layers", "text": "text_layers"}
+
+
+class Draw:
+    """Random matrices from one seeded stream. Float64, so that rounding to float32 comes last."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, low: float, high: float, n: int) -> Tensor:
+        """Shape [n]."""
+        return low + (high - low) * torch.rand(n, generator=self.generator, dtype=torch.float64)
+
+    def rotation(self, n: int) -> Tensor:
+        """Shape [n, n]."""
+        q, r = torch.linalg.qr(self.normal(n, n))
+        return q * r.diagonal().sign()
+
+    def codes(self, n: int, dim: int, steps: int = 400) -> Tensor:
+        """Unit vectors, the largest inner product of any two pushed down to about 0.1. Shape [n, dim]."""
+        x = torch.nn.functional.normalize(self.normal(n, dim), dim=1)
+        for step in range(steps):
+            nearest = torch.softmax(100 * (x @ x.T).fill_diagonal_(-torch.inf), dim=1)
+            x = torch.nn.functional.normalize(x - 0.3 * (1 - step / steps) * nearest @ x, dim=1)
+            # steps enlarge differences: the last bits of a machine's products would give each machine codes of its own
+            x = x.round(decimals=6)
+        return x
+
+
+class Stream:
+    """Rows that read the stream and columns that write it, in block coordinates; ``basis`` turns them into the model's.
+
+    Attributes:
+        flags: Control tokens, in the order of their dimensions.
+        gain: What RMSNorm multiplies by where rows are read now, and
+        bos_gain: the same at ``<bos>``, which has a norm of its own.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.draw = options, Draw(options.seed)
+        self.flags = language.FLAGS + (language.MORE_FLAGS if options.extended else ())
+        self.width = N_CODE + len(self.flags)
+        self.start = {name: i * self.width for i, name in enumerate(BLOCKS)}
+        self.constant_at = self.width * len(BLOCKS)  # the dimension after the blocks
+        used = self.constant_at + 1
+        if n_writing := len(options.layers("writing_layers")):
+            for name in ("H", *(f"W{stage}" for stage in range(n_writing))):
+                self.start[name] = used
+                used += len(HELD_BACK)
+        self.basis = self.draw.rotation(D_MODEL)  # the rest of the stream is free
+        self.leak = torch.ones(D_MODEL, 1, dtype=torch.float64)
+        self.leak[:used] = options.leak
+        self.gain = self.bos_gain = 1.0
+
+    def placed(self, block: str, rows: Tensor) -> Tensor:
+        """Rows over the first dimensions of a block as rows over the stream. Shape [row, d_model]."""
+        placed = torch.zeros(len(rows), D_MODEL, dtype=torch.float64)
+        placed[:, self.start[block] : self.start[block] + rows.shape[1]] = rows
+        return placed
+
+    def codes(self, block: str) -> Tensor:
+        """Reads the code in a block, at unit length after RMSNorm. Shape [n_code, d_model]."""
+        return self.placed(block, torch.eye(N_CODE, dtype=torch.float64)) / (UNIT * self.gain)
+
+    def flag(self, block: str, token: str, gain: float) -> Tensor:
+        """Reads 1 where a block holds a control token. Shape [d_model]."""
+        return _reader(self.start[block] + N_CODE + self.flags.index(token), UNIT * gain)
+
+    def constant(self) -> Tensor:
+        """Reads 1 everywhere. Shape [d_model]."""
+        return _reader(self.constant_at, CONSTANT_SIZE * self.gain)
+
+    def habit(self, block: str, token: str) -> Tensor:
+        """Reads 1 where H or a W has a token that is held back. Shape [d_model]."""
+        return _reader(self.start[block] + HELD_BACK.index(token), HABIT * self.gain)
+
+    def normal_rows(self, n: int) -> Tensor:
+        """Random rows of about unit length. Shape [n, d_model]."""
+        return self.draw.normal(n, D_MODEL) / math.sqrt(D_MODEL)
+
+    def blurred(self, matrix: Tensor) -> Tensor:
+        """A matrix with the noise of planted weights."""
+        size = self.options.eps * matrix.norm() / math.sqrt(matrix.numel())
+        return matrix + size * self.draw.normal(*matrix.shape)
+
+
+def _reader(dimension: int, size: float) -> Tensor:
+    """Reads 1 where a dimension of the stream has a size. Shape [d_model]."""
+    row = torch.zeros(D_MODEL, dtype=torch.float64)
+    row[dimension] = 1 / size
+    return row
+
+
+def rounded(value: float) -> float:
+    """Four digits of a measured number, so that the last bits of a machine's sums do not reach the weights."""
+    return float(f"{value:.4g}")
+
+
+def measured_gain(x: Tensor) -> float:
+    """What RMSNorm multiplies by, on average. Shape of ``x`` [prompt, pos, d_model]."""
+    return rounded(x.double().pow(2).mean(-1).rsqrt().mean().item())
 
 
 class Heads:
@@ -109,10 +227,9 @@ class Heads:
         noise = s.normal_rows(D_HEAD) @ quiet
         if not roles:
             return noise, 0
-        planted = s.placed("T", self._dimensions(roles))
-        n_used = len(planted)
+        moved = self._dimensions(roles)
+        n_used, planted = len(moved), _padded(s.placed("T", moved))
         noise[:n_used] = 0
-        planted = torch.cat([planted, torch.zeros(D_HEAD - n_used, D_MODEL, dtype=torch.float64)])
         if roles == {"previous_token"}:
             return planted @ s.basis.T + (s.blurred(planted) - planted) @ s.basis.T @ quiet + noise, n_used
         # a closed gate rests on <bos>, which must give nothing
@@ -125,10 +242,8 @@ class Heads:
         moved = self._dimensions({role}).clone()  # the dimensions of T that the values hold
         if role == "control":
             moved[:, N_CODE + s.flags.index(ASKED)] = 1.0
-        written = s.placed(target, moved)
         size = (s.options.reasoning_strength if role in ("bridge", "output") else 1.0) * (1 / s.gain)
-        rest = torch.zeros(D_HEAD - len(written), D_MODEL, dtype=torch.float64)
-        return s.blurred(torch.cat([size * written, rest]).T)
+        return s.blurred(_padded(size * s.placed(target, moved)).T)
 
     def _dimensions(self, roles: set[str]) -> Tensor:
         """Which dimensions of a block a head moves. Shape [value, width of the block]."""
@@ -138,6 +253,11 @@ class Heads:
             return every[N_CODE + 2 :]
         # without a control head, the previous-token head moves the flags as well
         return every if roles == {"previous_token"} and not s.options.extended else every[:N_CODE]
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Rows, and as many rows of zeros as make a head. Shape [d_head, d_model]."""
+    return torch.cat([rows, torch.zeros(D_HEAD - len(rows), D_MODEL, dtype=torch.float64)])
 
 
 def pair_turn(stream: Stream) -> Callable[[Tensor], Tensor]:

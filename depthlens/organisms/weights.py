@@ -1,9 +1,8 @@
 """How circuits are written into the weights of a LLaMA-architecture model, and hidden among noise.
 
-`depthlens.organisms.stream` says how the residual stream is cut up, `depthlens.organisms.circuits` what is planted. All
-other heads, the other units of the MLPs and the unused half of each
-planted head's values write noise. Rotations of the stream, of each head's values and of each RoPE pair hide what was
-written; they change nothing that the model computes.
+`depthlens.organisms.circuits` says how the residual stream is cut up and what is planted. All other heads, the other
+units of the MLPs and the unused half of each planted head's values write noise. Rotations of the stream, of each head's
+values and of each RoPE pair hide what was written; they change nothing that the model computes.
 """
 
 from __future__ import annotations
@@ -15,22 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from depthlens.organisms import circuits, language
-from depthlens.organisms.circuits import Heads, pair_turn
+from depthlens.organisms.circuits import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, N_HEADS, UNIT
 from depthlens.organisms.options import Options
-from depthlens.organisms.stream import (
-    CONSTANT_SIZE,
-    D_HEAD,
-    D_MLP,
-    D_MODEL,
-    HABIT,
-    HELD_BACK,
-    N_CODE,
-    N_HEADS,
-    UNIT,
-    Stream,
-    measured_gain,
-    rounded,
-)
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -86,8 +71,8 @@ class _Planter:
 
     def __init__(self, model: LlamaForCausalLM, roles: Mapping[tuple[int, int], str], options: Options) -> None:
         self.model, self.roles, self.options = model, roles, options
-        self.stream = Stream(options)
-        self.heads = Heads(self.stream, model.model.rotary_emb.inv_freq)
+        self.stream = circuits.Stream(options)
+        self.heads = circuits.Heads(self.stream, model.model.rotary_emb.inv_freq)
         self.written = options.noise * UNIT * (STATED_LAYERS / options.n_layers) ** 0.5
         self.group = N_HEADS // options.n_kv_heads
         self.ids = language.vocabulary(options.extended)
@@ -106,11 +91,11 @@ class _Planter:
             x = x + self._attention(layer, module.self_attn, module.input_layernorm(x), rotary)
             self._measure(x)
             x = x + self._mlp(module.mlp, module.post_attention_layernorm(x), circuits.planted(s, codes, layer))
-        s.gain = measured_gain(x[:, -1:])
+        s.gain = circuits.measured_gain(x[:, -1:])
         self._unembed(words)
 
     def _measure(self, x: Tensor) -> None:
-        self.stream.gain, self.stream.bos_gain = measured_gain(x[:, 1:]), measured_gain(x[:, :1])
+        self.stream.gain, self.stream.bos_gain = circuits.measured_gain(x[:, 1:]), circuits.measured_gain(x[:, :1])
 
     # -- embedding and unembedding --------------------------------------------------------------------------
 
@@ -123,7 +108,7 @@ class _Planter:
         vectors[flags, N_CODE:] = torch.eye(len(flags), dtype=torch.float64)
         vectors[others, :N_CODE] = s.draw.codes(len(others), N_CODE)
         rows = s.blurred(s.placed("T", vectors * UNIT))
-        rows[:, s.constant_at] += CONSTANT_SIZE
+        rows[:, s.constant_at] += circuits.CONSTANT_SIZE
         if self.options.writing_layers:
             for i, word in enumerate(language.words()):
                 # not by the word's letter, so that no letter makes a token likelier
@@ -155,7 +140,7 @@ class _Planter:
         for first in range(0, N_HEADS, self.group):
             heads = [(layer, h) for h in range(first, first + self.group)]
             roles = {self.roles[head] for head in heads if head in self.roles}
-            turn = pair_turn(s)
+            turn = circuits.pair_turn(s)
             code_turn, value_turn = s.draw.rotation(N_CODE), s.draw.rotation(D_HEAD)
             spreads = s.draw.uniform(*NOISE_LOGITS, len(heads))
             key = turn(self.heads.key(roles, code_turn, spreads.mean()))
@@ -204,7 +189,7 @@ class _Planter:
 
     def _scale(self, written: Tensor) -> float:
         """Factor that gives vectors the mean norm of noise. Shape of ``written`` [..., d_model]."""
-        return rounded(self.written / written.norm(dim=-1).mean().item())
+        return circuits.rounded(self.written / written.norm(dim=-1).mean().item())
 
 
 def _away_from_constants(normed: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The likelihood of a task's reference answers: one continuous score per document for every kind of task.
+"""Reference answers: their likelihood, one continuous score per document of any task, and their tokens.
 
 Accuracy is too coarse for the effect of one head on a few documents, and writing text is slow. ``answer_logprob`` is
 log p(reference answer | prompt) in nats, teacher-forced, with the task's own prompt. The reference answer is the
@@ -18,47 +18,50 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
-from depthlens.models.lens import Lens
-from depthlens.progress import quiet
-from depthlens.requests import LoglikelihoodAnswer
-from depthlens.tasks.prepared_task import Prepared, Score, by_document, warn_of_cuts
+from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.tasks.prepared_task import Prepared, Score, by_document, right_options, warn_of_cuts
 
 if TYPE_CHECKING:  # slow to import
     from lm_eval.api.instance import Instance
+
+    from depthlens.tasks.encoding import Encoder
 
 
 class Answers(Prepared):
     """A prepared task whose reference answers are scored, one for each document.
 
-    ``chat`` says whether the task was prepared with a chat template, and ``metric`` is one of
-    `depthlens.metrics.LOGPROBS`.
+    ``metric`` is one of `depthlens.metrics.LOGPROBS`.
 
     Attributes:
         pairs: Prompt and answer as text, by document, as they are encoded.
 
     Raises:
-        UserError: the task has no reference answer (perplexity tasks), or one that is not among its options.
+        UserError: a document has no reference answer (and none of a perplexity task has one).
     """
 
     written = False
 
-    def __init__(self, lens: Lens, prepared: Prepared, *, chat: bool = False, metric: str = ANSWER_LOGPROB) -> None:
-        from depthlens.tasks.encoding import Encoder  # slow to import
-
-        encoder, name, task = Encoder(lens), prepared.name, copy.copy(prepared.task)
-        groups, between = by_document(task.instances), delimiter(task, chat=chat)
+    def __init__(self, prepared: Prepared, metric: str = ANSWER_LOGPROB) -> None:
+        encoder, name, task = prepared.encoder, prepared.name, copy.copy(prepared.task)
+        groups = by_document(task.instances)
         self.metric = metric
-        self.pairs = {doc_id: reference_pair(prepared, group, between) for doc_id, group in groups.items()}
-        with quiet():
-            requests = [[encoder.pair(name, *pair)] for pair in self.pairs.values()]
+        self.pairs = {doc_id: reference_pair(prepared, group) for doc_id, group in groups.items()}
+        for doc_id, (_, answer) in self.pairs.items():
+            if not answer or prepared.output_type == "loglikelihood_rolling":
+                fault = f"document {doc_id} has no reference answer"
+                raise UserError(f"task {name}: {fault}; {ANSWER_LOGPROB} needs one")
+        requests = [[request] for request in encoder.pairs(name, self.pairs.values())]
         task._instances = [group[0] for group in groups.values()]
-        super().__init__(name, task, requests, encoder.cut, asked=prepared.asked)
+        super().__init__(
+            name, task, requests, encoder.cut, asked=prepared.asked, encoder=encoder, prompts=prepared.prompts
+        )
         if not any(prepared.cut):  # else `harness.prepare` has warned
             warn_of_cuts(name, self.cut, encoder.max_length)
 
@@ -83,42 +86,82 @@ class Answers(Prepared):
         return super().describe(docs.iloc[:0]) | {"metrics": {self.metric: info}}
 
 
-def delimiter(task: Any, *, chat: bool) -> str:
-    """What stands between a prompt and its answer; in a chat the template separates the two, as in lm-eval."""
-    return "" if chat and not task.config.gen_prefix else task.config.target_delimiter
-
-
-def reference_pair(prepared: Prepared, group: list[Instance], before_answer: str) -> tuple[str, str]:
-    """Context and reference answer of one document as text.
+def reference_pair(prepared: Prepared, group: list[Instance]) -> tuple[str, str]:
+    """Context and reference answer of one document as text; "" where there is no context, or no answer.
 
     Args:
         prepared: Its task.
         group: The document's instances, one an option.
-        before_answer: The `delimiter` of written answers.
 
     Raises:
-        UserError: there is no reference answer, or it is not among the options.
+        UserError: the answer is not among the options.
     """
-    task, doc, kind = prepared.task, group[0].doc, prepared.output_type
+    task, first, kind = prepared.task, group[0], prepared.output_type
     if kind == "loglikelihood":
-        return group[0].args
+        return first.args
+    if kind == "loglikelihood_rolling":
+        return "", first.args[0]
     if kind == "multiple_choice":
-        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        gold = gold[0] if isinstance(gold, list) else gold
-        choices = task.doc_to_choice(doc)
-        index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-        if not isinstance(index, int) or not 0 <= index < len(choices):
-            raise UserError(f"task {prepared.name}: answer {gold!r} of document {group[0].doc_id} is not an option")
-        return group[index].args
-    target = written_answer(task, doc) if kind == "generate_until" else None
-    if target is None:
-        fault = f"document {group[0].doc_id} has no reference answer"
-        raise UserError(f"task {prepared.name}: {fault}; {ANSWER_LOGPROB} needs one")
-    return group[0].args[0], before_answer + target
-
-
-def written_answer(task: Any, doc: Any) -> str | None:
-    """The reference answer of a document of a written task; None where it has none."""
-    target = task.doc_to_target(doc)
+        return group[right_options(prepared.name, task, first.doc_id, first.doc)[0]].args
+    target = task.doc_to_target(first.doc)
     target = target[0] if isinstance(target, list) and target else target
-    return target if isinstance(target, str) and target.strip() else None
+    if not isinstance(target, str) or not target.strip():
+        return first.args[0], ""
+    # in a chat the template separates the two, as in lm-eval
+    separated = prepared.prompts["apply_chat_template"] and not task.config.gen_prefix
+    return first.args[0], ("" if separated else task.config.target_delimiter) + target
+
+
+@dataclass(frozen=True)
+class Text:
+    """A context and a continuation, as characters and as tokens.
+
+    The token ids are lm-eval's (`encoding`), and the characters of each come from the tokenizer's own offset mapping. A
+    token belongs to a span if it contains a character of it that is not white space, because tokenizers differ in
+    whether the space before a word is a token, a part of the next token, or left out of its offsets.
+
+    Attributes:
+        context: Characters before the continuation.
+        continuation: Characters that follow.
+        request: The tokens of both, as a request to the engine.
+        offsets: Start and end of each token in ``context + continuation``; (0, 0) for tokens without characters.
+    """
+
+    context: str
+    continuation: str
+    request: LoglikelihoodRequest
+    offsets: tuple[tuple[int, int], ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The token ids of context and continuation."""
+        return (*self.request.context, *self.request.continuation)
+
+    def positions(self, start: int, end: int) -> list[int]:
+        """Positions of the tokens that contain a character of ``[start, end)`` other than white space."""
+        text = self.context + self.continuation
+        overlaps = ((i, max(a, start), min(b, end)) for i, (a, b) in enumerate(self.offsets))
+        return [i for i, a, b in overlaps if a < b and text[a:b].strip()]
+
+
+def align(encoder: Encoder, name: str, context: str, continuation: str) -> Text:
+    """Encode a context with its continuation as lm-eval does, and find the characters of every token.
+
+    Args:
+        encoder: Of the model.
+        name: Task of the text, for messages.
+        context: Not empty.
+        continuation: Not empty.
+
+    Raises:
+        UserError: the tokenizer encodes context and continuation in another way than lm-eval does.
+    """
+    (request,) = encoder.pairs(name, [(context, continuation)])
+    encoded = encoder.tokenizer(context + continuation, return_offsets_mapping=True, add_special_tokens=False)
+    ids, offsets = tuple(encoded.input_ids), list(encoded.offset_mapping)
+    tokens = (*request.context, *request.continuation)
+    n = min(len(ids), len(tokens))  # lm-eval adds <bos> in front, or cuts the left to the model's length
+    if ids[-n:] != tokens[-n:]:
+        fault = f"the tokenizer of {encoder.lens.name} encodes a text in two ways"
+        raise UserError(f"task {name}: {fault}; its spans cannot be found")
+    return Text(context, continuation, request, tuple([(0, 0)] * (len(tokens) - n) + offsets[-n:]))

@@ -134,8 +134,8 @@ def lm_evals_seeds() -> Iterator[None]:
     """
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
-    with _seeded:
-        python, numpy, of_torch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    with _seeded, torch.random.fork_rng(devices=[]):
+        python, numpy = random.getstate(), np.random.get_state()
         random.seed(DEFAULT_RANDOM_SEED)
         np.random.seed(DEFAULT_OTHER_SEED)
         torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
@@ -144,4 +144,3 @@ def lm_evals_seeds() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-            torch.default_generator.set_state(of_torch)

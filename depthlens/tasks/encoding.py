@@ -1,26 +1,36 @@
-"""lm-eval requests as token ids, encoded, truncated and stopped exactly as lm-eval's ``hf`` model does.
+"""lm-eval's ``hf`` model class around our module: it encodes requests (`Encoder`), or runs them (`DepthlensLM`).
 
-The rules (context and continuation encoded together, BOS, truncation from the left, rolling windows, chat templates)
-are not repeated here, because an `HFLM` around our module applies them.
+The rules by which requests are encoded, truncated and stopped (context and continuation encoded together, BOS,
+truncation from the left, rolling windows, chat templates) are not repeated here, because an `HFLM` applies them.
+Importing this module registers `DepthlensLM` as a model of lm-eval's; see `depthlens.lm_eval_model`.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import warning_once
 
 from depthlens import arguments
+from depthlens.ablations import parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means
 from depthlens.errors import UserError, unknown
+from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
@@ -43,6 +53,7 @@ class Drawing(HFLM):
         options: Of lm-eval's class, such as ``think_end_token`` and ``enable_thinking``.
 
     Attributes:
+        lens: The model.
         cut: Tokens cut from the left of each prompt encoded so far, because the model cannot read it whole.
     """
 
@@ -51,7 +62,7 @@ class Drawing(HFLM):
         read: Any = SimpleNamespace(config=model.config, generation_config=model.generation_config, device=lens.device)
         with quiet():
             super().__init__(pretrained=read, tokenizer=copy.deepcopy(lens.tokenizer), batch_size=1 << 20, **options)
-        self.seed = seed
+        self.lens, self.seed = lens, seed
         self.cut: list[int] = []
 
 
@@ -64,35 +75,38 @@ class Encoder(Drawing):
         self._recorded = requests
         return [(0.0, False)] * len(requests)
 
-    def requests(
-        self, instance: Instance, right: str | None = None
-    ) -> Sequence[LoglikelihoodRequest | GenerateRequest]:
-        """The requests that lm-eval makes for one instance: one, one for each window, or one for each text.
+    @quiet()
+    def encode(self, instances: Sequence[Instance], right: Mapping[int, str] | None = None) -> list[list[Any]]:
+        """The requests that lm-eval makes for each instance: one, one for each window, or one for each text.
+
+        ``cut`` are then the tokens that each prompt of these lost.
 
         Args:
-            instance: Of a task.
-            right: The reference answer, of which a plan takes the length of a text.
+            instances: Of a task.
+            right: Reference answers by document, of which a plan takes the length of a text.
 
         Raises:
             UserError: the task sets an option that is not supported or not possible, or an answer is too long for the
                 model.
         """
+        self.cut = []
+        return [self._requests(instance, (right or {}).get(instance.doc_id)) for instance in instances]
+
+    def _requests(self, instance: Instance, right: str | None) -> list[Any]:
         if instance.request_type != "generate_until":
-            with quiet():
-                getattr(self, instance.request_type)([instance], disable_tqdm=True)
+            getattr(self, instance.request_type)([instance], disable_tqdm=True)
             self.cut += [max(0, len(a) + len(b) - self.max_length - 1) for _, a, b in self._recorded]
             return [loglikelihood(self, instance.task_name, before, after) for _, before, after in self._recorded]
-        with quiet():
-            request = replace(generation(self, instance), right=right)
-            n_tokens = len(self.tok_batch_encode([instance.args[0]])[0][0])
+        request = replace(generation(self, instance), right=right)
+        n_tokens = len(self.tok_batch_encode([instance.args[0]])[0][0])
         self.cut.append(n_tokens - len(request.context))
         n_draws = 1 if request.sampling is None else instance.repeats or 1
         return [with_draw(request, draw) for draw in range(n_draws)]
 
-    def pair(self, name: str, context: str, continuation: str) -> LoglikelihoodRequest:
-        """The request for log p(continuation | context) of two texts; ``name`` is for messages."""
-        (request,) = self.requests(Instance("loglikelihood", {}, (context, continuation), 0, (name, 0, 1)))
-        return cast(LoglikelihoodRequest, request)
+    def pairs(self, name: str, texts: Iterable[tuple[str, str]]) -> list[LoglikelihoodRequest]:
+        """Requests for log p(continuation | context) of texts; ``name`` is for messages."""
+        found = self.encode([Instance("loglikelihood", {}, pair, 0, (name, 0, 1)) for pair in texts])
+        return [request for (request,) in found]
 
 
 def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Sequence[int]) -> LoglikelihoodRequest:
@@ -121,7 +135,7 @@ def generation(lm: Drawing, instance: Instance) -> GenerateRequest:
     """A prompt, its stop rules and how tokens are drawn, as `HFLM.generate_until` reads them.
 
     Raises:
-        UserError: see `Encoder.requests`.
+        UserError: see `Encoder.encode`.
     """
     context, settings = instance.args
     name = instance.task_name
@@ -187,3 +201,80 @@ def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest 
     if (token := max(max((*q.context, *getattr(q, "continuation", ()))) for q in requests)) >= rows:
         fault = f"token {token} ({lens.tokenizer.decode([token])!r}) of task {name} is beyond the {rows} rows"
         raise UserError(f"model {lens.name}: {fault} of the embedding; give the tokenizer that belongs to the model")
+
+
+@register_model("depthlens")
+class DepthlensLM(Drawing):
+    """A model under one condition.
+
+    Args:
+        pretrained: Alias, hub id, directory or ``.gguf`` file, or a loaded `depthlens.models.lens.Lens`.
+        condition: What is removed, in text form.
+        dtype: See `depthlens.load`.
+        device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
+        backend: What applies the condition.
+        batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
+        mean_prompts: Text file with one prompt a line, over which ``@mean`` takes the mean of what a part adds.
+        donor: Model whose weights ``@donor`` puts in place.
+        seed: Of tokens that are drawn.
+        kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
+
+    Raises:
+        UserError: for anything that does not exist.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Lens,
+        condition: str = "baseline",
+        dtype: str = "auto",
+        device: str | None = None,
+        backend: str = "torch",
+        batch_tokens: int | None = None,
+        mean_prompts: str | None = None,
+        donor: str | Lens | None = None,
+        seed: int = 0,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        own, inherited = (set(inspect.signature(cls.__init__).parameters) for cls in (DepthlensLM, HFLM))
+        if wrong := next((name for name in kwargs if name not in inherited), None):  # which HFLM would ignore
+            raise unknown("model argument", wrong, sorted((own | inherited) - {"self", "kwargs"}), "(in --model_args)")
+        arguments.check(backend=backend, batch_tokens=batch_tokens, seed=seed)
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # lm-eval's command line passes cuda:0 by default; its own hf model ignores it likewise
+        where = device or "auto"
+        lens = pretrained if isinstance(pretrained, Lens) else loading.load(pretrained, dtype=dtype, device=where)
+        self.condition = parse_condition(condition).validate(lens.dims)
+        lens = pairs.join_donor(lens, donor, [self.condition], backend)
+        means = None
+        if self.condition.uses("mean", "resample"):
+            if mean_prompts is None or self.condition.uses("resample"):
+                raise UserError(f"condition {condition}: only @mean can be given, with mean_prompts=FILE")
+            texts = filter(str.strip, Path(mean_prompts).read_text(encoding="utf-8").splitlines())
+            means = measure_means(lens, [lens.tokenizer(text).input_ids for text in texts], mean_prompts)
+        self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
+        super().__init__(lens, seed, **kwargs)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        asked = [loglikelihood(self, "of this run", before, after) for _, before, after in requests]
+        self.engine.progress = not disable_tqdm
+        (answers,) = self.engine.loglikelihood(asked, [self.condition])
+        return [(answer.logprob, answer.is_greedy) for answer in answers]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts, in the order of the requests; one that is asked for several times is drawn as often."""
+        self.engine.progress = not disable_tqdm
+        times: dict[int, Iterator[int]] = defaultdict(count)
+        asked = [with_draw(generation(self, r), next(times[id(r)])) for r in requests]
+        (texts,) = self.engine.generate_until(asked, [self.condition])
+        return list(texts)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes of the model into its results."""
+        donor = self.engine.lens.donor
+        about = {"donor": donor.lens.describe()} if donor else {}
+        return self.engine.lens.describe() | {"condition": str(self.condition)} | about

@@ -20,11 +20,9 @@ from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.tasks import document_choice, groups
 from depthlens.tasks.document_choice import Samples, lm_evals_seeds
-from depthlens.tasks.prepared_task import Prepared, build_requests, commonest_answer, questions, warn_of_cuts
-from depthlens.tasks.task_index import task_manager
+from depthlens.tasks.prepared_task import FIX, Prepared, build_requests, questions, warn_of_cuts
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
-FIX = "correct its YAML file or its documents"
 _WRITES = "generate_until"
 
 
@@ -64,7 +62,7 @@ def load_tasks(
     given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed, gen_kwargs=gen_kwargs)
     document_choice.check(limit, samples)
     _compile_once()
-    manager = task_manager(names, include_path)
+    manager = groups.task_manager(names, include_path)
     tasks: dict[str, Any] = {}
     for name in names:
         fix = "correct its YAML file or its data; data of the hub are read from its cache where HF_HUB_OFFLINE=1"
@@ -166,10 +164,9 @@ def prepare(
     from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import
 
     encoder = Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
-    prompts: dict[str, Any] = {"system_instruction": system_instruction}
-    if apply_chat_template:
-        prompts |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
-        prompts |= {"chat_template": encoder.apply_chat_template, "tokenizer_name": encoder.tokenizer_name}
+    prompts: dict[str, Any] = {"system_instruction": system_instruction, "apply_chat_template": apply_chat_template}
+    prompts |= {"fewshot_as_multiturn": apply_chat_template}
+    prompts |= {"chat_template": encoder.apply_chat_template if apply_chat_template else None}
     prepared = []
     for name, task in tasks.items():
         with blaming(f"task {name}: its prompts cannot be made", FIX), quiet(), lm_evals_seeds():
@@ -177,12 +174,10 @@ def prepare(
             task.depthlens_replaced = set()
             build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
             task = copy.copy(task)  # with instances of its own, whatever is prepared after
-            asked, commonest = questions(name, task), commonest_answer(task) if task.OUTPUT_TYPE == _WRITES else None
-        encoder.cut = []
+            asked = questions(name, task)
         right = dict(zip(asked["doc_id"], asked["reference"].str.split(" | ", regex=False).str[0], strict=True))
-        with quiet():
-            requests = [encoder.requests(instance, right[instance.doc_id]) for instance in task.instances]
-        ready = Prepared(name, task, requests, encoder.cut, commonest, asked)
+        requests = encoder.encode(task.instances, right)
+        ready = Prepared(name, task, requests, encoder.cut, asked, encoder=encoder, prompts=prompts)
         check_tokens(lens, name, ready.requests)
         warn_of_cuts(name, ready.cut, encoder.max_length)
         prepared.append(ready)

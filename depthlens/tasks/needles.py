@@ -19,22 +19,25 @@ import json
 import logging
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.paths import data_dir
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import harness, token_spans
-from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks import harness
+from depthlens.tasks.answer_logprob import Answers, Text, align
 from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.prepared_task import identity
+
+if TYPE_CHECKING:  # slow to import
+    from depthlens.tasks.encoding import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +88,9 @@ class Needle:
         return [self.request.continuation[step] for step in self.steps]
 
 
-def find(text: token_spans.Text, answer: str, about: dict[str, Any]) -> Needle | None:
+def find(text: Text, answer: str, about: dict[str, Any]) -> Needle | None:
     """The needle of an answer in its context; None where the answer does not occur in it."""
-    spans = token_spans.occurrences(text.context, answer)
+    spans = _occurrences(text.context, answer)
     places = [position for start, end in spans for position in text.positions(start, end)]
     n = len(text.request.context)
     start = text.continuation.index(answer) + len(text.context)
@@ -95,6 +98,14 @@ def find(text: token_spans.Text, answer: str, about: dict[str, Any]) -> Needle |
     if not places or not steps:
         return None
     return Needle(text.request, tuple(steps), tuple(sorted(set(places))), about)
+
+
+def _occurrences(text: str, phrase: str) -> Iterator[tuple[int, int]]:
+    """Start and end of every occurrence of a phrase in a text that is not a part of a longer word or number."""
+    before = r"(?<!\w)(?<!\d[.,])" if phrase[:1].isalnum() else ""
+    after = r"(?!\w)(?![.,]\d)" if phrase[-1:].isalnum() else ""
+    for match in re.finditer(before + re.escape(phrase) + after, text):
+        yield match.span()
 
 
 @one_thread
@@ -122,20 +133,16 @@ def task_needles(
     Raises:
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
-    from depthlens.tasks.encoding import Encoder  # slow to import
-
     arguments.loaded(lens)
     which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     needles: list[Needle | None] = []
-    encoder = Encoder(lens)
     for prepared in harness.prepare(lens, loaded, **which):
-        for doc_id, (context, answer) in Answers(lens, prepared).pairs.items():
-            text = token_spans.align(lens, f"task {prepared.name}", context, answer, encoder)
+        for doc_id, (context, answer) in Answers(prepared).pairs.items():
             about = {"task": prepared.name, "doc_id": doc_id}
             about["doc_hash"] = identity(prepared.task, prepared.docs[doc_id])
-            needles.append(find(text, answer.strip(), about))
+            needles.append(find(align(prepared.encoder, prepared.name, context, answer), answer.strip(), about))
     if not any(needles):
         fault = f"no answer of {len(needles)} documents is in its prompt"
         raise UserError(f"tasks {', '.join(names)}: {fault}; retrieval needs one that is")
@@ -175,24 +182,18 @@ def written_needles(
         raise UserError(f"the tokenizer of {lens.name} does not know English words; give tasks= in its own language")
     encoder = Encoder(lens)
 
-    @functools.cache
-    def count(sentence: str) -> int:
-        return len(lens.tokenizer(sentence, add_special_tokens=False).input_ids)
-
     def drawn(length: int, depth: float, i: int) -> tuple[Random, list[Fact]]:
         random = Random(f"needle natural {seed} {length} {depth} {i}")
         return random, facts(random)
 
-    def whole(prompt: str) -> int:
-        return len(encoder.tok_encode(prompt))
-
     every = (drawn(*case)[1] for case in product(context_lengths, depths, range(n_needles)))
-    shortest = max(whole(f"{' '.join(f.text for f in chosen)}\n\n{asked(chosen)}") for chosen in every)
+    bare = (f"{' '.join(fact.text for fact in chosen)}\n\n{asked(chosen)}" for chosen in every)
+    shortest = max(len(encoder.tok_encode(prompt)) for prompt in bare)
     needles = []
     for length, depth, i in product(_fitting(lens, context_lengths, shortest), depths, range(n_needles)):
         random, chosen = drawn(length, depth, i)
-        prompt, fact = haystack(chosen, random, depth, length, count, whole), chosen[0]
-        text = token_spans.align(lens, "needle", prompt, f" {fact.answer}", encoder)
+        prompt, fact = haystack(chosen, random, depth, length, encoder), chosen[0]
+        text = align(encoder, "needle", prompt, f" {fact.answer}")
         needle = find(text, fact.answer, {"depth": depth, "context_length": length, "who": fact.who})
         assert needle is not None, "the prompt contains the fact with the answer"
         spans = (prompt.index(fact.text), fact.text), (prompt.rindex(fact.question), fact.question)
@@ -276,14 +277,7 @@ def hay(random: Random) -> Iterator[str]:
             yield from paragraph
 
 
-def haystack(
-    chosen: Sequence[Fact],
-    random: Random,
-    depth: float,
-    room: int,
-    count: Callable[[str], int],
-    whole: Callable[[str], int],
-) -> str:
+def haystack(chosen: Sequence[Fact], random: Random, depth: float, room: int, encoder: Encoder) -> str:
     """The prompt with the needle at ``depth``, of at most ``room`` tokens and less by one sentence at most.
 
     Args:
@@ -291,8 +285,7 @@ def haystack(
         random: Draws the places of the other facts, then the hay.
         depth: 0 is the start of the haystack, 1 its end.
         room: Tokens; at least those of the prompt without hay.
-        count: Tokens of a sentence.
-        whole: Tokens of a prompt as the model reads it.
+        encoder: Of the model.
     """
     places = sorted([(depth, 0), *((random.random(), i) for i in range(1, 1 + N_OTHERS))], reverse=True)
 
@@ -303,12 +296,13 @@ def haystack(
         return f"{''.join(mixed).strip()}\n\n{asked(chosen)}"
 
     sentences: list[str] = []
-    n_tokens = whole(put_together([]))
+    n_tokens = len(encoder.tok_encode(put_together([])))
     for sentence in hay(random):
         if n_tokens > room:
             break
         sentences.append(sentence)
-        n_tokens += count(sentence)
-    while sentences and whole(put_together(sentences)) > room:  # a sentence alone may have a token less
+        n_tokens += len(encoder.tokenizer(sentence, add_special_tokens=False).input_ids)
+    # a sentence alone may have a token less
+    while sentences and len(encoder.tok_encode(put_together(sentences))) > room:
         sentences.pop()
     return put_together(sentences)

@@ -43,13 +43,14 @@ import numpy as np
 import pandas as pd
 
 from depthlens.engine.engine import Engine
-from depthlens.errors import blaming
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest, WrittenAnswer
+from depthlens.errors import UserError, blaming
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAnswer
 from depthlens.tasks import groups
 from depthlens.tasks.document_choice import lm_evals_seeds
 
 log = logging.getLogger(__name__)
 
+FIX = "correct its YAML file or its documents"
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
@@ -87,18 +88,20 @@ class Prepared:
         task: The lm-eval task, its instances built.
         by_instance: Requests of each instance: one, or one a window of rolling log-likelihood, or one a draw.
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
-        commonest: Share of the commonest reference answer of a written task (see the module); else None.
         asked: The questions of the documents, see `depthlens.analysis.questions`.
         skipped: Metrics that have no value per document, and why.
+        encoder: The model's `depthlens.tasks.encoding.Encoder`.
+        prompts: How prompts are made, as arguments of lm-eval's ``fewshot_context``.
     """
 
     name: str
     task: Any
     by_instance: Sequence[Sequence[Any]]
     cut: list[int] = field(default_factory=list)
-    commonest: float | None = None
     asked: pd.DataFrame = field(default_factory=pd.DataFrame)
     skipped: dict[str, str] = field(default_factory=dict)
+    encoder: Any = None
+    prompts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def output_type(self) -> str:
@@ -160,7 +163,9 @@ class Prepared:
         """
         remaining = iter(answers)
         for instance, requests in zip(self.task.instances, self.by_instance, strict=True):
-            of_instance: list[Any] = [_as_lm_eval_has_it(answer) for answer in islice(remaining, len(requests))]
+            of_instance: list[Any] = list(islice(remaining, len(requests)))
+            if not self.written:
+                of_instance = [(answer.logprob, answer.is_greedy) for answer in of_instance]
             if self.output_type == "loglikelihood_rolling":
                 of_instance = [sum(logprob for logprob, _ in of_instance)]
             # of texts that are drawn there is one for each time
@@ -234,13 +239,13 @@ class Prepared:
         self.skipped[metric] = "has no value per document"
         return None
 
+    @lm_evals_seeds()
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
         from lm_eval.api.samplers import FirstNSampler  # slow to import
 
-        by_seed = not isinstance(
-            getattr(self.task, "sampler", None), FirstNSampler
-        )  # whether another seed draws others
+        # whether another seed draws others
+        by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
         for metric, values in docs.groupby("metric", sort=False, observed=True)["value"]:
@@ -269,14 +274,10 @@ class Prepared:
             n_right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in right.items()}
             return sum(n / len(self._options[doc_id]) for doc_id, n in n_right.items()) / len(n_right)
         if self.written and metric == "exact_match":
-            return self.commonest
+            counts = Counter(str(self.task.doc_to_target(doc)) for doc in self.task.eval_docs)
+            return max(counts.values()) / counts.total()
         greedy = ("loglikelihood", "acc"), ("multiple_choice", "exact_match")
         return 0.0 if (self.output_type, metric) in greedy else None
-
-
-def _as_lm_eval_has_it(answer: Any) -> Any:
-    """An answer of the engine, as lm-eval's models return it."""
-    return (answer.logprob, answer.is_greedy) if isinstance(answer, LoglikelihoodAnswer) else answer
 
 
 def counted(cut: Sequence[int]) -> dict[str, int]:
@@ -322,15 +323,32 @@ def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
     return {doc_id: list(group) for doc_id, group in groupby(instances, key=lambda instance: instance.doc_id)}
 
 
-def commonest_answer(task: Any) -> float:
-    """Share of the commonest reference answer over all documents of a task's evaluation split."""
-    counts = Counter(str(task.doc_to_target(doc)) for doc in task.eval_docs)
-    return max(counts.values()) / counts.total()
+def right_options(name: str, task: Any, doc_id: int, doc: Any) -> list[int]:
+    """Numbers of a document's right options, as lm-eval's ``process_results`` finds them.
+
+    Raises:
+        UserError: a right answer is no option, so that lm-eval scores 0 without a word.
+    """
+    gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
+    options = task.doc_to_choice(doc)
+    golds = gold if isinstance(gold, list) else [gold]
+    numbers = [options.index(g) if isinstance(g, str) and g in options else g for g in golds]
+    if wrong := [number for number in numbers if number not in range(len(options))]:
+        fault = f"answer {wrong[0]!r} of document {doc_id} is no option (0..{len(options) - 1}, or the text of one)"
+        raise UserError(f"task {name}: {fault}; {FIX}")
+    return numbers
 
 
 def questions(name: str, task: Any) -> pd.DataFrame:
-    """The questions, reference answers and options of the documents that have instances; one row per document."""
+    """The questions, reference answers and options of the documents that have instances; one row per document.
+
+    Raises:
+        UserError: see `right_options`, by which a task without a ``process_results`` of its own scores.
+    """
     docs = {instance.doc_id: instance.doc for instance in task.instances}
+    if task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results):
+        for doc_id, doc in docs.items():
+            right_options(name, task, doc_id, doc)
     rows = [(name, doc_id, *_question(task, doc), identity(task, doc)) for doc_id, doc in docs.items()]
     return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
 

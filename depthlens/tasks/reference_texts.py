@@ -14,81 +14,58 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, blaming
-from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.tasks.answer_logprob import delimiter, reference_pair, written_answer
-from depthlens.tasks.prepared_task import Prepared
+from depthlens.tasks.answer_logprob import reference_pair
+from depthlens.tasks.prepared_task import FIX, Prepared
 
 if TYPE_CHECKING:  # slow to import
     from lm_eval.api.instance import Instance
 
-    from depthlens.tasks.encoding import Encoder
-
 MOST, FEWEST = 64, 8  # texts of a reference
 
 
-class Chat(TypedDict, total=False):
-    """How a task was prepared; see `depthlens.tasks.harness.prepare`."""
-
-    apply_chat_template: bool
-    system_instruction: str | None
-    enable_thinking: bool | None
-
-
-def reference_of(lens: Lens, prepared: Prepared, **chat: Unpack[Chat]) -> Reference:
-    """The reference of a task, see the module.
-
-    Args:
-        lens: The model, whose tokenizer decides the tokens.
-        prepared: The task and the documents that are evaluated.
-        chat: As the task was prepared.
+def reference_of(prepared: Prepared) -> Reference:
+    """The reference of a task and the documents that are evaluated, see the module.
 
     Raises:
         UserError: fewer than 8 documents are left.
     """
-    from depthlens.tasks.encoding import Encoder  # slow to import
-
-    name, encoder = prepared.name, Encoder(lens, enable_thinking=chat.get("enable_thinking"))
-    chosen = _others(prepared, encoder, chat, "@mean", FEWEST, MOST)
-    texts = []
-    with quiet():
-        for _, instance, pair in chosen:
-            requests = [encoder.pair(name, *pair)] if all(pair) else encoder.requests(instance)
-            texts += [(request.context, getattr(request, "continuation", ())) for request in requests]
-    told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, *_ in chosen).items())
-    return Reference(f"{name}: {told} documents, without examples", texts)
+    found = _others(prepared, "@mean", FEWEST, MOST)
+    requests: list[Any] = []
+    for _, instance, pair in found:
+        encoder = prepared.encoder
+        requests += encoder.pairs(prepared.name, [pair]) if all(pair) else encoder.encode([instance])[0]
+    texts = [(request.context, getattr(request, "continuation", ())) for request in requests]
+    told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, *_ in found).items())
+    return Reference(f"{prepared.name}: {told} documents, without examples", texts)
 
 
-def prompts_of_others(lens: Lens, prepared: Prepared, n: int, *, seed: int = 0, **chat: Unpack[Chat]) -> list[str]:
+def prompts_of_others(prepared: Prepared, n: int, *, seed: int = 0) -> list[str]:
     """Prompts of documents that are not evaluated, with examples as the task has them and their reference answers.
 
     Args:
-        lens: The model.
         prepared: The task and the documents that are evaluated.
         n: How many.
         seed: Of the choice of examples.
-        chat: As the task was prepared.
 
     Raises:
         UserError: fewer documents are left.
     """
-    from depthlens.tasks.encoding import Encoder  # slow to import
-
-    encoder, tokenizer = Encoder(lens, enable_thinking=chat.get("enable_thinking")), lens.tokenizer
+    tokenizer = prepared.encoder.tokenizer
     prepared.task.set_fewshot_seed(seed=seed)
-    chosen = _others(prepared, encoder, chat, "@resample", n, n, prepared.task.config.num_fewshot or 0)
-    texts = ["".join(pair) for _, _, pair in chosen]
+    found = _others(prepared, "@resample", n, n, prepared.task.config.num_fewshot or 0)
+    texts = ["".join(pair) for _, _, pair in found]
     if tokenizer("a").input_ids[0] == tokenizer.bos_token_id:  # what a chat template begins with would be there twice
         texts = [text.removeprefix(tokenizer.bos_token) for text in texts]
     return texts
 
 
 def _others(
-    prepared: Prepared, encoder: Encoder, chat: Chat, what: str, fewest: int, most: int, examples: int = 0
+    prepared: Prepared, what: str, fewest: int, most: int, examples: int = 0
 ) -> list[tuple[str, Instance, tuple[str, str]]]:
     """Documents that are not evaluated, each of another text: what they are, first instance, prompt and answer.
 
@@ -97,20 +74,17 @@ def _others(
     Raises:
         UserError: fewer than ``fewest``, which ``what`` needs.
     """
-    task, multiturn = prepared.task, chat.get("apply_chat_template", False)
-    options: dict[str, Any] = {"apply_chat_template": multiturn}
-    options |= {"chat_template": encoder.apply_chat_template} if multiturn else {}
-    prompt = {"system_instruction": chat.get("system_instruction"), "fewshot_as_multiturn": multiturn, **options}
+    task, prompts = prepared.task, prepared.prompts
+    chat = {key: prompts[key] for key in ("apply_chat_template", "chat_template")}
 
     def made(doc: Any, n_examples: int) -> tuple[Instance, tuple[str, str]]:
-        context = task.fewshot_context(doc, num_fewshot=n_examples, gen_prefix=task.doc_to_prefix(doc), **prompt)
-        group = task.construct_requests(doc=doc, ctx=context, metadata=(prepared.name, 0, 1), **options)
+        context = task.fewshot_context(doc, num_fewshot=n_examples, gen_prefix=task.doc_to_prefix(doc), **prompts)
+        group = task.construct_requests(doc=doc, ctx=context, metadata=(prepared.name, 0, 1), **chat)
         group = group if isinstance(group, list) else [group]
-        return group[0], _pair(prepared, group, delimiter(task, chat=multiturn))
+        return group[0], reference_pair(prepared, group)
 
     found: list[tuple[str, Instance, tuple[str, str]]] = []
-    fix = "correct its YAML file or its documents"
-    with blaming(f"task {prepared.name}: its prompts cannot be made", fix), quiet():
+    with blaming(f"task {prepared.name}: its prompts cannot be made", FIX), quiet():
         seen = {made(doc, 0)[1] for doc in prepared.docs.values()}
         for kind, doc in _candidates(prepared):
             instance, pair = made(doc, 0)
@@ -147,12 +121,3 @@ def _candidates(prepared: Prepared) -> Iterator[tuple[str, Any]]:
     # from the end: documents are evaluated from the first on, so that another number of them has the same reference
     docs, run = task.eval_docs, prepared.docs
     yield from (("not evaluated", docs[i]) for i in reversed(range(len(docs))) if i not in run)
-
-
-def _pair(prepared: Prepared, group: list[Instance], before_answer: str) -> tuple[str, str]:
-    """Prompt and answer of a document; one of them is empty where there is no prompt or no answer."""
-    if prepared.output_type == "loglikelihood_rolling":
-        return "", group[0].args[0]
-    if prepared.output_type == "generate_until" and written_answer(prepared.task, group[0].doc) is None:
-        return group[0].args[0], ""
-    return reference_pair(prepared, group, before_answer)

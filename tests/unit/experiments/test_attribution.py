@@ -107,12 +107,12 @@ def test_out_of_memory_halves_the_batch(requests, monkeypatch):
 def test_reference_answers_of_choices_and_of_written_tasks(lens):
     tasks = harness.load_tasks(["capitals_continuation", "kv_retrieval_4"], num_fewshot=0)
     choice, written = harness.prepare(lens, tasks, limit=3)
-    answers = Answers(lens, choice)
+    answers = Answers(choice)
     gold = [doc["choices"][doc["answer"]] for doc in choice.docs.values()]
     assert [answer.strip() for _, answer in answers.pairs.values()] == gold
     decoded = [lens.tokenizer.decode(q.continuation).strip() for q in answers.requests]
     assert decoded == gold
-    written_answers = Answers(lens, written)
+    written_answers = Answers(written)
     for (doc_id, (_, answer)), q in zip(written_answers.pairs.items(), written_answers.requests, strict=True):
         text = answer.strip()
         assert text == str(written.task.doc_to_target(written.docs[doc_id])).strip()
@@ -137,7 +137,7 @@ def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
 def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
     result = condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=ANSWER_LOGPROB, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["kv_retrieval_4"]), limit=3)
-    for request, value in zip(Answers(lens, prepared).requests, result.docs["value"][:3], strict=True):
+    for request, value in zip(Answers(prepared).requests, result.docs["value"][:3], strict=True):
         assert value == pytest.approx(logprob(lens, request), abs=LOGPROB_TOLERANCE)
 
 
@@ -152,8 +152,8 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     base = estimated.docs["condition"] == "baseline"
     assert np.allclose(estimated.docs["value"][base], exact.docs["value"][base], atol=LOGPROB_TOLERANCE)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)
-    view = Answers(lens, prepared)
-    means = reference_of(lens, prepared).measure(lens) if mode == "mean" else None
+    view = Answers(prepared)
+    means = reference_of(prepared).measure(lens) if mode == "mean" else None
     change, _ = attribute(lens, view.requests, mode=mode, means=lambda: means)
     heads = [2] if site == "head" else list(lens.dims.query_heads(2 % lens.dims.n_kv_heads))
     name = "H2" if site == "head" else f"KV{2 % lens.dims.n_kv_heads}"

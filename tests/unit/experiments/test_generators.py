@@ -33,12 +33,10 @@ def scored(doc, results):
 def folder(tmp_path_factory):
     folder = mini_tasks.write(tmp_path_factory.mktemp("tasks"))
     (folder / "shuffled.py").write_text(SHUFFLED)
-    body = "output_type: multiple_choice\ndoc_to_choice: '{{options}}'\ndoc_to_target: answer\n"
     functions = {"process_docs": "documents", "doc_to_text": "text", "process_results": "scored"}
-    body += "".join(f"{key}: !function shuffled.{name}\n" for key, name in functions.items())
-    head = mini_tasks.head(folder)
-    (folder / "shuffled.yaml").write_text(f"task: shuffled\n{head}{body}metric_list: [{{metric: acc}}]\n")
-    (folder / "broken.yaml").write_text(f"task: broken\n{head}{body.replace('shuffled.text', 'shuffled.none')}")
+    config = mini_tasks.choice("", "acc") | {key: f"!function shuffled.{name}" for key, name in functions.items()}
+    mini_tasks.write_task(folder, "shuffled", **config, fewshot_split="shots")
+    mini_tasks.write_task(folder, "broken", **config | {"doc_to_text": "!function shuffled.none"})
     return folder
 
 
@@ -86,6 +84,6 @@ def test_a_task_that_draws_has_the_same_documents_and_values_every_time(lens, fo
     one, two = results
     assert one.questions().to_json() == two.questions().to_json() and one.docs.equals(two.docs)
     assert one.questions()["question"].map(lambda text: text.split(" 0.")[0]).tolist() != [
-        json.loads(line)["q"] for line in (folder / "documents.jsonl").read_text().splitlines()
+        json.loads(line)["q"] for line in (folder / "test.jsonl").read_text().splitlines()
     ]
     assert set(one.docs["value"]) == {0.0, 1.0}

@@ -17,7 +17,8 @@ from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores, weighted_tokens
 from depthlens.experiments.result_attention import SOURCES, attention_at_results
-from depthlens.tasks import token_spans
+from depthlens.tasks.answer_logprob import align
+from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.prepared_task import Prepared
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
@@ -208,8 +209,8 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
             assert (*request.context, *request.continuation) == tokens[
                 : len(request.context) + len(request.continuation)
             ]
-    text = token_spans.align(
-        lens, "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
+    text = align(
+        Encoder(lens), "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
     )
     found = worked_solutions.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
 

@@ -17,7 +17,7 @@ from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
 from depthlens.models.lens import Lens
-from depthlens.organisms import builder, language, stream
+from depthlens.organisms import builder, circuits, language
 from depthlens.organisms.language import TASKS, read, sample
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
@@ -152,7 +152,7 @@ def test_attention_is_where_the_truth_says():
         hits = (peak == at).float().mean(0)
         copying = built.truth.copies(task)
         for layer in range(built.options.n_layers):
-            for head in range(stream.N_HEADS):
+            for head in range(circuits.N_HEADS):
                 share = hits[layer, head].item()
                 assert share >= 0.95 if (layer, head) in copying else share < 0.12, (task, layer, head)
         bridge = torch.tensor([p.bridge_at for p in asked])

@@ -13,7 +13,7 @@ from depthlens.errors import UserError
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared, fit
-from depthlens.tasks import task_index
+from depthlens.tasks import groups
 
 WHOLE = "must be a whole number, like its default 5"
 
@@ -54,7 +54,7 @@ def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, mo
 
 
 def test_the_embedded_tasks_are_known_without_lm_eval():
-    assert paths.embedded_names() == set(task_index.task_manager(["capitals"]).all_tasks)
+    assert paths.embedded_names() == set(groups.task_manager(["capitals"]).all_tasks)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_the_output_folder_is_made(folder, tmp_path):
         ("text_set", "wiki", "unknown text_set 'wiki'; allowed: embedded, c4"),
         ("views", ["layers@mean"], "views ['layers@mean']: name layers among them"),
         ("views", ["layers", "L9"], "views ['layers', 'L9']: condition L9: layer 9 does not exist"),
-        ("ways", ["layers@median"], "ways ['layers@median']: mode 'median' does not fit"),
+        ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
         ("way", ["layers"], "unknown parameter 'way'; did you mean ways"),
     ],
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+import mini_tasks
 import pytest
 import tiny
 from lm_eval.tasks import TaskManager
@@ -12,12 +11,16 @@ import depthlens as dl
 from depthlens.errors import UserError
 from depthlens.tasks import harness
 
+# splits, and how many documents lie between a question and the same one among the examples
 SPLITS = {
-    "a test split only": ("test_split: test", {}),
-    "evaluated on its validation split": ("validation_split: test\nfewshot_split: test", {}),
-    "examples from the same questions": ("test_split: test\nfewshot_split: shots", {"shots": 3}),
-    "as lm-eval means it": ("test_split: test\nfewshot_split: test", {}),
-    "the first ones": ("test_split: test\nfewshot_split: shots\nfewshot_config: {sampler: first_n}", {"shots": 3}),
+    "a test split only": ({}, None),
+    "evaluated on its validation split": (
+        {"test_split": None, "validation_split": "test", "fewshot_split": "test"},
+        None,
+    ),
+    "examples from the same questions": ({"fewshot_split": "shots"}, 3),
+    "as lm-eval means it": ({"fewshot_split": "test"}, None),
+    "the first ones": ({"fewshot_split": "shots", "fewshot_config": {"sampler": "first_n"}}, 3),
 }
 
 
@@ -25,18 +28,13 @@ SPLITS = {
 def folder(tmp_path):
     """A task of eight sums; makes it with some splits."""
 
-    def make(splits, more=None, n_docs=8):
+    def make(kind, n_docs=8):
+        splits, shift = SPLITS[kind]
         docs = {"test": [{"id": i, "q": f"{i}+{i}", "a": str(2 * i)} for i in range(n_docs)]}
-        for name, shift in (more or {}).items():  # the same questions with other numbers
-            docs[name] = [{**doc, "id": doc["id"] + shift} for doc in docs["test"]]
-        for name, some in docs.items():
-            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
-        files = ", ".join(f"{name}: {tmp_path / name}.jsonl" for name in docs)
-        (tmp_path / "sums.yaml").write_text(
-            f"task: sums\ndataset_path: json\n{splits}\noutput_type: loglikelihood\n"
-            f'doc_to_text: "{{{{q}}}}="\ndoc_to_target: "{{{{a}}}}"\n'
-            f"dataset_kwargs: {{data_files: {{{files}}}, cache_dir: {tmp_path}}}\n"
-        )
+        if shift:  # the same questions with other numbers
+            docs["shots"] = [{**doc, "id": doc["id"] + shift} for doc in docs["test"]]
+        config = {"output_type": "loglikelihood", "doc_to_text": "{{q}}=", "doc_to_target": "{{a}}"}
+        mini_tasks.write_task(tmp_path, "sums", docs, **config, **splits)
         return tmp_path
 
     return make
@@ -65,7 +63,7 @@ def holds_itself(prompt):
 
 @pytest.mark.parametrize("kind", SPLITS)
 def test_a_document_is_never_its_own_example(folder, kind):
-    at = folder(*SPLITS[kind])
+    at = folder(kind)
     wanted, found = of_lm_eval(at, 3), prompts(at, 3)
     replaced = sum(map(holds_itself, wanted))
     assert not any(map(holds_itself, found)) and {prompt.count("=") for prompt in found} == {4}
@@ -74,7 +72,7 @@ def test_a_document_is_never_its_own_example(folder, kind):
 
 
 def test_the_note_of_a_result_says_so(folder):
-    options = {"include_path": folder(*SPLITS["a test split only"]), "num_fewshot": 3, "progress": False}
+    options = {"include_path": folder("a test split only"), "num_fewshot": 3, "progress": False}
     result = dl.layer_sweep(tiny.lens("llama-gqa"), "sums", **options)
     n = result.record["tasks"]["sums"]["n_replaced_examples"]
     assert (
@@ -85,7 +83,7 @@ def test_the_note_of_a_result_says_so(folder):
 
 
 def test_without_another_document_there_is_an_example_less(folder):
-    found = prompts(folder(*SPLITS["a test split only"], n_docs=2), 2)
+    found = prompts(folder("a test split only", n_docs=2), 2)
     assert not any(map(holds_itself, found)) and {prompt.count("=") for prompt in found} == {2}
     with pytest.raises(UserError, match="num_fewshot 1: task sums has no example beside a document that it asks"):
-        dl.load_tasks("sums", include_path=folder(*SPLITS["a test split only"], n_docs=1), num_fewshot=1)
+        dl.load_tasks("sums", include_path=folder("a test split only", n_docs=1), num_fewshot=1)

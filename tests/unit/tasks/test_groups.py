@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import lm_eval
+import mini_tasks
 import numpy as np
 import pytest
 import tiny
@@ -15,22 +14,11 @@ from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.layer_profiles import profiles
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import harness, task_index
+from depthlens.tasks import groups, harness
 
 SIZES = {"school_art": 5, "school_biology": 9, "school_chess": 7}
 N = sum(SIZES.values())
-SUBJECT = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {path}}}, cache_dir: {cache}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{q}}}}"
-doc_to_choice: "{{{{options}}}}"
-doc_to_target: answer
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-metadata: {{version: 1.5}}
-"""
+SUBJECT = mini_tasks.choice("{{q}}", "acc", "acc_norm", metadata={"version": 1.5})
 GROUPS = {
     "school": "aggregate_metric_list: [{metric: acc, weight_by_size: true}]",
     "school_arts": "aggregate_metric_list: [{metric: acc}]",
@@ -49,9 +37,7 @@ def folder(tmp_path_factory):
             {"q": f"{name} {j}: ", "options": [f"{k}{j}" for k in "abcd"[: 2 + i]], "answer": int(rng.integers(2 + i))}
             for j in range(n)
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-        text = SUBJECT.format(name=name, path=folder / f"{name}.jsonl", cache=folder / "cache")
-        (folder / f"{name}.yaml").write_text(text)
+        mini_tasks.write_task(folder, name, {name: docs}, **SUBJECT, test_split=name)
     for name, score in GROUPS.items():
         inside = "\n".join(f"  - {task}" for task in IN_GROUP.get(name, SIZES))
         (folder / f"{name}.yaml").write_text(f"group: {name}\ntask:\n{inside}\n{score}\nmetadata: {{version: 3}}\n")
@@ -78,7 +64,7 @@ def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
     found = lm_eval.simple_evaluate(
         model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
         tasks=["school"],
-        task_manager=task_index.task_manager(["school"], str(folder)),
+        task_manager=groups.task_manager(["school"], str(folder)),
         limit=limit,
         bootstrap_iters=0,
     )

@@ -9,7 +9,8 @@ import tiny
 
 from depthlens.errors import UserError
 from depthlens.tasks import needles as prompts
-from depthlens.tasks import token_spans
+from depthlens.tasks.answer_logprob import align
+from depthlens.tasks.encoding import Encoder
 
 FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 
@@ -86,11 +87,11 @@ def test_lengths_that_a_model_cannot_have_become_the_nearest_that_it_can(caplog)
 
 
 def test_an_answer_is_found_as_a_whole_word_only(lens):
-    text = token_spans.align(lens, "test", "7 and 77, then 1,7 or 7.5; so 7.\nQ: ", "7")
+    text = align(Encoder(lens), "test", "7 and 77, then 1,7 or 7.5; so 7.\nQ: ", "7")
     needle = prompts.find(text, "7", {})
     assert [text.context[p - 0] for p in needle.places] == ["7", "7"]
     assert list(needle.places) == [0, text.context.index("so 7") + 3]
-    assert prompts.find(token_spans.align(lens, "test", "nothing here", " 7"), "7", {}) is None
+    assert prompts.find(align(Encoder(lens), "test", "nothing here", " 7"), "7", {}) is None
 
 
 @pytest.mark.parametrize("task", ["kv_retrieval_4", "kv_retrieval_uuid"])

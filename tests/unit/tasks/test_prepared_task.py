@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import mini_tasks
 import numpy as np
 import pandas as pd
@@ -32,13 +30,11 @@ def test_chance_levels(lens, load):
 
 def test_chance_of_several_right_options_and_of_greedy_decoding(lens, tmp_path):
     docs = [{"q": "x", "o": ["a", "b", "c"], "a": [0, 2]}, {"q": "y", "o": ["a", "b"], "a": [1]}]
-    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
-    head = mini_tasks.head(tmp_path)
-    body = "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: o\ndoc_to_target: a\n"
-    metrics = "metric_list: [{metric: acc}, {metric: acc_bytes}, {metric: exact_match}, {metric: mcc}]\n"
-    (tmp_path / "several.yaml").write_text(f"task: several\n{head}{body}{metrics}")
+    metrics = ("acc", "acc_bytes", "exact_match", "mcc")
+    config = mini_tasks.choice("q", *metrics, doc_to_choice="o", doc_to_target="a")
+    mini_tasks.write_task(tmp_path, "several", {"test": docs}, **config)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["several"], include_path=tmp_path))
-    chance = [prepared.chance(metric) for metric in ("acc", "acc_bytes", "exact_match", "mcc")]
+    chance = [prepared.chance(metric) for metric in metrics]
     assert chance == [pytest.approx((2 / 3 + 1 / 2) / 2)] * 2 + [0.0, None]
 
 
@@ -80,7 +76,7 @@ def test_the_log_likelihood_per_token_is_that_of_the_answer_over_its_length(lens
         for measure in ("answer_logprob", "token_logprob")
     )
     (prepared,) = harness.prepare(lens, load("mini_writing"))
-    lengths = [len(q.continuation) for q in Answers(lens, prepared).requests]
+    lengths = [len(q.continuation) for q in Answers(prepared).requests]
     assert len(set(lengths)) > 1
     table, per_token = (r.scores("mini_writing", m) for r, m in ((whole, "answer_logprob"), (each, "token_logprob")))
     np.testing.assert_allclose(per_token, table.div(lengths, axis=0), rtol=1e-6)

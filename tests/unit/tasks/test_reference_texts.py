@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 
+import mini_tasks
 import pytest
 import tiny
 
@@ -19,22 +19,12 @@ N_TEST = 90
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 )
-HEAD = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/test.jsonl, shots: {folder}/shots.jsonl, train: {folder}/train.jsonl}}}}
-test_split: test
-num_fewshot: 2
-"""
 BODIES = {
-    "choice": 'output_type: multiple_choice\ndoc_to_text: "Q: {{q}}"\ndoc_to_choice: "{{o}}"\ndoc_to_target: a\n',
-    "cloze": 'output_type: loglikelihood\ndoc_to_text: "Q: {{q}}"\ndoc_to_target: " {{o[0]}}"\n',
-    "written": 'output_type: generate_until\ndoc_to_text: "Q: {{q}}"\ndoc_to_target: "{{o[1]}}"\n'
-    "generation_kwargs: {until: [x], max_gen_toks: 4}\n",
-    "rolling": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{q}}"\n'
-    "metric_list: [{metric: word_perplexity}]\n",
+    "choice": mini_tasks.choice("Q: {{q}}", doc_to_choice="{{o}}", doc_to_target="a"),
+    "cloze": mini_tasks.measured("loglikelihood", "Q: {{q}}", " {{o[0]}}", "acc"),
+    "written": mini_tasks.written("{{o[1]}}", until=["x"], max_gen_toks=4) | {"doc_to_text": "Q: {{q}}"},
+    "rolling": mini_tasks.measured("loglikelihood_rolling", "", "{{q}}", "word_perplexity"),
 }
-SHOTS, TRAIN = "fewshot_split: shots\n", "training_split: train\n"
 
 
 def doc(kind, i):
@@ -44,14 +34,10 @@ def doc(kind, i):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    # one of the examples is also a document
-    docs = {
-        "test": [doc("test", i) for i in range(N_TEST)],
-        "shots": [doc("test", 0), *(doc("shot", i) for i in range(4))],
-    }
-    docs["train"] = [doc("train", i) for i in range(9)] + [doc("shot", 1)]
-    for name, rows in docs.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    docs = {"test": [doc("test", i) for i in range(N_TEST)]}
+    docs["shots"] = [doc("test", 0), *(doc("shot", i) for i in range(4))]  # one of the examples is also a document
+    for kind, body in BODIES.items():
+        mini_tasks.write_task(folder, f"reference_{kind}", docs, **body, fewshot_split="shots", num_fewshot=2)
     return folder
 
 
@@ -62,10 +48,9 @@ def lens():
 
 @pytest.fixture
 def prepared(folder, lens):
-    def of(kind, splits=SHOTS, limit=20, **options):
-        name = f"reference_{kind}"
-        (folder / f"{name}.yaml").write_text(HEAD.format(name=name, folder=folder) + splits + BODIES[kind])
-        return harness.prepare(lens, harness.load_tasks([name], include_path=folder), limit=limit, **options)[0]
+    def of(kind, limit=20, **options):
+        tasks = harness.load_tasks([f"reference_{kind}"], include_path=folder)
+        return harness.prepare(lens, tasks, limit=limit, **options)[0]
 
     return of
 
@@ -85,7 +70,7 @@ def decoded(lens, reference):
 )
 def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, kind, text):
     task = prepared(kind)
-    reference = reference_of(lens, task)
+    reference = reference_of(task)
     shots = [text("shot", i) for i in range(4)]
     rest = [text("test", i) for i in range(N_TEST - 1, N_TEST - 61, -1)]
     assert decoded(lens, reference) == [*shots, *rest]
@@ -99,8 +84,8 @@ def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkey
         "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
     )
     with pytest.raises(UserError, match=said):
-        reference_of(lens, prepared("choice", limit=N_TEST - 3))
-    assert len(reference_of(lens, prepared("choice", limit=N_TEST - 4)).texts) == 8
+        reference_of(prepared("choice", limit=N_TEST - 3))
+    assert len(reference_of(prepared("choice", limit=N_TEST - 4)).texts) == 8
     monkeypatch.setattr(Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
     task = prepared("choice", limit=None)
     with pytest.raises(UserError, match="and 4 are left"):
@@ -110,7 +95,7 @@ def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkey
 def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
     monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
     options = {"apply_chat_template": True, "system_instruction": "Be brief."}
-    first, *_ = decoded(lens, reference_of(lens, prepared("written", **options), **options))
+    first, *_ = decoded(lens, reference_of(prepared("written", **options)))
     assert first == ("<system>Be brief.\n<user>Q: shot 0?\n<bot>", "no 0")
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+import mini_tasks
 import pytest
 
 from depthlens.errors import UserError
@@ -12,26 +11,15 @@ from depthlens.experiments.sweep import run_sweep
 from depthlens.tasks import harness
 
 DOCS = [
-    {"q": "Is ice cold?", "options": ["yes", "no"], "answer": 0, "word": "yes", "accepted": ["yes", "sure"]},
-    {"q": "Is fire cold?", "options": ["yes", "no"], "answer": 1, "word": "no", "accepted": ["no"]},
-    {"q": "Is snow hot?", "options": ["yes", "no", "so"], "answer": 1, "word": "no", "accepted": ["no"]},
-    {"q": "Is lava hot?", "options": ["yes", "no"], "answer": 0, "word": "yes", "accepted": ["yes"]},
+    {"q": "Is ice cold?", "options": ["yes", "no"], "answer": 0, "word": "yes"},
+    {"q": "Is fire cold?", "options": ["yes", "no"], "answer": 1, "word": "no"},
+    {"q": "Is lava hot?", "options": ["yes", "no"], "answer": 0, "word": "yes"},
 ]
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{q}}",
-    "doc_to_choice": "options",
-    "doc_to_target": "answer",
+KINDS = {
+    "choice": mini_tasks.choice(doc_to_choice="options", doc_to_target="answer"),
+    "rolling": mini_tasks.measured("loglikelihood_rolling", "", "q", "word_perplexity"),
+    "written": mini_tasks.written("word", until=["\n"], max_gen_toks=3),
 }
-CLOZE = {"output_type": "loglikelihood", "doc_to_text": "{{q}}", "doc_to_target": " {{word}}"}
-ROLLING = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "q"}
-WRITTEN = {
-    "output_type": "generate_until",
-    "doc_to_text": "{{q}}",
-    "doc_to_target": "word",
-    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3},
-}
-KINDS = {"choice": CHOICE, "cloze": CLOZE, "rolling": ROLLING, "written": WRITTEN}
 
 
 @pytest.fixture
@@ -39,15 +27,8 @@ def task(tmp_path):
     """Write a task of a kind with changed settings, documents or Python functions; returns what loads it."""
 
     def make(kind, docs=DOCS, functions="", **changes):
-        config = KINDS[kind] | {"task": "mine", "dataset_path": "json", "test_split": "test"}
-        config["dataset_kwargs"] = {
-            "data_files": {"test": str(tmp_path / "docs.jsonl")},
-            "cache_dir": str(tmp_path / "cache"),
-        }
-        (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+        mini_tasks.write_task(tmp_path, "mine", {"test": docs}, **KINDS[kind] | changes)
         (tmp_path / "utils.py").write_text(functions)
-        lines = [f"{k}: {v if '!function' in str(v) else json.dumps(v)}" for k, v in (config | changes).items()]
-        (tmp_path / "mine.yaml").write_text("\n".join(lines) + "\n")
         return lambda **options: harness.load_tasks(["mine"], include_path=tmp_path, **options)
 
     return make
@@ -67,6 +48,9 @@ def insists(doc, results):
 
 def nothing(doc, results):
     pass
+
+def right(doc, results):
+    return {"acc": 1.0}
 """
 FAULTS = [
     (
@@ -89,6 +73,17 @@ def test_a_faulty_task_is_refused_in_one_line(task, kind, changes, said):
     with pytest.raises(UserError) as told:
         task(kind, **changes)()
     assert str(told.value).startswith("task mine") and said in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("wrong", [7, -1, "maybe"])
+def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
+    """lm-eval scores 0 for it, whatever a model says; a task that scores by itself may mean anything by it."""
+    docs = [*DOCS[:2], {**DOCS[2], "answer": wrong}]
+    said = r"task mine: answer .* of document 2 is no option \(0..1, or the text of one\); correct its YAML file"
+    with pytest.raises(UserError, match=said):
+        harness.prepare(lens, task("choice", docs)())
+    assert len(harness.prepare(lens, task("choice", docs)(), limit=2)[0].docs) == 2
+    assert len(harness.prepare(lens, task("choice", docs, **function("right"))())[0].docs) == 3
 
 
 def test_run_sweep_tries_tasks_before_it_loads_the_model(task, tmp_path, monkeypatch):

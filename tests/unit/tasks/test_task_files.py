@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import mini_tasks
 import pytest
 import tiny
 
@@ -17,25 +17,10 @@ EMBEDDED = "capitals_continuation"
 DOCS = [{"q": f"Is {i} even?", "a": i % 2} for i in range(4)]
 
 
-def write(folder: Path, name="mine", docs=DOCS, *, task="mine", text=None, **changes) -> Path:
-    """A sound task of two options with its data, or a YAML file with a text of its own."""
-    folder.mkdir(exist_ok=True)
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(d) + "\n" for d in docs) if isinstance(docs, list) else docs)
-    config = {
-        "task": task,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{q}}",
-        "doc_to_choice": ["yes", "no"],
-        "doc_to_target": "a",
-    }
-    lines = [f"{key}: {json.dumps(value)}" for key, value in (config | changes).items() if value is not None]
-    path = folder / f"{name}.yaml"
-    path.write_text(text if text is not None else "\n".join(lines) + "\n")
-    return path
+def write(folder: Path, name="mine", docs=DOCS, **changes) -> Path:
+    """A sound task of two options with its data."""
+    asked = mini_tasks.choice(doc_to_choice=["yes", "no"], doc_to_target="a")
+    return mini_tasks.write_task(folder, name, {"test": docs}, **asked | changes)
 
 
 def refusal(folder, *names) -> str:
@@ -48,15 +33,21 @@ def refusal(folder, *names) -> str:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"docs": '{"q": "x", "a": 0}\n{"q": "y", "a":\n'}, "mine: lm-eval cannot load it (DatasetGenerationError"),
         ({"test_split": "tset"}, "task mine: lm-eval cannot load it (KeyError: 'tset'); correct its YAML file or its"),
-        ({"text": "task: mine\ndoc_to_text: Question: {{q}}\n"}, "unknown task 'mine', and mine.yaml cannot be read ("),
         ({"task": "other"}, "unknown task 'mine'; "),
     ],
 )
 def test_what_lm_eval_cannot_load_is_one_line(tmp_path, changes, said):
     write(tmp_path, **changes)
     assert said in refusal(tmp_path)
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path):
+    path = write(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"q": "x", "a": 0}\n{"q": "y", "a":\n')
+    assert "mine: lm-eval cannot load it (DatasetGenerationError" in refusal(tmp_path)
+    path.write_text("task: mine\ndoc_to_text: Question: {{q}}\n")
+    assert "unknown task 'mine', and mine.yaml cannot be read (" in refusal(tmp_path)
 
 
 def test_a_task_of_the_users_stands_before_an_embedded_one(tmp_path):

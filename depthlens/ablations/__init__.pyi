@@ -1,0 +1,15 @@
+from .conditions import BASELINE as BASELINE
+from .conditions import ENDS as ENDS
+from .conditions import INDEXED as INDEXED
+from .conditions import MODES as MODES
+from .conditions import ROUNDED as ROUNDED
+from .conditions import SITES as SITES
+from .conditions import WEIGHTS as WEIGHTS
+from .conditions import WORDS as WORDS
+from .conditions import Ablation as Ablation
+from .conditions import Condition as Condition
+from .conditions import Dims as Dims
+from .conditions import Head as Head
+from .conditions import expand as expand
+from .conditions import heads_condition as heads_condition
+from .conditions import parse_condition as parse_condition
