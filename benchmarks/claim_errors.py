@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import made_heads  # noqa: E402
 from made_claims import EARLY, FEW, FLAT, LATE, LAYERS, NONE, THIRD, parts, sweeps  # noqa: E402
-from made_sweeps import N_LAYERS, result_of  # noqa: E402
+from made_results import N_LAYERS, result_of  # noqa: E402
 
 from depthlens.analysis.layer_profiles import Profile  # noqa: E402
 from depthlens.analysis.recovery import transplant_recovery  # noqa: E402

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from made_results import profile
 
 from depthlens.analysis import depth, rank_correlations, stats, sufficiency
 from depthlens.analysis.bootstrap import draws, interval, ratio, widened
@@ -48,14 +49,6 @@ def nats(damage: np.ndarray, skew: float) -> Sample:
         return base, base[:, None] - loss
 
     return sample
-
-
-def profile(base: np.ndarray, values: np.ndarray, floor: float | None) -> Profile:
-    binary = stats.is_binary(np.append(values, base))
-    names = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False, "binary": binary}
-    documents, layers = tuple(map(str, range(len(base)))), np.arange(N_LAYERS)
-    sizes = {"layers": layers, "documents": documents, "n_layers": N_LAYERS}
-    return Profile(values=values, base=base, floor=floor, **sizes, **names)
 
 
 SWEEPS: dict[str, tuple[Sample, float | None]] = {

@@ -1,14 +1,29 @@
-"""The one maker of made-up results: scores of documents by task and condition, and a record that says what they are."""
+"""The one maker of made-up results: scores of documents by task and condition, and a record that says what they are.
+
+Scores are written out (`result`), nested (`exact`), or drawn with a loss that is known (`sweep`, `nats`, `viewed`).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from depthlens.analysis.results import DOCS_COLUMNS, Result
+from depthlens.analysis import stats
+from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.claims import Evidence, Verdicts, judge
 
+N_LAYERS, N = 9, 60
+EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
+LATE = EARLY[::-1]
+DEPTH = np.arange(N_LAYERS) / (N_LAYERS - 1)
+# of twelve layers
+FEW, FLAT = np.where(np.arange(12) < 2, 0.6, 0.0), np.full(12, 0.22)
+VIEWS = ("", "[1:]", "@mean")
 ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
 HEAD, LAYER = re.compile(r"L(\d+)\.H(\d+)[^+]*"), re.compile(r"L(\d+)([.\[@][^+]*)?")
 
@@ -50,6 +65,62 @@ def result(tasks, *, metric="acc", model="m", n_layers=6, n_heads=4, n_kv_heads=
     return Result(docs, made | {"model": {"name": model, "dims": dims}} | record)
 
 
+def nested(accuracies: Mapping[str, float], n: int) -> dict[str, np.ndarray]:
+    """Right and wrong answers; who solves fewer solves none that others fail."""
+    return {condition: np.arange(n) < round(accuracy * n) for condition, accuracy in accuracies.items()}
+
+
+def exact(tasks, *, n=80, layers=None, **options) -> Result:
+    """A sweep of {task: (accuracy of the whole model, accuracies without each layer)}, of some layers or all."""
+    made = {}
+    for task, (base, without) in tasks.items():
+        chosen = range(len(without)) if layers is None else layers
+        made[task] = nested({"baseline": base} | {f"L{layer}": without[layer] for layer in chosen}, n)
+    return result(made, n_layers=len(without), **options)
+
+
+def result_of(values, *, task="sums", metric="acc", model="base", chance=0.0, better=True, record=(), **more):
+    """A result of one task; values: {condition: one score a document}."""
+    info, record = {"higher_is_better": better, "chance": chance}, {"n_layers": N_LAYERS} | more | dict(record)
+    return result({task: values}, metric=metric, model=model, info=info, **record)
+
+
+def sweep(losses, *, accuracy=0.9, n=N, seed=0, suffix="", **options) -> Result:
+    """Right answers at a rate of ``accuracy``, lost with the probability ``losses`` by layer, or by condition."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(n) < accuracy
+    values = {name: right & (rng.random(n) >= loss) for name, loss in by_condition(losses, suffix).items()}
+    return result_of({"baseline": right} | values, **options)
+
+
+def nats(losses, *, n=N, seed=0, noise=0.5, suffix="", **options) -> Result:
+    """Log-likelihoods around -5 nats that fall by ``losses`` on average."""
+    rng = np.random.default_rng(seed)
+    base = -5 + rng.normal(0, 1, n)
+    values = {name: base - loss + rng.normal(0, noise, n) for name, loss in by_condition(losses, suffix).items()}
+    return result_of({"baseline": base} | values, **{"metric": "answer_logprob", "chance": None} | options)
+
+
+def by_condition(losses, suffix: str) -> Mapping[str, float]:
+    return losses if isinstance(losses, dict) else {f"L{layer}{suffix}": loss for layer, loss in enumerate(losses)}
+
+
+def viewed(loss, task="task", *, seeds=3, views=VIEWS, n=40, model="m", **options) -> list[Result]:
+    """Sweeps of one task of four options, one a few-shot seed, whose views lose alike or as a tuple of losses says."""
+    of_view = dict(zip(VIEWS, loss, strict=True)) if isinstance(loss, tuple) else dict.fromkeys(views, loss)
+    losses = {name: x for view in views for name, x in by_condition(of_view[view], view).items()}
+    of_task = {"task": task, "model": model, "n_layers": len(of_view[views[0]]), "chance": 0.25, "n": n} | options
+    return [sweep(losses, seed=seed, **of_task) for seed in range(seeds)]
+
+
+def profile(base, values, floor: float | None, **fields) -> Profile:
+    """A layer profile without the result around it."""
+    n, n_layers = values.shape
+    own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
+    own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
+    return Profile(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
+
+
 def same_documents(made: Result) -> Result:
     """The result with questions that say: document i of one task is document i of every other."""
     asked = made.docs[["task", "doc_id"]].drop_duplicates().assign(question="?", reference="!", choices=None)
@@ -62,3 +133,33 @@ def capitals_and_elements() -> Result:
     capitals = docs_of({"baseline": good, "L0": [0] * 20, "L1": [0] + good[1:]})
     elements = docs_of({"baseline": [1] * 5 + [0] * 15, "L0": [0] * 20, "L1": [1] * 20}, task="elements")
     return Result(pd.concat([capitals, elements]), record_of(capitals={"acc": ACC}, elements={"acc": ACC}))
+
+
+def steps(n: int) -> list[Result]:
+    """Stages of one model whose losses move from the first layers to the last; the first is at chance on `sums`."""
+    made = []
+    for i, late in enumerate(np.linspace(0, 1, n)):
+        loss, name = (1 - late) * EARLY + late * LATE, f"step{i + 1}"
+        right = sweep(loss, model=name, seed=i, n=100, accuracy=0.3 + 0.6 * late, chance=0.3)
+        made.append(concat([right, nats(2 * loss, model=name, task="words", seed=10 + i)]))
+    return made
+
+
+def verdicts(loss: np.ndarray, model: str, seeds: int = 3) -> Verdicts:
+    """Verdicts on made-up sweeps; C1 and C2 can be judged."""
+    tasks = {"letters": "letters", "continuation": "facts"}
+    sweeps = {role: viewed(loss, task, n=150, model=model, seeds=seeds) for role, task in tasks.items()}
+    return judge(Evidence(**sweeps), claims=["C1", "C2"], n_boot=400)
+
+
+def scorecard(folder: Path, loss: np.ndarray, model: str, **record: object) -> Path:
+    """What `depthlens run 09_claims` leaves of a model: results, and verdicts below them."""
+    (made,) = viewed(loss, "letters", n=60, model=model, seeds=1, views=("",))
+    Result(made.docs, made.record | record).save(folder / "09_claims")
+    verdicts(loss, model).save(folder / "09_claims" / "verdicts")
+    return folder
+
+
+def two_scorecards(folder: Path) -> list[Path]:
+    """Two models; the first supports C1, the second contradicts it."""
+    return [scorecard(folder / name, loss, name) for name, loss in (("few", FEW), ("flat", FLAT))]

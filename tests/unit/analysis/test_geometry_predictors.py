@@ -6,7 +6,8 @@ import geometries
 import numpy as np
 import pandas as pd
 import pytest
-from geometries import COSTLY, N_LAYERS, sweep
+from geometries import ACCURACIES, N_LAYERS
+from made_results import exact
 from scipy.stats import spearmanr
 
 from depthlens.analysis.geometry import geometry_agreement
@@ -30,9 +31,10 @@ def test_predictors_are_one_row_a_layer(found):
 
 def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
-    table = geometry_agreement(cheap.sample(frac=1, random_state=1), sweep()).table.set_index("predictor")
+    table = geometry_agreement(cheap.sample(frac=1, random_state=1), exact(ACCURACIES)).table.set_index("predictor")
     assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
-    loss = [COSTLY[0] - a for a in COSTLY[1]]
+    base, without = ACCURACIES["sums"]
+    loss = [base - a for a in without]
     for name in ("good", "poor"):
         assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
         assert table.loc[name, "other_reliability"] == 1
@@ -41,6 +43,6 @@ def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
 
 def test_agreement_of_what_does_not_fit_raises(found):
     with pytest.raises(UserError, match="removed layer 3 has no predictors"):
-        geometry_agreement(found[2].head(3), sweep())
-    few = geometry_agreement(found[2], sweep(layers=(0, 4)))
+        geometry_agreement(found[2].head(3), exact(ACCURACIES))
+    few = geometry_agreement(found[2], exact(ACCURACIES, layers=(0, 4)))
     assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

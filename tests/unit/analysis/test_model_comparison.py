@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_sweeps import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
+from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, profile, result_of, sweep
 
 from depthlens.analysis import bootstrap, depth, layer_profiles, model_comparison, stats
 from depthlens.analysis.layer_profiles import NO_LOSS
@@ -157,17 +157,9 @@ def test_a_shifted_profile_moves_the_centre_by_the_shift():
     assert "moved **towards the first layers**" in "\n".join(back)
 
 
-def profile(base, values):
-    """A profile without the tables around it."""
-    names, layers, binary = ("m", "t", "acc", "t"), np.arange(N_LAYERS), not (base < 0).any()
-    return layer_profiles.Profile(
-        *names, values, base, layers, tuple(map(str, range(len(base)))), N_LAYERS, 0.0, binary, False, 1.0
-    )
-
-
 def drawn_profile(losses, n, rng):
     base = (rng.random(n) < 0.9).astype(float)
-    return profile(base, base[:, None] * (rng.random((n, N_LAYERS)) >= losses))
+    return profile(base, base[:, None] * (rng.random((n, N_LAYERS)) >= losses), 0.0)
 
 
 @pytest.mark.parametrize("n_samples", [40, pytest.param(300, marks=pytest.mark.nightly)])
@@ -195,7 +187,7 @@ def test_gains_weigh_against_losses_and_noise_does_not_pull_to_the_middle():
     for _ in range(40):
         base = -5 + rng.standard_normal(N)
         loss = np.eye(N_LAYERS)[0] + rng.normal(0, 0.5, (N, N_LAYERS))
-        centres.append(float(depth.centre(profile(base, base[:, None] - loss), loss.mean(0)[None])[0]))
+        centres.append(float(depth.centre(profile(base, base[:, None] - loss, 0.0), loss.mean(0)[None])[0]))
     assert np.mean(centres) == pytest.approx(0.0, abs=0.06)  # three standard errors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_sweeps import N, result_of
+from made_results import N, result_of
 
 from depthlens.analysis import recovery
 from depthlens.errors import UserError

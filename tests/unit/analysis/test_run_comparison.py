@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_sweeps import EARLY, LATE, N_LAYERS, nats, result_of, sweep
+from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
 from depthlens.analysis import depth, model_comparison, run_differences
 from depthlens.analysis.results import Result, concat

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 from dataclasses import replace
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from made_layer_sweeps import EARLY, FEW, FLAT, LATE, N_LAYERS, result, viewed
+from made_results import FEW, FLAT, viewed
 
 import depthlens as dl
 from depthlens.claims import CLAIMS, Evidence, headline, judge
@@ -20,6 +21,7 @@ from depthlens.plots.claims import CHIPS, scorecard
 pytestmark = pytest.mark.slow
 
 N_BOOT = 200
+EARLY, LATE = (np.where((np.arange(12) < 4) == early, 0.5, 0.03) for early in (True, False))
 
 
 def verdict(claim, **evidence):
@@ -63,7 +65,7 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
 
 
 def shallow(loss, n=250):
-    text = viewed(np.full(N_LAYERS, 0.25), "text", n=n)
+    text = viewed(np.full(12, 0.25), "text", n=n)
     own = {"continuation": viewed(loss, "facts", n=n), "retrieval": viewed(loss, "kv", n=n)}
     tokens = [dl.concat(list(of_seed)) for of_seed in zip(text, *own.values(), strict=True)]
     return {**own, "text": text, "long_text": text, "tokens": tokens}
@@ -114,7 +116,7 @@ def test_a_task_that_is_at_chance_under_one_protocol_is_left_out_of_both():
     def both(*pair):
         return [dl.concat(list(seeds)) for seeds in zip(*pair, strict=True)]
 
-    letters = sweeps("capitals", "capitals", FEW), sweeps("elements", "elements", FEW, base=0.25)
+    letters = sweeps("capitals", "capitals", FEW), sweeps("elements", "elements", FEW, accuracy=0.25)
     written = sweeps("capitals_w", "capitals", FEW), sweeps("elements_w", "elements", LATE)
     found = verdict("C2", letters=both(*letters), generation=both(*written))
     alone = verdict("C2", letters=letters[0], generation=written[0])
@@ -155,7 +157,7 @@ def test_a_control_of_another_length_keeps_a_claim_from_support():
 
 
 def test_a_task_of_too_few_documents_does_not_make_the_others_few():
-    both = {"letters": viewed(EARLY, "good", n=60), "continuation": viewed(EARLY, "short", n=5)}
+    both = {"letters": viewed(EARLY, "good", n=60), "continuation": viewed(EARLY, "short", n=5, accuracy=1.0)}
     found = verdict("C7", **both)
     assert found.n == 60 and found.tasks == ("good acc",) and "left out: short: 5 documents" in found.sentence
 
@@ -182,7 +184,7 @@ def test_likelihoods_of_a_task_that_the_model_cannot_do_say_nothing():
         "tokens": tokens("facts", "choice"),
     }
     able = verdict("C4", reasoning_choice=viewed(LATE, "choice"), **evidence)
-    unable = verdict("C4", reasoning_choice=viewed(LATE, "choice", base=0.25), **evidence)
+    unable = verdict("C4", reasoning_choice=viewed(LATE, "choice", accuracy=0.25), **evidence)
     assert np.isfinite(able.parts[1].main.effect)
     assert unable.verdict == "cannot judge" and "is at chance" in unable.parts[1].main.why
 
@@ -209,7 +211,7 @@ def test_the_worst_part_decides():
 def test_evidence_that_does_not_fit_is_refused_or_cannot_be_judged():
     with pytest.raises(UserError, match="models m, other"):
         Evidence(letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
-    blocks = result({"task": np.zeros(N_LAYERS)}, names=[f"L{i}-{i + 1}" for i in range(N_LAYERS)])
+    blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
     found = verdict("C1", letters=blocks, continuation=blocks)
     assert found.verdict == "cannot judge" and "sweep layers" in found.sentence
 

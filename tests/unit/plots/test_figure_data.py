@@ -8,7 +8,7 @@ from dataclasses import replace
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from made_sweeps import EARLY, sweep
+from made_results import EARLY, sweep
 
 from depthlens import plots
 from depthlens.analysis.head_scores import HeadScores

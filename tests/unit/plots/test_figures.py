@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
-from made_runs import steps, two_scorecards
-from made_sweeps import EARLY, LATE, nats, sweep
+from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import plots
@@ -269,7 +268,7 @@ def geometry_figures():
     every = range(geometries.N_LAYERS)
     y = {where: [grid.reindex(index=every, columns=every)] for where, grid in grids.items()}
     yield Case(plots.effect_map(effects), 3, y=y, words=("skipped layer", "later layer"))
-    result = geometries.sweep()
+    result = made_results.exact(geometries.ACCURACIES)
     scatter = plots.predictor_scatter(cheap, result)
     yield Case(scatter, 6, count={"layers": 6}, words=("loss (accuracy)", "ρ = ", "without noise ["), cannot_judge=3)
 

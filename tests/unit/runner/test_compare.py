@@ -8,8 +8,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from made_runs import scorecard, steps, two_scorecards
-from made_sweeps import EARLY, LATE, sweep
+from made_results import EARLY, LATE, scorecard, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import cli, runner
