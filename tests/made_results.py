@@ -14,6 +14,7 @@ import pandas as pd
 
 from depthlens.analysis import stats
 from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.races import Race
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.claims import Evidence, Verdicts, judge
 
@@ -79,18 +80,22 @@ def exact(tasks, *, n=80, layers=None, **options) -> Result:
     return result(made, n_layers=len(without), **options)
 
 
-def result_of(values, *, task="sums", metric="acc", model="base", chance=0.0, better=True, record=(), **more):
+def result_of(values, *, task="sums", metric="acc", model="base", chance=0.0, better=True, record=(), info=(), **more):
     """A result of one task; values: {condition: one score a document}."""
-    info, record = {"higher_is_better": better, "chance": chance}, {"n_layers": N_LAYERS} | more | dict(record)
-    return result({task: values}, metric=metric, model=model, info=info, **record)
+    info = {"higher_is_better": better, "chance": chance} | dict(info)
+    return result({task: values}, metric=metric, model=model, info=info, **{"n_layers": N_LAYERS} | more | dict(record))
 
 
-def sweep(losses, *, accuracy=0.9, n=N, seed=0, suffix="", **options) -> Result:
-    """Right answers at a rate of ``accuracy``, lost with the probability ``losses`` by layer, or by condition."""
+def sweep(losses, *, accuracy=0.9, n=N, seed=0, suffix="", better=True, **options) -> Result:
+    """Right answers at a rate of ``accuracy``, lost with the probability ``losses`` by layer, or by condition.
+
+    Where a low score is ``better`` they are told by errors.
+    """
     rng = np.random.default_rng(seed)
     right = rng.random(n) < accuracy
     values = {name: right & (rng.random(n) >= loss) for name, loss in by_condition(losses, suffix).items()}
-    return result_of({"baseline": right} | values, **options)
+    values = {name: answers == better for name, answers in {"baseline": right, **values}.items()}
+    return result_of(values, better=better, **options)
 
 
 def nats(losses, *, n=N, seed=0, noise=0.5, suffix="", **options) -> Result:
@@ -119,6 +124,15 @@ def profile(base, values, floor: float | None, **fields) -> Profile:
     own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
     own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
     return Profile(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
+
+
+def race(decisions: Sequence[str]) -> Race:
+    """A race of as many conditions as are decided; the first took 20 documents, each one more than the one before."""
+    table = pd.DataFrame({"condition": [f"L{i}" for i in range(len(decisions))], "decision": decisions})
+    about = {"task": "t", "metric": "acc", "layer": 0, "head": 1, "loss": 0.0, "ci_low": -1.0, "ci_high": 1.0}
+    losses = pd.DataFrame({"task": "t", "condition": "L0", "doc_id": [1], "wave": [1], "loss": [0.5]})
+    record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
+    return Race(table.assign(n=20 + table.index, **about), losses, record)
 
 
 def same_documents(made: Result) -> Result:

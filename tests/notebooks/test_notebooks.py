@@ -260,15 +260,10 @@ def test_a_notebook_reads_what_an_earlier_run_computed(report, tmp_path):
 @pytest.mark.slow
 def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
     """Documents of GSM8K on a random model: it solves none, and every sentence says so."""
-    gsm8k.write_task(
-        tmp_path,
-        "gsm8k_local",
-        generation_kwargs={"until": ["Question:"], "do_sample": False, "max_gen_toks": 6},
-        metric_list=[{"metric": "exact_match", "regexes_to_ignore": ["(?s).*#### "]}],
-    )
+    gsm8k.write_task(tmp_path, "gsm8k_local", generation_kwargs={"until": ["\n\n"], "max_gen_toks": 6})
     values = {"model": models["model"], "tasks": ["gsm8k_local"], "knowledge": [], "include_path": str(tmp_path)}
     headline = in_process("03_reasoning", DEFAULTS["03_reasoning"] | values | {"limit": 2, "num_fewshot": 0})
-    assert "gsm8k_local exact_match: at chance, cannot judge" in headline
+    assert "gsm8k_local exact_match,flexible-extract: at chance, cannot judge" in headline
     assert "gsm8k_local answer_logprob: losses and gains of all layers may cancel, cannot judge" in headline
     assert "solves none of 2 problems" in headline
 
@@ -296,17 +291,3 @@ def test_what_a_notebook_cannot_use_is_told_before_its_first_sweep(models, tmp_p
         values["model"] = str(tmp_path)
     with pytest.raises(UserError, match=said):
         in_process(name, values)
-
-
-@pytest.mark.slow
-def test_a_bad_value_stops_in_the_first_cells_with_one_line(tmp_path):
-    """As papermill runs a notebook, without the checks that `depthlens run` makes before a kernel starts."""
-    source, target = paths.notebooks_dir() / "00_tour.ipynb", tmp_path / "tour.ipynb"
-    with pytest.raises(papermill.PapermillExecutionError) as raised:
-        papermill.execute_notebook(source, target, parameters={"tasks": ["capital"]}, progress_bar=False)
-    error = raised.value
-    assert error.ename == "UserError" and "unknown task 'capital'; did you mean" in error.evalue
-    assert "\n" not in error.evalue
-    cells = code(nbformat.read(target, as_version=4))
-    ran = [cell for cell in cells if cell.execution_count and "colab" not in cell.metadata.get("tags", [])]
-    assert len(ran) <= 3, "parameters, injected parameters, set-up"

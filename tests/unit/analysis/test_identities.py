@@ -22,11 +22,7 @@ def of_tasks(*names, values=VALUES) -> Result:
 
 
 def with_hashes(result: Result, **hashes) -> Result:
-    return concat([Result(r.docs, r.record, asked(task, hashes[task])) for task, r in by_task(result).items()])
-
-
-def by_task(result: Result) -> dict[str, Result]:
-    return {task: result.select(tasks=task) for task in result.docs["task"].unique()}
+    return Result(result.docs, result.record, pd.concat([asked(*of_task) for of_task in hashes.items()]))
 
 
 def asked(task: str, hashes: list) -> pd.DataFrame:

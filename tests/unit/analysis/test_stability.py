@@ -13,18 +13,11 @@ from depthlens.analysis.results import Result
 from depthlens.analysis.stability import COLUMNS, critical_in_resamples, critical_stability, rank_intervals
 
 
-def sweep(lost, *, n=60, base=0.9, seed=0, better=True, continuous=False, chance=0.25, min_effect=0.0, task="t"):
+def sweep(lost, *, continuous=False, min_effect=0.0, **options):
     """A sweep of layers with these probabilities of losing a right answer (or so many nats, if continuous)."""
-    rng = np.random.default_rng(seed)
-    whole = rng.standard_normal(n) if continuous else (rng.random(n) < base).astype(float)
-    values = {"baseline": whole}
-    for layer, p in enumerate(lost):
-        lower = whole - p + 0.3 * rng.standard_normal(n) if continuous else np.where(rng.random(n) < p, 0.0, whole)
-        values[f"L{layer}"] = lower
-    if not better:
-        values = {name: -value if continuous else 1 - value for name, value in values.items()}
-    info = {"higher_is_better": better, "chance": None if continuous else chance, "min_effect": min_effect}
-    return made_results.result({task: values}, metric="x", info=info)
+    kind = {"noise": 0.3, "chance": None} if continuous else {"chance": 0.25}
+    make = made_results.nats if continuous else made_results.sweep
+    return make(lost, info={"min_effect": min_effect}, n_layers=len(lost), **kind | options)
 
 
 LOST = [0.8, 0.0, 0.4, 0.0, 0.05, 0.2]
@@ -32,7 +25,7 @@ LOST = [0.8, 0.0, 0.4, 0.0, 0.05, 0.2]
 
 @pytest.mark.parametrize(("better", "continuous"), [(True, False), (True, True), (False, False)])
 def test_the_conditions_and_losses_are_those_of_the_summary(better, continuous):
-    result = sweep(LOST, better=better, continuous=continuous, chance=0.25 if better else 0.75)
+    result = sweep(LOST, continuous=continuous, **({} if better else {"better": False, "chance": 0.75}))
     table = critical_stability(result, n_boot=50, seed=1).table
     wanted = result.critical()
     assert list(table.columns) == COLUMNS
@@ -76,7 +69,7 @@ def test_stability_is_high_far_from_the_border_and_about_half_at_it():
 
 
 def test_nothing_is_critical_at_chance_or_without_loss():
-    guess = critical_stability(sweep(LOST, base=0.25), n_boot=20)
+    guess = critical_stability(sweep(LOST, accuracy=0.25), n_boot=20)
     assert guess.table.empty and "at chance, cannot judge" in guess.describe()[0]
     nothing = critical_stability(sweep([0.0] * 4), n_boot=20)
     assert nothing.table.empty and list(nothing.table.columns) == COLUMNS

@@ -8,6 +8,7 @@ from dataclasses import replace
 import made_results
 import numpy as np
 import pandas as pd
+import planted_depth
 import pytest
 from made_results import FEW, FLAT, viewed
 
@@ -254,3 +255,11 @@ def test_views_and_seeds_that_were_not_measured_are_told_and_not_counted_as_fail
     told = "None could be supported without the view first token spared, the view mean ablation and 3 few-shot seeds."
     assert headline(found).endswith(told)
     assert "holds in 2\nof 2 views" in [t.get_text()[-21:] for ax in scorecard(found).axes for t in ax.texts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("true", [pytest.param(True, marks=pytest.mark.nightly), False])
+def test_a_claim_is_supported_where_it_was_planted_and_contradicted_where_it_was_not(true):
+    """Of the claim that needs the fewest sweeps, with the fewest documents that its verdict needs."""
+    (found,) = judge(planted_depth.evidence("C2", true=true, seed=1, limit=30), claims="C2")
+    assert found.verdict == ("supported" if true else "contradicted"), found.sentence

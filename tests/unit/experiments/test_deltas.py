@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from by_hand import recorded
 from transplants import other
 
 from depthlens.analysis.stats import mean_intervals
@@ -53,20 +54,10 @@ def test_weight_deltas_of_equal_and_zero_weights():
 
 def taken_apart(lens, tokens):
     """attn_out, mlp_out and resid_post of every layer from a forward pass of the model, each [pos, d_model]."""
-    kept = {}
-    handles = []
-    for i, layer in enumerate(lens.model.model.layers):
-        for name, module in (("attn_out", layer.self_attn), ("mlp_out", layer.mlp), ("resid_post", layer)):
-            handles.append(
-                module.register_forward_hook(
-                    lambda m, a, o, k=(i, name): kept.update({k: (o[0] if isinstance(o, tuple) else o)[0].double()})
-                )
-            )
-    with torch.no_grad():
-        lens.model(torch.tensor([tokens]))
-    for handle in handles:
-        handle.remove()
-    return kept
+    parts = ("attn_out", "self_attn"), ("mlp_out", "mlp"), ("resid_post", "")
+    layers = lens.model.model.layers
+    modules = {(i, name): la.get_submodule(part) for i, la in enumerate(layers) for name, part in parts}
+    return {name: out[0].double() for name, (_, out) in recorded(lens, tokens, modules)[0].items()}
 
 
 @pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])

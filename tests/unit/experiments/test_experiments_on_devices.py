@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from by_hand import made_needles
 from made_up_devices import TWO, spread
 from offloaded import SAME
-from test_head_detectors import made_needles
 
 from depthlens.engine.references import measure_means
 from depthlens.experiments import attention_patterns, attribution, distillation, geometry, integrated_gradients

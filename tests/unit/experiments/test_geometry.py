@@ -12,8 +12,12 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from geometries import TEXTS
+from by_hand import recorded
+from geometries import ACCURACIES, N_LAYERS, TEXTS
+from made_results import exact
+from scipy.stats import spearmanr
 
+from depthlens.analysis.geometry import geometry_agreement
 from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
@@ -43,17 +47,10 @@ def found():
 
 
 def streams(lens, text):
-    """Residual streams as transformers gives them, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
-    last = []
-    # transformers' own last hidden state is after the final norm
-    handle = lens.arch.layers[-1].register_forward_hook(lambda module, args, out: last.append(out))
-    try:
-        with torch.no_grad():
-            out = lens.model(torch.tensor([lens.tokenizer(text).input_ids]), output_hidden_states=True)
-    finally:
-        handle.remove()
-    final = last[0][0] if isinstance(last[0], tuple) else last[0]
-    return torch.stack([*out.hidden_states[:-1], final])[:, 0].double(), out.logits[0].double()
+    """Residual streams by hand, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
+    modules = {-1: lens.arch.embed} | dict(enumerate(lens.arch.layers))
+    kept, logits = recorded(lens, lens.tokenizer(text).input_ids, modules)
+    return torch.stack([out[0].double() for _, out in kept.values()]), logits
 
 
 def cosine(a, b):
@@ -286,3 +283,32 @@ def test_embedded_by_name_and_by_default_are_the_same():
     assert text_sets.chosen("embedded", 2) == text_sets.chosen(None, None)[:2] == text_sets.plain_texts()[:2]
     assert len(text_sets.chosen(None, None)) == text_sets.FIRST < len(text_sets.chosen("embedded", None))
     assert len(text_sets.chosen(None, 20)) == 20
+
+
+def test_predictors_are_one_row_a_layer(found):
+    g, _, table = found
+    assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
+    assert table["layer"].tolist() == list(range(g.n_layers))
+    assert table["block_influence"].tolist() == g.influences["influence"].tolist()
+    assert table["angular_distance"].tolist() == g.distances.query("size == 1")["distance"].tolist()
+    entropy = g.logit_lens["entropy"].tolist()
+    np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
+
+
+def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
+    cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
+    table = geometry_agreement(cheap.sample(frac=1, random_state=1), exact(ACCURACIES)).table.set_index("predictor")
+    assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
+    base, without = ACCURACIES["sums"]
+    loss = [base - a for a in without]
+    for name in ("good", "poor"):
+        assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert table.loc[name, "other_reliability"] == 1
+    assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])
+
+
+def test_agreement_of_what_does_not_fit_raises(found):
+    with pytest.raises(UserError, match="removed layer 3 has no predictors"):
+        geometry_agreement(found[2].head(3), exact(ACCURACIES))
+    few = geometry_agreement(found[2], exact(ACCURACIES, layers=(0, 4)))
+    assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -95,20 +91,6 @@ def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
     resumed = dl.race(lens, TASK, SOME, **options)
     pd.testing.assert_frame_equal(resumed.decisions, undisturbed.decisions)
     assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
-
-
-@pytest.mark.nightly
-def test_a_killed_race_goes_on_and_decides_the_same(tmp_path):
-    """SIGKILL, in a process of its own; see tests/killed.py."""
-    script = Path(tiny.__file__).with_name("killed.py")
-    options = ["--kills", "2", "--keep-seconds", "10"]  # a wave is kept as a whole
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), "race", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["kills"] == 2 and found["equal"]
-    assert 0 < found["rows_of_the_last"] < found["rows"], "what was kept is not computed again"
 
 
 @pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"batch_tokens": 64}])

@@ -32,16 +32,24 @@ def reasoning(lens):
     }
 
 
-def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning):
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+@pytest.fixture(scope="module")
+def solved(lens):
+    return worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+
+
+def tokens_of(solution, kind):
+    """Places of the tokens of a kind among all but the first."""
+    return [p - 1 for s in solution.spans if s.kind == kind for p in range(s.start, s.end)]
+
+
+def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
     found = reasoning["exact"]
     for head in [(0, 1), (3, 2)]:
         by_kind = {kind: [] for kind in worked_solutions.KINDS}
         for solution in solved:
             lost = logprobs(lens, solution.text.tokens) - logprobs(lens, solution.text.tokens, [head])
             for kind in worked_solutions.KINDS:
-                positions = [p - 1 for s in solution.spans if s.kind == kind for p in range(s.start, s.end)]
-                by_kind[kind].append(lost[positions].mean())
+                by_kind[kind].append(lost[tokens_of(solution, kind)].mean())
         for kind in worked_solutions.KINDS:
             assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
@@ -50,19 +58,15 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning):
         assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(high - gap.mean(), rel=0.01)
     assert np.abs(found.computed.values).max() > 10 * LOSS_TOLERANCE
     clean = [logprobs(lens, s.text.tokens) for s in solved]
-    text = [
-        np.mean([c[p - 1] for span in s.spans if span.kind == "text" for p in range(span.start, span.end)])
-        for s, c in zip(solved, clean, strict=True)
-    ]
+    text = [c[tokens_of(s, "text")].mean() for s, c in zip(solved, clean, strict=True)]
     assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(np.mean(text), abs=LOSS_TOLERANCE)
 
 
-def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning):
+def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning, solved):
     found = reasoning["attribution"]
     assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(
         reasoning["exact"].record["baseline"]["text"]["nats_per_token"], abs=LOSS_TOLERANCE
     )
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
     by_solution = [reasoning_scores_of(lens, s) for s in solved]
@@ -77,15 +81,14 @@ def reasoning_scores_of(lens, solution):
     return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
 
 
-def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning):
+def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning, solved):
     found = reasoning["exact"]
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
     clean = [logprobs(lens, s.text.tokens) for s in solved]
     for head in [(0, 1), (3, 2)]:
         removed = [logprobs(lens, s.text.tokens, [head]) for s in solved]
         ratios = []
         for kind in ("computed", "copied"):
-            at = [[p - 1 for s in one.spans if s.kind == kind for p in range(s.start, s.end)] for one in solved]
+            at = [tokens_of(one, kind) for one in solved]
             loss = np.mean([(c - r)[p].mean() for c, r, p in zip(clean, removed, at, strict=True)])
             ratios.append(loss / np.mean([-c[p].mean() for c, p in zip(clean, at, strict=True)]))
         assert found.normalised.values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)

@@ -10,7 +10,6 @@ import tiny
 
 import depthlens as dl
 from depthlens.ablations import Ablation, Condition
-from depthlens.analysis import bootstrap
 from depthlens.analysis import sufficiency as analysis
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
@@ -91,25 +90,6 @@ def test_faithfulness_of_either_direction():
     assert analysis.faithfulness(kept, none, whole).tolist() == [[0, 0.5, 1]]
     assert analysis.faithfulness(-kept, -none, -whole, higher_is_better=False).tolist() == [[0, 0.5, 1]]
     assert np.isnan(analysis.faithfulness(kept, whole, none)).all()  # nothing to restore
-
-
-@pytest.mark.parametrize(
-    ("n", "n_draws"), [(15, 60), *(pytest.param(n, 300, marks=pytest.mark.nightly) for n in (15, 60))]
-)
-def test_intervals_of_the_areas_cover_them(n, n_draws):
-    """Documents that gain differently from heads, with noise of their own: 95% intervals hold the true areas."""
-    rng, shares = np.random.default_rng(n), np.array([0, 0.02, 0.1, 0.5, 1])
-    true = np.array([0, 0.3, 0.6, 0.95, 1])
-    wanted = [area[0] for area in analysis.areas(true[None], shares)]
-    hits = np.zeros(2)
-    for draw in range(n_draws):
-        level, gain = rng.normal(-4, 1.5, (n, 1)), 3 * rng.gamma(2, 0.5, (n, 1))
-        values = level + gain * true + rng.normal(0, 0.5, (n, 5))
-        means = bootstrap.draws(n, 500, draw) @ values / n
-        f = analysis.faithfulness(means, means[:, 0], means[:, -1])
-        ends = [bootstrap.interval(area, n) for area in analysis.areas(f, shares)]
-        hits += [low <= area <= high for (low, high), area in zip(ends, wanted, strict=True)]
-    assert (hits / n_draws > (0.9 if n_draws == 300 else 0.85)).all(), hits / n_draws
 
 
 def test_points_follow_from_the_documents(curve, organism):

@@ -11,8 +11,6 @@ import tiny
 import torch
 
 from depthlens import provenance
-from depthlens.analysis import stats
-from depthlens.analysis.results import DOCS_COLUMNS
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
@@ -33,13 +31,6 @@ def baseline(result, **wanted) -> pd.DataFrame:
     for column, value in wanted.items():
         docs = docs[docs[column] == value]
     return docs.reset_index(drop=True)
-
-
-def test_columns_are_the_contract(layers):
-    assert list(layers.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
-    assert DOCS_COLUMNS == [*("model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response")]
-    assert list(layers.summary.columns) == list(stats.SUMMARY_COLUMNS)
-    assert set(layers.docs["model"]) == {"tiny-llama-gqa"}
 
 
 def test_a_layer_sweep_is_the_baseline_and_every_layer_on_the_same_documents(layers):

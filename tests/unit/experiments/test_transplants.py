@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
+import pandas as pd
 import pytest
 import surgery
 import tiny
@@ -26,12 +30,16 @@ from transplants import (
     weights_of,
 )
 
-from depthlens.ablations import expand
+from depthlens.ablations import expand, parse_condition
+from depthlens.analysis.results import Result
 from depthlens.backends.torch import TorchBackend
+from depthlens.engine.engine import Engine
 from depthlens.engine.next_token import next_token
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
 
 
@@ -193,3 +201,77 @@ def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
     assert torch.equal(logits(base.model), clean)
     with distillation.transplant(base, donor, layers=[2]):  # and afterwards there is none
         pass
+
+
+TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
+
+
+@pytest.fixture(scope="module")
+def swept(folders):
+    base = loading.load(folders("llama-gqa"))
+    ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
+    return condition_sweep(
+        base, [TASK, WRITTEN], ablate, limit=4, donor=folders("llama-gqa", moved=True), measure="both", progress=False
+    )
+
+
+def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_path):
+    assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
+    assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
+    summary = swept.summary
+    assert not summary[["value", "delta"]].isna().any().any()
+    one = summary[summary["condition"] == "L2@donor"]
+    assert set(one["layer"]) == {2} and summary.loc[summary["condition"] == "L0-2@donor", "layer"].isna().all()
+    donor = loading.load(folders("llama-gqa", moved=True))
+    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], limit=4, measure="both", progress=False)
+    mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
+    assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
+    assert mine["response"].tolist() == alone.docs["response"].tolist()
+    pd.testing.assert_series_equal(mine["value"], alone.docs["value"], rtol=0, atol=SAME)
+    swept.save(tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["donor"]["name"] == folders("llama-gqa", moved=True)
+    assert record["donor"]["fingerprint"] == donor.fingerprint != record["model"]["fingerprint"]
+    assert record["donor"]["notes"] == [
+        "embed and unembed differ; a condition takes them along by embed@donor+unembed@donor"
+    ]
+    again = Result.load(tmp_path)
+    pd.testing.assert_frame_equal(again.summary, swept.summary)
+
+
+def test_the_ends_that_stay_are_told(folders, caplog):
+    base, donor = loading.load(folders("llama-gqa")), folders("llama-gqa", moved=True)
+    with caplog.at_level(logging.WARNING, "depthlens"):
+        condition_sweep(base, TASK, "bottom@donor", limit=1, donor=donor, progress=False)
+    (said,) = caplog.messages
+    assert "differs in embed and unembed too" in said and "add embed@donor and unembed@donor, or whole@donor" in said
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "depthlens"):
+        condition_sweep(base, TASK, "L1@donor,whole@donor", limit=1, donor=donor, progress=False)
+    assert caplog.messages == []
+
+
+def test_a_remote_model_takes_no_transplant(folders):
+    base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
+    with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
+        condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
+    with pytest.raises(UserError, match="needs the weights here"):
+        Engine(base, progress=False).backend.score(torch.tensor([[1, 2]]), [parse_condition("L1@donor")], [[0]], [[2]])
+
+
+def test_a_twin_made_inside_a_transplant_is_the_base(folders):
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
+    clean = logits(base.model)
+    with distillation.transplant(base, donor, layers=[1]):
+        wrapped = base.nnsight
+    with torch.no_grad(), wrapped.trace(TOKENS):
+        found = wrapped.lm_head.output.save()
+    same(found, clean)
+
+
+def test_lm_eval_model(folders):
+    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
+    model = DepthlensLM(base, condition="L1@donor", donor=donor)
+    found = model.engine.loglikelihood(requests(), [model.condition])
+    together = distillation.with_donor(loading.load(base), donor)
+    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))

@@ -5,51 +5,24 @@ A number is that of the table or result that the figure is drawn from. `check` d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import geometries
 import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from drawn import Case, by_gid, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
 from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import depth, head_lists, model_comparison, open_book
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Race
+from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_differences import CENTRE, SCORE
-from depthlens.plots import theme
 
 N, N_LAYERS = 40, 6
-
-
-@dataclass
-class Case:
-    """A figure and what it must show.
-
-    Attributes:
-        fig: The figure.
-        panels: Axes with data.
-        y: Numbers of the artists with a gid: of lines their heights, of maps their cells.
-        x: Places of the artists with a gid.
-        count: How many artists have a gid.
-        words: Texts that stand in it; line breaks do not count.
-        cannot_judge: How many panels or rows are called "at chance: cannot judge".
-    """
-
-    fig: Any
-    panels: int
-    y: dict[str, list] = field(default_factory=dict)
-    x: dict[str, list] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
-    cannot_judge: int = 0
 
 
 def layers(task="capitals", metric="acc", site="", *, base=0.9, scale=1.0, gain=None, flip=False, model="tiny", **info):
@@ -304,11 +277,8 @@ def run_figures(tmp_path):
 
 def other_figures():
     kinds = [CRITICAL, SPARED, UNDECIDED]
-    rows = pd.DataFrame({"condition": [f"L{i}" for i in range(60)], "decision": kinds * 20, "n": 16 + np.arange(60)})
-    rows = rows.assign(task="t", metric="acc", layer=0, head=0, loss=0.0, ci_low=-1.0, ci_high=1.0)
-    record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
-    fig = plots.race_course(Race(rows, pd.DataFrame(), record))
-    assert [bar.get_width() for bar in fig.axes[0].patches] == [16 + i for i in range(20, 60)]
+    fig = plots.race_course(made_results.race(kinds * 20))
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [20 + i for i in range(20, 60)]
     assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 3
     yield Case(fig, 1, words=("the 40 of 60 that took longest", "costs less than 0.1", "undecided"))
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
@@ -351,31 +321,6 @@ SETS = {
     "geometry": geometry_figures,
     "others": other_figures,
 }
-
-
-def read(artist, what):
-    if hasattr(artist, "get_array") and hasattr(artist, "get_coordinates"):
-        return np.ma.filled(artist.get_array().astype(float), np.nan)
-    return np.asarray(artist.get_ydata() if what == "y" else artist.get_xdata(), dtype=float)
-
-
-def holds(case: Case) -> None:
-    check(case.fig)
-    assert len(case.fig.axes) == case.panels
-    for what in ("y", "x"):
-        for gid, wanted in getattr(case, what).items():
-            found = by_gid(case.fig, gid)
-            assert len(found) == len(wanted), gid
-            for artist, values in zip(found, wanted, strict=True):
-                values = np.asarray(values, dtype=float)
-                np.testing.assert_allclose(
-                    read(artist, what).reshape(values.shape), values, atol=0.15 if what == "x" else 1e-9
-                )
-    assert {gid: len(by_gid(case.fig, gid)) for gid in case.count} == case.count
-    written = texts(case.fig)
-    flat = " ".join(written.split())
-    assert [words for words in case.words if words not in flat] == []
-    assert written.count(theme.CANNOT_JUDGE) == case.cannot_judge
 
 
 @pytest.mark.parametrize("name", SETS)

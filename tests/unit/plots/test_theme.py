@@ -5,19 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+from dataclasses import replace
 
 import made_results
+import matplotlib as mpl
 import matplotlib.image
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from drawn import by_gid, check, luminance, nothing_leaks  # noqa: F401 (a fixture for all of them)
+from made_results import EARLY, sweep
 from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
 from depthlens import plots
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.look import PALETTE
 from depthlens.plots import panels, theme
+from depthlens.plots.figure_data import COLUMNS, MIME
 
 
 def lightness(colour) -> float:
@@ -127,3 +133,45 @@ def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, great
     points = np.vstack([path.vertices for c in fig.axes[0].collections for path in c.get_paths()])
     assert points[:, 1].min() >= least - 1e-12 and points[:, 1].max() <= greatest + 1e-12
     assert greatest in points[:, 1].round(12) or least in points[:, 1].round(12), "an end was cut off"
+
+
+mpl.use("agg")
+
+
+def bundle(fig):
+    about = fig._repr_mimebundle_()[MIME]
+    return about, pd.read_csv(io.StringIO(about["csv"]))
+
+
+def test_a_profile_tells_layer_score_interval_and_p():
+    result = sweep(EARLY)
+    about, table = bundle(plots.depth_profile(result))
+    rows = result.summary.iloc[1:]
+    assert len(about["points"]) == len(rows) and about["title"].startswith("base, sums")
+    for (left, top, text), row in zip(about["points"], rows.itertuples(), strict=True):
+        assert 0 < left < 1 and 0 < top < 1
+        assert text.startswith(f"L{row.layer}: accuracy {row.value:.3g}, change {row.delta:+.3g} [")
+        assert text.endswith(f"adjusted p = {row.p_adjusted:.2g}") and (np.isnan(row.ci_low)) == ("too few" in text)
+    assert about["points"][0][1] > about["points"][-1][1], "the first layer loses most, so it lies lowest"
+    drawn = table[table["series"] == "series"]
+    np.testing.assert_allclose(drawn["y"], rows["value"], atol=1e-6)
+    assert list(table.columns) == COLUMNS and list(drawn["x"]) == list(range(len(rows)))
+
+
+def test_a_map_of_heads_tells_each_head_and_has_its_cells_as_numbers():
+    cases = np.random.default_rng(0).uniform(0.1, 0.9, (20, 3, 4))
+    scores = HeadScores.of_cases("retrieval score", "", cases, {}, tested=False, bounded=True)
+    about, table = bundle(plots.head_map(scores))
+    assert [text.split(":")[0] for *_, text in about["points"]] == [f"L{a}.H{b}" for a in range(3) for b in range(4)]
+    assert f"{scores.values[0, 0]:.3g} [{scores.low[0, 0]:.3g}, {scores.high[0, 0]:.3g}]" in about["points"][0][2]
+    without = bundle(plots.head_map(replace(scores, low=None, high=None)))[0]["points"]
+    assert without[0][2] == f"L0.H0: retrieval score {scores.values[0, 0]:.3g}", (
+        "no interval was made, so none is missed"
+    )
+    cells = table[table["kind"] == "cell"].pivot(index="x", columns="y", values="value").to_numpy()
+    np.testing.assert_allclose(cells, scores.values, atol=1e-6)
+
+
+def test_other_figures_have_their_numbers_and_no_points():
+    about, table = bundle(plots.loss_shares(sweep(EARLY)))
+    assert about["points"] == [] and len(table)

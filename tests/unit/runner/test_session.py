@@ -49,9 +49,6 @@ def test_the_output_folder_is_made(folder, tmp_path):
 @pytest.mark.parametrize(
     ("parameter", "value", "said"),
     [
-        ("model", "smollm2-135", "unknown model 'smollm2-135'; did you mean smollm2-135m, "),
-        ("include_path", "/nowhere", "include_path '/nowhere' is not a folder"),
-        ("apply_chat_template", True, "apply_chat_template: the tokenizer of "),
         ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
         ("attention_layers", 0, "attention_layers 0: give a whole number, at least 1"),
         ("base", ["a", "b"], "base ['a', 'b']: give a list of at least 0 and at most 1"),
