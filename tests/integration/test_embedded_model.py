@@ -17,11 +17,9 @@ from torch import nn
 
 import depthlens as dl
 from depthlens.ablations import expand, parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.models import quantised
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness, task_index
 
 pytestmark = pytest.mark.integration
@@ -140,41 +138,6 @@ def test_the_engine_scores_any_skipped_layer_as_if_deleted(lens, without_layer):
         assert abs(answer.logprob - whole.logprob) > 10 * LOGPROB_TOLERANCE, f"removing layer {layer} did nothing"
 
 
-STORIES = [
-    "Once upon a time a fox and a crow met at a well.",
-    "Question: Tom has 5 apples and buys 7 more. He gives 4 away. How many are left?\nAnswer:",
-    "The three largest cities of Italy are",
-    "def fibonacci(n):",
-]
-N_WRITTEN = 12
-NEAR_TIE = 1e-3  # logits nearer than this may change places where batch layout differs
-
-
-def test_written_texts_equal_hugging_face_except_where_two_tokens_tie(lens):
-    contexts = [tuple(lens.tokenizer(story).input_ids) for story in STORIES]
-    conditions = [parse_condition(c) for c in ("baseline", "L15.attn", "L9.H3+L20.mlp")]
-    asked = [GenerateRequest(context, (), N_WRITTEN) for context in contexts]
-    texts = Engine(lens, progress=False).generate_until(asked, conditions)
-    same = 0
-    for condition, row in zip(conditions, texts, strict=True):
-        for context, text in zip(contexts, row, strict=True):
-            with TorchBackend(lens).ablate([condition]):
-                out = lens.model.generate(
-                    torch.tensor([context]), max_new_tokens=N_WRITTEN, do_sample=False, pad_token_id=0
-                )[0]
-                wanted = lens.tokenizer.decode(out[len(context) :], skip_special_tokens=True)
-                if text == wanted:
-                    same += 1
-                    continue
-                # our text, one token after another, must leave theirs at a near tie
-                for n in range(len(context), len(out)):
-                    if not text.startswith(lens.tokenizer.decode(out[len(context) : n + 1], skip_special_tokens=True)):
-                        break
-                first, second = lens.model(out[None, :n]).logits[0, -1].topk(2).values.tolist()
-            assert first - second < NEAR_TIE, f"{condition}: {text!r} is not {wanted!r}, and token {n} is no near tie"
-    assert same >= 0.9 * len(conditions) * len(contexts)
-
-
 HOG = """
 import re, sys
 from itertools import combinations
@@ -254,31 +217,3 @@ def test_bfloat16_keeps_accuracies_and_log_likelihoods():
     assert apart.mean(1).max() < MEAN_TOLERANCE and apart.max() < TOLERANCE
     assert np.abs(correct[0] - correct[1]).max() <= 1, correct
     assert correct[0][0] >= N_DOCS / 2  # not two ways of being wrong
-
-
-SAME = 1e-3  # nats: rows are multiplied in batches of other sizes, through thirty layers
-MIB = 2**20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "scheme, most",
-    [("int8", 215), *(pytest.param(*row, marks=pytest.mark.nightly) for row in (("int4", 222), ("nf4", 170)))],
-)
-def test_a_walk_has_the_scores_of_whole_passes(scheme, most):
-    lens = dl.load("smollm2-135m", quantize=scheme)
-    stored = [tensor for weight in lens.model.parameters() for tensor in quantised.tensors_of(weight)]
-    assert sum(tensor.nbytes for tensor in stored) < most * MIB  # 513 MiB in float32, 108 of them the embedding
-    tokens = lens.tokenizer
-    asked = [
-        LoglikelihoodRequest(tuple(tokens(f"The capital of {country} is").input_ids), tuple(tokens(city).input_ids))
-        for country, city in (("France", " Paris"), ("Peru", " Lima"), ("Japan", " Tokyo"))
-    ]
-    conditions = expand("L3,L12.attn,L16.H0,L20.mlp@noise,L25x2", lens.dims)
-    walked, whole = (
-        Engine(lens, path=path, progress=False).loglikelihood(asked, conditions)
-        for path in ("wavefront", "padded_rows")
-    )
-    found, wanted = (torch.tensor([[answer.logprob for answer in row] for row in rows]) for rows in (walked, whole))
-    assert torch.allclose(found, wanted, atol=SAME)
-    assert not torch.allclose(found[0], found[1:].mean(0), atol=100 * SAME)
