@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.races import Race
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
@@ -124,6 +125,13 @@ def profile(base, values, floor: float | None, **fields) -> Profile:
     own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
     own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
     return Profile(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
+
+
+def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:
+    """Scores of heads [layer, head] without intervals; ``model``: what the record says of it."""
+    return HeadScores(
+        name, unit, np.asarray(values, dtype=float), None, None, n, critical, {"model": {"name": "m"} | model}
+    )
 
 
 def race(decisions: Sequence[str]) -> Race:

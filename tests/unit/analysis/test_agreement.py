@@ -5,26 +5,21 @@ from __future__ import annotations
 import made_results
 import numpy as np
 import pytest
+from made_results import head_scores
 from scipy import stats as sps
 
 import depthlens as dl
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.rank_correlations import COLUMNS
 from depthlens.errors import UserError
 
 ALPHA = 0.05
 
 
-def made(values, name="test"):
-    values = np.asarray(values, dtype=float)
-    return HeadScores(name, "", values, None, None, 5, None, {"model": {"name": "m"}})
-
-
 def layered(rng, effect=0.0, n_layers=12, n_heads=6):
     """Two scores that are high in the same layers; within a layer they share ``effect`` of their variation."""
     layers, common = rng.normal(0, 2, (n_layers, 1)), rng.normal(size=(n_layers, n_heads))
     own = rng.standard_t(3, size=(2, n_layers, n_heads))  # heavy tails, as scores of heads have
-    return [made(np.exp(layers + effect * common + own_part)) for own_part in own]
+    return [head_scores(np.exp(layers + effect * common + own_part)) for own_part in own]
 
 
 def test_the_numbers_are_those_of_the_definitions():
@@ -64,7 +59,7 @@ def test_only_heads_with_both_scores_count():
     a, b = layered(rng, 2.0)
     holes = b.values.copy()
     holes[3:, 2:] = np.nan
-    (row,) = dl.detector_agreement({"a": a, "b": made(holes)}, k=4, n_permutations=99).table.to_dict("records")
+    (row,) = dl.detector_agreement({"a": a, "b": head_scores(holes)}, k=4, n_permutations=99).table.to_dict("records")
     assert row["n_heads"] == np.isfinite(holes).sum() == 36
     kept = np.isfinite(holes)
     assert row["spearman"] == pytest.approx(sps.spearmanr(a.values[kept], b.values[kept]).statistic)
@@ -73,7 +68,7 @@ def test_only_heads_with_both_scores_count():
 def test_a_detector_that_ranks_no_head_is_named_and_the_others_are_compared():
     """As a copy-paste score of a model that copies nothing."""
     a, b = layered(np.random.default_rng(4), 2.0)
-    flat = made(np.zeros((12, 6)))
+    flat = head_scores(np.zeros((12, 6)))
     found = dl.detector_agreement({"a": a, "flat": flat, "b": b}, n_permutations=99)
     alone = dl.detector_agreement({"a": a, "b": b}, n_permutations=99)
     assert found.table.equals(alone.table)
@@ -85,9 +80,9 @@ def test_a_detector_that_ranks_no_head_is_named_and_the_others_are_compared():
 def test_scores_that_rank_no_common_heads_or_of_other_models_are_refused():
     a, b = layered(np.random.default_rng(3))
     in_first = np.arange(12)[:, None] == 0
-    first, rest = made(np.where(in_first, a.values, np.nan)), made(np.where(in_first, 1.0, b.values))
+    first, rest = head_scores(np.where(in_first, a.values, np.nan)), head_scores(np.where(in_first, 1.0, b.values))
     with pytest.raises(UserError, match="give scores of one model"):
-        dl.detector_agreement({"a": a, "b": made(b.values[:5])})
+        dl.detector_agreement({"a": a, "b": head_scores(b.values[:5])})
     with pytest.raises(UserError, match="b: all 6 heads have the same score"):
         dl.detector_agreement({"a": first, "b": rest}, k=2)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import made_results
 import numpy as np
 import pandas as pd
 import pytest
+from made_results import head_scores
 
 from depthlens.analysis import head_effects
 from depthlens.analysis.head_lists import head_roles
@@ -14,24 +17,18 @@ from depthlens.analysis.results import Result
 from depthlens.analysis.stats import mean_interval
 from depthlens.errors import UserError
 
-
-def made_scores(**changes):
-    fields = {
-        "name": "test", "unit": "nats", "values": np.array([[0.1, 0.5], [0.5, np.nan]]), "low": None, "high": None,
-        "n": 3, "critical": np.array([[False, True], [True, False]]), "record": {"model": {"name": "m"}},
-    }  # fmt: skip
-    return HeadScores(**fields | changes)
+VALUES, CRITICAL = [[0.1, 0.5], [0.5, np.nan]], np.array([[False, True], [True, False]])
 
 
 def test_top_is_sorted_and_leaves_out_what_was_not_measured():
-    scores = made_scores()
+    scores = head_scores(VALUES)
     assert scores.top(3) == [(0, 1), (1, 0), (0, 0)] and scores.top(1) == [(0, 1)]
     with pytest.raises(UserError, match="from 1 to 3"):
         scores.top(4)
 
 
 def test_frame_and_files_keep_everything(tmp_path):
-    scores = made_scores()
+    scores = head_scores(VALUES, unit="nats", critical=CRITICAL, n=3)
     frame = scores.frame
     assert list(frame.columns) == ["layer", "head", "condition", "value", "low", "high", "critical", "spread"]
     assert frame["condition"].tolist() == ["L0.H0", "L0.H1", "L1.H0", "L1.H1"] and frame["low"].isna().all()
@@ -40,9 +37,9 @@ def test_frame_and_files_keep_everything(tmp_path):
     pd.testing.assert_frame_equal(read.frame, frame)
     assert (read.name, read.unit, read.n, read.record) == (scores.name, scores.unit, 3, scores.record)
     assert read.low is None and np.array_equal(read.critical, scores.critical)
-    assert made_scores(critical=None).frame["critical"].isna().all()
+    assert head_scores(VALUES).frame["critical"].isna().all()
     with pytest.raises(UserError, match="low has shape"):
-        made_scores(low=np.zeros(3))
+        replace(scores, low=np.zeros(3))
     scores.values[1, 1] = 9.0
     assert scores.top(1) == [(1, 1)] and scores.frame["value"].max() == 9.0, "also after a score was edited"
 
@@ -79,13 +76,13 @@ def test_spread_over_the_tokens_of_a_case(tmp_path):
     assert np.array_equal(HeadScores.load(tmp_path / "scores").spread, scores.spread)
     one_token = HeadScores.of_tokens("test", "", [np.ones((1, 1, 2))], {})
     assert np.isnan(one_token.spread).all() and len(one_token.describe()) == 1
-    assert made_scores().spread is None
+    assert head_scores(VALUES, unit="nats", critical=CRITICAL, n=3).spread is None
 
 
 def test_roles_need_losses_of_the_same_heads():
-    scores = made_scores()
+    scores = head_scores(VALUES, unit="nats", critical=CRITICAL, n=3)
     with pytest.raises(UserError, match="alone has shape"):
-        head_roles(scores, made_scores(values=np.zeros((1, 2)), critical=None))
+        head_roles(scores, head_scores(np.zeros((1, 2))))
 
 
 N_LAYERS, N_HEADS, N_DOCS = 3, 4, 40
@@ -151,14 +148,11 @@ def test_agreement_is_spearmans_of_heads_in_any_order(effect):
 
 
 def test_auroc(effect):
-    def scores(values):
-        return HeadScores("x", "", np.asarray(values, dtype=float), None, None, 1, None, {})
-
-    ranked = scores([[0.1, 0.9], [0.3, 0.2]])
+    ranked = head_scores([[0.1, 0.9], [0.3, 0.2]])
     assert head_effects.auroc(ranked, {(0, 1)}) == 1
     assert head_effects.auroc(ranked, {(0, 0)}) == 0
     assert head_effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
-    assert head_effects.auroc(scores(np.ones((2, 2))), {(0, 0)}) == 0.5
-    assert head_effects.auroc(scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
+    assert head_effects.auroc(head_scores(np.ones((2, 2))), {(0, 0)}) == 0.5
+    assert head_effects.auroc(head_scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
     with pytest.raises(UserError, match="both sides"):
         head_effects.auroc(ranked, set())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import ACC, docs_of, record_of, same_documents
+from made_results import same_documents
 
 from depthlens.analysis import questions
 from depthlens.analysis.head_effects import head_contrast
@@ -16,9 +17,8 @@ from depthlens.errors import UserError
 VALUES = {"baseline": [1, 1, 1, 0], "L0": [0, 1, 0, 0], "L1": [1, 1, 0, 0], "L2": [1, 0, 1, 1]}
 
 
-def of_tasks(*names, values=VALUES) -> Result:
-    docs = pd.concat([docs_of(values, task=name) for name in names])
-    return Result(docs, record_of(**{name: {"acc": ACC} for name in names}))
+def of_tasks(*names) -> Result:
+    return made_results.result(dict.fromkeys(names, VALUES), model="tiny")
 
 
 def with_hashes(result: Result, **hashes) -> Result:
@@ -45,22 +45,17 @@ def test_a_document_that_a_task_has_twice_is_numbered():
 
 
 def test_heads_are_contrasted_on_the_same_documents_in_any_order():
-    heads = {"baseline": [1.0, 1.0, 1.0, 0.0], "L0": [0.0, 1.0, 0.5, 0.0], "L1": [1.0, 0.0, 1.0, 1.0]}
-    one = of_tasks("a", values=heads).docs.assign(head=pd.array([pd.NA] * 4 + [0] * 8, dtype="Int64"))
+    heads = {"baseline": [1.0, 1.0, 1.0, 0.0], "L0.H0": [0.0, 1.0, 0.5, 0.0], "L1.H0": [1.0, 0.0, 1.0, 1.0]}
     order = [2, 0, 3, 1]  # document i of the other task is document order[i] of this
-    other = one.assign(task="b", doc_id=one["doc_id"].map({old: new for new, old in enumerate(order)}))
-    record = record_of(a={"acc": ACC}, b={"acc": ACC}) | {"model": {"dims": {"n_layers": 2, "n_heads": 1}}}
+    other = {name: [values[i] for i in order] for name, values in heads.items()}
+    result = made_results.result({"a": heads, "b": other}, n_layers=2, n_heads=1)
     names = [f"d{i}" for i in range(4)]
-    result = Result(pd.concat([one, other]), record)
-    table = pd.concat([asked("a", names), asked("b", [names[i] for i in order])])
-    contrast = head_contrast(Result(result.docs, record, table), "a", "b")
+    contrast = head_contrast(with_hashes(result, a=names, b=[names[i] for i in order]), "a", "b")
     assert contrast.values.tolist() == [[0.0], [0.0]]  # every document loses in the one what it loses in the other
     with pytest.raises(UserError, match=r"other documents \(8 are of one only\); sweep both again"):
         head_contrast(result, "a", "b")
     with pytest.raises(UserError, match=r"other documents \(2 are of one only\); pair tasks of the same documents"):
-        head_contrast(
-            Result(result.docs, record, pd.concat([asked("a", names), asked("b", [*names[:3], "e"])])), "a", "b"
-        )
+        head_contrast(with_hashes(result, a=names, b=[*names[:3], "e"]), "a", "b")
 
 
 def test_two_models_are_paired_also_where_one_result_is_older():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import made_results
 import numpy as np
 import pytest
-from made_results import docs_of, record_of
 from scipy import stats as sps
 
 from depthlens.analysis.max_t import max_t, threshold
-from depthlens.analysis.results import Result
 from depthlens.analysis.stats import holm, mcnemar_p
 
 
@@ -132,8 +131,7 @@ def test_the_summary_calls_no_head_critical_that_only_looks_so():
         loss = correlated("rare gains", 12, 150, rng)
         whole = rng.normal(-3, 1, 12)
         rows = {"baseline": whole, **{f"L{i}": whole - row for i, row in enumerate(loss)}}
-        info = {"nats": {"higher_is_better": True, "chance": None, "min_effect": 0.05}}
-        result = Result(docs_of({name: list(v) for name, v in rows.items()}, metric="nats"), record_of(capitals=info))
+        result = made_results.result({"t": rows}, metric="nats", info={"chance": None, "min_effect": 0.05})
         called += len(result.critical()) > 0
         by_holm += ((result.losses()["p_holm"] < 0.05) & (result.losses()["loss"] > 0.05)).any()
     assert called <= 2 and by_holm > 3

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
-import torch
+from by_hand import logprobs
 
 from depthlens import provenance
-from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_sweep
@@ -74,22 +74,16 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
 
 
 def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
-    """Against lm-eval's choice rule on plain forward passes, for one layer removed."""
-    result = condition_sweep(lens, [CHOICE], "L2", limit=LIMIT, progress=False)
+    """Against lm-eval's choice rule on plain forward passes, for one head removed by hand."""
+    result = condition_sweep(lens, [CHOICE], "L2.H1", limit=LIMIT, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks([CHOICE]), limit=LIMIT)
-    from depthlens.ablations import parse_condition
-
-    with TorchBackend(lens).ablate([parse_condition("L2")]), torch.no_grad():
-        scores = []
-        for q in prepared.requests:
-            logprobs = lens.model(torch.tensor([[*q.context, *q.continuation]])).logits[0].log_softmax(-1)
-            at = range(len(q.context) - 1, len(q.context) + len(q.continuation) - 1)
-            scores.append(sum(logprobs[i, t].item() for i, t in zip(at, q.continuation, strict=True)))
-    ours = result.docs.query("condition == 'L2' and metric == 'acc'").set_index("doc_id")
+    passes = [(logprobs(lens, (*q.context, *q.continuation), [(2, 1)]), len(q.context)) for q in prepared.requests]
+    scores = [found[n - 1 :].sum() for found, n in passes]
+    ours = result.docs.query("condition == 'L2.H1' and metric == 'acc'").set_index("doc_id")
     for doc_id, doc in prepared.docs.items():
         options = scores[4 * doc_id : 4 * doc_id + 4]
-        assert ours.loc[doc_id, "response"] == doc["choices"][options.index(max(options))]
-        assert ours.loc[doc_id, "value"] == float(options.index(max(options)) == doc["answer"])
+        assert ours.loc[doc_id, "response"] == doc["choices"][int(np.argmax(options))]
+        assert ours.loc[doc_id, "value"] == float(np.argmax(options) == doc["answer"])
 
 
 @pytest.mark.parametrize("site", ["attn", "mlp"])
@@ -122,15 +116,11 @@ def test_means_name_the_set_they_were_taken_over(lens):
     assert texts["L2.attn@mean"] != texts["L2.attn"]
 
 
-def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
+@pytest.mark.parametrize("wrong", [{"ablate": "L9"}, {"tasks": ["no_such_task_at_all"]}, {"limit": 0}])
+def test_mistakes_come_before_any_forward_pass(lens, monkeypatch, wrong):
     monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    for ablate, said in (("L9", "layer 9 does not exist"), ("L1,,L1.H9", "head 9"), ("nothing", "cannot read")):
-        with pytest.raises(UserError, match=said):
-            condition_sweep(lens, [CHOICE], ablate)
-    with pytest.raises(UserError, match="unknown task"):
-        condition_sweep(lens, ["no_such_task_at_all"], "layers")
-    with pytest.raises(UserError, match="limit 0"):
-        condition_sweep(lens, [CHOICE], "layers", limit=0)
+    with pytest.raises(UserError):
+        condition_sweep(lens, **{"tasks": [CHOICE], "ablate": "layers"} | wrong)
 
 
 def test_run_sweep_loads_by_name(tmp_path, layers):

@@ -34,7 +34,6 @@ from depthlens.ablations import expand, parse_condition
 from depthlens.analysis.results import Result
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.next_token import next_token
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
@@ -144,13 +143,6 @@ def test_reference_means_and_donors_in_one_condition():
     for row, condition in zip(found, conditions, strict=True):
         cut = operated(base, donor, condition)
         same(row, scores(cut, [removals(condition)], means=means)[0], str(condition))
-
-
-def test_next_token_under_a_transplant():
-    base, donor = two("llama-gqa")
-    table = next_token(distillation.with_donor(base, donor), "abc", ["whole@donor"], k=3)
-    wanted = logits(donor.model, torch.tensor([base.tokenizer("abc").input_ids]))[0, -1].softmax(-1)
-    assert table.iloc[:, 1].max() == pytest.approx(float(wanted.max()), abs=SAME)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -16,7 +16,6 @@ from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
 import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import depth, head_lists, model_comparison, open_book
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result, concat
@@ -194,24 +193,21 @@ def head_figures():
     rng = np.random.default_rng(0)
     values = rng.beta(0.3, 9, (2, 12, 6))
     values[:, 3, 2] = 0.9, 2.5
-    a, b = (
-        HeadScores(n, u, v, None, None, 25, None, two.record)
-        for n, u, v in (("copying", "", values[0]), ("loss", "nats", values[1]))
-    )
+    a, b = (made_results.head_scores(v, who) for who, v in zip(("copying", "loss"), values, strict=True))
     common = head_lists.head_overlap(a, b, k=5)
     yield Case(
         plots.head_overlap(a, b, k=5),
         1,
         x={"both": [[a.values[la, h] for la, h in common.heads]]},
         words=(
-            f"tiny: {common.n} of the top 5 heads",
+            f"m: {common.n} of the top 5 heads",
             f"{common.expected:.2g} expected of lists",
             f"p = {common.p_value:.2g}",
         ),
     )
     noise = rng.normal(size=(4, 12, 6)) + 4 * np.array([1, 1, 0, 0])[:, None, None] * rng.normal(size=(12, 6))
     found = dl.detector_agreement(
-        {f"d{i}": HeadScores("d", "", v, None, None, 5, None, two.record) for i, v in enumerate(noise)},
+        {f"d{i}": made_results.head_scores(v) for i, v in enumerate(noise)},
         k=5,
         n_permutations=999,
     )

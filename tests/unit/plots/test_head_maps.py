@@ -11,7 +11,6 @@ from drawn import Case, by_gid, check, holds, meshes, nothing_leaks, points  # n
 
 from depthlens import plots
 from depthlens.analysis.head_lists import head_overlap
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 from depthlens.plots.heads import CRITICAL_HEAD
@@ -36,9 +35,8 @@ def changes(result, shape=(N_LAYERS, N_HEADS)):
 
 
 def scores(values, name="copy-paste score", unit="", critical=None, sizes=(N_LAYERS, N_HEADS, N_KV)):
-    values = np.asarray(values, dtype=float)
     dims = dict(zip(("n_layers", "n_heads", "n_kv_heads"), sizes, strict=True))
-    return HeadScores(name, unit, values, None, None, 25, critical, {"model": {"name": "tiny", "dims": dims}})
+    return made_results.head_scores(values, name, unit, critical=critical, dims=dims)
 
 
 def planted(sizes, seed=0, *, loss=False, k=6):
