@@ -1,7 +1,5 @@
 """What the library computes, written again by hand on the Hugging Face model."""
 
-from __future__ import annotations
-
 import tiny
 import torch
 

@@ -1,7 +1,5 @@
 """Depth geometry of one tiny model, and the accuracies of a sweep to compare it with."""
 
-from __future__ import annotations
-
 import functools
 
 import tiny

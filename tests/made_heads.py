@@ -1,7 +1,5 @@
 """Simulated removal of heads: heads are chosen on documents by an attribution, and removed on the same or on others."""
 
-from __future__ import annotations
-
 import made_results
 import numpy as np
 import pandas as pd

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
+from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.races import Race
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.claims import Evidence, Verdicts, judge
 
@@ -141,6 +143,50 @@ def race(decisions: Sequence[str]) -> Race:
     losses = pd.DataFrame({"task": "t", "condition": "L0", "doc_id": [1], "wave": [1], "loss": [0.5]})
     record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
     return Race(table.assign(n=20 + table.index, **about), losses, record)
+
+
+# right answers of 20 without nothing, without each list (one head each), and without the random heads L0.H2 and L0.H3
+RIGHT = {
+    "copy": {"baseline": 20, "L0.H0": 2, "L0.H1": 19, "L0.H2": 19, "L0.H3": 18},
+    "sums": {"baseline": 20, "L0.H0": 19, "L0.H1": 3, "L0.H2": 19, "L0.H3": 18},
+    "guess": {"baseline": 5, "L0.H0": 5, "L0.H1": 5, "L0.H2": 5, "L0.H3": 5},
+}
+LISTS = {"retrieval": "L0.H0", "reasoning": "L0.H1"}
+
+
+def removal_curve(tasks=tuple(RIGHT), *, better=True) -> RemovalCurve:
+    """A list of one head matters to `copy`, one to `sums`; `guess` is at chance. Told by errors if not ``better``."""
+    points, band, tests, scores = [], [], [], {}
+    for task in tasks:
+        scores[task] = {name: (np.arange(20) < n_right) == better for name, n_right in RIGHT[task].items()}
+        means = {name: answers.mean() for name, answers in scores[task].items()}
+        for name, condition in LISTS.items():
+            key, value, random = (name, task, "acc"), means[condition], [means[c] for c in ("L0.H2", "L0.H3")]
+            edges = min(random), max(random), sum(random) / 2
+            for k, v in enumerate((means["baseline"], value)):
+                points.append((*key, k, v, v - 0.05, v + 0.05))
+                band.append((*key, k, *edges, 2))
+            separates = value < edges[0] if better else value > edges[1]
+            tests.append((*key, better, value, *edges, 0.04 if separates else 0.5, 0.04, separates, task == "guess"))
+    keys = ["list", "task", "metric"]
+    of_test = ["higher_is_better", "value", "low", "high", "random", "p_value", "smallest_p", "separates", "at_chance"]
+    lists = {name: [(0, int(condition[-1]))] for name, condition in LISTS.items()}
+    draws = {name: [[(0, 2)], [(0, 3)]] for name in LISTS}
+    return RemovalCurve(
+        pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
+        pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
+        pd.DataFrame(tests, columns=[*keys, *of_test]),
+        result(scores, info={"higher_is_better": better}),
+        {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}},
+    )
+
+
+def greedy(**record) -> Greedy:
+    """Layer 5 of six is let go."""
+    steps = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "removed": ["baseline", "L5"]})
+    numbers = {"delta": [0.0, -0.02], "chosen_by": [0.0, -0.01], "value": 0.9, "ci_low": -0.1, "ci_high": 0.1, "n": 20}
+    about = {"task": "sums", "metric": "acc", "tolerance": 0.1, "n_layers": 6, "model": {"name": "base"}}
+    return Greedy(steps.assign(**numbers, within=True), sweep(EARLY[:6], n_layers=6), "enough", about | record)
 
 
 def same_documents(made: Result) -> Result:

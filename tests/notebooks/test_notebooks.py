@@ -242,22 +242,6 @@ def in_process(name: str, values: dict) -> str:
 
 
 @pytest.mark.slow
-def test_a_notebook_reads_what_an_earlier_run_computed(report, tmp_path):
-    (run,) = [run for run in report.notebooks if run.name == "00_tour"]
-    first = Result.load(report.out / "00_tour").record["store"]
-    total = first["rows_read"] + first["rows_computed"]  # some of it was computed by earlier cells
-    rows = []
-    for more in (0, 1):
-        limit = run.parameters["limit"] + more
-        in_process("00_tour", run.parameters | {"limit": limit, "out": str(tmp_path / str(more))})
-        stored = Result.load(tmp_path / str(more)).record["store"]
-        rows.append((stored["rows_read"], stored["rows_computed"]))
-    (again, nothing), (read, computed) = rows
-    assert (again, nothing) == (total, 0)
-    assert read >= total and read + computed == total * limit // (limit - 1), "one document more"
-
-
-@pytest.mark.slow
 def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
     """Documents of GSM8K on a random model: it solves none, and every sentence says so."""
     gsm8k.write_task(tmp_path, "gsm8k_local", generation_kwargs={"until": ["\n\n"], "max_gen_toks": 6})

@@ -1,6 +1,4 @@
-"""What races decide: rarely anything wrong, both ways, and nothing once a condition has left."""
-
-from __future__ import annotations
+"""Races and their tests by betting: what they decide is rarely wrong, both ways, and at every time."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Every object of results comes back from its folder as it was, and no folder is left half written."""
+"""Every object of results comes back from its folder as it was, and no other is replaced."""
 
 from __future__ import annotations
 
@@ -37,19 +37,6 @@ def swept(model: str = "base", *, heads: bool = False, seed: int = 0) -> dl.Resu
     return dl.Result(made.docs.assign(response="1 + 1 = 3"), made.record)
 
 
-def curve() -> dl.RemovalCurve:
-    tables = pd.DataFrame({"list": ["a"], "k": [1], "value": [0.5]}), pd.DataFrame({"list": ["a"], "n_draws": [10]})
-    tests = pd.DataFrame({"list": ["a"], "task": ["t"], "separates": [True], "p_value": [0.1]})
-    return dl.RemovalCurve(*tables, tests, swept(heads=True), {"lists": {"a": [(0, 1)]}, "k": [1], "n_draws": 10})
-
-
-def greedy() -> dl.Greedy:
-    steps = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "delta": [0.0, -0.02]})
-    steps = steps.assign(removed=["baseline", "L5"], ci_low=-0.1, ci_high=0.1, n=20, within=True)
-    record = {"task": "t", "metric": "acc", "tolerance": 0.1, "n_layers": N_LAYERS}
-    return dl.Greedy(steps, swept(), "enough", record)
-
-
 def geometry() -> dl.Geometry:
     table = pd.DataFrame({"layer": range(N_LAYERS), "influence": np.linspace(0, 1, N_LAYERS)})
     return dl.Geometry(table.assign(size=1), table, table.assign(rank=[1.5] * N_LAYERS), {"texts": 3})
@@ -67,8 +54,8 @@ def reasoning() -> dl.ReasoningScores:
 
 MADE = {
     "result": swept,
-    "curve": curve,
-    "greedy": greedy,
+    "curve": made_results.removal_curve,
+    "greedy": made_results.greedy,
     "geometry": geometry,
     "head scores": scores,
     "reasoning scores": reasoning,
@@ -94,7 +81,7 @@ def test_an_object_comes_back_as_it_was(name, tmp_path):
     assert before.records == after.records and set(before.tables) == set(after.tables)
     for file, table in before.tables.items():
         pd.testing.assert_frame_equal(after.tables[file], table, check_exact=True)
-    if name not in ("geometry", "curve"):  # the first says nothing, the second is not complete here
+    if name != "geometry":  # says nothing
         assert back.describe() == made.describe() and all(line.endswith(".") for line in made.describe())
     made.save(tmp_path / "out")  # the same may be written again
     if name in ("curve", "greedy"):
@@ -164,15 +151,14 @@ def test_head_scores_of_version_01_are_read(tmp_path):
 
 
 def test_a_result_that_replaced_another_is_not_taken_for_the_curves_own(tmp_path):
-    made = curve()
+    made = made_results.removal_curve()
     made.save(tmp_path)
     made.result.select(conditions=["L0.H0"]).save(tmp_path, overwrite=True)
     with pytest.raises(UserError, match="removal_curve.json and record.json belong to different results"):
         dl.RemovalCurve.load(tmp_path)
-    other = dl.Greedy(greedy().steps, greedy().result, "enough", greedy().record | {"tolerance": 0.2})
-    greedy().save(tmp_path / "greedy")
+    made_results.greedy().save(tmp_path / "greedy")
     with pytest.raises(UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
-        other.save(tmp_path / "greedy")
+        made_results.greedy(tolerance=0.2).save(tmp_path / "greedy")
 
 
 def test_a_table_shows_itself_rounded():

@@ -1,7 +1,5 @@
 """Verdicts on synthetic sweeps: from results with their views and seeds to sentences, tables and the scorecard."""
 
-from __future__ import annotations
-
 import html
 from dataclasses import replace
 
@@ -68,8 +66,12 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
 def shallow(loss, n=250):
     text = viewed(np.full(12, 0.25), "text", n=n)
     own = {"continuation": viewed(loss, "facts", n=n), "retrieval": viewed(loss, "kv", n=n)}
-    tokens = [dl.concat(list(of_seed)) for of_seed in zip(text, *own.values(), strict=True)]
-    return {**own, "text": text, "long_text": text, "tokens": tokens}
+    return {**own, "text": text, "long_text": text, "tokens": together(text, *own.values())}
+
+
+def together(*tasks):
+    """Sweeps of several tasks as one a few-shot seed."""
+    return [dl.concat(list(of_seed)) for of_seed in zip(*tasks, strict=True)]
 
 
 def test_a_claim_that_fails_is_contradicted():
@@ -114,12 +116,9 @@ def test_a_task_that_is_at_chance_under_one_protocol_is_left_out_of_both():
     def sweeps(name, what, loss, **options):
         return asking(viewed(loss, name, n=150, **options), what)
 
-    def both(*pair):
-        return [dl.concat(list(seeds)) for seeds in zip(*pair, strict=True)]
-
     letters = sweeps("capitals", "capitals", FEW), sweeps("elements", "elements", FEW, accuracy=0.25)
     written = sweeps("capitals_w", "capitals", FEW), sweeps("elements_w", "elements", LATE)
-    found = verdict("C2", letters=both(*letters), generation=both(*written))
+    found = verdict("C2", letters=together(*letters), generation=together(*written))
     alone = verdict("C2", letters=letters[0], generation=written[0])
     assert [p.main.effect for p in found.parts] == [p.main.effect for p in alone.parts]
     assert found.tasks == ("capitals_w acc", "capitals acc")
@@ -132,10 +131,9 @@ def test_a_control_of_another_length_keeps_a_claim_from_support():
     roles = {"reasoning": (LATE, "sums"), "reasoning_choice": (LATE, "choice"), "copying": (EARLY, "copies")}
     evidence = shallow((EARLY,) * 3, n=40) | {role: viewed(*role_of) for role, role_of in roles.items()}
 
-    def together(reference):
+    def missing(reference):
         """Both roles are selected from one sweep, as `dl.claim_sweeps` has them."""
-        pairs = zip(*(asking(evidence[field], field) for field in ("reasoning", "copying")), strict=True)
-        of_both = [dl.concat(list(pair)) for pair in pairs]
+        of_both = together(*(asking(evidence[field], field) for field in ("reasoning", "copying")))
         for s in of_both:
             s.asked.loc[s.asked["task"] == "sums", "reference"] = "x" * 90
             s.asked.loc[s.asked["task"] == "copies", "reference"] = reference
@@ -143,8 +141,8 @@ def test_a_control_of_another_length_keeps_a_claim_from_support():
         of_role = {field: [s.select(tasks=task) for s in of_both] for field, task in tasks.items()}
         return verdict("C4", **evidence | of_role).parts[0].missing
 
-    assert together("x" * 60) == ()
-    (lacks,) = together("x" * 40)
+    assert missing("x" * 60) == ()
+    (lacks,) = missing("x" * 40)
     assert lacks == "a control as long as reasoning (its references have 90 characters, those of copying 40)"
 
 
@@ -166,14 +164,11 @@ def test_likelihoods_of_a_task_that_the_model_cannot_do_say_nothing():
             sweeps.append(type(sweep)(docs, sweep.record | {"tasks": {task: info}}))
         return sweeps
 
-    def tokens(*tasks):
-        return [dl.concat(list(pair)) for pair in zip(*map(nats, tasks), strict=True)]
-
     evidence = {
         "continuation": viewed(EARLY, "facts"),
         "reasoning": viewed(LATE, "sums"),
         "copying": viewed(EARLY, "copies"),
-        "tokens": tokens("facts", "choice"),
+        "tokens": together(nats("facts"), nats("choice")),
     }
     able = verdict("C4", reasoning_choice=viewed(LATE, "choice"), **evidence)
     unable = verdict("C4", reasoning_choice=viewed(LATE, "choice", accuracy=0.25), **evidence)

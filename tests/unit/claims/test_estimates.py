@@ -1,7 +1,5 @@
 """The estimates behind the claims: their error rates through the whole of a claim's test, and their coverage."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations, product
 

@@ -1,7 +1,5 @@
 """C5 on simulated removals, with the choice of the heads inside the simulation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

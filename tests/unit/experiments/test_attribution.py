@@ -1,7 +1,5 @@
 """Attribution against finite differences, integrated gradients against removal, answer_logprob against one pass."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

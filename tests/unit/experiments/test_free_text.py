@@ -1,7 +1,5 @@
 """Free text: repetition counted by hand, likelihoods from a plain forward pass, and paired statistics."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch

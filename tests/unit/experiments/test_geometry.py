@@ -1,6 +1,4 @@
-"""Depth geometry against hand-written forward passes, and its figures against the tables they draw."""
-
-from __future__ import annotations
+"""Depth geometry against hand-written forward passes, and how well it predicts the losses of removed layers."""
 
 import math
 import weakref

@@ -1,7 +1,5 @@
 """Races on organisms, whose planted heads are known: decisions, the store, other paths, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import pandas as pd
@@ -12,7 +10,7 @@ import yaml
 import depthlens as dl
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, SPARED
 from depthlens.cli import main
-from depthlens.paths import locked, tasks_dir
+from depthlens.paths import tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
 QUIET = {"progress": False, "store": None}
@@ -152,9 +150,6 @@ def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(comman
     assert command("--max-documents", "32")[0] == 0
     code, printed = command("--max-documents", "32", "--margin", "0.2")
     assert code == 2 and "holds another race (margin" in printed
-    with locked(tmp_path):
-        code, printed = command("--max-documents", "20", "--overwrite")
-    assert code == 2 and "another process is writing to" in printed
 
 
 def test_nats_are_clipped(lens):

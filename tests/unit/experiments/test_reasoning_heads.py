@@ -1,7 +1,5 @@
 """Worked solutions: their numbers, what heads read at results, and reasoning scores against removal by hand."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 
 import numpy as np
@@ -69,16 +67,11 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
     )
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
-    by_solution = [reasoning_scores_of(lens, s) for s in solved]
-    assert np.allclose(by_solution, -whole.numpy(), atol=LOSS_TOLERANCE)
+    for solution, of_whole in zip(solved, whole.numpy(), strict=True):
+        requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
+        assert np.allclose(attribute(lens, requests, weights=weights)[0].numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
     with pytest.raises(UserError, match="weights do not fit"):
         attribute(lens, [solved[0].text.request], weights=[[1.0]])
-
-
-def reasoning_scores_of(lens, solution):
-    """Attributed loss summed over the tokens of all kinds."""
-    requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
-    return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
 
 
 def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning, solved):
@@ -198,11 +191,12 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
         def read(positions, tokens=tokens):
             return lens.tokenizer.decode([tokens[p] for p in positions])
 
+        at = solution.text.context.rindex("Question:")
         covered = [p for s in solution.spans for p in range(s.start, s.end)]
         assert covered == sorted(set(covered)) and covered[0] == n
         assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
             end - start for start, end, kind in worked_solutions.kinds(
-                solution.text.continuation, *_question_and_examples(solution)) if kind is None
+                solution.text.continuation, solution.text.context[at:], solution.text.context[:at]) if kind is None
         )  # fmt: skip
         assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
         assert not any(c.isdigit() for s in solution.spans if s.kind == "text" for c in read(range(s.start, s.end)))
@@ -222,8 +216,3 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
     told = [(letters(r.tokens), letters(r.operands), letters(r.previous)) for r in found.results]
     # 4 is new, so the rule calls it computed, and what comes after it on its line starts afresh
     assert told == [("27", "39", ""), ("6", "2721", "27"), ("4", "", "6"), ("33", "627", "4")]
-
-
-def _question_and_examples(solution):
-    at = solution.text.context.rindex("Question:")
-    return solution.text.context[at:], solution.text.context[:at]

@@ -1,6 +1,4 @@
-"""Retrieval scores: against scores written by hand on random models, and the truth on organisms."""
-
-from __future__ import annotations
+"""Attention patterns and scores of heads: against ones written by hand, and the truth on organisms."""
 
 from random import Random
 
@@ -9,10 +7,12 @@ import pytest
 import tiny
 import torch
 from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
+from torch.profiler import ProfilerActivity, profile
 
 import depthlens as dl
 from depthlens.analysis.head_lists import head_roles
 from depthlens.errors import UserError
+from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_detectors import scores_by_token
 from depthlens.experiments.retrieval_heads import retrieval_scores
@@ -145,32 +145,20 @@ def test_needles_that_are_not_recalled_do_not_count():
     assert given.n == 5 and given.record["needles"]["recalled"] == 0 and not given.record["needles"]["only_recalled"]
 
 
-def greedy_needles(lens, n):
-    """Needles that a random model recalls: what it writes itself, and the whole context as their place."""
-    made = []
-    for seed in range(n):
-        tokens = list(random_tokens(12, seed))
-        for _ in range(3):
-            with torch.no_grad():
-                tokens.append(int(lens.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        made.append(Needle(LoglikelihoodRequest(tuple(tokens[:12]), tuple(tokens[12:])), (1, 2), tuple(range(12))))
-    return made
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_removal_by_hand(family):
     lens = tiny.lens(family)
-    given = greedy_needles(lens, 3)
-    exact = retrieval_scores(lens, needles=given, method="exact", progress=False)
-    among = [(0, 1), (2, 0), (4, 3)]
-    joint = retrieval_scores(lens, needles=given, method="exact", given_removed=among, progress=False)
+    given, among = made_needles(), [(0, 1), (2, 0), (4, 3)]
+    options = {"needles": given, "method": "exact", "only_recalled": False, "progress": False}
+    exact, joint = retrieval_scores(lens, **options), retrieval_scores(lens, given_removed=among, **options)
 
     def loss(more, fewer):
-        """Mean over needles of the loss per needle token (steps 1 and 2) from removing more heads."""
+        """Mean over needles of the loss per needle token from removing more heads."""
         each = []
         for needle in given:
             tokens = (*needle.request.context, *needle.request.continuation)
-            each.append((logprobs(lens, tokens, fewer) - logprobs(lens, tokens, more))[12:14].mean())
+            lost = logprobs(lens, tokens, fewer) - logprobs(lens, tokens, more)
+            each.append(lost[[len(needle.request.context) - 1 + step for step in needle.steps]].mean())
         return np.mean(each)
 
     for head in [(0, 0), (2, 3), (4, 1)]:
@@ -264,3 +252,63 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
         assert scores.values[retrieval] > 10 * abs(scores.values[decoy])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_patterns_are_those_of_the_eager_kernel(family):
+    lens = tiny.lens(family)
+    sequences, asked = [random_tokens(7, 0), random_tokens(20, 1)], [[0, 3, 6], [19, 2]]
+    seen = {}
+    attention_patterns.read(lens, sequences, asked, lambda layer, i, p: seen.__setitem__((layer, i), p))
+    assert list(seen) == [(layer, i) for i in (0, 1) for layer in range(lens.dims.n_layers)]
+    for i, tokens in enumerate(sequences):
+        for layer, whole in enumerate(attentions(family, tokens)):
+            assert torch.allclose(seen[layer, i], whole[:, asked[i]], atol=ATTENTION_TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", pytest.param("deepseek-v3", marks=pytest.mark.nightly)])
+def test_memory_at_4096_tokens_is_that_of_one_layer(family):
+    """Peak of torch's allocations, counted by its profiler: the same for 2 layers as for 6, and far from pos x pos."""
+    n_pos, asked = 4096, range(4088, 4096)
+
+    def peak(n_layers):
+        lens = tiny.lens(family, num_hidden_layers=n_layers, max_position_embeddings=n_pos)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            attention_patterns.read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)
+        held = [
+            e.nbytes()
+            for e in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+            if e.name() == "[memory]"
+        ]
+        return np.cumsum(held).max(), lens.dims
+
+    few, dims = peak(2)
+    many, _ = peak(6)
+    assert many == pytest.approx(few, rel=0.01)
+    one_layer_of_patterns = dims.n_heads * n_pos * n_pos * 4
+    streams = 25 * n_pos * dims.d_model * 4  # what a token holds as it passes a layer: queries, keys, values, MLP
+    rows = 3 * dims.n_heads * len(asked) * n_pos * 4  # scores, mask and softmax of the asked positions
+    assert many < streams + rows < one_layer_of_patterns / 10
+
+
+def test_what_cannot_be_read_is_refused(lens):
+    with pytest.raises(UserError, match="position 7 of sequence 1: it has 7 tokens"):
+        attention_patterns.read(lens, [(1, 2), random_tokens(7, 0)], [[0], [7]], lambda *a: None)
+    narrow = tiny.lens("mistral", sliding_window=6)
+    with pytest.raises(UserError, match="more than the 6 that attention sees at once"):
+        attention_patterns.read(narrow, [random_tokens(7, 0)], [[0]], lambda *a: None)
+
+
+def test_the_model_is_left_alone_even_after_an_exception():
+    lens = tiny.lens("llama-gqa")
+    tokens = torch.tensor([random_tokens(9, 0)])
+    config, before = dict(vars(lens.model.config)), lens.model(tokens).logits
+
+    def fail(layer, i, pattern):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        attention_patterns.read(lens, [random_tokens(9, 0)], [[8]], fail)
+    assert vars(lens.model.config) == config
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in lens.model.modules())
+    assert torch.equal(lens.model(tokens).logits, before)

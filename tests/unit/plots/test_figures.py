@@ -3,8 +3,6 @@
 A number is that of the table or result that the figure is drawn from. `check` draws each without warnings or cut edges.
 """
 
-from __future__ import annotations
-
 import geometries
 import made_results
 import numpy as np
@@ -17,7 +15,6 @@ import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import depth, head_lists, model_comparison, open_book
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_differences import CENTRE, SCORE
 
@@ -149,50 +146,23 @@ def transplants():
     yield Case(plots.activation_deltas(acts.assign(**ends)), 2, y=y, words=("n = 8 shared prompts",))
 
 
-KS, FALL, FLAT = [0, 1, 2, 4], [0.9, 0.5, 0.2, 0.1], [0.9, 0.875, 0.9, 0.85]
-KEYS = ["list", "task", "metric"]
-
-
-def curve(tasks=("kv", "sums"), lists=("retrieval", "reasoning"), *, better=True, at_chance=False):
-    """A list falls on the task of the same position and is flat elsewhere; random heads lose up to 0.1."""
-    points, band, tests, scores = [], [], [], {}
-    for t, task in enumerate(tasks):
-        scores[task] = {"baseline": np.arange(N) < (0.25 if at_chance else 0.9) * N}
-        for i, name in enumerate(lists):
-            values = np.array(FALL if i == t else FLAT)
-            points += [
-                (name, task, "acc", k, v, v - 0.05, v + 0.05)
-                for k, v in zip(KS, values if better else 1 - values, strict=True)
-            ]
-            edges = (0.8, 0.9, 0.85) if better else (0.1, 0.2, 0.15)
-            band += [(name, task, "acc", k, *edges, 20) for k in KS]
-            tests.append((name, task, "acc", better, 0.3, *edges, 1 / 21 if i == t else 0.6, i == t, at_chance))
-    test = ["higher_is_better", "value", "low", "high", "random", "p_value", "separates", "at_chance"]
-    return RemovalCurve(
-        pd.DataFrame(points, columns=[*KEYS, "k", "value", "ci_low", "ci_high"]),
-        pd.DataFrame(band, columns=[*KEYS, "k", "low", "high", "mean", "n_draws"]),
-        pd.DataFrame(tests, columns=[*KEYS, *test]),
-        made_results.result(scores, model="tiny", info={"higher_is_better": better}),
-        {"model": {"name": "tiny"}, "n_draws": 20},
-    )
-
-
 def head_figures():
-    two = curve()
+    own, random = [[1, 0.1], [1, 0.95], [1, 0.95], [1, 0.15]], [[0.925] * 2] * 4
     yield Case(
-        plots.removal_curve(two),
+        plots.removal_curve(made_results.removal_curve(("copy", "sums"))),
         2,
-        words=("tiny: first k heads of a list removed, 20 random draws", "retrieval p = 0.048"),
-        y={"list": [FALL, FLAT, FLAT, FALL], "random": [[0.85] * 4] * 4, "outside": [FALL[1:]] * 2},
+        words=("m: first k heads of a list removed, 2 random draws", "retrieval p = 0.04"),
+        y={"list": own, "random": random, "outside": [[0.1], [0.15]]},
         count={"band": 4},
     )
-    lower = plots.removal_curve(curve(("kv",), ("retrieval",), better=False))
-    yield Case(lower, 1, y={"outside": [1 - np.array(FALL[1:])]})
-    guess = plots.removal_curve(curve(("kv",), ("retrieval",), at_chance=True))
-    yield Case(guess, 1, count={"outside": 0, "list": 1}, cannot_judge=1)
+    lower = plots.removal_curve(made_results.removal_curve(("copy",), better=False))
+    yield Case(lower, 1, y={"outside": [[0.9]]})
+    guess = plots.removal_curve(made_results.removal_curve(("guess",)))
+    yield Case(guess, 1, count={"outside": 0, "list": 2}, cannot_judge=1)
     rng = np.random.default_rng(0)
     values = rng.beta(0.3, 9, (2, 12, 6))
     values[:, 3, 2] = 0.9, 2.5
+    values[1, 6:] = np.nan  # only heads with both scores can be on both lists
     a, b = (made_results.head_scores(v, who) for who, v in zip(("copying", "loss"), values, strict=True))
     common = head_lists.head_overlap(a, b, k=5)
     yield Case(
@@ -202,7 +172,7 @@ def head_figures():
         words=(
             f"m: {common.n} of the top 5 heads",
             f"{common.expected:.2g} expected of lists",
-            f"p = {common.p_value:.2g}",
+            f"p = {common.p_value:.2g} (36 heads)",
         ),
     )
     noise = rng.normal(size=(4, 12, 6)) + 4 * np.array([1, 1, 0, 0])[:, None, None] * rng.normal(size=(12, 6))
@@ -282,20 +252,15 @@ def other_figures():
         {"t": {"baseline": np.arange(N) < 36} | {c: np.arange(N) < 36 - 40 * x for c, x in blocks.items()}}, n_layers=4
     )
     yield Case(plots.block_map(made), 2, count={"blocks": 1}, words=("first layer of the block",))
-    steps_ = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "removed": ["baseline", "L5"]})
-    numbers = {"delta": [0.0, -0.02], "chosen_by": [0.0, -0.01], "value": 0.9, "ci_low": -0.1, "ci_high": 0.1}
-    record = {"task": "capitals", "metric": "acc", "tolerance": 0.1, "n_layers": N_LAYERS, "model": {"name": "tiny"}}
-    greedy = dl.Greedy(steps_.assign(**numbers, n=20, within=True), layers(), "enough", record)
-    yield Case(plots.greedy_curve(greedy), 1, y={"judge": [[0.0, -0.02]], "choose": [[0.0, -0.01]]}, words=("none",))
-    rng = np.random.default_rng(3)
-    whole = rng.normal(-1, 0.3, N)
+    yield Case(
+        plots.greedy_curve(made_results.greedy()),
+        1,
+        y={"judge": [[0.0, -0.02]], "choose": [[0.0, -0.01]]},
+        words=("none",),
+    )
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
-    scores = {
-        t: {"baseline": whole} | {f"L{i}": whole - x - rng.normal(0, 0.2, N) for i, x in enumerate(c)}
-        for t, c in costs.items()
-    }
-    books = made_results.same_documents(made_results.result(scores, metric="answer_logprob", info={"chance": None}))
-    losses = open_book.open_book_losses(books, "closed", "open")
+    books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
+    losses = open_book.open_book_losses(made_results.same_documents(books), "closed", "open")
     fig = plots.open_book_losses(losses.table)
     marks = {round(float(x)): line.get_marker() for line in by_gid(fig, "gap") for x in line.get_xdata()}
     assert (marks[1], marks[2]) == ("^", "v")

@@ -1,6 +1,4 @@
-"""What all figures share: colours, room for names, notebooks, and that nothing needs torch."""
-
-from __future__ import annotations
+"""What all figures share: colours, room for names, notebooks, and the numbers that travel with a picture."""
 
 import base64
 import io
@@ -26,20 +24,12 @@ from depthlens.plots import panels, theme
 from depthlens.plots.figure_data import COLUMNS, MIME
 
 
-def lightness(colour) -> float:
-    """CIE L* of a colour: what is left of it in greyscale."""
-    y = luminance(colour)
-    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
-
-
 def test_colours_differ_in_greyscale():
-    levels = [lightness(to_rgb(c)) for c in PALETTE]
+    """By CIE L*: what is left of a colour in greyscale."""
+    levels = [116 * luminance(to_rgb(c)) ** (1 / 3) - 16 for c in PALETTE]
     assert min(abs(a - b) for a, b in itertools.combinations(levels, 2)) > 10, levels
     assert max(levels) < 75, "a line must stand out from white paper"
     assert len(set(theme.MARKERS)) == len(PALETTE)
-
-
-# what people without working medium-wave cones see, in linear RGB (Machado et al. 2009, severity 1)
 
 
 def test_spread_moves_names_as_little_as_possible():
@@ -98,16 +88,10 @@ def test_a_legend_is_not_wider_than_its_figure():
         assert legend.get_window_extent().width <= fig.bbox.width
 
 
-def layers(scores, **options):
-    """Graded scores of two tasks or more: {task: score of the whole model and without each layer}."""
-    return made_results.result(
-        {task: dict.fromkeys(("baseline", "L0", "L1"), x) for task, x in scores.items()}, **options
-    )
-
-
 def test_labels_at_the_line_ends_do_not_touch_and_chance_lines_have_the_colour_of_their_series():
     right = (np.arange(40) < 36).astype(float)
-    fig = plots.depth_profile(layers({f"task_{i}": right for i in range(4)}))  # equal lines: their ends coincide
+    same = dict.fromkeys(("baseline", "L0", "L1"), right)  # equal lines: their ends coincide
+    fig = plots.depth_profile(made_results.result({f"task_{i}": same for i in range(4)}))
     check(fig)
     boxes = [t.get_window_extent() for t in fig.axes[0].texts]
     assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

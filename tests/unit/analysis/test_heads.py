@@ -1,6 +1,4 @@
-"""Head scores: order, files, verdicts over cases, roles."""
-
-from __future__ import annotations
+"""Removal curves and scores of heads, written by hand: words, order, files, verdicts, roles, losses."""
 
 from dataclasses import replace
 
@@ -8,14 +6,109 @@ import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import head_scores
+from made_results import head_scores, removal_curve
 
+import depthlens as dl
 from depthlens.analysis import head_effects
 from depthlens.analysis.head_lists import head_roles
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.results import Result
-from depthlens.analysis.stats import mean_interval
+from depthlens.analysis.removal_contrasts import Costs, interaction_table, one_mean, sum_of_means
+from depthlens.analysis.results import concat
+from depthlens.analysis.stats import mean_interval, mean_intervals
 from depthlens.errors import UserError
+
+N = 20
+
+
+def test_separations_and_dissociations():
+    lines = removal_curve().describe()
+    assert len(lines) == 6 + 3
+    separates = "retrieval on copy (acc): separates from random heads; k = 1: 0.1 against 0.925 [0.9, 0.95"
+    assert lines[0].startswith(separates) and lines[0].endswith("outside the band at k = 1.")
+    assert lines[1].startswith("reasoning on copy (acc): does not separate from random heads;")
+    assert "at chance, cannot judge" in lines[4]
+    double = "Double dissociation of retrieval and reasoning between copy and sums: interaction 2.2 ["
+    assert lines[6].startswith(double)
+    assert lines[7] == "retrieval and reasoning between copy and guess: at chance, cannot judge."
+
+
+def test_what_a_list_is_specific_to():
+    made = removal_curve()
+    retrieval, reasoning = made.describe(specific_to="copy")
+    assert retrieval.startswith("retrieval costs, beyond random heads of the same layers, 0.82 [")
+    assert ", difference to sums 1.1 [" in retrieval and retrieval.endswith(": specific to copy.")
+    assert reasoning.endswith(": not shown to be more than random heads cost, so not specific to copy.")
+    (row,) = made.excess.query("list == 'retrieval' and task == 'copy'").itertuples()
+    assert row.excess == pytest.approx((19 + 18) / 2 / N - 2 / N) and row.ci_low < row.excess < row.ci_high
+    for sentence in made.describe(specific_to="guess"):
+        assert sentence.endswith("at chance, so that its specificity cannot be judged.")
+    with pytest.raises(UserError, match="unknown task 'facts'"):
+        made.describe(specific_to="facts")
+    with pytest.raises(UserError, match="the curve has the task copy alone"):
+        removal_curve(tasks=("copy",)).describe(specific_to="copy")
+
+
+def test_differences_by_hand():
+    made = removal_curve(("copy", "sums"))
+    (row,) = made.interactions.itertuples()
+    share = 1 - 0.25  # above chance
+    assert row.on_task == pytest.approx((19 - 2) / N / share) and row.on_other == pytest.approx((19 - 3) / N / share)
+    assert row.effect == pytest.approx(row.on_task + row.on_other) and row.double
+    (row,) = made.specificity.query("list == 'retrieval' and task == 'copy'").itertuples()
+    assert row.effect == pytest.approx(((18.5 - 2) - (18.5 - 19)) / N / share)
+    (row,) = made.ratio.query("list == 'retrieval' and task == 'copy'").itertuples()
+    assert row.effect == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
+    # by document: 2 keep their answer, 16 lose it, and 2 lose it to one or both of the random heads, too
+    by_document = np.r_[[0.0] * 2, [1.0] * 16, 1 - 1.5, 1 - 3]
+    low, high = (float(bound[0]) for bound in mean_intervals(by_document[None]))
+    assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
+    (row,) = made.ratio.query("list == 'reasoning' and task == 'copy'").itertuples()
+    assert row.effect == pytest.approx((20 - 19) / N - 3 * (20 - 18.5) / N)
+
+
+def test_documents_of_two_tasks_are_paired_where_they_ask_the_same():
+    made, noise = removal_curve(("copy", "sums")), np.random.default_rng(0).normal(scale=3, size=N)
+    docs = made.result.docs
+    value = docs["value"] + np.where(docs["condition"] == "L0.H0", noise[docs["doc_id"]], 0)
+    unknown = dl.Result(docs.assign(value=value), made.result.record)
+    known = made_results.same_documents(unknown)
+    rows = [replace(made, result=result).interactions.iloc[0] for result in (known, unknown)]
+    widths = [row["ci_high"] - row["ci_low"] for row in rows]
+    # the noise of list 1 is in both terms with opposite signs, so that pairing removes half of the variance
+    assert widths[0] < 0.8 * widths[1]
+
+
+def test_sums_of_two_means_keep_their_level():
+    rng = np.random.default_rng(1)
+    found = [
+        sum_of_means(rng.exponential(size=40) - 1, 2 * (rng.random(25) < 0.3) - 0.6) for _ in range(400)
+    ]  # fmt: skip
+    covered = np.mean([low <= 0 <= high for _, low, high, _ in found])
+    assert 0.91 <= covered <= 0.98 and np.mean([p < 0.05 for *_, p in found]) == pytest.approx(1 - covered)
+    still = sum_of_means(np.zeros(20), np.zeros(30))
+    assert still[0] == 0 and still[1] < 0 < still[2] and still[3] == 1, "no interval has zero width"
+    assert np.isnan(one_mean(np.array([np.nan, 1.0]))[0])
+
+
+@pytest.mark.parametrize("n", [40, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("one_only", [True, False])
+def test_a_difference_of_significances_is_no_dissociation(one_only, n):
+    """Two lists that cost the same on both tasks, or one of them more on both: no interaction.
+
+    Reading it off two rank tests called these doubly dissociated where noise made one of each pair significant.
+    """
+    rng, double, crossed = np.random.default_rng(2), [], []
+    for _ in range(n):
+        costs = []
+        for task in ("one", "two"):
+            lists = {"a": 0.3 + rng.normal(size=30), "b": (0.0 if one_only else 0.3) + rng.normal(size=30)}
+            costs.append(Costs(task, "answer_logprob", False, lists, lists, 1.0, (task,)))
+        (row,) = interaction_table(costs).itertuples()
+        double.append(row.double)
+        crossed.append(row.p_value < 0.05)
+    at_most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / n)
+    assert np.mean(double) <= at_most and np.mean(crossed) <= at_most
+
 
 VALUES, CRITICAL = [[0.1, 0.5], [0.5, np.nan]], np.array([[False, True], [True, False]])
 
@@ -120,8 +213,7 @@ def test_heads_that_were_not_swept_have_no_loss(effect):
 
 
 def test_what_cannot_be_told_apart_is_asked_for(effect):
-    one, other = sweep(effect), sweep(effect, task="u")
-    two = Result(pd.concat([one.docs, other.docs]), one.record | {"tasks": one.record["tasks"] | other.record["tasks"]})
+    two = concat([sweep(effect), sweep(effect, task="u")])
     with pytest.raises(UserError, match="several tasks; name one of t, u"):
         two.head_losses()
     assert two.head_losses("u").values[1, 2] > 1
