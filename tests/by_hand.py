@@ -1,7 +1,9 @@
 """What the library computes, written again by hand on the Hugging Face model."""
 
+import numpy as np
 import tiny
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks.needles import Needle
@@ -68,3 +70,11 @@ def made_needles():
         needle = Needle(LoglikelihoodRequest(tokens[:40], tokens[40:]), (0, 2, 3), (7, 8, 9))
         made.append(Needle(needle.request, needle.steps, needle.places, {}, tuple(sentence), question))
     return made
+
+
+def peak_bytes(work):
+    """Most memory that torch holds on the CPU while something is done, by its profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorder:
+        work()
+    events = sorted(recorder.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]).max()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_heads import ACCURACY, TASKS, evidence
+from made_claims import ACCURACY, TASKS, evidence
 
 from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.decision import CONTRADICTED, SUPPORTED

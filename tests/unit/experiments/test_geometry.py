@@ -1,7 +1,6 @@
 """Depth geometry against hand-written forward passes, and how well it predicts the losses of removed layers."""
 
 import math
-import weakref
 
 import geometries
 import hub
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from by_hand import recorded
+from by_hand import peak_bytes, recorded
 from geometries import ACCURACIES, N_LAYERS, TEXTS
 from made_results import exact
 from scipy.stats import spearmanr
@@ -21,7 +20,6 @@ from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import text_sets
 from depthlens.models import loading
-from depthlens.models.architectures import Architecture
 
 FAMILIES = ("llama-gqa", "deepseek-v3")
 # float32 on both sides; the walk sums attention in another order than transformers' own kernels
@@ -117,34 +115,15 @@ def test_distances_are_a_metric_between_0_and_1_also_where_directions_nearly_agr
     assert excess.max() <= ROUNDING
 
 
-def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
-    alive, calls = [], []
-
-    def watched(make):
-        def made(*args):
-            if make is states:  # a new text
-                assert not [ref for ref in alive if ref() is not None], "states of an earlier text are still held"
-            out = make(*args)
-            calls.append(len(args[1]) if make is states else None)
-            alive.extend(weakref.ref(x) for x in out)
-            return out
-
-        return made
-
-    states, effects = geo.residual_streams, geo.text_effects
-    lens = tiny.lens("llama-gqa")
-    monkeypatch.setattr(geo, "residual_streams", watched(states))
-    geo.depth_geometry(lens, TEXTS, progress=False)
-    assert calls == [len(t) for t in TEXTS], "each text is walked once"
-
-    def of_text(*args):
-        assert not [ref for ref in alive if ref() is not None], "rows of an earlier text are still held"
-        return effects(*args)
-
-    monkeypatch.setattr(Architecture, "step", watched(Architecture.step))
-    monkeypatch.setattr(geo, "text_effects", of_text)
-    geo.layer_effects(lens, TEXTS, progress=False)
-    assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
+def test_a_text_is_walked_once_and_memory_is_that_of_one_text(monkeypatch):
+    lens, walked, streams = tiny.lens("llama-gqa"), [], geo.residual_streams
+    with monkeypatch.context() as patch:
+        patch.setattr(geo, "residual_streams", lambda *args: walked.append(len(args[1])) or streams(*args))
+        geo.depth_geometry(lens, TEXTS, progress=False)
+    assert walked == [len(t) for t in TEXTS]
+    for measure in (geo.depth_geometry, geo.layer_effects):
+        few, many = (peak_bytes(lambda n=n: measure(lens, TEXTS[:1] * n, progress=False)) for n in (2, 8))  # noqa: B023
+        assert many == pytest.approx(few, rel=0.05), "states of an earlier text are still held"
 
 
 def contributions(lens, tokens, skipped=None, until=None, start=0):
@@ -250,12 +229,7 @@ def test_many_positions_are_unembedded_in_parts(monkeypatch, found):
     pd.testing.assert_frame_equal(again.logit_lens, found[0].logit_lens, rtol=SAME)
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch, offline):
+def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(hub.write(tmp_path))
     wanted = [doc["text"] for doc in hub.DATA_SETS["allenai/c4"]["en"]["validation"]]
     assert text_sets.chosen("c4", 3) == wanted[:3] and text_sets.chosen("c4", 100) == wanted
@@ -268,7 +242,7 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch, offline):
     assert effects.equals(geo.layer_effects(lens, wanted, limit=2, progress=False))
 
 
-def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch, offline):
+def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         text_sets.chosen("c4", 2)

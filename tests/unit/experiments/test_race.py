@@ -91,14 +91,6 @@ def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
     assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
 
 
-@pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"batch_tokens": 64}])
-def test_other_paths_decide_the_same(lens, options):
-    ablate = ["L0", "L1.H2", "L3.H0"]
-    one = dl.race(lens, TASK, ablate, max_documents=32, **QUIET)
-    other = dl.race(lens, TASK, ablate, max_documents=32, **QUIET, **options)
-    pd.testing.assert_frame_equal(one.decisions, other.decisions)
-
-
 def test_written_answers_and_means(lens):
     race = dl.race(lens, "organism_two_hop_generative", "L1.H2,L0.H0,L5@mean", max_documents=60, **QUIET)
     assert race.decisions["decision"].tolist()[0] == CRITICAL

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
-from torch.profiler import ProfilerActivity, profile
+from by_hand import attentions, logprobs, made_needles, peak_bytes, random_tokens, recorded
 
 import depthlens as dl
 from depthlens.analysis.head_lists import head_roles
@@ -273,14 +272,8 @@ def test_memory_at_4096_tokens_is_that_of_one_layer(family):
 
     def peak(n_layers):
         lens = tiny.lens(family, num_hidden_layers=n_layers, max_position_embeddings=n_pos)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            attention_patterns.read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)
-        held = [
-            e.nbytes()
-            for e in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns())
-            if e.name() == "[memory]"
-        ]
-        return np.cumsum(held).max(), lens.dims
+        read = attention_patterns.read
+        return peak_bytes(lambda: read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)), lens.dims
 
     few, dims = peak(2)
     many, _ = peak(6)

@@ -136,8 +136,6 @@ def cut(folder, name):
 
 DAMAGED = [
     (lambda f: cut(f, "docs.parquet"), r"cannot read docs.parquet in '.*late': .*; make it again"),
-    (lambda f: cut(f, "record.json"), r"cannot read record.json in '.*late': .*; make it again"),
-    (lambda f: (f / "record.json").unlink(), r"'.*late' holds no record.json; give a folder"),
     (lambda f: (f / "record.json").write_text("{}"), r"run 'late': the record says nothing of metric 'acc'"),
     (shutil.rmtree, r"run '.*late' is not a folder; give a folder that"),
 ]
