@@ -13,9 +13,9 @@ def random_tokens(n, seed, alphabet=256):
     return tuple(torch.randint(0, alphabet, (n,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-def attentions(family, tokens):
+def attentions(family, tokens, **changes):
     """Attention of every layer by the model's own eager kernel. Each of shape [n_heads, pos, pos]."""
-    model = tiny.model(family)
+    model = tiny.model(family, **changes)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         return [a[0] for a in model(torch.tensor([list(tokens)]), output_attentions=True).attentions]

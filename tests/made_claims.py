@@ -99,24 +99,11 @@ class World:
 
     def _profile(self, task: Task, model: str, base: np.ndarray, values: np.ndarray, parsed: np.ndarray) -> Profile:
         floor = {"choice": CHANCE, "letter": 0.0, "written": 0.0, "nats": None}[task.protocol]
-        binary = floor is not None
-        documents = tuple(f"{task.questions}:{i}" for i in range(self.n))
-        return Profile(
-            model=model,
-            task=task.name,
-            metric="acc" if binary else "token_logprob",
-            label=task.name,
-            values=values,
-            base=base,
-            layers=LAYERS,
-            documents=documents,
-            n_layers=N_LAYERS,
-            floor=floor,
-            binary=binary,
-            at_chance=binary and not stats.above_chance(base, float(floor)) < stats.ALPHA,
-            sign=1.0,
-            parsed=None if parsed.all() else parsed,
-        )
+        about = {"model": model, "task": task.name, "label": task.name, "parsed": None if parsed.all() else parsed}
+        about["documents"] = tuple(f"{task.questions}:{i}" for i in range(self.n))
+        about["at_chance"] = floor is not None and not stats.above_chance(base, float(floor)) < stats.ALPHA
+        metric = "token_logprob" if floor is None else "acc"
+        return made_results.profile(base, values, floor, metric=metric, binary=floor is not None, **about)
 
     def _scores(self, task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores of the whole model [document], without layers, and whether these were parsed [document, condition]."""

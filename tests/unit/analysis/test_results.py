@@ -243,18 +243,13 @@ def test_display(result):
     assert "record says nothing" in repr(many) and "in the order of the sweep" in repr(many)
 
 
-def shown(result) -> list[tuple[str, str]]:
-    """Metric and condition of the rows of a repr."""
-    rows = [line.split() for line in repr(result).splitlines()[2:]]
-    return [(row[3], row[0]) for row in rows if len(row) > 5 and row[1] == "tiny"]
-
-
 def test_display_shows_the_damage_first_whichever_way_is_better():
     nats = {"baseline": [2.0, 2.5], **{f"L{i}": [2.0 + i - 2, 2.6 + i - 2] for i in range(12)}}
     right = {"baseline": [1.0, 1.0], **{f"L{i}": [1.0, float(i % 2)] for i in range(12)}}
     docs = pd.concat([docs_of(nats, metric="nats"), docs_of(right, metric="acc")])
     record = record_of(capitals={"nats": {"higher_is_better": False}, "acc": {"higher_is_better": True}})
-    rows = shown(Result(docs, record))
+    lines = [line.split() for line in repr(Result(docs, record)).splitlines()[2:]]
+    rows = [(line[3], line[0]) for line in lines if len(line) > 5 and line[1] == "tiny"]
     # the worst of each metric, a group for each: six rows of twelve are the share of two
     assert rows[:6] == [("nats", c) for c in ("baseline", "L11", "L10", "L9", "L8", "L7")]
     assert rows[6:] == [("acc", c) for c in ("baseline", "L0", "L2", "L4", "L6", "L8")]

@@ -137,9 +137,6 @@ def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
         geometry().save(tmp_path / "reasoning")
     with pytest.raises(UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
         dl.HeadScores.load(tmp_path / "reasoning")
-    dl.critical_stability(swept(), n_boot=50).save(tmp_path / "table")
-    with pytest.raises(UserError, match=r"holds another result \(made_by critical_stability, not centre_of_mass\)"):
-        dl.analysis.centre_of_mass(swept(), n_boot=50).save(tmp_path / "table")
 
 
 def test_head_scores_of_version_01_are_read(tmp_path):

@@ -5,8 +5,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import tiny
-import torch
-from by_hand import logprobs
+from by_hand import attentions, logprobs
 
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import mean_intervals
@@ -148,21 +147,16 @@ def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
     assert np.allclose(table[list(SOURCES)].sum(axis=1), 1)
     solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", **options)
     mass = {source: np.zeros((lens.dims.n_layers, lens.dims.n_heads)) for source in SOURCES}
-    model = tiny.model(family, max_position_embeddings=4096)
-    model.set_attn_implementation("eager")
     n = 0
     for solution in solved:
-        with torch.no_grad():
-            whole = model(torch.tensor([solution.text.tokens]), output_attentions=True).attentions
+        whole = np.stack(attentions(family, solution.text.tokens, max_position_embeddings=4096))
         for result in solution.results:
             n += 1
-            for layer, head in np.ndindex(mass["rest"].shape):
-                for p in result.tokens:
-                    row = whole[layer][0, head, p - 1].numpy() / len(result.tokens)
-                    groups = [set(result.operands), set(result.previous), set(solution.question)]
-                    for source, group in zip(SOURCES, groups, strict=False):
-                        mass[source][layer, head] += sum(row[j] for j in group)
-                    mass["rest"][layer, head] += row.sum() - sum(row[j] for j in set.union(*groups))
+            rows = whole[:, :, [p - 1 for p in result.tokens]].mean(2)  # [layer, head, pos]
+            groups = [set(result.operands), set(result.previous), set(solution.question)]
+            for source, group in zip(SOURCES, groups, strict=False):
+                mass[source] += rows[..., sorted(group)].sum(-1)
+            mass["rest"] += rows.sum(-1) - rows[..., sorted(set.union(*groups))].sum(-1)
     assert set(table["n"]) == {n} and n >= 4
     for source in SOURCES:
         assert np.allclose(table[source].to_numpy().reshape(mass[source].shape), mass[source] / n, atol=1e-4)

@@ -137,10 +137,11 @@ def test_evidence_is_what_was_planted():
     """All the way through the tool: lm-eval's tasks, the sweep, and the score above chance that each layer costs."""
     n = 40
     name = planted_depth.organism_name({}, 0)
-    found, wanted = planted_depth.sweeps(loading.load(name), limit=n), planted_depth.planted_losses(name)
-    assert list(found) == list(wanted)
-    for role, result in found.items():
-        summary = result.primary().summary.set_index("condition")
+    tasks = [task for task, _, _ in planted_depth.ROLES.values()]
+    swept = condition_sweep(loading.load(name), tasks, "layers", limit=n, progress=False)
+    wanted = planted_depth.planted_losses(name)
+    for role, (task, _, _) in planted_depth.ROLES.items():
+        summary = swept.select(tasks=task).primary().summary.set_index("condition")
         floor = 0.0 if planted_depth.ROLES[role][2] else 0.25
         base = summary.loc["baseline", "value"]
         assert base >= SOLVED

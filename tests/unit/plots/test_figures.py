@@ -44,7 +44,7 @@ def centres(*results):
     return [[depth.centre_of_mass(r).table["centre"].item() * (N_LAYERS - 1)] for r in results]
 
 
-def profiles():
+def profiles(_):
     one = layers()
     yield Case(
         plots.depth_profile(one),
@@ -118,7 +118,7 @@ def profiles():
     yield Case(plots.loss_difference(*at_chance), 1, count={"proven": 0, "difference": 1}, cannot_judge=1)
 
 
-def transplants():
+def transplants(_):
     """The last two layers hold what the donor knows more; each condition with its share of the gap."""
     order, last = np.arange(N) / N, N_LAYERS - 1
     shares = {f"L{k}@donor": 0 for k in range(N_LAYERS)} | {f"L0-{k}@donor": max(0, k - 3) / 2 for k in range(1, 6)}
@@ -146,7 +146,7 @@ def transplants():
     yield Case(plots.activation_deltas(acts.assign(**ends)), 2, y=y, words=("n = 8 shared prompts",))
 
 
-def head_figures():
+def head_figures(_):
     own, random = [[1, 0.1], [1, 0.95], [1, 0.95], [1, 0.15]], [[0.925] * 2] * 4
     yield Case(
         plots.removal_curve(made_results.removal_curve(("copy", "sums"))),
@@ -187,7 +187,7 @@ def head_figures():
     yield Case(plots.detector_agreement(found), 2, count={"number": 12, "agrees": agrees}, words=said)
 
 
-def geometry_figures():
+def geometry_figures(_):
     g, effects, cheap = geometries.measured()
     single = g.distances[g.distances["size"] == 1]["distance"]
     sizes = g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
@@ -241,7 +241,7 @@ def run_figures(tmp_path):
     yield Case(plots.scorecards(cards), 18, count=count, words=("few", "flat"))
 
 
-def other_figures():
+def other_figures(_):
     kinds = [CRITICAL, SPARED, UNDECIDED]
     fig = plots.race_course(made_results.race(kinds * 20))
     assert [bar.get_width() for bar in fig.axes[0].patches] == [20 + i for i in range(20, 60)]
@@ -281,15 +281,11 @@ SETS = {
     "heads": head_figures,
     "geometry": geometry_figures,
     "others": other_figures,
+    "runs": run_figures,
 }
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_figures_draw_their_tables(name):
-    for case in SETS[name]():
-        holds(case)
-
-
-def test_figures_of_runs_draw_the_tables_of_the_comparison(tmp_path):
-    for case in run_figures(tmp_path):
+def test_figures_draw_their_tables(name, tmp_path):
+    for case in SETS[name](tmp_path):
         holds(case)
