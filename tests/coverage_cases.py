@@ -1,6 +1,6 @@
 """Samples like ours with known truth, and how often each interval of the package covers it.
 
-Used by tests/unit/analysis/test_stats.py and, with more samples, by benchmarks/coverage.py.
+Used by tests/unit/analysis/test_bootstrap.py and, with more samples, by benchmarks/coverage.py.
 """
 
 from __future__ import annotations

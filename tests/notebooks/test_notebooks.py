@@ -43,7 +43,6 @@ NAMES = execute.notebook_names()
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
 DEFAULTS = {name: declared(nb, name) for name, nb in NOTEBOOKS.items()}
 PROFILES = Profiles(paths.notebooks_dir() / "profiles.yml", DEFAULTS)
-PROFILE_NAMES = list(yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -101,7 +100,7 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
     assert all(ast.unparse(k.value) == k.arg for k in start.keywords), "passed on as they are"
 
 
-@pytest.mark.parametrize("profile", PROFILE_NAMES)
+@pytest.mark.parametrize("profile", yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))
 def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
     """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
     aliases = {row.alias for row in names.NAMED}

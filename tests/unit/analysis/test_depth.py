@@ -198,5 +198,3 @@ def test_mistakes(both):
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
     with pytest.raises(UserError, match=r"were asked other documents \(21 are of one only\); pair tasks of the same"):
         open_book.open_book_losses(fewer, CLOSED, OPENED)
-    with pytest.raises(UserError, match="sweep both again, because this result does not say which documents they are"):
-        open_book.open_book_losses(Result(both.docs, both.record), CLOSED, OPENED)

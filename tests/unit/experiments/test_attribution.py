@@ -263,6 +263,3 @@ def test_a_sweep_names_its_method_and_steps_and_is_stored_by_them(lens, tmp_path
     assert not np.allclose(other.docs["value"], first.docs["value"], atol=LOGPROB_TOLERANCE)
     mean = sweep(steps=2, mode="mean")
     assert mean.record["store"]["rows_read"] == 0
-    exact = dl.head_sweep(lens, "capitals_continuation", measure="answer_logprob", **options)
-    keys = ["metric", "condition", "layer", "head", "doc_id"]
-    assert first.docs[keys].equals(exact.docs[keys]) and exact.record["method"] == "exact"

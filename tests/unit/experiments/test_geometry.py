@@ -37,11 +37,6 @@ def lens(request):
     return tiny.lens(request.param)
 
 
-@pytest.fixture(scope="module")
-def found():
-    return geometries.measured()
-
-
 def streams(lens, text):
     """Residual streams by hand, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
     modules = {-1: lens.arch.embed} | dict(enumerate(lens.arch.layers))
@@ -178,8 +173,8 @@ def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
             assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
 
 
-def test_splits_are_seeded_and_a_skip_before_them_has_less_effect(found):
-    table, other = found[1], geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, seed=1, progress=False)
+def test_splits_are_seeded_and_a_skip_before_them_has_less_effect():
+    table, other = geometries.measured()[1], geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, seed=1, progress=False)
     for where, differs in (("all", False), ("future", True)):
         effects = (t.loc[t["where"] == where, "effect"].reset_index(drop=True) for t in (other, table))
         assert pd.Series.equals(*effects) is not differs
@@ -223,10 +218,10 @@ def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
             measure(broken, TEXTS, progress=False)
 
 
-def test_many_positions_are_unembedded_in_parts(monkeypatch, found):
+def test_many_positions_are_unembedded_in_parts(monkeypatch):
     monkeypatch.setattr(geo, "UNEMBEDDED", 7)
     again = geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
-    pd.testing.assert_frame_equal(again.logit_lens, found[0].logit_lens, rtol=SAME)
+    pd.testing.assert_frame_equal(again.logit_lens, geometries.measured()[0].logit_lens, rtol=SAME)
 
 
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
@@ -257,8 +252,8 @@ def test_embedded_by_name_and_by_default_are_the_same():
     assert len(text_sets.chosen(None, 20)) == 20
 
 
-def test_predictors_are_one_row_a_layer(found):
-    g, _, table = found
+def test_predictors_are_one_row_a_layer():
+    g, _, table = geometries.measured()
     assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
     assert table["layer"].tolist() == list(range(g.n_layers))
     assert table["block_influence"].tolist() == g.influences["influence"].tolist()
@@ -279,8 +274,9 @@ def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])
 
 
-def test_agreement_of_what_does_not_fit_raises(found):
+def test_agreement_of_what_does_not_fit_raises():
+    cheap = geometries.measured()[2]
     with pytest.raises(UserError, match="removed layer 3 has no predictors"):
-        geometry_agreement(found[2].head(3), exact(ACCURACIES))
-    few = geometry_agreement(found[2], exact(ACCURACIES, layers=(0, 4)))
+        geometry_agreement(cheap.head(3), exact(ACCURACIES))
+    few = geometry_agreement(cheap, exact(ACCURACIES, layers=(0, 4)))
     assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

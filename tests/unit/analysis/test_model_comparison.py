@@ -1,0 +1,272 @@
+"""Comparison of two models' and several tasks' layer sweeps, and what transplants recover of the gap between two."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
+
+from depthlens.analysis import depth, model_comparison, recovery, stats
+from depthlens.analysis.layer_profiles import NO_LOSS
+from depthlens.analysis.model_comparison import compare_models
+from depthlens.analysis.results import Result, concat
+from depthlens.errors import UserError
+
+# Coverage is binomial: with 300 samples of a 95% interval it stays above 0.91 with probability 0.998.
+SAMPLES, LEAST_COVERAGE, MOST_FALSE = 300, 0.91, 0.09
+
+
+def test_difference_of_differences_by_layer():
+    base, distilled = sweep(EARLY), sweep(LATE, model="distilled", seed=1)
+    table = model_comparison.layer_differences(base, distilled)
+    losses = [-r.summary["delta"].iloc[1:].to_numpy() for r in (base, distilled)]
+    np.testing.assert_allclose(table["base"], losses[0])
+    np.testing.assert_allclose(table["distilled"], losses[1])
+    np.testing.assert_allclose(table["difference"], losses[0] - losses[1])
+    assert ((table["ci_low"] <= table["difference"]) & (table["difference"] <= table["ci_high"])).sum() == 8
+    assert table.loc[table["ci_low"].isna(), "layer"].tolist() == [5], "fewer than four documents differ"
+    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8]
+    assert (table["p_adjusted"] >= np.minimum(table["p_value"], 1) - 0.02).all()  # drawn flips; no correction lowers p
+    assert (table["p_adjusted"] <= stats.holm(table["p_value"]) + 0.02).all()
+    swapped = model_comparison.layer_differences(distilled, base)
+    np.testing.assert_allclose(swapped["difference"], -table["difference"])
+    np.testing.assert_allclose(swapped["ci_low"], -table["ci_high"])
+    np.testing.assert_allclose(swapped["p_value"], table["p_value"])
+
+
+def test_continuous_scores_are_compared_by_a_paired_t_test():
+    base, distilled = nats(EARLY * 3), nats(LATE * 3, model="distilled", seed=1)
+    table = model_comparison.layer_differences(base, distilled)
+    one, other = (r.document_losses("sums", "answer_logprob")["L2"] for r in (base, distilled))
+    row = table.set_index("layer").loc[2]
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval(one - other))
+    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8], "in the middle both lose alike"
+
+
+@pytest.mark.parametrize("n", [12, 40])
+def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n):
+    """No layer matters, one document in ten is lost to one model alone, or both lose alike from unequal baselines."""
+    cases = {  # accuracy and loss of base, of distilled; the true difference
+        "nothing": (0.9, 0.0, 0.9, 0.0),
+        "rare": (0.9, 0.0, 0.9, 0.1),
+        "equal": (0.5, 0.4, 0.8, 0.25),
+        "large": (0.5, 0.2, 0.9, 0.9),
+    }
+    rng = np.random.default_rng(0)
+    for name, (a, lost_a, b, lost_b) in cases.items():
+        rights = [rng.random((SAMPLES, n)) < x for x in (a, b)]
+        loss = [r & (rng.random(r.shape) < x) for r, x in zip(rights, (lost_a, lost_b), strict=True)]
+        low, high, p = model_comparison.whole_number_test((loss[0].astype(int) - loss[1]).T)
+        truth = a * lost_a - b * lost_b
+        given = np.isfinite(low)
+        assert given.mean() > 0.9 or name in ("nothing", "rare") or n == 12, f"{name}: hardly any interval"
+        if given.mean() > 0.5:
+            covered = ((low <= truth) & (truth <= high))[given].mean()
+            assert covered >= LEAST_COVERAGE, f"{name}: the interval covers in {covered:.2f} of samples"
+        assert (high > low)[given].all(), f"{name}: an interval of zero width"
+        if truth == pytest.approx(0):
+            assert (p < 0.05).mean() <= MOST_FALSE, f"{name}: {(p < 0.05).mean():.2f} false alarms"
+        if name == "large" and n == 40:
+            assert (p < 0.05).mean() > 0.95, "no power"
+
+
+def test_the_sign_flip_test_is_exact():
+    assert model_comparison.sign_flip_p(5, 0, 3) == pytest.approx(float(stats.mcnemar_p(1, 4)))
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1)  # all ways to flip three ones and two twos
+    sums = np.abs(np.array([1, 1, 1, 2, 2]) @ signs)
+    for total in (1, 3, 5, 7):
+        assert model_comparison.sign_flip_p(3, 2, total) == pytest.approx((sums >= total).mean())
+    assert model_comparison.sign_flip_p(0, 0, 0) == 1.0
+
+
+def test_nothing_lost_is_no_proof_of_equality():
+    base, distilled = sweep(EARLY * 0, n=20), sweep(EARLY * 0, model="distilled", n=20)
+    table = model_comparison.layer_differences(base, distilled)
+    assert (table["difference"] == 0).all() and (table["p_value"] == 1).all() and not table["proven"].any()
+    assert table["ci_high"].isna().all() and table["ci_low"].isna().all()
+    thirds = compare_models(base, distilled, scale="score").thirds
+    assert (thirds["ci_low"] < 0).all() and (thirds["ci_high"] > 0).all()
+    (row,) = (found := compare_models(base, distilled)).centres.itertuples()
+    assert math.isnan(row.shift) and row.unplaced == f"base: {NO_LOSS}; distilled: {NO_LOSS}"
+    assert "cannot judge whether the losses moved" in "\n".join(found.describe())
+
+
+def test_a_model_at_chance_is_not_judged():
+    base = sweep(EARLY, accuracy=0.2, chance=0.25)
+    distilled = sweep(LATE, model="distilled", chance=0.25)
+    table = model_comparison.layer_differences(base, distilled)
+    assert set(table["at_chance"]) == {"base"} and table["p_adjusted"].isna().all() and not table["proven"].any()
+    found = compare_models(base, distilled, scale="score")
+    (row,) = found.centres.itertuples()
+    assert row.unplaced == "base: at chance" and math.isnan(row.base) and row.distilled > 0.5 and found.thirds.empty
+    assert "base at chance, cannot judge" in found.describe()[1]
+
+
+def test_thirds_on_three_scales():
+    base, distilled = sweep(EARLY, chance=0.25), sweep(LATE, model="distilled", seed=1, chance=0.25)
+    loss = [-r.summary["delta"].iloc[1:].to_numpy() for r in (base, distilled)]
+    whole = [r.baselines["baseline"].item() for r in (base, distilled)]
+    wanted = {
+        "score": [x.reshape(3, 3).mean(1) for x in loss],
+        "above_chance": [x.reshape(3, 3).mean(1) / (w - 0.25) for x, w in zip(loss, whole, strict=True)],
+        "importance": [x.reshape(3, 3).sum(1) / x.sum() for x in loss],
+    }
+    for scale, (a, b) in wanted.items():
+        table = compare_models(base, distilled, scale=scale).thirds
+        np.testing.assert_allclose(table["base"], a)
+        np.testing.assert_allclose(table["distilled"], b)
+        np.testing.assert_allclose(table["difference"], a - b)
+        assert table["ci_low"].iloc[0] > 0 and table["ci_high"].iloc[2] < 0, scale
+        single = depth.loss_by_third(base, scale=scale)
+        np.testing.assert_allclose(single["loss"], a)
+    with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
+        compare_models(nats(EARLY), nats(EARLY, model="d"), scale="above_chance")
+
+
+def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
+    for result in (sweep(LATE, n=100), nats(LATE * 3, n=100)):
+        loss = -result.summary["delta"].iloc[1:].to_numpy()
+        (row,) = depth.centre_of_mass(result).table.itertuples()
+        assert row.centre == pytest.approx(loss @ DEPTH / loss.sum())
+        truth = LATE @ DEPTH / LATE.sum()
+        assert row.ci_low < truth < row.ci_high and row.ci_high - row.ci_low < 0.1
+
+
+def test_a_shifted_profile_moves_the_centre_by_the_shift():
+    one, two = np.zeros(N_LAYERS), np.zeros(N_LAYERS)
+    one[1:4] = two[4:7] = 0.6
+    found = compare_models(sweep(one, n=200), sweep(two, model="d", n=200, seed=1))
+    (row,) = found.centres.itertuples()
+    assert row.ci_low < 3 / (N_LAYERS - 1) < row.ci_high and row.shift == pytest.approx(row.distilled - row.base)
+    assert row.ci_high - row.ci_low < 0.1
+    said = "\n".join(found.describe())
+    assert "moved **deeper**" in said and "L1, L2, L3" in said and "L4, L5, L6" in said
+    back = compare_models(sweep(two), sweep(one, model="d", seed=1)).describe()
+    assert "moved **towards the first layers**" in "\n".join(back)
+
+
+def test_several_tasks_of_one_model_are_compared():
+    knowledge, reasoning = sweep(EARLY, task="facts", seed=1), nats(LATE * 4, task="solutions")
+    result = concat([knowledge, reasoning, sweep(EARLY, task="guess", accuracy=0.2, chance=0.25)])
+    found = depth.centre_of_mass(result)
+    centres = found.table.set_index("task")
+    assert centres.loc["guess", "unplaced"] == "at chance" and math.isnan(centres.loc["guess", "centre"])
+    (row,) = depth.centre_differences(result).itertuples()
+    assert (row.task, row.other) == ("facts", "solutions")
+    assert row.difference == pytest.approx(centres.loc["facts", "centre"] - centres.loc["solutions", "centre"])
+    assert row.ci_low < row.difference < row.ci_high < 0
+    *_, guess, pair = found.describe()
+    assert "guess: at chance, cannot judge" in guess
+    assert "The losses of facts are **less deep** than those of solutions" in pair
+
+
+def test_selected_layers_keep_their_depth():
+    result = sweep(LATE).select(conditions=["L6", "L7", "L8"])
+    (row,) = depth.centre_of_mass(result).table.itertuples()
+    assert row.centre > 6 / (N_LAYERS - 1)
+    with pytest.raises(UserError, match="no layer of the first third was removed"):
+        depth.loss_by_third(result)
+
+
+def test_lower_is_better_counts_the_rise_as_a_loss():
+    both = sweep(EARLY), sweep(EARLY, better=False, chance=None)
+    centres = [depth.centre_of_mass(r).table["centre"] for r in both]
+    assert centres[1].item() == pytest.approx(centres[0].item())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": N - 2}, "task sums: documents 58, 59 of base are missing for d"),
+        ({"suffix": ".attn"}, r"task sums: conditions L0, L1, L2 and 6 more of base are missing"),
+        ({"task": "facts"}, "metrics acc of sums of base are missing for d"),
+        ({"record": {"seed": 3}}, "seed is 0 for base and 3 for d"),
+        ({"record": {"apply_chat_template": True}}, "apply_chat_template is None for base and True for d"),
+    ],
+)
+def test_sweeps_that_differ_are_refused(change, message):
+    for compare in (model_comparison.layer_differences, compare_models):
+        with pytest.raises(UserError, match=message):
+            compare(sweep(EARLY), sweep(LATE, model="d", **change))
+
+
+def test_examples_that_differ_and_several_models_are_refused():
+    base, other = sweep(EARLY), sweep(EARLY, model="d")
+    record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
+    with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
+        model_comparison.layer_differences(base, Result(other.docs, record))
+    both = Result(pd.concat([base.docs, other.docs]), base.record)
+    for call in (lambda: model_comparison.layer_differences(both, base), lambda: depth.centre_of_mass(both)):
+        with pytest.raises(UserError, match=r"has models base, d; choose one with select\(models=...\)"):
+            call()
+
+
+def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
+    """Base and donor on the same documents; under a condition a share of what only the donor knows is known, too."""
+    rng = np.random.default_rng(seed)
+    base = rng.random(n) < own
+    donor = base | (rng.random(n) < (goal - own) / (1 - own))
+    values = {"baseline": base}
+    for condition, share in shares.items():
+        values[condition] = base | (donor & (rng.random(n) < share))
+    values |= dict(extra)
+    return result_of(values), result_of({"baseline": donor}, model="donor")
+
+
+SHARES = {"L0@donor": 0.0, "L8@donor": 0.3, "L0-4@donor": 0.2, "L0-8@donor": 1.0, "L5-8@donor": 0.8, "L2.H1@donor": 0.0}
+
+
+def test_recovered_shares_have_their_true_value_and_place():
+    result, donor = transplants(SHARES, n=200)
+    table = recovery.transplant_recovery(result, donor).table.set_index("condition")
+    for condition, share in SHARES.items():
+        row = table.loc[condition]
+        assert row["ci_low"] <= share <= row["ci_high"], condition
+        gap = row["donor"] - row["base"]
+        assert row["recovered"] == pytest.approx((row["value"] - row["base"]) / gap)
+    assert table.loc["L0-8@donor", "recovered"] == 1.0
+    unchanged = table.loc["L0@donor"]
+    assert unchanged["recovered"] == 0 and unchanged["ci_low"] < 0 < unchanged["ci_high"], "no change is no proof"
+    assert table.loc["L5-8@donor", ["first", "last"]].tolist() == [5, 8] and table.loc["L2.H1@donor", "site"] == "head"
+    assert table["first"].isna().tolist() == [False] * 5 + [True]
+    kinds = {kind: rows["condition"].tolist() for kind, rows in recovery.series(table.reset_index()).items()}
+    assert kinds == {
+        "of one layer": ["L0@donor", "L8@donor"],
+        "from the bottom": ["L0@donor", "L0-4@donor", "L0-8@donor"],
+        "from the top": ["L0-8@donor", "L5-8@donor", "L8@donor"],
+    }
+
+
+def test_the_interval_of_a_score_stays_within_the_range_of_its_metric():
+    """That of the difference from the base is as wide as two scores make it, and is drawn around one of them."""
+    table = recovery.transplant_recovery(*transplants({"L0-8@donor": 1.0, "L0@donor": 0.5}, n=24, goal=0.97)).table
+    assert table["value_low"].min() >= 0 and table["value_high"].max() == 1.0
+
+
+def test_recovery_in_words():
+    said = recovery.transplant_recovery(*transplants(SHARES, n=200)).describe()
+    assert any("from the top: half of the gap is surely recovered from **L5-8@donor** on" in line for line in said)
+    assert any("L2.H1@donor recovers 0.00" in line and "no proven change" in line for line in said)
+    said = recovery.transplant_recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
+    assert "**L0-4@donor recovers 1.00" in said.describe()[0], "of equal ones the smaller"
+    few = {c: SHARES[c] for c in ("L0@donor", "L0-4@donor")} | {"L1@donor": 0.0}
+    said = recovery.transplant_recovery(*transplants(few, n=40)).describe()
+    assert any("none surely recovers half" in line for line in said)
+
+
+def test_without_a_gap_nothing_is_recovered():
+    result, donor = transplants(SHARES, own=0.9, goal=0.92)
+    shares = recovery.transplant_recovery(result, donor)
+    table = shares.table
+    assert table["recovered"].isna().all() and set(table["no_gap"]) == {recovery.NO_GAP}
+    assert table["value"].notna().all()
+    (line,) = shares.describe()
+    assert "not proven better than the base, cannot judge transplants" in line
+
+
+def test_recovery_reads_transplants_only_and_refuses_other_documents():
+    result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
+    assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
+    with pytest.raises(UserError, match="task sums: documents 59 of base are missing for donor"):
+        recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])
