@@ -138,7 +138,8 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     estimated = head_sweep(lens, "capitals_continuation", method="attribution", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]
     assert estimated.docs[keys].equals(exact.docs[keys])
-    assert estimated.record["method"] == "attribution" and estimated.record["tasks"] == exact.record["tasks"]
+    assert (estimated.record["method"], exact.record["method"]) == ("attribution", "exact")
+    assert estimated.record["tasks"] == exact.record["tasks"]
     base = estimated.docs["condition"] == "baseline"
     assert np.allclose(estimated.docs["value"][base], exact.docs["value"][base], atol=LOGPROB_TOLERANCE)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)

@@ -6,7 +6,6 @@ import itertools
 from dataclasses import replace
 
 import made_results
-import matplotlib as mpl
 import matplotlib.image
 import nbformat
 import numpy as np
@@ -117,9 +116,6 @@ def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, great
     points = np.vstack([path.vertices for c in fig.axes[0].collections for path in c.get_paths()])
     assert points[:, 1].min() >= least - 1e-12 and points[:, 1].max() <= greatest + 1e-12
     assert greatest in points[:, 1].round(12) or least in points[:, 1].round(12), "an end was cut off"
-
-
-mpl.use("agg")
 
 
 def bundle(fig):
