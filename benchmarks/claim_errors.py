@@ -6,9 +6,9 @@ Usage::
     python benchmarks/claim_errors.py --power [--simulations 200] [--worlds "parsed,between tasks"]
 
 Every simulation draws the documents of all tasks, under four views and three few-shot seeds, and judges the claims
-(`tests/made_claims.py` has the model; for C5 `tests/made_heads.py`, which chooses heads on documents and tests them on
-others). The views have the same scores unless ``--alike`` says otherwise, so that none can disagree with the view that
-decides: views of real models are neither the same nor independent.
+(`tests/made_claims.py` has the model; for C5 heads are chosen on documents and tested on others). The views have the
+same scores unless ``--alike`` says otherwise, so that none can disagree with the view that decides: views of real
+models are neither the same nor independent.
 
 Printed are two tables of docs/methods.md: the share of simulations in which a claim is supported, and in which it is
 contradicted; and the share in which the deciding interval of each part alone is on the claimed side. A claim of several
@@ -37,9 +37,9 @@ from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import made_heads  # noqa: E402
+import made_claims  # noqa: E402
 from made_claims import EARLY, FEW, FLAT, LATE, LAYERS, NONE, THIRD, parts, sweeps  # noqa: E402
-from made_sweeps import N_LAYERS, result_of  # noqa: E402
+from made_results import N_LAYERS, result_of  # noqa: E402
 
 from depthlens.analysis.layer_profiles import Profile  # noqa: E402
 from depthlens.analysis.recovery import transplant_recovery  # noqa: E402
@@ -120,8 +120,8 @@ NO_HEADS |= {
 
 def of_heads(seed: list[int], n: int, world: dict[str, object]) -> list[Part]:
     """C5's parts. All views and few-shot seeds have the same scores, so that none of them can disagree."""
-    curve, scores = made_heads.evidence(seed=seed, n=n, **world)
-    return [replace(part, others=()) for part in specific_heads([curve], made_heads.TASKS, scores)]
+    curve, scores = made_claims.evidence(seed=seed, n=n, **world)
+    return [replace(part, others=()) for part in specific_heads([curve], made_claims.TASKS, scores)]
 
 
 # of C6: what each of nine transplants of one layer recovers, of a gap of 0.5

@@ -1,38 +1,80 @@
 """What the library computes, written again by hand on the Hugging Face model."""
 
-from __future__ import annotations
-
+import numpy as np
 import tiny
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+from depthlens.requests import LoglikelihoodRequest
+from depthlens.tasks.needles import Needle
 
 
 def random_tokens(n, seed, alphabet=256):
     return tuple(torch.randint(0, alphabet, (n,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-def attentions(family, tokens):
+def attentions(family, tokens, **changes):
     """Attention of every layer by the model's own eager kernel. Each of shape [n_heads, pos, pos]."""
-    model = tiny.model(family)
+    model = tiny.model(family, **changes)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         return [a[0] for a in model(torch.tensor([list(tokens)]), output_attentions=True).attentions]
 
 
-def logprobs(lens, tokens, heads=()):
-    """Log-probability of each token but the first, with z of some heads zeroed by hand."""
+def recorded(lens, tokens, modules):
+    """What modules (by name) read and gave in a pass of the model, [(arguments, output)], and the logits."""
+    kept = {}
+
+    def keep(name):
+        return lambda module, args, out: kept.update({name: (args, out[0] if isinstance(out, tuple) else out)})
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    with torch.no_grad():
+        logits = lens.model(torch.tensor([list(tokens)])).logits[0].double()
+    for handle in handles:
+        handle.remove()
+    return kept, logits
+
+
+def logprobs(lens, tokens, heads=(), fraction=1.0, towards=None):
+    """Log-probability of each token but the first, while z of some heads has gone a fraction of the way to 0 by hand.
+
+    Or to ``towards``, of shape [layer, first token or others, head, d_head].
+    """
     d = lens.dims.d_head
 
-    def zero(head):
+    def move(layer, head):
         def hook(module, args):
             z = args[0].clone()
-            z[..., head * d : (head + 1) * d] = 0
+            goal = 0 if towards is None else towards[layer, [0] + [1] * (z.shape[1] - 1), head]  # [pos, d_head]
+            part = z[..., head * d : (head + 1) * d]
+            part += fraction * (goal - part)
             return (z,)
 
         return hook
 
-    handles = [lens.arch.o_proj[layer].register_forward_pre_hook(zero(head)) for layer, head in heads]
+    handles = [lens.arch.o_proj[layer].register_forward_pre_hook(move(layer, head)) for layer, head in heads]
     with torch.no_grad():
         found = lens.model(torch.tensor([list(tokens)])).logits[0].double().log_softmax(-1)
     for handle in handles:
         handle.remove()
     return found[:-1].gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()
+
+
+def made_needles():
+    """Two needles among random tokens: one with its sentence and question, one without."""
+    made = []
+    for seed, sentence in ((0, range(5, 30)), (1, ())):
+        tokens = random_tokens(45, seed)
+        question = tuple(range(32, 38)) if sentence else ()
+        needle = Needle(LoglikelihoodRequest(tokens[:40], tokens[40:]), (0, 2, 3), (7, 8, 9))
+        made.append(Needle(needle.request, needle.steps, needle.places, {}, tuple(sentence), question))
+    return made
+
+
+def peak_bytes(work):
+    """Most memory that torch holds on the CPU while something is done, by its profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorder:
+        work()
+    events = sorted(recorder.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]).max()

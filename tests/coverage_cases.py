@@ -1,14 +1,15 @@
 """Samples like ours with known truth, and how often each interval of the package covers it.
 
-Used by tests/unit/analysis/test_coverage.py and, with more samples, by benchmarks/coverage.py.
+Used by tests/unit/analysis/test_bootstrap.py and, with more samples, by benchmarks/coverage.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from made_results import profile
 
 from depthlens.analysis import depth, rank_correlations, stats, sufficiency
 from depthlens.analysis.bootstrap import draws, interval, ratio, widened
@@ -22,7 +23,8 @@ DAMAGE = np.array([0.7, 0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.
 DEEP = DAMAGE[::-1]
 N_BOOT = 400
 LARGE = 100_000  # documents that stand for infinitely many
-Covers = Callable[[np.random.Generator, int], bool | None]  # None where no interval is given
+Interval = Sequence[float]  # low and high; not a number where none is given
+Case = tuple[float, Callable[[np.random.Generator, int], Interval | None]]  # the truth, and the interval of n documents
 Sample = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]  # base [n], scores [n, layer]
 
 
@@ -50,14 +52,6 @@ def nats(damage: np.ndarray, skew: float) -> Sample:
     return sample
 
 
-def profile(base: np.ndarray, values: np.ndarray, floor: float | None) -> Profile:
-    binary = stats.is_binary(np.append(values, base))
-    names = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False, "binary": binary}
-    documents, layers = tuple(map(str, range(len(base)))), np.arange(N_LAYERS)
-    sizes = {"layers": layers, "documents": documents, "n_layers": N_LAYERS}
-    return Profile(values=values, base=base, floor=floor, **sizes, **names)
-
-
 SWEEPS: dict[str, tuple[Sample, float | None]] = {
     "0/1, base 0.9": (right_and_wrong(0.9, DAMAGE, 0.25), 0.25),
     "0/1, base 0.3": (right_and_wrong(0.3, DAMAGE, 0.0), 0.0),
@@ -79,79 +73,67 @@ def truth(name: str, sample: Sample, floor: float | None) -> float:
     return float(statistic_of(name, p, p.loss.mean(0)[None], np.array([p.base.mean()]))[0])
 
 
-def of_profile(name: str, sweep: str):
+def of_profile(name: str, sweep: str) -> Case:
     sample, floor = SWEEPS[sweep]
-    true = truth(name, sample, floor)
 
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval | None:
         p = profile(*sample(rng, n), floor)
         if name in ("third, importance", "centre of mass") and p.unplaced:
             return None
         (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
-        low, high = interval(statistic_of(name, p, *means), n, skewed=not p.binary)
-        return bool(low <= true <= high)
+        return interval(statistic_of(name, p, *means), n, skewed=not p.binary)
 
-    return covers
+    return truth(name, sample, floor), draw
 
 
-def of_two_tasks(sweep: str):
-    """A centre of mass minus that of a task of other documents whose losses are deep."""
+def of_two(name: str, sweep: str, other: Sample) -> Case:
+    """A statistic minus that of a task or model of other documents; where both are alike there is no difference."""
     sample, floor = SWEEPS[sweep]
-    other = nats(DEEP, 0.8) if "nats" in sweep else right_and_wrong(0.9, DEEP, 0.25)
-    true = truth("centre of mass", sample, floor) - truth("centre of mass", other, floor)
 
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval | None:
         values = []
-        for draw in (sample, other):
-            p = profile(*draw(rng, n), floor)
-            if p.unplaced:
+        for of in (sample, other):
+            p = profile(*of(rng, n), floor)
+            if name == "centre of mass" and p.unplaced:
                 return None
             (means,) = drawn([p], seed=int(rng.integers(1 << 30)), n_boot=N_BOOT)
-            values.append(depth.centre(p, means[0]))
-        low, high = interval(values[0] - values[1], n, skewed="nats" in sweep)
-        return bool(low <= true <= high)
+            values.append(statistic_of(name, p, *means))
+        return interval(values[0] - values[1], n, skewed="nats" in sweep)
 
-    return covers
+    return truth(name, sample, floor) - truth(name, other, floor), draw
 
 
-def of_change(sweep: str, layer: int):
+def of_change(sweep: str, layer: int) -> Case:
     """`Result.summary`: Tango's interval, or the paired t interval."""
     sample, _ = SWEEPS[sweep]
     base, values = sample(np.random.default_rng(99), LARGE)
-    true = float((values[:, layer] - base).mean())
 
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         base, values = sample(rng, n)
-        _, low, high, _ = stats.change(base, values[:, layer])
-        return bool(low <= true <= high) if np.isfinite(low) else None
+        return stats.change(base, values[:, layer])[1:3]
 
-    return covers
-
-
-def of_proportion(p: float):
-    def covers(rng: np.random.Generator, n: int) -> bool:
-        low, high = stats.proportion_interval(int(rng.binomial(n, p)), n)
-        return bool(low <= p <= high)
-
-    return covers
+    return (values[:, layer] - base).mean(), draw
 
 
-def of_difference_of_differences(sweep: str):
+def of_proportion(p: float) -> Case:
+    return p, lambda rng, n: stats.proportion_interval(int(rng.binomial(n, p)), n)
+
+
+def of_difference_of_differences(sweep: str) -> Case:
     sample, _ = SWEEPS[sweep]
-    other = right_and_wrong(0.8, DEEP, 0.25)
-    first, second = (s(np.random.default_rng(99), LARGE) for s in (sample, other))
-    true = float(((first[0] - first[1][:, 2]) - (second[0] - second[1][:, 2])).mean())
 
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
-        tasks = [s(rng, n) for s in (sample, other)]
-        gap = (tasks[0][0] - tasks[0][1][:, 2]) - (tasks[1][0] - tasks[1][1][:, 2])
-        low, high, _ = whole_number_test(gap[:, None])
-        return bool(low[0] <= true <= high[0]) if np.isfinite(low[0]) else None
+    def gap(rng: np.random.Generator, n: int) -> np.ndarray:
+        (one, of_one), (two, of_two) = sample(rng, n), right_and_wrong(0.8, DEEP, 0.25)(rng, n)
+        return (one - of_one[:, 2]) - (two - of_two[:, 2])
 
-    return covers
+    def draw(rng: np.random.Generator, n: int) -> Interval:
+        low, high, _ = whole_number_test(gap(rng, n)[:, None])
+        return low[0], high[0]
+
+    return gap(np.random.default_rng(99), LARGE).mean(), draw
 
 
-def of_recovery(kind: str):
+def of_recovery(kind: str) -> Case:
     """The donor solves 0.8, the base 0.4, and the transplant recovers a half."""
 
     def sample(rng: np.random.Generator, n: int):
@@ -162,104 +144,92 @@ def of_recovery(kind: str):
         gain = np.exp(0.8 * rng.standard_normal(n))
         return base, base + gain, base + gain * rng.uniform(0, 1, n)
 
-    base, goal, moved = sample(np.random.default_rng(99), 2 * LARGE)
-    true = float((moved - base).mean() / (goal - base).mean())
-
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval | None:
         base, goal, moved = sample(rng, n)
         shares, no_gap = recovered_shares(base, goal, moved[:, None], int(rng.integers(1 << 30)), N_BOOT)
-        return None if no_gap else bool(shares[0, 1] <= true <= shares[0, 2])
+        return None if no_gap else shares[0, 1:]
 
-    return covers
+    base, goal, moved = sample(np.random.default_rng(99), 2 * LARGE)
+    return (moved - base).mean() / (goal - base).mean(), draw
 
 
-def of_excess():
+def of_excess() -> Case:
     """`RemovalCurve.excess`: the mean over eight draws minus the list, in nats, by Student's t."""
-    mean = float(np.exp(0.5))
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         hard = np.exp(0.6 * rng.standard_normal(n) - 0.18)
         own = hard * np.exp(0.8 * rng.standard_normal(n) + 0.5 - 0.32)
         others = hard[:, None] * rng.exponential(0.3, (n, 8))
-        low, high = stats.mean_interval(own - others.mean(1))
-        return bool(low <= mean - 0.3 <= high)
+        return stats.mean_interval(own - others.mean(1))
 
-    return covers
+    return float(np.exp(0.5)) - 0.3, draw
 
 
-def of_head_score(kind: str):
+def of_head_score(kind: str) -> Case:
     """Scores of cases between 0 and 1; `sparse`: a tenth of the cases have any."""
 
     def sample(rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.beta(0.6, 0.9, n) * (rng.random(n) < (0.1 if kind == "sparse" else 1.0))
 
-    true = float(sample(np.random.default_rng(99), 4 * LARGE).mean())
-
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         scores = HeadScores.of_cases("score", "", sample(rng, n)[:, None, None], {}, tested=False, bounded=True)
-        return bool(scores.low <= true <= scores.high) if np.isfinite(scores.low) else None
+        return scores.low.item(), scores.high.item()
 
-    return covers
+    return sample(np.random.default_rng(99), 4 * LARGE).mean(), draw
 
 
-def of_site_share():
+def of_site_share() -> Case:
     """Attention's part of what single sublayers cost, right and wrong answers."""
-    attn, mlp = right_and_wrong(0.9, 0.4 * DAMAGE, 0.25), right_and_wrong(0.9, 0.6 * DAMAGE, 0.25)
-    large = [s(np.random.default_rng(99), LARGE) for s in (attn, mlp)]
+    sites = [right_and_wrong(0.9, share * DAMAGE, 0.25) for share in (0.4, 0.6)]
+    large = [of(np.random.default_rng(99), LARGE) for of in sites]
     losses = [base.mean() - values.mean(0) for base, values in large]
-    true = float(losses[0].sum() / (losses[0] + losses[1]).sum())
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         counts = draws(n, N_BOOT, int(rng.integers(1 << 30)))
-        sums = [(counts @ (base[:, None] - values)).sum(1) for base, values in (s(rng, n) for s in (attn, mlp))]
-        low, high = interval(ratio(sums[0], sums[0] + sums[1]), n)
-        return bool(low <= true <= high)
+        sums = [(counts @ (base[:, None] - values)).sum(1) for base, values in (of(rng, n) for of in sites)]
+        return interval(ratio(sums[0], sums[0] + sums[1]), n)
 
-    return covers
+    return losses[0].sum() / sum(losses).sum(), draw
 
 
-def of_mistakes(share: float):
+def of_mistakes(share: float) -> Case:
     """Share of a kind of mistake, mean over documents of their own share under four removals."""
 
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         own = rng.binomial(4, rng.beta(4 * share, 4 * (1 - share), n)) / 4
-        low, high = stats.bounded_mean_intervals(own[None])
-        return bool(low[0] <= share <= high[0]) if np.isfinite(low[0]) else None
+        return stats.bounded_mean_intervals(own[None])[:, 0]
 
-    return covers
+    return share, draw
 
 
-def of_seeds(n_seeds: int, spread: float):
+def of_seeds(n_seeds: int, spread: float) -> Case:
     """An effect of 0.2 under few-shot seeds that move it by ``spread`` standard errors of the documents."""
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
-        hard = rng.standard_normal((1, n))
-        values = 0.2 + hard + 0.5 * rng.standard_normal((n_seeds, n))
+    def draw(rng: np.random.Generator, n: int) -> Interval:
+        values = 0.2 + rng.standard_normal((1, n)) + 0.5 * rng.standard_normal((n_seeds, n))
         values += spread / np.sqrt(n) * rng.standard_normal((n_seeds, 1))
         counts = draws(n, N_BOOT, int(rng.integers(1 << 30)))
-        low, high = interval(widened(values @ counts.T / n, n), n)
-        return bool(low <= 0.2 <= high)
+        return interval(widened(values @ counts.T / n, n), n)
 
-    return covers
+    return 0.2, draw
 
 
-def of_clusters(n_clusters: int):
+def of_clusters(n_clusters: int) -> Case:
     """A mean over subjects whose documents are alike; n documents in all, of unequal subjects."""
 
-    def covers(rng: np.random.Generator, n: int) -> bool:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         names = np.sort(np.r_[np.arange(n_clusters), rng.integers(0, n_clusters, n - n_clusters)])
         values = 0.5 * rng.standard_normal(n_clusters)[names] + rng.standard_normal(n)
         counts = draws(n, N_BOOT, int(rng.integers(1 << 30)), clusters=names)
-        low, high = interval(counts @ values / counts.sum(1), n_clusters)
-        return bool(low <= 0 <= high)
+        return interval(counts @ values / counts.sum(1), n_clusters)
 
-    return covers
+    return 0.0, draw
 
 
-def of_ranks(kind: str, idle: bool, known: bool):
+def of_ranks(kind: str, idle: bool, known: bool) -> Case:
     """`mode_agreement`, `rank_agreement` and `geometry_agreement`: 30 layers, all of which do something or six.
 
-    Each sample has profiles of its own. The documents are the same for both, or the second profile is known.
+    Each sample has profiles and a truth of its own. The documents are the same for both, or the second is known.
     """
     n_layers = 30
     easy = np.random.default_rng(99).beta(1, 2, LARGE // 10)[:, None] * 3
@@ -271,7 +241,7 @@ def of_ranks(kind: str, idle: bool, known: bool):
         size = np.exp(0.8 * (0.6 * hard[:, None] + 0.8 * rng.standard_normal(shape)) - 0.32)
         return mean * size * (rng.random(shape) < 0.67) / 0.67 + 0.05 * rng.standard_normal(shape)
 
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval:
         pearson = rng.choice([0.0, 0.6, 0.9])
         z = rng.standard_normal((2, n_layers))
         z[1] = pearson * z[0] + np.sqrt(1 - pearson**2) * z[1]
@@ -284,13 +254,13 @@ def of_ranks(kind: str, idle: bool, known: bool):
         if known:
             true[1] = b = z[1]
         found = rank_correlations.correlate(a, b, np.arange(n_layers))
-        rho = float(rank_correlations.ranks(true[0]) @ rank_correlations.ranks(true[1]))
-        return bool(found.ci_low <= rho <= found.ci_high) if np.isfinite(found.ci_low) else None
+        rho = rank_correlations.ranks(true[0]) @ rank_correlations.ranks(true[1])
+        return found.ci_low - rho, found.ci_high - rho
 
-    return covers
+    return 0.0, draw
 
 
-def of_sufficiency(kind: str, what: str):
+def of_sufficiency(kind: str, what: str) -> Case:
     """A tenth, a fifth and a half of the heads kept restore 0.2, 0.6 and 0.9 of what all heads add."""
     shares, restored = np.array([0, 0.1, 0.2, 0.5, 1]), np.array([0, 0.2, 0.6, 0.9, 1])
 
@@ -303,45 +273,40 @@ def of_sufficiency(kind: str, what: str):
     def value(points: np.ndarray, areas: np.ndarray) -> np.ndarray:
         return {"faithfulness": points[:, 2], "CPR": areas[0], "CMD": areas[1]}[what]
 
-    means = sample(np.random.default_rng(99), LARGE).mean(0)[None]
-    f = sufficiency.faithfulness(means, means[:, 0], means[:, -1])
-    true = value(f, np.stack(sufficiency.areas(f, shares)))[0]
-
-    def covers(rng: np.random.Generator, n: int) -> bool | None:
+    def draw(rng: np.random.Generator, n: int) -> Interval | None:
         values = sample(rng, n)
         change, *_, p = stats.change(values[:, 0], values[:, -1])
         if not (change > 0 and p < stats.ALPHA):
             return None
-        _, low, high = value(*sufficiency.with_intervals(values, shares, int(rng.integers(1 << 30))))
-        return bool(low <= true <= high)
+        return value(*sufficiency.with_intervals(values, shares, int(rng.integers(1 << 30))))[1:]
 
-    return covers
+    means = sample(np.random.default_rng(99), LARGE).mean(0)[None]
+    f = sufficiency.faithfulness(means, means[:, 0], means[:, -1])
+    return value(f, np.stack(sufficiency.areas(f, shares)))[0], draw
 
 
-def of_texts(what: str):
+def of_texts(what: str) -> Case:
     """`depth_geometry` and `layer_effects`: means over texts, of numbers with spreads like those of ours."""
-    draw = {
+    numbers = {
         "distance": lambda rng, n: 0.1 * np.exp(0.3 * rng.standard_normal(n)),
         "probability": lambda rng, n: rng.beta(0.3, 2, n),
         "entropy": lambda rng, n: 5 + rng.standard_normal(n) - 0.5 * rng.exponential(1, n),
         "effect": lambda rng, n: np.exp(0.6 * rng.standard_normal(n)),
     }[what]
-    true = float(draw(np.random.default_rng(99), 10 * LARGE).mean())
-
-    def covers(rng: np.random.Generator, n: int) -> bool:
-        low, high = stats.mean_interval(draw(rng, n))
-        return bool(low <= true <= high)
-
-    return covers
+    true = numbers(np.random.default_rng(99), 10 * LARGE).mean()
+    return true, lambda rng, n: stats.mean_interval(numbers(rng, n))
 
 
+ALIKE = ("centre of mass", "third, score")
 CASES = {
     **{f"change of L{i} ({s})": (of_change, s, i) for s in SWEEPS for i in (0, 5)},
     **{f"proportion of {p} (Wilson)": (of_proportion, p) for p in (0.3, 0.9)},
     **{f"{name} ({s})": (of_profile, name, s) for name in ("third, importance", "centre of mass") for s in SWEEPS},
     **{f"third, above chance ({s})": (of_profile, "third, above chance", s) for s in list(SWEEPS)[:2]},
     **{f"third, score ({s})": (of_profile, "third, score", s) for s in SWEEPS},
-    **{f"centre difference ({s})": (of_two_tasks, s) for s in ("0/1, base 0.9", "nats")},
+    "centre difference (0/1, base 0.9)": (of_two, "centre of mass", "0/1, base 0.9", right_and_wrong(0.9, DEEP, 0.25)),
+    "centre difference (nats)": (of_two, "centre of mass", "nats", nats(DEEP, 0.8)),
+    **{f"{n}, alike (0/1)": (of_two, n, "0/1, base 0.9", SWEEPS["0/1, base 0.9"][0]) for n in ALIKE},
     "difference of differences (0/1, base 0.9)": (of_difference_of_differences, "0/1, base 0.9"),
     **{f"recovered share ({kind})": (of_recovery, kind) for kind in ("0/1", "nats")},
     "excess of a list of heads (nats)": (of_excess,),
@@ -361,6 +326,8 @@ CASES = {
 def coverage(case: str, n: int, samples: int, seed: int = 0) -> tuple[float, float]:
     """Of samples of n documents: the share of intervals that cover, and the share of samples that have an interval."""
     make, *arguments = CASES[case]
-    covers, rng = make(*arguments), np.random.default_rng([seed, n])
-    found = [covered for covered in (covers(rng, n) for _ in range(samples)) if covered is not None]
-    return float(np.mean(found)) if found else float("nan"), len(found) / samples
+    (true, draw), rng = make(*arguments), np.random.default_rng([seed, n])
+    intervals = (draw(rng, n) for _ in range(samples))
+    found = [ends for ends in intervals if ends is not None and np.isfinite(ends[0])]
+    covered = [low <= true <= high for low, high in found]
+    return float(np.mean(covered)) if found else float("nan"), len(found) / samples

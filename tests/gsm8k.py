@@ -1,10 +1,11 @@
-"""Twenty documents of GSM8K, kept in tests/data, as an lm-eval task of a user's own folder."""
+"""Twenty documents of GSM8K, kept in tests/data, as a task of a user's own folder that includes lm-eval's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import yaml
 
 DOCUMENTS = Path(__file__).parent / "data" / "gsm8k.jsonl"
@@ -12,18 +13,15 @@ N_TEST = 10  # the first documents are of the test split, the others of the trai
 
 
 def write_task(folder: Path, name: str, **config: Any) -> None:
-    """Write ``NAME.yaml`` with its data: written answers, examples from the train split, what ``config`` says."""
+    """Write ``NAME.yaml`` with its data: lm-eval's ``gsm8k`` on these documents, but for what ``config`` says."""
     lines = DOCUMENTS.read_text(encoding="utf-8").splitlines(keepends=True)
     for split, part in (("test", lines[:N_TEST]), ("train", lines[N_TEST:])):
         (folder / f"{split}.jsonl").write_text("".join(part), encoding="utf-8")
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
     task = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"),
         "task": name,
-        "dataset_path": "json",
+        **{"dataset_path": "json", "dataset_name": None, "tag": None},
         "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
-        **{"training_split": "train", "test_split": "test", "fewshot_split": "train"},
-        "output_type": "generate_until",
-        "doc_to_text": "Question: {{question}}\nAnswer:",
-        "doc_to_target": "{{answer}}",
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | config), encoding="utf-8")

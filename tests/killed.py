@@ -2,7 +2,6 @@
 
     python tests/killed.py stops FOLDER --kind plain --kills 12       SIGKILL, SIGTERM and SIGINT, resumed until done
     python tests/killed.py together FOLDER                            four processes, overlapping conditions, one store
-    python tests/killed.py race FOLDER --kills 2                      a race, SIGKILL as soon as it has kept something
 
 Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model. Children are
 forked from a process that has imported everything. Each notes in a log what it starts on (rows, by their address) and
@@ -201,43 +200,9 @@ def together(folder: Path, n: int = 4) -> dict[str, Any]:
     return {"processes": n, "equal": same, "rows": len(set(rows))}
 
 
-def race(folder: Path, wanted: int) -> dict[str, Any]:
-    """Kill a race of the layers of an organism each time that it has kept something new, and resume it until it ends.
-
-    Returns:
-        Kills, whether decisions and losses are those of an undisturbed race, the rows of that, and those that the last
-        start computed.
-    """
-    log, lens, task = Log(folder / "log"), dl.load("organism"), "organism_one_hop"
-    dl.load_tasks(task)  # imports lm-eval, which takes seconds, before the first child
-
-    def work(store: str, out: str) -> None:
-        log.watch()
-        options: dict[str, Any] = {"max_documents": 60, "store": str(folder / store), "progress": False}
-        dl.race(lens, task, "layers", **options).save(folder / out)
-
-    assert os.waitpid(fork(lambda: work("alone", "wanted")), 0)[1] == 0
-    killed = 0
-    while not (folder / "out" / "record.json").exists():
-        known = len(log.lines())
-        pid = fork(lambda: work("store", "out"))
-        while killed < wanted and not ended(pid) and all(what != "keep" for what, *_ in log.lines()[known:]):
-            time.sleep(0.003)
-        if killed < wanted:
-            os.kill(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        killed += code == -signal.SIGKILL
-        if code not in (0, -signal.SIGKILL):
-            raise SystemExit(f"a race ended by itself with {code}")
-    undisturbed, found = dl.Race.load(folder / "wanted"), dl.Race.load(folder / "out")
-    same = found.decisions.equals(undisturbed.decisions) and found.losses.equals(undisturbed.losses)
-    rows = [one.record["store"]["rows_computed"] for one in (undisturbed, found)]
-    return {"kills": killed, "equal": same, "rows": rows[0], "rows_of_the_last": rows[1]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["stops", "together", "race"])
+    parser.add_argument("what", choices=["stops", "together"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="plain")
     parser.add_argument("--limit", type=int, default=8, help="documents of each task")
@@ -253,9 +218,6 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "together":
         print(json.dumps(together(args.folder)))
-        return
-    if args.what == "race":
-        print(json.dumps(race(args.folder, args.kills)))
         return
     for name, scale in (("model", 1), ("donor", 2)):
         made = tiny.model("llama-gqa", max_position_embeddings=4096)

@@ -1,14 +1,33 @@
-"""The one maker of made-up results: scores of documents by task and condition, and a record that says what they are."""
+"""The one maker of made-up results: scores of documents by task and condition, and a record that says what they are.
+
+Scores are written out (`result`), nested (`exact`), or drawn with a loss that is known (`sweep`, `nats`, `viewed`).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from depthlens.analysis.results import DOCS_COLUMNS, Result
+from depthlens.analysis import stats
+from depthlens.analysis.block_removal import Greedy
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.races import Race
+from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.claims import Evidence, Verdicts, judge
 
+N_LAYERS, N = 9, 60
+EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
+LATE = EARLY[::-1]
+DEPTH = np.arange(N_LAYERS) / (N_LAYERS - 1)
+# of twelve layers
+FEW, FLAT = np.where(np.arange(12) < 2, 0.6, 0.0), np.full(12, 0.22)
+VIEWS = ("", "[1:]", "@mean")
 ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
 HEAD, LAYER = re.compile(r"L(\d+)\.H(\d+)[^+]*"), re.compile(r"L(\d+)([.\[@][^+]*)?")
 
@@ -50,6 +69,126 @@ def result(tasks, *, metric="acc", model="m", n_layers=6, n_heads=4, n_kv_heads=
     return Result(docs, made | {"model": {"name": model, "dims": dims}} | record)
 
 
+def nested(accuracies: Mapping[str, float], n: int) -> dict[str, np.ndarray]:
+    """Right and wrong answers; who solves fewer solves none that others fail."""
+    return {condition: np.arange(n) < round(accuracy * n) for condition, accuracy in accuracies.items()}
+
+
+def exact(tasks, *, n=80, layers=None, **options) -> Result:
+    """A sweep of {task: (accuracy of the whole model, accuracies without each layer)}, of some layers or all."""
+    made = {}
+    for task, (base, without) in tasks.items():
+        chosen = range(len(without)) if layers is None else layers
+        made[task] = nested({"baseline": base} | {f"L{layer}": without[layer] for layer in chosen}, n)
+    return result(made, n_layers=len(without), **options)
+
+
+def result_of(values, *, task="sums", metric="acc", model="base", chance=0.0, better=True, record=(), info=(), **more):
+    """A result of one task; values: {condition: one score a document}."""
+    info = {"higher_is_better": better, "chance": chance} | dict(info)
+    return result({task: values}, metric=metric, model=model, info=info, **{"n_layers": N_LAYERS} | more | dict(record))
+
+
+def sweep(losses, *, accuracy=0.9, n=N, seed=0, suffix="", better=True, **options) -> Result:
+    """Right answers at a rate of ``accuracy``, lost with the probability ``losses`` by layer, or by condition.
+
+    Where a low score is ``better`` they are told by errors.
+    """
+    rng = np.random.default_rng(seed)
+    right = rng.random(n) < accuracy
+    values = {name: right & (rng.random(n) >= loss) for name, loss in by_condition(losses, suffix).items()}
+    values = {name: answers == better for name, answers in {"baseline": right, **values}.items()}
+    return result_of(values, better=better, **options)
+
+
+def nats(losses, *, n=N, seed=0, noise=0.5, suffix="", **options) -> Result:
+    """Log-likelihoods around -5 nats that fall by ``losses`` on average."""
+    rng = np.random.default_rng(seed)
+    base = -5 + rng.normal(0, 1, n)
+    values = {name: base - loss + rng.normal(0, noise, n) for name, loss in by_condition(losses, suffix).items()}
+    return result_of({"baseline": base} | values, **{"metric": "answer_logprob", "chance": None} | options)
+
+
+def by_condition(losses, suffix: str) -> Mapping[str, float]:
+    return losses if isinstance(losses, dict) else {f"L{layer}{suffix}": loss for layer, loss in enumerate(losses)}
+
+
+def viewed(loss, task="task", *, seeds=3, views=VIEWS, n=40, model="m", **options) -> list[Result]:
+    """Sweeps of one task of four options, one a few-shot seed, whose views lose alike or as a tuple of losses says."""
+    of_view = dict(zip(VIEWS, loss, strict=True)) if isinstance(loss, tuple) else dict.fromkeys(views, loss)
+    losses = {name: x for view in views for name, x in by_condition(of_view[view], view).items()}
+    of_task = {"task": task, "model": model, "n_layers": len(of_view[views[0]]), "chance": 0.25, "n": n} | options
+    return [sweep(losses, seed=seed, **of_task) for seed in range(seeds)]
+
+
+def profile(base, values, floor: float | None, **fields) -> Profile:
+    """A layer profile without the result around it."""
+    n, n_layers = values.shape
+    own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
+    own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
+    return Profile(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
+
+
+def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:
+    """Scores of heads [layer, head] without intervals; ``model``: what the record says of it."""
+    return HeadScores(
+        name, unit, np.asarray(values, dtype=float), None, None, n, critical, {"model": {"name": "m"} | model}
+    )
+
+
+def race(decisions: Sequence[str]) -> Race:
+    """A race of as many conditions as are decided; the first took 20 documents, each one more than the one before."""
+    table = pd.DataFrame({"condition": [f"L{i}" for i in range(len(decisions))], "decision": decisions})
+    about = {"task": "t", "metric": "acc", "layer": 0, "head": 1, "loss": 0.0, "ci_low": -1.0, "ci_high": 1.0}
+    losses = pd.DataFrame({"task": "t", "condition": "L0", "doc_id": [1], "wave": [1], "loss": [0.5]})
+    record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
+    return Race(table.assign(n=20 + table.index, **about), losses, record)
+
+
+# right answers of 20 without nothing, without each list (one head each), and without the random heads L0.H2 and L0.H3
+RIGHT = {
+    "copy": {"baseline": 20, "L0.H0": 2, "L0.H1": 19, "L0.H2": 19, "L0.H3": 18},
+    "sums": {"baseline": 20, "L0.H0": 19, "L0.H1": 3, "L0.H2": 19, "L0.H3": 18},
+    "guess": {"baseline": 5, "L0.H0": 5, "L0.H1": 5, "L0.H2": 5, "L0.H3": 5},
+}
+LISTS = {"retrieval": "L0.H0", "reasoning": "L0.H1"}
+
+
+def removal_curve(tasks=tuple(RIGHT), *, better=True) -> RemovalCurve:
+    """A list of one head matters to `copy`, one to `sums`; `guess` is at chance. Told by errors if not ``better``."""
+    points, band, tests, scores = [], [], [], {}
+    for task in tasks:
+        scores[task] = {name: (np.arange(20) < n_right) == better for name, n_right in RIGHT[task].items()}
+        means = {name: answers.mean() for name, answers in scores[task].items()}
+        for name, condition in LISTS.items():
+            key, value, random = (name, task, "acc"), means[condition], [means[c] for c in ("L0.H2", "L0.H3")]
+            edges = min(random), max(random), sum(random) / 2
+            for k, v in enumerate((means["baseline"], value)):
+                points.append((*key, k, v, v - 0.05, v + 0.05))
+                band.append((*key, k, *edges, 2))
+            separates = value < edges[0] if better else value > edges[1]
+            tests.append((*key, better, value, *edges, 0.04 if separates else 0.5, 0.04, separates, task == "guess"))
+    keys = ["list", "task", "metric"]
+    of_test = ["higher_is_better", "value", "low", "high", "random", "p_value", "smallest_p", "separates", "at_chance"]
+    lists = {name: [(0, int(condition[-1]))] for name, condition in LISTS.items()}
+    draws = {name: [[(0, 2)], [(0, 3)]] for name in LISTS}
+    return RemovalCurve(
+        pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
+        pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
+        pd.DataFrame(tests, columns=[*keys, *of_test]),
+        result(scores, info={"higher_is_better": better}),
+        {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}},
+    )
+
+
+def greedy(**record) -> Greedy:
+    """Layer 5 of six is let go."""
+    steps = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "removed": ["baseline", "L5"]})
+    numbers = {"delta": [0.0, -0.02], "chosen_by": [0.0, -0.01], "value": 0.9, "ci_low": -0.1, "ci_high": 0.1, "n": 20}
+    about = {"task": "sums", "metric": "acc", "tolerance": 0.1, "n_layers": 6, "model": {"name": "base"}}
+    return Greedy(steps.assign(**numbers, within=True), sweep(EARLY[:6], n_layers=6), "enough", about | record)
+
+
 def same_documents(made: Result) -> Result:
     """The result with questions that say: document i of one task is document i of every other."""
     asked = made.docs[["task", "doc_id"]].drop_duplicates().assign(question="?", reference="!", choices=None)
@@ -62,3 +201,33 @@ def capitals_and_elements() -> Result:
     capitals = docs_of({"baseline": good, "L0": [0] * 20, "L1": [0] + good[1:]})
     elements = docs_of({"baseline": [1] * 5 + [0] * 15, "L0": [0] * 20, "L1": [1] * 20}, task="elements")
     return Result(pd.concat([capitals, elements]), record_of(capitals={"acc": ACC}, elements={"acc": ACC}))
+
+
+def steps(n: int) -> list[Result]:
+    """Stages of one model whose losses move from the first layers to the last; the first is at chance on `sums`."""
+    made = []
+    for i, late in enumerate(np.linspace(0, 1, n)):
+        loss, name = (1 - late) * EARLY + late * LATE, f"step{i + 1}"
+        right = sweep(loss, model=name, seed=i, n=100, accuracy=0.3 + 0.6 * late, chance=0.3)
+        made.append(concat([right, nats(2 * loss, model=name, task="words", seed=10 + i)]))
+    return made
+
+
+def verdicts(loss: np.ndarray, model: str, seeds: int = 3) -> Verdicts:
+    """Verdicts on made-up sweeps; C1 and C2 can be judged."""
+    tasks = {"letters": "letters", "continuation": "facts"}
+    sweeps = {role: viewed(loss, task, n=150, model=model, seeds=seeds) for role, task in tasks.items()}
+    return judge(Evidence(**sweeps), claims=["C1", "C2"], n_boot=400)
+
+
+def scorecard(folder: Path, loss: np.ndarray, model: str, **record: object) -> Path:
+    """What `depthlens run 09_claims` leaves of a model: results, and verdicts below them."""
+    (made,) = viewed(loss, "letters", n=60, model=model, seeds=1, views=("",))
+    Result(made.docs, made.record | record).save(folder / "09_claims")
+    verdicts(loss, model).save(folder / "09_claims" / "verdicts")
+    return folder
+
+
+def two_scorecards(folder: Path) -> list[Path]:
+    """Two models; the first supports C1, the second contradicts it."""
+    return [scorecard(folder / name, loss, name) for name, loss in (("few", FEW), ("flat", FLAT))]

@@ -3,17 +3,14 @@
 `evidence` is for the claims on layers and for that on distillation; `tests/planted_heads.py` has the one on heads.
 
 `organism_name` chooses where circuits are planted, `planted_losses` says what each layer then costs each role of the
-evidence, `true_values` puts the claims to these losses, and `evidence_sweeps` measures them.
+evidence, and `true_values` puts the claims to these losses.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
 import depthlens as dl
-from depthlens.tasks import harness
 
 N_LAYERS = 12
 THIRD = np.arange(N_LAYERS) * 3 // N_LAYERS
@@ -128,37 +125,6 @@ def holds(values: dict[str, dict[str, float]]) -> dict[str, bool]:
         "C7": values["C7"]["trend"] < 0,
     }
     return {claim: bool(true) for claim, true in found.items()}
-
-
-@cache
-def _tasks(limit: int):
-    return harness.load_tasks([task for task, _, _ in ROLES.values()], limit=limit)
-
-
-def sweeps(lens, *, ablate="layers", limit: int = 60, **options) -> dict:
-    """One result a role, over the same conditions."""
-    swept = dl.condition_sweep(lens, _tasks(limit), ablate, limit=limit, progress=False, **options)
-    return {role: swept.select(tasks=[task]) for role, (task, _, _) in ROLES.items()}
-
-
-def evidence_sweeps(truth: dict[str, bool], seed: int, *, ablate="layers", limit: int = 60, **options) -> dict:
-    """Sweeps of an organism on which claims are true or false: a result for each of `ROLES`.
-
-    Args:
-        truth: Whether each claim is true; those that are not named are.
-        seed: Of the organism.
-        ablate: Conditions, e.g. ``["layers", "layers@mean"]``.
-        limit: Documents of each task.
-        options: Of the organism.
-
-    Raises:
-        ValueError: no organism of `organism_name` makes this combination of claims true and false.
-    """
-    name = organism_name(truth, seed, **options)
-    wanted = ALL_TRUE | truth
-    if wrong := [claim for claim, true in holds(true_values(name)).items() if true != wanted[claim]]:
-        raise ValueError(f"{', '.join(wrong)} cannot be as asked for in {truth}")
-    return sweeps(dl.load(name, device="cpu"), ablate=ablate, limit=limit)
 
 
 def evidence(claim: str, *, true: bool, seed: int, limit: int | None = None) -> dl.claims.Evidence:

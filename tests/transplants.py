@@ -1,7 +1,5 @@
 """Pairs of tiny models, and what a transplant between them does, written by hand as surgery on copies."""
 
-from __future__ import annotations
-
 import copy
 
 import surgery

@@ -28,7 +28,6 @@ from typing import Any
 
 import websocket
 
-import depthlens as dl
 from depthlens import paths
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -291,20 +290,6 @@ def check_interrupt(lab: Session) -> None:
     lab.looks_at(again, "after_the_interrupt")
 
 
-def check_errors_and_completion(lab: Session) -> None:
-    """A wrong value is one line; completion offers public names alone."""
-    wrong = lab.add_and_run("dl.layer_sweep(lens, tasks, limit=-3)")
-    (error,) = lab.outputs(wrong)
-    assert error["ename"] == "UserError" and len(plain(error).splitlines()) == 1, plain(error)
-    empty = lab.add_and_run("profile.select(conditions=[f'L{middle}']).critical().head(0)")
-    assert "none" in lab.text(empty)
-    lab.looks_at(wrong, "error")
-    asked = "window.kernel().requestComplete({code: '%s', cursor_pos: %d}).then(r => r.content.matches)"
-    for code, module in (("dl.", dl), ("dl.plots.", dl.plots)):
-        names = {name.split(".")[-1] for name in lab.browser.value(asked % (code, len(code)))}
-        assert names == set(module.__all__), f"{code} offers {sorted(names ^ set(module.__all__))}"
-
-
 def main() -> None:
     """Run every step; the first that fails ends the program with a screenshot and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -321,7 +306,7 @@ def main() -> None:
         (folder / "profile").mkdir()
         with served(folder) as address, contextlib.closing(Browser(options.browser, folder / "profile")) as browser:
             lab = Session(browser, address, options.out)
-            for step in (check_run, check_interrupt, check_errors_and_completion):
+            for step in (check_run, check_interrupt):
                 before = time.monotonic()
                 try:
                     step(lab)

@@ -37,12 +37,10 @@ MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
-UNPAIRED = "elements_continuation"
 NAMES = execute.notebook_names()
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
 DEFAULTS = {name: declared(nb, name) for name, nb in NOTEBOOKS.items()}
 PROFILES = Profiles(paths.notebooks_dir() / "profiles.yml", DEFAULTS)
-PROFILE_NAMES = list(yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -100,7 +98,7 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
     assert all(ast.unparse(k.value) == k.arg for k in start.keywords), "passed on as they are"
 
 
-@pytest.mark.parametrize("profile", PROFILE_NAMES)
+@pytest.mark.parametrize("profile", yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))
 def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
     """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
     aliases = {row.alias for row in names.NAMED}
@@ -242,33 +240,12 @@ def in_process(name: str, values: dict) -> str:
 
 
 @pytest.mark.slow
-def test_a_notebook_reads_what_an_earlier_run_computed(report, tmp_path):
-    (run,) = [run for run in report.notebooks if run.name == "00_tour"]
-    first = Result.load(report.out / "00_tour").record["store"]
-    total = first["rows_read"] + first["rows_computed"]  # some of it was computed by earlier cells
-    rows = []
-    for more in (0, 1):
-        limit = run.parameters["limit"] + more
-        in_process("00_tour", run.parameters | {"limit": limit, "out": str(tmp_path / str(more))})
-        stored = Result.load(tmp_path / str(more)).record["store"]
-        rows.append((stored["rows_read"], stored["rows_computed"]))
-    (again, nothing), (read, computed) = rows
-    assert (again, nothing) == (total, 0)
-    assert read >= total and read + computed == total * limit // (limit - 1), "one document more"
-
-
-@pytest.mark.slow
 def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
     """Documents of GSM8K on a random model: it solves none, and every sentence says so."""
-    gsm8k.write_task(
-        tmp_path,
-        "gsm8k_local",
-        generation_kwargs={"until": ["Question:"], "do_sample": False, "max_gen_toks": 6},
-        metric_list=[{"metric": "exact_match", "regexes_to_ignore": ["(?s).*#### "]}],
-    )
+    gsm8k.write_task(tmp_path, "gsm8k_local", generation_kwargs={"until": ["\n\n"], "max_gen_toks": 6})
     values = {"model": models["model"], "tasks": ["gsm8k_local"], "knowledge": [], "include_path": str(tmp_path)}
     headline = in_process("03_reasoning", DEFAULTS["03_reasoning"] | values | {"limit": 2, "num_fewshot": 0})
-    assert "gsm8k_local exact_match: at chance, cannot judge" in headline
+    assert "gsm8k_local exact_match,flexible-extract: at chance, cannot judge" in headline
     assert "gsm8k_local answer_logprob: losses and gains of all layers may cancel, cannot judge" in headline
     assert "solves none of 2 problems" in headline
 
@@ -296,17 +273,3 @@ def test_what_a_notebook_cannot_use_is_told_before_its_first_sweep(models, tmp_p
         values["model"] = str(tmp_path)
     with pytest.raises(UserError, match=said):
         in_process(name, values)
-
-
-@pytest.mark.slow
-def test_a_bad_value_stops_in_the_first_cells_with_one_line(tmp_path):
-    """As papermill runs a notebook, without the checks that `depthlens run` makes before a kernel starts."""
-    source, target = paths.notebooks_dir() / "00_tour.ipynb", tmp_path / "tour.ipynb"
-    with pytest.raises(papermill.PapermillExecutionError) as raised:
-        papermill.execute_notebook(source, target, parameters={"tasks": ["capital"]}, progress_bar=False)
-    error = raised.value
-    assert error.ename == "UserError" and "unknown task 'capital'; did you mean" in error.evalue
-    assert "\n" not in error.evalue
-    cells = code(nbformat.read(target, as_version=4))
-    ran = [cell for cell in cells if cell.execution_count and "colab" not in cell.metadata.get("tags", [])]
-    assert len(ran) <= 3, "parameters, injected parameters, set-up"

@@ -34,7 +34,7 @@ def test_relative_losses_and_their_noise():
         relative_losses(loss, room - 1)
 
 
-def sweep(n: int, lost: np.ndarray, rng: np.random.Generator, hard: np.ndarray | None = None):
+def protocol(n: int, lost: np.ndarray, rng: np.random.Generator, hard: np.ndarray | None = None):
     """Losses and room of a task of four options with a baseline of 0.8; a layer breaks an answer to a guess."""
     hard = rng.random(n) if hard is None else hard
     right = rng.random(n) < 0.8
@@ -52,7 +52,7 @@ def test_equal_damage_is_rarely_called_a_difference(paired, n, samples):
     wrong = compared = 0
     for _ in range(samples):
         hard = rng.random(n) if paired else None
-        tasks = [sweep(n, lost, rng, hard) for _ in range(2)]
+        tasks = [protocol(n, lost, rng, hard) for _ in range(2)]
         found = interaction(*(relative_losses(*task) for task in tasks), paired=paired, n_draws=400)
         wrong += (found.p_adjusted < 0.05).any()
         significant = [sps.ttest_1samp(loss, 0, axis=0).pvalue * 30 < 0.05 for loss, _ in tasks]
@@ -66,10 +66,10 @@ def test_a_difference_is_found_and_its_intervals_hold_it_together():
     rng = np.random.default_rng(1)
     low, high = np.full(20, 0.1), np.r_[np.full(5, 0.6), np.full(15, 0.1)]
     found, covered, samples = 0.0, 0, 50
-    shares = [relative_losses(*sweep(400_000, lost[[0, -1]], rng))[0] for lost in (high, low)]
+    shares = [relative_losses(*protocol(400_000, lost[[0, -1]], rng))[0] for lost in (high, low)]
     true = np.r_[np.full(5, shares[0][0] - shares[1][0]), np.zeros(15)]
     for _ in range(samples):
-        tasks = [sweep(150, lost, rng) for lost in (high, low)]
+        tasks = [protocol(150, lost, rng) for lost in (high, low)]
         result = interaction(*(relative_losses(*task) for task in tasks), paired=False, n_draws=300)
         found += (result.p_adjusted[:5] < 0.05).mean() / samples
         covered += ((result.low <= true) & (true <= result.high)).all()

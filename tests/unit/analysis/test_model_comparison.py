@@ -1,15 +1,13 @@
-"""Comparison of two models' and several tasks' layer sweeps: synthetic ones whose truth is known, and refusals."""
-
-from __future__ import annotations
+"""Comparison of two models' and several tasks' layer sweeps, and what transplants recover of the gap between two."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_sweeps import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
+from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
-from depthlens.analysis import bootstrap, depth, layer_profiles, model_comparison, stats
+from depthlens.analysis import depth, model_comparison, recovery, stats
 from depthlens.analysis.layer_profiles import NO_LOSS
 from depthlens.analysis.model_comparison import compare_models
 from depthlens.analysis.results import Result, concat
@@ -82,15 +80,6 @@ def test_the_sign_flip_test_is_exact():
     assert model_comparison.sign_flip_p(0, 0, 0) == 1.0
 
 
-@pytest.mark.nightly
-def test_the_family_of_layers_has_few_false_alarms_under_the_null():
-    """Equal profiles: at most 5% of comparisons call any layer proven (and simulation error)."""
-    losses = np.linspace(0.6, 0, N_LAYERS)
-    pairs = ((sweep(losses, seed=2 * i), sweep(losses, model="d", seed=2 * i + 1)) for i in range(100))
-    false = [model_comparison.layer_differences(*pair)["proven"].any() for pair in pairs]
-    assert np.mean(false) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 100)
-
-
 def test_nothing_lost_is_no_proof_of_equality():
     base, distilled = sweep(EARLY * 0, n=20), sweep(EARLY * 0, model="distilled", n=20)
     table = model_comparison.layer_differences(base, distilled)
@@ -157,48 +146,6 @@ def test_a_shifted_profile_moves_the_centre_by_the_shift():
     assert "moved **towards the first layers**" in "\n".join(back)
 
 
-def profile(base, values):
-    """A profile without the tables around it."""
-    names, layers, binary = ("m", "t", "acc", "t"), np.arange(N_LAYERS), not (base < 0).any()
-    return layer_profiles.Profile(
-        *names, values, base, layers, tuple(map(str, range(len(base)))), N_LAYERS, 0.0, binary, False, 1.0
-    )
-
-
-def drawn_profile(losses, n, rng):
-    base = (rng.random(n) < 0.9).astype(float)
-    return profile(base, base[:, None] * (rng.random((n, N_LAYERS)) >= losses))
-
-
-@pytest.mark.parametrize("n_samples", [40, pytest.param(300, marks=pytest.mark.nightly)])
-def test_equal_profiles_have_no_proven_shift_and_intervals_cover(n_samples):
-    """False alarms on equal profiles, coverage of the true shift on unequal ones."""
-    truth = (LATE @ DEPTH / LATE.sum()) - (EARLY @ DEPTH / EARLY.sum())
-    rng, false, covered = np.random.default_rng(0), 0, 0
-    for i in range(n_samples):
-        found = [drawn_profile(losses, 40, rng) for losses in (EARLY, EARLY, LATE)]
-        means = layer_profiles.drawn(found, seed=i, n_boot=300)
-        a, b, c = (depth.centre(p, m[0]) for p, m in zip(found, means, strict=True))
-        thirds = [depth.third_losses(p, *m, "score") for p, m in zip(found[:2], means[:2], strict=True)]
-        for equal in (b - a, *(thirds[1] - thirds[0]).T):
-            low, high = bootstrap.interval(equal, 40)
-            false += (low > 0 or high < 0) / 4
-        low, high = bootstrap.interval(c - a, 40)
-        covered += low <= truth <= high
-    error = 2.5 * math.sqrt(0.05 * 0.95 / n_samples)
-    assert false / n_samples <= 0.05 + error and covered / n_samples >= 0.95 - error
-
-
-def test_gains_weigh_against_losses_and_noise_does_not_pull_to_the_middle():
-    """Layers that do nothing must not count: with losses below 0 counted as 0 the centre would be above 0.1."""
-    rng, centres = np.random.default_rng(0), []
-    for _ in range(40):
-        base = -5 + rng.standard_normal(N)
-        loss = np.eye(N_LAYERS)[0] + rng.normal(0, 0.5, (N, N_LAYERS))
-        centres.append(float(depth.centre(profile(base, base[:, None] - loss), loss.mean(0)[None])[0]))
-    assert np.mean(centres) == pytest.approx(0.0, abs=0.06)  # three standard errors
-
-
 def test_several_tasks_of_one_model_are_compared():
     knowledge, reasoning = sweep(EARLY, task="facts", seed=1), nats(LATE * 4, task="solutions")
     result = concat([knowledge, reasoning, sweep(EARLY, task="guess", accuracy=0.2, chance=0.25)])
@@ -223,9 +170,8 @@ def test_selected_layers_keep_their_depth():
 
 
 def test_lower_is_better_counts_the_rise_as_a_loss():
-    right = sweep(EARLY)
-    values = {c: 1 - g["value"] for c, g in right.docs.groupby("condition", sort=False)}
-    centres = [depth.centre_of_mass(r).table["centre"] for r in (right, result_of(values, better=False, chance=None))]
+    both = sweep(EARLY), sweep(EARLY, better=False, chance=None)
+    centres = [depth.centre_of_mass(r).table["centre"] for r in both]
     assert centres[1].item() == pytest.approx(centres[0].item())
 
 
@@ -254,3 +200,73 @@ def test_examples_that_differ_and_several_models_are_refused():
     for call in (lambda: model_comparison.layer_differences(both, base), lambda: depth.centre_of_mass(both)):
         with pytest.raises(UserError, match=r"has models base, d; choose one with select\(models=...\)"):
             call()
+
+
+def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
+    """Base and donor on the same documents; under a condition a share of what only the donor knows is known, too."""
+    rng = np.random.default_rng(seed)
+    base = rng.random(n) < own
+    donor = base | (rng.random(n) < (goal - own) / (1 - own))
+    values = {"baseline": base}
+    for condition, share in shares.items():
+        values[condition] = base | (donor & (rng.random(n) < share))
+    values |= dict(extra)
+    return result_of(values), result_of({"baseline": donor}, model="donor")
+
+
+SHARES = {"L0@donor": 0.0, "L8@donor": 0.3, "L0-4@donor": 0.2, "L0-8@donor": 1.0, "L5-8@donor": 0.8, "L2.H1@donor": 0.0}
+
+
+def test_recovered_shares_have_their_true_value_and_place():
+    result, donor = transplants(SHARES, n=200)
+    table = recovery.transplant_recovery(result, donor).table.set_index("condition")
+    for condition, share in SHARES.items():
+        row = table.loc[condition]
+        assert row["ci_low"] <= share <= row["ci_high"], condition
+        gap = row["donor"] - row["base"]
+        assert row["recovered"] == pytest.approx((row["value"] - row["base"]) / gap)
+    assert table.loc["L0-8@donor", "recovered"] == 1.0
+    unchanged = table.loc["L0@donor"]
+    assert unchanged["recovered"] == 0 and unchanged["ci_low"] < 0 < unchanged["ci_high"], "no change is no proof"
+    assert table.loc["L5-8@donor", ["first", "last"]].tolist() == [5, 8] and table.loc["L2.H1@donor", "site"] == "head"
+    assert table["first"].isna().tolist() == [False] * 5 + [True]
+    kinds = {kind: rows["condition"].tolist() for kind, rows in recovery.series(table.reset_index()).items()}
+    assert kinds == {
+        "of one layer": ["L0@donor", "L8@donor"],
+        "from the bottom": ["L0@donor", "L0-4@donor", "L0-8@donor"],
+        "from the top": ["L0-8@donor", "L5-8@donor", "L8@donor"],
+    }
+
+
+def test_the_interval_of_a_score_stays_within_the_range_of_its_metric():
+    """That of the difference from the base is as wide as two scores make it, and is drawn around one of them."""
+    table = recovery.transplant_recovery(*transplants({"L0-8@donor": 1.0, "L0@donor": 0.5}, n=24, goal=0.97)).table
+    assert table["value_low"].min() >= 0 and table["value_high"].max() == 1.0
+
+
+def test_recovery_in_words():
+    said = recovery.transplant_recovery(*transplants(SHARES, n=200)).describe()
+    assert any("from the top: half of the gap is surely recovered from **L5-8@donor** on" in line for line in said)
+    assert any("L2.H1@donor recovers 0.00" in line and "no proven change" in line for line in said)
+    said = recovery.transplant_recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
+    assert "**L0-4@donor recovers 1.00" in said.describe()[0], "of equal ones the smaller"
+    few = {c: SHARES[c] for c in ("L0@donor", "L0-4@donor")} | {"L1@donor": 0.0}
+    said = recovery.transplant_recovery(*transplants(few, n=40)).describe()
+    assert any("none surely recovers half" in line for line in said)
+
+
+def test_without_a_gap_nothing_is_recovered():
+    result, donor = transplants(SHARES, own=0.9, goal=0.92)
+    shares = recovery.transplant_recovery(result, donor)
+    table = shares.table
+    assert table["recovered"].isna().all() and set(table["no_gap"]) == {recovery.NO_GAP}
+    assert table["value"].notna().all()
+    (line,) = shares.describe()
+    assert "not proven better than the base, cannot judge transplants" in line
+
+
+def test_recovery_reads_transplants_only_and_refuses_other_documents():
+    result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
+    assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
+    with pytest.raises(UserError, match="task sums: documents 59 of base are missing for donor"):
+        recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])

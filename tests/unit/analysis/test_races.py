@@ -1,14 +1,13 @@
-"""What races decide: rarely anything wrong, both ways, and nothing once a condition has left."""
+"""Races and their tests by betting: what they decide is rarely wrong, both ways, and at every time."""
 
-from __future__ import annotations
+from itertools import product
 
 import numpy as np
-import pandas as pd
 import pytest
+from made_results import race
 
-from depthlens.analysis import races
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Evidence, Race
-from depthlens.errors import UserError
+from depthlens.analysis import betting, races
+from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Evidence
 
 MARGIN, ALPHA = 0.1, 0.05
 
@@ -61,33 +60,85 @@ def test_nothing_is_decided_from_nothing():
     assert evidence.decisions() == [UNDECIDED] * 3
 
 
-def made(decisions, margin=MARGIN):
-    table = pd.DataFrame({"condition": [f"L{i}" for i in range(len(decisions))], "decision": decisions})
-    table = table.assign(
-        task="t", metric="acc", layer=0, head=1, n=20 + table.index, loss=0.0, ci_low=-1.0, ci_high=1.0
-    )
-    losses = pd.DataFrame({"task": "t", "condition": "L0", "doc_id": [1], "wave": [1], "loss": [0.5]})
-    record = {"alpha": ALPHA, "margin": margin, "n_documents": {"t": 200}}
-    return Race(table, losses, record)
-
-
 def test_sentences_and_lists():
-    race = made([CRITICAL, SPARED, SPARED, UNDECIDED])
-    assert race.of(SPARED) == ["L1", "L2"] and race.of(CRITICAL, "t") == ["L0"]
-    first, last = race.describe()
+    found = race([CRITICAL, SPARED, SPARED, UNDECIDED])
+    assert found.of(SPARED) == ["L1", "L2"] and found.of(CRITICAL, "t") == ["L0"]
+    first, last = found.describe()
     assert first.startswith("t (acc): of 4 conditions **1** cost something, **2** cost less than 0.1, 1 are undecided")
     assert "after 20 to 23 of 200 documents (mean 22)" in first and last.endswith("is at most 0.05.")
-    assert "do not show the whole model to be above chance" in made([races.AT_CHANCE, races.AT_CHANCE]).describe()[0]
-    text, page = repr(race), race._repr_html_()
+    assert "do not show the whole model to be above chance" in race([races.AT_CHANCE, races.AT_CHANCE]).describe()[0]
+    text, page = repr(found), found._repr_html_()
     assert "of 4 conditions 1 cost something" in text and "**" not in text + page and "<td>critical</td>" in page
-    assert "40 more rows in .decisions" in repr(made([SPARED] * 100))
+    assert "40 more rows in .decisions" in repr(race([SPARED] * 100))
 
 
-def test_a_race_is_saved_and_read(tmp_path):
-    race = made([CRITICAL, SPARED])
-    race.save(tmp_path)
-    back = Race.load(tmp_path)
-    for name in ("decisions", "losses"):
-        pd.testing.assert_frame_equal(getattr(back, name), getattr(race, name), check_dtype=False)
-    with pytest.raises(UserError, match="holds another"):
-        made([CRITICAL, SPARED], margin=0.2).save(tmp_path)
+SAME = 1e-12
+
+
+def test_capital_is_that_of_a_gambler_who_splits_it_over_all_bets():
+    values = np.random.default_rng(0).uniform(-1, 1, 50)
+    purses = betting.WEIGHTS
+    for value in values:
+        purses = purses * (1 + betting.BETS * value)
+    found = betting.log_capital(betting.log_gains(values))
+    assert found == pytest.approx(np.log(purses.sum()), abs=SAME)
+
+
+def test_batches_and_order_do_not_matter():
+    values = np.random.default_rng(1).uniform(-1, 1, (40, 3))
+    parts = betting.log_gains(values[:7]) + betting.log_gains(values[7:])
+    assert np.allclose(parts, betting.log_gains(values[::-1]), atol=SAME)
+
+
+@pytest.mark.parametrize("n_games", [500, pytest.param(2000, marks=pytest.mark.nightly)])
+def test_a_fair_game_rarely_makes_rich(n_games):
+    rng = np.random.default_rng(2)
+    alpha = 0.05
+    values = rng.choice([-1.0, 0.0, 1.0], (400, n_games), p=[0.1, 0.8, 0.1])
+    gains = np.cumsum(np.log1p(values[..., None] * betting.BETS), axis=0)
+    reached = (betting.log_capital(gains) >= np.log(1 / alpha)).any(axis=0)  # at any time
+    assert 0 < reached.mean() <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / n_games)
+
+
+def test_the_interval_has_the_means_that_no_bet_refutes():
+    values = np.random.default_rng(3).choice([0.0, 1.0], 200, p=[0.7, 0.3])
+    low, high = betting.anytime_interval(values, 0.05)
+    assert low < values.mean() < high
+    for end, sign in ((low, 1), (high, -1)):
+        for mean, refuted in ((end - sign * 1e-6, True), (end + sign * 1e-6, False)):
+            x = sign * (values - mean) / (1 + sign * mean)
+            assert (betting.log_capital(betting.log_gains(x)) >= np.log(2 / 0.05)) == refuted
+
+
+@pytest.mark.parametrize(("n", "most"), [(20, 6), pytest.param(100, 19, marks=pytest.mark.nightly)])
+def test_the_interval_covers_at_all_times_together(n, most):
+    rng = np.random.default_rng(4)
+    missed = 0
+    for _ in range(n):
+        values = rng.choice([-1.0, 0.0, 1.0], 300, p=[0.05, 0.6, 0.35])
+        intervals = [betting.anytime_interval(values[:k], 0.1) for k in (5, 20, 60, 150, 300)]
+        missed += any(not low <= 0.3 <= high for low, high in intervals)
+    assert missed <= most  # a tenth is allowed, and three standard errors more
+
+
+def test_without_values_everything_is_possible():
+    assert betting.anytime_interval(np.array([]), 0.05) == (-1.0, 1.0)
+    low, high = betting.anytime_interval(np.zeros(3), 0.05)
+    assert -1 < low < 0 < high < 1 and low == pytest.approx(-high, abs=1e-9)
+
+
+def test_closed_testing_by_all_subsets():
+    rng = np.random.default_rng(5)
+    alpha = 0.1
+    for _ in range(50):
+        capitals = np.exp(rng.normal(1.5, 2.5, (5, 2)))
+        expected = np.zeros((5, 2), dtype=bool)
+        for group, null in product(range(5), range(2)):
+            averages = []
+            for others in product((None, 0, 1), repeat=4):  # no null of a group, or one of them
+                chosen = [capitals[group, null]]
+                rest = [g for g in range(5) if g != group]
+                chosen += [capitals[g, o] for g, o in zip(rest, others, strict=True) if o is not None]
+                averages.append(np.mean(chosen))
+            expected[group, null] = min(averages) >= 1 / alpha
+        assert np.array_equal(betting.closed_rejections(np.log(capitals), alpha), expected)

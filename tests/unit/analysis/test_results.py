@@ -26,7 +26,8 @@ def result() -> Result:
 
 
 def test_docs_are_brought_to_the_contracted_types(result):
-    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
+    own = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
+    assert DOCS_COLUMNS == own and list(result.docs.columns) == [*own, "parsed", "complete"]
     types = {c: str(t) for c, t in result.docs.dtypes.items()}
     assert (types["layer"], types["head"]) == ("Int64", "Int64")
     assert (types["doc_id"], types["value"], types["parsed"]) == ("int64", "float64", "boolean")
@@ -75,14 +76,17 @@ def test_critical_excludes_chance_and_names_it(result):
     assert len(task.critical(alpha=p * 1.01)) == 1 and len(task.critical(alpha=p * 0.99)) == 0
 
 
-@pytest.mark.parametrize(("better", "expected"), [(True, ["L0"]), (False, ["L1"])])
-def test_critical_is_the_harmful_direction(better, expected):
-    half = [1] * 10 + [0] * 10
-    docs = docs_of({"baseline": half, "L0": [0] * 20, "L1": [1] * 20})
-    info = {"higher_is_better": better, "chance": None}
+@pytest.mark.parametrize(
+    ("better", "critical", "first", "second"),
+    [(True, ["L0"], "L0 costs 0.5", "L1 adds 0.5"), (False, ["L1"], "L0 improves", "L1 worsens")],
+)
+def test_critical_is_the_harmful_direction_and_verdicts_know_it(better, critical, first, second):
+    docs = docs_of({"baseline": [1] * 10 + [0] * 10, "L0": [0] * 20, "L1": [1] * 20})
+    result = Result(docs, record_of(capitals={"acc": {"higher_is_better": better, "chance": None}}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is at chance: nothing to warn of
-        assert Result(docs, record_of(capitals={"acc": info})).critical()["condition"].tolist() == expected
+        assert result.critical()["condition"].tolist() == critical
+    assert result.describe("L0")[0].startswith(first) and result.describe("L1")[0].startswith(second)
 
 
 def test_verdicts(result):
@@ -95,16 +99,6 @@ def test_verdicts(result):
     assert "at chance: cannot judge" in result.describe("L1", tasks="elements")[0]
     assert len(result.describe("L0")) == 2 and len(result.describe(["L0", "L1"])) == 4  # one for each task
     assert all(line.endswith(".") for line in result.describe(["L0", "L1"]))
-
-
-@pytest.mark.parametrize(
-    ("better", "first", "second"),
-    [(True, "L0 costs 0.5", "L1 adds 0.5"), (False, "L0 improves", "L1 worsens")],
-)
-def test_verdict_knows_the_direction(better, first, second):
-    docs = docs_of({"baseline": [1] * 10 + [0] * 10, "L0": [0] * 20, "L1": [1] * 20})
-    result = Result(docs, record_of(capitals={"acc": {"higher_is_better": better, "chance": None}}))
-    assert result.describe("L0")[0].startswith(first) and result.describe("L1")[0].startswith(second)
 
 
 def test_too_few_documents_are_said_to_be_too_few():
@@ -249,18 +243,13 @@ def test_display(result):
     assert "record says nothing" in repr(many) and "in the order of the sweep" in repr(many)
 
 
-def shown(result) -> list[tuple[str, str]]:
-    """Metric and condition of the rows of a repr."""
-    rows = [line.split() for line in repr(result).splitlines()[2:]]
-    return [(row[3], row[0]) for row in rows if len(row) > 5 and row[1] == "tiny"]
-
-
 def test_display_shows_the_damage_first_whichever_way_is_better():
     nats = {"baseline": [2.0, 2.5], **{f"L{i}": [2.0 + i - 2, 2.6 + i - 2] for i in range(12)}}
     right = {"baseline": [1.0, 1.0], **{f"L{i}": [1.0, float(i % 2)] for i in range(12)}}
     docs = pd.concat([docs_of(nats, metric="nats"), docs_of(right, metric="acc")])
     record = record_of(capitals={"nats": {"higher_is_better": False}, "acc": {"higher_is_better": True}})
-    rows = shown(Result(docs, record))
+    lines = [line.split() for line in repr(Result(docs, record)).splitlines()[2:]]
+    rows = [(line[3], line[0]) for line in lines if len(line) > 5 and line[1] == "tiny"]
     # the worst of each metric, a group for each: six rows of twelve are the share of two
     assert rows[:6] == [("nats", c) for c in ("baseline", "L11", "L10", "L9", "L8", "L7")]
     assert rows[6:] == [("acc", c) for c in ("baseline", "L0", "L2", "L4", "L6", "L8")]

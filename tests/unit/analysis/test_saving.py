@@ -1,45 +1,40 @@
-"""Every object of results comes back from its folder as it was, and no folder is left half written."""
+"""Every object of results comes back from its folder as it was, and no other is replaced."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import made_results
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made_results import capitals_and_elements, docs_of
 
 import depthlens as dl
+from depthlens import cli
+from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
+from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
 N, N_LAYERS, N_HEADS = 40, 6, 2
 EARLY = [0.9, 0.6, 0.2, 0.1, 0.0, 0.0]
 
 
-def sweep(model: str = "base", task: str = "t", *, suffix: str = "", heads: bool = False, seed: int = 0) -> dl.Result:
-    """Right answers that are lost with the probabilities `EARLY` without each layer (or both heads of each layer)."""
-    rng = np.random.default_rng(seed)
-    scores = {"baseline": (right := rng.random(N) < 0.9)}
-    for layer, loss in enumerate(EARLY):
-        for name in [f"L{layer}.H{h}" for h in range(N_HEADS)] if heads else [f"L{layer}{suffix}"]:
-            scores[name] = right & (rng.random(N) >= loss)
-    made = made_results.result({task: scores}, model=model, n_layers=N_LAYERS, n_heads=N_HEADS)
+def swept(model: str = "base", *, heads: bool = False, seed: int = 0) -> dl.Result:
+    """Right answers that are lost with the probabilities `EARLY` without each layer, or both heads of each layer."""
+    of_heads = {f"L{layer}.H{h}": loss for layer, loss in enumerate(EARLY) for h in range(N_HEADS)}
+    options = {"task": "t", "model": model, "chance": 0.25, "n_layers": N_LAYERS, "n_heads": N_HEADS}
+    made = made_results.sweep(of_heads if heads else EARLY, n=N, seed=seed, **options)
     return dl.Result(made.docs.assign(response="1 + 1 = 3"), made.record)
-
-
-def curve() -> dl.RemovalCurve:
-    tables = pd.DataFrame({"list": ["a"], "k": [1], "value": [0.5]}), pd.DataFrame({"list": ["a"], "n_draws": [10]})
-    tests = pd.DataFrame({"list": ["a"], "task": ["t"], "separates": [True], "p_value": [0.1]})
-    return dl.RemovalCurve(*tables, tests, sweep(heads=True), {"lists": {"a": [(0, 1)]}, "k": [1], "n_draws": 10})
-
-
-def greedy() -> dl.Greedy:
-    steps = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "delta": [0.0, -0.02]})
-    steps = steps.assign(removed=["baseline", "L5"], ci_low=-0.1, ci_high=0.1, n=20, within=True)
-    record = {"task": "t", "metric": "acc", "tolerance": 0.1, "n_layers": N_LAYERS}
-    return dl.Greedy(steps, sweep(), "enough", record)
 
 
 def geometry() -> dl.Geometry:
@@ -58,16 +53,23 @@ def reasoning() -> dl.ReasoningScores:
 
 
 MADE = {
-    "result": sweep,
-    "curve": curve,
-    "greedy": greedy,
+    "result": swept,
+    "curve": made_results.removal_curve,
+    "greedy": made_results.greedy,
     "geometry": geometry,
     "head scores": scores,
     "reasoning scores": reasoning,
-    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=sweep()), n_boot=200),
-    "centres": lambda: dl.analysis.centre_of_mass(sweep(), n_boot=50),
-    "comparison": lambda: dl.analysis.compare_models(sweep(), sweep("d", seed=1), n_boot=50),
+    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept()), n_boot=200),
+    "centres": lambda: dl.analysis.centre_of_mass(swept(), n_boot=50),
+    "comparison": lambda: dl.analysis.compare_models(swept(), swept("d", seed=1), n_boot=50),
+    "runs": lambda: dl.compare(swept(), swept("d", seed=1), n_boot=200),
+    "race": lambda: made_results.race([CRITICAL, SPARED, UNDECIDED]),
 }
+
+
+@pytest.fixture
+def result() -> Result:
+    return capitals_and_elements()
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -79,7 +81,7 @@ def test_an_object_comes_back_as_it_was(name, tmp_path):
     assert before.records == after.records and set(before.tables) == set(after.tables)
     for file, table in before.tables.items():
         pd.testing.assert_frame_equal(after.tables[file], table, check_exact=True)
-    if name not in ("geometry", "curve"):  # the first says nothing, the second is not complete here
+    if name != "geometry":  # says nothing
         assert back.describe() == made.describe() and all(line.endswith(".") for line in made.describe())
     made.save(tmp_path / "out")  # the same may be written again
     if name in ("curve", "greedy"):
@@ -135,9 +137,6 @@ def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
         geometry().save(tmp_path / "reasoning")
     with pytest.raises(UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
         dl.HeadScores.load(tmp_path / "reasoning")
-    dl.critical_stability(sweep(), n_boot=50).save(tmp_path / "table")
-    with pytest.raises(UserError, match=r"holds another result \(made_by critical_stability, not centre_of_mass\)"):
-        dl.analysis.centre_of_mass(sweep(), n_boot=50).save(tmp_path / "table")
 
 
 def test_head_scores_of_version_01_are_read(tmp_path):
@@ -149,21 +148,233 @@ def test_head_scores_of_version_01_are_read(tmp_path):
 
 
 def test_a_result_that_replaced_another_is_not_taken_for_the_curves_own(tmp_path):
-    made = curve()
+    made = made_results.removal_curve()
     made.save(tmp_path)
     made.result.select(conditions=["L0.H0"]).save(tmp_path, overwrite=True)
     with pytest.raises(UserError, match="removal_curve.json and record.json belong to different results"):
         dl.RemovalCurve.load(tmp_path)
-    other = dl.Greedy(greedy().steps, greedy().result, "enough", greedy().record | {"tolerance": 0.2})
-    greedy().save(tmp_path / "greedy")
+    made_results.greedy().save(tmp_path / "greedy")
     with pytest.raises(UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
-        other.save(tmp_path / "greedy")
+        made_results.greedy(tolerance=0.2).save(tmp_path / "greedy")
 
 
 def test_a_table_shows_itself_rounded():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = dl.analysis.centre_of_mass(sweep(), n_boot=50)
+        made = dl.analysis.centre_of_mass(swept(), n_boot=50)
     centre = made.table["centre"].item()
     assert f"{centre:.3f}" in repr(made) and f"{centre:.3f}" in made._repr_html_() and "<table" in made._repr_html_()
     assert made.record["made_by"] == "centre_of_mass" and made.record["made_from"][0]["tasks"] == ["t"]
+
+
+def test_every_column_is_on_the_page_of_files_in_its_order(result, tmp_path):
+    Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements")])).save(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
+    for name in ("docs", "questions", "summary"):
+        section = page.partition(f"## {name}.parquet\n")[2].partition("\n## ")[0]
+        told = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert told == pd.read_parquet(tmp_path / f"{name}.parquet").columns.tolist(), name
+
+
+def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
+    """Questions of a task, and of one more document than was scored."""
+    ids = range(n + 1)
+    table = {"task": task, "doc_id": ids, "question": [f"Q{i}?" for i in ids], "reference": [f"r{i}" for i in ids]}
+    return pd.DataFrame(table | {"choices": [["a", f"r{i}"] for i in ids]} | columns)
+
+
+def test_questions_travel_with_a_result(result, tmp_path):
+    whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
+    asked = whole.questions()
+    columns = ["task", "doc_id", "question", "reference", "choices", "doc_hash", "subtask"]
+    assert len(asked) == 40 and asked.columns.tolist() == columns
+    assert asked[["doc_hash", "subtask"]].isna().all(axis=None)  # as in a folder that says nothing of them
+    whole.save(tmp_path)
+    pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), asked)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "questions.parquet")[["question"]], asked[["question"]])
+    one = whole.select(tasks="elements", conditions=["L0"])
+    assert set(one.questions()["task"]) == {"elements"} and one.questions()["choices"].tolist() == [None] * 20
+    joined = concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
+    pd.testing.assert_frame_equal(joined.questions(), asked)
+    result.save(tmp_path, overwrite=True)
+    assert not (tmp_path / "questions.parquet").exists(), "questions of an older result are not left beside another"
+
+
+def test_a_result_without_questions_says_so(result, tmp_path):
+    result.save(tmp_path)  # as a folder that version 0.1 wrote
+    old = Result.load(tmp_path)
+    with pytest.raises(UserError, match=r"holds no questions \(no questions.parquet\); run the sweep again"):
+        old.questions()
+    assert concat([old, result]).asked is None
+    result.docs.drop(columns=["response"]).to_parquet(tmp_path / "docs.parquet")
+    with pytest.raises(UserError, match="lacks column response"):
+        Result.load(tmp_path)
+
+
+def test_results_that_ask_something_else_are_not_joined(result):
+    one = result.select(tasks="capitals")
+    other = asked_of(question=[f"Q{i}!" for i in range(21)])
+    with pytest.raises(UserError, match="disagree on what document 0 of task 'capitals' asks"):
+        concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
+
+
+def test_a_table_of_questions_that_lacks_a_column(result):
+    with pytest.raises(UserError, match="the table of questions lacks column reference"):
+        Result(result.docs, result.record, asked_of().drop(columns="reference"))
+
+
+def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
+    cut = {"n_truncated": 3, "max_tokens_cut": 17}
+    one = result.select(tasks="capitals")
+    tasks = {t: v | cut for t, v in one.record["tasks"].items()}
+    one = Result(one.docs, one.record | {"tasks": tasks})
+    note = "capitals: 3 prompts are longer than the model reads and lost up to 17 tokens at their left end"
+    assert one.notes.count(note) == 1
+    assert concat([one, result.select(tasks="elements")]).notes.count(note) == 1
+    assert concat([concat([one, one]), one]).notes.count(note) == 1
+    other = Result(one.docs.assign(model="small"), one.record | {"model": {"name": "small", "n_layers": 4}})
+    named = [n for n in concat([one, other]).notes if n.endswith(note.partition(":")[2])]
+    assert named == [note.replace("capitals", f"capitals of {name}") for name in ("tiny", "small")]
+
+
+def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
+    broken = Result(docs_of({"L0": [1, 0]}), {})
+    with pytest.raises(UserError, match="no 'baseline'"):
+        broken.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+TASK = "organism_one_hop"
+
+
+@pytest.fixture
+def sweep(capsys, tmp_path):
+    """Run the command line on one folder: exit code and the last line that was told."""
+
+    def run(*flags, model="organism", tasks=(TASK,), ablate="L1,L2", limit=2, out=tmp_path / "out"):
+        given = ["sweep", model, *tasks, "--ablate", ablate, "--limit", limit, "--out", out, *flags]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(map(str, given)))
+        printed = capsys.readouterr()
+        return ended.value.code, (printed.out + printed.err).splitlines()[-1]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder that a sweep wrote."""
+    torch.set_num_threads(1)  # as in the tests: the weights of an organism hang on it in their last bits
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(f"sweep organism {TASK} --ablate L1,L2 --limit 2 --out {folder}".split())
+    assert ended.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def out(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "out")
+
+
+def state(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
+    before = Result.load(out)
+    code, line = sweep(ablate="L2,L1")
+    assert code == 0, line
+    after = Result.load(out)
+    assert set(after.docs["condition"]) == set(before.docs["condition"]) and len(after.docs) == len(before.docs)
+    assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "organism:seed=2"}, "model organism, not organism:seed=2"),
+        ({"tasks": ("organism_two_hop",)}, f"tasks {TASK}, not organism_two_hop"),
+        ({"ablate": "L1"}, "conditions L1, L2, baseline, not L1, baseline"),
+        ({"limit": 3}, "limit 2, not 3"),
+        ({"flags": ("--seed", 1)}, "seed 0, not 1"),
+        ({"flags": ("--measure", "both")}, "measure task, not both"),
+        ({"flags": ("--num-fewshot", 1)}, "num_fewshot 0, not 1"),
+        ({"flags": ("--dtype", "bfloat16")}, "dtype float32, not bfloat16"),
+        ({"flags": ("--backend", "nnsight")}, "backend torch, not nnsight"),
+        ({"flags": ("--system-instruction", "Be brief.")}, "system_instruction None, not Be brief."),
+        ({"flags": ("--donor", "organism:seed=2")}, "donor None, not organism:seed=2"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_another_sweep_is_refused_before_anything_is_loaded(sweep, out, monkeypatch, changes, said):
+    monkeypatch.setattr("depthlens.experiments.sweep.run_sweep", lambda *a, **k: pytest.fail("the sweep runs"))
+    before, changes = state(out), dict(changes)
+    code, line = sweep(*changes.pop("flags", ()), **changes)
+    assert code == 2 and line.startswith(f"Error: {str(out)!r} holds another result ({said}"), line
+    assert line.endswith("name another folder, or replace it (--overwrite, in Python overwrite=True)")
+    assert state(out) == before
+
+
+def test_overwrite_replaces_and_other_files_do_no_harm(sweep, out):
+    (out / "notes.txt").write_text("mine")
+    assert sweep("--overwrite", limit=3)[0] == 0
+    assert json.loads((out / "record.json").read_text())["limit"] == 3 and (out / "notes.txt").read_text() == "mine"
+
+
+def test_what_only_the_result_can_tell_is_seen_before_it_is_written(sweep, out):
+    path = out / "record.json"
+    record = json.loads(path.read_text())
+    record["model"]["fingerprint"] = "0" * 32  # other weights under the same name
+    path.write_text(json.dumps(record))
+    before = state(out)
+    code, line = sweep()
+    assert code == 2 and f"(model fingerprint {'0' * 32}, not " in line
+    assert state(out) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("record.json", "[1, 2]"), ("docs.parquet", "my notes")],
+)
+def test_files_of_something_else_are_not_written_over(sweep, tmp_path, name, text):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(text)
+    code, line = sweep()
+    assert code == 2 and line.startswith(f"Error: {str(out)!r} holds a {name} of something else; name another folder")
+    assert state(out) == {name: text.encode()}
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sweep, tmp_path):
+    asked = {"model": "x", "tasks": [], "ablate": "L1"}
+    holder = (
+        "import sys, time; from depthlens.analysis.result_folder import claimed\n"
+        f"with claimed(sys.argv[1], {asked!r}, overwrite=False): print('held', flush=True); time.sleep(60)"
+    )
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        code, line = sweep()
+        assert code == 2 and line.startswith(f"Error: another process is writing to {str(out)!r} now; wait for its end")
+    finally:
+        process.kill()
+        process.wait()
+    time.sleep(0.1)
+    assert sweep()[0] == 0
+    assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
+
+
+def test_save_refuses_another_result_and_takes_the_same(result, tmp_path):
+    result.save(tmp_path)
+    result.save(tmp_path)
+    for other in (result.select(tasks="elements"), result.select(conditions=["L1"])):
+        with pytest.raises(UserError, match="holds another result .*replace it"):
+            other.save(tmp_path)
+    docs = result.docs[result.docs["doc_id"] < 10]  # the record does not tell the two apart
+    with pytest.raises(UserError, match="rows of documents, not"):
+        Result(docs, result.record).save(tmp_path)
+    result.select(conditions=["L1"]).save(tmp_path, overwrite=True)
+    assert len(Result.load(tmp_path).docs) < len(result.docs)

@@ -1,6 +1,4 @@
-"""First mistakes of written solutions, by hand and counted over synthetic sweeps."""
-
-from __future__ import annotations
+"""First mistakes of written solutions, and sweeps read apart for kinds of document."""
 
 import re
 from decimal import Decimal
@@ -8,9 +6,10 @@ from decimal import Decimal
 import made_results
 import pandas as pd
 import pytest
+import tiny
 
 import depthlens as dl
-from depthlens.analysis import solution_errors
+from depthlens.analysis import solution_errors, subgroups
 from depthlens.analysis.results import Result
 from depthlens.analysis.solution_errors import (
     by_layer,
@@ -21,6 +20,7 @@ from depthlens.analysis.solution_errors import (
     sentences,
 )
 from depthlens.errors import UserError
+from depthlens.tasks import harness
 
 EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two children.\nAnswer:"
 
@@ -143,3 +143,56 @@ def test_what_cannot_be_classified_is_refused():
         classify_solutions(written("multiple_choice"), "cot", QUESTIONS)
     with pytest.raises(UserError, match="2 questions of task cot, and the result has document 9"):
         classify_solutions(written(documents=(0, 9)), "cot", QUESTIONS)
+
+
+TASK = "kv_retrieval_8"
+
+
+@pytest.fixture(scope="module")
+def task():
+    return harness.load_tasks([TASK])[TASK]
+
+
+@pytest.fixture(scope="module")
+def result():
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    options = {"measure": "answer_logprob", "progress": False}
+    return dl.condition_sweep(lens, [TASK, "kv_retrieval_4"], ["L0", "L1"], limit=9, **options)
+
+
+def test_kinds_are_the_fields_values(task):
+    kinds, docs = subgroups.kinds_by_value(task, "position"), list(task.eval_docs)
+    assert kinds == {i: f"position {doc['position']}" for i, doc in enumerate(docs)}
+    named = subgroups.kinds_by_value(task, "position", {0: "at the start"})
+    assert named == {i: "at the start" for i, doc in enumerate(docs) if doc["position"] == 0}
+
+
+def test_thirds_of_the_range(task):
+    kinds = subgroups.kinds_by_third(task, "position")
+    for i, doc in enumerate(task.eval_docs):
+        word = "first" if doc["position"] <= 2 else "middle" if doc["position"] <= 4 else "last"
+        assert kinds[i] == f"position in the {word} third"
+
+
+def test_each_kind_is_a_task_of_its_documents(result, task):
+    kinds = subgroups.kinds_by_third(task, "position")
+    apart = subgroups.split_by_kind(result, TASK, kinds)
+    assert set(apart.docs["task"]) == {f"{TASK}, {kinds[i]}" for i in range(9)}
+    for name, docs in apart.docs.groupby("task"):
+        ids = [i for i in range(9) if f"{TASK}, {kinds[i]}" == name]
+        same = result.docs[(result.docs["task"] == TASK) & result.docs["doc_id"].isin(ids)]
+        pd.testing.assert_frame_equal(
+            docs.drop(columns="task").reset_index(drop=True), same.drop(columns="task").reset_index(drop=True)
+        )
+        assert apart.record["tasks"][name]["n_docs"] == len(ids)
+    assert len(apart.summary) == 3 * len(set(apart.docs["task"]))
+    assert apart.metric_info(apart.docs["task"].iloc[0], "answer_logprob")["higher_is_better"]
+
+
+def test_questions_go_with_their_documents_and_those_without_a_kind_are_left_out(result):
+    apart = subgroups.split_by_kind(result, TASK, {0: "one", 3: "other"})
+    asked = result.questions().set_index(["task", "doc_id"])["question"]
+    found = apart.questions().set_index(["task", "doc_id"])["question"].to_dict()
+    assert found == {(f"{TASK}, one", 0): asked[TASK, 0], (f"{TASK}, other", 3): asked[TASK, 3]}
+    assert sorted(apart.docs["doc_id"].unique()) == [0, 3]
+    assert list(apart.docs["task"].unique()) == [f"{TASK}, one", f"{TASK}, other"]

@@ -1,14 +1,14 @@
 """Verdicts on synthetic sweeps: from results with their views and seeds to sentences, tables and the scorecard."""
 
-from __future__ import annotations
-
 import html
 from dataclasses import replace
 
+import made_results
 import numpy as np
 import pandas as pd
+import planted_depth
 import pytest
-from made_layer_sweeps import EARLY, FEW, FLAT, LATE, N_LAYERS, result, viewed
+from made_results import FEW, FLAT, viewed
 
 import depthlens as dl
 from depthlens.claims import CLAIMS, Evidence, headline, judge
@@ -20,6 +20,7 @@ from depthlens.plots.claims import CHIPS, scorecard
 pytestmark = pytest.mark.slow
 
 N_BOOT = 200
+EARLY, LATE = (np.where((np.arange(12) < 4) == early, 0.5, 0.03) for early in (True, False))
 
 
 def verdict(claim, **evidence):
@@ -63,10 +64,14 @@ def test_a_view_that_disagrees_takes_a_verdict_away_and_is_named():
 
 
 def shallow(loss, n=250):
-    text = viewed(np.full(N_LAYERS, 0.25), "text", n=n)
+    text = viewed(np.full(12, 0.25), "text", n=n)
     own = {"continuation": viewed(loss, "facts", n=n), "retrieval": viewed(loss, "kv", n=n)}
-    tokens = [dl.concat(list(of_seed)) for of_seed in zip(text, *own.values(), strict=True)]
-    return {**own, "text": text, "long_text": text, "tokens": tokens}
+    return {**own, "text": text, "long_text": text, "tokens": together(text, *own.values())}
+
+
+def together(*tasks):
+    """Sweeps of several tasks as one a few-shot seed."""
+    return [dl.concat(list(of_seed)) for of_seed in zip(*tasks, strict=True)]
 
 
 def test_a_claim_that_fails_is_contradicted():
@@ -111,12 +116,9 @@ def test_a_task_that_is_at_chance_under_one_protocol_is_left_out_of_both():
     def sweeps(name, what, loss, **options):
         return asking(viewed(loss, name, n=150, **options), what)
 
-    def both(*pair):
-        return [dl.concat(list(seeds)) for seeds in zip(*pair, strict=True)]
-
-    letters = sweeps("capitals", "capitals", FEW), sweeps("elements", "elements", FEW, base=0.25)
+    letters = sweeps("capitals", "capitals", FEW), sweeps("elements", "elements", FEW, accuracy=0.25)
     written = sweeps("capitals_w", "capitals", FEW), sweeps("elements_w", "elements", LATE)
-    found = verdict("C2", letters=both(*letters), generation=both(*written))
+    found = verdict("C2", letters=together(*letters), generation=together(*written))
     alone = verdict("C2", letters=letters[0], generation=written[0])
     assert [p.main.effect for p in found.parts] == [p.main.effect for p in alone.parts]
     assert found.tasks == ("capitals_w acc", "capitals acc")
@@ -129,17 +131,9 @@ def test_a_control_of_another_length_keeps_a_claim_from_support():
     roles = {"reasoning": (LATE, "sums"), "reasoning_choice": (LATE, "choice"), "copying": (EARLY, "copies")}
     evidence = shallow((EARLY,) * 3, n=40) | {role: viewed(*role_of) for role, role_of in roles.items()}
 
-    def lacks(reference):
-        asked = {
-            field: [replace(s, asked=s.asked.assign(reference=text)) for s in asking(evidence[field], field)]
-            for field, text in (("reasoning", "x" * 90), ("copying", reference))
-        }
-        return verdict("C4", **evidence | asked).parts[0].missing
-
-    def together(reference):
+    def missing(reference):
         """Both roles are selected from one sweep, as `dl.claim_sweeps` has them."""
-        pairs = zip(*(asking(evidence[field], field) for field in ("reasoning", "copying")), strict=True)
-        of_both = [dl.concat(list(pair)) for pair in pairs]
+        of_both = together(*(asking(evidence[field], field) for field in ("reasoning", "copying")))
         for s in of_both:
             s.asked.loc[s.asked["task"] == "sums", "reference"] = "x" * 90
             s.asked.loc[s.asked["task"] == "copies", "reference"] = reference
@@ -147,15 +141,13 @@ def test_a_control_of_another_length_keeps_a_claim_from_support():
         of_role = {field: [s.select(tasks=task) for s in of_both] for field, task in tasks.items()}
         return verdict("C4", **evidence | of_role).parts[0].missing
 
-    for found in (lacks, together):
-        assert found("x" * 60) == ()
-        assert found("x" * 40) == (
-            "a control as long as reasoning (its references have 90 characters, those of copying 40)",
-        )
+    assert missing("x" * 60) == ()
+    (lacks,) = missing("x" * 40)
+    assert lacks == "a control as long as reasoning (its references have 90 characters, those of copying 40)"
 
 
 def test_a_task_of_too_few_documents_does_not_make_the_others_few():
-    both = {"letters": viewed(EARLY, "good", n=60), "continuation": viewed(EARLY, "short", n=5)}
+    both = {"letters": viewed(EARLY, "good", n=60), "continuation": viewed(EARLY, "short", n=5, accuracy=1.0)}
     found = verdict("C7", **both)
     assert found.n == 60 and found.tasks == ("good acc",) and "left out: short: 5 documents" in found.sentence
 
@@ -172,17 +164,14 @@ def test_likelihoods_of_a_task_that_the_model_cannot_do_say_nothing():
             sweeps.append(type(sweep)(docs, sweep.record | {"tasks": {task: info}}))
         return sweeps
 
-    def tokens(*tasks):
-        return [dl.concat(list(pair)) for pair in zip(*map(nats, tasks), strict=True)]
-
     evidence = {
         "continuation": viewed(EARLY, "facts"),
         "reasoning": viewed(LATE, "sums"),
         "copying": viewed(EARLY, "copies"),
-        "tokens": tokens("facts", "choice"),
+        "tokens": together(nats("facts"), nats("choice")),
     }
     able = verdict("C4", reasoning_choice=viewed(LATE, "choice"), **evidence)
-    unable = verdict("C4", reasoning_choice=viewed(LATE, "choice", base=0.25), **evidence)
+    unable = verdict("C4", reasoning_choice=viewed(LATE, "choice", accuracy=0.25), **evidence)
     assert np.isfinite(able.parts[1].main.effect)
     assert unable.verdict == "cannot judge" and "is at chance" in unable.parts[1].main.why
 
@@ -209,7 +198,7 @@ def test_the_worst_part_decides():
 def test_evidence_that_does_not_fit_is_refused_or_cannot_be_judged():
     with pytest.raises(UserError, match="models m, other"):
         Evidence(letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
-    blocks = result({"task": np.zeros(N_LAYERS)}, names=[f"L{i}-{i + 1}" for i in range(N_LAYERS)])
+    blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
     found = verdict("C1", letters=blocks, continuation=blocks)
     assert found.verdict == "cannot judge" and "sweep layers" in found.sentence
 
@@ -252,3 +241,11 @@ def test_views_and_seeds_that_were_not_measured_are_told_and_not_counted_as_fail
     told = "None could be supported without the view first token spared, the view mean ablation and 3 few-shot seeds."
     assert headline(found).endswith(told)
     assert "holds in 2\nof 2 views" in [t.get_text()[-21:] for ax in scorecard(found).axes for t in ax.texts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("true", [pytest.param(True, marks=pytest.mark.nightly), False])
+def test_a_claim_is_supported_where_it_was_planted_and_contradicted_where_it_was_not(true):
+    """Of the claim that needs the fewest sweeps, with the fewest documents that its verdict needs."""
+    (found,) = judge(planted_depth.evidence("C2", true=true, seed=1, limit=30), claims="C2")
+    assert found.verdict == ("supported" if true else "contradicted"), found.sentence

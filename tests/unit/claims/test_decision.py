@@ -1,7 +1,5 @@
 """The one rule of verdicts, on estimates that are written by hand."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

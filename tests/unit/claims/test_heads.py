@@ -1,12 +1,10 @@
 """C5 on simulated removals, with the choice of the heads inside the simulation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_heads import ACCURACY, TASKS, evidence
+from made_claims import ACCURACY, TASKS, evidence
 
 from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.decision import CONTRADICTED, SUPPORTED

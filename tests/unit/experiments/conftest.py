@@ -1,7 +1,5 @@
 """Models that most tests of experiments use, made once."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 

@@ -1,15 +1,20 @@
-"""Attribution patching against finite differences, and answer_logprob against one plain forward pass."""
+"""Attribution against finite differences, integrated gradients against removal, answer_logprob against one pass."""
 
-from __future__ import annotations
+from functools import partial
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from by_hand import logprobs
 
+import depthlens as dl
+from depthlens.ablations import heads_condition
+from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
+from depthlens.experiments.integrated_gradients import integrate, nodes
 from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
@@ -26,34 +31,13 @@ KINK = 0.3  # nats: one-sided slopes that differ by more straddle a switch of ex
 @pytest.fixture(scope="module")
 def requests():
     g = torch.Generator().manual_seed(2)
-    made = [torch.randint(0, 256, (n,), generator=g).tolist() for n in (9, 4, 13, 30)]
-    return [LoglikelihoodRequest(tuple(t[:-3]), tuple(t[-3:])) for t in made]
+    made = [torch.randint(0, 256, (n,), generator=g).tolist() for n in (9, 4, 13)]
+    return [LoglikelihoodRequest(tuple(t[:-2]), tuple(t[-2:])) for t in made]
 
 
-def logprob(lens, request, scale=None, towards=None):
-    """Log-likelihood of one request while z of (layer, head) has gone a fraction of the way to its replacement."""
-    handles = []
-    if scale is not None:
-        (layer, head), fraction = scale
-        d = lens.dims.d_head
-
-        def hook(module, args):
-            z = args[0].clone()
-            part = slice(head * d, (head + 1) * d)
-            goal = 0
-            if towards is not None:
-                goal = towards[layer, [0] + [1] * (z.shape[1] - 1), head]  # [pos, d_head]
-            z[..., part] = z[..., part] + fraction * (goal - z[..., part])
-            return (z,)
-
-        handles = [lens.arch.o_proj[layer].register_forward_pre_hook(hook)]
-    with torch.no_grad():
-        logits = lens.model(torch.tensor([[*request.context, *request.continuation]])).logits[0].double()
-    for handle in handles:
-        handle.remove()
-    n = len(request.context)
-    logprobs = logits.log_softmax(-1)
-    return sum(logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation))
+def logprob(lens, request, heads=(), **way):
+    """Log-likelihood of one request while z of heads has gone a part of the way to its replacement."""
+    return logprobs(lens, (*request.context, *request.continuation), heads, **way)[len(request.context) - 1 :].sum()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +56,7 @@ def test_estimates_are_the_slope_towards_removal(family, mode, requests):
         here = logprob(lens, request)
         assert clean[r].item() == pytest.approx(here, abs=LOGPROB_TOLERANCE)
         for place in [(0, 1), (2, 0), (lens.dims.n_layers - 1, lens.dims.n_heads - 1)]:
-            up, down = (logprob(lens, request, (place, f), towards) for f in (STEP, -STEP))
+            up, down = (logprob(lens, request, [place], fraction=f, towards=towards) for f in (STEP, -STEP))
             if abs((up - here) - (here - down)) / STEP < KINK:
                 compared += 1
                 slope = (up - down) / (2 * STEP)
@@ -81,27 +65,33 @@ def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     assert estimate.abs().max() > 10 * SLOPE_TOLERANCE
 
 
-def test_a_batch_changes_nothing_and_the_model_is_left_alone(requests):
+@pytest.fixture(params=[attribute, partial(integrate, steps=1)], ids=["slope", "path"])
+def estimate(request):
+    return request.param
+
+
+def test_batches_and_padding_change_nothing_and_the_model_is_left_alone(requests, estimate):
     lens = tiny.lens("llama-gqa")
-    whole, _ = attribute(lens, requests)
-    alone = torch.cat([attribute(lens, [q], batch_tokens=1)[0] for q in requests])
-    assert torch.allclose(whole, alone, atol=LOGPROB_TOLERANCE)
+    whole, _ = estimate(lens, requests)
+    alone = torch.cat([estimate(lens, [q], batch_tokens=1)[0] for q in requests])
+    assert torch.allclose(whole, alone, atol=LOGPROB_TOLERANCE) and whole.abs().max() > 100 * LOGPROB_TOLERANCE
     assert all(p.grad is None and not p.requires_grad for p in lens.model.parameters())
     assert not any(m._forward_pre_hooks for m in lens.model.modules())
 
 
-def test_out_of_memory_halves_the_batch(requests, monkeypatch):
+def test_out_of_memory_halves_the_batch(requests, estimate, monkeypatch):
     lens = tiny.lens("llama-gqa")
-    wanted, _ = attribute(lens, requests)
+    wanted, _ = estimate(lens, requests)
     real = lens.arch.mlp[2].forward
 
     def small(x):
-        if x.shape[0] > 1:
+        if x.shape[0] > (1 if estimate is attribute else 3):  # one request, which a path walks in three groups
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
     monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
-    assert torch.allclose(attribute(lens, requests)[0], wanted, atol=LOGPROB_TOLERANCE)
+    assert torch.allclose(estimate(lens, requests)[0], wanted, atol=LOGPROB_TOLERANCE)
+    assert not any(m._forward_pre_hooks for m in lens.model.modules())
 
 
 def test_reference_answers_of_choices_and_of_written_tasks(lens):
@@ -148,7 +138,8 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     estimated = head_sweep(lens, "capitals_continuation", method="attribution", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]
     assert estimated.docs[keys].equals(exact.docs[keys])
-    assert estimated.record["method"] == "attribution" and estimated.record["tasks"] == exact.record["tasks"]
+    assert (estimated.record["method"], exact.record["method"]) == ("attribution", "exact")
+    assert estimated.record["tasks"] == exact.record["tasks"]
     base = estimated.docs["condition"] == "baseline"
     assert np.allclose(estimated.docs["value"][base], exact.docs["value"][base], atol=LOGPROB_TOLERANCE)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)
@@ -161,3 +152,115 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     rows = estimated.docs[estimated.docs["condition"] == f"L1.{name}{suffix}"]["value"].to_numpy()
     wanted = rows - estimated.docs["value"][base].to_numpy()
     assert np.allclose(wanted, change[:, 1, heads].sum(-1), atol=LOGPROB_TOLERANCE)
+
+
+RULE_TOLERANCE = 1e-9  # of polynomials in float64
+MANY_STEPS = 24
+COMPLETE_TOLERANCE = 0.02  # nats, of sums over so many steps and of float32 log-probabilities; effects reach several
+# where experts switch, there is a jump
+SMOOTH = [("llama-gqa", "zero"), ("llama-mqa", "mean"), ("qwen2", "mean"), ("qwen3", "zero")]
+
+
+def changes(lens, requests, groups, means=None):
+    """Exact changes in nats by removing groups of heads together; shape [request, group]."""
+    mode = "mean" if means else "zero"
+    conditions = [dl.Condition(tuple(dl.Ablation(la, "head", h, mode) for la, h in heads)) for heads in groups]
+    answers = Engine(lens, means=means, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
+    values = np.array([[a.logprob for a in row] for row in answers])
+    return (values[1:] - values[0]).T
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7])
+def test_the_rule_is_exact_to_its_degree(steps):
+    points, weights = np.transpose(nodes(steps))
+    assert points[0] == 0 and len(points) == steps + 1 and (points < 1).all()
+    for degree in range(2 * steps + 1):
+        assert weights @ points**degree == pytest.approx(1 / (degree + 1), abs=RULE_TOLERANCE)
+    assert weights @ points ** (2 * steps + 1) != pytest.approx(1 / (2 * steps + 2), abs=RULE_TOLERANCE)
+
+
+@pytest.mark.parametrize(("family", "mode"), SMOOTH)
+def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
+    lens = tiny.lens(family, num_hidden_layers=3)
+    means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
+    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4, mode=mode, means=lambda: means)
+    heads = list(np.ndindex(3, lens.dims.n_heads))
+    exact = changes(lens, requests, [[head] for head in heads], means).reshape(found.shape)
+    assert np.abs(found.numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
+    slopes, same = attribute(lens, requests, mode=mode, means=lambda: means)
+    assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
+    assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
+
+
+def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
+    lens = tiny.lens("llama-gqa", num_hidden_layers=2, initializer_range=0.1)
+    g = torch.Generator().manual_seed(6)
+    requests = [LoglikelihoodRequest(tuple(torch.randint(0, 256, (6,), generator=g).tolist()), (n,)) for n in range(12)]
+    found, _ = integrate(lens, requests, steps=MANY_STEPS, groups=2)
+    pairs = [[(la, 0), (la, h)] for la in range(2) for h in (1, 2, 3)]
+    rest = [
+        [(la, h) for h in range(1, 4) if h != other[0][1]]
+        for la in range(2)
+        for other in ([(la, 1)], [(la, 2)], [(la, 3)])
+    ]
+    exact = changes(lens, requests, pairs), changes(lens, requests, rest)
+    partners = set()
+    for r, estimate in enumerate(found.numpy()):
+        for layer in range(2):
+            fits = []
+            for h in (1, 2, 3):
+                sums = estimate[layer, [0, h]].sum(), estimate[layer].sum() - estimate[layer, [0, h]].sum()
+                wanted = [e[r, 3 * layer + h - 1] for e in exact]
+                fits += [h] if np.abs(np.subtract(sums, wanted)).max() < COMPLETE_TOLERANCE else []
+            assert fits  # heads of one of the three divisions into pairs
+            partners |= set(fits[:1])
+    assert partners == {1, 2, 3}
+
+
+@pytest.mark.parametrize("family", ["qwen3-moe", "deepseek-v3"])
+def test_families_with_jumps_come_closer_than_the_slope(family, requests):
+    lens = tiny.lens(family, num_hidden_layers=3)
+    exact = changes(lens, requests, [[head] for head in np.ndindex(3, lens.dims.n_heads)])
+    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4)
+    slopes, same = attribute(lens, requests)
+    assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
+    errors = [np.abs(e.flatten(1).numpy() - exact).mean() for e in (found, slopes)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_an_attention_window_is_refused_where_it_would_cut(requests):
+    lens = tiny.lens("mistral", sliding_window=8)
+    with pytest.raises(UserError, match="walk 12 tokens, and the attention window is 8"):
+        integrate(lens, requests, steps=1)
+    assert len(integrate(lens, requests[1:2], steps=1)[1]) == 1
+
+
+def test_a_saturated_softmax_hides_a_head_from_the_slope_only():
+    lens = dl.load("organism:sharpness=14.0")  # attention of the planted heads is 1 to float32
+    previous = dl.organisms.truth(lens.name).role("previous_token")
+    options = {"limit": 4, "measure": "answer_logprob", "store": None, "progress": False}
+    place = {}
+    for method, steps in (("exact", None), ("attribution", None), ("integrated_gradients", 2)):
+        result = dl.head_sweep(lens, "organism_two_hop", method=method, steps=steps, **options)
+        losses = result.losses().sort_values("loss", ascending=False)
+        place[method] = list(losses["condition"]).index(f"L{previous[0]}.H{previous[1]}")
+    assert place["exact"] < 3 and place["integrated_gradients"] < 3
+    assert place["attribution"] > 12  # in the lower half of 24 heads
+
+
+def test_a_sweep_names_its_method_and_steps_and_is_stored_by_them(lens, tmp_path):
+    options = {"limit": 2, "num_fewshot": 0, "site": "kv", "store": tmp_path, "progress": False}
+
+    def sweep(**more):
+        return dl.head_sweep(lens, "capitals_continuation", method="integrated_gradients", **options, **more)
+
+    first = sweep(steps=2)
+    assert (first.record["method"], first.record["steps"]) == ("integrated_gradients", 2)
+    assert first.record["store"]["rows_computed"] > 0
+    again = sweep(steps=2)
+    assert again.record["store"]["rows_computed"] == 0 and again.docs["value"].equals(first.docs["value"])
+    other = sweep()
+    assert other.record["steps"] == 1 and other.record["store"]["rows_read"] == 0
+    assert not np.allclose(other.docs["value"], first.docs["value"], atol=LOGPROB_TOLERANCE)
+    mean = sweep(steps=2, mode="mean")
+    assert mean.record["store"]["rows_read"] == 0

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from by_hand import made_needles
 from made_up_devices import TWO, spread
 from offloaded import SAME
-from test_head_detectors import made_needles
 
 from depthlens.engine.references import measure_means
 from depthlens.experiments import attention_patterns, attribution, distillation, geometry, integrated_gradients
@@ -24,46 +24,30 @@ def devices(monkeypatch):
         yield
 
 
-def attributed(lens):
+def by_means(lens):
     means = measure_means(lens, [TOKENS], "one prompt", [TOKENS[:2]])
-    return torch.stack([attribution.attribute(lens, REQUESTS, **how)[0] for how in ({}, by(means))])
-
-
-def integrated(lens):
-    means = measure_means(lens, [TOKENS], "one prompt", [TOKENS[:2]])
-    return torch.stack([integrated_gradients.integrate(lens, REQUESTS, steps=2, groups=2, **by(means))[0]])
-
-
-def by(means):
     return {"mode": "mean", "means": lambda: means}
 
 
-def streams(lens):
-    return torch.stack(geometry.residual_streams(lens, TOKENS))
-
-
-def effects(lens):
-    return np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16))
-
-
-def detected(lens):
-    return np.concatenate([np.concatenate(scores_by_token(lens, made_needles(), name)) for name in DETECTORS])
-
-
-def attended(lens):
-    return attention_patterns.attention_pattern(lens, TOKENS, (4, 1), [2, 7])
+MEASURES = {
+    "slope": lambda lens: attribution.attribute(lens, REQUESTS)[0],
+    "slope to means": lambda lens: attribution.attribute(lens, REQUESTS, **by_means(lens))[0],
+    "path": lambda lens: integrated_gradients.integrate(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
+    "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
+    "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
+    "patterns": lambda lens: attention_patterns.attention_pattern(lens, TOKENS, (4, 1), [2, 7]),
+    **{name: lambda lens, name=name: np.concatenate(scores_by_token(lens, made_needles(), name)) for name in DETECTORS},
+}
+OF_LATENT_ATTENTION = ("effects", *DETECTORS)
 
 
 @pytest.mark.parametrize(
     ("family", "measure"),
-    [
-        *(("llama-gqa", measure) for measure in (attributed, integrated, streams, effects, detected, attended)),
-        *(("deepseek-v3", measure) for measure in (effects, detected)),
-    ],
+    [*(("llama-gqa", name) for name in MEASURES), *(("deepseek-v3", name) for name in OF_LATENT_ATTENTION)],
 )
 def test_two_devices_give_what_one_gives(family, measure):
     whole = tiny.lens(family)
-    found, wanted = (torch.as_tensor(measure(lens)) for lens in (spread(whole, TWO), whole))
+    found, wanted = (torch.as_tensor(MEASURES[measure](lens)) for lens in (spread(whole, TWO), whole))
     torch.testing.assert_close(found, wanted, atol=10 * SAME, rtol=1e-4)
 
 

@@ -1,7 +1,5 @@
 """The random numbers of the process are the caller's: every call leaves them as they were, and none depends on them."""
 
-from __future__ import annotations
-
 import json
 import random
 

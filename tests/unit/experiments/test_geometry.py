@@ -1,9 +1,6 @@
-"""Depth geometry against hand-written forward passes, and its figures against the tables they draw."""
-
-from __future__ import annotations
+"""Depth geometry against hand-written forward passes, and how well it predicts the losses of removed layers."""
 
 import math
-import weakref
 
 import geometries
 import hub
@@ -12,14 +9,17 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from geometries import TEXTS
+from by_hand import peak_bytes, recorded
+from geometries import ACCURACIES, N_LAYERS, TEXTS
+from made_results import exact
+from scipy.stats import spearmanr
 
+from depthlens.analysis.geometry import geometry_agreement
 from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import text_sets
 from depthlens.models import loading
-from depthlens.models.architectures import Architecture
 
 FAMILIES = ("llama-gqa", "deepseek-v3")
 # float32 on both sides; the walk sums attention in another order than transformers' own kernels
@@ -37,23 +37,11 @@ def lens(request):
     return tiny.lens(request.param)
 
 
-@pytest.fixture(scope="module")
-def found():
-    return geometries.measured()
-
-
 def streams(lens, text):
-    """Residual streams as transformers gives them, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
-    last = []
-    # transformers' own last hidden state is after the final norm
-    handle = lens.arch.layers[-1].register_forward_hook(lambda module, args, out: last.append(out))
-    try:
-        with torch.no_grad():
-            out = lens.model(torch.tensor([lens.tokenizer(text).input_ids]), output_hidden_states=True)
-    finally:
-        handle.remove()
-    final = last[0][0] if isinstance(last[0], tuple) else last[0]
-    return torch.stack([*out.hidden_states[:-1], final])[:, 0].double(), out.logits[0].double()
+    """Residual streams by hand, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
+    modules = {-1: lens.arch.embed} | dict(enumerate(lens.arch.layers))
+    kept, logits = recorded(lens, lens.tokenizer(text).input_ids, modules)
+    return torch.stack([out[0].double() for _, out in kept.values()]), logits
 
 
 def cosine(a, b):
@@ -122,34 +110,15 @@ def test_distances_are_a_metric_between_0_and_1_also_where_directions_nearly_agr
     assert excess.max() <= ROUNDING
 
 
-def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
-    alive, calls = [], []
-
-    def watched(make):
-        def made(*args):
-            if make is states:  # a new text
-                assert not [ref for ref in alive if ref() is not None], "states of an earlier text are still held"
-            out = make(*args)
-            calls.append(len(args[1]) if make is states else None)
-            alive.extend(weakref.ref(x) for x in out)
-            return out
-
-        return made
-
-    states, effects = geo.residual_streams, geo.text_effects
-    lens = tiny.lens("llama-gqa")
-    monkeypatch.setattr(geo, "residual_streams", watched(states))
-    geo.depth_geometry(lens, TEXTS, progress=False)
-    assert calls == [len(t) for t in TEXTS], "each text is walked once"
-
-    def of_text(*args):
-        assert not [ref for ref in alive if ref() is not None], "rows of an earlier text are still held"
-        return effects(*args)
-
-    monkeypatch.setattr(Architecture, "step", watched(Architecture.step))
-    monkeypatch.setattr(geo, "text_effects", of_text)
-    geo.layer_effects(lens, TEXTS, progress=False)
-    assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
+def test_a_text_is_walked_once_and_memory_is_that_of_one_text(monkeypatch):
+    lens, walked, streams = tiny.lens("llama-gqa"), [], geo.residual_streams
+    with monkeypatch.context() as patch:
+        patch.setattr(geo, "residual_streams", lambda *args: walked.append(len(args[1])) or streams(*args))
+        geo.depth_geometry(lens, TEXTS, progress=False)
+    assert walked == [len(t) for t in TEXTS]
+    for measure in (geo.depth_geometry, geo.layer_effects):
+        few, many = (peak_bytes(lambda n=n: measure(lens, TEXTS[:1] * n, progress=False)) for n in (2, 8))  # noqa: B023
+        assert many == pytest.approx(few, rel=0.05), "states of an earlier text are still held"
 
 
 def contributions(lens, tokens, skipped=None, until=None, start=0):
@@ -204,8 +173,8 @@ def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
             assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
 
 
-def test_splits_are_seeded_and_a_skip_before_them_has_less_effect(found):
-    table, other = found[1], geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, seed=1, progress=False)
+def test_splits_are_seeded_and_a_skip_before_them_has_less_effect():
+    table, other = geometries.measured()[1], geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, seed=1, progress=False)
     for where, differs in (("all", False), ("future", True)):
         effects = (t.loc[t["where"] == where, "effect"].reset_index(drop=True) for t in (other, table))
         assert pd.Series.equals(*effects) is not differs
@@ -249,18 +218,13 @@ def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
             measure(broken, TEXTS, progress=False)
 
 
-def test_many_positions_are_unembedded_in_parts(monkeypatch, found):
+def test_many_positions_are_unembedded_in_parts(monkeypatch):
     monkeypatch.setattr(geo, "UNEMBEDDED", 7)
     again = geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
-    pd.testing.assert_frame_equal(again.logit_lens, found[0].logit_lens, rtol=SAME)
+    pd.testing.assert_frame_equal(again.logit_lens, geometries.measured()[0].logit_lens, rtol=SAME)
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch, offline):
+def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(hub.write(tmp_path))
     wanted = [doc["text"] for doc in hub.DATA_SETS["allenai/c4"]["en"]["validation"]]
     assert text_sets.chosen("c4", 3) == wanted[:3] and text_sets.chosen("c4", 100) == wanted
@@ -273,7 +237,7 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch, offline):
     assert effects.equals(geo.layer_effects(lens, wanted, limit=2, progress=False))
 
 
-def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch, offline):
+def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         text_sets.chosen("c4", 2)
@@ -286,3 +250,33 @@ def test_embedded_by_name_and_by_default_are_the_same():
     assert text_sets.chosen("embedded", 2) == text_sets.chosen(None, None)[:2] == text_sets.plain_texts()[:2]
     assert len(text_sets.chosen(None, None)) == text_sets.FIRST < len(text_sets.chosen("embedded", None))
     assert len(text_sets.chosen(None, 20)) == 20
+
+
+def test_predictors_are_one_row_a_layer():
+    g, _, table = geometries.measured()
+    assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
+    assert table["layer"].tolist() == list(range(g.n_layers))
+    assert table["block_influence"].tolist() == g.influences["influence"].tolist()
+    assert table["angular_distance"].tolist() == g.distances.query("size == 1")["distance"].tolist()
+    entropy = g.logit_lens["entropy"].tolist()
+    np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
+
+
+def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
+    cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
+    table = geometry_agreement(cheap.sample(frac=1, random_state=1), exact(ACCURACIES)).table.set_index("predictor")
+    assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
+    base, without = ACCURACIES["sums"]
+    loss = [base - a for a in without]
+    for name in ("good", "poor"):
+        assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert table.loc[name, "other_reliability"] == 1
+    assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])
+
+
+def test_agreement_of_what_does_not_fit_raises():
+    cheap = geometries.measured()[2]
+    with pytest.raises(UserError, match="removed layer 3 has no predictors"):
+        geometry_agreement(cheap.head(3), exact(ACCURACIES))
+    few = geometry_agreement(cheap, exact(ACCURACIES, layers=(0, 4)))
+    assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

@@ -1,12 +1,6 @@
 """Races on organisms, whose planted heads are known: decisions, the store, other paths, and what is refused."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,7 +10,7 @@ import yaml
 import depthlens as dl
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, SPARED
 from depthlens.cli import main
-from depthlens.paths import locked, tasks_dir
+from depthlens.paths import tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
 QUIET = {"progress": False, "store": None}
@@ -97,28 +91,6 @@ def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
     assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
 
 
-@pytest.mark.nightly
-def test_a_killed_race_goes_on_and_decides_the_same(tmp_path):
-    """SIGKILL, in a process of its own; see tests/killed.py."""
-    script = Path(tiny.__file__).with_name("killed.py")
-    options = ["--kills", "2", "--keep-seconds", "10"]  # a wave is kept as a whole
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), "race", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["kills"] == 2 and found["equal"]
-    assert 0 < found["rows_of_the_last"] < found["rows"], "what was kept is not computed again"
-
-
-@pytest.mark.parametrize("options", [{"backend": "nnsight"}, {"batch_tokens": 64}])
-def test_other_paths_decide_the_same(lens, options):
-    ablate = ["L0", "L1.H2", "L3.H0"]
-    one = dl.race(lens, TASK, ablate, max_documents=32, **QUIET)
-    other = dl.race(lens, TASK, ablate, max_documents=32, **QUIET, **options)
-    pd.testing.assert_frame_equal(one.decisions, other.decisions)
-
-
 def test_written_answers_and_means(lens):
     race = dl.race(lens, "organism_two_hop_generative", "L1.H2,L0.H0,L5@mean", max_documents=60, **QUIET)
     assert race.decisions["decision"].tolist()[0] == CRITICAL
@@ -170,9 +142,6 @@ def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(comman
     assert command("--max-documents", "32")[0] == 0
     code, printed = command("--max-documents", "32", "--margin", "0.2")
     assert code == 2 and "holds another race (margin" in printed
-    with locked(tmp_path):
-        code, printed = command("--max-documents", "20", "--overwrite")
-    assert code == 2 and "another process is writing to" in printed
 
 
 def test_nats_are_clipped(lens):

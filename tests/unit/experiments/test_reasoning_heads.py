@@ -1,14 +1,11 @@
 """Worked solutions: their numbers, what heads read at results, and reasoning scores against removal by hand."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 
 import numpy as np
 import pytest
 import tiny
-import torch
-from by_hand import logprobs
+from by_hand import attentions, logprobs
 
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import mean_intervals
@@ -33,16 +30,24 @@ def reasoning(lens):
     }
 
 
-def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning):
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+@pytest.fixture(scope="module")
+def solved(lens):
+    return worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+
+
+def tokens_of(solution, kind):
+    """Places of the tokens of a kind among all but the first."""
+    return [p - 1 for s in solution.spans if s.kind == kind for p in range(s.start, s.end)]
+
+
+def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
     found = reasoning["exact"]
     for head in [(0, 1), (3, 2)]:
         by_kind = {kind: [] for kind in worked_solutions.KINDS}
         for solution in solved:
             lost = logprobs(lens, solution.text.tokens) - logprobs(lens, solution.text.tokens, [head])
             for kind in worked_solutions.KINDS:
-                positions = [p - 1 for s in solution.spans if s.kind == kind for p in range(s.start, s.end)]
-                by_kind[kind].append(lost[positions].mean())
+                by_kind[kind].append(lost[tokens_of(solution, kind)].mean())
         for kind in worked_solutions.KINDS:
             assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
@@ -51,42 +56,32 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning):
         assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(high - gap.mean(), rel=0.01)
     assert np.abs(found.computed.values).max() > 10 * LOSS_TOLERANCE
     clean = [logprobs(lens, s.text.tokens) for s in solved]
-    text = [
-        np.mean([c[p - 1] for span in s.spans if span.kind == "text" for p in range(span.start, span.end)])
-        for s, c in zip(solved, clean, strict=True)
-    ]
+    text = [c[tokens_of(s, "text")].mean() for s, c in zip(solved, clean, strict=True)]
     assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(np.mean(text), abs=LOSS_TOLERANCE)
 
 
-def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning):
+def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning, solved):
     found = reasoning["attribution"]
     assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(
         reasoning["exact"].record["baseline"]["text"]["nats_per_token"], abs=LOSS_TOLERANCE
     )
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
-    by_solution = [reasoning_scores_of(lens, s) for s in solved]
-    assert np.allclose(by_solution, -whole.numpy(), atol=LOSS_TOLERANCE)
+    for solution, of_whole in zip(solved, whole.numpy(), strict=True):
+        requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
+        assert np.allclose(attribute(lens, requests, weights=weights)[0].numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
     with pytest.raises(UserError, match="weights do not fit"):
         attribute(lens, [solved[0].text.request], weights=[[1.0]])
 
 
-def reasoning_scores_of(lens, solution):
-    """Attributed loss summed over the tokens of all kinds."""
-    requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
-    return -attribute(lens, requests, weights=weights)[0].numpy().sum(0)
-
-
-def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning):
+def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning, solved):
     found = reasoning["exact"]
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
     clean = [logprobs(lens, s.text.tokens) for s in solved]
     for head in [(0, 1), (3, 2)]:
         removed = [logprobs(lens, s.text.tokens, [head]) for s in solved]
         ratios = []
         for kind in ("computed", "copied"):
-            at = [[p - 1 for s in one.spans if s.kind == kind for p in range(s.start, s.end)] for one in solved]
+            at = [tokens_of(one, kind) for one in solved]
             loss = np.mean([(c - r)[p].mean() for c, r, p in zip(clean, removed, at, strict=True)])
             ratios.append(loss / np.mean([-c[p].mean() for c, p in zip(clean, at, strict=True)]))
         assert found.normalised.values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)
@@ -153,21 +148,16 @@ def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
     assert np.allclose(table[list(SOURCES)].sum(axis=1), 1)
     solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", **options)
     mass = {source: np.zeros((lens.dims.n_layers, lens.dims.n_heads)) for source in SOURCES}
-    model = tiny.model(family, max_position_embeddings=4096)
-    model.set_attn_implementation("eager")
     n = 0
     for solution in solved:
-        with torch.no_grad():
-            whole = model(torch.tensor([solution.text.tokens]), output_attentions=True).attentions
+        whole = np.stack(attentions(family, solution.text.tokens, max_position_embeddings=4096))
         for result in solution.results:
             n += 1
-            for layer, head in np.ndindex(mass["rest"].shape):
-                for p in result.tokens:
-                    row = whole[layer][0, head, p - 1].numpy() / len(result.tokens)
-                    groups = [set(result.operands), set(result.previous), set(solution.question)]
-                    for source, group in zip(SOURCES, groups, strict=False):
-                        mass[source][layer, head] += sum(row[j] for j in group)
-                    mass["rest"][layer, head] += row.sum() - sum(row[j] for j in set.union(*groups))
+            rows = whole[:, :, [p - 1 for p in result.tokens]].mean(2)  # [layer, head, pos]
+            groups = [set(result.operands), set(result.previous), set(solution.question)]
+            for source, group in zip(SOURCES, groups, strict=False):
+                mass[source] += rows[..., sorted(group)].sum(-1)
+            mass["rest"] += rows.sum(-1) - rows[..., sorted(set.union(*groups))].sum(-1)
     assert set(table["n"]) == {n} and n >= 4
     for source in SOURCES:
         assert np.allclose(table[source].to_numpy().reshape(mass[source].shape), mass[source] / n, atol=1e-4)
@@ -196,11 +186,12 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
         def read(positions, tokens=tokens):
             return lens.tokenizer.decode([tokens[p] for p in positions])
 
+        at = solution.text.context.rindex("Question:")
         covered = [p for s in solution.spans for p in range(s.start, s.end)]
         assert covered == sorted(set(covered)) and covered[0] == n
         assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
             end - start for start, end, kind in worked_solutions.kinds(
-                solution.text.continuation, *_question_and_examples(solution)) if kind is None
+                solution.text.continuation, solution.text.context[at:], solution.text.context[:at]) if kind is None
         )  # fmt: skip
         assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
         assert not any(c.isdigit() for s in solution.spans if s.kind == "text" for c in read(range(s.start, s.end)))
@@ -220,8 +211,3 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
     told = [(letters(r.tokens), letters(r.operands), letters(r.previous)) for r in found.results]
     # 4 is new, so the rule calls it computed, and what comes after it on its line starts afresh
     assert told == [("27", "39", ""), ("6", "2721", "27"), ("4", "", "6"), ("33", "627", "4")]
-
-
-def _question_and_examples(solution):
-    at = solution.text.context.rindex("Question:")
-    return solution.text.context[at:], solution.text.context[:at]

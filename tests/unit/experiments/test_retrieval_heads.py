@@ -1,16 +1,17 @@
-"""Retrieval scores: against scores written by hand on random models, and the truth on organisms."""
+"""Attention patterns and scores of heads: against ones written by hand, and the truth on organisms."""
 
-from __future__ import annotations
+from random import Random
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from by_hand import attentions, logprobs, random_tokens
+from by_hand import attentions, logprobs, made_needles, peak_bytes, random_tokens, recorded
 
 import depthlens as dl
 from depthlens.analysis.head_lists import head_roles
 from depthlens.errors import UserError
+from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.head_detectors import scores_by_token
 from depthlens.experiments.retrieval_heads import retrieval_scores
@@ -20,7 +21,10 @@ from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout
+ATTENTION_TOLERANCE = 1e-5  # float32 softmax by another kernel
+LOGIT_TOLERANCE = 1e-3  # float32 sums over layers, heads and positions, in another order
 FAMILIES = ["llama-gqa", "deepseek-v3"]  # shared keys, latent attention
+WITH_BIASES = [*FAMILIES, "qwen2"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,32 +144,21 @@ def test_needles_that_are_not_recalled_do_not_count():
     assert given.n == 5 and given.record["needles"]["recalled"] == 0 and not given.record["needles"]["only_recalled"]
 
 
-def greedy_needles(lens, n):
-    """Needles that a random model recalls: what it writes itself, and the whole context as their place."""
-    made = []
-    for seed in range(n):
-        tokens = list(random_tokens(12, seed))
-        for _ in range(3):
-            with torch.no_grad():
-                tokens.append(int(lens.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        made.append(Needle(LoglikelihoodRequest(tuple(tokens[:12]), tuple(tokens[12:])), (1, 2), tuple(range(12))))
-    return made
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_removal_by_hand(family):
     lens = tiny.lens(family)
-    given = greedy_needles(lens, 3)
-    exact = retrieval_scores(lens, needles=given, method="exact", progress=False)
+    given = [Needle(n.request, (1, 2), n.places) for n in made_needles()]
     among = [(0, 1), (2, 0), (4, 3)]
-    joint = retrieval_scores(lens, needles=given, method="exact", given_removed=among, progress=False)
+    options = {"needles": given, "method": "exact", "only_recalled": False, "progress": False}
+    exact, joint = retrieval_scores(lens, **options), retrieval_scores(lens, given_removed=among, **options)
 
     def loss(more, fewer):
-        """Mean over needles of the loss per needle token (steps 1 and 2) from removing more heads."""
+        """Mean over needles of the loss per needle token from removing more heads."""
         each = []
         for needle in given:
             tokens = (*needle.request.context, *needle.request.continuation)
-            each.append((logprobs(lens, tokens, fewer) - logprobs(lens, tokens, more))[12:14].mean())
+            lost = logprobs(lens, tokens, fewer) - logprobs(lens, tokens, more)
+            each.append(lost[[len(needle.request.context) - 1 + step for step in needle.steps]].mean())
         return np.mean(each)
 
     for head in [(0, 0), (2, 3), (4, 1)]:
@@ -176,3 +169,140 @@ def test_losses_are_those_of_removal_by_hand(family):
     assert np.abs(exact.values).max() > 100 * LOSS_TOLERANCE
     assert np.isnan(joint.values[0, 0]) and not joint.critical[0, 0]
     assert exact.low[0, 0] <= exact.values[0, 0] <= exact.high[0, 0]
+
+
+@pytest.mark.parametrize("family", WITH_BIASES)
+def test_query_to_gold_is_the_attention_mass(family):
+    lens, made = tiny.lens(family), made_needles()
+    found = scores_by_token(lens, made, "query_to_gold")
+    for needle, scores in zip(made, found, strict=True):
+        whole = attentions(family, (*needle.request.context, *needle.request.continuation))
+        # without a question the last token of the context asks; without a sentence the needle itself is gold
+        queries, gold = ([39], [7, 8, 9]) if not needle.sentence else (range(32, 38), range(5, 30))
+        for layer in range(lens.dims.n_layers):
+            mass = whole[layer][:, list(queries)][..., list(gold)].sum(-1).T
+            assert np.allclose(scores[:, layer], mass, atol=ATTENTION_TOLERANCE)
+
+
+def logit_parts(lens, tokens, position, target):
+    """What embedding, each head and each MLP add to the logit of a token, minus the mean logit, by hand in float64."""
+    modules = {"embed": lens.arch.embed, "norm": lens.arch.final_norm}
+    modules |= {("o", i): module for i, module in enumerate(lens.arch.o_proj)}
+    modules |= {("mlp", i): module for i, module in enumerate(lens.arch.mlp)}
+    kept, logits = recorded(lens, tokens, modules)
+    (before,), after = kept["norm"]
+    before, after, logits = before[0, position].double(), after[0, position].double(), logits[position]
+    unembed = lens.arch.unembed.weight.double()
+    towards = (unembed[target] - unembed.mean(0)) * after / before  # the norm as it is at this position
+    d, others = lens.dims.d_head, kept["embed"][1][0, position].double() @ towards
+    heads = np.zeros((lens.dims.n_layers, lens.dims.n_heads))
+    for i in range(lens.dims.n_layers):
+        z, weight = kept["o", i][0][0][0, position].double(), lens.arch.o_proj[i].weight.double()
+        for h in range(lens.dims.n_heads):
+            heads[i, h] = (weight[:, h * d : (h + 1) * d] @ z[h * d : (h + 1) * d]) @ towards
+        if lens.arch.o_proj[i].bias is not None:
+            others = others + lens.arch.o_proj[i].bias.double() @ towards
+        others = others + kept["mlp", i][1][0, position].double() @ towards
+    return heads, float(others), float(logits[target] - logits.mean())
+
+
+@pytest.mark.parametrize("family", WITH_BIASES)
+def test_writes_add_up_to_the_logit(family):
+    lens, made = tiny.lens(family), made_needles()
+    for needle, scores in zip(made, scores_by_token(lens, made, "write_aware"), strict=True):
+        tokens = (*needle.request.context, *needle.request.continuation)[:-1]
+        for step, target, position in zip(range(3), needle.targets, needle.asked, strict=True):
+            heads, others, logit = logit_parts(lens, tokens, position, target)
+            assert scores[step].sum() + others == pytest.approx(logit, abs=LOGIT_TOLERANCE)
+            assert np.allclose(scores[step], heads, atol=LOGIT_TOLERANCE)
+    assert max(np.abs(scores).max() for scores in scores_by_token(lens, made, "write_aware")) > 100 * LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("family", WITH_BIASES)
+def test_induction_score_is_the_attention_to_the_token_after_the_first_occurrence(family):
+    lens = tiny.lens(family)
+    scores = dl.induction_scores(lens, n_texts=2, length=12, seed=5, store=None, progress=False)
+    assert scores.n == 2 and scores.unit == "" and scores.critical is None
+    ordinary = [i for i in range(tiny.VOCAB) if i not in lens.tokenizer.all_special_ids]
+    expected = np.zeros(scores.values.shape)
+    for i in range(2):
+        drawn = Random(f"induction 5 {i}").sample(ordinary, 12)
+        tokens = [lens.tokenizer.bos_token_id, *drawn, *drawn]
+        for layer, whole in enumerate(attentions(family, tokens)):
+            for at in range(13, 25):
+                after = tokens.index(tokens[at]) + 1
+                expected[layer] += whole[:, at, after].numpy() / 24
+    assert np.allclose(scores.values, expected, atol=ATTENTION_TOLERANCE)
+
+
+def scored(lens, method):
+    return dl.retrieval_scores(lens, "organism_one_hop", method=method, limit=12, store=None, progress=False)
+
+
+def test_attention_cannot_tell_a_decoy_and_writing_can():
+    lens, truth = planted("organism:seed=1,decoy")
+    retrieval, decoy = truth.role("retrieval"), truth.role("decoy")
+    for method in ("copy_paste", "query_to_gold"):
+        scores = scored(lens, method)
+        assert set(scores.top(2)) == {retrieval, decoy} and scores.values[decoy] > 0.8
+        assert np.sort(scores.values, axis=None)[-3] < 0.5
+        assert not (scores.low < 0).any() and not (scores.high > 1).any()  # heads that always or never do it have none
+        assert np.isnan(scores.spread).all()  # answers of one token
+    for method in ("write_aware", "write_from_needle"):
+        scores = scored(lens, method)
+        assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
+        assert scores.values[retrieval] > 10 * abs(scores.values[decoy])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_patterns_are_those_of_the_eager_kernel(family):
+    lens = tiny.lens(family)
+    sequences, asked = [random_tokens(7, 0), random_tokens(20, 1)], [[0, 3, 6], [19, 2]]
+    seen = {}
+    attention_patterns.read(lens, sequences, asked, lambda layer, i, p: seen.__setitem__((layer, i), p))
+    assert list(seen) == [(layer, i) for i in (0, 1) for layer in range(lens.dims.n_layers)]
+    for i, tokens in enumerate(sequences):
+        for layer, whole in enumerate(attentions(family, tokens)):
+            assert torch.allclose(seen[layer, i], whole[:, asked[i]], atol=ATTENTION_TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", pytest.param("deepseek-v3", marks=pytest.mark.nightly)])
+def test_memory_at_4096_tokens_is_that_of_one_layer(family):
+    """Peak of torch's allocations, counted by its profiler: the same for 2 layers as for 6, and far from pos x pos."""
+    n_pos, asked = 4096, range(4088, 4096)
+
+    def peak(n_layers):
+        lens = tiny.lens(family, num_hidden_layers=n_layers, max_position_embeddings=n_pos)
+        read = attention_patterns.read
+        return peak_bytes(lambda: read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)), lens.dims
+
+    few, dims = peak(2)
+    many, _ = peak(6)
+    assert many == pytest.approx(few, rel=0.01)
+    one_layer_of_patterns = dims.n_heads * n_pos * n_pos * 4
+    streams = 25 * n_pos * dims.d_model * 4  # what a token holds as it passes a layer: queries, keys, values, MLP
+    rows = 3 * dims.n_heads * len(asked) * n_pos * 4  # scores, mask and softmax of the asked positions
+    assert many < streams + rows < one_layer_of_patterns / 10
+
+
+def test_what_cannot_be_read_is_refused(lens):
+    with pytest.raises(UserError, match="position 7 of sequence 1: it has 7 tokens"):
+        attention_patterns.read(lens, [(1, 2), random_tokens(7, 0)], [[0], [7]], lambda *a: None)
+    narrow = tiny.lens("mistral", sliding_window=6)
+    with pytest.raises(UserError, match="more than the 6 that attention sees at once"):
+        attention_patterns.read(narrow, [random_tokens(7, 0)], [[0]], lambda *a: None)
+
+
+def test_the_model_is_left_alone_even_after_an_exception():
+    lens = tiny.lens("llama-gqa")
+    tokens = torch.tensor([random_tokens(9, 0)])
+    config, before = dict(vars(lens.model.config)), lens.model(tokens).logits
+
+    def fail(layer, i, pattern):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        attention_patterns.read(lens, [random_tokens(9, 0)], [[8]], fail)
+    assert vars(lens.model.config) == config
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in lens.model.modules())
+    assert torch.equal(lens.model(tokens).logits, before)

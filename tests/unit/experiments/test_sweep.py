@@ -1,19 +1,19 @@
-"""Sweeps on the tiny model: the contract of the table and the record that everything else reads."""
+"""Sweeps on the tiny model: the contract of table and record, and that what a plan says is what is then computed."""
 
 from __future__ import annotations
 
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
+import stores
 import tiny
-import torch
+from by_hand import logprobs
 
-from depthlens import provenance
-from depthlens.analysis import stats
-from depthlens.analysis.results import DOCS_COLUMNS
-from depthlens.backends.torch import TorchBackend
+import depthlens as dl
+from depthlens import cli, provenance
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_sweep
@@ -28,18 +28,8 @@ def layers(lens):
     return layer_sweep(lens, [CHOICE, WRITTEN], limit=LIMIT, num_fewshot=None, seed=5, progress=False)
 
 
-def baseline(result, **wanted) -> pd.DataFrame:
-    docs = result.docs[result.docs["condition"] == "baseline"]
-    for column, value in wanted.items():
-        docs = docs[docs[column] == value]
-    return docs.reset_index(drop=True)
-
-
-def test_columns_are_the_contract(layers):
-    assert list(layers.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
-    assert DOCS_COLUMNS == [*("model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response")]
-    assert list(layers.summary.columns) == list(stats.SUMMARY_COLUMNS)
-    assert set(layers.docs["model"]) == {"tiny-llama-gqa"}
+def baseline(result, task=CHOICE) -> pd.DataFrame:
+    return result.docs.query("condition == 'baseline' and task == @task").reset_index(drop=True)
 
 
 def test_a_layer_sweep_is_the_baseline_and_every_layer_on_the_same_documents(layers):
@@ -83,22 +73,16 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
 
 
 def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
-    """Against lm-eval's choice rule on plain forward passes, for one layer removed."""
-    result = condition_sweep(lens, [CHOICE], "L2", limit=LIMIT, progress=False)
+    """Against lm-eval's choice rule on plain forward passes, for one head removed by hand."""
+    result = condition_sweep(lens, [CHOICE], "L2.H1", limit=LIMIT, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks([CHOICE]), limit=LIMIT)
-    from depthlens.ablations import parse_condition
-
-    with TorchBackend(lens).ablate([parse_condition("L2")]), torch.no_grad():
-        scores = []
-        for q in prepared.requests:
-            logprobs = lens.model(torch.tensor([[*q.context, *q.continuation]])).logits[0].log_softmax(-1)
-            at = range(len(q.context) - 1, len(q.context) + len(q.continuation) - 1)
-            scores.append(sum(logprobs[i, t].item() for i, t in zip(at, q.continuation, strict=True)))
-    ours = result.docs.query("condition == 'L2' and metric == 'acc'").set_index("doc_id")
+    passes = [(logprobs(lens, (*q.context, *q.continuation), [(2, 1)]), len(q.context)) for q in prepared.requests]
+    scores = [found[n - 1 :].sum() for found, n in passes]
+    ours = result.docs.query("condition == 'L2.H1' and metric == 'acc'").set_index("doc_id")
     for doc_id, doc in prepared.docs.items():
         options = scores[4 * doc_id : 4 * doc_id + 4]
-        assert ours.loc[doc_id, "response"] == doc["choices"][options.index(max(options))]
-        assert ours.loc[doc_id, "value"] == float(options.index(max(options)) == doc["answer"])
+        assert ours.loc[doc_id, "response"] == doc["choices"][int(np.argmax(options))]
+        assert ours.loc[doc_id, "value"] == float(np.argmax(options) == doc["answer"])
 
 
 @pytest.mark.parametrize("site", ["attn", "mlp"])
@@ -106,7 +90,7 @@ def test_sublayer_sweeps(lens, layers, site):
     result = layer_sweep(lens, CHOICE, site=site, limit=LIMIT, progress=False)
     assert list(result.docs["condition"].unique()) == ["baseline", *(f"L{i}.{site}" for i in range(5))]
     assert result.docs.loc[result.docs["condition"] == f"L3.{site}", "layer"].unique().tolist() == [3]
-    pd.testing.assert_frame_equal(baseline(result), baseline(layers, task=CHOICE))
+    pd.testing.assert_frame_equal(baseline(result), baseline(layers))
     assert result.record["ablate"] == site
 
 
@@ -131,15 +115,11 @@ def test_means_name_the_set_they_were_taken_over(lens):
     assert texts["L2.attn@mean"] != texts["L2.attn"]
 
 
-def test_mistakes_come_before_any_forward_pass(lens, monkeypatch):
+@pytest.mark.parametrize("wrong", [{"ablate": "L9"}, {"tasks": ["no_such_task_at_all"]}, {"limit": 0}])
+def test_mistakes_come_before_any_forward_pass(lens, monkeypatch, wrong):
     monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    for ablate, said in (("L9", "layer 9 does not exist"), ("L1,,L1.H9", "head 9"), ("nothing", "cannot read")):
-        with pytest.raises(UserError, match=said):
-            condition_sweep(lens, [CHOICE], ablate)
-    with pytest.raises(UserError, match="unknown task"):
-        condition_sweep(lens, ["no_such_task_at_all"], "layers")
-    with pytest.raises(UserError, match="limit 0"):
-        condition_sweep(lens, [CHOICE], "layers", limit=0)
+    with pytest.raises(UserError):
+        condition_sweep(lens, **{"tasks": [CHOICE], "ablate": "layers"} | wrong)
 
 
 def test_run_sweep_loads_by_name(tmp_path, layers):
@@ -154,3 +134,65 @@ def test_run_sweep_loads_by_name(tmp_path, layers):
 def test_a_machine_without_git_still_gets_its_record(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert provenance.git_commit() is None
+
+
+COUNTED = ("rows", "unshared_tokens", "written_tokens")
+SWEEPS = {
+    "choices": ([CHOICE], "layers", {"limit": 20}),
+    "several kinds": ([CHOICE], "layers[1:],heads,L1-3,L2@noise,L4.mlp", {"limit": 5}),
+    "means": ([CHOICE], "layers@mean", {"limit": 4}),
+    "examples": ([CHOICE, "capitals_default"], "layers", {"limit": 6, "num_fewshot": 2}),
+    "small batches": ([CHOICE], "layers", {"limit": 6, "batch_tokens": 20}),
+    "reference answers": ([WRITTEN], "layers", {"limit": 6, "measure": "answer_logprob"}),
+    "another backend": ([CHOICE], "layers", {"limit": 2, "backend": "nnsight"}),
+    "a donor": ([CHOICE], "layers@donor", {"limit": 4}),
+    "resampled": ([CHOICE], "L1.H0@resample,L2.H1@resample", {"limit": 3, "resample_prompts": ["One", "Two words"]}),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_likelihoods_are_counted_exactly(lens, saved, name):
+    tasks, ablate, options = SWEEPS[name]
+    more = {"donor": saved("llama-gqa", max_position_embeddings=4096)} if name == "a donor" else {}
+    planned = dl.plan(lens, tasks, ablate, store=None, **options, **more)
+    swept = dl.condition_sweep(lens, tasks, ablate, store=None, progress=False, **options, **more)
+    for what in COUNTED:
+        assert planned.table[what].sum() == swept.record["work"][what], what
+    assert planned.table["tokens"].sum() <= swept.record["work"]["tokens"], "packs may read shared tokens once more"
+    assert (planned.table["conditions"] == len(swept.record["conditions"])).all()
+    assert planned.table["documents"].tolist() == [options["limit"]] * len(tasks)
+
+
+def test_texts_are_counted_by_what_is_tried(lens):
+    """The tiny model writes on until it is stopped, unlike a reference answer."""
+    planned = dl.plan(lens, WRITTEN, "layers", limit=8, store=None)
+    work = dl.condition_sweep(lens, WRITTEN, "layers", limit=8, store=None, progress=False).record["work"]
+    assert planned.table["tokens"].sum() == work["tokens"]
+    assert planned.table["written_tokens"].sum() == pytest.approx(work["written_tokens"], rel=0.2)
+    assert planned.seconds > 0
+
+
+def test_a_store_is_looked_into_and_left_as_it_is(lens, tmp_path):
+    dl.condition_sweep(lens, CHOICE, "L0,L1", limit=3, store=tmp_path, progress=False)
+    before = stores.parts(tmp_path)
+    planned = dl.plan(lens, CHOICE, "layers", limit=3, store=tmp_path)
+    assert stores.parts(tmp_path) == before
+    assert planned.table["known"].sum() == 3 * 3 * 4 and planned.table["rows"].sum() == 3 * 3 * 4
+    work = dl.condition_sweep(lens, CHOICE, "layers", limit=3, store=tmp_path, progress=False).record["work"]
+    assert work["seconds"] > 0
+    assert planned.table["unshared_tokens"].sum() == work["unshared_tokens"]
+    nothing = dl.plan(lens, CHOICE, "layers", limit=3, store=tmp_path)
+    assert nothing.describe() == ["The store has every answer: nothing is computed."]
+    assert nothing.table["tokens"].sum() == nothing.seconds == 0
+
+
+@pytest.mark.parametrize("form", [["plan"], ["sweep", "--plan"]])
+def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, capsys, form):
+    monkeypatch.chdir(tmp_path)
+    model = saved("llama-gqa", max_position_embeddings=4096)
+    with pytest.raises(SystemExit) as end:
+        cli.main([*form, model, CHOICE, "--ablate", "layers", "--limit", "3", "--store", "none"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and "72 rows." in out and "Here: about" in out
+    assert "tokens are read" in out and "x fewer than one by one" in out and "GiB of memory" in out
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,17 @@
-"""Transplants equal surgery on copies of the model, in every batch layout, and leave nothing behind."""
+"""Transplants equal surgery on copies of the model and leave nothing behind; deltas against sums by hand."""
 
-from __future__ import annotations
+import copy
+import json
+import logging
 
+import numpy as np
+import pandas as pd
 import pytest
 import surgery
 import tiny
 import torch
 from accelerate.utils import OffloadedWeightsLoader
+from by_hand import recorded
 from transplants import (
     FAMILIES,
     SAME,
@@ -26,13 +31,17 @@ from transplants import (
     weights_of,
 )
 
-from depthlens.ablations import expand
+from depthlens.ablations import expand, parse_condition
+from depthlens.analysis.stats import mean_intervals
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.next_token import next_token
+from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
+from depthlens.models.lens import Lens
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,13 +147,6 @@ def test_reference_means_and_donors_in_one_condition():
         same(row, scores(cut, [removals(condition)], means=means)[0], str(condition))
 
 
-def test_next_token_under_a_transplant():
-    base, donor = two("llama-gqa")
-    table = next_token(distillation.with_donor(base, donor), "abc", ["whole@donor"], k=3)
-    wanted = logits(donor.model, torch.tensor([base.tokenizer("abc").input_ids]))[0, -1].softmax(-1)
-    assert table.iloc[:, 1].max() == pytest.approx(float(wanted.max()), abs=SAME)
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 def test_after_an_exception_the_base_is_bit_equal_and_nothing_is_left_on_it(folders, streamed):
     base = loading.load(folders("llama-gqa"))
@@ -193,3 +195,145 @@ def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
     assert torch.equal(logits(base.model), clean)
     with distillation.transplant(base, donor, layers=[2]):  # and afterwards there is none
         pass
+
+
+TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
+
+
+@pytest.fixture(scope="module")
+def swept(folders):
+    base = loading.load(folders("llama-gqa"))
+    ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
+    return condition_sweep(
+        base, [TASK, WRITTEN], ablate, limit=4, donor=folders("llama-gqa", moved=True), measure="both", progress=False
+    )
+
+
+def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_path):
+    assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
+    assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
+    summary = swept.summary
+    assert not summary[["value", "delta"]].isna().any().any()
+    one = summary[summary["condition"] == "L2@donor"]
+    assert set(one["layer"]) == {2} and summary.loc[summary["condition"] == "L0-2@donor", "layer"].isna().all()
+    donor = loading.load(folders("llama-gqa", moved=True))
+    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], limit=4, measure="both", progress=False)
+    mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
+    assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
+    assert mine["response"].tolist() == alone.docs["response"].tolist()
+    pd.testing.assert_series_equal(mine["value"], alone.docs["value"], rtol=0, atol=SAME)
+    swept.save(tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["donor"]["name"] == folders("llama-gqa", moved=True)
+    assert record["donor"]["fingerprint"] == donor.fingerprint != record["model"]["fingerprint"]
+    assert record["donor"]["notes"] == [
+        "embed and unembed differ; a condition takes them along by embed@donor+unembed@donor"
+    ]
+
+
+def test_the_ends_that_stay_are_told(folders, caplog):
+    base, donor = loading.load(folders("llama-gqa")), folders("llama-gqa", moved=True)
+    with caplog.at_level(logging.WARNING, "depthlens"):
+        condition_sweep(base, TASK, "bottom@donor", limit=1, donor=donor, progress=False)
+    (said,) = caplog.messages
+    assert "differs in embed and unembed too" in said and "add embed@donor and unembed@donor, or whole@donor" in said
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "depthlens"):
+        condition_sweep(base, TASK, "L1@donor,whole@donor", limit=1, donor=donor, progress=False)
+    assert caplog.messages == []
+
+
+def test_a_remote_model_takes_no_transplant(folders):
+    base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
+    with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
+        condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
+    with pytest.raises(UserError, match="needs the weights here"):
+        Engine(base, progress=False).backend.score(torch.tensor([[1, 2]]), [parse_condition("L1@donor")], [[0]], [[2]])
+
+
+def test_a_twin_made_inside_a_transplant_is_the_base(folders):
+    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
+    clean = logits(base.model)
+    with distillation.transplant(base, donor, layers=[1]):
+        wrapped = base.nnsight
+    with torch.no_grad(), wrapped.trace(TOKENS):
+        found = wrapped.lm_head.output.save()
+    same(found, clean)
+
+
+def test_lm_eval_model(folders):
+    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
+    model = DepthlensLM(base, condition="L1@donor", donor=donor)
+    found = model.engine.loglikelihood(requests(), [model.condition])
+    together = distillation.with_donor(loading.load(base), donor)
+    same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
+
+
+@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", False), ("deepseek-v3", True)])
+def test_weight_deltas_by_hand(folders, family, streamed):
+    base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
+    table = distillation.weight_deltas(base, folders(family, moved=True) if streamed else donor)
+    mine, its = base.model.state_dict(), donor.model.state_dict()
+    names = {"embed.weight": "model.embed_tokens.weight", "final_norm.weight": "model.norm.weight"}
+    names["unembed.weight"] = "lm_head.weight"
+    found = set()
+    for row in table.itertuples():
+        key = names[row.matrix] if row.layer is pd.NA else f"model.layers.{row.layer}.{row.matrix}"
+        a, b = mine[key].double().flatten(), its[key].double().flatten()
+        assert row.relative == pytest.approx(float((b - a).norm() / a.norm()), rel=1e-5)
+        assert row.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
+        assert row.n_parameters == a.numel()
+        site = {"embed": "embed", "final_norm": "unembed", "unembed": "unembed"}.get(row.matrix.split(".")[0])
+        inside = "attn" if "self_attn" in key or "input_layernorm" in key else "mlp"
+        assert row.site == (site or inside)
+        found.add(key)
+    assert found == set(mine)
+
+
+def test_weight_deltas_of_equal_and_zero_weights():
+    base = tiny.lens("qwen2")  # its biases start as zeros
+    assert float(base.arch.attn[0].q_proj.bias.abs().max()) == 0
+    donor = Lens(copy.deepcopy(base.model), base.tokenizer, "donor")
+    table = distillation.weight_deltas(base, donor)
+    assert (table["relative"] == 0).all()
+    assert table.loc[table["matrix"].str.endswith("bias"), "cosine"].isna().all()
+    donor.model.model.layers[1].self_attn.q_proj.bias.data += 1
+    moved = distillation.weight_deltas(base, donor).query("relative > 0")
+    assert moved["matrix"].tolist() == ["self_attn.q_proj.bias"] and moved["relative"].tolist() == [float("inf")]
+
+
+def taken_apart(lens, tokens):
+    """attn_out, mlp_out and resid_post of every layer from a forward pass of the model, each [pos, d_model]."""
+    parts = ("attn_out", "self_attn"), ("mlp_out", "mlp"), ("resid_post", "")
+    layers = lens.model.model.layers
+    modules = {(i, name): la.get_submodule(part) for i, la in enumerate(layers) for name, part in parts}
+    return {name: out[0].double() for name, (_, out) in recorded(lens, tokens, modules)[0].items()}
+
+
+@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
+def test_activation_deltas_by_hand(folders, family, streamed):
+    base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
+    rows = [list(b"a longer prompt than that"), "other text", list(b"ab")]
+    table = distillation.activation_deltas(base, folders(family, moved=True) if streamed else donor, rows)
+    tokens = [base.tokenizer(r).input_ids if isinstance(r, str) else r for r in rows]
+    kept = [(taken_apart(base, t), taken_apart(donor, t)) for t in tokens]
+    assert table["layer"].tolist() == [i for i in range(5) for _ in range(3)] and set(table["n"]) == {3}
+    for row in table.itertuples():
+        at = row.layer, row.part
+        relative = [float(((b[at] - a[at]).norm(dim=-1) / a[at].norm(dim=-1)).mean()) for a, b in kept]
+        cosine = [float(torch.cosine_similarity(a[at], b[at], dim=-1).mean()) for a, b in kept]
+        assert row.relative == pytest.approx(sum(relative) / 3, rel=1e-3)
+        assert row.cosine == pytest.approx(sum(cosine) / 3, abs=1e-4)
+        ends = np.clip(mean_intervals(np.array([cosine])), -1, 1)[:, 0]
+        assert (row.cosine_low, row.cosine_high) == pytest.approx(ends.tolist(), abs=1e-3)
+        assert 0 <= row.relative_low < row.relative < row.relative_high
+
+
+def test_activation_deltas_of_equal_models_and_bad_prompts():
+    base = tiny.lens("llama-gqa")
+    twin = Lens(copy.deepcopy(base.model), base.tokenizer, "same")
+    table = distillation.activation_deltas(base, twin, ["one prompt"])
+    assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
+    windowed = tiny.lens("mistral", sliding_window=4)
+    with pytest.raises(UserError, match="prompt 0 has 5 tokens; the attention window is 4"):
+        distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])

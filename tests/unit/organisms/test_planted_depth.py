@@ -117,12 +117,6 @@ def test_the_configurations_make_claims_true_and_false(configuration):
         assert planted_depth.holds(planted_depth.true_values(name, n_spared)) == truth
 
 
-def test_a_combination_that_cannot_be_is_refused():
-    # deep layers cannot matter more where all but one circuit are early
-    with pytest.raises(ValueError, match="C7 cannot be as asked for"):
-        planted_depth.evidence_sweeps({"C2": False, "C4": False, "C7": False}, 0)
-
-
 @pytest.mark.parametrize("moved", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(moved):
     names = planted_depth.distillation_names(1, moved=moved)
@@ -142,11 +136,12 @@ def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(mo
 def test_evidence_is_what_was_planted():
     """All the way through the tool: lm-eval's tasks, the sweep, and the score above chance that each layer costs."""
     n = 40
-    found = planted_depth.evidence_sweeps({"C2": True}, 0, limit=n)
-    wanted = planted_depth.planted_losses(planted_depth.organism_name({}, 0))
-    assert list(found) == list(wanted)
-    for role, result in found.items():
-        summary = result.primary().summary.set_index("condition")
+    name = planted_depth.organism_name({}, 0)
+    tasks = [task for task, _, _ in planted_depth.ROLES.values()]
+    swept = condition_sweep(loading.load(name), tasks, "layers", limit=n, progress=False)
+    wanted = planted_depth.planted_losses(name)
+    for role, (task, _, _) in planted_depth.ROLES.items():
+        summary = swept.select(tasks=task).primary().summary.set_index("condition")
         floor = 0.0 if planted_depth.ROLES[role][2] else 0.25
         base = summary.loc["baseline", "value"]
         assert base >= SOLVED

@@ -3,54 +3,22 @@
 A number is that of the table or result that the figure is drawn from. `check` draws each without warnings or cut edges.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
-
 import geometries
 import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, check, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
-from made_runs import steps, two_scorecards
-from made_sweeps import EARLY, LATE, nats, sweep
+from drawn import Case, by_gid, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
+from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import depth, head_lists, model_comparison, open_book
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Race
-from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_differences import CENTRE, SCORE
-from depthlens.plots import theme
 
 N, N_LAYERS = 40, 6
-
-
-@dataclass
-class Case:
-    """A figure and what it must show.
-
-    Attributes:
-        fig: The figure.
-        panels: Axes with data.
-        y: Numbers of the artists with a gid: of lines their heights, of maps their cells.
-        x: Places of the artists with a gid.
-        count: How many artists have a gid.
-        words: Texts that stand in it; line breaks do not count.
-        cannot_judge: How many panels or rows are called "at chance: cannot judge".
-    """
-
-    fig: Any
-    panels: int
-    y: dict[str, list] = field(default_factory=dict)
-    x: dict[str, list] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
-    cannot_judge: int = 0
 
 
 def layers(task="capitals", metric="acc", site="", *, base=0.9, scale=1.0, gain=None, flip=False, model="tiny", **info):
@@ -76,7 +44,7 @@ def centres(*results):
     return [[depth.centre_of_mass(r).table["centre"].item() * (N_LAYERS - 1)] for r in results]
 
 
-def profiles():
+def profiles(_):
     one = layers()
     yield Case(
         plots.depth_profile(one),
@@ -150,7 +118,7 @@ def profiles():
     yield Case(plots.loss_difference(*at_chance), 1, count={"proven": 0, "difference": 1}, cannot_judge=1)
 
 
-def transplants():
+def transplants(_):
     """The last two layers hold what the donor knows more; each condition with its share of the gap."""
     order, last = np.arange(N) / N, N_LAYERS - 1
     shares = {f"L{k}@donor": 0 for k in range(N_LAYERS)} | {f"L0-{k}@donor": max(0, k - 3) / 2 for k in range(1, 6)}
@@ -178,68 +146,38 @@ def transplants():
     yield Case(plots.activation_deltas(acts.assign(**ends)), 2, y=y, words=("n = 8 shared prompts",))
 
 
-KS, FALL, FLAT = [0, 1, 2, 4], [0.9, 0.5, 0.2, 0.1], [0.9, 0.875, 0.9, 0.85]
-KEYS = ["list", "task", "metric"]
-
-
-def curve(tasks=("kv", "sums"), lists=("retrieval", "reasoning"), *, better=True, at_chance=False):
-    """A list falls on the task of the same position and is flat elsewhere; random heads lose up to 0.1."""
-    points, band, tests, scores = [], [], [], {}
-    for t, task in enumerate(tasks):
-        scores[task] = {"baseline": np.arange(N) < (0.25 if at_chance else 0.9) * N}
-        for i, name in enumerate(lists):
-            values = np.array(FALL if i == t else FLAT)
-            points += [
-                (name, task, "acc", k, v, v - 0.05, v + 0.05)
-                for k, v in zip(KS, values if better else 1 - values, strict=True)
-            ]
-            edges = (0.8, 0.9, 0.85) if better else (0.1, 0.2, 0.15)
-            band += [(name, task, "acc", k, *edges, 20) for k in KS]
-            tests.append((name, task, "acc", better, 0.3, *edges, 1 / 21 if i == t else 0.6, i == t, at_chance))
-    test = ["higher_is_better", "value", "low", "high", "random", "p_value", "separates", "at_chance"]
-    return RemovalCurve(
-        pd.DataFrame(points, columns=[*KEYS, "k", "value", "ci_low", "ci_high"]),
-        pd.DataFrame(band, columns=[*KEYS, "k", "low", "high", "mean", "n_draws"]),
-        pd.DataFrame(tests, columns=[*KEYS, *test]),
-        made_results.result(scores, model="tiny", info={"higher_is_better": better}),
-        {"model": {"name": "tiny"}, "n_draws": 20},
-    )
-
-
-def head_figures():
-    two = curve()
+def head_figures(_):
+    own, random = [[1, 0.1], [1, 0.95], [1, 0.95], [1, 0.15]], [[0.925] * 2] * 4
     yield Case(
-        plots.removal_curve(two),
+        plots.removal_curve(made_results.removal_curve(("copy", "sums"))),
         2,
-        words=("tiny: first k heads of a list removed, 20 random draws", "retrieval p = 0.048"),
-        y={"list": [FALL, FLAT, FLAT, FALL], "random": [[0.85] * 4] * 4, "outside": [FALL[1:]] * 2},
+        words=("m: first k heads of a list removed, 2 random draws", "retrieval p = 0.04"),
+        y={"list": own, "random": random, "outside": [[0.1], [0.15]]},
         count={"band": 4},
     )
-    lower = plots.removal_curve(curve(("kv",), ("retrieval",), better=False))
-    yield Case(lower, 1, y={"outside": [1 - np.array(FALL[1:])]})
-    guess = plots.removal_curve(curve(("kv",), ("retrieval",), at_chance=True))
-    yield Case(guess, 1, count={"outside": 0, "list": 1}, cannot_judge=1)
+    lower = plots.removal_curve(made_results.removal_curve(("copy",), better=False))
+    yield Case(lower, 1, y={"outside": [[0.9]]})
+    guess = plots.removal_curve(made_results.removal_curve(("guess",)))
+    yield Case(guess, 1, count={"outside": 0, "list": 2}, cannot_judge=1)
     rng = np.random.default_rng(0)
     values = rng.beta(0.3, 9, (2, 12, 6))
     values[:, 3, 2] = 0.9, 2.5
-    a, b = (
-        HeadScores(n, u, v, None, None, 25, None, two.record)
-        for n, u, v in (("copying", "", values[0]), ("loss", "nats", values[1]))
-    )
+    values[1, 6:] = np.nan  # only heads with both scores can be on both lists
+    a, b = (made_results.head_scores(v, who) for who, v in zip(("copying", "loss"), values, strict=True))
     common = head_lists.head_overlap(a, b, k=5)
     yield Case(
         plots.head_overlap(a, b, k=5),
         1,
         x={"both": [[a.values[la, h] for la, h in common.heads]]},
         words=(
-            f"tiny: {common.n} of the top 5 heads",
+            f"m: {common.n} of the top 5 heads",
             f"{common.expected:.2g} expected of lists",
-            f"p = {common.p_value:.2g}",
+            f"p = {common.p_value:.2g} (36 heads)",
         ),
     )
     noise = rng.normal(size=(4, 12, 6)) + 4 * np.array([1, 1, 0, 0])[:, None, None] * rng.normal(size=(12, 6))
     found = dl.detector_agreement(
-        {f"d{i}": HeadScores("d", "", v, None, None, 5, None, two.record) for i, v in enumerate(noise)},
+        {f"d{i}": made_results.head_scores(v) for i, v in enumerate(noise)},
         k=5,
         n_permutations=999,
     )
@@ -249,7 +187,7 @@ def head_figures():
     yield Case(plots.detector_agreement(found), 2, count={"number": 12, "agrees": agrees}, words=said)
 
 
-def geometry_figures():
+def geometry_figures(_):
     g, effects, cheap = geometries.measured()
     single = g.distances[g.distances["size"] == 1]["distance"]
     sizes = g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
@@ -269,7 +207,7 @@ def geometry_figures():
     every = range(geometries.N_LAYERS)
     y = {where: [grid.reindex(index=every, columns=every)] for where, grid in grids.items()}
     yield Case(plots.effect_map(effects), 3, y=y, words=("skipped layer", "later layer"))
-    result = geometries.sweep()
+    result = made_results.exact(geometries.ACCURACIES)
     scatter = plots.predictor_scatter(cheap, result)
     yield Case(scatter, 6, count={"layers": 6}, words=("loss (accuracy)", "ρ = ", "without noise ["), cannot_judge=3)
 
@@ -303,13 +241,10 @@ def run_figures(tmp_path):
     yield Case(plots.scorecards(cards), 18, count=count, words=("few", "flat"))
 
 
-def other_figures():
+def other_figures(_):
     kinds = [CRITICAL, SPARED, UNDECIDED]
-    rows = pd.DataFrame({"condition": [f"L{i}" for i in range(60)], "decision": kinds * 20, "n": 16 + np.arange(60)})
-    rows = rows.assign(task="t", metric="acc", layer=0, head=0, loss=0.0, ci_low=-1.0, ci_high=1.0)
-    record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
-    fig = plots.race_course(Race(rows, pd.DataFrame(), record))
-    assert [bar.get_width() for bar in fig.axes[0].patches] == [16 + i for i in range(20, 60)]
+    fig = plots.race_course(made_results.race(kinds * 20))
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [20 + i for i in range(20, 60)]
     assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 3
     yield Case(fig, 1, words=("the 40 of 60 that took longest", "costs less than 0.1", "undecided"))
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
@@ -317,20 +252,15 @@ def other_figures():
         {"t": {"baseline": np.arange(N) < 36} | {c: np.arange(N) < 36 - 40 * x for c, x in blocks.items()}}, n_layers=4
     )
     yield Case(plots.block_map(made), 2, count={"blocks": 1}, words=("first layer of the block",))
-    steps_ = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "removed": ["baseline", "L5"]})
-    numbers = {"delta": [0.0, -0.02], "chosen_by": [0.0, -0.01], "value": 0.9, "ci_low": -0.1, "ci_high": 0.1}
-    record = {"task": "capitals", "metric": "acc", "tolerance": 0.1, "n_layers": N_LAYERS, "model": {"name": "tiny"}}
-    greedy = dl.Greedy(steps_.assign(**numbers, n=20, within=True), layers(), "enough", record)
-    yield Case(plots.greedy_curve(greedy), 1, y={"judge": [[0.0, -0.02]], "choose": [[0.0, -0.01]]}, words=("none",))
-    rng = np.random.default_rng(3)
-    whole = rng.normal(-1, 0.3, N)
+    yield Case(
+        plots.greedy_curve(made_results.greedy()),
+        1,
+        y={"judge": [[0.0, -0.02]], "choose": [[0.0, -0.01]]},
+        words=("none",),
+    )
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
-    scores = {
-        t: {"baseline": whole} | {f"L{i}": whole - x - rng.normal(0, 0.2, N) for i, x in enumerate(c)}
-        for t, c in costs.items()
-    }
-    books = made_results.same_documents(made_results.result(scores, metric="answer_logprob", info={"chance": None}))
-    losses = open_book.open_book_losses(books, "closed", "open")
+    books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
+    losses = open_book.open_book_losses(made_results.same_documents(books), "closed", "open")
     fig = plots.open_book_losses(losses.table)
     marks = {round(float(x)): line.get_marker() for line in by_gid(fig, "gap") for x in line.get_xdata()}
     assert (marks[1], marks[2]) == ("^", "v")
@@ -351,40 +281,11 @@ SETS = {
     "heads": head_figures,
     "geometry": geometry_figures,
     "others": other_figures,
+    "runs": run_figures,
 }
 
 
-def read(artist, what):
-    if hasattr(artist, "get_array") and hasattr(artist, "get_coordinates"):
-        return np.ma.filled(artist.get_array().astype(float), np.nan)
-    return np.asarray(artist.get_ydata() if what == "y" else artist.get_xdata(), dtype=float)
-
-
-def holds(case: Case) -> None:
-    check(case.fig)
-    assert len(case.fig.axes) == case.panels
-    for what in ("y", "x"):
-        for gid, wanted in getattr(case, what).items():
-            found = by_gid(case.fig, gid)
-            assert len(found) == len(wanted), gid
-            for artist, values in zip(found, wanted, strict=True):
-                values = np.asarray(values, dtype=float)
-                np.testing.assert_allclose(
-                    read(artist, what).reshape(values.shape), values, atol=0.15 if what == "x" else 1e-9
-                )
-    assert {gid: len(by_gid(case.fig, gid)) for gid in case.count} == case.count
-    written = texts(case.fig)
-    flat = " ".join(written.split())
-    assert [words for words in case.words if words not in flat] == []
-    assert written.count(theme.CANNOT_JUDGE) == case.cannot_judge
-
-
 @pytest.mark.parametrize("name", SETS)
-def test_figures_draw_their_tables(name):
-    for case in SETS[name]():
-        holds(case)
-
-
-def test_figures_of_runs_draw_the_tables_of_the_comparison(tmp_path):
-    for case in run_figures(tmp_path):
+def test_figures_draw_their_tables(name, tmp_path):
+    for case in SETS[name](tmp_path):
         holds(case)

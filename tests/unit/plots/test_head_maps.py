@@ -1,20 +1,27 @@
-"""Layer x head maps: what is drawn, what is written, and that names do not touch."""
-
-from __future__ import annotations
+"""Maps of heads, and attention of one head on one prompt as a map and as shaded text."""
 
 import itertools
 
 import made_results
-import matplotlib as mpl
 import numpy as np
 import pytest
-from drawn import by_gid, check, luminance, nothing_leaks, texts  # noqa: F401 (a fixture for all of them)
+from drawn import (  # noqa: F401 (a fixture for all of them)
+    Case,
+    by_gid,
+    check,
+    holds,
+    meshes,
+    nothing_leaks,
+    points,
+    texts,  # noqa: F401 (a fixture for all of them)
+)
+from matplotlib import colormaps
+from matplotlib.collections import QuadMesh
 
 from depthlens import plots
-from depthlens.analysis.head_lists import head_overlap
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
+from depthlens.look import GREY
 from depthlens.plots import theme
 from depthlens.plots.heads import CRITICAL_HEAD
 
@@ -27,26 +34,19 @@ def sweep(
 ):
     """A deterministic head sweep; ``kept`` is what remains of the score where (layer, head) is removed."""
     kept = {(1, 2): 0.0, (3, 0): 0.5} if kept is None else kept
-    scores = {"baseline": np.arange(N) < round(base * N)}
-    for at in itertools.product(layers, range(n_heads)):
-        scores[f"L{at[0]}.{letter}{at[1]}{mode}"] = np.arange(N) < round(kept.get(at, 1.0) * base * N)
-    return made_results.result({task: scores}, model="tiny", n_kv_heads=N_KV, **more)
+    of_heads = {at: kept.get(at, 1.0) * base for at in itertools.product(layers, range(n_heads))}
+    accuracies = {"baseline": base} | {f"L{la}.{letter}{h}{mode}": x for (la, h), x in of_heads.items()}
+    return made_results.result({task: made_results.nested(accuracies, N)}, model="tiny", n_kv_heads=N_KV, **more)
 
 
-def logprobs(**more):
-    """Answer log-probabilities in nats: one head costs two, one gains one."""
-    rng, effects = np.random.default_rng(0), {(1, 2): -2.0, (4, 1): 1.0}
-    scores = {"baseline": (clean := rng.normal(-3, 1, N))}
-    for at in np.ndindex(N_LAYERS, N_HEADS):
-        scores["L{}.H{}".format(*at)] = clean + effects.get(at, 0.0) + rng.normal(0, 0.1, N)
-    sizes = {"model": "tiny", "n_kv_heads": N_KV, "info": {"chance": None}}
-    return made_results.result({"kv_retrieval": scores}, metric="answer_logprob", **sizes, **more)
+def changes(result, shape=(N_LAYERS, N_HEADS)):
+    """Cells of a map, [head, layer]."""
+    return result.summary["delta"].iloc[1:].to_numpy().reshape(shape).T
 
 
 def scores(values, name="copy-paste score", unit="", critical=None, sizes=(N_LAYERS, N_HEADS, N_KV)):
-    values = np.asarray(values, dtype=float)
     dims = dict(zip(("n_layers", "n_heads", "n_kv_heads"), sizes, strict=True))
-    return HeadScores(name, unit, values, None, None, 25, critical, {"model": {"name": "tiny", "dims": dims}})
+    return made_results.head_scores(values, name, unit, critical=critical, dims=dims)
 
 
 def planted(sizes, seed=0, *, loss=False, k=6):
@@ -60,26 +60,8 @@ def planted(sizes, seed=0, *, loss=False, k=6):
     return scores(values, "loss on computed tokens", "nats", values > 1, sizes=sizes)
 
 
-def points(fig, gid):
-    """(layer, head) of the marks."""
-    return sorted((int(x), int(y)) for line in by_gid(fig, gid) for x, y in line.get_xydata())
-
-
-def mesh(ax):
-    (only,) = [c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh)]
-    return only
-
-
 def maps(fig):
     return [ax for ax in fig.axes if ax.get_xlabel() == "layer"]
-
-
-def bars(fig):
-    return [ax.get_xlabel().replace("\n", " ") for ax in fig.axes if ax.get_label() == "<colorbar>"]
-
-
-def names(fig):
-    return [t.get_text() for t in by_gid(fig, "name")]
 
 
 def apart(artists):
@@ -87,24 +69,47 @@ def apart(artists):
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)), "names touch each other"
 
 
-def test_map_draws_the_summary():
-    result = sweep()
-    fig = plots.head_map(result, top=2)
-    (ax,) = maps(fig)
-    grid = mesh(ax).get_array()
-    for row in result.summary.iloc[1:].itertuples():
-        assert grid[row.head, row.layer] == pytest.approx(row.delta)
-    low, high = mesh(ax).get_clim()
-    assert low == -high and high >= 0.9 and grid.shape == (N_HEADS, N_LAYERS)
-    assert points(fig, "critical") == [(1, 2), (3, 0)] and names(fig) == ["L1.H2", "L3.H0"]
-    assert sorted(p.get_xy() for p in by_gid(fig, "top")) == [(0.5, 1.5), (2.5, -0.5)]
-    assert ax.get_ylabel() == "head" and ax.get_ylim() == (N_HEADS - 0.5, -0.5)
-    assert bars(fig) == ["change of accuracy from baseline"]
-    written = texts(fig).replace("\n", " ")
-    for label in ("tiny, kv_retrieval: one head removed at a time, n = 40", CRITICAL_HEAD, "the 2 largest losses"):
-        assert label in written
-    assert [line.get_ydata()[0] for line in by_gid(fig, "group")] == [1.5]
-    check(fig)
+def cases():
+    one, kv = sweep(), sweep(letter="KV", n_heads=N_KV, kept={(2, 1): 0.0})
+    critical = {"critical": [(1, 2), (3, 0)]}
+    about = ("tiny, kv_retrieval: one head removed at a time, n = 40", CRITICAL_HEAD, "the 2 largest losses")
+    about += ("change of accuracy from baseline", "L1.H2", "L3.H0")
+    two = {"name": 2, "top": 2}
+    yield Case(
+        plots.head_map(one, top=2),
+        2,
+        y={"group": [[1.5] * 2]},
+        cells=[changes(one)],
+        marks=critical,
+        count=two,
+        words=about,
+    )
+    hard = concat([one, sweep("hard", base=0.25)])
+    cells = [changes(one), np.full((N_HEADS, N_LAYERS), np.nan)]
+    yield Case(plots.head_map(hard, top=2), 3, cells=cells, marks=critical, count={"hatch": 1}, cannot_judge=1)
+    yield Case(
+        plots.head_map(kv, top=1),
+        2,
+        cells=[changes(kv, (N_LAYERS, N_KV))],
+        count={"group": 0},
+        words=("KV group", "L2.KV1"),
+    )
+    yield Case(plots.head_map(concat([one, kv])), 3, words=("head", "KV group"))
+    yield Case(plots.head_map(concat([one, sweep(mode="@mean")])), 3, words=("removed", "mean"))
+    some = np.full((N_HEADS, N_LAYERS), np.nan)
+    some[:, [1, 3]] = changes(one)[:, [1, 3]]
+    yield Case(plots.head_map(sweep(layers=[1, 3])), 2, cells=[some], words=("not measured",))
+    values = np.full((N_LAYERS, N_HEADS), 0.01)
+    values[2, 1] = 0.83
+    said = ("copy-paste score", "the highest score", "L2.H1")
+    yield Case(plots.head_map(scores(values), top=1), 2, cells=[values.T], marks={"critical": []}, words=said)
+    losses = scores(values, "loss on needle tokens", "nats", values > 0.5)
+    yield Case(plots.head_map(losses), 2, cells=[values.T], marks={"critical": [(2, 1)]}, words=(CRITICAL_HEAD,))
+
+
+def test_maps_draw_their_numbers():
+    for case in cases():
+        holds(case)
 
 
 def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
@@ -113,10 +118,12 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
     gain = sweep(base=0.5, kept={(2, 3): 1.9})
     for result, at, gid in ((sweep(), (1, 2), "critical"), (flipped, (1, 2), "critical"), (gain, (2, 3), "gain")):
         fig = plots.head_map(result, top=2)
-        cells = mesh(maps(fig)[0])
+        (cells,) = meshes(fig)
         red, _, blue, _ = cells.cmap(cells.norm(cells.get_array()[at[::-1]]))
         assert (red > 2 * blue) if gid == "critical" else (blue > 2 * red)
-        assert at in points(fig, gid) and len(names(fig)) == (0 if gid == "gain" else 2), "only losses are named"
+        assert at in points(fig, gid) and len(by_gid(fig, "name")) == (0 if gid == "gain" else 2), (
+            "only losses are named"
+        )
 
 
 @pytest.mark.parametrize(("sizes", "panels"), [(SIZES[0], 2), (SIZES[1], 1), (SIZES[2], 2)])
@@ -127,8 +134,8 @@ def test_three_sizes_of_model(sizes, panels):
     check(fig)
     assert fig.get_size_inches()[1] <= 10, "does not fit a page"
     assert len(maps(fig)) == panels
+    assert [mesh.get_array().size for mesh in meshes(fig)] == [sizes[0] * sizes[1]] * panels
     for ax, s in zip(maps(fig), chosen, strict=True):
-        assert mesh(ax).get_array().size == sizes[0] * sizes[1]
         assert sorted(t.get_text() for t in ax.texts) == sorted(f"L{la}.H{h}" for la, h in s.top(top))
         apart([t for t in ax.get_yticklabels() if t.get_text()])
         apart([t for t in ax.get_xticklabels() if t.get_text()])
@@ -136,75 +143,120 @@ def test_three_sizes_of_model(sizes, panels):
             assert text.get_window_extent().y0 > ax.get_window_extent().y1, "a name hides cells"
     apart(by_gid(fig, "name"))
     if panels == 2:
-        assert len(bars(fig)) == 2 and points(fig, "critical") == sorted(chosen[1].top(top))
+        assert len(fig.axes) == 4 and points(fig, "critical") == sorted(chosen[1].top(top))
 
 
-def test_scores_run_from_zero_and_losses_around_it():
+def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
     values = np.full((N_LAYERS, N_HEADS), 0.01)
     values[2, 1] = 0.83
-    fig = plots.head_map(scores(values), top=1)
-    cells = mesh(maps(fig)[0])
+    (cells,) = meshes(plots.head_map(scores(values)))
     assert cells.get_clim() == (0, 0.83) and cells.cmap.name == "mako_r"
-    assert bars(fig) == ["copy-paste score"] and names(fig) == ["L2.H1"]
-    assert "the highest score" in texts(fig) and CRITICAL_HEAD not in texts(fig), "nothing was tested"
-    fig = plots.head_map(scores(values, "loss on needle tokens", "nats", values > 0.5))
-    cells = mesh(maps(fig)[0])
-    low, high = cells.get_clim()
-    assert low == -high and cells.cmap.name == "vlag" and points(fig, "critical") == [(2, 1)]
-    assert mesh(maps(plots.head_map(scores(values - 0.05, "contrast", "nats")))[0]).cmap.name == "vlag"
-
-
-def test_chance_is_written_and_never_marked():
-    fig = plots.head_map(concat([sweep(), sweep("hard", base=0.25)]), top=2)
-    judged, hard = maps(fig)
-    assert mesh(hard).get_array().mask.all() and not np.ma.is_masked(mesh(judged).get_array())
-    assert [t.get_text() for t in hard.texts] == [theme.CANNOT_JUDGE]
-    assert len(by_gid(fig, "hatch")) == 1 and points(fig, "critical") == [(1, 2), (3, 0)]
-    check(fig)
-
-
-def test_panels_share_a_scale_by_unit():
-    many = concat([sweep(), sweep("other", kept={(0, 0): 0.9}), logprobs(method="attribution")])
+    for losses in (scores(values, "loss", "nats", values > 0.5), scores(values - 0.05, "contrast", "nats")):
+        (cells,) = meshes(plots.head_map(losses))
+        low, high = cells.get_clim()
+        assert low == -high and cells.cmap.name == "vlag"
+    costs = {f"L{la}.H{h}": {(1, 2): 2.0, (4, 1): -1.0}.get((la, h), 0) for la, h in np.ndindex(N_LAYERS, N_HEADS)}
+    sizes = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "n_kv_heads": N_KV, "method": "attribution"}
+    nats = made_results.nats(costs, n=N, noise=0.1, task="kv_retrieval", model="tiny", **sizes)
+    many = concat([sweep(), sweep("other", kept={(0, 0): 0.9}), nats])
     fig = plots.head_map(many)
-    first, second, third = (mesh(ax).get_clim() for ax in maps(fig))
+    first, second, third = (mesh.get_clim() for mesh in meshes(fig))
     assert first == second != third
-    nats = "change of answer_logprob (nats) from baseline"
-    assert [b.split(" colours end")[0] for b in bars(fig)] == ["change of accuracy from baseline", nats]
-    titles = ["kv_retrieval, acc", "other, acc", "kv_retrieval, answer_logprob"]
-    assert [ax.get_title(loc="left") for ax in maps(fig)] == titles
-    check(fig)
+    holds(
+        Case(
+            fig,
+            5,
+            words=("other, acc", "kv_retrieval, answer_logprob", "change of answer_logprob (nats) from baseline"),
+        )
+    )
     assert len(maps(plots.head_map(many, metrics="acc"))) == 2
 
 
-def test_kv_groups_and_means_are_panels_of_their_own():
-    kv = sweep(letter="KV", n_heads=N_KV, kept={(2, 1): 0.0})
-    fig = plots.head_map(kv, top=1)
-    (ax,) = maps(fig)
-    assert mesh(ax).get_array().shape == (N_KV, N_LAYERS) and mesh(ax).get_array()[1, 2] == pytest.approx(-0.9)
-    assert ax.get_ylabel() == "KV group" and names(fig) == ["L2.KV1"] and by_gid(fig, "group") == []
-    both = plots.head_map(concat([sweep(), kv]))
-    assert [ax.get_title(loc="left") for ax in maps(both)] == ["head", "KV group"]
-    modes = plots.head_map(concat([sweep(), sweep(mode="@mean")]))
-    assert [ax.get_title(loc="left") for ax in maps(modes)] == ["removed", "mean"]
+PROMPT = ["<s>", "The", " key", " of", " 7f", "$x$", " is", " 巴", ".", "\n", "\t", "Key", ":"]
 
 
-def test_heads_that_were_not_removed_are_hatched():
-    fig = plots.head_map(sweep(layers=[1, 3]))
-    grid = mesh(maps(fig)[0]).get_array()
-    assert grid.shape == (N_HEADS, N_LAYERS), "the sizes of the model are in the record"
-    assert np.flatnonzero(~grid.mask.all(0)).tolist() == [1, 3] and "not measured" in texts(fig)
+def causal(n, seed=0):
+    logits = np.where(np.tri(n) > 0, np.random.default_rng(seed).normal(size=(n, n)) * 2, -np.inf)
+    weights = np.exp(logits)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def test_attention_map():
+    n, weights = len(PROMPT), causal(len(PROMPT))
+    fig = plots.attention(PROMPT, weights, "L9.H6")
+    ax = fig.axes[0]
+    (mesh,) = (c for c in ax.collections if isinstance(c, QuadMesh))
+    grid = mesh.get_array()
+    assert grid.shape == (n, n) and (grid.mask == (np.tri(n) == 0)).all(), "the half above the diagonal is empty"
+    np.testing.assert_allclose(grid[np.tri(n) > 0].data, weights[np.tri(n) > 0])
+    rows, columns = ([t.get_text() for t in axis.get_ticklabels()] for axis in (ax.yaxis, ax.xaxis))
+    assert rows == columns and rows[:6] == ["<s>", "The", "·key", "·of", "·7f", "$x$"]
+    assert rows[7:11] == ["·\\u5df4", ".", "⏎", "⇥"]
+    assert ax.get_ylim() == (n - 0.5, -0.5) and mesh.get_clim() == (0, 1.0)
+    assert "L9.H6" in fig.get_suptitle() and "query" in ax.get_ylabel() and "key" in ax.get_xlabel()
     check(fig)
 
 
-def test_the_figure_and_the_sentence_have_one_number():
-    """Where one score is of some heads alone, only these could be on both lists."""
-    a = planted(SIZES[0])
-    chosen = np.zeros(a.values.shape, dtype=bool)
-    chosen[tuple(np.transpose(a.top(12)))] = True
-    some = scores(np.where(chosen, a.values[::-1], np.nan), sizes=SIZES[0])
-    common = head_overlap(a, some, k=5)
-    title = plots.head_overlap(a, some, k=5).get_suptitle().replace("\n", " ")
-    assert f"{common.expected:.2g} expected" in title and f"p = {common.p_value:.2g} (12 heads)" in title
-    assert f"({common.expected:.2g} expected, p = {common.p_value:.2g})" in str(common)
-    with pytest.raises(UserError, match=r"shapes \(30, 9\) and \(36, 32\); give two of one model"):
-        plots.head_overlap(a, planted(SIZES[1]))
+def test_attention_of_one_query_shades_the_prompt():
+    weights = causal(len(PROMPT))
+    fig = plots.attention(PROMPT, weights, "L9.H6", query=6)
+    tokens = by_gid(fig, "token")
+    written = "".join(PROMPT).replace("巴", "\\u5df4").replace("\n", "⏎").replace("\t", "⇥")
+    assert "".join(t.get_text() for t in tokens) == written
+    (boxes,) = by_gid(fig, "weights")
+    assert len(boxes.get_paths()) == 7, "later tokens are out of sight"
+    shades = colormaps["mako_r"](weights[6, :7] / theme.round_up(weights[6].max()))
+    np.testing.assert_allclose(boxes.get_facecolor(), shades)
+    inks = [t.get_color() for t in tokens]
+    assert set(inks[7:]) == {GREY} and set(inks[:7]) <= {"black", "white"}
+    assert len({t.get_position()[1] for t in tokens}) == 2, "a line break in the prompt breaks the line"
+    best, said = int(weights[6].argmax()), texts(fig)
+    assert f"(token {best}) {weights[6, best]:.2f}" in said and "L9.H6: what token 6 (␣is) attends to" in said
+    check(fig)
+    last, chosen = plots.attention(PROMPT, weights[-1], "L9.H6"), plots.attention(PROMPT, weights, "L9.H6", query=-1)
+    assert "what token 12 (:) attends to" in last.get_suptitle() == chosen.get_suptitle()
+
+
+def test_a_long_prompt_wraps_within_the_page():
+    fig = plots.attention([" word", "ing", ".", " retrieval"] * 100, np.full(400, 1 / 400), "L17.H24", title="Long")
+    check(fig)
+    assert len(by_gid(fig, "token")) == 400 and fig.get_suptitle() == "Long" and fig.get_size_inches()[1] < 8
+    places = [t.get_window_extent() for t in by_gid(fig, "token")]
+    for _, line in itertools.groupby(places, key=lambda p: round((p.y0 + p.y1) / 2 / 10)):
+        assert all(a.x1 <= b.x1 and a.x0 < b.x0 for a, b in itertools.pairwise(line)), "tokens run into each other"
+
+
+def test_a_very_long_prompt_is_shown_in_excerpts():
+    weights = np.zeros(4096)
+    weights[[0, 1500, 1501, 4000]] = 0.2, 0.5, 0.1, 0.1
+    weights[2000:2100] = 0.001
+    fig = plots.attention([f" {i}" for i in range(4096)], weights, "L17.H24", query=4000)
+    shown = [int(t.get_text()) for t in by_gid(fig, "token")]
+    assert {0, 1500, 1501, 4000, 1495, 1505} <= {*shown} and len(shown) < 120
+    assert "[2474 tokens: 0.10]" in texts(fig), "the figure says what is left out, with its weight"
+    assert "[83 tokens]" in texts(fig)
+    check(fig)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weights", "options", "message"),
+    [
+        (["a"] * 3, causal(4), {}, r"3 tokens and weights of shape \(4, 4\); give \[query, key\]"),
+        (["a"] * 4, causal(4) * 3, {}, "the largest row sums to 3; give attention weights after the softmax"),
+        (["a"] * 61, causal(61), {}, "61 tokens do not fit a map of up to 60; choose an attending token with query="),
+    ],
+)
+def test_attention_refusals(tokens, weights, options, message):
+    with pytest.raises(UserError, match=message):
+        plots.attention(tokens, weights, "L0.H0", **options)
+
+
+def test_prediction():
+    tokens = [" Paris", "\n", " $x$", " 巴", ""]
+    fig = plots.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['"␣Paris"', '"␣\\u5df4"', "(empty)", '"⏎"', '"␣$x$"']
+    points = {line.get_label(): line.get_xdata().tolist() for line in ax.get_lines()}
+    assert points == {"nothing removed": [0.6, 0.05, 0, 0.2, 0.1], "L3 removed": [0.1, 0.05, 0, 0.3, 0.2]}
+    assert ax.get_ylim()[1] < ax.get_ylim()[0], "tokens that lose on top, the likeliest first"
+    check(fig)

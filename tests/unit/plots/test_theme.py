@@ -1,39 +1,34 @@
-"""What all figures share: colours, room for names, notebooks, and that nothing needs torch."""
-
-from __future__ import annotations
+"""What all figures share: colours, room for names, notebooks, and the numbers that travel with a picture."""
 
 import base64
 import io
 import itertools
+from dataclasses import replace
 
 import made_results
 import matplotlib.image
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from drawn import by_gid, check, luminance, nothing_leaks  # noqa: F401 (a fixture for all of them)
+from made_results import EARLY, sweep
 from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
 from depthlens import plots
+from depthlens.analysis.head_scores import HeadScores
 from depthlens.look import PALETTE
 from depthlens.plots import panels, theme
-
-
-def lightness(colour) -> float:
-    """CIE L* of a colour: what is left of it in greyscale."""
-    y = luminance(colour)
-    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
+from depthlens.plots.figure_data import COLUMNS, MIME
 
 
 def test_colours_differ_in_greyscale():
-    levels = [lightness(to_rgb(c)) for c in PALETTE]
+    """By CIE L*: what is left of a colour in greyscale."""
+    levels = [116 * luminance(to_rgb(c)) ** (1 / 3) - 16 for c in PALETTE]
     assert min(abs(a - b) for a, b in itertools.combinations(levels, 2)) > 10, levels
     assert max(levels) < 75, "a line must stand out from white paper"
     assert len(set(theme.MARKERS)) == len(PALETTE)
-
-
-# what people without working medium-wave cones see, in linear RGB (Machado et al. 2009, severity 1)
 
 
 def test_spread_moves_names_as_little_as_possible():
@@ -92,16 +87,10 @@ def test_a_legend_is_not_wider_than_its_figure():
         assert legend.get_window_extent().width <= fig.bbox.width
 
 
-def layers(scores, **options):
-    """Graded scores of two tasks or more: {task: score of the whole model and without each layer}."""
-    return made_results.result(
-        {task: dict.fromkeys(("baseline", "L0", "L1"), x) for task, x in scores.items()}, **options
-    )
-
-
 def test_labels_at_the_line_ends_do_not_touch_and_chance_lines_have_the_colour_of_their_series():
     right = (np.arange(40) < 36).astype(float)
-    fig = plots.depth_profile(layers({f"task_{i}": right for i in range(4)}))  # equal lines: their ends coincide
+    same = dict.fromkeys(("baseline", "L0", "L1"), right)  # equal lines: their ends coincide
+    fig = plots.depth_profile(made_results.result({f"task_{i}": same for i in range(4)}))
     check(fig)
     boxes = [t.get_window_extent() for t in fig.axes[0].texts]
     assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
@@ -127,3 +116,42 @@ def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, great
     points = np.vstack([path.vertices for c in fig.axes[0].collections for path in c.get_paths()])
     assert points[:, 1].min() >= least - 1e-12 and points[:, 1].max() <= greatest + 1e-12
     assert greatest in points[:, 1].round(12) or least in points[:, 1].round(12), "an end was cut off"
+
+
+def bundle(fig):
+    about = fig._repr_mimebundle_()[MIME]
+    return about, pd.read_csv(io.StringIO(about["csv"]))
+
+
+def test_a_profile_tells_layer_score_interval_and_p():
+    result = sweep(EARLY)
+    about, table = bundle(plots.depth_profile(result))
+    rows = result.summary.iloc[1:]
+    assert len(about["points"]) == len(rows) and about["title"].startswith("base, sums")
+    for (left, top, text), row in zip(about["points"], rows.itertuples(), strict=True):
+        assert 0 < left < 1 and 0 < top < 1
+        assert text.startswith(f"L{row.layer}: accuracy {row.value:.3g}, change {row.delta:+.3g} [")
+        assert text.endswith(f"adjusted p = {row.p_adjusted:.2g}") and (np.isnan(row.ci_low)) == ("too few" in text)
+    assert about["points"][0][1] > about["points"][-1][1], "the first layer loses most, so it lies lowest"
+    drawn = table[table["series"] == "series"]
+    np.testing.assert_allclose(drawn["y"], rows["value"], atol=1e-6)
+    assert list(table.columns) == COLUMNS and list(drawn["x"]) == list(range(len(rows)))
+
+
+def test_a_map_of_heads_tells_each_head_and_has_its_cells_as_numbers():
+    cases = np.random.default_rng(0).uniform(0.1, 0.9, (20, 3, 4))
+    scores = HeadScores.of_cases("retrieval score", "", cases, {}, tested=False, bounded=True)
+    about, table = bundle(plots.head_map(scores))
+    assert [text.split(":")[0] for *_, text in about["points"]] == [f"L{a}.H{b}" for a in range(3) for b in range(4)]
+    assert f"{scores.values[0, 0]:.3g} [{scores.low[0, 0]:.3g}, {scores.high[0, 0]:.3g}]" in about["points"][0][2]
+    without = bundle(plots.head_map(replace(scores, low=None, high=None)))[0]["points"]
+    assert without[0][2] == f"L0.H0: retrieval score {scores.values[0, 0]:.3g}", (
+        "no interval was made, so none is missed"
+    )
+    cells = table[table["kind"] == "cell"].pivot(index="x", columns="y", values="value").to_numpy()
+    np.testing.assert_allclose(cells, scores.values, atol=1e-6)
+
+
+def test_other_figures_have_their_numbers_and_no_points():
+    about, table = bundle(plots.loss_shares(sweep(EARLY)))
+    assert about["points"] == [] and len(table)

@@ -1,7 +1,5 @@
 """Pages of executed notebooks and the index over them, made of outputs that were written by hand."""
 
-from __future__ import annotations
-
 import base64
 import html
 import json

@@ -1,18 +1,25 @@
-"""Parameters of notebooks and profiles: every mistake is told before a kernel starts."""
+"""Parameters of notebooks, profiles, models and the set-up cell: every mistake is told before a kernel starts."""
 
-from __future__ import annotations
-
+import json
+import random
 import re
 
+import numpy as np
 import pytest
-from nbformat.v4 import new_notebook
-from notebook_suite import code
+import tiny
+import torch
+from nbformat.v4 import new_markdown_cell, new_notebook
+from notebook_suite import FIGURE, code, write
 
-from depthlens import paths
+import depthlens as dl
+from depthlens import cli, paths, runner
 from depthlens.errors import UserError
+from depthlens.models import loading
+from depthlens.models.lens import Lens
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared, fit
+from depthlens.runner.several import folder_name
 from depthlens.tasks import groups
 
 WHOLE = "must be a whole number, like its default 5"
@@ -21,7 +28,6 @@ WHOLE = "must be a whole number, like its default 5"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": []}, "no notebook named"),
         ({"profile": "papr"}, "unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml"),
         (
             {"parameters": {"modle": "x"}},
@@ -37,9 +43,6 @@ WHOLE = "must be a whole number, like its default 5"
         ({"parameters": {"tasks": "capitals"}}, r"must be a list of text, like its default \[capitals, elements\]"),
         ({"parameters": {"tasks": [1]}}, "must be a list of text"),
         ({"parameters": {"model": 7}}, "must be text, like its default organism"),
-        # and values that the notebook would refuse
-        ({"parameters": {"limit": "0"}}, "notebook 00_good: limit 0: give a whole number of documents"),
-        ({"parameters": {"model": "smollm-135m"}}, "unknown model 'smollm-135m'; did you mean smollm2-135m, "),
         (
             {"parameters": {"tasks": "[capitals, capitols_default]"}},
             "unknown task 'capitols_default'; did you mean cap",
@@ -126,3 +129,125 @@ def test_fit_keeps_types():
     assert fit("[1, 2]", [], "layers", "x") == [1, 2]
     with pytest.raises(UserError, match=re.escape("list of whole numbers")):
         fit("[1, a]", [0], "layers", "x")
+
+
+MODELS = ["organism:seed=1", "organism"]
+
+
+@pytest.mark.slow
+def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_running(suite, tmp_path):
+    fails = code("if 'seed' in model:\n    raise ValueError('too short')")
+    write(
+        suite, "03_model", new_markdown_cell("# Which?"), code("model = 'organism'", "parameters"), fails, code(FIGURE)
+    )
+    out = tmp_path / "out"
+    done = runner.run_models("03_model", MODELS, out=out, profile=None, progress=False)
+    assert done.exit_code == 1 and list(done.reports) == MODELS
+    assert done.errors == ["organism:seed=1: notebook 03_model, cell 4: ValueError: too short"]
+    index = (out / "index.html").read_text()
+    assert "2 models, 1 not finished" in index and "refresh" not in index
+    for model, folder in zip(MODELS, ("organism_seed=1", "organism"), strict=True):
+        record = json.loads((out / folder / "record.json").read_text())
+        assert record["notebooks"][0]["parameters"]["model"] == model
+        assert f'href="{folder}/index.html"' in index and (out / folder / "index.html").exists()
+    assert index.count("data:image/png;base64,") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": ["organism", "no/such"]}, "model 'no/such'"),
+        ({"models": ["organism", "organism"]}, "models: 'organism' is named twice"),
+        ({"models": []}, "no models given"),
+        ({"models": ["organism", ""]}, "models .*: give a name or a list of names"),
+        ({"models": ["a/b", "a--b"]}, "model 'a/b'|would write to the folder 'a--b'; run one of them apart"),
+        ({"parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
+        ({"parameters": {"limit": -1}}, "limit -1: give a whole number"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_notebook(suite, tmp_path, change, said):
+    given = {"names": "00_good", "models": MODELS, "profile": "demo"} | change
+    with pytest.raises(UserError, match=said):
+        runner.run_models(given.pop("names"), given.pop("models"), out=tmp_path / "out", progress=False, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_folders(tmp_path):
+    assert folder_name("Qwen/Qwen3-8B") == "Qwen--Qwen3-8B"
+    assert folder_name("org/name@main") == "org--name@main"
+    (tmp_path / "my model").mkdir()
+    assert folder_name(str(tmp_path / "my model")) == "my_model"
+
+
+def test_command(suite, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "00_good", "--models", "organism,no/such", "--out", str(tmp_path / "out")])
+    assert end.value.code == 2 and not (tmp_path / "out").exists()
+    assert "no/such" in capsys.readouterr().err.splitlines()[-1]
+
+
+TASKS = ["capitals_continuation", "kv_retrieval_4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa"))
+
+
+def test_a_good_start_prints_one_line_and_gives_the_model(folder, tmp_path, capsys):
+    lens = dl.setup_notebook(folder, TASKS, limit=3, num_fewshot=None, seed=7, dtype="bfloat16", device="cpu", out=None)
+    assert isinstance(lens, Lens) and lens.dtype == torch.bfloat16
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1 and printed.err == ""
+    for part in ("depthlens 0.", "torch ", "lm-eval ", "git ", folder, "bfloat16 on cpu", "sdpa", "seed 7"):
+        assert part in printed.out
+    assert lens.fingerprint[:12] in printed.out
+
+
+def test_the_seed_reaches_every_generator(folder):
+    def draw(seed):
+        dl.setup_notebook(folder, TASKS, seed=seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    first, again, other = draw(3), draw(3), draw(4)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_the_output_folder_is_made(folder, tmp_path):
+    dl.setup_notebook(folder, TASKS, out=str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir() and not any((tmp_path / "a" / "b").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "said"),
+    [
+        ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
+        ("attention_layers", 0, "attention_layers 0: give a whole number, at least 1"),
+        ("base", ["a", "b"], "base ['a', 'b']: give a list of at least 0 and at most 1"),
+        ("depths", [0.5, 2], "depths 2: give a number, from 0 to 1"),
+        ("knowledge", ["capitals_generativ"], "unknown task 'capitals_generativ'; did you mean capitals_generative"),
+        ("layers", 3, "layers 3: give a list"),
+        ("layers", [3, 9], "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..4"),
+        ("prompt", " ", "prompt ' ': give a text"),
+        ("race", "yes", "race 'yes': give True or False"),
+        ("rounding", "int3", "unknown rounding 'int3'; did you mean int8, int4"),
+        ("seeds", [0, -1], "seeds -1: give a whole number from 0"),
+        ("text_set", "wiki", "unknown text_set 'wiki'; allowed: embedded, c4"),
+        ("views", ["layers@mean"], "views ['layers@mean']: name layers among them"),
+        ("views", ["layers", "L9"], "views ['layers', 'L9']: condition L9: layer 9 does not exist"),
+        ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
+        ("way", ["layers"], "unknown parameter 'way'; did you mean ways"),
+    ],
+)
+def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value, said):
+    with pytest.raises(UserError) as raised:
+        dl.setup_notebook(**({"model": folder, "tasks": TASKS} | {parameter: value}))
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
+        with pytest.raises(UserError):
+            dl.setup_notebook(**({"model": "smollm2-135m", "tasks": ["capitals_continuation"]} | wrong))

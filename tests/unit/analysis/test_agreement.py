@@ -1,0 +1,267 @@
+"""Agreement of rankings: of detectors, of modes of removal, and of noisy profiles by numbers and simulation."""
+
+import made_results
+import numpy as np
+import pytest
+from made_results import head_scores
+from scipy import stats as sps
+from scipy.stats import spearmanr
+
+import depthlens as dl
+from depthlens.analysis import rank_correlations
+from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words, ranks, shift_p
+from depthlens.errors import UserError
+
+ALPHA = 0.05
+
+
+def layered(rng, effect=0.0, n_layers=12, n_heads=6):
+    """Two scores that are high in the same layers; within a layer they share ``effect`` of their variation."""
+    layers, common = rng.normal(0, 2, (n_layers, 1)), rng.normal(size=(n_layers, n_heads))
+    own = rng.standard_t(3, size=(2, n_layers, n_heads))  # heavy tails, as scores of heads have
+    return [head_scores(np.exp(layers + effect * common + own_part)) for own_part in own]
+
+
+def test_the_numbers_are_those_of_the_definitions():
+    rng = np.random.default_rng(0)
+    a, b = layered(rng, 1.0)
+    found = dl.detector_agreement({"one": a, "two": b}, k=5, n_permutations=999)
+    (row,) = found.table.to_dict("records")
+    assert row["spearman"] == pytest.approx(sps.spearmanr(a.values.ravel(), b.values.ravel()).statistic)
+    shared = set(a.top(5)) & set(b.top(5))
+    assert row["n_shared"] == len(shared) and set(row["heads"].split(", ")) - {""} == {f"L{x}.H{y}" for x, y in shared}
+    # expected number in common: in each layer, the product of the two numbers of listed heads over the heads
+    counts = [np.bincount([layer for layer, _ in s.top(5)], minlength=12) for s in (a, b)]
+    assert row["expected_shared"] == pytest.approx((counts[0] * counts[1] / 6).sum(), abs=0.15)
+    assert found.record["k"] == 5 and len(found.describe()) == 1 and "by layers alone" in found.describe()[0]
+
+
+@pytest.mark.parametrize("n", [25, pytest.param(300, marks=pytest.mark.nightly)])
+def test_layers_in_common_are_no_agreement_and_heads_in_common_are(n):
+    """Error rate through the whole procedure: three detectors, both statistics, Holm; and power."""
+    rng = np.random.default_rng(1)
+    false, naive, found = 0, 0, 0
+    for _ in range(n):
+        a, b = layered(rng)
+        c, _ = layered(rng)
+        table = dl.detector_agreement({"a": a, "b": b, "c": c}, k=8, n_permutations=199).table
+        false += table[["p_spearman_adjusted", "p_shared_adjusted"]].min(axis=None) < ALPHA
+        naive += sps.spearmanr(a.values.ravel(), b.values.ravel()).pvalue < ALPHA
+        a, b = layered(rng, 2.0)
+        found += dl.detector_agreement({"a": a, "b": b}, n_permutations=199).table["p_spearman_adjusted"][0] < ALPHA
+    assert false / n <= sps.binom.ppf(0.999, n, ALPHA) / n
+    assert naive / n > 0.9  # what a correlation over heads would say
+    assert found / n > 0.9
+
+
+def test_only_heads_with_both_scores_count():
+    rng = np.random.default_rng(2)
+    a, b = layered(rng, 2.0)
+    holes = b.values.copy()
+    holes[3:, 2:] = np.nan
+    (row,) = dl.detector_agreement({"a": a, "b": head_scores(holes)}, k=4, n_permutations=99).table.to_dict("records")
+    assert row["n_heads"] == np.isfinite(holes).sum() == 36
+    kept = np.isfinite(holes)
+    assert row["spearman"] == pytest.approx(sps.spearmanr(a.values[kept], b.values[kept]).statistic)
+
+
+def test_a_detector_that_ranks_no_head_is_named_and_the_others_are_compared():
+    """As a copy-paste score of a model that copies nothing."""
+    a, b = layered(np.random.default_rng(4), 2.0)
+    flat = head_scores(np.zeros((12, 6)))
+    found = dl.detector_agreement({"a": a, "flat": flat, "b": b}, n_permutations=99)
+    alone = dl.detector_agreement({"a": a, "b": b}, n_permutations=99)
+    assert found.table.equals(alone.table)
+    assert found.describe() == [*alone.describe(), "flat: all heads have the same score, which ranks none."]
+    nothing = dl.detector_agreement({"a": a, "flat": flat})
+    assert nothing.table.empty and len(nothing.describe()) == 1
+
+
+def test_scores_that_rank_no_common_heads_or_of_other_models_are_refused():
+    a, b = layered(np.random.default_rng(3))
+    in_first = np.arange(12)[:, None] == 0
+    first, rest = head_scores(np.where(in_first, a.values, np.nan)), head_scores(np.where(in_first, 1.0, b.values))
+    with pytest.raises(UserError, match="give scores of one model"):
+        dl.detector_agreement({"a": a, "b": head_scores(b.values[:5])})
+    with pytest.raises(UserError, match="b: all 6 heads have the same score"):
+        dl.detector_agreement({"a": first, "b": rest}, k=2)
+
+
+N_LAYERS, N = 12, 40
+TRUE = np.random.default_rng(0).permutation(N_LAYERS) / 4
+
+
+def sweep(modes, *, chance=None, parts=None):
+    """modes: {text of a condition with {} for the layer: what each layer costs}."""
+    losses = {text.format(i): cost for text, costs in modes.items() for i, cost in enumerate(costs[:parts])}
+    return made_results.nats(losses, n=N, noise=0.2, seed=1, task="t", chance=chance, n_layers=N_LAYERS)
+
+
+def test_one_row_a_pair_of_modes_of_the_same_parts():
+    modes = {"L{}": TRUE, "L{}[1:]": TRUE, "L{}@mean": TRUE[::-1], "L{}.H0": TRUE, "L{}.H0[1:]@noise3": TRUE}
+    found = dl.mode_agreement(sweep(modes))
+    table = found.table
+    assert list(table.columns) == ["task", "parts", "mode", "other", *COLUMNS]
+    pairs = [tuple(row) for row in table[["parts", "mode", "other"]].to_numpy()]
+    assert pairs == [
+        ("layers", "skip", "skip[1:]"), ("layers", "skip", "mean"), ("layers", "skip[1:]", "mean"),
+        ("heads", "zero", "noise3[1:]"),
+    ]  # fmt: skip
+    alike = table[table["other"].isin(["skip[1:]", "noise3[1:]"])]
+    assert (alike["corrected"] > 0.9).all() and (alike["ci_low"] > 0.8).all()
+    assert (table.loc[table["other"] == "mean", "corrected"] < 0.5).all()
+    assert len(found.describe()) == 4 and found.describe()[0].startswith("t: 12 layers by skip and by skip[1:]: rank")
+    assert found.table.equals(dl.mode_agreement(sweep(modes)).table)
+
+
+def test_parts_that_one_mode_lacks_are_left_out():
+    two = sweep({"L{}": TRUE, "L{}@mean": TRUE})
+    fewer = two.select(conditions=[c for c in two.docs["condition"].unique() if c not in ("baseline", "L3@mean")])
+    assert dl.mode_agreement(fewer).table["n_parts"].tolist() == [N_LAYERS - 1]
+
+
+def test_a_task_at_chance_has_no_row():
+    found = dl.mode_agreement(sweep({"L{}": TRUE, "L{}@mean": TRUE}, chance=0.9))
+    assert found.table.empty and found.describe() == [f"t: at chance, cannot judge (n = {N})."]
+
+
+@pytest.mark.parametrize(
+    ("modes", "parts", "n_rows", "said"),
+    [
+        ({"L{}": TRUE}, None, 0, "The result has skip of layers: no two modes have parts in common"),
+        ({"L{}-20": TRUE}, None, 0, "The result has no single parts: "),
+        ({"L{}": TRUE, "L{}@mean": TRUE}, 2, 1, "cannot judge: a rank correlation needs 3 parts, and here are 2"),
+    ],
+)
+def test_nothing_to_compare_is_said(modes, parts, n_rows, said):
+    """As of one way to remove, or of a model of two layers."""
+    found = dl.mode_agreement(sweep(modes, parts=parts))
+    (sentence,) = found.describe()
+    assert len(found.table) == n_rows and said in sentence
+
+
+DEEP, N_HEADS = 30, 9
+LAYERS = np.arange(DEEP)
+# of 200 samples of a true rate of 0.05: 0.095 or fewer in 99.5% of runs
+FALSE = 0.095
+
+
+def profiles(rho, rng, n_parts=DEEP):
+    """Two true profiles whose Spearman correlation is ``rho`` on average, and what it is."""
+    pearson = 2 * np.sin(np.pi * rho / 6)
+    x = rng.normal(size=n_parts)
+    y = pearson * x + np.sqrt(1 - pearson**2) * rng.normal(size=n_parts)
+    return x, y, float(ranks(x) @ ranks(y))
+
+
+def losses(profile, n, noise, rng, shared=0.0):
+    """A document multiplies the profile by a weight of its own, and each part has noise. [document, part]"""
+    return rng.exponential(size=n)[:, None] * profile + noise * rng.normal(size=(n, len(profile))) + shared
+
+
+def test_it_is_spearmans_of_the_means_and_exact_without_noise():
+    rng = np.random.default_rng(0)
+    x, y, rho = profiles(0.6, rng)
+    a, b = np.tile(x, (12, 1)), np.tile(y, (12, 1))
+    found = correlate(a, b, LAYERS)
+    assert found.spearman == pytest.approx(spearmanr(x, y).statistic) == pytest.approx(rho)
+    assert found.reliability == found.other_reliability == pytest.approx(1) and found.ceiling == pytest.approx(1)
+    assert found.corrected == pytest.approx(rho) and found.ci_low < rho < found.ci_high
+    assert (found.n_parts, found.n, found.note) == (DEEP, 12, "")
+    assert correlate(a, y, LAYERS).corrected == pytest.approx(rho)
+    assert correlate(a * 1e-12, -b, LAYERS).spearman == pytest.approx(-rho), "no unit is rounded away"
+
+
+@pytest.fixture
+def always_corrected(monkeypatch):
+    """Correct whatever part of the order is measured: these layers all do something."""
+    monkeypatch.setattr(rank_correlations, "MEASURED", 0.0)
+
+
+@pytest.mark.usefixtures("always_corrected")
+def test_the_ceiling_is_what_two_measurements_of_one_truth_reach():
+    rng = np.random.default_rng(1)
+    x, _, _ = profiles(0, rng)
+    found = [correlate(losses(x, 40, 3, rng), losses(x, 40, 3, rng), LAYERS) for _ in range(40)]
+    assert np.mean([f.spearman for f in found]) == pytest.approx(np.mean([f.ceiling for f in found]), abs=0.03)
+    assert np.mean([f.spearman for f in found]) < 0.85
+    assert np.nanmean([f.corrected for f in found]) > 0.9
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_nothing_is_corrected_where_most_of_an_order_is_noise(known):
+    """Six layers cost much and 24 next to nothing: their order is another one under each mode, which no half shows."""
+    rng, given = np.random.default_rng(10), []
+    for _ in range(8):
+        large = rng.random(DEEP).argsort() < 6
+        x, y = (np.where(large, 1 + rng.random(DEEP), 0.01 * rng.random(DEEP)) for _ in range(2))
+        found = correlate(losses(x, 40, 0.1, rng), y if known else losses(y, 40, 0.1, rng), LAYERS)
+        assert found.ceiling > 0.4, "the large ones are measured well"
+        given.append(np.isfinite(found.ci_low))
+    assert np.mean(given) < 0.2 and "below the 90% that" in found.note and found.note in in_words(found)
+
+
+def test_ties_measure_no_order():
+    """All documents lose at six layers, and none at the others: halves agree that 24 layers tie."""
+    a = np.zeros((40, DEEP))
+    a[:, :6] = np.arange(1, 7)
+    found = correlate(a, a, LAYERS)
+    assert found.reliability == pytest.approx(1) and found.ceiling == pytest.approx(1) and np.isnan(found.corrected)
+    assert "48% of the order of a profile is measured" in found.note
+
+
+@pytest.mark.parametrize(("n_layers", "kind"), [(12, "independent"), (30, "random walk")])
+def test_unrelated_profiles_are_rarely_called_related(n_layers, kind):
+    rng = np.random.default_rng(4)
+    p, rho = [], []
+    for _ in range(200):
+        a, b = rng.normal(size=(2, n_layers))
+        if kind == "random walk":
+            a, b = a.cumsum(), b.cumsum()
+        p.append(shift_p(ranks(a), ranks(b), np.arange(n_layers))[0])
+        rho.append(abs(ranks(a) @ ranks(b)))
+    assert 0 < np.mean(np.array(p) <= 0.05) <= FALSE
+    if kind == "random walk":
+        assert np.mean(np.array(rho) > 0.5) > 0.3, "which is why a correlation alone proves nothing"
+
+
+def test_heads_of_a_layer_are_shifted_together():
+    rng = np.random.default_rng(5)
+    by_layer = rng.normal(size=(2, DEEP, 1)) + 0.3 * rng.normal(size=(2, DEEP, N_HEADS))
+    layers = np.repeat(LAYERS, N_HEADS)
+    a, b = (ranks(x.ravel()) for x in by_layer)
+    p, smallest, note = shift_p(a, b, layers)
+    assert smallest == 1 / (2 * DEEP) and p * 2 * DEEP == pytest.approx(round(p * 2 * DEEP)) and not note
+    assert shift_p(a, a, layers)[0] == smallest
+    p, _, note = shift_p(a[1:], b[1:], layers[1:])
+    assert np.isnan(p) and "sweep equally many parts of each of at least three layers" in note
+
+
+def test_what_cannot_be_told_is_not_told():
+    rng = np.random.default_rng(6)
+    x, y, _ = profiles(0.9, rng)
+    noise = correlate(rng.normal(size=(40, DEEP)), np.tile(y, (40, 1)), LAYERS)
+    assert np.isnan([noise.corrected, noise.ci_low, noise.ci_high]).all() and "more than noise" in noise.note
+    assert 0 <= noise.ceiling < 0.8 and "more than noise" in in_words(noise)
+    flat = correlate(np.ones((40, DEEP)), np.tile(y, (40, 1)), LAYERS)
+    assert np.isnan(flat.spearman) and "cannot judge: all parts have the same number" in in_words(flat)
+    few = correlate(np.tile(x, (7, 1)), np.tile(y, (7, 1)), LAYERS)
+    assert np.isnan(few.ceiling) and few.note == "7 documents are too few for halves; take 8"
+    two = correlate(np.ones((9, 2)), np.ones((9, 2)), np.arange(2))
+    assert np.isnan(two.spearman) and two.note == "a rank correlation needs 3 parts, and here are 2"
+
+
+def test_other_documents_and_other_numbers_of_them():
+    rng = np.random.default_rng(7)
+    x, y, truth = profiles(0.6, rng)
+    found = correlate(losses(x, 90, 1, rng), losses(y, 12, 0.5, rng), LAYERS)
+    assert found.n == 12 and abs(found.corrected - truth) < 0.3 and found.reliability > found.other_reliability
+
+
+def test_words():
+    rng = np.random.default_rng(9)
+    x, y, _ = profiles(0.9, rng)
+    text = in_words(correlate(losses(x, 60, 1, rng), losses(y, 60, 1, rng), LAYERS))
+    assert text.startswith("rank correlation 0.") and "(noise allows 0.9" in text and "without noise **0." in text
+    short = in_words(correlate(losses(x[:6], 60, 1, rng), losses(y[:6], 60, 1, rng), LAYERS[:6]))
+    assert "(p = 0.017)" in text and "p cannot be below 0.083" in short

@@ -1,0 +1,247 @@
+"""Removal curves and scores of heads, written by hand: words, order, files, verdicts, roles, losses."""
+
+from dataclasses import replace
+
+import made_results
+import numpy as np
+import pytest
+from made_results import head_scores, removal_curve
+
+import depthlens as dl
+from depthlens.analysis import head_effects
+from depthlens.analysis.head_lists import head_roles
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.removal_contrasts import Costs, interaction_table, one_mean, sum_of_means
+from depthlens.analysis.results import concat
+from depthlens.analysis.stats import mean_interval, mean_intervals
+from depthlens.errors import UserError
+
+N = 20
+
+
+def test_separations_and_dissociations():
+    lines = removal_curve().describe()
+    assert len(lines) == 6 + 3
+    separates = "retrieval on copy (acc): separates from random heads; k = 1: 0.1 against 0.925 [0.9, 0.95"
+    assert lines[0].startswith(separates) and lines[0].endswith("outside the band at k = 1.")
+    assert lines[1].startswith("reasoning on copy (acc): does not separate from random heads;")
+    assert "at chance, cannot judge" in lines[4]
+    double = "Double dissociation of retrieval and reasoning between copy and sums: interaction 2.2 ["
+    assert lines[6].startswith(double)
+    assert lines[7] == "retrieval and reasoning between copy and guess: at chance, cannot judge."
+
+
+def test_what_a_list_is_specific_to():
+    made = removal_curve()
+    retrieval, reasoning = made.describe(specific_to="copy")
+    assert retrieval.startswith("retrieval costs, beyond random heads of the same layers, 0.82 [")
+    assert ", difference to sums 1.1 [" in retrieval and retrieval.endswith(": specific to copy.")
+    assert reasoning.endswith(": not shown to be more than random heads cost, so not specific to copy.")
+    (row,) = made.excess.query("list == 'retrieval' and task == 'copy'").itertuples()
+    assert row.excess == pytest.approx((19 + 18) / 2 / N - 2 / N) and row.ci_low < row.excess < row.ci_high
+    for sentence in made.describe(specific_to="guess"):
+        assert sentence.endswith("at chance, so that its specificity cannot be judged.")
+    with pytest.raises(UserError, match="unknown task 'facts'"):
+        made.describe(specific_to="facts")
+    with pytest.raises(UserError, match="the curve has the task copy alone"):
+        removal_curve(tasks=("copy",)).describe(specific_to="copy")
+
+
+def test_differences_by_hand():
+    made = removal_curve(("copy", "sums"))
+    (row,) = made.interactions.itertuples()
+    share = 1 - 0.25  # above chance
+    assert row.on_task == pytest.approx((19 - 2) / N / share) and row.on_other == pytest.approx((19 - 3) / N / share)
+    assert row.effect == pytest.approx(row.on_task + row.on_other) and row.double
+    (row,) = made.specificity.query("list == 'retrieval' and task == 'copy'").itertuples()
+    assert row.effect == pytest.approx(((18.5 - 2) - (18.5 - 19)) / N / share)
+    (row,) = made.ratio.query("list == 'retrieval' and task == 'copy'").itertuples()
+    assert row.effect == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
+    # by document: 2 keep their answer, 16 lose it, and 2 lose it to one or both of the random heads, too
+    by_document = np.r_[[0.0] * 2, [1.0] * 16, 1 - 1.5, 1 - 3]
+    low, high = (float(bound[0]) for bound in mean_intervals(by_document[None]))
+    assert (row.ci_low, row.ci_high) == pytest.approx((low, high))
+    (row,) = made.ratio.query("list == 'reasoning' and task == 'copy'").itertuples()
+    assert row.effect == pytest.approx((20 - 19) / N - 3 * (20 - 18.5) / N)
+
+
+def test_documents_of_two_tasks_are_paired_where_they_ask_the_same():
+    made, noise = removal_curve(("copy", "sums")), np.random.default_rng(0).normal(scale=3, size=N)
+    docs = made.result.docs
+    value = docs["value"] + np.where(docs["condition"] == "L0.H0", noise[docs["doc_id"]], 0)
+    unknown = dl.Result(docs.assign(value=value), made.result.record)
+    known = made_results.same_documents(unknown)
+    rows = [replace(made, result=result).interactions.iloc[0] for result in (known, unknown)]
+    widths = [row["ci_high"] - row["ci_low"] for row in rows]
+    # the noise of list 1 is in both terms with opposite signs, so that pairing removes half of the variance
+    assert widths[0] < 0.8 * widths[1]
+
+
+def test_sums_of_two_means_keep_their_level():
+    rng = np.random.default_rng(1)
+    found = [
+        sum_of_means(rng.exponential(size=40) - 1, 2 * (rng.random(25) < 0.3) - 0.6) for _ in range(400)
+    ]  # fmt: skip
+    covered = np.mean([low <= 0 <= high for _, low, high, _ in found])
+    assert 0.91 <= covered <= 0.98 and np.mean([p < 0.05 for *_, p in found]) == pytest.approx(1 - covered)
+    still = sum_of_means(np.zeros(20), np.zeros(30))
+    assert still[0] == 0 and still[1] < 0 < still[2] and still[3] == 1, "no interval has zero width"
+    assert np.isnan(one_mean(np.array([np.nan, 1.0]))[0])
+
+
+@pytest.mark.parametrize("n", [40, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("one_only", [True, False])
+def test_a_difference_of_significances_is_no_dissociation(one_only, n):
+    """Two lists that cost the same on both tasks, or one of them more on both: no interaction.
+
+    Reading it off two rank tests called these doubly dissociated where noise made one of each pair significant.
+    """
+    rng, double, crossed = np.random.default_rng(2), [], []
+    for _ in range(n):
+        costs = []
+        for task in ("one", "two"):
+            lists = {"a": 0.3 + rng.normal(size=30), "b": (0.0 if one_only else 0.3) + rng.normal(size=30)}
+            costs.append(Costs(task, "answer_logprob", False, lists, lists, 1.0, (task,)))
+        (row,) = interaction_table(costs).itertuples()
+        double.append(row.double)
+        crossed.append(row.p_value < 0.05)
+    at_most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / n)
+    assert np.mean(double) <= at_most and np.mean(crossed) <= at_most
+
+
+VALUES, CRITICAL = [[0.1, 0.5], [0.5, np.nan]], np.array([[False, True], [True, False]])
+
+
+def test_top_is_sorted_and_leaves_out_what_was_not_measured():
+    scores = head_scores(VALUES)
+    assert scores.top(3) == [(0, 1), (1, 0), (0, 0)] and scores.top(1) == [(0, 1)]
+    with pytest.raises(UserError, match="from 1 to 3"):
+        scores.top(4)
+
+
+def test_frame_and_files_keep_everything(tmp_path):
+    scores = head_scores(VALUES, unit="nats", critical=CRITICAL, n=3)
+    frame = scores.frame
+    assert list(frame.columns) == ["layer", "head", "condition", "value", "low", "high", "critical", "spread"]
+    assert frame["condition"].tolist() == ["L0.H0", "L0.H1", "L1.H0", "L1.H1"] and frame["low"].isna().all()
+    scores.save(tmp_path / "scores")
+    read = HeadScores.load(tmp_path / "scores")
+    assert read.low is None and read.n == 3 and np.array_equal(read.critical, scores.critical)
+    assert head_scores(VALUES).frame["critical"].isna().all()
+    with pytest.raises(UserError, match="low has shape"):
+        replace(scores, low=np.zeros(3))
+    scores.values[1, 1] = 9.0
+    assert scores.top(1) == [(1, 1)] and scores.frame["value"].max() == 9.0, "also after a score was edited"
+
+
+def test_means_intervals_and_verdicts_over_cases():
+    rng = np.random.default_rng(0)
+    cases = rng.normal(0, 1, (30, 2, 3))
+    cases[:, 1, 2] += 3
+    scores = HeadScores.of_cases("test", "nats", cases, {}, tested=True)
+    assert np.allclose(scores.values, cases.mean(0)) and scores.n == 30
+    assert np.argwhere(scores.critical).tolist() == [[1, 2]]
+    assert (scores.low[0, 0], scores.high[0, 0]) == pytest.approx(mean_interval(cases[:, 0, 0]))
+    assert not HeadScores.of_cases("test", "nats", -cases, {}, tested=True).critical.any()  # gains are not critical
+    assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_no_interval_is_given_where_hardly_a_case_has_any_score(bounded):
+    cases = np.zeros((30, 1, 3))
+    cases[:3, 0, 0], cases[:4, 0, 1] = 1.0, 1.0
+    scores = HeadScores.of_cases("test", "", cases, {}, tested=False, bounded=bounded)
+    assert np.isfinite(scores.low[0]).tolist() == np.isfinite(scores.high[0]).tolist() == [False, True, False]
+    assert scores.low[0, 1] < 4 / 30 < scores.high[0, 1] and (scores.low[0, 1] > 0 or not bounded)
+    assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
+    assert "[" not in HeadScores.of_cases("test", "", cases[:, :, :1], {}, tested=False).describe()[0]
+
+
+def test_spread_over_the_tokens_of_a_case(tmp_path):
+    cases = [np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0]), np.array([1.0])]  # the last says nothing of spread
+    scores = HeadScores.of_tokens("test", "", [case[:, None, None] * np.ones((1, 1, 2)) for case in cases], {})
+    assert scores.n == 3 and np.allclose(scores.values, 0.5) and np.allclose(scores.spread, (0.5 + 0) / 2)
+    assert "on average by 0.25 (standard deviation) around 0.50" in scores.describe()[-1]
+    scores.save(tmp_path / "scores")
+    assert np.array_equal(HeadScores.load(tmp_path / "scores").spread, scores.spread)
+    one_token = HeadScores.of_tokens("test", "", [np.ones((1, 1, 2))], {})
+    assert np.isnan(one_token.spread).all() and len(one_token.describe()) == 1
+    assert head_scores(VALUES, unit="nats", critical=CRITICAL, n=3).spread is None
+
+
+def test_roles_need_losses_of_the_same_heads():
+    scores = head_scores(VALUES, unit="nats", critical=CRITICAL, n=3)
+    with pytest.raises(UserError, match="alone has shape"):
+        head_roles(scores, head_scores(np.zeros((1, 2))))
+
+
+N_LAYERS, N_HEADS, N_DOCS = 3, 4, 40
+
+
+def sweep(effect, task="t", metric="answer_logprob", noise=0.01, heads=None, **options):
+    """A head sweep where removing a head changes the score by ``effect`` [layer, head]."""
+    costs = {"L{}.H{}".format(*at): -effect[at] for at in heads or np.ndindex(N_LAYERS, N_HEADS)}
+    sizes = {"n": N_DOCS, "n_layers": N_LAYERS, "n_heads": N_HEADS, "task": task, "metric": metric, "noise": noise}
+    return made_results.nats(costs, **sizes | options)
+
+
+@pytest.fixture
+def effect():
+    made = np.zeros((N_LAYERS, N_HEADS))
+    made[1, 2], made[2, 0] = -1.5, -0.5
+    return made
+
+
+def test_losses_are_positive_where_the_score_falls(effect):
+    found = sweep(effect).head_losses()
+    assert found.values == pytest.approx(-effect, abs=0.01) and found.unit == "nats" and found.n == N_DOCS
+    assert found.top(2) == [(1, 2), (2, 0)]
+    assert set(zip(*np.nonzero(found.critical), strict=True)) == {(1, 2), (2, 0)}
+    assert (found.low <= found.values).all() and (found.values <= found.high).all()
+    worse_is_up = sweep(-effect, metric="nats", better=False).head_losses()
+    assert worse_is_up.values == pytest.approx(-effect, abs=0.01) and (worse_is_up.low <= worse_is_up.high).all()
+    assert sweep(effect, method="attribution").head_losses().name.startswith("estimated loss")
+
+
+def test_heads_that_were_not_swept_have_no_loss(effect):
+    found = sweep(effect, heads=[(1, h) for h in range(N_HEADS)]).head_losses()
+    assert np.isnan(found.values[[0, 2]]).all() and np.isfinite(found.values[1]).all()
+    assert found.top(1) == [(1, 2)]
+
+
+def test_what_cannot_be_told_apart_is_asked_for(effect):
+    two = concat([sweep(effect), sweep(effect, task="u")])
+    with pytest.raises(UserError, match="several tasks; name one of t, u"):
+        two.head_losses()
+    assert two.head_losses("u").values[1, 2] > 1
+
+
+def test_agreement_is_spearmans_of_heads_in_any_order(effect):
+    rng = np.random.default_rng(1)
+    spread = rng.normal(size=effect.shape)
+    found = head_effects.head_agreement(sweep(spread), sweep(spread * 3, method="attribution"))
+    same = found.table.iloc[0]
+    assert same.spearman == pytest.approx(1) and same.ci_low > 0.95 and same.n_parts == N_LAYERS * N_HEADS
+    assert found.describe()[0].startswith("t, answer_logprob: heads by the two sweeps: rank correlation 1.00")
+    opposite = head_effects.head_agreement(sweep(spread), sweep(-spread)).table.iloc[0]
+    assert opposite.spearman == pytest.approx(-1) and opposite.ci_high < -0.9
+    shuffled = [divmod(int(i), N_HEADS) for i in rng.permutation(N_LAYERS * N_HEADS)]
+    again = head_effects.head_agreement(sweep(spread, heads=shuffled), sweep(spread * 3)).table.iloc[0]
+    assert again.p_value == same.p_value
+    for other, message in (
+        (sweep(spread, task="u"), "share no task"),
+        (sweep(spread, heads=[(0, 0)]), "different heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            head_effects.head_agreement(sweep(spread), other)
+
+
+def test_auroc(effect):
+    ranked = head_scores([[0.1, 0.9], [0.3, 0.2]])
+    assert head_effects.auroc(ranked, {(0, 1)}) == 1
+    assert head_effects.auroc(ranked, {(0, 0)}) == 0
+    assert head_effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
+    assert head_effects.auroc(head_scores(np.ones((2, 2))), {(0, 0)}) == 0.5
+    assert head_effects.auroc(head_scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
+    with pytest.raises(UserError, match="both sides"):
+        head_effects.auroc(ranked, set())
