@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends.protocol import classes
+from depthlens.backends.row_edits import classes
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
