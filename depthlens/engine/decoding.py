@@ -132,7 +132,7 @@ class Decoding:
         for start in range(0, len(alive), self.budget.unembed_rows):
             some = slice(start, start + self.budget.unembed_rows)
             under = [self.conditions[c] for c, _ in alive[some]]
-            logits = weight_swap.unembed(self.lens, under, states[some], plain=self.tried.plain)
+            logits = weight_swap.unembed(self.lens, under, states[some])
             unfinished += self.writer.write(alive[some], logits)
         done = {*alive} - {*unfinished}
         if not done:

@@ -131,7 +131,7 @@ class PackedTrees:
         greedy = torch.empty(n, dtype=torch.bool, device=states.device)
         for start in range(0, states.shape[1], self.budget.unembed_rows):
             block = states[:, start : start + self.budget.unembed_rows]
-            logits = wide(weight_swap.unembed(self.lens, conditions, block, plain=self.tried.plain))
+            logits = wide(weight_swap.unembed(self.lens, conditions, block))
             here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
             at, wanted = places[here] - start, targets[here]
             logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]
