@@ -144,7 +144,7 @@ class PackedTrees:
         contexts = [q.context for q in rows.requests]
         max_new = [q.max_new_tokens for q in rows.requests]
         n_layers = self.lens.dims.n_layers
-        # by fork, the baseline last: see decoding.DecodedRows
+        # by fork, the baseline last: see decoding.Decoding
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_weights([conditions[c] for c in order])
@@ -190,7 +190,7 @@ class PackedTrees:
                 keep()
 
         budget = replace(self.budget, batch_tokens=batch_tokens)
-        of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished
+        of_pack = pack, conditions, budget, self.tried, writer, passed, finished
         with walking(self.lens.model):
             try:
                 Decoding(self.lens, self.backend, *of_pack).run(at_once)
