@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from depthlens.ablations import WEIGHTS, Condition
+from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.protocol import Backend, Positions
 from depthlens.backends.row_edits import Means, RowEdits
@@ -32,7 +32,6 @@ from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once on a server
-NOT_REMOTE = "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
 
 
 class NnsightBackend(Backend):
@@ -166,13 +165,9 @@ class NnsightBackend(Backend):
             UserError: a condition does not fit the model, asks for means that were not given, or is not done there.
         """
         for condition in dict.fromkeys(conditions):
-            for mode in ("resample", "noise"):
-                if condition.uses(mode):
-                    raise UserError(f"condition {condition}: @{mode} {NOT_REMOTE}")
-            if condition.uses("twice") or any(a.site == "expert" for a in condition.ablations):
-                raise UserError(f"condition {condition} {NOT_REMOTE}")
-            if condition.uses(*WEIGHTS):
-                raise UserError(f"condition {condition} needs the weights here; load the model without remote")
+            if any(a.site == "expert" or a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
+                fix = "use @mean, or nothing to remove, or load the model without remote"
+                raise UserError(f"condition {condition} is not done remotely; {fix}")
         nnsight.register(site_edits)
         means = self.means and self.means.to("cpu")
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
