@@ -136,12 +136,7 @@ class RowDonations:
                     of_layer = self.by_layer.setdefault(ablation.layer, {})
                     of_layer.setdefault(ablation.mode, []).append((row, ablation))
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
-        self._donor = donor
-
-    @property
-    def donor(self) -> Donor:
-        assert self._donor is not None, "conditions that take weights are refused where there is no donor"
-        return self._donor
+        self.donor: Any = donor  # conditions that take weights are refused where there is none
 
     def layer(self, layer: int) -> AbstractContextManager[None]:
         """Within the context the rows of one of the ``layers`` have their weights."""
