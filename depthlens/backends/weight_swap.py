@@ -77,7 +77,7 @@ def unembed(
     norm = lens.arch.final_norm
     with RowDonations([c for c in conditions for _ in range(each)], lens, lens.donor).embeddings():
         normed = norm(moved(states.flatten(0, -2), place_of(norm, states.device)))
-        return head(lens.model, normed).unflatten(0, states.shape[:-1])
+        return head(lens.model, moved(normed, place_of(lens.arch.unembed))).unflatten(0, states.shape[:-1])
 
 
 def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], *, by_input: bool = False) -> Forward:
