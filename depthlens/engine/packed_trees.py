@@ -129,7 +129,7 @@ class PackedTrees:
         greedy = torch.empty(n, dtype=torch.bool, device=states.device)
         for start in range(0, states.shape[1], self.budget.unembed_rows):
             block = states[:, start : start + self.budget.unembed_rows]
-            logits = wide(weight_swap.unembed(self.lens, conditions, block, plain=self.tried.plain))
+            logits = wide(weight_swap.unembed(self.lens, conditions, block))
             here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
             at, wanted = places[here] - start, targets[here]
             logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]
@@ -142,7 +142,7 @@ class PackedTrees:
         contexts = [q.context for q in rows.requests]
         max_new = [q.max_new_tokens for q in rows.requests]
         n_layers = self.lens.dims.n_layers
-        # by fork, the baseline last: see decoding.DecodedRows
+        # by fork, the baseline last: see decoding.Decoding
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_weights([conditions[c] for c in order])
@@ -178,7 +178,7 @@ class PackedTrees:
             rows.keep(((group[c], pack.sequences[d]) for c, d in found), wait=True)
 
         budget = replace(self.budget, batch_tokens=batch_tokens)
-        of_pack = pack, conditions, budget, self.tried, writer, passed, clean, finished
+        of_pack = pack, conditions, budget, self.tried, writer, passed, finished
         with walking(self.lens.model):
             Decoding(self.lens, self.backend, *of_pack).run(at_once)
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means, classes
+from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.memory_budget import out_of_memory
 from depthlens.engine.plain_rows import refuse_scaled_angles
