@@ -36,7 +36,7 @@ from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.models.architectures import head
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import moved, place_of
-from depthlens.models.rounded_weights import rounded_layers
+from depthlens.models.rounded_weights import rounded_layer
 
 Forward = Callable[..., Any]
 
@@ -164,7 +164,7 @@ class RowDonations:
         """Modules of a layer, each with the forward that shares its rows among its own weights and others."""
         arch, family = self.lens.arch, self.lens.arch.family
         base, of_donor = arch.layers[layer], mode == "donor"
-        other = self.donor.lens.arch.layers[layer] if of_donor else rounded_layers(self.lens).of(layer, mode)
+        other = self.donor.lens.arch.layers[layer] if of_donor else rounded_layer(self.lens, layer, mode)
         heads, kv, attn, mlp = self._masks(layer, mode)
         masks = {family.attn_norm: attn, family.mlp_norm: mlp, family.mlp: mlp}
         for name, module in arch.attn[layer].named_modules():

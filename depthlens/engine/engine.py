@@ -28,7 +28,6 @@ from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
 from depthlens.models import pairs
 from depthlens.models.lens import NO_GENERATION, Lens, exclusive
-from depthlens.models.rounded_weights import rounded_layers
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 from depthlens.store.answer_rows import AnswerRows, Product
@@ -102,7 +101,6 @@ class Engine:
         if workers is not None and lens.remote:
             raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
         self.lens = lens
-        rounded_layers(lens).clear()  # of another engine, which ran before weights may have been edited
         self.backend = backends.get(backend, lens, means)
         self.path = path
         self.asked_batch_tokens = batch_tokens

@@ -46,12 +46,10 @@ class Offload:
 
     Attributes:
         folder: Where transformers keeps weights that it makes from several in a file, such as stacked experts.
-        layer_bytes: Size of the largest layer in memory.
         waited: Seconds in which layers were read, so far.
     """
 
     folder: TemporaryDirectory[str]
-    layer_bytes: int = 0
     waited: float = 0.0
 
 
@@ -100,8 +98,6 @@ class Lens:
         self.name = self.name or self.model.name_or_path or type(self.model).__name__
         self.bind()
         self.model.eval().requires_grad_(False)
-        if self.stream:
-            self.stream.layer_bytes = max(sum(w.nbytes for w in layer.parameters()) for layer in self.arch.layers)
 
     @property
     def dims(self) -> Dims:
@@ -287,24 +283,10 @@ class Donor:
         """Within the context a layer's weights are in memory, if it is one of ``layers``."""
         return self.lens.resident(layer) if layer in layers else nullcontext()
 
-    def layer_bytes(self, conditions: Sequence[Condition]) -> int:
-        """Bytes of the layers that the conditions take from an offloaded donor."""
-        return len(donor_layers(conditions)) * self.lens.stream.layer_bytes if self.lens.stream else 0
-
 
 def donor_layers(conditions: Sequence[Condition]) -> list[int]:
     """Layers that take weights from the donor under some condition, sorted."""
     return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
-
-
-@contextmanager
-def donor_layers_resident(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
-    """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
-    with ExitStack() as stack:
-        if donor is not None:
-            for layer in donor_layers(conditions):
-                stack.enter_context(donor.lens.resident(layer))
-        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ angles and the layout of the tokens where the next layer is (`moved`), and has t
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
@@ -119,6 +120,27 @@ def hooks_of(module: nn.Module) -> list[Any]:
     """What accelerate does before and after calls of a module."""
     hook = vars(module).get("_hf_hook")
     return [] if hook is None else [*getattr(hook, "hooks", [hook])]
+
+
+def twin(module: nn.Module, instead: dict[int, Any]) -> Any:
+    """A deep copy of a module without hooks, and without forwards that were put in place of those of its classes.
+
+    Args:
+        module: Any; its weights are in memory.
+        instead: What stands in place of an object in the copy, by the object's id.
+    """
+    put_in_place = ("forward", "_old_forward", "_hf_hook")
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name in put_in_place:
+                instead[id(value)] = None
+            elif name.startswith(("_forward", "_backward")) and isinstance(value, dict):
+                instead[id(value)] = OrderedDict()
+    made = copy.deepcopy(module, instead)
+    for part in made.modules():
+        for name in put_in_place:
+            vars(part).pop(name, None)
+    return made
 
 
 def moved(value: T, device: torch.device) -> T:

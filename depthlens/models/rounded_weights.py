@@ -10,10 +10,8 @@ integers is needed. Methods that choose roundings by data (GPTQ, AWQ) lose less.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,13 +20,12 @@ from torch import Tensor, nn
 
 from depthlens.ablations import ROUNDED, Condition
 from depthlens.models.architectures import wide
-from depthlens.models.lens import Lens, donor_layers_resident
-from depthlens.models.placement import held, weights_state
+from depthlens.models.lens import Lens, donor_layers
+from depthlens.models.placement import held, twin
 
 GROUP = 128  # weights that share a scale under int4; fewer, by halves, where the width of a matrix wants it
 _TINY = torch.finfo(torch.float32).tiny
-# what a copy of a module must not share with it: hooks, and what accelerate puts in place
-_NOT_COPIED = ("forward", "_hf_hook", "_old_forward")
+_kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
 
 
 def rounded(weight: Tensor, mode: str) -> Tensor:
@@ -50,77 +47,37 @@ def rounded(weight: Tensor, mode: str) -> Tensor:
     return ((groups / scale).round() * scale).flatten(-2).to(weight.dtype)
 
 
-def copied(module: nn.Module, mode: str) -> nn.Module:
-    """A module that computes as another one does, but with rounded weights; it has no hooks."""
-    made = copy.copy(module)
-    own: dict[str, Any] = vars(made)
-    for name in _NOT_COPIED:
-        own.pop(name, None)
-    for name, value in vars(module).items():
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and isinstance(value, dict):
-            own[name] = OrderedDict()
-    weights = {k: None if w is None else rounded(w, mode) for k, w in module._parameters.items()}
-    own["_parameters"] = {k: None if w is None else nn.Parameter(w, requires_grad=False) for k, w in weights.items()}
-    own["_modules"] = {k: None if m is None else copied(m, mode) for k, m in module._modules.items()}
-    return made
+def rounded_layer(lens: Lens, layer: int, mode: str) -> nn.Module:
+    """A copy of a layer that computes as it does, with rounded weights; its weights are in memory meanwhile.
 
-
-class RoundedLayers:
-    """Copies of layers of a model with rounded weights, kept for as many layers as are computed at once.
-
-    Args:
-        lens: The model.
+    It is made anew at each call, except within `other_weights_resident`.
     """
-
-    def __init__(self, lens: Lens) -> None:
-        self._layers = lens.arch.layers
-        self._most = len(lens.devices)  # each device computes one layer
-        self._kept: OrderedDict[tuple[int, str], tuple[tuple, nn.Module]] = OrderedDict()
-        self._holders = 0
-
-    def of(self, layer: int, mode: str) -> nn.Module:
-        """The copy of a layer; its weights are in memory, or accelerate brings them."""
-        with held(module := self._layers[layer]):
-            state = weights_state(module)
-            found, copy_of = self._kept.pop((layer, mode), (None, module))
-            # one copy of each: an offloaded layer is read into other memory every time
-            self._kept[layer, mode] = state, copy_of if found == state else copied(module, mode)
-        while not self._holders and len({n for n, _ in self._kept}) > self._most:
-            self._kept.popitem(last=False)
-        return self._kept[layer, mode][1]
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within the context all copies are kept, as decoding needs them, which passes all layers for each token."""
-        self._holders += 1
-        try:
-            yield
-        finally:
-            self._holders -= 1
-            self.clear()
-
-    def clear(self) -> None:
-        """Forget copies that nobody holds: a weight that was edited through ``.data`` or numpy looks unchanged."""
-        if not self._holders:
-            self._kept.clear()
+    copies = _kept.get(lens, {})
+    if (layer, mode) not in copies:
+        with held(module := lens.arch.layers[layer]):
+            instead: dict[int, Any] = {id(w): nn.Parameter(rounded(w, mode), False) for w in module.parameters()}
+            # the kernel of attention is a setting of the configuration, and changes for the copy, too
+            instead |= {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+            copies[layer, mode] = twin(module, instead)
+    return copies[layer, mode]
 
 
-_layers: WeakKeyDictionary[Lens, RoundedLayers] = WeakKeyDictionary()
-
-
-def rounded_layers(lens: Lens) -> RoundedLayers:
-    """The copies of a model's layers; one thread at a time works with a model."""
-    return _layers.setdefault(lens, RoundedLayers(lens))
-
-
-def rounded_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
-    """Bytes of the copies that conditions need: of whole layers, each once for a mode."""
-    layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in ROUNDED}
-    return len(layers) * sum(w.nbytes for w in lens.arch.layers[0].parameters())
+def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
+    """Bytes of the layers that conditions need beside the model: rounded copies, and those of an offloaded donor."""
+    modes = {*ROUNDED, "donor"} if lens.donor and lens.donor.lens.stream else {*ROUNDED}
+    layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in modes and a.layer >= 0}
+    return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers)
 
 
 @contextmanager
 def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Iterator[None]:
-    """Within the context what conditions put in place of weights is in memory, as decoding needs it."""
-    with donor_layers_resident(lens.donor, conditions), rounded_layers(lens).held():
+    """Within the context what conditions put in place of weights is in memory, as decoding needs it.
+
+    Each token that is written passes all layers.
+    """
+    with ExitStack() as stack:
+        for layer in donor_layers(conditions) if lens.donor else ():
+            stack.enter_context(lens.donor.lens.resident(layer))
+        _kept[lens] = {}
+        stack.callback(_kept.pop, lens)
         yield
