@@ -67,7 +67,6 @@ class Lens:
         stream: About the layers of a model that was loaded with ``offload="disk"``; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         quantize: How its weights were quantised on loading; None: not then. See `depthlens.load`.
-        stored_as: How its checkpoint's weights are quantised; None: they are not.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
 
@@ -84,7 +83,6 @@ class Lens:
     remote: Remote | None = field(default=None, repr=False)
     donor: Donor | None = field(default=None, repr=False)
     quantize: str | None = field(default=None, repr=False)
-    stored_as: str | None = field(default=None, repr=False)
     arch: architectures.Architecture = field(init=False, repr=False)
     _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
@@ -236,7 +234,7 @@ class Lens:
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantize,
-            "quantization": quantised.described(self.model, self.quantize, self.stored_as),
+            "quantization": quantised.described(self.model, self.quantize),
             "device": self.remote.device if self.remote else ",".join(map(str, self.devices)),
             "offload": "disk" if self.stream else None,
             "remote": self.remote.describe() if self.remote else None,

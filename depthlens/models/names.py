@@ -21,7 +21,7 @@ from depthlens import progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import options
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # what peft writes
+ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
 CAUSAL = "give a causal language model of transformers, such as LlamaForCausalLM"
 # settings that count the first layers of a kind
@@ -119,8 +119,8 @@ def find(name: Any) -> Source:
         return Source(name, "embedded") if row.source == "embedded" else Source(name, "hub", row.source)
     base, plus, adapter = name.rpartition("+")
     path = Path(name).expanduser()
-    if (path / ADAPTER_FILES[0]).is_file() and not (path / "config.json").is_file():
-        about = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
+        about = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
         base, plus, adapter = about["base_model_name_or_path"], "+", name
     elif path.exists():
         plus = ""
@@ -183,14 +183,8 @@ def configuration(source: Source) -> Any:
     name = (config.architectures or ["(not named in config.json)"])[0]
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise UserError(f"model {source.name!r}: architecture {name} is not supported; {CAUSAL}")
-    return with_first_layers(config, source.layers)
-
-
-def with_first_layers(config: Any, n_layers: int | None) -> Any:
-    """A configuration of so many layers at most; None: of all."""
-    if n_layers is None or n_layers >= config.get_text_config().num_hidden_layers:
-        return config
-    return of_layers(config, range(n_layers))
+    n_layers = config.get_text_config().num_hidden_layers
+    return of_layers(config, range(source.layers)) if source.layers and source.layers < n_layers else config
 
 
 def of_layers(config: Any, kept: Sequence[int]) -> Any:
@@ -235,8 +229,8 @@ def explained(name: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (*files, ImportError, LookupError, MemoryError, RuntimeError, ValueError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
-        said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
-        raise UserError(f"model {name!r} cannot be loaded: {said or type(error).__name__}") from error
+    except (*files, ImportError, LookupError, MemoryError, RuntimeError, ValueError) as e:
+        if isinstance(e, MemoryError) or re.search("allocate memory|out of memory", str(e)):
+            raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from e
+        said = shorten(str(e), 300, placeholder=" ...").rstrip(".")
+        raise UserError(f"model {name!r} cannot be loaded: {said or type(e).__name__}") from e

@@ -66,17 +66,16 @@ def room(device: torch.device) -> int:
     return int(WEIGHTS_SHARE * free_bytes(device))
 
 
-def spread(name: str, model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
+def spread(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
     """Put whole layers of a model on several devices, and let accelerate move what passes.
 
     Args:
-        name: Of the model, for the error.
         model: The model.
         layers: Its layers.
         devices: At least two.
 
     Raises:
-        UserError: they have no room for the model together.
+        ValueError: they have no room for the model together.
     """
     from accelerate import dispatch_model, infer_auto_device_map  # slow to import
 
@@ -85,11 +84,8 @@ def spread(name: str, model: PreTrainedModel, layers: Sequence[nn.Module], devic
     share = model.get_memory_footprint() // len(devices) + 2 * largest
     limits = [*(min(share, room(device)) for device in devices[:-1]), room(devices[-1])]
     places = infer_auto_device_map(model, dict(enumerate(limits)), [type(layer).__name__ for layer in layers])
-    if "disk" in places.values():
-        needed, free = model.get_memory_footprint() / 2**30, sum(map(room, devices)) / 2**30
-        fault = f"model {name!r} does not fit: its weights take {needed:.1f} GiB, and devices have room for {free:.1f}"
-        raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
-    dispatch_model(model, {path: str(devices[cast(int, i)]) for path, i in places.items()}, force_hooks=True)
+    names = dict(enumerate(map(str, devices)))
+    dispatch_model(model, {path: names.get(cast(int, i), i) for path, i in places.items()}, force_hooks=True)
 
 
 def weights_state(module: nn.Module) -> tuple:

@@ -105,17 +105,15 @@ def stored_method(name: str, config: Any) -> str | None:
     return method
 
 
-def described(model: PreTrainedModel, scheme: str | None, stored_as: str | None) -> str | None:
+def described(model: PreTrainedModel, scheme: str | None) -> str | None:
     """Scheme and library for a record, such as ``nf4 (bitsandbytes 0.50.2)``; None where nothing is quantised.
 
     Args:
         model: The model.
         scheme: As it was quantised on loading, if it was.
-        stored_as: Method of its checkpoint, if that is quantised.
     """
-    method = method_of(model.config)
-    if method is None:
-        return stored_as and f"dequantised ({stored_as})"
+    if (method := method_of(model.config)) is None:
+        return None
     version = f" {importlib.metadata.version(method)}" if method in SCHEMES.values() else ""
     return f"{scheme or 'as stored'} ({method}{version})"
 
