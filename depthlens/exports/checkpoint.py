@@ -31,6 +31,7 @@ from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.models import quantised
+from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
 from depthlens.models.rounded_weights import rounded
@@ -41,7 +42,6 @@ if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 4 << 30  # of one file
-_PLAIN = (bool, int, float, str, type(None))
 _WHERE = ("layer_idx", "layer_id", "training")  # what a module says of itself beside its kind
 
 
@@ -153,19 +153,9 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
 
 def _same_kind(made: nn.Module, whole: nn.Module) -> bool:
     """Whether two layers have the same modules, plain settings and shapes of weights, wherever they stand."""
-    ours, its = dict(made.named_modules()), dict(whole.named_modules())
-    shapes = [{name: weight.shape for name, weight in layer.named_parameters()} for layer in (made, whole)]
-    if [*ours] != [*its] or shapes[0] != shapes[1]:
-        return False
-    return all(
-        type(module) is type(its[name])
-        and all(
-            value == vars(its[name]).get(key)
-            for key, value in vars(module).items()
-            if isinstance(value, _PLAIN) and key not in _WHERE
-        )
-        for name, module in ours.items()
-    )
+    kinds = [[(name, kind_of(part, without=_WHERE)) for name, part in one.named_modules()] for one in (made, whole)]
+    shapes = [[(name, weight.shape) for name, weight in one.named_parameters()] for one in (made, whole)]
+    return kinds[0] == kinds[1] and shapes[0] == shapes[1]
 
 
 def _weights(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[dict[str, Tensor], int]:
