@@ -37,17 +37,8 @@ def shared_copy(lens: Lens, library: str) -> PreTrainedModel:
         UserError: the weights are not in memory.
     """
     lens.needs_weights(library)
-    if len(lens.devices) > 1:
-        where = ", ".join(map(str, lens.devices))
-        raise UserError(
-            f"model {lens.name!r} is spread over {where}, which {library} cannot use here; "
-            "use backend 'torch', or load the model on one device"
-        )
-    if any(p.is_meta for p in lens.model.parameters()):
-        raise UserError(
-            f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "
-            "use backend 'torch', or load the model without offload"
-        )
+    if len(lens.devices) > 1 or any(p.is_meta for p in lens.model.parameters()):
+        raise UserError(f"model {lens.name!r} is not whole on one device, as {library} needs it; use backend 'torch'")
     # new Parameter objects: moving or casting the copy then leaves the original where it is
     shared: dict[int, Any] = {
         id(p): p if is_quantised(p) else nn.Parameter(p.detach(), requires_grad=p.requires_grad)

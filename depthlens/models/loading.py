@@ -204,9 +204,7 @@ def _load_remote(source: Source) -> Lens:
     from depthlens.models import remote  # slow to import
 
     remote.require_key()  # before anything is downloaded
-    config, tokenizer, _ = _read_config(source)
-    skeleton = remote.skeleton(source.place, config, tokenizer, None)
-    return Lens(skeleton._module, tokenizer, source.name, remote=remote.Remote(skeleton))
+    return remote.connected(source, *_read_config(source)[:2])
 
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, nn.Module]:
