@@ -38,7 +38,7 @@ def shared_copy(lens: Lens, library: str) -> PreTrainedModel:
     """
     lens.needs_weights(library)
     if len(lens.devices) > 1 or any(p.is_meta for p in lens.model.parameters()):
-        raise UserError(f"model {lens.name!r} is not whole on one device, as {library} needs it; use backend 'torch'")
+        raise UserError(f"{library} needs {lens.name!r} whole on one device; load it so, or use backend 'torch'")
     # new Parameter objects: moving or casting the copy then leaves the original where it is
     shared: dict[int, Any] = {
         id(p): p if is_quantised(p) else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
