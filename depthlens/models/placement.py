@@ -144,36 +144,23 @@ def moved(value: T, device: torch.device) -> T:
 
     Of an object a shallow copy is made, once for each device, whose tensors are moved; its dictionaries stay shared.
     """
-    if all(place == device for place in _places(value)):
-        return value
     if isinstance(value, Tensor):
         return cast(T, value.to(device))
     if isinstance(value, (list, tuple)):
-        return cast(T, type(value)(moved(item, device) for item in value))
-    copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})
+        items = [moved(item, device) for item in value]
+        same = all(item is before for item, before in zip(items, value, strict=True))
+        return value if same else cast(T, type(value)(items))
+    if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
+        return value
+    copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})  # None: it is there itself
     if device not in copies:
-        copies[device] = other = copy.copy(value)
-        carried = {key: moved(item, device) for key, item in vars(value).items() if _carries(item)}
-        vars(other).update(carried)
-    return cast(T, copies[device])
-
-
-def _places(value: Any) -> Iterator[torch.device]:
-    """Where the tensors of a value are."""
-    if isinstance(value, Tensor):
-        yield value.device
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _places(item)
-    elif not isinstance(value, nn.Module):
-        for item in getattr(value, "__dict__", {}).values():
-            if _carries(item):
-                yield from _places(item)
-
-
-def _carries(item: Any) -> bool:
-    """Whether an attribute may have tensors that go along."""
-    return isinstance(item, (Tensor, list, tuple)) or is_dataclass(item)
+        held = {k: v for k, v in vars(value).items() if isinstance(v, (Tensor, list, tuple)) or is_dataclass(v)}
+        there = {k: moved(v, device) for k, v in held.items()}
+        copies[device] = None
+        if any(there[k] is not v for k, v in held.items()):
+            copies[device] = copy.copy(value)
+            vars(copies[device]).update(there)
+    return value if copies[device] is None else cast(T, copies[device])
 
 
 @contextmanager

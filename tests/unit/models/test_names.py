@@ -29,13 +29,13 @@ def test_what_a_name_stands_for(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("smollm2-135m@main", "give a model of the hub and a revision, such as owner/name@main"),
-        ("owner/name@", "give a model of the hub and a revision, such as owner/name@main"),
+        ("smollm2-135m@main", "give a hub id and a revision, as owner/name@main"),
+        ("owner/name@", "give a hub id and a revision, as owner/name@main"),
         ("@step100", "model '': give an alias"),
         ("qwen3-8@main", "unknown model 'qwen3-8'"),
-        ("./none@main", "model './none@main' is no directory and no .gguf file"),
-        ("smollm2-135m[:0]", "give at least one layer, such as smollm2-135m[:4]"),
-        ("organism[:4]", "'organism' cannot be cut; leave [:4] out"),
+        ("./none@main", "model './none' is no directory and no .gguf file"),
+        ("smollm2-135m[:0]", "give a folder or hub id and layers, as owner/name[:4]"),
+        ("organism[:4]", "give a folder or hub id and layers, as owner/name[:4]"),
     ],
 )
 def test_names_that_mean_nothing(name, said):
