@@ -32,7 +32,7 @@ from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
-from depthlens.models.rounded_weights import other_weights_bytes, other_weights_resident
+from depthlens.models.quantised import other_weights_bytes, other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store import answer_cache

@@ -36,7 +36,7 @@ from depthlens.models import quantised
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
-from depthlens.models.rounded_weights import rounded
+from depthlens.models.quantised import rounded
 from depthlens.paths import unwritable
 from depthlens.progress import quiet
 from depthlens.tasks import task_index

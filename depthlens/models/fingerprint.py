@@ -26,8 +26,7 @@ import xxhash
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from depthlens.models.placement import hooks_of
-from depthlens.models.quantised import tensors_of
+from depthlens.models.placement import hooks_of, tensors_of
 
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "depthlens", "builtins"}

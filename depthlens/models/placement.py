@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from depthlens.errors import UserError
-from depthlens.models.quantised import tensors_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
@@ -86,6 +85,14 @@ def spread(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequenc
     places = infer_auto_device_map(model, dict(enumerate(limits)), [type(layer).__name__ for layer in layers])
     names = dict(enumerate(map(str, devices)))
     dispatch_model(model, {path: names.get(cast(int, i), i) for path, i in places.items()}, force_hooks=True)
+
+
+def tensors_of(weight: Tensor) -> list[Tensor]:
+    """The plain tensors that a weight of torchao consists of; any other is its own only one."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    return [part for part in parts if part is not None]
 
 
 def weights_state(module: nn.Module) -> tuple:
