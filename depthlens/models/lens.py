@@ -53,7 +53,7 @@ class Offload:
     waited: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Lens:
     """A loaded model, its tokenizer, and where its parts are.
 
@@ -79,12 +79,12 @@ class Lens:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = ""
-    stream: Offload | None = field(default=None, repr=False)
-    remote: Remote | None = field(default=None, repr=False)
-    donor: Donor | None = field(default=None, repr=False)
-    quantize: str | None = field(default=None, repr=False)
-    arch: architectures.Architecture = field(init=False, repr=False)
-    _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+    stream: Offload | None = None
+    remote: Remote | None = None
+    donor: Donor | None = None
+    quantize: str | None = None
+    arch: architectures.Architecture = field(init=False)
+    _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         from transformers import PreTrainedModel

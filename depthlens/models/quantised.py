@@ -115,11 +115,10 @@ def stored_method(name: str, config: Any) -> str | None:
     Raises:
         UserError: transformers does not know the method, and would take the weights for plain ones.
     """
-    if (method := method_of(config)) is None:
-        return None
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING  # slow to import
+    from transformers.quantizers import AutoHfQuantizer  # slow to import
 
-    if method not in {*AUTO_QUANTIZER_MAPPING, *SCHEMES.values()}:
+    method = method_of(config)
+    if method and not AutoHfQuantizer.supports_quant_method(config.quantization_config):
         fault = f"model {name!r} is quantised by {method!r}, which transformers does not read"
         raise UserError(f"{fault}; load a checkpoint of it in another form")
     return method

@@ -115,6 +115,20 @@ def test_heads_have_their_rows_and_columns_rounded(condition):
     assert not torch.allclose(logprobs(lens, left)[0], wanted, atol=SAME)
 
 
+@pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
+def test_a_layer_is_rounded_as_it_is_now(path):
+    """Also after a weight was edited without a trace, and after another module took its place."""
+    lens = tiny.lens("llama-gqa")
+    layers = lens.model.model.layers
+    found = [logprobs(lens, "L1@int4", path=path)[0]]
+    layers[1].mlp.down_proj.weight.data.mul_(-1)
+    found.append(logprobs(lens, "L1@int4", path=path)[0])
+    layers[1] = copy.deepcopy(layers[1])
+    layers[1].mlp.down_proj.weight.data.mul_(-1)
+    found.append(logprobs(lens, "L1@int4", path=path)[0])
+    assert torch.allclose(found[2], found[0], atol=SAME) and not torch.allclose(found[1], found[0], atol=SAME)
+
+
 def test_rounding_is_symmetric_to_the_nearest():
     weight = torch.tensor([[0.0, 0.7, -0.26, 0.049], [0.0, 0.0, 0.0, 0.0]])
     wanted = torch.tensor([[0.0, 0.7, -0.3, 0.0], [0.0, 0.0, 0.0, 0.0]])

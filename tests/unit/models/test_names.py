@@ -18,6 +18,9 @@ def test_what_a_name_stands_for(tmp_path):
     folder = tiny.save(tmp_path / "model", "llama-gqa")
     assert names.find(folder) == names.Source(str(folder), "folder", str(folder))
     assert names.find("organism:seed=3,decoy").kind == "organism"
+    assert names.find(tiny.gguf_head(tmp_path / "a.gguf")) == names.Source(
+        str(tmp_path / "a.gguf"), "gguf", str(tmp_path), "a.gguf"
+    )
     assert names.find("owner/name") == names.Source("owner/name", "hub", "owner/name")
     assert names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
     tagged = names.Source("owner/name@step100", "hub", "owner/name", revision="step100")
@@ -76,10 +79,6 @@ def test_a_revision_is_that_of_the_cache(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout == "[1.0, 2.0]\n", done.stderr
     assert done.stderr.splitlines()[-1].startswith("depthlens.errors.UserError: model 'owner/name@step3' cannot be")
-
-
-def test_what_a_gguf_file_holds_is_left_to_transformers(tmp_path):
-    assert names.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
 
 
 def test_a_folder_that_is_written_again_is_read_again(tmp_path):
