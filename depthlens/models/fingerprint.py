@@ -35,8 +35,8 @@ _CHUNK = 1 << 28  # bytes that are moved from another device at once
 # where a file was and which library wrote it do not change what the model computes
 _NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 _NOT_THE_MODEL |= {"auto_map"}
-_FUNCTIONS = (FunctionType, BuiltinFunctionType, partial)  # a partial one is such as the tanh form of GELU
-_SETTINGS = (bool, int, float, str, type(None), torch.dtype, dict, list, tuple, *_FUNCTIONS)
+_SETTINGS: tuple[type, ...] = (bool, int, float, str, type(None), torch.dtype, dict, list, tuple)
+_SETTINGS += (FunctionType, BuiltinFunctionType, partial)  # a partial one is such as the tanh form of GELU
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
 _NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
@@ -98,7 +98,7 @@ def _named(value: Any) -> Any:
     """What stands for a value that JSON has no form for: not its address in memory, which differs everywhere."""
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
-    if isinstance(value, _FUNCTIONS):
+    if isinstance(value, FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     return str(value if isinstance(value, torch.dtype) else type(value))
 

@@ -128,7 +128,8 @@ def find(name: Any) -> Source:
     path = Path(name).expanduser()
     for pattern, part, kinds, give in () if path.exists() else PARTS:
         if found := re.fullmatch(pattern, name):
-            whole, value = find(found[1]), int(found[2]) if part == "layers" else found[2].strip()
+            whole = find(found[1])
+            value: Any = int(found[2]) if part == "layers" else found[2].strip()
             if whole.kind not in kinds or getattr(whole, part) or not value:
                 raise UserError(f"model {name!r}: give {give}")
             return replace(whole, name=name, **{part: value})

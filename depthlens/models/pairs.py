@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
 from depthlens import arguments
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 # settings of a configuration in which a donor may differ: they change no layer, or rotary angles alone
 HARMLESS = {"max_position_embeddings", "tie_word_embeddings", "initializer_range", "use_cache", "pretraining_tp"}
 HARMLESS |= {"rope_parameters", "attention_dropout", "max_window_layers"}
+EMBEDDINGS = {"embed": ("embed",), "unembed": ("final_norm", "unembed")}  # the modules of a site without a layer
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,12 @@ def compare(base: Lens, donor: Lens) -> Donor:
         if of_base != of_donor:
             fault = f"{models} are no pair: {fact} is {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
+
+    def differs(part: str) -> bool:
+        return not all(map(torch.equal, *(getattr(m.arch, part).parameters() for m in (base, donor))))
+
     notes = []
-    parts = {"embed": ["embed"], "unembed": ["final_norm", "unembed"]}
-    embeddings = tuple(
-        site
-        for site, names in parts.items()
-        if not all(_equal(*(getattr(m.arch, n) for m in (base, donor))) for n in names)
-    )
+    embeddings = tuple(site for site, parts in EMBEDDINGS.items() if any(map(differs, parts)))
     own_rotary = _rotary(base) != _rotary(donor)
     if embeddings:
         taken = "+".join(f"{site}@donor" for site in embeddings)
@@ -204,9 +203,7 @@ def compare(base: Lens, donor: Lens) -> Donor:
     if own_rotary:
         notes.append("rotary frequencies differ; they go with whole layers and attentions")
     if renamed := [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]:
-        of_base, of_donor = (f"{names[renamed[0]]!r}" if renamed[0] in names else "absent" for names in added)
-        told = f"e.g. {renamed[0]} is {of_base} in the base, {of_donor} in the donor"
-        notes.append(f"{len(renamed)} added tokens differ, {told}")
+        notes.append(f"{len(renamed)} added tokens differ, e.g. token {renamed[0]}")
     if base.tokenizer.chat_template != donor.tokenizer.chat_template:
         notes.append("chat templates differ; prompts are wrapped by the base's")
     return Donor(donor, tuple(notes), embeddings, own_rotary)
@@ -227,10 +224,6 @@ def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:
         **{f"device of layer {layer}": str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)},
         **{f"token {i}": repr(token) for i, token in tokens},
     }
-
-
-def _equal(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def _rotary(lens: Lens) -> tuple[object, ...]:

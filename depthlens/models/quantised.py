@@ -213,9 +213,10 @@ def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Itera
     Each token that is written passes all layers.
     """
     with ExitStack() as stack:
-        taken = {a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0}
-        for layer in sorted(taken) if lens.donor else ():
-            stack.enter_context(lens.donor.lens.resident(layer))
+        if lens.donor:
+            taken = {a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0}
+            for layer in sorted(taken):
+                stack.enter_context(lens.donor.lens.resident(layer))
         _kept[lens] = {}
         stack.callback(_kept.pop, lens)
         yield

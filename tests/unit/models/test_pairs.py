@@ -74,7 +74,7 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     distilled.add_special_tokens({"bos_token": "<begin>"})
     distilled.chat_template = "{{ messages }}"
     added, template = compared(distilled)
-    assert added == "2 added tokens differ, e.g. 6 is absent in the base, '<think>' in the donor"
+    assert added == "2 added tokens differ, e.g. token 6"
     assert template == "chat templates differ; prompts are wrapped by the base's"
     base.tokenizer.add_special_tokens({"bos_token": "<|reserved|>"})
-    assert "2 added tokens differ, e.g. 6 is '<|reserved|>' in the base, '<think>' in the donor" in compared(distilled)
+    assert "2 added tokens differ, e.g. token 6" in compared(distilled), "one name has another number"
