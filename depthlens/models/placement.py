@@ -74,7 +74,7 @@ def spread(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequenc
         devices: At least two.
 
     Raises:
-        ValueError: they have no room for the model together.
+        MemoryError: they have no room for the model together.
     """
     from accelerate import dispatch_model, infer_auto_device_map  # slow to import
 
@@ -83,8 +83,9 @@ def spread(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequenc
     share = model.get_memory_footprint() // len(devices) + 2 * largest
     limits = [*(min(share, room(device)) for device in devices[:-1]), room(devices[-1])]
     places = infer_auto_device_map(model, dict(enumerate(limits)), [type(layer).__name__ for layer in layers])
-    names = dict(enumerate(map(str, devices)))
-    dispatch_model(model, {path: names.get(cast(int, i), i) for path, i in places.items()}, force_hooks=True)
+    if "disk" in places.values():
+        raise MemoryError
+    dispatch_model(model, {path: str(devices[cast(int, i)]) for path, i in places.items()}, force_hooks=True)
 
 
 def tensors_of(weight: Tensor) -> list[Tensor]:
