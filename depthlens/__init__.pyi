@@ -56,7 +56,7 @@ from .experiments.views import resample_prompts as resample_prompts
 from .experiments.worked_solutions import worked_solutions as worked_solutions
 from .exports.checkpoint import Export as Export
 from .exports.checkpoint import export as export
-from .exports.hf_scores import hf_scores as hf_scores
+from .exports.checkpoint import hf_scores as hf_scores
 from .models.lens import Lens as Lens
 from .models.loading import load as load
 from .models.pairs import with_donor as with_donor

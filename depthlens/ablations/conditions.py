@@ -21,7 +21,7 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
     L12x2         the layer run twice: its output goes through it again
     L12[1:]       the part is ablated from position 1 on, so that the first token is spared; L12.H3[1:]@mean likewise
     L12@int4      the part computes with its own weights rounded to 4 bits, or 8 (@int8; any of the first five rows,
-                  see `depthlens.models.rounded_weights`)
+                  see `depthlens.models.quantised`)
     L12.H3@donor  the part gets the weights of a donor model (any of the above, see `depthlens.models.pairs`)
     embed@donor, unembed@donor   the donor's embedding; its final norm and unembedding
 

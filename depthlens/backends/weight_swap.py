@@ -14,7 +14,7 @@ What goes along:
 - kv: the query heads of the group as above, and its rows of the key and value projections (or of ``kv_b_proj``);
 - embed: the embedding; unembed: final norm and unembedding.
 
-Under ``@int8`` and ``@int4`` the donor is the layer itself with rounded weights (`depthlens.models.rounded_weights`).
+Under ``@int8`` and ``@int4`` the donor is the layer itself with rounded weights (`depthlens.models.quantised`).
 
 Where the rotary frequencies of the two differ (context extension), whole layers and whole attentions turn queries and
 keys by the donor's; single heads and groups, which share them, by the base's.
@@ -37,7 +37,7 @@ from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.models.architectures import head
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import moved, place_of
-from depthlens.models.rounded_weights import rounded_layers
+from depthlens.models.quantised import rounded_layer
 
 Forward = Callable[..., Any]
 # whose ablation takes modules, by what these are made for
@@ -171,7 +171,7 @@ class RowDonations:
                 yield getattr(arch, name), getattr(self.donor.lens.arch, name), name.replace("final_norm", "unembed")
             return
         base = arch.layers[layer]
-        other = self.donor.lens.arch.layers[layer] if mode == "donor" else rounded_layers(self.lens).of(layer, mode)
+        other = self.donor.lens.arch.layers[layer] if mode == "donor" else rounded_layer(self.lens, layer, mode)
         paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
         for name, module in arch.attn[layer].named_modules():
             if any(True for _ in module.parameters(recurse=False)):

@@ -32,7 +32,6 @@ from depthlens.errors import UserError, unknown
 from depthlens.models import pairs
 from depthlens.models.architectures import wide
 from depthlens.models.lens import NO_GENERATION, Lens, exclusive, one_thread
-from depthlens.models.rounded_weights import rounded_layers
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerRows, Product
 
@@ -105,7 +104,6 @@ class Engine:
         if workers is not None and lens.remote:
             raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
         self.lens = lens
-        rounded_layers(lens).clear()  # of another engine, which ran before weights may have been edited
         self.backend = backends.get(backend, lens, means)
         self.path = path
         self.asked_batch_tokens = batch_tokens

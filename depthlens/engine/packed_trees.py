@@ -31,7 +31,7 @@ from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
-from depthlens.models.rounded_weights import other_weights_resident, rounded_bytes
+from depthlens.models.quantised import other_weights_bytes, other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store.answer_cache import AnswerRows
@@ -201,8 +201,7 @@ class PackedTrees:
         """
 
         def taken(conditions: Sequence[Condition]) -> int:
-            donor = self.lens.donor
-            return rounded_bytes(self.lens, conditions) + (donor.layer_bytes(conditions) if donor else 0)
+            return other_weights_bytes(self.lens, conditions)
 
         size = max(1, len(ordered))
         bound = max(max((taken([c]) for c in ordered), default=0), self.budget.key_bytes)

@@ -24,7 +24,7 @@ from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
-from depthlens.models.rounded_weights import other_weights_resident
+from depthlens.models.quantised import other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
 from depthlens.store.answer_cache import AnswerRows

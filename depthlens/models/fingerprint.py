@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from types import BuiltinFunctionType, FunctionType
@@ -25,16 +26,17 @@ import xxhash
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from depthlens.models.placement import hooks_of
-from depthlens.models.quantised import tensors_of
+from depthlens.models.placement import hooks_of, tensors_of
 
 # whose code does what its version says; anything else may change between two runs
-LIBRARIES = {"torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "depthlens"}
+LIBRARIES = {"torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "depthlens", "builtins"}
 _PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")
 _CHUNK = 1 << 28  # bytes that are moved from another device at once
 # where a file was and which library wrote it do not change what the model computes
 _NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 _NOT_THE_MODEL |= {"auto_map"}
+_SETTINGS: tuple[type, ...] = (bool, int, float, str, type(None), torch.dtype, dict, list, tuple)
+_SETTINGS += (FunctionType, BuiltinFunctionType, partial)  # a partial one is such as the tanh form of GELU
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
 _NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
@@ -64,9 +66,7 @@ def of_model(model: nn.Module) -> Identity:
 
     digest = xxhash.xxh3_128(_configuration(cast(PreTrainedConfig, model.config)).encode())
     for name, module in model.named_modules(remove_duplicate=False):
-        plain = [(k, _text(v)) for k, v in sorted(vars(module).items()) if k not in _NOT_THE_MODULE]
-        about = [type(module).__module__, type(module).__qualname__, *(pair for pair in plain if pair[1] is not None)]
-        digest.update(f"{name} {about}".encode())
+        digest.update(f"{name} {kind_of(module)}".encode())
         with align_module_device(module):
             kept: dict[str, Tensor] = dict(module.named_buffers(recurse=False))
             module._save_to_state_dict(kept, "", False)  # what bitsandbytes has beside its weights, too
@@ -86,18 +86,21 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
             digest.update(cast(Any, chunk.cpu().numpy()))
 
 
-def _text(value: Any) -> str | None:
-    """A number, a text, a function of a library, or what consists of such, as text; None of anything else."""
+def kind_of(module: nn.Module, *, without: Collection[str] = ()) -> str:
+    """The class of a module, and its numbers, texts and functions by name, as JSON."""
+    left_out = {*_NOT_THE_MODULE, *without}
+    settings = [(k, v) for k, v in sorted(vars(module).items()) if k not in left_out and isinstance(v, _SETTINGS)]
+    about = [type(module).__module__, type(module).__qualname__, settings]
+    return json.dumps(about, default=_named, skipkeys=True)
+
+
+def _named(value: Any) -> Any:
+    """What stands for a value that JSON has no form for: not its address in memory, which differs everywhere."""
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, partial):  # such as the tanh form of GELU
-        return _text([value.func, value.args, value.keywords])
-    if isinstance(value, dict):
-        return _text([item for pair in value.items() for item in pair])
-    if isinstance(value, list | tuple):
-        inside = [_text(item) for item in value]
-        return None if None in inside else str(inside)
-    return repr(value) if value is None or isinstance(value, bool | int | float | str | torch.dtype) else None
+    return str(value if isinstance(value, torch.dtype) else type(value))
 
 
 def of_config(config: PreTrainedConfig, *where: object) -> str:
@@ -113,21 +116,13 @@ def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> di
         tokenizer: Its tokenizer.
         kernel: Its attention kernel.
     """
-    return {
-        "writing": of_writing(config, tokenizer),
-        "attention": str(kernel),
-        "matmul": _matmul_precision(),
-    }
-
-
-def _matmul_precision() -> str:
-    """How matrix products are rounded, as torch's flags and two variables of libraries say."""
     backends: Any = torch.backends
     parts = {"all": backends, "cuda": backends.cuda.matmul, "mkldnn": backends.mkldnn.matmul}
-    known = [f"{name} {part.fp32_precision}" for name, part in parts.items()]
+    precision = {name: part.fp32_precision for name, part in parts.items()}
     flags = ("allow_fp16_accumulation", "allow_bf16_reduced_precision_reduction")
-    known += [f"{flag} {getattr(backends.cuda.matmul, flag)}" for flag in flags]
-    return ", ".join([*known, *(f"{name} {os.environ.get(name)}" for name in _PRECISION_VARIABLES)])
+    precision |= {flag: getattr(backends.cuda.matmul, flag) for flag in flags}
+    precision |= {name: os.environ.get(name) for name in _PRECISION_VARIABLES}
+    return {"writing": of_writing(config, tokenizer), "attention": str(kernel), "matmul": str(precision)}
 
 
 def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:
@@ -153,8 +148,6 @@ def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
 
 def _configuration(config: PreTrainedConfig) -> str:
     entries = {k: v for k, v in config.to_dict().items() if k not in _NOT_THE_MODEL}
-    if (entries.get("quantization_config") or {}).get("quant_method") == "gguf":
-        del entries["quantization_config"]  # dequantised on loading; only the name of the file is left
     return json.dumps(entries, sort_keys=True, default=str)
 
 
@@ -172,23 +165,19 @@ def _obstacle(model: nn.Module) -> str | None:
             return f"has {what} of bitsandbytes' LLM.int8, which rounds activations by what is in a batch"
         if any(getattr(module, hooks) for hooks in _HOOKS):
             return f"has hooks on {what}"
-        if kind.__module__.partition(".")[0] not in LIBRARIES:
-            return f"has {what} of class {kind.__module__}.{kind.__qualname__}, which is of no library"
         own = vars(module).get("forward")
-        only_moves = getattr(getattr(own, "func", None), "__module__", "") == "accelerate.hooks"
-        forward = vars(module)["_old_forward"] if only_moves else module.forward
-        if getattr(forward, "__func__", None) is not kind.forward:
+        if own is not None and _home(own) != "accelerate":
             return f"has a forward method of its own in {what}"
-        functions = {key: value for key, value in vars(module).items() if key not in _NOT_THE_MODULE}
-        functions["forward"] = kind.forward
-        functions |= {f"hook {i}": hook.pre_forward for i, hook in enumerate(hooks_of(module))}
-        if function := next((key for key, value in functions.items() if _foreign(value)), None):
-            return f"has {what}, whose {function} was written in no library"
+        code = [("class", kind), ("forward", kind.forward), *vars(module).items()]
+        code += [("hook of accelerate", hook.pre_forward) for hook in hooks_of(module)]
+        if foreign := next((key for key, value in code if _home(value) not in LIBRARIES), None):
+            return f"has {what}, whose {foreign} was written in no library"
     return None
 
 
-def _foreign(function: Any) -> bool:
-    """Whether a function was written in no library."""
-    function = getattr(function, "func", function)  # of a partial one
-    home = getattr(getattr(function, "__func__", function), "__globals__", {}).get("__name__", "torch")
-    return home.partition(".")[0] not in LIBRARIES
+def _home(code: Any) -> str:
+    """The package in which a class or function was written; that of anything else is its class's affair."""
+    code = getattr(code, "func", code)  # of a partial one
+    code = getattr(code, "__func__", code)
+    home = code.__module__ if isinstance(code, type) else getattr(code, "__globals__", {}).get("__name__", "builtins")
+    return home.partition(".")[0]

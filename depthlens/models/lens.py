@@ -46,16 +46,14 @@ class Offload:
 
     Attributes:
         folder: Where transformers keeps weights that it makes from several in a file, such as stacked experts.
-        layer_bytes: Size of the largest layer in memory.
         waited: Seconds in which layers were read, so far.
     """
 
     folder: TemporaryDirectory[str]
-    layer_bytes: int = 0
     waited: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Lens:
     """A loaded model, its tokenizer, and where its parts are.
 
@@ -69,7 +67,6 @@ class Lens:
         stream: About the layers of a model that was loaded with ``offload="disk"``; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         quantize: How its weights were quantised on loading; None: not then. See `depthlens.load`.
-        stored_as: How its checkpoint's weights are quantised; None: they are not.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
         arch: Layers, attention, ``o_proj`` and MLP modules.
 
@@ -82,13 +79,12 @@ class Lens:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = ""
-    stream: Offload | None = field(default=None, repr=False)
-    remote: Remote | None = field(default=None, repr=False)
-    donor: Donor | None = field(default=None, repr=False)
-    quantize: str | None = field(default=None, repr=False)
-    stored_as: str | None = field(default=None, repr=False)
-    arch: architectures.Architecture = field(init=False, repr=False)
-    _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+    stream: Offload | None = None
+    remote: Remote | None = None
+    donor: Donor | None = None
+    quantize: str | None = None
+    arch: architectures.Architecture = field(init=False)
+    _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         from transformers import PreTrainedModel
@@ -100,8 +96,6 @@ class Lens:
         self.name = self.name or self.model.name_or_path or type(self.model).__name__
         self.bind()
         self.model.eval().requires_grad_(False)
-        if self.stream:
-            self.stream.layer_bytes = max(sum(w.nbytes for w in layer.parameters()) for layer in self.arch.layers)
 
     @property
     def dims(self) -> Dims:
@@ -240,7 +234,7 @@ class Lens:
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantize,
-            "quantization": quantised.described(self.model, self.quantize, self.stored_as),
+            "quantization": quantised.described(self.model, self.quantize),
             "device": self.remote.device if self.remote else ",".join(map(str, self.devices)),
             "offload": "disk" if self.stream else None,
             "remote": self.remote.describe() if self.remote else None,
@@ -287,24 +281,10 @@ class Donor:
         """Within the context a layer's weights are in memory, if it is one of ``layers``."""
         return self.lens.resident(layer) if layer in layers else nullcontext()
 
-    def layer_bytes(self, conditions: Sequence[Condition]) -> int:
-        """Bytes of the layers that the conditions take from an offloaded donor."""
-        return len(donor_layers(conditions)) * self.lens.stream.layer_bytes if self.lens.stream else 0
-
 
 def donor_layers(conditions: Sequence[Condition]) -> list[int]:
     """Layers that take weights from the donor under some condition, sorted."""
     return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
-
-
-@contextmanager
-def donor_layers_resident(donor: Donor | None, conditions: Sequence[Condition]) -> Iterator[None]:
-    """Within the context every layer that the conditions take from the donor is in memory, as decoding needs it."""
-    with ExitStack() as stack:
-        if donor is not None:
-            for layer in donor_layers(conditions):
-                stack.enter_context(donor.lens.resident(layer))
-        yield
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from depthlens.errors import UserError
+from depthlens.models.placement import twin
 from depthlens.models.quantised import is_quantised
 from depthlens.progress import quiet
 
@@ -36,29 +37,14 @@ def shared_copy(lens: Lens, library: str) -> PreTrainedModel:
         UserError: the weights are not in memory.
     """
     lens.needs_weights(library)
-    if len(lens.devices) > 1:
-        where = ", ".join(map(str, lens.devices))
-        raise UserError(
-            f"model {lens.name!r} is spread over {where}, which {library} cannot use here; "
-            "use backend 'torch', or load the model on one device"
-        )
-    if any(p.is_meta for p in lens.model.parameters()):
-        raise UserError(
-            f"model {lens.name!r} is loaded with its weights left on disk, which {library} cannot use; "
-            "use backend 'torch', or load the model without offload"
-        )
+    if len(lens.devices) > 1 or any(p.is_meta for p in lens.model.parameters()):
+        raise UserError(f"{library} needs {lens.name!r} whole on one device; load it so, or use backend 'torch'")
     # new Parameter objects: moving or casting the copy then leaves the original where it is
     shared: dict[int, Any] = {
         id(p): p if is_quantised(p) else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
         for p in lens.model.parameters()
     }
-    model: PreTrainedModel = copy.deepcopy(lens.model, shared)
-    for module in model.modules():
-        vars(module).pop("forward", None)  # a transplant that is in force belongs to the original too
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
-        for flags in (module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs):
-            flags.clear()
+    model: PreTrainedModel = twin(lens.model, shared)
     # a model built from its configuration does not name its class there, and libraries look it up
     model.config.architectures = [type(lens.model).__name__]
     return model

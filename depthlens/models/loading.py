@@ -13,13 +13,22 @@ import copy
 import logging
 import os
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from depthlens import arguments, progress
 from depthlens.errors import UserError
@@ -86,11 +95,7 @@ def load(
         if remote:
             return _load_remote(source)
         chosen = DTYPES.get(dtype, torch.float32 if places[0].type == "cpu" else "auto")
-        try:
-            return _load_here(source, places, chosen, quantize, offload=bool(offload), spread="," in device)
-        except torch.cuda.OutOfMemoryError as e:
-            fault = f"model {source.name!r} does not fit into the memory of {', '.join(map(str, places))}"
-            raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or device=cpu") from e
+        return _load_here(source, places, chosen, quantize, offload=bool(offload), spread="," in device)
 
 
 def _refuse(
@@ -123,55 +128,26 @@ def _load_here(
     On the first device, or over all of them, if the first has no room or if it is asked for with ``spread``.
     """
     if source.kind == "embedded":  # made on first use
-        source = replace(source, place=str(embedded.smollm2()))
+        source = replace(source, kind="folder", place=str(embedded.smollm2()))
     config, tokenizer, outline = _read_config(source)
     layers, stream = find(outline).layers, None
-    options = source.options | ({"config": config} if source.layers else {})
+    options = {**source.options, "config": config}
     stored_as = quantised.stored_method(source.name, config)
     if quantize:
         options["quantization_config"] = quantised.configuration(
             quantize, stored_as, outline.get_submodule(layers), places[0], dtype
         )
-    there = offload or bool(quantize or (stored_as and not spread))
+    elif source.gguf:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    # what is packed in few bits is packed where it computes
+    whole = len(places) == 1 or quantize or (stored_as and not spread)
     if offload:
         stream = Offload(tempfile.TemporaryDirectory(prefix="depthlens-"))
         options |= {"device_map": _left_on_disk(outline, layers, str(places[0])), "offload_folder": stream.folder.name}
-    elif there:
-        options["device_map"] = {"": places[0]}  # bitsandbytes makes its weights where they are to be
-    model, info = _read(source, dtype, options)
-    _refuse_unfilled(source, info)
-    if source.gguf:
-        _refuse_unread(source, model)
-    quantised.settle(model)
-    if source.adapter:
-        model = embedded.with_adapter(model, source.adapter)
-    if not there:
-        if spread or (len(places) > 1 and model.get_memory_footprint() > placement.room(places[0])):
-            placement.spread(source.name, model, bind(model).layers, places)
-        else:
-            model.to(places[0])
-    return Lens(model, tokenizer, source.name, stream, quantize=quantize, stored_as=stored_as)
-
-
-def _left_on_disk(outline: nn.Module, layers: str, device: str) -> dict[str, str]:
-    """Where the parts of a model go whose layers stay on disk: on the device whatever does not hold the layers."""
-
-    def holds(path: str) -> bool:
-        return not path or f"{layers}.".startswith(f"{path}.")
-
-    paths = [path for path, _ in outline.named_modules() if not path.startswith(f"{layers}.")]
-    kept = [path for path in paths if not holds(path) and holds(path.rpartition(".")[0])]
-    return dict.fromkeys(kept, device) | {layers: "disk"}
-
-
-def _read(source: Source, dtype: torch.dtype | str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model as transformers reads it, and what it reports about the weights."""
-    if source.gguf:
-        from transformers import GgufConfig  # slow to import
-
-        options |= {"quantization_config": GgufConfig(dequantize=True)}
+    elif whole:
+        options["device_map"] = {"": places[0]}
     loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
-    return loader.from_pretrained(
+    model, loaded = loader.from_pretrained(
         source.place,
         use_safetensors=None if source.gguf else True,
         dtype=dtype,
@@ -179,6 +155,48 @@ def _read(source: Source, dtype: torch.dtype | str, options: dict[str, Any]) -> 
         output_loading_info=True,
         **options,
     )
+    _refuse_unfilled(source, loaded)
+    if source.gguf:
+        _refuse_unread(source, model)
+    quantised.settle(model)
+    if source.adapter:
+        model = with_adapter(model, source.adapter)
+    if not (offload or whole):
+        if spread or model.get_memory_footprint() > placement.room(places[0]):
+            placement.spread(model, bind(model).layers, places)
+        else:
+            model.to(places[0])
+    return Lens(model, tokenizer, source.name, stream, quantize=quantize)
+
+
+def _left_on_disk(outline: nn.Module, layers: str, device: str) -> dict[str, str]:
+    """Where the parts of a model go whose layers stay on disk: whatever has weights of its own is on the device."""
+    tensors = [*outline.named_parameters(remove_duplicate=False), *outline.named_buffers(remove_duplicate=False)]
+    owners = [name.rpartition(".")[0] for name, _ in tensors if not name.startswith(f"{layers}.")]
+    return {**dict.fromkeys(owners, device), layers: "disk"}
+
+
+def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """A model with any adapter merged into its weights, W + (alpha / r) B A, in place; its modules stay of their class.
+
+    Args:
+        model: The base.
+        adapter: Folder or hub id.
+
+    Raises:
+        OSError, ValueError, RuntimeError, LookupError: the adapter cannot be had, does not fit, or adds tokens.
+    """
+    from peft import PeftConfig, PeftModel  # slow to import
+
+    place = str(Path(adapter).expanduser())
+    if not Path(place).is_dir():
+        place = snapshot_download(adapter, allow_patterns=[names.ADAPTER, "*.safetensors"])
+    config = PeftConfig.from_pretrained(place)
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ValueError(f"{config.peft_type} adds tokens, and weights cannot take it up")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's calls of transformers
+        merged: Any = PeftModel.from_pretrained(model, place).merge_and_unload(safe_merge=True)
+    return merged
 
 
 def _load_remote(source: Source) -> Lens:
@@ -186,16 +204,12 @@ def _load_remote(source: Source) -> Lens:
     from depthlens.models import remote  # slow to import
 
     remote.require_key()  # before anything is downloaded
-    config, tokenizer, _ = _read_config(source)
-    skeleton = remote.skeleton(source.place, config, tokenizer, None)
-    return Lens(skeleton._module, tokenizer, source.name, remote=remote.Remote(skeleton))
+    return remote.connected(source, *_read_config(source)[:2])
 
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, nn.Module]:
     """Configuration, tokenizer and the modules without weights of a model whose parts can be found."""
-    config = names.configuration(source)
-    if config is None:
-        config = names.with_first_layers(AutoConfig.from_pretrained(source.place, **source.options), source.layers)
+    config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     bind(outline)
@@ -203,17 +217,14 @@ def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerB
 
 
 def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
-    """Refuse a model some of whose weights the file did not give: transformers fills them at random."""
-    name, about, fix = source.name, "its config.json wants", "get the whole model again"
-    if source.gguf:
-        about, fix = "transformers takes it to have", ELSEWHERE
-    for key, shape, expected in sorted(loaded["mismatched_keys"]):
-        raise UserError(f"model {name!r}: its weight {key} has shape {list(shape)}, {about} {list(expected)}; {fix}")
-    if missing := sorted(loaded["missing_keys"]):
-        fault = f"model {name!r} lacks {len(missing)} of the weights that {about}, e.g. {missing[0]}"
-        raise UserError(f"{fault}; {fix}")
+    """Refuse a model some of whose weights the files did not give: transformers fills them at random."""
+    wrong = [f"{key} has shape {[*there]}, not {[*wanted]}" for key, there, wanted in sorted(loaded["mismatched_keys"])]
+    wrong += [f"{key} is missing" for key in sorted(loaded["missing_keys"])]
+    if wrong:
+        fix = ELSEWHERE if source.gguf else "get the whole model again"
+        raise UserError(f"model {source.name!r}: its files lack {len(wrong)} of its weights, e.g. {wrong[0]}; {fix}")
     if not source.layers and (spare := sorted(loaded["unexpected_keys"])):
-        log.warning("model %r: %d weights in the file are not used, e.g. %s", name, len(spare), spare[0])
+        log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
 
 
 def _refuse_unread(source: Source, model: PreTrainedModel) -> None:

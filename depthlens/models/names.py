@@ -21,7 +21,7 @@ from depthlens import progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import options
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # what peft writes
+ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
 CAUSAL = "give a causal language model of transformers, such as LlamaForCausalLM"
 # settings that count the first layers of a kind
@@ -55,6 +55,24 @@ NAMED = (
     Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
     Named("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", "LLaMA", "70B", "study; base of the pair"),
     Named("deepseek-r1-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "LLaMA", "70B", "study; distilled"),
+)
+
+
+# what may follow a name: its pattern, the attribute of `Source`, kinds that can have it, and what to give
+PARTS: tuple[tuple[str, str, set[str], str], ...] = (
+    (
+        r"(.+)\[:(\d+)\]",
+        "layers",
+        {"hub", "folder", "embedded"},
+        "a folder or hub id and layers, as owner/name[:4]",
+    ),
+    (
+        r"(.*)\+(.*)",
+        "adapter",
+        {"hub", "folder", "embedded", "gguf"},
+        "a model and an adapter, as owner/name+path",
+    ),
+    (r"([^@]*)@(.*)", "revision", {"hub"}, "a hub id and a revision, as owner/name@main"),
 )
 
 
@@ -102,8 +120,14 @@ def find(name: Any) -> Source:
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"model {name!r}: {GIVE}")
-    if (cut := re.fullmatch(r"(.+)\[:(\d+)\]", name)) and not Path(name).exists():
-        return _cut(name, cut[1], int(cut[2]))
+    path = Path(name).expanduser()
+    for pattern, part, kinds, give in () if path.exists() else PARTS:
+        if found := re.fullmatch(pattern, name):
+            whole = find(found[1])
+            value: Any = int(found[2]) if part == "layers" else found[2].strip()
+            if whole.kind not in kinds or getattr(whole, part) or not value:
+                raise UserError(f"model {name!r}: give {give}")
+            return replace(whole, name=name, **{part: value})
     if options.is_name(name):
         return Source(name, "organism")
     if row := next((row for row in NAMED if row.alias == name), None):
@@ -112,46 +136,19 @@ def find(name: Any) -> Source:
 
             return Source(name, "embedded", adapter=str(paths.data_dir() / "adapters" / name))
         return Source(name, "embedded") if row.source == "embedded" else Source(name, "hub", row.source)
-    base, plus, adapter = name.rpartition("+")
-    path = Path(name).expanduser()
-    if (path / ADAPTER_FILES[0]).is_file() and not (path / "config.json").is_file():
-        about = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-        base, plus, adapter = about["base_model_name_or_path"], "+", name
-    elif path.exists():
-        plus = ""
-    if plus:
-        found = find(base)
-        if found.kind == "organism" or found.adapter or not adapter.strip():
-            raise UserError(
-                f"model {name!r}: give a folder, hub id or .gguf file and an adapter, such as owner/name+path"
-            )
-        return replace(found, name=name, adapter=adapter)
+    if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
+        base = json.loads((path / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return replace(find(base), name=name, adapter=name)
     if path.is_dir():
         return Source(name, "folder", str(path))
     if name.endswith(".gguf") and path.is_file():
         return Source(name, "gguf", str(path.parent), path.name)
-    model, at, revision = name.partition("@")
-    if path.exists() or name.startswith((".", "/", "~")) or model.count("/") > 1 or name.endswith(".gguf"):
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"model {name!r} is no directory and no .gguf file; {GIVE}")
-    if at:
-        found = find(model)
-        if found.kind != "hub" or not revision.strip():
-            raise UserError(f"model {name!r}: give a model of the hub and a revision, such as owner/name@main")
-        return replace(found, name=name, revision=revision)
     if "/" not in name:
         fix = "'depthlens models' lists all; a hub id is owner/name"
         raise unknown("model", name, [row.alias for row in NAMED], fix)
     return Source(name, "hub", name)
-
-
-def _cut(name: str, whole: str, n_layers: int) -> Source:
-    """A model of which the first layers are loaded."""
-    found = find(whole)
-    if not n_layers:
-        raise UserError(f"model {name!r}: give at least one layer, such as {whole}[:4]")
-    if found.kind in ("organism", "gguf") or found.layers:
-        raise UserError(f"model {name!r}: {whole!r} cannot be cut; leave [:{n_layers}] out")
-    return replace(found, name=name, layers=n_layers)
 
 
 def first_layers(name: str, n_layers: int) -> str:
@@ -178,14 +175,8 @@ def configuration(source: Source) -> Any:
     name = (config.architectures or ["(not named in config.json)"])[0]
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise UserError(f"model {source.name!r}: architecture {name} is not supported; {CAUSAL}")
-    return with_first_layers(config, source.layers)
-
-
-def with_first_layers(config: Any, n_layers: int | None) -> Any:
-    """A configuration of so many layers at most; None: of all."""
-    if n_layers is None or n_layers >= config.get_text_config().num_hidden_layers:
-        return config
-    return of_layers(config, range(n_layers))
+    n_layers = config.get_text_config().num_hidden_layers
+    return of_layers(config, range(source.layers)) if source.layers and source.layers < n_layers else config
 
 
 def of_layers(config: Any, kept: Sequence[int]) -> Any:
@@ -230,8 +221,8 @@ def explained(name: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (*files, ImportError, LookupError, MemoryError, RuntimeError, ValueError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from error
-        said = shorten(str(error), 300, placeholder=" ...").rstrip(".")
-        raise UserError(f"model {name!r} cannot be loaded: {said or type(error).__name__}") from error
+    except (*files, ImportError, LookupError, MemoryError, RuntimeError, ValueError) as e:
+        if isinstance(e, MemoryError) or re.search("allocate memory|out of memory", str(e)):
+            raise UserError(f"model {name!r} does not fit into memory; try dtype=bfloat16 or offload=disk") from e
+        said = shorten(str(e), 300, placeholder=" ...").rstrip(".")
+        raise UserError(f"model {name!r} cannot be loaded: {said or type(e).__name__}") from e

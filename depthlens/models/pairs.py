@@ -12,13 +12,12 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 # settings of a configuration in which a donor may differ: they change no layer, or rotary angles alone
 HARMLESS = {"max_position_embeddings", "tie_word_embeddings", "initializer_range", "use_cache", "pretraining_tp"}
 HARMLESS |= {"rope_parameters", "attention_dropout", "max_window_layers"}
+EMBEDDINGS = {"embed": ("embed",), "unembed": ("final_norm", "unembed")}  # the modules of a site without a layer
 
 
 @dataclass(frozen=True)
@@ -134,30 +134,33 @@ def join_donor(
 
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
     """Refuse a condition that this model, its donor or the backend cannot do."""
-    family, name = lens.arch.family, repr(lens.name)
+    if lens.dims.headless and backend == "transformer_lens":
+        fault = f"{lens.name!r} has layers without attention, which {backend!r} has no hooks for"
+        raise UserError(f"{fault}; use 'torch'")
+    for condition, fault in _faults(lens, conditions, backend):
+        raise UserError(f"condition {condition} {fault}")
+
+
+def _faults(lens: Lens, conditions: Sequence[Condition], backend: str) -> Iterator[tuple[Condition, str]]:
+    """What cannot be done with each condition."""
+    family, name, method = lens.arch.family, repr(lens.name), quantised.method_of(lens.model.config)
     fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
     adapted = any(hasattr(part, "base_layer") for part in lens.model.modules())
-    if lens.dims.headless and backend == "transformer_lens":
-        raise UserError(f"{name} has layers without attention, which {backend!r} has no hooks for; use 'torch'")
     for condition in conditions:
-        if condition.uses(*ROUNDED) and (method := quantised.method_of(lens.model.config)):
-            fault = f"condition {condition} rounds weights, and those of {name} are quantised ({method})"
-            raise UserError(f"{fault}; load the model with plain weights")
-        if condition.uses(*WEIGHTS, "twice") and backend != "torch":
-            raise UserError(f"condition {condition} takes other weights or a layer twice; use backend 'torch'")
-        if condition.uses(*WEIGHTS) and adapted:
-            fault = f"condition {condition} puts other weights in place, and {name} has adapters of peft beside its own"
-            raise UserError(f"{fault}; merge them first")
-        if condition.uses("donor") and lens.donor is None:
-            fix = "give donor=NAME (on the command line --donor NAME)"
-            raise UserError(f"condition {condition} takes weights from a donor; {fix}")
-        for a in condition.ablations if condition.uses(*WEIGHTS) else ():
-            if a.mode in WEIGHTS and a.site in ("layer", "attn") and a.layer in lens.dims.headless:
-                fault = f"condition {condition}: layer {a.layer} uses its weights in other ways than by calling modules"
-                raise UserError(f"{fault}; name MLPs, or layers with attention")
-            if a.mode in WEIGHTS and a.site in fused:
-                fault = f"condition {condition}: one matrix of {name} makes queries, keys and values of all heads"
-                raise UserError(f"{fault}; name whole attentions, e.g. L3.attn@{a.mode}")
+        other = [a for a in condition.ablations if a.mode in WEIGHTS]
+        if method and condition.uses(*ROUNDED):
+            yield condition, f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
+        if backend != "torch" and (other or condition.uses("twice")):
+            yield condition, "takes other weights or a layer twice; use backend 'torch'"
+        if adapted and other:
+            yield condition, f"puts other weights in place, and {name} has adapters of peft; merge them first"
+        if lens.donor is None and condition.uses("donor"):
+            yield condition, "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"
+        if any(a.site in ("layer", "attn") and a.layer in lens.dims.headless for a in other):
+            yield condition, "takes weights that are not only used by calls of modules; name MLPs, or other layers"
+        if any(a.site in fused for a in other):
+            shared = f"and one matrix of {name} makes queries, keys and values of all"
+            yield condition, f"takes weights of heads, {shared}; name whole attentions, e.g. L3.attn@{other[0].mode}"
 
 
 def compare(base: Lens, donor: Lens) -> Donor:
@@ -180,33 +183,38 @@ def compare(base: Lens, donor: Lens) -> Donor:
         raise UserError(f"{models} are one loaded model; load the donor apart")
     if not base.arch.attn_norm:
         raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
-    about = [_facts(lens) for lens in (base, donor)]
+    added = [{i: str(token) for i, token in m.tokenizer.added_tokens_decoder.items()} for m in (base, donor)]
+    about = [_facts(lens, {*added[0], *added[1]}) for lens in (base, donor)]
     for fact in {**about[0], **about[1]}:
         of_base, of_donor = (facts.get(fact, "missing") for facts in about)
         if of_base != of_donor:
             fault = f"{models} are no pair: {fact} is {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
-    notes = _compare_tokenizers(models, base.tokenizer, donor.tokenizer)
-    parts = {"embed": ["embed"], "unembed": ["final_norm", "unembed"]}
-    embeddings = tuple(
-        site
-        for site, names in parts.items()
-        if not all(_equal(*(getattr(m.arch, n) for m in (base, donor))) for n in names)
-    )
+
+    def differs(part: str) -> bool:
+        return not all(map(torch.equal, *(getattr(m.arch, part).parameters() for m in (base, donor))))
+
+    notes = []
+    embeddings = tuple(site for site, parts in EMBEDDINGS.items() if any(map(differs, parts)))
     own_rotary = _rotary(base) != _rotary(donor)
-    if own_rotary:
-        notes.insert(0, "rotary frequencies differ; they go with whole layers and attentions")
     if embeddings:
         taken = "+".join(f"{site}@donor" for site in embeddings)
-        notes.insert(0, f"{' and '.join(embeddings)} differ; a condition takes them along by {taken}")
+        notes.append(f"{' and '.join(embeddings)} differ; a condition takes them along by {taken}")
+    if own_rotary:
+        notes.append("rotary frequencies differ; they go with whole layers and attentions")
+    if renamed := [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]:
+        notes.append(f"{len(renamed)} added tokens differ, e.g. token {renamed[0]}")
+    if base.tokenizer.chat_template != donor.tokenizer.chat_template:
+        notes.append("chat templates differ; prompts are wrapped by the base's")
     return Donor(donor, tuple(notes), embeddings, own_rotary)
 
 
-def _facts(lens: Lens) -> dict[str, object]:
-    """What must be equal in two models of a pair, by name."""
+def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:
+    """What must be equal in two models of a pair, by name; of tokens all but the added ones."""
     config: Any = lens.model.config.get_text_config()
     settings = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - HARMLESS
     weights = {key: quantised.shape_of(weight) for key, weight in lens.model.named_parameters(remove_duplicate=False)}
+    tokens = sorted((i, token) for token, i in lens.tokenizer.get_vocab().items() if i not in added)
     return {
         "class": type(lens.model).__name__,
         **{key: getattr(config, key, None) for key in sorted(settings)},
@@ -214,11 +222,8 @@ def _facts(lens: Lens) -> dict[str, object]:
         "dtype": str(lens.dtype).removeprefix("torch."),
         "device": str(lens.device),
         **{f"device of layer {layer}": str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)},
+        **{f"token {i}": repr(token) for i, token in tokens},
     }
-
-
-def _equal(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def _rotary(lens: Lens) -> tuple[object, ...]:
@@ -226,21 +231,3 @@ def _rotary(lens: Lens) -> tuple[object, ...]:
     rotary = lens.arch.rotary
     frequencies = {name: tensor.tolist() for name, tensor in rotary.named_buffers()} if rotary else {}
     return frequencies, getattr(rotary, "attention_scaling", None), getattr(rotary, "rope_type", None)
-
-
-def _compare_tokenizers(models: str, base: PreTrainedTokenizerBase, donor: PreTrainedTokenizerBase) -> list[str]:
-    """Refuse two tokenizers whose tokens of text differ; return harmless differences."""
-    added = [{i: str(token) for i, token in tok.added_tokens_decoder.items()} for tok in (base, donor)]
-    words = [{i: word for word, i in tok.get_vocab().items()} for tok in (base, donor)]
-    for i in sorted({*words[0], *words[1]} - {*added[0], *added[1]}):
-        if words[0].get(i) != words[1].get(i):
-            told = " in the base, ".join(repr(word.get(i)) for word in words)
-            raise UserError(f"{models} are no pair: token {i} is {told} in the donor; a donor reads the same tokens")
-    notes = []
-    if renamed := [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]:
-        i = renamed[0]
-        of_base, of_donor = (f"{a[i]!r}" if i in a else "absent" for a in added)
-        notes.append(f"{len(renamed)} added tokens differ, e.g. {i} is {of_base} in the base, {of_donor} in the donor")
-    if base.chat_template != donor.chat_template:
-        notes.append("chat templates differ; prompts are wrapped by the base's")
-    return notes

@@ -9,6 +9,7 @@ angles and the layout of the tokens where the next layer is (`moved`), and has t
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from depthlens.errors import UserError
-from depthlens.models.quantised import tensors_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
@@ -65,17 +65,16 @@ def room(device: torch.device) -> int:
     return int(WEIGHTS_SHARE * free_bytes(device))
 
 
-def spread(name: str, model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
+def spread(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
     """Put whole layers of a model on several devices, and let accelerate move what passes.
 
     Args:
-        name: Of the model, for the error.
         model: The model.
         layers: Its layers.
         devices: At least two.
 
     Raises:
-        UserError: they have no room for the model together.
+        MemoryError: they have no room for the model together.
     """
     from accelerate import dispatch_model, infer_auto_device_map  # slow to import
 
@@ -85,10 +84,16 @@ def spread(name: str, model: PreTrainedModel, layers: Sequence[nn.Module], devic
     limits = [*(min(share, room(device)) for device in devices[:-1]), room(devices[-1])]
     places = infer_auto_device_map(model, dict(enumerate(limits)), [type(layer).__name__ for layer in layers])
     if "disk" in places.values():
-        needed, free = model.get_memory_footprint() / 2**30, sum(map(room, devices)) / 2**30
-        fault = f"model {name!r} does not fit: its weights take {needed:.1f} GiB, and devices have room for {free:.1f}"
-        raise UserError(f"{fault}; try dtype=bfloat16, offload=disk or more GPUs")
+        raise MemoryError
     dispatch_model(model, {path: str(devices[cast(int, i)]) for path, i in places.items()}, force_hooks=True)
+
+
+def tensors_of(weight: Tensor) -> list[Tensor]:
+    """The plain tensors that a weight of torchao consists of; any other is its own only one."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+    return [part for part in parts if part is not None]
 
 
 def weights_state(module: nn.Module) -> tuple:
@@ -121,41 +126,49 @@ def hooks_of(module: nn.Module) -> list[Any]:
     return [] if hook is None else [*getattr(hook, "hooks", [hook])]
 
 
+def twin(module: nn.Module, instead: dict[int, Any]) -> Any:
+    """A deep copy of a module without hooks, and without forwards that were put in place of those of its classes.
+
+    Args:
+        module: Any; its weights are in memory.
+        instead: What stands in place of an object in the copy, by the object's id.
+    """
+    put_in_place = ("forward", "_old_forward", "_hf_hook")
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name in put_in_place:
+                instead[id(value)] = None
+            elif name.startswith(("_forward", "_backward")) and isinstance(value, dict):
+                instead[id(value)] = OrderedDict()
+    made = copy.deepcopy(module, instead)
+    for part in made.modules():
+        for name in put_in_place:
+            vars(part).pop(name, None)
+    return made
+
+
 def moved(value: T, device: torch.device) -> T:
     """A value on a device: a tensor, tensors in lists and tuples, or an object that has some; itself if it is there.
 
     Of an object a shallow copy is made, once for each device, whose tensors are moved; its dictionaries stay shared.
     """
-    if all(place == device for place in _places(value)):
-        return value
     if isinstance(value, Tensor):
         return cast(T, value.to(device))
     if isinstance(value, (list, tuple)):
-        return cast(T, type(value)(moved(item, device) for item in value))
-    copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})
+        items = [moved(item, device) for item in value]
+        same = all(item is before for item, before in zip(items, value, strict=True))
+        return value if same else cast(T, type(value)(items))
+    if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
+        return value
+    copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})  # None: it is there itself
     if device not in copies:
-        copies[device] = other = copy.copy(value)
-        carried = {key: moved(item, device) for key, item in vars(value).items() if _carries(item)}
-        vars(other).update(carried)
-    return cast(T, copies[device])
-
-
-def _places(value: Any) -> Iterator[torch.device]:
-    """Where the tensors of a value are."""
-    if isinstance(value, Tensor):
-        yield value.device
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _places(item)
-    elif not isinstance(value, nn.Module):
-        for item in getattr(value, "__dict__", {}).values():
-            if _carries(item):
-                yield from _places(item)
-
-
-def _carries(item: Any) -> bool:
-    """Whether an attribute may have tensors that go along."""
-    return isinstance(item, (Tensor, list, tuple)) or is_dataclass(item)
+        held = {k: v for k, v in vars(value).items() if isinstance(v, (Tensor, list, tuple)) or is_dataclass(v)}
+        there = {k: moved(v, device) for k, v in held.items()}
+        copies[device] = None
+        if any(there[k] is not v for k, v in held.items()):
+            copies[device] = copy.copy(value)
+            vars(copies[device]).update(there)
+    return value if copies[device] is None else cast(T, copies[device])
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""Models whose weights are stored in a few bits: how they are made on loading, and what their tensors hold.
+"""Weights of a few bits: how models that store them are made, and copies of layers whose weights are rounded so.
+
+Models that store them (``quantize``):
 
 - ``int8``: each row of a matrix has one scale (torchao, ``Int8WeightOnlyConfig``);
 - ``int4``: groups of 32 to 128 weights have one (torchao; on a GPU ``Int4WeightOnlyConfig``, elsewhere
@@ -9,26 +11,44 @@
 transformers quantises all linear layers but the unembedding while it reads a checkpoint, and loads checkpoints that
 were quantised before. Inputs and outputs of layers keep the model's dtype, so that conditions, which act on these,
 are as exact as in any model. Only what reads weights has to know.
+
+Copies of layers (``@int8`` and ``@int4``): round to nearest, symmetric (absmax; Dettmers et al. 2022, arXiv 2208.07339,
+section 2). A group of weights w has one scale s = max |w| / (2^(bits - 1) - 1), and w becomes s * round(w / s). Under
+``int8`` a group is a row of a matrix: what one output reads. Under ``int4`` it is 128 neighbours of a row (64 or 32
+where the width wants it), as is usual for so few bits (Frantar et al. 2023, arXiv 2210.17323). All matrices of a part
+are rounded, biases and norms are not. The part computes with the rounded weights in the model's own dtype, so that any
+machine can say what a precision would cost, and no kernel for integers is needed. Methods that choose roundings by data
+(GPTQ, AWQ) lose less.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from depthlens import arguments
+from depthlens.ablations import ROUNDED, Condition
 from depthlens.errors import UserError
+from depthlens.models.architectures import wide
+from depthlens.models.placement import held, twin
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
+    from depthlens.models.lens import Lens
+
 SCHEMES = dict(zip(arguments.SCHEMES, ("torchao", "torchao", "bitsandbytes"), strict=True))  # and each one's library
-GROUPS = (128, 64, 32)  # sizes that int4 tries
+GROUPS = (128, 64, 32)  # how many weights share a scale under int4, the most that the widths allow
+_TINY = torch.finfo(torch.float32).tiny
+_kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
 
 
 def configuration(
@@ -95,27 +115,24 @@ def stored_method(name: str, config: Any) -> str | None:
     Raises:
         UserError: transformers does not know the method, and would take the weights for plain ones.
     """
-    if (method := method_of(config)) is None:
-        return None
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING  # slow to import
+    from transformers.quantizers import AutoHfQuantizer  # slow to import
 
-    if method not in {*AUTO_QUANTIZER_MAPPING, *SCHEMES.values()}:
+    method = method_of(config)
+    if method and not AutoHfQuantizer.supports_quant_method(config.quantization_config):
         fault = f"model {name!r} is quantised by {method!r}, which transformers does not read"
         raise UserError(f"{fault}; load a checkpoint of it in another form")
     return method
 
 
-def described(model: PreTrainedModel, scheme: str | None, stored_as: str | None) -> str | None:
+def described(model: PreTrainedModel, scheme: str | None) -> str | None:
     """Scheme and library for a record, such as ``nf4 (bitsandbytes 0.50.2)``; None where nothing is quantised.
 
     Args:
         model: The model.
         scheme: As it was quantised on loading, if it was.
-        stored_as: Method of its checkpoint, if that is quantised.
     """
-    method = method_of(model.config)
-    if method is None:
-        return stored_as and f"dequantised ({stored_as})"
+    if (method := method_of(model.config)) is None:
+        return None
     version = f" {importlib.metadata.version(method)}" if method in SCHEMES.values() else ""
     return f"{scheme or 'as stored'} ({method}{version})"
 
@@ -123,14 +140,6 @@ def described(model: PreTrainedModel, scheme: str | None, stored_as: str | None)
 def is_quantised(weight: Tensor) -> bool:
     """Whether a weight holds integers and scales, as torchao's and bitsandbytes' do."""
     return type(weight).__module__.startswith(("torchao.", "bitsandbytes."))
-
-
-def tensors_of(weight: Tensor) -> list[Tensor]:
-    """The plain tensors that a weight of torchao consists of; any other is its own only one."""
-    if not hasattr(weight, "__tensor_flatten__"):
-        return [weight]
-    parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
-    return [part for part in parts if part is not None]
 
 
 def shape_of(weight: Tensor) -> list[int]:
@@ -154,3 +163,60 @@ def matrix(projection: nn.Module) -> Tensor:
     dtype = getattr(module, "compute_dtype", None) or module.weight.dtype
     out = module.forward(torch.eye(module.in_features, dtype=dtype, device=module.weight.device))
     return (out if module.bias is None else out - module.bias).T
+
+
+def rounded(weight: Tensor, mode: str) -> Tensor:
+    """A matrix, or a stack of them, with its weights rounded. Shape [..., width].
+
+    Args:
+        weight: Whatever is not a floating-point matrix is returned as it is.
+        mode: ``int8`` or ``int4``.
+    """
+    if weight.ndim < 2 or not weight.is_floating_point():
+        return weight
+    width = weight.shape[-1]
+    size = width
+    if mode == "int4":
+        size = next((n for n in GROUPS if width % n == 0), width)
+    top = 2 ** (ROUNDED[mode] - 1) - 1
+    groups = wide(weight.detach()).unflatten(-1, (-1, size))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(_TINY) / top
+    return ((groups / scale).round() * scale).flatten(-2).to(weight.dtype)
+
+
+def rounded_layer(lens: Lens, layer: int, mode: str) -> nn.Module:
+    """A copy of a layer that computes as it does, with rounded weights; its weights are in memory meanwhile.
+
+    It is made anew at each call, except within `other_weights_resident`.
+    """
+    copies = _kept.get(lens, {})
+    if (layer, mode) not in copies:
+        with held(module := lens.arch.layers[layer]):
+            instead: dict[int, Any] = {id(w): nn.Parameter(rounded(w, mode), False) for w in module.parameters()}
+            # the kernel of attention is a setting of the configuration, and changes for the copy, too
+            instead |= {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+            copies[layer, mode] = twin(module, instead)
+    return copies[layer, mode]
+
+
+def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
+    """Bytes of the layers that conditions need beside the model: rounded copies, and those of an offloaded donor."""
+    modes = {*ROUNDED, "donor"} if lens.donor and lens.donor.lens.stream else {*ROUNDED}
+    layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in modes and a.layer >= 0}
+    return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers)
+
+
+@contextmanager
+def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Iterator[None]:
+    """Within the context what conditions put in place of weights is in memory, as decoding needs it.
+
+    Each token that is written passes all layers.
+    """
+    with ExitStack() as stack:
+        if lens.donor:
+            taken = {a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0}
+            for layer in sorted(taken):
+                stack.enter_context(lens.donor.lens.resident(layer))
+        _kept[lens] = {}
+        stack.callback(_kept.pop, lens)
+        yield

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, TypeVar
 
-import httpx
 import nnsight
 import torch
 from nnsight.intervention.backends.local import LocalSimulationBackend
@@ -27,13 +26,14 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from websocket import WebSocketException
 
-from depthlens.errors import UserError, first_line
+from depthlens.errors import UserError
 from depthlens.models import fingerprint
 from depthlens.models.architectures import find
 from depthlens.models.lens import Lens
+from depthlens.models.names import Source
 
 NDIF = "https://api.ndif.us"  # asks for a key; a server of one's own need not
-PAUSE = 5.0  # seconds before a trace is sent again whose connection broke
+PAUSE = 5.0  # seconds before a trace is sent again
 T = TypeVar("T")
 
 
@@ -80,11 +80,11 @@ class Remote:
         return {"host": self.host, "key": self.key}
 
     def attempt(self, trace: Callable[[Any], T], *, again: bool = True) -> T:
-        """Run a trace; one whose connection breaks is sent once more.
+        """Run a trace; one that the server did not run is sent once more.
 
         Args:
             trace: Enters one trace with the nnsight backend that it is given.
-            again: Whether a broken connection is tried once more.
+            again: Whether it is.
 
         Raises:
             torch.OutOfMemoryError: the server ran out of memory or time.
@@ -102,14 +102,11 @@ class Remote:
         try:
             return trace(backend)
         except (OSError, WebSocketException, RemoteError) as error:
-            said = str(error)
-            if "out of memory" in said or "exceeded the execution timeout" in said:
-                raise torch.OutOfMemoryError(said.strip().splitlines()[-1]) from error
-            if "Traceback (most recent call last)" in said:  # of our block
-                raise
-            broken = not isinstance(error, RemoteError) or isinstance(error.__cause__, httpx.TransportError)
-            if not broken or not again:
-                raise UserError(f"{self.host} did not run {self.key}: {first_line(error)}") from error
+            said = str(error).strip().rpartition("\n")[2]  # of a traceback the last line
+            if "out of memory" in str(error) or "exceeded the execution timeout" in str(error):
+                raise torch.OutOfMemoryError(said) from error
+            if not again:
+                raise UserError(f"{self.host} did not run {self.key}: {said}") from error
         time.sleep(PAUSE)
         return self.attempt(trace, again=False)
 
@@ -125,26 +122,27 @@ def require_key() -> None:
         raise UserError(f"remote=True needs an NDIF API key; {fix}; remote='local' tries a script without one")
 
 
-def skeleton(
-    source: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
-) -> nnsight.TransformersModel:
-    """Model of nnsight with its modules on the meta device.
+def connected(source: Source, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Lens:
+    """A model of the hub that a server has, with its modules on the meta device.
 
     Args:
-        source: Directory or hub id; nothing is read from it but, where it is not given, how the model generates.
+        source: Of the hub; nothing is read from it but how the model generates.
         config: The model's configuration.
-        tokenizer: Copied, since nnsight pads on the left and sets a pad token.
-        generation: What a prompt ends with, and so on; None reads it, where the model has it.
+        tokenizer: The model's tokenizer.
     """
-    model = nnsight.TransformersModel(source, config=config, tokenizer=copy.deepcopy(tokenizer), task="text-generation")
-    if generation is None and cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False):
-        generation = GenerationConfig.from_pretrained(source)
-    if generation is not None:
-        model._module.generation_config = generation
-    return model
+    model = _skeleton(source.place, config, tokenizer)
+    if cached_file(source.place, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False):
+        model._module.generation_config = GenerationConfig.from_pretrained(source.place)
+    return Lens(model._module, tokenizer, source.name, remote=Remote(model))
 
 
 def simulated(lens: Lens) -> Lens:
     """A loaded model as one that only a simulated server has."""
-    model = skeleton(lens.name, lens.model.config, lens.tokenizer, lens.model.generation_config)._module
-    return Lens(model, lens.tokenizer, lens.name, remote=Remote(lens.nnsight, simulated=True))
+    module = _skeleton(lens.name, lens.model.config, lens.tokenizer)._module
+    module.generation_config = lens.model.generation_config
+    return Lens(module, lens.tokenizer, lens.name, remote=Remote(lens.nnsight, simulated=True))
+
+
+def _skeleton(place: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> nnsight.TransformersModel:
+    """Of the tokenizer a copy, since nnsight pads on the left and sets a pad token."""
+    return nnsight.TransformersModel(place, config=config, tokenizer=copy.deepcopy(tokenizer), task="text-generation")

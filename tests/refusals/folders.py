@@ -43,7 +43,7 @@ FOLDERS = [
     (config(architectures=["GPT2Model"]), "architecture GPT2Model is not supported; give a causal language model"),
     (config(architectures=[]), "architecture (not named in config.json) is not supported"),
     (config(model_type="mine", auto_map={"AutoConfig": "c.C"}), "contains custom code"),
-    (config(num_hidden_layers=7), "lacks 18 of the weights that its config.json wants, e.g. "),
-    (config(intermediate_size=64), "has shape [32, 48], its config.json wants [32, 64]"),
+    (config(num_hidden_layers=7), "its files lack 18 of its weights, e.g. "),
+    (config(intermediate_size=64), "has shape [32, 48], not [32, 64]"),
     (cut_gguf, "m.gguf' cannot be loaded: "),
 ]

@@ -105,7 +105,7 @@ def test_a_layer_without_heads_says_so():
     for condition in ("L0.H1", "L2.KV0"):
         with pytest.raises(dl.UserError, match=r"layer \d has no (heads|KV groups); remove L\d.attn"):
             expand(condition, lens.dims)
-    with pytest.raises(dl.UserError, match="uses its weights in other ways"):
+    with pytest.raises(dl.UserError, match="takes weights that are not only used by calls of modules"):
         scores(lens, [parse_condition("L0@int4")])
     assert scores(lens, [parse_condition("L0.mlp@int4+L3@int8")]).isfinite().all()
     with pytest.raises(dl.UserError, match="no hooks for"):

@@ -1,25 +1,30 @@
-"""The trained adapters: problems apart from what is tested, training that can be repeated, merging, what is shipped."""
+"""The trained adapters: problems that are right and in no test set, training that can be repeated, what is shipped."""
 
 from __future__ import annotations
 
 import csv
 import importlib
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 import tiny
 import torch
-from peft import PeftModel
 
 from depthlens import paths
 from depthlens.experiments import sweep
 from depthlens.models import embedded, loading
 
 DATA = paths.data_dir()
+TASKS = DATA / "tasks"
 NAMES = ("smollm2-135m-direct", "smollm2-135m-cot")
 STEPS = 260  # of the committed runs
-# the same sums in another order: float32 through five layers of logits of size 10
-SAME = 1e-4
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (TASKS / name).read_text(encoding="utf-8").splitlines()]
 
 
 def script(name: str):
@@ -37,6 +42,75 @@ TRAINED = [
     f"{family}_{form}" for family in ("capitals", "elements") for form in ("default", "continuation", "generative")
 ]
 TRAINED += ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16", "arithmetic_direct", "arithmetic_cot"]
+
+
+# --- problems --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list:
+    """Every problem that the committed runs train on."""
+    steps = [problems.step(0, n, STEPS) for n in range(STEPS)]
+    return [problem for texts in steps for shots in texts for problem in shots]
+
+
+def of(drawn: list, *kinds: str) -> list:
+    return [problem for problem in drawn if problem.kind in kinds]
+
+
+def question(problem) -> str:
+    return re.sub(r"^(Q|Question): ", "", problem.prompt).split("\n")[0]
+
+
+def sums(solution: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+ [-+*/] \d+ = \d+", solution))
+
+
+class TestProblems:
+    def test_no_question_is_one_of_a_test_set_or_a_few_shot_word_problem(self, drawn):
+        asked = {doc["question"] for name in ("capitals", "elements") for doc in read(f"{name}/choice_test.jsonl")}
+        asked |= {doc["question"] for split in ("test", "fewshot") for doc in read(f"arithmetic/{split}.jsonl")}
+        assert len(asked) > 450
+        assert not asked & {question(problem) for problem in drawn}
+
+    def test_no_calculation_is_that_of_an_evaluated_problem(self, drawn):
+        evaluated = {sums(d["solution"]) for s in ("test", "fewshot") for d in read(f"arithmetic/{s}.jsonl")}
+        single = re.compile(r"What is \d+ [-+*/] \d+\?")
+        larger = [p for p in of(drawn, "arithmetic") if not single.fullmatch(question(p))]
+        assert len(larger) > 3000
+        assert not evaluated & {sums(p.steps) for p in larger}
+
+    def test_answers_are_right(self, drawn):
+        facts = {q: a for group in problems.fact_groups() for q, a in group}
+        for p in of(drawn, "letters"):
+            options = dict(re.findall(r"^([A-D])\. (.*)$", p.prompt, re.M))
+            bound = re.fullmatch(r"Which option is (.*)\?", question(p))
+            assert options[p.direct] == (bound[1] if bound else facts[question(p)])
+            assert len(set(options.values())) == 4
+        for p in of(drawn, "retrieval"):
+            asked = re.search(r"What is the code of the (\w+)\?", p.prompt)[1]
+            assert re.findall(rf"code of the {asked} is (\d+)\.", p.prompt) == [p.direct]
+        for p in of(drawn, "arithmetic"):
+            lines = sums(p.steps)
+            for line in lines:
+                left, result = line.split(" = ")
+                assert eval(left) == int(result), p
+            assert p.steps.endswith(f"\n#### {p.direct}") and lines[-1].endswith(f" = {p.direct}")
+            if expression := re.fullmatch(r"What is ([-+*/() \d]+)\?", question(p)):
+                assert eval(expression[1]) == int(p.direct), p
+
+    def test_a_step_depends_on_seed_and_number_alone(self):
+        again = "import training_problems as p; print(p.step(3, 7, 260))"
+        done = subprocess.run(
+            [sys.executable, "-c", again],
+            cwd=DATA,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": "5"},
+        )
+        assert done.stdout.strip() == str(problems.step(3, 7, STEPS))
+        assert problems.step(3, 7, STEPS) != problems.step(4, 7, STEPS) != problems.step(4, 8, STEPS)
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -79,24 +153,13 @@ def adapter(trainer, tmp_path, base):
     return folder
 
 
-def test_merged_is_what_peft_computes_unmerged(base, adapter):
-    merged = loading.load(f"{base}+{adapter}")
-    plain = loading.load(str(base))
-    tokens = torch.tensor([[5, 9, 100, 31, 7]])
-    with torch.no_grad():
-        clean, sum_ = plain.model(tokens).logits, merged.model(tokens).logits
-        unmerged = PeftModel.from_pretrained(plain.model, adapter)(tokens).logits
-    torch.testing.assert_close(sum_, unmerged, atol=SAME, rtol=SAME)
-    assert (sum_ - clean).abs().max() > 0.1
-    assert not [key for key in merged.model.state_dict() if "lora" in key]
-
-
 def test_the_embedded_ones_are_loaded_by_name(adapter, base, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "smollm2", lambda: base)
     monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
     lens = loading.load(NAMES[1])
     assert (lens.name, lens.dims.n_layers) == (NAMES[1], 5)
     assert lens.fingerprint == loading.load(f"{base}+{adapter}").fingerprint != loading.load(base).fingerprint
+    assert not [key for key in lens.model.state_dict() if "lora" in key]
 
 
 # --- what is shipped ---------------------------------------------------------------------------------------

@@ -46,13 +46,13 @@ def test_logits_are_those_of_peft(desk, name):
 
 REFUSED = {
     "{desk}/base+{desk}/nowhere": r"base\+.*nowhere' cannot be loaded: ",
-    "{desk}/base+": "give a folder, hub id or .gguf file and an adapter",
+    "{desk}/base+": "give a model and an adapter, as owner/name",
     "+{desk}/adapter": "model '': give an alias",
     "{desk}/base+{desk}/base": r"base\+.*base' cannot be loaded: ",
     "{desk}/base+{desk}/wider": "cannot be loaded: .*size mismatch",
     "{desk}/base+{desk}/prompts": "PROMPT_TUNING adds tokens, and weights cannot take it up",
     "{desk}/base+owner/adapter": r"owner/adapter' cannot be loaded: ",
-    "organism+{desk}/adapter": "give a folder, hub id or .gguf file and an adapter",
+    "organism+{desk}/adapter": "give a model and an adapter, as owner/name",
     "nowhere+{desk}/adapter": "unknown model 'nowhere'",
 }
 

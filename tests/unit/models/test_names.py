@@ -18,6 +18,9 @@ def test_what_a_name_stands_for(tmp_path):
     folder = tiny.save(tmp_path / "model", "llama-gqa")
     assert names.find(folder) == names.Source(str(folder), "folder", str(folder))
     assert names.find("organism:seed=3,decoy").kind == "organism"
+    assert names.find(tiny.gguf_head(tmp_path / "a.gguf")) == names.Source(
+        str(tmp_path / "a.gguf"), "gguf", str(tmp_path), "a.gguf"
+    )
     assert names.find("owner/name") == names.Source("owner/name", "hub", "owner/name")
     assert names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
     tagged = names.Source("owner/name@step100", "hub", "owner/name", revision="step100")
@@ -29,13 +32,13 @@ def test_what_a_name_stands_for(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("smollm2-135m@main", "give a model of the hub and a revision, such as owner/name@main"),
-        ("owner/name@", "give a model of the hub and a revision, such as owner/name@main"),
+        ("smollm2-135m@main", "give a hub id and a revision, as owner/name@main"),
+        ("owner/name@", "give a hub id and a revision, as owner/name@main"),
         ("@step100", "model '': give an alias"),
         ("qwen3-8@main", "unknown model 'qwen3-8'"),
-        ("./none@main", "model './none@main' is no directory and no .gguf file"),
-        ("smollm2-135m[:0]", "give at least one layer, such as smollm2-135m[:4]"),
-        ("organism[:4]", "'organism' cannot be cut; leave [:4] out"),
+        ("./none@main", "model './none' is no directory and no .gguf file"),
+        ("smollm2-135m[:0]", "give a folder or hub id and layers, as owner/name[:4]"),
+        ("organism[:4]", "give a folder or hub id and layers, as owner/name[:4]"),
     ],
 )
 def test_names_that_mean_nothing(name, said):
@@ -76,10 +79,6 @@ def test_a_revision_is_that_of_the_cache(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout == "[1.0, 2.0]\n", done.stderr
     assert done.stderr.splitlines()[-1].startswith("depthlens.errors.UserError: model 'owner/name@step3' cannot be")
-
-
-def test_what_a_gguf_file_holds_is_left_to_transformers(tmp_path):
-    assert names.find(tiny.gguf_head(tmp_path / "a.gguf")).kind == "gguf"
 
 
 def test_a_folder_that_is_written_again_is_read_again(tmp_path):

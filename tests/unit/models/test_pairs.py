@@ -67,14 +67,14 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
     with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
         compared(byte_pair(["a", "b", "c", "bc", "ab", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")]))
-    with pytest.raises(UserError, match="token 5 is 'abc' in the base, None in the donor"):
+    with pytest.raises(UserError, match="token 5 is 'abc' in the base, missing in the donor"):
         compared(byte_pair(plain[:5], [("a", "b"), ("b", "c")]))
     distilled = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
     distilled.add_tokens([AddedToken("<think>", special=False)])
     distilled.add_special_tokens({"bos_token": "<begin>"})
     distilled.chat_template = "{{ messages }}"
     added, template = compared(distilled)
-    assert added == "2 added tokens differ, e.g. 6 is absent in the base, '<think>' in the donor"
+    assert added == "2 added tokens differ, e.g. token 6"
     assert template == "chat templates differ; prompts are wrapped by the base's"
     base.tokenizer.add_special_tokens({"bos_token": "<|reserved|>"})
-    assert "2 added tokens differ, e.g. 6 is '<|reserved|>' in the base, '<think>' in the donor" in compared(distilled)
+    assert "2 added tokens differ, e.g. token 6" in compared(distilled), "one name has another number"

@@ -67,6 +67,9 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     assert even.describe()["device"] == "cpu:1,cpu:2" and "cpu:1,cpu:2" in repr(even)
     gpus(0.6, 2.4)
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
+    gpus(0.4, 0.4)
+    with pytest.raises(UserError, match="does not fit into memory; try dtype=bfloat16 or offload=disk"):
+        loading.load(folder, device=LISTED)
 
 
 def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):

@@ -14,6 +14,7 @@ import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
+from depthlens.models.placement import tensors_of
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
@@ -90,7 +91,7 @@ def test_the_record_and_the_store_know_it(wide, tmp_path, scheme):
     assert second.record["store"]["rows_computed"] == 0
     assert first.docs.equals(second.docs)
     with torch.no_grad():
-        bits = quantised.tensors_of(lens.arch.mlp[2].up_proj.weight)[0].data
+        bits = tensors_of(lens.arch.mlp[2].up_proj.weight)[0].data
         bits[0, 0] = bits[0, 0] ^ 1
     assert lens.fingerprint != before.fingerprint
 

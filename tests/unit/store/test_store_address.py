@@ -72,11 +72,12 @@ class TestIdentity:
         """By name and settings, since their addresses in memory differ in every process."""
         lens = tiny.lens("llama-gqa")
         mlp, seen = lens.model.model.layers[1].mlp, set()
-        for value in (F.gelu, partial(F.silu, inplace=False), partial(F.silu, inplace=True), [F.silu], [F.relu]):
+        partly = [partial(F.silu, inplace=False), partial(F.silu, inplace=True)]
+        for value in (F.gelu, *partly, [F.silu], [F.relu], torch.float32, torch.float16, {"a": [1.5]}, {"a": [2.5]}):
             mlp.kept = value
             assert lens.identify().obstacle is None
             seen.add(lens.fingerprint)
-        assert len(seen) == 5
+        assert len(seen) == 9
         mlp.kept = lambda x: x
         assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
 
