@@ -50,11 +50,10 @@ def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     found: dict[str, Any] = {}
     for name in NAMES:
         value = options.get(name)
-        if value is None and (text := os.environ.get(environment(name), "").strip()):
-            value = _read(name, text)
-        arguments.check(**{name: value})
-        if value is not None:
-            found[name] = float(value) if name == "worker_gpus" else value
+        if value is None:
+            value = os.environ.get(environment(name), "").strip() or None
+        if (value := arguments.read({name: value})[name]) is not None:
+            found[name] = value
     if not found:
         return None
     if "workers" not in found and "ray" not in found:
@@ -63,22 +62,7 @@ def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     return AskedWorkers(**found)
 
 
-def _read(name: str, text: str) -> Any:
-    """A value from the environment; what is no number is left to the rule of the option."""
-    if name == "ray":
-        return text
-    try:
-        return float(text) if name == "worker_gpus" else int(text)
-    except ValueError:
-        return text
-
-
-def configure(**texts: str | None) -> None:
-    """Ask for workers in this process and in the kernels that it starts; what is None is left as it is.
-
-    Args:
-        texts: Options as they were typed.
-    """
-    given = {name: _read(name, text) for name, text in texts.items() if text is not None}
-    asked(given)
-    os.environ.update({environment(name): str(value) for name, value in given.items()})
+def configure(options: Mapping[str, Any]) -> None:
+    """Ask for workers in this process and in the kernels that it starts; what is None is left as it is."""
+    asked(options)
+    os.environ.update({environment(name): str(options[name]) for name in NAMES if options.get(name) is not None})

@@ -95,9 +95,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
         if name not in allowed:
             raise unknown("option", name, allowed)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
-    options = cast(EvalOptions, {**defaults, **own, **given})
-    options.update(cast(EvalOptions, arguments.check(**{n: value for n, value in options.items() if n != "store"})))
-    options["limit"] = arguments.documents(options["limit"])
+    options = cast(EvalOptions, arguments.check(**{**defaults, **own, **given}))
     document_choice.check(options["limit"], options["samples"])
     cluster.asked(options)  # refuses workers of which only the size is given
     return options

@@ -233,7 +233,7 @@ def worked_solutions(
     from depthlens.tasks.encoding import Encoder  # slow to import
 
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
+    which: dict[str, Any] = {"limit": limit, "samples": samples}
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     found = []

@@ -119,7 +119,7 @@ def _load(
     source = names.find(model)
     if not loaded["remote"]:
         names.configuration(source)
-    found = harness.load_tasks(tasks, seed=seed, **options | {"limit": arguments.documents(options["limit"])})
+    found = harness.load_tasks(tasks, seed=seed, **options)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -125,7 +125,7 @@ def task_needles(
     from depthlens.tasks.encoding import Encoder  # slow to import
 
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
+    which: dict[str, Any] = {"limit": limit, "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     needles: list[Needle | None] = []

@@ -17,7 +17,7 @@ from depthlens.tasks import harness
 TASK, ONE, NATS = "capitals_continuation", "organism_one_hop", "answer_logprob"
 LISTS = {"found": [(0, 0), (1, 0)]}
 QUICK = {"limit": 2, "progress": False}
-NO_RESULT = "is a str, not the result of a sweep; give what a sweep returned"
+NO_RESULT = "is a str; give what a sweep returned, or dl.Result.load(folder)"
 
 
 def on(call, *arguments, lens="lens", **fixed):
@@ -69,8 +69,8 @@ ENTRIES = [
     *((lambda e, f=f, a=a: getattr(dl, f)("organism", *a), NAME) for f, a in GIVEN_A_NAME.items()),
     (lambda e: attention_patterns.read("organism", [[1]], [[0]], print), NAME),
     (lambda e: dl.transplant("organism", e.organism, layers=[1]).__enter__(), NAME),
-    (lambda e: dl.layer_sweep(None, TASK), "lens is a NoneType, not a loaded model; load one first: dl.load("),
-    (lambda e: dl.layer_sweep(e.lens.model, TASK), "lens is a LlamaForCausalLM, not a loaded model; load one first"),
+    (lambda e: dl.layer_sweep(None, TASK), "lens is a NoneType; give a loaded model, such as dl.load("),
+    (lambda e: dl.layer_sweep(e.lens.model, TASK), "lens is a LlamaForCausalLM; give a loaded model"),
     *(
         (call(limit=0), "limit 0: give a whole number")
         for call in (layer_sweep, head_sweep, block_sweep, greedy, reasoning, removal)
@@ -81,7 +81,7 @@ ENTRIES = [
 LOAD = [
     *((load(name), f"model {name!r}: give an alias") for name in (None, 3)),
     (load(offload=True), "offload True: give 'disk', or leave it out"),
-    (load(remote="yes"), "remote 'yes': give True, 'local' to simulate a server here, or leave it out"),
+    (load(remote="yes"), "remote 'yes': give True, False, or 'local' to simulate a server"),
 ]
 SWEEPS = [
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
@@ -113,8 +113,8 @@ SWEEPS = [
     *((free_text(**{n: 0}), f"{n} 0: give a whole number") for n in ("n_prompts", "prompt_tokens", "max_new_tokens")),
 ]
 HEADS = [
-    *((head_sweep(layers=x), f"layers {x!r}: give a list of layers, e.g. [3, 4]") for x in (3, ["a"], [1.5])),
-    *((head_sweep(layers=[x]), f"layers [{x}]: layer {x} does not exist; layers are 0..4") for x in (99, -1)),
+    *((head_sweep(layers=x), f"layers {x!r}: give a list of layers") for x in (3, ["a"], [1.5])),
+    *((head_sweep(layers=[x]), f"layers [{x}]: give a list of layers, e.g. [0, 1]; layers are 0..4") for x in (99, -1)),
     (head_sweep(layers=[]), "layers is empty; name at least one layer"),
     (head_sweep(site="mlp"), "unknown site 'mlp'; allowed: head, kv"),
     (head_sweep(method="guess"), "unknown method 'guess'; allowed: exact, attribution"),
@@ -142,7 +142,7 @@ HEADS = [
     (retrieval(given_removed=[(0, 0), (0, 1)]), "given_removed with method 'copy_paste': only 'exact' removes several"),
     *((retrieval(needles=x), "no needles; give at least one, from depthlens.tasks.needles") for x in ([], ["x"])),
     (retrieval(n_needles=0), "n_needles 0: give a whole number, at least 1"),
-    *((retrieval(depths=[x]), f"depths {x!r}: give a number, from 0 to 1") for x in (2, "a")),
+    *((retrieval(depths=[x]), f"depths {x!r}: give a number from 0 to 1") for x in (2, "a")),
     (retrieval(context_lengths=[0]), "context_lengths 0: give a whole number of tokens, at least 1"),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
     (lambda e: dl.retrieval_scores(e.organism), "does not know English words; give tasks="),
@@ -181,8 +181,8 @@ HEADS = [
     (lambda e: dl.detector_agreement({"a": e.scores, "b": e.scores}, n_permutations=10), "n_permutations 10"),
 ]
 DONORS = [
-    (transplant(layers=3), "layers 3: give a list of layers, e.g. [3, 4]"),
-    (transplant(layers=[99]), "layers [99]: layer 99 does not exist; layers are 0..5"),
+    (transplant(layers=3), "layers 3: give a list of layers, e.g. [0, 1]"),
+    (transplant(layers=[99]), "layers [99]: give a list of layers, e.g. [0, 1]; layers are 0..5"),
     (transplant(heads=[3]), "heads [3]: give a list of heads as (layer, head)"),
     (transplant(heads=[(0, 99)]), "head 99 does not exist; heads are 0..3"),
     (transplant(attn=[2, 2]), "names one part twice; name it once"),

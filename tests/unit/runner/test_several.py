@@ -38,7 +38,7 @@ def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_
     ("change", "said"),
     [
         ({"models": ["organism", "no/such"]}, "model 'no/such'"),
-        ({"models": ["organism", "organism"]}, "models: 'organism' is named twice"),
+        ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
         ({"models": []}, "no models given"),
         ({"models": ["organism", ""]}, "models .*: give a name or a list of names"),
         ({"models": ["a/b", "a--b"]}, "model 'a/b'|would write to the folder 'a--b'; run one of them apart"),
