@@ -36,12 +36,14 @@ class Rule:
     Attributes:
         fits: Whether a value is.
         give: The same in words, as the line says them that refuses a value.
+        metavar: What stands for it in the help of a command; "": it is a flag.
         read: Reads a value from the text of a command.
         allowed: The names of which it must be one, where there are such; the line then says which are similar.
     """
 
     fits: Callable[[Any], object]
     give: str = ""
+    metavar: str = ""
     read: Callable[[str], Any] = str
     allowed: Sequence[str] = ()
 
@@ -126,6 +128,11 @@ def _is_path(value: Any) -> bool:
     return not any(map(os.path.isfile, (value, *Path(value).parents)))
 
 
+def _is_share(value: Any) -> bool:
+    """Whether a value is a share of one GPU, or a whole number of them."""
+    return bool(_number(float, 0).fits(value) and (0 < value <= 1 or value == int(value) > 0))
+
+
 def _number(kind: type, low: float, high: float = math.inf, of: str = "", fix: str = "") -> Rule:
     """The rule of a number from ``low`` to ``high``, both included; of an int as ``kind`` it is a whole one."""
     kinds = int if kind is int else int | float
@@ -135,11 +142,11 @@ def _number(kind: type, low: float, high: float = math.inf, of: str = "", fix: s
 
     what, form = ("a whole number", "") if kind is int else ("a number", "g")
     span = f", at least {low:{form}}" if high == math.inf else f" from {low:{form}} to {high:{form}}"
-    return Rule(fits, f"{what}{of}{span}{fix}", kind)
+    return Rule(fits, f"{what}{of}{span}{fix}", "N", kind)
 
 
 def _one_of(*allowed: str) -> Rule:
-    return Rule(lambda value: isinstance(value, str) and value in allowed, allowed=allowed)
+    return Rule(lambda value: isinstance(value, str) and value in allowed, metavar="NAME", allowed=allowed)
 
 
 def _names(example: str) -> Rule:
@@ -174,147 +181,127 @@ class Option(NamedTuple):
     Attributes:
         rule: What its value must be; None is allowed, too, where it is the default.
         help: What a command says of it.
-        metavar: What stands for its value there; "": it is a flag.
         default: Where it is not given.
         flag: How a command spells it, where that is not its name.
-        recorded: Whether it decides scores, and so stands in the record of a result.
+        many: Whether a command takes it several times, and has a list of its values.
     """
 
     rule: Rule
     help: str = ""
-    metavar: str = ""
     default: Any = None
     flag: str = ""
-    recorded: bool = True
+    many: bool = False
 
 
 # of every experiment that asks tasks (`depthlens.EvalOptions`)
 OPTIONS: dict[str, Option] = {
-    "limit": Option(_number(int, 1, of=" of documents"), "Documents of each task. [default: all]", "N"),
+    "limit": Option(_number(int, 1, of=" of documents"), "Documents of each task. [default: all]"),
     "samples": Option(
         Rule(
             _are_samples,
             "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
+            "A:B:C",
         ),
         "Which documents, as a slice of Python: 0:100:2, or 1::2 for every other.",
-        "A:B:C",
     ),
-    "num_fewshot": Option(
-        _number(int, 0, of=" of examples"),
-        "Examples in each prompt. [default: what the task says]",
-        "N",
-        recorded=False,
-    ),
+    "num_fewshot": Option(_number(int, 0, of=" of examples"), "Examples in each prompt. [default: what the task says]"),
     "include_path": Option(
         Rule(
             lambda value: isinstance(value, str | os.PathLike) and os.path.isdir(value),
             "a folder that exists, with your task YAML files",
+            "DIR",
         ),
         "Folder with your own lm-eval task files (YAML).",
-        "DIR",
     ),
-    "seed": Option(_number(int, 0, N_SEEDS - 1), "Seed of the choice of examples, and of drawn tokens.", "N", 0),
-    "apply_chat_template": Option(_FLAG, "Wrap prompts in the tokenizer's chat template.", default=False),
+    "seed": Option(_number(int, 0, N_SEEDS - 1), "Seed of the choice of examples, and of drawn tokens.", 0),
+    "apply_chat_template": Option(_FLAG, "Wrap prompts in the tokenizer's chat template.", False),
     "system_instruction": Option(
-        Rule(lambda value: isinstance(value, str), "a text"), "Text before every prompt.", "TEXT"
+        Rule(lambda value: isinstance(value, str), "a text", "TEXT"), "Text before every prompt."
     ),
     "gen_kwargs": Option(
         Rule(
             lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)),
             "settings by name, e.g. {'temperature': 0.6, 'max_gen_toks': 1024}, for a command NAME=VALUE,NAME=VALUE",
+            "NAME=VALUE,...",
             _read_settings,
         ),
         "How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, do_sample, "
         "until. Tokens that are drawn depend on --seed.",
-        "NAME=VALUE,...",
     ),
     "think_end_token": Option(
-        Rule(_is_text, "a text, such as '</think>'"),
+        Rule(_is_text, "a text, such as '</think>'", "TEXT"),
         "What ends the thinking of a reasoning model, such as '</think>'.",
-        "TEXT",
     ),
-    "enable_thinking": Option(_FLAG, "For chat templates that can switch it.", flag="--enable-thinking/--no-thinking"),
+    "enable_thinking": Option(_FLAG, "For chat templates that can switch it.", None, "--enable-thinking/--no-thinking"),
     "measure": Option(
         _one_of(*MEASURES),
         "task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
         "token_logprob: the same per token; both: task and answer_logprob.",
-        "NAME",
         "task",
     ),
-    "backend": Option(
-        _one_of(*BACKENDS), "What removes the parts: torch, transformer_lens or nnsight.", "NAME", "torch"
-    ),
-    "batch_tokens": Option(
-        _number(int, 1), "Tokens of one batch. [default: chosen by free memory]", "N", recorded=False
-    ),
+    "backend": Option(_one_of(*BACKENDS), "What removes the parts: torch, transformer_lens or nnsight.", "torch"),
+    "batch_tokens": Option(_number(int, 1), "Tokens of one batch. [default: chosen by free memory]"),
     "store": Option(
-        Rule(lambda value: True),  # `depthlens.store.parts.open_store` checks it
+        Rule(lambda value: True, metavar="DIR|URL"),  # `depthlens.store.parts.open_store` checks it
         "Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
         "auto is what DEPTHLENS_STORE names, else the user's data folder.",
-        "DIR|URL",
         "auto",
-        recorded=False,
     ),
-    "progress": Option(_FLAG, default=True, recorded=False),
+    "progress": Option(_FLAG, default=True),
     "workers": Option(
         _number(int, 1),
         "Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
         "[default: in this process, or with --ray as many as fit]",
-        "N",
-        recorded=False,
     ),
     "ray": Option(
-        Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379"),
+        Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local"),
         "A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
         "[default: local with --workers]",
-        "ADDRESS|local",
-        recorded=False,
     ),
     "worker_cpus": Option(
         _number(int, 1, of=" of CPU threads"),
         "CPU threads of each worker. [default: its share of this machine, else 1]",
-        "N",
-        recorded=False,
     ),
     "worker_gpus": Option(
-        Rule(
-            lambda value: _number(float, 0).fits(value) and (0 < value <= 1 or value == int(value) > 0),
-            "a share of a GPU such as 0.5, or a whole number",
-            float,
-        ),
+        Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float),
         "GPUs of each worker; 0.5 shares one. [default: as many as the model has here]",
-        "N",
-        recorded=False,
     ),
 }
+# of these the record of a result says nothing: they decide no score, or differ from task to task
+UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ray", "worker_cpus", "worker_gpus")
 # of a model that is loaded by name
 LOADING: dict[str, Option] = {
-    "dtype": Option(
-        _one_of(*DTYPES), "Type of the weights: auto, float32, float64, bfloat16 or float16.", "TYPE", "auto"
-    ),
+    "dtype": Option(_one_of(*DTYPES), "Type of the weights: auto, float32, float64, bfloat16 or float16.", "auto"),
     "device": Option(
-        Rule(_are_devices, allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1")),
+        Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1")),
         "auto, cpu, mps, cuda:N or cuda:0,cuda:1.",
-        "NAME",
         "auto",
     ),
-    "quantize": Option(_one_of(*SCHEMES), "int8, int4 or nf4: keep the weights of layers in so many bits.", "SCHEME"),
+    "quantize": Option(_one_of(*SCHEMES), "int8, int4 or nf4: keep the weights of layers in so many bits."),
     "offload": Option(
-        Rule(lambda value: value == "disk", "'disk'"),
+        Rule(lambda value: value == "disk", "'disk'", "disk"),
         "disk: read layers when they are needed, for models larger than memory.",
-        "disk",
     ),
     "remote": Option(
-        Rule(
-            lambda value: isinstance(value, bool) or value == "local",
-            "True, False, or 'local' to simulate a server here",
-        ),
+        Rule(lambda value: isinstance(value, bool) or value == "local", "True, False, or 'local' to simulate a server"),
         "Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.",
-        default=False,
+        False,
     ),
 }
+# of conditions that put something in the place of a part
+SOURCES: dict[str, Option] = {
+    "donor": Option(
+        Rule(_is_text, "a model", "MODEL"), "Model whose weights @donor conditions put in place, e.g. layers@donor."
+    ),
+    "resample_prompts": Option(
+        Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT"),
+        "Prompt on which @resample conditions look up what a part does; may be repeated.",
+        flag="--resample-prompt",
+        many=True,
+    ),
+}
+COMMANDS = OPTIONS | LOADING | SOURCES
 _PATH = Rule(_is_path, "the path of a folder, such as runs/mine; no part of it may be a file")
-_PROMPTS = Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty")
 
 
 def _or_none(rule: Rule) -> Rule:
@@ -322,12 +309,8 @@ def _or_none(rule: Rule) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    **{
-        name: option.rule if option.default is not None else _or_none(option.rule)
-        for name, option in (OPTIONS | LOADING).items()
-    },
+    **{name: o.rule if o.default is not None else _or_none(o.rule) for name, o in COMMANDS.items()},
     "out": _or_none(_PATH),
-    "resample_prompts": _or_none(_PROMPTS),
     "tasks": _names("capitals_continuation"),
     "text_set": _one_of(*TEXT_SETS),
 }

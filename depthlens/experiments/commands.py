@@ -36,20 +36,8 @@ Ablate = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of another sweep in --out.")]
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--resample-prompt",
-        metavar="TEXT",
-        help="Prompt on which @resample conditions look up what a part does; may be repeated.",
-    ),
-]
-Donor = Annotated[
-    str | None,
-    typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Write progress as lines of JSON to standard error.")]
-IN_ONE_PROCESS = [name for name in (*arguments.OPTIONS, *arguments.LOADING) if name not in ("progress", *cluster.NAMES)]
+IN_ONE_PROCESS = [name for name in arguments.COMMANDS if name not in ("progress", *cluster.NAMES)]
 ANYWHERE = [*IN_ONE_PROCESS, *cluster.NAMES]
 
 
@@ -72,18 +60,11 @@ def with_options(*names: str) -> Callable[[Command], Command]:
 
 def _declared(name: str) -> inspect.Parameter:
     """An option as a parameter of a command, whose value is a flag or a text."""
-    option = (arguments.OPTIONS | arguments.LOADING)[name]
-    flag, default = not option.metavar, option.default
-    kind: Any = bool if flag else str
-    declared = typer.Option(
-        option.flag or f"--{name.replace('_', '-')}", metavar=option.metavar or None, help=option.help
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default if flag or default is None else str(default),
-        annotation=Annotated[kind | None if default is None else kind, declared],
-    )
+    option, flag = arguments.COMMANDS[name], f"--{name.replace('_', '-')}"
+    kind: Any = list[str] if option.many else str if option.rule.metavar else bool
+    declared = typer.Option(option.flag or flag, metavar=option.rule.metavar or None, help=option.help)
+    annotation = Annotated[kind | None, declared]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation)
 
 
 @with_options(*ANYWHERE)
@@ -103,8 +84,6 @@ def sweep(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what the sweep would cost, and compute nothing of it.")
     ] = False,
-    resample_prompts: Prompts = None,
-    donor: Donor = None,
     json: Json = False,
     **options: Any,
 ) -> None:
@@ -112,7 +91,6 @@ def sweep(
 
     Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
     """
-    options |= {"resample_prompts": resample_prompts, "donor": donor}
     if plan:
         return _plan(model, tasks, ablate, options, json=json)
     if out is None:
@@ -137,8 +115,6 @@ def plan(
     model: Model,
     tasks: Tasks,
     ablate: Ablate,
-    resample_prompts: Prompts = None,
-    donor: Donor = None,
     json: Json = False,
     **options: Any,
 ) -> None:
@@ -146,7 +122,6 @@ def plan(
 
     Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
     """
-    options |= {"resample_prompts": resample_prompts, "donor": donor}
     _plan(model, tasks, ablate, options, json=json)
 
 
@@ -160,8 +135,6 @@ def race(
         typer.Option(metavar="DIR", help="Folder for the results: decisions, losses (.parquet) and record.json."),
     ],
     overwrite: Overwrite = False,
-    resample_prompts: Prompts = None,
-    donor: Donor = None,
     margin: Annotated[
         float, typer.Option(metavar="X", help="Loss that a spared condition stays below, in the metric's unit.")
     ] = 0.1,
@@ -179,8 +152,7 @@ def race(
     Example: depthlens race smollm2-135m capitals_continuation --ablate layers --out runs/race
     """
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents}
-    own |= {"resample_prompts": resample_prompts, "donor": donor}
-    _check(model, tasks, options | own, json=json)
+    _check(model, tasks, options, json=json)
     asked = {"model": model, "tasks": tasks, "ablate": ablate, **own, **options}
     told = {name: repr(value) for name, value in asked.items() if name not in ("store", *cluster.NAMES)}
     from depthlens.analysis.displays import plain
@@ -188,19 +160,20 @@ def race(
     from depthlens.paths import locked
 
     def differs(record: Any) -> str:
-        return first_difference((name, record["asked"].get(name), value) for name, value in told.items())
+        return first_difference((name, record["record"]["asked"].get(name), value) for name, value in told.items())
 
     with locked(out) as folder:
         if not overwrite:
             refuse_other(folder, (RECORD_FILE,), differs)
-        _say_loading(model, tasks, options | own)
+        _say_loading(model, tasks, options)
         from depthlens.experiments import race as races
         from depthlens.experiments.condition_runs import model_and_tasks
         from depthlens.experiments.options import EvalOptions, settled
 
+        own |= {name: options.pop(name) for name in arguments.SOURCES}
         how = {name: options.pop(name) for name in arguments.LOADING}
         chosen = cast(EvalOptions, options)
-        lens, loaded = model_and_tasks(model, tasks, settled(chosen), donor=donor, **how)
+        lens, loaded = model_and_tasks(model, tasks, settled(chosen), donor=own["donor"], **how)
         result = races.race(lens, loaded, ablate, **own, **chosen)
         result.record.update(asked=told, command=provenance.COMMAND.get())
         result.save(folder, overwrite=True)
@@ -225,7 +198,7 @@ def _check(model: str, tasks: Sequence[str], options: dict[str, Any], *, json: b
     from depthlens.models import names
     from depthlens.store.parts import open_store
 
-    arguments.check(tasks=tasks, resample_prompts=options["resample_prompts"])
+    arguments.check(tasks=tasks)
     for name in (model, options["donor"]):
         if name is not None:
             names.find(name)

@@ -113,7 +113,7 @@ def recorded(options: EvalOptions) -> dict[str, Any]:
     values = dict(options)
     path = options["include_path"]
     written = {"include_path": None if path is None else str(path), "samples": recorded_samples(options["samples"])}
-    return {name: values[name] for name, option in arguments.OPTIONS.items() if option.recorded} | written
+    return {name: values[name] for name in arguments.OPTIONS if name not in arguments.UNRECORDED} | written
 
 
 def task_options(options: EvalOptions) -> dict[str, Any]:

@@ -52,8 +52,7 @@ def test_version(capsys):
 NAMES = {"device": "cpu", "quantize": "nf4", "offload": "disk", "donor": "organism:seed=2", "backend": "torch"}
 TEXTS = {"system_instruction": "Be brief.", "think_end_token": "</think>", "dtype": "float32", "measure": "both"}
 NUMBERS = {"limit": 50, "num_fewshot": 2, "batch_tokens": 900, "seed": 3}
-DEFAULTS = {name: option.default for name, option in (arguments.OPTIONS | arguments.LOADING).items()}
-DEFAULTS |= {"donor": None, "resample_prompts": None}
+DEFAULTS = {name: option.default for name, option in arguments.COMMANDS.items()}
 del DEFAULTS["progress"]  # which is no option of commands
 
 

@@ -39,8 +39,7 @@ def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_
     [
         ({"models": ["organism", "no/such"]}, "model 'no/such'"),
         ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
-        ({"models": []}, "no models given"),
-        ({"models": ["organism", ""]}, "models .*: give a name or a list of names"),
+        ({"models": []}, "models \\[\\]: give a name"),
         ({"models": ["a/b", "a--b"]}, "model 'a/b'|would write to the folder 'a--b'; run one of them apart"),
         ({"parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
         ({"parameters": {"limit": -1}}, "limit -1: give a whole number"),
