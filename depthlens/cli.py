@@ -52,24 +52,17 @@ class _Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            typer.echo(
-                f"Interrupted: {stop if isinstance(stop, Interrupted) else 'nothing was computed yet'}", err=True
-            )
+            told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
+            typer.echo(f"Interrupted: {told}", err=True)
             raise typer.Exit(130) from None
 
 
 class _RunCommand(_Command):
-    """``-p NAME VALUE``, repeated: Typer cannot declare a repeated pair, so each pair is joined to ``NAME=VALUE``."""
+    """``-p NAME VALUE``, repeated: a pair, which Typer cannot declare."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined, rest = [], list(args)
-        while rest:
-            joined.append(rest.pop(0))
-            if joined[-1] in ("-p", "--parameter"):
-                if len(rest) < 2:
-                    raise typer.BadParameter(f"{joined[-1]} takes a name and a value: {joined[-1]} NAME VALUE")
-                joined.append(f"{rest.pop(0)}={rest.pop(0)}")
-        return super().parse_args(ctx, joined)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        next(p for p in self.params if p.name == "parameters").nargs = 2
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -121,7 +114,7 @@ def run(
         str, typer.Option(metavar="DIR", help="Folder for executed notebooks, their pages, index.html and record.json.")
     ],
     parameters: Annotated[
-        list[str] | None,
+        list[Any] | None,
         typer.Option(
             "-p",
             "--parameter",
@@ -151,7 +144,7 @@ def run(
     Example: depthlens run 00_tour -p limit 20 --out runs/tour
     """
     values: dict[str, object] = {}
-    for name, _, value in (text.partition("=") for text in parameters or []):
+    for name, value in parameters or []:
         if name in values:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
         values[name] = value

@@ -20,7 +20,10 @@ USAGE = [
     ),
     (["models", "all"], "unexpected extra argument"),
     (["run", "all"], "Missing option '--out'"),
-    (["run", "00_tour", "--out", "{out}", "-p", "limit"], "-p takes a name and a value: -p NAME VALUE"),
+    (
+        ["run", "00_tour", "--out", "{out}", "-p", "limit"],
+        "Option '-p' requires 2 arguments; 'depthlens --help' lists",
+    ),
     (["compare", "{tmp}", "{foreign}"], "Missing option '--out'; 'depthlens compare --help' lists"),
     (["store", "show"], "Missing argument"),
 ]
