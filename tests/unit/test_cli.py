@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import types
-from pathlib import Path
 
 import made_results
 import pandas as pd
@@ -16,7 +15,6 @@ from made_results import ACC, docs_of, record_of
 import depthlens as dl
 from depthlens import arguments, cli
 from depthlens.analysis.summary_text import summary_text
-from depthlens.errors import UserError
 from depthlens.models import names
 
 
@@ -34,8 +32,6 @@ def sweeps(monkeypatch):
 
     def run_sweep(*args, **kwargs):
         calls.append((args, kwargs))
-        if args[1] == ["missing"]:
-            raise UserError("unknown task 'missing'; did you mean capitals?")
         if args[1] == ["stopped"]:
             raise KeyboardInterrupt
         return made_results.capitals_and_elements()
@@ -101,20 +97,6 @@ def test_what_was_found_is_said():
     assert "Warning: unsolved acc is at chance without any ablation: cannot judge" in lines and "nan" not in text
     assert lines[-1] == "Note: capitals: metric f1 has no value per document and is left out"
     assert not [line for line in lines if line.startswith("Note: ") and "at chance" in line]
-
-
-def test_sweep_checks_the_output_folder_before_any_work(sweeps, tmp_path, capsys):
-    (tmp_path / "file").write_text("precious")
-    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/depthlens")):
-        code, out, err = call(capsys, "sweep", "organism", "capitals", "--ablate", "layers", "--out", str(place))
-        assert code == 2 and out == "" and f"{str(place)!r}: " in err and err.count("\n") == 1
-    assert sweeps == []
-
-
-def test_user_error_is_one_line_and_exit_code_2(sweeps, tmp_path, capsys):
-    code, out, err = call(capsys, "sweep", "organism", "missing", "--ablate", "layers", "--out", str(tmp_path))
-    told = "loading organism for missing ...\nError: unknown task 'missing'; did you mean capitals?\n"
-    assert (code, out, err) == (2, "", told) and list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
