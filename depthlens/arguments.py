@@ -7,11 +7,12 @@ pandas and torch; what the functions return are Python's own. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,45 @@ BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
 N_SEEDS = 2**32
-Rule = Callable[[str, Any], object]  # refuses a value of an argument, by its name
+_SLICE = r"(-?\d+)?:(-?\d+)?(:(0*[1-9]\d*)?)?"  # START:STOP:STEP; each may be left out, as in Python
+_DEVICES = r"auto|cpu|mps|cuda|cuda:\d+(,cuda:\d+)*"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value of an argument must be.
+
+    Attributes:
+        fits: Whether a value is.
+        give: The same in words, as the line says them that refuses a value.
+        metavar: What stands for it in the help of a command; "": it is a flag.
+        read: Reads a value from the text of a command.
+        allowed: The names of which it must be one, where there are such; the line then says which are similar.
+    """
+
+    fits: Callable[[Any], object]
+    give: str = ""
+    metavar: str = ""
+    read: Callable[[str], Any] = str
+    allowed: Sequence[str] = ()
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """The value as a `plain` one.
+
+        Args:
+            name: Name of the argument.
+            value: Its value.
+
+        Raises:
+            UserError: it is not what it must be.
+        """
+        value = plain(value)
+        if self.fits(value):
+            return value
+        if self.allowed:
+            raise unknown(name, value, self.allowed)
+        shown = repr(value)
+        raise UserError(f"{name} {shown if len(shown) <= 300 else f'{shown[:300]}...'}: give {self.give}")
 
 
 def plain(value: Any) -> Any:
@@ -46,168 +85,235 @@ def plain(value: Any) -> Any:
     return value
 
 
-def loaded(lens: Any) -> None:
-    """Refuse a value that is not a loaded model, such as the name of one; parts that were replaced are found anew."""
-    if isinstance(lens, str | os.PathLike):
-        name = os.fspath(lens)
-        raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
-    if not (hasattr(lens, "dims") and hasattr(lens, "tokenizer")):
-        kind = type(lens).__name__
-        raise UserError(f"lens is a {kind}, not a loaded model; load one first: dl.load('smollm2-135m')")
-    lens.bind()
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number from 0; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def result(value: Any, name: str = "result") -> None:
-    """Refuse a value that is not the result of a sweep."""
-    if not (hasattr(value, "docs") and hasattr(value, "record")):
-        fix = "give what a sweep returned, or dl.Result.load(folder)"
-        raise UserError(f"{name} is a {type(value).__name__}, not the result of a sweep; {fix}")
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that is not empty."""
+    return isinstance(value, str) and bool(value.strip())
 
 
-def made_by(value: Any, field: str, what: str, name: str) -> None:
-    """Refuse a value without the field ``field``; ``what`` says which object is needed and where to get one."""
-    if not hasattr(value, field):
-        raise UserError(f"{name} is a {type(value).__name__}; give {what}")
+def _is_head(value: Any) -> bool:
+    """Whether a value is (layer, head)."""
+    return _is_list(value, _is_whole) and len(value) == 2
 
 
-def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
-    """One name or several of the known ones, as a list.
-
-    Raises:
-        UserError: no name, or one that is not known.
-    """
-    value = plain(value)
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not names:
-        raise UserError(f"{name} {value!r}: give a name or a list of names out of: {', '.join(map(str, known))}")
-    known = list(known)
-    for item in names:
-        if item not in known:
-            raise unknown(name, item, known)
-    return list(names)
+def _is_list(value: Any, fits: Callable[[Any], object]) -> bool:
+    """Whether a value is a list of such items."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
 
 
-def whole(name: str, value: Any, low: int, high: int | None = None, *, of: str = "", fix: str = "") -> int:
-    """A whole number from ``low`` up to ``high``, both included; any other value is refused."""
-    value = plain(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        span = f" from {low} to {high}" if high is not None else f", at least {low}"
-        raise UserError(f"{name} {value!r}: give a whole number{of}{span}{fix}")
-    return value
+def _are_different(value: Any, fits: Callable[[Any], object]) -> bool:
+    """Whether a value is a list of such items, at least one and each once."""
+    return _is_list(value, fits) and 0 < len(set(value)) == len(value)
 
 
-def whole_or_text(text: str | None) -> int | str | None:
-    """A whole number where a text of the command line is one, else the text, which the rule of its option refuses."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
+def _are_samples(value: Any) -> bool:
+    """Whether a value chooses documents of a task, or of several by name."""
+    some = value.values() if isinstance(value, Mapping) and value else [value]
+    return all(re.fullmatch(_SLICE, s) if isinstance(s, str) else _are_different(s, _is_whole) for s in some)
 
 
-def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> int | float:
-    """A number from ``low`` to ``high``, both included; any other value is refused, and so is NaN."""
-    value = plain(value)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        span = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
-        raise UserError(f"{name} {value!r}: give a number, {span}{fix}")
-    return value
+def _are_devices(value: Any) -> bool:
+    """Whether a value names a device, or several GPUs, each once."""
+    return isinstance(value, str) and bool(re.fullmatch(_DEVICES, value)) and _are_different(value.split(","), _is_text)
 
 
-def settings_of(text: str | None) -> dict[str, object] | None:
+def _is_path(value: Any) -> bool:
+    """Whether a value is the path of a folder, which need not exist."""
+    if not isinstance(value, str | os.PathLike) or not _is_text(os.fspath(value)) or "\0" in os.fspath(value):
+        return False
+    return not any(map(os.path.isfile, (value, *Path(value).parents)))
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a value is a share of one GPU, or a whole number of them."""
+    return bool(_number(float, 0).fits(value) and (0 < value <= 1 or value == int(value) > 0))
+
+
+def _number(kind: type, low: float, high: float = math.inf, of: str = "", fix: str = "") -> Rule:
+    """The rule of a number from ``low`` to ``high``, both included; of an int as ``kind`` it is a whole one."""
+    kinds = int if kind is int else int | float
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+
+    what, form = ("a whole number", "") if kind is int else ("a number", "g")
+    span = f", at least {low:{form}}" if high == math.inf else f" from {low:{form}} to {high:{form}}"
+    return Rule(fits, f"{what}{of}{span}{fix}", "N", kind)
+
+
+def _one_of(*allowed: str) -> Rule:
+    return Rule(lambda value: isinstance(value, str) and value in allowed, metavar="NAME", allowed=allowed)
+
+
+def _names(example: str) -> Rule:
+    """The rule of a name, or several, each once."""
+    give = f"a name or a list of names, each once, e.g. [{example!r}]"
+    return Rule(lambda value: _is_text(value) or _are_different(value, _is_text), give)
+
+
+def _read_settings(text: str) -> dict[str, object]:
     """Settings by name, from ``name=value,name=value``; values are YAML.
 
     Raises:
-        UserError: another text.
+        ValueError: another text.
     """
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and value.strip() for name, _, value in pairs):
-        raise UserError(f"gen_kwargs {text!r}: give NAME=VALUE, several with commas, e.g. temperature=0.6,top_p=0.95")
     import yaml
 
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise ValueError(text)
     try:
         return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
     except yaml.YAMLError as error:
-        raise UserError(
-            f"gen_kwargs {text!r}: a value cannot be read; give numbers, true, false or plain text"
-        ) from error
+        raise ValueError(text) from error
 
 
-def names(name: str, value: Any, example: str) -> list[str]:
-    """A text, or several, as a list.
+_FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 
-    Raises:
-        UserError: no text, one that is empty, one that occurs twice, or a value of another type.
+
+class Option(NamedTuple):
+    """An option of experiments, as notebooks, Python and commands have it.
+
+    Attributes:
+        rule: What its value must be; None is allowed, too, where it is the default.
+        help: What a command says of it.
+        default: Where it is not given.
+        flag: How a command spells it, where that is not its name.
+        many: Whether a command takes it several times, and has a list of its values.
     """
-    value = plain(value)
-    texts = [value] if isinstance(value, str) else value
-    if isinstance(texts, Sequence) and not texts:
-        raise UserError(f"no {name} given; name at least one, e.g. {example}")
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{name} {value!r}: give a name or a list of names, e.g. [{example!r}]")
-    if repeated := next((text for i, text in enumerate(texts) if text in texts[:i]), None):
-        raise UserError(f"{name}: {repeated!r} is named twice; name it once")
-    return list(texts)
+
+    rule: Rule
+    help: str = ""
+    default: Any = None
+    flag: str = ""
+    many: bool = False
 
 
-def layers(name: str, value: Any, n_layers: int) -> list[int]:
-    """Layers as a list, from any iterable of whole numbers.
+# of every experiment that asks tasks (`depthlens.EvalOptions`)
+OPTIONS: dict[str, Option] = {
+    "limit": Option(_number(int, 1, of=" of documents"), "Documents of each task. [default: all]"),
+    "samples": Option(
+        Rule(
+            _are_samples,
+            "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
+            "A:B:C",
+        ),
+        "Which documents, as a slice of Python: 0:100:2, or 1::2 for every other.",
+    ),
+    "num_fewshot": Option(_number(int, 0, of=" of examples"), "Examples in each prompt. [default: what the task says]"),
+    "include_path": Option(
+        Rule(
+            lambda value: isinstance(value, str | os.PathLike) and os.path.isdir(value),
+            "a folder that exists, with your task YAML files",
+            "DIR",
+        ),
+        "Folder with your own lm-eval task files (YAML).",
+    ),
+    "seed": Option(_number(int, 0, N_SEEDS - 1), "Seed of the choice of examples, and of drawn tokens.", 0),
+    "apply_chat_template": Option(_FLAG, "Wrap prompts in the tokenizer's chat template.", False),
+    "system_instruction": Option(
+        Rule(lambda value: isinstance(value, str), "a text", "TEXT"), "Text before every prompt."
+    ),
+    "gen_kwargs": Option(
+        Rule(
+            lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)),
+            "settings by name, e.g. {'temperature': 0.6, 'max_gen_toks': 1024}, for a command NAME=VALUE,NAME=VALUE",
+            "NAME=VALUE,...",
+            _read_settings,
+        ),
+        "How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, do_sample, "
+        "until. Tokens that are drawn depend on --seed.",
+    ),
+    "think_end_token": Option(
+        Rule(_is_text, "a text, such as '</think>'", "TEXT"),
+        "What ends the thinking of a reasoning model, such as '</think>'.",
+    ),
+    "enable_thinking": Option(_FLAG, "For chat templates that can switch it.", None, "--enable-thinking/--no-thinking"),
+    "measure": Option(
+        _one_of(*MEASURES),
+        "task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
+        "token_logprob: the same per token; both: task and answer_logprob.",
+        "task",
+    ),
+    "backend": Option(_one_of(*BACKENDS), "What removes the parts: torch, transformer_lens or nnsight.", "torch"),
+    "batch_tokens": Option(_number(int, 1), "Tokens of one batch. [default: chosen by free memory]"),
+    "store": Option(
+        Rule(lambda value: True, metavar="DIR|URL"),  # `depthlens.store.parts.open_store` checks it
+        "Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
+        "auto is what DEPTHLENS_STORE names, else the user's data folder.",
+        "auto",
+    ),
+    "progress": Option(_FLAG, default=True),
+    "workers": Option(
+        _number(int, 1),
+        "Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
+        "[default: in this process, or with --ray as many as fit]",
+    ),
+    "ray": Option(
+        Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local"),
+        "A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
+        "[default: local with --workers]",
+    ),
+    "worker_cpus": Option(
+        _number(int, 1, of=" of CPU threads"),
+        "CPU threads of each worker. [default: its share of this machine, else 1]",
+    ),
+    "worker_gpus": Option(
+        Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float),
+        "GPUs of each worker; 0.5 shares one. [default: as many as the model has here]",
+    ),
+}
+# of these the record of a result says nothing: they decide no score, or differ from task to task
+UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ray", "worker_cpus", "worker_gpus")
+# of a model that is loaded by name
+LOADING: dict[str, Option] = {
+    "dtype": Option(_one_of(*DTYPES), "Type of the weights: auto, float32, float64, bfloat16 or float16.", "auto"),
+    "device": Option(
+        Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1")),
+        "auto, cpu, mps, cuda:N or cuda:0,cuda:1.",
+        "auto",
+    ),
+    "quantize": Option(_one_of(*SCHEMES), "int8, int4 or nf4: keep the weights of layers in so many bits."),
+    "offload": Option(
+        Rule(lambda value: value == "disk", "'disk'", "disk"),
+        "disk: read layers when they are needed, for models larger than memory.",
+    ),
+    "remote": Option(
+        Rule(lambda value: isinstance(value, bool) or value == "local", "True, False, or 'local' to simulate a server"),
+        "Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.",
+        False,
+    ),
+}
+# of conditions that put something in the place of a part
+SOURCES: dict[str, Option] = {
+    "donor": Option(
+        Rule(_is_text, "a model", "MODEL"), "Model whose weights @donor conditions put in place, e.g. layers@donor."
+    ),
+    "resample_prompts": Option(
+        Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT"),
+        "Prompt on which @resample conditions look up what a part does; may be repeated.",
+        flag="--resample-prompt",
+        many=True,
+    ),
+}
+COMMANDS = OPTIONS | LOADING | SOURCES
+_PATH = Rule(_is_path, "the path of a folder, such as runs/mine; no part of it may be a file")
 
-    Raises:
-        UserError: it is not iterable, or contains something else than layers of the model.
-    """
-    value = plain(value)
-    numbers = _items(value)
-    if numbers is None or not all(map(_is_whole, numbers)):
-        raise UserError(f"{name} {value!r}: give a list of layers, e.g. [3, 4]")
-    if missing := [n for n in numbers if not 0 <= n < n_layers]:
-        raise UserError(f"{name} {value!r}: layer {missing[0]} does not exist; layers are 0..{n_layers - 1}")
-    return numbers
+
+def _or_none(rule: Rule) -> Rule:
+    return replace(rule, fits=lambda value: value is None or rule.fits(value), give=f"{rule.give}, or leave it out")
 
 
-def heads(name: str, value: Any) -> list[tuple[int, int]]:
-    """Heads as (layer, head).
-
-    Raises:
-        UserError: it is not a list of such pairs.
-    """
-    value = plain(value)
-    pairs = _items(value)
-    if pairs is None or not all(_is_pair(pair) for pair in pairs):
-        raise UserError(f"{name} {value!r}: give a list of heads as (layer, head), e.g. [(3, 0)]")
-    return [(layer, head) for layer, head in pairs]
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether a value is two whole numbers from 0."""
-    return isinstance(value, Sequence) and len(value) == 2 and all(_is_whole(n) and n >= 0 for n in value)
-
-
-def _items(value: Any) -> list[Any] | None:
-    """The items of an iterable that is not a text."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else None
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; a bool is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def documents(limit: int | None) -> int | None:
-    """A limit that any machine can count to; more documents than a task has mean all of them."""
-    return None if limit is None else min(limit, sys.maxsize)
-
-
-def slice_of(text: str) -> slice:
-    """A slice as text, ``START:STOP`` or ``START:STOP:STEP``; each may be left out, as in Python.
-
-    Raises:
-        UserError: another text, or a step that does not go forward.
-    """
-    if not re.fullmatch(r"(-?\d+)?:(-?\d+)?(:\d*)?", text) or text.endswith(":0"):
-        raise UserError(f"samples {text!r}: give START:STOP or START:STOP:STEP, e.g. 0:100:2 or 1::2")
-    return slice(*(int(part) if part else None for part in text.split(":")))
+RULES: dict[str, Rule] = {
+    **{name: o.rule if o.default is not None else _or_none(o.rule) for name, o in COMMANDS.items()},
+    "out": _or_none(_PATH),
+    "tasks": _names("capitals_continuation"),
+    "text_set": _one_of(*TEXT_SETS),
+}
 
 
 def check(**values: Any) -> dict[str, Any]:
@@ -216,247 +322,83 @@ def check(**values: Any) -> dict[str, Any]:
     Returns:
         The values, as `plain` ones.
     """
-    values = {name: plain(value) for name, value in values.items()}
-    for name, value in values.items():
-        RULES[name](name, value)
-    return values
+    return {name: RULES[name](name, value) for name, value in values.items()}
 
 
-def _optional(rule: Rule) -> Rule:
-    return lambda name, value: None if value is None else rule(name, value)
+def read(texts: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of options as a command or the environment gives them: texts, flags, or None; they are checked."""
+    values = dict(texts)
+    for name, text in texts.items():
+        if isinstance(text, str):
+            with contextlib.suppress(ValueError):  # the rule of an option refuses what cannot be read
+                values[name] = RULES[name].read(text)
+    return check(**values)
 
 
-def _whole(low: int, high: int | None = None, of: str = "", fix: str = "") -> Rule:
-    return lambda name, value: whole(name, value, low, high, of=of, fix=fix)
+def whole(name: str, value: Any, low: int, high: float = math.inf, *, of: str = "", fix: str = "") -> int:
+    """A whole number from ``low`` up to ``high``, both included; any other value is refused."""
+    return _number(int, low, high, of, fix)(name, value)
 
 
-def _samples(name: str, value: Any) -> None:
-    if isinstance(value, Mapping) and value:
-        for task, some in value.items():
-            _samples(f"{name} of {task}", some)
-    elif isinstance(value, str):
-        slice_of(value)
-    else:
-        numbers = _items(value)
-        if isinstance(value, Mapping) or not numbers or not all(_is_whole(n) and n >= 0 for n in numbers):
-            fix = "give numbers of documents, e.g. range(0, 100, 2), a slice such as '1::2', or either by task"
-            raise UserError(f"{name} {value!r}: {fix}")
-        if repeated := [n for n in numbers if numbers.count(n) > 1] if len(set(numbers)) < len(numbers) else []:
-            raise UserError(f"{name}: document {repeated[0]} is named twice; name it once")
+def number(name: str, value: Any, low: float, high: float = math.inf, *, fix: str = "") -> int | float:
+    """A number from ``low`` to ``high``, both included; any other value is refused, and so is NaN."""
+    return _number(float, low, high, fix=fix)(name, value)
 
 
-def _ray(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{name} {value!r}: give 'local' or the address of a cluster, such as 10.0.0.1:6379")
+def names(name: str, value: Any, example: str) -> list[str]:
+    """A name, or several, each once, as a list; any other value is refused."""
+    value = _names(example)(name, value)
+    return [value] if isinstance(value, str) else list(value)
 
 
-def _worker_gpus(name: str, value: Any) -> None:
-    number(name, value, 0)
-    if not value or (value > 1 and value != int(value)):
-        raise UserError(f"{name} {value!r}: give a share of a GPU such as 0.5, or a whole number, or leave it out")
+def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
+    """One name or several of the known ones, as a list; any other value is refused."""
+    value, known = plain(value), list(known)
+    items = [value] if isinstance(value, str) else value
+    if not _is_list(items, lambda item: True) or not items:
+        raise UserError(f"{name} {value!r}: give a name or a list of names out of: {', '.join(map(str, known))}")
+    if odd := [item for item in items if item not in known]:
+        raise unknown(name, odd[0], known)
+    return list(items)
 
 
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise UserError(f"{name} {value!r}: give True or False")
+def layers(name: str, value: Any, n_layers: int) -> list[int]:
+    """Layers of a model as a list; any other value is refused."""
+    give = f"a list of layers, e.g. [0, 1]; layers are 0..{n_layers - 1}"
+    return list(Rule(lambda v: _is_list(v, lambda n: _is_whole(n) and n < n_layers), give)(name, value))
 
 
-def _text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise UserError(f"{name} {value!r}: give a text, or leave it out")
+def heads(name: str, value: Any) -> list[tuple[int, int]]:
+    """Heads as (layer, head), in a list; any other value is refused."""
+    give = "a list of heads as (layer, head), e.g. [(3, 0)]"
+    return [(layer, head) for layer, head in Rule(lambda v: _is_list(v, _is_head), give)(name, value)]
 
 
-def _filled_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{name} {value!r}: give a text, such as '</think>', or leave it out")
+def folder(name: str, value: Any) -> Path:
+    """The path of a folder, which need not exist; any other value is refused."""
+    return Path(_PATH(name, value))
 
 
-def _settings(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{name} {value!r}: give settings by name, e.g. {{'temperature': 0.6, 'max_gen_toks': 1024}}")
+def loaded(lens: Any) -> None:
+    """Refuse a value that is not a loaded model, such as the name of one; parts that were replaced are found anew."""
+    if isinstance(lens, str | os.PathLike):
+        name = os.fspath(lens)
+        raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
+    made_by(lens, "dims", "a loaded model, such as dl.load('smollm2-135m')", "lens")
+    lens.bind()
 
 
-def _folder(name: str, value: Any) -> None:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or not Path(value).is_dir():
-        path = os.fspath(value) if isinstance(value, os.PathLike) else value
-        raise UserError(f"{name} {path!r} is not a folder; give the folder with your task YAML files")
+def result(value: Any, name: str = "result") -> None:
+    """Refuse a value that is not the result of a sweep."""
+    made_by(value, "docs", "what a sweep returned, or dl.Result.load(folder)", name)
 
 
-def _out(name: str, value: Any) -> None:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip() or "\0" in os.fspath(value):
-        raise UserError(f"{name} {value!r}: give the path of a folder, such as runs/mine, or leave it out")
-    path = Path(value)
-    if any(part.is_file() for part in (path, *path.parents)):
-        raise UserError(f"cannot write to {str(path)!r}: it, or a part of the path, is a file; name a folder")
+def made_by(value: Any, field: str, what: str, name: str) -> None:
+    """Refuse a value without the field ``field``; ``what`` says which object is needed and where to get one."""
+    if not hasattr(value, field):
+        raise UserError(f"{name} is a {type(value).__name__}; give {what}")
 
 
-def _one_of(allowed: Sequence[str]) -> Rule:
-    def rule(name: str, value: Any) -> None:
-        if not isinstance(value, str) or value not in allowed:
-            raise unknown(name, value, allowed)
-
-    return rule
-
-
-def _device(name: str, value: Any) -> None:
-    several = value.split(",") if isinstance(value, str) else [""]
-    for one in several:
-        kind, _, index = one.partition(":")
-        wrong = kind not in DEVICES or (":" in one and not (kind == "cuda" and index.isdigit()))
-        if wrong or (len(several) > 1 and not index):
-            raise unknown(name, value, [*DEVICES, "cuda:N", "several, as cuda:0,cuda:1"])
-    if len({int(one.partition(":")[2] or 0) for one in several}) < len(several):
-        raise UserError(f"{name} {value!r}: a GPU is named twice; name each once, as cuda:0,cuda:1")
-
-
-def _offload(name: str, value: Any) -> None:
-    if value != "disk":
-        raise UserError(f"{name} {value!r}: give 'disk', or leave it out to hold the whole model in memory")
-
-
-def _prompts(name: str, value: Any) -> None:
-    if _items(value) is None or not all(isinstance(text, str) and text.strip() for text in value):
-        raise UserError(f"{name} {value!r}: give a list of prompts, none of them empty")
-
-
-def _tasks(name: str, value: Any) -> None:
-    names("tasks", value, "capitals_continuation")
-
-
-class Option(NamedTuple):
-    """An option of experiments, as notebooks, Python and commands have it.
-
-    Attributes:
-        rule: Refuses a value.
-        default: Where it is not given.
-        help: What a command says of it.
-        metavar: What stands for its value there; "": it is a flag.
-        flag: How a command spells it, where that is not its name.
-        recorded: Whether it decides scores, and so stands in the record of a result.
-    """
-
-    rule: Rule
-    default: Any = None
-    help: str = ""
-    metavar: str = ""
-    flag: str = ""
-    recorded: bool = True
-
-
-# of every experiment that asks tasks (`depthlens.EvalOptions`)
-OPTIONS: dict[str, Option] = {
-    "limit": Option(
-        _optional(_whole(1, of=" of documents", fix=", or leave it out for all")),
-        help="Documents of each task. [default: all]",
-        metavar="N",
-    ),
-    "samples": Option(
-        _optional(_samples),
-        help="Which documents, as a slice of Python: 0:100:2, or 1::2 for every other.",
-        metavar="A:B:C",
-    ),
-    "num_fewshot": Option(
-        _optional(_whole(0, of=" of examples", fix=", or leave it out for the task's own")),
-        help="Examples in each prompt. [default: what the task says]",
-        metavar="N",
-        recorded=False,
-    ),
-    "include_path": Option(_optional(_folder), help="Folder with your own lm-eval task files (YAML).", metavar="DIR"),
-    "seed": Option(_whole(0, N_SEEDS - 1), 0, help="Seed of the choice of examples, and of drawn tokens.", metavar="N"),
-    "apply_chat_template": Option(_flag, False, help="Wrap prompts in the tokenizer's chat template."),
-    "system_instruction": Option(_optional(_text), help="Text before every prompt.", metavar="TEXT"),
-    "gen_kwargs": Option(
-        _optional(_settings),
-        help="How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, "
-        "do_sample, until. Tokens that are drawn depend on --seed.",
-        metavar="NAME=VALUE,...",
-    ),
-    "think_end_token": Option(
-        _optional(_filled_text),
-        help="What ends the thinking of a reasoning model, such as '</think>'.",
-        metavar="TEXT",
-    ),
-    "enable_thinking": Option(
-        _optional(_flag), help="For chat templates that can switch it.", flag="--enable-thinking/--no-thinking"
-    ),
-    "measure": Option(
-        _one_of(MEASURES),
-        "task",
-        help="task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
-        "token_logprob: the same per token; both: task and answer_logprob.",
-        metavar="NAME",
-    ),
-    "backend": Option(
-        _one_of(BACKENDS), "torch", help="What removes the parts: torch, transformer_lens or nnsight.", metavar="NAME"
-    ),
-    "batch_tokens": Option(
-        _optional(_whole(1, fix=", or leave it out to have it chosen")),
-        help="Tokens of one batch. [default: chosen by free memory]",
-        metavar="N",
-        recorded=False,
-    ),
-    "store": Option(
-        lambda name, value: None,  # `depthlens.store.parts.open_store` checks it
-        "auto",
-        help="Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
-        "auto is what DEPTHLENS_STORE names, else the user's data folder.",
-        metavar="DIR|URL",
-        recorded=False,
-    ),
-    "progress": Option(_flag, True, recorded=False),
-    "workers": Option(
-        _optional(_whole(1, fix=", or leave it out to compute in this process")),
-        help="Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
-        "[default: in this process, or with --ray as many as fit]",
-        metavar="N",
-        recorded=False,
-    ),
-    "ray": Option(
-        _optional(_ray),
-        help="A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
-        "[default: local with --workers]",
-        metavar="ADDRESS|local",
-        recorded=False,
-    ),
-    "worker_cpus": Option(
-        _optional(_whole(1, of=" of CPU threads", fix=", or leave it out")),
-        help="CPU threads of each worker. [default: its share of this machine, else 1]",
-        metavar="N",
-        recorded=False,
-    ),
-    "worker_gpus": Option(
-        _optional(_worker_gpus),
-        help="GPUs of each worker; 0.5 shares one. [default: as many as the model has here]",
-        metavar="N",
-        recorded=False,
-    ),
-}
-# of a model that is loaded by name
-LOADING: dict[str, Option] = {
-    "dtype": Option(
-        _one_of(DTYPES),
-        "auto",
-        help="Type of the weights: auto, float32, float64, bfloat16 or float16.",
-        metavar="TYPE",
-    ),
-    "device": Option(_device, "auto", help="auto, cpu, mps, cuda:N or cuda:0,cuda:1.", metavar="NAME"),
-    "quantize": Option(
-        _optional(_one_of(SCHEMES)),
-        help="int8, int4 or nf4: keep the weights of layers in so many bits.",
-        metavar="SCHEME",
-    ),
-    "offload": Option(
-        _optional(_offload),
-        help="disk: read layers when they are needed, for models larger than memory.",
-        metavar="disk",
-    ),
-    "remote": Option(_flag, False, help="Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY."),
-}
-RULES: dict[str, Rule] = {
-    **{name: option.rule for name, option in OPTIONS.items() if name != "store"},
-    **{name: option.rule for name, option in LOADING.items() if name != "remote"},
-    "out": _optional(_out),
-    "resample_prompts": _optional(_prompts),
-    "tasks": _tasks,
-    "text_set": _one_of(TEXT_SETS),
-}
+def slice_of(text: str) -> slice:
+    """The slice that ``START:STOP:STEP`` means, which the rule of samples allows."""
+    return slice(*(int(part) if part else None for part in text.split(":")))

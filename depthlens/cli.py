@@ -1,4 +1,4 @@
-"""The command line: ``sweep``, ``plan``, ``run``, ``models``, and what `runner.commands` and `store.commands` have.
+"""The command line: ``run`` and ``models``, and what the modules `commands` of `depthlens.experiments` and others have.
 
 Nothing heavy is imported until a command needs it, so that ``--help`` answers at once and every command prints what it
 does in its first second. A mistake of the caller ends as one line on stderr and exit code 2, a failed notebook gives
@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from depthlens import __version__, arguments, provenance
+from depthlens import __version__, progress, provenance
 from depthlens.cluster import options as cluster
 from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
@@ -36,17 +36,10 @@ app = typer.Typer(
 app.add_typer(commands.app, name="store")
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
-# `sweep` passes all its other options on to `depthlens.experiments.sweep.run_sweep`, under the same names
-_OF_COMMAND = (
-    *("model", "tasks", "ablate", "out", "overwrite", "plan", "store", "json", *cluster.NAMES),
-    *("margin", "alpha", "max_documents"),  # of `depthlens race`
-)
-_NUMBERS = ("limit", "num_fewshot", "batch_tokens", "seed")
-JsonOption = Annotated[bool, typer.Option("--json", help="Write progress as lines of JSON to standard error.")]
 
 
 class _Command(TyperCommand):
-    """An option that takes one value and is given twice is refused; Click would take the last."""
+    """An option that takes one value and is given twice is refused, and Ctrl-C ends in one line and 130."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = [text.partition("=")[0] for text in args]
@@ -55,19 +48,21 @@ class _Command(TyperCommand):
                 raise UserError(f"{twice[0]} is given twice; give it once")
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
+            typer.echo(f"Interrupted: {told}", err=True)
+            raise typer.Exit(130) from None
+
 
 class _RunCommand(_Command):
-    """``-p NAME VALUE``, repeated: Typer cannot declare a repeated pair, so each pair is joined to ``NAME=VALUE``."""
+    """``-p NAME VALUE``, repeated: a pair, which Typer cannot declare."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined, rest = [], list(args)
-        while rest:
-            joined.append(rest.pop(0))
-            if joined[-1] in ("-p", "--parameter"):
-                if len(rest) < 2:
-                    raise typer.BadParameter(f"{joined[-1]} takes a name and a value: {joined[-1]} NAME VALUE")
-                joined.append(f"{rest.pop(0)}={rest.pop(0)}")
-        return super().parse_args(ctx, joined)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        next(p for p in self.params if p.name == "parameters").nargs = 2
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -107,121 +102,8 @@ def _options(
     pass
 
 
-@app.command(cls=_Command)
-@experiments.with_options(*(name for name in arguments.OPTIONS if name != "progress"), *arguments.LOADING)
-def sweep(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Short name (see `depthlens models`), Hugging Face id, folder or .gguf file."
-        ),
-    ],
-    tasks: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TASK...", help="Tasks of depthlens, of lm-eval, or of your own files (--include-path)."
-        ),
-    ],
-    ablate: Annotated[
-        str,
-        typer.Option(
-            metavar="WHAT",
-            help="What to remove, one at a time: layers, attn, mlp, heads, kv, blocks:N, layers:N (evenly "
-            "spread), bottom[:N], top[:N], or conditions such as L3,L5.H2,L8@mean. @mean puts the mean of what a part "
-            "adds, over texts of the task that are not evaluated, in its place; @noise adds noise of the norm of what "
-            "the part writes; layers[1:] spares the first token.",
-        ),
-    ],
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for the results: docs, questions and summary (.parquet) and record.json. [required, but for "
-            "--plan]",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of another sweep in --out.")] = (
-        False
-    ),
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what the sweep would cost, and compute nothing of it.")
-    ] = False,
-    resample_prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--resample-prompt",
-            metavar="TEXT",
-            help="Prompt on which @resample conditions look up what a part does; may be repeated.",
-        ),
-    ] = None,
-    donor: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Model whose weights @donor conditions put in place, e.g. layers@donor."),
-    ] = None,
-    json: JsonOption = False,
-    **given: Any,
-) -> None:
-    """Remove parts of a model one at a time and score tasks each time.
-
-    Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
-    """
-    of_command = {name: value for name, value in locals().items() if name != "given"}
-    options = _settle(of_command | given)
-    from depthlens.analysis.result_folder import FILES, claimed
-    from depthlens.models import names
-
-    models = [names.find(name) for name in (model, donor) if name is not None]
-    if plan:
-        say(f"loading {models[0].name} for {', '.join(tasks)}", model=model, tasks=tasks)
-        from depthlens.experiments.planning import run_plan
-
-        typer.echo(str(run_plan(model, tasks, ablate, **options)))
-        return
-    assert out is not None
-    try:
-        asked = {"model": model, "tasks": tasks, "ablate": ablate, **options}
-        with claimed(out, asked, overwrite=overwrite) as folder:
-            on = ", here and on workers of Ray" if cluster.asked({}) else ""
-            loaded = " and ".join(source.name for source in models)
-            say(f"loading {loaded} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
-            for source in models if not options["remote"] else ():
-                names.configuration(source)
-            from depthlens.analysis.summary_text import summary_text
-            from depthlens.experiments.sweep import run_sweep
-
-            result = run_sweep(model, tasks, ablate, **options)
-            result.record["command"] = provenance.COMMAND.get()
-            result.save(folder, overwrite=overwrite)
-    except KeyboardInterrupt as stop:
-        typer.echo(f"Interrupted: {stop if isinstance(stop, Interrupted) else 'nothing was computed yet'}", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(summary_text(result))
-    typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
-
-
-def _settle(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that experiments take, of all that a command has; the store and workers are set up."""
-    from depthlens.models import names
-
-    options = {name: value for name, value in given.items() if name not in _OF_COMMAND}
-    options |= {name: arguments.whole_or_text(options[name]) for name in _NUMBERS}
-    options["gen_kwargs"] = arguments.settings_of(options["gen_kwargs"])
-    rules = {name: value for name, value in options.items() if name in arguments.RULES}
-    arguments.check(tasks=given["tasks"], **rules)
-    if options["limit"] is not None and options["samples"] is not None:
-        fault = f"limit {options['limit']} and samples {options['samples']!r} both choose documents"
-        raise UserError(f"{fault}; give one of them")
-    if given["out"] is None and not given["plan"]:
-        raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
-    for name in (given["model"], given["donor"]):
-        if name is not None:
-            names.find(name)
-    _configure(given["store"], given["json"], given, given["plan"])
-    return options
-
-
-app.command("plan", cls=_Command)(experiments.plan_like(sweep))
-app.command("race", cls=_Command)(experiments.race_like(sweep, _settle))
+for command in (experiments.sweep, experiments.plan, experiments.race):
+    app.command(cls=_Command)(command)
 
 
 @app.command(cls=_RunCommand)
@@ -232,7 +114,7 @@ def run(
         str, typer.Option(metavar="DIR", help="Folder for executed notebooks, their pages, index.html and record.json.")
     ],
     parameters: Annotated[
-        list[str] | None,
+        list[Any] | None,
         typer.Option(
             "-p",
             "--parameter",
@@ -252,8 +134,8 @@ def run(
         str | None,
         typer.Option(metavar="A,B,...", help="Models to run on, one after another: a folder each, and one index."),
     ] = None,
-    json: JsonOption = False,
-    **given: Any,
+    json: experiments.Json = False,
+    **options: Any,
 ) -> None:
     """Execute notebooks and make web pages of them.
 
@@ -262,11 +144,13 @@ def run(
     Example: depthlens run 00_tour -p limit 20 --out runs/tour
     """
     values: dict[str, object] = {}
-    for name, _, value in (text.partition("=") for text in parameters or []):
+    for name, value in parameters or []:
         if name in values:
             raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
         values[name] = value
-    _configure(given["store"], json, given, plan=False)
+    _use_store(options["store"])
+    cluster.configure(options)
+    progress.write_json(json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
     from depthlens.runner import execute, several
     from depthlens.runner import report as reports
@@ -297,20 +181,11 @@ def models() -> None:
     typer.echo(text_table([row._asdict() for row in names.NAMED]))
 
 
-def _configure(store: str, json: bool, given: dict[str, Any], plan: bool) -> None:
-    """Set the store, workers and the form of progress for this process and for the kernels that it starts."""
-    from depthlens import progress
-    from depthlens.store import parts as storage
+def _use_store(where: str) -> None:
+    """Set the store of this process and of the kernels that it starts."""
+    from depthlens.store import parts
 
-    if not store.strip():
-        storage.open_store(store)  # refuses it with what to give
-    if store != storage.DEFAULT:
-        local = "://" not in store and not storage.without(store)
-        os.environ[storage.ENVIRONMENT] = str(Path(store).expanduser().resolve()) if local else store
-    storage.open_store()  # a store that cannot be used is refused before anything else is done
-    workers = {name: given.get(name) for name in cluster.NAMES}
-    if plan and (asked := [name for name, value in workers.items() if value is not None]):
-        raise UserError(f"--{asked[0].replace('_', '-')}: a plan is of one process; leave it out")
-    cluster.configure(**workers)
-    if json:
-        os.environ[progress.ENVIRONMENT] = "-"
+    parts.open_store(where)  # one that cannot be used is refused before anything else is done
+    if where != parts.DEFAULT:
+        local = "://" not in where and not parts.without(where)
+        os.environ[parts.ENVIRONMENT] = str(Path(where).expanduser().resolve()) if local else where

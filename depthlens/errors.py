@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 
 class _OneLine:
@@ -35,7 +36,14 @@ class Interrupted(_OneLine, KeyboardInterrupt):
     """Ctrl-C in the middle of long work; the message says what is stored and how to go on."""
 
 
-_came_before: set[int] = set()  # signals since `stop_on_signals`, until work that hears them
+_came: set[int] = set()  # signals since `stop_on_signals`, until the work that hears them has ended
+
+
+def _stop(number: int, frame: object) -> None:
+    _came.add(number)
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise KeyboardInterrupt
 
 
 def stop_on_signals() -> None:
@@ -43,16 +51,9 @@ def stop_on_signals() -> None:
 
     Either ends the work that comes next, too, where a library that is being imported swallows the exception.
     """
-
-    def stop(number: int, frame: object) -> None:
-        _came_before.add(number)
-        if number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        raise KeyboardInterrupt
-
-    _came_before.clear()
+    _came.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+        signal.signal(number, _stop)
 
 
 @contextlib.contextmanager
@@ -73,39 +74,35 @@ def told_where_output_fails() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hear_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Within the context Ctrl-C and SIGTERM are heard, also where they arrive in code whose exceptions Python ignores.
+    """Within the context Ctrl-C is heard, also where it arrives in code whose exceptions Python ignores.
 
     Python raises KeyboardInterrupt wherever the main thread is. Where that is a ``__del__`` (of a lock, of an object
     of Ray), Python prints the exception and goes on.
 
     Yields:
         To be called between pieces of work: raises KeyboardInterrupt if there was one since the context began, or
-        since `stop_on_signals`.
+        since `stop_on_signals`, whose SIGTERM is heard as well.
     """
-    came: set[int] = set()
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other one gets signals, or may say what they do
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    main = threading.current_thread() is threading.main_thread()  # no other one may say what signals do
+    before = signal.getsignal(signal.SIGINT) if main else None
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.add(number)
-        before[signal.Signals(number)](number, frame)
+        _came.add(number)
+        cast(Callable[..., object], before)(number, frame)
 
     def check() -> None:
-        if came or _came_before:
+        if _came:
             raise KeyboardInterrupt
 
-    for number in before:
-        signal.signal(number, note)
+    if callable(before) and before is not _stop:
+        signal.signal(signal.SIGINT, note)
     try:
         check()
         yield check
     finally:
-        _came_before.clear()
-        for number, handler in before.items():
-            if signal.getsignal(number) is note:  # `stop_on_signals` changes it when it stops
-                signal.signal(number, handler)
+        _came.clear()
+        if main and signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:

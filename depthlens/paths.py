@@ -15,6 +15,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
+from depthlens import arguments
 from depthlens.errors import UserError
 
 LOCK = ".depthlens.lock"
@@ -52,13 +53,9 @@ def writable_folder(path: Path | str) -> Path:
     """Make a folder and try to write to it, so that a wrong path is reported before hours of work and not after.
 
     Raises:
-        UserError: the path is empty, it or a part of it is a file, or the folder cannot be made or written.
+        UserError: it is no path, a part of it is a file, or the folder cannot be made or written.
     """
-    if not isinstance(path, str | Path) or "\0" in str(path):
-        raise UserError(f"folder {path!r}: give the path of a folder, such as runs/mine")
-    if isinstance(path, str) and not path.strip():
-        raise UserError(f"folder {path!r}: the name of a folder is empty; name one, such as runs/mine")
-    folder = Path(path)
+    folder = arguments.folder("folder", path)
     probe = folder / f".probe.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,17 +112,9 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    if os.name == "posix":  # a rename is on the disk when its folder is
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
     """The error for a folder that cannot be written."""
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return UserError(f"cannot write to {str(folder)!r}: it, or a part of the path, is a file; name a folder")
     reason = error.strerror or error
     return UserError(f"cannot write to {str(folder)!r}: {reason}; name a folder you can write to")

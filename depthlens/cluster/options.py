@@ -7,7 +7,6 @@ imported here.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,10 +50,9 @@ def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     found: dict[str, Any] = {}
     for name in NAMES:
         value = options.get(name)
-        if value is None and (text := os.environ.get(environment(name), "").strip()):
-            value = _read(text)
-        arguments.check(**{name: value})
-        if value is not None:
+        if value is None:
+            value = os.environ.get(environment(name), "").strip() or None
+        if (value := arguments.read({name: value})[name]) is not None:
             found[name] = value
     if not found:
         return None
@@ -64,20 +62,7 @@ def asked(options: Mapping[str, Any]) -> AskedWorkers | None:
     return AskedWorkers(**found)
 
 
-def _read(text: str) -> Any:
-    """A number, or what is no number, which the rule of the option accepts or refuses."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def configure(**texts: str | None) -> None:
-    """Ask for workers in this process and in the kernels that it starts; what is None is left as it is.
-
-    Args:
-        texts: Options as they were typed.
-    """
-    given = {name: _read(text) for name, text in texts.items() if text is not None}
-    asked(given)
-    os.environ.update({environment(name): str(value) for name, value in given.items()})
+def configure(options: Mapping[str, Any]) -> None:
+    """Ask for workers in this process and in the kernels that it starts; what is None is left as it is."""
+    asked(options)
+    os.environ.update({environment(name): str(options[name]) for name in NAMES if options.get(name) is not None})

@@ -1,161 +1,213 @@
-"""The commands ``depthlens plan`` and ``depthlens race``, made of ``depthlens sweep``.
+"""The commands ``depthlens sweep``, ``plan`` and ``race``, and how any command gets options of `depthlens.arguments`.
 
 Nothing heavy is imported until one of them is called.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from depthlens import arguments, provenance
+from depthlens import arguments, progress, provenance
 from depthlens.cluster import options as cluster
-from depthlens.errors import Interrupted, UserError
-from depthlens.progress import say
+from depthlens.errors import UserError
 
-_OWN = ("margin", "alpha", "max_documents")
 Command = Callable[..., None]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Short name (see `depthlens models`), Hugging Face id, folder or .gguf file."),
+]
+Tasks = Annotated[
+    list[str],
+    typer.Argument(metavar="TASK...", help="Tasks of depthlens, of lm-eval, or of your own files (--include-path)."),
+]
+Ablate = Annotated[
+    str,
+    typer.Option(
+        metavar="WHAT",
+        help="What to remove, one at a time: layers, attn, mlp, heads, kv, blocks:N, layers:N (evenly spread), "
+        "bottom[:N], top[:N], or conditions such as L3,L5.H2,L8@mean. @mean puts the mean of what a part adds, over "
+        "texts of the task that are not evaluated, in its place; @noise adds noise of the norm of what the part "
+        "writes; layers[1:] spares the first token.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of another sweep in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Write progress as lines of JSON to standard error.")]
+IN_ONE_PROCESS = [name for name in arguments.COMMANDS if name not in ("progress", *cluster.NAMES)]
+ANYWHERE = [*IN_ONE_PROCESS, *cluster.NAMES]
 
 
 def with_options(*names: str) -> Callable[[Command], Command]:
-    """Give a command options by their names, beside its own (`depthlens.arguments.OPTIONS`)."""
+    """Give a command options by their names, beside its own; it gets their values read and checked."""
 
     def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            command(**given | arguments.read({name: given[name] for name in names}))
+
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        return _takes(command, [*own, *map(_declared, names)])
+        taken = [p.replace(kind=p.KEYWORD_ONLY) for p in [*own, *map(_declared, names)]]
+        called.__annotations__ = {p.name: p.annotation for p in taken}
+        vars(called)["__signature__"] = inspect.Signature(taken)
+        return called
 
     return decorate
 
 
-def _takes(command: Command, parameters: Sequence[inspect.Parameter]) -> Command:
-    """Tell Typer what a command takes."""
-    by_keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
-    vars(command).update(__signature__=inspect.Signature(by_keyword))
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    return command
-
-
 def _declared(name: str) -> inspect.Parameter:
-    """An option as a parameter of a command; values are texts, which its rule reads later."""
-    option = (arguments.OPTIONS | arguments.LOADING)[name]
-    flag, default = not option.metavar, option.default
-    kind: Any = bool if flag else str
-    declared = typer.Option(
-        option.flag or f"--{name.replace('_', '-')}", metavar=option.metavar or None, help=option.help
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default if flag or default is None else str(default),
-        annotation=Annotated[kind | None if default is None else kind, declared],
-    )
+    """An option as a parameter of a command, whose value is a flag or a text."""
+    option, flag = arguments.COMMANDS[name], f"--{name.replace('_', '-')}"
+    kind: Any = list[str] if option.many else str if option.rule.metavar else bool
+    declared = typer.Option(option.flag or flag, metavar=option.rule.metavar or None, help=option.help)
+    annotation = Annotated[kind | None, declared]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation)
 
 
-def plan_like(sweep: Command) -> Command:
-    """The command of a sweep without an ``--out``, which only plans."""
+@with_options(*ANYWHERE)
+def sweep(
+    model: Model,
+    tasks: Tasks,
+    ablate: Ablate,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the results: docs, questions and summary (.parquet) and record.json. [required, but for "
+            "--plan]",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the sweep would cost, and compute nothing of it.")
+    ] = False,
+    json: Json = False,
+    **options: Any,
+) -> None:
+    """Remove parts of a model one at a time and score tasks each time.
 
-    def plan(**options: Any) -> None:
-        sweep(**options, plan=True)
+    Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
+    """
+    if plan:
+        return _plan(model, tasks, ablate, options, json=json)
+    if out is None:
+        raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
+    _check(model, tasks, options, json=json)
+    from depthlens.analysis.result_folder import FILES, claimed
 
-    plan.__doc__ = """Say what a sweep would cost before anything is computed: tokens, time and memory.
+    with claimed(out, {"model": model, "tasks": tasks, "ablate": ablate, **options}, overwrite=overwrite) as folder:
+        _say_loading(model, tasks, options)
+        from depthlens.analysis.summary_text import summary_text
+        from depthlens.experiments.sweep import run_sweep
+
+        result = run_sweep(model, tasks, ablate, **options)
+        result.record["command"] = provenance.COMMAND.get()
+        result.save(folder, overwrite=overwrite)
+    typer.echo(summary_text(result))
+    typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
+
+
+@with_options(*IN_ONE_PROCESS)
+def plan(
+    model: Model,
+    tasks: Tasks,
+    ablate: Ablate,
+    json: Json = False,
+    **options: Any,
+) -> None:
+    """Say what a sweep would cost before anything is computed: tokens, time and memory.
 
     Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
     """
-    own, without = inspect.signature(sweep).parameters, ("out", "overwrite", "plan", *cluster.NAMES)
-    return _takes(plan, [p for name, p in own.items() if name not in without])
+    _plan(model, tasks, ablate, options, json=json)
 
 
-def race_like(sweep: Command, settle: Callable[[dict[str, Any]], dict[str, Any]]) -> Command:
-    """The command of a race, which has the options of a sweep and its own.
-
-    Args:
-        sweep: The command of a sweep.
-        settle: Checks the options of a command and sets up the store and workers; returns those that experiments take.
-    """
-
-    def command(
-        margin: Annotated[
-            float, typer.Option(metavar="X", help="Loss that a spared condition stays below, in the metric's unit.")
-        ] = 0.1,
-        alpha: Annotated[
-            float, typer.Option(metavar="X", help="Probability that any decision of the race is wrong.")
-        ] = 0.05,
-        max_documents: Annotated[
-            int | None, typer.Option(metavar="N", help="Documents of each task after which it ends. [default: all]")
-        ] = None,
-        **given: Any,
-    ) -> None:
-        of_race: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents}
-        out, overwrite = given["out"], given["overwrite"]
-        what = {name: given[name] for name in ("model", "tasks", "ablate")}
-        options = settle(given | of_race | {"plan": False})
-        say(f"loading {what['model']} for {', '.join(what['tasks'])}", model=what["model"], tasks=what["tasks"])
-        from depthlens.paths import locked
-
-        with locked(out):
-            _run(what, of_race, options, out, overwrite=overwrite)
-
-    command.__doc__ = """Decide which parts cost something, and which less than a margin, on few documents.
+@with_options(*ANYWHERE)
+def race(
+    model: Model,
+    tasks: Tasks,
+    ablate: Ablate,
+    out: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="Folder for the results: decisions, losses (.parquet) and record.json."),
+    ],
+    overwrite: Overwrite = False,
+    margin: Annotated[
+        float, typer.Option(metavar="X", help="Loss that a spared condition stays below, in the metric's unit.")
+    ] = 0.1,
+    alpha: Annotated[
+        float, typer.Option(metavar="X", help="Probability that any decision of the race is wrong.")
+    ] = 0.05,
+    max_documents: Annotated[
+        int | None, typer.Option(metavar="N", help="Documents of each task after which it ends. [default: all]")
+    ] = None,
+    json: Json = False,
+    **options: Any,
+) -> None:
+    """Decide which parts cost something, and which less than a margin, on few documents.
 
     Example: depthlens race smollm2-135m capitals_continuation --ablate layers --out runs/race
     """
-    own = inspect.signature(command, eval_str=True).parameters
-    of_sweep = [p for name, p in inspect.signature(sweep).parameters.items() if name != "plan"]
-    return _takes(command, [*of_sweep, *(own[name] for name in _OWN)])
-
-
-def _run(what: dict[str, Any], of_race: dict[str, Any], options: dict[str, Any], out: str, *, overwrite: bool) -> None:
-    """Race, print and write.
-
-    Args:
-        what: Model, tasks and conditions.
-        of_race: Options of the race.
-        options: All others.
-        out: Folder for the results.
-        overwrite: Replace what it holds.
-    """
-    asked = {**what, **of_race, **options}
-    _refuse_other(out, asked, overwrite=overwrite)
+    own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents}
+    _check(model, tasks, options, json=json)
+    asked = {"model": model, "tasks": tasks, "ablate": ablate, **own, **options}
+    told = {name: repr(value) for name, value in asked.items() if name not in ("store", *cluster.NAMES)}
     from depthlens.analysis.displays import plain
-    from depthlens.experiments.condition_runs import model_and_tasks
-    from depthlens.experiments.options import EvalOptions, settled
-    from depthlens.experiments.race import race
+    from depthlens.analysis.result_folder import RECORD_FILE, first_difference, refuse_other
+    from depthlens.paths import locked
 
-    how = {name: options.pop(name) for name in ("dtype", "device", "quantize", "offload", "remote")}
-    of_race |= {name: options.pop(name) for name in ("donor", "resample_prompts")}
-    lens, tasks = model_and_tasks(
-        what["model"], what["tasks"], settled(cast(EvalOptions, options)), donor=of_race["donor"], **how
-    )
-    try:
-        result = race(lens, tasks, what["ablate"], **of_race, **cast(EvalOptions, options))
-    except KeyboardInterrupt as stop:
-        told = stop if isinstance(stop, Interrupted) else "nothing was computed yet"
-        typer.echo(f"Interrupted: {told}", err=True)
-        raise typer.Exit(130) from None
-    result.record.update(asked=_comparable(asked), command=provenance.COMMAND.get())
-    result.save(out, overwrite=True)
+    def differs(record: Any) -> str:
+        return first_difference((name, record["record"]["asked"].get(name), value) for name, value in told.items())
+
+    with locked(out) as folder:
+        if not overwrite:
+            refuse_other(folder, (RECORD_FILE,), differs)
+        _say_loading(model, tasks, options)
+        from depthlens.experiments import race as races
+        from depthlens.experiments.condition_runs import model_and_tasks
+        from depthlens.experiments.options import EvalOptions, settled
+
+        own |= {name: options.pop(name) for name in arguments.SOURCES}
+        how = {name: options.pop(name) for name in arguments.LOADING}
+        chosen = cast(EvalOptions, options)
+        lens, loaded = model_and_tasks(model, tasks, settled(chosen), donor=own["donor"], **how)
+        result = races.race(lens, loaded, ablate, **own, **chosen)
+        result.record.update(asked=told, command=provenance.COMMAND.get())
+        result.save(folder, overwrite=True)
     columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
     typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))
     typer.echo("\n" + "\n".join(map(plain, result.describe())))
-    typer.echo(f"\nWrote {', '.join(str(Path(out) / name) for name in result.files())}")
+    typer.echo(f"\nWrote {', '.join(str(folder / name) for name in result.files())}")
 
 
-def _comparable(asked: dict[str, Any]) -> dict[str, str]:
-    return {name: repr(value) for name, value in asked.items()}
+def _plan(model: str, tasks: Sequence[str], ablate: str, options: dict[str, Any], *, json: bool) -> None:
+    if asked := [name for name in cluster.NAMES if options.get(name) is not None]:
+        raise UserError(f"--{asked[0].replace('_', '-')}: a plan is of one process; leave it out")
+    _check(model, tasks, options, json=json)
+    _say_loading(model, tasks, options)
+    from depthlens.experiments.planning import run_plan
+
+    typer.echo(str(run_plan(model, tasks, ablate, **options)))
 
 
-def _refuse_other(out: str, asked: dict[str, Any], *, overwrite: bool) -> None:
-    """Refuse a folder that holds something else than the same race, before anything is computed."""
-    from depthlens.analysis.races import Race
-    from depthlens.analysis.result_folder import RECORD_FILE, first_difference
+def _check(model: str, tasks: Sequence[str], options: dict[str, Any], *, json: bool) -> None:
+    """Refuse what is wrong without a model, and set the form of progress."""
+    from depthlens.models import names
+    from depthlens.store.parts import open_store
 
-    folder = Path(out)
-    if overwrite or not (folder / RECORD_FILE).exists():
-        return
-    before = Race.load(folder).record.get("asked", {})
-    if why := first_difference((name, before.get(name), value) for name, value in _comparable(asked).items()):
-        raise UserError(f"{str(folder)!r} holds another race ({why}); name another folder, or replace it (--overwrite)")
+    arguments.check(tasks=tasks)
+    for name in (model, options["donor"]):
+        if name is not None:
+            names.find(name)
+    open_store(options["store"])
+    cluster.asked(options)
+    progress.write_json(json)
+
+
+def _say_loading(model: str, tasks: Sequence[str], options: dict[str, Any]) -> None:
+    what = " and ".join(name for name in (model, options["donor"]) if name is not None)
+    on = ", here and on workers of Ray" if cluster.asked(options) else ""
+    progress.say(f"loading {what} for {', '.join(tasks)}{on}", model=model, tasks=tasks)

@@ -72,11 +72,10 @@ class EvalOptions(TypedDict, total=False):
     worker_gpus: float | None
 
 
+_OF_TASKS = ("limit", "samples", "num_fewshot", "include_path", "seed")
+_OF_CHAT = ("apply_chat_template", "system_instruction", "think_end_token", "enable_thinking")
 # options of experiments that ask no conditions of tasks
-WITHOUT_CONDITIONS = (
-    *("measure", "backend", "apply_chat_template", "system_instruction"),
-    *("gen_kwargs", "think_end_token", "enable_thinking"),
-)
+WITHOUT_CONDITIONS = ("measure", "backend", "gen_kwargs", *_OF_CHAT)
 
 
 def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> EvalOptions:
@@ -95,9 +94,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
         if name not in allowed:
             raise unknown("option", name, allowed)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
-    options = cast(EvalOptions, {**defaults, **own, **given})
-    options.update(cast(EvalOptions, arguments.check(**{n: value for n, value in options.items() if n != "store"})))
-    options["limit"] = arguments.documents(options["limit"])
+    options = cast(EvalOptions, arguments.check(**{**defaults, **own, **given}))
     document_choice.check(options["limit"], options["samples"])
     cluster.asked(options)  # refuses workers of which only the size is given
     return options
@@ -115,13 +112,13 @@ def recorded(options: EvalOptions) -> dict[str, Any]:
     values = dict(options)
     path = options["include_path"]
     written = {"include_path": None if path is None else str(path), "samples": recorded_samples(options["samples"])}
-    return {name: values[name] for name, option in arguments.OPTIONS.items() if option.recorded} | written
+    return {name: values[name] for name in arguments.OPTIONS if name not in arguments.UNRECORDED} | written
 
 
 def task_options(options: EvalOptions) -> dict[str, Any]:
     """The options that decide what documents and examples a task has."""
     values = dict(options)
-    return {name: values[name] for name in ("limit", "samples", "num_fewshot", "include_path", "seed")}
+    return {name: values[name] for name in _OF_TASKS}
 
 
 def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
@@ -138,14 +135,5 @@ def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, An
 
 def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared]:
     """The requests of tasks for a model; see `depthlens.tasks.harness.prepare`."""
-    return harness.prepare(
-        lens,
-        tasks,
-        limit=options["limit"],
-        samples=options["samples"],
-        apply_chat_template=options["apply_chat_template"],
-        system_instruction=options["system_instruction"],
-        think_end_token=options["think_end_token"],
-        enable_thinking=options["enable_thinking"],
-        seed=options["seed"],
-    )
+    values: dict[str, Any] = {**options}
+    return harness.prepare(lens, tasks, **{name: values[name] for name in ("limit", "samples", "seed", *_OF_CHAT)})

@@ -231,7 +231,7 @@ def worked_solutions(
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
+    which: dict[str, Any] = {"limit": limit, "samples": samples}
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     found = []

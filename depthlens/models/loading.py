@@ -77,9 +77,7 @@ def load(
         UserError: the name cannot be found or read, is not a supported architecture, dtype or device do not exist here,
             or a remote model cannot be reached. The message says what to do.
     """
-    arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device)
-    if remote not in (False, True, "local"):
-        raise UserError(f"remote {remote!r}: give True, 'local' to simulate a server here, or leave it out")
+    arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device, remote=remote)
     places = placement.torch_devices(device)
     source = names.find(name)
     _refuse(source, dtype, device, quantize, offload, remote)

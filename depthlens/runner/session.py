@@ -74,9 +74,11 @@ def setup_notebook(
     """
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
-    arguments.check(limit=limit, num_fewshot=num_fewshot, seed=seed, device=device, dtype=dtype, offload=offload)
-    arguments.check(quantize=quantize, include_path=include_path, out=out, apply_chat_template=apply_chat_template)
-    arguments.check(enable_thinking=enable_thinking, gen_kwargs=gen_kwargs, think_end_token=think_end_token)
+    options: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": limit, "gen_kwargs": gen_kwargs}
+    options |= {"include_path": include_path}
+    loaded = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
+    arguments.check(**options, **loaded, out=out, apply_chat_template=apply_chat_template)
+    arguments.check(enable_thinking=enable_thinking, think_end_token=think_end_token)
     if odd := next((name for name in others if name not in parameters.RULES and not name.endswith("_limit")), None):
         raise unknown("parameter", odd, parameters.RULES)
     parameters.check(model=model, **others)
@@ -85,10 +87,8 @@ def setup_notebook(
     tasks = list(dict.fromkeys([*tasks, *of_roles]))
     if out is not None:
         writable_folder(out)
-    options: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": limit, "gen_kwargs": gen_kwargs}
-    loaded = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
     with progress.working(f"loading {model} and {', '.join(map(str, tasks))}"):
-        lens, found = _load(model, tasks, loaded, include_path=include_path, **options)
+        lens, found = _load(model, tasks, loaded, **options)
     from depthlens.tasks.harness import check_chat  # slow to import before
 
     check_chat(lens, found, apply_chat_template, enable_thinking)
@@ -119,7 +119,7 @@ def _load(
     source = names.find(model)
     if not loaded["remote"]:
         names.configuration(source)
-    found = harness.load_tasks(tasks, seed=seed, **options | {"limit": arguments.documents(options["limit"])})
+    found = harness.load_tasks(tasks, seed=seed, **options)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -134,7 +134,7 @@ def task_needles(
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": arguments.documents(limit), "samples": samples}
+    which: dict[str, Any] = {"limit": limit, "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
     loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     needles: list[Needle | None] = []

@@ -59,13 +59,11 @@ def call(capsys, monkeypatch, unchecked):
 @pytest.fixture
 def places(tmp_path, model):
     """Folders and files that rows of the tables name in braces."""
-    made = {name: tmp_path / name for name in ("tmp", "foreign", "newer", "damaged", "kept", "changed")}
+    made = {name: tmp_path / name for name in ("tmp", "foreign", "kept", "changed")}
     for folder in made.values():
         folder.mkdir()
     (tmp_path / "file").write_text("precious")
     (made["foreign"] / "notes.txt").write_text("mine")
-    (made["newer"] / "format.json").write_text('{"format": 99}')
-    (made["damaged"] / "format.json").write_text("{")
     parts.open_store(str(made["kept"])).entry({"dtype": "float32"}, "task", {"model": "m"})
     changed = made["changed"] / "00_tour.ipynb"
     changed.write_text((paths.notebooks_dir() / "00_tour.ipynb").read_text().replace("# What", "# Why"))

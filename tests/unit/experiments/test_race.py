@@ -141,7 +141,7 @@ def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(comman
     assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "race", "organism"]
     assert command("--max-documents", "32")[0] == 0
     code, printed = command("--max-documents", "32", "--margin", "0.2")
-    assert code == 2 and "holds another race (margin" in printed
+    assert code == 2 and "holds another result (margin" in printed
 
 
 def test_nats_are_clipped(lens):

@@ -49,7 +49,7 @@ def test_names_are_options(name, options):
             (f"organism:{wrong}", "the others a value, and each once")
             for wrong in ("seed=1,seed=2", "decoy=yes", "eps")
         ),
-        ("organism:noise=nan", "organism option noise nan: give a number, from 0"),
+        ("organism:noise=nan", "organism option noise nan: give a number from 0"),
         ("organism:n_kv_heads=3", "n_kv_heads=3: give 4 or 2, or 1"),
         ("organism:n_kv_heads=1,text_layers=2", "n_kv_heads=1: give 4 or 2, or 1 without more circuits"),
         ("organism:n_layers=3", "n_layers 3: give a whole number from 4 to 48"),
