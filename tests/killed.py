@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import depthlens as dl
-from depthlens.engine import pack_runs
+from depthlens.engine import packed_trees
 from depthlens.errors import stop_on_signals
 from depthlens.store import answer_cache, answer_rows
 
@@ -67,20 +67,20 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = pack_runs.PackRuns.do, answer_rows.AnswerRows.keep
+        do, write = packed_trees.Packs.compute, answer_rows.AnswerRows.keep
 
         def addresses(rows: answer_rows.AnswerRows, some: Iterable[tuple[int, int]]) -> list:
             return [[rows.addresses[c], answer_rows.digest(rows.requests[r])] for c, r in some]
 
-        def started(packs: Any, members: list[int], group: list[int]) -> None:
+        def started(packs: Any, members: list[int], group: list[int], *clean: Any) -> None:
             self.note("start", addresses(packs.rows, [(c, r) for c in group for r in members]))
-            do(packs, members, group)
+            do(packs, members, group, *clean)
 
         def wrote(rows: Any, some: Any) -> None:
             write(rows, some)
             self.note("keep", addresses(rows, some))
 
-        pack_runs.PackRuns.do, answer_rows.AnswerRows.keep = started, wrote
+        packed_trees.Packs.compute, answer_rows.AnswerRows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:

@@ -127,7 +127,7 @@ def taken(kind: str) -> tuple[str, ...]:
     experts = str(sum(n > 0 for n in lens.dims.n_experts) or "")
     if found.fault is None:
         apart = float((logprobs(lens, "wavefront") - logprobs(lens, "padded_rows")).abs().max())
-        return "walked", found.parts and f"layers as wholes: {found.parts}" or "", f"{apart:.0e}", experts
+        return "walked", "" if found.adds else "more than adding", f"{apart:.0e}", experts
     return "whole passes" if found.separable else "whole passes, layers only", found.fault, "", experts
 
 

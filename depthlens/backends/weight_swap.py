@@ -33,9 +33,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
-from depthlens.models.architectures import head
 from depthlens.models.lens import Donor, Lens
-from depthlens.models.placement import moved, place_of
+from depthlens.models.placement import moved
 from depthlens.models.rounded_weights import rounded_layers
 
 Forward = Callable[..., Any]
@@ -54,23 +53,11 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator
 
 
 def unembed(
-    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row *pos d_model"], *, plain: bool
-) -> Float[Tensor, "row *pos d_vocab"]:
-    """Logits of final residual streams, before the last norm.
-
-    Args:
-        lens: A loaded model.
-        conditions: One a row.
-        states: The residual streams.
-        plain: Logits are what the unembedding gives; else the model's own head scales or caps them.
-    """
-    if plain:
-        with RowDonations(conditions, lens, lens.donor).embeddings():
-            return lens.arch.logits(states)
-    each = states[0, ..., 0].numel()  # positions of a row, each of which is a row for the head
-    with RowDonations([c for c in conditions for _ in range(each)], lens, lens.donor).embeddings():
-        normed = lens.arch.final_norm(moved(states, place_of(lens.arch.final_norm, states.device)))
-        return head(lens.model, normed.flatten(0, -2)).unflatten(0, states.shape[:-1])
+    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits of final residual streams, before the last norm, under one condition a row."""
+    with RowDonations(conditions, lens, lens.donor).embeddings():
+        return lens.arch.logits(states)
 
 
 def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], *, by_input: bool = False) -> Forward:

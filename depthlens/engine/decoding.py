@@ -26,7 +26,6 @@ from depthlens.engine.decoded_rows import CapturingLayout, DecodedRows, WalkedRo
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import walking
-from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
@@ -46,7 +45,6 @@ class Decoding:
         pack: The prompts.
         conditions: Any number, sorted by the layer at which they fork, the baseline last.
         budget: How many tokens of the prompts pass a layer together, and how many rows are unembedded together.
-        tried: How the model is walked.
         writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
         passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
             have passed a layer.
@@ -61,14 +59,13 @@ class Decoding:
         pack: Pack,
         conditions: Sequence[Condition],
         budget: Budget,
-        tried: Found,
         writer: Writer,
         passed: Callable[[int], None],
         clean: CleanRow,
         finished: Callable[[list[Row]], None],
     ) -> None:
         self.lens, self.backend, self.pack, self.conditions = lens, backend, pack, conditions
-        self.budget, self.tried, self.writer, self.clean = budget, tried, writer, clean
+        self.budget, self.writer, self.clean = budget, writer, clean
         self._passed, self._finished = passed, finished
         self._rows = DecodedRows(has_prefix=len(pack.prefix) > 0)
         self._alive: set[Row] = set()  # rows that are not finished
@@ -105,7 +102,7 @@ class Decoding:
         walked = WalkedRows(rows, position, mask.repeat(len(some), 1)[:, None, None], width)
         last_tokens = [path[-1] for path in pack.paths]
         unique = list(dict.fromkeys(last_tokens))
-        walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens, self.tried)
+        walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
         layout = CapturingLayout(pack, lens, paths, walked, self._rows.prefix, n_new, self.clean)
         under = self.conditions[some.start : some.stop]
         states = walk.run(pack, under, unique, layout, self._passed, clean=self.clean)
@@ -132,7 +129,7 @@ class Decoding:
         for start in range(0, len(alive), self.budget.unembed_rows):
             some = slice(start, start + self.budget.unembed_rows)
             under = [self.conditions[c] for c, _ in alive[some]]
-            logits = weight_swap.unembed(self.lens, under, states[some], plain=self.tried.plain)
+            logits = weight_swap.unembed(self.lens, under, states[some])
             unfinished += self.writer.write(alive[some], logits)
         done = {*alive} - {*unfinished}
         if not done:

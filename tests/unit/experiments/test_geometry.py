@@ -146,7 +146,7 @@ def test_states_of_one_text_at_a_time_are_alive(monkeypatch):
         assert not [ref for ref in alive if ref() is not None], "rows of an earlier text are still held"
         return effects(*args)
 
-    monkeypatch.setattr(Architecture, "step", watched(Architecture.step))
+    monkeypatch.setattr(Architecture, "call", watched(Architecture.call))
     monkeypatch.setattr(geo, "text_effects", of_text)
     geo.layer_effects(lens, TEXTS, progress=False)
     assert len(calls) == 3 + 3 * lens.dims.n_layers, "all rows of a short text pass a layer together"
