@@ -85,17 +85,24 @@ class RowEdits:
         self.donations = weight_swap.RowDonations(conditions, lens, donor)
         self.layers = sorted({*self.by_layer, *self.donations.layers})
 
-    def at(self, layer: int) -> LayerEdits:
-        """The edits of one layer, for whatever library provides the tensors."""
-        position_ids = self.position_ids
+    def at(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> LayerEdits:
+        """The edits of one layer, for whatever library provides the tensors.
+
+        Args:
+            layer: Layer number.
+            keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
+        """
+        position_ids = late = self.position_ids
+        if keep is not None and position_ids is not None:
+            late = position_ids[:, keep.to(position_ids.device)]
         twice = torch.zeros(self.n_rows, dtype=torch.bool)
         twice[[row for row, a in self.by_layer.get(layer, []) if a.mode == "twice"]] = True
         return LayerEdits(
-            self._site(layer, ("layer",), position_ids),
+            self._site(layer, ("layer",), late),
             self._site(layer, ("attn",), position_ids),
-            self._site(layer, ("mlp",), position_ids),
+            self._site(layer, ("mlp",), late),
             self._site(layer, ("head", "kv"), position_ids),
-            self._routing(layer, position_ids),
+            self._routing(layer, late),
             twice if twice.any() else None,
         )
 
@@ -105,9 +112,9 @@ class RowEdits:
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager
-    def hooked(self, layer: int) -> Iterator[None]:
+    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> Iterator[LayerEdits]:
         """Within the context the rows of one layer are edited by forward hooks; see `at`."""
-        arch, at = self.arch, self.at(layer)
+        arch, at = self.arch, self.at(layer, keep)
         with ExitStack() as stack:
             if at.twice is not None:
                 stack.enter_context(_twice(arch.layers[layer], at.twice))
@@ -138,7 +145,7 @@ class RowEdits:
                     return edit_z(args[0]), *args[1:]
 
                 stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(replace_z))
-            yield
+            yield at
 
     def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> expert_removal.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""

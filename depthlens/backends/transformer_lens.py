@@ -26,7 +26,7 @@ from depthlens.ablations import Condition
 from depthlens.backends.protocol import Means, Positions, arguments, logits
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.site_edits import SiteEdit
-from depthlens.backends.weight_swap import replaced_forwards
+from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
 

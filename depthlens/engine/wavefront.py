@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
@@ -133,7 +133,8 @@ class Wavefront:
                     rows[c] = start if layer else self._embedded(layout, start, conditions[c])
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
-                    passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, rotary))
+                    keep = at if layer == n_layers - 1 else None
+                    passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, rotary, keep))
         clean.final = rows[CLEAN][at] if clean.final is None else clean.final
         return torch.stack([rows[c][at] if c in rows else clean.final for c in range(len(conditions))])
 
@@ -147,11 +148,18 @@ class Wavefront:
             return moved(self.arch.embed(moved(layout.tokens, self.lens.device)[None])[0], clean.device)
 
     def _layer(
-        self, rows: dict[int, Tensor], conditions: Sequence[Condition], layer: int, layout: Layout, rotary: Any
+        self,
+        rows: dict[int, Tensor],
+        conditions: Sequence[Condition],
+        layer: int,
+        layout: Layout,
+        rotary: Any,
+        keep: Int[Tensor, " kept"] | None,
     ) -> int:
         """Take all open rows through one layer, in chunks, and add up how often they passed it.
 
-        Rows that skip it wait, and what takes its place is added to them; those that pass it twice go together.
+        Rows that skip it wait, and what takes its place is added to them; those that pass it twice go together. With
+        ``keep``, outputs at other positions are not used.
         """
         under = {c: conditions[c] if c != CLEAN else BASELINE for c in rows}
         size = max(1, self.batch_tokens // len(layout.tokens))
@@ -163,8 +171,10 @@ class Wavefront:
                 edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, self.lens.donor)
                 if not n and (edit := edits.at(layer).layer) is not None:
                     x = edit(x, x)
-                else:
-                    with edits.hooked(layer) if layer in edits.layers else nullcontext():
+                elif layer in edits.layers:
+                    with edits.hooked(layer):
                         x = self.arch.call(layer, x, layout, rotary)
+                else:
+                    x = self.arch.call(layer, x, layout, rotary, keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
         return sum(_passes(condition, layer) for condition in under.values())

@@ -10,8 +10,8 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,7 +86,12 @@ class Architecture:
     rotary_types: tuple[str, ...] = ()  # of each layer, where layers turn queries and keys in several ways
 
     def call(
-        self, layer: int, x: Float[Tensor, "row pos d_model"], layout: Any, rotary: Any
+        self,
+        layer: int,
+        x: Float[Tensor, "row pos d_model"],
+        layout: Any,
+        rotary: Any,
+        keep: Int[Tensor, " kept"] | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
         """Take residual streams through one layer.
 
@@ -95,6 +100,7 @@ class Architecture:
             x: Residual streams before the layer.
             layout: Which keys each token sees (`depthlens.engine.tree_attention.Layout`), and its ``position_ids``.
             rotary: What `angles` makes of these positions.
+            keep: Positions whose outputs are used; the MLP computes no others. None: all.
 
         Returns:
             Residual streams after it, where the layer is; whatever is elsewhere is moved there.
@@ -102,7 +108,23 @@ class Architecture:
         device = place_of(self.layers[layer])
         x, layout, rotary = moved(x, device), moved(layout, device), moved(self.angles_at(rotary, layer), device)
         about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
-        return hidden(self.layers[layer](x, attention_mask=None, **about))
+        with nullcontext() if keep is None else self._mlp_at(layer, moved(keep, device)):
+            return hidden(self.layers[layer](x, attention_mask=None, **about))
+
+    @contextmanager
+    def _mlp_at(self, layer: int, keep: Int[Tensor, " kept"]) -> Iterator[None]:
+        """Within the context the MLP of a layer computes some positions, and gives zeros at all others."""
+        forward = self.mlp[layer].forward
+
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if args or kwargs or x.dim() != 3:
+                return forward(x, *args, **kwargs)
+            output, full = forward(x[:, keep]), torch.zeros_like(x)
+            full[:, keep] = hidden(output).reshape(len(x), len(keep), -1)  # experts may give all tokens in one row
+            return with_hidden(output, full)
+
+        with replaced_forwards([(self.mlp[layer], call)]):
+            yield
 
     @contextmanager
     def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
@@ -319,6 +341,18 @@ def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
                 raise UserError(f"{fault}, so that neither can be removed alone; {fix}")
 
 
+@contextmanager
+def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within the context these modules have another ``forward``."""
+    with ExitStack() as stack:
+        for module, forward in forwards:
+            own = vars(module).get("forward")  # None: that of its class
+            restore = (delattr, module, "forward") if own is None else (setattr, module, "forward", own)
+            module.forward = forward
+            stack.callback(*restore)
+        yield
+
+
 def rotary_settings(config: Any) -> list[dict[str, Any]]:
     """How a configuration says that rotary angles are made; for each kind of layers, where these differ."""
     said: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
@@ -327,19 +361,11 @@ def rotary_settings(config: Any) -> list[dict[str, Any]]:
 
 def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
     """Logits as the model's own forward makes them from the states after its last norm, scaled or capped as it does."""
-    body = body_of(model)
-    own = vars(body).get("forward")  # None: that of its class
     made = MoeModelOutputWithPast(last_hidden_state=states[:, None])
     made.cross_attentions = None  # which GPT-2 passes on
-    body.forward = lambda *args, **kwargs: made
-    try:
-        tokens = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+    tokens = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+    with replaced_forwards([(body_of(model), lambda *args, **kwargs: made)]):
         return model(input_ids=tokens, use_cache=False).logits[:, 0]  # a row each, as a donor's unembedding counts them
-    finally:
-        if own is None:
-            del body.forward
-        else:
-            body.forward = own
 
 
 def body_of(model: PreTrainedModel) -> nn.Module:
