@@ -8,7 +8,7 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``: the layer gets its own output once more;
-- expert: the layer's router cannot choose it, see `depthlens.backends.expert_removal`;
+- expert: the layer's router cannot choose it, see `depthlens.models.experts`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, see `depthlens.backends.noise`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   `depthlens.backends.weight_swap`.
@@ -28,7 +28,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
-from depthlens.backends import expert_removal, noise, weight_swap
+from depthlens.backends import noise, weight_swap
 from depthlens.backends.protocol import Means
 from depthlens.backends.site_edits import KEPT, MEAN, NOISE, RESAMPLE, ZERO, LayerEdits, Noise, SiteEdit
 from depthlens.errors import UserError
@@ -147,15 +147,15 @@ class RowEdits:
                 stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(replace_z))
             yield at
 
-    def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> expert_removal.Routing | None:
+    def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> experts.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
         ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site == "expert"]
         if not ablations:
             return None
         n_experts = self.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = expert_removal.removed(ablations, self.n_rows, n_experts, moved(position_ids, device), device)
-        return expert_removal.Routing(n_experts, removed)
+        removed = experts.removed(ablations, self.n_rows, n_experts, moved(position_ids, device), device)
+        return experts.Routing(n_experts, removed)
 
     def _site(self, layer: int, sites: Sequence[str], position_ids: Int[Tensor, "#row pos"] | None) -> SiteEdit | None:
         """The edit of one site, whose parts are all heads or a single one; None where no row is edited there."""
