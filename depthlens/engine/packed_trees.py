@@ -26,6 +26,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.memory_budget import Budget
+from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
 from depthlens.engine.work import Work, WorkRate, text_lengths
@@ -48,7 +49,7 @@ MAX_OPEN_ROWS = 128
 PREFIX_SHARE = 4
 
 Passed = Callable[[int], None]  # called with the number of tokens that have passed a layer
-Run = Callable[[prefix_tree.Pack, list[int], CleanRow, Passed, int], None]  # the last one is the token budget
+Run = Callable[[Pack, list[int], CleanRow, Passed], None]
 
 
 class PackedTrees:
@@ -82,19 +83,11 @@ class PackedTrees:
             group = order[i : i + MAX_OPEN_ROWS]
             packs.walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
 
-    def _score(
-        self,
-        rows: AnswerRows,
-        pack: prefix_tree.Pack,
-        group: list[int],
-        clean: CleanRow,
-        passed: Passed,
-        batch_tokens: int,
-    ) -> None:
+    def _score(self, rows: AnswerRows, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
         requests, conditions = rows.requests, [rows.conditions[c] for c in group]
         scored, spans = _scored(requests, pack)
-        walk = Wavefront(self.lens, self.backend.means, batch_tokens)
+        walk = Wavefront(self.lens, self.backend.means, self.batch_tokens)
         states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
         states = moved(states, place_of(self.lens.arch.unembed))
         targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
@@ -156,14 +149,7 @@ class PackedTrees:
                 packs.walk(group, room)
 
     def _write(
-        self,
-        rows: AnswerRows,
-        at_once: int,
-        pack: prefix_tree.Pack,
-        group: list[int],
-        clean: CleanRow,
-        passed: Passed,
-        batch_tokens: int,
+        self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], clean: CleanRow, passed: Passed
     ) -> None:
         """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
         last_kept = time.monotonic()
@@ -188,7 +174,7 @@ class PackedTrees:
             if time.monotonic() - last_kept > answer_cache.KEEP_SECONDS:
                 keep()
 
-        budget = replace(self.budget, batch_tokens=batch_tokens)
+        budget = replace(self.budget, batch_tokens=self.batch_tokens)
         of_pack = pack, conditions, budget, writer, passed, clean, finished
         with walking(self.lens.model):
             try:
@@ -236,7 +222,7 @@ class Packs:
         max_new: Most tokens that each request writes.
         rows: Their answers under all conditions.
         bar: Moves as tokens pass layers, by rows (request, condition).
-        run: Computes a pack under some conditions within a token budget, and fills ``rows.answers``.
+        run: Computes a pack under some conditions within the token budget, and fills ``rows.answers``.
     """
 
     path: PackedTrees
@@ -275,14 +261,14 @@ class Packs:
                         walked, clean = members, CleanRow(forks)
                     self.compute(members, under, clean)
 
-    def _in_time(self, pack: prefix_tree.Pack, todo: Sequence[int], *, walked: bool) -> int:
+    def _in_time(self, pack: Pack, todo: Sequence[int], *, walked: bool) -> int:
         """How many conditions take about the time of a pack together; all of them, if that is half as long again."""
         n, work = 1, self._rate.work
         while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
             n += 1
         return len(todo) if self._work(pack, todo, walked) <= 1.5 * work else n
 
-    def _work(self, pack: prefix_tree.Pack, group: Sequence[int], walked: bool) -> int:
+    def _work(self, pack: Pack, group: Sequence[int], walked: bool) -> int:
         """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
         read = sum(self._n_layers - fork_layer(self.rows.conditions[c], self._n_layers) for c in group)
         written = sum(self.max_new[r] for r in pack.sequences)
@@ -300,7 +286,7 @@ class Packs:
 
     def _fits(self, members: list[int], group: list[int], clean: CleanRow) -> bool:
         """Answer some requests under some conditions, and store the answers; False where memory ran out."""
-        pack, walked, budget = prefix_tree.build(self.tokens, members), clean.final is not None, self.path.batch_tokens
+        pack, walked = prefix_tree.build(self.tokens, members), clean.final is not None
         start, n_rows, work, done = self.bar.n, len(members) * len(group), max(1, self._work(pack, group, walked)), 0
 
         def passed(n: int) -> None:
@@ -311,10 +297,10 @@ class Packs:
 
         def run() -> bool:
             with self._rate.measured(work):
-                self.run(pack, group, clean, passed, budget)
+                self.run(pack, group, clean, passed)
             return True
 
-        can_shrink = n_rows > 1 or budget > memory_budget.MIN_BATCH_TOKENS
+        can_shrink = n_rows > 1 or self.path.batch_tokens > memory_budget.MIN_BATCH_TOKENS
         complete = memory_budget.tried(run, smaller=can_shrink)
         answered = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
         self.bar.update(start + len(answered) - self.bar.n)
@@ -332,7 +318,7 @@ def _halves(members: list[int], group: list[int]) -> list[Product]:
     return [(half, group) if len(members) > 1 else (members, half) for half in cut]
 
 
-def _scored(requests: Sequence[Any], pack: prefix_tree.Pack) -> tuple[dict[int, int], list[list[int]]]:
+def _scored(requests: Sequence[Any], pack: Pack) -> tuple[dict[int, int], list[list[int]]]:
     """Where the scored positions of a pack are among those that are unembedded, and those of each sequence.
 
     Sequences share scored positions as they share tokens: each is unembedded once.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -195,26 +195,29 @@ def _in_layers(
     model: nn.Module, layers: str, blocks: nn.ModuleList
 ) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
-    found: dict[int, dict[str, Any]] = {}
+    found: list[dict[str, Any] | UserError] = []
     for i, block in enumerate(blocks):
-        with suppress(UserError):
-            found[i] = _in_layer(model, f"{layers}.{i}", block)
-    if not found:
-        _in_layer(model, f"{layers}.0", blocks[0])  # raises what is missing
+        try:
+            found.append(_in_layer(model, f"{layers}.{i}", block))
+        except UserError as missing:
+            found.append(missing)
     # linear attention may look alike, but shares no keys and values among heads
-    first = next((i for i, one in found.items() if one["per_kv_head"]), min(found))
-    one, mixers = found[first], []
-    like = type(blocks[first].get_submodule(one["attn"]))
+    alike = [i for i, one in enumerate(found) if isinstance(one, dict)]
+    first = next((i for i in alike if found[i]["per_kv_head"]), alike[0] if alike else 0)
+    if isinstance(one := found[first], UserError):
+        raise one
+    like, mixers = type(blocks[first].get_submodule(one["attn"])), []
     for i, block in enumerate(blocks):
-        if found.get(i) != one:
-            left = [name for name in _matrices(block) if name not in _norms(block) and name != one["mlp"]]
-            there = one["mlp"] in _matrices(block) and len(left) == 1
-            if not there or type(block.get_submodule(left[0])) is like:  # an attention that was changed is no mixer
-                if i not in found:
-                    _in_layer(model, f"{layers}.{i}", block)  # raises what is missing
-                fault = f"{type(model).__name__}: the parts of layers {first} and {i} are not alike"
-                raise UserError(f"{fault}; it is not supported")
+        if found[i] == one:
+            continue
+        left = [name for name in _matrices(block) if name not in (*_norms(block), one["mlp"])]
+        # an attention that was changed is no mixer
+        if one["mlp"] in _matrices(block) and len(left) == 1 and type(block.get_submodule(left[0])) is not like:
             mixers.append((i, left[0]))
+        elif isinstance(missing := found[i], UserError):
+            raise missing
+        else:
+            raise _fault(model, f"parts of layers {first} and {i} that are not alike", [])
     return one, tuple(mixers)
 
 
