@@ -191,7 +191,8 @@ def _faults(lens: Lens, call: Call) -> list[str]:
         return [f"layer {layer} mixes its tokens in another way than by attention"]
     if arch.rotary is None:
         return ["its tokens learn where they stand in another way than by a rotary embedding"]
-    layout, n = _CountedRows(call.given.shape[1], lens.device), call.given.shape[1]
+    n = call.given.shape[1]
+    layout = CausalRows(n, lens.device_of(layer))
     keep = torch.arange(0, n, 2 if layer == lens.dims.n_layers - 1 else 1)  # of the last layer some positions are used
     try:
         with walking(lens.model):
@@ -224,10 +225,12 @@ class CausalRows:
 
     Attributes:
         position_ids: Shape [1, pos].
+        n_keys: Number of key heads of each call.
     """
 
     def __init__(self, n_pos: int, device: torch.device) -> None:
         self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
+        self.n_keys: list[int] = []
 
     def attention(
         self,
@@ -238,20 +241,9 @@ class CausalRows:
         scale: float,
     ) -> Float[Tensor, "row n_heads pos d_value"]:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
+        self.n_keys.append(key.shape[1])
         shared = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
-
-
-class _CountedRows(CausalRows):
-    """Causal rows that note the number of key heads of each call."""
-
-    def __init__(self, n_pos: int, device: torch.device) -> None:
-        super().__init__(n_pos, device)
-        self.n_keys: list[int] = []
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        self.n_keys.append(key.shape[1])
-        return super().attention(layer, query, key, value, scale)
 
 
 def window_of(lens: Lens) -> int | None:
