@@ -24,7 +24,7 @@ from .analysis.run_comparison import Comparison as Comparison
 from .analysis.stability import critical_stability as critical_stability
 from .analysis.sufficiency import SufficiencyCurve as SufficiencyCurve
 from .engine.engine import Engine as Engine
-from .engine.next_token import next_token as next_token
+from .engine.engine import next_token as next_token
 from .errors import UserError as UserError
 from .experiments.attention_patterns import attention_pattern as attention_pattern
 from .experiments.block_removal import block_sweep as block_sweep

@@ -22,27 +22,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from depthlens.ablations import WEIGHTS, Condition
+from depthlens.ablations import Condition
 from depthlens.backends import site_edits
-from depthlens.backends.protocol import Means, Positions, arguments, logits
-from depthlens.backends.row_edits import RowEdits
+from depthlens.backends.protocol import Backend, Positions
+from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.errors import UserError
 from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once on a server
-NOT_REMOTE = "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
 
 
-class NnsightBackend:
+class NnsightBackend(Backend):
     """Applies conditions in traces, of a model of its own, so that edits of ``lens.nnsight`` do not matter."""
 
     name = "nnsight"
 
     def __init__(self, lens: Lens, means: Means | None = None) -> None:
-        self.lens = lens
-        self.means = means
+        super().__init__(lens, means)
         self.model = lens.remote.model if lens.remote else wrap(lens)
         self.family = family = lens.arch.family
         self.parts: list[tuple[Any, Any, Any, Any]] = []
@@ -50,27 +48,17 @@ class NnsightBackend:
             o_proj = None if i in lens.dims.headless else attrgetter(family.o_proj)(layer)
             self.parts.append((layer, attrgetter(family.mixes(i))(layer), o_proj, attrgetter(family.mlp)(layer)))
 
-    @torch.no_grad()
-    def forward(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row cached_and_pos"],
-        conditions: Sequence[Condition],
-        *,
-        cache: Any = None,
-        positions: Positions | None = None,
-    ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
-        """See `depthlens.backends.protocol.Backend.forward`; of a model that is here."""
-        kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache=positions is None)
-        edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
+    def _states(
+        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
+    ) -> Float[Tensor, "row pos d_model"]:
         edited = [(self.parts[i], edits.at(i)) for i in edits.layers]
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with replaced_forwards(edits.routers(self.model._module)):
-            with self.model.trace(input_ids=tokens, **kwargs):
+            with self.model.trace(input_ids=tokens, logits_to_keep=1, **kwargs):
                 for parts, edit in edited:
                     edit.trace(*parts)
                 states = final_norm.output.save()
-        return logits(self.lens, states, positions), kwargs["cache"]
+        return states
 
     def score(
         self,
@@ -177,41 +165,30 @@ class NnsightBackend:
             UserError: a condition does not fit the model, asks for means that were not given, or is not done there.
         """
         for condition in dict.fromkeys(conditions):
-            for mode in ("resample", "noise"):
-                if condition.uses(mode):
-                    raise UserError(f"condition {condition}: @{mode} {NOT_REMOTE}")
-            if condition.uses("twice") or any(a.site == "expert" for a in condition.ablations):
-                raise UserError(f"condition {condition} {NOT_REMOTE}")
-            if condition.uses(*WEIGHTS):
-                raise UserError(f"condition {condition} needs the weights here; load the model without remote")
+            if any(a.site == "expert" or a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
+                fix = "use @mean, or nothing to remove, or load the model without remote"
+                raise UserError(f"condition {condition} is not done remotely; {fix}")
         nnsight.register(site_edits)
         means = self.means and self.means.to("cpu")
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
         return [(self.parts[i], edits.at(i)) for i in edits.layers]
 
-    def sums(self, tokens: Int[Tensor, "row pos"]) -> dict[str, Tensor]:
-        """Sums of every site on a server over first tokens and over all others: [n_layers, token_class, width]."""
-        all_parts = self.parts
+    def sums(self, tokens: Int[Tensor, "row pos"], edits: Sequence[site_edits.LayerEdits]) -> list[list[Tensor]]:
+        """What the `site_edits.Sums` of each layer add up on a server."""
+        nnsight.register(site_edits)
+        edited = list(zip(self.parts, edits, strict=True))
 
-        def trace(sender: Any) -> dict[str, list[Tensor]]:
-            sums: Any = None
+        def trace(sender: Any) -> list[list[Tensor]]:
+            totals: Any = None
             with (
                 torch.no_grad(),
                 self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
             ):
-                sums = nnsight.save({"layer": [], "attn": [], "mlp": [], "z": []})
-                for layer, attn, o_proj, mlp in all_parts:
-                    resid_pre = layer.input
-                    for site, value in (
-                        ("z", o_proj.input),
-                        ("attn", attn.output),
-                        ("mlp", mlp.output),
-                        ("layer", layer.output),
-                    ):
-                        value = value[0] if isinstance(value, tuple) else value
-                        value = (value - resid_pre if site == "layer" else value).double()
-                        sums[site].append(torch.stack([value[:, :1].sum((0, 1)), value[:, 1:].sum((0, 1))]).cpu())
-            return sums
+                totals = nnsight.save([])
+                for parts, edit in edited:
+                    edit.trace(*parts)
+                    totals.append(edit.totals())
+            return totals
 
         assert self.lens.remote is not None
-        return {site: torch.stack(values) for site, values in self.lens.remote.attempt(trace).items()}
+        return self.lens.remote.attempt(trace)

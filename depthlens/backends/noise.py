@@ -9,7 +9,6 @@ the index and the position only: not on batch, device, dtype or backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from depthlens.ablations import SITES, Ablation
 from depthlens.errors import UserError
 from depthlens.models import quantised
+from depthlens.models.architectures import wide
 
 BLOCK = 256  # positions that are drawn together
 # at 256 positions of a residual stream of 8192 numbers a block takes 8 MiB
@@ -43,7 +43,29 @@ def _block(seed: int, layer: int, site: str, index: int, n: int, width: int) -> 
     return drawn.standard_normal((BLOCK, width), dtype=np.float32)
 
 
-def columns(o_proj: nn.Module, at: Sequence[int], ablation: Ablation) -> Float[Tensor, "d_model width"]:
+def like(
+    ablation: Ablation,
+    columns: Float[Tensor, "d_model width"] | None,
+    written: Float[Tensor, "row pos width"],
+    position_ids: Int[Tensor, "#row pos"],
+) -> Float[Tensor, "row pos width"]:
+    """Noise of the norm of what a part writes.
+
+    Args:
+        ablation: Of the part.
+        columns: What heads' z is multiplied by on its way to the residual stream, where the norms are taken; None: the
+            part writes there.
+        written: What it writes.
+        position_ids: Where the tokens stand.
+    """
+    of_part = wide(written)
+    drawn = draw(ablation, position_ids, written.shape[-1]).to(of_part)
+    in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
+    wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
+    return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
+
+
+def columns(o_proj: nn.Module, at: slice, ablation: Ablation) -> Float[Tensor, "d_model width"]:
     """Columns of an output projection: the norm of a head's noise is taken behind them.
 
     Raises:
@@ -53,4 +75,4 @@ def columns(o_proj: nn.Module, at: Sequence[int], ablation: Ablation) -> Float[T
     assert isinstance(weight, Tensor)
     if quantised.is_quantised(weight):
         raise UserError(f"condition {ablation}: noise on a head needs weights that are not quantised; use the layer's")
-    return (weight.T if hasattr(o_proj, "nf") else weight)[:, list(at)]  # GPT-2's Conv1D has the inputs first
+    return (weight.T if hasattr(o_proj, "nf") else weight)[:, at].clone()  # GPT-2's Conv1D has the inputs first

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,79 +12,30 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from depthlens.ablations import Condition
+from depthlens.backends import weight_swap
+from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.models.architectures import head
 from depthlens.models.lens import Lens
 
 Positions = Sequence[Sequence[int]]  # by row
-# what a token can be, in the order of the means' axis: the first of its sequence, which draws attention whatever it is
-TOKEN_CLASSES = ("first", "other")
 
 
-def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
-    """Index of each token's class in `TOKEN_CLASSES`, from where it stands in its own sequence."""
-    return (position_ids > 0).long()
+class Backend(ABC):
+    """Applies conditions, one per row of a batch.
 
-
-@dataclass(frozen=True)
-class Means:
-    """What ``@mean`` and ``@resample`` ablations put in place of a part, from a named reference.
-
-    The means are by class of the token, see `TOKEN_CLASSES`: one mean over all positions would hold a part of the first
-    token's state, which is larger than others by orders of magnitude.
-
-    Attributes:
-        name: What the reference set is, for the record.
-        layer: Mean of what each whole layer adds to the residual stream.
-        attn: Mean output of each attention sublayer.
-        mlp: Mean output of each MLP sublayer.
-        z: Mean output of each head before ``o_proj``.
-        sample: The same numbers at every position of one prompt, for ``@resample``: by site (``layer``, ``attn``,
-            ``mlp``, ``z``), each of shape [n_layers, pos, ...]. Sites that nothing asks for are left out; None where
-            there is no prompt.
+    Args:
+        lens: A loaded model.
+        means: What ``@mean`` and ``@resample`` put in place of a part.
     """
 
     name: str
-    layer: Float[Tensor, "n_layers token_class d_model"]
-    attn: Float[Tensor, "n_layers token_class d_model"]
-    mlp: Float[Tensor, "n_layers token_class d_model"]
-    z: Float[Tensor, "n_layers token_class n_heads d_head"]
-    sample: Mapping[str, Tensor] | None = None
+    takes_weights = False  # whether it knows conditions with other weights than the model's own
 
-    def to(self, device: torch.device | str) -> Means:
-        """The same on a device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        if self.sample is not None:
-            moved["sample"] = {site: value.to(device) for site, value in self.sample.items()}
-        return replace(self, **moved)
+    def __init__(self, lens: Lens, means: Means | None = None) -> None:
+        self.lens = lens
+        self.means = means
 
-    @property
-    def measured(self) -> bool:
-        """Whether there are means, and not only a sample."""
-        return self.layer.shape[1] > 0
-
-    def table(self, site: str, layer: int) -> Float[Tensor, "entry part width"]:
-        """What can be put in place at a site: zeros, means by class of the token, and the reference prompt's positions.
-
-        See `depthlens.backends.site_edits.SiteEdit`.
-        """
-        mean = self.z[layer] if site == "z" else getattr(self, site)[layer][:, None]
-        if not self.measured:
-            mean = mean.new_zeros(len(TOKEN_CLASSES), *mean.shape[1:])
-        sample = mean[:0] if self.sample is None or site not in self.sample else self.sample[site][layer]
-        sample = sample if sample.dim() == mean.dim() else sample[:, None]
-        parts = torch.zeros_like(mean[:1]), mean, sample.to(mean.device)
-        return torch.cat([part.to(torch.promote_types(mean.dtype, sample.dtype)) for part in parts])
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """Applies conditions, one per row of a batch."""
-
-    name: str
-    means: Means | None
-
+    @torch.no_grad()
     def forward(
         self,
         tokens: Int[Tensor, "row pos"],
@@ -106,42 +57,29 @@ class Backend(Protocol):
         Returns:
             Logits per row, each of shape [n_positions, d_vocab], and the cache.
         """
-        ...
+        if cache is None and positions is None:  # only generation continues from it
+            cache = DynamicCache(config=self.lens.model.config)
+        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        donor = self.lens.donor if self.takes_weights else None
+        edits = RowEdits(conditions, self.lens, self.means, position_ids, donor)
+        kwargs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": positions is None}
+        states = self._states(edits, tokens, kwargs | {"cache": cache})
+        # the unembedding costs as much as several layers: only the positions that are asked for go through it
+        positions = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
+        picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
+        under = [c for c, places in zip(conditions, positions, strict=True) for _ in places]
+        with weight_swap.RowDonations(under, self.lens, donor).embeddings():
+            logits = head(self.lens.model, picked)
+        return list(logits.split([len(places) for places in positions])), cache
 
+    @abstractmethod
+    def _states(
+        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """Final residual streams, after the last norm, of rows that are edited.
 
-def arguments(
-    lens: Lens,
-    tokens: Int[Tensor, "row pos"],
-    attention_mask: Int[Tensor, "row cached_and_pos"],
-    cache: Any,
-    keep_cache: bool,
-) -> dict[str, Any]:
-    """Keyword arguments of the Hugging Face model's forward; see `Backend.forward`.
-
-    The model itself unembeds the last position only: `logits` unembeds those that are asked for.
-    """
-    if cache is None and keep_cache:
-        cache = DynamicCache(config=lens.model.config)
-    return {
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :],
-        "cache": cache,
-        "use_cache": keep_cache,
-        "logits_to_keep": 1,
-    }
-
-
-def logits(
-    lens: Lens, states: Float[Tensor, "row pos d_model"], positions: Positions | None
-) -> list[Float[Tensor, "_ d_vocab"]]:
-    """Logits of the positions that are asked for, per row; None: the last one.
-
-    Args:
-        lens: Its own head makes logits from states.
-        states: Final residual stream after the last norm.
-        positions: Per row.
-    """
-    # the unembedding costs as much as several layers: only the positions that are asked for go through it
-    positions = [[states.shape[1] - 1]] * len(states) if positions is None else positions
-    picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
-    return list(head(lens.model, picked).split([len(places) for places in positions]))
+        Args:
+            edits: What the conditions of the rows do.
+            tokens: Token ids.
+            kwargs: Of the Hugging Face model's forward.
+        """

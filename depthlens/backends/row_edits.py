@@ -19,25 +19,69 @@ select with ``torch.where``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import noise, weight_swap
-from depthlens.backends.protocol import Means
-from depthlens.backends.site_edits import KEPT, MEAN, NOISE, RESAMPLE, ZERO, LayerEdits, Noise, SiteEdit
+from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import experts
-from depthlens.models.architectures import hidden, with_hidden
+from depthlens.models.architectures import Architecture, hidden, replaced_forwards, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
 
-_KINDS = {"mean": MEAN, "resample": RESAMPLE, "noise": NOISE}
+NO_MEANS = torch.zeros(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What ``@mean`` and ``@resample`` ablations put in place of a part, from a named reference.
+
+    There are two means of each site, of first tokens and of all others: one mean over all positions would hold a part
+    of the first token's state, which is larger than others by orders of magnitude. Without means they are empty.
+
+    Attributes:
+        name: What the reference set is, for the record.
+        layer: Mean of what each whole layer adds to the residual stream.
+        attn: Mean output of each attention sublayer.
+        mlp: Mean output of each MLP sublayer.
+        z: Mean output of each head before ``o_proj``.
+        sample: The same numbers at every position of one prompt, for ``@resample``: by site (``layer``, ``attn``,
+            ``mlp``, ``z``), each of shape [n_layers, pos, ...]. Sites that nothing asks for are left out; None where
+            there is no prompt.
+    """
+
+    name: str
+    layer: Float[Tensor, "n_layers token_class d_model"] = NO_MEANS
+    attn: Float[Tensor, "n_layers token_class d_model"] = NO_MEANS
+    mlp: Float[Tensor, "n_layers token_class d_model"] = NO_MEANS
+    z: Float[Tensor, "n_layers token_class n_heads d_head"] = NO_MEANS[..., None]
+    sample: Mapping[str, Tensor] | None = None
+
+    def to(self, device: torch.device | str) -> Means:
+        """The same on a device."""
+        means = {name: getattr(self, name).to(device) for name in ("layer", "attn", "mlp", "z")}
+        sample = self.sample and {site: value.to(device) for site, value in self.sample.items()}
+        return replace(self, **means, sample=sample)
+
+    def values(self, a: Ablation) -> Float[Tensor, "entry width"]:
+        """What an ablation puts in place at its site, by entry of `depthlens.backends.site_edits.Edit`."""
+        site = "z" if a.site in ("head", "kv") else a.site
+        of_site = (self.sample or {})[site] if a.mode == "resample" else getattr(self, site)
+        return of_site[a.layer].flatten(1)
+
+
+def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
+    """Which mean is of each token: 0 for the first of its sequence, which draws attention whatever it is, else 1."""
+    return (position_ids > 0).long()
 
 
 class RowEdits:
@@ -67,42 +111,37 @@ class RowEdits:
         self.means = means
         self.position_ids = position_ids
         self.n_rows = len(conditions)
-        for condition in dict.fromkeys(conditions):
+        rows_of: dict[Condition, list[int]] = {}
+        for row, condition in enumerate(conditions):
+            rows_of.setdefault(condition, []).append(row)
+        self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
+        for condition, rows in rows_of.items():
             condition.validate(lens.dims)
             if condition.uses("donor") and donor is None:
                 raise UserError(f"condition {condition} takes weights from a donor, and none was given")
-            if condition.uses("mean") and (means is None or not means.measured):
+            if condition.uses("mean") and (means is None or not len(means.layer)):
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
             if condition.uses("resample") and (means is None or means.sample is None):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_positions and position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
-        self.by_layer: dict[int, list[tuple[int, Ablation]]] = {}
-        for row, condition in enumerate(conditions):
             for ablation in condition.ablations:
                 if ablation.mode not in WEIGHTS:
-                    self.by_layer.setdefault(ablation.layer, []).append((row, ablation))
+                    self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).extend(rows)
         self.donations = weight_swap.RowDonations(conditions, lens, donor)
         self.layers = sorted({*self.by_layer, *self.donations.layers})
 
-    def at(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> LayerEdits:
-        """The edits of one layer, for whatever library provides the tensors.
-
-        Args:
-            layer: Layer number.
-            keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
-        """
-        position_ids = late = self.position_ids
-        if keep is not None and position_ids is not None:
-            late = position_ids[:, keep.to(position_ids.device)]
+    def at(self, layer: int) -> LayerEdits:
+        """The edits of one layer, for whatever library provides the tensors."""
+        position_ids = self.position_ids
         twice = torch.zeros(self.n_rows, dtype=torch.bool)
-        twice[[row for row, a in self.by_layer.get(layer, []) if a.mode == "twice"]] = True
+        twice[[row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]] = True
         return LayerEdits(
-            self._site(layer, ("layer",), late),
+            self._site(layer, ("layer",), position_ids),
             self._site(layer, ("attn",), position_ids),
-            self._site(layer, ("mlp",), late),
-            self._site(layer, ("head", "kv"), position_ids),
-            self._routing(layer, late),
+            self._site(layer, ("mlp",), position_ids),
+            self._site(layer, ("kv", "head"), position_ids),
+            self._routing(layer, position_ids),
             twice if twice.any() else None,
         )
 
@@ -112,44 +151,23 @@ class RowEdits:
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager
-    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> Iterator[LayerEdits]:
+    def hooked(self, layer: int) -> Iterator[None]:
         """Within the context the rows of one layer are edited by forward hooks; see `at`."""
-        arch, at = self.arch, self.at(layer, keep)
+        at = self.at(layer)
         with ExitStack() as stack:
             if at.twice is not None:
-                stack.enter_context(_twice(arch.layers[layer], at.twice))
+                stack.enter_context(_twice(self.arch.layers[layer], at.twice))
             if layer in self.donations.layers:
                 stack.enter_context(self.donations.layer(layer))
-            if (edit_layer := at.layer) is not None:
-
-                def skip(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-                    resid_pre = args[0] if args else kwargs["hidden_states"]  # may be where the layer before is
-                    resid_post = hidden(output)
-                    return with_hidden(output, edit_layer(resid_post, moved(resid_pre, resid_post.device)))
-
-                stack.enter_context(arch.layers[layer].register_forward_hook(skip, with_kwargs=True))
-            for edit, modules in ((at.attn, arch.attn), (at.mlp, arch.mlp)):
-                if edit is not None:
-
-                    def replace(module: nn.Module, args: tuple, output: Any, edit: SiteEdit = edit) -> Any:
-                        value = hidden(output)  # of some mixtures of experts with all tokens in one row
-                        rows = value.reshape(args[0].shape) if args else value
-                        return with_hidden(output, edit(rows).reshape(value.shape))
-
-                    stack.enter_context(modules[layer].register_forward_hook(replace))
-            if (router := arch.routers[layer]) is not None and at.routing is not None:
-                stack.enter_context(weight_swap.replaced_forwards([at.routing.around(router.module)]))
-            if (edit_z := at.z) is not None:
-
-                def replace_z(module: nn.Module, args: tuple) -> tuple:
-                    return edit_z(args[0]), *args[1:]
-
-                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(replace_z))
-            yield at
+            stack.enter_context(hooks(self.arch, layer, at))
+            if (router := self.arch.routers[layer]) is not None and at.routing is not None:
+                stack.enter_context(replaced_forwards([at.routing.around(router.module)]))
+            yield
 
     def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> experts.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
-        ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site == "expert"]
+        of_layer = self.by_layer.get(layer, {})
+        ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
         if not ablations:
             return None
         n_experts = self.arch.dims.n_experts[layer]
@@ -158,35 +176,48 @@ class RowEdits:
         return experts.Routing(n_experts, removed)
 
     def _site(self, layer: int, sites: Sequence[str], position_ids: Int[Tensor, "#row pos"] | None) -> SiteEdit | None:
-        """The edit of one site, whose parts are all heads or a single one; None where no row is edited there."""
-        ablations = [(row, a) for row, a in self.by_layer.get(layer, []) if a.site in sites and a.mode != "twice"]
-        if not ablations:
-            return None
-        dims, of_heads = self.arch.dims, "head" in sites
-        kind = torch.full((self.n_rows, 1, dims.n_heads if of_heads else 1), KEPT)
-        start, noises = torch.zeros_like(kind), []
-        for row, a in sorted(ablations, key=lambda edit: edit[1].site == "head"):  # after its KV group
-            parts = [0] if not of_heads else [a.index] if a.site == "head" else [*dims.query_heads(a.index)]
-            kind[row, 0, parts], start[row, 0, parts] = _KINDS.get(a.mode, ZERO), a.start
-            if a.mode == "noise":
-                noises.append(self._noise(row, a, parts, position_ids))
-        table = None
-        if self.means is not None and any(a.mode in ("mean", "resample") for _, a in ablations):
-            table = self.means.table("z" if of_heads else sites[0], layer)
-        return SiteEdit(kind, start if start.any() else None, table, tuple(noises), position_ids)
+        """The edit of one site, a head's after its KV group's; None where no row is edited there."""
+        of_layer = self.by_layer.get(layer, {})
+        ablations = [a for site in sites for a in of_layer if a.site == site and a.mode != "twice"]
+        return SiteEdit(tuple(self._edit(a, of_layer[a]) for a in ablations), position_ids) if ablations else None
 
-    def _noise(self, row: int, a: Ablation, parts: list[int], position_ids: Any) -> Noise:
-        positions = position_ids if len(position_ids) == 1 else position_ids[row : row + 1]
-        if self.n_rows == 1:  # a condition that serves all rows
-            positions = position_ids
-        of_heads = a.site in ("head", "kv")
-        width = self.arch.dims.d_head if of_heads else self.arch.dims.d_model
-        columns = None
-        if of_heads:
-            with held(o_proj := self.arch.o_proj[a.layer]):
-                columns = noise.columns(o_proj, [p * width + i for p in parts for i in range(width)], a)
-        rows = slice(None) if self.n_rows == 1 else slice(row, row + 1)
-        return Noise(rows, parts, noise.draw(a, positions, len(parts) * width), columns)
+    def _edit(self, a: Ablation, rows: list[int]) -> Edit:
+        dims, columns, in_stream = self.arch.dims, slice(None), None
+        if a.site in ("head", "kv"):
+            heads = range(a.index, a.index + 1) if a.site == "head" else dims.query_heads(a.index)
+            columns = slice(heads.start * dims.d_head, heads.stop * dims.d_head)
+            if a.mode == "noise":
+                with held(o_proj := self.arch.o_proj[a.layer]):
+                    in_stream = noise.columns(o_proj, columns, a)
+        return Edit(
+            None if self.n_rows == 1 else torch.tensor(rows),
+            columns,
+            a.start,
+            self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None,
+            partial(noise.like, a, in_stream) if a.mode == "noise" else None,
+        )
+
+
+@contextmanager
+def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
+    """Within the context forward hooks put in place what the edits of a layer give at its sites."""
+
+    def output(module: nn.Module, args: tuple, kwargs: dict, output: Any, edit: Any) -> Any:
+        value = hidden(output)  # of some mixtures of experts with all tokens in one row
+        base = None
+        if module is arch.layers[layer]:
+            base = moved(args[0] if args else kwargs["hidden_states"], value.device)  # may be where the one before is
+        return with_hidden(output, edit(value.reshape(args[0].shape) if args else value, base).reshape(value.shape))
+
+    with ExitStack() as stack:
+        for edit, modules in ((at.layer, arch.layers), (at.attn, arch.attn), (at.mlp, arch.mlp)):
+            if edit is not None:
+                hook = partial(output, edit=edit)
+                stack.enter_context(modules[layer].register_forward_hook(hook, with_kwargs=True))
+        if (edit_z := at.z) is not None:
+            o_proj = arch.o_proj[layer]
+            stack.enter_context(o_proj.register_forward_pre_hook(lambda module, args: (edit_z(args[0]), *args[1:])))
+        yield
 
 
 @contextmanager
@@ -199,5 +230,5 @@ def _twice(layer: nn.Module, rows: Bool[Tensor, " row"]) -> Iterator[None]:
         again, here = forward(hidden(first), *args, **kwargs), rows[:, None, None].to(hidden(first).device)
         return with_hidden(first, torch.where(here, hidden(again), hidden(first)))
 
-    with weight_swap.replaced_forwards([(layer, call)]):
+    with replaced_forwards([(layer, call)]):
         yield

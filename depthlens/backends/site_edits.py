@@ -5,104 +5,100 @@ Nothing here names more than torch, because nnsight sends these classes to a ser
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# what takes the place of a part, as numbers in `SiteEdit.kind`
-KEPT, ZERO, MEAN, RESAMPLE, NOISE = -1, 0, 1, 2, 3
-# entries of `SiteEdit.table` before those of the reference prompt: zeros, mean of first tokens, mean of others
-N_MEANS = 3
-
 
 @dataclass(frozen=True)
-class Noise:
-    """Noise in one row.
+class Edit:
+    """What takes the place of one part in some rows.
 
     Attributes:
-        row: The row; a slice stands for all.
-        parts: Heads; [0] where the site has one part.
-        drawn: Before it is scaled. Shape [1 or row, pos, part * width].
-        columns: What these heads' z is multiplied by on its way to the residual stream, where the noise has the norm of
-            what the part writes; None: the site is in the stream. Shape [d_model, part * width].
+        rows: Which; None: all, however many there are.
+        columns: Where the part is in what its site holds: neighbouring heads, or everything.
+        start: Position from which on it is edited.
+        values: What is added to what is there without the part, by position: those of a reference prompt, or means of
+            first tokens and of others. None: nothing is. Shape [entry, column].
+        noise: Gives what is added to the part instead, from what the part writes and from positions.
     """
 
-    row: slice
-    parts: list[int]
-    drawn: Tensor
-    columns: Tensor | None
+    rows: Tensor | None
+    columns: slice
+    start: int = 0
+    values: Tensor | None = None
+    noise: Callable[[Tensor, Any], Tensor] | None = None
+
+    def put(self, old: Tensor, without: Tensor, positions: Any) -> Tensor:
+        """The new values of the part in its rows.
+
+        A row that is longer than the values reads them again from the second one on, because the first token draws
+        attention whatever its content.
+        """
+        new = without
+        if self.noise is not None:
+            new = old + self.noise(old - without, positions)
+        elif self.values is not None:
+            n = len(self.values)
+            entry = torch.where(positions < n, positions, 1 + (positions - 1) % max(1, n - 1)).clamp(max=n - 1)
+            new = without + self.values.to(old)[entry]
+        return torch.where((positions >= self.start)[..., None], new, old) if self.start else new
 
 
 @dataclass(frozen=True)
 class SiteEdit:
-    """The edit of one site of a layer for all rows and parts (heads; else there is one part).
+    """The edits of one site of a layer, of which later ones count where they meet.
 
     Attributes:
-        kind: What takes the place of each part, `KEPT` where nothing does. Shape [row, 1, part]; one row serves batches
-            of any size.
-        start: Position from which on a part is edited; None: from the first. Shape [row, 1, part].
-        table: What is put in place: `N_MEANS` entries, then the reference prompt's positions; None where every edited
-            part is removed or noisy. Shape [entry, part, width].
-        noise: Noise, row by row.
-        position_ids: Where the tokens stand, if an edit depends on it. Shape [row, pos].
+        edits: Of parts, in some rows each.
+        positions: Where the tokens stand, if an edit depends on it. Shape [#row, pos].
     """
 
-    kind: Tensor
-    start: Tensor | None
-    table: Tensor | None
-    noise: tuple[Noise, ...]
-    position_ids: Tensor | None
+    edits: tuple[Edit, ...]
+    positions: Tensor | None
 
-    def __call__(self, value: Tensor, base: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+    def __call__(self, value: Tensor, base: Tensor | None = None, positions: Any = None) -> Tensor:
         """The new value.
 
         Args:
-            value: What the model computes there. Shape [row, pos, part * width].
+            value: What the model computes there. Shape [row, pos, column].
             base: What is there without the part: ``resid_pre`` of a layer; None: zero.
-            position_ids: Where the tokens stand; None: `position_ids` of the edit.
+            positions: Where the tokens stand; None: as the edit knows.
         """
-        positions: Any = self.position_ids if position_ids is None else position_ids
-        positions = None if positions is None else positions.to(value.device)[:, :, None]
-        kind = self.kind.to(value.device)
-        old = value.unflatten(-1, (kind.shape[-1], -1))  # [row, pos, part, width]
-        without = value.new_zeros(()) if base is None else base.unflatten(-1, (kind.shape[-1], -1))
-        new, active = without, kind >= 0
-        if self.table is not None:
-            entries = self._entries(kind, positions)
-            new = without + self.table.to(old)[entries, torch.arange(kind.shape[-1], device=kind.device)]
-        if self.noise:
-            new = self._with_noise(old, without, new)
-        if self.start is not None:
-            active = active & (positions >= self.start.to(value.device))
-        return torch.where(active[..., None], new, old).flatten(-2)
-
-    def _entries(self, kind: Tensor, positions: Any) -> Tensor:
-        """Entry of the table for each row, position and part.
-
-        A row that is longer than the reference prompt reads it again from its second token on, because the first token
-        draws attention whatever its content.
-        """
-        n = len(self.table) - N_MEANS  # type: ignore[arg-type]
-        again = torch.where(positions < n, positions, 1 + (positions - 1) % max(1, n - 1)).clamp(max=max(0, n - 1))
-        mean = 1 + (positions > 0).long()
-        return torch.where(kind == RESAMPLE, N_MEANS + again, torch.where(kind == MEAN, mean, 0))
-
-    def _with_noise(self, value: Tensor, without: Tensor, new: Tensor) -> Tensor:
-        """``new``, but for the noisy parts what the model computes and noise of the norm of what the part writes."""
-        new, written = new.expand_as(value).clone(), value - without
-        wide = torch.promote_types(value.dtype, torch.float32)
-        for noise in self.noise:
-            of_part = written[noise.row, :, noise.parts].flatten(2).to(wide)  # [row, pos, part * width]
-            drawn = noise.drawn.to(of_part)
-            columns = None if noise.columns is None else noise.columns.to(of_part).T
-            norms = [(x if columns is None else x @ columns).norm(dim=-1, keepdim=True) for x in (of_part, drawn)]
-            added = drawn * (norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny))
-            new[noise.row, :, noise.parts] = value[noise.row, :, noise.parts] + added.unflatten(
-                -1, (len(noise.parts), -1)
-            ).to(value)
+        positions = self.positions if positions is None else positions
+        positions = None if positions is None else positions.to(value.device)
+        new = value.clone()
+        for edit in self.edits:
+            rows = slice(None) if edit.rows is None else edit.rows.to(value.device)
+            old = value[rows, :, edit.columns]
+            without = torch.zeros_like(old) if base is None else base[rows, :, edit.columns]
+            at = positions if positions is None or len(positions) == 1 else positions[rows]
+            new[rows, :, edit.columns] = edit.put(old, without, at)
         return new
+
+
+class Sums:
+    """Changes nothing at a site, and adds up what the model computes there.
+
+    Args:
+        width: Of the site.
+
+    Attributes:
+        total: Sums over first tokens, and over all others. Shape [token_class, width].
+    """
+
+    def __init__(self, width: int) -> None:
+        # a float32 running sum over 10^5 positions would lose three digits
+        self.total = torch.zeros(2, width, dtype=torch.float64)
+
+    def __call__(self, value: Tensor, base: Tensor | None = None, positions: Any = None) -> Tensor:
+        """The value as it is."""
+        added = (value if base is None else value - base).cpu().double()
+        self.total = self.total + torch.stack([added[:, 0].sum(0), added[:, 1:].sum((0, 1))])
+        return value
 
 
 @dataclass(frozen=True)
@@ -118,22 +114,26 @@ class LayerEdits:
         twice: Rows that go through the layer twice. Shape [row].
     """
 
-    layer: SiteEdit | None
-    attn: SiteEdit | None
-    mlp: SiteEdit | None
-    z: SiteEdit | None
+    layer: Callable[..., Tensor] | None
+    attn: Callable[..., Tensor] | None
+    mlp: Callable[..., Tensor] | None
+    z: Callable[..., Tensor] | None
     routing: Any = None
     twice: Tensor | None = None
 
-    def trace(self, layer: Any, attn: Any, o_proj: Any, mlp: Any, position_ids: Tensor | None = None) -> None:
+    def trace(self, layer: Any, attn: Any, o_proj: Any, mlp: Any, positions: Tensor | None = None) -> None:
         """Within a trace of nnsight, edit a layer's parts in the order in which the model computes them."""
-        resid_pre = None if self.layer is None else layer.input
-        if self.z is not None:
-            o_proj.input = self.z(o_proj.input, None, position_ids)
+        resid_pre = layer.input
+        if self.z is not None and o_proj is not None:
+            o_proj.input = self.z(o_proj.input, None, positions)
         for edit, part, base in ((self.attn, attn, None), (self.mlp, mlp, None), (self.layer, layer, resid_pre)):
             if edit is not None:
                 output = part.output
                 old = output[0] if isinstance(output, tuple) else output
-                rows = len(edit.kind) if old.dim() == 2 else len(old)  # some mixtures of experts give all tokens in one
-                new = edit(old.reshape(rows, -1, old.shape[-1]), base, position_ids).reshape(old.shape)
+                # some mixtures of experts give all tokens in one row
+                new = edit(old.reshape(resid_pre.shape), base, positions).reshape(old.shape)
                 part.output = (new, *output[1:]) if isinstance(output, tuple) else new
+
+    def totals(self) -> list[Tensor]:
+        """What `Sums` at the sites have added up, in the order of the attributes."""
+        return [sums.total for sums in (self.layer, self.attn, self.mlp, self.z) if isinstance(sums, Sums)]

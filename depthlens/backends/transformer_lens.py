@@ -13,7 +13,7 @@ and ``hook_v``. Whether the cache was filled is checked after every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,10 +22,8 @@ from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 from transformers import DynamicCache
 
-from depthlens.ablations import Condition
-from depthlens.backends.protocol import Means, Positions, arguments, logits
-from depthlens.backends.row_edits import RowEdits
-from depthlens.backends.site_edits import SiteEdit
+from depthlens.backends.protocol import Backend
+from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
@@ -33,46 +31,33 @@ from depthlens.models.library_views import bridge
 Hook = tuple[str, Callable[..., Tensor | None]]
 
 
-class TransformerLensBackend:
+class TransformerLensBackend(Backend):
     """Applies conditions with the hooks of a bridge of its own, so that hooks on ``lens.bridge`` do not matter."""
 
     name = "transformer_lens"
 
     def __init__(self, lens: Lens, means: Means | None = None) -> None:
-        self.lens = lens
-        self.means = means
+        super().__init__(lens, means)
         self.bridge = bridge(lens)
 
-    @torch.no_grad()
-    def forward(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row cached_and_pos"],
-        conditions: Sequence[Condition],
-        *,
-        cache: Any = None,
-        positions: Positions | None = None,
-    ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
-        """See `depthlens.backends.protocol.Backend.forward`."""
-        keep_cache = positions is None  # only generation continues from it
-        kwargs = arguments(self.lens, tokens, attention_mask, cache, keep_cache)
-        cache = kwargs["cache"]
+    def _states(
+        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
+    ) -> Float[Tensor, "row pos d_model"]:
         final: list[Tensor] = []
-        edits = RowEdits(conditions, self.lens, self.means, kwargs["position_ids"])
-        hooks = self._hooks(edits)
-        hooks.append(("ln_final.hook_out", lambda states, hook: final.append(states)))
-        if keep_cache and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
+        hooks = [*self._hooks(edits), ("ln_final.hook_out", lambda states, hook: final.append(states))]
+        cache, n_cached = kwargs["cache"], kwargs["attention_mask"].shape[1]
+        if cache is not None and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
             hooks += [hook for layer in range(self.lens.dims.n_layers) for hook in _caching(cache, layer)]
-        elif keep_cache:
-            kwargs["layer_past"] = cache
+        elif cache is not None:
+            kwargs |= {"layer_past": cache}
         with self.bridge.hooks(fwd_hooks=hooks), replaced_forwards(edits.routers(self.bridge)):
-            self.bridge(tokens, **kwargs)
-        if keep_cache and cache.get_seq_length() != attention_mask.shape[1]:
+            self.bridge(tokens, logits_to_keep=1, **kwargs)  # the last position: others are unembedded elsewhere
+        if cache is not None and cache.get_seq_length() != n_cached:
             raise RuntimeError(
-                f"TransformerLens cached {cache.get_seq_length()} positions of {attention_mask.shape[1]}; "
+                f"TransformerLens cached {cache.get_seq_length()} positions of {n_cached}; "
                 "this version of it and transformers do not fit together"
             )
-        return logits(self.lens, final[0], positions), cache
+        return final[0]
 
     def _hooks(self, edits: RowEdits) -> list[Hook]:
         hooks: list[Hook] = []
@@ -89,7 +74,7 @@ class TransformerLensBackend:
         return hooks
 
 
-def _skip(block: str, edit: SiteEdit) -> list[Hook]:
+def _skip(block: str, edit: Callable[..., Tensor]) -> list[Hook]:
     resid_pre: list[Tensor] = []
 
     def put(resid_post: Tensor, hook: Any) -> Tensor:

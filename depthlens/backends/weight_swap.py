@@ -25,12 +25,13 @@ A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.models.architectures import head, replaced_forwards
@@ -39,6 +40,15 @@ from depthlens.models.placement import moved, place_of
 from depthlens.models.rounded_weights import rounded_layers
 
 Forward = Callable[..., Any]
+# whose ablation takes modules, by what these are made for
+TAKERS = {
+    "attn": ("layer", "attn"),
+    "kv": ("layer", "attn", "kv"),
+    "head": ("layer", "attn", "kv", "head"),
+    "mlp": ("layer", "mlp"),
+    "embed": ("embed",),
+    "unembed": ("unembed",),
+}
 
 
 def unembed(
@@ -59,40 +69,35 @@ def unembed(
 
 
 def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], *, by_input: bool = False) -> Forward:
-    """A forward of a module that gives some rows, or some of their parts, to another one.
+    """A forward of a module that gives some rows, or the same number of parts of some rows, to another one.
 
     Args:
         module: Of the base.
         other: That with other weights.
-        mask: What it computes; one row serves batches of any size.
+        mask: What it computes; one row serves batches of any size. A row that it computes has all its parts, or no row.
         by_input: Parts are of the input of a linear module, and not of its output.
     """
-    forward, every = module.forward, mask.any(1).all()
-    rows = None if every else mask.any(1).nonzero()[:, 0]
-    mask = mask if rows is None else mask[rows]
-    whole, n_parts = mask.all(1), mask.shape[1]
+    forward, every = module.forward, bool(mask.any(1).all())
+    rows = slice(None) if every else mask.any(1).nonzero()[:, 0]
+    mask = mask[rows]
+
+    def put(x: Tensor, new: Tensor) -> Tensor:
+        return new if isinstance(rows, slice) else x.index_copy(0, rows.to(x.device), new)
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (mask.shape[1], -1))
 
     def call(x: Tensor) -> Tensor:
-        if rows is None and whole.all():
-            return other(x)
-        index = None if rows is None else rows.to(x.device)
-        mine = x if index is None else x[index]
-        here = mask.to(x.device).view(len(mask), *[1] * (x.dim() - 2), n_parts, 1)
-        if by_input and not whole.all():
-            parts = mine.unflatten(-1, (n_parts, -1))
-            of_base, of_other = (torch.where(here == wanted, parts, 0).flatten(-2) for wanted in (False, True))
-            base = forward(of_base if index is None else x.index_copy(0, index, of_base))
-            bias: Any = other.bias
-            new = (base if index is None else base[index]) + other(of_other)
-            new = new if bias is None else new - bias  # the base's stays
-            new = torch.where(here.flatten(-2).all(-1, keepdim=True), other(mine), new) if whole.any() else new
-        else:
-            base, new = forward(x), other(mine)  # all rows: what is in the place of forward may know them by number
-            if not whole.all():
-                old = base if index is None else base[index]
-                of_other, of_base = (value.unflatten(-1, (n_parts, -1)) for value in (new, old))
-                new = torch.where(here, of_other, of_base).flatten(-2)
-        return new if index is None else base.index_copy(0, index, new)
+        if mask.all():
+            return other(x) if every else put(forward(x), other(x[rows]))
+        here = mask.to(x.device).view(len(mask), *[1] * (x.dim() - 2), -1, 1)
+        if not by_input:
+            base = forward(x)
+            return put(base, torch.where(here, split(other(x[rows])), split(base[rows])).flatten(-2))
+        part = torch.where(here, split(x[rows]), 0).flatten(-2)
+        # all rows: what is in the place of forward may know them by number
+        base = forward(put(x, x[rows] - part))
+        return put(base, base[rows] + other(part) - other(torch.zeros_like(part[:1])))  # the base's bias stays
 
     return call
 
@@ -126,66 +131,57 @@ class RowDonations:
         assert self._donor is not None, "conditions that take weights are refused where there is no donor"
         return self._donor
 
-    @contextmanager
-    def layer(self, layer: int) -> Iterator[None]:
+    def layer(self, layer: int) -> AbstractContextManager[None]:
         """Within the context the rows of one of the ``layers`` have their weights."""
-        with ExitStack() as stack:
-            for mode in self.by_layer[layer]:  # each shares the rows of what those before have put in place
-                stack.enter_context(replaced_forwards(self._forwards(layer, mode)))
-            yield
+        return replaced_forwards(self._forwards(layer))
 
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
-        forwards: list[tuple[nn.Module, Forward]] = []
-        for site, names in (("embed", ("embed",)), ("unembed", ("final_norm", "unembed"))):
-            mask = torch.zeros(self.n_rows, 1, dtype=torch.bool)
-            mask[[row for row, a in self.by_layer.get(-1, {}).get("donor", ()) if a.site == site]] = True
-            for name in names if mask.any() else ():
-                module, other = getattr(self.lens.arch, name), getattr(self.donor.lens.arch, name)
-                forwards.append((module, shared(module, other, mask)))
-        return replaced_forwards(forwards)
+        return replaced_forwards(self._forwards(-1))
 
-    def _forwards(self, layer: int, mode: str) -> list[tuple[nn.Module, Forward]]:
-        """Modules of a layer, each with the forward that shares its rows among its own weights and others."""
+    def _forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
+        """Modules, each with the forward that shares its rows; each forward calls those before it."""
+        for mode in self.by_layer.get(layer, {}):
+            for module, other, kind in self._modules(layer, mode):
+                taken = self._mask(layer, mode, kind)
+                whole = taken.all(1, keepdim=True)
+                for mask in (taken & whole, taken & ~whole):
+                    if mask.any():
+                        by_input = layer >= 0 and module is self.lens.arch.o_proj[layer]
+                        yield module, shared(module, other, mask, by_input=by_input)
+            if mode == "donor" and layer >= 0:
+                base, attn = self.lens.arch.layers[layer], self.lens.arch.attn[layer]
+                if self.donor.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
+                    yield attn, self._with_donor_rotary(attn.forward, layer, mask)
+                if self.donor.lens.stream:
+                    yield base, self._with_donor_resident(base.forward, layer)
+
+    def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+        """Modules with weights, those that have others, and what they are made for, as in `TAKERS`."""
         arch, family = self.lens.arch, self.lens.arch.family
-        base, of_donor = arch.layers[layer], mode == "donor"
-        other = self.donor.lens.arch.layers[layer] if of_donor else rounded_layers(self.lens).of(layer, mode)
-        heads, kv, attn, mlp = self._masks(layer, mode)
-        masks = {family.attn_norm: attn, family.mlp_norm: mlp, family.mlp: mlp}
+        if layer < 0:
+            for name in ("embed", "final_norm", "unembed"):
+                yield getattr(arch, name), getattr(self.donor.lens.arch, name), name.replace("final_norm", "unembed")
+            return
+        base = arch.layers[layer]
+        other = self.donor.lens.arch.layers[layer] if mode == "donor" else rounded_layers(self.lens).of(layer, mode)
+        paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
         for name, module in arch.attn[layer].named_modules():
             if any(True for _ in module.parameters(recurse=False)):
                 per_head = module is arch.o_proj[layer] or name in family.per_head
                 path = f"{family.mixes(layer)}.{name}".removesuffix(".")
-                masks[path] = kv if name in family.per_kv_head else heads if per_head else attn
-        forwards = []
-        for path, mask in masks.items():
-            if path and mask.any():
-                module = base.get_submodule(path)
-                by_input = module is arch.o_proj[layer]
-                forwards.append((module, shared(module, other.get_submodule(path), mask, by_input=by_input)))
-        if of_donor and self.donor.own_rotary and attn.any():
-            forwards.append((arch.attn[layer], self._with_donor_rotary(arch.attn[layer].forward, layer, attn)))
-        if of_donor and self.donor.lens.stream:
-            forwards.append((base, self._with_donor_resident(base.forward, layer)))
-        return forwards
+                paths[path] = "kv" if name in family.per_kv_head else "head" if per_head else "attn"
+        yield from ((base.get_submodule(p), other.get_submodule(p), kind) for p, kind in paths.items() if p)
 
-    def _masks(self, layer: int, mode: str) -> list[Bool[Tensor, "row part"]]:
-        """Which rows take query heads, key/value heads, the whole attention and the MLP from elsewhere."""
+    def _mask(self, layer: int, mode: str, kind: str) -> Bool[Tensor, "row part"]:
+        """Which rows take which parts of a kind of modules from elsewhere."""
         dims = self.lens.dims
-        heads, kv, attn, mlp = (
-            torch.zeros(self.n_rows, n, dtype=torch.bool) for n in (dims.n_heads, dims.n_kv_heads, 1, 1)
-        )
+        mask = torch.zeros(self.n_rows, {"head": dims.n_heads, "kv": dims.n_kv_heads}.get(kind, 1), dtype=torch.bool)
         for row, a in self.by_layer[layer][mode]:
-            if a.site in ("layer", "attn"):
-                heads[row] = kv[row] = attn[row] = True
-            if a.site in ("layer", "mlp"):
-                mlp[row] = True
-            if a.site == "head":
-                heads[row, a.index] = True
-            if a.site == "kv":
-                kv[row, a.index] = True
-                heads[row, list(dims.query_heads(a.index))] = True
-        return [heads, kv, attn, mlp]
+            if a.site in TAKERS[kind]:
+                heads = dims.query_heads(a.index) if (a.site, kind) == ("kv", "head") else [a.index]
+                mask[row, slice(None) if a.index < 0 else [*heads]] = True
+        return mask
 
     def _with_donor_rotary(self, forward: Forward, layer: int, mask: Bool[Tensor, "row 1"]) -> Forward:
         """The attention's forward with the donor's rotary angles in some rows."""
@@ -196,11 +192,7 @@ class RowDonations:
             x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             donor = moved(arch.angles_at(arch.angles(x, kwargs["position_ids"]), layer), x.device)
             rows = mask[..., None].to(x.device)  # [row, 1, 1]
-            mixed: Tensor | tuple[Tensor, ...]
-            if isinstance(base, Tensor):
-                mixed = torch.where(rows, donor, base)
-            else:
-                mixed = tuple(torch.where(rows, d, b) for d, b in zip(donor, base, strict=True))
+            mixed = pytree.tree_map(lambda d, b: torch.where(rows, d, b), donor, base)
             return forward(*args, **kwargs | {"position_embeddings": mixed})
 
         return call

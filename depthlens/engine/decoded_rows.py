@@ -1,45 +1,99 @@
-"""Keys and values of rows that write, and how the walk of their prompts fills them."""
+"""Keys and values of rows that write: how the walk of their prompts fills them, and attention to them.
+
+Those of the common prefix are kept once a condition, and read once a step. Conditions that have not forked by a layer
+share the clean row's prefix there. The rows of every other condition have a prefix of their own. All of these are read
+in one product, however many conditions there are, because a GPU needs about as long for many small products as it needs
+to be told of each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from depthlens.engine.branch_attention import Attend, merge
+from depthlens.engine.branch_attention import Attend, aligned
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.shared_prefixes import CLEAN, SharedPrefixes
-from depthlens.engine.tree_attention import Case, Layout, part_kernel
-from depthlens.engine.wavefront import CleanRow
+from depthlens.engine.tree_attention import Layout
 from depthlens.engine.writer import Row
-from depthlens.models.lens import Lens
+from depthlens.models.architectures import wide_type
 from depthlens.models.placement import moved
 
 # finished rows leave once less than this share of those in memory still writes: leaving copies the others
 STAY_SHARE = 0.8
+CLEAN = -1  # stands for the condition of the clean row
+
+
+class CapturingLayout(Layout):
+    """A pack's layout that hands on the keys and values that pass.
+
+    Args:
+        pack: The prompts.
+        device: Where tokens are embedded.
+        keep: Called with the layer, the condition of a row (`CLEAN`, which comes first, or its place in the walk), and
+            its keys and values.
+    """
+
+    def __init__(self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None]) -> None:
+        super().__init__(pack, device)
+        self.keep = keep
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Layout.attention`."""
+        for condition, k, v in zip(self.rows, key, value, strict=True):
+            self.keep(layer, condition, k, v)
+        return super().attention(layer, query, key, value, scale)
 
 
 class WalkedRows:
-    """Keys and values of the own tokens of rows whose prompts were walked together.
+    """Keys and values of the own tokens of rows whose prompts are walked together, with room for what they will write.
+
+    Args:
+        pack: The prompts.
+        conditions: Numbers of conditions; each has a row for each prompt.
+        n_new: Tokens that each row may write.
+        dtype: Of scores.
+        device: Where tokens are embedded.
 
     Attributes:
         rows: Condition and prompt of each, sorted.
         position: Of the next token of each row. Shape [row].
-        own: Per layer, keys and values of each row's own tokens. Two of shape [row, n_kv_heads, own + new, d].
-        mask: Additive, which own tokens a row sees. Shape [row, 1, 1, own + new], and some to align it.
     """
 
     def __init__(
-        self, rows: list[Row], position: Int[Tensor, " row"], mask: Float[Tensor, "row 1 1 own_and_new"], width: int
+        self, pack: Pack, conditions: Sequence[int], n_new: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.rows = rows
-        self.position = position
-        self.mask = mask
-        self._masks: dict[torch.device, Tensor] = {}  # the mask on each device
-        self._slot = width  # where the next written token is stored
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        n_prefix = len(pack.prefix)
+        own = [torch.tensor(path[n_prefix:], dtype=torch.long, device=device) for path in pack.paths]
+        lengths = torch.tensor([len(path) for path in own], device=device)
+        self.rows: list[Row] = [(c, d) for c in conditions for d in range(len(own))]
+        self.position = (n_prefix + lengths).repeat(len(conditions))
+        self._paths = pad_sequence(own, batch_first=True)  # flat indices of each prompt's own tokens: [prompt, own]
+        self._slot = self._paths.shape[1]  # where the next written token is stored
+        self._n_new = n_new
+        slots = torch.arange(aligned(self._slot + n_new), device=device)
+        mask = torch.zeros(len(own), len(slots), dtype=dtype, device=device)
+        mask.masked_fill_((slots >= lengths[:, None]) & (slots < self._slot), -torch.inf)  # padding before the answer
+        self._mask = mask.repeat(len(conditions), 1)[:, None, None]
+        self._own: dict[int, list[Tensor]] = {}  # by layer, keys and values: [row, n_kv_heads, own + new, d]
+
+    def fill(
+        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
+    ) -> None:
+        """Copy keys and values to the rows of a condition, counted from the first one; those of `CLEAN` to all rows."""
+        n_prompts, width = self._paths.shape
+        if layer not in self._own:
+            slots = len(self.rows), len(key), width + self._n_new
+            self._own[layer] = [x.new_zeros(*slots, x.shape[-1]) for x in (key, value)]
+        of_condition = slice(condition * n_prompts, (condition + 1) * n_prompts)
+        for own, new in zip(self._own[layer], (key, value), strict=True):
+            mine = own[slice(None) if condition == CLEAN else of_condition, :, :width].unflatten(0, (-1, n_prompts))
+            mine.copy_(new[:, moved(self._paths, new.device)].transpose(0, 1))  # [prompt, kv, own, d]
 
     def attention(
         self,
@@ -51,12 +105,10 @@ class WalkedRows:
         attend: Attend,
     ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
         """Attention of one new token a row to the row's own tokens and itself, and its log-sum-exp."""
-        keys, values = self.own[layer]
+        keys, values = self._own[layer]
         keys[:, :, self._slot], values[:, :, self._slot] = key[:, :, 0], value[:, :, 0]
         end = self._slot + 1
-        if key.device not in self._masks:  # copied once a device, not at every layer of every step
-            self._masks[key.device] = moved(self.mask, key.device)
-        mask = self._masks[key.device][..., :end]
+        mask = moved(self._mask, key.device)[..., :end]
         return attend(q, keys[:, :, :end], values[:, :, :end], scale, mask, False)
 
     def advance(self) -> None:
@@ -69,153 +121,105 @@ class WalkedRows:
         stay = [i for i, row in enumerate(self.rows) if row in alive]
         if len(stay) >= STAY_SHARE * len(self.rows):
             return
-        index = torch.tensor(stay, dtype=torch.long, device=self.mask.device)
-        self.rows, self.position = [self.rows[i] for i in stay], self.position[index]
-        self.mask, self._masks = self.mask[index], {}
-        for layer, (k, v) in self.own.items():
-            on_device = moved(index, k.device)
-            self.own[layer] = (k[on_device], v[on_device])
+        index = torch.tensor(stay, dtype=torch.long, device=self._mask.device)
+        self.rows, self.position, self._mask = [self.rows[i] for i in stay], self.position[index], self._mask[index]
+        for layer, kept in self._own.items():
+            self._own[layer] = [x[moved(index, x.device)] for x in kept]
 
 
-class DecodedRows:
-    """Keys and values of all rows that write together; a layout for `tree_attention`.
-
-    Rows are sorted by condition.
+@dataclass
+class _Product:
+    """Prefixes that are read in one product.
 
     Attributes:
-        prefix: Keys and values of the prefix; None where there is none.
+        rows: Rows that have one of them, as an index or a slice.
+        place: Of each of these rows, which prefix it has, and its number among the rows that have it. Two of shape
+            [row]; None where every prefix has as many rows.
+        most: Most rows that one prefix has.
+        keys: Shape [prefix, n_kv_heads, pos, d_head].
+        values: Shape [prefix, n_kv_heads, pos, d_value].
     """
 
-    def __init__(self, *, has_prefix: bool) -> None:
-        self._walked: list[WalkedRows] = []
-        self.prefix = SharedPrefixes() if has_prefix else None
+    rows: Any
+    place: tuple[Tensor, ...] | None
+    most: int
+    keys: Float[Tensor, "prefix kv pos d_head"]
+    values: Float[Tensor, "prefix kv pos d_value"]
 
-    @property
-    def rows(self) -> list[Row]:
-        """Condition and prompt of each row."""
-        return [row for walked in self._walked for row in walked.rows]
+    def by_prefix(self, q: Float[Tensor, "row kv group d"]) -> Float[Tensor, "prefix kv row_and_group d"]:
+        """The queries of each prefix together, padded where it has fewer rows than another."""
+        if self.place is None:
+            queries = q[self.rows].unflatten(0, (len(self.keys), -1))
+        else:
+            queries = q.new_zeros(len(self.keys), self.most, *q.shape[1:])
+            queries[self.place] = q[self.rows]
+        return queries.transpose(1, 2).flatten(2, 3)
 
-    @property
-    def position(self) -> Int[Tensor, " row"]:
-        """Of the next token of each row."""
-        return torch.cat([walked.position for walked in self._walked])
+    def by_row(self, x: Float[Tensor, "prefix kv row_and_group *d"]) -> Float[Tensor, "row kv group *d"]:
+        """What each row gets of what its prefix got."""
+        x = x.unflatten(2, (self.most, -1)).transpose(1, 2)
+        return x.flatten(0, 1) if self.place is None else x[self.place]
 
-    def join(self, walked: WalkedRows) -> None:
-        """Add rows whose conditions come after those of all others."""
-        self._walked.append(walked)
-        self._changed()
 
-    def advance(self) -> None:
-        """The next token of each row takes the next place."""
-        for walked in self._walked:
-            walked.advance()
+class SharedPrefixes:
+    """Keys and values of the prefix at every layer, by condition."""
 
-    def keep(self, alive: Set[Row]) -> None:
-        """Drop rows that are finished, once these are many."""
-        before = len(self.rows)
-        for walked in self._walked:
-            walked.keep(alive)
-        self._walked = [walked for walked in self._walked if walked.rows]
-        if len(self.rows) < before:
-            self._changed()
+    def __init__(self) -> None:
+        self._conditions: list[int] = []  # of each row
+        self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
+        # by layer, those of conditions as one tensor, of which the known ones are parts
+        self._stacked: dict[int, tuple[list[int], Tensor, Tensor]] = {}
+        self._products: dict[int, list[_Product]] = {}  # by layer, until rows join or leave
 
-    def _changed(self) -> None:
-        if self.prefix is not None:
-            self.prefix.read_by([c for c, _ in self.rows])
+    def put(
+        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
+    ) -> None:
+        """Keep the prefix of a condition, or of the clean row, which every walk of the pack brings."""
+        self._known.setdefault(layer, {}).setdefault(condition, (key.clone(), value.clone()))
+
+    def read_by(self, conditions: Sequence[int]) -> None:
+        """Rows have joined or left: the condition of each that there is now, sorted."""
+        self._conditions = list(conditions)
+        self._products.clear()
 
     def attention(
-        self,
-        layer: int,
-        query: Float[Tensor, "row n_heads 1 d_head"],
-        key: Float[Tensor, "row n_kv_heads 1 d_head"],
-        value: Float[Tensor, "row n_kv_heads 1 d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads 1 d_value"]:
-        """Attention of one new token a row to the prefix, the row's own tokens and itself."""
-        attend, sizes = part_kernel(Case.of(query, key, value)), [len(walked.rows) for walked in self._walked]
-        q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
-        parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
-        found = [walked.attention(layer, *some, scale, attend) for walked, *some in parts]
-        out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
-        if self.prefix is not None:
-            out = merge(out, lse, *self.prefix.attention(layer, q, value.shape[-1], scale, attend))
-        return out.flatten(1, 2)[:, :, None]
+        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float, attend: Attend
+    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+        """Attention of one new token a row to its prefix, and its log-sum-exp."""
+        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=wide_type(q.dtype))
+        if layer not in self._products:
+            self._products[layer] = self._made(layer)
+        for product in self._products[layer]:
+            o, s = attend(product.by_prefix(q), product.keys, product.values, scale, None, False)
+            out[product.rows], lse[product.rows] = product.by_row(o), product.by_row(s)
+        return out, lse
 
+    def _made(self, layer: int) -> list[_Product]:
+        """One product for the prefixes that conditions have of their own, and one for the clean prefix."""
+        rows_of: dict[int, list[int]] = {}
+        for row, c in enumerate(self._conditions):
+            rows_of.setdefault(c if c in self._known[layer] else CLEAN, []).append(row)
+        clean = {CLEAN: rows_of.pop(CLEAN)} if CLEAN in rows_of else {}
+        products = []
+        for some in filter(None, (rows_of, clean)):
+            keys, values = self._as_one(layer, [*some])
+            sizes, rows = torch.tensor([*map(len, some.values())]), [row for of in some.values() for row in of]
+            real = torch.arange(int(sizes.max())) < sizes[:, None]  # [prefix, row]
+            # copies are spared where they can be: they cost as much as a short prefix
+            dense = len(rows) == rows[-1] + 1 - rows[0]
+            at = slice(rows[0], rows[-1] + 1) if dense else torch.tensor(rows, device=keys.device)
+            place = None if real.all() else real.to(keys.device).nonzero(as_tuple=True)
+            products.append(_Product(at, place, real.shape[1], keys, values))
+        return products
 
-class CapturingLayout(Layout):
-    """A pack's layout that keeps the keys and values that pass, for rows that will write.
-
-    Args:
-        pack: The prompts.
-        lens: A loaded model.
-        paths: Flat indices of each prompt's own tokens, padded.
-        target: The rows that get those of their own tokens.
-        prefix: Gets those of the prefix; None where there is none.
-        n_new: Tokens that each row may write.
-        clean: Has the keys and values of the clean row, where it was walked before; else they are put there.
-    """
-
-    def __init__(
-        self,
-        pack: Pack,
-        lens: Lens,
-        paths: Int[Tensor, "prompt own"],
-        target: WalkedRows,
-        prefix: SharedPrefixes | None,
-        n_new: int,
-        clean: CleanRow,
-    ) -> None:
-        super().__init__(pack, lens.device)
-        self.paths = paths
-        self.target = target
-        self.prefix = prefix
-        self.n_new = n_new
-        self.clean = clean
-        # by condition of the walk, which counts from the first of these rows
-        self.rows_of: dict[int, list[int]] = {-1: [*range(len(target.rows))]}
-        self._first = target.rows[0][0]
-        for i, (c, _) in enumerate(target.rows):
-            self.rows_of.setdefault(c - self._first, []).append(i)
-        self._has_clean: set[int] = set()  # layers
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `Layout.attention`; what the rows that pass will need again is copied."""
-        if -1 not in self.rows:
-            self.copy_clean(layer)
-        for i, c in enumerate(self.rows):
-            self._copy(layer, c, key[i], value[i])
-            if c < 0:
-                self._has_clean.add(layer)
-                if self.clean.layers:
-                    self.clean.keys[layer] = key[i].clone(), value[i].clone()
-        return super().attention(layer, query, key, value, scale)
-
-    def copy_clean(self, layer: int) -> None:
-        """Fill all rows with the clean row as it was walked before, once; those that have forked overwrite theirs."""
-        if layer not in self._has_clean:
-            self._has_clean.add(layer)
-            self._copy(layer, -1, *self.clean.keys[layer])
-
-    def _copy(
-        self,
-        layer: int,
-        condition: int,
-        key: Float[Tensor, "n_kv_heads pos d_head"],
-        value: Float[Tensor, "n_kv_heads pos d_value"],
-    ) -> None:
-        """Copy keys and values to the rows of a condition; those of the clean row (-1) to all rows.
-
-        The clean row comes first and fills the rows of every condition; conditions that have forked overwrite theirs.
-        """
-        width = self.paths.shape[1]
-        if layer not in self.target.own:
-            shape = len(self.target.rows), len(key), width + self.n_new
-            self.target.own[layer] = key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1])
-        rows = self.rows_of.get(condition, [])
-        for own, new in zip(self.target.own[layer], (key, value), strict=True):
-            of_prompts = new[:, moved(self.paths, new.device)].transpose(0, 1)  # [prompt, kv, own, d]
-            index = torch.tensor(rows, device=own.device)
-            own[index, :, :width] = of_prompts.repeat(len(rows) // len(of_prompts), 1, 1, 1)
-        if self.prefix is not None:
-            whose = CLEAN if condition < 0 else condition + self._first
-            self.prefix.put(layer, whose, key[:, : self.n_prefix], value[:, : self.n_prefix])
+    def _as_one(self, layer: int, conditions: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of some prefixes, each as one tensor, which takes the place of those that it is made of."""
+        known = self._known[layer]
+        if conditions == [CLEAN]:
+            return known[CLEAN][0][None], known[CLEAN][1][None]
+        if layer not in self._stacked or self._stacked[layer][0] != conditions:
+            keys, values = (torch.stack([known[c][i] for c in conditions]) for i in (0, 1))
+            self._stacked[layer] = conditions, keys, values
+            parts = dict(zip(conditions, zip(keys, values, strict=True), strict=True))
+            self._known[layer] = parts | {CLEAN: known[CLEAN]}
+        return self._stacked[layer][1:]

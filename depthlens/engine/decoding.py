@@ -21,12 +21,12 @@ from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.branch_attention import aligned
-from depthlens.engine.decoded_rows import CapturingLayout, DecodedRows, WalkedRows
+from depthlens.engine.branch_attention import merge
+from depthlens.engine.decoded_rows import CLEAN, CapturingLayout, SharedPrefixes, WalkedRows
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import walking
-from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
+from depthlens.engine.tree_attention import Case, part_kernel, walking
+from depthlens.engine.wavefront import Wavefront
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
@@ -39,6 +39,8 @@ JOIN_SHARE = 2
 class Decoding:
     """The rows of a pack under many conditions: some write, others wait until there is room.
 
+    It is the layout of those that write, for `depthlens.engine.tree_attention`.
+
     Args:
         lens: A loaded model.
         backend: Hooks and reference means.
@@ -48,7 +50,6 @@ class Decoding:
         writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
         passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
             have passed a layer.
-        clean: The clean row of this pack: used where it was walked, else filled.
         finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
     """
 
@@ -61,64 +62,76 @@ class Decoding:
         budget: Budget,
         writer: Writer,
         passed: Callable[[int], None],
-        clean: CleanRow,
         finished: Callable[[list[Row]], None],
     ) -> None:
         self.lens, self.backend, self.pack, self.conditions = lens, backend, pack, conditions
-        self.budget, self.writer, self.clean = budget, writer, clean
+        self.budget, self.writer = budget, writer
         self._passed, self._finished = passed, finished
-        self._rows = DecodedRows(has_prefix=len(pack.prefix) > 0)
+        self._walked: list[WalkedRows] = []
+        self._prefix = SharedPrefixes()
         self._alive: set[Row] = set()  # rows that are not finished
 
     @torch.no_grad()
     def run(self, at_once: int) -> None:
         """Write all texts, with the rows of at most so many conditions in memory."""
-        n, n_layers = len(self.conditions), self.lens.dims.n_layers
+        n = len(self.conditions)
         size = max(1, at_once // JOIN_SHARE) if n > at_once else max(1, n)
-        if self.clean.final is None:
-            # n_layers, of the whole model, is no layer, but says that the clean row is needed
-            self.clean.layers |= {fork_layer(c, n_layers) for c in self.conditions[size:]}
         for start in range(0, n, size):
-            while len(self._rows.rows) > (at_once - size) * len(self.pack.paths):
+            while len(self.rows) > (at_once - size) * len(self.pack.paths):
                 self._step()
             self._join(range(start, min(start + size, n)))
         while self._alive:
             self._step()
 
+    @property
+    def rows(self) -> list[Row]:
+        """Condition and prompt of each row that has keys and values, sorted."""
+        return [row for walked in self._walked for row in walked.rows]
+
+    def attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row n_heads 1 d_head"],
+        key: Float[Tensor, "row n_kv_heads 1 d_head"],
+        value: Float[Tensor, "row n_kv_heads 1 d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads 1 d_value"]:
+        """Attention of one new token a row to the prefix, the row's own tokens and itself."""
+        attend, sizes = part_kernel(Case.of(query, key, value)), [len(walked.rows) for walked in self._walked]
+        q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
+        parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
+        found = [walked.attention(layer, *some, scale, attend) for walked, *some in parts]
+        out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+        if self.pack.prefix:
+            out = merge(out, lse, *self._prefix.attention(layer, q, value.shape[-1], scale, attend))
+        return out.flatten(1, 2)[:, :, None]
+
     def _join(self, some: range) -> None:
         """Walk the prompts under some conditions and write the first token of each."""
         pack, lens = self.pack, self.lens
-        p, n_new = len(pack.prefix), max(q.max_new_tokens for q in self.writer.requests)
-        own = [path[p:] for path in pack.paths]
-        width = max(map(len, own))
-        padded = [path + [0] * (width - len(path)) for path in own]
-        paths = torch.tensor(padded, dtype=torch.long, device=lens.device).view(len(own), width)
-        lengths = torch.tensor([len(path) for path in own], device=lens.device)
-        slots = torch.arange(aligned(width + n_new), device=lens.device)
-        mask = torch.zeros(len(own), aligned(width + n_new), dtype=lens.dtype, device=lens.device)
-        mask.masked_fill_((slots >= lengths[:, None]) & (slots < width), -torch.inf)  # padding before the answer
-        position = torch.tensor([len(path) for path in pack.paths], device=lens.device).repeat(len(some))
-        rows = [(c, d) for c in some for d in range(len(own))]
-        walked = WalkedRows(rows, position, mask.repeat(len(some), 1)[:, None, None], width)
+        n_new = max(q.max_new_tokens for q in self.writer.requests)
+        walked = WalkedRows(pack, some, n_new, lens.dtype, lens.device)
+
+        def keep(layer: int, condition: int, key: Tensor, value: Tensor) -> None:
+            walked.fill(layer, condition, key, value)
+            whose = CLEAN if condition == CLEAN else some[condition]
+            self._prefix.put(layer, whose, key[:, : len(pack.prefix)], value[:, : len(pack.prefix)])
+
         last_tokens = [path[-1] for path in pack.paths]
-        unique = list(dict.fromkeys(last_tokens))
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
-        layout = CapturingLayout(pack, lens, paths, walked, self._rows.prefix, n_new, self.clean)
         under = self.conditions[some.start : some.stop]
-        states = walk.run(pack, under, unique, layout, self._passed, clean=self.clean)
-        for layer in range(lens.dims.n_layers):
-            layout.copy_clean(layer)
-        self._rows.join(walked)
-        self._alive |= {*rows}
-        states = states[:, [unique.index(t) for t in last_tokens]].flatten(0, 1)  # [row, d_model]
-        self._write(rows, states)
+        states = walk.run(pack, under, last_tokens, CapturingLayout(pack, lens.device, keep), self._passed)
+        self._walked.append(walked)
+        self._prefix.read_by([c for c, _ in self.rows])
+        self._alive |= {*walked.rows}
+        self._write(walked.rows, states.flatten(0, 1))
 
     def _step(self) -> None:
         """Write a token of each row."""
-        rows = self._rows.rows
-        under, tokens = [self.conditions[c] for c, _ in rows], self.writer.last(rows)
-        states = _walked_once(self.lens, self.backend, under, tokens, self._rows)
-        self._rows.advance()
+        rows = self.rows
+        states = self._walked_once([self.conditions[c] for c, _ in rows], self.writer.last(rows))
+        for walked in self._walked:
+            walked.advance()
         self._passed(len(self._alive) * self.lens.dims.n_layers)
         self._write(rows, states)
 
@@ -136,33 +149,30 @@ class Decoding:
             return
         self._finished(sorted(done))
         self._alive -= done
-        self._rows.keep(self._alive)
+        before = len(self.rows)
+        for walked in self._walked:
+            walked.keep(self._alive)
+        self._walked = [walked for walked in self._walked if walked.rows]
+        if len(self.rows) < before:
+            self._prefix.read_by([c for c, _ in self.rows])
 
+    def _walked_once(self, conditions: list[Condition], tokens: list[int]) -> Float[Tensor, "row d_model"]:
+        """One token a row through all layers.
 
-def _walked_once(
-    lens: Lens,
-    backend: TorchBackend,
-    conditions: list[Condition],
-    tokens: list[int],
-    rows: DecodedRows,
-) -> Float[Tensor, "row d_model"]:
-    """One token a row through all layers.
-
-    It is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same tensors at
-    every step, but hooks are made for the positions of a step, and attention reads keys up to a slot that moves.
-    """
-    arch = lens.arch
-    position_ids = rows.position[:, None]
-    edits = RowEdits(conditions, lens, backend.means, position_ids, lens.donor)
-    with walking(lens.model):
-        with edits.donations.embeddings():
-            x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
-        rotary = arch.angles(x, position_ids)
-        for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
-            device = lens.device_of(i)
-            x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
-            angles = arch.angles_at(rotary, i)
-            about = {"position_embeddings": angles, "position_ids": position_ids, "layout": rows}
-            with edits.hooked(i) if i in edits.layers else nullcontext():
-                x = hidden(layer(x, attention_mask=None, **about))
-    return x[:, 0]
+        It is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same tensors
+        at every step, but hooks are made for the positions of a step, and attention reads keys up to a slot that moves.
+        """
+        lens, arch = self.lens, self.lens.arch
+        position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
+        edits = RowEdits(conditions, lens, self.backend.means, position_ids, lens.donor)
+        with walking(lens.model):
+            with edits.donations.embeddings():
+                x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+            rotary = arch.angles(x, position_ids)
+            for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
+                device = lens.device_of(i)
+                x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
+                about = {"position_embeddings": arch.angles_at(rotary, i), "position_ids": position_ids}
+                with edits.hooked(i) if i in edits.layers else nullcontext():
+                    x = hidden(layer(x, attention_mask=None, layout=self, **about))
+        return x[:, 0]

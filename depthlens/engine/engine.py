@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
+import pandas as pd
+import torch
+
 from depthlens import arguments, backends, progress
-from depthlens.ablations import Condition
+from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import memory_budget, prefix_tree, walk_check
@@ -27,7 +30,8 @@ from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
 from depthlens.models import pairs
-from depthlens.models.lens import NO_GENERATION, Lens, exclusive
+from depthlens.models.architectures import wide
+from depthlens.models.lens import NO_GENERATION, Lens, exclusive, one_thread
 from depthlens.models.rounded_weights import rounded_layers
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
@@ -135,17 +139,7 @@ class Engine:
                 the model's rotary angles depend on the longest of a batch.
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        with self._working(requests, conditions, desc) as (rows, bar):
-            longest = max((len(q.inputs) for q in requests), default=0)
-            walk_check.refuse_scaled_angles(self.lens, longest)
-            needed = self._expect(rows, bar, None)
-            if self.workers is not None:
-                self._sharded(self.workers, rows, bar, longest, needed)
-            elif rows.unfinished:
-                path = self._path(longest)
-                path.loglikelihood(rows, bar)
-                self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
-        return rows.answers
+        return self._answers(requests, conditions, desc, writes=False)
 
     def generate_until(
         self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], desc: str = "generate"
@@ -161,15 +155,28 @@ class Engine:
             Interrupted: Ctrl-C; the message says what is stored.
         """
         self.check_writing(conditions)
-        with self._working(requests, conditions, desc) as (rows, bar):
-            longest = max((len(q.context) + q.max_new_tokens for q in requests), default=0)
+        return self._answers(requests, conditions, desc, writes=True)
+
+    def _answers(
+        self, requests: Sequence[Any], conditions: Sequence[Condition], desc: str, *, writes: bool
+    ) -> list[list[Any]]:
+        """What is known already, and the rest computed."""
+        pairs.require(self.lens, conditions, self.backend.name)
+        longest = max((len(q.context) + q.max_new_tokens if writes else len(q.inputs) for q in requests), default=0)
+        rows = self.cache.rows(requests, conditions)
+        if rows.unfinished:
+            walk_check.require_parts(self.lens, self._walked, conditions)
+        total = len(requests) * len(conditions)
+        # the bar starts at what is known, so that its pace is that of the rest
+        options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
+        with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
             walk_check.refuse_scaled_angles(self.lens, longest)
-            needed = self._expect(rows, bar, text_lengths(self.lens, requests))
+            needed = self._expect(rows, bar, text_lengths(self.lens, requests) if writes else None)
             if self.workers is not None:
-                self._sharded(self.workers, rows, bar, longest, needed, writes=True)
+                self._sharded(self.workers, rows, bar, longest, needed, writes=writes)
             elif rows.unfinished:
                 path = self._path(longest)
-                path.generate_until(rows, bar)
+                (path.generate_until if writes else path.loglikelihood)(rows, bar)
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
@@ -271,24 +278,6 @@ class Engine:
             return PackedTrees(self.lens, self.backend, self.budget, self.work)
         return RowBatches(self.lens, self.backend, self.batch_tokens, self.work)
 
-    @contextmanager
-    def _working(
-        self,
-        requests: Sequence[LoglikelihoodRequest] | Sequence[GenerateRequest],
-        conditions: Sequence[Condition],
-        desc: str,
-    ) -> Iterator[tuple[AnswerRows, progress.Bar]]:
-        """Answers with what is known already, and a bar; Ctrl-C ends in one line."""
-        pairs.require(self.lens, conditions, self.backend.name)
-        rows = self.cache.rows(requests, conditions)
-        if rows.unfinished:
-            walk_check.require_parts(self.lens, self._walked, conditions)
-        total = len(requests) * len(conditions)
-        # the bar starts at what is known, so that its pace is that of the rest
-        options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
-            yield rows, bar
-
 
 def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:
     """Products in about ``n`` shards: runs of requests, of which neighbours share their beginnings.
@@ -306,3 +295,43 @@ def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Pr
         hands = min(len(group), -(-wanted // len(runs)))
         shards += [(run, list(group[i::hands])) for run in runs for i in range(hands)]
     return shards
+
+
+@one_thread
+def next_token(
+    lens: Lens, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
+) -> pd.DataFrame:
+    """Probability of the next token after a prompt, under the baseline and other conditions.
+
+    Args:
+        lens: A loaded model.
+        prompt: Text, encoded as the tokenizer does by default.
+        conditions: Beside the baseline, which always comes first.
+        k: How many of the likeliest tokens of each condition are kept (their union is shown for all).
+        backend: What applies the conditions.
+
+    Returns:
+        One row a token, one column a condition (its text form), sorted by the baseline's probability.
+
+    Raises:
+        UserError: empty prompt, or a condition that the model does not have.
+    """
+    arguments.loaded(lens)
+    k = arguments.whole("k", k, 1)
+    tokens = lens.tokenizer(prompt).input_ids if isinstance(prompt, str) else []
+    if not tokens:
+        raise UserError(f"prompt {prompt!r}: give some text")
+    columns = expand(conditions, lens.dims) if conditions else [BASELINE]
+    rows = torch.tensor([tokens] * len(columns), device=lens.device)
+    last = [[len(tokens) - 1]] * len(columns)
+    with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
+        engine = Engine(lens, backend=backend, progress=False)  # libraries are imported here, which takes seconds
+        logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
+    probs = wide(torch.cat(logits)).softmax(-1)  # [condition, d_vocab]
+    likeliest = probs.topk(k).indices.flatten().unique()
+    frame = pd.DataFrame(
+        probs[:, likeliest].T.cpu().numpy(),
+        index=pd.Index([lens.tokenizer.decode([t]) for t in likeliest.tolist()], name="token"),
+        columns=[str(c) for c in columns],
+    )
+    return frame.sort_values("baseline", ascending=False)

@@ -138,7 +138,7 @@ class PackedTrees:
         """Write the text of every request under every condition."""
         conditions, contexts = rows.conditions, [q.context for q in rows.requests]
         max_new, n_layers = [q.max_new_tokens for q in rows.requests], self.lens.dims.n_layers
-        # by fork, the baseline last: see decoding.DecodedRows
+        # by fork, the baseline last: see decoding.Decoding
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_weights([conditions[c] for c in order])
@@ -175,7 +175,7 @@ class PackedTrees:
                 keep()
 
         budget = replace(self.budget, batch_tokens=self.batch_tokens)
-        of_pack = pack, conditions, budget, writer, passed, clean, finished
+        of_pack = pack, conditions, budget, writer, passed, finished
         with walking(self.lens.model):
             try:
                 Decoding(self.lens, self.backend, *of_pack).run(at_once)

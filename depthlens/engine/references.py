@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.backends.protocol import TOKEN_CLASSES, Means, classes
+from depthlens.backends.row_edits import Means, hooks
+from depthlens.backends.site_edits import LayerEdits, Sums
 from depthlens.engine import memory_budget
 from depthlens.errors import UserError
-from depthlens.models.architectures import body_of, hidden, wide_type
+from depthlens.models.architectures import body_of, wide_type
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved
 from depthlens.store.answer_rows import digest
 
 Tokens = Sequence[int]
@@ -65,13 +68,13 @@ class Reference:
     def measure(self, lens: Lens) -> Means:
         """Means over the texts, with parts of the prompt if there is one; the means are measured once."""
         if self._means is None:
-            self._means = self.parent.measure(lens) if self.parent else self._measure(lens)
+            self._means = Means(self.name)
+            if self.parent is not None:
+                self._means = self.parent.measure(lens)
+            elif self.texts:
+                prompts, answers = zip(*self.texts, strict=True)
+                self._means = measure_means(lens, prompts, self.name, answers)
         return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name, self.sites)
-
-    def _measure(self, lens: Lens) -> Means:
-        if not self.texts:
-            return no_means(lens, self.name)
-        return measure_means(lens, [p for p, _ in self.texts], self.name, [a for _, a in self.texts])
 
 
 @torch.no_grad()
@@ -89,30 +92,25 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Co
         UserError: the model's weights are on a server.
     """
     lens.needs_weights("@resample")
-    n_layers, n_pos, widths = lens.dims.n_layers, len(tokens), _widths(lens)
     # a layer of a hybrid model without heads keeps a z of zeros, which no condition asks for
+    n_layers, n_pos, widths = lens.dims.n_layers, len(tokens), _widths(lens)
     kept = {site: torch.zeros(n_layers, n_pos, widths[site], dtype=lens.dtype, device=lens.device) for site in sites}
 
-    def keep(site: str, layer: int, value: Tensor) -> None:
-        kept[site][layer] = value.reshape(n_pos, -1).to(kept[site])
+    def keep(value: Tensor, base: Tensor | None = None, *, site: str, layer: int) -> Tensor:
+        kept[site][layer] = (value if base is None else value - base).reshape(n_pos, -1)
+        return value
 
-    with _reading(lens, sites, keep):
+    edits = _edits(lens, lambda site, layer: partial(keep, site=site, layer=layer) if site in sites else None)
+    with _reading(lens, edits):
         body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
     if "z" in kept:
         kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
     return replace(means, name=name, sample=kept)
 
 
-def no_means(lens: Lens, name: str) -> Means:
-    """Means of no class of tokens, for references that have a prompt of ``@resample`` only."""
-    dims = lens.dims
-    empty = torch.zeros(dims.n_layers, 0, dims.d_model)
-    return Means(name, empty, empty, empty, torch.zeros(dims.n_layers, 0, dims.n_heads, dims.d_head))
-
-
 @torch.no_grad()
 def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Sequence[Tokens] | None = None) -> Means:
-    """Means of every site over a reference set, by class of the token (`depthlens.backends.protocol.TOKEN_CLASSES`).
+    """Means of every site over a reference set, of first tokens and of all others.
 
     Where the set has first tokens only, their mean takes the place of that of all others.
 
@@ -128,57 +126,38 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
     if not any(map(len, prompts)):
         raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
     answers = [()] * len(prompts) if answers is None else answers
-    texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)]
-    total, n_tokens = _sums_there(lens, texts) if lens.remote else _sums_by_class(lens, texts)
-    if not n_tokens[1]:
-        n_tokens[1] = n_tokens[0]
-        for sums in total.values():
-            sums[:, 1] = sums[:, 0]
-    means = {site: (sums / n_tokens[:, None]).to(lens.device, wide_type(lens.dtype)) for site, sums in total.items()}
-    z = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    return Means(name, means["layer"], means["attn"], means["mlp"], z)
-
-
-def _sums_by_class(lens: Lens, texts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums of every site over the tokens of each class, of shape [n_layers, token_class, width], and their numbers."""
-    n_layers, n_classes = lens.dims.n_layers, len(TOKEN_CLASSES)
-    # float64 sums: a float32 running sum over 10^5 positions would lose three digits
-    total = {site: torch.zeros(n_layers, n_classes, w, dtype=torch.float64) for site, w in _widths(lens).items()}
-    n_tokens = torch.zeros(n_classes, dtype=torch.float64)
-    kinds = torch.zeros(0, dtype=torch.long)  # of the tokens of the texts that are read
-
-    def add(site: str, layer: int, value: Tensor) -> None:
-        total[site][layer].index_add_(0, kinds, value.flatten(0, -2).cpu().double())
-
-    with _reading(lens, SITES, add):
-        for batch in _of_equal_length(texts, memory_budget.choose(lens).batch_tokens):
-            ids = torch.tensor(batch)
-            kinds = classes(torch.arange(ids.shape[1]).expand(len(batch), -1)).flatten()
-            n_tokens += kinds.bincount(minlength=n_classes)
-            body_of(lens.model)(input_ids=ids.to(lens.device), use_cache=False)
-    return total, n_tokens
-
-
-def _sums_there(lens: Lens, texts: Sequence[list[int]]) -> tuple[dict[str, Tensor], Tensor]:
-    """`_sums_by_class` on a server."""
-    from depthlens.backends.nnsight import NnsightBackend  # slow to import
-
-    backend, total = NnsightBackend(lens), dict[str, Tensor]()
-    n_tokens = torch.zeros(len(TOKEN_CLASSES), dtype=torch.float64)
-    for batch in _of_equal_length(texts, memory_budget.choose(lens).batch_tokens):
-        tokens = torch.tensor(batch)
-        n_tokens += torch.tensor([len(batch), tokens.numel() - len(batch)])
-        for site, sums in backend.sums(tokens).items():
-            total[site] = total.get(site, 0) + sums
-    return total, n_tokens
-
-
-def _of_equal_length(texts: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
-    """Batches of texts without padding, so that every position counts once."""
-    for length, group in groupby(sorted(texts, key=len), key=len):
+    texts = sorted(([*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)), key=len)
+    n_tokens = torch.tensor([len(texts), sum(map(len, texts)) - len(texts)])
+    total: dict[str, Any] = dict.fromkeys(SITES, 0)
+    batch_tokens = memory_budget.choose(lens).batch_tokens
+    for length, group in groupby(texts, key=len):  # without padding, so that every position counts once
         alike = list(group)
         size = max(1, batch_tokens // length)
-        yield from (alike[i : i + size] for i in range(0, len(alike), size))
+        for start in range(0, len(alike), size):
+            sums = _sums(lens, torch.tensor(alike[start : start + size]))
+            total = {site: total[site] + sums[site] for site in SITES}
+    kinds = [0, 1] if n_tokens[1] else [0, 0]
+    means = {
+        site: (of_site / n_tokens[:, None])[:, kinds].to(lens.device, wide_type(lens.dtype))
+        for site, of_site in total.items()
+    }
+    means["z"] = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
+    return Means(name, **means)
+
+
+def _sums(lens: Lens, tokens: Int[Tensor, "row pos"]) -> dict[str, Float[Tensor, "n_layers token_class width"]]:
+    """Sums of every site over first tokens, and over all others."""
+    widths = _widths(lens)
+    edits = _edits(lens, lambda site, layer: Sums(widths[site]))
+    if lens.remote:
+        from depthlens.backends.nnsight import NnsightBackend  # slow to import
+
+        totals = NnsightBackend(lens).sums(tokens, edits)
+    else:
+        with _reading(lens, edits):
+            body_of(lens.model)(input_ids=tokens.to(lens.device), use_cache=False)
+        totals = [at.totals() for at in edits]
+    return {site: torch.stack(of_layers) for site, of_layers in zip(SITES, zip(*totals, strict=True), strict=True)}
 
 
 def _widths(lens: Lens) -> dict[str, int]:
@@ -187,25 +166,15 @@ def _widths(lens: Lens) -> dict[str, int]:
     return {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
 
 
+def _edits(lens: Lens, made: Callable[[str, int], Any]) -> list[LayerEdits]:
+    """For each layer what is made for its sites."""
+    return [LayerEdits(**{site: made(site, layer) for site in SITES}) for layer in range(lens.dims.n_layers)]
+
+
 @contextmanager
-def _reading(lens: Lens, sites: Collection[str], read: Callable[[str, int, Tensor], None]) -> Iterator[None]:
-    """Within the context ``read`` gets every value of some sites, with site and layer, as the model computes it."""
-    arch = lens.arch
-
-    def read_layer(layer: int, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
-        before = args[0] if args else kwargs["hidden_states"]  # may still be where the layer before is
-        read("layer", layer, hidden(output) - moved(before, hidden(output).device))
-
+def _reading(lens: Lens, edits: Sequence[LayerEdits]) -> Iterator[None]:
+    """Within the context each layer's edits get what the model computes."""
     with ExitStack() as stack:
-        for i in range(lens.dims.n_layers):
-            hook = {
-                "layer": lambda i=i: arch.layers[i].register_forward_hook(
-                    lambda m, a, k, o: read_layer(i, a, k, o), with_kwargs=True
-                ),
-                "attn": lambda i=i: arch.attn[i].register_forward_hook(lambda m, a, o: read("attn", i, hidden(o))),
-                "mlp": lambda i=i: arch.mlp[i].register_forward_hook(lambda m, a, o: read("mlp", i, hidden(o))),
-                "z": lambda i=i: arch.o_proj[i].register_forward_pre_hook(lambda m, a: read("z", i, a[0])),
-            }
-            for site in sites:
-                stack.enter_context(hook[site]())
+        for layer, at in enumerate(edits):
+            stack.enter_context(hooks(lens.arch, layer, at))
         yield

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from depthlens.ablations import Condition
 from depthlens.backends.protocol import Backend
 from depthlens.engine import memory_budget
 from depthlens.engine.work import Work, text_lengths
@@ -99,32 +99,30 @@ class RowBatches:
     def _score(self, rows: AnswerRows, batch: list[Row]) -> list[LoglikelihoodAnswer]:
         under = [rows.conditions[c] for c, _ in batch]
         asked = [rows.requests[r] for _, r in batch]
-        tokens, mask = self._padded([q.inputs for q in asked], left=False)
+        tokens, mask = self._padded([q.inputs for q in asked], "right")
         positions = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
         if self.lens.remote:
             found = self.backend.score(tokens, under, positions, [q.continuation for q in asked])
-            answers = [LoglikelihoodAnswer(*answer) for answer in found]
         else:
             logits, _ = self.backend.forward(tokens, mask, under, positions=positions)
-            answers = [score_continuation(of_row, q.continuation) for of_row, q in zip(logits, asked, strict=True)]
-        for condition, answer in zip(under, answers, strict=True):
-            if not math.isfinite(answer.logprob):
+            found = [_scored(of_row, q.continuation) for of_row, q in zip(logits, asked, strict=True)]
+        for condition, (logprob, _) in zip(under, found, strict=True):
+            if not math.isfinite(logprob):
                 raise self.lens.not_finite(condition)
         read = sum(len(q.inputs) for q in asked)
         self.work.add(Work(len(batch), read, read, layer_tokens=self.lens.dims.n_layers * read))
-        return answers
+        return [LoglikelihoodAnswer(*answer) for answer in found]
 
     def _write(self, rows: AnswerRows, batch: list[Row]) -> list[str]:
-        under = [rows.conditions[c] for c, _ in batch]
         asked = [rows.requests[r] for _, r in batch]
         writer = Writer(self.lens, rows.requests, rows.conditions)
-        tokens, mask = self._padded([q.context for q in asked], left=True)
+        tokens, mask = self._padded([q.context for q in asked], "left")
         if self.lens.remote:
-            most = max(q.max_new_tokens for q in asked)
+            under, most = [rows.conditions[c] for c, _ in batch], max(q.max_new_tokens for q in asked)
             new = self.backend.write(tokens, mask, under, most, writer.rules, writer.eos)
             texts: list[str] = [writer.replay(row, of_row) for row, of_row in zip(batch, new, strict=True)]
         else:
-            self._write_together(writer, batch, under, tokens, mask)
+            self._write_together(writer, batch, tokens, mask)
             texts = [writer.text(row) for row in batch]
         read = sum(len(q.context) for q in asked)
         written, expected = sum(len(writer.tokens[row]) for row in batch), sum(text_lengths(self.lens, asked))
@@ -133,19 +131,13 @@ class RowBatches:
         return texts
 
     def _write_together(
-        self,
-        writer: Writer,
-        alive: list[Row],
-        under: Sequence[Condition],
-        tokens: Int[Tensor, "row pos"],
-        mask: Int[Tensor, "row pos"],
+        self, writer: Writer, alive: list[Row], tokens: Int[Tensor, "row pos"], mask: Int[Tensor, "row pos"]
     ) -> None:
-        cache, condition_of = None, dict(zip(alive, under, strict=True))
-        while True:
-            logits, cache = self.backend.forward(tokens, mask, [condition_of[row] for row in alive], cache=cache)
+        cache = None
+        while alive:
+            under = [writer.conditions[c] for c, _ in alive]
+            logits, cache = self.backend.forward(tokens, mask, under, cache=cache)
             unfinished = writer.write(alive, torch.cat(logits))
-            if not unfinished:
-                return
             if len(unfinished) < len(alive):
                 keep = torch.tensor([alive.index(row) for row in unfinished], dtype=torch.long)
                 cache.batch_select_indices(keep)  # which may be on several devices
@@ -153,22 +145,15 @@ class RowBatches:
             tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
 
-    def _padded(
-        self, rows: Sequence[Sequence[int]], *, left: bool
-    ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    def _padded(self, rows: Sequence[Sequence[int]], side: str) -> list[Int[Tensor, "row pos"]]:
         """Token ids and attention mask; those for a server are here."""
-        width = max(map(len, rows))
-        fill = [[0] * (width - len(row)) for row in rows]
-        tokens = [[*f, *row] if left else [*row, *f] for row, f in zip(rows, fill, strict=True)]
-        mask = [[*f, *[1] * len(row)] if left else [*[1] * len(row), *f] for row, f in zip(rows, fill, strict=True)]
-        device = "cpu" if self.lens.remote else self.lens.device
-        return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+        ids = [torch.tensor(row, device="cpu" if self.lens.remote else self.lens.device) for row in rows]
+        padded = partial(pad_sequence, batch_first=True, padding_side=side)
+        return [padded(ids), padded([torch.ones_like(row) for row in ids])]
 
 
-def score_continuation(
-    logits: Float[Tensor, "n_continuation d_vocab"], continuation: Sequence[int]
-) -> LoglikelihoodAnswer:
-    """Log-likelihood of a continuation from the logits that predict it."""
+def _scored(logits: Float[Tensor, "n_continuation d_vocab"], continuation: Sequence[int]) -> tuple[float, bool]:
+    """Log-likelihood of a continuation from the logits that predict it, and whether it is the likeliest."""
     targets = torch.tensor(continuation, device=logits.device)
-    logprobs = torch.log_softmax(wide(logits), -1).gather(-1, targets[:, None])
-    return LoglikelihoodAnswer(float(logprobs.sum()), bool((logits.argmax(-1) == targets).all()))
+    logprobs = wide(logits).log_softmax(-1).gather(-1, targets[:, None])
+    return float(logprobs.sum()), bool((logits.argmax(-1) == targets).all())

@@ -40,19 +40,17 @@ class CleanRow:
     Attributes:
         layers: Layers before which its residual stream is kept: those that conditions fork off at.
         inputs: Residual streams before these layers. Each of shape [pos, d_model].
-        keys: Keys and values of each layer, where a layout asks for them. Each of shape [n_kv_heads, pos, d].
         final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
             was walked.
     """
 
     layers: frozenset[int] = frozenset()
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     final: Tensor | None = None
 
     def forget(self) -> None:
         """Free what is kept; the row is walked again where it is needed."""
-        self.inputs, self.keys, self.final = {}, {}, None
+        self.inputs, self.final = {}, None
 
 
 def fork_layer(condition: Condition, n_layers: int) -> int:

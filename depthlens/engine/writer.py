@@ -102,7 +102,15 @@ class Writer:
             c, _ = rows[int((~finite).nonzero()[0, 0])]
             raise self.lens.not_finite(self.conditions[c])
         tokens = likeliest.tolist()
-        for (key, _), places in self._alike(rows).items():
+        # rows whose logits are processed together, by prompt and length, or by how they are drawn alone
+        alike: dict[tuple[int | Sampling, int], list[int]] = {}
+        for i, row in enumerate(rows):
+            sampling = self.requests[row[1]].sampling
+            if self.rules:
+                alike.setdefault((row[1], len(self.tokens.get(row, ()))), []).append(i)
+            elif sampling is not None:
+                alike.setdefault((replace(sampling, draw=0), 0), []).append(i)
+        for (key, _), places in alike.items():
             of = [rows[i] for i in places]
             request = self.requests[of[0][1]]
             if key not in self._processors:
@@ -117,17 +125,6 @@ class Writer:
         for row, token in zip(rows, tokens, strict=True):
             self.tokens.setdefault(row, []).append(token)
         return [row for row in rows if not self._finished(row)]
-
-    def _alike(self, rows: Sequence[Row]) -> dict[tuple[int | Sampling, int], list[int]]:
-        """Places of rows whose logits are processed together, by prompt and length, or by how they are drawn alone."""
-        found: dict[tuple[int | Sampling, int], list[int]] = {}
-        for i, row in enumerate(rows):
-            sampling = self.requests[row[1]].sampling
-            if self.rules:
-                found.setdefault((row[1], len(self.tokens.get(row, ()))), []).append(i)
-            elif sampling is not None:
-                found.setdefault((replace(sampling, draw=0), 0), []).append(i)
-        return found
 
     def _number(self, row: Row) -> float:
         if row not in self._numbers:

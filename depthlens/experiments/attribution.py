@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means, classes
+from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import memory_budget, walk_check
 from depthlens.errors import UserError, unknown
 from depthlens.models.architectures import body_of, head, wide, wide_type

@@ -40,7 +40,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.backends.protocol import Means, classes
+from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import memory_budget, walk_check
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import CausalRows, refuse_window

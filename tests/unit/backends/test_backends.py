@@ -75,7 +75,7 @@ def test_variants_of_a_family(family, changes):
         assert drift < TOLERANCE, f"{name}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", backends.BACKENDS)
 def test_rows_of_one_batch_keep_their_own_conditions_lengths_and_positions(lens, name):
     backend = backends.get(name, lens)
     conditions = [parse_condition(t) for t in ("baseline", "L3", "L1.H2", "L1.attn+L3.mlp", "baseline", "L1.KV0")]

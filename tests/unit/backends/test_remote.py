@@ -131,7 +131,7 @@ def test_a_whole_sweep_by_name(tmp_path):
         (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
         (
             lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
-            "condition L1@noise: @noise is not done remotely; use @mean",
+            "condition L1@noise is not done remotely; use @mean",
         ),
         (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
         (lambda lens: attention_patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),

@@ -11,8 +11,7 @@ from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import memory_budget, packed_trees
-from depthlens.engine.engine import PATHS, Engine
-from depthlens.engine.next_token import next_token
+from depthlens.engine.engine import PATHS, Engine, next_token
 from depthlens.engine.writer import cut
 from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest

@@ -1,4 +1,4 @@
-"""What depends on where a token stands: ablations from a position on, means by class, noise; on every path alike."""
+"""What depends on where a token stands: ablations from a position on, means, a prompt, noise; on every path alike."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import tiny
 import torch
 
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends.protocol import classes
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import measure_means
+from depthlens.engine.references import measure_means, sample
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
 LOGPROB_TOLERANCE = 1e-4
 SPARED = "L0[1:],L2[1:],L4[1:],L1-3[1:],L2.attn[1:],L1.mlp[4:],L1.H3[2:],L4.KV1[1:],L3[500:],L1[1:]+L1.H0+L2"
 MEANS = "L1@mean,L2[1:]@mean,L4@mean,L2.attn@mean,L0.mlp[3:]@mean,L4.mlp@mean,L3.H1@mean,L2.KV0[1:]@mean,L1-2@mean+L4"
+SAMPLED = "L1.H2@resample,L3.KV1@resample,L0.H1@resample+L2.H0,L2.H3@resample+L4.mlp,L2@resample,L1.attn@resample"
+SAMPLED += ",L3.mlp@resample,L1-2[1:]@resample,L1@resample+L2.H0+L3@mean"
 NOISE = "L0@noise,L4@noise3,L2.attn@noise,L4.mlp[1:]@noise,L3.H1@noise,L2.KV0[1:]@noise5,L1-2@noise+L3.H0"
 
 
@@ -35,8 +36,10 @@ def requests():
 
 
 def means_of(lens):
+    """Of three texts, and a prompt that is shorter than some requests and is read again after its end."""
     prompts = [drawn(n, 80 + n) for n in (6, 11, 9)]
-    return measure_means(lens, prompts, "three texts", [drawn(n, 90 + n) for n in (3, 1, 5)])
+    means = measure_means(lens, prompts, "three texts", [drawn(n, 90 + n) for n in (3, 1, 5)])
+    return sample(lens, means, drawn(6, 4), "one prompt")
 
 
 def conditions_of(lens, *texts):
@@ -44,7 +47,8 @@ def conditions_of(lens, *texts):
 
 
 @pytest.mark.parametrize(
-    ("family", "texts"), [("llama-gqa", [SPARED, MEANS, NOISE]), ("qwen3-moe", [MEANS]), ("deepseek-v3", [NOISE])]
+    ("family", "texts"),
+    [("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE]), ("qwen3-moe", [MEANS]), ("deepseek-v3", [SAMPLED, NOISE])],
 )
 def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, texts, requests):
     lens = surgery.rough_lens(family)
@@ -65,7 +69,7 @@ def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, texts, re
 def test_every_path_gives_the_same_scores_and_texts(family, backend, requests):
     """Padding is right of what is scored and left of what is written to."""
     lens = surgery.rough_lens(family)
-    means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, NOISE)
+    means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, SAMPLED, NOISE)
     asked = [GenerateRequest(q.context, ("zz",), 6) for q in requests]
     fast = Engine(lens, means=means, batch_tokens=64, progress=False)
     plain = Engine(lens, backend=backend, path="padded_rows", means=means, batch_tokens=500, progress=False)
@@ -93,7 +97,7 @@ def test_texts_are_those_of_a_model_with_other_parts(text):
 @pytest.mark.parametrize("group", [3, 128])
 def test_scores_depend_on_neither_order_nor_packs_nor_groups(requests, monkeypatch, group):
     lens = tiny.lens("llama-gqa")
-    means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, NOISE)
+    means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, SAMPLED, NOISE)
     wanted = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
     monkeypatch.setattr("depthlens.engine.packed_trees.MAX_OPEN_ROWS", group)
     engine = Engine(lens, means=means, batch_tokens=7, progress=False)
@@ -123,8 +127,3 @@ def test_sparing_all_tokens_changes_nothing_and_none_is_the_part_itself():
     clean, late, later, whole, zero, spared = (row[0].logprob for row in answers)
     assert late == later == pytest.approx(clean, abs=LOGPROB_TOLERANCE) and zero == whole
     assert abs(spared - whole) > 0.01 and abs(spared - clean) > 0.01
-
-
-def test_classes_of_tokens():
-    position_ids = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2]])
-    assert classes(position_ids).tolist() == [[0, 1, 1, 1], [0, 0, 1, 1]]

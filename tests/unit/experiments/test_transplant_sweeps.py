@@ -71,7 +71,7 @@ def test_a_remote_model_takes_no_transplant(folders):
     base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
-    with pytest.raises(UserError, match="needs the weights here"):
+    with pytest.raises(UserError, match="condition L1@donor is not done remotely"):
         Engine(base, progress=False).backend.score(torch.tensor([[1, 2]]), [parse_condition("L1@donor")], [[0]], [[2]])
 
 

@@ -28,7 +28,7 @@ from transplants import (
 
 from depthlens.ablations import expand
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.next_token import next_token
+from depthlens.engine.engine import next_token
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
