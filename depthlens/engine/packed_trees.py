@@ -149,7 +149,7 @@ class PackedTrees:
                 packs.walk(group, room)
 
     def _write(
-        self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], clean: CleanRow, passed: Passed
+        self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], _: CleanRow, passed: Passed
     ) -> None:
         """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
         last_kept = time.monotonic()
