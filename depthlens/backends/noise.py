@@ -9,6 +9,7 @@ the index and the position only: not on batch, device, dtype or backend.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,17 +30,15 @@ KEPT_BLOCKS = 128
 def draw(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
     """The noise of an ablation at some positions, before it is scaled; float32, on the device of the positions."""
     first, last = int(position_ids.min()) // BLOCK, int(position_ids.max()) // BLOCK
-    blocks = [
-        _block(ablation.seed, ablation.layer, ablation.site, ablation.index, n, width) for n in range(first, last + 1)
-    ]
+    blocks = [_block(replace(ablation, start=0), n, width) for n in range(first, last + 1)]
     table = torch.from_numpy(np.concatenate(blocks)).to(position_ids.device)
     return table[position_ids - first * BLOCK]
 
 
 @lru_cache(maxsize=KEPT_BLOCKS)
-def _block(seed: int, layer: int, site: str, index: int, n: int, width: int) -> Float[np.ndarray, "block width"]:
+def _block(a: Ablation, n: int, width: int) -> Float[np.ndarray, "block width"]:
     # a generator takes numbers from 0 on, and the index of a part without one is -1
-    drawn = np.random.default_rng([seed, layer, SITES.index(site), index + 1, n])
+    drawn = np.random.default_rng([a.seed, a.layer, SITES.index(a.site), a.index + 1, n])
     return drawn.standard_normal((BLOCK, width), dtype=np.float32)
 
 

@@ -65,7 +65,7 @@ def unembed(
     norm = lens.arch.final_norm
     with RowDonations([c for c in conditions for _ in range(each)], lens, lens.donor).embeddings():
         normed = norm(moved(states.flatten(0, -2), place_of(norm, states.device)))
-        return head(lens.model, normed).unflatten(0, states.shape[:-1])
+        return head(lens.model, moved(normed, place_of(lens.arch.unembed))).unflatten(0, states.shape[:-1])
 
 
 def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], *, by_input: bool = False) -> Forward:
@@ -124,12 +124,7 @@ class RowDonations:
                     of_layer = self.by_layer.setdefault(ablation.layer, {})
                     of_layer.setdefault(ablation.mode, []).append((row, ablation))
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
-        self._donor = donor
-
-    @property
-    def donor(self) -> Donor:
-        assert self._donor is not None, "conditions that take weights are refused where there is no donor"
-        return self._donor
+        self.donor: Any = donor  # conditions that take weights are refused where there is none
 
     def layer(self, layer: int) -> AbstractContextManager[None]:
         """Within the context the rows of one of the ``layers`` have their weights."""
