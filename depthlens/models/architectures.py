@@ -195,29 +195,26 @@ def _in_layers(
     model: nn.Module, layers: str, blocks: nn.ModuleList
 ) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
-    found: list[dict[str, Any] | UserError] = []
+    found: dict[int, dict[str, Any]] = {}
+    faults: dict[int, UserError] = {}
     for i, block in enumerate(blocks):
         try:
-            found.append(_in_layer(model, f"{layers}.{i}", block))
-        except UserError as missing:
-            found.append(missing)
+            found[i] = _in_layer(model, f"{layers}.{i}", block)
+        except UserError as fault:
+            faults[i] = fault
+    if not found:
+        raise faults[0]
     # linear attention may look alike, but shares no keys and values among heads
-    alike = [i for i, one in enumerate(found) if isinstance(one, dict)]
-    first = next((i for i in alike if found[i]["per_kv_head"]), alike[0] if alike else 0)
-    if isinstance(one := found[first], UserError):
-        raise one
-    like, mixers = type(blocks[first].get_submodule(one["attn"])), []
+    first = next((i for i, paths in found.items() if paths["per_kv_head"]), min(found))
+    one, mixers = found[first], []
+    like = type(blocks[first].get_submodule(one["attn"]))
     for i, block in enumerate(blocks):
-        if found[i] == one:
-            continue
-        left = [name for name in _matrices(block) if name not in (*_norms(block), one["mlp"])]
-        # an attention that was changed is no mixer
-        if one["mlp"] in _matrices(block) and len(left) == 1 and type(block.get_submodule(left[0])) is not like:
+        if found.get(i) != one:
+            left = [name for name in _matrices(block) if name not in (*_norms(block), one["mlp"])]
+            # an attention that was changed is no mixer
+            if one["mlp"] not in _matrices(block) or len(left) != 1 or type(block.get_submodule(left[0])) is like:
+                raise faults.get(i) or _fault(model, f"parts of layers {first} and {i} that are not alike", [])
             mixers.append((i, left[0]))
-        elif isinstance(missing := found[i], UserError):
-            raise missing
-        else:
-            raise _fault(model, f"parts of layers {first} and {i} that are not alike", [])
     return one, tuple(mixers)
 
 
