@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 import depthlens as dl
-from depthlens.engine import pack_runs
+from depthlens.engine import packed_trees
 from depthlens.errors import stop_on_signals
 from depthlens.store import answer_cache
 
@@ -66,21 +66,21 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = pack_runs.PackRuns.do, answer_cache.AnswerRows.keep
+        do, write = packed_trees.Packs.compute, answer_cache.AnswerRows.keep
 
         def addresses(rows: answer_cache.AnswerRows, some: Iterable[tuple[int, int]]) -> list:
             return [[rows.addresses[c], answer_cache.digest(rows.requests[r])] for c, r in some]
 
-        def started(packs: Any, members: list[int], group: list[int]) -> None:
+        def started(packs: Any, members: list[int], group: list[int], *clean: Any) -> None:
             self.note("start", addresses(packs.rows, [(c, r) for c in group for r in members]))
-            do(packs, members, group)
+            do(packs, members, group, *clean)
 
         def wrote(rows: Any, some: Any, **how: Any) -> None:
             some = list(some)
             write(rows, some, **how)
             self.note("keep", addresses(rows, some))
 
-        pack_runs.PackRuns.do, answer_cache.AnswerRows.keep = started, wrote
+        packed_trees.Packs.compute, answer_cache.AnswerRows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:

@@ -38,6 +38,7 @@ SIZES |= {"shared_expert_intermediate_size": 16, "sliding_window": 64}
 ABLATE = "L0,L2,L1.attn,L2.mlp,L1.H1,L2.H0+L3.H2"
 CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
 ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
+MORE = "layers do more than add"
 LARGE = 10**7  # parameters of a class that has other names for its sizes
 
 HEAD = f"""# Models
@@ -46,13 +47,15 @@ How depthlens takes the causal language models of transformers {transformers.__v
 `python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in
 the same way before it is swept, and one line says if it is not walked.
 
-- **walked**: all conditions share the layers that they have in common, which is fast. Where layers are walked *as
-  wholes*, they do more than add attention and MLP to the residual stream: `@mean` and `@noise` of an attention or an
-  MLP are refused, and so are integrated gradients, swapped operands and effects of layers on later ones.
+- **walked**: all conditions share the layers that they have in common, which is fast.
 - **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow.
-  What layers as wholes refuse is refused, and so are geometry and attention patterns.
+  Integrated gradients, geometry, attention patterns and differences of activations are refused.
 - **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
 - **refused**: a part cannot be found, a layer is passed twice, or the logits are not those that the model's head gives.
+
+Where a layer does *more than add* what its attention and its MLP give to the residual stream, `@mean`, `@resample` and
+`@noise` of an attention or an MLP are refused, and so are effects of layers on later ones and differences of
+activations.
 
 *Difference* is the largest one of any log-likelihood between walk and whole passes, in nats, of the conditions
 `{ABLATE}` on six answers. *Experts* says in how many layers experts can be removed
@@ -127,8 +130,9 @@ def taken(kind: str) -> tuple[str, ...]:
     experts = str(sum(n > 0 for n in lens.dims.n_experts) or "")
     if found.fault is None:
         apart = float((logprobs(lens, "wavefront") - logprobs(lens, "padded_rows")).abs().max())
-        return "walked", found.parts and f"layers as wholes: {found.parts}" or "", f"{apart:.0e}", experts
-    return "whole passes" if found.separable else "whole passes, layers only", found.fault, "", experts
+        return "walked", "" if found.adds else MORE, f"{apart:.0e}", experts
+    why = found.fault if found.adds else f"{found.fault}; {MORE}"
+    return "whole passes" if found.separable else "whole passes, layers only", why, "", experts
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ import random
 import torch
 
 from depthlens.engine import tree_attention
-from depthlens.engine.block_mask import BlockTree
 
 
 def random_sequences(seed, n=40):
@@ -26,5 +25,7 @@ def sees(pack):
 
 def with_flex_attention(monkeypatch):
     """Have trees attend by FlexAttention as on CUDA; it is not compiled, which takes half a minute."""
-    monkeypatch.setitem(tree_attention.TREES, "flex", lambda pack, device, dtype: BlockTree(pack, device, "eager"))
+    monkeypatch.setitem(
+        tree_attention.TREES, "flex", lambda pack, device, dtype: tree_attention.BlockTree(pack, device, "eager")
+    )
     monkeypatch.setattr(tree_attention, "kernel", lambda case: "flex")

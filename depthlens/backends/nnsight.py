@@ -26,8 +26,8 @@ from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.protocol import Backend, Positions
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.errors import UserError
+from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 

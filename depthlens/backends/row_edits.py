@@ -8,7 +8,7 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``: the layer gets its own output once more;
-- expert: the layer's router cannot choose it, see `depthlens.backends.expert_removal`;
+- expert: the layer's router cannot choose it, see `depthlens.models.experts`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, see `depthlens.backends.noise`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   `depthlens.backends.weight_swap`.
@@ -30,11 +30,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
-from depthlens.backends import expert_removal, noise, weight_swap
+from depthlens.backends import noise, weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import experts
-from depthlens.models.architectures import Architecture, hidden, with_hidden
+from depthlens.models.architectures import Architecture, hidden, replaced_forwards, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
 
@@ -131,24 +131,17 @@ class RowEdits:
         self.donations = weight_swap.RowDonations(conditions, lens, donor)
         self.layers = sorted({*self.by_layer, *self.donations.layers})
 
-    def at(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> LayerEdits:
-        """The edits of one layer, for whatever library provides the tensors.
-
-        Args:
-            layer: Layer number.
-            keep: Positions of the batch that go on after the attention, as in `Architecture.step`; None: all.
-        """
-        position_ids = late = self.position_ids
-        if keep is not None and position_ids is not None:
-            late = position_ids[:, keep.to(position_ids.device)]
+    def at(self, layer: int) -> LayerEdits:
+        """The edits of one layer, for whatever library provides the tensors."""
+        position_ids = self.position_ids
         twice = torch.zeros(self.n_rows, dtype=torch.bool)
         twice[[row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]] = True
         return LayerEdits(
-            self._site(layer, ("layer",), late),
+            self._site(layer, ("layer",), position_ids),
             self._site(layer, ("attn",), position_ids),
-            self._site(layer, ("mlp",), late),
+            self._site(layer, ("mlp",), position_ids),
             self._site(layer, ("kv", "head"), position_ids),
-            self._routing(layer, late),
+            self._routing(layer, position_ids),
             twice if twice.any() else None,
         )
 
@@ -158,9 +151,9 @@ class RowEdits:
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager
-    def hooked(self, layer: int, keep: Int[Tensor, " kept"] | None = None) -> Iterator[LayerEdits]:
+    def hooked(self, layer: int) -> Iterator[None]:
         """Within the context the rows of one layer are edited by forward hooks; see `at`."""
-        at = self.at(layer, keep)
+        at = self.at(layer)
         with ExitStack() as stack:
             if at.twice is not None:
                 stack.enter_context(_twice(self.arch.layers[layer], at.twice))
@@ -168,10 +161,10 @@ class RowEdits:
                 stack.enter_context(self.donations.layer(layer))
             stack.enter_context(hooks(self.arch, layer, at))
             if (router := self.arch.routers[layer]) is not None and at.routing is not None:
-                stack.enter_context(weight_swap.replaced_forwards([at.routing.around(router.module)]))
-            yield at
+                stack.enter_context(replaced_forwards([at.routing.around(router.module)]))
+            yield
 
-    def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> expert_removal.Routing | None:
+    def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> experts.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
         of_layer = self.by_layer.get(layer, {})
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
@@ -179,8 +172,8 @@ class RowEdits:
             return None
         n_experts = self.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = expert_removal.removed(ablations, self.n_rows, n_experts, moved(position_ids, device), device)
-        return expert_removal.Routing(n_experts, removed)
+        removed = experts.removed(ablations, self.n_rows, n_experts, moved(position_ids, device), device)
+        return experts.Routing(n_experts, removed)
 
     def _site(self, layer: int, sites: Sequence[str], position_ids: Int[Tensor, "#row pos"] | None) -> SiteEdit | None:
         """The edit of one site, a head's after its KV group's; None where no row is edited there."""
@@ -237,5 +230,5 @@ def _twice(layer: nn.Module, rows: Bool[Tensor, " row"]) -> Iterator[None]:
         again, here = forward(hidden(first), *args, **kwargs), rows[:, None, None].to(hidden(first).device)
         return with_hidden(first, torch.where(here, hidden(again), hidden(first)))
 
-    with weight_swap.replaced_forwards([(layer, call)]):
+    with replaced_forwards([(layer, call)]):
         yield

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from depthlens.backends.protocol import Backend
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.weight_swap import replaced_forwards
+from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
 

@@ -24,8 +24,8 @@ A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
-from depthlens.models.architectures import head
+from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Donor, Lens
-from depthlens.models.placement import moved, place_of
+from depthlens.models.placement import moved
 from depthlens.models.quantised import rounded_layer
 
 Forward = Callable[..., Any]
@@ -51,33 +51,12 @@ TAKERS = {
 }
 
 
-@contextmanager
-def replaced_forwards(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
-    """Within the context these modules have another ``forward``."""
-    with ExitStack() as stack:
-        for module, forward in forwards:
-            own = vars(module).get("forward")  # None: that of its class
-            restore = (delattr, module, "forward") if own is None else (setattr, module, "forward", own)
-            module.forward = forward
-            stack.callback(*restore)
-        yield
-
-
 def unembed(
-    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row *pos d_model"]
-) -> Float[Tensor, "row *pos d_vocab"]:
-    """Logits of final residual streams, before the last norm, as the model's own head makes them.
-
-    Args:
-        lens: A loaded model.
-        conditions: One a row.
-        states: The residual streams.
-    """
-    each = states[0, ..., 0].numel()  # positions of a row, each of which is a row for the head
-    norm = lens.arch.final_norm
-    with RowDonations([c for c in conditions for _ in range(each)], lens, lens.donor).embeddings():
-        normed = norm(moved(states.flatten(0, -2), place_of(norm, states.device)))
-        return head(lens.model, moved(normed, place_of(lens.arch.unembed))).unflatten(0, states.shape[:-1])
+    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Logits of final residual streams, before the last norm, under one condition a row."""
+    with RowDonations(conditions, lens, lens.donor).embeddings():
+        return lens.arch.logits(states)
 
 
 def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], *, by_input: bool = False) -> Forward:

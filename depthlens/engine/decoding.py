@@ -26,7 +26,6 @@ from depthlens.engine.decoded_rows import CLEAN, CapturingLayout, SharedPrefixes
 from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Case, part_kernel, walking
-from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import Wavefront
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
@@ -48,7 +47,6 @@ class Decoding:
         pack: The prompts.
         conditions: Any number, sorted by the layer at which they fork, the baseline last.
         budget: How many tokens of the prompts pass a layer together, and how many rows are unembedded together.
-        tried: How the model is walked.
         writer: Chooses the tokens and says which rows (condition, prompt) are not finished.
         passed: Called after each layer of the prompts, and after each written token, with the number of tokens that
             have passed a layer.
@@ -62,13 +60,12 @@ class Decoding:
         pack: Pack,
         conditions: Sequence[Condition],
         budget: Budget,
-        tried: Found,
         writer: Writer,
         passed: Callable[[int], None],
         finished: Callable[[list[Row]], None],
     ) -> None:
         self.lens, self.backend, self.pack, self.conditions = lens, backend, pack, conditions
-        self.budget, self.tried, self.writer = budget, tried, writer
+        self.budget, self.writer = budget, writer
         self._passed, self._finished = passed, finished
         self._walked: list[WalkedRows] = []
         self._prefix = SharedPrefixes()
@@ -121,7 +118,7 @@ class Decoding:
             self._prefix.put(layer, whose, key[:, : len(pack.prefix)], value[:, : len(pack.prefix)])
 
         last_tokens = [path[-1] for path in pack.paths]
-        walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens, self.tried)
+        walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
         under = self.conditions[some.start : some.stop]
         states = walk.run(pack, under, last_tokens, CapturingLayout(pack, lens.device, keep), self._passed)
         self._walked.append(walked)

@@ -22,7 +22,7 @@ from depthlens import arguments, backends, progress
 from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.backends.protocol import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, plain_rows, prefix_tree, walk_check
+from depthlens.engine import memory_budget, prefix_tree, walk_check
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.wavefront import n_passed
@@ -167,7 +167,7 @@ class Engine:
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
         with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
-            plain_rows.refuse_scaled_angles(self.lens, longest)
+            walk_check.refuse_scaled_angles(self.lens, longest)
             needed = self._expect(rows, bar, text_lengths(self.lens, requests) if writes else None)
             if self.workers is not None:
                 self._sharded(self.workers, rows, bar, longest, needed, writes=writes)
@@ -256,7 +256,7 @@ class Engine:
 
         The wavefront computes what the model computes only where attention sees all tokens before.
         """
-        window = plain_rows.window_of(self.lens)
+        window = walk_check.window_of(self.lens)
         fits = window is None or longest <= window
         walks = self.path != "padded_rows" and isinstance(self.backend, TorchBackend) and fits
         return "wavefront" if walks and not self._walked.fault else "padded_rows"
@@ -272,7 +272,7 @@ class Engine:
 
     def _path(self, longest: int) -> PackedTrees | RowBatches:
         if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget, self.work, self._walked)
+            return PackedTrees(self.lens, self.backend, self.budget, self.work)
         return RowBatches(self.lens, self.backend, self.batch_tokens, self.work)
 
 

@@ -7,13 +7,17 @@ unembedded together. Each gets a share of the free memory, up to the size that s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from depthlens.engine import branch_attention, tree_attention
 from depthlens.models.lens import Lens
 from depthlens.models.placement import free_bytes
+
+T = TypeVar("T")
 
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
 CPU_BATCH_TOKENS = 2048
@@ -84,8 +88,16 @@ def logit_bytes(lens: Lens) -> int:
     return 2 * 4 * lens.model.get_output_embeddings().weight.shape[0]
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out (CPU allocation failures are plain RuntimeErrors in torch)."""
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
-    )
+def tried(run: Callable[[], T], *, smaller: bool) -> T | None:
+    """What ``run`` gives; None where memory ran out, if something ``smaller`` can be run instead.
+
+    Allocation failures on a CPU are plain RuntimeErrors in torch. The error's traceback, which holds tensors, is gone
+    when this returns.
+    """
+    try:
+        return run()
+    except (torch.OutOfMemoryError, RuntimeError) as e:
+        on_cpu = any(said in str(e) for said in ("not enough memory", "can't allocate"))
+        if not (smaller and (on_cpu or isinstance(e, torch.OutOfMemoryError))):
+            raise
+        return None

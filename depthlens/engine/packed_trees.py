@@ -1,14 +1,17 @@
 """The fast path of the engine: requests packed into prefix trees, all conditions on one walk over the layers.
 
-See `depthlens.engine.wavefront` for the walk, `depthlens.engine.decoding` for texts and `depthlens.engine.pack_runs`
-for what happens where time or memory is short.
+See `depthlens.engine.wavefront` for the walk and `depthlens.engine.decoding` for texts. Where texts are scored, a pack
+is cut so that one condition takes at most about ten seconds (`depthlens.engine.work`), and so are the conditions that
+walk through it together. Their answers are stored then, so that no more than that is lost when the work is stopped.
+Texts that are written are stored as they end, and only memory bounds a pack. Where memory runs out, the budget is
+halved, then the pack, then the group of conditions, and the work continues.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,14 +22,13 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import prefix_tree
+from depthlens.engine import memory_budget, prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.memory_budget import Budget
-from depthlens.engine.pack_runs import PackRuns, Passed
+from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import walking
-from depthlens.engine.walk_check import Found
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
-from depthlens.engine.work import Work, text_lengths
+from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
@@ -34,29 +36,35 @@ from depthlens.models.placement import moved, place_of
 from depthlens.models.quantised import other_weights_bytes, other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
-from depthlens.store.answer_cache import AnswerRows
+from depthlens.store.answer_cache import AnswerRows, Product
 
 # prompts that are decoded in one pack, even if few conditions fit into memory then: a pack's last rows, which write for
 # longest, have few others beside them
 MIN_PROMPTS = 64
 # conditions that walk together; more gain nothing, since the clean row they share is by then a small part
 MAX_OPEN_ROWS = 128
+# a prefix that requests share is computed once a pack, so that a pack of several times its length spends little on it
+PREFIX_SHARE = 4
+
+Passed = Callable[[int], None]  # called with the number of tokens that have passed a layer
+Run = Callable[[Pack, list[int], CleanRow, Passed], None]
 
 
 class PackedTrees:
-    """Requests under conditions on the fast path; see `depthlens.engine.engine.EnginePath`.
+    """Requests under conditions on the fast path.
 
     Args:
         lens: A loaded model.
         backend: Hooks and reference means.
         budget: Bounds on one batch.
         work: Counts what is computed.
-        tried: How the model is walked.
+
+    Attributes:
+        batch_tokens: Token budget of one batch, as it is by now: it falls where memory runs out.
     """
 
-    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work, tried: Found) -> None:
+    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work) -> None:
         self.lens = lens
-        self.tried = tried
         self.backend = backend
         self.budget = budget
         self.batch_tokens = budget.batch_tokens
@@ -64,49 +72,33 @@ class PackedTrees:
 
     def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
         """Score every request under every condition."""
-        run, conditions = partial(self._score, rows), rows.conditions
-        tokens = [q.inputs for q in rows.requests]
-        packs = PackRuns(self.lens, tokens, rows, run, bar, self.batch_tokens, self.work)
+        conditions, tokens = rows.conditions, [q.inputs for q in rows.requests]
+        packs = Packs(self, tokens, [0] * len(tokens), rows, bar, partial(self._score, rows))
         order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
         for i in range(0, len(order), MAX_OPEN_ROWS):
             group = order[i : i + MAX_OPEN_ROWS]
             packs.walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
-        self.batch_tokens = packs.batch_tokens
 
-    def _score(
-        self,
-        rows: AnswerRows,
-        pack: prefix_tree.Pack,
-        group: list[int],
-        clean: CleanRow,
-        passed: Passed,
-        batch_tokens: int,
-    ) -> None:
+    def _score(self, rows: AnswerRows, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
-        requests, conditions = rows.requests, rows.conditions
+        requests, conditions = rows.requests, [rows.conditions[c] for c in group]
         scored, spans = _scored(requests, pack)
-        walk = Wavefront(self.lens, self.backend.means, batch_tokens, self.tried)
-        under = [conditions[c] for c in group]
-        states = walk.run(pack, under, list(scored), passed=passed, clean=clean)
+        walk = Wavefront(self.lens, self.backend.means, self.batch_tokens)
+        states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
         states = moved(states, place_of(self.lens.arch.unembed))
         targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
         places = torch.tensor([i for span in spans for i in span], device=states.device)
-        # several conditions at once: a matrix product wants rows, but their logits must stay small
-        step = max(1, self.budget.unembed_rows // len(scored))
-        for i in range(0, len(group), step):
-            chunk = group[i : i + step]
-            under = [conditions[c] for c in chunk]
-            logprobs, greedy = self._target_logprobs(under, states[i : i + step], places, targets)
-            for c, sums, hits in zip(chunk, logprobs.tolist(), greedy.tolist(), strict=True):
-                start = 0
-                for r, span in zip(pack.sequences, spans, strict=True):
-                    end = start + len(span)
-                    if not math.isfinite(sum(sums[start:end])):
-                        raise self.lens.not_finite(conditions[c])
-                    rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
-                    start = end
+        logprobs, greedy = self._target_logprobs(conditions, states, places, targets)
+        for c, sums, hits in zip(group, logprobs.tolist(), greedy.tolist(), strict=True):
+            start = 0
+            for r, span in zip(pack.sequences, spans, strict=True):
+                end = start + len(span)
+                if not math.isfinite(sum(sums[start:end])):
+                    raise self.lens.not_finite(rows.conditions[c])
+                rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
+                start = end
 
     @torch.no_grad()
     def _target_logprobs(
@@ -120,49 +112,42 @@ class PackedTrees:
 
         Args:
             conditions: One a row.
-            states: Final residual streams; they are unembedded in blocks of positions.
+            states: Final residual streams; so many as the budget allows are unembedded at once.
             places: Position among the states that predicts each target.
             targets: Token ids.
         """
-        n = len(conditions), len(targets)
-        logprobs = torch.empty(n, dtype=wide_type(states.dtype), device=states.device)
-        greedy = torch.empty(n, dtype=torch.bool, device=states.device)
-        for start in range(0, states.shape[1], self.budget.unembed_rows):
-            block = states[:, start : start + self.budget.unembed_rows]
-            logits = wide(weight_swap.unembed(self.lens, conditions, block))
-            here = ((places >= start) & (places < start + block.shape[1])).nonzero()[:, 0]
-            at, wanted = places[here] - start, targets[here]
-            logprobs[:, here] = logits[:, at, wanted] - logits.logsumexp(-1)[:, at]
-            greedy[:, here] = logits.argmax(-1)[:, at] == wanted
-        return logprobs, greedy
+        n, n_positions = len(conditions), states.shape[1]
+        rows = (torch.arange(n, device=places.device)[:, None] * n_positions + places).flatten()
+        wanted, under = targets.repeat(n), [c for c in conditions for _ in range(n_positions)]
+        logprobs = torch.empty(len(rows), dtype=wide_type(states.dtype), device=states.device)
+        greedy = torch.empty(len(rows), dtype=torch.bool, device=states.device)
+        start = 0
+        for block in states.flatten(0, 1).split(self.budget.unembed_rows):
+            end = start + len(block)
+            logits = wide(weight_swap.unembed(self.lens, under[start:end], block))
+            here = ((rows >= start) & (rows < end)).nonzero()[:, 0]
+            at = rows[here] - start
+            logprobs[here] = logits[at, wanted[here]] - logits.logsumexp(-1)[at]
+            greedy[here] = logits.argmax(-1)[at] == wanted[here]
+            start = end
+        return logprobs.view(n, -1), greedy.view(n, -1)
 
     def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
         """Write the text of every request under every condition."""
-        conditions = rows.conditions
-        contexts = [q.context for q in rows.requests]
-        max_new = [q.max_new_tokens for q in rows.requests]
-        n_layers = self.lens.dims.n_layers
+        conditions, contexts = rows.conditions, [q.context for q in rows.requests]
+        max_new, n_layers = [q.max_new_tokens for q in rows.requests], self.lens.dims.n_layers
         # by fork, the baseline last: see decoding.Decoding
         order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
         at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
         size = self._size_with_weights([conditions[c] for c in order])
-        run = partial(self._write, rows, at_once)
-        packs = PackRuns(self.lens, contexts, rows, run, bar, self.batch_tokens, self.work, max_new)
+        packs = Packs(self, contexts, max_new, rows, bar, partial(self._write, rows, at_once))
         for i in range(0, len(order), size):
             group = order[i : i + size]
             with other_weights_resident(self.lens, [conditions[c] for c in group]):
                 packs.walk(group, room)
-        self.batch_tokens = packs.batch_tokens
 
     def _write(
-        self,
-        rows: AnswerRows,
-        at_once: int,
-        pack: prefix_tree.Pack,
-        group: list[int],
-        clean: CleanRow,
-        passed: Passed,
-        batch_tokens: int,
+        self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], _: CleanRow, passed: Passed
     ) -> None:
         """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
         conditions = [rows.conditions[c] for c in group]
@@ -177,8 +162,8 @@ class PackedTrees:
             # long texts: those that have ended are stored while the others are written
             rows.keep(((group[c], pack.sequences[d]) for c, d in found), wait=True)
 
-        budget = replace(self.budget, batch_tokens=batch_tokens)
-        of_pack = pack, conditions, budget, self.tried, writer, passed, finished
+        budget = replace(self.budget, batch_tokens=self.batch_tokens)
+        of_pack = pack, conditions, budget, writer, passed, finished
         with walking(self.lens.model):
             Decoding(self.lens, self.backend, *of_pack).run(at_once)
 
@@ -210,7 +195,113 @@ class PackedTrees:
         return size
 
 
-def _scored(requests: Sequence[Any], pack: prefix_tree.Pack) -> tuple[dict[int, int], list[list[int]]]:
+@dataclass
+class Packs:
+    """Requests under conditions on their way through the layers, pack by pack.
+
+    Attributes:
+        path: Whose token budget falls where memory runs out.
+        tokens: What is read of each request.
+        max_new: Most tokens that each request writes.
+        rows: Their answers under all conditions.
+        bar: Moves as tokens pass layers, by rows (request, condition).
+        run: Computes a pack under some conditions within the token budget, and fills ``rows.answers``.
+    """
+
+    path: PackedTrees
+    tokens: Sequence[Sequence[int]]
+    max_new: Sequence[int]
+    rows: AnswerRows
+    bar: Bar
+    run: Run
+
+    def __post_init__(self) -> None:
+        self._n_layers = self.path.lens.dims.n_layers
+        self._rate = WorkRate(self.path.lens)
+
+    def walk(self, group: Sequence[int], room: int) -> None:
+        """Run all requests under a group of conditions that fits into memory, sorted by where they fork off.
+
+        Args:
+            group: Indices of conditions.
+            room: Largest number of distinct tokens in a pack, and of tokens written after them.
+        """
+        writes, conditions = any(self.max_new), self.rows.conditions
+
+        def limit(prefix: int) -> int:
+            return room if writes else min(room, max(int(self._rate.work / self._n_layers), PREFIX_SHARE * prefix))
+
+        for pack in prefix_tree.pack(self.tokens, limit, extra=max(self.max_new, default=0)):
+            todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]
+            walked: list[int] = []  # of which requests the clean row is
+            clean = CleanRow()
+            while todo:
+                n = len(todo) if writes else self._in_time(pack, todo, walked=clean.final is not None)
+                some, todo = todo[:n], todo[n:]
+                for members, under in self.rows.missing(pack.sequences, some):
+                    if members != walked:
+                        forks = frozenset(fork_layer(conditions[c], self._n_layers) for c in todo)
+                        walked, clean = members, CleanRow(forks)
+                    self.compute(members, under, clean)
+
+    def _in_time(self, pack: Pack, todo: Sequence[int], *, walked: bool) -> int:
+        """How many conditions take about the time of a pack together; all of them, if that is half as long again."""
+        n, work = 1, self._rate.work
+        while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
+            n += 1
+        return len(todo) if self._work(pack, todo, walked) <= 1.5 * work else n
+
+    def _work(self, pack: Pack, group: Sequence[int], walked: bool) -> int:
+        """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
+        read = sum(self._n_layers - fork_layer(self.rows.conditions[c], self._n_layers) for c in group)
+        written = sum(self.max_new[r] for r in pack.sequences)
+        return pack.n_tokens * (read + (0 if walked else self._n_layers)) + self._n_layers * len(group) * written
+
+    def compute(self, members: list[int], group: list[int], clean: CleanRow) -> None:
+        """Answer some requests under some conditions; where memory runs out, the halves of what is missing."""
+        if self._fits(members, group, clean):
+            return
+        clean.forget()
+        self.path.batch_tokens = max(memory_budget.MIN_BATCH_TOKENS, self.path.batch_tokens // 2)
+        for product in self.rows.missing(members, group):
+            for half in _halves(*product):
+                self.compute(*half, CleanRow())
+
+    def _fits(self, members: list[int], group: list[int], clean: CleanRow) -> bool:
+        """Answer some requests under some conditions, and store the answers; False where memory ran out."""
+        pack, walked = prefix_tree.build(self.tokens, members), clean.final is not None
+        start, n_rows, work, done = self.bar.n, len(members) * len(group), max(1, self._work(pack, group, walked)), 0
+
+        def passed(n: int) -> None:
+            nonlocal done
+            done += n
+            self.path.work.layer_tokens += n
+            self.bar.update(start + n_rows * min(done, work) // work - self.bar.n)
+
+        def run() -> bool:
+            with self._rate.measured(work):
+                self.run(pack, group, clean, passed)
+            return True
+
+        can_shrink = n_rows > 1 or self.path.batch_tokens > memory_budget.MIN_BATCH_TOKENS
+        complete = memory_budget.tried(run, smaller=can_shrink)
+        answered = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
+        self.bar.update(start + len(answered) - self.bar.n)
+        n_tokens, unshared = 0 if walked else pack.n_tokens, sum(len(self.tokens[r]) for _, r in answered)
+        self.path.work.add(Work(rows=len(answered), tokens=n_tokens, unshared_tokens=unshared))
+        self.rows.keep(answered)
+        return complete is not None
+
+
+def _halves(members: list[int], group: list[int]) -> list[Product]:
+    """A product in two: half of the requests each, or of the conditions where there is one request."""
+    items = members if len(members) > 1 else group
+    middle = len(items) // 2
+    cut = [half for half in (items[:middle], items[middle:]) if half]
+    return [(half, group) if len(members) > 1 else (members, half) for half in cut]
+
+
+def _scored(requests: Sequence[Any], pack: Pack) -> tuple[dict[int, int], list[list[int]]]:
     """Where the scored positions of a pack are among those that are unembedded, and those of each sequence.
 
     Sequences share scored positions as they share tokens: each is unembedded once.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from depthlens.backends.protocol import Backend
-from depthlens.engine.memory_budget import out_of_memory
+from depthlens.engine import memory_budget
 from depthlens.engine.work import Work, text_lengths
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
@@ -77,11 +77,8 @@ class RowBatches:
             batch = todo[: max(1, self.batch_tokens // longest)]
             if not padded:
                 batch = [row for row in batch if widths[row[1]] == widths[batch[0][1]]]
-            try:
-                answers = run(rows, batch)
-            except (torch.OutOfMemoryError, RuntimeError) as e:
-                if not out_of_memory(e) or len(batch) == 1:
-                    raise
+            answers = memory_budget.tried(partial(run, rows, batch), smaller=len(batch) > 1)
+            if answers is None:
                 self.batch_tokens = max(1, len(batch) // 2 * longest)
                 continue
             for (c, r), answer in zip(batch, answers, strict=True):

@@ -3,9 +3,19 @@
 Registered with transformers' attention interface; any family that calls it can be walked. The kernel is the first of
 these that computes what plain attention does, tried once for each device, dtype and widths of heads:
 
-- ``flex``: FlexAttention, compiled, with a block mask (`depthlens.engine.block_mask`); on CUDA only;
+- ``flex``: FlexAttention, compiled, with a block mask (arXiv 2412.05496); on CUDA only;
 - ``fused``: torch's fused kernels, prefix and branches apart (`depthlens.engine.branch_attention`);
 - ``unfused``: the same written out, with scores in memory.
+
+In depth-first order token j is i or one of its ancestors if and only if ``j <= i < exits[j]``
+(`depthlens.engine.prefix_tree.Pack.exits`). So the block mask is one look-up for prefix and branches alike, and nothing
+is merged. Which blocks of 128 x 128 scores are needed at all follows from the least and the largest exit of each block
+of keys: no mask of all tokens against all is ever made, as torch's own ``create_block_mask`` makes it. The rows of a
+batch share the mask, and query heads share keys.
+
+FlexAttention is compiled with dynamic shapes and for lengths that are padded to whole blocks. A pack has any length
+and a batch any number of rows: fixed shapes would be compiled for each anew. Where a length could be no multiple of a
+block, the kernel would have to check every block for it.
 """
 
 from __future__ import annotations
@@ -18,21 +28,27 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import PreTrainedConfig
 
 from depthlens.engine import prefix_tree
-from depthlens.engine.block_mask import BlockTree
 from depthlens.engine.branch_attention import Attend, BranchTree, fused, unfused
 from depthlens.engine.prefix_tree import Pack
-from depthlens.models.architectures import wide
+from depthlens.models.architectures import wide_type
 from depthlens.models.lens import Lens
 
 log = logging.getLogger(__name__)
 
 NAME = "depthlens_tree"
-# largest difference from plain attention, of outputs of about 1: rounding; a wrong mask gives about 1
+BLOCK = 128  # what FlexAttention's kernels are made for
+# one block would be a shape of its own to the compiler, which takes sizes 0 and 1 for constants
+MIN_BLOCKS = 2
+# what the compiler tells apart: models, dtypes, devices, one row or several; torch's own limit of 8 is soon reached
+MAX_COMPILED = 256
+# largest difference from attention that is written out, of outputs of about 1: rounding; a wrong mask gives about 1
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 TREES: dict[str, Callable[[Pack, torch.device, torch.dtype], Any]] = {
     "flex": lambda pack, device, dtype: BlockTree(pack, device, "inductor"),
@@ -97,23 +113,18 @@ def _is_close(case: Case, name: str) -> bool:
     """Whether a kernel is right on a tree of questions with two answers each."""
     questions = [[*range(130), *[130 + i] * (20 + i % 3)] for i in range(6)]
     pack = prefix_tree.build([[*q, *answer] for q in questions for answer in ((1, 2), (3,))], range(12))
-    tree, generator = TREES[name](pack, case.device, case.dtype), torch.Generator().manual_seed(0)
+    generator, wide_dtype = torch.Generator().manual_seed(0), wide_type(case.dtype)
     shapes = ((case.n_heads, case.d_key), (case.n_kv_heads, case.d_key), (case.n_kv_heads, case.d_value))
     qkv = [torch.randn(2, heads, pack.n_tokens, d, generator=generator) for heads, d in shapes]
-    query, key, value = (x.to(case.device, case.dtype) for x in qkv)
-    i = torch.arange(pack.n_tokens, device=case.device)
-    sees = (i <= i[:, None]) & (i[:, None] < torch.tensor(pack.exits, device=case.device))  # [query, key]
-    scale, group = case.d_key**-0.5, case.n_heads // case.n_kv_heads
-    scores = wide(query) @ wide(key).repeat_interleave(group, 1).transpose(-1, -2) * scale
-    plain = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ wide(value).repeat_interleave(group, 1)
+    qkv = [x.to(case.device, case.dtype) for x in qkv]
+    tree, plain = TREES[name](pack, case.device, case.dtype), TREES["unfused"](pack, case.device, wide_dtype)
+    wanted = plain.attention(*(x.to(wide_dtype) for x in qkv), case.d_key**-0.5)
     # tensor cores may read float32 with as many digits as float16 has
     coarse = case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    allowed = TOLERANCES[torch.float16 if coarse else case.dtype]
-    errors = []
-    for n in (1, 2):  # one row is compiled apart from several
-        found = tree.attention(query[:n], key[:n], value[:n], scale)
-        errors.append(float((found - plain[:n]).abs().max()))
-    return all(error <= allowed for error in errors)  # not "greater": a NaN is refused as well
+    # one row is compiled apart from several
+    found = [tree.attention(*(x[:n] for x in qkv), case.d_key**-0.5) - wanted[:n] for n in (1, 2)]
+    # not "greater": a NaN is refused as well
+    return all(bool(x.abs().max() <= TOLERANCES[torch.float16 if coarse else case.dtype]) for x in found)
 
 
 class Layout:
@@ -200,3 +211,71 @@ def walking(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+class BlockTree:
+    """A pack as a block mask.
+
+    Args:
+        pack: The prefix tree.
+        device: Where it is computed.
+        backend: Of ``torch.compile``: ``inductor``, or ``eager``, which holds all scores in memory, for tests.
+
+    Attributes:
+        mask: The block mask, of the padded length; padding sees itself.
+    """
+
+    def __init__(self, pack: Pack, device: torch.device, backend: str) -> None:
+        # for dynamic shapes on a CPU torch 2.13 writes C++ that does not compile (it takes size ks18 for ks1)
+        self._compiled = _compiled(backend, backend != "inductor" or device.type != "cpu")
+        n = pack.n_tokens
+        length = max(MIN_BLOCKS, -(-n // BLOCK)) * BLOCK
+        self.padding = length - n
+        self.mask = block_mask(torch.tensor([*pack.exits, *range(n + 1, length + 1)], dtype=torch.int32, device=device))
+
+    def attention(
+        self,
+        query: Float[Tensor, "row n_heads pos d_head"],
+        key: Float[Tensor, "row n_kv_heads pos d_head"],
+        value: Float[Tensor, "row n_kv_heads pos d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads pos d_value"]:
+        """See `Layout.attention`."""
+        # contiguous, whatever module they come from: the compiler tells strides apart, too
+        q, k, v = (functional.pad(x, (0, 0, 0, self.padding)).contiguous() for x in (query, key, value))
+        out = self._compiled(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
+        return out[:, :, : query.shape[2]]
+
+
+@functools.cache
+def _compiled(backend: str, dynamic: bool) -> Callable[..., Tensor]:
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_COMPILED)
+    # fullgraph: an error where it cannot be compiled, instead of all scores in memory
+    return torch.compile(flex_attention, backend=backend, dynamic=dynamic, fullgraph=True)
+
+
+def block_mask(exits: Int[Tensor, " pos"]) -> BlockMask:
+    """The mask by which token i sees token j if ``j <= i < exits[j]``.
+
+    Args:
+        exits: Where the subtree of each token ends; as many as fill whole blocks, in depth-first order.
+    """
+    of_block = exits.view(-1, BLOCK)  # [block, BLOCK]
+    starts = torch.arange(len(of_block), device=exits.device)[:, None] * BLOCK  # of blocks of queries
+    before = starts > starts.T  # whole blocks of keys that come before the queries; shape [block of queries, of keys]
+    some = before & (of_block.amax(1) > starts)
+    every = before & (of_block.amin(1) >= starts + BLOCK)
+    own = torch.eye(len(of_block), dtype=torch.bool, device=exits.device)
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every | own),
+        *_listed(every),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=lambda row, head, query, key: (key <= query) & (query < exits[key]),
+        compute_q_blocks=False,  # only gradients need them
+    )
+
+
+def _listed(blocks: Bool[Tensor, "query_block key_block"]) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries needs, and which, first in each row; for any row and head."""
+    order = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]

@@ -1,11 +1,10 @@
-"""Whether a walk layer by layer computes what the model computes, told by numbers: a few tokens take both ways.
+"""Whether a walk layer by layer computes what the model computes: told by numbers, and by how long texts are.
 
-The fast path takes residual streams through the parts that `depthlens.models.architectures` found, and so do some
-experiments. A model whose layers do more than add attention and MLP to the stream (multipliers, norms after a part,
-both parts at once) computes something else. If its layers, called as wholes with a layout of tokens, compute what they
-do in the model, the fast path calls them so. Where they do not (capped scores, attention sinks, another mixer), or
-where a model was changed by hand, whole passes with hooks answer instead. Where parts are not added as they are,
-removing attention or MLP is right only if a layer without both returns its input, which is tried as well.
+The fast path calls the layers that `depthlens.models.architectures` found one after another, each with a layout of
+tokens. A few tokens take both ways, through the model and through the layers. Where a layer that is called so computes
+something else (capped scores, attention sinks, another mixer), or where a model was changed by hand, whole passes with
+hooks answer instead. Where a layer does not add what its attention and its MLP give to its input (multipliers, norms
+after a part), removing one of them is right only if the layer without both returns its input, which is tried as well.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import Condition
-from depthlens.engine.plain_rows import CausalRows, window_of
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import head, hidden, wide, with_hidden
+from depthlens.models.architectures import hidden, rotary_settings, wide, with_hidden
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved, place_of, weights_state
+from depthlens.models.placement import moved, weights_state
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,8 @@ N_TOKENS = 12
 CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 # what a module raises that is called with arguments, or on shapes, which it does not expect
 NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
+# settings of configurations that let a token see fewer tokens than all before it
+WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 
 
 @dataclass(frozen=True)
@@ -45,44 +46,56 @@ class Found:
 
     Attributes:
         fault: What a walk over layers does not compute; None: it computes what the model does.
-        parts: What a walk through attention and MLP of each layer does not compute; None: as above.
+        adds: Whether each layer adds what its attention and its MLP give to its input.
         separable: Whether each layer without attention and MLP returns its input.
-        plain: Whether logits are what the unembedding gives.
     """
 
     fault: str | None = None
-    parts: str | None = None
+    adds: bool = True
     separable: bool = True
-    plain: bool = True
 
 
-# a layer that was called: its number, arguments, and what it gave
-Call = tuple[int, tuple, dict[str, Any], Tensor]
+@dataclass(frozen=True)
+class Call:
+    """A layer that was called in the model's own forward pass.
+
+    Attributes:
+        layer: Its number.
+        args: What it was called with.
+        kwargs: What it was called with by name.
+        output: What it gave.
+        added: What its attention and its MLP gave, added up.
+    """
+
+    layer: int
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Float[Tensor, "1 pos d_model"]
+    added: Tensor
+
+    @property
+    def given(self) -> Float[Tensor, "1 pos d_model"]:
+        """The residual stream before it, brought to where the layer is."""
+        return moved(self.args[0] if self.args else self.kwargs["hidden_states"], self.output.device)
+
+
 _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary()
 
 
-def require(lens: Lens, what: str, *, parts: bool = True) -> None:
-    """Raise a `UserError` where the model cannot be walked, or not through its ``parts``; ``what`` needs that."""
+def require(lens: Lens, what: str, *, adds: bool = False) -> None:
+    """Raise a `UserError` where the model cannot be walked, or its layers have to add their parts; ``what`` says so."""
     tried = found(lens)
-    if fault := tried.fault or (tried.parts if parts else None):
+    not_added = "a layer does more than add what its attention and its MLP give"
+    if fault := tried.fault or (not_added if adds and not tried.adds else None):
         raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
-
-
-def require_plain(lens: Lens, what: str) -> None:
-    """Raise a `UserError` where logits are scaled or capped; ``what`` takes them from the unembedding."""
-    if not found(lens).plain:
-        raise UserError(f"{what} reads the unembedding of {lens.name!r}, whose logits are more than it gives")
 
 
 def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> None:
     """Raise a `UserError` where a condition asks for what hooks cannot do to parts that are not added as they are."""
-    why = tried.fault or tried.parts
-    if why is None:
-        return
-    for condition in conditions:
+    for condition in conditions if not tried.adds else ():
         for a in condition.ablations:
             if a.site in ("attn", "mlp") and a.mode in ("mean", "resample", "noise"):
-                fault = f"{lens.name!r} may change what its attention and MLP give before it is added ({why})"
+                fault = f"{lens.name!r} changes what its attention or its MLP gives before it is added"
                 raise UserError(f"condition {condition}: {fault}; remove the part, or use @{a.mode} on the layer")
             if a.site in ("attn", "mlp", "head", "kv") and not tried.separable:
                 fault = f"a layer of {lens.name!r} without attention and MLP does not return its input"
@@ -101,7 +114,7 @@ def found(lens: Lens) -> Found:
     """
     if lens.remote:
         return Found()
-    state = _state(lens)
+    state = () if lens.stream else _state(lens)
     if lens not in _found_before or _found_before[lens][0] != state:
         _found_before[lens] = state, _try(lens)
     return _found_before[lens][1]
@@ -109,19 +122,14 @@ def found(lens: Lens) -> Found:
 
 def _state(lens: Lens) -> tuple:
     """What differs after a module, a hook, a weight, a plain value or the configuration was changed."""
-    if lens.stream:
-        return ()
-    modules = (
-        (id(m), id(vars(m).get("forward")), len(m._forward_hooks), len(m._forward_pre_hooks))
-        for m in lens.model.modules()
-    )
-    values = (
-        (key, value)
-        for m in lens.model.modules()
-        for key, value in vars(m).items()
-        if isinstance(value, bool | int | float | str | None)
-    )
-    return tuple(modules), weights_state(lens.model), tuple(values), lens.model.config.to_json_string()
+
+    def mark(key: str, value: Any) -> Any:
+        if isinstance(value, bool | int | float | str | None):
+            return value
+        return len(value) if isinstance(value, dict) else id(value) if key == "forward" else None
+
+    modules = tuple((id(m), *(mark(*item) for item in vars(m).items())) for m in lens.model.modules())
+    return modules, weights_state(lens.model), lens.model.config.to_json_string()
 
 
 @torch.no_grad()
@@ -130,102 +138,72 @@ def _try(lens: Lens) -> Found:
     n = min(N_TOKENS, window_of(lens) or N_TOKENS)  # so few that every layer sees them all
     tokens = torch.tensor([i * 7919 % len(arch.embed.weight) for i in range(1, n + 1)], device=lens.device)
     calls, logits = _calls(lens, tokens)
-    order = [layer for layer, *_ in calls]
+    refused = f"model {lens.name!r} ({type(lens.model).__name__}) is not supported"
+    order = [call.layer for call in calls]
     if again := [layer for layer in order if order.count(layer) > 1]:
-        what = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
-        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {what}")
-    fault: str | None = None
-    parts: str | None = None
-    x, separable = arch.embed(tokens)[None], True
-    for layer, args, kwargs, output in calls:
-        given = args[0] if args else kwargs["hidden_states"]
-        if _apart(x, given, close):
-            fault = fault or f"layer {layer} gets something else than what the part before it gives"
-        x = output
-        with lens.resident(layer):
-            if fault is None:
-                fault, unlike = _compare(lens, layer, given, output)
-                parts = parts or unlike
-            if fault or parts:
-                separable &= not _apart(_without_parts(lens, layer, args, kwargs), given, close)
-    if order != [*range(lens.dims.n_layers)]:
-        fault = fault or "its layers are not passed one after the other"
-    plain = not _apart(arch.logits(x), logits, close)
-    normed = arch.final_norm(moved(x, place_of(arch.final_norm, x.device)))
-    if not plain and _apart(head(lens.model, moved(normed, logits.device)[0])[None], logits, close):
-        what = "its logits are not those that its final norm and its head give"
-        raise UserError(f"model {lens.name!r} ({type(lens.model).__name__}) is not supported: {what}")
-    return Found(fault, fault or parts, separable, plain)
+        fault = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
+        raise UserError(f"{refused}: {fault}")
+    faults = [] if order == [*range(lens.dims.n_layers)] else ["its layers are not passed one after the other"]
+    x, adds, separable = arch.embed(tokens)[None], True, True
+    for call in calls:
+        if _apart(x, call.given, close):
+            faults.append(f"layer {call.layer} gets something else than what the part before it gives")
+        with lens.resident(call.layer):
+            if not faults:
+                faults += _faults(lens, call)
+            if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
+                adds = False
+                separable &= not _apart(_without_parts(lens, call), call.given, close)
+        x = call.output
+    if _apart(arch.logits(x), logits, close):
+        raise UserError(f"{refused}: its logits are not those that its final norm and its head give")
+    return Found(faults[0] if faults else None, adds, separable)
 
 
 def _calls(lens: Lens, tokens: Int[Tensor, " pos"]) -> tuple[list[Call], Float[Tensor, "1 pos d_vocab"]]:
     """Every call of a layer in the model's own forward pass, and its logits."""
     calls: list[Call] = []
 
-    def note(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        calls.append((layer, args, kwargs, hidden(output)))
+    def note(layer: int, given: dict[str, Tensor], module: nn.Module, args: tuple, kwargs: Any, output: Any) -> None:
+        parts = [part.reshape(1, len(tokens), -1) for part in given.values()]  # experts may give all tokens in one row
+        calls.append(Call(layer, args, kwargs, hidden(output), sum(parts, torch.zeros(()))))
 
     with ExitStack() as stack:
         for i, layer in enumerate(lens.arch.layers):
-            stack.callback(layer.register_forward_hook(partial(note, i), with_kwargs=True).remove)
+            noted = partial(note, i, stack.enter_context(lens.arch.sublayers(i)))
+            stack.callback(layer.register_forward_hook(noted, with_kwargs=True).remove)
         logits = lens.model(input_ids=tokens[None], use_cache=False).logits
     return calls, logits
 
 
-def _without_parts(lens: Lens, layer: int, args: tuple, kwargs: dict[str, Any]) -> Float[Tensor, "1 pos d_model"]:
+def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "1 pos d_model"]:
     """What a layer gives without what its attention and its MLP give."""
     with ExitStack() as stack:
-        for part in (lens.arch.attn[layer], lens.arch.mlp[layer]):
+        for part in (lens.arch.attn[call.layer], lens.arch.mlp[call.layer]):
             stack.callback(part.register_forward_hook(_nothing).remove)
-        return hidden(lens.arch.layers[layer](*args, **kwargs))
+        return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
-def _compare(
-    lens: Lens, layer: int, x: Float[Tensor, "1 pos d_model"], wanted: Float[Tensor, "1 pos d_model"]
-) -> tuple[str | None, str | None]:
-    """What a layer does not compute when it is called by itself, and what its parts do not."""
-    arch, device, close = lens.arch, lens.device_of(layer), CLOSE[lens.dtype]
-    if layer in arch.dims.headless:
-        return f"layer {layer} mixes its tokens in another way than by attention", None
+def _faults(lens: Lens, call: Call) -> list[str]:
+    """What a layer does not compute when it is called by itself."""
+    arch, layer = lens.arch, call.layer
+    if layer in lens.dims.headless:
+        return [f"layer {layer} mixes its tokens in another way than by attention"]
     if arch.rotary is None:
-        return "its tokens learn where they stand in another way than by a rotary embedding", None
-    layout = CountedRows(x.shape[1], device)
+        return ["its tokens learn where they stand in another way than by a rotary embedding"]
+    n = call.given.shape[1]
+    layout = CausalRows(n, lens.device_of(layer))
+    keep = torch.arange(0, n, 2 if layer == lens.dims.n_layers - 1 else 1)  # of the last layer some positions are used
     try:
-        rotary = moved(arch.angles(x, layout.position_ids), device)
         with walking(lens.model):
-            whole = arch.call(layer, moved(x, device), layout, rotary)
+            alone = arch.call(layer, call.given, layout, arch.angles(call.given, layout.position_ids), keep)
     except NOT_CALLABLE as e:
-        return f"layer {layer} cannot be called by itself ({type(e).__name__})", None
-    if _apart(whole, wanted, close):
-        return f"layer {layer} computes something else when it is called by itself", None
-    if layout.calls.pop(layer, []) != [lens.dims.n_kv_heads]:
-        return f"layer {layer} has more than one attention, or other key heads than the configuration says", None
-    if not arch.attn_norm:
-        return None, f"layer {layer} has other norms than one before attention and one before the MLP"
-    unlike = f"layer {layer} computes something else than its input, attention and MLP added up"
-    try:
-        with walking(lens.model):
-            found = arch.step(layer, moved(x, device), layout, rotary)[2]
-    except NOT_CALLABLE:
-        return None, unlike
-    return None, unlike if _apart(found, wanted, close) or layout.calls.pop(layer, []) == [] else None
-
-
-class CountedRows(CausalRows):
-    """Causal rows that note how often a layer attends.
-
-    Attributes:
-        calls: Number of key heads of each call, by layer.
-    """
-
-    def __init__(self, n_pos: int, device: torch.device) -> None:
-        super().__init__(n_pos, device)
-        self.calls: dict[int, list[int]] = {}
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See `CausalRows.attention`."""
-        self.calls.setdefault(layer, []).append(key.shape[1])
-        return super().attention(layer, query, key, value, scale)
+        return [f"layer {layer} cannot be called by itself ({type(e).__name__})"]
+    if _apart(alone[:, keep], call.output[:, keep], CLOSE[lens.dtype]):
+        return [f"layer {layer} computes something else when it is called by itself"]
+    if layout.n_keys != [lens.dims.n_kv_heads]:
+        return [f"layer {layer} has more than one attention, or other key heads than the configuration says"]
+    return []
 
 
 def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -237,3 +215,62 @@ def _apart(found: Float[Tensor, "1 pos width"], wanted: Float[Tensor, "1 pos wid
     found, wanted = wide(found), wide(moved(wanted, found.device))
     share = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-12)
     return bool((share > close).any())
+
+
+class CausalRows:
+    """Rows of equal length, padded on the right: every token sees itself and those before it.
+
+    A layout for `depthlens.models.architectures.Architecture.call`. Unlike a tree's, its attention can be
+    differentiated.
+
+    Attributes:
+        position_ids: Shape [1, pos].
+        n_keys: Number of key heads of each call.
+    """
+
+    def __init__(self, n_pos: int, device: torch.device) -> None:
+        self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
+        self.n_keys: list[int] = []
+
+    def attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row n_heads pos d_head"],
+        key: Float[Tensor, "row n_kv_heads pos d_head"],
+        value: Float[Tensor, "row n_kv_heads pos d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads pos d_value"]:
+        """See `depthlens.engine.tree_attention.Layout.attention`."""
+        self.n_keys.append(key.shape[1])
+        shared = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
+
+
+def window_of(lens: Lens) -> int | None:
+    """Tokens up to which every layer lets a token see all tokens before it; None: no bound."""
+    config = lens.model.config.get_text_config()
+    return min((n for name in WINDOWS if (n := getattr(config, name, None))), default=None)
+
+
+def refuse_scaled_angles(lens: Lens, longest: int) -> None:
+    """Raise a `UserError` where texts are so long that their rotary angles follow the longest one of a batch."""
+    config = lens.model.config.get_text_config()
+    for said in rotary_settings(config):
+        kind = said.get("rope_type", "")
+        of_config = config.max_position_embeddings if kind == "dynamic" else None  # some configurations have none
+        limit = said.get("original_max_position_embeddings") if kind == "longrope" else of_config
+        if limit is not None and longest > limit:
+            fault = f"{longest} tokens: beyond {limit} the rotary angles of {lens.name!r} ({kind}) change"
+            raise UserError(f"{fault} for all texts of a batch, and so do their scores; give shorter texts")
+
+
+def refuse_window(lens: Lens, longest: int, what: str) -> None:
+    """Raise a `UserError` where the model's attention window is shorter than what these layouts let it see.
+
+    Or where `refuse_scaled_angles` does.
+    """
+    refuse_scaled_angles(lens, longest)
+    window = window_of(lens)
+    if window is not None and longest > window:
+        fault = f"{what} walk {longest} tokens, and the attention window is {window}"
+        raise UserError(f"{fault}; give shorter prompts, or use another method")

@@ -23,7 +23,6 @@ from torch.nn import functional
 from depthlens import arguments
 from depthlens.ablations import BASELINE, Ablation, Condition
 from depthlens.engine import prefix_tree, walk_check
-from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
@@ -85,8 +84,8 @@ def read_values(
 def _check(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]) -> None:
     arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
-    walk_check.require(lens, "the attention pattern", parts=False)
-    window = window_of(lens)
+    walk_check.require(lens, "the attention pattern")
+    window = walk_check.window_of(lens)
     for i, (tokens, positions) in enumerate(zip(sequences, asked, strict=True)):
         outside = [p for p in positions if not 0 <= p < len(tokens)]
         if outside:

@@ -16,6 +16,7 @@ too small an estimate), and where heads replace each other. Compare it with an e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,8 @@ from torch import Tensor
 from depthlens import arguments
 from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import memory_budget, walk_check
-from depthlens.engine.memory_budget import out_of_memory
-from depthlens.engine.plain_rows import refuse_scaled_angles
 from depthlens.errors import UserError, unknown
-from depthlens.models.architectures import body_of, wide, wide_type
+from depthlens.models.architectures import body_of, head, wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
@@ -69,7 +68,7 @@ def attribute(
     """
     arguments.loaded(lens)
     refuse(lens, mode, means, "attribution")
-    refuse_scaled_angles(lens, max(map(length, requests), default=0))
+    walk_check.refuse_scaled_angles(lens, max(map(length, requests), default=0))
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
     if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
         raise UserError("weights do not fit the requests; give one number for each token of each continuation")
@@ -138,11 +137,8 @@ def in_batches(
         while end < len(members) and (end == start or size + lengths[end] <= tokens):
             size += lengths[end]
             end += 1
-        try:
-            values = run(members[start:end])
-        except (torch.OutOfMemoryError, RuntimeError) as e:
-            if not out_of_memory(e) or end == start + 1:
-                raise
+        values = memory_budget.tried(partial(run, members[start:end]), smaller=end > start + 1)
+        if values is None:
             tokens = size // 2
             continue
         yield list(members[start:end]), values
@@ -158,7 +154,6 @@ def _batch(
     lens: Lens, requests: list[LoglikelihoodRequest], weights: list[Sequence[float]], means: Means | None
 ) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
     """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
-    walk_check.require_plain(lens, "attribution")
     arch, dims, device = lens.arch, lens.dims, lens.device
     lengths = [length(q) for q in requests]
     tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
@@ -185,7 +180,7 @@ def _batch(
             starts = torch.tensor([0, *lengths]).cumsum(0)
             spans = [range(at + len(q.context) - 1, at + length(q)) for at, q in zip(starts, requests, strict=False)]
             picked = states[[i for span in spans for i in span]]
-            logits = wide(arch.unembed(moved(picked, place_of(arch.unembed))))
+            logits = wide(head(lens.model, moved(picked, place_of(arch.unembed))))
             wanted = torch.tensor([t for q in requests for t in q.continuation], device=logits.device)
             factors = torch.tensor([f for by in weights for f in by], dtype=logits.dtype, device=logits.device)
             logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors

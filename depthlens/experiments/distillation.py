@@ -24,7 +24,6 @@ from depthlens.ablations import ENDS, Ablation, Condition
 from depthlens.analysis.stats import mean_interval
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check
-from depthlens.engine.plain_rows import window_of
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models import quantised
@@ -164,10 +163,8 @@ def _site(lens: Lens, layer: int | None, name: str) -> str:
     owner = name.rpartition(".")[0]
     if layer is None:
         return "embed" if owner == "embed" else "unembed"
-    arch = lens.arch
-    module = arch.layers[layer].get_submodule(owner)
-    mlp = (m for part in (arch.mlp_norm, arch.mlp) for m in part[layer].modules())
-    return "mlp" if any(module is m for m in mlp) else "attn"
+    mlp = (f"{path}." for path in (lens.arch.family.mlp_norm, lens.arch.family.mlp) if path)
+    return "mlp" if f"{owner}.".startswith((*mlp,)) else "attn"
 
 
 def _resident(lens: Lens, layer: int | None) -> AbstractContextManager[None]:
@@ -218,7 +215,7 @@ def activation_deltas(
     if strange := [p for p in prompts if not isinstance(p, Sequence)]:
         raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    window = window_of(base)
+    window = walk_check.window_of(base)
     for i, row in enumerate(rows):
         if not row or (window is not None and len(row) > window):
             limit = f"; the attention window is {window}" if window else ""
@@ -229,7 +226,7 @@ def activation_deltas(
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         for lens in (base, donor):
-            walk_check.require(lens, "the comparison of activations")
+            walk_check.require(lens, "the comparison of activations", adds=True)
         # the layers of an offloaded model are read once for all prompts
         step = len(members) if base.stream or donor.stream else 1
         for start in range(0, len(members), step):
@@ -272,10 +269,9 @@ class _Walk:
     def step(self, layer: int, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """Take one prompt through a layer; attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
         arch, layout, x = self.lens.arch, self.layouts[i], self.x[i]
-        with walking(self.lens.model):
-            parts = arch.step(layer, x, layout, arch.angles(x, layout.position_ids))
-        self.x[i] = parts[-1]
-        return parts
+        with walking(self.lens.model), arch.sublayers(layer) as given:
+            self.x[i] = arch.call(layer, x, layout, arch.angles(x, layout.position_ids))
+        return given["attn"], given["mlp"].view_as(x), self.x[i]
 
 
 def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:

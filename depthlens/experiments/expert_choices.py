@@ -16,13 +16,12 @@ import torch
 from depthlens import provenance
 from depthlens.analysis.stats import bounded_mean_intervals
 from depthlens.analysis.tables import DescribedTable
-from depthlens.backends.expert_removal import Routing
-from depthlens.backends.weight_swap import replaced_forwards
 from depthlens.errors import UserError
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
-from depthlens.models.architectures import body_of
+from depthlens.models.architectures import body_of, replaced_forwards
+from depthlens.models.experts import Routing
 from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT

@@ -42,7 +42,7 @@ from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.stats import mean_interval
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
-from depthlens.engine.wavefront import Wavefront
+from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
@@ -150,15 +150,11 @@ def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarr
 
 def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
     """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
-    walk_check.require(lens, "the geometry of the residual stream", parts=False)
-    walk_check.require_plain(lens, "the logit lens")
-    states: list[Tensor] = []
-    pack = prefix_tree.build([tokens], [0])
-
-    def see(layer: int, x: Tensor, rows: list[int]) -> None:
-        states.append(x[0].cpu())  # float64, which the measures need, is not on every device
-
-    Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), seen=see)
+    walk_check.require(lens, "the geometry of the residual stream")
+    pack, clean = prefix_tree.build([tokens], [0]), CleanRow(frozenset(range(lens.dims.n_layers)))
+    (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), clean=clean)
+    # on the CPU, since float64, which the measures need, is not on every device
+    states = [x.cpu() for x in (*clean.inputs.values(), final)]
     if not states[-1].isfinite().all():
         raise lens.not_finite(BASELINE)
     return states
@@ -258,7 +254,7 @@ def text_effects(
     lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int
 ) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
-    walk_check.require(lens, "the effect of a layer on later ones")
+    walk_check.require(lens, "the effect of a layer on later ones", adds=True)
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t
@@ -268,10 +264,12 @@ def text_effects(
     size, found = max(1, batch_tokens // len(tokens)), np.full((2, n_layers, n_layers), np.nan)
     with walking(lens.model):
         for layer in range(n_layers):
-            with lens.resident(layer):
-                steps = [lens.arch.step(layer, rows, layout, rotary) for rows in x.split(size)]
-            attn_out, mlp_out, out = (torch.cat(parts) for parts in zip(*steps, strict=True))
-            added = torch.stack([attn_out, mlp_out])  # [sublayer, row, pos, d_model]
+            outs, parts = [], []
+            with lens.resident(layer), lens.arch.sublayers(layer) as given:
+                for rows in x.split(size):
+                    outs.append(lens.arch.call(layer, rows, layout, rotary))
+                    parts.append(torch.stack([part.view_as(rows) for part in (given["attn"], given["mlp"])]))
+            out, added = torch.cat(outs), torch.cat(parts, 1)  # added: [sublayer, row, pos, d_model]
             clean = wide(added[:, 0]).sum(0)
             norm = clean.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
             for row in range(1, len(x)):

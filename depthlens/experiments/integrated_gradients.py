@@ -42,8 +42,8 @@ from torch import Tensor
 from depthlens import arguments
 from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import memory_budget, walk_check
-from depthlens.engine.plain_rows import CausalRows, refuse_window
 from depthlens.engine.tree_attention import walking
+from depthlens.engine.walk_check import CausalRows, refuse_window
 from depthlens.experiments import attribution
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
@@ -148,7 +148,6 @@ class _Path:
 
     def __init__(self, lens: Lens, requests: Sequence[LoglikelihoodRequest], means: Means | None) -> None:
         walk_check.require(lens, "the path of integrated gradients")
-        walk_check.require_plain(lens, "the path of integrated gradients")
         self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
         device, dims = lens.device, lens.dims
         longest = max(map(attribution.length, requests))
@@ -230,7 +229,7 @@ class _Path:
             for layer in range(moved[0], dims.n_layers):
                 if len(moved) == dims.n_layers:
                     self.inputs.append(x.detach())
-                x = self.arch.step(layer, x, self.layout, self.rotary)[2]
+                x = self.arch.call(layer, x, self.layout, self.rotary)
             logits = wide(self.arch.logits(x[row.to(x.device), pos.to(x.device)]))
             logprobs = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
             logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own

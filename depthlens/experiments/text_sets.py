@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 
 from depthlens import arguments
-from depthlens.engine.plain_rows import window_of
+from depthlens.engine.walk_check import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir

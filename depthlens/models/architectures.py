@@ -10,7 +10,8 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -69,15 +70,14 @@ class Family:
 class Architecture:
     """A family bound to one model: its real modules and sizes."""
 
+    model: PreTrainedModel
     family: Family
     dims: Dims
     d_key: int  # width of a query or key head; under latent attention not d_head, that of a value
     embed: nn.Embedding
     layers: tuple[nn.Module, ...]
-    attn_norm: tuple[nn.Module, ...]
     attn: tuple[nn.Module, ...]
     o_proj: tuple[nn.Module, ...]  # linear ones; of a layer with another mixer in place of attention an empty one
-    mlp_norm: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     routers: tuple[experts.Router | None, ...]  # None: the layer has no experts
     rotary: nn.Module | None
@@ -85,56 +85,62 @@ class Architecture:
     unembed: nn.Module
     rotary_types: tuple[str, ...] = ()  # of each layer, where layers turn queries and keys in several ways
 
-    def step(
+    def call(
         self,
         layer: int,
         x: Float[Tensor, "row pos d_model"],
         layout: Any,
         rotary: Any,
         keep: Int[Tensor, " kept"] | None = None,
-    ) -> tuple[Float[Tensor, "row kept d_model"], Float[Tensor, "row kept d_model"], Float[Tensor, "row kept d_model"]]:
-        """Take residual streams through one layer: ``resid_mid = x + attn_out``, ``resid_post = resid_mid + mlp_out``.
+    ) -> Float[Tensor, "row pos d_model"]:
+        """Take residual streams through one layer.
 
         Args:
             layer: Layer number.
             x: Residual streams before the layer.
             layout: Which keys each token sees (`depthlens.engine.tree_attention.Layout`), and its ``position_ids``.
-            rotary: What `rotary` makes of these positions.
-            keep: Positions whose outputs are computed; None: all.
+            rotary: What `angles` makes of these positions.
+            keep: Positions whose outputs are used; the MLP computes no others. None: all.
 
         Returns:
-            ``attn_out``, ``mlp_out`` and ``resid_post``, where the layer is; whatever is elsewhere is moved there.
+            Residual streams after it, where the layer is; whatever is elsewhere is moved there.
         """
-        device = place_of(self.layers[layer])
-        rotary = moved(self.angles_at(rotary, layer), device)
-        x, layout, keep = moved(x, device), moved(layout, device), moved(keep, device)
-        attn_out = hidden(
-            self.attn[layer](
-                hidden_states=self.attn_norm[layer](x),
-                attention_mask=None,
-                position_embeddings=rotary,
-                position_ids=layout.position_ids,
-                layout=layout,
-            )
-        )
-        if keep is not None:
-            x, attn_out = x[:, keep], attn_out[:, keep]
-        resid_mid = x + attn_out
-        # some mixtures of experts give all tokens in one row
-        mlp_out = hidden(self.mlp[layer](self.mlp_norm[layer](resid_mid))).reshape(resid_mid.shape)
-        return attn_out, mlp_out, resid_mid + mlp_out
-
-    def call(
-        self, layer: int, x: Float[Tensor, "row pos d_model"], layout: Any, rotary: Any
-    ) -> Float[Tensor, "row pos d_model"]:
-        """Residual streams after one layer, which is called as a whole; see `step`, which takes its parts."""
         device = place_of(self.layers[layer])
         x, layout, rotary = moved(x, device), moved(layout, device), moved(self.angles_at(rotary, layer), device)
         about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
-        return hidden(self.layers[layer](x, attention_mask=None, **about))
+        with nullcontext() if keep is None else self._mlp_at(layer, moved(keep, device)):
+            return hidden(self.layers[layer](x, attention_mask=None, **about))
+
+    @contextmanager
+    def _mlp_at(self, layer: int, keep: Int[Tensor, " kept"]) -> Iterator[None]:
+        """Within the context the MLP of a layer computes some positions, and gives zeros at all others."""
+        forward = self.mlp[layer].forward
+
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if args or kwargs or x.dim() != 3:
+                return forward(x, *args, **kwargs)
+            output, full = forward(x[:, keep]), torch.zeros_like(x)
+            full[:, keep] = hidden(output).reshape(len(x), len(keep), -1)  # experts may give all tokens in one row
+            return with_hidden(output, full)
+
+        with replaced_forwards([(self.mlp[layer], call)]):
+            yield
+
+    @contextmanager
+    def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
+        """Within the context what attention (``attn``) and MLP (``mlp``) of a layer gave when it was last called."""
+        given: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name, part in (("attn", self.attn[layer]), ("mlp", self.mlp[layer])):
+
+                def keep(module: nn.Module, args: tuple, output: Any, name: str = name) -> None:
+                    given[name] = hidden(output)
+
+                stack.callback(part.register_forward_hook(keep).remove)
+            yield given
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
-        """What `step` calls ``rotary``, for tokens at these positions."""
+        """What `call` takes as ``rotary``, for tokens at these positions."""
         assert self.rotary is not None, "a model without a rotary embedding is not walked"
         x, position_ids = moved((x, position_ids), place_of(self.embed))
         if not self.rotary_types:
@@ -149,7 +155,7 @@ class Architecture:
     def logits(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos d_vocab"]:
         """Logits of final residual streams, before the last norm."""
         normed = self.final_norm(moved(x, place_of(self.final_norm, x.device)))
-        return self.unembed(moved(normed, place_of(self.unembed)))
+        return head(self.model, moved(normed.flatten(0, -2), place_of(self.unembed))).unflatten(0, x.shape[:-1])
 
 
 def find(model: nn.Module) -> Family:
@@ -190,24 +196,24 @@ def _in_layers(
 ) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
     found: dict[int, dict[str, Any]] = {}
+    faults: dict[int, UserError] = {}
     for i, block in enumerate(blocks):
-        with suppress(UserError):
+        try:
             found[i] = _in_layer(model, f"{layers}.{i}", block)
+        except UserError as fault:
+            faults[i] = fault
     if not found:
-        _in_layer(model, f"{layers}.0", blocks[0])  # raises what is missing
+        raise faults[0]
     # linear attention may look alike, but shares no keys and values among heads
-    first = next((i for i, one in found.items() if one["per_kv_head"]), min(found))
+    first = next((i for i, paths in found.items() if paths["per_kv_head"]), min(found))
     one, mixers = found[first], []
     like = type(blocks[first].get_submodule(one["attn"]))
     for i, block in enumerate(blocks):
         if found.get(i) != one:
-            left = [name for name in _matrices(block) if name not in _norms(block) and name != one["mlp"]]
-            there = one["mlp"] in _matrices(block) and len(left) == 1
-            if not there or type(block.get_submodule(left[0])) is like:  # an attention that was changed is no mixer
-                if i not in found:
-                    _in_layer(model, f"{layers}.{i}", block)  # raises what is missing
-                fault = f"{type(model).__name__}: the parts of layers {first} and {i} are not alike"
-                raise UserError(f"{fault}; it is not supported")
+            left = [name for name in _matrices(block) if name not in (*_norms(block), one["mlp"])]
+            # an attention that was changed is no mixer
+            if one["mlp"] not in _matrices(block) or len(left) != 1 or type(block.get_submodule(left[0])) is like:
+                raise faults.get(i) or _fault(model, f"parts of layers {first} and {i} that are not alike", [])
             mixers.append((i, left[0]))
     return one, tuple(mixers)
 
@@ -276,10 +282,7 @@ def bind(model: nn.Module) -> Architecture:
     config = whole.config.get_text_config()
     layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
     _refuse_shared(name, layers)
-
-    def each(path: str) -> tuple[nn.Module, ...]:
-        return tuple(layer.get_submodule(path) for layer in layers if path)
-
+    mlp = tuple(layer.get_submodule(family.mlp) for layer in layers)
     attn = tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers))
     slots = {getattr(part, "layer_idx", i) for i, part in enumerate(attn)}
     if lacking := sorted({*range(len(layers))} - slots):
@@ -294,11 +297,12 @@ def bind(model: nn.Module) -> Architecture:
     # latent attention decompresses one key and one value per query head: nothing is shared
     shares = not hasattr(config, "kv_lora_rank")
     n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
-    routers = tuple(experts.find(part, d_model) for part in each(family.mlp))
+    routers = tuple(experts.find(part, d_model) for part in mlp)
     n_experts = tuple(router.n_experts if router else 0 for router in routers)
     rotary = model.get_submodule(family.rotary) if family.rotary else None
     several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
     return Architecture(
+        model=whole,
         family=family,
         dims=Dims(
             len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
@@ -306,11 +310,9 @@ def bind(model: nn.Module) -> Architecture:
         d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
         embed=cast(nn.Embedding, model.get_submodule(family.embed)),
         layers=layers,
-        attn_norm=each(family.attn_norm),
         attn=attn,
         o_proj=o_proj,
-        mlp_norm=each(family.mlp_norm),
-        mlp=each(family.mlp),
+        mlp=mlp,
         routers=routers,
         rotary=rotary,
         rotary_types=tuple(config.layer_types) if several else (),
@@ -339,6 +341,18 @@ def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
                 raise UserError(f"{fault}, so that neither can be removed alone; {fix}")
 
 
+@contextmanager
+def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within the context these modules have another ``forward``."""
+    with ExitStack() as stack:
+        for module, forward in forwards:
+            own = vars(module).get("forward")  # None: that of its class
+            restore = (delattr, module, "forward") if own is None else (setattr, module, "forward", own)
+            module.forward = forward
+            stack.callback(*restore)
+        yield
+
+
 def rotary_settings(config: Any) -> list[dict[str, Any]]:
     """How a configuration says that rotary angles are made; for each kind of layers, where these differ."""
     said: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
@@ -347,19 +361,11 @@ def rotary_settings(config: Any) -> list[dict[str, Any]]:
 
 def head(model: PreTrainedModel, states: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
     """Logits as the model's own forward makes them from the states after its last norm, scaled or capped as it does."""
-    body = body_of(model)
-    own = vars(body).get("forward")  # None: that of its class
     made = MoeModelOutputWithPast(last_hidden_state=states[:, None])
     made.cross_attentions = None  # which GPT-2 passes on
-    body.forward = lambda *args, **kwargs: made
-    try:
-        tokens = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+    tokens = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+    with replaced_forwards([(body_of(model), lambda *args, **kwargs: made)]):
         return model(input_ids=tokens, use_cache=False).logits[:, 0]  # a row each, as a donor's unembedding counts them
-    finally:
-        if own is None:
-            del body.forward
-        else:
-            body.forward = own
 
 
 def body_of(model: PreTrainedModel) -> nn.Module:

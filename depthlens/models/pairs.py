@@ -181,7 +181,7 @@ def compare(base: Lens, donor: Lens) -> Donor:
     models = f"base {base.name!r} and donor {donor.name!r}"
     if donor.model is base.model:
         raise UserError(f"{models} are one loaded model; load the donor apart")
-    if not base.arch.attn_norm:
+    if not base.arch.family.attn_norm:
         raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
     added = [{i: str(token) for i, token in m.tokenizer.added_tokens_decoder.items()} for m in (base, donor)]
     about = [_facts(lens, {*added[0], *added[1]}) for lens in (base, donor)]

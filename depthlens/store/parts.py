@@ -206,7 +206,7 @@ class Entry:
         self.folder = folder
         self.label = label
         self.used: set[str] = set()
-        self._schema = SCHEMA.with_metadata({_MADE: json.dumps(dict(made)).encode()})
+        self._columns = SCHEMA.with_metadata({_MADE: json.dumps(dict(made)).encode()})
 
     def read(self, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
         """What all parts hold of some requests under some conditions."""
@@ -226,7 +226,7 @@ class Entry:
         """Write a part; whether that is possible: from a store of somebody else answers are only read."""
         rows = [(*address, *_columns(answer)) for address, answer in answers.items()]
         sink = io.BytesIO()
-        table = pa.table(list(zip(*rows, strict=True)), schema=self._schema)
+        table = pa.table(list(zip(*rows, strict=True)), schema=self._columns)
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         path = f"{self.folder}/{uuid.uuid4().hex}.parquet"
         try:

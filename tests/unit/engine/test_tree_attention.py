@@ -6,7 +6,7 @@ import trees
 from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
-from depthlens.engine import block_mask, branch_attention
+from depthlens.engine import branch_attention, tree_attention
 from depthlens.engine.branch_attention import BranchTree
 from depthlens.engine.prefix_tree import build, pack
 from depthlens.engine.tree_attention import TREES, Layout
@@ -73,11 +73,11 @@ def test_half_precision(kernel):
 @pytest.mark.parametrize("name", PACKS)
 def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
     p = PACKS[name]()
-    tree = block_mask.BlockTree(p, CPU, "eager")
+    tree = tree_attention.BlockTree(p, CPU, "eager")
     visible = torch.eye(p.n_tokens + tree.padding, dtype=torch.bool)  # padding sees itself
     visible[: p.n_tokens, : p.n_tokens] = sees(p)
     n = len(visible)
-    assert n % block_mask.BLOCK == 0
+    assert n % tree_attention.BLOCK == 0
     wanted = create_block_mask(lambda b, h, q, k: visible[q, k], None, None, n, n, CPU)
     for part in ("kv_num_blocks", "full_kv_num_blocks"):
         assert torch.equal(getattr(tree.mask, part), getattr(wanted, part)), part

@@ -33,7 +33,8 @@ def test_every_family_binds_to_its_own_modules(family):
     assert arch.dims == DIMS[family]
     assert arch.embed is model.get_input_embeddings() and arch.unembed is model.get_output_embeddings()
     assert arch.layers == tuple(model.model.layers)
-    for parts in (arch.attn_norm, arch.attn, arch.o_proj, arch.mlp_norm, arch.mlp):
+    assert (arch.family.attn_norm, arch.family.mlp_norm) == ("input_layernorm", "post_attention_layernorm")
+    for parts in (arch.attn, arch.o_proj, arch.mlp):
         assert len(parts) == len(set(map(id, parts))) == arch.dims.n_layers
     for layer, attn, o_proj, mlp in zip(arch.layers, arch.attn, arch.o_proj, arch.mlp, strict=True):
         assert layer.self_attn is attn and attn.o_proj is o_proj and layer.mlp is mlp
@@ -41,7 +42,7 @@ def test_every_family_binds_to_its_own_modules(family):
 
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def test_parts_do_what_their_names_say(family):
-    """Layer by layer: the output is the input + attention of its norm + MLP of its norm."""
+    """Layer by layer: the output is the input + attention + MLP of its norm, and so `sublayers` gives them."""
     model = tiny.model(family)
     arch, seen = bind(model), {}
 
@@ -49,17 +50,20 @@ def test_parts_do_what_their_names_say(family):
         return lambda module, args, kwargs, output: seen.__setitem__(name, (args, kwargs, hidden(output)))
 
     for i in range(arch.dims.n_layers):
-        for name, parts in (("layer", arch.layers), ("attn", arch.attn), ("mlp", arch.mlp)):
-            parts[i].register_forward_hook(keep((name, i)), with_kwargs=True)
+        arch.layers[i].register_forward_hook(keep(("layer", i)), with_kwargs=True)
     with torch.no_grad():
         output = model(torch.tensor([[1, 2, 3, 4, 5]]))
         x = arch.embed(torch.tensor([[1, 2, 3, 4, 5]]))
-        for i in range(arch.dims.n_layers):
-            x = x + seen["attn", i][2]
-            assert torch.allclose(hidden(arch.mlp[i](arch.mlp_norm[i](x))), seen["mlp", i][2], atol=1e-5)
-            x = x + seen["mlp", i][2]
-            assert torch.allclose(x, seen["layer", i][2], atol=1e-5)
-        assert torch.allclose(arch.unembed(arch.final_norm(x)), output.logits, atol=1e-5)
+        for i, layer in enumerate(arch.layers):
+            args, kwargs, resid_post = seen["layer", i]
+            with arch.sublayers(i) as given:
+                layer(*args, **kwargs)
+            x = x + given["attn"]
+            mlp_norm = layer.get_submodule(arch.family.mlp_norm)
+            assert torch.allclose(hidden(arch.mlp[i](mlp_norm(x))), given["mlp"], atol=1e-5)
+            x = x + given["mlp"]
+            assert torch.allclose(x, resid_post, atol=1e-5)
+        assert torch.allclose(arch.logits(x), output.logits, atol=1e-5)
 
 
 def test_a_part_that_is_missing_is_named():

@@ -101,8 +101,8 @@ def test_donors(wide, scheme):
     base, plain = dl.load(wide(), quantize=scheme), dl.load(wide())
     donor = dl.load(wide(), quantize=scheme)
     with torch.no_grad():
-        for norm in donor.arch.mlp_norm:
-            norm.weight.mul_(1.1)
+        for layer in donor.arch.layers:
+            layer.get_submodule(donor.arch.family.mlp_norm).weight.mul_(1.1)
     both = scores(dl.with_donor(base, donor), [parse_condition("L1@donor"), *expand("whole@donor", base.dims)])
     assert torch.allclose(both[-1], scores(donor, [BASELINE])[0], atol=SAME)
     assert not torch.allclose(both[0], both[1], atol=SAME)
