@@ -167,7 +167,7 @@ def moved(value: T, device: torch.device) -> T:
         copies[device] = None
         if any(there[k] is not v for k, v in held.items()):
             copies[device] = copy.copy(value)
-            vars(copies[device]).update(there)
+            vars(copies[device]).update(there, _copies={device: None})
     return value if copies[device] is None else cast(T, copies[device])
 
 
