@@ -203,7 +203,7 @@ def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
     """Bytes of the layers that conditions need beside the model: rounded copies, and those of an offloaded donor."""
     modes = {*ROUNDED, "donor"} if lens.donor and lens.donor.lens.stream else {*ROUNDED}
     layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in modes and a.layer >= 0}
-    return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers)
+    return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers) if layers else 0
 
 
 @contextmanager
