@@ -130,7 +130,7 @@ def _is_path(value: Any) -> bool:
 
 def _is_share(value: Any) -> bool:
     """Whether a value is a share of one GPU, or a whole number of them."""
-    return bool(_number(float, 0).fits(value) and (0 < value <= 1 or value == int(value) > 0))
+    return bool(_number(float, 0).fits(value) and (0 < value <= 1 or value % 1 == 0 < value))
 
 
 def _number(kind: type, low: float, high: float = math.inf, of: str = "", fix: str = "") -> Rule:
