@@ -220,7 +220,7 @@ def _views(name: str, value: Any) -> None:
 
 # one rule for each name of a parameter; those that the experiments have, too, are theirs
 RULES: dict[str, Callable[[str, Any], object]] = {
-    **arguments.RULES,
+    **{name: rule for name, rule in arguments.RULES.items() if name not in ("store", "donor")},  # no notebook has them
     **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _whole(1)),
     **dict.fromkeys(("removed", "rounded", "top"), _whole(1)),
     **dict.fromkeys(("context_lengths", "ks"), _each(_whole(1))),

@@ -237,6 +237,7 @@ def test_the_output_folder_is_made(folder, tmp_path):
         ("views", ["layers", "L9"], "views ['layers', 'L9']: condition L9: layer 9 does not exist"),
         ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
         ("way", ["layers"], "unknown parameter 'way'; did you mean ways"),
+        ("store", "runs/store", "unknown parameter 'store'"),
     ],
 )
 def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value, said):
