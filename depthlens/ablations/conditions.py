@@ -136,7 +136,8 @@ class Ablation:
         if not self.mode and self.site not in ENDS:
             object.__setattr__(self, "mode", modes[0])
         if self.mode not in modes:
-            raise UserError(f"mode {self.mode!r} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
+            what = f"mode {self.mode!r}" if self.mode else "removal"
+            raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
         fields = {
             "layer": (-1, self.site not in ENDS),
             "index": (-1, self.site in INDEXED),

@@ -185,6 +185,7 @@ def test_words_take_a_first_position_and_a_seed(spec, count, first, last):
     [
         ("whole[1:]@donor", "start 1 does not fit"),
         ("whole@mean", "mode 'mean' does not fit site 'embed'; allowed: donor"),
+        ("whole", "removal does not fit site 'embed'; allowed: donor"),
         ("heads:2", "cannot read"),
         ("experts", "the model has no experts; give layers, attn or mlp"),
         ("layers[1]", r"cannot read 'layers\[1\]'"),
