@@ -108,8 +108,8 @@ class WalkedRows:
         keys, values = self._own[layer]
         keys[:, :, self._slot], values[:, :, self._slot] = key[:, :, 0], value[:, :, 0]
         end = self._slot + 1
-        mask = moved(self._mask, key.device)[..., :end]
-        return attend(q, keys[:, :, :end], values[:, :, :end], scale, mask, False)
+        self._mask = moved(self._mask, key.device)  # once a device and step, not at every layer
+        return attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask[..., :end], False)
 
     def advance(self) -> None:
         """The next token takes the next place."""
@@ -121,8 +121,9 @@ class WalkedRows:
         stay = [i for i, row in enumerate(self.rows) if row in alive]
         if len(stay) >= STAY_SHARE * len(self.rows):
             return
-        index = torch.tensor(stay, dtype=torch.long, device=self._mask.device)
-        self.rows, self.position, self._mask = [self.rows[i] for i in stay], self.position[index], self._mask[index]
+        index = torch.tensor(stay, dtype=torch.long, device=self.position.device)
+        self.rows, self.position = [self.rows[i] for i in stay], self.position[index]
+        self._mask = self._mask[moved(index, self._mask.device)]
         for layer, kept in self._own.items():
             self._own[layer] = [x[moved(index, x.device)] for x in kept]
 
