@@ -96,8 +96,10 @@ class Sums:
 
     def __call__(self, value: Tensor, base: Tensor | None = None, positions: Any = None) -> Tensor:
         """The value as it is."""
-        added = (value if base is None else value - base).cpu().double()
-        self.total = self.total + torch.stack([added[:, 0].sum(0), added[:, 1:].sum((0, 1))])
+        added = value if base is None else value - base
+        added = added.cpu() if added.device.type == "mps" else added  # which has no float64
+        sums = added[:, 0].sum(0, dtype=torch.float64), added[:, 1:].sum((0, 1), dtype=torch.float64)
+        self.total = self.total + torch.stack(sums).cpu()
         return value
 
 
