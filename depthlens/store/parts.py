@@ -14,6 +14,7 @@ at worst a temporary file, whose name starts with a dot. Each page of a part has
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -231,10 +232,10 @@ class Entry:
         path = f"{self.folder}/{uuid.uuid4().hex}.parquet"
         try:
             self.store.write(path, sink.getvalue())
-        except PermissionError:
-            _say_read_only(self.store.location)
-            return False
         except OSError as error:
+            if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+                _say_read_only(self.store.location)
+                return False
             fault = f"store {self.store.location!r} cannot be written: {error.strerror or error}"
             raise UserError(f"{fault}; make room or name another store, and run again to go on") from error
         self.used.add(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -114,13 +115,14 @@ class TestCommands:
         assert counts(run(lens, at))[0] == 0
 
 
-def test_answers_of_somebody_else_are_read_and_new_ones_are_not_kept(lens, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("why", [PermissionError(), OSError(errno.EROFS, "Read-only file system")], ids=str)
+def test_answers_of_somebody_else_are_read_and_new_ones_are_not_kept(why, lens, tmp_path, monkeypatch, caplog):
     run(lens, tmp_path, tasks=[CHOICE])
     (part,) = before = parts(tmp_path)
     more = {"tasks": [CHOICE], "limit": LIMIT + 1}
 
     def refused(folder, writers):
-        raise PermissionError
+        raise why
 
     monkeypatch.setattr(store_parts, "write_files", refused)
     with caplog.at_level(logging.WARNING):
