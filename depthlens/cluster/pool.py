@@ -129,7 +129,7 @@ class Worker:
 
 
 class Workers:
-    """See `depthlens.engine.engine.Workers`.
+    """Actors, for the ``workers`` of `depthlens.engine.engine.Engine`.
 
     Args:
         asked: How many, of what size, and where.
@@ -215,7 +215,7 @@ class Workers:
             self._actors = [actor.remote(self.cpus, os.getcwd()) for _ in range(self.n)]
 
     def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
-        """See `depthlens.engine.engine.Workers.compute`."""
+        """Answers of shards as they come, from workers that have loaded the model."""
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
