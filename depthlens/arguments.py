@@ -133,7 +133,7 @@ def _is_share(value: Any) -> bool:
     return bool(_number(float, 0).fits(value) and (0 < value <= 1 or value % 1 == 0 < value))
 
 
-def _number(kind: type, low: float, high: float = math.inf, of: str = "", fix: str = "") -> Rule:
+def _number(kind: type, low: int | float, high: int | float = math.inf, of: str = "", fix: str = "") -> Rule:
     """The rule of a number from ``low`` to ``high``, both included; of an int as ``kind`` it is a whole one."""
     kinds = int if kind is int else int | float
 
@@ -335,12 +335,12 @@ def read(texts: Mapping[str, Any]) -> dict[str, Any]:
     return check(**values)
 
 
-def whole(name: str, value: Any, low: int, high: float = math.inf, *, of: str = "", fix: str = "") -> int:
+def whole(name: str, value: Any, low: int, high: int | float = math.inf, *, of: str = "", fix: str = "") -> int:
     """A whole number from ``low`` up to ``high``, both included; any other value is refused."""
     return _number(int, low, high, of, fix)(name, value)
 
 
-def number(name: str, value: Any, low: float, high: float = math.inf, *, fix: str = "") -> int | float:
+def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> int | float:
     """A number from ``low`` to ``high``, both included; any other value is refused, and so is NaN."""
     return _number(float, low, high, fix=fix)(name, value)
 
