@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
 
 
@@ -102,22 +104,16 @@ def weights_state(module: nn.Module) -> tuple:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
-def place_of(module: nn.Module, without_weights: torch.device | None = None) -> torch.device:
+def place_of(module: nn.Module, without_weights: torch.device = CPU) -> torch.device:
     """Where a module computes: where accelerate brings its weights for a call, else where they are.
 
     Args:
         module: Of a model.
         without_weights: What is returned for a module that has none.
     """
-    for hook in hooks_of(module):
-        device = getattr(hook, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    weight = next(module.parameters(), None)
-    if weight is None and without_weights is not None:
-        return without_weights
-    assert weight is not None, type(module).__name__
-    return weight.device
+    found = [getattr(hook, "execution_device", None) for hook in hooks_of(module)]
+    found += [weight.device for weight in islice(module.parameters(), 1)]
+    return next((torch.device(device) for device in found if device is not None), without_weights)
 
 
 def hooks_of(module: nn.Module) -> list[Any]:

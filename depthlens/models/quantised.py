@@ -109,21 +109,6 @@ def method_of(config: Any) -> str | None:
     return None if method in (None, "gguf") else str(getattr(method, "value", method))
 
 
-def stored_method(name: str, config: Any) -> str | None:
-    """`method_of` a checkpoint.
-
-    Raises:
-        UserError: transformers does not know the method, and would take the weights for plain ones.
-    """
-    from transformers.quantizers import AutoHfQuantizer  # slow to import
-
-    method = method_of(config)
-    if method and not AutoHfQuantizer.supports_quant_method(config.quantization_config):
-        fault = f"model {name!r} is quantised by {method!r}, which transformers does not read"
-        raise UserError(f"{fault}; load a checkpoint of it in another form")
-    return method
-
-
 def described(model: PreTrainedModel, scheme: str | None) -> str | None:
     """Scheme and library for a record, such as ``nf4 (bitsandbytes 0.50.2)``; None where nothing is quantised.
 
