@@ -128,15 +128,16 @@ def _load_here(
     layers, stream = find(outline).layers, None
     options = {**source.options, "config": config}
     stored_as = quantised.method_of(config)
+    if stored_as and quantize:
+        raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
     if stored_as:
         from transformers.quantizers import AutoHfQuantizer  # slow to import
 
         if not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # it would take them for plain ones
             raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
     if quantize:
-        options["quantization_config"] = quantised.configuration(
-            quantize, stored_as, outline.get_submodule(layers), places[0], dtype
-        )
+        part = outline.get_submodule(layers)
+        options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
     elif source.gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
     # what is packed in few bits is packed where it computes

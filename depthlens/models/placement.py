@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -170,19 +170,16 @@ def moved(value: T, device: torch.device) -> T:
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
     """Within the context weights are there that accelerate reads for every call of a module (its offload)."""
-    with ExitStack() as stack:
-        for part in module.modules():
-            for hook in hooks_of(part):
-                if getattr(hook, "offload", False):
-                    stack.callback(_put_away, part, hook)
-                    hook.pre_forward(part)
-                    hook.offload = False  # calls leave them
-                    for weight in part.parameters(recurse=False):
-                        if weight.device.type == "cpu":  # of a mapped file: read now, not in the middle of the work
-                            weight.data = weight.data.clone()
+    away = [(part, hook) for part in module.modules() for hook in hooks_of(part) if getattr(hook, "offload", False)]
+    try:
+        for part, hook in away:
+            hook.pre_forward(part)
+            hook.offload = False  # calls leave them
+            for weight in part.parameters(recurse=False):
+                if weight.device.type == "cpu":  # of a mapped file: read now, not in the middle of the work
+                    weight.data = weight.data.clone()
         yield
-
-
-def _put_away(part: nn.Module, hook: Any) -> None:
-    hook.offload = True
-    hook.post_forward(part, None)
+    finally:
+        for part, hook in away:
+            hook.offload = True
+            hook.post_forward(part, None)
