@@ -146,7 +146,9 @@ class PackedTrees:
             with other_weights_resident(self.lens, [conditions[c] for c in group]):
                 packs.walk(group, room)
 
-    def _write(self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], _: CleanRow, passed: Passed) -> None:
+    def _write(
+        self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], _: CleanRow, passed: Passed
+    ) -> None:
         """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
         conditions = [rows.conditions[c] for c in group]
         writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)

@@ -152,17 +152,16 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(made)
     model.generation_config = lens.model.generation_config
     for layer, old in zip(model.get_submodule(lens.arch.family.layers).children(), kept, strict=True):
-        if not _same_kind(layer, lens.arch.layers[old]):
+        if _parts(layer) != _parts(lens.arch.layers[old]):
             fault = f"without the removed layers, the configuration of {lens.name!r} makes layer {old} another one"
             raise UserError(f"{fault}; export another condition")
     return model
 
 
-def _same_kind(made: nn.Module, whole: nn.Module) -> bool:
-    """Whether two layers have the same modules, plain settings and shapes of weights, wherever they stand."""
-    kinds = [[(name, kind_of(part, without=_WHERE)) for name, part in one.named_modules()] for one in (made, whole)]
-    shapes = [[(name, weight.shape) for name, weight in one.named_parameters()] for one in (made, whole)]
-    return kinds[0] == kinds[1] and shapes[0] == shapes[1]
+def _parts(layer: nn.Module) -> tuple[list[object], list[object]]:
+    """The modules of a layer with their plain settings, and the shapes of its weights, wherever it stands."""
+    kinds = [(name, kind_of(part, without=_WHERE)) for name, part in layer.named_modules()]
+    return kinds, [(name, weight.shape) for name, weight in layer.named_parameters()]
 
 
 def _weights(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[dict[str, Tensor], int]:

@@ -188,8 +188,5 @@ def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_ce
     assert code == 1  # the notebook ran and failed; the others of a suite still run
     errors = [line for line in told if line.startswith("Error: ")]
     assert len(errors) == 1 and "Traceback" not in "".join(told)
-    assert re.match(
-        r"Error: notebook 00_tour, cell \d: task .*: its prompts cannot be made .*: 99 examples are asked for",
-        errors[0],
-    )
+    assert re.match(r"Error: notebook 00_tour, cell \d: task .*: its prompts cannot be made .*: 99 examples are asked for", errors[0])
     assert nbformat.read(out / "00_tour.ipynb", 4).cells and (out / "index.html").is_file()
