@@ -10,8 +10,8 @@ from depthlens.progress import say
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Short name (see `depthlens models`), hub id, folder or .gguf file.")],
-    condition: Annotated[str, typer.Argument(help="What is removed, e.g. L8-11, L5.attn or L3+L7.H2.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Short name, hub id, folder or .gguf file.")],
+    condition: Annotated[str, typer.Argument(metavar="CONDITION", help="What is removed, e.g. L8-11 or L3+L7.H2.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")],
     result: Annotated[str | None, typer.Option(metavar="DIR", help="A sweep, whose costs the card shows.")] = None,
     **loading: Any,
