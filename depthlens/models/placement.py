@@ -171,8 +171,10 @@ def moved(value: T, device: torch.device) -> T:
 def held(module: nn.Module) -> Iterator[None]:
     """Within the context weights are there that accelerate reads for every call of a module (its offload)."""
     away = [(part, hook) for part in module.modules() for hook in hooks_of(part) if getattr(hook, "offload", False)]
+    read = []
     try:
         for part, hook in away:
+            read.append((part, hook))
             hook.pre_forward(part)
             hook.offload = False  # calls leave them
             for weight in part.parameters(recurse=False):
@@ -180,6 +182,6 @@ def held(module: nn.Module) -> Iterator[None]:
                     weight.data = weight.data.clone()
         yield
     finally:
-        for part, hook in away:
+        for part, hook in read:
             hook.offload = True
             hook.post_forward(part, None)
