@@ -158,7 +158,7 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
     return model
 
 
-def _parts(layer: nn.Module) -> tuple[list[object], list[object]]:
+def _parts(layer: nn.Module) -> tuple[Any, Any]:
     """The modules of a layer with their plain settings, and the shapes of its weights, wherever it stands."""
     kinds = [(name, kind_of(part, without=_WHERE)) for name, part in layer.named_modules()]
     return kinds, [(name, weight.shape) for name, weight in layer.named_parameters()]
