@@ -445,7 +445,7 @@ def a12() -> list[Check]:
         reference = module("references").of_task(name, task.requests)
         prompts = reference.contexts
     else:
-        reference = module("tasks.reference_texts").reference_of(task)
+        reference = module("tasks.answer_logprob").reference_of(task)
         prompts = [prompt for prompt, _ in reference.texts]
     evaluated = {tuple(q.context) for q in task.requests}
     again = sum(tuple(prompt) in evaluated for prompt in prompts)

@@ -13,30 +13,33 @@ checkpoint, beside the scores of its condition.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from depthlens import arguments
+from depthlens import __version__, arguments
 from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
+from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
-from depthlens.exports import model_card
 from depthlens.models import quantised
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
-from depthlens.models.quantised import rounded
 from depthlens.paths import unwritable
 from depthlens.progress import quiet
 from depthlens.tasks import groups
@@ -96,7 +99,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
     _refuse(lens, chosen)
     walk_check.require_parts(lens, walk_check.found(lens), [chosen])
-    cost = model_card.cost(lens, chosen, result)
+    cost = _cost(lens, chosen, result)
     folder = empty_folder(out)
     numbers, skipped = range(lens.dims.n_layers), {a.layer for a in chosen.ablations if a.mode == "skip"}
     kept = [i for i in numbers if i not in skipped for _ in range(1 + chosen.runs_twice(i))]
@@ -111,7 +114,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
             whole = Path(work) / "model"
             smaller.save_pretrained(whole, state_dict=weights, max_shard_size=SHARD_BYTES)
             lens.tokenizer.save_pretrained(whole)
-            model_card.write(whole, lens, chosen, str(made), kept, cost)
+            _write_card(whole, lens, chosen, str(made), kept, cost)
             os.replace(whole, folder)
     except (OSError, SafetensorError) as e:
         raise unwritable(folder, e if isinstance(e, OSError) else OSError(str(e))) from e
@@ -149,17 +152,16 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(made)
     model.generation_config = lens.model.generation_config
     for layer, old in zip(model.get_submodule(lens.arch.family.layers).children(), kept, strict=True):
-        if not _same_kind(layer, lens.arch.layers[old]):
+        if _parts(layer) != _parts(lens.arch.layers[old]):
             fault = f"without the removed layers, the configuration of {lens.name!r} makes layer {old} another one"
             raise UserError(f"{fault}; export another condition")
     return model
 
 
-def _same_kind(made: nn.Module, whole: nn.Module) -> bool:
-    """Whether two layers have the same modules, plain settings and shapes of weights, wherever they stand."""
-    kinds = [[(name, kind_of(part, without=_WHERE)) for name, part in one.named_modules()] for one in (made, whole)]
-    shapes = [[(name, weight.shape) for name, weight in one.named_parameters()] for one in (made, whole)]
-    return kinds[0] == kinds[1] and shapes[0] == shapes[1]
+def _parts(layer: nn.Module) -> tuple[Any, Any]:
+    """The modules of a layer with their plain settings, and the shapes of its weights, wherever it stands."""
+    kinds = [(name, kind_of(part, without=_WHERE)) for name, part in layer.named_modules()]
+    return kinds, [(name, weight.shape) for name, weight in layer.named_parameters()]
 
 
 def _weights(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[dict[str, Tensor], int]:
@@ -181,7 +183,7 @@ def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequenc
     parts = {site: [w for name, w in weights.items() if name.startswith(path)] for site, path in paths.items()}
     for a in ablations:
         for weight in parts[a.site] if a.mode in ROUNDED else ():
-            weight.copy_(rounded(weight, a.mode))
+            weight.copy_(quantised.rounded(weight, a.mode))
     sites = {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}
     removed = [weight for site in sites for weight in parts[site] if weight.is_floating_point()]
     heads = {a.index for a in ablations if a.site == "head"}
@@ -193,6 +195,77 @@ def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequenc
     for weight in removed:
         weight.zero_()
     return sum(weight.numel() for weight in removed)
+
+
+def _cost(lens: Lens, condition: Condition, result: Result | None) -> pd.DataFrame | None:
+    """Rows of a sweep's summary that say what a condition cost; None without a sweep.
+
+    Raises:
+        UserError: the sweep is of another model, or did not score the condition.
+    """
+    if result is None:
+        return None
+    arguments.result(result)
+    models = [part["model"] for part in result.record.get("parts", [result.record])]
+    if lens.fingerprint not in [model["fingerprint"] for model in models]:
+        names = ", ".join(model["name"] for model in models)
+        raise UserError(f"the result is of {names}, and not of {lens.name!r} as it is now; sweep this model")
+    rows = result.summary.query("condition == @condition", local_dict={"condition": str(condition)})
+    if rows.empty:
+        raise UserError(f"condition {condition} is not in the result; sweep it first")
+    return rows
+
+
+def _write_card(
+    folder: Path, lens: Lens, condition: Condition, size: str, kept: Sequence[int], cost: pd.DataFrame | None
+) -> None:
+    """Write README.md and, for a condition of whole layers, mergekit.yml.
+
+    Args:
+        folder: Of the checkpoint.
+        lens: The whole model.
+        condition: What was removed.
+        size: Of the checkpoint, in words.
+        kept: Numbers of the layers that it has.
+        cost: See `_cost`.
+    """
+    base = lens.name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lens.name) else None  # an id of the hub
+    front = ModelCardData(library_name="transformers", tags=["depthlens", "pruned"], base_model=base)
+    stays = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
+    consecutive = (list(run) for _, run in groupby(enumerate(kept), lambda pair: pair[1] - pair[0]))
+    runs = [(run[0][1], run[-1][1]) for run in consecutive]
+    left = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
+    text = f"""---
+{front.to_yaml()}
+---
+
+# {Path(lens.name).name} {"under" if stays else "without"} {condition}
+
+Made from `{lens.name}` (fingerprint `{lens.fingerprint}`) by depthlens {__version__}, which applied `{condition}`.
+No weight was trained after that.
+
+- Size: {size}.
+- Layers of the whole model that are left: {left}.
+
+## What that cost
+
+{"It was not measured. `depthlens sweep` measures it." if cost is None else _table(cost)}
+"""
+    ModelCard(text).save(folder / "README.md")
+    if all(a.mode in ("skip", "twice") for a in condition.ablations):
+        slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in runs]
+        dtype = str(lens.dtype).removeprefix("torch.")
+        recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
+        (folder / "mergekit.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def _table(rows: pd.DataFrame) -> str:
+    lines = ["| task | metric | documents | whole model | this model | change, 95% interval |", "|---" * 6 + "|"]
+    for row in rows.itertuples():
+        change = f"{row.delta:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')}"
+        scores = f"{row.value - row.delta:.3f} | {row.value:.3f} | {change}"
+        lines.append(f"| {row.task} | {row.metric} | {row.n} | {scores} |")
+    return "\n".join(lines)
 
 
 def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str = "cpu") -> pd.DataFrame:

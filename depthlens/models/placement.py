@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import is_dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
 
 
@@ -102,22 +104,16 @@ def weights_state(module: nn.Module) -> tuple:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
-def place_of(module: nn.Module, without_weights: torch.device | None = None) -> torch.device:
+def place_of(module: nn.Module, without_weights: torch.device = CPU) -> torch.device:
     """Where a module computes: where accelerate brings its weights for a call, else where they are.
 
     Args:
         module: Of a model.
         without_weights: What is returned for a module that has none.
     """
-    for hook in hooks_of(module):
-        device = getattr(hook, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    weight = next(module.parameters(), None)
-    if weight is None and without_weights is not None:
-        return without_weights
-    assert weight is not None, type(module).__name__
-    return weight.device
+    found = [getattr(hook, "execution_device", None) for hook in hooks_of(module)]
+    found += [weight.device for weight in islice(module.parameters(), 1)]
+    return next((torch.device(device) for device in found if device is not None), without_weights)
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
@@ -174,19 +170,18 @@ def moved(value: T, device: torch.device) -> T:
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
     """Within the context weights are there that accelerate reads for every call of a module (its offload)."""
-    with ExitStack() as stack:
-        for part in module.modules():
-            for hook in hooks_of(part):
-                if getattr(hook, "offload", False):
-                    stack.callback(_put_away, part, hook)
-                    hook.pre_forward(part)
-                    hook.offload = False  # calls leave them
-                    for weight in part.parameters(recurse=False):
-                        if weight.device.type == "cpu":  # of a mapped file: read now, not in the middle of the work
-                            weight.data = weight.data.clone()
+    away = [(part, hook) for part in module.modules() for hook in hooks_of(part) if getattr(hook, "offload", False)]
+    read = []
+    try:
+        for part, hook in away:
+            read.append((part, hook))
+            hook.pre_forward(part)
+            hook.offload = False  # calls leave them
+            for weight in part.parameters(recurse=False):
+                if weight.device.type == "cpu":  # of a mapped file: read now, not in the middle of the work
+                    weight.data = weight.data.clone()
         yield
-
-
-def _put_away(part: nn.Module, hook: Any) -> None:
-    hook.offload = True
-    hook.post_forward(part, None)
+    finally:
+        for part, hook in read:
+            hook.offload = True
+            hook.post_forward(part, None)

@@ -51,26 +51,21 @@ _TINY = torch.finfo(torch.float32).tiny
 _kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
 
 
-def configuration(
-    scheme: str, stored_as: str | None, layers: nn.Module, device: torch.device, dtype: torch.dtype | str
-) -> Any:
+def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: torch.dtype | str) -> Any:
     """What transformers' loaders call ``quantization_config``.
 
     Args:
         scheme: One of `SCHEMES`.
-        stored_as: How the checkpoint is quantised already; None: it is not.
         layers: The model's layers, whose linear modules are quantised.
         device: Where the model computes.
         dtype: In what it computes; ``auto``: bfloat16 where the library has to be told.
 
     Raises:
-        UserError: the checkpoint is quantised already, or widths have no common group.
+        UserError: widths have no common group.
         ImportError: the library is not installed.
     """
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    if stored_as:
-        raise UserError(f"quantize {scheme!r}: the model is quantised already ({stored_as}); leave it out")
     if scheme == "nf4":
         compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
@@ -107,21 +102,6 @@ def method_of(config: Any) -> str | None:
     said = getattr(config, "quantization_config", None) or {}
     method = said.get("quant_method") if isinstance(said, dict) else said.quant_method
     return None if method in (None, "gguf") else str(getattr(method, "value", method))
-
-
-def stored_method(name: str, config: Any) -> str | None:
-    """`method_of` a checkpoint.
-
-    Raises:
-        UserError: transformers does not know the method, and would take the weights for plain ones.
-    """
-    from transformers.quantizers import AutoHfQuantizer  # slow to import
-
-    method = method_of(config)
-    if method and not AutoHfQuantizer.supports_quant_method(config.quantization_config):
-        fault = f"model {name!r} is quantised by {method!r}, which transformers does not read"
-        raise UserError(f"{fault}; load a checkpoint of it in another form")
-    return method
 
 
 def described(model: PreTrainedModel, scheme: str | None) -> str | None:

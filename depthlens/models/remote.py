@@ -75,10 +75,6 @@ class Remote:
         what = [name, self.host, self.key] if self.key else [fingerprint.of_model(module).fingerprint]
         return fingerprint.Identity(f"remote:{fingerprint.of_config(module.config, *what)}", edited)
 
-    def describe(self) -> dict[str, Any]:
-        """What a record must hold of the server."""
-        return {"host": self.host, "key": self.key}
-
     def attempt(self, trace: Callable[[Any], T], *, again: bool = True) -> T:
         """Run a trace; one that the server did not run is sent once more.
 

@@ -97,7 +97,7 @@ def setup_notebook(
     packages = ("depthlens", "torch", "transformers", "lm-eval")
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
     commit = provenance.git_commit() or "none"
-    where = f"{about['device']} of {lens.remote.describe()['host']}" if lens.remote else about["device"]
+    where = f"{about['device']} of {lens.remote.host}" if lens.remote else about["device"]
     kept = ", ".join(map(str, filter(None, [about["dtype"], about["quantization"]])))
     print(
         f"{versions} | git {commit} | {about['name']} {kept} on {where}, "

@@ -41,8 +41,8 @@ _SAMPLING = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 1 << 30), "m
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-class Drawing(HFLM):
-    """lm-eval's model class, with the seed of tokens that are drawn.
+class Encoder(HFLM):
+    """lm-eval's own model class over our module; it records what it would score instead of scoring it.
 
     It ties the weights of the model that it is given and sets a pad token. So it gets a copy of the tokenizer, and of
     the model what it reads: no weights.
@@ -64,14 +64,11 @@ class Drawing(HFLM):
             super().__init__(pretrained=read, tokenizer=copy.deepcopy(lens.tokenizer), batch_size=1 << 20, **options)
         self.lens, self.seed = lens, seed
         self.cut: list[int] = []
+        self._recorded: Sequence[tuple[Any, list[int], list[int]]] = ()
 
-
-class Encoder(Drawing):
-    """lm-eval's own model class over our module; it records what it would score instead of scoring it."""
-
-    _recorded: Sequence[tuple[Any, list[int], list[int]]] = ()
-
-    def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
         self._recorded = requests
         return [(0.0, False)] * len(requests)
 
@@ -131,7 +128,7 @@ def with_draw(request: GenerateRequest, draw: int) -> GenerateRequest:
     return replace(request, sampling=replace(request.sampling, draw=draw))
 
 
-def generation(lm: Drawing, instance: Instance) -> GenerateRequest:
+def generation(lm: Encoder, instance: Instance) -> GenerateRequest:
     """A prompt, its stop rules and how tokens are drawn, as `HFLM.generate_until` reads them.
 
     Raises:
@@ -158,7 +155,7 @@ def generation(lm: Drawing, instance: Instance) -> GenerateRequest:
     return GenerateRequest(tuple(tokens[0].tolist()), until, n_new, sampling_of(lm, kwargs), think_end)
 
 
-def sampling_of(lm: Drawing, kwargs: Mapping[str, Any]) -> Sampling | None:
+def sampling_of(lm: Encoder, kwargs: Mapping[str, Any]) -> Sampling | None:
     """How tokens are drawn under settings of lm-eval's; what they leave open the model's own settings say, as in `hf`.
 
     None where the likeliest token is written: without ``do_sample``, and at temperature 0.
@@ -204,7 +201,7 @@ def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest 
 
 
 @register_model("depthlens")
-class DepthlensLM(Drawing):
+class DepthlensLM(Encoder):
     """A model under one condition.
 
     Args:
@@ -258,7 +255,7 @@ class DepthlensLM(Drawing):
         super().__init__(lens, seed, **kwargs)
 
     def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         asked = [loglikelihood(self, "of this run", before, after) for _, before, after in requests]
         self.engine.progress = not disable_tqdm

@@ -90,22 +90,17 @@ class Needle:
 
 def find(text: Text, answer: str, about: dict[str, Any]) -> Needle | None:
     """The needle of an answer in its context; None where the answer does not occur in it."""
-    spans = _occurrences(text.context, answer)
-    places = [position for start, end in spans for position in text.positions(start, end)]
+    # not as a part of a longer word or number
+    before = r"(?<!\w)(?<!\d[.,])" if answer[:1].isalnum() else ""
+    after = r"(?!\w)(?![.,]\d)" if answer[-1:].isalnum() else ""
+    found = re.finditer(before + re.escape(answer) + after, text.context)
+    places = [position for match in found for position in text.positions(*match.span())]
     n = len(text.request.context)
     start = text.continuation.index(answer) + len(text.context)
     steps = [p - n for p in text.positions(start, start + len(answer)) if p >= n]
     if not places or not steps:
         return None
     return Needle(text.request, tuple(steps), tuple(sorted(set(places))), about)
-
-
-def _occurrences(text: str, phrase: str) -> Iterator[tuple[int, int]]:
-    """Start and end of every occurrence of a phrase in a text that is not a part of a longer word or number."""
-    before = r"(?<!\w)(?<!\d[.,])" if phrase[:1].isalnum() else ""
-    after = r"(?!\w)(?![.,]\d)" if phrase[-1:].isalnum() else ""
-    for match in re.finditer(before + re.escape(phrase) + after, text):
-        yield match.span()
 
 
 @one_thread

@@ -32,13 +32,13 @@ def test_what_a_name_stands_for(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("smollm2-135m@main", "give a hub id and a revision, as owner/name@main"),
-        ("owner/name@", "give a hub id and a revision, as owner/name@main"),
+        ("smollm2-135m@main", "revision 'main' of 'smollm2-135m' does not exist; give owner/name@revision of the hub"),
+        ("owner/name@", "revision '' of 'owner/name' does not exist; give owner/name@revision of the hub"),
         ("@step100", "model '': give an alias"),
         ("qwen3-8@main", "unknown model 'qwen3-8'"),
         ("./none@main", "model './none' is no directory and no .gguf file"),
-        ("smollm2-135m[:0]", "give a folder or hub id and layers, as owner/name[:4]"),
-        ("organism[:4]", "give a folder or hub id and layers, as owner/name[:4]"),
+        ("smollm2-135m[:0]", "layers '0' of 'smollm2-135m' does not exist; give"),
+        ("organism[:4]", "layers '4' of 'organism' does not exist; give"),
     ],
 )
 def test_names_that_mean_nothing(name, said):
