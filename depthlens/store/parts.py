@@ -2,14 +2,14 @@
 
 ::
 
-    format.json                 {"format": 2}
     KEY/LABEL/NAME.parquet      one part: rows (condition, request) -> value, greedy, text
 
 KEY is the hash of all that the rows below it share, which each part has in its metadata, with what made it. A
 log-likelihood has a value and whether it is greedy, a number only a value. A written answer has a text, and in the
 place of ``greedy`` whether it ended by itself. Scores and summaries are never stored, because they are computed from
 these rows every time. No file is changed in place, so processes share a store, and a killed one leaves whole parts and
-at worst a temporary file, whose name starts with a dot. Each page of a part has Parquet's checksum.
+at worst a temporary file, whose name starts with a dot, or at a URL a part that cannot be read. Each page of a part has
+Parquet's checksum.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depthlens.errors import UserError, blaming, first_line
-from depthlens.paths import TEMPORARY, write_files
+from depthlens.paths import write_files
 from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
+FORMER = "format.json"  # a file of stores of earlier versions
 WITHOUT = "none"  # in any case of letters: no store
 Address = tuple[str, str]  # of an answer: condition, request
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
@@ -66,7 +66,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
         make: Make one where there is none.
 
     Raises:
-        UserError: it is none of these, cannot be made or read, is not a store, or is one of another version.
+        UserError: it is none of these, cannot be made or read, or is not a store.
     """
     if isinstance(where, Store) or where is None:
         return where
@@ -102,50 +102,34 @@ class Store:
         location: Where it is, as it was given.
 
     Raises:
-        UserError: it is no store, or one of another version.
+        UserError: it is a folder with other things in it, or is not there and is not to be made.
         OSError: it cannot be made or read.
     """
 
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        try:
-            number = json.loads(self.fs.cat_file(self.at("format.json"))).get("format")
-        except FileNotFoundError:
-            self._make(make)
-            return
-        if number != FORMAT:
-            fault = f"store {location!r} is of another version of depthlens (format {number}, this one has {FORMAT})"
-            raise UserError(f"{fault}; name another store, and both are kept")
-
-    def _make(self, make: bool) -> None:
-        self.fs.invalidate_cache()
-        paths = self.fs.ls(self.root, detail=False) if self.fs.exists(self.root) else []
-        there = [name for name in map(posixpath.basename, paths) if not name.startswith(".")]
-        if there and there != ["format.json"]:  # else another process has made it meanwhile
-            fault = f"store {self.location!r} is a folder with other things in it ({there[0]}, ...)"
+        there = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else None
+        if there is None and not make:
+            raise UserError(f"store {location!r} does not exist; a sweep makes one, --store names another")
+        self.fs.makedirs(self.root, exist_ok=True)
+        files = [posixpath.basename(path["name"]) for path in there or () if path["type"] == "file"]
+        if foreign := [name for name in files if not name.startswith(".") and name != FORMER]:
+            fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
-        if not make:
-            raise UserError(f"store {self.location!r} does not exist; a sweep makes one, --store names another")
-        self.write("format.json", json.dumps({"format": FORMAT}).encode())
 
     def at(self, path: str) -> str:
         """The path of a file of the store on its file system."""
         return posixpath.join(self.root, path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all; at a URL as its file system does it."""
         target = self.at(path)
         if isinstance(self.fs, fsspec.implementations.local.LocalFileSystem):
             write_files(Path(target).parent, {Path(target).name: lambda file: file.write(data)})
             return
         self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
-        # object stores show a new object when it is whole; file systems that can rename show half a file before
-        renames = type(self.fs).mv is not fsspec.AbstractFileSystem.mv
-        new = posixpath.join(posixpath.dirname(target), f"{TEMPORARY}{uuid.uuid4().hex}") if renames else target
-        self.fs.pipe_file(new, data)
-        if renames:
-            self.fs.mv(new, target)
+        self.fs.pipe_file(target, data)
 
     def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
         """Where rows of one kind are.

@@ -176,11 +176,6 @@ def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch):
     assert parts.open_store("none") is parts.open_store("NONE") is None
 
 
-def test_parts_older_than_all_time(call, places):
-    code, printed, _ = call(["store", "prune", "--store", places["kept"], "--older-than", "99999999999999"])
-    assert code == 0 and printed[-1].startswith("deleted 0 parts")
-
-
 @pytest.mark.nightly
 def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_cells(call, tmp_path):
     out = tmp_path / "out"
@@ -188,5 +183,8 @@ def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_ce
     assert code == 1  # the notebook ran and failed; the others of a suite still run
     errors = [line for line in told if line.startswith("Error: ")]
     assert len(errors) == 1 and "Traceback" not in "".join(told)
-    assert re.match(r"Error: notebook 00_tour, cell \d: task .*: its prompts cannot be made .*: 99 examples are asked for", errors[0])
+    assert re.match(
+        r"Error: notebook 00_tour, cell \d: task .*: its prompts cannot be made .*: 99 examples are asked for",
+        errors[0],
+    )
     assert nbformat.read(out / "00_tour.ipynb", 4).cells and (out / "index.html").is_file()
