@@ -17,8 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from depthlens import __version__, progress, provenance
-from depthlens.cluster import options as cluster
+from depthlens import __version__, cluster, progress, provenance
 from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports

@@ -14,17 +14,15 @@ import socket
 import threading
 import warnings
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.cluster.options import LOCAL, AskedWorkers
+from depthlens.cluster import LOCAL, AskedWorkers
 from depthlens.engine.engine import Engine, Job
 from depthlens.engine.work import Work
 from depthlens.errors import UserError, first_line
 from depthlens.models import loading, pairs
-from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
 CONNECT_SECONDS = 5  # until an address at which nobody answers is refused; Ray itself tries for minutes
@@ -33,6 +31,8 @@ LOST_SECONDS = 30  # without any answer, until workers that have nothing to do c
 SAME_VERSIONS = ("depthlens", "torch", "transformers")
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
+# arguments of `depthlens.load`, and fingerprint, settings and versions: of a model, and of the donor that it may have
+Models = list[tuple[dict[str, Any], dict[str, Any]]]
 _WORKERS: dict[AskedWorkers, Workers] = {}  # at most one
 
 
@@ -46,23 +46,8 @@ def connected(asked: AskedWorkers) -> Workers:
     return _WORKERS[asked]
 
 
-@dataclass(frozen=True)
-class Model:
-    """How a worker gets the driver's model.
-
-    Attributes:
-        load: Arguments of `depthlens.load`.
-        identity: Fingerprint, settings and versions, which must be equal there.
-        donor: The model that ``@donor`` conditions take parts from.
-    """
-
-    load: dict[str, Any]
-    identity: dict[str, Any]
-    donor: Model | None
-
-
-def model_of(lens: Lens, gpus: float) -> Model:
-    """How a worker with so many GPUs gets a model that is loaded here.
+def models_of(lens: Lens, gpus: float) -> Models:
+    """How a worker with so many GPUs gets a model that is loaded here, and its donor.
 
     Raises:
         UserError: it was changed since it was loaded.
@@ -75,12 +60,29 @@ def model_of(lens: Lens, gpus: float) -> Model:
     device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
     load: dict[str, Any] = {"name": lens.name, "device": device, "dtype": str(lens.dtype).removeprefix("torch.")}
     load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
-    return Model(load, _described(identity), model_of(lens.donor.lens, gpus) if lens.donor else None)
+    return [(load, _described(lens)), *(models_of(lens.donor.lens, gpus) if lens.donor else [])]
 
 
-def _described(identity: Identity) -> dict[str, Any]:
-    versions = {name: provenance.version(name) for name in SAME_VERSIONS}
+def _described(lens: Lens) -> dict[str, Any]:
+    """What must be equal on a worker."""
+    identity, versions = lens.identify(), {name: provenance.version(name) for name in SAME_VERSIONS}
     return {"fingerprint": identity.fingerprint, **identity.settings, **versions}
+
+
+def _loaded(models: Models) -> Lens:
+    """A model, with its donor, here.
+
+    Raises:
+        UserError: it is another here.
+    """
+    (load, described), *donor = models
+    lens = loading.load(**load)
+    for name, value in _described(lens).items():
+        if described[name] != value:
+            fix = "install the same versions, and load a model that was saved where workers see it"
+            fault = f"model {lens.name!r}: {name} is {value} on a worker and {described[name]} here"
+            raise UserError(f"{fault}; {fix}")
+    return pairs.with_donor(lens, _loaded(donor)) if donor else lens
 
 
 class Worker:
@@ -97,35 +99,24 @@ class Worker:
         torch.set_num_threads(threads)
         if os.path.isdir(folder):
             os.chdir(folder)
-        self.model: Model | None = None
+        self.models: Models | None = None
         self.lens: Lens | None = None
 
-    def compute(self, shared: tuple[Model, Job], number: int, shard: Asked) -> Computed:
+    def compute(self, shared: tuple[Models, Job], number: int, shard: Asked) -> Computed:
         """Answers to a shard.
 
         Raises:
             UserError: the model is another here, or an answer is not finite.
         """
-        model, job = shared
-        if self.lens is None or model != self.model:
-            self.model = self.lens = None  # the model before goes first
-            self.lens, self.model = self._loaded(model), model
+        models, job = shared
+        if self.lens is None or models != self.models:
+            self.models = self.lens = None  # the model before goes first
+            self.lens, self.models = _loaded(models), models
         means = job.means and job.means.to(self.lens.device)
         options: dict[str, Any] = {"path": job.path, "batch_tokens": job.batch_tokens, "means": means}
         engine = Engine(self.lens, backend=job.backend, progress=False, **options)
         run: Any = engine.generate_until if job.write else engine.loglikelihood
         return number, run(*shard), engine.work
-
-    def _loaded(self, model: Model) -> Lens:
-        lens = loading.load(**model.load)
-        if model.donor:
-            lens = pairs.with_donor(lens, self._loaded(model.donor))
-        for name, value in _described(lens.identify()).items():
-            if model.identity[name] != value:
-                fix = "install the same versions, and load a model that was saved where workers see it"
-                fault = f"model {lens.name!r}: {name} is {value} on a worker and {model.identity[name]} here"
-                raise UserError(f"{fault}; {fix}")
-        return lens
 
 
 class Workers:
@@ -220,7 +211,7 @@ class Workers:
         from ray.util import ActorPool
 
         self._start(lens)
-        pool, shared = ActorPool(self._actors), self.ray.put((model_of(lens, self.gpus), job))
+        pool, shared = ActorPool(self._actors), self.ray.put((models_of(lens, self.gpus), job))
         left = set(range(len(shards)))
 
         def submit(number: int) -> None:

@@ -12,8 +12,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from depthlens import arguments, progress, provenance
-from depthlens.cluster import options as cluster
+from depthlens import arguments, cluster, progress, provenance
 from depthlens.errors import UserError
 
 Command = Callable[..., None]

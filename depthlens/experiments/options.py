@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from depthlens import arguments
-from depthlens.cluster import options as cluster
+from depthlens import arguments, cluster
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import Where
