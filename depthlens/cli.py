@@ -178,7 +178,6 @@ def _use_store(where: str) -> None:
     """Set the store of this process and of the kernels that it starts."""
     from depthlens.store import parts
 
-    parts.open_store(where)  # one that cannot be used is refused before anything else is done
-    if where != parts.DEFAULT:
-        local = "://" not in where and not parts.without(where)
-        os.environ[parts.ENVIRONMENT] = str(Path(where).expanduser().resolve()) if local else where
+    store = parts.open_store(where)  # one that cannot be used is refused before anything else is done
+    if where != parts.DEFAULT:  # kernels work in other folders
+        os.environ[parts.ENVIRONMENT] = where if store is None or "://" in where else store.root

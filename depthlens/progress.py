@@ -6,8 +6,8 @@ longer than others. With DEPTHLENS_PROGRESS every change is also a line of JSON 
 standard error instead of the bar, and a path appends it to that file. ``depthlens run`` shows the bar of the running
 notebook in this way.
 
-In the kernel of a notebook that a person runs, bars go to standard output, because JupyterLab gives standard error a red
-background. Under ``depthlens run`` they stay on standard error, which pages fold away.
+In the kernel of a notebook that a person runs, bars go to standard output, because JupyterLab gives standard error a
+red background. Under ``depthlens run`` they stay on standard error, which pages fold away.
 """
 
 from __future__ import annotations

@@ -56,20 +56,3 @@ def configure(options: Mapping[str, Any]) -> None:
     """Ask for workers in this process and in the kernels that it starts; what is None is left as it is."""
     asked(options)
     os.environ.update({ENVIRONMENT[name]: str(options[name]) for name in NAMES if options.get(name) is not None})
-
-
-def workers_of(options: Mapping[str, Any]) -> Any:
-    """The workers that options or the environment ask for, connected; None: this process computes.
-
-    Returns:
-        A `depthlens.cluster.pool.Workers`, whose module is imported only now.
-
-    Raises:
-        UserError: Ray is not installed, cannot be started or reached, or has no room for so many.
-    """
-    wanted = asked(options)
-    if wanted is None:
-        return None
-    from depthlens.cluster import pool  # imports torch
-
-    return pool.connected(wanted)

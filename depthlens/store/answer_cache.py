@@ -233,11 +233,8 @@ class AnswerStore:
 
     def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
         self._opened = open_store(store)
-        self._models = {"model": lens}
-        if lens.donor:
-            self._models["donor"] = lens.donor.lens
-        if second is not None:
-            self._models["second"] = second
+        given = {"model": lens, "donor": lens.donor and lens.donor.lens, "second": second}
+        self._models = {role: model for role, model in given.items() if model is not None}
         for model in self._models.values():
             model.bind()
 

@@ -75,15 +75,10 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
     where = os.fspath(where)
     if where == DEFAULT:
         where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "answers")
-    if without(where):
+    if where.strip().lower() == WITHOUT:
         return None
     with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
         return Store(where, make=make)
-
-
-def without(where: str) -> bool:
-    """Whether a text says that there is to be no store."""
-    return where.strip().lower() == WITHOUT
 
 
 @cache  # once in a process, and not for every part
