@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict, get_type_hints
 
 from depthlens.errors import UserError, unknown
 
@@ -176,68 +176,6 @@ def _read_settings(text: str) -> dict[str, object]:
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
 
 
-class EvalOptions(TypedDict, total=False):
-    """Options of every experiment that asks tasks; each may be left out. Commands say of each what is said here.
-
-    Attributes:
-        limit: Documents of each task, from the first on; all by default.
-        samples: Which documents, instead of ``limit``: a slice of Python as text, such as ``0:100:2``, or ``1::2`` for
-            every other one. In Python also their numbers, as ``range(0, 100, 2)``, or a dictionary of either by task.
-        num_fewshot: Worked examples before each question; by default as many as the task says.
-        include_path: Folder with your own lm-eval task files (YAML).
-        seed: Seed of the choice of examples, and of tokens that are drawn; 0 by default.
-        apply_chat_template: Wrap prompts in the model's chat template.
-        system_instruction: Text before every prompt.
-        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names: max_gen_toks, until,
-            do_sample, temperature, top_p, top_k, min_p. Tokens that are drawn depend on the seed, the condition and the
-            document alone.
-        think_end_token: Text that ends what a reasoning model thinks, such as ``</think>``; only what follows is the
-            answer.
-        enable_thinking: Argument of chat templates that have it; by default the template's own way.
-        measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
-            in nats; ``token_logprob``: the same per token of the answer; ``both``: the task's own metrics and
-            ``answer_logprob``.
-        backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
-        batch_tokens: Tokens of one batch; chosen by device and free memory by default.
-        store: Folder or URL where answers are read and kept, so that nothing is computed twice; none, in Python None:
-            nowhere. By default auto: what DEPTHLENS_STORE names, else the user's data folder.
-        progress: Show progress bars; True by default.
-        workers: Number of processes that compute, each with the model, through Ray (pip install 'depthlens[ray]'). By
-            default this process computes, or with ``ray`` as many as fit. Environment variables (DEPTHLENS_WORKERS and
-            so on) stand for this option and the next three where they are not given.
-        ray: The address of a cluster, as 'ray start --head' prints it, or ``local`` (default with ``workers``): a Ray
-            that is started on this machine.
-        worker_cpus: CPU threads of each worker; by default its share of a local machine's cores, else 1.
-        worker_gpus: GPUs of each worker, below 1 a share of one; by default as many as the model has here.
-    """
-
-    limit: int | None
-    samples: str | Sequence[int] | Mapping[str, str | Sequence[int]] | None
-    num_fewshot: int | None
-    include_path: str | Path | None
-    seed: int
-    apply_chat_template: bool
-    system_instruction: str | None
-    gen_kwargs: Mapping[str, Any] | None
-    think_end_token: str | None
-    enable_thinking: bool | None
-    measure: str
-    backend: str
-    batch_tokens: int | None
-    store: Any
-    progress: bool
-    workers: int | None
-    ray: str | None
-    worker_cpus: int | None
-    worker_gpus: float | None
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """What a docstring says of each attribute."""
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(doc), re.MULTILINE)
-    return {name: " ".join(words.replace("``", "").split()) for name, words in entries}
-
-
 class Option(NamedTuple):
     """An option of experiments, as notebooks, Python and commands have it.
 
@@ -273,31 +211,78 @@ _SETTINGS = Rule(
     "NAME=VALUE,...",
     _read_settings,
 )
+_SHARE = Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float)
+_STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` checks it
 _ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
-# of every experiment that asks tasks: the rules and defaults of `EvalOptions`
-OPTIONS: dict[str, Option] = {
-    "limit": Option(_number(int, 1, of=" of documents")),
-    "samples": Option(_SAMPLES),
-    "num_fewshot": Option(_number(int, 0, of=" of examples")),
-    "include_path": Option(_FOLDER),
-    "seed": Option(_number(int, 0, N_SEEDS - 1), 0),
-    "apply_chat_template": Option(_FLAG, False),
-    "system_instruction": Option(_TEXT),
-    "gen_kwargs": Option(_SETTINGS),
-    "think_end_token": Option(Rule(_is_text, "a text, such as '</think>'", "TEXT")),
-    "enable_thinking": Option(_FLAG, flag="--enable-thinking/--no-thinking"),
-    "measure": Option(_one_of(*MEASURES), "task"),
-    "backend": Option(_one_of(*BACKENDS), "torch"),
-    "batch_tokens": Option(_number(int, 1)),
-    "store": Option(Rule(lambda value: True, metavar="DIR|URL"), "auto"),  # `depthlens.store.parts` checks it
-    "progress": Option(_FLAG, True),
-    "workers": Option(_number(int, 1)),
-    "ray": Option(_ADDRESS),
-    "worker_cpus": Option(_number(int, 1, of=" of CPU threads")),
-    "worker_gpus": Option(Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float)),
-}
-_SAID = _attributes(EvalOptions.__doc__ or "")
-OPTIONS = {name: option._replace(help=_SAID.get(name, "")) for name, option in OPTIONS.items()}
+
+
+class EvalOptions(TypedDict, total=False):
+    """Options of every experiment that asks tasks; each may be left out. Its rule and default are part of its type.
+
+    The help of commands says of each what is said here.
+
+    Attributes:
+        limit: Documents of each task, from the first on; all by default.
+        samples: Which documents, instead of ``limit``: a slice of Python as text, such as ``0:100:2``, or ``1::2`` for
+            every other one. In Python also their numbers, as ``range(0, 100, 2)``, or a dictionary of either by task.
+        num_fewshot: Worked examples before each question; by default as many as the task says.
+        include_path: Folder with your own lm-eval task files (YAML).
+        seed: Seed of the choice of examples, and of tokens that are drawn; 0 by default.
+        apply_chat_template: Wrap prompts in the model's chat template.
+        system_instruction: Text before every prompt.
+        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names: max_gen_toks, until,
+            do_sample, temperature, top_p, top_k, min_p. Tokens that are drawn depend on the seed, the condition and the
+            document alone.
+        think_end_token: Text that ends what a reasoning model thinks, such as ``</think>``; only what follows is the
+            answer.
+        enable_thinking: Argument of chat templates that have it; by default the template's own way.
+        measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
+            in nats; ``token_logprob``: the same per token of the answer; ``both``: the task's own metrics and
+            ``answer_logprob``.
+        backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
+        batch_tokens: Tokens of one batch; chosen by device and free memory by default.
+        store: Folder or URL where answers are read and kept, so that nothing is computed twice; none, in Python None:
+            nowhere. By default auto: what DEPTHLENS_STORE names, else the user's data folder.
+        progress: Show progress bars; True by default.
+        workers: Number of processes that compute, each with the model, through Ray (pip install 'depthlens[ray]'). By
+            default this process computes, or with ``ray`` as many as fit. Environment variables (DEPTHLENS_WORKERS and
+            so on) stand for this option and the next three where they are not given.
+        ray: The address of a cluster, as 'ray start --head' prints it, or ``local`` (default with ``workers``): a Ray
+            that is started on this machine.
+        worker_cpus: CPU threads of each worker; by default its share of a local machine's cores, else 1.
+        worker_gpus: GPUs of each worker, below 1 a share of one; by default as many as the model has here.
+    """
+
+    limit: Annotated[int | None, Option(_number(int, 1, of=" of documents"))]
+    samples: Annotated[str | Sequence[int] | Mapping[str, str | Sequence[int]] | None, Option(_SAMPLES)]
+    num_fewshot: Annotated[int | None, Option(_number(int, 0, of=" of examples"))]
+    include_path: Annotated[str | Path | None, Option(_FOLDER)]
+    seed: Annotated[int, Option(_number(int, 0, N_SEEDS - 1), 0)]
+    apply_chat_template: Annotated[bool, Option(_FLAG, False)]
+    system_instruction: Annotated[str | None, Option(_TEXT)]
+    gen_kwargs: Annotated[Mapping[str, Any] | None, Option(_SETTINGS)]
+    think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
+    enable_thinking: Annotated[bool | None, Option(_FLAG, flag="--enable-thinking/--no-thinking")]
+    measure: Annotated[str, Option(_one_of(*MEASURES), "task")]
+    backend: Annotated[str, Option(_one_of(*BACKENDS), "torch")]
+    batch_tokens: Annotated[int | None, Option(_number(int, 1))]
+    store: Annotated[Any, Option(_STORE, "auto")]
+    progress: Annotated[bool, Option(_FLAG, True)]
+    workers: Annotated[int | None, Option(_number(int, 1))]
+    ray: Annotated[str | None, Option(_ADDRESS)]
+    worker_cpus: Annotated[int | None, Option(_number(int, 1, of=" of CPU threads"))]
+    worker_gpus: Annotated[float | None, Option(_SHARE)]
+
+
+def _options_of(described: type) -> dict[str, Option]:
+    """The options in the types of a class, with what its docstring says of each."""
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(described.__doc__ or ""), re.MULTILINE)
+    said = {name: " ".join(words.replace("``", "").split()) for name, words in entries}
+    types = get_type_hints(described, include_extras=True)
+    return {name: kind.__metadata__[0]._replace(help=said.get(name, "")) for name, kind in types.items()}
+
+
+OPTIONS = _options_of(EvalOptions)  # of every experiment that asks tasks
 # of these the record of a result says nothing: they decide no score, or differ from task to task
 UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ray", "worker_cpus", "worker_gpus")
 # of a model that is loaded by name

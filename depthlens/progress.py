@@ -37,13 +37,11 @@ class Bar(tqdm):
     def __init__(self, **options: Any) -> None:
         self._sink = os.environ.get(ENVIRONMENT, "")
         self._kept: int | None = None
-        self._needed, self._spent = 0.0, float
-        where: dict[str, Any] = {}
-        if self._sink == "-":
-            where = {"file": io.StringIO()}  # for what tqdm writes beside its state
-        elif not self._sink and _in_kernel():
-            where = {"file": sys.stdout}
-        super().__init__(**{"mininterval": EVERY, "miniters": 1, **where, **options})
+        self._needed = 0.0
+        self._spent: Callable[[], float] = float
+        # standard error by default; as JSON goes there, what tqdm writes beside its state goes nowhere
+        file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and _in_kernel() else None
+        super().__init__(**{"mininterval": EVERY, "miniters": 1, "file": file, **options})
 
     def expects(self, needed: float, spent: Callable[[], float]) -> None:
         """Tell the time left from work instead of rows.

@@ -191,14 +191,12 @@ class Entry:
         """What all parts hold of some requests under some conditions."""
         known: dict[Address, Answer] = {}
         for path in self.store.parts(self.folder):
-            if (part := self.store.read(path)) is not None:
-                n_before = len(known)
-                rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
-                for condition, request, *answer in rows:
-                    if condition in conditions and request in requests:
-                        known[condition, request] = _answer(*answer)
-                if len(known) > n_before:
-                    self.used.add(path)
+            part = self.store.read(path)
+            rows = () if part is None else zip(*(column.to_pylist() for column in part.columns), strict=True)
+            found = {(c, r): _answer(*answer) for c, r, *answer in rows if c in conditions and r in requests}
+            if found.keys() - known.keys():
+                self.used.add(path)
+            known |= found
         return known
 
     def write(self, answers: Mapping[Address, Answer]) -> bool:
