@@ -102,8 +102,9 @@ def _options(
     pass
 
 
-for command in (experiments.sweep, experiments.plan, experiments.race):
-    app.command()(command)
+app.command()(experiments.sweep)
+app.command("plan")(experiments.plan)
+app.command()(experiments.race)
 
 
 @app.command(cls=_RunCommand)

@@ -64,18 +64,15 @@ class Bar(tqdm):
             return state | {"rate": (total - n) / (elapsed * (self._needed - spent) / spent)}
         return state | {"rate": (n - first) / elapsed if n > first and elapsed > 0 else None}
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
-        """Show the state, and write it where DEPTHLENS_PROGRESS says."""
-        if self._sink:
-            self._write_state()
-        return True if self._sink == "-" else super().display(msg, pos)
-
     def kept(self, n: int) -> None:
         """Show how many rows a store has, so that stopping now loses only what came after."""
         self._kept = n
         self.set_postfix_str(f"{n} kept", refresh=False)
 
-    def _write_state(self) -> None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        """Show the state, and write it where DEPTHLENS_PROGRESS says."""
+        if not self._sink:
+            return super().display(msg, pos)
         state = self.format_dict
         rate, total = state["rate"], state["total"]
         line = {
@@ -91,9 +88,10 @@ class Bar(tqdm):
         text = json.dumps(line) + "\n"
         if self._sink == "-":
             sys.stderr.write(text)
-        else:
-            with open(self._sink, "a", encoding="utf-8") as file:
-                file.write(text)
+            return True
+        with open(self._sink, "a", encoding="utf-8") as file:
+            file.write(text)
+        return super().display(msg, pos)
 
 
 bar = Bar

@@ -66,6 +66,20 @@ def _declared(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation)
 
 
+def _plan(model: Model, tasks: Tasks, ablate: Ablate, json: Json = False, **options: Any) -> None:
+    """Say what a sweep would cost before anything is computed: tokens, time and memory.
+
+    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
+    """
+    _begin(model, tasks, options, json=json)
+    from depthlens.experiments.planning import run_plan
+
+    typer.echo(str(run_plan(model, tasks, ablate, **options)))
+
+
+plan = with_options(*IN_ONE_PROCESS)(_plan)
+
+
 @with_options(*ANYWHERE)
 def sweep(
     model: Model,
@@ -91,7 +105,7 @@ def sweep(
     Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
     """
     if plan:
-        return _plan(model, tasks, ablate, options, json=json)
+        return _plan(model, tasks, ablate, json, **options)
     if out is None:
         raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
     _begin(model, tasks, options, json=json)
@@ -106,21 +120,6 @@ def sweep(
         result.save(folder, overwrite=overwrite)
     typer.echo(summary_text(result))
     typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
-
-
-@with_options(*IN_ONE_PROCESS)
-def plan(
-    model: Model,
-    tasks: Tasks,
-    ablate: Ablate,
-    json: Json = False,
-    **options: Any,
-) -> None:
-    """Say what a sweep would cost before anything is computed: tokens, time and memory.
-
-    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
-    """
-    _plan(model, tasks, ablate, options, json=json)
 
 
 @with_options(*ANYWHERE)
@@ -178,13 +177,6 @@ def race(
     typer.echo(result.decisions[columns].to_string(index=False, float_format="{:.3g}".format))
     typer.echo("\n" + "\n".join(map(plain, result.describe())))
     typer.echo(f"\nWrote {', '.join(str(folder / name) for name in result.files())}")
-
-
-def _plan(model: str, tasks: Sequence[str], ablate: str, options: dict[str, Any], *, json: bool) -> None:
-    _begin(model, tasks, options, json=json)
-    from depthlens.experiments.planning import run_plan
-
-    typer.echo(str(run_plan(model, tasks, ablate, **options)))
 
 
 def _begin(model: str, tasks: Sequence[str], options: dict[str, Any], *, json: bool) -> None:
