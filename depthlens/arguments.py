@@ -8,13 +8,14 @@ pandas and torch; what the functions return are Python's own. No torch.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict, get_type_hints
 
 from depthlens.errors import UserError, unknown
 
@@ -180,122 +181,138 @@ class Option(NamedTuple):
 
     Attributes:
         rule: What its value must be; None is allowed, too, where it is the default.
-        help: What a command says of it.
         default: Where it is not given.
+        help: What a command says of it.
         flag: How a command spells it, where that is not its name.
         many: Whether a command takes it several times, and has a list of its values.
     """
 
     rule: Rule
-    help: str = ""
     default: Any = None
+    help: str = ""
     flag: str = ""
     many: bool = False
 
 
-# of every experiment that asks tasks (`depthlens.EvalOptions`)
-OPTIONS: dict[str, Option] = {
-    "limit": Option(_number(int, 1, of=" of documents"), "Documents of each task. [default: all]"),
-    "samples": Option(
-        Rule(
-            _are_samples,
-            "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
-            "A:B:C",
-        ),
-        "Which documents, as a slice of Python: 0:100:2, or 1::2 for every other.",
-    ),
-    "num_fewshot": Option(_number(int, 0, of=" of examples"), "Examples in each prompt. [default: what the task says]"),
-    "include_path": Option(
-        Rule(
-            lambda value: isinstance(value, str | os.PathLike) and os.path.isdir(value),
-            "a folder that exists, with your task YAML files",
-            "DIR",
-        ),
-        "Folder with your own lm-eval task files (YAML).",
-    ),
-    "seed": Option(_number(int, 0, N_SEEDS - 1), "Seed of the choice of examples, and of drawn tokens.", 0),
-    "apply_chat_template": Option(_FLAG, "Wrap prompts in the tokenizer's chat template.", False),
-    "system_instruction": Option(
-        Rule(lambda value: isinstance(value, str), "a text", "TEXT"), "Text before every prompt."
-    ),
-    "gen_kwargs": Option(
-        Rule(
-            lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)),
-            "settings by name, e.g. {'temperature': 0.6, 'max_gen_toks': 1024}, for a command NAME=VALUE,NAME=VALUE",
-            "NAME=VALUE,...",
-            _read_settings,
-        ),
-        "How answers are written, over what the tasks say: max_gen_toks, temperature, top_p, top_k, min_p, do_sample, "
-        "until. Tokens that are drawn depend on --seed.",
-    ),
-    "think_end_token": Option(
-        Rule(_is_text, "a text, such as '</think>'", "TEXT"),
-        "What ends the thinking of a reasoning model, such as '</think>'.",
-    ),
-    "enable_thinking": Option(_FLAG, "For chat templates that can switch it.", None, "--enable-thinking/--no-thinking"),
-    "measure": Option(
-        _one_of(*MEASURES),
-        "task: the task's own metrics; answer_logprob: log-likelihood of the reference answer; "
-        "token_logprob: the same per token; both: task and answer_logprob.",
-        "task",
-    ),
-    "backend": Option(_one_of(*BACKENDS), "What removes the parts: torch, transformer_lens or nnsight.", "torch"),
-    "batch_tokens": Option(_number(int, 1), "Tokens of one batch. [default: chosen by free memory]"),
-    "store": Option(
-        Rule(lambda value: True, metavar="DIR|URL"),  # `depthlens.store.parts.open_store` checks it
-        "Folder or URL that keeps answers, so that nothing is computed twice; none keeps nothing. "
-        "auto is what DEPTHLENS_STORE names, else the user's data folder.",
-        "auto",
-    ),
-    "progress": Option(_FLAG, default=True),
-    "workers": Option(
-        _number(int, 1),
-        "Compute in N processes through Ray (pip install 'depthlens[ray]'), each with the model. "
-        "[default: in this process, or with --ray as many as fit]",
-    ),
-    "ray": Option(
-        Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local"),
-        "A Ray cluster (HOST:PORT, as 'ray start --head' prints it), or a Ray on this machine. "
-        "[default: local with --workers]",
-    ),
-    "worker_cpus": Option(
-        _number(int, 1, of=" of CPU threads"),
-        "CPU threads of each worker. [default: its share of this machine, else 1]",
-    ),
-    "worker_gpus": Option(
-        Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float),
-        "GPUs of each worker; 0.5 shares one. [default: as many as the model has here]",
-    ),
-}
+_TEXT = Rule(lambda value: isinstance(value, str), "a text", "TEXT")
+_SAMPLES = Rule(
+    _are_samples,
+    "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
+    "A:B:C",
+)
+_FOLDER = Rule(
+    lambda value: isinstance(value, str | os.PathLike) and os.path.isdir(value),
+    "a folder that exists, with your task YAML files",
+    "DIR",
+)
+_SETTINGS = Rule(
+    lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)),
+    "settings by name, e.g. {'temperature': 0.6, 'max_gen_toks': 1024}, for a command NAME=VALUE,NAME=VALUE",
+    "NAME=VALUE,...",
+    _read_settings,
+)
+_SHARE = Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float)
+_STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` checks it
+_ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
+
+
+class EvalOptions(TypedDict, total=False):
+    """Options of every experiment that asks tasks; each may be left out. Its rule and default are part of its type.
+
+    The help of commands says of each what is said here.
+
+    Attributes:
+        limit: Documents of each task, from the first on; all by default.
+        samples: Which documents, instead of ``limit``: a slice of Python as text, such as ``0:100:2``, or ``1::2`` for
+            every other one. In Python also their numbers, as ``range(0, 100, 2)``, or a dictionary of either by task.
+        num_fewshot: Worked examples before each question; by default as many as the task says.
+        include_path: Folder with your own lm-eval task files (YAML).
+        seed: Seed of the choice of examples, and of tokens that are drawn; 0 by default.
+        apply_chat_template: Wrap prompts in the model's chat template.
+        system_instruction: Text before every prompt.
+        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names: max_gen_toks, until,
+            do_sample, temperature, top_p, top_k, min_p. Tokens that are drawn depend on the seed, the condition and the
+            document alone.
+        think_end_token: Text that ends what a reasoning model thinks, such as ``</think>``; only what follows is the
+            answer.
+        enable_thinking: Argument of chat templates that have it; by default the template's own way.
+        measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
+            in nats; ``token_logprob``: the same per token of the answer; ``both``: the task's own metrics and
+            ``answer_logprob``.
+        backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
+        batch_tokens: Tokens of one batch; chosen by device and free memory by default.
+        store: Folder or URL where answers are read and kept, so that nothing is computed twice; none, in Python None:
+            nowhere. By default auto: what DEPTHLENS_STORE names, else the user's data folder.
+        progress: Show progress bars; True by default.
+        workers: Number of processes that compute, each with the model, through Ray (pip install 'depthlens[ray]'). By
+            default this process computes, or with ``ray`` as many as fit. Environment variables (DEPTHLENS_WORKERS and
+            so on) stand for this option and the next three where they are not given.
+        ray: The address of a cluster, as 'ray start --head' prints it, or ``local`` (default with ``workers``): a Ray
+            that is started on this machine.
+        worker_cpus: CPU threads of each worker; by default its share of a local machine's cores, else 1.
+        worker_gpus: GPUs of each worker, below 1 a share of one; by default as many as the model has here.
+    """
+
+    limit: Annotated[int | None, Option(_number(int, 1, of=" of documents"))]
+    samples: Annotated[str | Sequence[int] | Mapping[str, str | Sequence[int]] | None, Option(_SAMPLES)]
+    num_fewshot: Annotated[int | None, Option(_number(int, 0, of=" of examples"))]
+    include_path: Annotated[str | Path | None, Option(_FOLDER)]
+    seed: Annotated[int, Option(_number(int, 0, N_SEEDS - 1), 0)]
+    apply_chat_template: Annotated[bool, Option(_FLAG, False)]
+    system_instruction: Annotated[str | None, Option(_TEXT)]
+    gen_kwargs: Annotated[Mapping[str, Any] | None, Option(_SETTINGS)]
+    think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
+    enable_thinking: Annotated[bool | None, Option(_FLAG, flag="--enable-thinking/--no-thinking")]
+    measure: Annotated[str, Option(_one_of(*MEASURES), "task")]
+    backend: Annotated[str, Option(_one_of(*BACKENDS), "torch")]
+    batch_tokens: Annotated[int | None, Option(_number(int, 1))]
+    store: Annotated[Any, Option(_STORE, "auto")]
+    progress: Annotated[bool, Option(_FLAG, True)]
+    workers: Annotated[int | None, Option(_number(int, 1))]
+    ray: Annotated[str | None, Option(_ADDRESS)]
+    worker_cpus: Annotated[int | None, Option(_number(int, 1, of=" of CPU threads"))]
+    worker_gpus: Annotated[float | None, Option(_SHARE)]
+
+
+def _options_of(described: type) -> dict[str, Option]:
+    """The options in the types of a class, with what its docstring says of each."""
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(described.__doc__ or ""), re.MULTILINE)
+    said = {name: " ".join(words.replace("``", "").split()) for name, words in entries}
+    types = get_type_hints(described, include_extras=True)
+    return {name: kind.__metadata__[0]._replace(help=said.get(name, "")) for name, kind in types.items()}
+
+
+OPTIONS = _options_of(EvalOptions)  # of every experiment that asks tasks
 # of these the record of a result says nothing: they decide no score, or differ from task to task
 UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ray", "worker_cpus", "worker_gpus")
 # of a model that is loaded by name
 LOADING: dict[str, Option] = {
-    "dtype": Option(_one_of(*DTYPES), "Type of the weights: auto, float32, float64, bfloat16 or float16.", "auto"),
+    "dtype": Option(_one_of(*DTYPES), "auto", f"Type of the weights: {', '.join(DTYPES)}."),
     "device": Option(
         Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1")),
-        "auto, cpu, mps, cuda:N or cuda:0,cuda:1.",
         "auto",
+        "auto, cpu, mps, cuda:N or cuda:0,cuda:1.",
     ),
-    "quantize": Option(_one_of(*SCHEMES), "int8, int4 or nf4: keep the weights of layers in so many bits."),
+    "quantize": Option(_one_of(*SCHEMES), help="int8, int4 or nf4: keep the weights of layers in so many bits."),
     "offload": Option(
         Rule(lambda value: value == "disk", "'disk'", "disk"),
-        "disk: read layers when they are needed, for models larger than memory.",
+        help="disk: read layers when they are needed, for models larger than memory.",
     ),
     "remote": Option(
         Rule(lambda value: isinstance(value, bool) or value == "local", "True, False, or 'local' to simulate a server"),
-        "Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.",
         False,
+        "Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.",
     ),
 }
 # of conditions that put something in the place of a part
 SOURCES: dict[str, Option] = {
     "donor": Option(
-        Rule(_is_text, "a model", "MODEL"), "Model whose weights @donor conditions put in place, e.g. layers@donor."
+        Rule(_is_text, "a model", "MODEL"),
+        help="Model whose weights @donor conditions put in place, e.g. layers@donor.",
     ),
     "resample_prompts": Option(
         Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT"),
-        "Prompt on which @resample conditions look up what a part does; may be repeated.",
+        help="Prompt on which @resample conditions look up what a part does; may be repeated.",
         flag="--resample-prompt",
         many=True,
     ),

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-from depthlens import __version__, progress, provenance
-from depthlens.cluster import options as cluster
+from depthlens import __version__, cluster, progress, provenance
 from depthlens.errors import Interrupted, UserError, stop_on_signals, told_where_output_fails
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
@@ -26,27 +26,13 @@ from depthlens.progress import say, text_table
 from depthlens.runner import commands as notebooks
 from depthlens.store import commands
 
-app = typer.Typer(
-    help="Remove parts of a language model and measure what each removal costs.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(commands.app, name="store")
 # Typer's own class or Click's, depending on the version
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
+REPEATED = ("--parameter", "--resample-prompt")  # options that may be given several times
 
 
-class _Command(TyperCommand):
-    """An option that takes one value and is given twice is refused, and Ctrl-C ends in one line and 130."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = [text.partition("=")[0] for text in args]
-        for option in self.params:
-            if not getattr(option, "multiple", True) and (twice := [f for f in option.opts if given.count(f) > 1]):
-                raise UserError(f"{twice[0]} is given twice; give it once")
-        return super().parse_args(ctx, args)
+class _Commands(TyperGroup):
+    """Ctrl-C ends each command in one line and 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -57,7 +43,7 @@ class _Command(TyperCommand):
             raise typer.Exit(130) from None
 
 
-class _RunCommand(_Command):
+class _RunCommand(TyperCommand):
     """``-p NAME VALUE``, repeated: a pair, which Typer cannot declare."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -65,12 +51,26 @@ class _RunCommand(_Command):
         next(p for p in self.params if p.name == "parameters").nargs = 2
 
 
-def main(given: Sequence[str] | None = None) -> None:
+app = typer.Typer(
+    help="Remove parts of a language model and measure what each removal costs.",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(commands.app, name="store")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``depthlens`` script."""
     stop_on_signals()
-    typed = [str(a) for a in (sys.argv[1:] if given is None else given)]
+    typed = [str(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         provenance.COMMAND.set(["depthlens", *typed])
+        given = Counter(text.partition("=")[0] for text in typed if text.startswith("--"))
+        if twice := [flag for flag, n in given.items() if n > 1 and flag not in REPEATED]:
+            raise UserError(f"{twice[0]} is given twice; give it once")
         with told_where_output_fails():
             code = app(args=typed, prog_name="depthlens", standalone_mode=False)
     except UserError as error:
@@ -102,8 +102,9 @@ def _options(
     pass
 
 
-for command in (experiments.sweep, experiments.plan, experiments.race):
-    app.command(cls=_Command)(command)
+app.command()(experiments.sweep)
+app.command("plan")(experiments.plan)
+app.command()(experiments.race)
 
 
 @app.command(cls=_RunCommand)
@@ -143,23 +144,17 @@ def run(
 
     Example: depthlens run 00_tour -p limit 20 --out runs/tour
     """
-    values: dict[str, object] = {}
-    for name, value in parameters or []:
-        if name in values:
-            raise UserError(f"parameter {name!r} is given twice; give -p {name} once")
-        values[name] = value
+    values = dict(parameters or [])
+    if twice := [name for name, n in Counter(name for name, _ in parameters or []).items() if n > 1]:
+        raise UserError(f"parameter {twice[0]!r} is given twice; give -p {twice[0]} once")
     _use_store(options["store"])
     cluster.configure(options)
     progress.write_json(json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
     from depthlens.runner import execute, several
-    from depthlens.runner import report as reports
 
-    report: reports.RunReport | several.SeveralReports
-    if models is None:
-        report = execute.run(names, out=out, profile=profile, parameters=values)
-    else:
-        report = several.run_models(names, models.split(","), out=out, profile=profile, parameters=values)
+    how: dict[str, Any] = {"out": out, "profile": profile, "parameters": values}
+    report: Any = execute.run(names, **how) if models is None else several.run_models(names, models.split(","), **how)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
@@ -168,9 +163,8 @@ def run(
     raise typer.Exit(report.exit_code)
 
 
-app.command()(notebooks.compare)
-app.command()(notebooks.gallery)
-app.command()(experiments.with_options("dtype")(exports.export))
+for command in (notebooks.compare, notebooks.gallery, experiments.with_options("dtype")(exports.export)):
+    app.command()(command)
 
 
 @app.command()
@@ -185,7 +179,6 @@ def _use_store(where: str) -> None:
     """Set the store of this process and of the kernels that it starts."""
     from depthlens.store import parts
 
-    parts.open_store(where)  # one that cannot be used is refused before anything else is done
-    if where != parts.DEFAULT:
-        local = "://" not in where and not parts.without(where)
-        os.environ[parts.ENVIRONMENT] = str(Path(where).expanduser().resolve()) if local else where
+    store = parts.open_store(where)  # one that cannot be used is refused before anything else is done
+    if where != parts.DEFAULT:  # kernels work in other folders
+        os.environ[parts.ENVIRONMENT] = where if store is None or "://" in where else store.root

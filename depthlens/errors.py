@@ -17,8 +17,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import cast
 
 
 class _OneLine:
@@ -36,7 +34,7 @@ class Interrupted(_OneLine, KeyboardInterrupt):
     """Ctrl-C in the middle of long work; the message says what is stored and how to go on."""
 
 
-_came: set[int] = set()  # signals since `stop_on_signals`, until the work that hears them has ended
+_came: set[int] = set()  # signals that no long work has heard yet
 
 
 def _stop(number: int, frame: object) -> None:
@@ -77,32 +75,28 @@ def hear_ctrl_c() -> Iterator[Callable[[], None]]:
     """Within the context Ctrl-C is heard, also where it arrives in code whose exceptions Python ignores.
 
     Python raises KeyboardInterrupt wherever the main thread is. Where that is a ``__del__`` (of a lock, of an object
-    of Ray), Python prints the exception and goes on.
+    of Ray), Python prints the exception and goes on. A program that handles SIGINT itself keeps its handler.
 
     Yields:
         To be called between pieces of work: raises KeyboardInterrupt if there was one since the context began, or
         since `stop_on_signals`, whose SIGTERM is heard as well.
     """
-    main = threading.current_thread() is threading.main_thread()  # no other one may say what signals do
-    before = signal.getsignal(signal.SIGINT) if main else None
-
-    def note(number: int, frame: FrameType | None) -> None:
-        _came.add(number)
-        cast(Callable[..., object], before)(number, frame)
 
     def check() -> None:
         if _came:
             raise KeyboardInterrupt
 
-    if callable(before) and before is not _stop:
-        signal.signal(signal.SIGINT, note)
+    main = threading.current_thread() is threading.main_thread()  # no other one may say what signals do
+    pythons = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if pythons:
+        signal.signal(signal.SIGINT, _stop)
     try:
         check()
         yield check
     finally:
         _came.clear()
-        if main and signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, before)
+        if pythons:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:

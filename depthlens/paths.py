@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,11 +57,9 @@ def writable_folder(path: Path | str) -> Path:
         UserError: it is no path, a part of it is a file, or the folder cannot be made or written.
     """
     folder = arguments.folder("folder", path)
-    probe = folder / f".probe.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder

@@ -6,14 +6,12 @@ longer than others. With DEPTHLENS_PROGRESS every change is also a line of JSON 
 standard error instead of the bar, and a path appends it to that file. ``depthlens run`` shows the bar of the running
 notebook in this way.
 
-In the kernel of a notebook that a person runs, a bar is a display of its cell that changes in place: JupyterLab gives
-standard error a red background, and a saved notebook holds the last state alone. Under ``depthlens run`` it stays on
-standard error, which pages fold away.
+In the kernel of a notebook that a person runs, bars go to standard output, because JupyterLab gives standard error a
+red background. Under ``depthlens run`` they stay on standard error, which pages fold away.
 """
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import logging
@@ -31,7 +29,6 @@ ENVIRONMENT = "DEPTHLENS_PROGRESS"
 EVERY = 0.5  # seconds between two states
 _SILENT = {"lm_eval": logging.CRITICAL, "datasets": logging.CRITICAL, "transformers": logging.ERROR}
 _quiet = threading.RLock()
-_ROW = "row: one answer of the model, to one prompt or to one option of it, under one condition"
 
 
 class Bar(tqdm):
@@ -40,13 +37,11 @@ class Bar(tqdm):
     def __init__(self, **options: Any) -> None:
         self._sink = os.environ.get(ENVIRONMENT, "")
         self._kept: int | None = None
-        self._needed, self._spent = 0.0, _nothing
-        where: dict[str, Any] = {}
-        if self._sink == "-":
-            where = {"file": _Nowhere(), "position": 0}
-        elif not self._sink and _in_kernel():
-            where = {"file": _Cell(_ROW if options.get("unit") == "row" else ""), "position": 0}
-        super().__init__(**{"mininterval": EVERY, "miniters": 1, **where, **options})
+        self._needed = 0.0
+        self._spent: Callable[[], float] = float
+        # standard error by default; as JSON goes there, what tqdm writes beside its state goes nowhere
+        file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and _in_kernel() else None
+        super().__init__(**{"mininterval": EVERY, "miniters": 1, "file": file, **options})
 
     def expects(self, needed: float, spent: Callable[[], float]) -> None:
         """Tell the time left from work instead of rows.
@@ -69,18 +64,15 @@ class Bar(tqdm):
             return state | {"rate": (total - n) / (elapsed * (self._needed - spent) / spent)}
         return state | {"rate": (n - first) / elapsed if n > first and elapsed > 0 else None}
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
-        """Show the state, and write it where DEPTHLENS_PROGRESS says."""
-        if self._sink:
-            self._write_state()
-        return super().display(msg, pos)
-
     def kept(self, n: int) -> None:
         """Show how many rows a store has, so that stopping now loses only what came after."""
         self._kept = n
         self.set_postfix_str(f"{n} kept", refresh=False)
 
-    def _write_state(self) -> None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        """Show the state, and write it where DEPTHLENS_PROGRESS says."""
+        if not self._sink:
+            return super().display(msg, pos)
         state = self.format_dict
         rate, total = state["rate"], state["total"]
         line = {
@@ -96,55 +88,19 @@ class Bar(tqdm):
         text = json.dumps(line) + "\n"
         if self._sink == "-":
             sys.stderr.write(text)
-            sys.stderr.flush()
-        else:
-            with open(self._sink, "a", encoding="utf-8") as file:
-                file.write(text)
+            return True
+        with open(self._sink, "a", encoding="utf-8") as file:
+            file.write(text)
+        return super().display(msg, pos)
 
 
 bar = Bar
-
-
-def _nothing() -> float:
-    return 0.0
 
 
 def _in_kernel() -> bool:
     """Whether this process is the kernel of a notebook; a terminal's IPython is none."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
-
-
-class _Nowhere(io.TextIOBase):
-    """A file that discards what is written."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-
-class _Cell(_Nowhere):
-    """A file that shows the last line that was written among the outputs of the running cell.
-
-    Args:
-        title: What a browser says of it under the mouse; "": nothing.
-    """
-
-    def __init__(self, title: str = "") -> None:
-        self._about = f' title="{html.escape(title)}"' if title else ""
-        self._handle: Any = None
-
-    def write(self, text: str) -> int:
-        from IPython.display import display
-
-        if line := text.strip():
-            forms = {"text/plain": line, "text/html": f"<pre{self._about}>{html.escape(line)}</pre>"}
-            if self._handle is None:
-                self._handle = display(forms, raw=True, display_id=True)
-            else:
-                self._handle.update(forms, raw=True)
-        return len(text)
 
 
 _busy = False  # whether `working` shows a line now
@@ -163,14 +119,14 @@ def working(what: str) -> Iterator[None]:
     if _busy or os.environ.get(ENVIRONMENT) or not _in_kernel():  # what is within it needs no line of its own
         yield
         return
-    cell, since = _Cell(), time.monotonic()
-    cell.write(f"{what} ...")
+    since = time.monotonic()
+    print(f"{what} ...", end="", flush=True)
     _busy = True
     try:
         yield
     finally:
         _busy = False
-        cell.write(f"{what}: {time.monotonic() - since:.0f} s")
+        print(f"\r{what}: {time.monotonic() - since:.0f} s")
 
 
 def write_json(asked: bool) -> None:

@@ -12,19 +12,16 @@ import os
 import signal
 import socket
 import threading
-import warnings
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.cluster.options import LOCAL, AskedWorkers
+from depthlens.cluster import LOCAL, AskedWorkers, asked
 from depthlens.engine.engine import Engine, Job
 from depthlens.engine.work import Work
 from depthlens.errors import UserError, first_line
 from depthlens.models import loading, pairs
-from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
 CONNECT_SECONDS = 5  # until an address at which nobody answers is refused; Ray itself tries for minutes
@@ -33,36 +30,32 @@ LOST_SECONDS = 30  # without any answer, until workers that have nothing to do c
 SAME_VERSIONS = ("depthlens", "torch", "transformers")
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
+# arguments of `depthlens.load`, and fingerprint, settings and versions: of a model, and of the donor that it may have
+Models = list[tuple[dict[str, Any], dict[str, Any]]]
 _WORKERS: dict[AskedWorkers, Workers] = {}  # at most one
 
 
-def connected(asked: AskedWorkers) -> Workers:
-    """The workers of this process that are asked for; others are given back."""
-    if asked not in _WORKERS or not _WORKERS[asked].ray.is_initialized():
+def workers_of(options: Mapping[str, Any]) -> Workers | None:
+    """The workers that options or the environment ask for; None: this process computes.
+
+    Workers that were asked for before are given back, where they are others.
+
+    Raises:
+        UserError: Ray is not installed, cannot be started or reached, or has no room for so many.
+    """
+    wanted = asked(options)
+    if wanted is None:
+        return None
+    if wanted not in _WORKERS or not _WORKERS[wanted].ray.is_initialized():
         for other in _WORKERS.values():
             other.close()
         _WORKERS.clear()
-        _WORKERS[asked] = Workers(asked)
-    return _WORKERS[asked]
+        _WORKERS[wanted] = Workers(wanted)
+    return _WORKERS[wanted]
 
 
-@dataclass(frozen=True)
-class Model:
-    """How a worker gets the driver's model.
-
-    Attributes:
-        load: Arguments of `depthlens.load`.
-        identity: Fingerprint, settings and versions, which must be equal there.
-        donor: The model that ``@donor`` conditions take parts from.
-    """
-
-    load: dict[str, Any]
-    identity: dict[str, Any]
-    donor: Model | None
-
-
-def model_of(lens: Lens, gpus: float) -> Model:
-    """How a worker with so many GPUs gets a model that is loaded here.
+def models_of(lens: Lens, gpus: float) -> Models:
+    """How a worker with so many GPUs gets a model that is loaded here, and its donor.
 
     Raises:
         UserError: it was changed since it was loaded.
@@ -75,12 +68,29 @@ def model_of(lens: Lens, gpus: float) -> Model:
     device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
     load: dict[str, Any] = {"name": lens.name, "device": device, "dtype": str(lens.dtype).removeprefix("torch.")}
     load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
-    return Model(load, _described(identity), model_of(lens.donor.lens, gpus) if lens.donor else None)
+    return [(load, _described(lens)), *(models_of(lens.donor.lens, gpus) if lens.donor else [])]
 
 
-def _described(identity: Identity) -> dict[str, Any]:
-    versions = {name: provenance.version(name) for name in SAME_VERSIONS}
+def _described(lens: Lens) -> dict[str, Any]:
+    """What must be equal on a worker."""
+    identity, versions = lens.identify(), {name: provenance.version(name) for name in SAME_VERSIONS}
     return {"fingerprint": identity.fingerprint, **identity.settings, **versions}
+
+
+def _loaded(models: Models) -> Lens:
+    """A model, with its donor, here.
+
+    Raises:
+        UserError: it is another here.
+    """
+    (load, described), *donor = models
+    lens = loading.load(**load)
+    for name, value in _described(lens).items():
+        if described[name] != value:
+            fix = "install the same versions, and load a model that was saved where workers see it"
+            fault = f"model {lens.name!r}: {name} is {value} on a worker and {described[name]} here"
+            raise UserError(f"{fault}; {fix}")
+    return pairs.with_donor(lens, _loaded(donor)) if donor else lens
 
 
 class Worker:
@@ -97,48 +107,37 @@ class Worker:
         torch.set_num_threads(threads)
         if os.path.isdir(folder):
             os.chdir(folder)
-        self.model: Model | None = None
+        self.models: Models | None = None
         self.lens: Lens | None = None
 
-    def compute(self, shared: tuple[Model, Job], number: int, shard: Asked) -> Computed:
+    def compute(self, shared: tuple[Models, Job], number: int, shard: Asked) -> Computed:
         """Answers to a shard.
 
         Raises:
             UserError: the model is another here, or an answer is not finite.
         """
-        model, job = shared
-        if self.lens is None or model != self.model:
-            self.model = self.lens = None  # the model before goes first
-            self.lens, self.model = self._loaded(model), model
+        models, job = shared
+        if self.lens is None or models != self.models:
+            self.models = self.lens = None  # the model before goes first
+            self.lens, self.models = _loaded(models), models
         means = job.means and job.means.to(self.lens.device)
         options: dict[str, Any] = {"path": job.path, "batch_tokens": job.batch_tokens, "means": means}
         engine = Engine(self.lens, backend=job.backend, progress=False, **options)
         run: Any = engine.generate_until if job.write else engine.loglikelihood
         return number, run(*shard), engine.work
 
-    def _loaded(self, model: Model) -> Lens:
-        lens = loading.load(**model.load)
-        if model.donor:
-            lens = pairs.with_donor(lens, self._loaded(model.donor))
-        for name, value in _described(lens.identify()).items():
-            if model.identity[name] != value:
-                fix = "install the same versions, and load a model that was saved where workers see it"
-                fault = f"model {lens.name!r}: {name} is {value} on a worker and {model.identity[name]} here"
-                raise UserError(f"{fault}; {fix}")
-        return lens
-
 
 class Workers:
     """Actors, for the ``workers`` of `depthlens.engine.engine.Engine`.
 
     Args:
-        asked: How many, of what size, and where.
+        wanted: How many, of what size, and where.
 
     Raises:
         UserError: Ray is not installed, cannot be started or joined, or has no room for so many workers.
     """
 
-    def __init__(self, asked: AskedWorkers) -> None:
+    def __init__(self, wanted: AskedWorkers) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers unless this says 0
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; else it warns
         os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # on a busy machine it starts slowly
@@ -148,13 +147,13 @@ class Workers:
             fix = "pip install 'depthlens[ray]', or leave workers and ray out"
             raise UserError(f"workers need Ray, which is not installed here; {fix}") from error
         self.ray = ray
-        self.asked = asked
+        self.wanted = wanted
         self._actors: list[Any] = []
         if not ray.is_initialized():
-            self._connect(asked.ray)
-        self.cpus, self.gpus = asked.worker_cpus or 1, asked.worker_gpus or 0.0
-        if asked.worker_cpus is None and asked.ray == LOCAL and asked.workers:
-            self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // asked.workers)
+            self._connect(wanted.ray)
+        self.cpus, self.gpus = wanted.worker_cpus or 1, wanted.worker_gpus or 0.0
+        if wanted.worker_cpus is None and wanted.ray == LOCAL and wanted.workers:
+            self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // wanted.workers)
         self.n = self._room()
 
     def _connect(self, address: str) -> None:
@@ -164,9 +163,7 @@ class Workers:
         try:
             if host:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Ray, on its own future
-                self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
             self.ray.shutdown()
             fix = f"give HOST:PORT as 'ray start --head' prints it, or {LOCAL!r} for a Ray on this machine"
@@ -177,18 +174,18 @@ class Workers:
 
     def _room(self) -> int:
         """How many workers there are to be: as many as were asked for, else as many as the cluster can hold."""
-        has, wanted = self.ray.cluster_resources(), self.asked.workers or 1
+        has, n = self.ray.cluster_resources(), self.wanted.workers or 1
         size = {"CPU": self.cpus, "GPU": self.gpus}
         most = min(int(has.get(kind, 0) / each) for kind, each in size.items() if each)
-        if wanted > most:
+        if n > most:
             each, has_all = (" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in size) for of in (size, has))
-            fault = f"workers {wanted}: Ray has room for {most} with {each} each (it has {has_all})"
+            fault = f"workers {n}: Ray has room for {most} with {each} each (it has {has_all})"
             raise UserError(f"{fault}; ask for fewer, or for smaller ones (worker_cpus, worker_gpus)")
-        return self.asked.workers or most
+        return self.wanted.workers or most
 
     def describe(self) -> dict[str, Any]:
         """For the record."""
-        return {"n": self.n, "ray": self.asked.ray, "cpus": self.cpus, "gpus": self.gpus}
+        return {"n": self.n, "ray": self.wanted.ray, "cpus": self.cpus, "gpus": self.gpus}
 
     def close(self) -> None:
         """End all actors; Ray itself goes on until the process ends."""
@@ -199,7 +196,7 @@ class Workers:
 
     def _start(self, lens: Lens) -> None:
         """Have as many actors as are asked for, of the size that the model needs."""
-        on_gpu, gpus = lens.device.type == "cuda", self.asked.worker_gpus
+        on_gpu, gpus = lens.device.type == "cuda", self.wanted.worker_gpus
         if lens.device.type not in ("cpu", "cuda") or (gpus and not on_gpu):
             fix = "load it with device='cuda', or leave worker_gpus out"
             raise UserError(f"workers: model {lens.name!r} is on {lens.device.type} here; {fix}")
@@ -220,7 +217,7 @@ class Workers:
         from ray.util import ActorPool
 
         self._start(lens)
-        pool, shared = ActorPool(self._actors), self.ray.put((model_of(lens, self.gpus), job))
+        pool, shared = ActorPool(self._actors), self.ray.put((models_of(lens, self.gpus), job))
         left = set(range(len(shards)))
 
         def submit(number: int) -> None:

@@ -12,8 +12,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from depthlens import arguments, progress, provenance
-from depthlens.cluster import options as cluster
+from depthlens import arguments, cluster, progress, provenance
 from depthlens.errors import UserError
 
 Command = Callable[..., None]
@@ -67,6 +66,20 @@ def _declared(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation)
 
 
+def _plan(model: Model, tasks: Tasks, ablate: Ablate, json: Json = False, **options: Any) -> None:
+    """Say what a sweep would cost before anything is computed: tokens, time and memory.
+
+    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
+    """
+    _begin(model, tasks, options, json=json)
+    from depthlens.experiments.planning import run_plan
+
+    typer.echo(str(run_plan(model, tasks, ablate, **options)))
+
+
+plan = with_options(*IN_ONE_PROCESS)(_plan)
+
+
 @with_options(*ANYWHERE)
 def sweep(
     model: Model,
@@ -92,14 +105,13 @@ def sweep(
     Example: depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --out runs/first
     """
     if plan:
-        return _plan(model, tasks, ablate, options, json=json)
+        return _plan(model, tasks, ablate, json, **options)
     if out is None:
         raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
-    _check(model, tasks, options, json=json)
+    _begin(model, tasks, options, json=json)
     from depthlens.analysis.result_folder import FILES, claimed
 
     with claimed(out, {"model": model, "tasks": tasks, "ablate": ablate, **options}, overwrite=overwrite) as folder:
-        _say_loading(model, tasks, options)
         from depthlens.analysis.summary_text import summary_text
         from depthlens.experiments.sweep import run_sweep
 
@@ -108,21 +120,6 @@ def sweep(
         result.save(folder, overwrite=overwrite)
     typer.echo(summary_text(result))
     typer.echo("\nWrote " + ", ".join(str(folder / name) for name in FILES))
-
-
-@with_options(*IN_ONE_PROCESS)
-def plan(
-    model: Model,
-    tasks: Tasks,
-    ablate: Ablate,
-    json: Json = False,
-    **options: Any,
-) -> None:
-    """Say what a sweep would cost before anything is computed: tokens, time and memory.
-
-    Example: depthlens plan smollm2-135m capitals_continuation --ablate layers --limit 20
-    """
-    _plan(model, tasks, ablate, options, json=json)
 
 
 @with_options(*ANYWHERE)
@@ -152,7 +149,7 @@ def race(
     Example: depthlens race smollm2-135m capitals_continuation --ablate layers --out runs/race
     """
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents}
-    _check(model, tasks, options, json=json)
+    _begin(model, tasks, options, json=json)
     asked = {"model": model, "tasks": tasks, "ablate": ablate, **own, **options}
     told = {name: repr(value) for name, value in asked.items() if name not in ("store", *cluster.NAMES)}
     from depthlens.analysis.displays import plain
@@ -165,7 +162,6 @@ def race(
     with locked(out) as folder:
         if not overwrite:
             refuse_other(folder, (RECORD_FILE,), differs)
-        _say_loading(model, tasks, options)
         from depthlens.experiments import race as races
         from depthlens.experiments.condition_runs import model_and_tasks
         from depthlens.experiments.options import EvalOptions, settled
@@ -183,31 +179,16 @@ def race(
     typer.echo(f"\nWrote {', '.join(str(folder / name) for name in result.files())}")
 
 
-def _plan(model: str, tasks: Sequence[str], ablate: str, options: dict[str, Any], *, json: bool) -> None:
-    if asked := [name for name in cluster.NAMES if options.get(name) is not None]:
-        raise UserError(f"--{asked[0].replace('_', '-')}: a plan is of one process; leave it out")
-    _check(model, tasks, options, json=json)
-    _say_loading(model, tasks, options)
-    from depthlens.experiments.planning import run_plan
-
-    typer.echo(str(run_plan(model, tasks, ablate, **options)))
-
-
-def _check(model: str, tasks: Sequence[str], options: dict[str, Any], *, json: bool) -> None:
-    """Refuse what is wrong without a model, and set the form of progress."""
+def _begin(model: str, tasks: Sequence[str], options: dict[str, Any], *, json: bool) -> None:
+    """Refuse what is wrong without a model, set the form of progress and say what begins."""
     from depthlens.models import names
     from depthlens.store.parts import open_store
 
     arguments.check(tasks=tasks)
-    for name in (model, options["donor"]):
-        if name is not None:
-            names.find(name)
+    models = [name for name in (model, options["donor"]) if name is not None]
+    for name in models:
+        names.find(name)
     open_store(options["store"])
-    cluster.asked(options)
-    progress.write_json(json)
-
-
-def _say_loading(model: str, tasks: Sequence[str], options: dict[str, Any]) -> None:
-    what = " and ".join(name for name in (model, options["donor"]) if name is not None)
     on = ", here and on workers of Ray" if cluster.asked(options) else ""
-    progress.say(f"loading {what} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
+    progress.write_json(json)
+    progress.say(f"loading {' and '.join(models)} for {', '.join(tasks)}{on}", model=model, tasks=tasks)

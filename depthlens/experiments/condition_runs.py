@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import pandas as pd
 
-from depthlens import arguments, cluster, provenance
+from depthlens import arguments, provenance
 from depthlens.ablations import Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
+from depthlens.cluster import pool
 from depthlens.engine import memory_budget, tree_attention
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
@@ -70,7 +71,7 @@ class ConditionRuns:
         self._lens = lens
         self._joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
         self.store = AnswerStore(options["store"], self._joined)  # its errors come before the tasks are made
-        self._workers = cluster.workers_of(options)
+        self._workers = pool.workers_of(options)
         if not isinstance(tasks, dict) or not tasks:
             tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict
         self.views = views_of(lens, tasks, options)
@@ -136,7 +137,7 @@ def model_and_tasks(
         if name is not None and not how["remote"]:
             names.configuration(names.find(name))
     loaded = load_tasks(tasks, options)
-    cluster.workers_of(options)  # their errors come before the model is loaded
+    pool.workers_of(options)  # their errors come before the model is loaded
     return loading.load(model, **how), loaded
 
 

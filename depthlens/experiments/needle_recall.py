@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import arguments, cluster
+from depthlens import arguments
 from depthlens.ablations import BASELINE
+from depthlens.cluster import pool
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
@@ -37,7 +38,7 @@ def recalled_needles(
     """
     arguments.loaded(lens)
     cache = AnswerStore(store, lens).entry("needles")
-    workers = cluster.workers_of({})  # of the environment
+    workers = pool.workers_of({})  # of the environment
     engine = Engine(lens, batch_tokens=batch_tokens, progress=progress, cache=cache, workers=workers)
     return recalled(lens, engine, needles)
 

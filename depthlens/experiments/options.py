@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypedDict, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
-from depthlens import arguments
-from depthlens.cluster import options as cluster
+from depthlens import arguments, cluster
+from depthlens.arguments import EvalOptions as EvalOptions
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
-from depthlens.store.answer_cache import Where
 from depthlens.tasks import document_choice, harness
-from depthlens.tasks.document_choice import Samples
 from depthlens.tasks.document_choice import recorded as recorded_samples
 from depthlens.tasks.prepared_task import Prepared
-
-
-class EvalOptions(TypedDict, total=False):
-    """Options of every experiment that asks tasks; each may be left out.
-
-    Attributes:
-        limit: Number of documents of each task, from the first on; None (default): all.
-        samples: Which documents, instead of ``limit``: numbers (``range(0, 100, 2)``), a slice as text as in Python
-            (``"1::2"``: every other one), or a dictionary of either by task.
-        num_fewshot: Worked examples before each question; None (default): what the task says.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples, and of tokens that are drawn; 0 by default.
-        apply_chat_template: Wrap prompts in the model's chat template.
-        system_instruction: Text before everything else.
-        gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names: ``max_gen_toks``, ``until``,
-            ``do_sample``, ``temperature``, ``top_p``, ``top_k``, ``min_p``. Tokens that are drawn depend on ``seed``,
-            the condition and the document alone (`depthlens.engine.writer`).
-        think_end_token: Text that ends what a reasoning model thinks, such as ``</think>``; only what follows is the
-            answer.
-        enable_thinking: Argument of chat templates that have it; None (default): the template's own way.
-        measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
-            in nats; ``token_logprob``: the same per token of the answer (`depthlens.tasks.answer_logprob`); ``both``:
-            the task's own metrics and ``answer_logprob``.
-        backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
-        batch_tokens: Token budget of one batch; None (default): chosen by device and free memory.
-        store: Folder or URL where answers are read and kept, so that nothing is computed twice; ``auto`` (default):
-            what DEPTHLENS_STORE names, else the user's data folder; None: nowhere.
-        progress: Show progress bars; True by default.
-        workers: Number of processes that compute, each with the model, through Ray (`depthlens.cluster`); None
-            (default): this process computes, or with ``ray`` as many as fit. DEPTHLENS_WORKERS and so on stand for
-            these four where they are not given.
-        ray: ``local``: a Ray that is started on this machine (default with ``workers``); or the address of a cluster.
-        worker_cpus: CPU threads of each worker; None (default): its share of a local machine's cores, else 1.
-        worker_gpus: GPUs of each worker, below 1 a share of one; None (default): as many as the model has here.
-    """
-
-    limit: int | None
-    samples: Samples | None
-    num_fewshot: int | None
-    include_path: str | Path | None
-    seed: int
-    apply_chat_template: bool
-    system_instruction: str | None
-    gen_kwargs: Mapping[str, Any] | None
-    think_end_token: str | None
-    enable_thinking: bool | None
-    measure: str
-    backend: str
-    batch_tokens: int | None
-    store: Where
-    progress: bool
-    workers: int | None
-    ray: str | None
-    worker_cpus: int | None
-    worker_gpus: float | None
-
 
 _OF_TASKS = ("limit", "samples", "num_fewshot", "include_path", "seed")
 _OF_CHAT = ("apply_chat_template", "system_instruction", "think_end_token", "enable_thinking")

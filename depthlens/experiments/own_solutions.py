@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from depthlens import cluster
 from depthlens.ablations import BASELINE
+from depthlens.cluster import pool
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import worked_solutions
@@ -75,7 +75,7 @@ def written_solutions(
             batch_tokens=options["batch_tokens"],
             progress=options["progress"],
             cache=answers.entry(prepared.name),
-            workers=cluster.workers_of(options),
+            workers=pool.workers_of(options),
         )
         (texts,) = prepared.run(engine, [BASELINE])
         right = _right(prepared, texts)

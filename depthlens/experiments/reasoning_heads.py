@@ -25,9 +25,10 @@ from typing import Any, Unpack
 import numpy as np
 from jaxtyping import Float
 
-from depthlens import arguments, cluster
+from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores, ReasoningScores
+from depthlens.cluster import pool
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import own_solutions
@@ -146,7 +147,7 @@ def _exact(
     cache: AnswerCache,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses [cell, n_layers, n_heads] and clean log-probabilities [cell], summed over the tokens of each cell."""
-    about: dict[str, Any] = {"progress": options["progress"], "workers": cluster.workers_of(options)}
+    about: dict[str, Any] = {"progress": options["progress"], "workers": pool.workers_of(options)}
     engine = Engine(lens, batch_tokens=options["batch_tokens"], cache=cache, **about)
     spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
     requests = [solved[cells[c][0]].request(span) for c, span in spans]

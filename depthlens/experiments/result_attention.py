@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from depthlens import arguments
-from depthlens.cluster import options as cluster
+from depthlens import arguments, cluster
 from depthlens.experiments import attention_patterns, worked_solutions
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options

@@ -18,9 +18,10 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from depthlens import arguments, cluster
+from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.cluster import pool
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import needle_recall
@@ -102,7 +103,7 @@ def retrieval_scores(
         source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
         source |= {"seed": chosen["seed"]}
     answers = AnswerStore(chosen["store"], lens)
-    about: dict[str, Any] = {"progress": chosen["progress"], "workers": cluster.workers_of(chosen)}
+    about: dict[str, Any] = {"progress": chosen["progress"], "workers": pool.workers_of(chosen)}
     engine = Engine(lens, batch_tokens=chosen["batch_tokens"], cache=answers.entry(label), **about)
     recalled = needle_recall.recalled(lens, engine, needles)
     if only_recalled and not recalled:

@@ -53,7 +53,7 @@ def setup_notebook(
         num_fewshot: Worked examples before each question; None keeps what each task says.
         apply_chat_template: Wrap prompts in the model's chat template.
         enable_thinking: Argument of the chat template; None: its own way.
-        gen_kwargs: How answers are written, over what the tasks say; see `depthlens.experiments.options.EvalOptions`.
+        gen_kwargs: How answers are written, over what the tasks say; see `depthlens.EvalOptions`.
         think_end_token: Text that ends what a reasoning model thinks.
         seed: Seed of Python, NumPy and torch.
         device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N``, or several GPUs: ``cuda:0,cuda:1``.

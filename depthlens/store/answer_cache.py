@@ -111,13 +111,12 @@ class AnswerRows:
 
     def _store(self) -> None:
         rows, self._waiting, self._last_stored = self._waiting, [], time.monotonic()
-        if self.entry and rows:
-            stored = self.entry.write({(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows})
-            self._count_stored(len(rows) if stored else 0)
-
-    def _count_stored(self, n: int) -> None:
-        self._n_stored += n
-        if self.entry and self._bar is not None:
+        if not self.entry:
+            return
+        answers = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
+        if rows and self.entry.write(answers):
+            self._n_stored += len(rows)
+        if self._bar is not None:
             self._bar.kept(self._n_stored)
 
     @contextmanager
@@ -130,7 +129,7 @@ class AnswerRows:
             Interrupted: Ctrl-C.
         """
         self._bar = bar
-        self._count_stored(0)
+        self._store()
         try:
             with hear_ctrl_c() as self._check_ctrl_c:
                 try:
@@ -138,14 +137,11 @@ class AnswerRows:
                 finally:
                     self._store()
         except KeyboardInterrupt:
-            raise Interrupted(self._stored_so_far()) from None
-
-    def _stored_so_far(self) -> str:
-        """How many rows are stored and how to continue, in one line."""
-        if not self.entry:
-            return "nothing is kept without a store; with one the same call goes on where it was stopped"
-        rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {self.entry.label}"
-        return f"{rows} are kept in {self.entry.store.location}; run the same again to go on"
+            told = "nothing is kept without a store; with one the same call goes on where it was stopped"
+            if self.entry:
+                rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {self.entry.label}"
+                told = f"{rows} are kept in {self.entry.store.location}; run the same again to go on"
+            raise Interrupted(told) from None
 
 
 class AnswerCache:
@@ -163,14 +159,9 @@ class AnswerCache:
         self._rows: list[AnswerRows] = []
 
     @property
-    def n_read(self) -> int:
-        """Answers that were read."""
-        return sum(rows.n_known for rows in self._rows)
-
-    @property
-    def n_computed(self) -> int:
-        """Answers that were computed."""
-        return sum(rows.n_computed for rows in self._rows)
+    def counts(self) -> tuple[int, int]:
+        """How many answers were read, and how many were computed."""
+        return sum(rows.n_known for rows in self._rows), sum(rows.n_computed for rows in self._rows)
 
     def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
         """Answers to requests under conditions, with what is known already."""
@@ -242,11 +233,8 @@ class AnswerStore:
 
     def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
         self._opened = open_store(store)
-        self._models = {"model": lens}
-        if lens.donor:
-            self._models["donor"] = lens.donor.lens
-        if second is not None:
-            self._models["second"] = second
+        given = {"model": lens, "donor": lens.donor and lens.donor.lens, "second": second}
+        self._models = {role: model for role, model in given.items() if model is not None}
         for model in self._models.values():
             model.bind()
 
@@ -316,8 +304,8 @@ def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
         return None
     return {
         "location": entries[0].store.location,
-        "rows_read": sum(cache.n_read for cache in caches),
-        "rows_computed": sum(cache.n_computed for cache in caches),
+        "rows_read": sum(cache.counts[0] for cache in caches),
+        "rows_computed": sum(cache.counts[1] for cache in caches),
         "parts": sorted(set().union(*(entry.used for entry in entries))),
     }
 

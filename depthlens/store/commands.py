@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from depthlens import arguments
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError, blaming
 from depthlens.progress import say
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from depthlens.store.parts import Store
 
 app = typer.Typer(help="See and clear the answers that are kept.", no_args_is_help=True, rich_markup_mode=None)
-MOST_DAYS = 365_000  # the calendar has no earlier date
 Where = Annotated[str, typer.Option("--store", metavar="DIR|URL", help="The store; DEPTHLENS_STORE or the default.")]
 
 
@@ -30,7 +27,7 @@ def _read(where: str) -> tuple[Store, pd.DataFrame]:
     if store is None:
         raise UserError("there is no store (DEPTHLENS_STORE or --store says none); name one with --store")
     say(f"reading the store {store.location}", store=store.location)
-    return store, store.table()
+    return store, store.table().rename(columns={"label": "task"})
 
 
 @app.command(name="list")
@@ -38,9 +35,9 @@ def list_(store: Where = "auto") -> None:
     """What is kept: a line a model and task."""
     opened, table = _read(store)
     same = dict.fromkeys(("model", "dtype", "device", "backend", "method"), "last")
-    entries = table.assign(key=table["part"].str.split("/").str[0]).groupby(["key", "label"])
+    entries = table.assign(key=table["part"].str.split("/").str[0]).groupby(["key", "task"])
     rows = entries.agg({**same, "part": "size", "rows": "sum", "bytes": "sum", "time": "max"}).reset_index()
-    rows = rows.rename(columns={"label": "task", "part": "parts", "time": "written"})
+    rows = rows.rename(columns={"part": "parts", "time": "written"})
     typer.echo(rows.to_string(index=False) if len(rows) else "nothing is kept yet")
     typer.echo(f"\n{len(rows)} entries, {megabytes(table)} in {opened.location}")
 
@@ -61,25 +58,21 @@ def show(
 
 @app.command()
 def prune(
+    where: Annotated[
+        str,
+        typer.Option(
+            metavar="QUERY",
+            help="Which parts: a query of pandas on model, task, rows, time, backend and the other entries that show "
+            "prints, such as \"task == 'gsm8k' and time < '2026-03-01'\". \"rows > 0\" means all.",
+        ),
+    ],
     store: Where = "auto",
-    model: Annotated[str | None, typer.Option(help="Parts of this model: its name or fingerprint.")] = None,
-    task: Annotated[str | None, typer.Option(help="Parts of this task.")] = None,
-    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Parts made so long ago.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All parts.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Delete parts that fit every criterion given."""
-    if model is None and task is None and older_than is None and not everything:
-        raise UserError("nothing to prune is named; give --model, --task, --older-than or --all")
-    days = min(arguments.number("older_than", older_than or 0, 0, fix=" of days"), MOST_DAYS)
+    """Delete parts."""
     opened, table = _read(store)
-    for kind, columns, value in (("model", ["model", "fingerprint"], model), ("task", ["label"], task)):
-        if value is not None:
-            if value not in (known := {*table[columns].to_numpy().ravel()}):
-                raise unknown(kind, value, sorted(known))
-            table = table[(table[columns] == value).any(axis=1)]
-    if older_than is not None:
-        table = table[table["time"] < (datetime.now(UTC) - timedelta(days=days)).isoformat()]
+    with blaming(f"--where {where!r} cannot be asked", f"compare some of {', '.join(table.columns)}"):
+        table = table.query(where, engine="python")
     for part in table["part"]:
         typer.echo(part)
         if not dry_run:

@@ -2,14 +2,14 @@
 
 ::
 
-    format.json                 {"format": 2}
     KEY/LABEL/NAME.parquet      one part: rows (condition, request) -> value, greedy, text
 
 KEY is the hash of all that the rows below it share, which each part has in its metadata, with what made it. A
 log-likelihood has a value and whether it is greedy, a number only a value. A written answer has a text, and in the
 place of ``greedy`` whether it ended by itself. Scores and summaries are never stored, because they are computed from
 these rows every time. No file is changed in place, so processes share a store, and a killed one leaves whole parts and
-at worst a temporary file, whose name starts with a dot. Each page of a part has Parquet's checksum.
+at worst a temporary file, whose name starts with a dot, or at a URL a part that cannot be read. Each page of a part has
+Parquet's checksum.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depthlens.errors import UserError, blaming, first_line
-from depthlens.paths import TEMPORARY, write_files
+from depthlens.paths import write_files
 from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
+FORMAT = "format.json"  # a file of stores of earlier versions: {"format": 1} is that of 0.2
 WITHOUT = "none"  # in any case of letters: no store
 Address = tuple[str, str]  # of an answer: condition, request
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
@@ -67,7 +67,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
         make: Make one where there is none.
 
     Raises:
-        UserError: it is none of these, cannot be made or read, is not a store, or is one of another version.
+        UserError: it is none of these, cannot be made or read, or is not a store.
     """
     if isinstance(where, Store) or where is None:
         return where
@@ -76,15 +76,10 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
     where = os.fspath(where)
     if where == DEFAULT:
         where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "answers")
-    if without(where):
+    if where.strip().lower() == WITHOUT:
         return None
     with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
         return Store(where, make=make)
-
-
-def without(where: str) -> bool:
-    """Whether a text says that there is to be no store."""
-    return where.strip().lower() == WITHOUT
 
 
 @cache  # once in a process, and not for every part
@@ -103,50 +98,36 @@ class Store:
         location: Where it is, as it was given.
 
     Raises:
-        UserError: it is no store, or one of another version.
+        UserError: it is a folder with other things in it or a store of 0.2, or is not there and is not to be made.
         OSError: it cannot be made or read.
     """
 
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        try:
-            number = json.loads(self.fs.cat_file(self.at("format.json"))).get("format")
-        except FileNotFoundError:
-            self._make(make)
-            return
-        if number != FORMAT:
-            fault = f"store {location!r} is of another version of depthlens (format {number}, this one has {FORMAT})"
-            raise UserError(f"{fault}; name another store, and both are kept")
-
-    def _make(self, make: bool) -> None:
-        self.fs.invalidate_cache()
-        paths = self.fs.ls(self.root, detail=False) if self.fs.exists(self.root) else []
-        there = [name for name in map(posixpath.basename, paths) if not name.startswith(".")]
-        if there and there != ["format.json"]:  # else another process has made it meanwhile
-            fault = f"store {self.location!r} is a folder with other things in it ({there[0]}, ...)"
+        there = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else None
+        if there is None and not make:
+            raise UserError(f"store {location!r} does not exist; a sweep makes one, --store names another")
+        self.fs.makedirs(self.root, exist_ok=True)
+        files = [posixpath.basename(path["name"]) for path in there or () if path["type"] == "file"]
+        if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
+            fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
-        if not make:
-            raise UserError(f"store {self.location!r} does not exist; a sweep makes one, --store names another")
-        self.write("format.json", json.dumps({"format": FORMAT}).encode())
+        if FORMAT in files and json.loads(self.fs.cat_file(self.at(FORMAT))) == {"format": 1}:
+            raise UserError(f"store {location!r} is of version 0.2 of depthlens; name another store, and both are kept")
 
     def at(self, path: str) -> str:
         """The path of a file of the store on its file system."""
         return posixpath.join(self.root, path)
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all; at a URL as its file system does it."""
         target = self.at(path)
         if isinstance(self.fs, fsspec.implementations.local.LocalFileSystem):
             write_files(Path(target).parent, {Path(target).name: lambda file: file.write(data)})
             return
         self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
-        # object stores show a new object when it is whole; file systems that can rename show half a file before
-        renames = type(self.fs).mv is not fsspec.AbstractFileSystem.mv
-        new = posixpath.join(posixpath.dirname(target), f"{TEMPORARY}{uuid.uuid4().hex}") if renames else target
-        self.fs.pipe_file(new, data)
-        if renames:
-            self.fs.mv(new, target)
+        self.fs.pipe_file(target, data)
 
     def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
         """Where rows of one kind are.
@@ -213,14 +194,12 @@ class Entry:
         """What all parts hold of some requests under some conditions."""
         known: dict[Address, Answer] = {}
         for path in self.store.parts(self.folder):
-            if (part := self.store.read(path)) is not None:
-                n_before = len(known)
-                rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
-                for condition, request, *answer in rows:
-                    if condition in conditions and request in requests:
-                        known[condition, request] = _answer(*answer)
-                if len(known) > n_before:
-                    self.used.add(path)
+            part = self.store.read(path)
+            rows = () if part is None else zip(*(column.to_pylist() for column in part.columns), strict=True)
+            found = {(c, r): _answer(*answer) for c, r, *answer in rows if c in conditions and r in requests}
+            if found.keys() - known.keys():
+                self.used.add(path)
+            known |= found
         return known
 
     def write(self, answers: Mapping[Address, Answer]) -> bool:

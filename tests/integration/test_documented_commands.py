@@ -49,7 +49,7 @@ RUN = {
     "depthlens sweep path/to/folder capitals_continuation --ablate layers@int4 ": "Wrote ",
     "depthlens store list": "entries, ",
     "depthlens store show KEY/TASK": '"conditions"',
-    "depthlens store prune --task NAME": "deleted ",
+    "depthlens store prune --where ": "deleted ",
     "depthlens sweep smollm2-135m colours ": "Wrote ",
     "depthlens sweep smollm2-135m-cot colours ": "Wrote ",
     "depthlens compare runs/colours ": "Wrote ",

@@ -102,12 +102,10 @@ STORE = [
     (["store", "list", "--store", "{out}"], "does not exist; a sweep makes one, --store names another"),
     (["store", "list", "--store", "{foreign}"], "is a folder with other things in it (notes.txt, ...)"),
     (["store", "show", "nope", "--store", "{kept}"], "no part begins with 'nope'; "),
-    (["store", "prune", "--store", "{kept}"], "nothing to prune is named; give --model, --task, --older-than or --all"),
-    (["store", "prune", "--store", "{kept}", "--model", "nope"], "unknown model 'nope'; "),
-    (["store", "prune", "--store", "{kept}", "--task", "nope"], "unknown task 'nope'; "),
+    (["store", "prune", "--store", "{kept}"], "Missing option '--where'"),
     *(
-        (["store", "prune", "--store", "{kept}", "--older-than", days], f"older_than {days}: give a number, at least 0")
-        for days in ("-1.0", "nan")
+        (["store", "prune", "--store", "{kept}", "--where", where], f"--where {where!r} cannot be asked (")
+        for where in ("", "tsak == 'a'", "rows +", "rows + 1")
     ),
 ]
 OTHERS = [

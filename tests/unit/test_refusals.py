@@ -176,11 +176,6 @@ def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch):
     assert parts.open_store("none") is parts.open_store("NONE") is None
 
 
-def test_parts_older_than_all_time(call, places):
-    code, printed, _ = call(["store", "prune", "--store", places["kept"], "--older-than", "99999999999999"])
-    assert code == 0 and printed[-1].startswith("deleted 0 parts")
-
-
 @pytest.mark.nightly
 def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_cells(call, tmp_path):
     out = tmp_path / "out"

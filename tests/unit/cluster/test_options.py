@@ -10,9 +10,8 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.cluster import options as cluster
-from depthlens.cluster import pool
-from depthlens.cluster.options import AskedWorkers
+from depthlens import cluster
+from depthlens.cluster import AskedWorkers, pool
 from depthlens.engine.engine import Engine, Job
 from depthlens.errors import UserError
 from depthlens.requests import LoglikelihoodRequest
@@ -30,8 +29,8 @@ class TestAsked:
         assert cluster.asked({}) is None
         monkeypatch.setenv("DEPTHLENS_WORKERS", "4")
         monkeypatch.setenv("DEPTHLENS_WORKER_GPUS", "0.5")
-        assert cluster.asked({"workers": None}) == AskedWorkers("local", 4, None, 0.5)
-        assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers("host:1", 2, None, 0.5)
+        assert cluster.asked({"workers": None}) == AskedWorkers(4, "local", None, 0.5)
+        assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers(2, "host:1", None, 0.5)
 
     @pytest.mark.parametrize(
         ("options", "line"),
@@ -79,6 +78,6 @@ def test_a_worker_takes_a_relative_path_from_the_folder_of_the_command(tmp_path,
     monkeypatch.chdir("/")
     worker = pool.Worker(torch.get_num_threads(), str(tmp_path))
     number, answers, _ = worker.compute(
-        (pool.model_of(lens, 0), Job(False, "torch", "wavefront", None, None)), 7, shard
+        (pool.models_of(lens, 0), Job(False, "torch", "wavefront", None, None)), 7, shard
     )
     assert (number, answers) == (7, Engine(lens, progress=False).loglikelihood(*shard))

@@ -36,7 +36,7 @@ def in_turn(monkeypatch):
     """Experiments that ask for workers get these."""
     workers = InTurn()
     workers.describe = dict
-    monkeypatch.setattr("depthlens.cluster.workers_of", lambda options: workers if options["workers"] else None)
+    monkeypatch.setattr("depthlens.cluster.pool.workers_of", lambda options: workers if options["workers"] else None)
     return workers
 
 
