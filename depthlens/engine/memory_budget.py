@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from depthlens.engine import branch_attention, tree_attention
+from depthlens.engine import tree_attention
 from depthlens.models.lens import Lens
 from depthlens.models.placement import free_bytes
 
@@ -79,7 +79,7 @@ def chunk_bytes(lens: Lens) -> int:
     widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
     scores = 0
     if tree_attention.kernel_of(lens) == "unfused":
-        scores = lens.dims.n_heads * branch_attention.SCORES_PER_QUERY * branch_attention.SCORE_BYTES
+        scores = lens.dims.n_heads * tree_attention.SCORES_PER_QUERY * tree_attention.SCORE_BYTES
     return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest) + scores
 
 
