@@ -172,8 +172,8 @@ class Engine:
             if self.workers is not None:
                 self._sharded(self.workers, rows, bar, longest, needed, writes=writes)
             elif rows.unfinished:
-                path = self._path(longest)
-                (path.generate_until if writes else path.loglikelihood)(rows, bar)
+                path = self._path(longest, rows, bar, writes)
+                path.run()
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
@@ -270,10 +270,10 @@ class Engine:
             log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
         return found
 
-    def _path(self, longest: int) -> PackedTrees | RowBatches:
+    def _path(self, longest: int, rows: AnswerRows, bar: progress.Bar, writes: bool) -> PackedTrees | RowBatches:
         if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget, self.work)
-        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work)
+            return PackedTrees(self.lens, self.backend, self.budget, self.work, rows, bar, writes=writes)
+        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work, rows, bar, writes=writes)
 
 
 def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:

@@ -150,10 +150,11 @@ def _try(lens: Lens) -> Found:
     refused = f"model {lens.name!r} ({type(lens.model).__name__}) is not supported"
     order = [call.layer for call in calls]
     if again := [layer for layer in order if order.count(layer) > 1]:
-        fault = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
-        raise UserError(f"{refused}: {fault}")
-    in_order = order == [*range(lens.dims.n_layers)]
-    fault = None if in_order else "its layers are not passed one after the other"
+        times = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
+        raise UserError(f"{refused}: {times}")
+    fault: str | None = None
+    if order != [*range(lens.dims.n_layers)]:
+        fault = "its layers are not passed one after the other"
     x, adds, separable = arch.embed(tokens), True, True
     for call in calls:
         if not fault and _apart(x, call.given, close):
