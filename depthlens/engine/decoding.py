@@ -28,10 +28,10 @@ from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, aligned, attend, merge, walking
 from depthlens.engine.wavefront import CLEAN, Wavefront
+from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden, wide_type
 from depthlens.models.lens import Lens
@@ -41,27 +41,6 @@ from depthlens.models.placement import moved
 JOIN_SHARE = 2
 # finished rows leave once less than this share of those in memory still writes: leaving copies the others
 STAY_SHARE = 0.8
-
-
-class CapturingLayout(Layout):
-    """A pack's layout that hands on the keys and values that pass.
-
-    Args:
-        pack: The prompts.
-        device: Where tokens are embedded.
-        keep: Called with the layer, the condition of a row (`CLEAN`, which comes first, or its place in the walk), and
-            its keys and values.
-    """
-
-    def __init__(self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None]) -> None:
-        super().__init__(pack, device)
-        self.keep = keep
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See `Layout.attention`."""
-        for condition, k, v in zip(self.rows, key, value, strict=True):
-            self.keep(layer, condition, k, v)
-        return super().attention(layer, query, key, value, scale)
 
 
 class WalkedRows:
@@ -180,8 +159,6 @@ class SharedPrefixes:
     def __init__(self) -> None:
         self._conditions: list[int] = []  # of each row
         self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
-        # by layer, those of conditions as one tensor, of which the known ones are parts
-        self._stacked: dict[int, tuple[list[int], Tensor, Tensor]] = {}
         self._products: dict[int, list[_Product]] = {}  # by layer, until rows join or leave
 
     def put(
@@ -213,9 +190,13 @@ class SharedPrefixes:
         for row, c in enumerate(self._conditions):
             rows_of.setdefault(c if c in self._known[layer] else CLEAN, []).append(row)
         clean = {CLEAN: rows_of.pop(CLEAN)} if CLEAN in rows_of else {}
-        products = []
+        known = self._known[layer]
+        products, kept = [], {CLEAN: known[CLEAN]}
         for some in filter(None, (rows_of, clean)):
-            keys, values = self._as_one(layer, [*some])
+            keys, values = (torch.stack(of) for of in zip(*(known[c] for c in some), strict=True))
+            kept |= zip(
+                some, zip(keys, values, strict=True), strict=True
+            )  # parts of these take the place of the others
             sizes, rows = torch.tensor([*map(len, some.values())]), [row for of in some.values() for row in of]
             real = torch.arange(int(sizes.max())) < sizes[:, None]  # [prefix, row]
             # copies are spared where they can be: they cost as much as a short prefix
@@ -223,19 +204,8 @@ class SharedPrefixes:
             at = slice(rows[0], rows[-1] + 1) if dense else torch.tensor(rows, device=keys.device)
             place = None if real.all() else real.to(keys.device).nonzero(as_tuple=True)
             products.append(_Product(at, place, real.shape[1], keys, values))
+        self._known[layer] = kept
         return products
-
-    def _as_one(self, layer: int, conditions: list[int]) -> tuple[Tensor, Tensor]:
-        """Keys and values of some prefixes, each as one tensor, which takes the place of those that it is made of."""
-        known = self._known[layer]
-        if conditions == [CLEAN]:
-            return known[CLEAN][0][None], known[CLEAN][1][None]
-        if layer not in self._stacked or self._stacked[layer][0] != conditions:
-            keys, values = (torch.stack([known[c][i] for c in conditions]) for i in (0, 1))
-            self._stacked[layer] = conditions, keys, values
-            parts = dict(zip(conditions, zip(keys, values, strict=True), strict=True))
-            self._known[layer] = parts | {CLEAN: known[CLEAN]}
-        return self._stacked[layer][1:]
 
 
 class Decoding:
@@ -322,7 +292,7 @@ class Decoding:
         last_tokens = [path[-1] for path in pack.paths]
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
         under = self.conditions[some.start : some.stop]
-        states = walk.run(pack, under, last_tokens, CapturingLayout(pack, lens.device, keep), self._passed)
+        states = walk.run(pack, under, last_tokens, Layout(pack, lens.device, keep), self._passed)
         self._walked.append(walked)
         self._prefix.read_by([c for c, _ in self.rows])
         self._alive |= {*walked.rows}

@@ -20,9 +20,9 @@ import torch
 
 from depthlens import arguments, backends, progress
 from depthlens.ablations import BASELINE, Condition, expand
-from depthlens.backends.protocol import Means
+from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, prefix_tree, walk_check
+from depthlens.engine import prefix_tree, walk_check, work
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.wavefront import n_passed
@@ -108,7 +108,7 @@ class Engine:
         self.path = path
         self.asked_batch_tokens = batch_tokens
         self.workers = workers
-        self.budget = memory_budget.choose(lens, batch_tokens)
+        self.budget = work.choose(lens, batch_tokens)
         self.progress = progress
         self.cache = cache or AnswerCache()
         self.work = Work()

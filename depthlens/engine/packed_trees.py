@@ -20,12 +20,11 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, prefix_tree
+from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
-from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
-from depthlens.engine.work import Work, WorkRate, text_lengths
+from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
@@ -149,8 +148,8 @@ class PackedTrees:
                 (self._write if self.writes else self._score)(pack, group, clean, passed)
             return True
 
-        can_shrink = n_rows > 1 or self.batch_tokens > memory_budget.MIN_BATCH_TOKENS
-        complete = memory_budget.tried(run, smaller=can_shrink)
+        can_shrink = n_rows > 1 or self.batch_tokens > MIN_BATCH_TOKENS
+        complete = tried(run, smaller=can_shrink)
         answered = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
         self.bar.update(start + len(answered) - self.bar.n)
         n_tokens, unshared = 0 if walked else pack.n_tokens, sum(len(self.tokens[r]) for _, r in answered)
@@ -158,7 +157,7 @@ class PackedTrees:
         self.rows.keep(answered)
         if not complete:
             clean.forget()
-            self.batch_tokens = max(memory_budget.MIN_BATCH_TOKENS, self.batch_tokens // 2)
+            self.batch_tokens = max(MIN_BATCH_TOKENS, self.batch_tokens // 2)
             for product in self.rows.missing(members, group):
                 for half in _halves(*product):
                     self.compute(*half, CleanRow())

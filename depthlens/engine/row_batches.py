@@ -18,9 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from depthlens.backends.protocol import Backend
-from depthlens.engine import memory_budget
-from depthlens.engine.work import Work, text_lengths
+from depthlens.backends.torch import Backend
+from depthlens.engine.work import Work, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide
@@ -81,7 +80,7 @@ class RowBatches:
             if not padded:
                 batch = [row for row in batch if widths[row[1]] == widths[batch[0][1]]]
             run = partial(self._write if self.writes else self._score, batch)
-            answers = memory_budget.tried(run, smaller=len(batch) > 1)
+            answers = tried(run, smaller=len(batch) > 1)
             if answers is None:
                 self.batch_tokens = max(1, len(batch) // 2 * longest)
                 continue

@@ -70,6 +70,11 @@ def kernel(device: torch.device, dtype: torch.dtype, equal: bool) -> str:
 class Layout:
     """A pack as tensors: token ids, positions, and which keys each branch token sees.
 
+    Args:
+        pack: The prefix tree.
+        device: Where tokens are embedded.
+        keep: Called with the layer, the condition of a row, and its keys and values as they pass; None: nothing is.
+
     Attributes:
         tokens: Shape [pos].
         position_ids: Shape [1, pos].
@@ -79,8 +84,11 @@ class Layout:
 
     rows: list[int]
 
-    def __init__(self, pack: Pack, device: torch.device) -> None:
+    def __init__(
+        self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None] | None = None
+    ) -> None:
         self.rows = []
+        self.keep = keep
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
         self.n_prefix = len(pack.prefix)
@@ -98,12 +106,15 @@ class Layout:
         """Attention of rows that all have this layout.
 
         Args:
-            layer: Layer number (for layouts that keep what they see).
+            layer: Layer number.
             query: Query heads.
             key: Key heads.
             value: Value heads.
             scale: Factor on the scores.
         """
+        if self.keep is not None:
+            for condition, k, v in zip(self.rows, key, value, strict=True):
+                self.keep(layer, condition, k, v)
         chosen = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1])
         made = chosen == "flex", query.device, query.dtype
         if made not in self._trees:

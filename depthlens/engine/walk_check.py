@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from depthlens.ablations import Condition
 from depthlens.engine import prefix_tree
+from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden, rotary_settings, wide, with_hidden
@@ -73,15 +74,6 @@ class Call:
     given: Float[Tensor, "text pos d_model"]
     output: Float[Tensor, "text pos d_model"]
     added: Tensor
-
-
-class Tree(Layout):
-    """A layout that notes the number of key heads of each call."""
-
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See `Layout.attention`."""
-        self.rows.append(key.shape[1])
-        return super().attention(layer, query, key, value, scale)
 
 
 _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary()
@@ -144,8 +136,7 @@ def _try(lens: Lens) -> Found:
     drawn = [i * 7919 % len(arch.embed.weight) for i in range(1, 3 * n + 1)]
     texts = [drawn[:k] + drawn[i * n + k : (i + 1) * n] for i, k in enumerate((n, n // 2, n * 3 // 4))]
     pack = prefix_tree.build(texts, range(3))
-    paths = torch.tensor(pack.paths, device=lens.device)
-    tokens = torch.tensor(pack.tokens, device=lens.device)[paths]
+    tokens = torch.tensor(texts, device=lens.device)
     calls, logits = _calls(lens, tokens)
     refused = f"model {lens.name!r} ({type(lens.model).__name__}) is not supported"
     order = [call.layer for call in calls]
@@ -160,7 +151,7 @@ def _try(lens: Lens) -> Found:
         if not fault and _apart(x, call.given, close):
             fault = f"layer {call.layer} gets something else than what the part before it gives"
         with lens.resident(call.layer):
-            fault = fault or _fault(lens, call, Tree(pack, lens.device_of(call.layer)), moved(paths, call.given.device))
+            fault = fault or _fault(lens, call, pack)
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
                 adds = False
                 separable &= not _apart(_without_parts(lens, call), call.given, close)
@@ -196,25 +187,28 @@ def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "text pos d_model"]:
         return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
-def _fault(lens: Lens, call: Call, tree: Tree, paths: Int[Tensor, "text pos"]) -> str | None:
+def _fault(lens: Lens, call: Call, pack: Pack) -> str | None:
     """What a layer does not compute when it is called by itself, with the texts as a tree."""
     arch, layer, dims = lens.arch, call.layer, lens.dims
     if layer in dims.headless:
         return f"layer {layer} mixes its tokens in another way than by attention"
     if arch.rotary is None:
         return "its tokens learn where they stand in another way than by a rotary embedding"
-    x = call.given.new_empty(len(tree.tokens), dims.d_model)
-    x[paths] = call.given
+    n_keys: list[int] = []
+    layout = Layout(pack, lens.device_of(layer), lambda layer, row, key, value: n_keys.append(len(key)))
+    layout.rows, paths = [0], torch.tensor(pack.paths, device=call.given.device)
+    x = call.given.new_empty(1, pack.n_tokens, dims.d_model)
+    x[0, paths] = call.given
     # the last layer is asked for some positions only
     some, keep = (slice(-1, None), paths[:, -1]) if layer == dims.n_layers - 1 else (slice(None), None)
     try:
         with walking(lens.model):
-            alone = arch.call(layer, x[None], tree, arch.angles(x[None], tree.position_ids), keep)[0, paths]
+            alone = arch.call(layer, x, layout, arch.angles(x, layout.position_ids), keep)[0, paths]
     except NOT_CALLABLE as e:
         return f"layer {layer} cannot be called by itself ({type(e).__name__})"
     if _apart(alone[:, some], call.output[:, some], CLOSE[lens.dtype]):
         return f"layer {layer} computes something else when it is called by itself"
-    if tree.rows != [dims.n_kv_heads]:
+    if n_keys != [dims.n_kv_heads]:
         return f"layer {layer} has more than one attention, or other key heads than the configuration says"
     return None
 
