@@ -33,7 +33,7 @@ from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import noise, weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
-from depthlens.models import experts
+from depthlens.models import experts, quantised
 from depthlens.models.architectures import Architecture, hidden, replaced_forwards, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
@@ -183,7 +183,7 @@ class RowEdits:
             columns = slice(heads.start * dims.d_head, heads.stop * dims.d_head)
             if a.mode == "noise":
                 with held(o_proj := self.arch.o_proj[a.layer]):
-                    in_stream = noise.columns(o_proj, columns, a)
+                    in_stream = quantised.matrix(o_proj)[:, columns].clone()
         return Edit(
             None if self.n_rows == 1 else torch.tensor(rows),
             columns,

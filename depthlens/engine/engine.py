@@ -168,10 +168,14 @@ class Engine:
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
         with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
             walk_check.refuse_scaled_angles(self.lens, longest)
-            needed = self._expect(rows, bar, text_lengths(self.lens, requests) if writes else None)
+            if not rows.unfinished:
+                return rows.answers
+            needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
+            before = self.work.done
+            bar.expects(needed, lambda: self.work.done - before)
             if self.workers is not None:
-                self._sharded(self.workers, rows, bar, longest, needed, writes=writes)
-            elif rows.unfinished:
+                self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
+            else:
                 path = self._path(longest, rows, bar, writes)
                 path.run()
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
@@ -210,38 +214,16 @@ class Engine:
             total += n_layers * len(group) * sum(max(0, written[r] - 1) for r in members)
         return total
 
-    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> int:
-        """Let a bar that is shown tell the time left from `expected`, which is returned."""
-        if not rows.unfinished or (bar.disable and self.workers is None):
-            return 0
-        needed, n_layers = self.expected(rows, lengths), self.lens.dims.n_layers
-
-        def done() -> int:
-            """What a text that has ended was expected to need is done, however short it is."""
-            return self.work.layer_tokens + n_layers * self.work.spared
-
-        before = done()
-        bar.expects(needed, lambda: done() - before)
-        return needed
-
     def _sharded(
-        self,
-        workers: Any,
-        rows: AnswerRows,
-        bar: progress.Bar,
-        longest: int,
-        needed: int,
-        *,
-        writes: bool = False,
+        self, workers: Any, rows: AnswerRows, bar: progress.Bar, path: str, needed: int, *, writes: bool
     ) -> None:
         """Have workers compute what rows lack; they take the path that all requests together take."""
         means = self.backend.means and self.backend.means.to("cpu")
-        path = self.path_for(longest)
         job = Job(writes, self.backend.name, path, self.asked_batch_tokens, means)
         n = max(PER_WORKER * workers.n, math.ceil(needed / WorkRate(self.lens).work))
         products = cut(rows.requests, rows.missing(), n)
         asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
-        with closing(workers.compute(self.lens, job, asked)) if asked else nullcontext(()) as done:
+        with closing(workers.compute(self.lens, job, asked)) as done:
             for number, answers, work in done:
                 members, group = products[number]
                 for c, of_condition in zip(group, answers, strict=True):

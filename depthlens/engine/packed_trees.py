@@ -224,7 +224,8 @@ class PackedTrees:
 
         def finished(found: list[Row]) -> None:
             n = sum(len(writer.tokens[row]) for row in found)
-            self.work.add(Work(written_tokens=n, spared=sum(expected[d] for _, d in found) - n))
+            spared = sum(expected[d] for _, d in found) - n
+            self.work.add(Work(written_tokens=n, spared=self.lens.dims.n_layers * spared))
             for c, d in found:
                 rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
             # long texts: those that have ended are stored while the others are written

@@ -121,8 +121,9 @@ class RowBatches:
             texts = [writer.text(row) for row in batch]
         read = sum(len(q.context) for q in asked)
         written, expected = sum(len(writer.tokens[row]) for row in batch), sum(text_lengths(self.lens, asked))
-        passed = self.lens.dims.n_layers * (read + written - len(batch))
-        self.work.add(Work(len(batch), read, read, written, passed, expected - written))
+        n_layers = self.lens.dims.n_layers
+        passed, spared = n_layers * (read + written - len(batch)), n_layers * (expected - written)
+        self.work.add(Work(len(batch), read, read, written, passed, spared))
         return texts
 
     def _write_together(

@@ -326,25 +326,15 @@ class BranchTree:
         branches, width = index.shape
         rows, n_kv, group, _, _ = q.shape
         flat = index.flatten()
-        # branches become the batch and rows join the heads, so that one mask a branch serves every row
-        qs = (
-            q[:, :, :, flat]
-            .unflatten(3, (branches, width))
-            .permute(3, 0, 1, 2, 4, 5)
-            .reshape(branches, -1, width, q.shape[-1])
-        )
-        ks, vs = (
-            x[:, :, flat]
-            .unflatten(2, (branches, width))
-            .permute(2, 0, 1, 3, 4)[:, :, :, None]
-            .expand(-1, -1, -1, group, -1, -1)
-            .reshape(branches, -1, width, x.shape[-1])
-            for x in (k, v)
-        )
-        out, lse = attend(qs, ks, vs, scale, mask, mask is None)
-        out = out.unflatten(1, (rows, n_kv, group)).permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
-        lse = lse.unflatten(1, (rows, n_kv, group)).permute(1, 2, 3, 0, 4).flatten(3, 4)
-        return out[:, :, :, real], lse[:, :, :, real]
+
+        def by_branch(x: Float[Tensor, "row kv #group own d"]) -> Float[Tensor, "branch row_and_head width d"]:
+            """Branches become the batch and rows join the heads, so that one mask a branch serves every row."""
+            x = x[:, :, :, flat].unflatten(3, (branches, width)).permute(3, 0, 1, 2, 4, 5)
+            return x.expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
+
+        found = attend(by_branch(q), by_branch(k[:, :, None]), by_branch(v[:, :, None]), scale, mask, mask is None)
+        out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in found)
+        return out, lse
 
 
 def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:

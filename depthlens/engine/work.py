@@ -126,7 +126,7 @@ class Work:
         unshared_tokens: Tokens that would be read without sharing: of every request under every condition.
         written_tokens: Tokens that are written.
         layer_tokens: Tokens that pass a layer, each layer and each condition counted.
-        spared: Tokens that `text_lengths` expected of the texts that are written, and that they do not have.
+        spared: As many as `text_lengths` expected for the texts that are written, and that these did not need.
     """
 
     rows: int = 0
@@ -135,6 +135,11 @@ class Work:
     written_tokens: int = 0
     layer_tokens: int = 0
     spared: int = 0
+
+    @property
+    def done(self) -> int:
+        """What of `Engine.expected` is done: what a text that has ended was expected to need, however short it is."""
+        return self.layer_tokens + self.spared
 
     def add(self, other: Work) -> None:
         """Count what was counted elsewhere."""

@@ -30,11 +30,11 @@ from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 Row = tuple[int, int]  # condition, prompt
 _BITS = 52  # of the numbers that tokens are drawn by: as many as a product with a float64 near 1 keeps below 1
 
-# settings of a generation configuration that ask for more than the next token of one text: above 1, and at all
-_ABOVE_ONE = ("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale")
-_AT_ALL = (
-    *("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "token_healing", "watermarking_config"),
-    *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit", "max_time", "stop_strings"),
+# settings of a generation configuration that ask for more than the next token of one text, unless they are 1
+_MORE = (
+    *("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale", "penalty_alpha", "dola_layers"),
+    *("constraints", "force_words_ids", "token_healing", "watermarking_config", "use_mtp", "prompt_lookup_num_tokens"),
+    *("assistant_early_exit", "max_time", "stop_strings"),
 )
 
 
@@ -45,8 +45,8 @@ def require_plain(lens: Lens) -> None:
         UserError: names the settings.
     """
     config = lens.model.generation_config
-    asked = {name: value for name in (*_ABOVE_ONE, *_AT_ALL) if (value := getattr(config, name, None))}
-    if found := {name: value for name, value in asked.items() if name in _AT_ALL or value != 1}:
+    asked = {name: value for name in _MORE if (value := getattr(config, name, None))}
+    if found := {name: value for name, value in asked.items() if value is True or value != 1}:
         settings = ", ".join(f"{name}={value!r}" for name, value in found.items())
         fix = f"set lens.model.generation_config.{next(iter(found))} = None, or take it out of generation_config.json"
         fault = f"its generation configuration asks for {settings}, and texts are written one token after the other"
