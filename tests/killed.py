@@ -66,7 +66,7 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = packed_trees.Packs.compute, answer_cache.AnswerRows.keep
+        do, write = packed_trees.PackedTrees.compute, answer_cache.AnswerRows.keep
 
         def addresses(rows: answer_cache.AnswerRows, some: Iterable[tuple[int, int]]) -> list:
             return [[rows.addresses[c], answer_cache.digest(rows.requests[r])] for c, r in some]
@@ -80,7 +80,7 @@ class Log:
             write(rows, some, **how)
             self.note("keep", addresses(rows, some))
 
-        packed_trees.Packs.compute, answer_cache.AnswerRows.keep = started, wrote
+        packed_trees.PackedTrees.compute, answer_cache.AnswerRows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:

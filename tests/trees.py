@@ -25,7 +25,5 @@ def sees(pack):
 
 def with_flex_attention(monkeypatch):
     """Have trees attend by FlexAttention as on CUDA; it is not compiled, which takes half a minute."""
-    monkeypatch.setitem(
-        tree_attention.TREES, "flex", lambda pack, device, dtype: tree_attention.BlockTree(pack, device, "eager")
-    )
-    monkeypatch.setattr(tree_attention, "kernel", lambda case: "flex")
+    monkeypatch.setattr(tree_attention.BlockTree, "backend", "eager")
+    monkeypatch.setattr(tree_attention, "kernel", lambda device, dtype, equal: "flex")

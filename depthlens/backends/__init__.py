@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from depthlens import arguments
 from depthlens.arguments import BACKENDS
-from depthlens.backends.protocol import Backend
 from depthlens.backends.row_edits import Means
+from depthlens.backends.torch import Backend
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from depthlens.ablations import Condition
 from depthlens.backends import site_edits
-from depthlens.backends.protocol import Backend, Positions
 from depthlens.backends.row_edits import Means, RowEdits
+from depthlens.backends.torch import Backend, Positions
 from depthlens.errors import UserError
 from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
@@ -41,6 +41,7 @@ class NnsightBackend(Backend):
 
     def __init__(self, lens: Lens, means: Means | None = None) -> None:
         super().__init__(lens, means)
+        self.remote: Any = lens.remote
         self.model = lens.remote.model if lens.remote else wrap(lens)
         self.family = family = lens.arch.family
         self.parts: list[tuple[Any, Any, Any, Any]] = []
@@ -102,8 +103,7 @@ class NnsightBackend(Backend):
                     answer.index_add_(1, chunk_rows, torch.stack([logprob.double(), missed.double()]).cpu())
             return answer
 
-        assert self.lens.remote is not None
-        return [(logprob, misses == 0) for logprob, misses in self.lens.remote.attempt(trace).T.tolist()]
+        return [(logprob, misses == 0) for logprob, misses in self.remote.attempt(trace).T.tolist()]
 
     def write(
         self,
@@ -153,10 +153,9 @@ class NnsightBackend(Backend):
                     answer = nnsight.save(tracer.result[:, width:].cpu())
             return answer
 
-        assert self.lens.remote is not None
         with warnings.catch_warnings():  # a trace has a step for every token that may be written; often fewer are
             warnings.filterwarnings("ignore", message=".*the loop asked for a step the run did not make")
-            return self.lens.remote.attempt(trace).tolist()
+            return self.remote.attempt(trace).tolist()
 
     def _edited(self, conditions: Sequence[Condition]) -> list[tuple[tuple[Any, Any, Any, Any], site_edits.LayerEdits]]:
         """Parts of the model on a server, each layer's with its edits, which travel by value.
@@ -190,5 +189,4 @@ class NnsightBackend(Backend):
                     totals.append(edit.totals())
             return totals
 
-        assert self.lens.remote is not None
-        return self.lens.remote.attempt(trace)
+        return self.remote.attempt(trace)

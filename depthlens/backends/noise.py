@@ -15,11 +15,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthlens.ablations import SITES, Ablation
-from depthlens.errors import UserError
-from depthlens.models import quantised
 from depthlens.models.architectures import wide
 
 BLOCK = 256  # positions that are drawn together
@@ -62,16 +60,3 @@ def like(
     in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
     wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
     return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
-
-
-def columns(o_proj: nn.Module, at: slice, ablation: Ablation) -> Float[Tensor, "d_model width"]:
-    """Columns of an output projection: the norm of a head's noise is taken behind them.
-
-    Raises:
-        UserError: the weights are quantised.
-    """
-    weight = o_proj.weight
-    assert isinstance(weight, Tensor)
-    if quantised.is_quantised(weight):
-        raise UserError(f"condition {ablation}: noise on a head needs weights that are not quantised; use the layer's")
-    return (weight.T if hasattr(o_proj, "nf") else weight)[:, at].clone()  # GPT-2's Conv1D has the inputs first

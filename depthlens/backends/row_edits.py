@@ -33,7 +33,7 @@ from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import noise, weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
-from depthlens.models import experts
+from depthlens.models import experts, quantised
 from depthlens.models.architectures import Architecture, hidden, replaced_forwards, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
@@ -133,21 +133,15 @@ class RowEdits:
 
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer, for whatever library provides the tensors."""
-        position_ids = self.position_ids
         twice = torch.zeros(self.n_rows, dtype=torch.bool)
         twice[[row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]] = True
-        return LayerEdits(
-            self._site(layer, ("layer",), position_ids),
-            self._site(layer, ("attn",), position_ids),
-            self._site(layer, ("mlp",), position_ids),
-            self._site(layer, ("kv", "head"), position_ids),
-            self._routing(layer, position_ids),
-            twice if twice.any() else None,
-        )
+        whole, attn, mlp = (self._site(layer, site) for site in ("layer", "attn", "mlp"))
+        z, routing = self._site(layer, "kv", "head"), self._routing(layer)
+        return LayerEdits(whole, attn, mlp, z, routing, twice if twice.any() else None)
 
     def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
         """Routers of another library's copy of the model, each with the forward that its rows ask for."""
-        found = [(self.arch.routers[layer], self._routing(layer, self.position_ids)) for layer in self.layers]
+        found = [(self.arch.routers[layer], self._routing(layer)) for layer in self.layers]
         return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
 
     @contextmanager
@@ -164,7 +158,7 @@ class RowEdits:
                 stack.enter_context(replaced_forwards([at.routing.around(router.module)]))
             yield
 
-    def _routing(self, layer: int, position_ids: Int[Tensor, "#row pos"] | None) -> experts.Routing | None:
+    def _routing(self, layer: int) -> experts.Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
         of_layer = self.by_layer.get(layer, {})
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
@@ -172,14 +166,15 @@ class RowEdits:
             return None
         n_experts = self.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = experts.removed(ablations, self.n_rows, n_experts, moved(position_ids, device), device)
+        removed = experts.removed(ablations, self.n_rows, n_experts, moved(self.position_ids, device), device)
         return experts.Routing(n_experts, removed)
 
-    def _site(self, layer: int, sites: Sequence[str], position_ids: Int[Tensor, "#row pos"] | None) -> SiteEdit | None:
+    def _site(self, layer: int, *sites: str) -> SiteEdit | None:
         """The edit of one site, a head's after its KV group's; None where no row is edited there."""
         of_layer = self.by_layer.get(layer, {})
         ablations = [a for site in sites for a in of_layer if a.site == site and a.mode != "twice"]
-        return SiteEdit(tuple(self._edit(a, of_layer[a]) for a in ablations), position_ids) if ablations else None
+        edits = tuple(self._edit(a, of_layer[a]) for a in ablations)
+        return SiteEdit(edits, self.position_ids) if edits else None
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.arch.dims, slice(None), None
@@ -188,7 +183,7 @@ class RowEdits:
             columns = slice(heads.start * dims.d_head, heads.stop * dims.d_head)
             if a.mode == "noise":
                 with held(o_proj := self.arch.o_proj[a.layer]):
-                    in_stream = noise.columns(o_proj, columns, a)
+                    in_stream = quantised.matrix(o_proj)[:, columns].clone()
         return Edit(
             None if self.n_rows == 1 else torch.tensor(rows),
             columns,

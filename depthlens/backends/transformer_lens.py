@@ -22,8 +22,8 @@ from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 from transformers import DynamicCache
 
-from depthlens.backends.protocol import Backend
 from depthlens.backends.row_edits import Means, RowEdits
+from depthlens.backends.torch import Backend
 from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge

@@ -1,39 +1,212 @@
 """Decoding of many (condition, prompt) rows at once, over keys and values that they share.
 
 The prompts of a pack are walked as one prefix tree (`depthlens.engine.wavefront`), and each layer's keys and values
-are kept. Those of the common prefix are kept once a condition, or once for all conditions that have not forked yet.
-Those of a prompt's own tokens are kept row by row, with room for what the row will write. A decoding step then runs all
-rows through a layer together. Attention to the prefix and attention to a row's own tokens are computed separately and
-merged. Finished rows leave, and when enough have left, the prompts of the next conditions are walked and their rows
-join: continuous batching (Orca, Yu et al., OSDI 2022).
+are kept. Those of the common prefix are kept once a condition, and read once a step. Conditions that have not forked by
+a layer share the clean row's prefix there; the rows of every other condition have a prefix of their own. All of these
+are read in one product, however many conditions there are, because a GPU needs about as long for many small products as
+it needs to be told of each. Keys and values of a prompt's own tokens are kept row by row, with room for what the row
+will write.
+
+A decoding step runs all rows through a layer together. Attention to the prefix and attention to a row's own tokens are
+computed separately and merged. Finished rows leave, and when enough have left, the prompts of the next conditions are
+walked and their rows join: continuous batching (Orca, Yu et al., OSDI 2022).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.branch_attention import merge
-from depthlens.engine.decoded_rows import CLEAN, CapturingLayout, SharedPrefixes, WalkedRows
-from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Case, part_kernel, walking
-from depthlens.engine.wavefront import Wavefront
+from depthlens.engine.tree_attention import Layout, aligned, attend, merge, walking
+from depthlens.engine.wavefront import CLEAN, Wavefront
+from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
-from depthlens.models.architectures import hidden
+from depthlens.models.architectures import hidden, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
 # a half of the conditions that fit into memory is walked at a time, and joins when as much room is free
 JOIN_SHARE = 2
+# finished rows leave once less than this share of those in memory still writes: leaving copies the others
+STAY_SHARE = 0.8
+
+
+class WalkedRows:
+    """Keys and values of the own tokens of rows whose prompts are walked together, with room for what they will write.
+
+    Args:
+        pack: The prompts.
+        conditions: Numbers of conditions; each has a row for each prompt.
+        n_new: Tokens that each row may write.
+        dtype: Of scores.
+        device: Where tokens are embedded.
+
+    Attributes:
+        rows: Condition and prompt of each, sorted.
+        position: Of the next token of each row. Shape [row].
+    """
+
+    def __init__(
+        self, pack: Pack, conditions: Sequence[int], n_new: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        n_prefix = len(pack.prefix)
+        own = [torch.tensor(path[n_prefix:], dtype=torch.long, device=device) for path in pack.paths]
+        lengths = torch.tensor([len(path) for path in own], device=device)
+        self.rows: list[Row] = [(c, d) for c in conditions for d in range(len(own))]
+        self.position = (n_prefix + lengths).repeat(len(conditions))
+        self._paths = pad_sequence(own, batch_first=True)  # flat indices of each prompt's own tokens: [prompt, own]
+        self._slot = self._paths.shape[1]  # where the next written token is stored
+        self._n_new = n_new
+        slots = torch.arange(aligned(self._slot + n_new), device=device)
+        mask = torch.zeros(len(own), len(slots), dtype=dtype, device=device)
+        mask.masked_fill_((slots >= lengths[:, None]) & (slots < self._slot), -torch.inf)  # padding before the answer
+        self._mask = mask.repeat(len(conditions), 1)[:, None, None]
+        self._own: dict[int, list[Tensor]] = {}  # by layer, keys and values: [row, n_kv_heads, own + new, d]
+
+    def fill(
+        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
+    ) -> None:
+        """Copy keys and values to the rows of a condition, counted from the first one; those of `CLEAN` to all rows."""
+        n_prompts, width = self._paths.shape
+        if layer not in self._own:
+            slots = len(self.rows), len(key), width + self._n_new
+            self._own[layer] = [x.new_zeros(*slots, x.shape[-1]) for x in (key, value)]
+        of_condition = slice(condition * n_prompts, (condition + 1) * n_prompts)
+        for own, new in zip(self._own[layer], (key, value), strict=True):
+            mine = own[slice(None) if condition == CLEAN else of_condition, :, :width].unflatten(0, (-1, n_prompts))
+            mine.copy_(new[:, moved(self._paths, new.device)].transpose(0, 1))  # [prompt, kv, own, d]
+
+    def attention(
+        self,
+        layer: int,
+        q: Float[Tensor, "row kv group d_head"],
+        key: Float[Tensor, "row kv 1 d_head"],
+        value: Float[Tensor, "row kv 1 d_value"],
+        scale: float,
+    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+        """Attention of one new token a row to the row's own tokens and itself, and its log-sum-exp."""
+        keys, values = self._own[layer]
+        keys[:, :, self._slot], values[:, :, self._slot] = key[:, :, 0], value[:, :, 0]
+        end = self._slot + 1
+        self._mask = moved(self._mask, key.device)  # once a device and step, not at every layer
+        return attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask[..., :end])
+
+    def advance(self) -> None:
+        """The next token takes the next place."""
+        self._slot += 1
+        self.position = self.position + 1
+
+    def keep(self, alive: Set[Row]) -> None:
+        """Drop rows that are finished, once these are many."""
+        stay = [i for i, row in enumerate(self.rows) if row in alive]
+        if len(stay) >= STAY_SHARE * len(self.rows):
+            return
+        index = torch.tensor(stay, dtype=torch.long, device=self.position.device)
+        self.rows, self.position = [self.rows[i] for i in stay], self.position[index]
+        self._mask = self._mask[moved(index, self._mask.device)]
+        for layer, kept in self._own.items():
+            self._own[layer] = [x[moved(index, x.device)] for x in kept]
+
+
+@dataclass
+class _Product:
+    """Prefixes that are read in one product.
+
+    Attributes:
+        rows: Rows that have one of them, as an index or a slice.
+        place: Of each of these rows, which prefix it has, and its number among the rows that have it. Two of shape
+            [row]; None where every prefix has as many rows.
+        most: Most rows that one prefix has.
+        keys: Shape [prefix, n_kv_heads, pos, d_head].
+        values: Shape [prefix, n_kv_heads, pos, d_value].
+    """
+
+    rows: Any
+    place: tuple[Tensor, ...] | None
+    most: int
+    keys: Float[Tensor, "prefix kv pos d_head"]
+    values: Float[Tensor, "prefix kv pos d_value"]
+
+    def by_prefix(self, q: Float[Tensor, "row kv group d"]) -> Float[Tensor, "prefix kv row_and_group d"]:
+        """The queries of each prefix together, padded where it has fewer rows than another."""
+        if self.place is None:
+            queries = q[self.rows].unflatten(0, (len(self.keys), -1))
+        else:
+            queries = q.new_zeros(len(self.keys), self.most, *q.shape[1:])
+            queries[self.place] = q[self.rows]
+        return queries.transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, x: Float[Tensor, "prefix kv row_and_group *d"]) -> Float[Tensor, "row kv group *d"]:
+        """What each row gets of what its prefix got."""
+        x = x.unflatten(2, (self.most, -1)).transpose(1, 2)
+        return x.flatten(0, 1) if self.place is None else x[self.place]
+
+
+class SharedPrefixes:
+    """Keys and values of the prefix at every layer, by condition."""
+
+    def __init__(self) -> None:
+        self._conditions: list[int] = []  # of each row
+        self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
+        self._products: dict[int, list[_Product]] = {}  # by layer, until rows join or leave
+
+    def put(
+        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
+    ) -> None:
+        """Keep the prefix of a condition, or of the clean row, which every walk of the pack brings."""
+        self._known.setdefault(layer, {}).setdefault(condition, (key.clone(), value.clone()))
+
+    def read_by(self, conditions: Sequence[int]) -> None:
+        """Rows have joined or left: the condition of each that there is now, sorted."""
+        self._conditions = list(conditions)
+        self._products.clear()
+
+    def attention(
+        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float
+    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+        """Attention of one new token a row to its prefix, and its log-sum-exp."""
+        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=wide_type(q.dtype))
+        if layer not in self._products:
+            self._products[layer] = self._made(layer)
+        for product in self._products[layer]:
+            o, s = attend(product.by_prefix(q), product.keys, product.values, scale)
+            out[product.rows], lse[product.rows] = product.by_row(o), product.by_row(s)
+        return out, lse
+
+    def _made(self, layer: int) -> list[_Product]:
+        """One product for the prefixes that conditions have of their own, and one for the clean prefix."""
+        rows_of: dict[int, list[int]] = {}
+        for row, c in enumerate(self._conditions):
+            rows_of.setdefault(c if c in self._known[layer] else CLEAN, []).append(row)
+        clean = {CLEAN: rows_of.pop(CLEAN)} if CLEAN in rows_of else {}
+        known = self._known[layer]
+        products, kept = [], {CLEAN: known[CLEAN]}
+        for some in filter(None, (rows_of, clean)):
+            keys, values = (torch.stack(of) for of in zip(*(known[c] for c in some), strict=True))
+            kept |= zip(
+                some, zip(keys, values, strict=True), strict=True
+            )  # parts of these take the place of the others
+            sizes, rows = torch.tensor([*map(len, some.values())]), [row for of in some.values() for row in of]
+            real = torch.arange(int(sizes.max())) < sizes[:, None]  # [prefix, row]
+            # copies are spared where they can be: they cost as much as a short prefix
+            dense = len(rows) == rows[-1] + 1 - rows[0]
+            at = slice(rows[0], rows[-1] + 1) if dense else torch.tensor(rows, device=keys.device)
+            place = None if real.all() else real.to(keys.device).nonzero(as_tuple=True)
+            products.append(_Product(at, place, real.shape[1], keys, values))
+        self._known[layer] = kept
+        return products
 
 
 class Decoding:
@@ -97,13 +270,13 @@ class Decoding:
         scale: float,
     ) -> Float[Tensor, "row n_heads 1 d_value"]:
         """Attention of one new token a row to the prefix, the row's own tokens and itself."""
-        attend, sizes = part_kernel(Case.of(query, key, value)), [len(walked.rows) for walked in self._walked]
+        sizes = [len(walked.rows) for walked in self._walked]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
-        found = [walked.attention(layer, *some, scale, attend) for walked, *some in parts]
+        found = [walked.attention(layer, *some, scale) for walked, *some in parts]
         out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         if self.pack.prefix:
-            out = merge(out, lse, *self._prefix.attention(layer, q, value.shape[-1], scale, attend))
+            out = merge(out, lse, *self._prefix.attention(layer, q, value.shape[-1], scale))
         return out.flatten(1, 2)[:, :, None]
 
     def _join(self, some: range) -> None:
@@ -120,7 +293,7 @@ class Decoding:
         last_tokens = [path[-1] for path in pack.paths]
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
         under = self.conditions[some.start : some.stop]
-        states = walk.run(pack, under, last_tokens, CapturingLayout(pack, lens.device, keep), self._passed)
+        states = walk.run(pack, under, last_tokens, Layout(pack, lens.device, keep), self._passed)
         self._walked.append(walked)
         self._prefix.read_by([c for c, _ in self.rows])
         self._alive |= {*walked.rows}

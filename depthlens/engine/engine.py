@@ -20,9 +20,9 @@ import torch
 
 from depthlens import arguments, backends, progress
 from depthlens.ablations import BASELINE, Condition, expand
-from depthlens.backends.protocol import Means
+from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, prefix_tree, walk_check
+from depthlens.engine import prefix_tree, walk_check, work
 from depthlens.engine.packed_trees import PackedTrees
 from depthlens.engine.row_batches import RowBatches
 from depthlens.engine.wavefront import n_passed
@@ -108,7 +108,7 @@ class Engine:
         self.path = path
         self.asked_batch_tokens = batch_tokens
         self.workers = workers
-        self.budget = memory_budget.choose(lens, batch_tokens)
+        self.budget = work.choose(lens, batch_tokens)
         self.progress = progress
         self.cache = cache or AnswerCache()
         self.work = Work()
@@ -168,12 +168,16 @@ class Engine:
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
         with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
             walk_check.refuse_scaled_angles(self.lens, longest)
-            needed = self._expect(rows, bar, text_lengths(self.lens, requests) if writes else None)
+            if not rows.unfinished:
+                return rows.answers
+            needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
+            before = self.work.done
+            bar.expects(needed, lambda: self.work.done - before)
             if self.workers is not None:
-                self._sharded(self.workers, rows, bar, longest, needed, writes=writes)
-            elif rows.unfinished:
-                path = self._path(longest)
-                (path.generate_until if writes else path.loglikelihood)(rows, bar)
+                self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
+            else:
+                path = self._path(longest, rows, bar, writes)
+                path.run()
                 self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
         return rows.answers
 
@@ -210,38 +214,16 @@ class Engine:
             total += n_layers * len(group) * sum(max(0, written[r] - 1) for r in members)
         return total
 
-    def _expect(self, rows: AnswerRows, bar: progress.Bar, lengths: Sequence[int] | None) -> int:
-        """Let a bar that is shown tell the time left from `expected`, which is returned."""
-        if not rows.unfinished or (bar.disable and self.workers is None):
-            return 0
-        needed, n_layers = self.expected(rows, lengths), self.lens.dims.n_layers
-
-        def done() -> int:
-            """What a text that has ended was expected to need is done, however short it is."""
-            return self.work.layer_tokens + n_layers * self.work.spared
-
-        before = done()
-        bar.expects(needed, lambda: done() - before)
-        return needed
-
     def _sharded(
-        self,
-        workers: Any,
-        rows: AnswerRows,
-        bar: progress.Bar,
-        longest: int,
-        needed: int,
-        *,
-        writes: bool = False,
+        self, workers: Any, rows: AnswerRows, bar: progress.Bar, path: str, needed: int, *, writes: bool
     ) -> None:
         """Have workers compute what rows lack; they take the path that all requests together take."""
         means = self.backend.means and self.backend.means.to("cpu")
-        path = self.path_for(longest)
         job = Job(writes, self.backend.name, path, self.asked_batch_tokens, means)
         n = max(PER_WORKER * workers.n, math.ceil(needed / WorkRate(self.lens).work))
         products = cut(rows.requests, rows.missing(), n)
         asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
-        with closing(workers.compute(self.lens, job, asked)) if asked else nullcontext(()) as done:
+        with closing(workers.compute(self.lens, job, asked)) as done:
             for number, answers, work in done:
                 members, group = products[number]
                 for c, of_condition in zip(group, answers, strict=True):
@@ -270,10 +252,10 @@ class Engine:
             log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
         return found
 
-    def _path(self, longest: int) -> PackedTrees | RowBatches:
+    def _path(self, longest: int, rows: AnswerRows, bar: progress.Bar, writes: bool) -> PackedTrees | RowBatches:
         if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget, self.work)
-        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work)
+            return PackedTrees(self.lens, self.backend, self.budget, self.work, rows, bar, writes=writes)
+        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work, rows, bar, writes=writes)
 
 
 def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,13 +20,11 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends import weight_swap
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import memory_budget, prefix_tree
+from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
-from depthlens.engine.memory_budget import Budget
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import walking
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
-from depthlens.engine.work import Work, WorkRate, text_lengths
+from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
@@ -47,58 +43,146 @@ MAX_OPEN_ROWS = 128
 PREFIX_SHARE = 4
 
 Passed = Callable[[int], None]  # called with the number of tokens that have passed a layer
-Run = Callable[[Pack, list[int], CleanRow, Passed], None]
 
 
 class PackedTrees:
-    """Requests under conditions on the fast path.
+    """Requests under conditions on their way through the layers, pack by pack.
 
     Args:
         lens: A loaded model.
         backend: Hooks and reference means.
         budget: Bounds on one batch.
         work: Counts what is computed.
+        rows: Requests, conditions, and their answers, which are filled in and kept.
+        bar: Moves as tokens pass layers, by rows (request, condition).
+        writes: Whether texts are asked for, or log-likelihoods.
 
     Attributes:
         batch_tokens: Token budget of one batch, as it is by now: it falls where memory runs out.
+        tokens: What is read of each request.
+        max_new: Most tokens that each request writes.
+        at_once: Conditions that are decoded together.
     """
 
-    def __init__(self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work) -> None:
-        self.lens = lens
-        self.backend = backend
-        self.budget = budget
+    at_once: int
+
+    def __init__(
+        self, lens: Lens, backend: TorchBackend, budget: Budget, work: Work, rows: AnswerRows, bar: Bar, *, writes: bool
+    ) -> None:
+        self.lens, self.backend, self.budget, self.work = lens, backend, budget, work
+        self.rows, self.bar, self.writes = rows, bar, writes
         self.batch_tokens = budget.batch_tokens
-        self.work = work
+        self.tokens = [q.context if writes else q.inputs for q in rows.requests]
+        self.max_new = [q.max_new_tokens if writes else 0 for q in rows.requests]
+        self._rate = WorkRate(lens)
+        self._forks = [fork_layer(condition, lens.dims.n_layers) for condition in rows.conditions]
 
-    def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
-        """Score every request under every condition."""
-        conditions, tokens = rows.conditions, [q.inputs for q in rows.requests]
-        packs = Packs(self, tokens, [0] * len(tokens), rows, bar, partial(self._score, rows))
-        order = sorted(rows.unfinished, key=lambda c: (conditions[c].first_layer or 0, str(conditions[c])))
-        # every row of a pack lives through all layers: their states bound the size of a pack
+    def run(self) -> None:
+        """Answer every request under every condition."""
+        order = sorted(self.rows.unfinished, key=lambda c: self._forks[c])  # the baseline last: see decoding.Decoding
+        self.at_once, room = self._decoding_room(max(1, len(order)))
+        size = self._size_with_weights([self.rows.conditions[c] for c in order]) if self.writes else MAX_OPEN_ROWS
+        # every row of a pack lives through all layers: their states bound the size of a pack whose texts are scored
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
-        for i in range(0, len(order), MAX_OPEN_ROWS):
-            group = order[i : i + MAX_OPEN_ROWS]
-            packs.walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
+        for group in (order[i : i + size] for i in range(0, len(order), size)):
+            if self.writes:
+                with other_weights_resident(self.lens, [self.rows.conditions[c] for c in group]):
+                    self._walk(group, room)
+            else:
+                self._walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
 
-    def _score(self, rows: AnswerRows, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
+    def _walk(self, group: Sequence[int], room: int) -> None:
+        """Run all requests under a group of conditions that fits into memory, sorted by where they fork off.
+
+        Args:
+            group: Indices of conditions.
+            room: Largest number of distinct tokens in a pack, and of tokens written after them.
+        """
+        n_layers = self.lens.dims.n_layers
+
+        def limit(prefix: int) -> int:
+            return room if self.writes else min(room, max(int(self._rate.work / n_layers), PREFIX_SHARE * prefix))
+
+        for pack in prefix_tree.pack(self.tokens, limit, extra=max(self.max_new, default=0)):
+            todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]
+            walked: list[int] = []  # of which requests the clean row is
+            clean = CleanRow()
+            while todo:
+                n = len(todo) if self.writes else self._in_time(pack, todo, walked=clean.final is not None)
+                some, todo = todo[:n], todo[n:]
+                for members, under in self.rows.missing(pack.sequences, some):
+                    if members != walked:
+                        walked, clean = members, CleanRow(frozenset(self._forks[c] for c in todo))
+                    self.compute(members, under, clean)
+
+    def _in_time(self, pack: Pack, todo: Sequence[int], *, walked: bool) -> int:
+        """How many conditions take about the time of a pack together; all of them, if that is half as long again."""
+        n, work = 1, self._rate.work
+        while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
+            n += 1
+        return len(todo) if self._work(pack, todo, walked) <= 1.5 * work else n
+
+    def _work(self, pack: Pack, group: Sequence[int], walked: bool) -> int:
+        """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
+        n_layers = self.lens.dims.n_layers
+        read = sum(n_layers - self._forks[c] for c in group)
+        written = sum(self.max_new[r] for r in pack.sequences)
+        return pack.n_tokens * (read + (0 if walked else n_layers)) + n_layers * len(group) * written
+
+    def compute(self, members: list[int], group: list[int], clean: CleanRow) -> None:
+        """Answer some requests under some conditions, and store the answers.
+
+        Where memory runs out, the halves of what is missing are answered.
+        """
+        pack, walked = prefix_tree.build(self.tokens, members), clean.final is not None
+        start, n_rows, work, done = self.bar.n, len(members) * len(group), max(1, self._work(pack, group, walked)), 0
+
+        def passed(n: int) -> None:
+            nonlocal done
+            done += n
+            self.work.layer_tokens += n
+            self.bar.update(start + n_rows * min(done, work) // work - self.bar.n)
+
+        def run() -> bool:
+            with self._rate.measured(work):
+                (self._write if self.writes else self._score)(pack, group, clean, passed)
+            return True
+
+        can_shrink = n_rows > 1 or self.batch_tokens > MIN_BATCH_TOKENS
+        complete = tried(run, smaller=can_shrink)
+        answered = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
+        self.bar.update(start + len(answered) - self.bar.n)
+        n_tokens, unshared = 0 if walked else pack.n_tokens, sum(len(self.tokens[r]) for _, r in answered)
+        self.work.add(Work(rows=len(answered), tokens=n_tokens, unshared_tokens=unshared))
+        self.rows.keep(answered)
+        if not complete:
+            clean.forget()
+            self.batch_tokens = max(MIN_BATCH_TOKENS, self.batch_tokens // 2)
+            for product in self.rows.missing(members, group):
+                for half in _halves(*product):
+                    self.compute(*half, CleanRow())
+
+    def _score(self, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
-        requests, conditions = rows.requests, [rows.conditions[c] for c in group]
-        scored, spans = _scored(requests, pack)
+        requests, conditions = self.rows.requests, [self.rows.conditions[c] for c in group]
+        scored: dict[int, int] = {}  # which positions are unembedded: sequences share them as they share tokens
+        spans = [
+            [scored.setdefault(node, len(scored)) for node in path[len(requests[r].context) - 1 :]]
+            for r, path in zip(pack.sequences, pack.paths, strict=True)
+        ]
         walk = Wavefront(self.lens, self.backend.means, self.batch_tokens)
         states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
         states = moved(states, place_of(self.lens.arch.unembed))
         targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
         places = torch.tensor([i for span in spans for i in span], device=states.device)
         logprobs, greedy = self._target_logprobs(conditions, states, places, targets)
-        for c, sums, hits in zip(group, logprobs.tolist(), greedy.tolist(), strict=True):
-            start = 0
-            for r, span in zip(pack.sequences, spans, strict=True):
-                end = start + len(span)
-                if not math.isfinite(sum(sums[start:end])):
-                    raise self.lens.not_finite(rows.conditions[c])
-                rows.answers[c][r] = LoglikelihoodAnswer(math.fsum(sums[start:end]), all(hits[start:end]))
-                start = end
+        sizes = [len(span) for span in spans]
+        for c, *of_condition in zip(group, logprobs.cpu(), greedy.cpu(), strict=True):
+            for r, sums, hits in zip(pack.sequences, *(x.split(sizes) for x in of_condition), strict=True):
+                logprob = math.fsum(sums.tolist())
+                if not math.isfinite(logprob):
+                    raise self.lens.not_finite(self.rows.conditions[c])
+                self.rows.answers[c][r] = LoglikelihoodAnswer(logprob, all(hits.tolist()))
 
     @torch.no_grad()
     def _target_logprobs(
@@ -132,48 +216,31 @@ class PackedTrees:
             start = end
         return logprobs.view(n, -1), greedy.view(n, -1)
 
-    def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
-        """Write the text of every request under every condition."""
-        conditions, contexts = rows.conditions, [q.context for q in rows.requests]
-        max_new, n_layers = [q.max_new_tokens for q in rows.requests], self.lens.dims.n_layers
-        # by fork, the baseline last: see decoding.Decoding
-        order = sorted(rows.unfinished, key=lambda c: fork_layer(conditions[c], n_layers))
-        at_once, room = self._decoding_room(contexts, max(1, len(order)), max(max_new, default=0))
-        size = self._size_with_weights([conditions[c] for c in order])
-        packs = Packs(self, contexts, max_new, rows, bar, partial(self._write, rows, at_once))
-        for i in range(0, len(order), size):
-            group = order[i : i + size]
-            with other_weights_resident(self.lens, [conditions[c] for c in group]):
-                packs.walk(group, room)
-
-    def _write(
-        self, rows: AnswerRows, at_once: int, pack: Pack, group: list[int], _: CleanRow, passed: Passed
-    ) -> None:
-        """Texts of one pack under a group of conditions, of which so many fit into memory at once."""
-        conditions = [rows.conditions[c] for c in group]
+    def _write(self, pack: Pack, group: list[int], _: CleanRow, passed: Passed) -> None:
+        """Texts of one pack under a group of conditions, of which some fit into memory at once."""
+        rows, conditions = self.rows, [self.rows.conditions[c] for c in group]
         writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
         expected = text_lengths(self.lens, writer.requests)
 
         def finished(found: list[Row]) -> None:
             n = sum(len(writer.tokens[row]) for row in found)
-            self.work.add(Work(written_tokens=n, spared=sum(expected[d] for _, d in found) - n))
+            spared = sum(expected[d] for _, d in found) - n
+            self.work.add(Work(written_tokens=n, spared=self.lens.dims.n_layers * spared))
             for c, d in found:
                 rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
             # long texts: those that have ended are stored while the others are written
             rows.keep(((group[c], pack.sequences[d]) for c, d in found), wait=True)
 
         budget = replace(self.budget, batch_tokens=self.batch_tokens)
-        of_pack = pack, conditions, budget, writer, passed, finished
-        with walking(self.lens.model):
-            Decoding(self.lens, self.backend, *of_pack).run(at_once)
+        Decoding(self.lens, self.backend, pack, conditions, budget, writer, passed, finished).run(self.at_once)
 
-    def _decoding_room(self, contexts: Sequence[tuple[int, ...]], n_conditions: int, n_new: int) -> tuple[int, int]:
+    def _decoding_room(self, n_conditions: int) -> tuple[int, int]:
         """How many conditions are decoded at once, and how many tokens each may hold keys and values for."""
         dims = self.lens.dims
         token_bytes = 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize
-        shared = prefix_tree.common_prefix(min(contexts, default=()), max(contexts, default=()))
-        longest = max(map(len, contexts), default=0)
-        enough = shared + min(len(contexts), MIN_PROMPTS) * (longest - shared + n_new)
+        shared = prefix_tree.common_prefix(min(self.tokens, default=()), max(self.tokens, default=()))
+        own = max(map(len, self.tokens), default=0) - shared + max(self.max_new, default=0)
+        enough = shared + min(len(self.tokens), MIN_PROMPTS) * own
         size = n_conditions
         while size > 1 and self.budget.key_bytes // (size * token_bytes) < enough:
             size = (size + 1) // 2
@@ -195,120 +262,9 @@ class PackedTrees:
         return size
 
 
-@dataclass
-class Packs:
-    """Requests under conditions on their way through the layers, pack by pack.
-
-    Attributes:
-        path: Whose token budget falls where memory runs out.
-        tokens: What is read of each request.
-        max_new: Most tokens that each request writes.
-        rows: Their answers under all conditions.
-        bar: Moves as tokens pass layers, by rows (request, condition).
-        run: Computes a pack under some conditions within the token budget, and fills ``rows.answers``.
-    """
-
-    path: PackedTrees
-    tokens: Sequence[Sequence[int]]
-    max_new: Sequence[int]
-    rows: AnswerRows
-    bar: Bar
-    run: Run
-
-    def __post_init__(self) -> None:
-        self._n_layers = self.path.lens.dims.n_layers
-        self._rate = WorkRate(self.path.lens)
-
-    def walk(self, group: Sequence[int], room: int) -> None:
-        """Run all requests under a group of conditions that fits into memory, sorted by where they fork off.
-
-        Args:
-            group: Indices of conditions.
-            room: Largest number of distinct tokens in a pack, and of tokens written after them.
-        """
-        writes, conditions = any(self.max_new), self.rows.conditions
-
-        def limit(prefix: int) -> int:
-            return room if writes else min(room, max(int(self._rate.work / self._n_layers), PREFIX_SHARE * prefix))
-
-        for pack in prefix_tree.pack(self.tokens, limit, extra=max(self.max_new, default=0)):
-            todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]
-            walked: list[int] = []  # of which requests the clean row is
-            clean = CleanRow()
-            while todo:
-                n = len(todo) if writes else self._in_time(pack, todo, walked=clean.final is not None)
-                some, todo = todo[:n], todo[n:]
-                for members, under in self.rows.missing(pack.sequences, some):
-                    if members != walked:
-                        forks = frozenset(fork_layer(conditions[c], self._n_layers) for c in todo)
-                        walked, clean = members, CleanRow(forks)
-                    self.compute(members, under, clean)
-
-    def _in_time(self, pack: Pack, todo: Sequence[int], *, walked: bool) -> int:
-        """How many conditions take about the time of a pack together; all of them, if that is half as long again."""
-        n, work = 1, self._rate.work
-        while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
-            n += 1
-        return len(todo) if self._work(pack, todo, walked) <= 1.5 * work else n
-
-    def _work(self, pack: Pack, group: Sequence[int], walked: bool) -> int:
-        """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
-        read = sum(self._n_layers - fork_layer(self.rows.conditions[c], self._n_layers) for c in group)
-        written = sum(self.max_new[r] for r in pack.sequences)
-        return pack.n_tokens * (read + (0 if walked else self._n_layers)) + self._n_layers * len(group) * written
-
-    def compute(self, members: list[int], group: list[int], clean: CleanRow) -> None:
-        """Answer some requests under some conditions; where memory runs out, the halves of what is missing."""
-        if self._fits(members, group, clean):
-            return
-        clean.forget()
-        self.path.batch_tokens = max(memory_budget.MIN_BATCH_TOKENS, self.path.batch_tokens // 2)
-        for product in self.rows.missing(members, group):
-            for half in _halves(*product):
-                self.compute(*half, CleanRow())
-
-    def _fits(self, members: list[int], group: list[int], clean: CleanRow) -> bool:
-        """Answer some requests under some conditions, and store the answers; False where memory ran out."""
-        pack, walked = prefix_tree.build(self.tokens, members), clean.final is not None
-        start, n_rows, work, done = self.bar.n, len(members) * len(group), max(1, self._work(pack, group, walked)), 0
-
-        def passed(n: int) -> None:
-            nonlocal done
-            done += n
-            self.path.work.layer_tokens += n
-            self.bar.update(start + n_rows * min(done, work) // work - self.bar.n)
-
-        def run() -> bool:
-            with self._rate.measured(work):
-                self.run(pack, group, clean, passed)
-            return True
-
-        can_shrink = n_rows > 1 or self.path.batch_tokens > memory_budget.MIN_BATCH_TOKENS
-        complete = memory_budget.tried(run, smaller=can_shrink)
-        answered = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
-        self.bar.update(start + len(answered) - self.bar.n)
-        n_tokens, unshared = 0 if walked else pack.n_tokens, sum(len(self.tokens[r]) for _, r in answered)
-        self.path.work.add(Work(rows=len(answered), tokens=n_tokens, unshared_tokens=unshared))
-        self.rows.keep(answered)
-        return complete is not None
-
-
 def _halves(members: list[int], group: list[int]) -> list[Product]:
     """A product in two: half of the requests each, or of the conditions where there is one request."""
     items = members if len(members) > 1 else group
     middle = len(items) // 2
     cut = [half for half in (items[:middle], items[middle:]) if half]
     return [(half, group) if len(members) > 1 else (members, half) for half in cut]
-
-
-def _scored(requests: Sequence[Any], pack: Pack) -> tuple[dict[int, int], list[list[int]]]:
-    """Where the scored positions of a pack are among those that are unembedded, and those of each sequence.
-
-    Sequences share scored positions as they share tokens: each is unembedded once.
-    """
-    scored: dict[int, int] = {}
-    spans = []
-    for r, path in zip(pack.sequences, pack.paths, strict=True):
-        nodes = path[len(requests[r].context) - 1 :]
-        spans.append([scored.setdefault(n, len(scored)) for n in nodes])
-    return scored, spans

@@ -5,8 +5,8 @@ A store addresses an answer by the texts of its reference, so that nothing has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -19,7 +19,7 @@ from torch import Tensor
 from depthlens.ablations import Condition
 from depthlens.backends.row_edits import Means, hooks
 from depthlens.backends.site_edits import LayerEdits, Sums
-from depthlens.engine import memory_budget
+from depthlens.engine import work
 from depthlens.errors import UserError
 from depthlens.models.architectures import body_of, wide_type
 from depthlens.models.lens import Lens
@@ -101,8 +101,7 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Co
         return value
 
     edits = _edits(lens, lambda site, layer: partial(keep, site=site, layer=layer) if site in sites else None)
-    with _reading(lens, edits):
-        body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
+    _read(lens, torch.tensor([list(tokens)]), edits)
     if "z" in kept:
         kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
     return replace(means, name=name, sample=kept)
@@ -129,7 +128,7 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
     texts = sorted(([*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)), key=len)
     n_tokens = torch.tensor([len(texts), sum(map(len, texts)) - len(texts)])
     total: dict[str, Any] = dict.fromkeys(SITES, 0)
-    batch_tokens = memory_budget.choose(lens).batch_tokens
+    batch_tokens = work.choose(lens).batch_tokens
     for length, group in groupby(texts, key=len):  # without padding, so that every position counts once
         alike = list(group)
         size = max(1, batch_tokens // length)
@@ -154,8 +153,7 @@ def _sums(lens: Lens, tokens: Int[Tensor, "row pos"]) -> dict[str, Float[Tensor,
 
         totals = NnsightBackend(lens).sums(tokens, edits)
     else:
-        with _reading(lens, edits):
-            body_of(lens.model)(input_ids=tokens.to(lens.device), use_cache=False)
+        _read(lens, tokens, edits)
         totals = [at.totals() for at in edits]
     return {site: torch.stack(of_layers) for site, of_layers in zip(SITES, zip(*totals, strict=True), strict=True)}
 
@@ -171,10 +169,9 @@ def _edits(lens: Lens, made: Callable[[str, int], Any]) -> list[LayerEdits]:
     return [LayerEdits(**{site: made(site, layer) for site in SITES}) for layer in range(lens.dims.n_layers)]
 
 
-@contextmanager
-def _reading(lens: Lens, edits: Sequence[LayerEdits]) -> Iterator[None]:
-    """Within the context each layer's edits get what the model computes."""
+def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[LayerEdits]) -> None:
+    """Run rows of tokens, of which each layer's edits get what the model computes."""
     with ExitStack() as stack:
         for layer, at in enumerate(edits):
             stack.enter_context(hooks(lens.arch, layer, at))
-        yield
+        body_of(lens.model)(input_ids=tokens.to(lens.device), use_cache=False)

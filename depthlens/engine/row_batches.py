@@ -8,7 +8,8 @@ requests come first, and answers are stored about every ten seconds. Where memor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from depthlens.backends.protocol import Backend
-from depthlens.engine import memory_budget
-from depthlens.engine.work import Work, text_lengths
+from depthlens.backends.torch import Backend
+from depthlens.engine.work import Work, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide
@@ -38,58 +38,61 @@ class RowBatches:
         backend: Applies the conditions.
         batch_tokens: Token budget of one batch (rows x padded length); falls where memory runs out.
         work: Counts what is computed.
+        rows: Requests, conditions, and their answers, which are filled in and kept.
+        bar: Moves by rows.
+        writes: Whether texts are asked for, or log-likelihoods.
     """
 
-    def __init__(self, lens: Lens, backend: Backend, batch_tokens: int, work: Work) -> None:
+    def __init__(
+        self, lens: Lens, backend: Backend, batch_tokens: int, work: Work, rows: AnswerRows, bar: Bar, *, writes: bool
+    ) -> None:
         self.lens = lens
         self.backend: Any = backend
         self.batch_tokens = batch_tokens
         self.work = work
+        self.rows, self.bar, self.writes = rows, bar, writes
 
-    def loglikelihood(self, rows: AnswerRows, bar: Bar) -> None:
-        """Score every request under every condition."""
-        self._answer(self._score, [len(q.inputs) for q in rows.requests], rows, bar)
+    def run(self) -> None:
+        """Answer every request under every condition.
 
-    def generate_until(self, rows: AnswerRows, bar: Bar) -> None:
-        """Write the greedy text of every request under every condition."""
-        if self.lens.remote and any(request.sampling for request in rows.requests):
+        Raises:
+            UserError: a server is to draw tokens.
+        """
+        if self.writes and self.lens.remote and any(request.sampling for request in self.rows.requests):
             raise UserError(
                 f"model {self.lens.name}: a server draws tokens in its own way; load the model here to sample"
             )
-        with other_weights_resident(self.lens, rows.conditions):
-            self._answer(self._write, [len(q.context) + q.max_new_tokens for q in rows.requests], rows, bar)
+        with other_weights_resident(self.lens, self.rows.conditions) if self.writes else nullcontext():
+            self._run()
 
-    def _answer(
-        self,
-        run: Callable[[AnswerRows, list[Row]], list[Any]],
-        lengths: Sequence[int],
-        rows: AnswerRows,
-        bar: Bar,
-    ) -> None:
+    def _run(self) -> None:
         """Run all rows that lack an answer, long ones first, in batches under the budget."""
+        rows, requests = self.rows, self.rows.requests
+        lengths = [len(q.context) + q.max_new_tokens if self.writes else len(q.inputs) for q in requests]
         todo = [(c, r) for c, answers in enumerate(rows.answers) for r, answer in enumerate(answers) if answer is None]
         # in float64 nothing is padded: eager attention takes its softmax in float32, where what padding sees is NaN
-        padded = run == self._score or self.lens.dtype != torch.float64
-        widths = [length if padded else len(q.context) for q, length in zip(rows.requests, lengths, strict=True)]
+        padded = not self.writes or self.lens.dtype != torch.float64
+        widths = lengths if padded else [len(q.context) for q in requests]
         todo.sort(key=lambda row: (-widths[row[1]], -lengths[row[1]]))
         while todo:
             longest = max(1, lengths[todo[0][1]])
             batch = todo[: max(1, self.batch_tokens // longest)]
             if not padded:
                 batch = [row for row in batch if widths[row[1]] == widths[batch[0][1]]]
-            answers = memory_budget.tried(partial(run, rows, batch), smaller=len(batch) > 1)
+            run = partial(self._write if self.writes else self._score, batch)
+            answers = tried(run, smaller=len(batch) > 1)
             if answers is None:
                 self.batch_tokens = max(1, len(batch) // 2 * longest)
                 continue
             for (c, r), answer in zip(batch, answers, strict=True):
                 rows.answers[c][r] = answer
             todo = todo[len(batch) :]
-            bar.update(len(batch))
+            self.bar.update(len(batch))
             rows.keep(batch, wait=True)
 
-    def _score(self, rows: AnswerRows, batch: list[Row]) -> list[LoglikelihoodAnswer]:
-        under = [rows.conditions[c] for c, _ in batch]
-        asked = [rows.requests[r] for _, r in batch]
+    def _score(self, batch: list[Row]) -> Sequence[Any]:
+        under = [self.rows.conditions[c] for c, _ in batch]
+        asked = [self.rows.requests[r] for _, r in batch]
         tokens, mask = self._padded([q.inputs for q in asked], "right")
         positions = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
         if self.lens.remote:
@@ -104,21 +107,23 @@ class RowBatches:
         self.work.add(Work(len(batch), read, read, layer_tokens=self.lens.dims.n_layers * read))
         return [LoglikelihoodAnswer(*answer) for answer in found]
 
-    def _write(self, rows: AnswerRows, batch: list[Row]) -> list[str]:
+    def _write(self, batch: list[Row]) -> Sequence[Any]:
+        rows = self.rows
         asked = [rows.requests[r] for _, r in batch]
         writer = Writer(self.lens, rows.requests, rows.conditions)
         tokens, mask = self._padded([q.context for q in asked], "left")
         if self.lens.remote:
             under, most = [rows.conditions[c] for c, _ in batch], max(q.max_new_tokens for q in asked)
             new = self.backend.write(tokens, mask, under, most, writer.rules, writer.eos)
-            texts: list[str] = [writer.replay(row, of_row) for row, of_row in zip(batch, new, strict=True)]
+            texts = [writer.replay(row, of_row) for row, of_row in zip(batch, new, strict=True)]
         else:
             self._write_together(writer, batch, tokens, mask)
             texts = [writer.text(row) for row in batch]
         read = sum(len(q.context) for q in asked)
         written, expected = sum(len(writer.tokens[row]) for row in batch), sum(text_lengths(self.lens, asked))
-        passed = self.lens.dims.n_layers * (read + written - len(batch))
-        self.work.add(Work(len(batch), read, read, written, passed, expected - written))
+        n_layers = self.lens.dims.n_layers
+        passed, spared = n_layers * (read + written - len(batch)), n_layers * (expected - written)
+        self.work.add(Work(len(batch), read, read, written, passed, spared))
         return texts
 
     def _write_together(

@@ -1,13 +1,19 @@
 """Attention over a packed prefix tree: every token sees the prefix and its ancestors, nothing else.
 
-Registered with transformers' attention interface; any family that calls it can be walked. The kernel is the first of
-these that computes what plain attention does, tried once for each device, dtype and widths of heads:
+Registered with transformers' attention interface; any family that calls it can be walked. The device decides what
+computes it, and `depthlens.engine.walk_check` tries it with the model before it is used:
 
-- ``flex``: FlexAttention, compiled, with a block mask (arXiv 2412.05496); on CUDA only;
-- ``fused``: torch's fused kernels, prefix and branches apart (`depthlens.engine.branch_attention`);
-- ``unfused``: the same written out, with scores in memory.
+- ``flex``, on CUDA: FlexAttention, compiled, with a block mask (arXiv 2412.05496);
+- ``fused``, on a CPU: torch's fused kernels, prefix and branches apart;
+- ``unfused``: the same written out, with scores in memory; for other devices, float64 on CUDA, and keys and values of
+  unequal widths on a CPU.
 
-In depth-first order token j is i or one of its ancestors if and only if ``j <= i < exits[j]``
+**Apart.** Attention over two sets of keys is exactly the mean of the attention over each, weighted by the denominators
+(as in FlashAttention, arXiv 2205.14135, and Hydragen, arXiv 2402.05099). The prefix part is one dense product for all
+branches at once, and the own part is small. Query heads that share a key/value head are folded into the query axis, so
+keys of the prefix are never copied. Texts are written with the same two parts (`depthlens.engine.decoding`).
+
+**With a block mask.** In depth-first order token j is i or one of its ancestors if and only if ``j <= i < exits[j]``
 (`depthlens.engine.prefix_tree.Pack.exits`). So the block mask is one look-up for prefix and branches alike, and nothing
 is merged. Which blocks of 128 x 128 scores are needed at all follows from the least and the largest exit of each block
 of keys: no mask of all tokens against all is ever made, as torch's own ``create_block_mask`` makes it. The rows of a
@@ -21,26 +27,21 @@ block, the kernel would have to check every block for it.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.backends import cuda
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import PreTrainedConfig
 
-from depthlens.engine import prefix_tree
-from depthlens.engine.branch_attention import Attend, BranchTree, fused, unfused
-from depthlens.engine.prefix_tree import Pack
-from depthlens.models.architectures import wide_type
+from depthlens.engine.prefix_tree import Branch, Pack
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
-
-log = logging.getLogger(__name__)
 
 NAME = "depthlens_tree"
 BLOCK = 128  # what FlexAttention's kernels are made for
@@ -48,87 +49,31 @@ BLOCK = 128  # what FlexAttention's kernels are made for
 MIN_BLOCKS = 2
 # what the compiler tells apart: models, dtypes, devices, one row or several; torch's own limit of 8 is soon reached
 MAX_COMPILED = 256
-# largest difference from attention that is written out, of outputs of about 1: rounding; a wrong mask gives about 1
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-TREES: dict[str, Callable[[Pack, torch.device, torch.dtype], Any]] = {
-    "flex": lambda pack, device, dtype: BlockTree(pack, device, "inductor"),
-    "fused": partial(BranchTree, attend=fused),
-    "unfused": partial(BranchTree, attend=unfused),
-}
-
-
-class Case(NamedTuple):
-    """What decides whether a kernel can be used."""
-
-    device: torch.device
-    dtype: torch.dtype
-    n_heads: int
-    n_kv_heads: int
-    d_key: int
-    d_value: int
-
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, value: Tensor) -> Case:
-        """The case of queries, keys and values, each of shape [row, head, pos, d]."""
-        return cls(query.device, query.dtype, query.shape[1], key.shape[1], key.shape[-1], value.shape[-1])
+# of the unfused path, held at once: so many for each query on average, in float32, three times (while it computes)
+SCORES_PER_QUERY, SCORE_BYTES = 256, 12
+# elements: CUDA kernels want rows of a mask to start at such multiples (16 bytes in bfloat16)
+MASK_ALIGNMENT = 8
 
 
 def kernel_of(lens: Lens) -> str | None:
     """The kernel for trees of a model, as a record names it; None where its weights are on a server."""
-    dims = lens.dims
-    if lens.remote:
-        return None
-    return kernel(Case(lens.device, lens.dtype, dims.n_heads, dims.n_kv_heads, lens.arch.d_key, dims.d_head))
+    return None if lens.remote else kernel(lens.device, lens.dtype, lens.arch.d_key == lens.dims.d_head)
 
 
-def kernel(case: Case) -> str:
-    """The kernel for a tree.
-
-    Raises:
-        torch.OutOfMemoryError: memory ran out, which says nothing about a kernel.
-    """
-    names = [name for name in TREES if name != "flex" or case.device.type == "cuda"]
-    return next(name for name in names if name == "unfused" or is_right(case, name))
-
-
-def part_kernel(case: Case) -> Attend:
-    """What computes attention over a part of the keys, where a text is written."""
-    return fused if is_right(case, "fused") else unfused
-
-
-@functools.cache
-def is_right(case: Case, name: str) -> bool:
-    """Whether a kernel computes what plain attention does."""
-    try:
-        return _is_close(case, name)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        log.debug("attention kernel %s cannot be used here", name, exc_info=True)
-        return False
-
-
-@torch.no_grad()
-def _is_close(case: Case, name: str) -> bool:
-    """Whether a kernel is right on a tree of questions with two answers each."""
-    questions = [[*range(130), *[130 + i] * (20 + i % 3)] for i in range(6)]
-    pack = prefix_tree.build([[*q, *answer] for q in questions for answer in ((1, 2), (3,))], range(12))
-    generator, wide_dtype = torch.Generator().manual_seed(0), wide_type(case.dtype)
-    shapes = ((case.n_heads, case.d_key), (case.n_kv_heads, case.d_key), (case.n_kv_heads, case.d_value))
-    qkv = [torch.randn(2, heads, pack.n_tokens, d, generator=generator) for heads, d in shapes]
-    qkv = [x.to(case.device, case.dtype) for x in qkv]
-    tree, plain = TREES[name](pack, case.device, case.dtype), TREES["unfused"](pack, case.device, wide_dtype)
-    wanted = plain.attention(*(x.to(wide_dtype) for x in qkv), case.d_key**-0.5)
-    # tensor cores may read float32 with as many digits as float16 has
-    coarse = case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    # one row is compiled apart from several
-    found = [tree.attention(*(x[:n] for x in qkv), case.d_key**-0.5) - wanted[:n] for n in (1, 2)]
-    # not "greater": a NaN is refused as well
-    return all(bool(x.abs().max() <= TOLERANCES[torch.float16 if coarse else case.dtype]) for x in found)
+def kernel(device: torch.device, dtype: torch.dtype, equal: bool) -> str:
+    """The kernel for a tree; ``equal`` says whether keys are as wide as values."""
+    if device.type == "cuda" and dtype != torch.float64:
+        return "flex"
+    return "fused" if device.type == "cpu" and equal else "unfused"
 
 
 class Layout:
     """A pack as tensors: token ids, positions, and which keys each branch token sees.
+
+    Args:
+        pack: The prefix tree.
+        device: Where tokens are embedded.
+        keep: Called with the layer, the condition of a row, and its keys and values as they pass; None: nothing is.
 
     Attributes:
         tokens: Shape [pos].
@@ -139,13 +84,16 @@ class Layout:
 
     rows: list[int]
 
-    def __init__(self, pack: Pack, device: torch.device) -> None:
+    def __init__(
+        self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None] | None = None
+    ) -> None:
         self.rows = []
+        self.keep = keep
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
         self.n_prefix = len(pack.prefix)
-        self._make = lambda kernel, device, dtype: TREES[kernel](pack, device, dtype)
-        self._trees: dict[tuple[str, torch.device, torch.dtype], Any] = {}
+        self._make = lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about)
+        self._trees: dict[tuple[bool, torch.device, torch.dtype], Any] = {}
 
     def attention(
         self,
@@ -158,14 +106,17 @@ class Layout:
         """Attention of rows that all have this layout.
 
         Args:
-            layer: Layer number (for layouts that keep what they see).
+            layer: Layer number.
             query: Query heads.
             key: Key heads.
             value: Value heads.
             scale: Factor on the scores.
         """
-        case = Case.of(query, key, value)
-        made = kernel(case), case.device, case.dtype
+        if self.keep is not None:
+            for condition, k, v in zip(self.rows, key, value, strict=True):
+                self.keep(layer, condition, k, v)
+        chosen = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1])
+        made = chosen == "flex", query.device, query.dtype
         if made not in self._trees:
             self._trees[made] = self._make(*made)
         return self._trees[made].attention(query, key, value, scale)
@@ -213,21 +164,232 @@ def walking(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
+def fused(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head key d_head"],
+    v: Float[Tensor, "batch head key d_value"],
+    scale: float,
+    mask: Float[Tensor, "#batch #head #query key"] | None,
+    causal: bool,
+) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+    """Softmax attention that also returns the log of its denominator, by torch's own kernels.
+
+    They are those of `torch.nn.functional.scaled_dot_product_attention`, which does not return that log.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        scale: Factor on the scores.
+        mask: Added to the scores; its rows start at multiples of `MASK_ALIGNMENT` elements.
+        causal: Query i sees keys 0..i.
+
+    Returns:
+        Output, and log-sum-exp of the scores in float32, or float64 of float64.
+
+    Raises:
+        RuntimeError: torch has no such kernel for this device, dtype or these widths.
+    """
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+    elif _is_flash(q, v, mask):
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+    else:
+        bias = None if mask is None else mask.expand(*q.shape[:3], -1)
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)
+    return out, lse[..., : q.shape[2]]  # one of the kernels pads it to multiples of 32 queries
+
+
+def attend(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head key d_head"],
+    v: Float[Tensor, "batch head key d_value"],
+    scale: float,
+    mask: Float[Tensor, "#batch #head #query key"] | None = None,
+    causal: bool = False,
+) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+    """Softmax attention and the log of its denominator, by a kernel of torch's if it has one for this."""
+    if q.device.type == "cuda":
+        can = cuda.can_use_flash_attention if _is_flash(q, v, mask) else cuda.can_use_efficient_attention
+        fits = can(cuda.SDPAParams(q, k, v, mask, 0.0, causal, False))
+    else:
+        fits = q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
+    return (fused if fits else unfused)(q, k, v, scale, mask, causal)
+
+
+def _is_flash(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    return mask is None and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] == v.shape[-1]
+
+
+def unfused(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head key d_head"],
+    v: Float[Tensor, "batch head key d_value"],
+    scale: float,
+    mask: Float[Tensor, "#batch #head #query key"] | None,
+    causal: bool,
+) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+    """`fused`, written out, with a bounded number of scores at once."""
+    outs, lses = [], []
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    step = max(1, n_queries * SCORES_PER_QUERY // max(1, n_keys))
+    for start in range(0, n_queries, step):
+        end = start + step
+        scores = wide(q[:, :, start:end] @ k.transpose(-1, -2)) * scale
+        if mask is not None:
+            scores = scores + (mask[:, :, start:end] if mask.shape[2] > 1 else mask)
+        if causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(start + 1)
+            scores = scores.masked_fill(future, -torch.inf)
+        lse = scores.logsumexp(-1)
+        outs.append((scores - lse[..., None]).exp().to(v.dtype) @ v)
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def merge(
+    a: Float[Tensor, "*query d_value"],
+    lse_a: Float[Tensor, "*query"],
+    b: Float[Tensor, "*query d_value"],
+    lse_b: Float[Tensor, "*query"],
+) -> Float[Tensor, "*query d_value"]:
+    """Softmax attention over two sets of keys from the attention over each and its log-sum-exp."""
+    return torch.lerp(b, a, torch.sigmoid(lse_a - lse_b)[..., None].to(a.dtype))
+
+
+def aligned(n: int) -> int:
+    """The least multiple of `MASK_ALIGNMENT` that is at least ``n``."""
+    return -(-n // MASK_ALIGNMENT) * MASK_ALIGNMENT
+
+
+class BranchTree:
+    """A pack as a prefix and padded branches.
+
+    Args:
+        pack: The prefix tree.
+        device: Where it is computed.
+        dtype: Of queries, keys and values.
+
+    Attributes:
+        n_prefix: Number of prefix tokens; they come first.
+        buckets: Branches of similar length together, padded: indices of their tokens counted from the end of the
+            prefix, shape [branch, own]; which entries are real, shape [branch * own]; and who sees whom (additive
+            mask), shape [branch, 1, own, own], or None where no branch branches again, so that each token sees all
+            before it: of long prompts a mask would be most of the memory, and of the time.
+    """
+
+    def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
+        self.n_prefix = len(pack.prefix)
+        self.buckets: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        start = 0
+        for bucket in _by_length(pack.branches):
+            self.buckets.append(_bucket(bucket, start, device, dtype))
+            start += sum(len(b.tokens) for b in bucket)
+
+    def attention(
+        self,
+        query: Float[Tensor, "row n_heads pos d_head"],
+        key: Float[Tensor, "row n_kv_heads pos d_head"],
+        value: Float[Tensor, "row n_kv_heads pos d_value"],
+        scale: float,
+    ) -> Float[Tensor, "row n_heads pos d_value"]:
+        """See `Layout.attention`."""
+        n_kv, p = key.shape[1], self.n_prefix
+        q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
+        rows, _, group, pos, _ = q.shape
+        out = query.new_empty(rows, n_kv, group, pos, value.shape[-1])
+        if p:
+            # causal within the prefix: folding the group would break the triangle, so here it joins the heads
+            k, v = (x[:, :, None, :p].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
+            out[..., :p, :] = attend(query[:, :, :p], k, v, scale, None, True)[0].unflatten(1, (n_kv, group))
+        if pos > p:
+            q_own, k_own, v_own = q[..., p:, :], key[:, :, p:], value[:, :, p:]
+            parts = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
+            own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
+            if p:
+                prefix, lse = attend(q_own.flatten(2, 3), key[:, :, :p], value[:, :, :p], scale)
+                own = merge(own, own_lse, prefix.unflatten(2, (group, -1)), lse.unflatten(2, (group, -1)))
+            out[..., p:, :] = own
+        return out.flatten(1, 2)
+
+    def _attend_branches(
+        self,
+        q: Float[Tensor, "row kv group own d_head"],
+        k: Float[Tensor, "row kv own d_head"],
+        v: Float[Tensor, "row kv own d_value"],
+        scale: float,
+        bucket: tuple[Tensor, Tensor, Tensor | None],
+    ) -> tuple[Float[Tensor, "row kv group token d_value"], Float[Tensor, "row kv group token"]]:
+        """Attention of one bucket's tokens within their branches, and its log-sum-exp."""
+        index, real, mask = bucket
+        branches, width = index.shape
+        rows, n_kv, group, _, _ = q.shape
+        flat = index.flatten()
+
+        def by_branch(x: Float[Tensor, "row kv #group own d"]) -> Float[Tensor, "branch row_and_head width d"]:
+            """Branches become the batch and rows join the heads, so that one mask a branch serves every row."""
+            x = x[:, :, :, flat].unflatten(3, (branches, width)).permute(3, 0, 1, 2, 4, 5)
+            return x.expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
+
+        found = attend(by_branch(q), by_branch(k[:, :, None]), by_branch(v[:, :, None]), scale, mask, mask is None)
+        out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in found)
+        return out, lse
+
+
+def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
+    """Consecutive branches (longest first) whose padding wastes little."""
+    bucket: list[Branch] = []
+    for branch in branches:
+        if bucket and len(branch.tokens) < 0.8 * len(bucket[0].tokens):
+            yield bucket
+            bucket = []
+        bucket.append(branch)
+    if bucket:
+        yield bucket
+
+
+def _bucket(
+    branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    width = len(branches[0].tokens)
+    index = torch.full((len(branches), width), start)
+    real = torch.zeros(len(branches), width, dtype=torch.bool)
+    for i, branch in enumerate(branches):
+        n = len(branch.tokens)
+        index[i, :n] = torch.arange(start, start + n)
+        real[i, :n] = True
+        start += n
+    places = index.to(device), real.flatten().nonzero()[:, 0].to(device)
+    if all(branch.parents == [*range(-1, len(branch.tokens) - 1)] for branch in branches):
+        return *places, None  # padding comes last, where no token sees it
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself: no empty softmax
+    for i, branch in enumerate(branches):
+        for j, parent in enumerate(branch.parents):
+            if parent >= 0:
+                sees[i, j] |= sees[i, parent]
+    mask = torch.zeros(len(branches), 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
+    return *places, mask.masked_fill_(~sees[:, None].to(device), -torch.inf)
+
+
 class BlockTree:
     """A pack as a block mask.
 
     Args:
         pack: The prefix tree.
         device: Where it is computed.
-        backend: Of ``torch.compile``: ``inductor``, or ``eager``, which holds all scores in memory, for tests.
+        dtype: Of queries, keys and values.
 
     Attributes:
+        backend: Of ``torch.compile``: ``inductor``, or ``eager``, which holds all scores in memory, for tests.
         mask: The block mask, of the padded length; padding sees itself.
     """
 
-    def __init__(self, pack: Pack, device: torch.device, backend: str) -> None:
+    backend = "inductor"
+
+    def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
         # for dynamic shapes on a CPU torch 2.13 writes C++ that does not compile (it takes size ks18 for ks1)
-        self._compiled = _compiled(backend, backend != "inductor" or device.type != "cpu")
+        self._compiled = _compiled(self.backend, self.backend != "inductor" or device.type != "cpu")
         n = pack.n_tokens
         length = max(MIN_BLOCKS, -(-n // BLOCK)) * BLOCK
         self.padding = length - n

@@ -1,15 +1,15 @@
 """Whether a walk layer by layer computes what the model computes: told by numbers, and by how long texts are.
 
 The fast path calls the layers that `depthlens.models.architectures` found one after another, each with a layout of
-tokens. A few tokens take both ways, through the model and through the layers. Where a layer that is called so computes
-something else (capped scores, attention sinks, another mixer), or where a model was changed by hand, whole passes with
-hooks answer instead. Where a layer does not add what its attention and its MLP give to its input (multipliers, norms
-after a part), removing one of them is right only if the layer without both returns its input, which is tried as well.
+tokens. Three short texts that begin alike take both ways, through the model and as one tree through the layers. Where a
+layer that is called so computes something else (capped scores, attention sinks, another mixer, an attention kernel that
+is not right on this device), or where a model was changed by hand, whole passes with hooks answer instead. Where a
+layer does not add what its attention and its MLP give to its input (multipliers, norms after a part), removing one of
+them is right only if the layer without both returns its input, which is tried as well.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from depthlens.ablations import Condition
-from depthlens.engine.tree_attention import walking
+from depthlens.engine import prefix_tree
+from depthlens.engine.prefix_tree import Pack
+from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden, rotary_settings, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, weights_state
 
-log = logging.getLogger(__name__)
-
-N_TOKENS = 12
+N_TOKENS = 12  # of each text
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
 CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 # what a module raises that is called with arguments, or on shapes, which it does not expect
@@ -63,6 +63,7 @@ class Call:
         layer: Its number.
         args: What it was called with.
         kwargs: What it was called with by name.
+        given: The residual stream before it, brought to where the layer is.
         output: What it gave.
         added: What its attention and its MLP gave, added up.
     """
@@ -70,13 +71,9 @@ class Call:
     layer: int
     args: tuple
     kwargs: dict[str, Any]
-    output: Float[Tensor, "1 pos d_model"]
+    given: Float[Tensor, "text pos d_model"]
+    output: Float[Tensor, "text pos d_model"]
     added: Tensor
-
-    @property
-    def given(self) -> Float[Tensor, "1 pos d_model"]:
-        """The residual stream before it, brought to where the layer is."""
-        return moved(self.args[0] if self.args else self.kwargs["hidden_states"], self.output.device)
 
 
 _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary()
@@ -136,47 +133,53 @@ def _state(lens: Lens) -> tuple:
 def _try(lens: Lens) -> Found:
     arch, close = lens.arch, CLOSE[lens.dtype]
     n = min(N_TOKENS, window_of(lens) or N_TOKENS)  # so few that every layer sees them all
-    tokens = torch.tensor([i * 7919 % len(arch.embed.weight) for i in range(1, n + 1)], device=lens.device)
+    drawn = [i * 7919 % len(arch.embed.weight) for i in range(1, 3 * n + 1)]
+    texts = [drawn[:k] + drawn[i * n + k : (i + 1) * n] for i, k in enumerate((n, n // 2, n * 3 // 4))]
+    pack = prefix_tree.build(texts, range(3))
+    tokens = torch.tensor(texts, device=lens.device)
     calls, logits = _calls(lens, tokens)
     refused = f"model {lens.name!r} ({type(lens.model).__name__}) is not supported"
     order = [call.layer for call in calls]
     if again := [layer for layer in order if order.count(layer) > 1]:
-        fault = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
-        raise UserError(f"{refused}: {fault}")
-    faults = [] if order == [*range(lens.dims.n_layers)] else ["its layers are not passed one after the other"]
-    x, adds, separable = arch.embed(tokens)[None], True, True
+        times = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
+        raise UserError(f"{refused}: {times}")
+    fault: str | None = None
+    if order != [*range(lens.dims.n_layers)]:
+        fault = "its layers are not passed one after the other"
+    x, adds, separable = arch.embed(tokens), True, True
     for call in calls:
-        if _apart(x, call.given, close):
-            faults.append(f"layer {call.layer} gets something else than what the part before it gives")
+        if not fault and _apart(x, call.given, close):
+            fault = f"layer {call.layer} gets something else than what the part before it gives"
         with lens.resident(call.layer):
-            if not faults:
-                faults += _faults(lens, call)
+            fault = fault or _fault(lens, call, pack)
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
                 adds = False
                 separable &= not _apart(_without_parts(lens, call), call.given, close)
         x = call.output
     if _apart(arch.logits(x), logits, close):
         raise UserError(f"{refused}: its logits are not those that its final norm and its head give")
-    return Found(faults[0] if faults else None, adds, separable)
+    return Found(fault, adds, separable)
 
 
-def _calls(lens: Lens, tokens: Int[Tensor, " pos"]) -> tuple[list[Call], Float[Tensor, "1 pos d_vocab"]]:
+def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Float[Tensor, "text pos d_vocab"]]:
     """Every call of a layer in the model's own forward pass, and its logits."""
     calls: list[Call] = []
 
-    def note(layer: int, given: dict[str, Tensor], module: nn.Module, args: tuple, kwargs: Any, output: Any) -> None:
-        parts = [part.reshape(1, len(tokens), -1) for part in given.values()]  # experts may give all tokens in one row
-        calls.append(Call(layer, args, kwargs, hidden(output), sum(parts, torch.zeros(()))))
+    def note(layer: int, parts: dict[str, Tensor], module: nn.Module, args: tuple, kwargs: Any, output: Any) -> None:
+        # experts may give all tokens in one row
+        added = sum((part.reshape(*tokens.shape, -1) for part in parts.values()), torch.zeros(()))
+        given = moved(args[0] if args else kwargs["hidden_states"], hidden(output).device)
+        calls.append(Call(layer, args, kwargs, given, hidden(output), added))
 
     with ExitStack() as stack:
         for i, layer in enumerate(lens.arch.layers):
             noted = partial(note, i, stack.enter_context(lens.arch.sublayers(i)))
             stack.callback(layer.register_forward_hook(noted, with_kwargs=True).remove)
-        logits = lens.model(input_ids=tokens[None], use_cache=False).logits
+        logits = lens.model(input_ids=tokens, use_cache=False).logits
     return calls, logits
 
 
-def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "1 pos d_model"]:
+def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "text pos d_model"]:
     """What a layer gives without what its attention and its MLP give."""
     with ExitStack() as stack:
         for part in (lens.arch.attn[call.layer], lens.arch.mlp[call.layer]):
@@ -184,33 +187,37 @@ def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "1 pos d_model"]:
         return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
-def _faults(lens: Lens, call: Call) -> list[str]:
-    """What a layer does not compute when it is called by itself."""
-    arch, layer = lens.arch, call.layer
-    if layer in lens.dims.headless:
-        return [f"layer {layer} mixes its tokens in another way than by attention"]
+def _fault(lens: Lens, call: Call, pack: Pack) -> str | None:
+    """What a layer does not compute when it is called by itself, with the texts as a tree."""
+    arch, layer, dims = lens.arch, call.layer, lens.dims
+    if layer in dims.headless:
+        return f"layer {layer} mixes its tokens in another way than by attention"
     if arch.rotary is None:
-        return ["its tokens learn where they stand in another way than by a rotary embedding"]
-    n = call.given.shape[1]
-    layout = CausalRows(n, lens.device_of(layer))
-    keep = torch.arange(0, n, 2 if layer == lens.dims.n_layers - 1 else 1)  # of the last layer some positions are used
+        return "its tokens learn where they stand in another way than by a rotary embedding"
+    n_keys: list[int] = []
+    layout = Layout(pack, lens.device_of(layer), lambda layer, row, key, value: n_keys.append(len(key)))
+    layout.rows, paths = [0], torch.tensor(pack.paths, device=call.given.device)
+    x = call.given.new_empty(1, pack.n_tokens, dims.d_model)
+    x[0, paths] = call.given
+    # the last layer is asked for some positions only
+    some, keep = (slice(-1, None), paths[:, -1]) if layer == dims.n_layers - 1 else (slice(None), None)
     try:
         with walking(lens.model):
-            alone = arch.call(layer, call.given, layout, arch.angles(call.given, layout.position_ids), keep)
+            alone = arch.call(layer, x, layout, arch.angles(x, layout.position_ids), keep)[0, paths]
     except NOT_CALLABLE as e:
-        return [f"layer {layer} cannot be called by itself ({type(e).__name__})"]
-    if _apart(alone[:, keep], call.output[:, keep], CLOSE[lens.dtype]):
-        return [f"layer {layer} computes something else when it is called by itself"]
-    if layout.n_keys != [lens.dims.n_kv_heads]:
-        return [f"layer {layer} has more than one attention, or other key heads than the configuration says"]
-    return []
+        return f"layer {layer} cannot be called by itself ({type(e).__name__})"
+    if _apart(alone[:, some], call.output[:, some], CLOSE[lens.dtype]):
+        return f"layer {layer} computes something else when it is called by itself"
+    if n_keys != [dims.n_kv_heads]:
+        return f"layer {layer} has more than one attention, or other key heads than the configuration says"
+    return None
 
 
 def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
     return with_hidden(output, torch.zeros_like(hidden(output)))
 
 
-def _apart(found: Float[Tensor, "1 pos width"], wanted: Float[Tensor, "1 pos width"], close: float) -> bool:
+def _apart(found: Float[Tensor, "text pos width"], wanted: Float[Tensor, "text pos width"], close: float) -> bool:
     """Whether some token's vector differs; vectors that are not finite on either side are for others to report."""
     found, wanted = wide(found), wide(moved(wanted, found.device))
     share = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-12)
@@ -225,12 +232,10 @@ class CausalRows:
 
     Attributes:
         position_ids: Shape [1, pos].
-        n_keys: Number of key heads of each call.
     """
 
     def __init__(self, n_pos: int, device: torch.device) -> None:
         self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
-        self.n_keys: list[int] = []
 
     def attention(
         self,
@@ -241,7 +246,6 @@ class CausalRows:
         scale: float,
     ) -> Float[Tensor, "row n_heads pos d_value"]:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
-        self.n_keys.append(key.shape[1])
         shared = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
 

@@ -22,8 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends.protocol import Means
-from depthlens.backends.row_edits import RowEdits
+from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.backends.weight_swap import RowDonations
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking

@@ -1,5 +1,9 @@
 """How much a sweep computes, counted in tokens, and how much of it is done at once.
 
+Four numbers determine memory: the tokens that pass a layer together, the residual streams that the open rows of a pack
+keep from layer to layer, the keys and values of the rows that are decoded together, and the positions that are
+unembedded together. Each gets a share of the free memory, up to the size that still gains speed on that kind of device.
+
 Work is counted in tokens that pass a layer. The rate at which they pass is measured with every pack, and the next pack
 is cut to fit. The reading of weights from files is not counted as work, because it takes the same time however much is
 computed with them. Where it takes long, a pack lasts a few times as long as the reading.
@@ -8,21 +12,108 @@ computed with them. Where it takes long, a pack lasts a few times as long as the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 
+from depthlens.engine import tree_attention
 from depthlens.models.lens import Lens
+from depthlens.models.placement import free_bytes
 from depthlens.models.quantised import n_weights
 from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
 
+T = TypeVar("T")
+
+# measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 65536
+# a server is shared and its memory is unknown: at 8192 tokens the widest part of LLaMA-70B takes 3 GB in bfloat16
+REMOTE_BATCH_TOKENS = 8192
+# below this a layer's weights cost more to read than its arithmetic; with less memory nothing can be computed
+MIN_BATCH_TOKENS = 64
+# on a CPU more of either gains little: with these a sweep of the embedded model takes 2 GiB more than its weights where
+# it scores, and 3.0 GiB more where it writes
+CPU_STATE_BYTES = 512 << 20
+CPU_KEY_BYTES = 2 << 30
+# positions that are unembedded at once; 512 x 49k logits take 200 MB, and a GPU wants some thousand rows for a product
+CPU_UNEMBED_ROWS = 512
+GPU_UNEMBED_ROWS = 4096
+# shares of the free memory: a pack needs its states about twice while rows join, a step copies keys as rows leave
+CHUNK_SHARE, STATE_SHARE, KEY_SHARE, LOGIT_SHARE = 4, 8, 4, 16
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
 WIDTH = 2048  # of the square matrix that is multiplied to estimate the rate of the first pack
 SHARE = 0.8  # of the rate of matrix products, which a layer reaches
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bounds on one batch.
+
+    Attributes:
+        batch_tokens: Tokens (rows x padded length) that pass a layer together.
+        state_bytes: Residual streams of all open rows of a pack.
+        key_bytes: Keys and values of the rows that are decoded together.
+        unembed_rows: Positions that are unembedded together.
+    """
+
+    batch_tokens: int
+    state_bytes: int
+    key_bytes: int
+    unembed_rows: int
+
+
+def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
+    """The budget for a model, by the device with least room; ``batch_tokens`` overrides the first number."""
+    if lens.remote:
+        return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0, 0)
+    free, on_cpu = min(map(free_bytes, lens.devices)), lens.device.type == "cpu"
+    if batch_tokens is None:
+        fits = free // CHUNK_SHARE // chunk_bytes(lens)
+        batch_tokens = max(MIN_BATCH_TOKENS, min(CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS, fits))
+    states, keys = free // STATE_SHARE, free // KEY_SHARE
+    if on_cpu:
+        states, keys = min(states, CPU_STATE_BYTES), min(keys, CPU_KEY_BYTES)
+    most = CPU_UNEMBED_ROWS if on_cpu else GPU_UNEMBED_ROWS
+    return Budget(batch_tokens, states, keys, max(1, min(most, free // LOGIT_SHARE // logit_bytes(lens))))
+
+
+def chunk_bytes(lens: Lens) -> int:
+    """About what one token holds while it passes a layer: eight residual streams and four of the widest product.
+
+    And its scores, where attention holds them.
+    """
+    layer = lens.arch.layers[0]
+    # experts are stacked [expert, width, d_model]; a token passes few of them, and one width is about their sum
+    widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
+    scores = 0
+    if tree_attention.kernel_of(lens) == "unfused":
+        scores = lens.dims.n_heads * tree_attention.SCORES_PER_QUERY * tree_attention.SCORE_BYTES
+    return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest) + scores
+
+
+def logit_bytes(lens: Lens) -> int:
+    """What one position holds while it is unembedded: its logits in float32, and their exponentials."""
+    return 2 * 4 * lens.model.get_output_embeddings().weight.shape[0]
+
+
+def tried(run: Callable[[], T], *, smaller: bool) -> T | None:
+    """What ``run`` gives; None where memory ran out, if something ``smaller`` can be run instead.
+
+    Allocation failures on a CPU are plain RuntimeErrors in torch. The error's traceback, which holds tensors, is gone
+    when this returns.
+    """
+    try:
+        return run()
+    except (torch.OutOfMemoryError, RuntimeError) as e:
+        on_cpu = any(said in str(e) for said in ("not enough memory", "can't allocate"))
+        if not (smaller and (on_cpu or isinstance(e, torch.OutOfMemoryError))):
+            raise
+        return None
 
 
 @dataclass
@@ -35,7 +126,7 @@ class Work:
         unshared_tokens: Tokens that would be read without sharing: of every request under every condition.
         written_tokens: Tokens that are written.
         layer_tokens: Tokens that pass a layer, each layer and each condition counted.
-        spared: Tokens that `text_lengths` expected of the texts that are written, and that they do not have.
+        spared: As many as `text_lengths` expected for the texts that are written, and that these did not need.
     """
 
     rows: int = 0
@@ -44,6 +135,11 @@ class Work:
     written_tokens: int = 0
     layer_tokens: int = 0
     spared: int = 0
+
+    @property
+    def done(self) -> int:
+        """What of `Engine.expected` is done: what a text that has ended was expected to need, however short it is."""
+        return self.layer_tokens + self.spared
 
     def add(self, other: Work) -> None:
         """Count what was counted elsewhere."""

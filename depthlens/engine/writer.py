@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -28,11 +30,11 @@ from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 Row = tuple[int, int]  # condition, prompt
 _BITS = 52  # of the numbers that tokens are drawn by: as many as a product with a float64 near 1 keeps below 1
 
-# settings of a generation configuration that ask for more than the next token of one text: above 1, and at all
-_ABOVE_ONE = ("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale")
-_AT_ALL = (
-    *("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "token_healing", "watermarking_config"),
-    *("use_mtp", "prompt_lookup_num_tokens", "assistant_early_exit", "max_time", "stop_strings"),
+# settings of a generation configuration that ask for more than the next token of one text, unless they are 1
+_MORE = (
+    *("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale", "penalty_alpha", "dola_layers"),
+    *("constraints", "force_words_ids", "token_healing", "watermarking_config", "use_mtp", "prompt_lookup_num_tokens"),
+    *("assistant_early_exit", "max_time", "stop_strings"),
 )
 
 
@@ -43,8 +45,8 @@ def require_plain(lens: Lens) -> None:
         UserError: names the settings.
     """
     config = lens.model.generation_config
-    asked = {name: value for name in (*_ABOVE_ONE, *_AT_ALL) if (value := getattr(config, name, None))}
-    if found := {name: value for name, value in asked.items() if name in _AT_ALL or value != 1}:
+    asked = {name: value for name in _MORE if (value := getattr(config, name, None))}
+    if found := {name: value for name, value in asked.items() if value is True or value != 1}:
         settings = ", ".join(f"{name}={value!r}" for name, value in found.items())
         fix = f"set lens.model.generation_config.{next(iter(found))} = None, or take it out of generation_config.json"
         fault = f"its generation configuration asks for {settings}, and texts are written one token after the other"
@@ -85,8 +87,7 @@ class Writer:
         self.tokenizer = lens.tokenizer
         self.requests = requests
         self.conditions = conditions
-        self.tokens: dict[Row, list[int]] = {}
-        self._numbers: dict[Row, Numbers] = {}
+        self.tokens: defaultdict[Row, list[int]] = defaultdict(list)
         # what is done to logits where no token is drawn; it depends on the text so far
         self.rules = processors(lens, replace(requests[0], sampling=None), torch.device("cpu"))
         self._processors: dict[int | Sampling, LogitsProcessorList] = {}
@@ -107,7 +108,7 @@ class Writer:
         for i, row in enumerate(rows):
             sampling = self.requests[row[1]].sampling
             if self.rules:
-                alike.setdefault((row[1], len(self.tokens.get(row, ()))), []).append(i)
+                alike.setdefault((row[1], len(self.tokens[row])), []).append(i)
             elif sampling is not None:
                 alike.setdefault((replace(sampling, draw=0), 0), []).append(i)
         for (key, _), places in alike.items():
@@ -115,25 +116,21 @@ class Writer:
             request = self.requests[of[0][1]]
             if key not in self._processors:
                 self._processors[key] = processors(self.lens, request, logits.device)
-            read = [[*request.context, *self.tokens.get(row, [])] if self.rules else [] for row in of]
+            read = [[*request.context, *self.tokens[row]] if self.rules else [] for row in of]
             ids = cast(torch.LongTensor, torch.tensor(read, dtype=torch.long, device=logits.device))
             scores = self._processors[key](ids, cast(torch.FloatTensor, logits[places].float()))
-            drawing = request.sampling is not None
-            found = drawn(scores, [self._number(row) for row in of]) if drawing else scores.argmax(-1).tolist()
+            found = scores.argmax(-1).tolist()
+            if request.sampling is not None:
+                at = ((self.requests[d], self.conditions[c], len(self.tokens[c, d])) for c, d in of)
+                found = drawn(scores, [number(*about) for about in at])
             for i, token in zip(places, found, strict=True):
                 tokens[i] = token
         for row, token in zip(rows, tokens, strict=True):
-            self.tokens.setdefault(row, []).append(token)
+            self.tokens[row].append(token)
         return [row for row in rows if not self._finished(row)]
-
-    def _number(self, row: Row) -> float:
-        if row not in self._numbers:
-            self._numbers[row] = Numbers(self.requests[row[1]], self.conditions[row[0]])
-        return self._numbers[row].at(len(self.tokens.get(row, ())))
 
     def replay(self, row: Row, tokens: Sequence[int]) -> WrittenAnswer:
         """The text of a row from tokens chosen elsewhere, as many of them as would have been written here."""
-        self.tokens[row] = []
         for token in tokens:
             self.tokens[row].append(token)
             if self._finished(row):
@@ -188,21 +185,15 @@ def drawn(scores: Float[Tensor, "row d_vocab"], numbers: Sequence[float]) -> lis
     return torch.searchsorted(cumulative, places, right=True)[:, 0].tolist()
 
 
-class Numbers:
-    """The number from 0 to 1 for every token of a text.
+def number(request: GenerateRequest, condition: Condition, place: int) -> float:
+    """The number from 0 to 1 for the token at a place in a text."""
+    found = _hash(request, condition).copy()
+    found.update(f" {place}".encode())
+    return (int.from_bytes(found.digest()) >> (64 - _BITS)) / 2**_BITS
 
-    Args:
-        request: The prompt, and how it is to be answered.
-        condition: What is ablated.
-    """
 
-    def __init__(self, request: GenerateRequest, condition: Condition) -> None:
-        assert request.sampling is not None
-        said = f"{request.sampling.seed} {request.sampling.draw} {condition} {request.context}"
-        self._hash = hashlib.blake2b(said.encode(), digest_size=8)
-
-    def at(self, place: int) -> float:
-        """The number for the token at a place in the text."""
-        found = self._hash.copy()
-        found.update(f" {place}".encode())
-        return (int.from_bytes(found.digest()) >> (64 - _BITS)) / 2**_BITS
+@lru_cache(maxsize=4096)
+def _hash(request: GenerateRequest, condition: Condition) -> hashlib.blake2b:
+    assert request.sampling is not None
+    said = f"{request.sampling.seed} {request.sampling.draw} {condition} {request.context}"
+    return hashlib.blake2b(said.encode(), digest_size=8)

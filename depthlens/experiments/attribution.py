@@ -26,7 +26,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.row_edits import Means, classes
-from depthlens.engine import memory_budget, walk_check
+from depthlens.engine import walk_check, work
 from depthlens.errors import UserError, unknown
 from depthlens.models.architectures import body_of, head, wide, wide_type
 from depthlens.models.lens import Lens
@@ -74,7 +74,7 @@ def attribute(
         raise UserError("weights do not fit the requests; give one number for each token of each continuation")
     dims = lens.dims
     # a backward pass holds every layer of the batch, where the budget is meant for one
-    tokens = batch_tokens or max(1, memory_budget.choose(lens).batch_tokens)
+    tokens = batch_tokens or max(1, work.choose(lens).batch_tokens)
     asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -137,7 +137,7 @@ def in_batches(
         while end < len(members) and (end == start or size + lengths[end] <= tokens):
             size += lengths[end]
             end += 1
-        values = memory_budget.tried(partial(run, members[start:end]), smaller=end > start + 1)
+        values = work.tried(partial(run, members[start:end]), smaller=end > start + 1)
         if values is None:
             tokens = size // 2
             continue

@@ -17,7 +17,7 @@ from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
 from depthlens.cluster import pool
-from depthlens.engine import memory_budget, tree_attention
+from depthlens.engine import tree_attention, work
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
@@ -82,7 +82,7 @@ class ConditionRuns:
         names = [str(c) for c in self.conditions[1:]]
         self.record = {"ablate": ablate if isinstance(ablate, str) else names} | recorded(options)
         self.record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
-        self.record["batch_tokens"] = memory_budget.choose(lens, options["batch_tokens"]).batch_tokens
+        self.record["batch_tokens"] = work.choose(lens, options["batch_tokens"]).batch_tokens
         self.record["tree_attention"] = tree_attention.kernel_of(lens)
         if (given := self._joined.donor) is not None:
             about = given.lens.describe(self.store.donor_fingerprint)

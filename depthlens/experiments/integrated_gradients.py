@@ -41,7 +41,7 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.row_edits import Means, classes
-from depthlens.engine import memory_budget, walk_check
+from depthlens.engine import walk_check, work
 from depthlens.engine.tree_attention import walking
 from depthlens.engine.walk_check import CausalRows, refuse_window
 from depthlens.experiments import attribution
@@ -110,7 +110,7 @@ def integrate(
     chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     n_groups = min(groups, dims.n_heads)
     # every request passes a layer once for each group and step, all at once
-    tokens = max(1, (batch_tokens or memory_budget.choose(lens).batch_tokens) // (n_groups * steps))
+    tokens = max(1, (batch_tokens or work.choose(lens).batch_tokens) // (n_groups * steps))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         reference = means() if means is not None and mode == "mean" else None

@@ -21,7 +21,7 @@ import torch
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition, expand
-from depthlens.engine import memory_budget, prefix_tree
+from depthlens.engine import prefix_tree, work
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import text_lengths
@@ -242,8 +242,8 @@ def _peak_bytes(
     states = 2 * min(budget.state_bytes, (len(conditions) + 1) * prefix_tree.n_distinct(read) * dims.d_model * size)
     written = 0 if lengths is None else len(conditions) * (sum(map(len, read)) + sum(lengths))
     keys = min(budget.key_bytes, written * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size)
-    logits = budget.unembed_rows * memory_budget.logit_bytes(lens)
-    return _held(lens) + states + keys + logits + budget.batch_tokens * memory_budget.chunk_bytes(lens)
+    logits = budget.unembed_rows * work.logit_bytes(lens)
+    return _held(lens) + states + keys + logits + budget.batch_tokens * work.chunk_bytes(lens)
 
 
 def _held(lens: Lens) -> int:

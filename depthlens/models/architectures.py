@@ -132,11 +132,8 @@ class Architecture:
         given: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for name, part in (("attn", self.attn[layer]), ("mlp", self.mlp[layer])):
-
-                def keep(module: nn.Module, args: tuple, output: Any, name: str = name) -> None:
-                    given[name] = hidden(output)
-
-                stack.callback(part.register_forward_hook(keep).remove)
+                keep = part.register_forward_hook(lambda *call, name=name: given.update({name: hidden(call[2])}))
+                stack.callback(keep.remove)
             yield given
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:

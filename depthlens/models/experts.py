@@ -124,7 +124,7 @@ def removed(
     position_ids: Int[Tensor, "#row pos"] | None,
     device: torch.device,
 ) -> Bool[Tensor, "#row #pos n_experts"]:
-    """Which experts of a layer each token must do without; one position serves all where no ablation spares any.
+    """Which experts of a layer each token must do without; one position serves all where none is given.
 
     Args:
         ablations: Of experts of the layer, each with its row.
@@ -133,12 +133,8 @@ def removed(
         position_ids: Where the tokens stand, if an ablation spares the first ones.
         device: Where the layer is.
     """
-    mask = torch.zeros(n_rows, 1, n_experts, dtype=torch.bool)
-    starts = torch.zeros(n_rows, 1, n_experts, dtype=torch.long)
+    starts = torch.full((n_rows, 1, n_experts), torch.iinfo(torch.long).max)  # positions that no token has
     for row, a in ablations:
-        mask[row, 0, a.index] = True
         starts[row, 0, a.index] = a.start
-    mask = mask.to(device)
-    if position_ids is None or not starts.any():
-        return mask
-    return mask & (position_ids[:, :, None] >= starts.to(device))
+    starts = starts.to(device)
+    return starts == 0 if position_ids is None else position_ids[:, :, None] >= starts

@@ -13,7 +13,7 @@ import tiny
 import depthlens as dl
 from depthlens import cli, progress
 from depthlens.ablations import parse_condition
-from depthlens.engine import memory_budget
+from depthlens.engine import work
 from depthlens.engine.engine import PATHS, Engine
 from depthlens.requests import GenerateRequest
 from depthlens.runner.progress import RunProgress, bar_text
@@ -110,7 +110,7 @@ def test_what_texts_that_end_early_do_not_need_is_not_left(path, monkeypatch):
 
     monkeypatch.setattr(progress.Bar, "expects", lambda bar, needed, spent: told.append((needed, spent)))
     monkeypatch.setattr(AnswerRows, "keep", noted)
-    monkeypatch.setattr(memory_budget, "CPU_KEY_BYTES", 1 << 20)  # eight prompts at a time
+    monkeypatch.setattr(work, "CPU_KEY_BYTES", 1 << 20)  # eight prompts at a time
     engine = Engine(lens, path=path)
     engine.generate_until(asked, conditions)
     assert engine.work.written_tokens < 10 * engine.work.rows

@@ -13,8 +13,7 @@ from transformer_lens.factories import architecture_adapter_factory
 
 from depthlens import backends, cli
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends.protocol import Backend
-from depthlens.backends.torch import TorchBackend
+from depthlens.backends.torch import Backend, TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest

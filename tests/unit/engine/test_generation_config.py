@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import PATHS, Engine
-from depthlens.engine.writer import Numbers
+from depthlens.engine.writer import number
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, Sampling
@@ -120,7 +120,7 @@ def test_tokens_are_drawn_from_the_scores_of_hugging_face(lens, settings):
     for condition, row in zip(CONDITIONS, found, strict=True):
         for q, text in zip(asked, row, strict=True):
             cumulative = scores[condition, q.context].double().softmax(-1).cumsum(-1)
-            token = int(torch.searchsorted(cumulative, Numbers(q, condition).at(0), right=True))
+            token = int(torch.searchsorted(cumulative, number(q, condition, 0), right=True))
             assert text == lens.tokenizer.decode([token], skip_special_tokens=True)
     assert found != before, "the setting decides nothing here"
 

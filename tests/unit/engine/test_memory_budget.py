@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from depthlens.ablations import expand
-from depthlens.engine import memory_budget
+from depthlens.engine import work
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -19,45 +19,43 @@ def lens():
 
 
 def with_free(monkeypatch, n_bytes):
-    monkeypatch.setattr(memory_budget, "free_bytes", lambda device: n_bytes)
+    monkeypatch.setattr(work, "free_bytes", lambda device: n_bytes)
 
 
 def test_plenty_of_memory_gives_what_is_fastest_on_a_cpu(lens, monkeypatch):
     with_free(monkeypatch, 1 << 40)
-    chosen = memory_budget.choose(lens)
-    assert chosen == memory_budget.Budget(
-        memory_budget.CPU_BATCH_TOKENS,
-        memory_budget.CPU_STATE_BYTES,
-        memory_budget.CPU_KEY_BYTES,
-        memory_budget.CPU_UNEMBED_ROWS,
+    chosen = work.choose(lens)
+    assert chosen == work.Budget(
+        work.CPU_BATCH_TOKENS,
+        work.CPU_STATE_BYTES,
+        work.CPU_KEY_BYTES,
+        work.CPU_UNEMBED_ROWS,
     )
 
 
 def test_little_memory_gives_less_of_everything_and_never_nothing(lens, monkeypatch):
     with_free(monkeypatch, 1 << 22)
-    chosen = memory_budget.choose(lens)
-    assert memory_budget.MIN_BATCH_TOKENS < chosen.batch_tokens < memory_budget.CPU_BATCH_TOKENS
-    assert chosen.batch_tokens * memory_budget.chunk_bytes(lens) <= 1 << 20
+    chosen = work.choose(lens)
+    assert work.MIN_BATCH_TOKENS < chosen.batch_tokens < work.CPU_BATCH_TOKENS
+    assert chosen.batch_tokens * work.chunk_bytes(lens) <= 1 << 20
     assert (chosen.state_bytes, chosen.key_bytes) == (1 << 19, 1 << 20)
     with_free(monkeypatch, 0)
-    nothing = memory_budget.choose(lens)
-    assert (nothing.batch_tokens, nothing.unembed_rows) == (memory_budget.MIN_BATCH_TOKENS, 1)
+    nothing = work.choose(lens)
+    assert (nothing.batch_tokens, nothing.unembed_rows) == (work.MIN_BATCH_TOKENS, 1)
 
 
 def test_a_gpu_gets_its_share_of_what_is_free_and_no_fixed_cap_on_keys(lens, monkeypatch):
     with_free(monkeypatch, 64 << 30)
     monkeypatch.setattr(Lens, "device", torch.device("cuda"))
-    chosen = memory_budget.choose(lens)
-    assert chosen == memory_budget.Budget(
-        memory_budget.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, memory_budget.GPU_UNEMBED_ROWS
-    )
+    chosen = work.choose(lens)
+    assert chosen == work.Budget(work.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, work.GPU_UNEMBED_ROWS)
 
 
 def test_logits_of_a_block_fit_into_their_share_of_a_gpu(lens, monkeypatch):
     with_free(monkeypatch, 1 << 27)
     monkeypatch.setattr(Lens, "device", torch.device("cuda"))
-    rows = memory_budget.choose(lens).unembed_rows
-    assert rows == (1 << 23) // (2 * 4 * tiny.VOCAB) and rows < memory_budget.GPU_UNEMBED_ROWS
+    rows = work.choose(lens).unembed_rows
+    assert rows == (1 << 23) // (2 * 4 * tiny.VOCAB) and rows < work.GPU_UNEMBED_ROWS
 
 
 def test_answers_do_not_depend_on_how_many_positions_are_unembedded_together(lens):

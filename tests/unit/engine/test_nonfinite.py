@@ -70,7 +70,7 @@ def test_half_precision_that_overflows_is_told_to_use_float32():
 
 def test_what_was_computed_before_stays(tmp_path, monkeypatch):
     """A condition that breaks a later pack does not lose the packs before it."""
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 13)
+    monkeypatch.setattr("depthlens.engine.work.CPU_STATE_BYTES", 1 << 13)
     built = builder.build()
     lens = dl.Lens(built.model, built.tokenizer, "organism")
     walk, n = Wavefront.run, 0

@@ -11,7 +11,7 @@ import torch
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.engine.writer import Numbers, Writer, drawn, processors
+from depthlens.engine.writer import Writer, drawn, number, processors
 from depthlens.requests import GenerateRequest, Sampling
 
 WARM = Sampling(temperature=1.5, top_p=0.9, seed=3)
@@ -61,7 +61,7 @@ def test_tokens_have_their_probabilities(lens, sampling):
 def test_numbers_are_even_and_depend_on_everything_that_is_said():
     request = GenerateRequest((1, 2, 3), (), 9, WARM)
     condition = parse_condition("L1")
-    found = [Numbers(request, condition).at(place) for place in range(2000)]
+    found = [number(request, condition, place) for place in range(2000)]
     # Kolmogorov and Smirnov's distance from evenness, of 2,000 numbers at a level of 0.1%
     assert np.abs(np.sort(found) - np.arange(2000) / 2000).max() < 1.95 / np.sqrt(2000)
     others = [
@@ -71,9 +71,9 @@ def test_numbers_are_even_and_depend_on_everything_that_is_said():
         (request, parse_condition("L2")),
     ]
     for other in others:
-        assert len({*found[:50], *(Numbers(*other).at(place) for place in range(50))}) == 100
+        assert len({*found[:50], *(number(*other, place) for place in range(50))}) == 100
     # what only bounds the text changes none of its tokens
-    assert Numbers(replace(request, until=("a",), max_new_tokens=20), condition).at(7) == found[7]
+    assert number(replace(request, until=("a",), max_new_tokens=20), condition, 7) == found[7]
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,14 @@ def test_texts_are_drawn_from_the_models_own_predictions(lens, requests, conditi
     """Token by token from whole passes, and by the probabilities by hand."""
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(requests, row, strict=True):
-            tokens, numbers = [*request.context], Numbers(request, condition)
+            tokens = [*request.context]
             model = surgery.cut(lens, condition, None)
             for place in range(request.max_new_tokens):
                 logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
                 cumulative = np.cumsum(probabilities(logits.double().numpy(), request.sampling))
-                tokens.append(int(np.searchsorted(cumulative, numbers.at(place) * cumulative[-1], side="right")))
+                tokens.append(
+                    int(np.searchsorted(cumulative, number(request, condition, place) * cumulative[-1], side="right"))
+                )
                 written = lens.tokenizer.decode(tokens[len(request.context) :])
                 if "\n" in written or tokens[-1] == lens.tokenizer.eos_token_id:
                     break

@@ -6,10 +6,9 @@ import trees
 from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
-from depthlens.engine import branch_attention, tree_attention
-from depthlens.engine.branch_attention import BranchTree
+from depthlens.engine import tree_attention
 from depthlens.engine.prefix_tree import build, pack
-from depthlens.engine.tree_attention import TREES, Layout
+from depthlens.engine.tree_attention import BlockTree, BranchTree, Layout, fused, unfused
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
@@ -73,7 +72,7 @@ def test_half_precision(kernel):
 @pytest.mark.parametrize("name", PACKS)
 def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
     p = PACKS[name]()
-    tree = tree_attention.BlockTree(p, CPU, "eager")
+    tree = BlockTree(p, CPU, torch.float32)
     visible = torch.eye(p.n_tokens + tree.padding, dtype=torch.bool)  # padding sees itself
     visible[: p.n_tokens, : p.n_tokens] = sees(p)
     n = len(visible)
@@ -89,20 +88,17 @@ def test_compiled_flex_attention_equals_one_masked_softmax():
     """As C++ for fixed shapes, since there is no GPU here; one row and several are compiled apart."""
     p = PACKS["several blocks"]()
     q, k, v = drawn(3, p.n_tokens, d_value=16)
-    tree = TREES["flex"](p, CPU, torch.float32)
+    tree = BlockTree(p, CPU, torch.float32)
     for rows in (1, 3):
         part = [x[:rows] for x in (q, k, v)]
         with torch.no_grad():
             assert torch.allclose(tree.attention(*part, 0.3), plain(*part, 0.3, sees(p)), atol=TOLERANCE)
 
 
-ATTENDS = [branch_attention.fused, branch_attention.unfused]
-
-
-@pytest.mark.parametrize("attend", ATTENDS)
+@pytest.mark.parametrize("attend", [fused, unfused])
 @pytest.mark.parametrize("masking", ["causal", "mask", "none"])
 def test_a_part_comes_with_the_log_of_its_denominator(attend, masking, monkeypatch):
-    monkeypatch.setattr(branch_attention, "SCORES_PER_QUERY", 3)  # unfused: a few queries at once
+    monkeypatch.setattr(tree_attention, "SCORES_PER_QUERY", 3)  # unfused: a few queries at once
     g = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 3, 5, 8, generator=g) for _ in range(3))
     visible = torch.ones(5, 5, dtype=torch.bool)
@@ -126,17 +122,29 @@ def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, m
     q, k = torch.empty(2, 4, 50, 64, dtype=dtype, device="meta"), torch.empty(2, 4, 70, 64, dtype=dtype, device="meta")
     v = torch.empty(2, 4, 70, d_value, dtype=dtype, device="meta")
     mask = torch.empty(2, 1, 1, 72, dtype=dtype, device="meta")[..., :70] if masked else None
-    out, lse = branch_attention.fused(q, k, v, 0.1, mask, False)
+    out, lse = fused(q, k, v, 0.1, mask, False)
     assert (out.shape, out.dtype) == ((2, 4, 50, d_value), dtype)
     assert (lse.shape, lse.dtype) == ((2, 4, 50), torch.float32)
 
 
 def test_rows_of_masks_start_where_cuda_kernels_want_them():
-    tree = BranchTree(PACKS["several blocks"](), CPU, torch.float32, branch_attention.unfused)
+    tree = BranchTree(PACKS["several blocks"](), CPU, torch.float32)
     strides = [stride for _, _, mask in tree.buckets if mask is not None for stride in mask.stride()[:3]]
-    assert strides and all(stride % branch_attention.MASK_ALIGNMENT == 0 for stride in strides)
+    assert strides and all(stride % tree_attention.MASK_ALIGNMENT == 0 for stride in strides)
 
 
 def test_prompts_that_do_not_branch_hold_no_mask():
-    tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32, branch_attention.fused)
+    tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32)
     assert len(tree.buckets) == 2 and all(mask is None for _, _, mask in tree.buckets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d_value", [8, 12])
+def test_a_cpu_gets_the_fused_kernel_and_unequal_widths_the_written_out_one(dtype, d_value, monkeypatch):
+    q, k, v = (x[:, :2] for x in drawn(2, 20, d_value, dtype=dtype))
+    wanted = plain(*(x.double() for x in (q, k, v)), 0.3, torch.ones(20, 20, dtype=torch.bool))
+    out, _ = tree_attention.attend(q, k, v, 0.3)
+    assert (out.double() - wanted).abs().max() < {torch.float16: 1e-2, torch.bfloat16: 5e-2}.get(dtype, TOLERANCE)
+    assert tree_attention.kernel(CPU, dtype, d_value == 8) == ("fused" if d_value == 8 else "unfused")
+    monkeypatch.setattr(tree_attention, "fused", None)
+    assert d_value == 8 or tree_attention.attend(q, k, v, 0.3)[0].equal(out)

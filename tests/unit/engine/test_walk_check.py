@@ -13,7 +13,7 @@ from model_classes import ABLATE, ASKED, CONTEXTS, logprobs
 from torch import nn
 
 from depthlens.ablations import BASELINE, expand
-from depthlens.engine import walk_check
+from depthlens.engine import tree_attention, walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import attribution
@@ -163,6 +163,28 @@ def test_a_changed_model_is_not_walked(change, caplog):
     for request, answer in zip(ASKED, found, strict=True):
         assert answer.logprob == pytest.approx(by_model(model, request), abs=SAME)
     assert Engine(lens, progress=False).path_for(2) == "padded_rows"
+
+
+def no_kernel(*about):
+    raise RuntimeError("no kernel image is available")
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        no_kernel,
+        lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k, v, scale, mask, False),
+        lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k, v, scale, None, causal),
+    ],
+    ids=["raises", "sees what comes after", "sees other branches"],
+)
+def test_where_an_attention_kernel_is_wrong_whole_passes_answer(kernel, monkeypatch, caplog):
+    lens = tiny.lens("llama-gqa")
+    monkeypatch.setattr(tree_attention, "fused", kernel)
+    with caplog.at_level(logging.WARNING):
+        (found,) = Engine(lens, progress=False).loglikelihood(ASKED, [BASELINE])
+    assert "each row takes a whole pass" in caplog.text
+    assert [a.logprob for a in found] == pytest.approx([by_model(lens.model, q) for q in ASKED], abs=SAME)
 
 
 def test_a_model_that_passes_a_layer_twice_is_refused():

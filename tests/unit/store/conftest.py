@@ -12,5 +12,5 @@ def lens():
 @pytest.fixture
 def small_packs(monkeypatch):
     """So that a sweep has several packs."""
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_STATE_BYTES", 1 << 14)
-    monkeypatch.setattr("depthlens.engine.memory_budget.CPU_KEY_BYTES", 1 << 20)
+    monkeypatch.setattr("depthlens.engine.work.CPU_STATE_BYTES", 1 << 14)
+    monkeypatch.setattr("depthlens.engine.work.CPU_KEY_BYTES", 1 << 20)
