@@ -43,7 +43,7 @@ class Bar(tqdm):
         file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and _in_kernel() else None
         super().__init__(**{"mininterval": EVERY, "miniters": 1, "file": file, **options})
 
-    def expects(self, needed: float, spent: Callable[[], float]) -> None:
+    def expects(self, needed: int | float, spent: Callable[[], int | float]) -> None:
         """Tell the time left from work instead of rows.
 
         Args:

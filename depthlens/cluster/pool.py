@@ -54,7 +54,7 @@ def workers_of(options: Mapping[str, Any]) -> Workers | None:
     return _WORKERS[wanted]
 
 
-def models_of(lens: Lens, gpus: float) -> Models:
+def models_of(lens: Lens, gpus: int | float) -> Models:
     """How a worker with so many GPUs gets a model that is loaded here, and its donor.
 
     Raises:

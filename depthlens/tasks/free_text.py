@@ -21,7 +21,6 @@ from typing import Any
 import pandas as pd
 
 from depthlens.ablations import parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.metrics import MIN_NATS
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -71,7 +70,7 @@ class FreeText:
         table = {"task": self.name, "doc_id": range(len(texts)), "question": texts, "reference": "", "choices": None}
         return pd.DataFrame(table).assign(doc_hash=[hash_string(text) for text in texts])
 
-    def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[tuple[str, tuple[int, ...], float]]]:
+    def run(self, engine: Any, conditions: Sequence[Any]) -> list[list[tuple[str, tuple[int, ...], float]]]:
         """Text, its tokens and its nats per token under the whole model, indexed [condition][prompt]."""
         written = engine.generate_until(self.requests, conditions, desc=self.name)
         tokens = [[tuple(self.lens.tokenizer(t, add_special_tokens=False).input_ids) for t in row] for row in written]

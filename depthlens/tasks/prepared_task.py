@@ -42,7 +42,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAnswer
 from depthlens.tasks import groups
@@ -149,8 +148,8 @@ class Prepared:
         part.asked = self.asked[self.asked["doc_id"].isin(list(documents))].reset_index(drop=True)
         return part
 
-    def run(self, engine: Engine, conditions: Sequence[Any]) -> list[list[Any]]:
-        """Answers of the engine, indexed [condition][request]."""
+    def run(self, engine: Any, conditions: Sequence[Any]) -> list[list[Any]]:
+        """Answers of an engine, or of what stands for one, indexed [condition][request]."""
         answer: Callable[..., list[list[Any]]] = engine.generate_until if self.written else engine.loglikelihood
         return answer(self.requests, conditions, desc=self.name)
 
