@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def fork(work: Callable[[], object]) -> int:
         code = 0
     except KeyboardInterrupt:
         code = 130
+    except Exception:
+        traceback.print_exc()  # the child ends below, without a word
+        raise
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -189,6 +189,7 @@ def test_process(desk, beginning):
 def test_snippets(desk, unchecked, model):
     """One after another: they share names. A tiny model recalls no needle and has no accuracy to lose."""
     names = {"dl": dl}
+    shutil.rmtree(desk / "runs" / "layers", ignore_errors=True)  # the other model's, which is not replaced
     for number, source in enumerate(SNIPPETS):
         if model == "tiny" and ("retrieval_scores" in source or "greedy_removal" in source):
             continue
