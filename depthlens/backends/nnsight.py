@@ -28,8 +28,7 @@ from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.backends.torch import Backend, Positions
 from depthlens.errors import UserError
 from depthlens.models.architectures import replaced_forwards
-from depthlens.models.lens import Lens
-from depthlens.models.library_views import wrap
+from depthlens.models.lens import Lens, wrap
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once on a server
 

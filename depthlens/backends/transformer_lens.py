@@ -25,8 +25,7 @@ from transformers import DynamicCache
 from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.backends.torch import Backend
 from depthlens.models.architectures import replaced_forwards
-from depthlens.models.lens import Lens
-from depthlens.models.library_views import bridge
+from depthlens.models.lens import Lens, bridge
 
 Hook = tuple[str, Callable[..., Tensor | None]]
 

@@ -31,7 +31,7 @@ from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
 from depthlens.models import pairs
 from depthlens.models.architectures import wide
-from depthlens.models.lens import NO_GENERATION, Lens, exclusive, one_thread
+from depthlens.models.lens import ALONE, NO_GENERATION, Lens, one_thread
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerRows, Product
 
@@ -166,7 +166,7 @@ class Engine:
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with exclusive(self.lens), progress.bar(**options) as bar, rows.shown_on(bar):
+        with ALONE, progress.bar(**options) as bar, rows.shown_on(bar):
             walk_check.refuse_scaled_angles(self.lens, longest)
             if not rows.unfinished:
                 return rows.answers

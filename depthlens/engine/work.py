@@ -23,7 +23,6 @@ import torch
 from depthlens.engine import tree_attention
 from depthlens.models.lens import Lens
 from depthlens.models.placement import free_bytes
-from depthlens.models.quantised import n_weights
 from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
 
@@ -170,9 +169,8 @@ class WorkRate:
     """
 
     def __init__(self, lens: Lens) -> None:
-        models = [lens, lens.donor.lens] if lens.donor else [lens]
-        self._streams = [model.stream for model in models if model.stream]
-        n_parameters = sum(map(n_weights, lens.arch.layers[0].parameters()))
+        self._models = [lens, lens.donor.lens] if lens.donor else [lens]
+        n_parameters = sum(weight.numel() for weight in lens.arch.layers[0].parameters())
         # tokens that pass a layer a second
         self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
         self._reading = 0.0  # seconds of a pack in which weights were waited for
@@ -193,7 +191,7 @@ class WorkRate:
             self._rate = work / seconds
 
     def _waited(self) -> float:
-        return sum((stream.waited for stream in self._streams), 0.0)
+        return sum(model.waited for model in self._models)
 
 
 @cache

@@ -28,7 +28,7 @@ from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
-from depthlens.models.lens import Lens, exclusive, one_thread
+from depthlens.models.lens import ALONE, Lens, one_thread
 from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_embeddings, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
@@ -90,7 +90,7 @@ def transplant(
     joined = with_donor(base, donor)
     if joined.donor:
         warn_of_embeddings(joined.donor, [condition])
-    with exclusive(joined):
+    with ALONE:
         if base.model in _TRANSPLANTED:
             fix = "name all parts in one transplant, or leave the first one"
             raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")

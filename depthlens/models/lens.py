@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from tempfile import TemporaryDirectory
-from threading import Lock, RLock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from depthlens import arguments
+from depthlens import arguments, progress
 from depthlens.ablations import Condition, Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, quantised
-from depthlens.models.placement import held, place_of, weights_state
+from depthlens.models.placement import held, place_of, twin, weights_state
 
 if TYPE_CHECKING:  # slow to import
     from nnsight import TransformersModel
@@ -36,21 +37,7 @@ NO_GENERATION = (
 )
 P = ParamSpec("P")
 T = TypeVar("T")
-_locks: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
-_looking_up = Lock()
-
-
-@dataclass
-class Offload:
-    """What a model has whose layers stay on disk, see `depthlens.load`.
-
-    Attributes:
-        folder: Where transformers keeps weights that it makes from several in a file, such as stacked experts.
-        waited: Seconds in which layers were read, so far.
-    """
-
-    folder: TemporaryDirectory[str]
-    waited: float = 0.0
+ALONE = RLock()  # of the one thread that works with models: hooks and the attention kernel are state of modules
 
 
 @dataclass(eq=False, repr=False)
@@ -64,13 +51,15 @@ class Lens:
         model: The Hugging Face module; it is put into evaluation mode, and no gradients are asked for.
         tokenizer: The Hugging Face tokenizer.
         name: The name it was loaded by, for tables and records; "": that of the model's folder or class.
-        stream: About the layers of a model that was loaded with ``offload="disk"``; else None.
+        stream: Of a model that was loaded with ``offload="disk"`` the folder of weights that transformers makes from
+            several in a file, such as stacked experts; else None.
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         quantize: How its weights were quantised on loading; None: not then. See `depthlens.load`.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
+        waited: Seconds in which layers were read from disk, so far.
         arch: Layers, attention, ``o_proj`` and MLP modules.
 
-    One thread at a time works with a model, whatever number of threads and of Lenses there are: others wait.
+    One thread at a time works with models, whatever number of threads and of Lenses there are: others wait.
 
     Raises:
         UserError: a part of the model cannot be found, or it is no causal language model of transformers.
@@ -79,10 +68,11 @@ class Lens:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = ""
-    stream: Offload | None = None
+    stream: TemporaryDirectory[str] | None = None
     remote: Remote | None = None
     donor: Donor | None = None
     quantize: str | None = None
+    waited: float = field(default=0.0, init=False)
     arch: architectures.Architecture = field(init=False)
     _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False)
 
@@ -145,8 +135,7 @@ class Lens:
         """Within the context a layer's weights are in memory; only an offloaded model has to read them."""
         start = time.monotonic()
         with held(self.arch.layers[layer]):
-            if self.stream:
-                self.stream.waited += time.monotonic() - start
+            self.waited += time.monotonic() - start
             yield
 
     def bind(self) -> None:
@@ -174,7 +163,7 @@ class Lens:
 
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
-        with exclusive(self):
+        with ALONE:
             identity = self.remote.identify(self.name) if self.remote else fingerprint.of_model(self.model)
         kernel = self.model.config._attn_implementation
         return replace(identity, settings=fingerprint.settings(self.model.generation_config, self.tokenizer, kernel))
@@ -196,8 +185,6 @@ class Lens:
         Raises:
             UserError: TransformerLens does not support the architecture, or the weights are not in memory.
         """
-        from depthlens.models.library_views import bridge
-
         return self._view(bridge)
 
     @property
@@ -212,13 +199,11 @@ class Lens:
         """
         if self.remote:
             return self.remote.model
-        from depthlens.models.library_views import wrap
-
         return self._view(wrap)
 
     def _view(self, make: Callable[[Lens], Any]) -> Any:
         """What a library makes of the model, made again after a module, or the storage of a weight, was replaced."""
-        with exclusive(self):
+        with ALONE:
             state = [id(module) for module in self.model.modules()], [where for where, _ in weights_state(self.model)]
             if make not in self._views or self._views[make][0] != state:
                 self._views[make] = state, make(self)
@@ -230,7 +215,7 @@ class Lens:
             "name": self.name,
             "class": type(self.model).__name__,
             "fingerprint": self.fingerprint if fingerprint is None else fingerprint,
-            "n_parameters": sum(map(quantised.n_weights, self.model.parameters())),
+            "n_parameters": self.model.num_parameters(),
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantize,
@@ -261,13 +246,11 @@ class Donor:
 
     Attributes:
         lens: The donor, in memory or offloaded.
-        notes: Where it differs from the base in more than weights, for the record.
         own_embeddings: Which of ``embed`` and ``unembed`` differ from the base's.
         own_rotary: Whether its rotary frequencies differ from the base's.
     """
 
     lens: Lens
-    notes: tuple[str, ...]
     own_embeddings: tuple[str, ...]
     own_rotary: bool
 
@@ -281,31 +264,15 @@ def donor_layers(conditions: Sequence[Condition]) -> list[int]:
     return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
 
 
-@contextmanager
-def exclusive(*lenses: Lens) -> Iterator[None]:
-    """Within the context no other thread works with these models: hooks and the attention kernel are state of a module.
-
-    Other threads wait. The same thread may enter again.
-    """
-    with_donors = [*lenses, *(lens.donor.lens for lens in lenses if lens.donor)]
-    models = {id(lens.model): lens.model for lens in with_donors}
-    with ExitStack() as stack:
-        for key in sorted(models):  # in one order: none waits for ever
-            with _looking_up:
-                lock = _locks.setdefault(models[key], RLock())
-            stack.enter_context(lock)
-        yield
-
-
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, which works with the models that it is given as `exclusive` says.
+    """The function, which no two threads run at once: others wait. The same thread may enter again.
 
     Where it takes ``**options``, its signature names them, so that Tab in a notebook offers them.
     """
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:
-        with exclusive(*(given for given in (*args, *kwargs.values()) if isinstance(given, Lens))):
+        with ALONE:
             return function(*args, **kwargs)
 
     signature = inspect.signature(function)
@@ -318,3 +285,78 @@ def one_thread(function: Callable[P, T]) -> Callable[P, T]:
         ]
         vars(alone).update(__signature__=signature.replace(parameters=[*own.values(), *named]))
     return alone
+
+
+def _shared_copy(lens: Lens, library: str) -> PreTrainedModel:
+    """A second module tree over the same weights, for a library that changes the modules it is given.
+
+    TransformerLens replaces submodules and switches the attention kernel; nnsight puts controllers on every module.
+    Applied to ``lens.model`` itself, they would change what it returns. So they get a deep copy, without hooks, whose
+    parameters share the storage of the original's. The copy costs the module objects and the rotary frequencies, and a
+    weight that is changed in place changes for all.
+
+    Args:
+        lens: A loaded model.
+        library: What needs it, for the error.
+
+    Raises:
+        UserError: the weights are not in memory.
+    """
+    lens.needs_weights(library)
+    if len(lens.devices) > 1 or any(p.is_meta for p in lens.model.parameters()):
+        raise UserError(f"{library} needs {lens.name!r} whole on one device; load it so, or use backend 'torch'")
+    # new Parameter objects: moving or casting the copy then leaves the original where it is
+    shared: dict[int, Any] = {
+        id(p): p if quantised.is_quantised(p) else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for p in lens.model.parameters()
+    }
+    model: PreTrainedModel = twin(lens.model, shared)
+    # a model built from its configuration does not name its class there, and libraries look it up
+    model.config.architectures = [type(lens.model).__name__]
+    return model
+
+
+def bridge(lens: Lens) -> TransformerBridge:
+    """A `TransformerBridge` over the weights of a loaded model.
+
+    Whatever is done to it (hooks, compatibility mode, another device) leaves ``lens.model`` as it is.
+
+    Raises:
+        UserError: TransformerLens does not know the architecture, or the weights are not in memory.
+    """
+    with progress.quiet():  # the import changes transformers' level of logging
+        from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+        from transformer_lens.model_bridge import TransformerBridge
+
+    name = type(lens.model).__name__
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise UserError(f"TransformerLens does not support {name}; use backend 'torch' or 'nnsight'")
+    model = _shared_copy(lens, "TransformerLens")
+    tokenizer = copy.deepcopy(lens.tokenizer)
+    # else the bridge loads the tokenizer a second time, by its name, which a .gguf file does not allow
+    tokenizer.init_kwargs = {"name_or_path": lens.name, **tokenizer.init_kwargs, "add_bos_token": True}
+    made = TransformerBridge.boot_transformers(
+        lens.name, hf_model=model, tokenizer=tokenizer, device=lens.device, dtype=lens.dtype
+    )
+    # strings are encoded as the tokenizer does, with a first token of its own where it adds one and no other
+    made.cfg.default_prepend_bos = made.cfg.tokenizer_prepends_bos
+    # with transformers 5.24 a step of `generate` would not see the cache, nor anything that was written before
+    made.adapter.supports_kv_cache = False
+    # folding norms replaces most weights, but stacked experts are scaled in place, where lens.model has them too
+    if any(p.ndim > 2 for p in model.parameters()):
+        made.adapter.supports_fold_ln = False  # type: ignore[attr-defined]  # its subclasses have it
+    return made
+
+
+def wrap(lens: Lens) -> TransformersModel:
+    """An nnsight model over the weights of a loaded model.
+
+    Whatever is done to it (edits, another device) leaves ``lens.model`` as it is.
+
+    Raises:
+        UserError: the weights are not in memory.
+    """
+    from nnsight import TransformersModel  # slow to import
+
+    # nnsight pads on the left and sets a pad token: on a tokenizer of its own
+    return TransformersModel(_shared_copy(lens, "nnsight"), tokenizer=copy.deepcopy(lens.tokenizer))

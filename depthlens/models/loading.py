@@ -34,7 +34,7 @@ from depthlens import arguments, progress
 from depthlens.errors import UserError
 from depthlens.models import embedded, names, placement, quantised
 from depthlens.models.architectures import bind, find, rotary_settings
-from depthlens.models.lens import Lens, Offload
+from depthlens.models.lens import Lens
 from depthlens.models.names import Source, explained
 from depthlens.organisms import builder
 
@@ -96,7 +96,7 @@ def load(
             require_key()  # before anything is downloaded
             return connected(source, *_read_config(source)[:2])
         chosen = DTYPES.get(dtype, torch.float32 if places[0].type == "cpu" else "auto")
-        return _load_here(source, places, chosen, quantize, bool(offload), "," in device)
+        return _load_here(source, places, chosen, quantize, bool(offload), spread="," in device)
 
 
 def _refuse(
@@ -116,12 +116,9 @@ def _refuse(
 
 
 def _load_here(
-    source: Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, spread: bool
+    source: Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, *, spread: bool
 ) -> Lens:
-    """A model from a directory, the hub or a .gguf file.
-
-    On the first device, or over all of them, if the first has no room or if it is asked for with ``spread``.
-    """
+    """A model from a directory, the hub or a .gguf file."""
     if source.kind == "embedded":  # made on first use
         source = replace(source, kind="folder", place=str(embedded.smollm2()))
     config, tokenizer, outline = _read_config(source)
@@ -140,13 +137,17 @@ def _load_here(
         options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
     elif source.gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
-    # what is packed in few bits is packed where it computes
-    whole = len(places) == 1 or quantize or (stored_as and not spread)
+    if isinstance(dtype, torch.dtype):
+        outline.to(dtype)
     if offload:
-        stream = Offload(tempfile.TemporaryDirectory(prefix="depthlens-"))
-        options |= {"device_map": _left_on_disk(outline, layers, str(places[0])), "offload_folder": stream.folder.name}
-    elif whole:
-        options["device_map"] = {"": places[0]}
+        stream = tempfile.TemporaryDirectory(prefix="depthlens-")
+        tensors = [*outline.named_parameters(remove_duplicate=False), *outline.named_buffers(remove_duplicate=False)]
+        owners = [name.rpartition(".")[0] for name, _ in tensors if not name.startswith(f"{layers}.")]
+        options["device_map"] = {**dict.fromkeys(owners, str(places[0])), layers: "disk"}
+        options["offload_folder"] = stream.name
+    else:  # what is packed in few bits is packed where it computes
+        devices = places[:1] if quantize or (stored_as and not spread) else places
+        options["device_map"] = placement.device_map(outline, layers, devices, spread=spread)
     loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
     model, loaded = loader.from_pretrained(
         source.place,
@@ -162,19 +163,7 @@ def _load_here(
     quantised.settle(model)
     if source.adapter:
         model = with_adapter(model, source.adapter)
-    if not (offload or whole):
-        if spread or model.get_memory_footprint() > placement.room(places[0]):
-            placement.spread(model, bind(model).layers, places)
-        else:
-            model.to(places[0])
     return Lens(model, tokenizer, source.name, stream, quantize=quantize)
-
-
-def _left_on_disk(outline: nn.Module, layers: str, device: str) -> dict[str, str]:
-    """Where the parts of a model go whose layers stay on disk: whatever has weights of its own is on the device."""
-    tensors = [*outline.named_parameters(remove_duplicate=False), *outline.named_buffers(remove_duplicate=False)]
-    owners = [name.rpartition(".")[0] for name, _ in tensors if not name.startswith(f"{layers}.")]
-    return {**dict.fromkeys(owners, device), layers: "disk"}
 
 
 def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:

@@ -2,9 +2,9 @@
 
 A donor must have the base model's class, sizes, weights by name and shape, settings of its layers, and vocabulary:
 every token that text is made of has the same number, and the merges are the same. Then a layer of one model works in
-the other. Some differences are harmless and are recorded, because distilled models have them: added (special) tokens
-with other names, another chat template, another splitting of text before the merges, a longer context (other rotary
-frequencies), untied embeddings. Text is always encoded by the base model's tokenizer.
+the other. Some differences are harmless, and distilled models have them: added (special) tokens with other names,
+another chat template, another splitting of text before the merges, a longer context (other rotary frequencies), untied
+embeddings. Text is always encoded by the base model's tokenizer, and wrapped by its chat template.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def compare(base: Lens, donor: Lens) -> Donor:
         donor: Another, of the same dtype and on the same device.
 
     Returns:
-        The donor, with its harmless differences.
+        The donor, with what else than layers differs.
 
     Raises:
         UserError: naming the first difference that makes them no pair.
@@ -183,8 +183,8 @@ def compare(base: Lens, donor: Lens) -> Donor:
         raise UserError(f"{models} are one loaded model; load the donor apart")
     if not base.arch.family.attn_norm:
         raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
-    added = [{i: str(token) for i, token in m.tokenizer.added_tokens_decoder.items()} for m in (base, donor)]
-    about = [_facts(lens, {*added[0], *added[1]}) for lens in (base, donor)]
+    added = {i for lens in (base, donor) for i in lens.tokenizer.added_tokens_decoder}
+    about = [_facts(lens, added) for lens in (base, donor)]
     for fact in {**about[0], **about[1]}:
         of_base, of_donor = (facts.get(fact, "missing") for facts in about)
         if of_base != of_donor:
@@ -194,19 +194,8 @@ def compare(base: Lens, donor: Lens) -> Donor:
     def differs(part: str) -> bool:
         return not all(map(torch.equal, *(getattr(m.arch, part).parameters() for m in (base, donor))))
 
-    notes = []
     embeddings = tuple(site for site, parts in EMBEDDINGS.items() if any(map(differs, parts)))
-    own_rotary = _rotary(base) != _rotary(donor)
-    if embeddings:
-        taken = "+".join(f"{site}@donor" for site in embeddings)
-        notes.append(f"{' and '.join(embeddings)} differ; a condition takes them along by {taken}")
-    if own_rotary:
-        notes.append("rotary frequencies differ; they go with whole layers and attentions")
-    if renamed := [i for i in sorted({*added[0], *added[1]}) if added[0].get(i) != added[1].get(i)]:
-        notes.append(f"{len(renamed)} added tokens differ, e.g. token {renamed[0]}")
-    if base.tokenizer.chat_template != donor.tokenizer.chat_template:
-        notes.append("chat templates differ; prompts are wrapped by the base's")
-    return Donor(donor, tuple(notes), embeddings, own_rotary)
+    return Donor(donor, embeddings, _rotary(base) != _rotary(donor))
 
 
 def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -62,32 +62,33 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def room(device: torch.device) -> int:
-    """Bytes of weights that a device has room for."""
-    return int(WEIGHTS_SHARE * free_bytes(device))
-
-
-def spread(model: PreTrainedModel, layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
-    """Put whole layers of a model on several devices, and let accelerate move what passes.
+def device_map(
+    outline: PreTrainedModel, layers: str, devices: Sequence[torch.device], *, spread: bool
+) -> dict[str, torch.device]:
+    """Where the parts of a model go, as ``from_pretrained`` takes it: on the first device, or whole layers on several.
 
     Args:
-        model: The model.
-        layers: Its layers.
-        devices: At least two.
+        outline: The model without its weights, in the dtype that they will have.
+        layers: Path of its layers.
+        devices: At least one.
+        spread: Whether all of them share the model; False: only if the first has no room for it.
 
     Raises:
-        MemoryError: they have no room for the model together.
+        MemoryError: they have no room for it together.
     """
-    from accelerate import dispatch_model, infer_auto_device_map  # slow to import
+    from accelerate import infer_auto_device_map  # slow to import
 
-    largest = max(sum(weight.nbytes for weight in layer.parameters()) for layer in layers)
+    size, room = outline.get_memory_footprint(), [int(WEIGHTS_SHARE * free_bytes(device)) for device in devices]
+    if len(devices) == 1 or not (spread or size > room[0]):
+        return {"": devices[0]}
+    blocks = [*outline.get_submodule(layers).children()]
     # equal shares; accelerate rounds to whole layers, and keeps a layer free on the first device
-    share = model.get_memory_footprint() // len(devices) + 2 * largest
-    limits = [*(min(share, room(device)) for device in devices[:-1]), room(devices[-1])]
-    places = infer_auto_device_map(model, dict(enumerate(limits)), [type(layer).__name__ for layer in layers])
+    share = size // len(devices) + 2 * max(sum(weight.nbytes for weight in block.parameters()) for block in blocks)
+    limits = [*(min(share, free) for free in room[:-1]), room[-1]]
+    places = infer_auto_device_map(outline, dict(enumerate(limits)), [type(block).__name__ for block in blocks])
     if "disk" in places.values():
         raise MemoryError
-    dispatch_model(model, {path: str(devices[cast(int, i)]) for path, i in places.items()}, force_hooks=True)
+    return {path: devices[cast(int, i)] for path, i in places.items()}
 
 
 def tensors_of(weight: Tensor) -> list[Tensor]:
@@ -170,18 +171,13 @@ def moved(value: T, device: torch.device) -> T:
 @contextmanager
 def held(module: nn.Module) -> Iterator[None]:
     """Within the context weights are there that accelerate reads for every call of a module (its offload)."""
-    away = [(part, hook) for part in module.modules() for hook in hooks_of(part) if getattr(hook, "offload", False)]
-    read = []
-    try:
-        for part, hook in away:
-            read.append((part, hook))
-            hook.pre_forward(part)
-            hook.offload = False  # calls leave them
-            for weight in part.parameters(recurse=False):
-                if weight.device.type == "cpu":  # of a mapped file: read now, not in the middle of the work
-                    weight.data = weight.data.clone()
+    from accelerate.utils import align_module_device  # slow to import
+
+    with ExitStack() as stack:
+        for part in module.modules():
+            for hook in hooks_of(part):
+                if getattr(hook, "offload", False):
+                    stack.enter_context(align_module_device(part))
+                    hook.offload = False  # calls leave them
+                    stack.callback(setattr, hook, "offload", True)
         yield
-    finally:
-        for part, hook in read:
-            hook.offload = True
-            hook.post_forward(part, None)
