@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = (
     "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "
-    "matplotlib seaborn papermill nbclient nbconvert"
+    "matplotlib seaborn papermill nbclient nbconvert torchao bitsandbytes"
 ).split()
 COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for records
 

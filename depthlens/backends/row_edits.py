@@ -8,7 +8,7 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``: the layer gets its own output once more;
-- expert: the layer's router cannot choose it, see `depthlens.models.experts`;
+- expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, see `depthlens.backends.noise`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   `depthlens.backends.weight_swap`.
@@ -33,8 +33,8 @@ from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.backends import noise, weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
-from depthlens.models import experts, quantised
-from depthlens.models.architectures import Architecture, hidden, replaced_forwards, with_hidden
+from depthlens.models import quantised
+from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, with_hidden
 from depthlens.models.lens import Donor, Lens
 from depthlens.models.placement import held, moved
 
@@ -142,7 +142,7 @@ class RowEdits:
     def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
         """Routers of another library's copy of the model, each with the forward that its rows ask for."""
         found = [(self.arch.routers[layer], self._routing(layer)) for layer in self.layers]
-        return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
+        return [routing.around(router, view) for router, routing in found if router and routing]
 
     @contextmanager
     def hooked(self, layer: int) -> Iterator[None]:
@@ -155,10 +155,10 @@ class RowEdits:
                 stack.enter_context(self.donations.layer(layer))
             stack.enter_context(hooks(self.arch, layer, at))
             if (router := self.arch.routers[layer]) is not None and at.routing is not None:
-                stack.enter_context(replaced_forwards([at.routing.around(router.module)]))
+                stack.enter_context(replaced_forwards([at.routing.around(router)]))
             yield
 
-    def _routing(self, layer: int) -> experts.Routing | None:
+    def _routing(self, layer: int) -> Routing | None:
         """What the router of a layer runs in; None where no row does without an expert."""
         of_layer = self.by_layer.get(layer, {})
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
@@ -166,8 +166,7 @@ class RowEdits:
             return None
         n_experts = self.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = experts.removed(ablations, self.n_rows, n_experts, moved(self.position_ids, device), device)
-        return experts.Routing(n_experts, removed)
+        return Routing(n_experts, ablations, self.n_rows, moved(self.position_ids, device), device)
 
     def _site(self, layer: int, *sites: str) -> SiteEdit | None:
         """The edit of one site, a head's after its KV group's; None where no row is edited there."""

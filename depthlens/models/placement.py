@@ -131,12 +131,10 @@ def twin(module: nn.Module, instead: dict[int, Any]) -> Any:
         instead: What stands in place of an object in the copy, by the object's id.
     """
     put_in_place = ("forward", "_old_forward", "_hf_hook")
-    for part in module.modules():
-        for name, value in vars(part).items():
-            if name in put_in_place:
-                instead[id(value)] = None
-            elif name.startswith(("_forward", "_backward")) and isinstance(value, dict):
-                instead[id(value)] = OrderedDict()
+    for own in map(vars, module.modules()):
+        instead |= {id(own[name]): None for name in put_in_place if name in own}
+        hooks = [own[name] for name in own if name.startswith(("_forward", "_backward"))]
+        instead |= {id(value): OrderedDict() for value in hooks if isinstance(value, dict)}
     made = copy.deepcopy(module, instead)
     for part in made.modules():
         for name in put_in_place:

@@ -23,8 +23,6 @@ machine can say what a precision would cost, and no kernel for integers is neede
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,18 +32,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from depthlens import arguments
 from depthlens.ablations import ROUNDED, Condition
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide
 from depthlens.models.placement import held, twin
 
-if TYPE_CHECKING:  # slow to import
-    from transformers import PreTrainedModel
-
+if TYPE_CHECKING:
     from depthlens.models.lens import Lens
 
-SCHEMES = dict(zip(arguments.SCHEMES, ("torchao", "torchao", "bitsandbytes"), strict=True))  # and each one's library
 GROUPS = (128, 64, 32)  # how many weights share a scale under int4, the most that the widths allow
 _TINY = torch.finfo(torch.float32).tiny
 _kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
@@ -55,7 +49,7 @@ def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: t
     """What transformers' loaders call ``quantization_config``.
 
     Args:
-        scheme: One of `SCHEMES`.
+        scheme: ``int8``, ``int4`` or ``nf4``.
         layers: The model's layers, whose linear modules are quantised.
         device: Where the model computes.
         dtype: In what it computes; ``auto``: bfloat16 where the library has to be told.
@@ -104,19 +98,6 @@ def method_of(config: Any) -> str | None:
     return None if method in (None, "gguf") else str(getattr(method, "value", method))
 
 
-def described(model: PreTrainedModel, scheme: str | None) -> str | None:
-    """Scheme and library for a record, such as ``nf4 (bitsandbytes 0.50.2)``; None where nothing is quantised.
-
-    Args:
-        model: The model.
-        scheme: As it was quantised on loading, if it was.
-    """
-    if (method := method_of(model.config)) is None:
-        return None
-    version = f" {importlib.metadata.version(method)}" if method in SCHEMES.values() else ""
-    return f"{scheme or 'as stored'} ({method}{version})"
-
-
 def is_quantised(weight: Tensor) -> bool:
     """Whether a weight holds integers and scales, as torchao's and bitsandbytes' do."""
     return type(weight).__module__.startswith(("torchao.", "bitsandbytes."))
@@ -126,11 +107,6 @@ def shape_of(weight: Tensor) -> list[int]:
     """Shape of the numbers that a weight stands for; bitsandbytes stores two in a byte, and says how many bytes."""
     state = getattr(weight, "quant_state", None)
     return [*(weight if state is None else state).shape]
-
-
-def n_weights(weight: Tensor) -> int:
-    """Numbers that a weight stands for."""
-    return math.prod(shape_of(weight))
 
 
 def matrix(projection: nn.Module) -> Tensor:

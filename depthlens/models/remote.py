@@ -11,7 +11,6 @@ but such packages hidden, and runs it in this process over a model that was load
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Callable
 from operator import attrgetter
@@ -87,11 +86,7 @@ class Remote:
             UserError: no connection, or the server refuses the key or the job.
         """
         if not self.key:
-            paths = list(sys.path)
-            try:
-                return trace(LocalSimulationBackend(self.model))
-            finally:
-                sys.path[:] = paths  # the simulation puts them back in another order
+            return trace(LocalSimulationBackend(self.model))
         # the kernel: else it is what the request before asked for
         backend = RemoteBackend(self.key, env={"attn_implementation": self.model.attn_implementation})
         backend.display.enabled = False  # a bar is shown

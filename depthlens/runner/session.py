@@ -98,7 +98,7 @@ def setup_notebook(
     versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
     commit = provenance.git_commit() or "none"
     where = f"{about['device']} of {lens.remote.host}" if lens.remote else about["device"]
-    kept = ", ".join(map(str, filter(None, [about["dtype"], about["quantization"]])))
+    kept = ", ".join(map(str, filter(None, [about["dtype"], about["quantize"] or about["quantization"]])))
     print(
         f"{versions} | git {commit} | {about['name']} {kept} on {where}, "
         f"attention {about['attention_kernel']} | seed {seed} | fingerprint {str(about['fingerprint'])[:12]}"

@@ -11,7 +11,6 @@ import math
 import depthlens as dl
 from depthlens.analysis import block_losses, geometry, head_effects, head_lists, recovery, subgroups
 from depthlens.experiments import attention_patterns, text_sets
-from depthlens.models import pairs
 from depthlens.tasks import harness
 
 TASK, ONE, NATS = "capitals_continuation", "organism_one_hop", "answer_logprob"
@@ -183,7 +182,6 @@ DONORS = [
     (lambda e: dl.activation_deltas(e.organism, e.organism, "x"), "prompts 'x': give a list of at least one text"),
     (lambda e: dl.activation_deltas(e.organism, e.organism, [3]), "prompts hold 3; give texts or lists of token ids"),
     (lambda e: dl.activation_deltas(e.lens, e.lens, ["a", ""]), "prompt 1 has 0 tokens; "),
-    (lambda e: pairs.pair("x"), "unknown pair 'x'; allowed: "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
     (depth_geometry(texts=["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),

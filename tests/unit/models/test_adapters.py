@@ -15,7 +15,7 @@ import torch
 
 from depthlens import paths
 from depthlens.experiments import sweep
-from depthlens.models import embedded, loading
+from depthlens.models import loading
 
 DATA = paths.data_dir()
 TASKS = DATA / "tasks"
@@ -154,7 +154,7 @@ def adapter(trainer, tmp_path, base):
 
 
 def test_the_embedded_ones_are_loaded_by_name(adapter, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "smollm2", lambda: base)
+    monkeypatch.setattr(loading, "smollm2", lambda: base)
     monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
     lens = loading.load(NAMES[1])
     assert (lens.name, lens.dims.n_layers) == (NAMES[1], 5)

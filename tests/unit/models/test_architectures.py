@@ -78,7 +78,7 @@ def test_a_module_at_two_depths_is_refused_with_the_way(path):
     model = tiny.model("llama-gqa")
     where = f"model.layers.2.{path}".rstrip(".")
     model.set_submodule(where, model.get_submodule(where.replace("2", "1")))
-    said = f"layers 1 and 2 share {path or 'one module'}, so that neither can be removed alone; give layer 2 copy"
+    said = f"layers 1 and 2 share {path or 'one module'}, so that neither can be removed alone; give layer 2 a copy"
     with pytest.raises(UserError, match=said):
         bind(model)
     model.set_submodule(where, copy.deepcopy(model.get_submodule(where), {id(model.config): model.config}))

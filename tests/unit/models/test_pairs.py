@@ -56,15 +56,16 @@ def test_a_matrix_of_another_shape_is_refused():
         distillation.with_donor(base, donor)
 
 
-def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_noted():
+def test_tokenizers_that_make_other_tokens_are_refused():
     base = tiny.lens("llama-gqa")
     plain = ["a", "b", "c", "ab", "bc", "abc"]
     base.tokenizer = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
 
     def compared(tokenizer):
-        return pairs.compare(base, Lens(copy.deepcopy(base.model), tokenizer, "changed")).notes
+        found = pairs.compare(base, Lens(copy.deepcopy(base.model), tokenizer, "changed"))
+        return not found.own_embeddings and not found.own_rotary
 
-    assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])) == ()
+    assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")]))
     with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
         compared(byte_pair(["a", "b", "c", "bc", "ab", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")]))
     with pytest.raises(UserError, match="token 5 is 'abc' in the base, missing in the donor"):
@@ -73,8 +74,6 @@ def test_tokenizers_that_make_other_tokens_are_refused_and_harmless_differences_
     distilled.add_tokens([AddedToken("<think>", special=False)])
     distilled.add_special_tokens({"bos_token": "<begin>"})
     distilled.chat_template = "{{ messages }}"
-    added, template = compared(distilled)
-    assert added == "2 added tokens differ, e.g. token 6"
-    assert template == "chat templates differ; prompts are wrapped by the base's"
+    assert compared(distilled)
     base.tokenizer.add_special_tokens({"bos_token": "<|reserved|>"})
-    assert "2 added tokens differ, e.g. token 6" in compared(distilled), "one name has another number"
+    assert compared(distilled), "one name has another number"

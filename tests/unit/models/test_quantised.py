@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
+from depthlens import arguments
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
@@ -18,7 +19,7 @@ from depthlens.models.placement import tensors_of
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
-SCHEMES = list(quantised.SCHEMES)
+SCHEMES = list(arguments.SCHEMES)
 CASES = [*(("llama-gqa", scheme) for scheme in SCHEMES), ("qwen3-moe", "int8"), ("deepseek-v3", "nf4")]
 ASKED = [LoglikelihoodRequest(tuple(range(3 + i, 20 + 2 * i)), (5, 6 + i, 7)) for i in range(3)]
 ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
@@ -81,7 +82,8 @@ def test_the_record_and_the_store_know_it(wide, tmp_path, scheme):
     assert before.obstacle is None
     lens.model(torch.tensor([[5, 6, 7]]))
     assert lens.fingerprint == before.fingerprint == again.fingerprint != plain.fingerprint
-    assert lens.describe()["quantization"].startswith(f"{scheme} ({quantised.SCHEMES[scheme]} 0.")
+    about = lens.describe()
+    assert (about["quantize"], about["quantization"]) == (scheme, "torchao" if scheme == "int8" else "bitsandbytes")
     assert plain.describe()["quantization"] is None
     options = {"limit": 3, "store": str(tmp_path), "progress": False}
     first = dl.layer_sweep(lens, "capitals_continuation", **options)
@@ -117,7 +119,8 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
     lens = dl.load(str(tmp_path))
     conditions = expand(ABLATE, lens.dims)
     assert torch.allclose(scores(lens, conditions), scores(lens, conditions, path="padded_rows"), atol=SAME)
-    assert lens.describe()["quantization"].startswith("as stored (bitsandbytes")
+    about = lens.describe()
+    assert (about["quantize"], about["quantization"]) == (None, "bitsandbytes")
     assert lens.identify().obstacle is None
     assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
     with pytest.raises(dl.UserError, match="is quantised already"):
