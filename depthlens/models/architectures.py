@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -192,25 +192,23 @@ def find(model: nn.Module) -> Family:
 
 def _in_layers(model: nn.Module, layers: str, blocks: nn.ModuleList) -> dict[str, Any]:
     """The paths that lead from a layer with attention, and the layers that have another mixer in its place."""
-    found: list[Any] = []  # of each layer its paths, or why it has none
+    found: dict[int, dict[str, Any]] = {}
     for i, block in enumerate(blocks):
-        try:
-            found.append(_in_layer(model, f"{layers}.{i}", block))
-        except UserError as fault:
-            found.append(fault)
-    alike = [paths for paths in found if isinstance(paths, dict)]
-    if not alike:
-        raise found[0]
+        with suppress(UserError):
+            found[i] = _in_layer(model, f"{layers}.{i}", block)
+    if not found:
+        _in_layer(model, f"{layers}.0", blocks[0])  # says what is missing
     # linear attention may look alike, but shares no keys and values among heads
-    one: dict[str, Any] = next((paths for paths in alike if paths["per_kv_head"]), alike[0])
-    like, mixers = type(blocks.get_submodule(f"{found.index(one)}.{one['attn']}")), []
+    first = next((i for i, paths in found.items() if paths["per_kv_head"]), min(found))
+    one, mixers = found[first], []
+    like = type(blocks[first].get_submodule(one["attn"]))
     for i, block in enumerate(blocks):
-        if found[i] != one:
+        if found.get(i) != one:
             left = [name for name in _matrices(block) if name not in (*_norms(block), one["mlp"])]
             # an attention that was changed is no mixer
             if one["mlp"] not in _matrices(block) or len(left) != 1 or type(block.get_submodule(left[0])) is like:
-                same = _fault(model, f"parts of layers {found.index(one)} and {i} that are not alike", [])
-                raise same if isinstance(found[i], dict) else found[i]
+                _in_layer(model, f"{layers}.{i}", block)
+                raise _fault(model, f"parts of layers {first} and {i} that are not alike", [])
             mixers.append((i, left[0]))
     return one | {"mixers": tuple(mixers)}
 

@@ -27,15 +27,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
-from transformers.quantizers import AutoHfQuantizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from depthlens import arguments, progress
 from depthlens.errors import UserError
@@ -139,8 +131,11 @@ def _load_here(
     stored_as = quantised.method_of(config)
     if stored_as and quantize:
         raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
-    if stored_as and not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # else taken for plain ones
-        raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
+    if stored_as:
+        from transformers.quantizers import AutoHfQuantizer  # slow to import
+
+        if not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # it would take them for plain ones
+            raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
     if quantize:
         part = outline.get_submodule(layers)
         options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
@@ -194,11 +189,10 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise ValueError(f"{config.peft_type} adds tokens, and weights cannot take it up")
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft's calls of transformers
-        merged: Any = PeftModel.from_pretrained(model, place).merge_and_unload(safe_merge=True)
-    return merged
+        return cast(Any, PeftModel.from_pretrained(model, place)).merge_and_unload(safe_merge=True)
 
 
-def _read_config(source: Source) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, Architecture]:
+def _read_config(source: Source) -> tuple[Any, Any, Architecture]:
     """Configuration, tokenizer and the parts, without weights, of a model."""
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
