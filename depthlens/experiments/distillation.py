@@ -29,7 +29,7 @@ from depthlens.errors import UserError
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, Lens, one_thread
-from depthlens.models.pairs import compare, load_donor, warn_of_embeddings, with_donor
+from depthlens.models.pairs import compare, load_donor, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
@@ -88,8 +88,6 @@ def transplant(
     parts += [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
     condition = Condition(tuple(parts)).validate(base.dims)
     joined = with_donor(base, donor)
-    if joined.donor:
-        warn_of_embeddings(joined.donor, [condition])
     with ALONE:
         if base.model in _TRANSPLANTED:
             fix = "name all parts in one transplant, or leave the first one"

@@ -244,12 +244,10 @@ class Donor:
 
     Attributes:
         lens: The donor, in memory or offloaded.
-        own_embeddings: Which of ``embed`` and ``unembed`` differ from the base's.
         own_rotary: Whether its rotary frequencies differ from the base's.
     """
 
     lens: Lens
-    own_embeddings: tuple[str, ...]
     own_rotary: bool
 
     def resident(self, layer: int, layers: Sequence[int]) -> AbstractContextManager[None]:

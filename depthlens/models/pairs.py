@@ -10,12 +10,10 @@ embeddings. Text is always encoded by the base model's tokenizer, and wrapped by
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig
 
 from depthlens import arguments
@@ -24,16 +22,17 @@ from depthlens.errors import UserError
 from depthlens.models import loading, names, quantised
 from depthlens.models.lens import Donor, Lens, one_thread
 
-log = logging.getLogger(__name__)
 # settings of a configuration in which a donor may differ: they change no layer, or rotary angles alone
 HARMLESS = {"max_position_embeddings", "tie_word_embeddings", "initializer_range", "use_cache", "pretraining_tp"}
 HARMLESS |= {"rope_parameters", "attention_dropout", "max_window_layers"}
-EMBEDDINGS = {"embed": ("embed",), "unembed": ("final_norm", "unembed")}  # the modules of a site without a layer
 
 
 @one_thread
 def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     """The same model with a donor, for conditions such as ``L12@donor``.
+
+    Embedding and unembedding stay the base's but under conditions that take them, too (``embed@donor``,
+    ``unembed@donor``; ``whole@donor`` is the donor itself).
 
     Args:
         base: A loaded model; it stays as it is.
@@ -65,19 +64,6 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     return loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=None if whole else "disk")
 
 
-def warn_of_embeddings(donor: Donor, conditions: Sequence[Condition]) -> None:
-    """Warn where embedding or unembedding differ and no condition takes them: all layers are not the donor then.
-
-    Args:
-        donor: From `with_donor`.
-        conditions: All that are run.
-    """
-    taken = {a.site for c in conditions for a in c.ablations}
-    left = " and ".join(site for site in donor.own_embeddings if site not in taken)
-    if left and any(c.uses("donor") for c in conditions):
-        log.warning("donor %r differs in %s too; add whole@donor to take all of it", donor.lens.name, left)
-
-
 def join_donor(
     lens: Lens, donor: str | os.PathLike[str] | Lens | None, conditions: Sequence[Condition], backend: str
 ) -> Lens:
@@ -88,11 +74,9 @@ def join_donor(
     """
     joined = lens if donor is None else with_donor(lens, donor)
     require(joined, conditions, backend)
-    if donor is not None and joined.donor is not None:
-        name = joined.donor.lens.name
-        if not any(c.uses("donor") for c in conditions):
-            raise UserError(f"donor {name!r} is used by @donor conditions only; give both, or neither")
-        warn_of_embeddings(joined.donor, conditions)
+    if donor is not None and not any(c.uses("donor") for c in conditions):
+        name = donor.name if isinstance(donor, Lens) else str(donor)
+        raise UserError(f"donor {name!r} is used by @donor conditions only; give both, or neither")
     return joined
 
 
@@ -153,11 +137,7 @@ def compare(base: Lens, donor: Lens) -> Donor:
             fault = f"{models} are no pair: {fact} is {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
 
-    def differs(part: str) -> bool:
-        return not all(map(torch.equal, *(getattr(m.arch, part).parameters() for m in (base, donor))))
-
-    embeddings = tuple(site for site, parts in EMBEDDINGS.items() if any(map(differs, parts)))
-    return Donor(donor, embeddings, _rotary(base) != _rotary(donor))
+    return Donor(donor, _rotary(base) != _rotary(donor))
 
 
 def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:

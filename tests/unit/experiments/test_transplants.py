@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 
 import numpy as np
 import pandas as pd
@@ -226,18 +225,6 @@ def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["donor"]["name"] == folders("llama-gqa", moved=True)
     assert record["donor"]["fingerprint"] == donor.fingerprint != record["model"]["fingerprint"]
-
-
-def test_the_ends_that_stay_are_told(folders, caplog):
-    base, donor = loading.load(folders("llama-gqa")), folders("llama-gqa", moved=True)
-    with caplog.at_level(logging.WARNING, "depthlens"):
-        condition_sweep(base, TASK, "bottom@donor", limit=1, donor=donor, progress=False)
-    (said,) = caplog.messages
-    assert "differs in embed and unembed too; add whole@donor" in said
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "depthlens"):
-        condition_sweep(base, TASK, "L1@donor,whole@donor", limit=1, donor=donor, progress=False)
-    assert caplog.messages == []
 
 
 def test_a_remote_model_takes_no_transplant(folders):
