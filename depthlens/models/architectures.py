@@ -173,8 +173,6 @@ def find(model: nn.Module) -> Family:
     norms, after = _norms(modules[above]), children[children.index(own) :]
     final_norm = _one(model, "final norm", [name for name in norms if name in after] or norms)
     rotary = [name for name in children if "rotary" in _kind(modules[above].get_submodule(name))]
-    if len(rotary) > 1:
-        raise _fault(model, "more than one rotary embedding", rotary)
     paths = {id(module): path for path, module in modules.items()}
     ends = [paths.get(id(part)) for part in (whole.get_input_embeddings(), whole.get_output_embeddings())]
     if None in ends:
@@ -183,7 +181,7 @@ def find(model: nn.Module) -> Family:
     return Family(
         embed=str(ends[0]),
         layers=layers,
-        rotary=prefix + rotary[0] if rotary else "",
+        rotary=prefix + rotary[0] if len(rotary) == 1 else "",
         final_norm=prefix + final_norm,
         unembed=str(ends[1]),
         **_in_layers(model, layers, cast(nn.ModuleList, modules[layers])),

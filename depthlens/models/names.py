@@ -17,7 +17,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from depthlens import paths, progress
+from depthlens import progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import options
 
@@ -124,6 +124,8 @@ def find(name: Any) -> Source:
     if row := next((row for row in NAMED if row.alias == name), None):
         if "/" in row.source:
             return Source(name, "hub", row.source)
+        from depthlens import paths  # imports what the list of models does not need
+
         adapter = str(paths.data_dir() / "adapters" / name) if row.source == "adapter" else None
         return Source(name, "embedded", adapter=adapter)
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():

@@ -39,18 +39,15 @@ def torch_devices(name: str) -> list[torch.device]:
     Raises:
         UserError: this machine does not have them.
     """
-    there = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
-    there["mps"] = int(torch.backends.mps.is_available())
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if name == "auto":
         kind = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
         return [torch.device(kind, i) for i in range(there[kind])] if kind == "cuda" else [torch.device(kind)]
-    for one in name.split(","):
-        kind, _, index = one.partition(":")
-        if not there[kind]:
-            raise UserError(f"device {one!r}: torch finds no {kind.upper()} GPU here; use device=cpu")
-        if int(index or 0) >= there[kind]:
-            raise UserError(f"device {one!r}: there are {there[kind]} GPUs, numbered from 0")
-    return [torch.device(one) for one in name.split(",")]
+    devices = [torch.device(one) for one in name.split(",")]
+    for device in devices:
+        if (n := there[device.type]) <= (device.index or 0):
+            raise UserError(f"device {str(device)!r}: torch finds {n} {device.type.upper()} GPUs here; use device=cpu")
+    return devices
 
 
 def free_bytes(device: torch.device) -> int:

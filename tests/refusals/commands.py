@@ -70,7 +70,7 @@ SWEEPS = [
     (sweep(samples="::2", limit=3), "limit 3 and samples '::2' both choose documents; give one of them"),
     (sweep(num_fewshot=99), f"task {TASK}: its prompts cannot be made (AssertionError at utils.py line"),
     (sweep(dtype=""), "unknown dtype ''; allowed: auto, float32"),
-    (sweep(device="cuda:99"), "device 'cuda:99': torch finds no CUDA GPU here; use device=cpu"),
+    (sweep(device="cuda:99"), "device 'cuda:99': torch finds 0 CUDA GPUs here; use device=cpu"),
     (sweep(apply_chat_template=True), "has no chat template; leave apply_chat_template out"),
     (sweep(include_path="{file}"), "give a folder that exists, with your task YAML files"),
     ([*sweep(include_path="{tmp}"), "--include-path", "{foreign}"], "--include-path is given twice; give it once"),

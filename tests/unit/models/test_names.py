@@ -39,6 +39,7 @@ def test_what_a_name_stands_for(tmp_path):
         ("./none@main", "model './none' is no directory and no .gguf file"),
         ("smollm2-135m[:0]", "layers '0' of 'smollm2-135m' does not exist; give"),
         ("organism[:4]", "layers '4' of 'organism' does not exist; give"),
+        ("organism:seed=1@x", "organism option seed=1@x in 'organism:seed=1@x'"),
     ],
 )
 def test_names_that_mean_nothing(name, said):

@@ -41,8 +41,7 @@ def gpus(monkeypatch):
 
 def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     there = {"cuda": False, "mps": False}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * there["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
     assert placement.torch_devices("auto") == [torch.device("cpu")]
     there["mps"] = True
@@ -50,7 +49,7 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     there["cuda"] = True
     assert placement.torch_devices("auto") == [torch.device("cuda", 0), torch.device("cuda", 1)]
     assert placement.torch_devices("cuda:1") == [torch.device("cuda", 1)]
-    with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
+    with pytest.raises(UserError, match="'cuda:2': torch finds 2 CUDA GPUs here"):
         placement.torch_devices("cuda:0,cuda:2")
 
 
