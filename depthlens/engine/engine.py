@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -23,8 +23,7 @@ from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
-from depthlens.engine.packed_trees import PackedTrees
-from depthlens.engine.row_batches import RowBatches
+from depthlens.engine.batches import PackedTrees, RowBatches
 from depthlens.engine.wavefront import n_passed
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
@@ -176,9 +175,8 @@ class Engine:
             if self.workers is not None:
                 self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
             else:
-                path = self._path(longest, rows, bar, writes)
-                path.run()
-                self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
+                batches = PackedTrees if self.path_for(longest) == "wavefront" else RowBatches
+                batches(self.lens, self.backend, self.budget, self.work, rows, bar, writes).run()
         return rows.answers
 
     def check_writing(self, conditions: Sequence[Condition]) -> None:
@@ -251,11 +249,6 @@ class Engine:
             _told.add(self.lens)
             log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
         return found
-
-    def _path(self, longest: int, rows: AnswerRows, bar: progress.Bar, writes: bool) -> PackedTrees | RowBatches:
-        if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget, self.work, rows, bar, writes=writes)
-        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work, rows, bar, writes=writes)
 
 
 def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:

@@ -50,12 +50,12 @@ WIDTH = 2048  # of the square matrix that is multiplied to estimate the rate of 
 SHARE = 0.8  # of the rate of matrix products, which a layer reaches
 
 
-@dataclass(frozen=True)
+@dataclass
 class Budget:
     """Bounds on one batch.
 
     Attributes:
-        batch_tokens: Tokens (rows x padded length) that pass a layer together.
+        batch_tokens: Tokens (rows x padded length) that pass a layer together; fewer once memory has run out.
         state_bytes: Residual streams of all open rows of a pack.
         key_bytes: Keys and values of the rows that are decoded together.
         unembed_rows: Positions that are unembedded together.
