@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from depthlens.ablations import Condition
 from depthlens.engine import prefix_tree
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Layout, walking
+from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import hidden, rotary_settings, wide, with_hidden
 from depthlens.models.lens import Lens
@@ -139,19 +139,15 @@ def _try(lens: Lens) -> Found:
     tokens = torch.tensor(texts, device=lens.device)
     calls, logits = _calls(lens, tokens)
     refused = f"model {lens.name!r} ({type(lens.model).__name__}) is not supported"
-    order = [call.layer for call in calls]
-    if again := [layer for layer in order if order.count(layer) > 1]:
-        times = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
+    passed = [call.layer for call in calls]
+    if again := [layer for layer in passed if passed.count(layer) > 1]:
+        times = f"layer {again[0]} is passed {passed.count(again[0])} times, which no condition could tell apart"
         raise UserError(f"{refused}: {times}")
-    fault: str | None = None
-    if order != [*range(lens.dims.n_layers)]:
-        fault = "its layers are not passed one after the other"
+    fault = None if len(calls) == lens.dims.n_layers else "its own forward pass leaves layers out"
     x, adds, separable = arch.embed(tokens), True, True
-    for call in calls:
-        if not fault and _apart(x, call.given, close):
-            fault = f"layer {call.layer} gets something else than what the part before it gives"
+    for layer, call in enumerate(calls):
         with lens.resident(call.layer):
-            fault = fault or _fault(lens, call, pack)
+            fault = fault or _fault(lens, layer, x, call.output, pack)
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
                 adds = False
                 separable &= not _apart(_without_parts(lens, call), call.given, close)
@@ -187,26 +183,28 @@ def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "text pos d_model"]:
         return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
-def _fault(lens: Lens, call: Call, pack: Pack) -> str | None:
-    """What a layer does not compute when it is called by itself, with the texts as a tree."""
-    arch, layer, dims = lens.arch, call.layer, lens.dims
+def _fault(
+    lens: Lens, layer: int, x: Float[Tensor, "text pos d_model"], output: Float[Tensor, "text pos d_model"], pack: Pack
+) -> str | None:
+    """Why a layer that is called by itself, with the texts as a tree, does not make of ``x`` what the model makes."""
+    arch, dims = lens.arch, lens.dims
     if layer in dims.headless:
         return f"layer {layer} mixes its tokens in another way than by attention"
     if arch.rotary is None:
         return "its tokens learn where they stand in another way than by a rotary embedding"
     n_keys: list[int] = []
     layout = Layout(pack, lens.device_of(layer), lambda layer, row, key, value: n_keys.append(len(key)))
-    layout.rows, paths = [0], torch.tensor(pack.paths, device=call.given.device)
-    x = call.given.new_empty(1, pack.n_tokens, dims.d_model)
-    x[0, paths] = call.given
+    layout.rows, paths = [0], torch.tensor(pack.paths, device=output.device)
+    tree = output.new_empty(1, pack.n_tokens, dims.d_model)
+    tree[0, paths] = moved(x, output.device)
     # the last layer is asked for some positions only
     some, keep = (slice(-1, None), paths[:, -1]) if layer == dims.n_layers - 1 else (slice(None), None)
     try:
         with walking(lens.model):
-            alone = arch.call(layer, x, layout, arch.angles(x, layout.position_ids), keep)[0, paths]
+            alone = arch.call(layer, tree, layout, arch.angles(tree, layout.position_ids), keep)[0, paths]
     except NOT_CALLABLE as e:
         return f"layer {layer} cannot be called by itself ({type(e).__name__})"
-    if _apart(alone[:, some], call.output[:, some], CLOSE[lens.dtype]):
+    if _apart(alone[:, some], output[:, some], CLOSE[lens.dtype]):
         return f"layer {layer} computes something else when it is called by itself"
     if n_keys != [dims.n_kv_heads]:
         return f"layer {layer} has more than one attention, or other key heads than the configuration says"
@@ -237,14 +235,7 @@ class CausalRows:
     def __init__(self, n_pos: int, device: torch.device) -> None:
         self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
 
-    def attention(
-        self,
-        layer: int,
-        query: Float[Tensor, "row n_heads pos d_head"],
-        key: Float[Tensor, "row n_kv_heads pos d_head"],
-        value: Float[Tensor, "row n_kv_heads pos d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads pos d_value"]:
+    def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
         shared = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
