@@ -52,12 +52,12 @@ class NnsightBackend(Backend):
     def _states(
         self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
     ) -> Float[Tensor, "row pos d_model"]:
-        edited = [(self.parts[i], edits.at(i)) for i in edits.layers]
+        edited, put = [(self.parts[i], edits.at(i)) for i in edits.layers], site_edits.trace
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with replaced_forwards(edits.routers(self.model._module)):
             with self.model.trace(input_ids=tokens, logits_to_keep=1, **kwargs):
                 for parts, edit in edited:
-                    edit.trace(*parts)
+                    put(edit, *parts)
                 states = final_norm.output.save()
         return states
 
@@ -82,6 +82,7 @@ class NnsightBackend(Backend):
             torch.tensor([x for row in of_rows for x in row]).split(UNEMBED_ROWS) for of_rows in (positions, targets)
         )
         edited, position_ids = self._edited(conditions), torch.arange(tokens.shape[1])[None]
+        put = site_edits.trace
         norm, unembed = (attrgetter(path)(self.model) for path in (self.family.final_norm, self.family.unembed))
 
         def trace(sender: Any) -> Tensor:
@@ -91,7 +92,7 @@ class NnsightBackend(Backend):
                 self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
             ):
                 for parts, edit in edited:
-                    edit.trace(*parts, position_ids)
+                    put(edit, *parts, position_ids)
                 states = norm.output
                 answer = nnsight.save(torch.zeros(2, len(lengths), dtype=torch.float64))
                 for chunk_rows, chunk_places, chunk_targets in zip(rows, places, wanted, strict=True):
@@ -139,7 +140,7 @@ class NnsightBackend(Backend):
             "pad_token_id": eos[0] if eos else 0,  # only ever after the end
         }
         edited, width = self._edited(conditions), tokens.shape[1]
-        read = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        read, put = (attention_mask.cumsum(-1) - 1).clamp(min=0), site_edits.trace
 
         def trace(sender: Any) -> Tensor:
             answer: Any = None
@@ -148,7 +149,7 @@ class NnsightBackend(Backend):
                     for step in tracer.iter[: n_new if edited else 0]:
                         position_ids = read[:, -1:] + step if step else read
                         for parts, edit in edited:
-                            edit.trace(*parts, position_ids)
+                            put(edit, *parts, position_ids)
                 with tracer.invoke():
                     answer = nnsight.save(tracer.result[:, width:].cpu())
             return answer
@@ -175,7 +176,7 @@ class NnsightBackend(Backend):
     def sums(self, tokens: Int[Tensor, "row pos"], edits: Sequence[site_edits.LayerEdits]) -> list[list[Tensor]]:
         """What the `site_edits.Sums` of each layer add up on a server."""
         nnsight.register(site_edits)
-        edited = list(zip(self.parts, edits, strict=True))
+        edited, put = list(zip(self.parts, edits, strict=True)), site_edits.trace
 
         def trace(sender: Any) -> list[list[Tensor]]:
             totals: Any = None
@@ -185,8 +186,8 @@ class NnsightBackend(Backend):
             ):
                 totals = nnsight.save([])
                 for parts, edit in edited:
-                    edit.trace(*parts)
-                    totals.append(edit.totals())
+                    put(edit, *parts)
+                    totals.append([sums.total for sums in edit.values()])
             return totals
 
         return self.remote.attempt(trace)

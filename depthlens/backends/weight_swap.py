@@ -136,11 +136,9 @@ class RowDonations:
                         by_input = layer >= 0 and module is self.lens.arch.o_proj[layer]
                         yield module, shared(module, other, mask, by_input=by_input)
             if mode == "donor" and layer >= 0:
-                base, attn = self.lens.arch.layers[layer], self.lens.arch.attn[layer]
+                attn = self.lens.arch.attn[layer]
                 if self.donor.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
                     yield attn, self._with_donor_rotary(attn.forward, layer, mask)
-                if self.donor.lens.stream:
-                    yield base, self._with_donor_resident(base.forward, layer)
 
     def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
         """Modules with weights, those that have others, and what they are made for, as in `TAKERS`."""
@@ -180,14 +178,5 @@ class RowDonations:
             rows = mask[..., None].to(x.device)  # [row, 1, 1]
             mixed = pytree.tree_map(lambda d, b: torch.where(rows, d, b), donor, base)
             return forward(*args, **kwargs | {"position_embeddings": mixed})
-
-        return call
-
-    def _with_donor_resident(self, forward: Forward, layer: int) -> Forward:
-        """A layer's forward during which the donor's layer is in memory, for calls outside a walk."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.donor.resident(layer, self.layers):
-                return forward(*args, **kwargs)
 
         return call

@@ -5,7 +5,7 @@ A store addresses an answer by the texts of its reference, so that nothing has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.backends.row_edits import Means, hooks
+from depthlens.backends.row_edits import ACTS_ON, Means, hooks
 from depthlens.backends.site_edits import LayerEdits, Sums
 from depthlens.engine import work
 from depthlens.errors import UserError
@@ -61,8 +61,7 @@ class Reference:
 
     def with_prompts(self, prompts: Sequence[Tokens], conditions: Sequence[Condition]) -> list[Reference]:
         """The same with each of the prompts of ``@resample``, as far as conditions ask for it."""
-        resampled = {a.site for c in conditions for a in c.ablations if a.mode == "resample"}
-        sites = {"z" if site in ("head", "kv") else site for site in resampled}
+        sites = {ACTS_ON[a.site] for c in conditions for a in c.ablations if a.mode == "resample"}
         return [Reference(self.name, self.texts, prompt, self, sites) for prompt in prompts]
 
     def measure(self, lens: Lens) -> Means:
@@ -100,7 +99,8 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Co
         kept[site][layer] = (value if base is None else value - base).reshape(n_pos, -1)
         return value
 
-    edits = _edits(lens, lambda site, layer: partial(keep, site=site, layer=layer) if site in sites else None)
+    layers = range(n_layers)
+    edits = [{site: partial(keep, site=site, layer=layer) for site in sites} for layer in layers]
     _read(lens, torch.tensor([list(tokens)]), edits)
     if "z" in kept:
         kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
@@ -141,20 +141,19 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
         for site, of_site in total.items()
     }
     means["z"] = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    return Means(name, **means)
+    return Means(name, means)
 
 
 def _sums(lens: Lens, tokens: Int[Tensor, "row pos"]) -> dict[str, Float[Tensor, "n_layers token_class width"]]:
     """Sums of every site over first tokens, and over all others."""
-    widths = _widths(lens)
-    edits = _edits(lens, lambda site, layer: Sums(widths[site]))
+    edits = [{site: Sums(width) for site, width in _widths(lens).items()} for _ in range(lens.dims.n_layers)]
     if lens.remote:
         from depthlens.backends.nnsight import NnsightBackend  # slow to import
 
         totals = NnsightBackend(lens).sums(tokens, edits)
     else:
         _read(lens, tokens, edits)
-        totals = [at.totals() for at in edits]
+        totals = [[sums.total for sums in at.values()] for at in edits]
     return {site: torch.stack(of_layers) for site, of_layers in zip(SITES, zip(*totals, strict=True), strict=True)}
 
 
@@ -162,11 +161,6 @@ def _widths(lens: Lens) -> dict[str, int]:
     """The width of each of `SITES`."""
     dims = lens.dims
     return {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
-
-
-def _edits(lens: Lens, made: Callable[[str, int], Any]) -> list[LayerEdits]:
-    """For each layer what is made for its sites."""
-    return [LayerEdits(**{site: made(site, layer) for site in SITES}) for layer in range(lens.dims.n_layers)]
 
 
 def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[LayerEdits]) -> None:

@@ -158,8 +158,8 @@ class Wavefront:
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
                 of_rows = [under[c] for c in some]
                 edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, self.lens.donor)
-                if not n and (edit := edits.at(layer).layer) is not None:
-                    x = edit(x, x)
+                if not n:
+                    x = edits.at(layer)["layer"](x, x)
                 elif layer in edits.layers:
                     with edits.hooked(layer):
                         x = self.lens.arch.call(layer, x, layout, rotary)
