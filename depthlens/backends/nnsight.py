@@ -18,14 +18,13 @@ from typing import Any
 
 import nnsight
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend, Positions
+from depthlens.backends.torch import Backend, Positions, Rows, States
 from depthlens.errors import UserError
 from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
@@ -49,9 +48,7 @@ class NnsightBackend(Backend):
             o_proj = None if i in lens.dims.headless else attrgetter(family.o_proj)(layer)
             self.parts.append((layer, attrgetter(family.mixes(i))(layer), o_proj, attrgetter(family.mlp)(layer)))
 
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         edited, put = [(self.parts[i], edits.at(i)) for i in edits.layers], site_edits.trace
         final_norm = attrgetter(self.family.final_norm)(self.model)
         with replaced_forwards(edits.routers(self.model._module)):
@@ -63,7 +60,7 @@ class NnsightBackend(Backend):
 
     def score(
         self,
-        tokens: Int[Tensor, "row pos"],
+        tokens: Rows,
         conditions: Sequence[Condition],
         positions: Positions,
         targets: Sequence[Sequence[int]],
@@ -108,8 +105,8 @@ class NnsightBackend(Backend):
 
     def write(
         self,
-        tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row pos"],
+        tokens: Rows,
+        attention_mask: Rows,
         conditions: Sequence[Condition],
         n_new: int,
         rules: Sequence[Any],
@@ -173,7 +170,7 @@ class NnsightBackend(Backend):
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
         return [(self.parts[i], edits.at(i)) for i in edits.layers]
 
-    def sums(self, tokens: Int[Tensor, "row pos"], edits: Sequence[site_edits.LayerEdits]) -> list[list[Tensor]]:
+    def sums(self, tokens: Rows, edits: Sequence[site_edits.LayerEdits]) -> list[list[Tensor]]:
         """What the `site_edits.Sums` of each layer add up on a server."""
         nnsight.register(site_edits)
         edited, put = list(zip(self.parts, edits, strict=True)), site_edits.trace

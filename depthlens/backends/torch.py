@@ -23,6 +23,8 @@ from depthlens.models.architectures import body_of, head
 from depthlens.models.lens import Lens
 
 Positions = Sequence[Sequence[int]]  # by row
+Rows = Int[Tensor, "row pos"]  # tokens, or what is told of them
+States = Float[Tensor, "row pos d_model"]
 
 
 class Backend(ABC):
@@ -43,7 +45,7 @@ class Backend(ABC):
     @torch.no_grad()
     def forward(
         self,
-        tokens: Int[Tensor, "row pos"],
+        tokens: Rows,
         attention_mask: Int[Tensor, "row cached_and_pos"],
         conditions: Sequence[Condition],
         *,
@@ -78,9 +80,7 @@ class Backend(ABC):
         return list(logits.split([len(places) for places in positions])), cache
 
     @abstractmethod
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         """Final residual streams, after the last norm, of rows that are edited.
 
         Args:
@@ -97,9 +97,7 @@ class TorchBackend(Backend):
     takes_weights = True
 
     def ablate(
-        self,
-        conditions: Sequence[Condition],
-        position_ids: Int[Tensor, "#row pos"] | None = None,
+        self, conditions: Sequence[Condition], position_ids: Int[Tensor, "#row pos"] | None = None
     ) -> AbstractContextManager[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
 
@@ -119,8 +117,6 @@ class TorchBackend(Backend):
                 stack.enter_context(edits.hooked(layer))
             yield
 
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         with self._hooked(edits):
             return body_of(self.lens.model)(input_ids=tokens, **kwargs).last_hidden_state

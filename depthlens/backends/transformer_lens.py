@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend
+from depthlens.backends.torch import Backend, Rows, States
 from depthlens.errors import UserError
 from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
@@ -39,9 +38,7 @@ class TransformerLensBackend(Backend):
         super().__init__(lens, means)
         self.bridge = bridge(lens)
 
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         final: list[Tensor] = []
         hooks = [*self._hooks(edits), ("ln_final.hook_out", lambda states, hook: final.append(states))]
         cache, n_cached = kwargs["cache"], kwargs["attention_mask"].shape[1]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -29,35 +29,29 @@ Tokens = Sequence[int]
 SITES = ("layer", "attn", "mlp", "z")  # what is read: what a layer adds, what its sublayers give, and z of its heads
 
 
+@dataclass(eq=False)
 class Reference:
     """What ``@mean`` and ``@resample`` put in place, known by its texts.
 
-    Args:
+    Attributes:
         name: What it is, for the record.
         texts: Token ids of the prompts and answers whose means ``@mean`` puts in place; none where nothing asks for it.
         prompt: Token ids of the prompt that ``@resample`` takes parts from, if there is one.
         parent: The reference without the prompt: it measures the means once for all prompts.
         sites: Those of `SITES` that are kept of the prompt.
-
-    Attributes:
-        keys: Digest of the texts and of where their answers begin, by mode.
     """
 
-    def __init__(
-        self,
-        name: str,
-        texts: Sequence[tuple[Tokens, Tokens]],
-        prompt: Tokens | None = None,
-        parent: Reference | None = None,
-        sites: Collection[str] = SITES,
-    ) -> None:
-        self.name = name
-        self.texts = texts
-        self.prompt = prompt
-        self.parent = parent
-        self.sites = sites
-        self.keys = {"mean": digest([(tuple(p), tuple(a)) for p, a in texts]), "resample": digest(prompt)}
-        self._means: Means | None = None
+    name: str
+    texts: Sequence[tuple[Tokens, Tokens]]
+    prompt: Tokens | None = None
+    parent: Reference | None = None
+    sites: Collection[str] = SITES
+    _means: Means | None = field(default=None, init=False)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Digest of the texts and of where their answers begin, by mode."""
+        return {"mean": digest([(tuple(p), tuple(a)) for p, a in self.texts]), "resample": digest(self.prompt)}
 
     def with_prompts(self, prompts: Sequence[Tokens], conditions: Sequence[Condition]) -> list[Reference]:
         """The same with each of the prompts of ``@resample``, as far as conditions ask for it."""
@@ -66,13 +60,11 @@ class Reference:
 
     def measure(self, lens: Lens) -> Means:
         """Means over the texts, with parts of the prompt if there is one; the means are measured once."""
-        if self._means is None:
-            self._means = Means(self.name)
-            if self.parent is not None:
-                self._means = self.parent.measure(lens)
-            elif self.texts:
-                prompts, answers = zip(*self.texts, strict=True)
-                self._means = measure_means(lens, prompts, self.name, answers)
+        if self._means is None and self.parent is not None:
+            self._means = self.parent.measure(lens)
+        elif self._means is None:
+            prompts, answers = [prompt for prompt, _ in self.texts], [answer for _, answer in self.texts]
+            self._means = measure_means(lens, prompts, self.name, answers) if prompts else Means(self.name)
         return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name, self.sites)
 
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -46,8 +45,9 @@ GPU_UNEMBED_ROWS = 4096
 # shares of the free memory: a pack needs its states about twice while rows join, a step copies keys as rows leave
 CHUNK_SHARE, STATE_SHARE, KEY_SHARE, LOGIT_SHARE = 4, 8, 4, 16
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
-WIDTH = 2048  # of the square matrix that is multiplied to estimate the rate of the first pack
-SHARE = 0.8  # of the rate of matrix products, which a layer reaches
+# floating point operations a second of one core and of a GPU, for the first pack; the rate of others was measured
+CORE_RATE = 4e10
+GPU_RATE = 1e14
 
 
 @dataclass
@@ -173,8 +173,8 @@ class WorkRate:
         models = [lens, lens.donor.lens] if lens.donor else [lens]
         self._streams = [model.stream for model in models if model.stream]
         n_parameters = sum(map(n_weights, lens.arch.layers[0].parameters()))
-        # tokens that pass a layer a second
-        self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
+        rate = CORE_RATE * torch.get_num_threads() if lens.device.type == "cpu" else GPU_RATE
+        self._rate = rate / (2 * max(1, n_parameters))  # tokens that pass a layer a second
         self._reading = 0.0  # seconds of a pack in which weights were waited for
 
     @property
@@ -194,18 +194,3 @@ class WorkRate:
 
     def _waited(self) -> float:
         return sum((stream.waited for stream in self._streams), 0.0)
-
-
-@cache
-def products(device: torch.device, dtype: torch.dtype) -> float:
-    """Rate of matrix products on a device, in floating point operations a second, tried once (20 ms on two cores)."""
-    rows = 256
-    x, weight = (torch.ones(n, WIDTH, device=device, dtype=dtype) for n in (rows, WIDTH))
-
-    def seconds() -> float:
-        start = time.monotonic()
-        float((x @ weight)[0, 0])  # waits for the device
-        return max(1e-9, time.monotonic() - start)
-
-    seconds()  # the first product of a process takes longer
-    return 2 * rows * WIDTH**2 / min(seconds() for _ in range(3))
