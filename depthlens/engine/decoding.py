@@ -62,7 +62,7 @@ class WalkedRows:
     """
 
     def __init__(self, pack: Pack, conditions: Sequence[int], n_new: int, lens: Lens) -> None:
-        n_prefix, device = len(pack.prefix), lens.device
+        n_prefix, device = pack.n_prefix, lens.device
         own = [torch.tensor(path[n_prefix:], dtype=torch.long, device=device) for path in pack.paths]
         lengths = torch.tensor([len(path) for path in own], device=device)
         self.rows: list[Row] = [(c, d) for c in conditions for d in range(len(own))]
@@ -220,7 +220,7 @@ class Decoding:
         parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
         found = [walked.attention(layer, *some, scale) for walked, *some in parts]
         out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
-        if self.pack.prefix:
+        if self.pack.n_prefix:
             out = merge(out, lse, *self._prefix.attention(layer, q, scale))
         return out.flatten(1, 2)[:, :, None]
 
@@ -233,7 +233,7 @@ class Decoding:
         def keep(layer: int, condition: int, key: Tensor, value: Tensor) -> None:
             walked.fill(layer, condition, key, value)
             whose = CLEAN if condition == CLEAN else some[condition]
-            self._prefix.put(layer, whose, key[:, : len(pack.prefix)], value[:, : len(pack.prefix)])
+            self._prefix.put(layer, whose, key[:, : pack.n_prefix], value[:, : pack.n_prefix])
 
         last_tokens = [path[-1] for path in pack.paths]
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)

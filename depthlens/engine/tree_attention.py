@@ -40,7 +40,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
-from depthlens.engine.prefix_tree import Branch, Pack
+from depthlens.engine.prefix_tree import Pack
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 
@@ -104,7 +104,7 @@ class Layout:
         self.keep = keep
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
-        self.n_prefix = len(pack.prefix)
+        self.n_prefix = pack.n_prefix
         self._make = lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about)
         self._trees: dict[tuple[bool, torch.device, torch.dtype], Any] = {}
 
@@ -260,12 +260,8 @@ class BranchTree:
     """
 
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
-        self.n_prefix = len(pack.prefix)
-        self.buckets: list[Bucket] = []
-        start = 0
-        for bucket in _by_length(pack.branches):
-            self.buckets.append(_bucket(bucket, start, device, dtype))
-            start += sum(len(b.tokens) for b in bucket)
+        self.n_prefix = pack.n_prefix
+        self.buckets = [_bucket(pack, branches, device, dtype) for branches in _by_length(pack.branches)]
 
     def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `Layout.attention`."""
@@ -308,11 +304,11 @@ class BranchTree:
         return out, lse
 
 
-def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
+def _by_length(branches: list[range]) -> Iterator[list[range]]:
     """Consecutive branches (longest first) whose padding wastes little."""
-    bucket: list[Branch] = []
+    bucket: list[range] = []
     for branch in branches:
-        if bucket and len(branch.tokens) < 0.8 * len(bucket[0].tokens):
+        if bucket and len(branch) < 0.8 * len(bucket[0]):
             yield bucket
             bucket = []
         bucket.append(branch)
@@ -320,19 +316,18 @@ def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
         yield bucket
 
 
-def _bucket(branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype) -> Bucket:
-    width = len(branches[0].tokens)
-    tokens = torch.arange(start, start + sum(len(branch.tokens) for branch in branches))
-    index = pad_sequence(tokens.split([len(branch.tokens) for branch in branches]), True, -1)
+def _bucket(pack: Pack, branches: list[range], device: torch.device, dtype: torch.dtype) -> Bucket:
+    tokens = torch.arange(branches[0].start - pack.n_prefix, branches[-1].stop - pack.n_prefix)
+    index = pad_sequence(tokens.split([len(branch) for branch in branches]), True, -1)
     places = index.clamp(min=0).to(device), (index >= 0).flatten().nonzero()[:, 0].to(device)
-    if all(branch.parents == [*range(-1, len(branch.tokens) - 1)] for branch in branches):
+    if all(pack.parents[i] == i - 1 for branch in branches for i in branch[1:]):
         return *places, None  # padding comes last, where no token sees it
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself: no empty softmax
-    for i, branch in enumerate(branches):
-        for j, parent in enumerate(branch.parents):
-            if parent >= 0:
-                sees[i, j] |= sees[i, parent]
-    mask = torch.zeros(len(branches), 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
+    n, width = index.shape
+    sees = torch.eye(width, dtype=torch.bool).repeat(n, 1, 1)  # padding sees itself: no empty softmax
+    for of_branch, branch in zip(sees, branches, strict=True):
+        for i in branch[1:]:
+            of_branch[i - branch.start] |= of_branch[pack.parents[i] - branch.start]
+    mask = torch.zeros(n, 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
     return *places, mask.masked_fill_(~sees[:, None].to(device), -torch.inf)
 
 
