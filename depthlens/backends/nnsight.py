@@ -1,9 +1,8 @@
 """nnsight: conditions written into a trace, which reads and assigns values while the model runs, here or on a server.
 
 Sites: layer, ``layer.input`` and ``layer.output``; attn and mlp, the ``output`` of the sublayer; head and KV group, the
-``input`` of ``o_proj``; experts, the router's own forward, inside of which a trace does not see. ``layer.skip`` would
-save the layer's work, but a forward pass is shared by all rows and it skips for every one of them, so rows are selected
-by assignment.
+``input`` of ``o_proj``. ``layer.skip`` would save the layer's work, but a forward pass is shared by all rows and it
+skips for every one of them, so rows are selected by assignment.
 
 A server has no depthlens: what a block that is sent names is numbers, tensors, torch, parts of the model, and the edits
 of `depthlens.backends.site_edits`, which travel with it. Two numbers a row come back, or its text.
@@ -26,7 +25,6 @@ from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.backends.torch import Backend, Positions, Rows, States
 from depthlens.errors import UserError
-from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import wrap
 
@@ -51,11 +49,10 @@ class NnsightBackend(Backend):
     def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         edited, put = [(self.parts[i], edits.at(i)) for i in edits.layers], site_edits.trace
         final_norm = attrgetter(self.family.final_norm)(self.model)
-        with replaced_forwards(edits.routers(self.model._module)):
-            with self.model.trace(input_ids=tokens, logits_to_keep=1, **kwargs):
-                for parts, edit in edited:
-                    put(edit, *parts)
-                states = final_norm.output.save()
+        with self.model.trace(input_ids=tokens, logits_to_keep=1, **kwargs):
+            for parts, edit in edited:
+                put(edit, *parts)
+            states = final_norm.output.save()
         return states
 
     def score(
@@ -162,7 +159,7 @@ class NnsightBackend(Backend):
             UserError: a condition does not fit the model, asks for means that were not given, or is not done there.
         """
         for condition in dict.fromkeys(conditions):
-            if any(a.site == "expert" or a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
+            if any(a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
                 fix = "use @mean, or nothing to remove, or load the model without remote"
                 raise UserError(f"condition {condition} is not done remotely; {fix}")
         nnsight.register(site_edits)
@@ -170,8 +167,8 @@ class NnsightBackend(Backend):
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
         return [(self.parts[i], edits.at(i)) for i in edits.layers]
 
-    def sums(self, tokens: Rows, edits: Sequence[site_edits.LayerEdits]) -> list[list[Tensor]]:
-        """What the `site_edits.Sums` of each layer add up on a server."""
+    def read(self, tokens: Rows, edits: Sequence[dict[str, site_edits.Sums]]) -> None:
+        """Run rows of tokens on a server, of which the `site_edits.Sums` of each layer add up what they are given."""
         nnsight.register(site_edits)
         edited, put = list(zip(self.parts, edits, strict=True)), site_edits.trace
 
@@ -187,4 +184,6 @@ class NnsightBackend(Backend):
                     totals.append([sums.total for sums in edit.values()])
             return totals
 
-        return self.remote.attempt(trace)
+        for edit, of_layer in zip(edits, self.remote.attempt(trace), strict=True):
+            for sums, total in zip(edit.values(), of_layer, strict=True):
+                sums.total = total

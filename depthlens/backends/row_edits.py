@@ -41,7 +41,7 @@ from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import experts, quantised
 from depthlens.models.architectures import Architecture, hidden, replaced_forwards, wide, with_hidden
-from depthlens.models.lens import Donor, Lens
+from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
 
 # where the ablations of a site act: on what a layer, its attention or its MLP gives, or on z of all heads, side by side
@@ -87,51 +87,47 @@ def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
     return (position_ids > 0).long()
 
 
+@dataclass
 class RowEdits:
     """Which rows of a batch are edited where, and the hooks that do it.
 
-    Args:
+    Attributes:
         conditions: One per row; a single one serves batches of any size.
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
         position_ids: Where the tokens stand; only conditions that depend on it need them.
-        donor: What ``@donor`` takes weights from; None also where a backend cannot.
+        by_layer: Ablations of each layer, but for those with other weights, with their rows.
+        donations: Which rows have other weights.
+        layers: Those that are edited.
 
     Raises:
         UserError: a condition does not fit the model, or needs means, a prompt, positions or a donor and there is none.
     """
 
-    def __init__(
-        self,
-        conditions: Sequence[Condition],
-        lens: Lens,
-        means: Means | None,
-        position_ids: Int[Tensor, "#row pos"] | None = None,
-        donor: Donor | None = None,
-    ) -> None:
-        self.lens = lens
-        self.arch = lens.arch
-        self.means = means
-        self.position_ids = position_ids
-        self.n_rows = len(conditions)
-        rows_of: dict[Condition, list[int]] = {}
-        for row, condition in enumerate(conditions):
+    conditions: Sequence[Condition]
+    lens: Lens
+    means: Means | None
+    position_ids: Int[Tensor, "#row pos"] | None = None
+
+    def __post_init__(self) -> None:
+        means, rows_of = self.means, dict[Condition, list[int]]()
+        for row, condition in enumerate(self.conditions):
             rows_of.setdefault(condition, []).append(row)
         self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
         for condition, rows in rows_of.items():
-            condition.validate(lens.dims)
-            if condition.uses("donor") and donor is None:
+            condition.validate(self.lens.dims)
+            if condition.uses("donor") and self.lens.donor is None:
                 raise UserError(f"condition {condition} takes weights from a donor, and none was given")
             if condition.uses("mean") and (means is None or not means.mean):
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
             if condition.uses("resample") and (means is None or not means.sample):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
-            if condition.uses_positions and position_ids is None:
+            if condition.uses_positions and self.position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
             for ablation in condition.ablations:
                 if ablation.mode not in WEIGHTS:
                     self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).extend(rows)
-        self.donations = weight_swap.RowDonations(conditions, lens, donor)
+        self.donations = weight_swap.RowDonations(self.conditions, self.lens)
         self.layers = sorted({*self.by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
@@ -143,22 +139,17 @@ class RowEdits:
                 found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
         return {site: SiteEdit(tuple(edits), self.position_ids) for site, edits in found.items()}
 
-    def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
-        """Routers of another library's copy of the model, each with the forward that its rows ask for."""
-        found = [(self.arch.routers[layer], self._routing(layer)) for layer in self.layers]
-        return [routing.around(experts.same_router(view, router)) for router, routing in found if router and routing]
-
     @contextmanager
     def hooked(self, layer: int) -> Iterator[None]:
         """Within the context the rows of one layer are edited by forward hooks; see `at`."""
         twice = [row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]
         with ExitStack() as stack:
             if twice:
-                stack.enter_context(_twice(self.arch.layers[layer], twice, self.n_rows))
+                stack.enter_context(_twice(self.lens.arch.layers[layer], twice, len(self.conditions)))
             if layer in self.donations.layers:
                 stack.enter_context(self.donations.layer(layer))
-            stack.enter_context(hooks(self.arch, layer, self.at(layer)))
-            router, routing = self.arch.routers[layer], self._routing(layer)
+            stack.enter_context(hooks(self.lens.arch, layer, self.at(layer)))
+            router, routing = self.lens.arch.routers[layer], self._routing(layer)
             if router is not None and routing is not None:
                 stack.enter_context(replaced_forwards([routing.around(router.module)]))
             yield
@@ -169,21 +160,21 @@ class RowEdits:
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
         if not ablations:
             return None
-        n_experts = self.arch.dims.n_experts[layer]
+        n_experts = self.lens.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        removed = experts.removed(ablations, self.n_rows, n_experts, moved(self.position_ids, device), device)
+        removed = experts.removed(ablations, len(self.conditions), n_experts, moved(self.position_ids, device), device)
         return experts.Routing(n_experts, removed)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
-        dims, columns, in_stream = self.arch.dims, slice(None), None
+        dims, columns, in_stream = self.lens.arch.dims, slice(None), None
         if a.site in ("head", "kv"):
             heads = range(a.index, a.index + 1) if a.site == "head" else dims.query_heads(a.index)
             columns = slice(heads.start * dims.d_head, heads.stop * dims.d_head)
             if a.mode == "noise":
-                with held(o_proj := self.arch.o_proj[a.layer]):
+                with held(o_proj := self.lens.arch.o_proj[a.layer]):
                     in_stream = quantised.matrix(o_proj)[:, columns].clone()
         return Edit(
-            None if self.n_rows == 1 else torch.tensor(rows),
+            None if len(self.conditions) == 1 else torch.tensor(rows),
             columns,
             a.start,
             self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None,

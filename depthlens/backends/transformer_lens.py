@@ -1,9 +1,8 @@
 """TransformerLens: conditions through the hook points of a `TransformerBridge`.
 
 Sites and hook points: layer, ``hook_resid_pre`` and ``hook_resid_post``; attn, ``hook_attn_out``; mlp,
-``hook_mlp_out``; head and KV group, ``attn.hook_z``; experts, the forward of the model's own router. The bridge
-computes attention step by step (its eager kernel, so that every hook point exists), which makes it an implementation of
-its own and slower than the others.
+``hook_mlp_out``; head and KV group, ``attn.hook_z``. The bridge computes attention step by step (its eager kernel, so
+that every hook point exists), which makes it an implementation of its own and slower than the others.
 
 Keys and values are cached for generation. TransformerLens 4.3 looks for the cache under the names that transformers
 had before 5.24, does not find it there and decodes as if there were no prompt. So the cache goes in under another name
@@ -22,7 +21,6 @@ from transformer_lens.model_bridge.generalized_components import MLAAttentionBri
 from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.backends.torch import Backend, Rows, States
 from depthlens.errors import UserError
-from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens
 from depthlens.models.library_views import bridge
 
@@ -47,7 +45,7 @@ class TransformerLensBackend(Backend):
             raise UserError(f"model {self.lens.name}: {fault}; write texts with another backend")
         if cache is not None:
             kwargs |= {"layer_past": cache}
-        with self.bridge.hooks(fwd_hooks=hooks), replaced_forwards(edits.routers(self.bridge)):
+        with self.bridge.hooks(fwd_hooks=hooks):
             self.bridge(tokens, logits_to_keep=1, **kwargs)  # the last position: others are unembedded elsewhere
         if cache is not None and cache.get_seq_length() != n_cached:
             raise RuntimeError(

@@ -217,19 +217,16 @@ class PackedTrees(Batches):
 
     @torch.no_grad()
     def _target_logprobs(
-        self,
-        conditions: Sequence[Condition],
-        states: Float[Tensor, "condition position d_model"],
-        places: Int[Tensor, " target"],
-        targets: Int[Tensor, " target"],
+        self, conditions: Sequence[Condition], states: Tensor, places: Tensor, targets: Tensor
     ) -> tuple[Float[Tensor, "condition target"], Bool[Tensor, "condition target"]]:
         """Log-probabilities of target tokens, and whether each is the likeliest.
 
         Args:
             conditions: One a row.
-            states: Final residual streams; so many as the budget allows are unembedded at once.
-            places: Position among the states that predicts each target.
-            targets: Token ids.
+            states: Final residual streams; so many as the budget allows are unembedded at once. Shape [condition,
+                position, d_model].
+            places: Position among the states that predicts each target. Shape [target].
+            targets: Token ids. Shape [target].
         """
         n, n_positions = len(conditions), states.shape[1]
         rows = (torch.arange(n, device=places.device)[:, None] * n_positions + places).flatten()

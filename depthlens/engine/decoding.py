@@ -43,6 +43,8 @@ STAY_SHARE = 0.8
 # of one new token a row: its queries by key head, and what attention to some keys gives, with its log-sum-exp
 New = Float[Tensor, "row kv group d_head"]
 Part = tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]
+# rows, keys and values of each product of prefixes, and the place of each row in what all of them give
+Products = tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]
 # keys or values that one row of the walk brings
 Brought = Float[Tensor, "kv pos d"]
 
@@ -118,7 +120,7 @@ class SharedPrefixes:
     def __init__(self) -> None:
         self._conditions: list[int] = []  # of each row
         self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
-        self._products: dict[int, tuple[list[tuple[Tensor, ...]], Tensor]] = {}  # by layer, until rows join or leave
+        self._products: dict[int, Products] = {}  # by layer, until rows join or leave
 
     def put(self, layer: int, condition: int, key: Brought, value: Brought) -> None:
         """Keep the prefix of a condition, or of the clean row, which every walk of the pack brings."""
@@ -142,7 +144,7 @@ class SharedPrefixes:
         out, lse = (torch.cat(of)[order] for of in zip(*found, strict=True))
         return out, lse
 
-    def _made(self, layer: int) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    def _made(self, layer: int) -> Products:
         """One product for the prefixes that conditions have of their own, and one for the clean prefix.
 
         Returns:
@@ -282,7 +284,7 @@ class Decoding:
         """
         lens, arch = self.lens, self.lens.arch
         position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
-        edits = RowEdits(conditions, lens, self.backend.means, position_ids, lens.donor)
+        edits = RowEdits(conditions, lens, self.backend.means, position_ids)
         with walking(lens.model):
             with edits.donations.embeddings():
                 x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]

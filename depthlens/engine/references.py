@@ -13,12 +13,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
 from depthlens.backends.row_edits import ACTS_ON, Means, hooks
-from depthlens.backends.site_edits import LayerEdits, Sums
+from depthlens.backends.site_edits import Sums
 from depthlens.engine import work
 from depthlens.errors import UserError
 from depthlens.models.architectures import body_of, wide_type
@@ -91,8 +91,7 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Co
         kept[site][layer] = (value if base is None else value - base).reshape(n_pos, -1)
         return value
 
-    layers = range(n_layers)
-    edits = [{site: partial(keep, site=site, layer=layer) for site in sites} for layer in layers]
+    edits = [{site: partial(keep, site=site, layer=layer) for site in sites} for layer in range(n_layers)]
     _read(lens, torch.tensor([list(tokens)]), edits)
     if "z" in kept:
         kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
@@ -119,34 +118,20 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
     answers = [()] * len(prompts) if answers is None else answers
     texts = sorted(([*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)), key=len)
     n_tokens = torch.tensor([len(texts), sum(map(len, texts)) - len(texts)])
-    total: dict[str, Any] = dict.fromkeys(SITES, 0)
+    read = [{site: Sums(width) for site, width in _widths(lens).items()} for _ in range(lens.dims.n_layers)]
     batch_tokens = work.choose(lens).batch_tokens
     for length, group in groupby(texts, key=len):  # without padding, so that every position counts once
         alike = list(group)
         size = max(1, batch_tokens // length)
         for start in range(0, len(alike), size):
-            sums = _sums(lens, torch.tensor(alike[start : start + size]))
-            total = {site: total[site] + sums[site] for site in SITES}
+            _read(lens, torch.tensor(alike[start : start + size]), read)
     kinds = [0, 1] if n_tokens[1] else [0, 0]
-    means = {
-        site: (of_site / n_tokens[:, None])[:, kinds].to(lens.device, wide_type(lens.dtype))
-        for site, of_site in total.items()
-    }
+    means = {}
+    for site in SITES:
+        of_site = torch.stack([at[site].total for at in read]) / n_tokens[:, None]
+        means[site] = of_site[:, kinds].to(lens.device, wide_type(lens.dtype))
     means["z"] = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
     return Means(name, means)
-
-
-def _sums(lens: Lens, tokens: Int[Tensor, "row pos"]) -> dict[str, Float[Tensor, "n_layers token_class width"]]:
-    """Sums of every site over first tokens, and over all others."""
-    edits = [{site: Sums(width) for site, width in _widths(lens).items()} for _ in range(lens.dims.n_layers)]
-    if lens.remote:
-        from depthlens.backends.nnsight import NnsightBackend  # slow to import
-
-        totals = NnsightBackend(lens).sums(tokens, edits)
-    else:
-        _read(lens, tokens, edits)
-        totals = [[sums.total for sums in at.values()] for at in edits]
-    return {site: torch.stack(of_layers) for site, of_layers in zip(SITES, zip(*totals, strict=True), strict=True)}
 
 
 def _widths(lens: Lens) -> dict[str, int]:
@@ -155,8 +140,12 @@ def _widths(lens: Lens) -> dict[str, int]:
     return {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
 
 
-def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[LayerEdits]) -> None:
+def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[dict[str, Any]]) -> None:
     """Run rows of tokens, of which each layer's edits get what the model computes."""
+    if lens.remote:
+        from depthlens.backends.nnsight import NnsightBackend  # slow to import
+
+        return NnsightBackend(lens).read(tokens, edits)
     with ExitStack() as stack:
         for layer, at in enumerate(edits):
             stack.enter_context(hooks(lens.arch, layer, at))

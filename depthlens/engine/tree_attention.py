@@ -299,7 +299,7 @@ class BranchTree:
             x = x[:, :, :, flat].unflatten(3, (branches, width)).permute(3, 0, 1, 2, 4, 5)
             return x.expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
 
-        out, lse = attend(*map(by_branch, (q, k, v)), scale, mask, mask is None)
+        out, lse = attend(by_branch(q), by_branch(k), by_branch(v), scale, mask, mask is None)
         out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in (out, lse))
         return out, lse
 

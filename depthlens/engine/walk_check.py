@@ -10,6 +10,7 @@ them is right only if the layer without both returns its input, which is tried a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from depthlens.ablations import Condition
+from depthlens.ablations import Ablation, Condition
+from depthlens.backends.row_edits import RowEdits
 from depthlens.engine import prefix_tree
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden, rotary_settings, wide, with_hidden
+from depthlens.models.architectures import hidden, rotary_settings, wide
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, weights_state
+
+log = logging.getLogger(__name__)
 
 N_TOKENS = 12  # of each text
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
@@ -114,6 +118,8 @@ def found(lens: Lens) -> Found:
     state = () if lens.stream else _state(lens)
     if lens not in _found_before or _found_before[lens][0] != state:
         _found_before[lens] = state, _try(lens)
+        if fault := _found_before[lens][1].fault:
+            log.warning("model %s: %s; each row takes a whole pass, which is slower", lens.name, fault)
     return _found_before[lens][1]
 
 
@@ -177,9 +183,8 @@ def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Flo
 
 def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "text pos d_model"]:
     """What a layer gives without what its attention and its MLP give."""
-    with ExitStack() as stack:
-        for part in (lens.arch.attn[call.layer], lens.arch.mlp[call.layer]):
-            stack.callback(part.register_forward_hook(_nothing).remove)
+    removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
+    with RowEdits([removed], lens, None).hooked(call.layer):
         return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
@@ -209,10 +214,6 @@ def _fault(
     if n_keys != [dims.n_kv_heads]:
         return f"layer {layer} has more than one attention, or other key heads than the configuration says"
     return None
-
-
-def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
-    return with_hidden(output, torch.zeros_like(hidden(output)))
 
 
 def _apart(found: Float[Tensor, "text pos width"], wanted: Float[Tensor, "text pos width"], close: float) -> bool:

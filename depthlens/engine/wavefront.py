@@ -127,7 +127,7 @@ class Wavefront:
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
                     rows[c] = clean.inputs[layer] if walked else rows[CLEAN]
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
-                        with RowDonations([conditions[c]], self.lens, self.lens.donor).embeddings():
+                        with RowDonations([conditions[c]], self.lens).embeddings():
                             rows[c] = moved(arch.embed(moved(layout.tokens, self.lens.device)[None])[0], device)
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
@@ -157,7 +157,7 @@ class Wavefront:
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
                 of_rows = [under[c] for c in some]
-                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, self.lens.donor)
+                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids)
                 if not n:
                     x = edits.at(layer)["layer"](x, x)
                 elif layer in edits.layers:

@@ -58,13 +58,6 @@ def find(mlp: nn.Module, d_model: int) -> Router | None:
     return found[0] if len(found) == 1 else None
 
 
-def same_router(view: nn.Module, router: Router) -> nn.Module:
-    """The module of a copy of the model that computes with the weights of a router."""
-    weights = [p.data_ptr() for p in router.module.parameters()]
-    alike = (m for m in view.modules() if type(m) is type(router.module))
-    return next(m for m in alike if [p.data_ptr() for p in m.parameters()] == weights)
-
-
 class Routing(TorchFunctionMode):
     """Within the context a router cannot choose the experts that are masked, and what it chooses is kept.
 

@@ -150,8 +150,9 @@ def _faults(lens: Lens, conditions: Sequence[Condition], backend: str) -> Iterat
         other = [a for a in condition.ablations if a.mode in WEIGHTS]
         if method and condition.uses(*ROUNDED):
             yield condition, f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
-        if backend != "torch" and (other or condition.uses("twice")):
-            yield condition, "takes other weights or a layer twice; use backend 'torch'"
+        only_torch = other or any(a.mode == "twice" or a.site == "expert" for a in condition.ablations)
+        if backend != "torch" and only_torch:
+            yield condition, "can be computed by backend 'torch' only; use that"
         if adapted and other:
             yield condition, f"puts other weights in place, and {name} has adapters of peft; merge them first"
         if lens.donor is None and condition.uses("donor"):
