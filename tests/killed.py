@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import depthlens as dl
-from depthlens.engine import packed_trees
+from depthlens.engine import batches
 from depthlens.errors import stop_on_signals
 from depthlens.store import answer_cache
 
@@ -67,7 +67,7 @@ class Log:
 
     def watch(self) -> None:
         """Note what the engine does in this process from now on."""
-        do, write = packed_trees.PackedTrees.compute, answer_cache.AnswerRows.keep
+        do, write = batches.PackedTrees.compute, answer_cache.AnswerRows.keep
 
         def addresses(rows: answer_cache.AnswerRows, some: Iterable[tuple[int, int]]) -> list:
             return [[rows.addresses[c], answer_cache.digest(rows.requests[r])] for c, r in some]
@@ -81,7 +81,7 @@ class Log:
             write(rows, some, **how)
             self.note("keep", addresses(rows, some))
 
-        packed_trees.PackedTrees.compute, answer_cache.AnswerRows.keep = started, wrote
+        batches.PackedTrees.compute, answer_cache.AnswerRows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:

@@ -111,7 +111,7 @@ def new_z(lens, a, heads, means):
     def put(z, columns):
         n = z.shape[1]
         if a.mode == "mean":
-            return means.z[a.layer][torch.arange(n).clamp(max=1)][:, heads][None]
+            return means.mean["z"][a.layer][torch.arange(n).clamp(max=1)][:, heads][None]
         if a.mode == "resample":
             sample = means.sample["z"][a.layer]
             return sample[[wrapped(p, sample) for p in range(n)]][:, heads][None]
@@ -143,7 +143,7 @@ def cut(lens, condition, means):
             sample = means.sample[a.site][a.layer]
             put = sample[[wrapped(p, sample) for p in range(widest)]]
         else:
-            put = getattr(means, a.site)[a.layer] if a.mode == "mean" else torch.zeros(2, lens.dims.d_model)
+            put = means.mean[a.site][a.layer] if a.mode == "mean" else torch.zeros(2, lens.dims.d_model)
         if a.site == "layer":
             model.model.layers[a.layer] = part = Layer(layer, a.start, put, drawn)
         else:

@@ -1,9 +1,8 @@
 """nnsight: conditions written into a trace, which reads and assigns values while the model runs, here or on a server.
 
 Sites: layer, ``layer.input`` and ``layer.output``; attn and mlp, the ``output`` of the sublayer; head and KV group, the
-``input`` of ``o_proj``; experts, the router's own forward, inside of which a trace does not see. ``layer.skip`` would
-save the layer's work, but a forward pass is shared by all rows and it skips for every one of them, so rows are selected
-by assignment.
+``input`` of ``o_proj``. ``layer.skip`` would save the layer's work, but a forward pass is shared by all rows and it
+skips for every one of them, so rows are selected by assignment.
 
 A server has no depthlens: what a block that is sent names is numbers, tensors, torch, parts of the model, and the edits
 of `depthlens.backends.site_edits`, which travel with it. Two numbers a row come back, or its text.
@@ -18,16 +17,14 @@ from typing import Any
 
 import nnsight
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend, Positions
+from depthlens.backends.torch import Backend, Positions, Rows, States
 from depthlens.errors import UserError
-from depthlens.models.architectures import replaced_forwards
 from depthlens.models.lens import Lens, wrap
 
 UNEMBED_ROWS = 512  # positions that are unembedded at once on a server
@@ -48,21 +45,18 @@ class NnsightBackend(Backend):
             o_proj = None if i in lens.dims.headless else attrgetter(family.o_proj)(layer)
             self.parts.append((layer, attrgetter(family.mixes(i))(layer), o_proj, attrgetter(family.mlp)(layer)))
 
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
-        edited = [(self.parts[i], edits.at(i)) for i in edits.layers]
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
+        edited, put = [(self.parts[i], edits.at(i)) for i in edits.layers], site_edits.trace
         final_norm = attrgetter(self.family.final_norm)(self.model)
-        with replaced_forwards(edits.routers(self.model._module)):
-            with self.model.trace(input_ids=tokens, logits_to_keep=1, **kwargs):
-                for parts, edit in edited:
-                    edit.trace(*parts)
-                states = final_norm.output.save()
+        with self.model.trace(input_ids=tokens, logits_to_keep=1, **kwargs):
+            for parts, edit in edited:
+                put(edit, *parts)
+            states = final_norm.output.save()
         return states
 
     def score(
         self,
-        tokens: Int[Tensor, "row pos"],
+        tokens: Rows,
         conditions: Sequence[Condition],
         positions: Positions,
         targets: Sequence[Sequence[int]],
@@ -81,6 +75,7 @@ class NnsightBackend(Backend):
             torch.tensor([x for row in of_rows for x in row]).split(UNEMBED_ROWS) for of_rows in (positions, targets)
         )
         edited, position_ids = self._edited(conditions), torch.arange(tokens.shape[1])[None]
+        put = site_edits.trace
         norm, unembed = (attrgetter(path)(self.model) for path in (self.family.final_norm, self.family.unembed))
 
         def trace(sender: Any) -> Tensor:
@@ -90,7 +85,7 @@ class NnsightBackend(Backend):
                 self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
             ):
                 for parts, edit in edited:
-                    edit.trace(*parts, position_ids)
+                    put(edit, *parts, position_ids)
                 states = norm.output
                 answer = nnsight.save(torch.zeros(2, len(lengths), dtype=torch.float64))
                 for chunk_rows, chunk_places, chunk_targets in zip(rows, places, wanted, strict=True):
@@ -106,8 +101,8 @@ class NnsightBackend(Backend):
 
     def write(
         self,
-        tokens: Int[Tensor, "row pos"],
-        attention_mask: Int[Tensor, "row pos"],
+        tokens: Rows,
+        attention_mask: Rows,
         conditions: Sequence[Condition],
         n_new: int,
         rules: Sequence[Any],
@@ -138,7 +133,7 @@ class NnsightBackend(Backend):
             "pad_token_id": eos[0] if eos else 0,  # only ever after the end
         }
         edited, width = self._edited(conditions), tokens.shape[1]
-        read = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        read, put = (attention_mask.cumsum(-1) - 1).clamp(min=0), site_edits.trace
 
         def trace(sender: Any) -> Tensor:
             answer: Any = None
@@ -147,7 +142,7 @@ class NnsightBackend(Backend):
                     for step in tracer.iter[: n_new if edited else 0]:
                         position_ids = read[:, -1:] + step if step else read
                         for parts, edit in edited:
-                            edit.trace(*parts, position_ids)
+                            put(edit, *parts, position_ids)
                 with tracer.invoke():
                     answer = nnsight.save(tracer.result[:, width:].cpu())
             return answer
@@ -163,7 +158,7 @@ class NnsightBackend(Backend):
             UserError: a condition does not fit the model, asks for means that were not given, or is not done there.
         """
         for condition in dict.fromkeys(conditions):
-            if any(a.site == "expert" or a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
+            if any(a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
                 fix = "use @mean, or nothing to remove, or load the model without remote"
                 raise UserError(f"condition {condition} is not done remotely; {fix}")
         nnsight.register(site_edits)
@@ -171,10 +166,10 @@ class NnsightBackend(Backend):
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
         return [(self.parts[i], edits.at(i)) for i in edits.layers]
 
-    def sums(self, tokens: Int[Tensor, "row pos"], edits: Sequence[site_edits.LayerEdits]) -> list[list[Tensor]]:
-        """What the `site_edits.Sums` of each layer add up on a server."""
+    def read(self, tokens: Rows, edits: Sequence[dict[str, site_edits.Sums]]) -> None:
+        """Run rows of tokens on a server, of which the `site_edits.Sums` of each layer add up what they are given."""
         nnsight.register(site_edits)
-        edited = list(zip(self.parts, edits, strict=True))
+        edited, put = list(zip(self.parts, edits, strict=True)), site_edits.trace
 
         def trace(sender: Any) -> list[list[Tensor]]:
             totals: Any = None
@@ -184,8 +179,10 @@ class NnsightBackend(Backend):
             ):
                 totals = nnsight.save([])
                 for parts, edit in edited:
-                    edit.trace(*parts)
-                    totals.append(edit.totals())
+                    put(edit, *parts)
+                    totals.append([sums.total for sums in edit.values()])
             return totals
 
-        return self.remote.attempt(trace)
+        for edit, of_layer in zip(edits, self.remote.attempt(trace), strict=True):
+            for sums, total in zip(edit.values(), of_layer, strict=True):
+                sums.total = total

@@ -9,36 +9,46 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``: the layer gets its own output once more;
 - expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
-- layer, attn, mlp, head or KV group under ``@noise``: noise is added there, see `depthlens.backends.noise`;
+- layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   `depthlens.backends.weight_swap`.
 
 Each acts at the positions from the ablation's ``start`` on. Hooks never write into tensors they did not make: they
 select with ``torch.where``.
+
+**Noise** is a control for damage. A removal takes away what a part writes and disturbs everything after it. Noise of
+the same norm at the same place disturbs as much and takes nothing away, so a part matters by more than its size where
+removing it costs more. A vector is drawn from a standard normal distribution for every position. It depends on the
+seed, the layer, the site, the index and the position only: not on batch, device, dtype or backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from depthlens.ablations import WEIGHTS, Ablation, Condition
-from depthlens.backends import noise, weight_swap
+from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
+from depthlens.backends import weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import quantised
-from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, with_hidden
-from depthlens.models.lens import Donor, Lens
+from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, wide, with_hidden
+from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
 
-NO_MEANS = torch.zeros(0, 0, 0)
+# where the ablations of a site act: on what a layer, its attention or its MLP gives, or on z of all heads, side by side
+ACTS_ON = {"layer": "layer", "attn": "attn", "mlp": "mlp", "head": "z", "kv": "z"}
+BLOCK = 256  # positions whose noise is drawn together
+# at 256 positions of a residual stream of 8192 numbers a block takes 8 MiB
+KEPT_BLOCKS = 128
 
 
 @dataclass(frozen=True)
@@ -50,33 +60,26 @@ class Means:
 
     Attributes:
         name: What the reference set is, for the record.
-        layer: Mean of what each whole layer adds to the residual stream.
-        attn: Mean output of each attention sublayer.
-        mlp: Mean output of each MLP sublayer.
-        z: Mean output of each head before ``o_proj``.
-        sample: The same numbers at every position of one prompt, for ``@resample``: by site (``layer``, ``attn``,
-            ``mlp``, ``z``), each of shape [n_layers, pos, ...]. Sites that nothing asks for are left out; None where
-            there is no prompt.
+        mean: By site: of what each whole layer adds to the residual stream (``layer``), of the output of its attention
+            (``attn``) and of its MLP (``mlp``), each of shape [n_layers, token_class, d_model], and of the output of
+            each head before ``o_proj`` (``z``), shape [n_layers, token_class, n_heads, d_head].
+        sample: The same numbers at every position of one prompt, for ``@resample``: by site, each of shape
+            [n_layers, pos, ...]. Sites that nothing asks for are left out; empty where there is no prompt.
     """
 
     name: str
-    layer: Float[Tensor, "n_layers token_class d_model"] = NO_MEANS
-    attn: Float[Tensor, "n_layers token_class d_model"] = NO_MEANS
-    mlp: Float[Tensor, "n_layers token_class d_model"] = NO_MEANS
-    z: Float[Tensor, "n_layers token_class n_heads d_head"] = NO_MEANS[..., None]
-    sample: Mapping[str, Tensor] | None = None
+    mean: Mapping[str, Tensor] = field(default_factory=dict)
+    sample: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Means:
         """The same on a device."""
-        means = {name: getattr(self, name).to(device) for name in ("layer", "attn", "mlp", "z")}
-        sample = self.sample and {site: value.to(device) for site, value in self.sample.items()}
-        return replace(self, **means, sample=sample)
+        mean, sample = ({k: x.to(device) for k, x in of.items()} for of in (self.mean, self.sample))
+        return Means(self.name, mean, sample)
 
     def values(self, a: Ablation) -> Float[Tensor, "entry width"]:
         """What an ablation puts in place at its site, by entry of `depthlens.backends.site_edits.Edit`."""
-        site = "z" if a.site in ("head", "kv") else a.site
-        of_site = (self.sample or {})[site] if a.mode == "resample" else getattr(self, site)
-        return of_site[a.layer].flatten(1)
+        of_reference = self.sample if a.mode == "resample" else self.mean
+        return of_reference[ACTS_ON[a.site]][a.layer].flatten(1)
 
 
 def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
@@ -84,78 +87,71 @@ def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
     return (position_ids > 0).long()
 
 
+@dataclass
 class RowEdits:
     """Which rows of a batch are edited where, and the hooks that do it.
 
-    Args:
+    Attributes:
         conditions: One per row; a single one serves batches of any size.
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
         position_ids: Where the tokens stand; only conditions that depend on it need them.
-        donor: What ``@donor`` takes weights from; None also where a backend cannot.
+        by_layer: Ablations of each layer, but for those with other weights, with their rows.
+        donations: Which rows have other weights.
+        layers: Those that are edited.
 
     Raises:
         UserError: a condition does not fit the model, or needs means, a prompt, positions or a donor and there is none.
     """
 
-    def __init__(
-        self,
-        conditions: Sequence[Condition],
-        lens: Lens,
-        means: Means | None,
-        position_ids: Int[Tensor, "#row pos"] | None = None,
-        donor: Donor | None = None,
-    ) -> None:
-        self.lens = lens
-        self.arch = lens.arch
-        self.means = means
-        self.position_ids = position_ids
-        self.n_rows = len(conditions)
-        rows_of: dict[Condition, list[int]] = {}
-        for row, condition in enumerate(conditions):
+    conditions: Sequence[Condition]
+    lens: Lens
+    means: Means | None
+    position_ids: Int[Tensor, "#row pos"] | None = None
+
+    def __post_init__(self) -> None:
+        means, rows_of = self.means, dict[Condition, list[int]]()
+        for row, condition in enumerate(self.conditions):
             rows_of.setdefault(condition, []).append(row)
         self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
         for condition, rows in rows_of.items():
-            condition.validate(lens.dims)
-            if condition.uses("donor") and donor is None:
+            condition.validate(self.lens.dims)
+            if condition.uses("donor") and self.lens.donor is None:
                 raise UserError(f"condition {condition} takes weights from a donor, and none was given")
-            if condition.uses("mean") and (means is None or not len(means.layer)):
+            if condition.uses("mean") and (means is None or not means.mean):
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
-            if condition.uses("resample") and (means is None or means.sample is None):
+            if condition.uses("resample") and (means is None or not means.sample):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
-            if condition.uses_positions and position_ids is None:
+            if condition.uses_positions and self.position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
             for ablation in condition.ablations:
                 if ablation.mode not in WEIGHTS:
                     self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).extend(rows)
-        self.donations = weight_swap.RowDonations(conditions, lens, donor)
+        self.donations = weight_swap.RowDonations(self.conditions, self.lens)
         self.layers = sorted({*self.by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer, for whatever library provides the tensors."""
-        twice = torch.zeros(self.n_rows, dtype=torch.bool)
-        twice[[row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]] = True
-        whole, attn, mlp = (self._site(layer, site) for site in ("layer", "attn", "mlp"))
-        z, routing = self._site(layer, "kv", "head"), self._routing(layer)
-        return LayerEdits(whole, attn, mlp, z, routing, twice if twice.any() else None)
-
-    def routers(self, view: nn.Module) -> list[tuple[nn.Module, weight_swap.Forward]]:
-        """Routers of another library's copy of the model, each with the forward that its rows ask for."""
-        found = [(self.arch.routers[layer], self._routing(layer)) for layer in self.layers]
-        return [routing.around(router, view) for router, routing in found if router and routing]
+        found: dict[str, list[Edit]] = {}
+        # a head's come after its KV group's
+        for a, rows in sorted(self.by_layer.get(layer, {}).items(), key=lambda item: item[0].site == "head"):
+            if a.site in ACTS_ON and a.mode != "twice":
+                found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
+        return {site: SiteEdit(tuple(edits), self.position_ids) for site, edits in found.items()}
 
     @contextmanager
     def hooked(self, layer: int) -> Iterator[None]:
         """Within the context the rows of one layer are edited by forward hooks; see `at`."""
-        at = self.at(layer)
+        twice = [row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]
         with ExitStack() as stack:
-            if at.twice is not None:
-                stack.enter_context(_twice(self.arch.layers[layer], at.twice))
+            if twice:
+                stack.enter_context(_twice(self.lens.arch.layers[layer], twice, len(self.conditions)))
             if layer in self.donations.layers:
                 stack.enter_context(self.donations.layer(layer))
-            stack.enter_context(hooks(self.arch, layer, at))
-            if (router := self.arch.routers[layer]) is not None and at.routing is not None:
-                stack.enter_context(replaced_forwards([at.routing.around(router)]))
+            stack.enter_context(hooks(self.lens.arch, layer, self.at(layer)))
+            router, routing = self.lens.arch.routers[layer], self._routing(layer)
+            if router is not None and routing is not None:
+                stack.enter_context(replaced_forwards([routing.around(router)]))
             yield
 
     def _routing(self, layer: int) -> Routing | None:
@@ -164,31 +160,24 @@ class RowEdits:
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
         if not ablations:
             return None
-        n_experts = self.arch.dims.n_experts[layer]
+        n_experts = self.lens.arch.dims.n_experts[layer]
         device = self.lens.device_of(layer)
-        return Routing(n_experts, ablations, self.n_rows, moved(self.position_ids, device), device)
-
-    def _site(self, layer: int, *sites: str) -> SiteEdit | None:
-        """The edit of one site, a head's after its KV group's; None where no row is edited there."""
-        of_layer = self.by_layer.get(layer, {})
-        ablations = [a for site in sites for a in of_layer if a.site == site and a.mode != "twice"]
-        edits = tuple(self._edit(a, of_layer[a]) for a in ablations)
-        return SiteEdit(edits, self.position_ids) if edits else None
+        return Routing(n_experts, ablations, len(self.conditions), moved(self.position_ids, device), device)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
-        dims, columns, in_stream = self.arch.dims, slice(None), None
+        dims, columns, in_stream = self.lens.arch.dims, slice(None), None
         if a.site in ("head", "kv"):
             heads = range(a.index, a.index + 1) if a.site == "head" else dims.query_heads(a.index)
             columns = slice(heads.start * dims.d_head, heads.stop * dims.d_head)
             if a.mode == "noise":
-                with held(o_proj := self.arch.o_proj[a.layer]):
+                with held(o_proj := self.lens.arch.o_proj[a.layer]):
                     in_stream = quantised.matrix(o_proj)[:, columns].clone()
         return Edit(
-            None if self.n_rows == 1 else torch.tensor(rows),
+            None if len(self.conditions) == 1 else torch.tensor(rows),
             columns,
             a.start,
             self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None,
-            partial(noise.like, a, in_stream) if a.mode == "noise" else None,
+            partial(noise_like, a, in_stream) if a.mode == "noise" else None,
         )
 
 
@@ -204,25 +193,63 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
         return with_hidden(output, edit(value.reshape(args[0].shape) if args else value, base).reshape(value.shape))
 
     with ExitStack() as stack:
-        for edit, modules in ((at.layer, arch.layers), (at.attn, arch.attn), (at.mlp, arch.mlp)):
-            if edit is not None:
-                hook = partial(output, edit=edit)
-                stack.enter_context(modules[layer].register_forward_hook(hook, with_kwargs=True))
-        if (edit_z := at.z) is not None:
-            o_proj = arch.o_proj[layer]
-            stack.enter_context(o_proj.register_forward_pre_hook(lambda module, args: (edit_z(args[0]), *args[1:])))
+        for site, edit in at.items():
+            if site == "z":
+                hook_z = partial(lambda edit, module, args: (edit(args[0]), *args[1:]), edit)
+                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(hook_z))
+            else:
+                module = {"layer": arch.layers, "attn": arch.attn, "mlp": arch.mlp}[site][layer]
+                stack.enter_context(module.register_forward_hook(partial(output, edit=edit), with_kwargs=True))
         yield
 
 
 @contextmanager
-def _twice(layer: nn.Module, rows: Bool[Tensor, " row"]) -> Iterator[None]:
+def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> Iterator[None]:
     """Within the context some rows go through a layer again; it comes before other hooks, which see the second run."""
-    forward = layer.forward
+    forward, mine = layer.forward, torch.zeros(n_rows, 1, 1, dtype=torch.bool)
+    mine[rows] = True
 
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         first = forward(x, *args, **kwargs)
-        again, here = forward(hidden(first), *args, **kwargs), rows[:, None, None].to(hidden(first).device)
-        return with_hidden(first, torch.where(here, hidden(again), hidden(first)))
+        again = forward(hidden(first), *args, **kwargs)
+        return with_hidden(first, torch.where(mine.to(hidden(first).device), hidden(again), hidden(first)))
 
     with replaced_forwards([(layer, call)]):
         yield
+
+
+def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
+    """The noise of an ablation at some positions, before it is scaled; float32, on the device of the positions."""
+    first, last = int(position_ids.min()) // BLOCK, int(position_ids.max()) // BLOCK
+    blocks = [_block(replace(ablation, start=0), n, width) for n in range(first, last + 1)]
+    table = torch.from_numpy(np.concatenate(blocks)).to(position_ids.device)
+    return table[position_ids - first * BLOCK]
+
+
+@lru_cache(maxsize=KEPT_BLOCKS)
+def _block(a: Ablation, n: int, width: int) -> Float[np.ndarray, "block width"]:
+    # a generator takes numbers from 0 on, and the index of a part without one is -1
+    drawn = np.random.default_rng([a.seed, a.layer, SITES.index(a.site), a.index + 1, n])
+    return drawn.standard_normal((BLOCK, width), dtype=np.float32)
+
+
+def noise_like(
+    ablation: Ablation,
+    columns: Float[Tensor, "d_model width"] | None,
+    written: Float[Tensor, "row pos width"],
+    position_ids: Int[Tensor, "#row pos"],
+) -> Float[Tensor, "row pos width"]:
+    """Noise of the norm of what a part writes.
+
+    Args:
+        ablation: Of the part.
+        columns: What heads' z is multiplied by on its way to the residual stream, where the norms are taken; None: the
+            part writes there.
+        written: What it writes.
+        position_ids: Where the tokens stand.
+    """
+    of_part = wide(written)
+    drawn = noise(ablation, position_ids, written.shape[-1]).to(of_part)
+    in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
+    wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
+    return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)

@@ -107,40 +107,20 @@ class Sums:
         return value
 
 
+# by site (``layer``, ``attn``, ``mlp``, ``z``), where a row is edited
+LayerEdits = dict[str, Callable[..., Tensor]]
+
+
 @no_type_check
-@dataclass(frozen=True)
-class LayerEdits:
-    """Edits of one layer, row by row; None where no row is edited.
-
-    Attributes:
-        layer: Of ``resid_post``; its base is ``resid_pre``.
-        attn: Of ``attn_out``.
-        mlp: Of ``mlp_out``.
-        z: Of all heads' ``z``, side by side.
-        routing: What the layer's router runs in (`depthlens.models.architectures.Routing`).
-        twice: Rows that go through the layer twice. Shape [row].
-    """
-
-    layer: Callable[..., Tensor] | None
-    attn: Callable[..., Tensor] | None
-    mlp: Callable[..., Tensor] | None
-    z: Callable[..., Tensor] | None
-    routing: Any = None
-    twice: Tensor | None = None
-
-    def trace(self, layer: Any, attn: Any, o_proj: Any, mlp: Any, positions: Tensor | None = None) -> None:
-        """Within a trace of nnsight, edit a layer's parts in the order in which the model computes them."""
-        resid_pre = layer.input
-        if self.z is not None and o_proj is not None:
-            o_proj.input = self.z(o_proj.input, None, positions)
-        for edit, part, base in ((self.attn, attn, None), (self.mlp, mlp, None), (self.layer, layer, resid_pre)):
-            if edit is not None:
-                output = part.output
-                old = output[0] if isinstance(output, tuple) else output
-                # some mixtures of experts give all tokens in one row
-                new = edit(old.reshape(resid_pre.shape), base, positions).reshape(old.shape)
-                part.output = (new, *output[1:]) if isinstance(output, tuple) else new
-
-    def totals(self) -> list[Tensor]:
-        """What `Sums` at the sites have added up, in the order of the attributes."""
-        return [sums.total for sums in (self.layer, self.attn, self.mlp, self.z) if isinstance(sums, Sums)]
+def trace(edits: LayerEdits, layer: Any, attn: Any, o_proj: Any, mlp: Any, positions: Any = None) -> None:
+    """Within a trace of nnsight, edit a layer's parts in the order in which the model computes them."""
+    resid_pre = layer.input
+    if "z" in edits and o_proj is not None:
+        o_proj.input = edits["z"](o_proj.input, None, positions)
+    for site, part, base in (("attn", attn, None), ("mlp", mlp, None), ("layer", layer, resid_pre)):
+        if site in edits:
+            output = part.output
+            old = output[0] if isinstance(output, tuple) else output
+            # some mixtures of experts give all tokens in one row
+            new = edits[site](old.reshape(resid_pre.shape), base, positions).reshape(old.shape)
+            part.output = (new, *output[1:]) if isinstance(output, tuple) else new

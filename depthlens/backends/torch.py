@@ -23,6 +23,8 @@ from depthlens.models.architectures import body_of, head
 from depthlens.models.lens import Lens
 
 Positions = Sequence[Sequence[int]]  # by row
+Rows = Int[Tensor, "row pos"]  # tokens, or what is told of them
+States = Float[Tensor, "row pos d_model"]
 
 
 class Backend(ABC):
@@ -34,7 +36,6 @@ class Backend(ABC):
     """
 
     name: str
-    takes_weights = False  # whether it knows conditions with other weights than the model's own
 
     def __init__(self, lens: Lens, means: Means | None = None) -> None:
         self.lens = lens
@@ -43,7 +44,7 @@ class Backend(ABC):
     @torch.no_grad()
     def forward(
         self,
-        tokens: Int[Tensor, "row pos"],
+        tokens: Rows,
         attention_mask: Int[Tensor, "row cached_and_pos"],
         conditions: Sequence[Condition],
         *,
@@ -65,22 +66,19 @@ class Backend(ABC):
         if cache is None and positions is None:  # only generation continues from it
             cache = DynamicCache(config=self.lens.model.config)
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        donor = self.lens.donor if self.takes_weights else None
-        edits = RowEdits(conditions, self.lens, self.means, position_ids, donor)
+        edits = RowEdits(conditions, self.lens, self.means, position_ids)
         kwargs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": positions is None}
         states = self._states(edits, tokens, kwargs | {"cache": cache})
         # the unembedding costs as much as several layers: only the positions that are asked for go through it
         positions = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
         picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
         under = [c for c, places in zip(conditions, positions, strict=True) for _ in places]
-        with weight_swap.RowDonations(under, self.lens, donor).embeddings():
+        with weight_swap.RowDonations(under, self.lens).embeddings():
             logits = head(self.lens.model, picked)
         return list(logits.split([len(places) for places in positions])), cache
 
     @abstractmethod
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         """Final residual streams, after the last norm, of rows that are edited.
 
         Args:
@@ -94,12 +92,9 @@ class TorchBackend(Backend):
     """Applies conditions with forward hooks; correct for every kind of condition on every supported family."""
 
     name = "torch"
-    takes_weights = True
 
     def ablate(
-        self,
-        conditions: Sequence[Condition],
-        position_ids: Int[Tensor, "#row pos"] | None = None,
+        self, conditions: Sequence[Condition], position_ids: Int[Tensor, "#row pos"] | None = None
     ) -> AbstractContextManager[None]:
         """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
 
@@ -109,7 +104,7 @@ class TorchBackend(Backend):
         Raises:
             UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
         """
-        return self._hooked(RowEdits(conditions, self.lens, self.means, position_ids, self.lens.donor))
+        return self._hooked(RowEdits(conditions, self.lens, self.means, position_ids))
 
     @contextmanager
     def _hooked(self, edits: RowEdits) -> Iterator[None]:
@@ -119,8 +114,6 @@ class TorchBackend(Backend):
                 stack.enter_context(edits.hooked(layer))
             yield
 
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         with self._hooked(edits):
             return body_of(self.lens.model)(input_ids=tokens, **kwargs).last_hidden_state

@@ -1,14 +1,13 @@
 """TransformerLens: conditions through the hook points of a `TransformerBridge`.
 
 Sites and hook points: layer, ``hook_resid_pre`` and ``hook_resid_post``; attn, ``hook_attn_out``; mlp,
-``hook_mlp_out``; head and KV group, ``attn.hook_z``; experts, the forward of the model's own router. The bridge
-computes attention step by step (its eager kernel, so that every hook point exists), which makes it an implementation of
-its own and slower than the others.
+``hook_mlp_out``; head and KV group, ``attn.hook_z``. The bridge computes attention step by step (its eager kernel, so
+that every hook point exists), which makes it an implementation of its own and slower than the others.
 
 Keys and values are cached for generation. TransformerLens 4.3 looks for the cache under the names that transformers
 had before 5.24, does not find it there and decodes as if there were no prompt. So the cache goes in under another name
-that the bridge reads, ``layer_past``; latent attention (DeepSeek) reads none, and is given its past through ``hook_k``
-and ``hook_v``. Whether the cache was filled is checked after every step.
+that the bridge reads, ``layer_past``. Latent attention (DeepSeek) reads none, and writes no texts here. Whether the
+cache was filled is checked after every step.
 """
 
 from __future__ import annotations
@@ -16,15 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
-from transformers import DynamicCache
 
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend
-from depthlens.models.architectures import replaced_forwards
+from depthlens.backends.torch import Backend, Rows, States
+from depthlens.errors import UserError
 from depthlens.models.lens import Lens, bridge
 
 Hook = tuple[str, Callable[..., Tensor | None]]
@@ -39,17 +35,16 @@ class TransformerLensBackend(Backend):
         super().__init__(lens, means)
         self.bridge = bridge(lens)
 
-    def _states(
-        self, edits: RowEdits, tokens: Int[Tensor, "row pos"], kwargs: dict[str, Any]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
         final: list[Tensor] = []
         hooks = [*self._hooks(edits), ("ln_final.hook_out", lambda states, hook: final.append(states))]
         cache, n_cached = kwargs["cache"], kwargs["attention_mask"].shape[1]
         if cache is not None and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
-            hooks += [hook for layer in range(self.lens.dims.n_layers) for hook in _caching(cache, layer)]
-        elif cache is not None:
+            fault = "TransformerLens keeps no keys and values of latent attention"
+            raise UserError(f"model {self.lens.name}: {fault}; write texts with another backend")
+        if cache is not None:
             kwargs |= {"layer_past": cache}
-        with self.bridge.hooks(fwd_hooks=hooks), replaced_forwards(edits.routers(self.bridge)):
+        with self.bridge.hooks(fwd_hooks=hooks):
             self.bridge(tokens, logits_to_keep=1, **kwargs)  # the last position: others are unembedded elsewhere
         if cache is not None and cache.get_seq_length() != n_cached:
             raise RuntimeError(
@@ -62,14 +57,13 @@ class TransformerLensBackend(Backend):
         hooks: list[Hook] = []
         for layer in edits.layers:
             at, block = edits.at(layer), f"blocks.{layer}"
-            if at.layer is not None:
-                hooks += _skip(block, at.layer)
-            for edit, name in ((at.attn, "hook_attn_out"), (at.mlp, "hook_mlp_out")):
-                if edit is not None:
-                    hooks.append((f"{block}.{name}", lambda value, hook, edit=edit: edit(value)))
-            if at.z is not None:
+            if "layer" in at:
+                hooks += _skip(block, at["layer"])
+            for site in {"attn", "mlp"} & {*at}:
+                hooks.append((f"{block}.hook_{site}_out", lambda value, hook, edit=at[site]: edit(value)))
+            if "z" in at:
                 # the bridge splits z into heads by d_model, which is not where latent attention has them
-                hooks.append((f"{block}.attn.hook_z", lambda z, hook, edit=at.z: edit(z.flatten(2)).view(z.shape)))
+                hooks.append((f"{block}.attn.hook_z", lambda z, hook, edit=at["z"]: edit(z.flatten(2)).view(z.shape)))
         return hooks
 
 
@@ -80,19 +74,3 @@ def _skip(block: str, edit: Callable[..., Tensor]) -> list[Hook]:
         return edit(resid_post, resid_pre.pop())
 
     return [(f"{block}.hook_resid_pre", lambda resid, hook: resid_pre.append(resid)), (f"{block}.hook_resid_post", put)]
-
-
-def _caching(cache: DynamicCache, layer: int) -> list[Hook]:
-    """Hooks that put a layer's past before its new keys and values, which are [row, n_heads, pos, d]."""
-    new: list[Tensor] = []
-
-    def keys(k: Tensor, hook: Any) -> Tensor:
-        new.append(k)
-        past: Any = cache.layers[layer]
-        return torch.cat([past.keys, k], dim=2) if past.is_initialized else k
-
-    def values(v: Tensor, hook: Any) -> Tensor:
-        return cache.update(new.pop(), v, layer)[1]
-
-    attn = f"blocks.{layer}.attn"
-    return [(f"{attn}.hook_k", keys), (f"{attn}.hook_v", values)]

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from torch.utils import _pytree as pytree
 
 from depthlens.ablations import WEIGHTS, Ablation, Condition
 from depthlens.models.architectures import replaced_forwards
-from depthlens.models.lens import Donor, Lens
+from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 from depthlens.models.quantised import rounded_layer
 
@@ -55,7 +56,7 @@ def unembed(
     lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits of final residual streams, before the last norm, under one condition a row."""
-    with RowDonations(conditions, lens, lens.donor).embeddings():
+    with RowDonations(conditions, lens).embeddings():
         return lens.arch.logits(states)
 
 
@@ -93,29 +94,29 @@ def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], 
     return call
 
 
+@dataclass
 class RowDonations:
     """Which rows of a batch take weights from a donor, or their own rounded ones.
 
-    Args:
+    Attributes:
         conditions: One per row; a single one serves batches of any size.
         lens: The base model.
-        donor: May be None where no condition asks for it.
-
-    Attributes:
-        layers: Layers in which a row does, sorted.
+        by_layer: Ablations with other weights by layer and mode, with their rows.
+        layers: Layers in which a row has such an ablation, sorted.
     """
 
-    def __init__(self, conditions: Sequence[Condition], lens: Lens, donor: Donor | None) -> None:
-        self.lens = lens
-        self.n_rows = len(conditions)
-        self.by_layer: dict[int, dict[str, list[tuple[int, Ablation]]]] = {}  # and mode
-        for row, condition in enumerate(conditions):
+    conditions: Sequence[Condition]
+    lens: Lens
+
+    def __post_init__(self) -> None:
+        self.by_layer: dict[int, dict[str, list[tuple[int, Ablation]]]] = {}
+        for row, condition in enumerate(self.conditions):
             for ablation in condition.ablations:
                 if ablation.mode in WEIGHTS:
                     of_layer = self.by_layer.setdefault(ablation.layer, {})
                     of_layer.setdefault(ablation.mode, []).append((row, ablation))
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
-        self.donor: Any = donor  # conditions that take weights are refused where there is none
+        self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
 
     def layer(self, layer: int) -> AbstractContextManager[None]:
         """Within the context the rows of one of the ``layers`` have their weights."""
@@ -136,11 +137,9 @@ class RowDonations:
                         by_input = layer >= 0 and module is self.lens.arch.o_proj[layer]
                         yield module, shared(module, other, mask, by_input=by_input)
             if mode == "donor" and layer >= 0:
-                base, attn = self.lens.arch.layers[layer], self.lens.arch.attn[layer]
+                attn = self.lens.arch.attn[layer]
                 if self.donor.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
                     yield attn, self._with_donor_rotary(attn.forward, layer, mask)
-                if self.donor.lens.stream:
-                    yield base, self._with_donor_resident(base.forward, layer)
 
     def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
         """Modules with weights, those that have others, and what they are made for, as in `TAKERS`."""
@@ -162,7 +161,8 @@ class RowDonations:
     def _mask(self, layer: int, mode: str, kind: str) -> Bool[Tensor, "row part"]:
         """Which rows take which parts of a kind of modules from elsewhere."""
         dims = self.lens.dims
-        mask = torch.zeros(self.n_rows, {"head": dims.n_heads, "kv": dims.n_kv_heads}.get(kind, 1), dtype=torch.bool)
+        n_parts = {"head": dims.n_heads, "kv": dims.n_kv_heads}.get(kind, 1)
+        mask = torch.zeros(len(self.conditions), n_parts, dtype=torch.bool)
         for row, a in self.by_layer[layer][mode]:
             if a.site in TAKERS[kind]:
                 heads = dims.query_heads(a.index) if (a.site, kind) == ("kv", "head") else [a.index]
@@ -180,14 +180,5 @@ class RowDonations:
             rows = mask[..., None].to(x.device)  # [row, 1, 1]
             mixed = pytree.tree_map(lambda d, b: torch.where(rows, d, b), donor, base)
             return forward(*args, **kwargs | {"position_embeddings": mixed})
-
-        return call
-
-    def _with_donor_resident(self, forward: Forward, layer: int) -> Forward:
-        """A layer's forward during which the donor's layer is in memory, for calls outside a walk."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.donor.resident(layer, self.layers):
-                return forward(*args, **kwargs)
 
         return call

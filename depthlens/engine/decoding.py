@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -29,11 +28,11 @@ from depthlens.backends import weight_swap
 from depthlens.backends.row_edits import RowEdits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Layout, aligned, attend, merge, walking
+from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, aligned, attend, merge, walking
 from depthlens.engine.wavefront import CLEAN, Wavefront
 from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
-from depthlens.models.architectures import hidden, wide_type
+from depthlens.models.architectures import hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
@@ -41,6 +40,13 @@ from depthlens.models.placement import moved
 JOIN_SHARE = 2
 # finished rows leave once less than this share of those in memory still writes: leaving copies the others
 STAY_SHARE = 0.8
+# of one new token a row: its queries by key head, and what attention to some keys gives, with its log-sum-exp
+New = Float[Tensor, "row kv group d_head"]
+Part = tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]
+# rows, keys and values of each product of prefixes, and the place of each row in what all of them give
+Products = tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]
+# keys or values that one row of the walk brings
+Brought = Float[Tensor, "kv pos d"]
 
 
 class WalkedRows:
@@ -50,18 +56,15 @@ class WalkedRows:
         pack: The prompts.
         conditions: Numbers of conditions; each has a row for each prompt.
         n_new: Tokens that each row may write.
-        dtype: Of scores.
-        device: Where tokens are embedded.
+        lens: The model.
 
     Attributes:
         rows: Condition and prompt of each, sorted.
         position: Of the next token of each row. Shape [row].
     """
 
-    def __init__(
-        self, pack: Pack, conditions: Sequence[int], n_new: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        n_prefix = len(pack.prefix)
+    def __init__(self, pack: Pack, conditions: Sequence[int], n_new: int, lens: Lens) -> None:
+        n_prefix, device = pack.n_prefix, lens.device
         own = [torch.tensor(path[n_prefix:], dtype=torch.long, device=device) for path in pack.paths]
         lengths = torch.tensor([len(path) for path in own], device=device)
         self.rows: list[Row] = [(c, d) for c in conditions for d in range(len(own))]
@@ -70,14 +73,12 @@ class WalkedRows:
         self._slot = self._paths.shape[1]  # where the next written token is stored
         self._n_new = n_new
         slots = torch.arange(aligned(self._slot + n_new), device=device)
-        mask = torch.zeros(len(own), len(slots), dtype=dtype, device=device)
+        mask = torch.zeros(len(own), len(slots), dtype=lens.dtype, device=device)
         mask.masked_fill_((slots >= lengths[:, None]) & (slots < self._slot), -torch.inf)  # padding before the answer
         self._mask = mask.repeat(len(conditions), 1)[:, None, None]
         self._own: dict[int, list[Tensor]] = {}  # by layer, keys and values: [row, n_kv_heads, own + new, d]
 
-    def fill(
-        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
-    ) -> None:
+    def fill(self, layer: int, condition: int, key: Brought, value: Brought) -> None:
         """Copy keys and values to the rows of a condition, counted from the first one; those of `CLEAN` to all rows."""
         n_prompts, width = self._paths.shape
         if layer not in self._own:
@@ -88,14 +89,7 @@ class WalkedRows:
             mine = own[slice(None) if condition == CLEAN else of_condition, :, :width].unflatten(0, (-1, n_prompts))
             mine.copy_(new[:, moved(self._paths, new.device)].transpose(0, 1))  # [prompt, kv, own, d]
 
-    def attention(
-        self,
-        layer: int,
-        q: Float[Tensor, "row kv group d_head"],
-        key: Float[Tensor, "row kv 1 d_head"],
-        value: Float[Tensor, "row kv 1 d_value"],
-        scale: float,
-    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+    def attention(self, layer: int, q: New, key: Tensor, value: Tensor, scale: float) -> Part:
         """Attention of one new token a row to the row's own tokens and itself, and its log-sum-exp."""
         keys, values = self._own[layer]
         keys[:, :, self._slot], values[:, :, self._slot] = key[:, :, 0], value[:, :, 0]
@@ -120,51 +114,15 @@ class WalkedRows:
             self._own[layer] = [x[moved(index, x.device)] for x in kept]
 
 
-@dataclass
-class _Product:
-    """Prefixes that are read in one product.
-
-    Attributes:
-        rows: Rows that have one of them, as an index or a slice.
-        place: Of each of these rows, which prefix it has, and its number among the rows that have it. Two of shape
-            [row]; None where every prefix has as many rows.
-        most: Most rows that one prefix has.
-        keys: Shape [prefix, n_kv_heads, pos, d_head].
-        values: Shape [prefix, n_kv_heads, pos, d_value].
-    """
-
-    rows: Any
-    place: tuple[Tensor, ...] | None
-    most: int
-    keys: Float[Tensor, "prefix kv pos d_head"]
-    values: Float[Tensor, "prefix kv pos d_value"]
-
-    def by_prefix(self, q: Float[Tensor, "row kv group d"]) -> Float[Tensor, "prefix kv row_and_group d"]:
-        """The queries of each prefix together, padded where it has fewer rows than another."""
-        if self.place is None:
-            queries = q[self.rows].unflatten(0, (len(self.keys), -1))
-        else:
-            queries = q.new_zeros(len(self.keys), self.most, *q.shape[1:])
-            queries[self.place] = q[self.rows]
-        return queries.transpose(1, 2).flatten(2, 3)
-
-    def by_row(self, x: Float[Tensor, "prefix kv row_and_group *d"]) -> Float[Tensor, "row kv group *d"]:
-        """What each row gets of what its prefix got."""
-        x = x.unflatten(2, (self.most, -1)).transpose(1, 2)
-        return x.flatten(0, 1) if self.place is None else x[self.place]
-
-
 class SharedPrefixes:
     """Keys and values of the prefix at every layer, by condition."""
 
     def __init__(self) -> None:
         self._conditions: list[int] = []  # of each row
         self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
-        self._products: dict[int, list[_Product]] = {}  # by layer, until rows join or leave
+        self._products: dict[int, Products] = {}  # by layer, until rows join or leave
 
-    def put(
-        self, layer: int, condition: int, key: Float[Tensor, "kv pos d_head"], value: Float[Tensor, "kv pos d_value"]
-    ) -> None:
+    def put(self, layer: int, condition: int, key: Brought, value: Brought) -> None:
         """Keep the prefix of a condition, or of the clean row, which every walk of the pack brings."""
         self._known.setdefault(layer, {}).setdefault(condition, (key.clone(), value.clone()))
 
@@ -173,42 +131,44 @@ class SharedPrefixes:
         self._conditions = list(conditions)
         self._products.clear()
 
-    def attention(
-        self, layer: int, q: Float[Tensor, "row kv group d_head"], d_value: int, scale: float
-    ) -> tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]:
+    def attention(self, layer: int, q: New, scale: float) -> Part:
         """Attention of one new token a row to its prefix, and its log-sum-exp."""
-        out, lse = q.new_empty(*q.shape[:3], d_value), q.new_empty(q.shape[:3], dtype=wide_type(q.dtype))
         if layer not in self._products:
             self._products[layer] = self._made(layer)
-        for product in self._products[layer]:
-            o, s = attend(product.by_prefix(q), product.keys, product.values, scale)
-            out[product.rows], lse[product.rows] = product.by_row(o), product.by_row(s)
+        products, order = self._products[layer]
+        found = []
+        for rows, keys, values in products:
+            queries = q[rows].transpose(1, 2).flatten(2, 3)  # [prefix, kv, row and group, d_head]
+            parts = attend(queries, keys, values, scale)
+            found.append([x.unflatten(2, (rows.shape[1], -1)).transpose(1, 2).flatten(0, 1) for x in parts])
+        out, lse = (torch.cat(of)[order] for of in zip(*found, strict=True))
         return out, lse
 
-    def _made(self, layer: int) -> list[_Product]:
-        """One product for the prefixes that conditions have of their own, and one for the clean prefix."""
-        rows_of: dict[int, list[int]] = {}
+    def _made(self, layer: int) -> Products:
+        """One product for the prefixes that conditions have of their own, and one for the clean prefix.
+
+        Returns:
+            Of each product the rows of each prefix, padded to shape [prefix, row], and its keys and values; and the
+            place of each row in what all products give.
+        """
+        known, rows_of = self._known[layer], dict[int, list[int]]()
         for row, c in enumerate(self._conditions):
-            rows_of.setdefault(c if c in self._known[layer] else CLEAN, []).append(row)
-        clean = {CLEAN: rows_of.pop(CLEAN)} if CLEAN in rows_of else {}
-        known = self._known[layer]
-        products, kept = [], {CLEAN: known[CLEAN]}
-        for some in filter(None, (rows_of, clean)):
-            keys, values = (torch.stack(of) for of in zip(*(known[c] for c in some), strict=True))
-            kept |= zip(
-                some, zip(keys, values, strict=True), strict=True
-            )  # parts of these take the place of the others
-            sizes, rows = torch.tensor([*map(len, some.values())]), [row for of in some.values() for row in of]
-            real = torch.arange(int(sizes.max())) < sizes[:, None]  # [prefix, row]
-            # copies are spared where they can be: they cost as much as a short prefix
-            dense = len(rows) == rows[-1] + 1 - rows[0]
-            at = slice(rows[0], rows[-1] + 1) if dense else torch.tensor(rows, device=keys.device)
-            place = None if real.all() else real.to(keys.device).nonzero(as_tuple=True)
-            products.append(_Product(at, place, real.shape[1], keys, values))
+            rows_of.setdefault(c if c in known else CLEAN, []).append(row)
+        products, kept, places = [], {CLEAN: known[CLEAN]}, []
+        for some in ([c for c in rows_of if c != CLEAN], [c for c in rows_of if c == CLEAN]):
+            if some:
+                keys, values = (torch.stack(of) for of in zip(*(known[c] for c in some), strict=True))
+                # parts of these take the place of the others
+                kept |= zip(some, zip(keys, values, strict=True), strict=True)
+                rows = pad_sequence([torch.tensor(rows_of[c]) for c in some], batch_first=True, padding_value=-1)
+                places.append(rows.flatten())
+                products.append((rows.clamp(min=0).to(keys.device), keys, values))
         self._known[layer] = kept
-        return products
+        order = torch.cat(places).argsort()[-len(self._conditions) :]  # padding comes first
+        return products, order.to(known[CLEAN][0].device)
 
 
+@dataclass
 class Decoding:
     """The rows of a pack under many conditions: some write, others wait until there is room.
 
@@ -226,23 +186,17 @@ class Decoding:
         finished: Called with the rows (condition, prompt) that are finished, as soon as they are.
     """
 
-    def __init__(
-        self,
-        lens: Lens,
-        backend: TorchBackend,
-        pack: Pack,
-        conditions: Sequence[Condition],
-        budget: Budget,
-        writer: Writer,
-        passed: Callable[[int], None],
-        finished: Callable[[list[Row]], None],
-    ) -> None:
-        self.lens, self.backend, self.pack, self.conditions = lens, backend, pack, conditions
-        self.budget, self.writer = budget, writer
-        self._passed, self._finished = passed, finished
-        self._walked: list[WalkedRows] = []
-        self._prefix = SharedPrefixes()
-        self._alive: set[Row] = set()  # rows that are not finished
+    lens: Lens
+    backend: TorchBackend
+    pack: Pack
+    conditions: Sequence[Condition]
+    budget: Budget
+    writer: Writer
+    passed: Callable[[int], None]
+    finished: Callable[[list[Row]], None]
+    _walked: list[WalkedRows] = field(default_factory=list, init=False)
+    _prefix: SharedPrefixes = field(default_factory=SharedPrefixes, init=False)
+    _alive: set[Row] = field(default_factory=set, init=False)  # rows that are not finished
 
     @torch.no_grad()
     def run(self, at_once: int) -> None:
@@ -261,39 +215,32 @@ class Decoding:
         """Condition and prompt of each row that has keys and values, sorted."""
         return [row for walked in self._walked for row in walked.rows]
 
-    def attention(
-        self,
-        layer: int,
-        query: Float[Tensor, "row n_heads 1 d_head"],
-        key: Float[Tensor, "row n_kv_heads 1 d_head"],
-        value: Float[Tensor, "row n_kv_heads 1 d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads 1 d_value"]:
+    def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of one new token a row to the prefix, the row's own tokens and itself."""
         sizes = [len(walked.rows) for walked in self._walked]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
         found = [walked.attention(layer, *some, scale) for walked, *some in parts]
         out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
-        if self.pack.prefix:
-            out = merge(out, lse, *self._prefix.attention(layer, q, value.shape[-1], scale))
+        if self.pack.n_prefix:
+            out = merge(out, lse, *self._prefix.attention(layer, q, scale))
         return out.flatten(1, 2)[:, :, None]
 
     def _join(self, some: range) -> None:
         """Walk the prompts under some conditions and write the first token of each."""
         pack, lens = self.pack, self.lens
         n_new = max(q.max_new_tokens for q in self.writer.requests)
-        walked = WalkedRows(pack, some, n_new, lens.dtype, lens.device)
+        walked = WalkedRows(pack, some, n_new, lens)
 
         def keep(layer: int, condition: int, key: Tensor, value: Tensor) -> None:
             walked.fill(layer, condition, key, value)
             whose = CLEAN if condition == CLEAN else some[condition]
-            self._prefix.put(layer, whose, key[:, : len(pack.prefix)], value[:, : len(pack.prefix)])
+            self._prefix.put(layer, whose, key[:, : pack.n_prefix], value[:, : pack.n_prefix])
 
         last_tokens = [path[-1] for path in pack.paths]
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
         under = self.conditions[some.start : some.stop]
-        states = walk.run(pack, under, last_tokens, Layout(pack, lens.device, keep), self._passed)
+        states = walk.run(pack, under, last_tokens, Layout(pack, lens.device, keep), self.passed)
         self._walked.append(walked)
         self._prefix.read_by([c for c, _ in self.rows])
         self._alive |= {*walked.rows}
@@ -305,7 +252,7 @@ class Decoding:
         states = self._walked_once([self.conditions[c] for c, _ in rows], self.writer.last(rows))
         for walked in self._walked:
             walked.advance()
-        self._passed(len(self._alive) * self.lens.dims.n_layers)
+        self.passed(len(self._alive) * self.lens.dims.n_layers)
         self._write(rows, states)
 
     def _write(self, rows: list[Row], states: Float[Tensor, "row d_model"]) -> None:
@@ -320,7 +267,7 @@ class Decoding:
         done = {*alive} - {*unfinished}
         if not done:
             return
-        self._finished(sorted(done))
+        self.finished(sorted(done))
         self._alive -= done
         before = len(self.rows)
         for walked in self._walked:
@@ -337,7 +284,7 @@ class Decoding:
         """
         lens, arch = self.lens, self.lens.arch
         position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
-        edits = RowEdits(conditions, lens, self.backend.means, position_ids, lens.donor)
+        edits = RowEdits(conditions, lens, self.backend.means, position_ids)
         with walking(lens.model):
             with edits.donations.embeddings():
                 x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]

@@ -6,14 +6,12 @@ tasks: requests are token ids. Where memory runs out, the budget is halved and t
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from weakref import WeakSet
 
 import pandas as pd
 import torch
@@ -23,8 +21,7 @@ from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
-from depthlens.engine.packed_trees import PackedTrees
-from depthlens.engine.row_batches import RowBatches
+from depthlens.engine.batches import PackedTrees, RowBatches
 from depthlens.engine.wavefront import n_passed
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
@@ -35,12 +32,7 @@ from depthlens.models.lens import ALONE, NO_GENERATION, Lens, one_thread
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerRows, Product
 
-log = logging.getLogger(__name__)
-
 PATHS = ("wavefront", "padded_rows")
-_told: WeakSet[Lens] = WeakSet()  # models of which a line has said that they are not walked
-
-
 # shards that each worker gets at least: the fewer there are, the longer wait those who end first
 PER_WORKER = 6
 
@@ -113,15 +105,10 @@ class Engine:
         self.cache = cache or AnswerCache()
         self.work = Work()
 
-    @property
-    def batch_tokens(self) -> int:
-        """Token budget of one batch, as it is by now: it falls where memory runs out."""
-        return self.budget.batch_tokens
-
     def like(self) -> Engine:
         """Another engine of the same model, backend, path and budget, without a store and a bar."""
-        options: dict[str, Any] = {"path": self.path, "batch_tokens": self.batch_tokens, "means": self.backend.means}
-        return Engine(self.lens, backend=self.backend.name, progress=False, **options)
+        options: dict[str, Any] = {"path": self.path, "means": self.backend.means, "progress": False}
+        return Engine(self.lens, backend=self.backend.name, batch_tokens=self.budget.batch_tokens, **options)
 
     def loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], desc: str = "loglikelihood"
@@ -176,9 +163,8 @@ class Engine:
             if self.workers is not None:
                 self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
             else:
-                path = self._path(longest, rows, bar, writes)
-                path.run()
-                self.budget = replace(self.budget, batch_tokens=path.batch_tokens)
+                batches = PackedTrees if self.path_for(longest) == "wavefront" else RowBatches
+                batches(self.lens, self.backend, self.budget, self.work, rows, bar, writes).run()
         return rows.answers
 
     def check_writing(self, conditions: Sequence[Condition]) -> None:
@@ -246,16 +232,7 @@ class Engine:
     @cached_property
     def _walked(self) -> walk_check.Found:
         """Whether the wavefront computes what the model does."""
-        found = walk_check.found(self.lens)
-        if found.fault and isinstance(self.backend, TorchBackend) and self.lens not in _told:
-            _told.add(self.lens)
-            log.warning("model %s: %s; each row takes a whole pass, which is slower", self.lens.name, found.fault)
-        return found
-
-    def _path(self, longest: int, rows: AnswerRows, bar: progress.Bar, writes: bool) -> PackedTrees | RowBatches:
-        if self.path_for(longest) == "wavefront" and isinstance(self.backend, TorchBackend):
-            return PackedTrees(self.lens, self.backend, self.budget, self.work, rows, bar, writes=writes)
-        return RowBatches(self.lens, self.backend, self.batch_tokens, self.work, rows, bar, writes=writes)
+        return walk_check.found(self.lens)
 
 
 def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:
@@ -301,6 +278,7 @@ def next_token(
     if not tokens:
         raise UserError(f"prompt {prompt!r}: give some text")
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
+    pairs.require(lens, columns, backend)
     rows = torch.tensor([tokens] * len(columns), device=lens.device)
     last = [[len(tokens) - 1]] * len(columns)
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():

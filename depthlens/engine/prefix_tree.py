@@ -11,56 +11,48 @@ No torch in here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 
 Tokens = Sequence[int]
 LONG = 256  # tokens of a pack from which on its prefix is worth keeping
 
 
 @dataclass
-class Branch:
-    """A subtree below the prefix, in depth-first order.
-
-    Attributes:
-        tokens: Token ids.
-        depths: Position of each token in its sequence.
-        parents: Index in this branch of each token's parent; -1 where that is the end of the prefix.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-
-
-@dataclass
 class Pack:
-    """A prefix tree of several sequences.
+    """A prefix tree of several sequences, in depth-first order.
 
     Attributes:
         sequences: Which of the sequences given to `pack` are in this one.
-        prefix: Tokens that all of them start with.
-        branches: What follows, longest first.
-        paths: Per sequence, in order of ``sequences``, the flat index of each of its tokens (prefix first, then the
-            branches one after another).
+        n_prefix: How many tokens all of them start with; these come first.
+        tokens: Token ids of the prefix, then of the branches, the longest first.
+        parents: Flat index of each token's parent; -1 for the first of a sequence.
+        paths: Per sequence, in order of ``sequences``, the flat index of each of its tokens.
     """
 
     sequences: list[int]
-    prefix: list[int]
-    branches: list[Branch]
+    n_prefix: int
+    tokens: list[int]
+    parents: list[int]
     paths: list[list[int]]
 
     @property
     def n_tokens(self) -> int:
-        return len(self.prefix) + sum(len(b.tokens) for b in self.branches)
+        return len(self.tokens)
 
     @property
-    def tokens(self) -> list[int]:
-        return self.prefix + [t for b in self.branches for t in b.tokens]
+    def branches(self) -> list[range]:
+        """Flat indices of the tokens of each branch."""
+        starts = [i for i, parent in enumerate(self.parents) if parent == self.n_prefix - 1 and i >= self.n_prefix]
+        return [range(start, end) for start, end in pairwise([*starts, self.n_tokens])]
 
     @property
     def depths(self) -> list[int]:
-        return [*range(len(self.prefix)), *(d for b in self.branches for d in b.depths)]
+        """Position of each token in its sequence."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths
 
     @property
     def exits(self) -> list[int]:
@@ -69,14 +61,10 @@ class Pack:
         Tokens stand in depth-first order, so that token j is i or one of its ancestors if and only if
         ``j <= i < exits[j]`` (the intervals of an Euler tour).
         """
-        exits = [self.n_tokens] * len(self.prefix)
-        for branch in self.branches:
-            start = len(exits)
-            ends = [*range(start + 1, start + 1 + len(branch.tokens))]
-            for node in reversed(range(len(ends))):
-                if (parent := branch.parents[node]) >= 0:
-                    ends[parent] = max(ends[parent], ends[node])
-            exits += ends
+        exits = [*range(1, self.n_tokens + 1)]
+        for node in reversed(range(self.n_tokens)):
+            if (parent := self.parents[node]) >= 0:
+                exits[parent] = max(exits[parent], exits[node])
         return exits
 
 
@@ -127,28 +115,24 @@ def build(sequences: Sequence[Tokens], group: Sequence[int]) -> Pack:
     """The prefix tree of some of the sequences, in any order."""
     members = [sequences[i] for i in group]
     n_prefix = common_prefix(min(members, key=tuple), max(members, key=tuple))
-    roots: dict[int, Branch] = {}  # by their first token
-    nodes: dict[tuple[int, int, int], int] = {}  # index in its branch, by first token of the branch, parent and token
-    places: list[list[tuple[int, int]]] = [[] for _ in members]  # first token of the branch and index in it
+    branches: dict[tuple[int, ...], list[int]] = {}  # members by their first token after the prefix
     # sorted, those with a common start are neighbours, so that nodes are made in depth-first order
     for i in sorted(range(len(members)), key=lambda i: tuple(members[i])):
-        tokens, place = members[i], places[i]
-        if len(tokens) > n_prefix:
-            root, parent = tokens[n_prefix], -1
-            branch = roots.setdefault(root, Branch())
-            for depth, token in enumerate(tokens[n_prefix:], start=n_prefix):
-                node = nodes.setdefault((root, parent, token), len(branch.tokens))
-                if node == len(branch.tokens):  # it is new
-                    branch.tokens.append(token)
-                    branch.depths.append(depth)
-                    branch.parents.append(parent)
-                place.append((root, node))
+        branches.setdefault(tuple(members[i][n_prefix : n_prefix + 1]), []).append(i)
+    tokens, parents = list(members[0][:n_prefix]), [*range(-1, n_prefix - 1)]
+    nodes: dict[tuple[int, int], int] = {}  # by parent and token
+    paths = [[*range(n_prefix)] for _ in members]
+    for branch in sorted(branches.values(), key=lambda branch: -n_distinct([members[i] for i in branch])):
+        for i in branch:
+            parent = n_prefix - 1
+            for token in members[i][n_prefix:]:
+                node = nodes.setdefault((parent, token), len(tokens))
+                if node == len(tokens):  # it is new
+                    tokens.append(token)
+                    parents.append(parent)
+                paths[i].append(node)
                 parent = node
-    ordered = sorted(roots.items(), key=lambda item: -len(item[1].tokens))
-    sizes = [len(branch.tokens) for _, branch in ordered]
-    starts = dict(zip((root for root, _ in ordered), accumulate(sizes, initial=n_prefix), strict=False))
-    paths = [[*range(n_prefix), *(starts[root] + node for root, node in place)] for place in places]
-    return Pack(list(group), list(members[0][:n_prefix]), [branch for _, branch in ordered], paths)
+    return Pack(list(group), n_prefix, tokens, parents, paths)
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:

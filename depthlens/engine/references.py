@@ -5,20 +5,20 @@ A store addresses an answer by the texts of its reference, so that nothing has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from depthlens.ablations import Condition
-from depthlens.backends.row_edits import Means, hooks
-from depthlens.backends.site_edits import LayerEdits, Sums
+from depthlens.backends.row_edits import ACTS_ON, Means, hooks
+from depthlens.backends.site_edits import Sums
 from depthlens.engine import work
 from depthlens.errors import UserError
 from depthlens.models.architectures import body_of, wide_type
@@ -29,51 +29,42 @@ Tokens = Sequence[int]
 SITES = ("layer", "attn", "mlp", "z")  # what is read: what a layer adds, what its sublayers give, and z of its heads
 
 
+@dataclass(eq=False)
 class Reference:
     """What ``@mean`` and ``@resample`` put in place, known by its texts.
 
-    Args:
+    Attributes:
         name: What it is, for the record.
         texts: Token ids of the prompts and answers whose means ``@mean`` puts in place; none where nothing asks for it.
         prompt: Token ids of the prompt that ``@resample`` takes parts from, if there is one.
         parent: The reference without the prompt: it measures the means once for all prompts.
         sites: Those of `SITES` that are kept of the prompt.
-
-    Attributes:
-        keys: Digest of the texts and of where their answers begin, by mode.
     """
 
-    def __init__(
-        self,
-        name: str,
-        texts: Sequence[tuple[Tokens, Tokens]],
-        prompt: Tokens | None = None,
-        parent: Reference | None = None,
-        sites: Collection[str] = SITES,
-    ) -> None:
-        self.name = name
-        self.texts = texts
-        self.prompt = prompt
-        self.parent = parent
-        self.sites = sites
-        self.keys = {"mean": digest([(tuple(p), tuple(a)) for p, a in texts]), "resample": digest(prompt)}
-        self._means: Means | None = None
+    name: str
+    texts: Sequence[tuple[Tokens, Tokens]]
+    prompt: Tokens | None = None
+    parent: Reference | None = None
+    sites: Collection[str] = SITES
+    _means: Means | None = field(default=None, init=False)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Digest of the texts and of where their answers begin, by mode."""
+        return {"mean": digest([(tuple(p), tuple(a)) for p, a in self.texts]), "resample": digest(self.prompt)}
 
     def with_prompts(self, prompts: Sequence[Tokens], conditions: Sequence[Condition]) -> list[Reference]:
         """The same with each of the prompts of ``@resample``, as far as conditions ask for it."""
-        resampled = {a.site for c in conditions for a in c.ablations if a.mode == "resample"}
-        sites = {"z" if site in ("head", "kv") else site for site in resampled}
+        sites = {ACTS_ON[a.site] for c in conditions for a in c.ablations if a.mode == "resample"}
         return [Reference(self.name, self.texts, prompt, self, sites) for prompt in prompts]
 
     def measure(self, lens: Lens) -> Means:
         """Means over the texts, with parts of the prompt if there is one; the means are measured once."""
-        if self._means is None:
-            self._means = Means(self.name)
-            if self.parent is not None:
-                self._means = self.parent.measure(lens)
-            elif self.texts:
-                prompts, answers = zip(*self.texts, strict=True)
-                self._means = measure_means(lens, prompts, self.name, answers)
+        if self._means is None and self.parent is not None:
+            self._means = self.parent.measure(lens)
+        elif self._means is None:
+            prompts, answers = [prompt for prompt, _ in self.texts], [answer for _, answer in self.texts]
+            self._means = measure_means(lens, prompts, self.name, answers) if prompts else Means(self.name)
         return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name, self.sites)
 
 
@@ -100,7 +91,7 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Co
         kept[site][layer] = (value if base is None else value - base).reshape(n_pos, -1)
         return value
 
-    edits = _edits(lens, lambda site, layer: partial(keep, site=site, layer=layer) if site in sites else None)
+    edits = [{site: partial(keep, site=site, layer=layer) for site in sites} for layer in range(n_layers)]
     _read(lens, torch.tensor([list(tokens)]), edits)
     if "z" in kept:
         kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
@@ -127,35 +118,20 @@ def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Seq
     answers = [()] * len(prompts) if answers is None else answers
     texts = sorted(([*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)), key=len)
     n_tokens = torch.tensor([len(texts), sum(map(len, texts)) - len(texts)])
-    total: dict[str, Any] = dict.fromkeys(SITES, 0)
+    read = [{site: Sums(width) for site, width in _widths(lens).items()} for _ in range(lens.dims.n_layers)]
     batch_tokens = work.choose(lens).batch_tokens
     for length, group in groupby(texts, key=len):  # without padding, so that every position counts once
         alike = list(group)
         size = max(1, batch_tokens // length)
         for start in range(0, len(alike), size):
-            sums = _sums(lens, torch.tensor(alike[start : start + size]))
-            total = {site: total[site] + sums[site] for site in SITES}
+            _read(lens, torch.tensor(alike[start : start + size]), read)
     kinds = [0, 1] if n_tokens[1] else [0, 0]
-    means = {
-        site: (of_site / n_tokens[:, None])[:, kinds].to(lens.device, wide_type(lens.dtype))
-        for site, of_site in total.items()
-    }
+    means = {}
+    for site in SITES:
+        of_site = torch.stack([at[site].total for at in read]) / n_tokens[:, None]
+        means[site] = of_site[:, kinds].to(lens.device, wide_type(lens.dtype))
     means["z"] = means["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    return Means(name, **means)
-
-
-def _sums(lens: Lens, tokens: Int[Tensor, "row pos"]) -> dict[str, Float[Tensor, "n_layers token_class width"]]:
-    """Sums of every site over first tokens, and over all others."""
-    widths = _widths(lens)
-    edits = _edits(lens, lambda site, layer: Sums(widths[site]))
-    if lens.remote:
-        from depthlens.backends.nnsight import NnsightBackend  # slow to import
-
-        totals = NnsightBackend(lens).sums(tokens, edits)
-    else:
-        _read(lens, tokens, edits)
-        totals = [at.totals() for at in edits]
-    return {site: torch.stack(of_layers) for site, of_layers in zip(SITES, zip(*totals, strict=True), strict=True)}
+    return Means(name, means)
 
 
 def _widths(lens: Lens) -> dict[str, int]:
@@ -164,13 +140,12 @@ def _widths(lens: Lens) -> dict[str, int]:
     return {"layer": dims.d_model, "attn": dims.d_model, "mlp": dims.d_model, "z": dims.n_heads * dims.d_head}
 
 
-def _edits(lens: Lens, made: Callable[[str, int], Any]) -> list[LayerEdits]:
-    """For each layer what is made for its sites."""
-    return [LayerEdits(**{site: made(site, layer) for site in SITES}) for layer in range(lens.dims.n_layers)]
-
-
-def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[LayerEdits]) -> None:
+def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[dict[str, Any]]) -> None:
     """Run rows of tokens, of which each layer's edits get what the model computes."""
+    if lens.remote:
+        from depthlens.backends.nnsight import NnsightBackend  # slow to import
+
+        return NnsightBackend(lens).read(tokens, edits)
     with ExitStack() as stack:
         for layer, at in enumerate(edits):
             stack.enter_context(hooks(lens.arch, layer, at))

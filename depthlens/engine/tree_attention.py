@@ -37,12 +37,25 @@ from torch import Tensor, nn
 from torch.backends import cuda
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
-from depthlens.engine.prefix_tree import Branch, Pack
+from depthlens.engine.prefix_tree import Pack
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 
+# of rows that pass a layer together
+Queries = Float[Tensor, "row n_heads pos d_head"]
+Keys = Float[Tensor, "row n_kv_heads pos d_head"]
+Values = Float[Tensor, "row n_kv_heads pos d_value"]
+Z = Float[Tensor, "row n_heads pos d_value"]
+# of attention to some of the keys: as many heads each, what is added to the scores, output and log of the denominator
+Query = Float[Tensor, "batch head query d_head"]
+Key = Float[Tensor, "batch head key d_head"]
+Value = Float[Tensor, "batch head key d_value"]
+Mask = Float[Tensor, "#batch #head #query key"]
+Part = tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]
+Bucket = tuple[Int[Tensor, "branch own"], Int[Tensor, " token"], Float[Tensor, "branch 1 own own"] | None]
 NAME = "depthlens_tree"
 BLOCK = 128  # what FlexAttention's kernels are made for
 # one block would be a shape of its own to the compiler, which takes sizes 0 and 1 for constants
@@ -91,18 +104,11 @@ class Layout:
         self.keep = keep
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
-        self.n_prefix = len(pack.prefix)
+        self.n_prefix = pack.n_prefix
         self._make = lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about)
         self._trees: dict[tuple[bool, torch.device, torch.dtype], Any] = {}
 
-    def attention(
-        self,
-        layer: int,
-        query: Float[Tensor, "row n_heads pos d_head"],
-        key: Float[Tensor, "row n_kv_heads pos d_head"],
-        value: Float[Tensor, "row n_kv_heads pos d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads pos d_value"]:
+    def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of rows that all have this layout.
 
         Args:
@@ -124,9 +130,9 @@ class Layout:
 
 def tree_attention(
     module: nn.Module,
-    query: Float[Tensor, "row n_heads pos d_head"],
-    key: Float[Tensor, "row n_kv_heads pos d_head"],
-    value: Float[Tensor, "row n_kv_heads pos d_value"],
+    query: Queries,
+    key: Keys,
+    value: Values,
     attention_mask: Tensor | None,
     *,
     scaling: float,
@@ -164,14 +170,7 @@ def walking(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def fused(
-    q: Float[Tensor, "batch head query d_head"],
-    k: Float[Tensor, "batch head key d_head"],
-    v: Float[Tensor, "batch head key d_value"],
-    scale: float,
-    mask: Float[Tensor, "#batch #head #query key"] | None,
-    causal: bool,
-) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+def fused(q: Query, k: Key, v: Value, scale: float, mask: Mask | None, causal: bool) -> Part:
     """Softmax attention that also returns the log of its denominator, by torch's own kernels.
 
     They are those of `torch.nn.functional.scaled_dot_product_attention`, which does not return that log.
@@ -201,14 +200,7 @@ def fused(
     return out, lse[..., : q.shape[2]]  # one of the kernels pads it to multiples of 32 queries
 
 
-def attend(
-    q: Float[Tensor, "batch head query d_head"],
-    k: Float[Tensor, "batch head key d_head"],
-    v: Float[Tensor, "batch head key d_value"],
-    scale: float,
-    mask: Float[Tensor, "#batch #head #query key"] | None = None,
-    causal: bool = False,
-) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+def attend(q: Query, k: Key, v: Value, scale: float, mask: Mask | None = None, causal: bool = False) -> Part:
     """Softmax attention and the log of its denominator, by a kernel of torch's if it has one for this."""
     if q.device.type == "cuda":
         can = cuda.can_use_flash_attention if _is_flash(q, v, mask) else cuda.can_use_efficient_attention
@@ -222,14 +214,7 @@ def _is_flash(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     return mask is None and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] == v.shape[-1]
 
 
-def unfused(
-    q: Float[Tensor, "batch head query d_head"],
-    k: Float[Tensor, "batch head key d_head"],
-    v: Float[Tensor, "batch head key d_value"],
-    scale: float,
-    mask: Float[Tensor, "#batch #head #query key"] | None,
-    causal: bool,
-) -> tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]:
+def unfused(q: Query, k: Key, v: Value, scale: float, mask: Mask | None, causal: bool) -> Part:
     """`fused`, written out, with a bounded number of scores at once."""
     outs, lses = [], []
     n_queries, n_keys = q.shape[2], k.shape[2]
@@ -248,13 +233,8 @@ def unfused(
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def merge(
-    a: Float[Tensor, "*query d_value"],
-    lse_a: Float[Tensor, "*query"],
-    b: Float[Tensor, "*query d_value"],
-    lse_b: Float[Tensor, "*query"],
-) -> Float[Tensor, "*query d_value"]:
-    """Softmax attention over two sets of keys from the attention over each and its log-sum-exp."""
+def merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> Float[Tensor, "*query d_value"]:
+    """Softmax attention over two sets of keys from the attention over each and its log-sum-exp, shape [*query]."""
     return torch.lerp(b, a, torch.sigmoid(lse_a - lse_b)[..., None].to(a.dtype))
 
 
@@ -280,20 +260,10 @@ class BranchTree:
     """
 
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
-        self.n_prefix = len(pack.prefix)
-        self.buckets: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        start = 0
-        for bucket in _by_length(pack.branches):
-            self.buckets.append(_bucket(bucket, start, device, dtype))
-            start += sum(len(b.tokens) for b in bucket)
+        self.n_prefix = pack.n_prefix
+        self.buckets = [_bucket(pack, branches, device, dtype) for branches in _by_length(pack.branches)]
 
-    def attention(
-        self,
-        query: Float[Tensor, "row n_heads pos d_head"],
-        key: Float[Tensor, "row n_kv_heads pos d_head"],
-        value: Float[Tensor, "row n_kv_heads pos d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads pos d_value"]:
+    def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `Layout.attention`."""
         n_kv, p = key.shape[1], self.n_prefix
         q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
@@ -304,7 +274,7 @@ class BranchTree:
             k, v = (x[:, :, None, :p].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
             out[..., :p, :] = attend(query[:, :, :p], k, v, scale, None, True)[0].unflatten(1, (n_kv, group))
         if pos > p:
-            q_own, k_own, v_own = q[..., p:, :], key[:, :, p:], value[:, :, p:]
+            q_own, k_own, v_own = q[..., p:, :], key[:, :, None, p:], value[:, :, None, p:]
             parts = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
             own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
             if p:
@@ -313,35 +283,32 @@ class BranchTree:
             out[..., p:, :] = own
         return out.flatten(1, 2)
 
-    def _attend_branches(
-        self,
-        q: Float[Tensor, "row kv group own d_head"],
-        k: Float[Tensor, "row kv own d_head"],
-        v: Float[Tensor, "row kv own d_value"],
-        scale: float,
-        bucket: tuple[Tensor, Tensor, Tensor | None],
-    ) -> tuple[Float[Tensor, "row kv group token d_value"], Float[Tensor, "row kv group token"]]:
-        """Attention of one bucket's tokens within their branches, and its log-sum-exp."""
+    def _attend_branches(self, q: Tensor, k: Tensor, v: Tensor, scale: float, bucket: Bucket) -> tuple[Tensor, Tensor]:
+        """Attention of one bucket's tokens within their branches, and its log-sum-exp.
+
+        Shapes: of queries, keys and values [row, kv, group, own, d], of which keys and values have a group of 1; of
+        what is returned [row, kv, group, token, d_value] and [row, kv, group, token].
+        """
         index, real, mask = bucket
         branches, width = index.shape
         rows, n_kv, group, _, _ = q.shape
         flat = index.flatten()
 
-        def by_branch(x: Float[Tensor, "row kv #group own d"]) -> Float[Tensor, "branch row_and_head width d"]:
+        def by_branch(x: Tensor) -> Float[Tensor, "branch row_and_head width d"]:
             """Branches become the batch and rows join the heads, so that one mask a branch serves every row."""
             x = x[:, :, :, flat].unflatten(3, (branches, width)).permute(3, 0, 1, 2, 4, 5)
             return x.expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
 
-        found = attend(by_branch(q), by_branch(k[:, :, None]), by_branch(v[:, :, None]), scale, mask, mask is None)
-        out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in found)
+        out, lse = attend(by_branch(q), by_branch(k), by_branch(v), scale, mask, mask is None)
+        out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in (out, lse))
         return out, lse
 
 
-def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
+def _by_length(branches: list[range]) -> Iterator[list[range]]:
     """Consecutive branches (longest first) whose padding wastes little."""
-    bucket: list[Branch] = []
+    bucket: list[range] = []
     for branch in branches:
-        if bucket and len(branch.tokens) < 0.8 * len(bucket[0].tokens):
+        if bucket and len(branch) < 0.8 * len(bucket[0]):
             yield bucket
             bucket = []
         bucket.append(branch)
@@ -349,26 +316,18 @@ def _by_length(branches: list[Branch]) -> Iterator[list[Branch]]:
         yield bucket
 
 
-def _bucket(
-    branches: list[Branch], start: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    width = len(branches[0].tokens)
-    index = torch.full((len(branches), width), start)
-    real = torch.zeros(len(branches), width, dtype=torch.bool)
-    for i, branch in enumerate(branches):
-        n = len(branch.tokens)
-        index[i, :n] = torch.arange(start, start + n)
-        real[i, :n] = True
-        start += n
-    places = index.to(device), real.flatten().nonzero()[:, 0].to(device)
-    if all(branch.parents == [*range(-1, len(branch.tokens) - 1)] for branch in branches):
+def _bucket(pack: Pack, branches: list[range], device: torch.device, dtype: torch.dtype) -> Bucket:
+    tokens = torch.arange(branches[0].start - pack.n_prefix, branches[-1].stop - pack.n_prefix)
+    index = pad_sequence(tokens.split([len(branch) for branch in branches]), True, -1)
+    places = index.clamp(min=0).to(device), (index >= 0).flatten().nonzero()[:, 0].to(device)
+    if all(pack.parents[i] == i - 1 for branch in branches for i in branch[1:]):
         return *places, None  # padding comes last, where no token sees it
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(branches), 1, 1)  # padding sees itself: no empty softmax
-    for i, branch in enumerate(branches):
-        for j, parent in enumerate(branch.parents):
-            if parent >= 0:
-                sees[i, j] |= sees[i, parent]
-    mask = torch.zeros(len(branches), 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
+    n, width = index.shape
+    sees = torch.eye(width, dtype=torch.bool).repeat(n, 1, 1)  # padding sees itself: no empty softmax
+    for of_branch, branch in zip(sees, branches, strict=True):
+        for i in branch[1:]:
+            of_branch[i - branch.start] |= of_branch[pack.parents[i] - branch.start]
+    mask = torch.zeros(n, 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
     return *places, mask.masked_fill_(~sees[:, None].to(device), -torch.inf)
 
 
@@ -395,13 +354,7 @@ class BlockTree:
         self.padding = length - n
         self.mask = block_mask(torch.tensor([*pack.exits, *range(n + 1, length + 1)], dtype=torch.int32, device=device))
 
-    def attention(
-        self,
-        query: Float[Tensor, "row n_heads pos d_head"],
-        key: Float[Tensor, "row n_kv_heads pos d_head"],
-        value: Float[Tensor, "row n_kv_heads pos d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads pos d_value"]:
+    def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `Layout.attention`."""
         # contiguous, whatever module they come from: the compiler tells strides apart, too
         q, k, v = (functional.pad(x, (0, 0, 0, self.padding)).contiguous() for x in (query, key, value))

@@ -10,6 +10,7 @@ them is right only if the layer without both returns its input, which is tried a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from depthlens.ablations import Condition
+from depthlens.ablations import Ablation, Condition
+from depthlens.backends.row_edits import RowEdits
 from depthlens.engine import prefix_tree
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Layout, walking
+from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, walking
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden, rotary_settings, wide, with_hidden
+from depthlens.models.architectures import hidden, rotary_settings, wide
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, weights_state
+
+log = logging.getLogger(__name__)
 
 N_TOKENS = 12  # of each text
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
@@ -114,6 +118,8 @@ def found(lens: Lens) -> Found:
     state = () if lens.stream else _state(lens)
     if lens not in _found_before or _found_before[lens][0] != state:
         _found_before[lens] = state, _try(lens)
+        if fault := _found_before[lens][1].fault:
+            log.warning("model %s: %s; each row takes a whole pass, which is slower", lens.name, fault)
     return _found_before[lens][1]
 
 
@@ -139,19 +145,15 @@ def _try(lens: Lens) -> Found:
     tokens = torch.tensor(texts, device=lens.device)
     calls, logits = _calls(lens, tokens)
     refused = f"model {lens.name!r} ({type(lens.model).__name__}) is not supported"
-    order = [call.layer for call in calls]
-    if again := [layer for layer in order if order.count(layer) > 1]:
-        times = f"layer {again[0]} is passed {order.count(again[0])} times, which no condition could tell apart"
+    passed = [call.layer for call in calls]
+    if again := [layer for layer in passed if passed.count(layer) > 1]:
+        times = f"layer {again[0]} is passed {passed.count(again[0])} times, which no condition could tell apart"
         raise UserError(f"{refused}: {times}")
-    fault: str | None = None
-    if order != [*range(lens.dims.n_layers)]:
-        fault = "its layers are not passed one after the other"
+    fault = None if len(calls) == lens.dims.n_layers else "its own forward pass leaves layers out"
     x, adds, separable = arch.embed(tokens), True, True
-    for call in calls:
-        if not fault and _apart(x, call.given, close):
-            fault = f"layer {call.layer} gets something else than what the part before it gives"
+    for layer, call in enumerate(calls):
         with lens.resident(call.layer):
-            fault = fault or _fault(lens, call, pack)
+            fault = fault or _fault(lens, layer, x, call.output, pack)
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
                 adds = False
                 separable &= not _apart(_without_parts(lens, call), call.given, close)
@@ -181,40 +183,37 @@ def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Flo
 
 def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "text pos d_model"]:
     """What a layer gives without what its attention and its MLP give."""
-    with ExitStack() as stack:
-        for part in (lens.arch.attn[call.layer], lens.arch.mlp[call.layer]):
-            stack.callback(part.register_forward_hook(_nothing).remove)
+    removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
+    with RowEdits([removed], lens, None).hooked(call.layer):
         return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
-def _fault(lens: Lens, call: Call, pack: Pack) -> str | None:
-    """What a layer does not compute when it is called by itself, with the texts as a tree."""
-    arch, layer, dims = lens.arch, call.layer, lens.dims
+def _fault(
+    lens: Lens, layer: int, x: Float[Tensor, "text pos d_model"], output: Float[Tensor, "text pos d_model"], pack: Pack
+) -> str | None:
+    """Why a layer that is called by itself, with the texts as a tree, does not make of ``x`` what the model makes."""
+    arch, dims = lens.arch, lens.dims
     if layer in dims.headless:
         return f"layer {layer} mixes its tokens in another way than by attention"
     if arch.rotary is None:
         return "its tokens learn where they stand in another way than by a rotary embedding"
     n_keys: list[int] = []
     layout = Layout(pack, lens.device_of(layer), lambda layer, row, key, value: n_keys.append(len(key)))
-    layout.rows, paths = [0], torch.tensor(pack.paths, device=call.given.device)
-    x = call.given.new_empty(1, pack.n_tokens, dims.d_model)
-    x[0, paths] = call.given
+    layout.rows, paths = [0], torch.tensor(pack.paths, device=output.device)
+    tree = output.new_empty(1, pack.n_tokens, dims.d_model)
+    tree[0, paths] = moved(x, output.device)
     # the last layer is asked for some positions only
     some, keep = (slice(-1, None), paths[:, -1]) if layer == dims.n_layers - 1 else (slice(None), None)
     try:
         with walking(lens.model):
-            alone = arch.call(layer, x, layout, arch.angles(x, layout.position_ids), keep)[0, paths]
+            alone = arch.call(layer, tree, layout, arch.angles(tree, layout.position_ids), keep)[0, paths]
     except NOT_CALLABLE as e:
         return f"layer {layer} cannot be called by itself ({type(e).__name__})"
-    if _apart(alone[:, some], call.output[:, some], CLOSE[lens.dtype]):
+    if _apart(alone[:, some], output[:, some], CLOSE[lens.dtype]):
         return f"layer {layer} computes something else when it is called by itself"
     if n_keys != [dims.n_kv_heads]:
         return f"layer {layer} has more than one attention, or other key heads than the configuration says"
     return None
-
-
-def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
-    return with_hidden(output, torch.zeros_like(hidden(output)))
 
 
 def _apart(found: Float[Tensor, "text pos width"], wanted: Float[Tensor, "text pos width"], close: float) -> bool:
@@ -237,14 +236,7 @@ class CausalRows:
     def __init__(self, n_pos: int, device: torch.device) -> None:
         self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
 
-    def attention(
-        self,
-        layer: int,
-        query: Float[Tensor, "row n_heads pos d_head"],
-        key: Float[Tensor, "row n_kv_heads pos d_head"],
-        value: Float[Tensor, "row n_kv_heads pos d_value"],
-        scale: float,
-    ) -> Float[Tensor, "row n_heads pos d_value"]:
+    def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `depthlens.engine.tree_attention.Layout.attention`."""
         shared = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)

@@ -73,20 +73,19 @@ def _passes(condition: Condition, layer: int) -> int:
     return 0 if skip_mode(condition, layer) else 1 + condition.runs_twice(layer)
 
 
+@dataclass(frozen=True)
 class Wavefront:
     """Final residual streams of one pack under many conditions.
 
-    Args:
+    Attributes:
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
     """
 
-    def __init__(self, lens: Lens, means: Means | None, batch_tokens: int) -> None:
-        self.lens = lens
-        self.arch = lens.arch
-        self.means = means
-        self.batch_tokens = batch_tokens
+    lens: Lens
+    means: Means | None
+    batch_tokens: int
 
     @torch.no_grad()
     def run(
@@ -112,9 +111,9 @@ class Wavefront:
             Final residual stream, before the last norm.
         """
         layout, clean = layout or Layout(pack, self.lens.device), clean or CleanRow()
-        n_layers, walked = self.lens.dims.n_layers, clean.final is not None
-        x = self.arch.embed(layout.tokens)
-        rotary = self.arch.angles(x[None], layout.position_ids)
+        arch, n_layers, walked = self.lens.arch, self.lens.dims.n_layers, clean.final is not None
+        x = arch.embed(layout.tokens)
+        rotary = arch.angles(x[None], layout.position_ids)
         at = torch.tensor([*positions], device=self.lens.device_of(n_layers - 1))
         rows = {} if walked else {CLEAN: x}  # residual streams by condition, each [pos, d_model]; none is written to
         forks = [fork_layer(condition, n_layers) for condition in conditions]
@@ -126,23 +125,16 @@ class Wavefront:
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = rows[CLEAN]
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
-                    start = clean.inputs[layer] if walked else rows[CLEAN]
-                    rows[c] = start if layer else self._embedded(layout, start, conditions[c])
+                    rows[c] = clean.inputs[layer] if walked else rows[CLEAN]
+                    if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
+                        with RowDonations([conditions[c]], self.lens).embeddings():
+                            rows[c] = moved(arch.embed(moved(layout.tokens, self.lens.device)[None])[0], device)
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     keep = at if layer == n_layers - 1 else None
                     passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, rotary, keep))
         clean.final = rows[CLEAN][at] if clean.final is None else clean.final
         return torch.stack([rows[c][at] if c in rows else clean.final for c in range(len(conditions))])
-
-    def _embedded(
-        self, layout: Layout, clean: Float[Tensor, "pos d_model"], condition: Condition
-    ) -> Float[Tensor, "pos d_model"]:
-        """A row that forks off before the first layer, which may read another embedding."""
-        if not any(a.site == "embed" for a in condition.ablations):
-            return clean
-        with RowDonations([condition], self.lens, self.lens.donor).embeddings():
-            return moved(self.arch.embed(moved(layout.tokens, self.lens.device)[None])[0], clean.device)
 
     def _layer(
         self,
@@ -165,13 +157,13 @@ class Wavefront:
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
                 of_rows = [under[c] for c in some]
-                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, self.lens.donor)
-                if not n and (edit := edits.at(layer).layer) is not None:
-                    x = edit(x, x)
+                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids)
+                if not n:
+                    x = edits.at(layer)["layer"](x, x)
                 elif layer in edits.layers:
                     with edits.hooked(layer):
-                        x = self.arch.call(layer, x, layout, rotary)
+                        x = self.lens.arch.call(layer, x, layout, rotary)
                 else:
-                    x = self.arch.call(layer, x, layout, rotary, keep)
+                    x = self.lens.arch.call(layer, x, layout, rotary, keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
         return sum(_passes(condition, layer) for condition in under.values())

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -45,16 +44,17 @@ GPU_UNEMBED_ROWS = 4096
 # shares of the free memory: a pack needs its states about twice while rows join, a step copies keys as rows leave
 CHUNK_SHARE, STATE_SHARE, KEY_SHARE, LOGIT_SHARE = 4, 8, 4, 16
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
-WIDTH = 2048  # of the square matrix that is multiplied to estimate the rate of the first pack
-SHARE = 0.8  # of the rate of matrix products, which a layer reaches
+# floating point operations a second of one core and of a GPU, for the first pack; the rate of others was measured
+CORE_RATE = 4e10
+GPU_RATE = 1e14
 
 
-@dataclass(frozen=True)
+@dataclass
 class Budget:
     """Bounds on one batch.
 
     Attributes:
-        batch_tokens: Tokens (rows x padded length) that pass a layer together.
+        batch_tokens: Tokens (rows x padded length) that pass a layer together; fewer once memory has run out.
         state_bytes: Residual streams of all open rows of a pack.
         key_bytes: Keys and values of the rows that are decoded together.
         unembed_rows: Positions that are unembedded together.
@@ -171,8 +171,8 @@ class WorkRate:
     def __init__(self, lens: Lens) -> None:
         self._models = [lens, lens.donor.lens] if lens.donor else [lens]
         n_parameters = sum(weight.numel() for weight in lens.arch.layers[0].parameters())
-        # tokens that pass a layer a second
-        self._rate = SHARE * products(lens.device, lens.dtype) / (2 * max(1, n_parameters))
+        rate = CORE_RATE * torch.get_num_threads() if lens.device.type == "cpu" else GPU_RATE
+        self._rate = rate / (2 * max(1, n_parameters))  # tokens that pass a layer a second
         self._reading = 0.0  # seconds of a pack in which weights were waited for
 
     @property
@@ -192,18 +192,3 @@ class WorkRate:
 
     def _waited(self) -> float:
         return sum(model.waited for model in self._models)
-
-
-@cache
-def products(device: torch.device, dtype: torch.dtype) -> float:
-    """Rate of matrix products on a device, in floating point operations a second, tried once (20 ms on two cores)."""
-    rows = 256
-    x, weight = (torch.ones(n, WIDTH, device=device, dtype=dtype) for n in (rows, WIDTH))
-
-    def seconds() -> float:
-        start = time.monotonic()
-        float((x @ weight)[0, 0])  # waits for the device
-        return max(1e-9, time.monotonic() - start)
-
-    seconds()  # the first product of a process takes longer
-    return 2 * rows * WIDTH**2 / min(seconds() for _ in range(3))

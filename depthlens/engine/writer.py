@@ -12,7 +12,7 @@ import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -72,24 +72,28 @@ def processors(lens: Lens, request: GenerateRequest, device: torch.device) -> Lo
     return model._get_logits_processor(config, n, prompt, device=device, model_kwargs={})
 
 
+@dataclass
 class Writer:
     """What each row has written, and when it is done: end-of-text token, stop string or length, as in lm-eval.
 
-    Args:
+    Attributes:
         lens: A loaded model.
         requests: Of the rows.
         conditions: Of the rows; they decide which tokens are drawn where a request asks for sampling.
+        eos: Tokens that end a text.
+        tokens: What each row has written.
+        rules: What is done to logits where no token is drawn; it depends on the text so far.
     """
 
-    def __init__(self, lens: Lens, requests: Sequence[GenerateRequest], conditions: Sequence[Condition]) -> None:
-        self.lens = lens
+    lens: Lens
+    requests: Sequence[GenerateRequest]
+    conditions: Sequence[Condition]
+
+    def __post_init__(self) -> None:
+        lens, self.tokenizer = self.lens, self.lens.tokenizer
         self.eos = fingerprint.end_tokens(lens.model.generation_config, lens.tokenizer)
-        self.tokenizer = lens.tokenizer
-        self.requests = requests
-        self.conditions = conditions
         self.tokens: defaultdict[Row, list[int]] = defaultdict(list)
-        # what is done to logits where no token is drawn; it depends on the text so far
-        self.rules = processors(lens, replace(requests[0], sampling=None), torch.device("cpu"))
+        self.rules = processors(lens, replace(self.requests[0], sampling=None), torch.device("cpu"))
         self._processors: dict[int | Sampling, LogitsProcessorList] = {}
 
     def write(self, rows: list[Row], logits: Float[Tensor, "row d_vocab"]) -> list[Row]:

@@ -195,7 +195,7 @@ def _batch(
         grad = wide(z.grad.unflatten(-1, (dims.n_heads, dims.d_head)))  # [1, pos, n_heads, d_head]
         step = -wide(z.detach().unflatten(-1, (dims.n_heads, dims.d_head)))
         if means is not None:
-            step = step + means.z[layer][kinds].to(step.device)
+            step = step + means.mean["z"][layer][kinds].to(step.device)
         by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
         change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
         z.grad = None

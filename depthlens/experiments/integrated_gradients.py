@@ -211,7 +211,7 @@ class _Path:
                 z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
                 goal = torch.zeros_like(z)
                 if self.means is not None:
-                    goal = self.means.z[layer][self.classes.repeat(copies, 1)].to(z)
+                    goal = self.means.mean["z"][layer][self.classes.repeat(copies, 1)].to(z)
                 way = (goal - z).detach()
                 z = z + shift[:, None, :, None].to(z) * way
                 z = z if z.requires_grad else z.requires_grad_()  # the first has no graph to start from, others do

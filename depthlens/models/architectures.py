@@ -448,12 +448,8 @@ class Routing(TorchFunctionMode):
             starts = starts.to(device)
             self.removed = starts == 0 if position_ids is None else position_ids[:, :, None] >= starts
 
-    def around(self, router: nn.Module, view: nn.Module | None = None) -> tuple[nn.Module, Callable[..., Any]]:
-        """A router, or that of a copy of the model with the same weights, and its forward within the context."""
-        if view is not None:
-            weights = [p.data_ptr() for p in router.parameters()]
-            alike = (m for m in view.modules() if type(m) is type(router))
-            router = next(m for m in alike if [p.data_ptr() for p in m.parameters()] == weights)
+    def around(self, router: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:
+        """A router and a forward of it that runs within the context."""
         forward = router.forward
 
         def call(*args: Any, **kwargs: Any) -> Any:

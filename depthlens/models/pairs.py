@@ -96,8 +96,8 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
         return f"meets layers of {name} without attention, which {backend!r} has no hooks for; use 'torch'"
     if method and condition.uses(*ROUNDED):
         return f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
-    if backend != "torch" and (other or condition.uses("twice")):
-        return "takes other weights or a layer twice; use backend 'torch'"
+    if backend != "torch" and (other or any(a.mode == "twice" or a.site == "expert" for a in condition.ablations)):
+        return "can be computed by backend 'torch' only; use that"
     if lens.donor is None and condition.uses("donor"):
         return "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"
     if other and any(hasattr(part, "base_layer") for part in lens.model.modules()):

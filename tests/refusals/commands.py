@@ -64,7 +64,7 @@ SWEEPS = [
     (sweep(donor="organism", ablate="L1@donor"), "are no pair: "),
     (
         sweep(donor="{model}", ablate="L1@donor", backend="nnsight"),
-        "takes other weights or a layer twice; use backend 'torch'",
+        "can be computed by backend 'torch' only; use that",
     ),
     (sweep(limit="1.5"), "limit '1.5': give a whole number of documents"),
     (sweep(samples="::2", limit=3), "limit 3 and samples '::2' both choose documents; give one of them"),

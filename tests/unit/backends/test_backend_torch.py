@@ -74,7 +74,7 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
         h.remove()
     for site in ("layer", "attn", "mlp", "z"):
         wanted = by_class(seen[site])
-        assert torch.allclose(getattr(means, site)[1].flatten(1).double(), wanted, atol=1e-5), site
+        assert torch.allclose(means.mean[site][1].flatten(1).double(), wanted, atol=1e-5), site
         assert (wanted[0] - wanted[1]).abs().max() > 0.01
     received, length = [], TOKENS.shape[1]
     with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")], torch.arange(length)[None]):
@@ -82,7 +82,7 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
         lens.model(TOKENS)
         handle.remove()
     got = received[0].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    assert torch.allclose(got[0, :, 2], means.z[1, :, 2][[0] + [1] * (length - 1)])
+    assert torch.allclose(got[0, :, 2], means.mean["z"][1, :, 2][[0] + [1] * (length - 1)])
 
 
 def rms(x, weight, eps):

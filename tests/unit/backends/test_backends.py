@@ -119,7 +119,11 @@ def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, req
             for one, other in zip(ours, theirs, strict=True):
                 assert other.logprob == pytest.approx(one.logprob, abs=TOLERANCE)
                 assert other.is_greedy == one.is_greedy
-        assert engine.generate_until(asked, conditions) == texts, name
+        if (name, family) == ("transformer_lens", "deepseek-v3"):
+            with pytest.raises(UserError, match="keeps no keys and values of latent attention; write texts with anoth"):
+                engine.generate_until(asked, conditions)
+        else:
+            assert engine.generate_until(asked, conditions) == texts, name
 
 
 @pytest.mark.parametrize(("family", "name"), [("llama-gqa", "transformer_lens"), ("deepseek-v2", "nnsight")])

@@ -8,7 +8,7 @@ import surgery
 import torch
 
 from depthlens.ablations import parse_condition
-from depthlens.backends import noise
+from depthlens.backends.row_edits import noise
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.models.architectures import hidden
@@ -81,17 +81,17 @@ def test_it_depends_on_seed_layer_site_index_and_position_only():
     texts = ["L2@noise", "L3@noise", "L2.attn@noise", "L2.mlp@noise", "L2.H0@noise", "L2.H1@noise", "L2.KV0@noise"]
     ablations = [of(text) for text in [*texts, "L2@noise1", "L2@noise4294967296"]]
     near, far = torch.arange(300)[None], torch.tensor([[299, 255, 256, 7]])
-    drawn = [noise.draw(a, near, 8) for a in ablations]
+    drawn = [noise(a, near, 8) for a in ablations]
     for i, one in enumerate(drawn):
         for other in drawn[:i]:
             assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 0.1, "of 2400 numbers"
         assert len({tuple(row) for row in one[0].tolist()}) == 300, "a position repeats another"
-        assert torch.equal(noise.draw(ablations[i], far, 8)[0], one[0][[299, 255, 256, 7]])
-        assert torch.equal(noise.draw(ablations[i], near[:, :5], 8), one[:, :5])
-    assert torch.equal(noise.draw(of("L2[1:]@noise"), near, 8), drawn[0])  # sparing moves nothing
+        assert torch.equal(noise(ablations[i], far, 8)[0], one[0][[299, 255, 256, 7]])
+        assert torch.equal(noise(ablations[i], near[:, :5], 8), one[:, :5])
+    assert torch.equal(noise(of("L2[1:]@noise"), near, 8), drawn[0])  # sparing moves nothing
     assert abs(drawn[0].mean()) < 0.1 and abs(drawn[0].std() - 1) < 0.05
 
 
 def test_it_is_that_of_the_same_numbers_drawn_again():
     wanted = surgery.noise(3, 2, "head", 1, 270, 12)
-    assert torch.equal(noise.draw(of("L2.H1@noise3"), torch.arange(270)[None], 12)[0], wanted)
+    assert torch.equal(noise(of("L2.H1@noise3"), torch.arange(270)[None], 12)[0], wanted)

@@ -144,5 +144,5 @@ def test_rounding_is_symmetric_to_the_nearest():
 
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_other_backends_refuse_it(backend):
-    with pytest.raises(dl.UserError, match="L1@int4 takes other weights or a layer twice; use backend 'torch'"):
+    with pytest.raises(dl.UserError, match="L1@int4 can be computed by backend 'torch' only; use that"):
         Engine(tiny.lens("llama-gqa"), backend=backend).loglikelihood(ASKED, [parse_condition("L1@int4")])

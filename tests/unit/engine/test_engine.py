@@ -10,7 +10,7 @@ import trees
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine import packed_trees, work
+from depthlens.engine import batches, work
 from depthlens.engine.engine import PATHS, Engine, next_token
 from depthlens.engine.writer import cut
 from depthlens.errors import UserError
@@ -233,7 +233,7 @@ def test_results_depend_on_neither_pack_size_nor_order(lens, requests, monkeypat
     wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
     for state_bytes in (1, 20_000):
         monkeypatch.setattr(work, "CPU_STATE_BYTES", state_bytes)
-        monkeypatch.setattr(packed_trees, "MAX_OPEN_ROWS", 3)
+        monkeypatch.setattr(batches, "MAX_OPEN_ROWS", 3)
         backwards = Engine(lens, batch_tokens=7, progress=False).loglikelihood(requests[::-1], conditions)
         assert same([row[::-1] for row in backwards], wanted)
 

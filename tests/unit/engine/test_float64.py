@@ -38,7 +38,7 @@ def lens():
 @pytest.mark.parametrize(("backend", "path", "same"), WAYS)
 def test_log_likelihoods_are_those_of_a_model_that_was_cut(lens, backend, path, same):
     means = backend_table.reference_of(lens)
-    assert {means.layer.dtype, means.z.dtype, means.sample["attn"].dtype} == {torch.float64}
+    assert {means.mean["layer"].dtype, means.mean["z"].dtype, means.sample["attn"].dtype} == {torch.float64}
     conditions = [BASELINE, *map(parse_condition, backend_table.KINDS.values())]
     engine = Engine(lens, backend=backend, path=path, means=means, progress=False)
     found = [row[0].logprob for row in engine.loglikelihood([REQUEST], conditions)]

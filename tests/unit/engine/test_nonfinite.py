@@ -52,11 +52,11 @@ def test_every_backend(backend, write):
 def test_the_condition_that_breaks_it_is_named(write):
     lens = tiny.lens("llama-gqa")
     means = measure_means(lens, [[5, 6, 7]], "one")
-    attn = means.attn.clone()
+    attn = means.mean["attn"].clone()
     attn[1] = float("inf")
     conditions = ["baseline", "L0", "L1.attn@mean", "L3"]
     with pytest.raises(UserError, match=r"not finite under L1\.attn@mean "):
-        ask(lens, conditions, means=dataclasses.replace(means, attn=attn), write=write)
+        ask(lens, conditions, means=dataclasses.replace(means, mean={**means.mean, "attn": attn}), write=write)
     assert ask(lens, ["baseline", "L0", "L3"], means=means, write=write)
 
 

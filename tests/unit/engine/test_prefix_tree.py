@@ -33,9 +33,9 @@ def test_a_tree_has_one_node_for_each_distinct_start():
 
 def test_prefix_branches_and_parents_of_a_small_tree():
     p = build([(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 7)], [0, 1, 2])
-    assert p.prefix == [1, 2]
-    assert [b.tokens for b in p.branches] == [[3, 4, 5, 6], [7]]
-    assert p.branches[0].parents == [-1, 0, 0, 2]
+    assert (p.n_prefix, p.tokens) == (2, [1, 2, 3, 4, 5, 6, 7])
+    assert p.branches == [range(2, 6), range(6, 7)]
+    assert p.parents == [-1, 0, 1, 2, 2, 4, 1]
     assert p.paths == [[0, 1, 2, 3], [0, 1, 2, 4, 5], [0, 1, 6]]
 
 
@@ -43,9 +43,9 @@ def test_sequences_of_two_few_shot_prefixes_are_not_mixed():
     def few_shot(token, n):
         return [tuple([token] * n + [i, i]) for i in range(5)]
 
-    assert sorted(len(p.prefix) for p in pack([*few_shot(1, 300), *few_shot(2, 300)], 10_000)) == [300, 300]
+    assert sorted(p.n_prefix for p in pack([*few_shot(1, 300), *few_shot(2, 300)], 10_000)) == [300, 300]
     (mixed,) = pack([*few_shot(1, 30), *few_shot(2, 30)], 10_000)  # too short to be worth a pack each
-    assert (len(mixed.prefix), len(mixed.branches)) == (0, 2)
+    assert (mixed.n_prefix, len(mixed.branches)) == (0, 2)
 
 
 def test_common_prefix():

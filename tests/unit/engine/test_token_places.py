@@ -99,7 +99,7 @@ def test_scores_depend_on_neither_order_nor_packs_nor_groups(requests, monkeypat
     lens = tiny.lens("llama-gqa")
     means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, SAMPLED, NOISE)
     wanted = Engine(lens, means=means, progress=False).loglikelihood(requests, conditions)
-    monkeypatch.setattr("depthlens.engine.packed_trees.MAX_OPEN_ROWS", group)
+    monkeypatch.setattr("depthlens.engine.batches.MAX_OPEN_ROWS", group)
     engine = Engine(lens, means=means, batch_tokens=7, progress=False)
     found = engine.loglikelihood(requests[::-1], conditions[::-1])
     for row, other in zip(wanted, found[::-1], strict=True):

@@ -48,7 +48,7 @@ def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     texts = [q.context for q in requests], "texts", [q.continuation for q in requests]
     means = measure_means(lens, *texts) if mode == "mean" else None
     estimate, clean = attribute(lens, requests, mode=mode, means=lambda: means)
-    towards = means.z if means else None
+    towards = means.mean["z"] if means else None
     assert estimate.shape == (len(requests), lens.dims.n_layers, lens.dims.n_heads)
     compared = 0
     for r, request in enumerate(requests):

@@ -1,0 +1,366 @@
+"""How the engine answers requests under conditions: packed into prefix trees, or row by row.
+
+**Packs.** Requests are packed into prefix trees, and all conditions walk through the layers together: see
+`depthlens.engine.wavefront`, and `depthlens.engine.decoding` for texts. Where texts are scored, a pack is cut so that
+one condition takes at most about ten seconds (`depthlens.engine.work`), and so are the conditions that walk through it
+together. Their answers are stored then, so that no more than that is lost when the work is stopped. Texts that are
+written are stored as they end, and only memory bounds a pack. Where memory runs out, the budget is halved, then the
+pack, then the group of conditions, and the work continues.
+
+**Rows.** For backends that only know whole forward passes, for models on a server, and for attention that the wavefront
+does not compute, each row (condition, request) takes a forward pass of its own, in padded batches. Rows share nothing
+but the batch, and the scores are the same. Long requests come first, and answers are stored about every ten seconds.
+Where memory runs out, the batch is halved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from depthlens.ablations import Condition
+from depthlens.backends import weight_swap
+from depthlens.engine import prefix_tree
+from depthlens.engine.decoding import Decoding
+from depthlens.engine.prefix_tree import Pack
+from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
+from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
+from depthlens.engine.writer import Row, Writer
+from depthlens.errors import UserError
+from depthlens.models.architectures import wide, wide_type
+from depthlens.models.lens import Lens
+from depthlens.models.placement import moved, place_of
+from depthlens.models.quantised import other_weights_bytes, other_weights_resident
+from depthlens.progress import Bar
+from depthlens.requests import LoglikelihoodAnswer
+from depthlens.store.answer_cache import AnswerRows, Product
+
+# prompts that are decoded in one pack, even if few conditions fit into memory then: a pack's last rows, which write for
+# longest, have few others beside them
+MIN_PROMPTS = 64
+# conditions that walk together; more gain nothing, since the clean row they share is by then a small part
+MAX_OPEN_ROWS = 128
+# a prefix that requests share is computed once a pack, so that a pack of several times its length spends little on it
+PREFIX_SHARE = 4
+
+Passed = Callable[[int], None]  # called with the number of tokens that have passed a layer
+
+
+@dataclass
+class Batches:
+    """Requests under conditions on their way to answers.
+
+    Attributes:
+        lens: A loaded model.
+        backend: Applies the conditions; of packs: hooks and reference means.
+        budget: Bounds on one batch; its tokens fall where memory runs out.
+        work: Counts what is computed.
+        rows: Requests, conditions, and their answers, which are filled in and kept.
+        bar: Moves by rows (condition, request).
+        writes: Whether texts are asked for, or log-likelihoods.
+        read: What is read of each request.
+        max_new: Most tokens that each request writes.
+    """
+
+    lens: Lens
+    backend: Any
+    budget: Budget
+    work: Work
+    rows: AnswerRows
+    bar: Bar
+    writes: bool
+
+    def __post_init__(self) -> None:
+        requests = self.rows.requests
+        self.read = [q.context if self.writes else q.inputs for q in requests]
+        self.max_new = [q.max_new_tokens if self.writes else 0 for q in requests]
+
+
+class PackedTrees(Batches):
+    """Requests in packs, through the layers under many conditions together.
+
+    Attributes:
+        at_once: Conditions that are decoded together.
+    """
+
+    at_once: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._rate = WorkRate(self.lens)
+        self._forks = [fork_layer(condition, self.lens.dims.n_layers) for condition in self.rows.conditions]
+
+    def run(self) -> None:
+        """Answer every request under every condition."""
+        order = sorted(self.rows.unfinished, key=lambda c: self._forks[c])  # the baseline last: see decoding.Decoding
+        if self.writes:
+            return self._write_all(order)
+        # every row of a pack lives through all layers: their states bound the size of a pack
+        row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
+        for group in (order[i : i + MAX_OPEN_ROWS] for i in range(0, len(order), MAX_OPEN_ROWS)):
+            self._walk(group, max(1, self.budget.state_bytes // (len(group) * row_bytes)))
+
+    def _write_all(self, order: Sequence[int]) -> None:
+        """Write all texts, under so many conditions in one go that their weights fit into memory with the keys."""
+        dims, conditions = self.lens.dims, self.rows.conditions
+        n_held = self.budget.key_bytes // (2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
+        shared = prefix_tree.common_prefix(min(self.read), max(self.read))
+        own = max(map(len, self.read)) - shared + max(self.max_new)
+        self.at_once = max(1, min(len(order), n_held // (shared + min(len(self.read), MIN_PROMPTS) * own)))
+        taken = max(other_weights_bytes(self.lens, [conditions[c]]) for c in order)
+        size = max(1, self.budget.key_bytes // taken) if taken else len(order)
+        for group in (order[i : i + size] for i in range(0, len(order), size)):
+            with other_weights_resident(self.lens, [conditions[c] for c in group]):
+                self._walk(group, max(1, n_held // self.at_once))
+
+    def _walk(self, group: Sequence[int], room: int) -> None:
+        """Run all requests under a group of conditions that fits into memory, sorted by where they fork off.
+
+        Args:
+            group: Indices of conditions.
+            room: Largest number of distinct tokens in a pack, and of tokens written after them.
+        """
+        n_layers = self.lens.dims.n_layers
+
+        def limit(prefix: int) -> int:
+            return room if self.writes else min(room, max(int(self._rate.work / n_layers), PREFIX_SHARE * prefix))
+
+        for pack in prefix_tree.pack(self.read, limit, extra=max(self.max_new, default=0)):
+            todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]
+            walked: list[int] = []  # of which requests the clean row is
+            clean = CleanRow()
+            while todo:
+                n = len(todo) if self.writes else self._in_time(pack, todo, walked=clean.final is not None)
+                some, todo = todo[:n], todo[n:]
+                for members, under in self.rows.missing(pack.sequences, some):
+                    if members != walked:
+                        walked, clean = members, CleanRow(frozenset(self._forks[c] for c in todo))
+                    self.compute(members, under, clean)
+
+    def _in_time(self, pack: Pack, todo: Sequence[int], *, walked: bool) -> int:
+        """How many conditions take about the time of a pack together; all of them, if that is half as long again."""
+        n, work = 1, self._rate.work
+        while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
+            n += 1
+        return len(todo) if self._work(pack, todo, walked) <= 1.5 * work else n
+
+    def _work(self, pack: Pack, group: Sequence[int], walked: bool) -> int:
+        """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
+        n_layers = self.lens.dims.n_layers
+        read = sum(n_layers - self._forks[c] for c in group)
+        written = sum(self.max_new[r] for r in pack.sequences)
+        return pack.n_tokens * (read + (0 if walked else n_layers)) + n_layers * len(group) * written
+
+    def compute(self, members: list[int], group: list[int], clean: CleanRow) -> None:
+        """Answer some requests under some conditions, and store the answers.
+
+        Where memory runs out, the halves of what is missing are answered.
+        """
+        pack, walked = prefix_tree.build(self.read, members), clean.final is not None
+        start, n_rows, work, done = self.bar.n, len(members) * len(group), max(1, self._work(pack, group, walked)), 0
+
+        def passed(n: int) -> None:
+            nonlocal done
+            done += n
+            self.work.layer_tokens += n
+            self.bar.update(start + n_rows * min(done, work) // work - self.bar.n)
+
+        def run() -> bool:
+            with self._rate.measured(work):
+                (self._write if self.writes else self._score)(pack, group, clean, passed)
+            return True
+
+        can_shrink = n_rows > 1 or self.budget.batch_tokens > MIN_BATCH_TOKENS
+        complete = tried(run, smaller=can_shrink)
+        answered = [(c, r) for c in group for r in members if self.rows.answers[c][r] is not None]
+        self.bar.update(start + len(answered) - self.bar.n)
+        n_tokens, unshared = 0 if walked else pack.n_tokens, sum(len(self.read[r]) for _, r in answered)
+        self.work.add(Work(rows=len(answered), tokens=n_tokens, unshared_tokens=unshared))
+        self.rows.keep(answered)
+        if not complete:
+            clean.forget()
+            self.budget.batch_tokens = max(MIN_BATCH_TOKENS, self.budget.batch_tokens // 2)
+            for product in self.rows.missing(members, group):
+                for half in _halves(*product):
+                    self.compute(*half, CleanRow())
+
+    def _score(self, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
+        """Log-likelihoods of one pack under a group of conditions."""
+        requests, conditions = self.rows.requests, [self.rows.conditions[c] for c in group]
+        scored: dict[int, int] = {}  # which positions are unembedded: sequences share them as they share tokens
+        spans = [
+            [scored.setdefault(node, len(scored)) for node in path[len(requests[r].context) - 1 :]]
+            for r, path in zip(pack.sequences, pack.paths, strict=True)
+        ]
+        walk = Wavefront(self.lens, self.backend.means, self.budget.batch_tokens)
+        states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
+        states = moved(states, place_of(self.lens.arch.unembed))
+        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
+        places = torch.tensor([i for span in spans for i in span], device=states.device)
+        logprobs, greedy = self._target_logprobs(conditions, states, places, targets)
+        sizes = [len(span) for span in spans]
+        for c, *of_condition in zip(group, logprobs.cpu(), greedy.cpu(), strict=True):
+            for r, sums, hits in zip(pack.sequences, *(x.split(sizes) for x in of_condition), strict=True):
+                logprob = math.fsum(sums.tolist())
+                if not math.isfinite(logprob):
+                    raise self.lens.not_finite(self.rows.conditions[c])
+                self.rows.answers[c][r] = LoglikelihoodAnswer(logprob, all(hits.tolist()))
+
+    @torch.no_grad()
+    def _target_logprobs(
+        self, conditions: Sequence[Condition], states: Tensor, places: Tensor, targets: Tensor
+    ) -> tuple[Float[Tensor, "condition target"], Bool[Tensor, "condition target"]]:
+        """Log-probabilities of target tokens, and whether each is the likeliest.
+
+        Args:
+            conditions: One a row.
+            states: Final residual streams; so many as the budget allows are unembedded at once. Shape [condition,
+                position, d_model].
+            places: Position among the states that predicts each target. Shape [target].
+            targets: Token ids. Shape [target].
+        """
+        n, n_positions = len(conditions), states.shape[1]
+        rows = (torch.arange(n, device=places.device)[:, None] * n_positions + places).flatten()
+        wanted, under = targets.repeat(n), [c for c in conditions for _ in range(n_positions)]
+        logprobs = torch.empty(len(rows), dtype=wide_type(states.dtype), device=states.device)
+        greedy = torch.empty(len(rows), dtype=torch.bool, device=states.device)
+        start = 0
+        for block in states.flatten(0, 1).split(self.budget.unembed_rows):
+            end = start + len(block)
+            logits = wide(weight_swap.unembed(self.lens, under[start:end], block))
+            here = ((rows >= start) & (rows < end)).nonzero()[:, 0]
+            at = rows[here] - start
+            logprobs[here] = logits[at, wanted[here]] - logits.logsumexp(-1)[at]
+            greedy[here] = logits.argmax(-1)[at] == wanted[here]
+            start = end
+        return logprobs.view(n, -1), greedy.view(n, -1)
+
+    def _write(self, pack: Pack, group: list[int], _: CleanRow, passed: Passed) -> None:
+        """Texts of one pack under a group of conditions, of which some fit into memory at once."""
+        rows, conditions = self.rows, [self.rows.conditions[c] for c in group]
+        writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
+        expected = text_lengths(self.lens, writer.requests)
+
+        def finished(found: list[Row]) -> None:
+            n = sum(len(writer.tokens[row]) for row in found)
+            spared = sum(expected[d] for _, d in found) - n
+            self.work.add(Work(written_tokens=n, spared=self.lens.dims.n_layers * spared))
+            for c, d in found:
+                rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
+            # long texts: those that have ended are stored while the others are written
+            rows.keep(((group[c], pack.sequences[d]) for c, d in found), wait=True)
+
+        Decoding(self.lens, self.backend, pack, conditions, self.budget, writer, passed, finished).run(self.at_once)
+
+
+class RowBatches(Batches):
+    """Requests under conditions, row by row."""
+
+    def run(self) -> None:
+        """Answer every request under every condition, long ones first.
+
+        Raises:
+            UserError: a server is to draw tokens.
+        """
+        rows, lengths = self.rows, [len(read) + new for read, new in zip(self.read, self.max_new, strict=True)]
+        todo = [(c, r) for members, group in rows.missing() for c in group for r in members]
+        todo.sort(key=lambda row: -lengths[row[1]])
+        # in float64 nothing is padded: eager attention takes its softmax in float32, where what padding sees is NaN
+        most = 1 if self.writes and self.lens.dtype == torch.float64 else len(todo)
+        with other_weights_resident(self.lens, rows.conditions) if self.writes else nullcontext():
+            while todo:
+                longest = max(1, lengths[todo[0][1]])
+                batch = todo[: max(1, min(most, self.budget.batch_tokens // longest))]
+                answers = tried(partial(self._write if self.writes else self._score, batch), smaller=len(batch) > 1)
+                if answers is None:
+                    self.budget.batch_tokens = max(1, len(batch) // 2 * longest)
+                    continue
+                for (c, r), answer in zip(batch, answers, strict=True):
+                    rows.answers[c][r] = answer
+                todo = todo[len(batch) :]
+                self.bar.update(len(batch))
+                rows.keep(batch, wait=True)
+
+    def _score(self, batch: list[Row]) -> Sequence[Any]:
+        under = [self.rows.conditions[c] for c, _ in batch]
+        asked = [self.rows.requests[r] for _, r in batch]
+        tokens, mask = self._padded([q.inputs for q in asked], "right")
+        positions = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
+        if self.lens.remote:
+            found = self.backend.score(tokens, under, positions, [q.continuation for q in asked])
+        else:
+            logits, _ = self.backend.forward(tokens, mask, under, positions=positions)
+            found = [_scored(of_row, q.continuation) for of_row, q in zip(logits, asked, strict=True)]
+        for condition, (logprob, _) in zip(under, found, strict=True):
+            if not math.isfinite(logprob):
+                raise self.lens.not_finite(condition)
+        read = sum(len(q.inputs) for q in asked)
+        self.work.add(Work(len(batch), read, read, layer_tokens=self.lens.dims.n_layers * read))
+        return [LoglikelihoodAnswer(*answer) for answer in found]
+
+    def _write(self, batch: list[Row]) -> Sequence[Any]:
+        rows = self.rows
+        asked = [rows.requests[r] for _, r in batch]
+        writer = Writer(self.lens, rows.requests, rows.conditions)
+        tokens, mask = self._padded([q.context for q in asked], "left")
+        if self.lens.remote:
+            if any(q.sampling for q in asked):
+                fault = "a server draws tokens in its own way; load the model here to sample"
+                raise UserError(f"model {self.lens.name}: {fault}")
+            under, most = [rows.conditions[c] for c, _ in batch], max(q.max_new_tokens for q in asked)
+            new = self.backend.write(tokens, mask, under, most, writer.rules, writer.eos)
+            texts = [writer.replay(row, of_row) for row, of_row in zip(batch, new, strict=True)]
+        else:
+            self._write_together(writer, batch, tokens, mask)
+            texts = [writer.text(row) for row in batch]
+        read = sum(len(q.context) for q in asked)
+        written, expected = sum(len(writer.tokens[row]) for row in batch), sum(text_lengths(self.lens, asked))
+        n_layers = self.lens.dims.n_layers
+        passed, spared = n_layers * (read + written - len(batch)), n_layers * (expected - written)
+        self.work.add(Work(len(batch), read, read, written, passed, spared))
+        return texts
+
+    def _write_together(
+        self, writer: Writer, alive: list[Row], tokens: Int[Tensor, "row pos"], mask: Int[Tensor, "row pos"]
+    ) -> None:
+        cache = None
+        while alive:
+            under = [writer.conditions[c] for c, _ in alive]
+            logits, cache = self.backend.forward(tokens, mask, under, cache=cache)
+            unfinished = writer.write(alive, torch.cat(logits))
+            if len(unfinished) < len(alive):
+                keep = torch.tensor([alive.index(row) for row in unfinished], dtype=torch.long)
+                cache.batch_select_indices(keep)  # which may be on several devices
+                mask, alive = mask[keep], unfinished
+            tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+
+    def _padded(self, rows: Sequence[Sequence[int]], side: str) -> list[Int[Tensor, "row pos"]]:
+        """Token ids and attention mask; those for a server are here."""
+        ids = [torch.tensor(row, device="cpu" if self.lens.remote else self.lens.device) for row in rows]
+        padded = partial(pad_sequence, batch_first=True, padding_side=side)
+        return [padded(ids), padded([torch.ones_like(row) for row in ids])]
+
+
+def _halves(members: list[int], group: list[int]) -> list[Product]:
+    """A product in two: half of the requests each, or of the conditions where there is one request."""
+    items = members if len(members) > 1 else group
+    middle = len(items) // 2
+    cut = [half for half in (items[:middle], items[middle:]) if half]
+    return [(half, group) if len(members) > 1 else (members, half) for half in cut]
+
+
+def _scored(logits: Float[Tensor, "n_continuation d_vocab"], continuation: Sequence[int]) -> tuple[float, bool]:
+    """Log-likelihood of a continuation from the logits that predict it, and whether it is the likeliest."""
+    targets = torch.tensor(continuation, device=logits.device)
+    logprobs = wide(logits).log_softmax(-1).gather(-1, targets[:, None])
+    return float(logprobs.sum()), bool((logits.argmax(-1) == targets).all())
