@@ -138,7 +138,7 @@ class RowDonations:
                         yield module, shared(module, other, mask, by_input=by_input)
             if mode == "donor" and layer >= 0:
                 attn = self.lens.arch.attn[layer]
-                if self.donor.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
+                if self.lens.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
                     yield attn, self._with_donor_rotary(attn.forward, layer, mask)
 
     def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
@@ -146,10 +146,10 @@ class RowDonations:
         arch, family = self.lens.arch, self.lens.arch.family
         if layer < 0:
             for name in ("embed", "final_norm", "unembed"):
-                yield getattr(arch, name), getattr(self.donor.lens.arch, name), name.replace("final_norm", "unembed")
+                yield getattr(arch, name), getattr(self.donor.arch, name), name.replace("final_norm", "unembed")
             return
         base = arch.layers[layer]
-        other = self.donor.lens.arch.layers[layer] if mode == "donor" else rounded_layer(self.lens, layer, mode)
+        other = self.donor.arch.layers[layer] if mode == "donor" else rounded_layer(self.lens, layer, mode)
         paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
         for name, module in arch.attn[layer].named_modules():
             if any(True for _ in module.parameters(recurse=False)):
@@ -171,7 +171,7 @@ class RowDonations:
 
     def _with_donor_rotary(self, forward: Forward, layer: int, mask: Bool[Tensor, "row 1"]) -> Forward:
         """The attention's forward with the donor's rotary angles in some rows."""
-        arch = self.donor.lens.arch
+        arch = self.donor.arch
 
         def call(*args: Any, **kwargs: Any) -> Any:
             base = kwargs["position_embeddings"]  # one tensor, or cosine and sine: each [row or 1, pos, angle]

@@ -68,7 +68,7 @@ def models_of(lens: Lens, gpus: int | float) -> Models:
     device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
     load: dict[str, Any] = {"name": lens.name, "device": device, "dtype": str(lens.dtype).removeprefix("torch.")}
     load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
-    return [(load, _described(lens)), *(models_of(lens.donor.lens, gpus) if lens.donor else [])]
+    return [(load, _described(lens)), *(models_of(lens.donor, gpus) if lens.donor else [])]
 
 
 def _described(lens: Lens) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Wavefront:
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
                         with RowDonations([conditions[c]], self.lens).embeddings():
                             rows[c] = moved(arch.embed(moved(layout.tokens, self.lens.device)[None])[0], device)
-                donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
+                donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     keep = at if layer == n_layers - 1 else None
                     passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, rotary, keep))

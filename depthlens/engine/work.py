@@ -169,7 +169,7 @@ class WorkRate:
     """
 
     def __init__(self, lens: Lens) -> None:
-        self._models = [lens, lens.donor.lens] if lens.donor else [lens]
+        self._models = [lens, lens.donor] if lens.donor else [lens]
         n_parameters = sum(weight.numel() for weight in lens.arch.layers[0].parameters())
         rate = CORE_RATE * torch.get_num_threads() if lens.device.type == "cpu" else GPU_RATE
         self._rate = rate / (2 * max(1, n_parameters))  # tokens that pass a layer a second

@@ -85,7 +85,7 @@ class ConditionRuns:
         self.record["batch_tokens"] = work.choose(lens, options["batch_tokens"]).batch_tokens
         self.record["tree_attention"] = tree_attention.kernel_of(lens)
         if (given := self._joined.donor) is not None:
-            self.record["donor"] = given.lens.describe(self.store.donor_fingerprint)
+            self.record["donor"] = given.describe(self.store.donor_fingerprint)
 
     def run(
         self, view: View, reference: Reference | None, conditions: Sequence[Condition] | None = None

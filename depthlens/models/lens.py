@@ -7,7 +7,7 @@ import html
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from tempfile import TemporaryDirectory
@@ -56,6 +56,7 @@ class Lens:
         remote: The way to a model that was loaded with ``remote``, whose ``model`` has no weights; else None.
         quantize: How its weights were quantised on loading; None: not then. See `depthlens.load`.
         donor: The model that ``@donor`` conditions take parts from (`depthlens.models.pairs.with_donor`); else None.
+        own_rotary: Whether the donor's rotary frequencies differ; they go with whole layers and attentions.
         waited: Seconds in which layers were read from disk, so far.
         arch: Layers, attention, ``o_proj`` and MLP modules.
 
@@ -70,8 +71,9 @@ class Lens:
     name: str = ""
     stream: TemporaryDirectory[str] | None = None
     remote: Remote | None = None
-    donor: Donor | None = None
+    donor: Lens | None = None
     quantize: str | None = None
+    own_rotary: bool = field(default=False, init=False)
     waited: float = field(default=0.0, init=False)
     arch: architectures.Architecture = field(init=False)
     _views: dict[Callable[[Lens], Any], tuple[Any, Any]] = field(default_factory=dict, init=False)
@@ -149,7 +151,7 @@ class Lens:
             raise UserError(f"torch.autocast is on, which changes scores; {fix}")
         self.arch = architectures.bind(self.model)
         if self.donor:
-            self.donor.lens.bind()
+            self.donor.bind()
 
     def not_finite(self, condition: object) -> UserError:
         """The error for an answer under a condition that is not finite: it would spread silently into means.
@@ -231,28 +233,11 @@ class Lens:
         return f"Lens({self.name!r}: {about['class']}, {sizes}, {about['dtype']} on {where})"
 
     def _repr_html_(self) -> str:
-        about = vars(self.dims) | self.describe("") | {"donor": self.donor and self.donor.lens.name}
+        about = vars(self.dims) | self.describe("") | {"donor": self.donor and self.donor.name}
         rows = {key: value for key, value in about.items() if isinstance(value, int | str) and value and key != "name"}
         cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
         following = '<p>next: <code>dl.layer_sweep(lens, ["capitals_continuation"], limit=40)</code></p>'
         return f"<p>Lens <b>{html.escape(self.name)}</b></p><table>{cells}</table>{following}"
-
-
-@dataclass(frozen=True, eq=False)
-class Donor:
-    """A model that fits a base model, see `depthlens.models.pairs.with_donor`.
-
-    Attributes:
-        lens: The donor, in memory or offloaded.
-        own_rotary: Whether its rotary frequencies differ from the base's.
-    """
-
-    lens: Lens
-    own_rotary: bool
-
-    def resident(self, layer: int, layers: Sequence[int]) -> AbstractContextManager[None]:
-        """Within the context a layer's weights are in memory, if it is one of ``layers``."""
-        return self.lens.resident(layer) if layer in layers else nullcontext()
 
 
 def donor_layers(conditions: Sequence[Condition]) -> list[int]:

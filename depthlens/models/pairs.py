@@ -20,7 +20,7 @@ from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError
 from depthlens.models import loading, names, quantised
-from depthlens.models.lens import Donor, Lens, one_thread
+from depthlens.models.lens import Lens, one_thread
 
 # settings of a configuration in which a donor may differ: they change no layer, or rotary angles alone
 HARMLESS = {"max_position_embeddings", "tie_word_embeddings", "initializer_range", "use_cache", "pretraining_tp"}
@@ -48,8 +48,9 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     arguments.loaded(base)
     base.needs_weights("@donor")
     donor = load_donor(base, donor)
+    compare(base, donor)
     joined = copy.copy(base)
-    joined.donor = compare(base, donor)
+    joined.donor, joined.own_rotary = donor, _rotary(base) != _rotary(donor)
     return joined
 
 
@@ -109,15 +110,12 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
     return None
 
 
-def compare(base: Lens, donor: Lens) -> Donor:
+def compare(base: Lens, donor: Lens) -> None:
     """Check that two models are a pair.
 
     Args:
         base: A loaded model.
         donor: Another, of the same dtype and on the same device.
-
-    Returns:
-        The donor, with what else than layers differs.
 
     Raises:
         UserError: naming the first difference that makes them no pair.
@@ -136,8 +134,6 @@ def compare(base: Lens, donor: Lens) -> Donor:
         if of_base != of_donor:
             fault = f"{models} are no pair: {fact} is {of_base} in the base, {of_donor} in the donor"
             raise UserError(f"{fault}; a donor differs in its weights alone")
-
-    return Donor(donor, _rotary(base) != _rotary(donor))
 
 
 def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:

@@ -157,7 +157,7 @@ def rounded_layer(lens: Lens, layer: int, mode: str) -> nn.Module:
 
 def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
     """Bytes of the layers that conditions need beside the model: rounded copies, and those of an offloaded donor."""
-    modes = {*ROUNDED, "donor"} if lens.donor and lens.donor.lens.stream else {*ROUNDED}
+    modes = {*ROUNDED, "donor"} if lens.donor and lens.donor.stream else {*ROUNDED}
     layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in modes and a.layer >= 0}
     return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers) if layers else 0
 
@@ -172,7 +172,7 @@ def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Itera
         if lens.donor:
             taken = {a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0}
             for layer in sorted(taken):
-                stack.enter_context(lens.donor.lens.resident(layer))
+                stack.enter_context(lens.donor.resident(layer))
         _kept[lens] = {}
         stack.callback(_kept.pop, lens)
         yield

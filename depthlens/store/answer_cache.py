@@ -233,7 +233,7 @@ class AnswerStore:
 
     def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
         self._opened = open_store(store)
-        given = {"model": lens, "donor": lens.donor and lens.donor.lens, "second": second}
+        given = {"model": lens, "donor": lens.donor, "second": second}
         self._models = {role: model for role, model in given.items() if model is not None}
         for model in self._models.values():
             model.bind()

@@ -273,5 +273,5 @@ class DepthlensLM(Encoder):
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes of the model into its results."""
         donor = self.engine.lens.donor
-        about = {"donor": donor.lens.describe()} if donor else {}
+        about = {"donor": donor.describe()} if donor else {}
         return self.engine.lens.describe() | {"condition": str(self.condition)} | about

@@ -106,7 +106,7 @@ def test_other_rotary_frequencies_go_with_whole_layers(family):
     base = surgery.rough_lens(family)
     donor = other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
     together = distillation.with_donor(base, donor)
-    assert together.donor.own_rotary
+    assert together.own_rotary
     with distillation.transplant(base, donor, layers=range(5), embeddings=True):
         same(logits(base.model), logits(donor.model))
     conditions = expand("whole@donor,L2.H1@donor,L1", base.dims)

@@ -116,11 +116,11 @@ def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
     conditions = transplants.conditions_for(base)
     wanted = distillation.with_donor(*whole)
     transplants.same(transplants.scores(together, conditions), transplants.scores(wanted, conditions))
-    assert layers_in_memory(together.donor.lens) == []
+    assert layers_in_memory(together.donor) == []
     if not offloaded:
         assert transplants.texts(together, conditions) == transplants.texts(wanted, conditions)
-        assert layers_in_memory(together.donor.lens) == []
-    assert together.donor.lens.fingerprint == whole[1].fingerprint
+        assert layers_in_memory(together.donor) == []
+    assert together.donor.fingerprint == whole[1].fingerprint
 
 
 def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(folders, monkeypatch):

@@ -109,7 +109,7 @@ def test_donors(wide, scheme):
     mixed = dl.with_donor(plain, base)  # what quantising each layer alone would cost
     assert torch.allclose(scores(mixed, expand("whole@donor", base.dims))[1], scores(base, [BASELINE])[0], atol=SAME)
     named = dl.with_donor(base, wide())
-    assert named.donor.lens.quantize == scheme
+    assert named.donor.quantize == scheme
 
 
 def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
