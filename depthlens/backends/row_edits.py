@@ -35,13 +35,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
+from depthlens.ablations import SITES, WEIGHTS, Ablation
 from depthlens.backends import weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import experts, quantised
 from depthlens.models.architectures import Architecture, hidden, replaced_forwards, wide, with_hidden
-from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
 
 # where the ablations of a site act: on what a layer, its attention or its MLP gives, or on z of all heads, side by side
@@ -88,33 +87,26 @@ def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
 
 
 @dataclass
-class RowEdits:
+class RowEdits(weight_swap.RowWeights):
     """Which rows of a batch are edited where, and the hooks that do it.
 
     Attributes:
-        conditions: One per row; a single one serves batches of any size.
-        lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
         position_ids: Where the tokens stand; only conditions that depend on it need them.
-        by_layer: Ablations of each layer, but for those with other weights, with their rows.
-        donations: Which rows have other weights.
         layers: Those that are edited.
 
     Raises:
         UserError: a condition does not fit the model, or needs means, a prompt, positions or a donor and there is none.
     """
 
-    conditions: Sequence[Condition]
-    lens: Lens
     means: Means | None
     position_ids: Int[Tensor, "#row pos"] | None = None
 
     def __post_init__(self) -> None:
-        means, rows_of = self.means, dict[Condition, list[int]]()
-        for row, condition in enumerate(self.conditions):
-            rows_of.setdefault(condition, []).append(row)
-        self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
-        for condition, rows in rows_of.items():
+        super().__post_init__()
+        self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
+        means = self.means
+        for condition in dict.fromkeys(self.conditions):
             condition.validate(self.lens.dims)
             if condition.uses("donor") and self.lens.donor is None:
                 raise UserError(f"condition {condition} takes weights from a donor, and none was given")
@@ -124,18 +116,13 @@ class RowEdits:
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_positions and self.position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
-            for ablation in condition.ablations:
-                if ablation.mode not in WEIGHTS:
-                    self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).extend(rows)
-        self.donations = weight_swap.RowDonations(self.conditions, self.lens)
-        self.layers = sorted({*self.by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer, for whatever library provides the tensors."""
         found: dict[str, list[Edit]] = {}
         # a head's come after its KV group's
         for a, rows in sorted(self.by_layer.get(layer, {}).items(), key=lambda item: item[0].site == "head"):
-            if a.site in ACTS_ON and a.mode != "twice":
+            if a.site in ACTS_ON and a.mode not in (*WEIGHTS, "twice"):
                 found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
         return {site: SiteEdit(tuple(edits), self.position_ids) for site, edits in found.items()}
 
@@ -146,24 +133,19 @@ class RowEdits:
         with ExitStack() as stack:
             if twice:
                 stack.enter_context(_twice(self.lens.arch.layers[layer], twice, len(self.conditions)))
-            if layer in self.donations.layers:
-                stack.enter_context(self.donations.layer(layer))
+            stack.enter_context(replaced_forwards(self.forwards(layer)))
             stack.enter_context(hooks(self.lens.arch, layer, self.at(layer)))
-            router, routing = self.lens.arch.routers[layer], self._routing(layer)
-            if router is not None and routing is not None:
-                stack.enter_context(replaced_forwards([routing.around(router.module)]))
+            stack.enter_context(replaced_forwards(self._routing(layer)))
             yield
 
-    def _routing(self, layer: int) -> experts.Routing | None:
-        """What the router of a layer runs in; None where no row does without an expert."""
-        of_layer = self.by_layer.get(layer, {})
+    def _routing(self, layer: int) -> Iterator[tuple[nn.Module, weight_swap.Forward]]:
+        """The router of a layer and its forward, where a row does without an expert."""
+        of_layer, router = self.by_layer.get(layer, {}), self.lens.arch.routers[layer]
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
-        if not ablations:
-            return None
-        n_experts = self.lens.arch.dims.n_experts[layer]
-        device = self.lens.device_of(layer)
-        removed = experts.removed(ablations, len(self.conditions), n_experts, moved(self.position_ids, device), device)
-        return experts.Routing(n_experts, removed)
+        if ablations and router:
+            n, device = router.n_experts, self.lens.device_of(layer)
+            removed = experts.removed(ablations, len(self.conditions), n, moved(self.position_ids, device), device)
+            yield experts.Routing(n, removed).around(router.module)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.lens.arch.dims, slice(None), None

@@ -73,7 +73,7 @@ class Backend(ABC):
         positions = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
         picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
         under = [c for c, places in zip(conditions, positions, strict=True) for _ in places]
-        with weight_swap.RowDonations(under, self.lens).embeddings():
+        with weight_swap.RowWeights(under, self.lens).embeddings():
             logits = head(self.lens.model, picked)
         return list(logits.split([len(places) for places in positions])), cache
 
@@ -109,7 +109,7 @@ class TorchBackend(Backend):
     @contextmanager
     def _hooked(self, edits: RowEdits) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(edits.donations.embeddings())
+            stack.enter_context(edits.embeddings())
             for layer in edits.layers:
                 stack.enter_context(edits.hooked(layer))
             yield

@@ -56,7 +56,7 @@ def unembed(
     lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits of final residual streams, before the last norm, under one condition a row."""
-    with RowDonations(conditions, lens).embeddings():
+    with RowWeights(conditions, lens).embeddings():
         return lens.arch.logits(states)
 
 
@@ -95,40 +95,32 @@ def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], 
 
 
 @dataclass
-class RowDonations:
+class RowWeights:
     """Which rows of a batch take weights from a donor, or their own rounded ones.
 
     Attributes:
         conditions: One per row; a single one serves batches of any size.
         lens: The base model.
-        by_layer: Ablations with other weights by layer and mode, with their rows.
-        layers: Layers in which a row has such an ablation, sorted.
+        by_layer: All ablations of each layer, with their rows; -1: of embedding and unembedding.
     """
 
     conditions: Sequence[Condition]
     lens: Lens
 
     def __post_init__(self) -> None:
-        self.by_layer: dict[int, dict[str, list[tuple[int, Ablation]]]] = {}
+        self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
+        self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
         for row, condition in enumerate(self.conditions):
             for ablation in condition.ablations:
-                if ablation.mode in WEIGHTS:
-                    of_layer = self.by_layer.setdefault(ablation.layer, {})
-                    of_layer.setdefault(ablation.mode, []).append((row, ablation))
-        self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
-        self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
-
-    def layer(self, layer: int) -> AbstractContextManager[None]:
-        """Within the context the rows of one of the ``layers`` have their weights."""
-        return replaced_forwards(self._forwards(layer))
+                self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
 
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
-        return replaced_forwards(self._forwards(-1))
+        return replaced_forwards(self.forwards(-1))
 
-    def _forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
+    def forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
         """Modules, each with the forward that shares its rows; each forward calls those before it."""
-        for mode in self.by_layer.get(layer, {}):
+        for mode in dict.fromkeys(a.mode for a in self.by_layer.get(layer, {}) if a.mode in WEIGHTS):
             for module, other, kind in self._modules(layer, mode):
                 taken = self._mask(layer, mode, kind)
                 whole = taken.all(1, keepdim=True)
@@ -163,10 +155,10 @@ class RowDonations:
         dims = self.lens.dims
         n_parts = {"head": dims.n_heads, "kv": dims.n_kv_heads}.get(kind, 1)
         mask = torch.zeros(len(self.conditions), n_parts, dtype=torch.bool)
-        for row, a in self.by_layer[layer][mode]:
-            if a.site in TAKERS[kind]:
+        for a, rows in self.by_layer[layer].items():
+            if a.mode == mode and a.site in TAKERS[kind]:
                 heads = dims.query_heads(a.index) if (a.site, kind) == ("kv", "head") else [a.index]
-                mask[row, slice(None) if a.index < 0 else [*heads]] = True
+                mask[torch.tensor(rows)[:, None], range(n_parts) if a.index < 0 else [*heads]] = True
         return mask
 
     def _with_donor_rotary(self, forward: Forward, layer: int, mask: Bool[Tensor, "row 1"]) -> Forward:

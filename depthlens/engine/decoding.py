@@ -286,7 +286,7 @@ class Decoding:
         position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
         edits = RowEdits(conditions, lens, self.backend.means, position_ids)
         with walking(lens.model):
-            with edits.donations.embeddings():
+            with edits.embeddings():
                 x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
             rotary = arch.angles(x, position_ids)
             for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.weight_swap import RowDonations
+from depthlens.backends.weight_swap import RowWeights
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.models.lens import Lens, donor_layers
@@ -127,7 +127,7 @@ class Wavefront:
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
                     rows[c] = clean.inputs[layer] if walked else rows[CLEAN]
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
-                        with RowDonations([conditions[c]], self.lens).embeddings():
+                        with RowWeights([conditions[c]], self.lens).embeddings():
                             rows[c] = moved(arch.embed(moved(layout.tokens, self.lens.device)[None])[0], device)
                 donor = self.lens.donor.resident(layer, from_donor) if self.lens.donor and from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
