@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from depthlens.ablations import Condition
-from depthlens.backends import weight_swap
+from depthlens.backends import row_edits
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.prefix_tree import Pack
@@ -236,7 +236,7 @@ class PackedTrees(Batches):
         start = 0
         for block in states.flatten(0, 1).split(self.budget.unembed_rows):
             end = start + len(block)
-            logits = wide(weight_swap.unembed(self.lens, under[start:end], block))
+            logits = wide(row_edits.unembed(self.lens, under[start:end], block))
             here = ((rows >= start) & (rows < end)).nonzero()[:, 0]
             at = rows[here] - start
             logprobs[here] = logits[at, wanted[here]] - logits.logsumexp(-1)[at]
