@@ -220,12 +220,11 @@ class RowEdits(RowWeights):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
-        means = self.means
         for condition in dict.fromkeys(self.conditions):
             condition.validate(self.lens.dims)
-            if condition.uses("mean") and (means is None or not means.mean):
+            if condition.uses("mean") and not (self.means and self.means.mean):
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
-            if condition.uses("resample") and (means is None or not means.sample):
+            if condition.uses("resample") and not (self.means and self.means.sample):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_positions and self.position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
@@ -346,10 +345,8 @@ def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_id
     return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
 
 
-def unembed(
-    lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]
-) -> Float[Tensor, "row d_vocab"]:
-    """Logits of final residual streams, before the last norm, under one condition a row."""
+def unembed(lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]) -> Tensor:
+    """Logits of final residual streams, before the last norm, under one condition a row. Shape [row, d_vocab]."""
     with RowWeights(conditions, lens).embeddings():
         return lens.arch.logits(states)
 
