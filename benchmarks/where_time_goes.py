@@ -17,7 +17,7 @@ from speed import WORKS, prepared_work
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from depthlens.ablations import expand
-from depthlens.backends import weight_swap
+from depthlens.backends import row_edits
 from depthlens.engine.engine import Engine
 
 UNEMBEDDING = "unembedding"
@@ -58,13 +58,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="documents of each work; its own number without")
     options = parser.parse_args()
     chosen = options.work or [*WORKS]
-    unembed = weight_swap.unembed
+    unembed = row_edits.unembed
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         with record_function(UNEMBEDDING):
             return unembed(*args, **kwargs)
 
-    weight_swap.unembed = marked
+    row_edits.unembed = marked
     columns = [*KINDS, UNEMBEDDING, OTHERS, "Python"]
     print(f"| work | seconds | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name in chosen:

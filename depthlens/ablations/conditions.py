@@ -55,6 +55,8 @@ GRAMMAR = (
 
 _MODES_OF = dict.fromkeys(SITES, ("zero", *MODES))  # removal first, where there is one
 _MODES_OF |= {"layer": ("skip", *MODES, "twice"), "expert": ("zero",), **dict.fromkeys(ENDS, ("donor",))}
+_EVERYWHERE = (*WEIGHTS, "twice")  # modes that no position is spared from
+_NOTHING = {"layer": -1, "index": -1, "start": 0, "seed": 0}  # what a field is where it does not fit
 # what the parts with numbers are called, and the part that they are within
 _KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
 _SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
@@ -138,18 +140,14 @@ class Ablation:
         if self.mode not in modes:
             what = f"mode {self.mode!r}" if self.mode else "removal"
             raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
-        fields = {
-            "layer": (-1, self.site not in ENDS),
-            "index": (-1, self.site in INDEXED),
-            "start": (0, self.mode not in (*WEIGHTS, "twice")),
-            "seed": (0, self.mode == "noise"),
-        }
-        for name, (nothing, is_free) in fields.items():
-            value = arguments.whole(f"an ablation's {name}", getattr(self, name), 0 if is_free else nothing)
+        free = self.site not in ENDS, self.site in INDEXED, self.mode not in _EVERYWHERE, self.mode == "noise"
+        for (name, nothing), is_free in zip(_NOTHING.items(), free, strict=True):
+            value = getattr(self, name)
             if not is_free and value != nothing:
                 fault = f"{self}: {name} {value} does not fit site {self.site!r} and mode {self.mode!r}"
                 raise UserError(f"{fault}; leave it out")
-            object.__setattr__(self, name, value)
+            if is_free and (type(value) is not int or value < 0):  # sweeps make many, and rules take longer
+                object.__setattr__(self, name, arguments.whole(f"an ablation's {name}", value, 0))
 
     def __str__(self) -> str:
         if self.site in ENDS:

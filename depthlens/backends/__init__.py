@@ -6,16 +6,12 @@ makes the batches.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from depthlens import arguments
 from depthlens.arguments import BACKENDS
 from depthlens.backends.row_edits import Means
-from depthlens.backends.torch import Backend
+from depthlens.backends.torch import Backend, TorchBackend
 from depthlens.errors import UserError
-
-if TYPE_CHECKING:
-    from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens
 
 __all__ = ["BACKENDS", "get"]
 
@@ -37,6 +33,4 @@ def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
         from depthlens.backends.nnsight import NnsightBackend
 
         return NnsightBackend(lens, means)
-    from depthlens.backends.torch import TorchBackend
-
     return TorchBackend(lens, means)

@@ -55,11 +55,7 @@ class NnsightBackend(Backend):
         return states
 
     def score(
-        self,
-        tokens: Rows,
-        conditions: Sequence[Condition],
-        positions: Positions,
-        targets: Sequence[Sequence[int]],
+        self, tokens: Rows, conditions: Sequence[Condition], positions: Positions, targets: Positions
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of tokens on a server, and whether each of them is the likeliest, row by row.
 
@@ -100,19 +96,13 @@ class NnsightBackend(Backend):
         return [(logprob, misses == 0) for logprob, misses in self.remote.attempt(trace).T.tolist()]
 
     def write(
-        self,
-        tokens: Rows,
-        attention_mask: Rows,
-        conditions: Sequence[Condition],
-        n_new: int,
-        rules: Sequence[Any],
-        eos: Sequence[int],
+        self, tokens: Rows, mask: Rows, conditions: Sequence[Condition], n_new: int, rules: Any, eos: Sequence[int]
     ) -> list[list[int]]:
         """New tokens of each row, by Hugging Face's ``generate`` on a server.
 
         Args:
             tokens: Prompts, padded on the left.
-            attention_mask: 0 for padding.
+            mask: 0 for padding.
             conditions: One a row.
             n_new: Most tokens of a text.
             rules: Processors of logits that the model's generation configuration asks for.
@@ -133,12 +123,12 @@ class NnsightBackend(Backend):
             "pad_token_id": eos[0] if eos else 0,  # only ever after the end
         }
         edited, width = self._edited(conditions), tokens.shape[1]
-        read, put = (attention_mask.cumsum(-1) - 1).clamp(min=0), site_edits.trace
+        read, put = (mask.cumsum(-1) - 1).clamp(min=0), site_edits.trace
 
         def trace(sender: Any) -> Tensor:
             answer: Any = None
             with torch.no_grad(), self.model.generate(**settings, backend=sender) as tracer:
-                with tracer.invoke(input_ids=tokens, attention_mask=attention_mask):
+                with tracer.invoke(input_ids=tokens, attention_mask=mask):
                     for step in tracer.iter[: n_new if edited else 0]:
                         position_ids = read[:, -1:] + step if step else read
                         for parts, edit in edited:

@@ -11,7 +11,7 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
-  `depthlens.backends.weight_swap`.
+  below.
 
 Each acts at the positions from the ablation's ``start`` on. Hooks never write into tensors they did not make: they
 select with ``torch.where``.
@@ -20,30 +20,62 @@ select with ``torch.where``.
 the same norm at the same place disturbs as much and takes nothing away, so a part matters by more than its size where
 removing it costs more. A vector is drawn from a standard normal distribution for every position. It depends on the
 seed, the layer, the site, the index and the position only: not on batch, device, dtype or backend.
+
+**Other weights.** A transplanted part keeps its place and gets the donor's weights: for the rows whose condition asks
+for it the donor's module is called in place of the base's, wherever a module works on each position for itself
+(projections, norms, MLPs, embedding, unembedding). Attention kernel, cache and residual stream stay the base model's,
+so that rows with and without transplants share every batch of the wavefront, of decoding and of the plain path,
+ablations among them. What goes along:
+
+- layer: all weights of the layer, norms included;
+- attn: the attention with its input norm; mlp: the MLP with its norm, router and experts included;
+- head: rows of the query projection and columns of ``o_proj``. Its keys and values are shared with its group, norms of
+  queries and keys and the input norm with all heads, and so they stay the base's. Latent attention (DeepSeek): rows of
+  ``q_b_proj`` (or ``q_proj``), while compression and shared parts stay;
+- kv: the query heads of the group as above, and its rows of the key and value projections (or of ``kv_b_proj``);
+- embed: the embedding; unembed: final norm and unembedding.
+
+Under ``@int8`` and ``@int4`` the donor is the layer itself with rounded weights (`depthlens.models.quantised`).
+
+Where the rotary frequencies of the two differ (context extension), whole layers and whole attentions turn queries and
+keys by the donor's; single heads and groups, which share them, by the base's.
+
+A donor that was loaded with ``offload="disk"`` keeps its embeddings in memory, and a layer only while rows pass it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
-from depthlens.backends import weight_swap
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import quantised
 from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
+from depthlens.models.quantised import rounded_layer
 
+Forward = Callable[..., Any]
+# whose ablation takes modules, by what these are made for
+TAKERS = {
+    "attn": ("layer", "attn"),
+    "kv": ("layer", "attn", "kv"),
+    "head": ("layer", "attn", "kv", "head"),
+    "mlp": ("layer", "mlp"),
+    "embed": ("embed",),
+    "unembed": ("unembed",),
+}
 # where the ablations of a site act: on what a layer, its attention or its MLP gives, or on z of all heads, side by side
 ACTS_ON = {"layer": "layer", "attn": "attn", "mlp": "mlp", "head": "z", "kv": "z"}
 BLOCK = 256  # positions whose noise is drawn together
@@ -88,54 +120,121 @@ def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
 
 
 @dataclass
-class RowEdits:
-    """Which rows of a batch are edited where, and the hooks that do it.
+class RowWeights:
+    """Which rows of a batch take weights from a donor, or their own rounded ones.
 
     Attributes:
         conditions: One per row; a single one serves batches of any size.
-        lens: A loaded model.
+        lens: The base model.
+        by_layer: All ablations of each layer, with their rows; -1: of embedding and unembedding.
+    """
+
+    conditions: Sequence[Condition]
+    lens: Lens
+
+    def __post_init__(self) -> None:
+        self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
+        self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
+        for row, condition in enumerate(self.conditions):
+            for ablation in condition.ablations:
+                self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
+
+    def embeddings(self) -> AbstractContextManager[None]:
+        """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
+        return replaced_forwards(self.forwards(-1))
+
+    def forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
+        """Modules, each with the forward that shares its rows; each forward calls those before it."""
+        for mode in dict.fromkeys(a.mode for a in self.by_layer.get(layer, {}) if a.mode in WEIGHTS):
+            for module, other, kind in self._modules(layer, mode):
+                taken = self._mask(layer, mode, kind)
+                whole = taken.all(1, keepdim=True)
+                for mask in (taken & whole, taken & ~whole):
+                    if mask.any():
+                        by_input = layer >= 0 and module is self.lens.arch.o_proj[layer]
+                        yield module, shared(module, other, mask, by_input=by_input)
+            if mode == "donor" and layer >= 0:
+                attn = self.lens.arch.attn[layer]
+                if self.lens.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
+                    yield attn, self._with_donor_rotary(attn.forward, layer, mask)
+
+    def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+        """Modules with weights, those that have others, and what they are made for, as in `TAKERS`."""
+        arch, family = self.lens.arch, self.lens.arch.family
+        if layer < 0:
+            for name in ("embed", "final_norm", "unembed"):
+                yield getattr(arch, name), getattr(self.donor.arch, name), name.replace("final_norm", "unembed")
+            return
+        base = arch.layers[layer]
+        other = self.donor.arch.layers[layer] if mode == "donor" else rounded_layer(self.lens, layer, mode)
+        paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
+        for name, module in arch.attn[layer].named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                per_head = module is arch.o_proj[layer] or name in family.per_head
+                path = f"{family.mixes(layer)}.{name}".removesuffix(".")
+                paths[path] = "kv" if name in family.per_kv_head else "head" if per_head else "attn"
+        yield from ((base.get_submodule(p), other.get_submodule(p), kind) for p, kind in paths.items() if p)
+
+    def _mask(self, layer: int, mode: str, kind: str) -> Bool[Tensor, "row part"]:
+        """Which rows take which parts of a kind of modules from elsewhere."""
+        dims = self.lens.dims
+        n_parts = {"head": dims.n_heads, "kv": dims.n_kv_heads}.get(kind, 1)
+        mask = torch.zeros(len(self.conditions), n_parts, dtype=torch.bool)
+        for a, rows in self.by_layer[layer].items():
+            if a.mode == mode and a.site in TAKERS[kind]:
+                heads = dims.query_heads(a.index) if (a.site, kind) == ("kv", "head") else [a.index]
+                mask[torch.tensor(rows)[:, None], range(n_parts) if a.index < 0 else [*heads]] = True
+        return mask
+
+    def _with_donor_rotary(self, forward: Forward, layer: int, mask: Bool[Tensor, "row 1"]) -> Forward:
+        """The attention's forward with the donor's rotary angles in some rows."""
+        arch = self.donor.arch
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            base = kwargs["position_embeddings"]  # one tensor, or cosine and sine: each [row or 1, pos, angle]
+            x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            donor = moved(arch.angles_at(arch.angles(x, kwargs["position_ids"]), layer), x.device)
+            rows = mask[..., None].to(x.device)  # [row, 1, 1]
+            mixed = pytree.tree_map(lambda d, b: torch.where(rows, d, b), donor, base)
+            return forward(*args, **kwargs | {"position_embeddings": mixed})
+
+        return call
+
+
+@dataclass
+class RowEdits(RowWeights):
+    """Which rows of a batch are edited where, and the hooks that do it.
+
+    Attributes:
         means: What ``@mean`` and ``@resample`` put in place of a part.
         position_ids: Where the tokens stand; only conditions that depend on it need them.
-        by_layer: Ablations of each layer, but for those with other weights, with their rows.
-        donations: Which rows have other weights.
         layers: Those that are edited.
 
     Raises:
         UserError: a condition does not fit the model, or needs means, a prompt, positions or a donor and there is none.
     """
 
-    conditions: Sequence[Condition]
-    lens: Lens
     means: Means | None
     position_ids: Int[Tensor, "#row pos"] | None = None
 
     def __post_init__(self) -> None:
-        means, rows_of = self.means, dict[Condition, list[int]]()
-        for row, condition in enumerate(self.conditions):
-            rows_of.setdefault(condition, []).append(row)
-        self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
-        for condition, rows in rows_of.items():
+        super().__post_init__()
+        self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
+        for condition in dict.fromkeys(self.conditions):
             condition.validate(self.lens.dims)
-            if condition.uses("donor") and self.lens.donor is None:
-                raise UserError(f"condition {condition} takes weights from a donor, and none was given")
-            if condition.uses("mean") and (means is None or not means.mean):
+            if condition.uses("mean") and not (self.means and self.means.mean):
                 raise UserError(f"condition {condition} needs the means of a reference set and none was given")
-            if condition.uses("resample") and (means is None or not means.sample):
+            if condition.uses("resample") and not (self.means and self.means.sample):
                 raise UserError(f"condition {condition} needs a reference prompt and none was given")
             if condition.uses_positions and self.position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
-            for ablation in condition.ablations:
-                if ablation.mode not in WEIGHTS:
-                    self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).extend(rows)
-        self.donations = weight_swap.RowDonations(self.conditions, self.lens)
-        self.layers = sorted({*self.by_layer, *self.donations.layers})
 
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer, for whatever library provides the tensors."""
         found: dict[str, list[Edit]] = {}
         # a head's come after its KV group's
         for a, rows in sorted(self.by_layer.get(layer, {}).items(), key=lambda item: item[0].site == "head"):
-            if a.site in ACTS_ON and a.mode != "twice":
+            if a.site in ACTS_ON and a.mode not in (*WEIGHTS, "twice"):
                 found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
         return {site: SiteEdit(tuple(edits), self.position_ids) for site, edits in found.items()}
 
@@ -146,23 +245,19 @@ class RowEdits:
         with ExitStack() as stack:
             if twice:
                 stack.enter_context(_twice(self.lens.arch.layers[layer], twice, len(self.conditions)))
-            if layer in self.donations.layers:
-                stack.enter_context(self.donations.layer(layer))
+            stack.enter_context(replaced_forwards(self.forwards(layer)))
             stack.enter_context(hooks(self.lens.arch, layer, self.at(layer)))
-            router, routing = self.lens.arch.routers[layer], self._routing(layer)
-            if router is not None and routing is not None:
-                stack.enter_context(replaced_forwards([routing.around(router)]))
+            stack.enter_context(replaced_forwards(self._routing(layer)))
             yield
 
-    def _routing(self, layer: int) -> Routing | None:
-        """What the router of a layer runs in; None where no row does without an expert."""
-        of_layer = self.by_layer.get(layer, {})
+    def _routing(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
+        """The router of a layer and its forward, where a row does without an expert."""
+        of_layer, router = self.by_layer.get(layer, {}), self.lens.arch.routers[layer]
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
-        if not ablations:
-            return None
-        n_experts = self.lens.arch.dims.n_experts[layer]
-        device = self.lens.device_of(layer)
-        return Routing(n_experts, ablations, len(self.conditions), moved(self.position_ids, device), device)
+        if ablations and router:
+            n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
+            position_ids = moved(self.position_ids, device)
+            yield Routing(n, ablations, len(self.conditions), position_ids, device).around(router)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.lens.arch.dims, slice(None), None
@@ -233,23 +328,58 @@ def _block(a: Ablation, n: int, width: int) -> Float[np.ndarray, "block width"]:
     return drawn.standard_normal((BLOCK, width), dtype=np.float32)
 
 
-def noise_like(
-    ablation: Ablation,
-    columns: Float[Tensor, "d_model width"] | None,
-    written: Float[Tensor, "row pos width"],
-    position_ids: Int[Tensor, "#row pos"],
-) -> Float[Tensor, "row pos width"]:
+def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
     """Noise of the norm of what a part writes.
 
     Args:
-        ablation: Of the part.
-        columns: What heads' z is multiplied by on its way to the residual stream, where the norms are taken; None: the
-            part writes there.
-        written: What it writes.
+        a: Of the part.
+        columns: What heads' z is multiplied by on its way to the residual stream, where the norms are taken, shape
+            [d_model, width]; None: the part writes there.
+        written: What it writes. Shape [row, pos, width].
         position_ids: Where the tokens stand.
     """
     of_part = wide(written)
-    drawn = noise(ablation, position_ids, written.shape[-1]).to(of_part)
+    drawn = noise(a, position_ids, written.shape[-1]).to(of_part)
     in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
     wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
     return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
+
+
+def unembed(lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]) -> Tensor:
+    """Logits of final residual streams, before the last norm, under one condition a row. Shape [row, d_vocab]."""
+    with RowWeights(conditions, lens).embeddings():
+        return lens.arch.logits(states)
+
+
+def shared(module: nn.Module, other: nn.Module, mask: Bool[Tensor, "row part"], *, by_input: bool = False) -> Forward:
+    """A forward of a module that gives some rows, or the same number of parts of some rows, to another one.
+
+    Args:
+        module: Of the base.
+        other: That with other weights.
+        mask: What it computes; one row serves batches of any size. A row that it computes has all its parts, or no row.
+        by_input: Parts are of the input of a linear module, and not of its output.
+    """
+    forward, every = module.forward, bool(mask.any(1).all())
+    rows = slice(None) if every else mask.any(1).nonzero()[:, 0]
+    mask = mask[rows]
+
+    def put(x: Tensor, new: Tensor) -> Tensor:
+        return new if isinstance(rows, slice) else x.index_copy(0, rows.to(x.device), new)
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (mask.shape[1], -1))
+
+    def call(x: Tensor) -> Tensor:
+        if mask.all():
+            return other(x) if every else put(forward(x), other(x[rows]))
+        here = mask.to(x.device).view(len(mask), *[1] * (x.dim() - 2), -1, 1)
+        if not by_input:
+            base = forward(x)
+            return put(base, torch.where(here, split(other(x[rows])), split(base[rows])).flatten(-2))
+        part = torch.where(here, split(x[rows]), 0).flatten(-2)
+        # all rows: what is in the place of forward may know them by number
+        base = forward(put(x, x[rows] - part))
+        return put(base, base[rows] + other(part) - other(torch.zeros_like(part[:1])))  # the base's bias stays
+
+    return call

@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from depthlens.ablations import Condition
-from depthlens.backends import weight_swap
-from depthlens.backends.row_edits import Means, RowEdits
+from depthlens.backends.row_edits import Means, RowEdits, RowWeights
 from depthlens.models.architectures import body_of, head
 from depthlens.models.lens import Lens
 
@@ -73,7 +72,7 @@ class Backend(ABC):
         positions = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
         picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
         under = [c for c, places in zip(conditions, positions, strict=True) for _ in places]
-        with weight_swap.RowDonations(under, self.lens).embeddings():
+        with RowWeights(under, self.lens).embeddings():
             logits = head(self.lens.model, picked)
         return list(logits.split([len(places) for places in positions])), cache
 
@@ -109,7 +108,7 @@ class TorchBackend(Backend):
     @contextmanager
     def _hooked(self, edits: RowEdits) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(edits.donations.embeddings())
+            stack.enter_context(edits.embeddings())
             for layer in edits.layers:
                 stack.enter_context(edits.hooked(layer))
             yield

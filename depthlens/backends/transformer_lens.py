@@ -47,10 +47,8 @@ class TransformerLensBackend(Backend):
         with self.bridge.hooks(fwd_hooks=hooks):
             self.bridge(tokens, logits_to_keep=1, **kwargs)  # the last position: others are unembedded elsewhere
         if cache is not None and cache.get_seq_length() != n_cached:
-            raise RuntimeError(
-                f"TransformerLens cached {cache.get_seq_length()} positions of {n_cached}; "
-                "this version of it and transformers do not fit together"
-            )
+            fault = f"TransformerLens cached {cache.get_seq_length()} positions of {n_cached}"
+            raise RuntimeError(f"{fault}; this version of it and transformers do not fit together")
         return final[0]
 
     def _hooks(self, edits: RowEdits) -> list[Hook]:

@@ -23,12 +23,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from depthlens.ablations import Condition
-from depthlens.backends import weight_swap
+from depthlens.backends import row_edits
+from depthlens.backends.torch import Rows
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.prefix_tree import Pack
@@ -236,7 +237,7 @@ class PackedTrees(Batches):
         start = 0
         for block in states.flatten(0, 1).split(self.budget.unembed_rows):
             end = start + len(block)
-            logits = wide(weight_swap.unembed(self.lens, under[start:end], block))
+            logits = wide(row_edits.unembed(self.lens, under[start:end], block))
             here = ((rows >= start) & (rows < end)).nonzero()[:, 0]
             at = rows[here] - start
             logprobs[here] = logits[at, wanted[here]] - logits.logsumexp(-1)[at]
@@ -329,9 +330,7 @@ class RowBatches(Batches):
         self.work.add(Work(len(batch), read, read, written, passed, spared))
         return texts
 
-    def _write_together(
-        self, writer: Writer, alive: list[Row], tokens: Int[Tensor, "row pos"], mask: Int[Tensor, "row pos"]
-    ) -> None:
+    def _write_together(self, writer: Writer, alive: list[Row], tokens: Rows, mask: Rows) -> None:
         cache = None
         while alive:
             under = [writer.conditions[c] for c, _ in alive]
@@ -344,7 +343,7 @@ class RowBatches(Batches):
             tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
 
-    def _padded(self, rows: Sequence[Sequence[int]], side: str) -> list[Int[Tensor, "row pos"]]:
+    def _padded(self, rows: Sequence[Sequence[int]], side: str) -> list[Rows]:
         """Token ids and attention mask; those for a server are here."""
         ids = [torch.tensor(row, device="cpu" if self.lens.remote else self.lens.device) for row in rows]
         padded = partial(pad_sequence, batch_first=True, padding_side=side)

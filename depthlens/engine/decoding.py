@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from depthlens.ablations import Condition
-from depthlens.backends import weight_swap
-from depthlens.backends.row_edits import RowEdits
+from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, aligned, attend, merge, walking
@@ -262,7 +261,7 @@ class Decoding:
         for start in range(0, len(alive), self.budget.unembed_rows):
             some = slice(start, start + self.budget.unembed_rows)
             under = [self.conditions[c] for c, _ in alive[some]]
-            logits = weight_swap.unembed(self.lens, under, states[some])
+            logits = row_edits.unembed(self.lens, under, states[some])
             unfinished += self.writer.write(alive[some], logits)
         done = {*alive} - {*unfinished}
         if not done:
@@ -284,9 +283,9 @@ class Decoding:
         """
         lens, arch = self.lens, self.lens.arch
         position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
-        edits = RowEdits(conditions, lens, self.backend.means, position_ids)
+        edits = row_edits.RowEdits(conditions, lens, self.backend.means, position_ids)
         with walking(lens.model):
-            with edits.donations.embeddings():
+            with edits.embeddings():
                 x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
             rotary = arch.angles(x, position_ids)
             for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself

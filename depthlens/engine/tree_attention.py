@@ -93,9 +93,11 @@ class Layout:
         position_ids: Shape [1, pos].
         n_prefix: Number of prefix tokens; they come first.
         rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
+        rotary: Angles of these positions, as an architecture gives them; set by the walk.
     """
 
     rows: list[int]
+    rotary: Any
 
     def __init__(
         self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None] | None = None

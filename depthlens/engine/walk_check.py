@@ -44,6 +44,9 @@ NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 
 
+Texts = Float[Tensor, "text pos d_model"]  # residual streams
+
+
 @dataclass(frozen=True)
 class Found:
     """What a trial found.
@@ -75,8 +78,8 @@ class Call:
     layer: int
     args: tuple
     kwargs: dict[str, Any]
-    given: Float[Tensor, "text pos d_model"]
-    output: Float[Tensor, "text pos d_model"]
+    given: Texts
+    output: Texts
     added: Tensor
 
 
@@ -181,16 +184,14 @@ def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Flo
     return calls, logits
 
 
-def _without_parts(lens: Lens, call: Call) -> Float[Tensor, "text pos d_model"]:
+def _without_parts(lens: Lens, call: Call) -> Texts:
     """What a layer gives without what its attention and its MLP give."""
     removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
     with RowEdits([removed], lens, None).hooked(call.layer):
         return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
-def _fault(
-    lens: Lens, layer: int, x: Float[Tensor, "text pos d_model"], output: Float[Tensor, "text pos d_model"], pack: Pack
-) -> str | None:
+def _fault(lens: Lens, layer: int, x: Texts, output: Texts, pack: Pack) -> str | None:
     """Why a layer that is called by itself, with the texts as a tree, does not make of ``x`` what the model makes."""
     arch, dims = lens.arch, lens.dims
     if layer in dims.headless:

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.weight_swap import RowDonations
+from depthlens.backends.row_edits import Means, RowEdits, RowWeights
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.models.lens import Lens, donor_layers
@@ -113,7 +112,7 @@ class Wavefront:
         layout, clean = layout or Layout(pack, self.lens.device), clean or CleanRow()
         arch, n_layers, walked = self.lens.arch, self.lens.dims.n_layers, clean.final is not None
         x = arch.embed(layout.tokens)
-        rotary = arch.angles(x[None], layout.position_ids)
+        layout.rotary = arch.angles(x[None], layout.position_ids)
         at = torch.tensor([*positions], device=self.lens.device_of(n_layers - 1))
         rows = {} if walked else {CLEAN: x}  # residual streams by condition, each [pos, d_model]; none is written to
         forks = [fork_layer(condition, n_layers) for condition in conditions]
@@ -127,28 +126,28 @@ class Wavefront:
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
                     rows[c] = clean.inputs[layer] if walked else rows[CLEAN]
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
-                        with RowDonations([conditions[c]], self.lens).embeddings():
+                        with RowWeights([conditions[c]], self.lens).embeddings():
                             rows[c] = moved(arch.embed(moved(layout.tokens, self.lens.device)[None])[0], device)
                 donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     keep = at if layer == n_layers - 1 else None
-                    passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, rotary, keep))
+                    passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, keep))
         clean.final = rows[CLEAN][at] if clean.final is None else clean.final
         return torch.stack([rows[c][at] if c in rows else clean.final for c in range(len(conditions))])
 
     def _layer(
-        self,
-        rows: dict[int, Tensor],
-        conditions: Sequence[Condition],
-        layer: int,
-        layout: Layout,
-        rotary: Any,
-        keep: Int[Tensor, " kept"] | None,
+        self, rows: dict[int, Tensor], conditions: Sequence[Condition], layer: int, layout: Layout, keep: Any
     ) -> int:
         """Take all open rows through one layer, in chunks, and add up how often they passed it.
 
-        Rows that skip it wait, and what takes its place is added to them; those that pass it twice go together. With
-        ``keep``, outputs at other positions are not used.
+        Rows that skip it wait, and what takes its place is added to them; those that pass it twice go together.
+
+        Args:
+            rows: Residual streams by condition, which are replaced. Each of shape [pos, d_model].
+            conditions: By number.
+            layer: Layer number.
+            layout: Of the pack.
+            keep: Positions whose outputs are used, shape [kept]; None: all.
         """
         under = {c: conditions[c] if c != CLEAN else BASELINE for c in rows}
         size = max(1, self.batch_tokens // len(layout.tokens))
@@ -162,8 +161,8 @@ class Wavefront:
                     x = edits.at(layer)["layer"](x, x)
                 elif layer in edits.layers:
                     with edits.hooked(layer):
-                        x = self.lens.arch.call(layer, x, layout, rotary)
+                        x = self.lens.arch.call(layer, x, layout, layout.rotary)
                 else:
-                    x = self.lens.arch.call(layer, x, layout, rotary, keep)
+                    x = self.lens.arch.call(layer, x, layout, layout.rotary, keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
         return sum(_passes(condition, layer) for condition in under.values())

@@ -2,7 +2,7 @@
 
 `transplant` puts parts of the distilled model (the donor) into the base for as long as a ``with`` block lasts. For
 measurements parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``. The
-module `depthlens.backends.weight_swap` says what belongs to a part, `depthlens.models.pairs` what makes a pair.
+module `depthlens.backends.row_edits` says what belongs to a part, `depthlens.models.pairs` what makes a pair.
 """
 
 from __future__ import annotations
