@@ -28,7 +28,6 @@ prompt has: a prompt of another form would put a question where an example is.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ from depthlens.errors import UserError, blaming
 from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
 from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.tasks.prepared_task import FIX, Prepared, Score, by_document, right_options, warn_of_cuts
+from depthlens.tasks.prepared_task import FIX, Prepared, Score, by_document, instances_of, question, warn_of_cuts
 
 if TYPE_CHECKING:  # slow to import
     from lm_eval.api.instance import Instance
@@ -108,24 +107,21 @@ def reference_pair(prepared: Prepared, group: list[Instance]) -> tuple[str, str]
     Args:
         prepared: Its task.
         group: The document's instances, one an option.
-
-    Raises:
-        UserError: the answer is not among the options.
     """
     task, first, kind = prepared.task, group[0], prepared.output_type
     if kind == "loglikelihood":
         return first.args
     if kind == "loglikelihood_rolling":
         return "", first.args[0]
+    _, answers, options = question(task, first.doc)
     if kind == "multiple_choice":
-        return group[right_options(prepared.name, task, first.doc_id, first.doc)[0]].args
-    target = task.doc_to_target(first.doc)
-    target = target[0] if isinstance(target, list) and target else target
-    if not isinstance(target, str) or not target.strip():
+        return group[options.index(answers[0])].args if answers and answers[0] in options else ("", "")
+    answer = answers[0] if answers else ""
+    if not isinstance(answer, str) or not answer.strip():
         return first.args[0], ""
     # in a chat the template separates the two, as in lm-eval
     separated = prepared.prompts["apply_chat_template"] and not task.config.gen_prefix
-    return first.args[0], ("" if separated else task.config.target_delimiter) + target
+    return first.args[0], ("" if separated else task.config.target_delimiter) + answer
 
 
 @dataclass(frozen=True)
@@ -189,14 +185,12 @@ def reference_of(prepared: Prepared) -> Reference:
     Raises:
         UserError: fewer than 8 documents are left.
     """
-    found = _others(prepared, "@mean", FEWEST, MOST)
     requests: list[Any] = []
-    for _, instance, pair in found:
+    for instance, pair in _others(prepared, "@mean", FEWEST, MOST):
         encoder = prepared.encoder
         requests += encoder.pairs(prepared.name, [pair]) if all(pair) else encoder.encode([instance])[0]
     texts = [(request.context, getattr(request, "continuation", ())) for request in requests]
-    told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, *_ in found).items())
-    return Reference(f"{prepared.name}: {told} documents, without examples", texts)
+    return Reference(f"{prepared.name}: documents that are not evaluated, without examples", texts)
 
 
 def prompts_of_others(prepared: Prepared, n: int, *, seed: int = 0) -> list[str]:
@@ -213,45 +207,30 @@ def prompts_of_others(prepared: Prepared, n: int, *, seed: int = 0) -> list[str]
     tokenizer = prepared.encoder.tokenizer
     prepared.task.set_fewshot_seed(seed=seed)
     found = _others(prepared, "@resample", n, n, prepared.task.config.num_fewshot or 0)
-    texts = ["".join(pair) for _, _, pair in found]
+    texts = ["".join(pair) for _, pair in found]
     if tokenizer("a").input_ids[0] == tokenizer.bos_token_id:  # what a chat template begins with would be there twice
         texts = [text.removeprefix(tokenizer.bos_token) for text in texts]
     return texts
 
 
 def _others(
-    prepared: Prepared, what: str, fewest: int, most: int, examples: int = 0
-) -> list[tuple[str, Instance, tuple[str, str]]]:
-    """Documents that are not evaluated, each of another text: what they are, first instance, prompt and answer.
-
-    A document that is among its own examples is left out.
+    prepared: Prepared, what: str, fewest: int, most: int, n_examples: int = 0
+) -> list[tuple[Instance, tuple[str, str]]]:
+    """Documents that are not evaluated, each of another text: first instance, prompt and answer.
 
     Raises:
         UserError: fewer than ``fewest``, which ``what`` needs.
     """
-    task, prompts = prepared.task, prepared.prompts
-    chat = {key: prompts[key] for key in ("apply_chat_template", "chat_template")}
-
-    def made(doc: Any, n_examples: int) -> tuple[Instance, tuple[str, str]]:
-        context = task.fewshot_context(doc, num_fewshot=n_examples, gen_prefix=task.doc_to_prefix(doc), **prompts)
-        group = task.construct_requests(doc=doc, ctx=context, metadata=(prepared.name, 0, 1), **chat)
-        group = group if isinstance(group, list) else [group]
-        return group[0], reference_pair(prepared, group)
-
-    found: list[tuple[str, Instance, tuple[str, str]]] = []
+    task, found = prepared.task, []
+    seen = set(zip(prepared.asked["question"], prepared.asked["reference"], strict=True))
     with blaming(f"task {prepared.name}: its prompts cannot be made", FIX), quiet():
-        seen = {made(doc, 0)[1] for doc in prepared.docs.values()}
-        for kind, doc in _candidates(prepared):
-            instance, pair = made(doc, 0)
-            if (alone := pair) in seen:
+        for doc in _candidates(prepared):
+            text, answers, _ = question(task, doc)
+            if (asked := (text, " | ".join(map(str, answers)))) in seen:
                 continue
-            if examples:
-                instance, pair = made(doc, examples)
-                question = task.doc_to_text(doc)  # a number where the options are parts of the prompt
-                if isinstance(question, str) and question and instance.args[0].count(question) > 1:
-                    continue
-            seen.add(alone)
-            found.append((kind, instance, pair))
+            seen.add(asked)
+            group = instances_of(task, 0, doc, n_examples, **prepared.prompts)
+            found.append((group[0], reference_pair(prepared, group)))
             if len(found) == most:
                 return found
     if len(found) < fewest:
@@ -261,18 +240,18 @@ def _others(
     return found
 
 
-def _candidates(prepared: Prepared) -> Iterator[tuple[str, Any]]:
-    """Documents that may be used, and what they are."""
+def _candidates(prepared: Prepared) -> Iterator[Any]:
+    """Documents that may be used."""
     task, config, shots = prepared.task, prepared.task.config, prepared.task.fewshot_cfg
     evaluated = config.test_split if task.has_test_docs() else config.validation_split
     # examples that are written in another way may lack what the task's own templates ask for
     alike = all(getattr(shots, t) == getattr(config, t) for t in ("doc_to_text", "doc_to_target", "doc_to_choice"))
     if alike and (shots.split not in (None, evaluated) or (shots.split is None and shots.samples is not None)):
-        yield from (("few-shot", doc) for doc in task.fewshot_docs())
+        yield from task.fewshot_docs()
     if config.training_split not in (None, evaluated):
-        yield from (("training", doc) for doc in task.training_docs())
+        yield from task.training_docs()
     if config.validation_split not in (None, evaluated):
-        yield from (("validation", doc) for doc in task.validation_docs())
+        yield from task.validation_docs()
     # from the end: documents are evaluated from the first on, so that another number of them has the same reference
     docs, run = task.eval_docs, prepared.docs
-    yield from (("not evaluated", docs[i]) for i in reversed(range(len(docs))) if i not in run)
+    yield from (docs[i] for i in reversed(range(len(docs))) if i not in run)

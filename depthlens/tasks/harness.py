@@ -2,6 +2,16 @@
 
 Prompts, few-shot examples, tokenisation and truncation are lm-eval's own (`encoding`), and so are filters and
 `process_results`. depthlens only replaces what happens between them: the forward passes.
+
+Run are the first so many documents, some by number, or all. Choosing heads on one half of the documents and testing
+them on the other needs both halves by number (``samples="0::2"`` and ``samples="1::2"``). Numbers are those of
+lm-eval's evaluation split, whichever are chosen.
+
+lm-eval draws the examples, and keeps the evaluated document out where ``fewshot_split`` names the test split. Elsewhere
+(a task with a test split only, one that is evaluated on its validation split, a question that stands in two splits) it
+would show a question and its answer before asking it. Such an example is replaced by the next document of those that
+examples are drawn from. All other examples are lm-eval's, so that every prompt without a replaced one is token for
+token what lm-eval makes.
 """
 
 from __future__ import annotations
@@ -18,12 +28,13 @@ from depthlens.errors import UserError, blaming, unknown
 from depthlens.models.lens import Lens
 from depthlens.progress import quiet
 from depthlens.requests import LoglikelihoodAnswer
-from depthlens.tasks import document_choice, groups
-from depthlens.tasks.document_choice import Samples, lm_evals_seeds
-from depthlens.tasks.prepared_task import FIX, Prepared, build_requests, questions, warn_of_cuts
+from depthlens.tasks import groups
+from depthlens.tasks.prepared_task import FIX, Prepared, build_requests, lm_evals_seeds, questions, warn_of_cuts
 
 N_REHEARSED = 3  # documents that are scored with made-up answers
 _WRITES = "generate_until"
+Some = str | Sequence[int]  # a slice as text, or numbers
+Samples = Some | Mapping[str, Some]  # the same for all tasks, or by task
 
 
 @lm_evals_seeds()
@@ -48,7 +59,7 @@ def load_tasks(
         num_fewshot: Worked examples before each question; None: what the task says.
         seed: Seed of the choice of examples.
         limit: Number of documents that will be run; the first are tried. None: all.
-        samples: Which documents will be run, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
+        samples: Which documents will be run, instead of ``limit``; see `chosen_documents`.
         gen_kwargs: How answers are written, over what the tasks say, with lm-eval's names.
 
     Returns:
@@ -59,8 +70,8 @@ def load_tasks(
             documents and scoring that give no numbers, or a task alone and in a group.
     """
     names = arguments.names("tasks", names, "capitals_continuation")
+    arguments.check(limit=limit, samples=samples)
     given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed, gen_kwargs=gen_kwargs)
-    document_choice.check(limit, samples)
     _compile_once()
     manager = groups.task_manager(names, include_path)
     tasks: dict[str, Any] = {}
@@ -74,17 +85,95 @@ def load_tasks(
             if leaf in tasks and groups.of(tasks[leaf]) != members.get(leaf):
                 raise UserError(f"task {leaf} is asked for twice, alone or in groups; name it once")
             task.depthlens_group, task.depthlens_seed = members.get(leaf), given["seed"]
-            document_choice.set_examples(leaf, task, given["num_fewshot"])
+            set_examples(leaf, task, given["num_fewshot"])
             if given["gen_kwargs"] and task.OUTPUT_TYPE == _WRITES:
                 _set_gen_kwargs(task, given["gen_kwargs"])
             task.set_fewshot_seed(seed=given["seed"])
-            _rehearse(leaf, task, document_choice.chosen(leaf, task, limit, samples)[:N_REHEARSED])
+            _rehearse(leaf, task, chosen_documents(leaf, task, limit, samples)[:N_REHEARSED])
             tasks[leaf] = task
     if wrong := next((n for n in samples if n not in tasks), None) if isinstance(samples, Mapping) else None:
         raise unknown("task in samples", wrong, tasks)
     if given["gen_kwargs"] and not any(task.OUTPUT_TYPE == _WRITES for task in tasks.values()):
         raise UserError(f"gen_kwargs: no task of {', '.join(names)} writes its answers; leave gen_kwargs out")
     return tasks
+
+
+def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples | None) -> Sequence[int]:
+    """Numbers of the documents of a task that are run, rising.
+
+    Args:
+        name: Name of the task.
+        task: A loaded task, whose number of documents bounds the choice.
+        limit: The first so many; more than there are mean all.
+        samples: Numbers, or a slice as text as in Python (``"0:100:2"``, ``"1::2"``, ``"-50:"``), for all tasks or by
+            task; a task that a mapping does not name keeps all documents.
+
+    Raises:
+        UserError: a document that the task does not have, or a slice without documents.
+    """
+    every = range(len(task.eval_docs))
+    some = samples.get(name) if isinstance(samples, Mapping) else samples
+    if some is None:
+        return every[:limit]
+    numbers = every[arguments.slice_of(some)] if isinstance(some, str) else sorted(map(int, some))
+    if not numbers or numbers[-1] not in every:
+        raise UserError(
+            f"samples {recorded(some)!r}: task {name} has documents 0..{len(every) - 1}; give some of these"
+        )
+    return numbers
+
+
+def recorded(samples: Samples | None) -> Any:
+    """The choice for a record: a slice as text, numbers as a list."""
+    if samples is None or isinstance(samples, str):
+        return samples
+    if isinstance(samples, Mapping):
+        return {name: recorded(some) for name, some in samples.items()}
+    if isinstance(samples, range):
+        return f"{samples.start}:{samples.stop}:{samples.step}"
+    return sorted(int(number) for number in samples)
+
+
+def set_examples(name: str, task: Any, num_fewshot: int | None) -> None:
+    """Set how many examples there are; None: what the task says.
+
+    Raises:
+        UserError: the task is fixed at 0 examples.
+    """
+    fixed = task.config.num_fewshot
+    if num_fewshot and fixed == 0:
+        raise UserError(f"task {name} is fixed at 0 examples in its YAML file; leave num_fewshot out")
+    n_examples = (fixed or 0) if num_fewshot is None else num_fewshot
+    task.set_config(key="num_fewshot", value=n_examples)
+    task.depthlens_replaced = set()
+    if n_examples and hasattr(task, "sampler"):
+        _keep_apart(name, task)
+
+
+def _keep_apart(name: str, task: Any) -> None:
+    """Let no prompt of a task hold the document that it asks."""
+    sampler = task.sampler
+    draw = sampler.sample
+
+    def sample(n: int, **about: Any) -> list[Any]:
+        examples, asked = list(draw(n, **about)), sampler.asked
+        if not any(_same(task, example, asked) for example in examples):
+            return examples
+        others = (doc for doc in sampler.fewshot_docs() if doc not in examples and not _same(task, doc, asked))
+        replaced = [next(others, None) if _same(task, example, asked) else example for example in examples]
+        if not (examples := [example for example in replaced if example is not None]):
+            fault = f"task {name} has no example beside a document that it asks"
+            raise UserError(f"num_fewshot {n}: {fault}; name a fewshot_split of other documents")
+        task.depthlens_replaced.add(str(asked))
+        return examples
+
+    sampler.sample = sample
+
+
+def _same(task: Any, one: Any, other: Any) -> bool:
+    """Whether two documents ask the same and have the same answer, whatever else they say."""
+    reads = (task.doc_to_text, task.doc_to_target, *([task.doc_to_choice] if task.config.doc_to_choice else []))
+    return one == other or all(read(one) == read(other) for read in reads)
 
 
 def _rehearse(name: str, task: Any, documents: Sequence[int]) -> None:
@@ -145,7 +234,7 @@ def prepare(
         lens: The model, whose tokenizer and context length decide the tokens.
         tasks: From `load_tasks`.
         limit: Number of documents of each task, from the first on; None: all.
-        samples: Which documents, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
+        samples: Which documents, instead of ``limit``; see `chosen_documents`.
         apply_chat_template: Wrap prompts in the tokenizer's chat template, few-shot examples as turns (lm-eval's
             default).
         system_instruction: Text before everything else.
@@ -155,13 +244,13 @@ def prepare(
 
     Raises:
         UserError: a chat template that the tokenizer does not have, thinking without one or before an answer that is
-            not written, answers that the model's generation configuration has written in another way
-            (`depthlens.engine.writer.require_plain`), or a tokenizer of another model.
+            not written, or answers that the model's generation configuration has written in another way
+            (`depthlens.engine.writer.require_plain`).
     """
     check_chat(lens, tasks, apply_chat_template, enable_thinking)
     if any(task.OUTPUT_TYPE == _WRITES for task in tasks.values()):
         require_plain(lens)
-    from depthlens.tasks.encoding import Encoder, check_tokens  # slow to import
+    from depthlens.tasks.encoding import Encoder  # slow to import
 
     encoder = Encoder(lens, seed=seed, think_end_token=think_end_token, enable_thinking=enable_thinking)
     prompts: dict[str, Any] = {"system_instruction": system_instruction, "apply_chat_template": apply_chat_template}
@@ -172,13 +261,12 @@ def prepare(
         with blaming(f"task {name}: its prompts cannot be made", FIX), quiet(), lm_evals_seeds():
             task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
             task.depthlens_replaced = set()
-            build_requests(task, document_choice.chosen(name, task, limit, samples), **prompts)
+            build_requests(task, chosen_documents(name, task, limit, samples), **prompts)
             task = copy.copy(task)  # with instances of its own, whatever is prepared after
             asked = questions(name, task)
         right = dict(zip(asked["doc_id"], asked["reference"].str.split(" | ", regex=False).str[0], strict=True))
         requests = encoder.encode(task.instances, right)
         ready = Prepared(name, task, requests, encoder.cut, asked, encoder=encoder, prompts=prompts)
-        check_tokens(lens, name, ready.requests)
         warn_of_cuts(name, ready.cut, encoder.max_length)
         prepared.append(ready)
     return prepared
