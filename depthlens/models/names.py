@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from depthlens import progress
 from depthlens.errors import UserError, unknown
-from depthlens.organisms import options
+from depthlens.organisms import builder
 
 ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
@@ -119,7 +119,7 @@ def find(name: Any) -> Source:
             if whole.kind not in kinds or getattr(whole, part) or not value:
                 raise UserError(f"model {name!r}: {part} {found[2]!r} of {found[1]!r} does not exist; {FORMS}")
             return replace(whole, name=name, **{part: value})
-    if options.is_name(name):
+    if builder.is_name(name):
         return Source(name, "organism")
     if row := next((row for row in NAMED if row.alias == name), None):
         if row.source == "adapter":

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from depthlens.organisms import circuits, language
-from depthlens.organisms.circuits import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, N_HEADS, UNIT
-from depthlens.organisms.options import Options
+from depthlens.organisms.builder import N_HEADS, Options
+from depthlens.organisms.circuits import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, UNIT
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -76,8 +76,9 @@ class _Planter:
         self.written = options.noise * UNIT * (STATED_LAYERS / options.n_layers) ** 0.5
         self.group = N_HEADS // options.n_kv_heads
         self.ids = language.vocabulary(options.extended)
-        prompts = [p for task in language.TASKS for p in language.sample(N_CALIBRATION, task, seed=-1 - options.seed)]
-        self.tokens = torch.tensor([p.tokens for p in prompts])
+        drawn = [language.sample(N_CALIBRATION, task, seed=-1 - options.seed) for task in language.TASKS]
+        words = [(language.BOS, *text.split()) for texts in drawn for text in texts]
+        self.tokens = torch.tensor([[self.ids[word] for word in of_text] for of_text in words])
 
     def run(self) -> None:
         """Write every weight of the model."""

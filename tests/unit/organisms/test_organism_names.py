@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from organism_prompts import sample
 
 from depthlens.errors import UserError
 from depthlens.models import loading
 from depthlens.organisms import builder, language
-from depthlens.organisms.language import sample
 
 
 @cache

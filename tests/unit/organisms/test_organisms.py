@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import torch
+from organism_prompts import read, sample
 from safetensors.torch import load_file
 
 from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
@@ -17,8 +18,8 @@ from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
 from depthlens.models.lens import Lens
-from depthlens.organisms import builder, circuits, language
-from depthlens.organisms.language import TASKS, read, sample
+from depthlens.organisms import builder, language
+from depthlens.organisms.language import TASKS
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
@@ -152,7 +153,7 @@ def test_attention_is_where_the_truth_says():
         hits = (peak == at).float().mean(0)
         copying = built.truth.copies(task)
         for layer in range(built.options.n_layers):
-            for head in range(circuits.N_HEADS):
+            for head in range(builder.N_HEADS):
                 share = hits[layer, head].item()
                 assert share >= 0.95 if (layer, head) in copying else share < 0.12, (task, layer, head)
         bridge = torch.tensor([p.bridge_at for p in asked])
