@@ -94,10 +94,7 @@ class Answers(Prepared):
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
-        info = {"higher_is_better": True, "chance": None, "floor": None, "binary": False, "min_effect": MIN_NATS}
-        if self.metric == TOKEN_LOGPROB:
-            lengths = [len(request.continuation) for (request,) in self.by_instance]
-            info["mean_tokens"] = sum(lengths) / len(lengths)
+        info = {"higher_is_better": True, "chance": None, "floor": None, "min_effect": MIN_NATS}
         return super().describe(docs.iloc[:0]) | {"metrics": {self.metric: info}}
 
 
@@ -218,6 +215,8 @@ def _others(
 ) -> list[tuple[Instance, tuple[str, str]]]:
     """Documents that are not evaluated, each of another text: first instance, prompt and answer.
 
+    A document that is among its own examples is left out.
+
     Raises:
         UserError: fewer than ``fewest``, which ``what`` needs.
     """
@@ -230,6 +229,8 @@ def _others(
                 continue
             seen.add(asked)
             group = instances_of(task, 0, doc, n_examples, **prepared.prompts)
+            if n_examples and text and group[0].args[0].count(text) > 1:
+                continue
             found.append((group[0], reference_pair(prepared, group)))
             if len(found) == most:
                 return found

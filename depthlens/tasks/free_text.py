@@ -29,7 +29,7 @@ from depthlens.tasks.prepared_task import Score, counted
 NAME, REPETITION, SURPRISAL = "free_text", "repetition", "nats_per_token"
 N_GRAM = 4
 MIN_REPETITION = 0.05  # a smaller change is not called an effect, however sure
-_INFO = {"higher_is_better": False, "chance": None, "floor": None, "binary": False}
+_INFO = {"higher_is_better": False, "chance": None, "floor": None}
 
 
 def repetition(tokens: Sequence[int], n: int = N_GRAM) -> float:

@@ -12,7 +12,6 @@ the means over documents of its tasks' own: who guesses may know the subject.
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import mul
@@ -145,20 +144,15 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What records of tasks have in common, with their numbers of documents and the means of their levels."""
     n_docs = [record["n_docs"] for record in records]
     joined = {"num_fewshot": None, "examples_by_seed": None} | _common(records)
-    joined |= {key: sum(record[key] for record in records) for key in ("n_docs", "n_truncated", "n_replaced_examples")}
+    joined |= {"n_docs": sum(n_docs), "n_truncated": sum(record["n_truncated"] for record in records)}
     joined["max_tokens_cut"] = max(record["max_tokens_cut"] for record in records)
-    joined["skipped_metrics"] = dict(ChainMap(*(record["skipped_metrics"] for record in records)))
-    shared = [metric for metric in records[0]["metrics"] if all(metric in record["metrics"] for record in records)]
-    joined["metrics"] = {
-        metric: _metric([record["metrics"][metric] for record in records], n_docs) for metric in shared
-    }
+    joined["metrics"] = {}
+    for metric in (name for name in records[0]["metrics"] if all(name in record["metrics"] for record in records)):
+        infos = [record["metrics"][metric] for record in records]
+        levels = {level: [info[level] for info in infos] for level in ("chance", "floor")}
+        means = {k: None if None in v else sum(map(mul, v, n_docs)) / sum(n_docs) for k, v in levels.items()}
+        joined["metrics"][metric] = _common(infos) | means
     return joined
-
-
-def _metric(infos: Sequence[dict[str, Any]], n_docs: Sequence[int]) -> dict[str, Any]:
-    levels = {level: [info[level] for info in infos] for level in ("chance", "floor")}
-    means = {k: None if None in values else sum(map(mul, values, n_docs)) / sum(n_docs) for k, values in levels.items()}
-    return _common(infos) | means | {"binary": all(info["binary"] for info in infos)}
 
 
 def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

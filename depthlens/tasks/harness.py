@@ -7,17 +7,17 @@ Run are the first so many documents, some by number, or all. Choosing heads on o
 them on the other needs both halves by number (``samples="0::2"`` and ``samples="1::2"``). Numbers are those of
 lm-eval's evaluation split, whichever are chosen.
 
-lm-eval draws the examples, and keeps the evaluated document out where ``fewshot_split`` names the test split. Elsewhere
-(a task with a test split only, one that is evaluated on its validation split, a question that stands in two splits) it
-would show a question and its answer before asking it. Such an example is replaced by the next document of those that
-examples are drawn from. All other examples are lm-eval's, so that every prompt without a replaced one is token for
-token what lm-eval makes.
+lm-eval draws the examples, and keeps the document that is asked out where ``fewshot_split`` names the test split. Here
+it does so wherever examples are drawn from the split that is evaluated (a task with a test split only, one that is
+evaluated on its validation split), so that no question stands with its answer before itself. All other prompts are
+token for token what lm-eval makes. Limit: a question that stands in two splits can be its own example, as in lm-eval.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def load_tasks(
             if leaf in tasks and groups.of(tasks[leaf]) != members.get(leaf):
                 raise UserError(f"task {leaf} is asked for twice, alone or in groups; name it once")
             task.depthlens_group, task.depthlens_seed = members.get(leaf), given["seed"]
-            set_examples(leaf, task, given["num_fewshot"])
+            _set_examples(leaf, task, given["num_fewshot"])
             if given["gen_kwargs"] and task.OUTPUT_TYPE == _WRITES:
                 _set_gen_kwargs(task, given["gen_kwargs"])
             task.set_fewshot_seed(seed=given["seed"])
@@ -134,46 +134,20 @@ def recorded(samples: Samples | None) -> Any:
     return sorted(int(number) for number in samples)
 
 
-def set_examples(name: str, task: Any, num_fewshot: int | None) -> None:
+def _set_examples(name: str, task: Any, num_fewshot: int | None) -> None:
     """Set how many examples there are; None: what the task says.
 
     Raises:
         UserError: the task is fixed at 0 examples.
     """
-    fixed = task.config.num_fewshot
-    if num_fewshot and fixed == 0:
+    config, shots = task.config, getattr(task, "fewshot_cfg", None)
+    if num_fewshot and config.num_fewshot == 0:
         raise UserError(f"task {name} is fixed at 0 examples in its YAML file; leave num_fewshot out")
-    n_examples = (fixed or 0) if num_fewshot is None else num_fewshot
-    task.set_config(key="num_fewshot", value=n_examples)
-    task.depthlens_replaced = set()
-    if n_examples and hasattr(task, "sampler"):
-        _keep_apart(name, task)
-
-
-def _keep_apart(name: str, task: Any) -> None:
-    """Let no prompt of a task hold the document that it asks."""
-    sampler = task.sampler
-    draw = sampler.sample
-
-    def sample(n: int, **about: Any) -> list[Any]:
-        examples, asked = list(draw(n, **about)), sampler.asked
-        if not any(_same(task, example, asked) for example in examples):
-            return examples
-        others = (doc for doc in sampler.fewshot_docs() if doc not in examples and not _same(task, doc, asked))
-        replaced = [next(others, None) if _same(task, example, asked) else example for example in examples]
-        if not (examples := [example for example in replaced if example is not None]):
-            fault = f"task {name} has no example beside a document that it asks"
-            raise UserError(f"num_fewshot {n}: {fault}; name a fewshot_split of other documents")
-        task.depthlens_replaced.add(str(asked))
-        return examples
-
-    sampler.sample = sample
-
-
-def _same(task: Any, one: Any, other: Any) -> bool:
-    """Whether two documents ask the same and have the same answer, whatever else they say."""
-    reads = (task.doc_to_text, task.doc_to_target, *([task.doc_to_choice] if task.config.doc_to_choice else []))
-    return one == other or all(read(one) == read(other) for read in reads)
+    task.set_config(key="num_fewshot", value=(config.num_fewshot or 0) if num_fewshot is None else num_fewshot)
+    splits = (config.training_split, config.validation_split, config.test_split)
+    evaluated = config.test_split or config.validation_split
+    if shots and not shots.samples and evaluated == (shots.split or next(filter(None, splits), None)):
+        task.fewshot_cfg = replace(shots, split=config.test_split)  # then lm-eval leaves out the document that is asked
 
 
 def _rehearse(name: str, task: Any, documents: Sequence[int]) -> None:
@@ -260,7 +234,6 @@ def prepare(
     for name, task in tasks.items():
         with blaming(f"task {name}: its prompts cannot be made", FIX), quiet(), lm_evals_seeds():
             task.set_fewshot_seed(seed=task.depthlens_seed)  # whatever was drawn before
-            task.depthlens_replaced = set()
             build_requests(task, chosen_documents(name, task, limit, samples), **prompts)
             task = copy.copy(task)  # with instances of its own, whatever is prepared after
             asked = questions(name, task)

@@ -262,18 +262,16 @@ class Prepared:
         by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
-        for metric, values in docs.groupby("metric", sort=False, observed=True)["value"]:
+        for metric in docs["metric"].unique():
             name = str(metric).partition(",")[0]
             higher, chance = bool(better.get(name, not name.startswith(("nats", "bits")))), self.chance(name)
             floor = (0.0 if higher else None) if self.written else chance
-            binary = bool(values.isin([0.0, 1.0]).all())
-            metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor, "binary": binary}
+            metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor}
         return {
             "version": (config.metadata or {}).get("version"),
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": by_seed if config.num_fewshot else None,
-            "n_replaced_examples": len(self.task.depthlens_replaced),
             "n_docs": len(self.docs),
             "output_type": self.output_type,
             **counted(self.cut),
@@ -331,8 +329,6 @@ def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
 
 def instances_of(task: Any, doc_id: int, doc: Any, n_examples: int, **prompts: Any) -> list[Any]:
     """lm-eval's instances of one document: one, or one an option."""
-    if hasattr(task, "sampler"):
-        task.sampler.asked = doc  # see `depthlens.tasks.harness.set_examples`
     context = task.fewshot_context(doc, num_fewshot=n_examples, gen_prefix=task.doc_to_prefix(doc), **prompts)
     chat = {key: prompts.get(key) for key in ("apply_chat_template", "chat_template")}
     metadata = (task.config.task, doc_id, task.config.repeats)

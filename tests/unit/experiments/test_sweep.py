@@ -67,7 +67,7 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
     choice, written = record["tasks"][CHOICE], record["tasks"][WRITTEN]
     assert choice["version"] == 1.1 and choice["num_fewshot"] == 5 and choice["n_docs"] == LIMIT
     assert choice["output_type"] == "multiple_choice" and written["output_type"] == "generate_until"
-    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25, "binary": True}
+    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25}
     assert sorted(choice["metrics"]) == ["acc", "acc_norm"]
     assert "reference" not in choice
 

@@ -84,7 +84,7 @@ def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
     assert table.loc[0, "bits_per_byte"] == pytest.approx(nats / 11 / math.log(2), abs=1e-4)
     assert table.loc[0, "nats_per_word"] == pytest.approx(nats / 2, abs=1e-4)
     about = result.record["tasks"]["mini_rolling"]["metrics"]
-    assert not any(about[m]["higher_is_better"] or about[m]["binary"] for m in about)
+    assert not any(about[m]["higher_is_better"] for m in about)
 
 
 def test_metrics_of_the_whole_set_are_told_as_skipped(lens, load):
