@@ -42,7 +42,7 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
 from depthlens.paths import unwritable
 from depthlens.progress import quiet
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
@@ -276,7 +276,7 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
         scores: Any = lm_eval.simple_evaluate(
             model=model,
             tasks=[task],
-            task_manager=groups.task_manager([task], record["include_path"]),
+            task_manager=harness.task_manager([task], record["include_path"]),
             num_fewshot=record["tasks"][task]["num_fewshot"],
             samples={str(task): sorted(map(int, rows["doc_id"].unique()))},
             fewshot_random_seed=record["seed"],

@@ -34,13 +34,14 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress, groupby, islice
+from operator import mul
 from textwrap import shorten
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,6 @@ import torch
 
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAnswer
-from depthlens.tasks import groups
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,18 @@ class Score(NamedTuple):
     complete: bool | None = None
 
 
-P = TypeVar("P", bound="Prepared")
+class Member(NamedTuple):
+    """Of a task: the group that it is a part of.
+
+    Attributes:
+        group: Name of the group.
+        first: The number that the task's document 0 has in the group.
+        version: Of the group.
+    """
+
+    group: str
+    first: int
+    version: Any
 
 
 @dataclass
@@ -138,9 +149,9 @@ class Prepared:
         return self.output_type == "generate_until"
 
     @property
-    def member(self) -> groups.Member | None:
+    def member(self) -> Member | None:
         """The group that the task is a part of."""
-        return groups.of(self.task)
+        return self.task.depthlens_group
 
     @property
     def requests(self) -> list[LoglikelihoodRequest | GenerateRequest]:
@@ -163,7 +174,7 @@ class Prepared:
         of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
         return {name: {str(text).casefold() for text in texts if text is not None} for name, texts in of.items()}
 
-    def part(self: P, documents: Collection[int]) -> P:
+    def part(self, documents: Collection[int]) -> Self:
         """The same task with some of its documents, by number; its prompts stay the same."""
         part, kept = copy.copy(self), [instance.doc_id in documents for instance in self.task.instances]
         vars(part).pop("docs", None)
@@ -390,3 +401,47 @@ def question(task: Any, doc: Any) -> tuple[str, list[Any], Any]:
     if options is not None:
         answers = [options[a] if isinstance(a, int) and 0 <= a < len(options) else a for a in answers]
     return str(text), answers, options
+
+
+def renumbered(table: pd.DataFrame, member: Member | None) -> pd.DataFrame:
+    """A table with the columns task and doc_id, with the name and the numbers of the task's group."""
+    if member is None:
+        return table
+    return table.assign(task=member.group, doc_id=table["doc_id"] + member.first)
+
+
+def described(records: Mapping[str, dict[str, Any]], of_task: Mapping[str, Member | None]) -> dict[str, dict[str, Any]]:
+    """The records of tasks, with one record for the tasks of each group.
+
+    Args:
+        records: By task, see `Prepared.describe`.
+        of_task: The groups.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in records.items():
+        if (member := of_task.get(name)) is None:
+            found[name] = record
+            continue
+        group = found.setdefault(member.group, {"version": member.version, "subtasks": {}})
+        group["subtasks"][name] = record
+    return {name: _joined(list(r["subtasks"].values())) | r if "subtasks" in r else r for name, r in found.items()}
+
+
+def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What records of tasks have in common, with their numbers of documents and the means of their levels."""
+    n_docs = [record["n_docs"] for record in records]
+    joined = {"num_fewshot": None, "examples_by_seed": None} | _common(records)
+    joined |= {"n_docs": sum(n_docs), "n_truncated": sum(record["n_truncated"] for record in records)}
+    joined["max_tokens_cut"] = max(record["max_tokens_cut"] for record in records)
+    joined["metrics"] = {}
+    for metric in (name for name in records[0]["metrics"] if all(name in record["metrics"] for record in records)):
+        infos = [record["metrics"][metric] for record in records]
+        levels = {level: [info[level] for info in infos] for level in ("chance", "floor")}
+        means = {k: None if None in v else sum(map(mul, v, n_docs)) / sum(n_docs) for k, v in levels.items()}
+        joined["metrics"][metric] = _common(infos) | means
+    return joined
+
+
+def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that all records have."""
+    return {key: value for key, value in records[0].items() if all(record.get(key) == value for record in records)}
