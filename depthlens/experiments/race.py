@@ -28,7 +28,7 @@ from depthlens.experiments.views import View, references_of
 from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerCache, cache_usage
-from depthlens.tasks.free_text import FreeText
+from depthlens.tasks.measures import FreeText
 from depthlens.tasks.prepared_task import renumbered
 
 FIRST_WAVE = 16  # documents

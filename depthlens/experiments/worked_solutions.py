@@ -29,7 +29,7 @@ from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers, Text, align
+from depthlens.tasks.measures import Answers, Text, align
 from depthlens.tasks.prepared_task import Prepared, identity
 
 KINDS = ("computed", "copied", "text")

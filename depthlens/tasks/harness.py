@@ -174,11 +174,8 @@ def _members(name: str, loaded: Mapping[str, Any]) -> dict[str, Member]:
 
 def names_of(tasks: Mapping[str, Any]) -> list[str]:
     """What loaded tasks are called in a result: a group by its name, once."""
-    return list(
-        dict.fromkeys(
-            leaf if (member := task.depthlens_group) is None else member.group for leaf, task in tasks.items()
-        )
-    )
+    members = {leaf: task.depthlens_group for leaf, task in tasks.items()}
+    return list(dict.fromkeys(member.group if member else leaf for leaf, member in members.items()))
 
 
 def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples | None) -> Sequence[int]:
@@ -208,13 +205,11 @@ def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples |
 
 def recorded(samples: Samples | None) -> Any:
     """The choice for a record: a slice as text, numbers as a list."""
-    if samples is None or isinstance(samples, str):
-        return samples
     if isinstance(samples, Mapping):
         return {name: recorded(some) for name, some in samples.items()}
     if isinstance(samples, range):
         return f"{samples.start}:{samples.stop}:{samples.step}"
-    return sorted(int(number) for number in samples)
+    return samples if samples is None or isinstance(samples, str) else sorted(map(int, samples))
 
 
 def _set_examples(name: str, task: Any, num_fewshot: int | None) -> None:

@@ -33,7 +33,7 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.paths import data_dir
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers, Text, align
+from depthlens.tasks.measures import Answers, Text, align
 from depthlens.tasks.prepared_task import identity
 
 if TYPE_CHECKING:  # slow to import

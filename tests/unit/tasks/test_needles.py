@@ -9,8 +9,8 @@ import tiny
 
 from depthlens.errors import UserError
 from depthlens.tasks import needles as prompts
-from depthlens.tasks.answer_logprob import align
 from depthlens.tasks.encoding import Encoder
+from depthlens.tasks.measures import align
 
 FUNCTION_WORDS = set("a an the of in on with and from at by for to without".split())
 

@@ -12,7 +12,7 @@ from depthlens.analysis.results import Result
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import metric_unit
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.measures import Answers
 
 
 def test_chance_levels(lens, load):

@@ -13,7 +13,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import reference_of
+from depthlens.tasks.measures import reference_of
 
 N_TEST = 90
 CHAT = (

@@ -1,6 +1,7 @@
-"""Reference answers: their likelihood, one continuous score per document of any task, and their tokens.
+"""What is measured beside the metrics of tasks: reference answers, and text that a model goes on with by itself.
 
-Behind these: documents that take no part in what is scored, for ``@mean`` and ``@resample``.
+Reference answers have a likelihood, one continuous score per document of any task, and tokens. Behind these: documents
+that take no part in what is scored, for ``@mean`` and ``@resample``.
 
 Accuracy is too coarse for the effect of one head on a few documents, and writing text is slow. ``answer_logprob`` is
 log p(reference answer | prompt) in nats, teacher-forced, with the task's own prompt. The reference answer is the
@@ -23,22 +24,35 @@ A text of ``@mean`` has no worked examples before it: a mean over the evaluated 
 model, and one over prompts with examples is a mean of examples (92% of the text of GSM8K with five of them). A prompt
 of ``@resample`` has as many examples as those that are scored, because each position gets what the same position of the
 prompt has: a prompt of another form would put a question where an example is.
+
+Free text is a continuation of plain text. No answer is right or wrong here. Two numbers say whether it holds together:
+
+* ``repetition`` = 1 - distinct 4-grams of tokens / 4-grams (seq-rep-4 of Welleck et al. 2020, arXiv 1908.04319): 0
+  where nothing recurs, towards 1 where the model turns in a loop. A text of fewer than four tokens repeats nothing.
+* ``nats_per_token`` = -log p(text | prompt) of the **whole** model, over the number of tokens: the logarithm of the
+  perplexity of what was written. Where nothing was written it is that of the end-of-text token.
+
+Limits: a loop is easy to expect, so that ``nats_per_token`` can fall while ``repetition`` rises: read the two together.
+Greedy decoding repeats more than sampling does, also with nothing removed. What the whole model expects is no judgement
+of truth or style, and texts that the whole model wrote itself have the advantage that it chose every token.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from depthlens.ablations import parse_condition
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, blaming
 from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
+from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.tasks.prepared_task import FIX, Prepared, Score, by_document, instances_of, question, warn_of_cuts
 
 if TYPE_CHECKING:  # slow to import
@@ -47,6 +61,10 @@ if TYPE_CHECKING:  # slow to import
     from depthlens.tasks.encoding import Encoder
 
 MOST, FEWEST = 64, 8  # texts of a reference
+NAME, REPETITION, SURPRISAL = "free_text", "repetition", "nats_per_token"
+N_GRAM = 4
+MIN_REPETITION = 0.05  # a smaller change is not called an effect, however sure
+_INFO = {"higher_is_better": False, "chance": None, "floor": None}
 
 
 class Answers(Prepared):
@@ -64,21 +82,18 @@ class Answers(Prepared):
     written = False
 
     def __init__(self, prepared: Prepared, metric: str = ANSWER_LOGPROB) -> None:
-        encoder, name, task = prepared.encoder, prepared.name, copy.copy(prepared.task)
-        groups = by_document(task.instances)
-        self.metric = metric
+        vars(self).update(vars(prepared))
+        groups = by_document(prepared.task.instances)
+        self.metric, self.task = metric, copy.copy(prepared.task)
         self.pairs = {doc_id: reference_pair(prepared, group) for doc_id, group in groups.items()}
         for doc_id, (_, answer) in self.pairs.items():
             if not answer or prepared.output_type == "loglikelihood_rolling":
                 fault = f"document {doc_id} has no reference answer"
-                raise UserError(f"task {name}: {fault}; {ANSWER_LOGPROB} needs one")
-        requests = [[request] for request in encoder.pairs(name, self.pairs.values())]
-        task._instances = [group[0] for group in groups.values()]
-        super().__init__(
-            name, task, requests, encoder.cut, asked=prepared.asked, encoder=encoder, prompts=prepared.prompts
-        )
+                raise UserError(f"task {self.name}: {fault}; {ANSWER_LOGPROB} needs one")
+        self.by_instance = [[request] for request in self.encoder.pairs(self.name, self.pairs.values())]
+        self.task._instances, self.cut = [group[0] for group in groups.values()], self.encoder.cut
         if not any(prepared.cut):  # else `harness.prepare` has warned
-            warn_of_cuts(name, self.cut, encoder.max_length)
+            warn_of_cuts(self.name, self.cut, self.encoder.max_length)
 
     def score(self, answers: Sequence[LoglikelihoodAnswer]) -> list[Score]:
         """Values in nats, or nats per token, with the reference answer as the response."""
@@ -94,7 +109,7 @@ class Answers(Prepared):
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
-        info = {"higher_is_better": True, "chance": None, "floor": None, "min_effect": MIN_NATS}
+        info = _INFO | {"higher_is_better": True, "min_effect": MIN_NATS}
         return super().describe(docs.iloc[:0]) | {"metrics": {self.metric: info}}
 
 
@@ -256,3 +271,73 @@ def _candidates(prepared: Prepared) -> Iterator[Any]:
     # from the end: documents are evaluated from the first on, so that another number of them has the same reference
     docs, run = task.eval_docs, prepared.docs
     yield from (docs[i] for i in reversed(range(len(docs))) if i not in run)
+
+
+def repetition(tokens: Sequence[int], n: int = N_GRAM) -> float:
+    """1 - distinct n-grams / n-grams of tokens; 0 for fewer than n tokens."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass
+class FreeText:
+    """Prompts to continue, which run and score like `depthlens.tasks.prepared_task.Prepared`.
+
+    Attributes:
+        lens: The model, whose tokenizer counts the tokens.
+        prompts: Token ids that every text begins with.
+        max_new_tokens: Longest continuation.
+    """
+
+    lens: Lens
+    prompts: Sequence[tuple[int, ...]]
+    max_new_tokens: int
+    name: str = NAME
+    written: bool = True
+    skipped: dict[str, str] = field(default_factory=dict)
+    member: None = None
+
+    @property
+    def requests(self) -> list[GenerateRequest]:
+        """One for each prompt; only the end-of-text token stops a text."""
+        return [GenerateRequest(prompt, (), self.max_new_tokens) for prompt in self.prompts]
+
+    @property
+    def asked(self) -> pd.DataFrame:
+        """The prompts; see `depthlens.analysis.questions`."""
+        from lm_eval.utils import hash_string  # slow to import
+
+        texts = [self.lens.tokenizer.decode(list(prompt)) for prompt in self.prompts]
+        table = {"task": self.name, "doc_id": range(len(texts)), "question": texts, "reference": "", "choices": None}
+        return pd.DataFrame(table).assign(doc_hash=[hash_string(text) for text in texts])
+
+    def run(self, engine: Any, conditions: Sequence[Any]) -> list[list[tuple[str, tuple[int, ...], float]]]:
+        """Text, its tokens and its nats per token under the whole model, indexed [condition][prompt]."""
+        written = engine.generate_until(self.requests, conditions, desc=self.name)
+        tokens = [[tuple(self.lens.tokenizer(t, add_special_tokens=False).input_ids) for t in row] for row in written]
+        end = (int(self.lens.tokenizer.eos_token_id),)
+        pairs = [(prompt, ids or end) for row in tokens for prompt, ids in zip(self.prompts, row, strict=True)]
+        asked = [LoglikelihoodRequest(*pair) for pair in pairs]
+        (answers,) = engine.loglikelihood(asked, [parse_condition("baseline")], desc=f"{self.name} {SURPRISAL}")
+        nats = iter([-a.logprob / len(q.continuation) for q, a in zip(asked, answers, strict=True)])
+        return [list(zip(texts, ids, nats, strict=False)) for texts, ids in zip(written, tokens, strict=True)]
+
+    def score(self, answers: Sequence[tuple[str, tuple[int, ...], float]]) -> Iterator[Score]:
+        """Both numbers of every text; an empty one was not parsed."""
+        for doc_id, (text, tokens, nats) in enumerate(answers):
+            parsed = bool(text.strip())
+            yield Score(REPETITION, doc_id, repetition(tokens), text, parsed)
+            yield Score(SURPRISAL, doc_id, nats, text, parsed)
+
+    def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
+        """The entry of a record; see `depthlens.tasks.prepared_task.Prepared.describe`."""
+        effects = {REPETITION: MIN_REPETITION, SURPRISAL: MIN_NATS}
+        return {
+            "version": 1,
+            "num_fewshot": 0,
+            "n_docs": len(self.prompts),
+            "max_new_tokens": self.max_new_tokens,
+            "output_type": "generate_until",
+            "metrics": {metric: _INFO | {"min_effect": least} for metric, least in effects.items()},
+            "skipped_metrics": {},
+        }
