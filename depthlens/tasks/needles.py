@@ -23,7 +23,6 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,34 +103,21 @@ def find(text: Text, answer: str, about: dict[str, Any]) -> Needle | None:
 
 
 @one_thread
-def task_needles(
-    lens: Lens,
-    tasks: str | Sequence[str],
-    *,
-    limit: int | None = None,
-    samples: harness.Samples | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-) -> list[Needle]:
+def task_needles(lens: Lens, tasks: str | Sequence[str], **options: Any) -> list[Needle]:
     """Needles of lm-eval tasks: their reference answers, where they occur in the prompts.
 
     Args:
         lens: The model that reads them.
         tasks: One lm-eval task (or group) or several.
-        limit: Number of documents of each task, from the first on; None: all.
-        samples: Which documents, instead of ``limit``; see `depthlens.tasks.harness.chosen_documents`.
-        num_fewshot: Worked examples before each question; None: what the task says.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples.
+        options: limit, samples, num_fewshot, include_path and seed, as `depthlens.load_tasks` takes them.
 
     Raises:
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": limit, "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
-    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
+    loaded = harness.load_tasks(names, **options)
+    which = {name: options.get(name) for name in ("limit", "samples")}
     needles: list[Needle | None] = []
     for prepared in harness.prepare(lens, loaded, **which):
         for doc_id, (context, answer) in Answers(prepared).pairs.items():
