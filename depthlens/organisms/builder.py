@@ -6,7 +6,7 @@ written), all other heads and MLPs write noise. As options, a *decoy* attends ju
 where nothing reads, and a *backup* does the retrieval head's work a second time.
 
     lens = dl.load("organism")                       # seed 0
-    lens = dl.load("organism:seed=3,decoy,backup")   # any option of `build`, on the command line too
+    lens = dl.load("organism:seed=3,decoy,backup")   # any of `Options`, on the command line too
     dl.organisms.truth("organism:seed=3,decoy,backup").needed("one_hop")
 
 Other options plant *depth*: the number of layers, the layer of each circuit, and circuits for what no prompt says
@@ -25,14 +25,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from depthlens import arguments
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import language
-
-if TYPE_CHECKING:  # slow to import
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 Head = tuple[int, int]  # layer, head
 N_HEADS = 4  # of a layer
@@ -275,42 +272,6 @@ class Truth:
         if task not in self.tasks:
             raise unknown("organism task", task, self.tasks)
         return frozenset((h.layer, h.head) for h in self.heads if task in getattr(h, field))
-
-
-@dataclass(frozen=True, eq=False)
-class Organism:
-    """A built organism.
-
-    Attributes:
-        options: What it was built from.
-        model: The model, float32, in evaluation mode.
-        tokenizer: One token a word, ``<bos>`` in front.
-        truth: Which heads do what.
-    """
-
-    options: Options
-    model: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-    truth: Truth
-
-
-def build(**options: Any) -> Organism:
-    """Build an organism in about a second; equal options give equal weights, bit by bit.
-
-    Args:
-        options: Those of `Options`.
-
-    Raises:
-        UserError: an unknown option, or a value that it cannot have.
-    """
-    if wrong := next((key for key in options if key not in KINDS), None):
-        raise unknown("organism option", wrong, KINDS)
-    chosen = Options(**options)
-    from depthlens.organisms import weights  # slow to import
-
-    planted = truth(chosen)
-    roles = {(h.layer, h.head): h.role for h in planted.heads}
-    return Organism(chosen, weights.plant(roles, chosen), language.tokenizer(chosen.extended), planted)
 
 
 def truth(organism: str | Options) -> Truth:

@@ -319,9 +319,9 @@ def warn_of_cuts(name: str, cut: Sequence[int], max_length: int) -> None:
         max_length: Tokens that the model reads.
     """
     if any(cut):
-        longer = f"{sum(n > 0 for n in cut)} of {len(cut)} prompts are longer than the model reads ({max_length} tokens)"
-        lost = f"lose up to {max(cut)} tokens at their left end, as in lm-eval"
-        log.warning("task %s: %s and %s; give fewer examples, or a model that reads more", name, longer, lost)
+        longer = f"{sum(n > 0 for n in cut)} of {len(cut)} prompts are longer than the model reads"
+        lost = f"({max_length} tokens) and lose up to {max(cut)} tokens at their left end, as in lm-eval"
+        log.warning("task %s: %s %s; give fewer examples, or a model that reads more", name, longer, lost)
 
 
 def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
