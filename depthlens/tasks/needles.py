@@ -117,7 +117,7 @@ def task_needles(lens: Lens, tasks: str | Sequence[str], **options: Any) -> list
     arguments.loaded(lens)
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
     loaded = harness.load_tasks(names, **options)
-    which = {name: options.get(name) for name in ("limit", "samples")}
+    which: dict[str, Any] = {name: options.get(name) for name in ("limit", "samples")}
     needles: list[Needle | None] = []
     for prepared in harness.prepare(lens, loaded, **which):
         for doc_id, (context, answer) in Answers(prepared).pairs.items():
