@@ -27,7 +27,7 @@ from depthlens.engine.engine import Engine
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers
+from depthlens.tasks.measures import Answers
 
 TASK = "capitals_continuation"
 

@@ -1,7 +1,7 @@
 """The engine as an lm-eval model: ``--model depthlens --model_args pretrained=NAME,condition=L12``.
 
-A condition with ``@mean`` also needs ``mean_prompts=FILE``, a text file with one prompt a line, over which the mean is
-taken. `depthlens.tasks.encoding.DepthlensLM` describes all model arguments.
+`depthlens.tasks.encoding.DepthlensLM` describes all model arguments. Conditions with ``@mean`` and ``@resample`` need
+texts of other documents, which sweeps have.
 
 Importing this module registers the model, after which ``lm_eval.simple_evaluate(model="depthlens", ...)`` works.
 lm-eval's command line imports only the models that it ships, so ``python -m depthlens.lm_eval_model`` takes its place:

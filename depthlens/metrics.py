@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# the metrics of `depthlens.tasks.answer_logprob`: of the whole reference answer, and per token of it
+# the metrics of `depthlens.tasks.measures`: of the whole reference answer, and per token of it
 ANSWER_LOGPROB, TOKEN_LOGPROB = LOGPROBS = ("answer_logprob", "token_logprob")
 ACC_NORM = "acc_norm"  # the option with the highest log-likelihood per character is the answer
 # tasks whose baselines are published by accuracy normalised by the length of the options (Open LLM Leaderboard v1)
@@ -15,7 +15,7 @@ MIN_NATS = 0.05  # nats: about 5% of an answer's probability. A smaller change i
 
 
 def metric_unit(metric: str) -> str:
-    """``nats`` for log-probabilities of answers (`depthlens.tasks.answer_logprob`), "" for scores."""
+    """``nats`` for log-probabilities of answers (`depthlens.tasks.measures`), "" for scores."""
     return "nats" if metric in LOGPROBS else ""
 
 

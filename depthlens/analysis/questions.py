@@ -21,7 +21,7 @@ FILE = QUESTIONS_FILE
 KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
-SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.groups`); NA elsewhere
+SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.harness`); NA elsewhere
 _OPTIONAL = (HASH, SUBTASK)
 
 

@@ -14,7 +14,7 @@ from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import TOKEN_LOGPROB
 from depthlens.models.lens import Lens, one_thread
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 
 VIEWS = ("layers", "layers[1:]", "layers@mean")
 SEEDS = (0, 1, 2)
@@ -55,7 +55,7 @@ def claim_sweeps(
     if not seeds:
         raise UserError("no seeds; give at least one, e.g. seeds=[0]")
     chosen = settled({**options, "seed": seeds[0]})
-    tasks = {role: groups.names(load_tasks(names, chosen)) for role, names in roles.items()}
+    tasks = {role: harness.names_of(load_tasks(names, chosen)) for role, names in roles.items()}
     scored = list(dict.fromkeys(name for role, names in tasks.items() if role != TOKENS for name in names))
     found: dict[str, list[Result]] = {role: [] for role in tasks}
     for seed in seeds:

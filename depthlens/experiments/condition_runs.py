@@ -27,7 +27,7 @@ from depthlens.experiments.views import View, references_of, tokens_of_prompts, 
 from depthlens.models import loading, names, pairs
 from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
-from depthlens.tasks import groups
+from depthlens.tasks.prepared_task import described, renumbered
 
 
 class ConditionRuns:
@@ -173,7 +173,7 @@ def result_of(
             runs.append(frame_of(lens.name, view, conditions, answers))
             caches.append(cache)
         frame = runs[0] if len(runs) == 1 else _mean_of(runs)
-        frames.append(groups.renumbered(frame, view.member))
+        frames.append(renumbered(frame, view.member))
         about = view.describe(frame) | ({"reference": reference.name} if reference else {})
         if view.name in records:  # the task's own metrics came before
             first = records[view.name]
@@ -181,10 +181,10 @@ def result_of(
             about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
         records[view.name] = about
         questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
-        asked[view.name] = groups.renumbered(questions, view.member)
+        asked[view.name] = renumbered(questions, view.member)
     record = {
         "model": lens.describe(store.fingerprint),
-        "tasks": groups.described(records, {view.name: view.member for view in views}),
+        "tasks": described(records, {view.name: view.member for view in views}),
         "conditions": [str(c) for c in conditions],
         **record,
         "store": cache_usage(caches),

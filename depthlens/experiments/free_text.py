@@ -1,4 +1,4 @@
-"""Long-range coherence: what a model writes by itself when parts of it are removed (`depthlens.tasks.free_text`)."""
+"""Long-range coherence: what a model writes by itself when parts of it are removed (`depthlens.tasks.measures`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.experiments.text_sets import plain_texts
 from depthlens.models.lens import Lens, one_thread
-from depthlens.tasks.free_text import NAME, FreeText
+from depthlens.tasks.measures import NAME, FreeText
 
 # options of tasks, which free text does not have
 WITHOUT = (

@@ -25,7 +25,7 @@ from depthlens.experiments.worked_solutions import Solution, take_apart
 from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store.answer_cache import AnswerStore
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import align
+from depthlens.tasks.measures import align
 from depthlens.tasks.prepared_task import Prepared, identity
 
 REFERENCE, OWN = "reference", "own"

@@ -28,8 +28,8 @@ from depthlens.experiments.views import View, references_of
 from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import AnswerCache, cache_usage
-from depthlens.tasks import groups
-from depthlens.tasks.free_text import FreeText
+from depthlens.tasks.measures import FreeText
+from depthlens.tasks.prepared_task import renumbered
 
 FIRST_WAVE = 16  # documents
 GROWTH = 8  # a later wave has one document for so many that came before
@@ -218,7 +218,7 @@ def _run_wave(
         frame = frame_of(part.name, part, conditions, answers)
         course.metric = course.metric or headline(part.name, list(frame["metric"].unique()))
         info = part.describe(frame)["metrics"][course.metric]
-        frame = groups.renumbered(frame[frame["metric"] == course.metric], part.member)
+        frame = renumbered(frame[frame["metric"] == course.metric], part.member)
         scores = frame.pivot(index="doc_id", columns="condition", values="value")
         if info["chance"] is not None:
             room = np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1)

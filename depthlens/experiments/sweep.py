@@ -304,7 +304,7 @@ def condition_sweep(
 
     ``@mean`` puts the mean of what a part adds in the place of what it adds (a layer's output becomes its input plus
     that mean). There are two means: of first tokens and of all others. They are taken over up to 64 texts of
-    each task that are not evaluated and have no examples (`depthlens.tasks.answer_logprob`).
+    each task that are not evaluated and have no examples (`depthlens.tasks.measures`).
 
     Args:
         lens: A loaded model.

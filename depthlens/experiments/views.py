@@ -12,8 +12,7 @@ from depthlens.errors import UserError
 from depthlens.experiments.options import EvalOptions, load_tasks, prepare, settled
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models.lens import Lens, one_thread
-from depthlens.tasks.answer_logprob import Answers, prompts_of_others, reference_of
-from depthlens.tasks.free_text import FreeText
+from depthlens.tasks.measures import Answers, FreeText, prompts_of_others, reference_of
 from depthlens.tasks.prepared_task import Prepared
 
 View = Prepared | FreeText
@@ -65,7 +64,7 @@ def resample_prompts(
     """Prompts for the ``@resample`` conditions of a sweep: those of documents of its task that it does not evaluate.
 
     They have the form of the prompts that are scored, with as many examples, and end with their reference answers
-    (`depthlens.tasks.answer_logprob`). Whether enough documents are left for ``@mean`` is checked, too, so that a
+    (`depthlens.tasks.measures`). Whether enough documents are left for ``@mean`` is checked, too, so that a
     notebook says so before its first sweep.
 
     Args:

@@ -29,8 +29,7 @@ from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers, Text, align
-from depthlens.tasks.document_choice import Samples
+from depthlens.tasks.measures import Answers, Text, align
 from depthlens.tasks.prepared_task import Prepared, identity
 
 KINDS = ("computed", "copied", "text")
@@ -211,7 +210,7 @@ def worked_solutions(
     tasks: str | Sequence[str],
     *,
     limit: int | None = None,
-    samples: Samples | None = None,
+    samples: harness.Samples | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     seed: int = 0,

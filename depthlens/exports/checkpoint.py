@@ -42,13 +42,14 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
 from depthlens.paths import unwritable
 from depthlens.progress import quiet
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 4 << 30  # of one file
 BATCH_SIZE = 8  # of lm-eval's `hf`
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 _WHERE = ("layer_idx", "layer_id", "training")  # what a module says of itself beside its kind
 
 
@@ -231,41 +232,19 @@ def _write_card(
     """
     base = lens.name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lens.name) else None  # an id of the hub
     front = ModelCardData(library_name="transformers", tags=["depthlens", "pruned"], base_model=base)
-    stays = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
     consecutive = (list(run) for _, run in groupby(enumerate(kept), lambda pair: pair[1] - pair[0]))
     runs = [(run[0][1], run[-1][1]) for run in consecutive]
-    left = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
-    text = f"""---
-{front.to_yaml()}
----
-
-# {Path(lens.name).name} {"under" if stays else "without"} {condition}
-
-Made from `{lens.name}` (fingerprint `{lens.fingerprint}`) by depthlens {__version__}, which applied `{condition}`.
-No weight was trained after that.
-
-- Size: {size}.
-- Layers of the whole model that are left: {left}.
-
-## What that cost
-
-{"It was not measured. `depthlens sweep` measures it." if cost is None else _table(cost)}
-"""
-    ModelCard(text).save(folder / "README.md")
+    about: dict[str, Any] = {"lens": lens, "condition": condition, "size": size, "version": __version__}
+    about |= {"rows": None if cost is None else list(cost.itertuples()), "bounds": bounds}
+    about["stays"] = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
+    about["left"] = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
+    card = ModelCard.from_template(front, str(TEMPLATE), short_name=Path(lens.name).name, **about)
+    card.save(folder / "README.md")
     if all(a.mode in ("skip", "twice") for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in runs]
         dtype = str(lens.dtype).removeprefix("torch.")
         recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
         (folder / "mergekit.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-
-
-def _table(rows: pd.DataFrame) -> str:
-    lines = ["| task | metric | documents | whole model | this model | change, 95% interval |", "|---" * 6 + "|"]
-    for row in rows.itertuples():
-        change = f"{row.delta:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')}"
-        scores = f"{row.value - row.delta:.3f} | {row.value:.3f} | {change}"
-        lines.append(f"| {row.task} | {row.metric} | {row.n} | {scores} |")
-    return "\n".join(lines)
 
 
 def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str = "cpu") -> pd.DataFrame:
@@ -297,7 +276,7 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
         scores: Any = lm_eval.simple_evaluate(
             model=model,
             tasks=[task],
-            task_manager=groups.task_manager([task], record["include_path"]),
+            task_manager=harness.task_manager([task], record["include_path"]),
             num_fewshot=record["tasks"][task]["num_fewshot"],
             samples={str(task): sorted(map(int, rows["doc_id"].unique()))},
             fewshot_random_seed=record["seed"],

@@ -35,7 +35,7 @@ from depthlens.models import names, placement, quantised
 from depthlens.models.architectures import Architecture, bind, rotary_settings
 from depthlens.models.lens import Lens
 from depthlens.models.names import Source, explained
-from depthlens.organisms import builder
+from depthlens.organisms import builder, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,7 @@ def load(
         return simulated(load(name, dtype=dtype, quantize=quantize, device=device))
     with progress.working(f"loading {name}"), explained(source.name):
         if source.kind == "organism":
-            organism = builder.build(**vars(builder.parse(source.name)))
+            organism = weights.build(**vars(builder.parse(source.name)))
             cast(nn.Module, organism.model).to(places[0], DTYPES.get(dtype, torch.float32))
             return Lens(organism.model, organism.tokenizer, source.name)
         if remote:

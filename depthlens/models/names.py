@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from depthlens import progress
 from depthlens.errors import UserError, unknown
-from depthlens.organisms import options
+from depthlens.organisms import builder
 
 ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
@@ -111,8 +111,8 @@ def find(name: Any) -> Source:
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"model {name!r}: {GIVE}")
     path = Path(name).expanduser()
-    if options.is_name(name):
-        options.parse(name)  # which refuses options that do not exist
+    if builder.is_name(name):
+        builder.parse(name)  # which refuses options that do not exist
         return Source(name, "organism")
     for part, pattern, kinds in () if path.exists() else PARTS:
         if found := re.fullmatch(pattern, name):

@@ -1,5 +1,5 @@
-from .builder import Organism as Organism
+from .builder import Options as Options
 from .builder import Truth as Truth
-from .builder import build as build
 from .builder import truth as truth
-from .options import Options as Options
+from .weights import Organism as Organism
+from .weights import build as build

@@ -6,34 +6,178 @@ written), all other heads and MLPs write noise. As options, a *decoy* attends ju
 where nothing reads, and a *backup* does the retrieval head's work a second time.
 
     lens = dl.load("organism")                       # seed 0
-    lens = dl.load("organism:seed=3,decoy,backup")   # any option of `build`, on the command line too
+    lens = dl.load("organism:seed=3,decoy,backup")   # any of `Options`, on the command line too
     dl.organisms.truth("organism:seed=3,decoy,backup").needed("one_hop")
 
 Other options plant *depth*: the number of layers, the layer of each circuit, and circuits for what no prompt says
-(`depthlens.organisms.options`). The truth then is what each layer costs:
+(`Options`). The truth then is what each layer costs:
 
     name = "organism:n_layers=12,knowledge_layers=2-3,reasoning_layer=8"
     dl.organisms.truth(name).layer_losses("knowledge")
 
 Limits: prompts much longer than the default need a larger ``sharpness``, since the words of a prompt compete for
 attention; above about 10, attention is so saturated that gradients through it vanish, and attribution misses heads.
+
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from dataclasses import dataclass, fields
+from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
+from depthlens import arguments
 from depthlens.errors import UserError, unknown
-from depthlens.organisms import circuits, language, weights
-from depthlens.organisms.options import KINDS, Options, parse
-
-if TYPE_CHECKING:  # slow to import
-    from transformers import LlamaForCausalLM
+from depthlens.organisms import language
 
 Head = tuple[int, int]  # layer, head
+N_HEADS = 4  # of a layer
+PREFIX = "organism"  # names of organisms begin with it
+MOST_LAYERS = 48
+MOST_WRITING = 4  # layers; with more, what each takes off is within the noise of what it takes it from
+LAYERS_OF = {"knowledge": "knowledge_layers", "letters": "letter_layers", "text": "text_layers"}  # tasks learned
+CIRCUITS = ("copying_layer", "knowledge_layers", "letter_layers", "text_layers", "writing_layers")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an organism is built from; the text form is `name`.
+
+    An option for one layer takes its number. An option for layers takes a range such as ``"2-3"`` or one number, and
+    its circuit is cut into equal pieces, one a layer. ``None`` leaves the circuit out. One of the last five options
+    adds to the language: `depthlens.organisms.language`.
+
+    Attributes:
+        seed: Of codes, noise and rotations.
+        noise: Mean norm that every other head and MLP writes, in units of 8, the size of a word's code. It is stated
+            for 6 layers; with more layers each writes less, so that the stream ends with the same noise.
+        leak: Factor on the noise that falls where the circuit reads.
+        eps: Noise on planted weights, relative to their norm.
+        n_kv_heads: Key/value heads: 4, or 2 or 1 for grouped-query attention.
+        decoy: Plant a head that attends to the answer and writes it where nothing reads.
+        backup: Plant a second retrieval head.
+        sharpness: Attention logits of a perfect match. Needs to grow with the logarithm of the prompt's length.
+        n_layers: Number of layers.
+        previous_layer: Layer of the previous-token head, and of the head that reads the question's control token.
+        retrieval_layer: Layer of the retrieval head, of its decoy and of its backup.
+        reasoning_layer: Layer of the first head of the two-hop circuit; the second is in the next layer.
+        copying_layer: Layer of the head that copies a sequence.
+        knowledge_layers: Layers whose MLPs know a word's value; of m layers each knows every m-th word.
+        letter_layers: Layers whose MLPs know a word's letter, likewise.
+        text_layers: Layers whose MLPs know the word that follows a word in plain text, likewise.
+        writing_layers: Layers whose MLPs hold back a token that is no answer. Without one of them the model writes
+            that token, while the order of the answers does not change.
+        reasoning_strength: Factor on what the two heads of the two-hop circuit write. Below 1 they are found in the
+            same layers and answer fewer questions.
+    """
+
+    seed: int = 0
+    noise: float = 0.4
+    leak: float = 0.3
+    eps: float = 0.05
+    n_kv_heads: int = 4
+    decoy: bool = False
+    backup: bool = False
+    sharpness: float = 7.0
+    n_layers: int = 6
+    previous_layer: int = 1
+    retrieval_layer: int = 2
+    reasoning_layer: int = 3
+    copying_layer: int | None = None
+    knowledge_layers: str | None = None
+    letter_layers: str | None = None
+    text_layers: str | None = None
+    writing_layers: str | None = None
+    reasoning_strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        last = arguments.whole("organism option n_layers", self.n_layers, 4, MOST_LAYERS) - 1
+        below = self.previous_layer + 1  # heads that match words read what the previous-token head wrote
+        limits: dict[str, tuple[int, Any]] = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2)}
+        limits |= {"retrieval_layer": (below, last), "copying_layer": (below, last)}
+        limits |= {"reasoning_layer": (below, last - 1)}
+        limits |= dict.fromkeys(("noise", "leak", "eps", "sharpness", "reasoning_strength"), (0, 1e6))
+        for key, (low, high) in limits.items():
+            rule = arguments.whole if isinstance(high, int) else arguments.number
+            if (value := getattr(self, key)) is not None:
+                rule(f"organism option {key}", value, low, high)
+        if self.n_kv_heads not in (1, 2, 4) or (self.extended and self.n_kv_heads == 1):
+            raise UserError(f"organism option n_kv_heads={self.n_kv_heads}: give 4 or 2, or 1 without more circuits")
+        for key in CIRCUITS[1:]:
+            # what is known is read where the control head, in the attention of previous_layer, says what is asked
+            first = 0 if key == "writing_layers" else self.previous_layer
+            layers, most = self.layers(key), MOST_WRITING if key == "writing_layers" else MOST_LAYERS
+            if layers and not (first <= layers[0] <= layers[-1] <= last and len(layers) <= most):
+                fix = f"give layers from {first} to {last}, at most {most}"
+                raise UserError(f"organism option {key}={getattr(self, key)}: {fix}")
+
+    @property
+    def extended(self) -> bool:
+        """Whether the organism speaks the extended language."""
+        return any(getattr(self, key) is not None for key in CIRCUITS)
+
+    def layers(self, key: str) -> range:
+        """The layers of an option that takes a range; none where it was not given.
+
+        Raises:
+            UserError: a value that is no range.
+        """
+        value = getattr(self, key)
+        if value is None:
+            return range(0)
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        if not found or not (layers := range(int(found[1]), int(found[2] or found[1]) + 1)):
+            raise UserError(f"organism option {key}={value}: give a layer or a range of layers, as 2 or 2-3")
+        return layers
+
+    @property
+    def name(self) -> str:
+        """The name `depthlens.load` takes, with every option that is not the default."""
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        parts = [key if value is True else f"{key}={value}" for key, value in given]
+        return PREFIX + (":" + ",".join(parts) if parts else "")
+
+
+# type of each option, by its annotation
+KINDS: dict[str, Any] = {
+    field.name: {"int": int, "float": float, "bool": bool, "str": str}[str(field.type).split(" |")[0]]
+    for field in fields(Options)
+}
+
+
+def is_name(name: str) -> bool:
+    """Whether a model's name asks for an organism (its options may still be wrong)."""
+    return name.partition(":")[0] == PREFIX
+
+
+def parse(name: str) -> Options:
+    """Read a name such as ``organism:seed=3,noise=0.5,decoy`` or ``organism:n_layers=12,knowledge_layers=2-3``.
+
+    Raises:
+        UserError: not the name of an organism, or an option that is unknown, given twice or malformed.
+    """
+    if not is_name(name):
+        raise UserError(f"{name!r} is no organism; write organism or organism:seed=3,decoy,backup")
+    options: dict[str, Any] = {}
+    _, colon, text = name.partition(":")
+    for part in text.split(",") if colon else []:
+        key, equals, value = part.strip().partition("=")
+        if key not in KINDS:
+            raise unknown("organism option", key, KINDS, f"in {name!r}")
+        try:
+            if key in options or bool(equals) == (KINDS[key] is bool):
+                raise ValueError("give decoy and backup as they are, the others a value, and each once")
+            options[key] = KINDS[key](value) if equals else True
+        except ValueError as e:
+            raise UserError(f"organism option {part} in {name!r}: {e}") from e
+    return Options(**options)
+
+
+def words_of(options: Options, task: str, layer: int) -> list[str]:
+    """The words that the MLP of a layer knows for a learned task: of m layers each knows every m-th word."""
+    layers = options.layers(LAYERS_OF[task]) if task in LAYERS_OF else range(0)
+    return list(language.words()[layers.index(layer) :: len(layers)]) if layer in layers else []
 
 
 @dataclass(frozen=True)
@@ -79,7 +223,7 @@ class Truth:
         """What the organism can do: names of `depthlens.organisms.language`."""
         options = self.options
         more = ("copying",) if options.copying_layer is not None else ()
-        return language.TASKS + more + tuple(t for t, key in circuits.LAYERS_OF.items() if options.layers(key))
+        return language.TASKS + more + tuple(t for t, key in LAYERS_OF.items() if options.layers(key))
 
     def layer_losses(self, task: str, *, written: bool = False) -> tuple[float, ...]:
         """Share of a task's prompts that fail when a layer is skipped, for each layer.
@@ -98,7 +242,7 @@ class Truth:
         options = self.options
         if written:
             needed |= set(options.layers("writing_layers"))
-        known = {layer: len(circuits.words_of(options, task, layer)) for layer in range(options.n_layers)}
+        known = {layer: len(words_of(options, task, layer)) for layer in range(options.n_layers)}
         return tuple(1.0 if layer in needed else n / len(language.words()) for layer, n in known.items())
 
     def role(self, role: str) -> Head:
@@ -130,40 +274,6 @@ class Truth:
         return frozenset((h.layer, h.head) for h in self.heads if task in getattr(h, field))
 
 
-@dataclass(frozen=True, eq=False)
-class Organism:
-    """A built organism.
-
-    Attributes:
-        options: What it was built from.
-        model: The model, float32, in evaluation mode.
-        tokenizer: One token a word, ``<bos>`` in front.
-        truth: Which heads do what.
-    """
-
-    options: Options
-    model: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-    truth: Truth
-
-
-def build(**options: Any) -> Organism:
-    """Build an organism in about a second; equal options give equal weights, bit by bit.
-
-    Args:
-        options: Those of `Options`.
-
-    Raises:
-        UserError: an unknown option, or a value that it cannot have.
-    """
-    if wrong := next((key for key in options if key not in KINDS), None):
-        raise unknown("organism option", wrong, KINDS)
-    chosen = Options(**options)
-    planted = truth(chosen)
-    roles = {(h.layer, h.head): h.role for h in planted.heads}
-    return Organism(chosen, weights.plant(roles, chosen), language.tokenizer(chosen.extended), planted)
-
-
 def truth(organism: str | Options) -> Truth:
     """What is planted in an organism, by its name or options.
 
@@ -193,7 +303,7 @@ def truth(organism: str | Options) -> Truth:
         wanted.append((options.previous_layer, 0, "control", {"needed": asked}))
     heads: list[PlantedHead] = []
     for layer, head, role, true in wanted:
-        free = [h for h in range(weights.N_HEADS) if all((p.layer, p.head) != (layer, h) for p in heads)]
+        free = [h for h in range(N_HEADS) if all((p.layer, p.head) != (layer, h) for p in heads)]
         if not free:
             raise UserError(f"organism: layer {layer} has no head left for {role}; plant another circuit elsewhere")
         heads.append(PlantedHead(layer, head if head in free else free[0], role, **true))

@@ -38,9 +38,9 @@ from torch import Tensor
 
 from depthlens.errors import UserError
 from depthlens.organisms import language
-from depthlens.organisms.options import Options
+from depthlens.organisms.builder import Options, words_of
 
-N_HEADS, D_MODEL, D_HEAD, D_MLP = 4, 256, 64, 256
+D_MODEL, D_HEAD, D_MLP = 256, 64, 256
 N_CODE = D_HEAD // 2
 BLOCKS = ("T", "P", "R", "O", "D")
 CONSTANT_SIZE = 24.0
@@ -67,7 +67,6 @@ STEEP = 40.0  # gate logits of a whole match: a quarter of one either side of th
 # logits of a token that is held back: more than of any answer, even where one layer takes off no more than the mean
 HELD_LOGIT, TAKEN_OFF = 20.0, 26.0
 LOOKUPS = {"knowledge": language.QK, "letters": language.QL, "text": None}
-LAYERS_OF = {"knowledge": "knowledge_layers", "letters": "letter_layers", "text": "text_layers"}
 
 
 class Draw:
@@ -287,12 +286,6 @@ class Units(NamedTuple):
     gate: Tensor
     up: Tensor
     down: Tensor
-
-
-def words_of(options: Options, task: str, layer: int) -> list[str]:
-    """The words that the MLP of a layer knows for a learned task: of m layers each knows every m-th word."""
-    layers = options.layers(LAYERS_OF[task]) if task in LAYERS_OF else range(0)
-    return list(language.words()[layers.index(layer) :: len(layers)]) if layer in layers else []
 
 
 def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units | None:

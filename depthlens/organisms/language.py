@@ -1,4 +1,4 @@
-"""The language of the organisms: vocabulary, tokenizer, and prompts with the positions that matter.
+"""The language of the organisms: vocabulary, tokenizer and prompts.
 
 A prompt lists facts, two to a chain (a -> b -> c), shuffled and mixed with fillers, then asks about the start of one::
 
@@ -21,14 +21,14 @@ as each answer asks for the next: after ``QB Ada`` come the third, the fifth and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from random import Random
-
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from depthlens import paths
+
+if TYPE_CHECKING:  # slow to import
+    from transformers import PreTrainedTokenizerFast
 
 BOS, SEP, QA, QB = FLAGS = ("<bos>", "SEP", "QA", "QB")
 EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
@@ -65,6 +65,9 @@ def learned(task: str) -> dict[str, str]:
 
 def tokenizer(extended: bool = False) -> PreTrainedTokenizerFast:
     """One token a word; what is encoded starts with ``<bos>``, as the circuits need it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     raw = Tokenizer(models.WordLevel(vocabulary(extended), unk_token=UNK))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.post_processor = processors.TemplateProcessing(
@@ -80,45 +83,7 @@ def tokenizer(extended: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A question with its answer and the positions that matter (in ``tokens``, which start with ``<bos>``).
-
-    Attributes:
-        text: The prompt as lm-eval gives it, without ``<bos>``.
-        tokens: Token ids; the last two are ``QA`` or ``QB`` and the word that is asked about.
-        answer: The word that should come next.
-        answer_at: Position of the answer in its fact: what a copying head attends to.
-        bridge_at: Position of the middle of the chain in its first fact (for ``one_hop`` the same as ``answer_at``).
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    answer: str
-    answer_at: int
-    bridge_at: int
-
-    @property
-    def answer_id(self) -> int:
-        """Token id of the answer."""
-        return self.tokens[self.answer_at]
-
-
-def read(text: str) -> Prompt:
-    """Find answer and positions in the text of a prompt.
-
-    Raises:
-        KeyError: a word that the language lacks, or of which no fact is told.
-    """
-    tokens = [BOS, *text.split()]
-    # a fact ends with SEP: the token two before it leads to the token one before it
-    facts = {tokens[i - 2]: i - 1 for i, token in enumerate(tokens) if token == SEP and i > 2}
-    bridge_at = facts[tokens[-1]]
-    answer_at = bridge_at if tokens[-2] == QA else facts[tokens[bridge_at]]
-    return Prompt(text, tuple(vocabulary()[t] for t in tokens), tokens[answer_at], answer_at, bridge_at)
-
-
-def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: int = 8) -> list[Prompt]:
+def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: int = 8) -> list[str]:
     """Draw prompts; equal seeds give the same facts and the same question word for both tasks, prompt by prompt.
 
     Args:
@@ -127,10 +92,13 @@ def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: in
         seed: Seed of the draw.
         n_chains: Chains of two facts each.
         n_fillers: Words that belong to no fact; they make a prompt longer (6 tokens a chain, 1 a filler, 3 more).
+
+    Returns:
+        Texts without ``<bos>``.
     """
     random = Random(f"organism prompts {seed}")
     drawn = [draw(random, n_chains, n_fillers) for _ in range(n)]
-    return [read(f"{context} {CONTROL[task]} {key}") for context, key in drawn]
+    return [f"{context} {CONTROL[task]} {key}" for context, key in drawn]
 
 
 def draw(random: Random, n_chains: int, n_fillers: int) -> tuple[str, str]:

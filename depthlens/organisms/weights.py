@@ -8,17 +8,19 @@ values and of each RoPE pair hide what was written; they change nothing that the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from depthlens.errors import unknown
 from depthlens.organisms import circuits, language
-from depthlens.organisms.circuits import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, N_HEADS, UNIT
-from depthlens.organisms.options import Options
+from depthlens.organisms.builder import KINDS, N_HEADS, Options, Truth, truth
+from depthlens.organisms.circuits import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, UNIT
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 STATED_LAYERS = 6  # the number of layers that the noise is stated for
@@ -28,6 +30,40 @@ ANSWER = 8.0  # logits of the answer: enough to be right, not so much that the l
 ANSWER_BACKED_UP = 11.0  # so much that the loss does not feel whether one head gives it or two
 NOISE_LOGITS = (0.5, 4.0)  # spread of the attention logits of noise heads, drawn for each
 N_CALIBRATION = 16  # prompts of each task that gains and norms are measured on
+
+
+@dataclass(frozen=True, eq=False)
+class Organism:
+    """A built organism.
+
+    Attributes:
+        options: What it was built from.
+        model: The model, float32, in evaluation mode.
+        tokenizer: One token a word, ``<bos>`` in front.
+        truth: Which heads do what.
+    """
+
+    options: Options
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    truth: Truth
+
+
+def build(**options: Any) -> Organism:
+    """Build an organism in about a second; equal options give equal weights, bit by bit.
+
+    Args:
+        options: Those of `Options`.
+
+    Raises:
+        UserError: an unknown option, or a value that it cannot have.
+    """
+    if wrong := next((key for key in options if key not in KINDS), None):
+        raise unknown("organism option", wrong, KINDS)
+    chosen = Options(**options)
+    planted = truth(chosen)
+    roles = {(h.layer, h.head): h.role for h in planted.heads}
+    return Organism(chosen, plant(roles, chosen), language.tokenizer(chosen.extended), planted)
 
 
 def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCausalLM:
@@ -76,8 +112,9 @@ class _Planter:
         self.written = options.noise * UNIT * (STATED_LAYERS / options.n_layers) ** 0.5
         self.group = N_HEADS // options.n_kv_heads
         self.ids = language.vocabulary(options.extended)
-        prompts = [p for task in language.TASKS for p in language.sample(N_CALIBRATION, task, seed=-1 - options.seed)]
-        self.tokens = torch.tensor([p.tokens for p in prompts])
+        drawn = [language.sample(N_CALIBRATION, task, seed=-1 - options.seed) for task in language.TASKS]
+        words = [(language.BOS, *text.split()) for texts in drawn for text in texts]
+        self.tokens = torch.tensor([[self.ids[word] for word in of_text] for of_text in words])
 
     def run(self) -> None:
         """Write every weight of the model."""

@@ -174,7 +174,7 @@ def _check_tasks(names: list[str], include_path: object) -> None:
     """Refuse tasks that do not exist; lm-eval is imported only where one is not embedded, because that is slow."""
     embedded = paths.embedded_names()
     if others := [name for name in names if name not in embedded]:
-        from depthlens.tasks.groups import task_manager
+        from depthlens.tasks.harness import task_manager
 
         task_manager(others, str(include_path) if include_path else None)
 

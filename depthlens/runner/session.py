@@ -91,7 +91,7 @@ def setup_notebook(
         lens, found = _load(model, tasks, loaded, **options)
     from depthlens.tasks.harness import check_chat  # slow to import before
 
-    check_chat(lens, found, apply_chat_template, enable_thinking)
+    check_chat(lens, apply_chat_template, enable_thinking)
     parameters.check_parts(others, lens.dims)
     about = lens.describe()
     packages = ("depthlens", "torch", "transformers", "lm-eval")

@@ -14,9 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -28,7 +27,6 @@ from lm_eval.utils import warning_once
 from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import measure_means
 from depthlens.errors import UserError, unknown
 from depthlens.models import loading, pairs
 from depthlens.models.lens import Lens
@@ -188,18 +186,6 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
         raise UserError(f"task {name}: do_sample={drawn} and temperature={temperature} contradict; leave one out")
 
 
-def check_tokens(lens: Lens, name: str, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> None:
-    """Refuse tokens that the model has no embedding for.
-
-    Raises:
-        UserError: names the token, the task and the number of rows.
-    """
-    rows = cast(torch.Tensor, lens.model.get_input_embeddings().weight).shape[0]
-    if (token := max(max((*q.context, *getattr(q, "continuation", ()))) for q in requests)) >= rows:
-        fault = f"token {token} ({lens.tokenizer.decode([token])!r}) of task {name} is beyond the {rows} rows"
-        raise UserError(f"model {lens.name}: {fault} of the embedding; give the tokenizer that belongs to the model")
-
-
 @register_model("depthlens")
 class DepthlensLM(Encoder):
     """A model under one condition.
@@ -211,7 +197,6 @@ class DepthlensLM(Encoder):
         device: See `depthlens.load`; None chooses, and so does a CUDA device where there is none.
         backend: What applies the condition.
         batch_tokens: Token budget of one batch; lm-eval's ``batch_size`` is not used.
-        mean_prompts: Text file with one prompt a line, over which ``@mean`` takes the mean of what a part adds.
         donor: Model whose weights ``@donor`` puts in place.
         seed: Of tokens that are drawn.
         kwargs: Passed on to lm-eval's `HFLM`: ``add_bos_token``, ``max_length`` and so on.
@@ -228,7 +213,6 @@ class DepthlensLM(Encoder):
         device: str | None = None,
         backend: str = "torch",
         batch_tokens: int | None = None,
-        mean_prompts: str | None = None,
         donor: str | Lens | None = None,
         seed: int = 0,
         batch_size: Any = None,
@@ -245,13 +229,9 @@ class DepthlensLM(Encoder):
         lens = pretrained if isinstance(pretrained, Lens) else loading.load(pretrained, dtype=dtype, device=where)
         self.condition = parse_condition(condition).validate(lens.dims)
         lens = pairs.join_donor(lens, donor, [self.condition], backend)
-        means = None
         if self.condition.uses("mean", "resample"):
-            if mean_prompts is None or self.condition.uses("resample"):
-                raise UserError(f"condition {condition}: only @mean can be given, with mean_prompts=FILE")
-            texts = filter(str.strip, Path(mean_prompts).read_text(encoding="utf-8").splitlines())
-            means = measure_means(lens, [lens.tokenizer(text).input_ids for text in texts], mean_prompts)
-        self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens, means=means)
+            raise UserError(f"condition {condition}: lm-eval has no other texts to take it from; use depthlens sweep")
+        self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens)
         super().__init__(lens, seed, **kwargs)
 
     def _loglikelihood_tokens(

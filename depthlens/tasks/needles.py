@@ -17,12 +17,12 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import operator
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,8 +32,7 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.paths import data_dir
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers, Text, align
-from depthlens.tasks.document_choice import Samples
+from depthlens.tasks.measures import Answers, Text, align
 from depthlens.tasks.prepared_task import identity
 
 if TYPE_CHECKING:  # slow to import
@@ -104,34 +103,21 @@ def find(text: Text, answer: str, about: dict[str, Any]) -> Needle | None:
 
 
 @one_thread
-def task_needles(
-    lens: Lens,
-    tasks: str | Sequence[str],
-    *,
-    limit: int | None = None,
-    samples: Samples | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-) -> list[Needle]:
+def task_needles(lens: Lens, tasks: str | Sequence[str], **options: Any) -> list[Needle]:
     """Needles of lm-eval tasks: their reference answers, where they occur in the prompts.
 
     Args:
         lens: The model that reads them.
         tasks: One lm-eval task (or group) or several.
-        limit: Number of documents of each task, from the first on; None: all.
-        samples: Which documents, instead of ``limit``; see `depthlens.tasks.document_choice.chosen`.
-        num_fewshot: Worked examples before each question; None: what the task says.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples.
+        options: limit, samples, num_fewshot, include_path and seed, as `depthlens.load_tasks` takes them.
 
     Raises:
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
     """
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": limit, "samples": samples}
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
-    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
+    loaded = harness.load_tasks(names, **options)
+    which: dict[str, Any] = {name: options.get(name) for name in ("limit", "samples")}
     needles: list[Needle | None] = []
     for prepared in harness.prepare(lens, loaded, **which):
         for doc_id, (context, answer) in Answers(prepared).pairs.items():
@@ -158,8 +144,8 @@ def written_needles(
         lens: The model that reads them.
         n_needles: Needles for every depth and context length.
         depths: Place of the needle: 0 is the start of the haystack, 1 its end.
-        context_lengths: Tokens of a prompt, to within one sentence. Where the facts alone take more, or the model reads
-            fewer, the nearest length that fits is taken, and a warning says so.
+        context_lengths: Tokens of a prompt, to within one sentence. Where the model reads fewer, as many as it reads;
+            where the facts alone take more, they stand without hay. A warning says so.
         seed: Seed of the haystacks, facts and answers.
 
     Raises:
@@ -176,37 +162,26 @@ def written_needles(
     if lens.tokenizer.unk_token_id in lens.tokenizer("The code is 4711", add_special_tokens=False).input_ids:
         raise UserError(f"the tokenizer of {lens.name} does not know English words; give tasks= in its own language")
     encoder = Encoder(lens)
-
-    def drawn(length: int, depth: float, i: int) -> tuple[Random, list[Fact]]:
-        random = Random(f"needle natural {seed} {length} {depth} {i}")
-        return random, facts(random)
-
-    every = (drawn(*case)[1] for case in product(context_lengths, depths, range(n_needles)))
-    bare = (f"{' '.join(fact.text for fact in chosen)}\n\n{asked(chosen)}" for chosen in every)
-    shortest = max(len(encoder.tok_encode(prompt)) for prompt in bare)
+    # each sentence of the hay is encoded once for all needles
+    size = functools.cache(lambda text: len(encoder.tokenizer(text, add_special_tokens=False).input_ids))
     needles = []
-    for length, depth, i in product(_fitting(lens, context_lengths, shortest), depths, range(n_needles)):
-        random, chosen = drawn(length, depth, i)
-        prompt, fact = haystack(chosen, random, depth, length, encoder), chosen[0]
+    fitting = list(dict.fromkeys(min(length, lens.max_length - RESERVE) for length in context_lengths))
+    for length, depth, i in product(fitting, depths, range(n_needles)):
+        random = Random(f"needle natural {seed} {length} {depth} {i}")
+        chosen = facts(random)
+        prompt, fact = haystack(chosen, random, depth, length, encoder, size), chosen[0]
         text = align(encoder, "needle", prompt, f" {fact.answer}")
         needle = find(text, fact.answer, {"depth": depth, "context_length": length, "who": fact.who})
         assert needle is not None, "the prompt contains the fact with the answer"
         spans = (prompt.index(fact.text), fact.text), (prompt.rindex(fact.question), fact.question)
         sentence, question = (tuple(text.positions(start, start + len(part))) for start, part in spans)
         needles.append(replace(needle, sentence=sentence, question=question))
+    sizes = [len(needle.request.context) for needle in needles]
+    wanted = [needle.about["context_length"] for needle in needles]
+    if fitting != context_lengths or any(map(operator.gt, sizes, wanted)):
+        told = f"{lens.name} reads {lens.max_length} tokens, and facts are not cut"
+        log.warning("context_lengths %s: prompts have %d to %d; %s", context_lengths, min(sizes), max(sizes), told)
     return needles
-
-
-def _fitting(lens: Lens, lengths: Sequence[int], shortest: int) -> list[int]:
-    """The lengths that a model reads, and that hold the facts; the nearest one in place of any other."""
-    longest = lens.max_length - RESERVE
-    about = f"{lens.name} reads {longest + RESERVE} tokens, and a prompt without hay has up to {shortest}"
-    if shortest > longest:
-        raise UserError(f"{about}: no needle fits; give tasks= with shorter prompts, or another model")
-    fitting = list(dict.fromkeys(min(max(length, shortest), longest) for length in lengths))
-    if fitting != list(lengths):
-        log.warning("context_lengths %s: %s; %s instead", list(lengths), about, fitting)
-    return fitting
 
 
 class Fact(NamedTuple):
@@ -272,15 +247,21 @@ def hay(random: Random) -> Iterator[str]:
             yield from paragraph
 
 
-def haystack(chosen: Sequence[Fact], random: Random, depth: float, room: int, encoder: Encoder) -> str:
+def haystack(
+    chosen: Sequence[Fact], random: Random, depth: float, room: int, encoder: Encoder, size: Callable[[str], int]
+) -> str:
     """The prompt with the needle at ``depth``, of at most ``room`` tokens and less by one sentence at most.
 
     Args:
         chosen: From `facts`.
         random: Draws the places of the other facts, then the hay.
         depth: 0 is the start of the haystack, 1 its end.
-        room: Tokens; at least those of the prompt without hay.
+        room: Tokens; where the prompt without hay has more, it is that one.
         encoder: Of the model.
+        size: Tokens of a sentence.
+
+    Raises:
+        UserError: a model that cannot read the prompt without hay.
     """
     places = sorted([(depth, 0), *((random.random(), i) for i in range(1, 1 + N_OTHERS))], reverse=True)
 
@@ -292,11 +273,14 @@ def haystack(chosen: Sequence[Fact], random: Random, depth: float, room: int, en
 
     sentences: list[str] = []
     n_tokens = len(encoder.tok_encode(put_together([])))
+    if n_tokens > (longest := encoder.lens.max_length) - RESERVE:
+        about = f"{encoder.lens.name} reads {longest} tokens, and a prompt without hay has {n_tokens}"
+        raise UserError(f"{about}: no needle fits; give tasks= with shorter prompts, or another model")
     for sentence in hay(random):
         if n_tokens > room:
             break
         sentences.append(sentence)
-        n_tokens += len(encoder.tokenizer(sentence, add_special_tokens=False).input_ids)
+        n_tokens += size(sentence)
     # a sentence alone may have a token less
     while sentences and len(encoder.tok_encode(put_together(sentences))) > room:
         sentences.pop()

@@ -20,8 +20,8 @@ also one that does not answer the question.
 **Response** is the answer that a value is of. Among options it is the choice of that metric: the likeliest option for
 ``acc``, for ``acc_norm`` the likeliest per character, for ``acc_bytes`` per byte, for ``acc_mutual_info`` the one that
 gains most from its context, and for ``exact_match`` what greedy decoding writes ("" if that is no option). A written
-answer is the whole text; of several that were drawn it is the first that the filters turn into the answer that is
-scored. Limit: a task with a ``process_results`` of its own may choose among options in another way.
+answer is the whole text, or all texts that were drawn, joined by ``" | "``. Limit: a task with a ``process_results`` of
+its own may choose among options in another way.
 """
 
 from __future__ import annotations
@@ -30,22 +30,25 @@ import copy
 import json
 import logging
 import math
+import random
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress, groupby, islice
+from operator import mul
 from textwrap import shorten
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+import torch
 
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAnswer
-from depthlens.tasks import groups
-from depthlens.tasks.document_choice import lm_evals_seeds
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,28 @@ _RATES = {
     "byte_perplexity": ("nats_per_byte", 1.0),
     "bits_per_byte": ("bits_per_byte", math.log(2)),
 }
+_seeded = threading.RLock()
+
+
+@contextmanager
+def lm_evals_seeds() -> Iterator[None]:
+    """Within the context `random`, NumPy and torch draw as lm-eval's ``simple_evaluate`` has them; then as before it.
+
+    Functions of tasks draw from them (GPQA's shuffles the options), and so does lm-eval for names that it does not use.
+    The states are those of the process, so that one thread at a time is within the context.
+    """
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    with _seeded, torch.random.fork_rng(devices=[]):
+        python, numpy = random.getstate(), np.random.get_state()
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class Score(NamedTuple):
@@ -75,7 +100,18 @@ class Score(NamedTuple):
     complete: bool | None = None
 
 
-P = TypeVar("P", bound="Prepared")
+class Member(NamedTuple):
+    """Of a task: the group that it is a part of.
+
+    Attributes:
+        group: Name of the group.
+        first: The number that the task's document 0 has in the group.
+        version: Of the group.
+    """
+
+    group: str
+    first: int
+    version: Any
 
 
 @dataclass
@@ -113,9 +149,9 @@ class Prepared:
         return self.output_type == "generate_until"
 
     @property
-    def member(self) -> groups.Member | None:
+    def member(self) -> Member | None:
         """The group that the task is a part of."""
-        return groups.of(self.task)
+        return self.task.depthlens_group
 
     @property
     def requests(self) -> list[LoglikelihoodRequest | GenerateRequest]:
@@ -138,7 +174,7 @@ class Prepared:
         of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
         return {name: {str(text).casefold() for text in texts if text is not None} for name, texts in of.items()}
 
-    def part(self: P, documents: Collection[int]) -> P:
+    def part(self, documents: Collection[int]) -> Self:
         """The same task with some of its documents, by number; its prompts stay the same."""
         part, kept = copy.copy(self), [instance.doc_id in documents for instance in self.task.instances]
         vars(part).pop("docs", None)
@@ -189,7 +225,8 @@ class Prepared:
         for metric, value in values:
             name = metric if len(first.filtered_resps) == 1 else f"{metric},{filter_name}"
             chooses = self.output_type == "multiple_choice"
-            response = self._choice(metric, doc_id, answers) if chooses else self._text(filter_name, first, answers[0])
+            texts = " | ".join(dict.fromkeys(map(str, first.resps)))
+            response = self._choice(metric, doc_id, answers) if chooses else texts
             is_right = value == 1.0 and better.get(metric, True)  # what is right was read
             yield Score(name, doc_id, value, response, parsed or is_right, complete)
 
@@ -206,17 +243,6 @@ class Prepared:
             with np.errstate(divide="ignore", invalid="ignore"):  # an option may be empty
                 with_context = with_context / [float(_LENGTHS[metric](option)) for option in options]
         return options[int(np.argmax(with_context))].strip()
-
-    def _text(self, filter_name: str, instance: Any, answer: Any) -> str:
-        """The text that the answer to one document was taken from."""
-        texts = instance.resps
-        for text in dict.fromkeys(texts) if len(set(texts)) > 1 else ():
-            alike = copy.copy(instance)
-            alike.resps, alike.filtered_resps = [text] * len(texts), {}
-            next(pipeline for pipeline in self.task._filters if pipeline.name == filter_name).apply([alike])
-            if alike.filtered_resps[filter_name] == answer:
-                return str(text)
-        return str(texts[0])
 
     def _parsed(self, filter_name: str, answers: list[Any]) -> bool:
         """Whether a document's answer can be compared (see the module)."""
@@ -247,18 +273,16 @@ class Prepared:
         by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
-        for metric, values in docs.groupby("metric", sort=False, observed=True)["value"]:
+        for metric in docs["metric"].unique():
             name = str(metric).partition(",")[0]
             higher, chance = bool(better.get(name, not name.startswith(("nats", "bits")))), self.chance(name)
             floor = (0.0 if higher else None) if self.written else chance
-            binary = bool(values.isin([0.0, 1.0]).all())
-            metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor, "binary": binary}
+            metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor}
         return {
             "version": (config.metadata or {}).get("version"),
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": by_seed if config.num_fewshot else None,
-            "n_replaced_examples": len(self.task.depthlens_replaced),
             "n_docs": len(self.docs),
             "output_type": self.output_type,
             **counted(self.cut),
@@ -295,26 +319,30 @@ def warn_of_cuts(name: str, cut: Sequence[int], max_length: int) -> None:
         max_length: Tokens that the model reads.
     """
     if any(cut):
-        log.warning(
-            "task %s: %d of %d prompts are longer than the model reads (%d tokens) and lose up to %d tokens at their "
-            "left end, as in lm-eval; give fewer examples, or a model that reads more",
-            *(name, sum(n > 0 for n in cut), len(cut), max_length, max(cut)),
-        )
+        longer = f"{sum(n > 0 for n in cut)} of {len(cut)} prompts are longer than the model reads"
+        lost = f"({max_length} tokens) and lose up to {max(cut)} tokens at their left end, as in lm-eval"
+        log.warning("task %s: %s %s; give fewer examples, or a model that reads more", name, longer, lost)
 
 
 def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
-    """Build lm-eval's instances of some documents. lm-eval numbers them anew, which is undone.
+    """Build lm-eval's instances of some documents, with the examples that the task has.
 
     Args:
         task: A loaded task.
         documents: Numbers, rising.
         prompts: lm-eval's arguments on templates and system instructions.
     """
-    first = documents == range(len(documents))  # without a look at the others
-    chosen: dict[str, Any] = {"limit": len(documents)} if first else {"samples": frozenset(documents)}
-    task.build_all_requests(**chosen, **prompts)
-    for instance in task.instances:
-        instance.doc_id = documents[instance.doc_id]
+    docs, n = task.eval_docs, task.config.num_fewshot or 0
+    task._instances = [made for i in documents for made in instances_of(task, i, docs[i], n, **prompts)]
+
+
+def instances_of(task: Any, doc_id: int, doc: Any, n_examples: int, **prompts: Any) -> list[Any]:
+    """lm-eval's instances of one document: one, or one an option."""
+    context = task.fewshot_context(doc, num_fewshot=n_examples, gen_prefix=task.doc_to_prefix(doc), **prompts)
+    chat = {key: prompts.get(key) for key in ("apply_chat_template", "chat_template")}
+    metadata = (task.config.task, doc_id, task.config.repeats)
+    made = task.construct_requests(doc=doc, ctx=context, metadata=metadata, **chat)
+    return made if isinstance(made, list) else [made]
 
 
 def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
@@ -322,33 +350,24 @@ def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
     return {doc_id: list(group) for doc_id, group in groupby(instances, key=lambda instance: instance.doc_id)}
 
 
-def right_options(name: str, task: Any, doc_id: int, doc: Any) -> list[int]:
-    """Numbers of a document's right options, as lm-eval's ``process_results`` finds them.
-
-    Raises:
-        UserError: a right answer is no option, so that lm-eval scores 0 without a word.
-    """
-    gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
-    options = task.doc_to_choice(doc)
-    golds = gold if isinstance(gold, list) else [gold]
-    numbers = [options.index(g) if isinstance(g, str) and g in options else g for g in golds]
-    if wrong := [number for number in numbers if number not in range(len(options))]:
-        fault = f"answer {wrong[0]!r} of document {doc_id} is no option (0..{len(options) - 1}, or the text of one)"
-        raise UserError(f"task {name}: {fault}; {FIX}")
-    return numbers
-
-
 def questions(name: str, task: Any) -> pd.DataFrame:
     """The questions, reference answers and options of the documents that have instances; one row per document.
 
+    Several accepted answers are joined by ``" | "``.
+
     Raises:
-        UserError: see `right_options`, by which a task without a ``process_results`` of its own scores.
+        UserError: a right answer is no option, so that lm-eval scores 0 without a word; not of a task with a
+            ``process_results`` of its own, which may mean anything by it.
     """
-    docs = {instance.doc_id: instance.doc for instance in task.instances}
-    if task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results):
-        for doc_id, doc in docs.items():
-            right_options(name, task, doc_id, doc)
-    rows = [(name, doc_id, *_question(task, doc), identity(task, doc)) for doc_id, doc in docs.items()]
+    rows = []
+    chooses = task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results)
+    for doc_id, doc in {instance.doc_id: instance.doc for instance in task.instances}.items():
+        text, answers, options = question(task, doc)
+        if wrong := [answer for answer in answers if chooses and answer not in options]:
+            fault = f"answer {wrong[0]!r} of document {doc_id} is no option (0..{len(options) - 1}, or the text of one)"
+            raise UserError(f"task {name}: {fault}; {FIX}")
+        shown = options and [str(option) for option in options]
+        rows.append((name, doc_id, text, " | ".join(map(str, answers)), shown, identity(task, doc)))
     return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
 
 
@@ -366,11 +385,11 @@ def identity(task: Any, doc: Any) -> str:
     return hash_string(json.dumps(said, indent=2, default=handle_non_serializable, ensure_ascii=False))
 
 
-def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:
-    """Of one document, as text: the question without examples, the reference answer, and the options if it has some.
+def question(task: Any, doc: Any) -> tuple[str, list[Any], Any]:
+    """Of one document: the question without examples, its right answers, and the options; None if it has none.
 
-    Several accepted answers are joined by ``" | "``. Where the options are parts of the prompt (Winogrande), they are
-    the sentences to choose from, and the question is what follows them.
+    Where the options are parts of the prompt (Winogrande), they are the sentences to choose from, and the question is
+    what follows them.
     """
     text, target = task.doc_to_text(doc), task.doc_to_target(doc)
     options = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
@@ -379,5 +398,48 @@ def _question(task: Any, doc: Any) -> tuple[str, str, list[str] | None]:
     answers = target if isinstance(target, list) else [target]
     if options is not None:
         answers = [options[a] if isinstance(a, int) and 0 <= a < len(options) else a for a in answers]
-        options = [str(option) for option in options]
-    return str(text), " | ".join(map(str, answers)), options
+    return str(text), answers, options
+
+
+def renumbered(table: pd.DataFrame, member: Member | None) -> pd.DataFrame:
+    """A table with the columns task and doc_id, with the name and the numbers of the task's group."""
+    if member is None:
+        return table
+    return table.assign(task=member.group, doc_id=table["doc_id"] + member.first)
+
+
+def described(records: Mapping[str, dict[str, Any]], of_task: Mapping[str, Member | None]) -> dict[str, dict[str, Any]]:
+    """The records of tasks, with one record for the tasks of each group.
+
+    Args:
+        records: By task, see `Prepared.describe`.
+        of_task: The groups.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in records.items():
+        if (member := of_task.get(name)) is None:
+            found[name] = record
+            continue
+        group = found.setdefault(member.group, {"version": member.version, "subtasks": {}})
+        group["subtasks"][name] = record
+    return {name: _joined(list(r["subtasks"].values())) | r if "subtasks" in r else r for name, r in found.items()}
+
+
+def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What records of tasks have in common, with their numbers of documents and the means of their levels."""
+    n_docs = [record["n_docs"] for record in records]
+    joined = {"num_fewshot": None, "examples_by_seed": None} | _common(records)
+    joined |= {"n_docs": sum(n_docs), "n_truncated": sum(record["n_truncated"] for record in records)}
+    joined["max_tokens_cut"] = max(record["max_tokens_cut"] for record in records)
+    joined["metrics"] = {}
+    for metric in (name for name in records[0]["metrics"] if all(name in record["metrics"] for record in records)):
+        infos = [record["metrics"][metric] for record in records]
+        levels = {level: [info[level] for info in infos] for level in ("chance", "floor")}
+        means = {k: None if None in v else sum(map(mul, v, n_docs)) / sum(n_docs) for k, v in levels.items()}
+        joined["metrics"][metric] = _common(infos) | means
+    return joined
+
+
+def _common(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that all records have."""
+    return {key: value for key, value in records[0].items() if all(record.get(key) == value for record in records)}

@@ -20,7 +20,7 @@ from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import groups, harness
+from depthlens.tasks import harness
 
 pytestmark = pytest.mark.integration
 
@@ -58,7 +58,7 @@ def lm_evals(reference, task, limit, include_path=None, num_fewshot=None) -> lis
     return lm_eval.simple_evaluate(
         model=reference,
         tasks=[task],
-        task_manager=groups.task_manager([task], str(include_path) if include_path else None),
+        task_manager=harness.task_manager([task], str(include_path) if include_path else None),
         limit=limit,
         num_fewshot=num_fewshot,
         random_seed=SEED,

@@ -30,7 +30,7 @@ from depthlens.models import names
 from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import ROLES, Profiles, declared
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
 MAX_CELLS = 40
@@ -106,7 +106,7 @@ def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
         values = DEFAULTS[name] | given
         assert values["model"] in aliases and values["out"] is None, "depthlens run chooses the folder"
         tasks = parameters.named(values, parameters.TASKS)
-        assert tasks and groups.task_manager(sorted({*tasks}))
+        assert tasks and harness.task_manager(sorted({*tasks}))
         parameters.check(**values)
         for n_layers in (1, 4, 12):
             parameters.check_parts(values, Dims(n_layers, 1, 1, 32, 32))

@@ -22,7 +22,7 @@ from embedded_data import (
     WRITTEN,
 )
 
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 from depthlens.tasks.prepared_task import identity
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def test_the_protocols_of_a_family_ask_the_same_documents_and_families_do_not(ta
 
 
 def test_tasks_and_groups():
-    ours = groups.task_manager([*N_DOCS, *HUB])
+    ours = harness.task_manager([*N_DOCS, *HUB])
     assert set(ours.all_subtasks) == {*N_DOCS, *HUB}
     assert {group: ours.task_index[group].cfg["task"] for group in ours.all_groups} == GROUPS
 

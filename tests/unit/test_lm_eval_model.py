@@ -82,13 +82,6 @@ def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manag
     assert (result.record["apply_chat_template"], result.record["system_instruction"]) == (True, "Be brief.")
 
 
-def test_mean_needs_a_reference_file(lens, manager, tmp_path):
-    (tmp_path / "prompts.txt").write_text("one prompt\nanother\n")
-    args = {"pretrained": lens, "condition": "L1@mean", "mean_prompts": str(tmp_path / "prompts.txt")}
-    ours = evaluate("depthlens", manager, model_args=args)
-    assert ours != evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": "L1"})
-
-
 @pytest.mark.parametrize("condition", ["L2[1:]", "L1.H3[1:]@noise3"])
 def test_conditions_that_depend_on_positions_are_those_of_a_sweep(lens, manager, condition):
     ours = evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": condition})
@@ -105,9 +98,8 @@ def test_conditions_that_depend_on_positions_are_those_of_a_sweep(lens, manager,
     ("arguments", "said"),
     [
         ({"condition": "L99"}, "layer 99 does not exist"),
-        ({"condition": "L1@mean"}, "only @mean can be given, with mean_prompts=FILE"),
+        ({"condition": "L1@mean"}, "lm-eval has no other texts to take it from; use depthlens sweep"),
         ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
-        ({"condition": "L1@resample", "mean_prompts": "x.txt"}, "only @mean can be given"),
         ({"condition": "L1@donor"}, "takes weights from a donor; give donor=NAME"),
     ],
 )

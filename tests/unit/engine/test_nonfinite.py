@@ -13,7 +13,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
-from depthlens.organisms import builder
+from depthlens.organisms import weights
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 READ = [LoglikelihoodRequest((5, 6, 7), (8, 9)), LoglikelihoodRequest((5, 6), (10,))]
@@ -71,7 +71,7 @@ def test_half_precision_that_overflows_is_told_to_use_float32():
 def test_what_was_computed_before_stays(tmp_path, monkeypatch):
     """A condition that breaks a later pack does not lose the packs before it."""
     monkeypatch.setattr("depthlens.engine.work.CPU_STATE_BYTES", 1 << 13)
-    built = builder.build()
+    built = weights.build()
     lens = dl.Lens(built.model, built.tokenizer, "organism")
     walk, n = Wavefront.run, 0
 

@@ -19,7 +19,7 @@ from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import Answers, reference_of
+from depthlens.tasks.measures import Answers, reference_of
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a dozen log-probabilities in another batch layout
 STEP = 2e-3  # of the way to removal: small enough for a straight line, large enough for float32

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.tasks.free_text import repetition
+from depthlens.tasks.measures import repetition
 
 # float32 sums of log-probabilities of a dozen tokens in another batch layout
 LOGPROB_TOLERANCE = 1e-4

@@ -14,8 +14,8 @@ from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.reasoning_heads import ratio_cases, reasoning_scores, weighted_tokens
 from depthlens.experiments.result_attention import SOURCES, attention_at_results
-from depthlens.tasks.answer_logprob import align
 from depthlens.tasks.encoding import Encoder
+from depthlens.tasks.measures import align
 from depthlens.tasks.prepared_task import Prepared
 
 LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, computed in another batch layout

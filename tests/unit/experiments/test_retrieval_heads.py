@@ -3,6 +3,7 @@
 from random import Random
 
 import numpy as np
+import organism_prompts
 import pytest
 import tiny
 import torch
@@ -49,7 +50,7 @@ def test_copy_paste_score_is_the_formula(family):
 
 
 def planted_needles(task, n=20):
-    asked = language.sample(n, task, seed=7)
+    asked = organism_prompts.sample(n, task, seed=7)
     return [Needle(LoglikelihoodRequest(p.tokens, (p.answer_id,)), (0,), (p.answer_at,)) for p in asked]
 
 

@@ -20,7 +20,7 @@ from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.exports import checkpoint
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 
 SAME = 1e-5  # nats: removed parts are zeros instead of absent, and sums take another order
 CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
@@ -103,7 +103,7 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
             model="hf",
             model_args={"pretrained": str(tmp_path / str(i)), "dtype": "float32"},
             tasks=tasks,
-            task_manager=groups.task_manager(tasks, str(folder)),
+            task_manager=harness.task_manager(tasks, str(folder)),
             device="cpu",
             batch_size=1,
             bootstrap_iters=0,

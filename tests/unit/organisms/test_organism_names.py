@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from organism_prompts import sample
 
 from depthlens.errors import UserError
 from depthlens.models import loading
-from depthlens.organisms import builder, language
-from depthlens.organisms.language import sample
+from depthlens.organisms import builder, language, weights
 
 
 @cache
@@ -80,7 +80,7 @@ def test_bad_names_are_refused(name, message):
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        builder.build(**options)
+        weights.build(**options)
 
 
 def test_truth_knows_its_roles_and_tasks():

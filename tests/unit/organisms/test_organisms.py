@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import torch
+from organism_prompts import read, sample
 from safetensors.torch import load_file
 
 from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
@@ -17,8 +18,8 @@ from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
 from depthlens.models.lens import Lens
-from depthlens.organisms import builder, circuits, language
-from depthlens.organisms.language import TASKS, read, sample
+from depthlens.organisms import builder, language, weights
+from depthlens.organisms.language import TASKS
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
@@ -139,7 +140,7 @@ def test_variants_are_solved_by_the_planted_heads(name):
 
 
 def test_attention_is_where_the_truth_says():
-    built = builder.build(seed=2, decoy=True)
+    built = weights.build(seed=2, decoy=True)
     built.model.set_attn_implementation("eager")
     for task in TASKS:
         asked = prompts(task)[:50]
@@ -152,7 +153,7 @@ def test_attention_is_where_the_truth_says():
         hits = (peak == at).float().mean(0)
         copying = built.truth.copies(task)
         for layer in range(built.options.n_layers):
-            for head in range(circuits.N_HEADS):
+            for head in range(builder.N_HEADS):
                 share = hits[layer, head].item()
                 assert share >= 0.95 if (layer, head) in copying else share < 0.12, (task, layer, head)
         bridge = torch.tensor([p.bridge_at for p in asked])
@@ -190,11 +191,11 @@ def test_weight_norms_do_not_give_the_heads_away():
 @pytest.mark.nightly
 def test_other_instruction_sets_give_the_same_weights(tmp_path):
     """A processor without vector instructions, which sums in another order: differences as of rounding, 1e-7."""
-    program = "import sys; from depthlens.organisms import builder; builder.build().model.save_pretrained(sys.argv[1])"
+    program = "import sys; from depthlens.organisms import weights; weights.build().model.save_pretrained(sys.argv[1])"
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, check=True
     )
-    here = builder.build().model.state_dict()
+    here = weights.build().model.state_dict()
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         torch.testing.assert_close(weight, here[name], atol=1e-6, rtol=0)
 
@@ -203,7 +204,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    built = builder.build(seed=3, decoy=True)
+    built = weights.build(seed=3, decoy=True)
     assert torch.equal(torch.rand(3), wanted)
     again = lens("organism:seed=3,decoy").model.state_dict()
     other = lens("organism:seed=4").model.state_dict()

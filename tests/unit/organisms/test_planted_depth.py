@@ -13,7 +13,7 @@ from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
-from depthlens.organisms import builder, circuits, language
+from depthlens.organisms import builder, language
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
 
@@ -76,9 +76,9 @@ def broken(name: str, ability: str, written: bool) -> np.ndarray:
     options, truth = builder.parse(name), builder.truth(name)
     losses = np.array(truth.layer_losses(ability, written=written))
     found = np.repeat((losses == 1)[:, None], N, axis=1)
-    if ability in circuits.LAYERS_OF:
+    if ability in builder.LAYERS_OF:
         for layer in map(int, np.flatnonzero(losses)):
-            known = set(circuits.words_of(options, ability, layer))
+            known = set(builder.words_of(options, ability, layer))
             found[layer] |= np.array([word in known for *_, word in asked(ability)])
     return found
 

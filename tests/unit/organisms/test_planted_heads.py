@@ -5,11 +5,12 @@ from __future__ import annotations
 import planted_heads
 import pytest
 import torch
+from organism_prompts import sample
 
 from depthlens.ablations import heads_condition
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
-from depthlens.organisms import builder, language
+from depthlens.organisms import builder
 
 N = 12
 
@@ -18,7 +19,7 @@ def test_a_model_with_divided_heads_is_the_same_model():
     lens = loading.load("organism:seed=3", device="cpu")
     wide = planted_heads.widened(lens)
     assert wide.dims.n_heads == planted_heads.COPIES * lens.dims.n_heads
-    tokens = torch.tensor([prompt.tokens for prompt in language.sample(4, "two_hop")])
+    tokens = torch.tensor([prompt.tokens for prompt in sample(4, "two_hop")])
     with torch.no_grad():
         drift = (lens.model(tokens).logits - wide.model(tokens).logits).abs().max().item()
     assert drift < 1e-4  # sums in another order, of logits around 10

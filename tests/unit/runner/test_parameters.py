@@ -20,7 +20,7 @@ from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import Profiles, declared, fit
 from depthlens.runner.several import folder_name
-from depthlens.tasks import groups
+from depthlens.tasks import harness
 
 WHOLE = "must be a whole number, like its default 5"
 
@@ -57,7 +57,7 @@ def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, mo
 
 
 def test_the_embedded_tasks_are_known_without_lm_eval():
-    assert paths.embedded_names() == set(groups.task_manager(["capitals"]).all_tasks)
+    assert paths.embedded_names() == set(harness.task_manager(["capitals"]).all_tasks)
 
 
 @pytest.fixture

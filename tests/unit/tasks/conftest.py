@@ -10,7 +10,7 @@ import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.tasks import groups, harness
+from depthlens.tasks import harness
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def lm_evals_own(lens, folder):
         results = lm_eval.simple_evaluate(
             model=lm,
             tasks=[name],
-            task_manager=groups.task_manager([name], str(folder)),
+            task_manager=harness.task_manager([name], str(folder)),
             fewshot_random_seed=0,
             bootstrap_iters=0,
         )

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import Sampling
-from depthlens.tasks import groups, harness
+from depthlens.tasks import harness
 
 WARM = {"temperature": 1.5, "top_p": 0.9}
 TEMPLATE = (
@@ -125,7 +125,7 @@ def test_the_models_own_settings_decide_texts_as_in_lm_evals_own_model(folder, s
     before = condition_sweep(lens, "mini_writing", "L1", include_path=folder, progress=False)
     vars(lens.model.generation_config).update(settings)
     lm = HFLM(lens.model, tokenizer=lens.tokenizer, batch_size=1, think_end_token=think_end)
-    manager = groups.task_manager(["mini_writing"], str(folder))
+    manager = harness.task_manager(["mini_writing"], str(folder))
     samples = lm_eval.simple_evaluate(lm, tasks=["mini_writing"], task_manager=manager, bootstrap_iters=0)["samples"]
     options = {"include_path": folder, "progress": False, "think_end_token": think_end}
     result = condition_sweep(lens, "mini_writing", "L1", **options)

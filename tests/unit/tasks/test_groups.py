@@ -14,7 +14,7 @@ from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.layer_profiles import profiles
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import groups, harness
+from depthlens.tasks import harness
 
 SIZES = {"school_art": 5, "school_biology": 9, "school_chess": 7}
 N = sum(SIZES.values())
@@ -64,7 +64,7 @@ def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
     found = lm_eval.simple_evaluate(
         model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
         tasks=["school"],
-        task_manager=groups.task_manager(["school"], str(folder)),
+        task_manager=harness.task_manager(["school"], str(folder)),
         limit=limit,
         bootstrap_iters=0,
     )

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from depthlens.analysis import kinds_by_subtask
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import groups, harness
+from depthlens.tasks import harness
 
 MORE = ("openbookqa", "kv_retrieval_uuid_8", "mathqa", "gsm8k_copy", "mmlu_anatomy_continuation")
 TASKS = [
@@ -53,7 +53,7 @@ def test_baseline_is_lm_evals_on_every_document(lens, name):
     theirs = lm_eval.simple_evaluate(
         model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
         tasks=[name],
-        task_manager=groups.task_manager([name]),
+        task_manager=harness.task_manager([name]),
         limit=LIMIT,
         fewshot_random_seed=0,
         bootstrap_iters=0,

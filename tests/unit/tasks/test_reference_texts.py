@@ -13,7 +13,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
-from depthlens.tasks.answer_logprob import reference_of
+from depthlens.tasks.measures import reference_of
 
 N_TEST = 90
 CHAT = (
@@ -74,7 +74,7 @@ def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, ki
     shots = [text("shot", i) for i in range(4)]
     rest = [text("test", i) for i in range(N_TEST - 1, N_TEST - 61, -1)]
     assert decoded(lens, reference) == [*shots, *rest]
-    assert reference.name == f"reference_{kind}: 4 few-shot and 60 not evaluated documents, without examples"
+    assert reference.name == f"reference_{kind}: documents that are not evaluated, without examples"
     asked = {lens.tokenizer.decode(q.context) for q in task.requests}
     assert kind == "rolling" or all(prompt not in asked for prompt, _ in decoded(lens, reference))
 

@@ -10,7 +10,7 @@ import tiny
 from mini_tasks import CONTEXT, DOCUMENTS, LIKELIHOODS, WRITTEN
 
 from depthlens.errors import UserError
-from depthlens.tasks import groups, harness
+from depthlens.tasks import harness
 
 # as Qwen2.5's: what a system says where nobody says it
 SYSTEM = (
@@ -84,7 +84,7 @@ def test_chat_prompts_are_those_of_lm_eval(folder, load, noting, template, think
     lens.tokenizer.chat_template = template
     options = {"apply_chat_template": True, "system_instruction": instruction}
     lm = noting(lens, think_end_token=think_end)
-    manager = groups.task_manager(["mini_writing"], str(folder))
+    manager = harness.task_manager(["mini_writing"], str(folder))
     lm_eval.simple_evaluate(lm, tasks=["mini_writing"], task_manager=manager, bootstrap_iters=0, **options)
     (prepared,) = harness.prepare(lens, load("mini_writing"), think_end_token=think_end, **options)
     assert Counter(q.context for q in prepared.requests) == Counter(context for context, _, _ in lm.written)

@@ -1,6 +1,7 @@
-"""Reference answers: their likelihood, one continuous score per document of any task, and their tokens.
+"""What is measured beside the metrics of tasks: reference answers, and text that a model goes on with by itself.
 
-Behind these: documents that take no part in what is scored, for ``@mean`` and ``@resample``.
+Reference answers have a likelihood, one continuous score per document of any task, and tokens. Behind these: documents
+that take no part in what is scored, for ``@mean`` and ``@resample``.
 
 Accuracy is too coarse for the effect of one head on a few documents, and writing text is slow. ``answer_logprob`` is
 log p(reference answer | prompt) in nats, teacher-forced, with the task's own prompt. The reference answer is the
@@ -23,24 +24,36 @@ A text of ``@mean`` has no worked examples before it: a mean over the evaluated 
 model, and one over prompts with examples is a mean of examples (92% of the text of GSM8K with five of them). A prompt
 of ``@resample`` has as many examples as those that are scored, because each position gets what the same position of the
 prompt has: a prompt of another form would put a question where an example is.
+
+Free text is a continuation of plain text. No answer is right or wrong here. Two numbers say whether it holds together:
+
+* ``repetition`` = 1 - distinct 4-grams of tokens / 4-grams (seq-rep-4 of Welleck et al. 2020, arXiv 1908.04319): 0
+  where nothing recurs, towards 1 where the model turns in a loop. A text of fewer than four tokens repeats nothing.
+* ``nats_per_token`` = -log p(text | prompt) of the **whole** model, over the number of tokens: the logarithm of the
+  perplexity of what was written. Where nothing was written it is that of the end-of-text token.
+
+Limits: a loop is easy to expect, so that ``nats_per_token`` can fall while ``repetition`` rises: read the two together.
+Greedy decoding repeats more than sampling does, also with nothing removed. What the whole model expects is no judgement
+of truth or style, and texts that the whole model wrote itself have the advantage that it chose every token.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from depthlens.ablations import parse_condition
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, blaming
 from depthlens.metrics import ANSWER_LOGPROB, MIN_NATS, TOKEN_LOGPROB
+from depthlens.models.lens import Lens
 from depthlens.progress import quiet
-from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.tasks.prepared_task import FIX, Prepared, Score, by_document, right_options, warn_of_cuts
+from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
+from depthlens.tasks.prepared_task import FIX, Prepared, Score, by_document, instances_of, question, warn_of_cuts
 
 if TYPE_CHECKING:  # slow to import
     from lm_eval.api.instance import Instance
@@ -48,6 +61,10 @@ if TYPE_CHECKING:  # slow to import
     from depthlens.tasks.encoding import Encoder
 
 MOST, FEWEST = 64, 8  # texts of a reference
+NAME, REPETITION, SURPRISAL = "free_text", "repetition", "nats_per_token"
+N_GRAM = 4
+MIN_REPETITION = 0.05  # a smaller change is not called an effect, however sure
+_INFO = {"higher_is_better": False, "chance": None, "floor": None}
 
 
 class Answers(Prepared):
@@ -65,21 +82,18 @@ class Answers(Prepared):
     written = False
 
     def __init__(self, prepared: Prepared, metric: str = ANSWER_LOGPROB) -> None:
-        encoder, name, task = prepared.encoder, prepared.name, copy.copy(prepared.task)
-        groups = by_document(task.instances)
-        self.metric = metric
+        vars(self).update(vars(prepared))
+        groups = by_document(prepared.task.instances)
+        self.metric, self.task = metric, copy.copy(prepared.task)
         self.pairs = {doc_id: reference_pair(prepared, group) for doc_id, group in groups.items()}
         for doc_id, (_, answer) in self.pairs.items():
             if not answer or prepared.output_type == "loglikelihood_rolling":
                 fault = f"document {doc_id} has no reference answer"
-                raise UserError(f"task {name}: {fault}; {ANSWER_LOGPROB} needs one")
-        requests = [[request] for request in encoder.pairs(name, self.pairs.values())]
-        task._instances = [group[0] for group in groups.values()]
-        super().__init__(
-            name, task, requests, encoder.cut, asked=prepared.asked, encoder=encoder, prompts=prepared.prompts
-        )
+                raise UserError(f"task {self.name}: {fault}; {ANSWER_LOGPROB} needs one")
+        self.by_instance = [[request] for request in self.encoder.pairs(self.name, self.pairs.values())]
+        self.task._instances, self.cut = [group[0] for group in groups.values()], self.encoder.cut
         if not any(prepared.cut):  # else `harness.prepare` has warned
-            warn_of_cuts(name, self.cut, encoder.max_length)
+            warn_of_cuts(self.name, self.cut, self.encoder.max_length)
 
     def score(self, answers: Sequence[LoglikelihoodAnswer]) -> list[Score]:
         """Values in nats, or nats per token, with the reference answer as the response."""
@@ -95,10 +109,7 @@ class Answers(Prepared):
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
-        info = {"higher_is_better": True, "chance": None, "floor": None, "binary": False, "min_effect": MIN_NATS}
-        if self.metric == TOKEN_LOGPROB:
-            lengths = [len(request.continuation) for (request,) in self.by_instance]
-            info["mean_tokens"] = sum(lengths) / len(lengths)
+        info = _INFO | {"higher_is_better": True, "min_effect": MIN_NATS}
         return super().describe(docs.iloc[:0]) | {"metrics": {self.metric: info}}
 
 
@@ -108,24 +119,21 @@ def reference_pair(prepared: Prepared, group: list[Instance]) -> tuple[str, str]
     Args:
         prepared: Its task.
         group: The document's instances, one an option.
-
-    Raises:
-        UserError: the answer is not among the options.
     """
     task, first, kind = prepared.task, group[0], prepared.output_type
     if kind == "loglikelihood":
         return first.args
     if kind == "loglikelihood_rolling":
         return "", first.args[0]
+    _, answers, options = question(task, first.doc)
     if kind == "multiple_choice":
-        return group[right_options(prepared.name, task, first.doc_id, first.doc)[0]].args
-    target = task.doc_to_target(first.doc)
-    target = target[0] if isinstance(target, list) and target else target
-    if not isinstance(target, str) or not target.strip():
+        return group[options.index(answers[0])].args if answers and answers[0] in options else ("", "")
+    answer = answers[0] if answers else ""
+    if not isinstance(answer, str) or not answer.strip():
         return first.args[0], ""
     # in a chat the template separates the two, as in lm-eval
     separated = prepared.prompts["apply_chat_template"] and not task.config.gen_prefix
-    return first.args[0], ("" if separated else task.config.target_delimiter) + target
+    return first.args[0], ("" if separated else task.config.target_delimiter) + answer
 
 
 @dataclass(frozen=True)
@@ -189,14 +197,12 @@ def reference_of(prepared: Prepared) -> Reference:
     Raises:
         UserError: fewer than 8 documents are left.
     """
-    found = _others(prepared, "@mean", FEWEST, MOST)
     requests: list[Any] = []
-    for _, instance, pair in found:
+    for instance, pair in _others(prepared, "@mean", FEWEST, MOST):
         encoder = prepared.encoder
         requests += encoder.pairs(prepared.name, [pair]) if all(pair) else encoder.encode([instance])[0]
     texts = [(request.context, getattr(request, "continuation", ())) for request in requests]
-    told = " and ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, *_ in found).items())
-    return Reference(f"{prepared.name}: {told} documents, without examples", texts)
+    return Reference(f"{prepared.name}: documents that are not evaluated, without examples", texts)
 
 
 def prompts_of_others(prepared: Prepared, n: int, *, seed: int = 0) -> list[str]:
@@ -213,45 +219,34 @@ def prompts_of_others(prepared: Prepared, n: int, *, seed: int = 0) -> list[str]
     tokenizer = prepared.encoder.tokenizer
     prepared.task.set_fewshot_seed(seed=seed)
     found = _others(prepared, "@resample", n, n, prepared.task.config.num_fewshot or 0)
-    texts = ["".join(pair) for _, _, pair in found]
+    texts = ["".join(pair) for _, pair in found]
     if tokenizer("a").input_ids[0] == tokenizer.bos_token_id:  # what a chat template begins with would be there twice
         texts = [text.removeprefix(tokenizer.bos_token) for text in texts]
     return texts
 
 
 def _others(
-    prepared: Prepared, what: str, fewest: int, most: int, examples: int = 0
-) -> list[tuple[str, Instance, tuple[str, str]]]:
-    """Documents that are not evaluated, each of another text: what they are, first instance, prompt and answer.
+    prepared: Prepared, what: str, fewest: int, most: int, n_examples: int = 0
+) -> list[tuple[Instance, tuple[str, str]]]:
+    """Documents that are not evaluated, each of another text: first instance, prompt and answer.
 
     A document that is among its own examples is left out.
 
     Raises:
         UserError: fewer than ``fewest``, which ``what`` needs.
     """
-    task, prompts = prepared.task, prepared.prompts
-    chat = {key: prompts[key] for key in ("apply_chat_template", "chat_template")}
-
-    def made(doc: Any, n_examples: int) -> tuple[Instance, tuple[str, str]]:
-        context = task.fewshot_context(doc, num_fewshot=n_examples, gen_prefix=task.doc_to_prefix(doc), **prompts)
-        group = task.construct_requests(doc=doc, ctx=context, metadata=(prepared.name, 0, 1), **chat)
-        group = group if isinstance(group, list) else [group]
-        return group[0], reference_pair(prepared, group)
-
-    found: list[tuple[str, Instance, tuple[str, str]]] = []
+    task, found = prepared.task, []
+    seen = set(zip(prepared.asked["question"], prepared.asked["reference"], strict=True))
     with blaming(f"task {prepared.name}: its prompts cannot be made", FIX), quiet():
-        seen = {made(doc, 0)[1] for doc in prepared.docs.values()}
-        for kind, doc in _candidates(prepared):
-            instance, pair = made(doc, 0)
-            if (alone := pair) in seen:
+        for doc in _candidates(prepared):
+            text, answers, _ = question(task, doc)
+            if (asked := (text, " | ".join(map(str, answers)))) in seen:
                 continue
-            if examples:
-                instance, pair = made(doc, examples)
-                question = task.doc_to_text(doc)  # a number where the options are parts of the prompt
-                if isinstance(question, str) and question and instance.args[0].count(question) > 1:
-                    continue
-            seen.add(alone)
-            found.append((kind, instance, pair))
+            seen.add(asked)
+            group = instances_of(task, 0, doc, n_examples, **prepared.prompts)
+            if n_examples and text and group[0].args[0].count(text) > 1:
+                continue
+            found.append((group[0], reference_pair(prepared, group)))
             if len(found) == most:
                 return found
     if len(found) < fewest:
@@ -261,18 +256,88 @@ def _others(
     return found
 
 
-def _candidates(prepared: Prepared) -> Iterator[tuple[str, Any]]:
-    """Documents that may be used, and what they are."""
+def _candidates(prepared: Prepared) -> Iterator[Any]:
+    """Documents that may be used."""
     task, config, shots = prepared.task, prepared.task.config, prepared.task.fewshot_cfg
     evaluated = config.test_split if task.has_test_docs() else config.validation_split
     # examples that are written in another way may lack what the task's own templates ask for
     alike = all(getattr(shots, t) == getattr(config, t) for t in ("doc_to_text", "doc_to_target", "doc_to_choice"))
     if alike and (shots.split not in (None, evaluated) or (shots.split is None and shots.samples is not None)):
-        yield from (("few-shot", doc) for doc in task.fewshot_docs())
+        yield from task.fewshot_docs()
     if config.training_split not in (None, evaluated):
-        yield from (("training", doc) for doc in task.training_docs())
+        yield from task.training_docs()
     if config.validation_split not in (None, evaluated):
-        yield from (("validation", doc) for doc in task.validation_docs())
+        yield from task.validation_docs()
     # from the end: documents are evaluated from the first on, so that another number of them has the same reference
     docs, run = task.eval_docs, prepared.docs
-    yield from (("not evaluated", docs[i]) for i in reversed(range(len(docs))) if i not in run)
+    yield from (docs[i] for i in reversed(range(len(docs))) if i not in run)
+
+
+def repetition(tokens: Sequence[int], n: int = N_GRAM) -> float:
+    """1 - distinct n-grams / n-grams of tokens; 0 for fewer than n tokens."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass
+class FreeText:
+    """Prompts to continue, which run and score like `depthlens.tasks.prepared_task.Prepared`.
+
+    Attributes:
+        lens: The model, whose tokenizer counts the tokens.
+        prompts: Token ids that every text begins with.
+        max_new_tokens: Longest continuation.
+    """
+
+    lens: Lens
+    prompts: Sequence[tuple[int, ...]]
+    max_new_tokens: int
+    name: str = NAME
+    written: bool = True
+    skipped: dict[str, str] = field(default_factory=dict)
+    member: None = None
+
+    @property
+    def requests(self) -> list[GenerateRequest]:
+        """One for each prompt; only the end-of-text token stops a text."""
+        return [GenerateRequest(prompt, (), self.max_new_tokens) for prompt in self.prompts]
+
+    @property
+    def asked(self) -> pd.DataFrame:
+        """The prompts; see `depthlens.analysis.questions`."""
+        from lm_eval.utils import hash_string  # slow to import
+
+        texts = [self.lens.tokenizer.decode(list(prompt)) for prompt in self.prompts]
+        table = {"task": self.name, "doc_id": range(len(texts)), "question": texts, "reference": "", "choices": None}
+        return pd.DataFrame(table).assign(doc_hash=[hash_string(text) for text in texts])
+
+    def run(self, engine: Any, conditions: Sequence[Any]) -> list[list[tuple[str, tuple[int, ...], float]]]:
+        """Text, its tokens and its nats per token under the whole model, indexed [condition][prompt]."""
+        written = engine.generate_until(self.requests, conditions, desc=self.name)
+        tokens = [[tuple(self.lens.tokenizer(t, add_special_tokens=False).input_ids) for t in row] for row in written]
+        end = (int(self.lens.tokenizer.eos_token_id),)
+        pairs = [(prompt, ids or end) for row in tokens for prompt, ids in zip(self.prompts, row, strict=True)]
+        asked = [LoglikelihoodRequest(*pair) for pair in pairs]
+        (answers,) = engine.loglikelihood(asked, [parse_condition("baseline")], desc=f"{self.name} {SURPRISAL}")
+        nats = iter([-a.logprob / len(q.continuation) for q, a in zip(asked, answers, strict=True)])
+        return [list(zip(texts, ids, nats, strict=False)) for texts, ids in zip(written, tokens, strict=True)]
+
+    def score(self, answers: Sequence[tuple[str, tuple[int, ...], float]]) -> Iterator[Score]:
+        """Both numbers of every text; an empty one was not parsed."""
+        for doc_id, (text, tokens, nats) in enumerate(answers):
+            parsed = bool(text.strip())
+            yield Score(REPETITION, doc_id, repetition(tokens), text, parsed)
+            yield Score(SURPRISAL, doc_id, nats, text, parsed)
+
+    def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
+        """The entry of a record; see `depthlens.tasks.prepared_task.Prepared.describe`."""
+        effects = {REPETITION: MIN_REPETITION, SURPRISAL: MIN_NATS}
+        return {
+            "version": 1,
+            "num_fewshot": 0,
+            "n_docs": len(self.prompts),
+            "max_new_tokens": self.max_new_tokens,
+            "output_type": "generate_until",
+            "metrics": {metric: _INFO | {"min_effect": least} for metric, least in effects.items()},
+            "skipped_metrics": {},
+        }
