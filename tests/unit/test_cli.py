@@ -101,7 +101,7 @@ def test_what_was_found_is_said():
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
     code, out, err = call(capsys, "sweep", "organism", "stopped", "--ablate", "layers", "--out", str(tmp_path))
-    assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: nothing was computed yet"])
+    assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: run the same again to go on"])
     assert list(tmp_path.iterdir()) == []
 
 
