@@ -339,10 +339,10 @@ def check(**values: Any) -> dict[str, Any]:
     Returns:
         The values, as `plain` ones.
     """
-    limit, samples = values.get("limit"), values.get("samples")
-    if limit is not None and samples is not None:
-        raise UserError(f"limit {limit} and samples {samples!r} both choose documents; give one of them")
-    return {name: RULES[name](name, value) for name, value in values.items()}
+    given = {name: RULES[name](name, value) for name, value in values.items()}
+    if given.get("limit") is not None and (samples := given.get("samples")) is not None:
+        raise UserError(f"limit {given['limit']} and samples {samples!r} both choose documents; give one of them")
+    return given
 
 
 def read(texts: Mapping[str, Any]) -> dict[str, Any]:

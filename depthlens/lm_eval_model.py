@@ -40,7 +40,7 @@ def main() -> None:
                     raise unknown("task", name, sorted(self.all_tasks), "your own YAML files need --include_path")
             return matches
 
-    lm_eval.tasks.TaskManager = TaskManager  # type: ignore[misc]  # each of its commands imports it from there
+    lm_eval.tasks.TaskManager = TaskManager  # each of its commands imports it from there
     try:
         cli_evaluate()
     except UserError as error:

@@ -170,7 +170,7 @@ class Workers:
             return actor.compute.remote(shared, number, shards[number])
 
         try:
-            yield from ActorPool(actors).map_unordered(submit, range(len(shards)))
+            yield from ActorPool(actors).map_unordered(submit, list(range(len(shards))))
         except BaseException as error:  # an actor that is in the middle of a shard takes no message
             _actors.cache_clear()
             for actor in actors:

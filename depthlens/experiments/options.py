@@ -9,7 +9,7 @@ from depthlens import arguments, cluster
 from depthlens.arguments import EvalOptions as EvalOptions
 from depthlens.errors import UserError, unknown
 from depthlens.models.lens import Lens
-from depthlens.tasks import harness
+from depthlens.tasks import document_choice, harness
 from depthlens.tasks.document_choice import recorded as recorded_samples
 from depthlens.tasks.prepared_task import Prepared
 
@@ -36,6 +36,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
             raise unknown("option", name, allowed)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
     options = cast(EvalOptions, arguments.check(**{**defaults, **own, **given}))
+    document_choice.check(options["limit"], options["samples"])
     cluster.asked(options)  # refuses workers of which only the size is given
     return options
 

@@ -31,6 +31,17 @@ Some = str | Sequence[int]  # a slice as text, or numbers
 Samples = Some | Mapping[str, Some]  # the same for all tasks, or by task
 
 
+def check(limit: int | None, samples: Samples | None) -> None:
+    """Check both options.
+
+    Raises:
+        UserError: both are given, or one is of the wrong kind.
+    """
+    arguments.check(limit=limit, samples=samples)
+    if limit is not None and samples is not None:
+        raise UserError(f"limit {limit} and samples {recorded(samples)!r} both choose documents; give one of them")
+
+
 def chosen(name: str, task: Any, limit: int | None, samples: Samples | None) -> Sequence[int]:
     """Numbers of the documents of a task that are run, rising.
 

@@ -60,7 +60,7 @@ def load_tasks(
     """
     names = arguments.names("tasks", names, "capitals_continuation")
     given = arguments.check(num_fewshot=num_fewshot, include_path=include_path, seed=seed, gen_kwargs=gen_kwargs)
-    arguments.check(limit=limit, samples=samples)
+    document_choice.check(limit, samples)
     _compile_once()
     manager = groups.task_manager(names, include_path)
     tasks: dict[str, Any] = {}
