@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import typer
@@ -48,7 +49,8 @@ def show(which: str, *, store: str) -> None:
     chosen = table[table["part"].str.startswith(which)]
     if not len(chosen):
         raise UserError(f"no part begins with {which!r}; 'depthlens store list' lists the keys")
-    typer.echo(chosen.to_json(orient="records", lines=True, indent=2, force_ascii=False))
+    for row in chosen.to_dict("records"):
+        typer.echo(json.dumps(row, indent=2, ensure_ascii=False, default=str))
 
 
 def prune(*, where: str, store: str, dry_run: bool = False) -> None:
