@@ -72,6 +72,8 @@ def plain(value: Any) -> Any:
 
     Ranges, and whatever is none of these, stay as they are.
     """
+    if type(value) in (str, int, float, bool):  # most of a record, quickly
+        return value
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, set | frozenset):
