@@ -161,7 +161,11 @@ class Workers:
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
-        self.gpus = float(self.wanted.worker_gpus or sum(device.type == "cuda" for device in lens.devices))
+        gpus = self.wanted.worker_gpus
+        if gpus and lens.device.type != "cuda":
+            fix = "load it with device='cuda', or leave worker_gpus out"
+            raise UserError(f"worker_gpus {gpus}: model {lens.name!r} is on {lens.device.type} here; {fix}")
+        self.gpus = float(gpus or sum(device.type == "cuda" for device in lens.devices))
         self.n = self._room()
         shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), job))
         actors = _actors(self.n, self.cpus, self.gpus)
