@@ -81,8 +81,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | KeysView | ValuesView | Iterator):
-        items = [plain(item) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
     return value
 
 
@@ -123,10 +122,8 @@ def _are_devices(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a value is the path of a folder, which need not exist."""
-    if not isinstance(value, str | os.PathLike) or not _is_text(os.fspath(value)) or "\0" in os.fspath(value):
-        return False
-    return not any(map(os.path.isfile, (value, *Path(value).parents)))
+    """Whether a value can be the path of a folder."""
+    return isinstance(value, str | os.PathLike) and _is_text(os.fspath(value)) and "\0" not in os.fspath(value)
 
 
 def _is_share(value: Any) -> bool:
@@ -156,7 +153,7 @@ def _names(example: str) -> Rule:
     return Rule(lambda value: _is_text(value) or _are_different(value, _is_text), give)
 
 
-def _read_settings(text: str) -> dict[str, object]:
+def _read_settings(text: str) -> Any:
     """Settings by name, from ``name=value,name=value``; values are YAML.
 
     Raises:
@@ -164,13 +161,13 @@ def _read_settings(text: str) -> dict[str, object]:
     """
     import yaml
 
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and value.strip() for name, _, value in pairs):
-        raise ValueError(text)
     try:
-        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+        found = yaml.safe_load("{" + re.sub(r"(^|,)([^=,]*)=", r"\1\2: ", text) + "}")
     except yaml.YAMLError as error:
         raise ValueError(text) from error
+    if None in found.values():
+        raise ValueError(text)
+    return found
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -213,6 +210,10 @@ _SETTINGS = Rule(
 )
 _SHARE = Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float)
 _STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` checks it
+_DEVICE = Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1"))
+_REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
+_PROMPTS = Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT")
+_PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
 _ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
 
 
@@ -274,51 +275,52 @@ class EvalOptions(TypedDict, total=False):
     worker_gpus: Annotated[float | None, Option(_SHARE)]
 
 
-def _options_of(described: type) -> dict[str, Option]:
+def described(thing: Any) -> dict[str, tuple[str, str]]:
+    """What a docstring says of arguments or attributes by name: what stands in parentheses, and the words."""
+    entries = re.findall(r"^    (\w+)(?: \((.*?)\))?: (.*(?:\n {8}.*)*)", inspect.getdoc(thing) or "", re.MULTILINE)
+    return {name: (kind, " ".join(words.replace("``", "").split())) for name, kind, words in entries}
+
+
+def _options_of(kind: type) -> dict[str, Option]:
     """The options in the types of a class, with what its docstring says of each."""
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(described.__doc__ or ""), re.MULTILINE)
-    said = {name: " ".join(words.replace("``", "").split()) for name, words in entries}
-    types = get_type_hints(described, include_extras=True)
-    return {name: kind.__metadata__[0]._replace(help=said.get(name, "")) for name, kind in types.items()}
+    said, types = described(kind), get_type_hints(kind, include_extras=True)
+    return {name: of.__metadata__[0]._replace(help=said[name][1]) for name, of in types.items()}
 
 
-OPTIONS = _options_of(EvalOptions)  # of every experiment that asks tasks
+class LoadOptions(TypedDict, total=False):
+    """Options of a model that is loaded by its name, as commands have them; `depthlens.load` says more.
+
+    Attributes:
+        dtype: Type of the weights: auto, float32, float64, bfloat16, float16.
+        device: auto, cpu, mps, cuda:N or cuda:0,cuda:1.
+        quantize: int8, int4 or nf4: keep the weights of layers in so many bits.
+        offload: disk: read layers when they are needed, for models larger than memory.
+        remote: Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.
+    """
+
+    dtype: Annotated[str, Option(_one_of(*DTYPES), "auto")]
+    device: Annotated[str, Option(_DEVICE, "auto")]
+    quantize: Annotated[str | None, Option(_one_of(*SCHEMES))]
+    offload: Annotated[str | None, Option(Rule(lambda value: value == "disk", "'disk'", "disk"))]
+    remote: Annotated[bool | str, Option(_REMOTE, False)]
+
+
+class SourceOptions(TypedDict, total=False):
+    """Options of conditions that put something in the place of a part.
+
+    Attributes:
+        donor: Model whose weights @donor conditions put in place, e.g. layers@donor.
+        resample_prompts: Prompt on which @resample conditions look up what a part does; may be repeated.
+    """
+
+    donor: Annotated[str | None, Option(Rule(_is_text, "a model", "MODEL"))]
+    resample_prompts: Annotated[Sequence[str] | None, Option(_PROMPTS, flag="--resample-prompt", many=True)]
+
+
+OPTIONS, LOADING, SOURCES = map(_options_of, (EvalOptions, LoadOptions, SourceOptions))
 # of these the record of a result says nothing: they decide no score, or differ from task to task
 UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ray", "worker_cpus", "worker_gpus")
-# of a model that is loaded by name
-LOADING: dict[str, Option] = {
-    "dtype": Option(_one_of(*DTYPES), "auto", f"Type of the weights: {', '.join(DTYPES)}."),
-    "device": Option(
-        Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1")),
-        "auto",
-        "auto, cpu, mps, cuda:N or cuda:0,cuda:1.",
-    ),
-    "quantize": Option(_one_of(*SCHEMES), help="int8, int4 or nf4: keep the weights of layers in so many bits."),
-    "offload": Option(
-        Rule(lambda value: value == "disk", "'disk'", "disk"),
-        help="disk: read layers when they are needed, for models larger than memory.",
-    ),
-    "remote": Option(
-        Rule(lambda value: isinstance(value, bool) or value == "local", "True, False, or 'local' to simulate a server"),
-        False,
-        "Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.",
-    ),
-}
-# of conditions that put something in the place of a part
-SOURCES: dict[str, Option] = {
-    "donor": Option(
-        Rule(_is_text, "a model", "MODEL"),
-        help="Model whose weights @donor conditions put in place, e.g. layers@donor.",
-    ),
-    "resample_prompts": Option(
-        Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT"),
-        help="Prompt on which @resample conditions look up what a part does; may be repeated.",
-        flag="--resample-prompt",
-        many=True,
-    ),
-}
 COMMANDS = OPTIONS | LOADING | SOURCES
-_PATH = Rule(_is_path, "the path of a folder, such as runs/mine; no part of it may be a file")
 
 
 def _or_none(rule: Rule) -> Rule:
@@ -373,13 +375,11 @@ def names(name: str, value: Any, example: str) -> list[str]:
 
 def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
     """One name or several of the known ones, as a list; any other value is refused."""
-    value, known = plain(value), list(known)
-    items = [value] if isinstance(value, str) else value
-    if not _is_list(items, lambda item: True) or not items:
-        raise UserError(f"{name} {value!r}: give a name or a list of names out of: {', '.join(map(str, known))}")
-    if odd := [item for item in items if item not in known]:
-        raise unknown(name, odd[0], known)
-    return list(items)
+    known = list(known)
+    for item in (found := names(name, value, next(iter(known), ""))):
+        if item not in known:
+            raise unknown(name, item, known)
+    return found
 
 
 def layers(name: str, value: Any, n_layers: int) -> list[int]:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from depthlens import arguments, paths
+from depthlens import paths
 from depthlens.errors import UserError, unknown
 from depthlens.progress import say
 
@@ -24,35 +24,14 @@ def main() -> None:
     """lm-eval's command line, our model and our tasks included."""
     say("loading lm-eval and its tasks")
     import lm_eval.tasks
-    from lm_eval.__main__ import HarnessCLI, setup_logging
+    from lm_eval.__main__ import cli_evaluate
 
     import depthlens.tasks.encoding  # noqa: F401 - registers the model
 
-    setup_logging()
-    parser = HarnessCLI()
-    try:
-        options = parser.parse_args()
-        if options.command == "run" and not (options.tasks or options.config):
-            raise UserError("no task given; name at least one, e.g. --tasks capitals_continuation")
-        # each of lm-eval's commands imports the class from there
-        lm_eval.tasks.TaskManager = _with_ours(lm_eval.tasks.TaskManager, getattr(options, "tasks", None) or [])
-        parser.execute(options)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _with_ours(manager: type, asked: list[str]) -> type:
-    """lm-eval's task manager, which also finds the embedded tasks; it reads these alone where no others are asked."""
-
-    class TaskManager(manager):
+    class TaskManager(lm_eval.tasks.TaskManager):
         def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
-            folders = [include_path] if isinstance(include_path, str | Path) else list(include_path or ())
-            for folder in folders:
-                arguments.check(include_path=folder)
-            if asked and not folders and set(asked) <= paths.embedded_names():
-                kwargs["include_defaults"] = False
-            super().__init__(*args, include_path=[str(paths.tasks_dir()), *map(str, folders)], **kwargs)
+            theirs = [include_path] if isinstance(include_path, str | Path) else include_path or ()
+            super().__init__(*args, include_path=[str(paths.tasks_dir()), *map(str, theirs)], **kwargs)
 
         def match_tasks(self, task_list: list[str]) -> list[str]:
             matches = super().match_tasks(task_list)
@@ -61,7 +40,12 @@ def _with_ours(manager: type, asked: list[str]) -> type:
                     raise unknown("task", name, sorted(self.all_tasks), "your own YAML files need --include_path")
             return matches
 
-    return TaskManager
+    lm_eval.tasks.TaskManager = TaskManager  # each of its commands imports it from there
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

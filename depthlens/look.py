@@ -13,41 +13,28 @@ PALE = "#B0B0B0"  # what must not draw attention: hatching, dots of other heads
 EMPTY = "#E8E8E8"  # a cell without a number
 CLAIMED, CLAIMED_OPACITY = "#56A0D3", 0.28  # the side of a threshold that a claim is about; seen in light and dark
 
-_LIGHT = {
+LIGHT = {
     "ink": "#1c2127", "soft": "#5b6570", "paper": "#ffffff", "panel": "#f5f6f8", "line": "#dfe3e8",
     "blue": "#00619e", "bad": "#a63f00", "bad-panel": "#fdf1ea",
 }  # fmt: skip
-_DARK = {
+DARK = {
     "ink": "#e4e7eb", "soft": "#9aa5b1", "paper": "#15181c", "panel": "#1d2126", "line": "#333a42",
     "blue": "#6cb8ea", "bad": "#f09a66", "bad-panel": "#2c1e16",
 }  # fmt: skip
-_TYPE = {
+TYPE = {
     "text": 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif',
     "mono": 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
     "small": ".88rem",
     "space": "1rem",
 }
-_OF_SITE = {  # variables of pydata-sphinx-theme
-    "color-primary": "blue", "color-link": "blue", "color-text-base": "ink", "color-text-muted": "soft",
-    "color-background": "paper", "color-on-background": "paper", "color-surface": "panel", "color-border": "line",
-    "font-family-base": "text", "font-family-monospace": "mono",
-}  # fmt: skip
 
 
 def page_css() -> str:
     """The variables that the style sheets of pages use, for light and for dark screens; print is light."""
-    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} }} }}"
-    return f":root {{ color-scheme: light dark; {_variables(_LIGHT | _TYPE)} }}\n{dark}\n"
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}"
+    return f":root {{ color-scheme: light dark; {variables(LIGHT | TYPE)} }}\n{dark}\n"
 
 
-def site_css() -> str:
-    """The same for the documentation site, whose readers choose light or dark with a button."""
-    sheets = []
-    for name, colours in (("light", _LIGHT), ("dark", _DARK)):
-        values = {f"pst-{theirs}": (colours | _TYPE)[ours] for theirs, ours in _OF_SITE.items()}
-        sheets.append(f'html[data-theme="{name}"] {{ {_variables(values)} }}\n')
-    return "".join(sheets)
-
-
-def _variables(values: dict[str, str]) -> str:
+def variables(values: dict[str, str]) -> str:
+    """Variables of CSS by name."""
     return " ".join(f"--{name}: {value};" for name, value in values.items())

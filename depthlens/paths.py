@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ from depthlens import arguments
 from depthlens.errors import UserError
 
 LOCK = ".depthlens.lock"
-TEMPORARY = ".new-"  # the names of files that are being written start with it
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -73,23 +71,23 @@ def locked(path: Path | str) -> Iterator[Path]:
         UserError: it cannot be written, or another process is writing to it.
     """
     folder = writable_folder(path)
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         fault = f"another process is writing to {str(folder)!r} now"
         raise UserError(f"{fault}; wait for its end, or name another folder") from None
-    try:
-        yield folder
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    with lock:
+        try:
+            yield folder
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object]]) -> None:
     """Write files into a folder, each whole or not at all, and none before all are written.
 
-    A process that is killed meanwhile leaves the old files, and at worst new ones under temporary names.
+    A process that is killed meanwhile leaves the old files, and at worst a folder with a part of the new ones whose
+    name starts with a dot.
 
     Args:
         folder: It is made where it does not exist.
@@ -99,21 +97,14 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f"{TEMPORARY}{uuid.uuid4().hex}" for name in writers}
-    try:
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
         for name, write in writers.items():
-            with open(temporary[name], "xb") as file:
+            with open(Path(new, name), "wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        for name in writers:
+            os.replace(Path(new, name), folder / name)
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
     """The error for a folder that cannot be written."""
-    reason = error.strerror or error
-    return UserError(f"cannot write to {str(folder)!r}: {reason}; name a folder you can write to")
+    return UserError(f"cannot write to {str(folder)!r}: {error.strerror or error}; name a folder you can write to")

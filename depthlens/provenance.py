@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -28,14 +29,10 @@ def version(distribution: str) -> str | None:
 def git_commit() -> str | None:
     """The commit of the checkout, with ``-dirty`` when files differ from it; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or not shutil.which("git"):
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # git is not installed
-    return done.stdout.strip() or None
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def environment() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Requests to an engine and its answers, as token ids; no torch, no tasks."""
+"""Requests to an engine and its answers, as token ids; no torch, no tasks.
+
+The text of a request (`repr`) is its address in a store.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ class GenerateRequest:
     max_new_tokens: int
     sampling: Sampling | None = None
     think_end: str | None = None
-    right: str | None = field(default=None, compare=False)
+    right: str | None = field(default=None, compare=False, repr=False)
 
 
 class WrittenAnswer(str):

@@ -26,6 +26,11 @@ import badges  # noqa: E402
 
 ROOT = HERE.parent
 MADE = HERE / "made"  # not in git
+THEME = {  # variables of pydata-sphinx-theme
+    "color-primary": "blue", "color-link": "blue", "color-text-base": "ink", "color-text-muted": "soft",
+    "color-background": "paper", "color-on-background": "paper", "color-surface": "panel", "color-border": "line",
+    "font-family-base": "text", "font-family-monospace": "mono",
+}  # fmt: skip
 
 project = "depthlens"
 author = copyright = "the depthlens authors"
@@ -133,6 +138,15 @@ def _links(app: Any, docname: str, source: list[str]) -> None:
     source[0] = text
 
 
+def _site_css() -> str:
+    """Colours and type of pages for the site, whose readers choose light or dark with a button."""
+    sheets = []
+    for name, colours in (("light", look.LIGHT), ("dark", look.DARK)):
+        values = {f"pst-{theirs}": (colours | look.TYPE)[ours] for theirs, ours in THEME.items()}
+        sheets.append(f'html[data-theme="{name}"] {{ {look.variables(values)} }}\n')
+    return "".join(sheets)
+
+
 def _foreign(app: Any, kind: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
     """Leave out what a class has of another library's."""
     own = getattr(getattr(member, "fget", member), "__module__", "depthlens") or "depthlens"
@@ -144,7 +158,7 @@ def setup(app: Any) -> None:
     shutil.rmtree(MADE, ignore_errors=True)
     for folder in ("api", "tutorials", "static"):
         (MADE / folder).mkdir(parents=True)
-    (MADE / "static" / "look.css").write_text(look.site_css())
+    (MADE / "static" / "look.css").write_text(_site_css())
     _outside()
     _public_names()
     _command_line()

@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 import depthlens as dl
 from depthlens.engine import batches
-from depthlens.errors import stop_on_signals
 from depthlens.store import answer_cache
 
 KINDS = {
@@ -91,7 +90,7 @@ def fork(work: Callable[[], object]) -> int:
         return pid
     code = 1
     try:
-        stop_on_signals()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as commands do
         signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a script ignore it
         work()
         code = 0

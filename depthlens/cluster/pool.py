@@ -1,80 +1,52 @@
 """Actors of Ray that hold the driver's model and compute shards of a sweep.
 
-Ray places the actors, starts those again that are lost, and has their shards computed again; where it has no room for
-them, other actors compute their shards in the end. So a lost worker costs its shard. Actors live as long as this
-process, or until others are asked for.
+Ray places the actors, starts those again that are lost, and has their shards computed again, so that a lost worker
+costs its shard. Actors live as long as this process, or until others are asked for.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.cluster import LOCAL, AskedWorkers, asked
 from depthlens.engine.engine import Engine, Job
 from depthlens.engine.work import Work
 from depthlens.errors import UserError, first_line
 from depthlens.models import loading, pairs
+from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
 CONNECT_SECONDS = 5  # until an address at which nobody answers is refused; Ray itself tries for minutes
 RESTARTS = 10  # of a worker; a shard that ends every worker ends the sweep then
-LOST_SECONDS = 30  # without any answer, until workers that have nothing to do compute what others were given
-SAME_VERSIONS = ("depthlens", "torch", "transformers")
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
-# arguments of `depthlens.load`, and fingerprint, settings and versions: of a model, and of the donor that it may have
-Models = list[tuple[dict[str, Any], dict[str, Any]]]
-_WORKERS: dict[AskedWorkers, Workers] = {}  # at most one
+# arguments of `depthlens.load`, and what is loaded here: of a model, and of the donor that it may have
+Models = list[tuple[dict[str, Any], Identity]]
 
 
 def workers_of(options: Mapping[str, Any]) -> Workers | None:
     """The workers that options or the environment ask for; None: this process computes.
 
-    Workers that were asked for before are given back, where they are others.
-
     Raises:
         UserError: Ray is not installed, cannot be started or reached, or has no room for so many.
     """
     wanted = asked(options)
-    if wanted is None:
-        return None
-    if wanted not in _WORKERS or not _WORKERS[wanted].ray.is_initialized():
-        for other in _WORKERS.values():
-            other.close()
-        _WORKERS.clear()
-        _WORKERS[wanted] = Workers(wanted)
-    return _WORKERS[wanted]
+    return None if wanted is None else Workers(wanted)
 
 
 def models_of(lens: Lens, gpus: int | float) -> Models:
-    """How a worker with so many GPUs gets a model that is loaded here, and its donor.
-
-    Raises:
-        UserError: it was changed since it was loaded.
-    """
-    identity = lens.identify()
-    if identity.obstacle:
-        fix = "leave workers out, or take that away"
-        raise UserError(f"workers load model {lens.name!r} from its files, but it {identity.obstacle} here; {fix}")
+    """How a worker with so many GPUs gets a model that is loaded here, and its donor."""
     # a worker sees its own GPUs only, numbered from 0
     device = lens.device.type if gpus <= 1 else ",".join(f"cuda:{i}" for i in range(int(gpus)))
     load: dict[str, Any] = {"name": lens.name, "device": device, "dtype": str(lens.dtype).removeprefix("torch.")}
     load |= {"quantize": lens.quantize, "offload": "disk" if lens.stream else None}
-    return [(load, _described(lens)), *(models_of(lens.donor, gpus) if lens.donor else [])]
-
-
-def _described(lens: Lens) -> dict[str, Any]:
-    """What must be equal on a worker."""
-    identity, versions = lens.identify(), {name: provenance.version(name) for name in SAME_VERSIONS}
-    return {"fingerprint": identity.fingerprint, **identity.settings, **versions}
+    return [(load, lens.identify()), *(models_of(lens.donor, gpus) if lens.donor else [])]
 
 
 def _loaded(models: Models) -> Lens:
@@ -83,13 +55,12 @@ def _loaded(models: Models) -> Lens:
     Raises:
         UserError: it is another here.
     """
-    (load, described), *donor = models
+    (load, there), *donor = models
     lens = loading.load(**load)
-    for name, value in _described(lens).items():
-        if described[name] != value:
-            fix = "install the same versions, and load a model that was saved where workers see it"
-            fault = f"model {lens.name!r}: {name} is {value} on a worker and {described[name]} here"
-            raise UserError(f"{fault}; {fix}")
+    if (here := lens.identify()) != there:
+        differ = [name for name, value in vars(here).items() if value != vars(there)[name]]
+        fix = "load a model here that was saved where workers see it, and change nothing of it"
+        raise UserError(f"model {lens.name!r} is another on a worker ({' and '.join(differ)}); {fix}")
     return pairs.with_donor(lens, _loaded(donor)) if donor else lens
 
 
@@ -98,26 +69,31 @@ class Worker:
 
     Args:
         threads: Threads that torch computes with.
-        folder: The driver's working directory. Where it exists, relative paths mean the same here.
     """
 
-    def __init__(self, threads: int, folder: str) -> None:
+    def __init__(self, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        if os.path.isdir(folder):
-            os.chdir(folder)
         self.models: Models | None = None
-        self.lens: Lens | None = None
+        self.lens: Any = None
 
-    def compute(self, shared: tuple[Models, Job], number: int, shard: Asked) -> Computed:
+    def compute(self, shared: tuple[Models, str, Job], number: int, shard: Asked) -> Computed:
         """Answers to a shard.
+
+        Args:
+            shared: Models, the driver's working directory, and what its shards share. Where that directory exists,
+                relative paths mean the same here.
+            number: Of the shard.
+            shard: What is asked.
 
         Raises:
             UserError: the model is another here, or an answer is not finite.
         """
-        models, job = shared
-        if self.lens is None or models != self.models:
+        models, folder, job = shared
+        if models != self.models:
+            if os.path.isdir(folder):
+                os.chdir(folder)
             self.models = self.lens = None  # the model before goes first
             self.lens, self.models = _loaded(models), models
         means = job.means and job.means.to(self.lens.device)
@@ -139,16 +115,13 @@ class Workers:
 
     def __init__(self, wanted: AskedWorkers) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers unless this says 0
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; else it warns
         os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # on a busy machine it starts slowly
         try:
             import ray
         except ImportError as error:
             fix = "pip install 'depthlens[ray]', or leave workers and ray out"
             raise UserError(f"workers need Ray, which is not installed here; {fix}") from error
-        self.ray = ray
-        self.wanted = wanted
-        self._actors: list[Any] = []
+        self.ray, self.wanted = ray, wanted
         if not ray.is_initialized():
             self._connect(wanted.ray)
         self.cpus, self.gpus = wanted.worker_cpus or 1, wanted.worker_gpus or 0.0
@@ -157,7 +130,7 @@ class Workers:
         self.n = self._room()
 
     def _connect(self, address: str) -> None:
-        before = signal.getsignal(signal.SIGTERM)
+        _actors.cache_clear()  # of a Ray that was shut down
         options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
@@ -168,18 +141,14 @@ class Workers:
             self.ray.shutdown()
             fix = f"give HOST:PORT as 'ray start --head' prints it, or {LOCAL!r} for a Ray on this machine"
             raise UserError(f"ray {address!r} cannot be joined or started ({first_line(error)}); {fix}") from error
-        finally:
-            if threading.current_thread() is threading.main_thread():  # Ray sets another there
-                signal.signal(signal.SIGTERM, before)
 
     def _room(self) -> int:
         """How many workers there are to be: as many as were asked for, else as many as the cluster can hold."""
-        has, n = self.ray.cluster_resources(), self.wanted.workers or 1
-        size = {"CPU": self.cpus, "GPU": self.gpus}
+        has, size = self.ray.cluster_resources(), {"CPU": self.cpus, "GPU": self.gpus}
         most = min(int(has.get(kind, 0) / each) for kind, each in size.items() if each)
-        if n > most:
-            each, has_all = (" and ".join(f"{of.get(kind, 0):g} {kind}s" for kind in size) for of in (size, has))
-            fault = f"workers {n}: Ray has room for {most} with {each} each (it has {has_all})"
+        if (self.wanted.workers or 1) > most:
+            each = " and ".join(f"{of:g} {kind}s" for kind, of in size.items())
+            fault = f"workers {self.wanted.workers}: Ray has room for {most} with {each} each"
             raise UserError(f"{fault}; ask for fewer, or for smaller ones (worker_cpus, worker_gpus)")
         return self.wanted.workers or most
 
@@ -187,60 +156,39 @@ class Workers:
         """For the record."""
         return {"n": self.n, "ray": self.wanted.ray, "cpus": self.cpus, "gpus": self.gpus}
 
-    def close(self) -> None:
-        """End all actors; Ray itself goes on until the process ends."""
-        if self.ray.is_initialized():
-            for actor in self._actors:
-                self.ray.kill(actor)
-        self._actors = []
-
-    def _start(self, lens: Lens) -> None:
-        """Have as many actors as are asked for, of the size that the model needs."""
-        on_gpu, gpus = lens.device.type == "cuda", self.wanted.worker_gpus
-        if lens.device.type not in ("cpu", "cuda") or (gpus and not on_gpu):
-            fix = "load it with device='cuda', or leave worker_gpus out"
-            raise UserError(f"workers: model {lens.name!r} is on {lens.device.type} here; {fix}")
-        gpus = float(gpus or sum(device.type == "cuda" for device in lens.devices))
-        if gpus != self.gpus:
-            self.close()
-        self.gpus = gpus
-        if not self._actors:
-            self.n = self._room()
-            size: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
-            # without a bound of its own a shard is computed again until its worker was lost too often
-            actor = self.ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **size)(Worker)
-            self._actors = [actor.remote(self.cpus, os.getcwd()) for _ in range(self.n)]
-
     def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
         """Answers of shards as they come, from workers that have loaded the model."""
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
-        self._start(lens)
-        pool, shared = ActorPool(self._actors), self.ray.put((models_of(lens, self.gpus), job))
-        left = set(range(len(shards)))
+        gpus = self.wanted.worker_gpus
+        if gpus and lens.device.type != "cuda":
+            fix = "load it with device='cuda', or leave worker_gpus out"
+            raise UserError(f"worker_gpus {gpus}: model {lens.name!r} is on {lens.device.type} here; {fix}")
+        self.gpus = float(gpus or sum(device.type == "cuda" for device in lens.devices))
+        self.n = self._room()
+        shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), job))
+        actors = _actors(self.n, self.cpus, self.gpus)
 
-        def submit(number: int) -> None:
-            pool.submit(lambda actor, shard: actor.compute.remote(shared, number, shard), shards[number])
+        def submit(actor: Any, number: int) -> Any:
+            return actor.compute.remote(shared, number, shards[number])
 
         try:
-            for number in left:
-                submit(number)
-            while left:
-                try:
-                    done = pool.get_next_unordered(timeout=LOST_SECONDS)
-                except TimeoutError:  # a worker may be lost, and Ray may have no room for another
-                    for number in left:
-                        if pool.has_free():
-                            submit(number)
-                    continue
-                if done[0] in left:
-                    left.remove(done[0])
-                    yield done
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
+            yield from ActorPool(actors).map_unordered(submit, list(range(len(shards))))
+        except BaseException as error:  # an actor that is in the middle of a shard takes no message
+            _actors.cache_clear()
+            for actor in actors:
+                self.ray.kill(actor)
+            if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
-        finally:
-            if left:  # an actor that is in the middle of a shard takes no message
-                self.close()
+
+
+@lru_cache(maxsize=1)  # those of another size end when they are forgotten
+def _actors(n: int, cpus: int, gpus: float) -> list[Any]:
+    import ray
+
+    # without a bound of its own a shard is computed again until its worker was lost too often
+    size: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **size)(Worker)
+    return [actor.remote(cpus) for _ in range(n)]

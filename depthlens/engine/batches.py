@@ -34,7 +34,7 @@ from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
-from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
+from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide, wide_type
@@ -249,12 +249,9 @@ class PackedTrees(Batches):
         """Texts of one pack under a group of conditions, of which some fit into memory at once."""
         rows, conditions = self.rows, [self.rows.conditions[c] for c in group]
         writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
-        expected = text_lengths(self.lens, writer.requests)
 
         def finished(found: list[Row]) -> None:
-            n = sum(len(writer.tokens[row]) for row in found)
-            spared = sum(expected[d] for _, d in found) - n
-            self.work.add(Work(written_tokens=n, spared=self.lens.dims.n_layers * spared))
+            self.work.add(Work(written_tokens=sum(len(writer.tokens[row]) for row in found)))
             for c, d in found:
                 rows.answers[group[c]][pack.sequences[d]] = writer.text((c, d))
             # long texts: those that have ended are stored while the others are written
@@ -324,10 +321,9 @@ class RowBatches(Batches):
             self._write_together(writer, batch, tokens, mask)
             texts = [writer.text(row) for row in batch]
         read = sum(len(q.context) for q in asked)
-        written, expected = sum(len(writer.tokens[row]) for row in batch), sum(text_lengths(self.lens, asked))
-        n_layers = self.lens.dims.n_layers
-        passed, spared = n_layers * (read + written - len(batch)), n_layers * (expected - written)
-        self.work.add(Work(len(batch), read, read, written, passed, spared))
+        written = sum(len(writer.tokens[row]) for row in batch)
+        passed = self.lens.dims.n_layers * (read + written - len(batch))
+        self.work.add(Work(len(batch), read, read, written, passed))
         return texts
 
     def _write_together(self, writer: Writer, alive: list[Row], tokens: Rows, mask: Rows) -> None:

@@ -153,14 +153,12 @@ class Engine:
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with ALONE, progress.bar(**options) as bar, rows.shown_on(bar):
+        with ALONE, progress.bar(**options) as bar, rows.kept_at_the_end():
             walk_check.refuse_scaled_angles(self.lens, longest)
             if not rows.unfinished:
                 return rows.answers
-            needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
-            before = self.work.done
-            bar.expects(needed, lambda: self.work.done - before)
             if self.workers is not None:
+                needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
                 self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
             else:
                 batches = PackedTrees if self.path_for(longest) == "wavefront" else RowBatches

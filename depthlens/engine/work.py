@@ -125,7 +125,6 @@ class Work:
         unshared_tokens: Tokens that would be read without sharing: of every request under every condition.
         written_tokens: Tokens that are written.
         layer_tokens: Tokens that pass a layer, each layer and each condition counted.
-        spared: As many as `text_lengths` expected for the texts that are written, and that these did not need.
     """
 
     rows: int = 0
@@ -133,21 +132,11 @@ class Work:
     unshared_tokens: int = 0
     written_tokens: int = 0
     layer_tokens: int = 0
-    spared: int = 0
-
-    @property
-    def done(self) -> int:
-        """What of `Engine.expected` is done: what a text that has ended was expected to need, however short it is."""
-        return self.layer_tokens + self.spared
 
     def add(self, other: Work) -> None:
         """Count what was counted elsewhere."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
-
-    def described(self) -> dict[str, int]:
-        """As a record has it."""
-        return {name: value for name, value in vars(self).items() if name != "spared"}
 
 
 def text_lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:

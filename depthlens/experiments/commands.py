@@ -41,15 +41,32 @@ ANYWHERE = [*IN_ONE_PROCESS, *cluster.NAMES]
 
 
 def with_options(*names: str) -> Callable[[Command], Command]:
-    """Give a command options by their names, beside its own; it gets their values read and checked."""
+    """Give a command options by their names, beside its own; it gets their values read and checked.
+
+    Its own arguments are those of its signature: those by position are arguments, the others options. The help says
+    of each what the docstring says, where that is not part of its type: ``name (METAVAR): words``.
+    """
 
     def decorate(command: Command) -> Command:
+        said = arguments.described(command)
+
+        def declared(own: inspect.Parameter) -> inspect.Parameter:
+            if own.name not in said or hasattr(own.annotation, "__metadata__"):
+                return own
+            declare: Any = typer.Argument if own.kind is own.POSITIONAL_OR_KEYWORD else typer.Option
+            flags = [f"--{own.name.replace('_', '-')}"] if declare is typer.Option else []
+            metavar, words = said[own.name]
+            annotation = Annotated[own.annotation, declare(*flags, metavar=metavar or None, help=words)]
+            return own.replace(annotation=annotation)
+
         @functools.wraps(command)
         def called(**given: Any) -> None:
             command(**given | arguments.read({name: given[name] for name in names}))
 
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        taken = [p.replace(kind=p.KEYWORD_ONLY) for p in [*own, *map(_declared, names)]]
+        given = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p for p in given if p.kind is not p.VAR_KEYWORD and p.name not in names]
+        taken = [p.replace(kind=p.KEYWORD_ONLY) for p in [*map(declared, own), *map(_declared, names)]]
+        called.__doc__ = (inspect.getdoc(command) or "").partition("\n\nArgs:")[0]
         called.__annotations__ = {p.name: p.annotation for p in taken}
         vars(called)["__signature__"] = inspect.Signature(taken)
         return called

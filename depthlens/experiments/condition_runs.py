@@ -112,7 +112,7 @@ class ConditionRuns:
         if workers:
             self.record["workers"] = workers.describe()
         self._work.add(engine.work)
-        self.record["work"] = self._work.described() | {"seconds": self._seconds}
+        self.record["work"] = vars(self._work) | {"seconds": self._seconds}
         return answers, cache
 
 

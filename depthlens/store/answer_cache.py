@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,8 +26,7 @@ import numpy as np
 from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
-from depthlens.errors import Interrupted, hear_ctrl_c
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.errors import Interrupted
 from depthlens.store.parts import Entry, Store, open_store
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,6 @@ class AnswerRows:
         self._computed: set[Row] = set()
         self._waiting: list[Row] = []  # computed, and not stored yet
         self._last_stored = time.monotonic()
-        self._n_stored = self.n_known
-        self._bar: bars.Bar | None = None
-        self._check_ctrl_c: Callable[[], object] = bool  # does nothing outside of `shown_on`
 
     @property
     def n_computed(self) -> int:
@@ -89,11 +86,10 @@ class AnswerRows:
         Conditions that lack the same requests are put together.
         """
         members = range(len(self.requests)) if members is None else list(members)
-        found: dict[tuple[int, ...], list[int]] = {}
+        found = defaultdict[tuple[int, ...], list[int]](list)
         for c in range(len(self.conditions)) if group is None else group:
-            if lacking := tuple(r for r in members if self.answers[c][r] is None):
-                found.setdefault(lacking, []).append(c)
-        return [([*requests], conditions) for requests, conditions in found.items()]
+            found[tuple(r for r in members if self.answers[c][r] is None)].append(c)
+        return [([*requests], conditions) for requests, conditions in found.items() if requests]
 
     def keep(self, rows: Iterable[Row], *, wait: bool = False) -> None:
         """Store the answers that there are of some rows, each once.
@@ -107,39 +103,31 @@ class AnswerRows:
         self._waiting += sorted(new)
         if not wait or time.monotonic() - self._last_stored > KEEP_SECONDS:
             self._store()
-        self._check_ctrl_c()
 
     def _store(self) -> None:
-        rows, self._waiting, self._last_stored = self._waiting, [], time.monotonic()
-        if not self.entry:
-            return
-        answers = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in rows}
-        if rows and self.entry.write(answers):
-            self._n_stored += len(rows)
-        if self._bar is not None:
-            self._bar.kept(self._n_stored)
+        self._last_stored = time.monotonic()
+        if self.entry and self._waiting:
+            answers = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in self._waiting}
+            self.entry.write(answers)
+            self._waiting = []
 
     @contextmanager
-    def shown_on(self, bar: bars.Bar) -> Iterator[None]:
-        """Within the context a bar shows how many rows are stored, and Ctrl-C says so in one line.
-
-        At its end, also after an error, all that was computed is stored.
+    def kept_at_the_end(self) -> Iterator[None]:
+        """At the end of the context, also after an error, all that was computed is stored.
 
         Raises:
-            Interrupted: Ctrl-C.
+            Interrupted: Ctrl-C; the message says how much is stored.
         """
-        self._bar = bar
-        self._store()
         try:
-            with hear_ctrl_c() as self._check_ctrl_c:
-                try:
-                    yield
-                finally:
-                    self._store()
+            try:
+                yield
+            finally:
+                self._store()
         except KeyboardInterrupt:
             told = "nothing is kept without a store; with one the same call goes on where it was stopped"
             if self.entry:
-                rows = f"{self._n_stored} of {len(self.requests) * len(self.conditions)} rows of {self.entry.label}"
+                n = self.n_known + self.n_computed - len(self._waiting)
+                rows = f"{n} of {len(self.requests) * len(self.conditions)} rows of {self.entry.label}"
                 told = f"{rows} are kept in {self.entry.store.location}; run the same again to go on"
             raise Interrupted(told) from None
 
@@ -197,7 +185,7 @@ class AnswerCache:
         missing = sorted({case for of_names, _ in rows.missing() for case in of_names})
         known = len(cases) - len(missing)
         options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
-        with bars.bar(**options) as bar, rows.shown_on(bar):
+        with bars.bar(**options) as bar, rows.kept_at_the_end():
             for some, values in measure(missing) if missing else ():
                 for case, numbers in zip(some, values.tolist(), strict=True):
                     for name, number in enumerate(numbers):
@@ -235,8 +223,6 @@ class AnswerStore:
         self._opened = open_store(store)
         given = {"model": lens, "donor": lens.donor, "second": second}
         self._models = {role: model for role, model in given.items() if model is not None}
-        for model in self._models.values():
-            model.bind()
 
     @cached_property
     def _identities(self) -> dict[str, Any]:
@@ -291,32 +277,18 @@ class AnswerStore:
         }
         if "second" in self._models:
             shared["second"] = [self._identities["second"].fingerprint, str(self._models["second"].dtype)]
-        made = {"model": lens.name, "class": about["class"], "device": about["device"], "label": label}
-        made |= provenance.environment() | provenance.where_and_when()
+        made = {"model": lens.name, **about, **provenance.environment(), **provenance.where_and_when()}
         donor = {"donor": self.donor_fingerprint} if self.donor_fingerprint else {}
         return AnswerCache(self.store.entry(shared, label, made), {**(reference or {}), **donor})
 
 
 def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
-    """For the record: where answers were stored, how many were read and computed, and the parts that hold them."""
-    entries = [cache.entry for cache in caches if cache.entry]
-    if not entries:
-        return None
-    return {
-        "location": entries[0].store.location,
-        "rows_read": sum(cache.counts[0] for cache in caches),
-        "rows_computed": sum(cache.counts[1] for cache in caches),
-        "parts": sorted(set().union(*(entry.used for entry in entries))),
-    }
+    """For the record: where answers were stored, and how many were read and computed."""
+    stores = [cache.entry.store.location for cache in caches if cache.entry]
+    read, computed = (sum(cache.counts[i] for cache in caches) for i in range(2))
+    return {"location": stores[0], "rows_read": read, "rows_computed": computed} if stores else None
 
 
 def digest(request: Any) -> str:
     """Address of a request: hash of its token ids and of how it is to be answered; of other values, of their text."""
-    if isinstance(request, LoglikelihoodRequest):
-        text = f"score {request.context} {request.continuation}"
-    elif isinstance(request, GenerateRequest):
-        text = f"write {request.context} {request.until} {request.max_new_tokens}"
-        text += "".join(f" {how}" for how in (request.sampling, request.think_end) if how is not None)
-    else:
-        text = repr(request)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr(request).encode(), digest_size=16).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,23 +15,19 @@ if TYPE_CHECKING:
 
     from depthlens.store.parts import Store
 
-app = typer.Typer(help="See and clear the answers that are kept.", no_args_is_help=True, rich_markup_mode=None)
-Where = Annotated[str, typer.Option("--store", metavar="DIR|URL", help="The store; DEPTHLENS_STORE or the default.")]
-
 
 def _read(where: str) -> tuple[Store, pd.DataFrame]:
     """The store of a command, which needs one, and its parts."""
     from depthlens.store.parts import open_store
 
-    store = open_store(where, make=where == "auto")  # a name that is given may be misspelt
+    store = open_store(where)
     if store is None:
         raise UserError("there is no store (DEPTHLENS_STORE or --store says none); name one with --store")
     say(f"reading the store {store.location}", store=store.location)
     return store, store.table().rename(columns={"label": "task"})
 
 
-@app.command(name="list")
-def list_(store: Where = "auto") -> None:
+def list(*, store: str) -> None:  # noqa: A001 - the name of the command
     """What is kept: a line a model and task."""
     opened, table = _read(store)
     same = dict.fromkeys(("model", "dtype", "device", "backend", "method"), "last")
@@ -42,12 +38,13 @@ def list_(store: Where = "auto") -> None:
     typer.echo(f"\n{len(rows)} entries, {megabytes(table)} in {opened.location}")
 
 
-@app.command()
-def show(
-    which: Annotated[str, typer.Argument(metavar="KEY[/TASK[/PART]]", help="As list and records name it.")],
-    store: Where = "auto",
-) -> None:
-    """What made a part: versions, machine, time, conditions; one JSON object a part."""
+def show(which: str, *, store: str) -> None:
+    """What made a part: versions, machine, time, conditions; one JSON object a part.
+
+    Args:
+        which (KEY[/TASK[/PART]]): As list names it.
+        store: The store.
+    """
     _, table = _read(store)
     chosen = table[table["part"].str.startswith(which)]
     if not len(chosen):
@@ -56,20 +53,15 @@ def show(
         typer.echo(json.dumps(row, indent=2, ensure_ascii=False, default=str))
 
 
-@app.command()
-def prune(
-    where: Annotated[
-        str,
-        typer.Option(
-            metavar="QUERY",
-            help="Which parts: a query of pandas on model, task, rows, time, backend and the other entries that show "
-            "prints, such as \"task == 'gsm8k' and time < '2026-03-01'\". \"rows > 0\" means all.",
-        ),
-    ],
-    store: Where = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
-) -> None:
-    """Delete parts."""
+def prune(*, where: str, store: str, dry_run: bool = False) -> None:
+    """Delete parts.
+
+    Args:
+        where (QUERY): Which parts: a query of pandas on model, task, rows, time, backend and the other entries that
+            show prints, such as "task == 'gsm8k' and time < '2026-03-01'". "rows > 0" means all.
+        store: The store.
+        dry_run: Only say what would be deleted.
+    """
     opened, table = _read(store)
     with blaming(f"--where {where!r} cannot be asked", f"compare some of {', '.join(table.columns)}"):
         table = table.query(where, engine="python")

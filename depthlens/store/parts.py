@@ -8,23 +8,19 @@ KEY is the hash of all that the rows below it share, which each part has in its 
 log-likelihood has a value and whether it is greedy, a number only a value. A written answer has a text, and in the
 place of ``greedy`` whether it ended by itself. Scores and summaries are never stored, because they are computed from
 these rows every time. No file is changed in place, so processes share a store, and a killed one leaves whole parts and
-at worst a temporary file, whose name starts with a dot, or at a URL a part that cannot be read. Each page of a part has
-Parquet's checksum.
+at worst a temporary file, whose name starts with a dot. Each page of a part has Parquet's checksum.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import logging
 import os
 import posixpath
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -34,7 +30,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from depthlens.errors import UserError, blaming, first_line
-from depthlens.paths import write_files
 from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
 
 log = logging.getLogger(__name__)
@@ -58,13 +53,12 @@ _MADE = b"depthlens"
 COLUMNS = ("part", "model", "fingerprint", "label", "dtype", "device", "backend", "method", "time", "rows", "bytes")
 
 
-def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: bool = True) -> Store | None:
-    """The store to use.
+def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store | None:
+    """The store to use; a folder that is not there is made.
 
     Args:
         where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names, else the user's data folder; None, or the
             word ``none``: no store.
-        make: Make one where there is none.
 
     Raises:
         UserError: it is none of these, cannot be made or read, or is not a store.
@@ -79,12 +73,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
     if where.strip().lower() == WITHOUT:
         return None
     with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
-        return Store(where, make=make)
-
-
-@cache  # once in a process, and not for every part
-def _say_read_only(location: str) -> None:
-    log.warning("store %s cannot be written: answers are read, and new ones are not kept", location)
+        return Store(where)
 
 
 class Store:
@@ -92,24 +81,21 @@ class Store:
 
     Args:
         location: Folder or URL.
-        make: Make one where there is none.
 
     Attributes:
         location: Where it is, as it was given.
 
     Raises:
-        UserError: it is a folder with other things in it or a store of 0.2, or is not there and is not to be made.
+        UserError: it is a folder with other things in it or a store of 0.2.
         OSError: it cannot be made or read.
     """
 
-    def __init__(self, location: str, *, make: bool = True) -> None:
+    def __init__(self, location: str) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        there = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else None
-        if there is None and not make:
-            raise UserError(f"store {location!r} does not exist; a sweep makes one, --store names another")
         self.fs.makedirs(self.root, exist_ok=True)
-        files = [posixpath.basename(path["name"]) for path in there or () if path["type"] == "file"]
+        there = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else []
+        files = [posixpath.basename(path["name"]) for path in there if path["type"] == "file"]
         if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
             fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
@@ -119,15 +105,6 @@ class Store:
     def at(self, path: str) -> str:
         """The path of a file of the store on its file system."""
         return posixpath.join(self.root, path)
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write a file, whole or not at all; at a URL as its file system does it."""
-        target = self.at(path)
-        if isinstance(self.fs, fsspec.implementations.local.LocalFileSystem):
-            write_files(Path(target).parent, {Path(target).name: lambda file: file.write(data)})
-            return
-        self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
-        self.fs.pipe_file(target, data)
 
     def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
         """Where rows of one kind are.
@@ -139,7 +116,7 @@ class Store:
         """
         key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
-        return Entry(self, f"{key}/{safe}", label, {**shared, **made})
+        return Entry(self, f"{key}/{safe}", label, {**shared, **made, "label": label})
 
     def parts(self, folder: str = "") -> list[str]:
         """Paths of parts under the store, of one entry or of all."""
@@ -173,6 +150,7 @@ class Store:
             return None
 
 
+@dataclass(frozen=True)
 class Entry:
     """Rows that share a model and a question; reads parts that others add, and writes its own.
 
@@ -180,45 +158,42 @@ class Entry:
         store: Where it is.
         folder: KEY/LABEL under the store.
         label: Task, or what else was asked.
-        used: Paths of the parts that gave or took rows so far.
+        made: What its rows share, and what makes them now.
     """
 
-    def __init__(self, store: Store, folder: str, label: str, made: Mapping[str, Any]) -> None:
-        self.store = store
-        self.folder = folder
-        self.label = label
-        self.used: set[str] = set()
-        self._columns = SCHEMA.with_metadata({_MADE: json.dumps(dict(made)).encode()})
+    store: Store
+    folder: str
+    label: str
+    made: Mapping[str, Any]
 
     def read(self, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
         """What all parts hold of some requests under some conditions."""
         known: dict[Address, Answer] = {}
         for path in self.store.parts(self.folder):
-            part = self.store.read(path)
-            rows = () if part is None else zip(*(column.to_pylist() for column in part.columns), strict=True)
-            found = {(c, r): _answer(*answer) for c, r, *answer in rows if c in conditions and r in requests}
-            if found.keys() - known.keys():
-                self.used.add(path)
-            known |= found
+            if (part := self.store.read(path)) is not None:
+                rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
+                known |= {(c, r): _answer(*answer) for c, r, *answer in rows if c in conditions and r in requests}
         return known
 
-    def write(self, answers: Mapping[Address, Answer]) -> bool:
-        """Write a part; whether that is possible: from a store of somebody else answers are only read."""
+    def write(self, answers: Mapping[Address, Answer]) -> None:
+        """Write a part, whole or not at all.
+
+        Raises:
+            UserError: that is not possible.
+        """
         rows = [(*address, *_columns(answer)) for address, answer in answers.items()]
-        sink = io.BytesIO()
-        table = pa.table(list(zip(*rows, strict=True)), schema=self._columns)
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        path = f"{self.folder}/{uuid.uuid4().hex}.parquet"
+        schema = SCHEMA.with_metadata({_MADE: json.dumps(self.made)})
+        table = pa.table(list(zip(*rows, strict=True)), schema=schema)
+        store, folder, name = self.store, self.store.at(self.folder), f"{uuid.uuid4().hex}.parquet"
+        hidden = posixpath.join(folder, f".{name}")
         try:
-            self.store.write(path, sink.getvalue())
+            store.fs.makedirs(folder, exist_ok=True)
+            with store.fs.open(hidden, "wb") as file:
+                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            store.fs.mv(hidden, posixpath.join(folder, name))
         except OSError as error:
-            if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-                _say_read_only(self.store.location)
-                return False
-            fault = f"store {self.store.location!r} cannot be written: {error.strerror or error}"
+            fault = f"store {store.location!r} cannot be written: {error.strerror or error}"
             raise UserError(f"{fault}; make room or name another store, and run again to go on") from error
-        self.used.add(path)
-        return True
 
 
 def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:

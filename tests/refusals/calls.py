@@ -202,7 +202,7 @@ PARAMETERS = [
     (start(num_fewshot=99), ": its prompts cannot be made ("),
 ]
 RESULTS = [
-    (lambda e: e.result.select(tasks=3), "task 3: give a name or a list of names out of: organism_one_hop"),
+    (lambda e: e.result.select(tasks=3), "task 3: give a name or a list of names, each once"),
     (lambda e: e.result.select(metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: e.result.select(models="x"), "unknown model 'x'; "),
     (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),

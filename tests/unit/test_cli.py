@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import types
@@ -101,7 +102,7 @@ def test_what_was_found_is_said():
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):
     code, out, err = call(capsys, "sweep", "organism", "stopped", "--ablate", "layers", "--out", str(tmp_path))
-    assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: nothing was computed yet"])
+    assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: run the same again to go on"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,3 +168,11 @@ def test_models_prints_a_table(capsys, monkeypatch):
         "smollm2-135m  a       llama   135M  small\n"
         "x             b       qwen3   8B    large\n"
     )
+
+
+def test_a_reader_that_has_enough_ends_a_command_in_silence(monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert call(capsys, "models") == (74, "", "")

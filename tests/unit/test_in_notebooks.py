@@ -23,10 +23,6 @@ from depthlens import progress
 with progress.bar(total=3, desc="<task>", unit="row") as bar:
     bar.update(1); bar.update(2)
 """
-HELD = """
-with progress.bar(total=216, initial=216, desc="capitals", unit="row"):
-    pass
-"""
 FAILS = """
 def inner():
     raise errors.UserError("limit -3: give a number")
@@ -68,17 +64,17 @@ def kernel(tmp_path_factory):
     model = str(tiny.save(folder / "model", "llama-gqa"))
     under_a_run = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(folder / 'lines')!r}"
     with pytest.MonkeyPatch.context() as patch:
-        cells = [BAR, HELD, FAILS, STOPS, LOADS, START.format(model=model), COMPLETES, under_a_run + LOADS, BAR]
+        cells = [BAR, FAILS, STOPS, LOADS, START.format(model=model), COMPLETES, under_a_run + LOADS, BAR]
         return outputs(cells, patch)
 
 
 def test_a_kernel_shows_bars_beside_standard_error_and_errors_in_one_line(kernel):
-    bar, held, (failed,), (stopped,), loads, *_, silent, under_a_run = kernel
-    assert {output.name for output in (*bar, *held, *loads)} == {"stdout"}
-    texts = ("".join(output.text for output in outputs) for outputs in (bar, held, loads))
+    bar, (failed,), (stopped,), loads, *_, silent, under_a_run = kernel
+    assert {output.name for output in (*bar, *loads)} == {"stdout"}
+    texts = ("".join(output.text for output in outputs) for outputs in (bar, loads))
     shown = [text.split("\r")[-1].strip() for text in texts]  # each state takes the place of the one before
     assert shown[0].startswith("<task>: 100%") and "3/3" in shown[0]
-    assert shown[1:] == ["capitals: all 216 rows from the store", "loading a <model>: 0 s"]
+    assert shown[1] == "loading a <model>: 00:00"
     assert failed.traceback == ["UserError: limit -3: give a number"] and failed.ename == "UserError"
     assert stopped.traceback == ["Interrupted: 3 of 8 rows are kept in <store>"] and not silent
     assert {output.name for output in under_a_run} == {"stderr"}
@@ -96,16 +92,6 @@ def test_plain_python_shows_the_traceback():
         assert isinstance(error, KeyboardInterrupt | ValueError)
         text = "".join(traceback.format_exception(error))
         assert text.endswith(f"{type(error).__name__}: {error}\n")
-
-
-def test_a_sweep_from_the_store_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
-    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-    for _ in range(2):
-        capsys.readouterr()
-        dl.layer_sweep(lens, "capitals_continuation", limit=1, store=str(tmp_path))
-    err = capsys.readouterr().err
-    assert "capitals_continuation: all 24 rows from the store" in err and "?" not in err
 
 
 def test_lens():

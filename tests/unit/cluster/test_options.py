@@ -75,9 +75,8 @@ def test_a_worker_takes_a_relative_path_from_the_folder_of_the_command(tmp_path,
     tiny.save(tmp_path / "model", "llama-gqa")
     monkeypatch.chdir(tmp_path)
     lens, shard = dl.load("model"), ([LoglikelihoodRequest((1, 2), (3,))], [dl.parse_condition("L1")])
-    monkeypatch.chdir("/")
-    worker = pool.Worker(torch.get_num_threads(), str(tmp_path))
-    number, answers, _ = worker.compute(
-        (pool.models_of(lens, 0), Job(False, "torch", "wavefront", None, None)), 7, shard
-    )
+    worker = pool.Worker(torch.get_num_threads())
+    monkeypatch.chdir("/")  # where a worker is that was started before
+    shared = pool.models_of(lens, 0), str(tmp_path), Job(False, "torch", "wavefront", None, None)
+    number, answers, _ = worker.compute(shared, 7, shard)
     assert (number, answers) == (7, Engine(lens, progress=False).loglikelihood(*shard))

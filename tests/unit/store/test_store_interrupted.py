@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pandas as pd
 import pytest
 import tiny
 import torch
-from stores import CHOICE, LIMIT, N_CHOICE, WRITTEN, counts, parts, run
+from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens import cli, progress
+from depthlens import cli
 from depthlens.analysis.results import Result
 from depthlens.engine import wavefront, work
 from depthlens.engine.engine import Engine
@@ -138,12 +137,3 @@ class TestPacksAreBoundedInTime:
         with limit.measured(100):
             pass
         assert limit.work == 100 / 50 * answer_cache.KEEP_SECONDS
-
-    def test_the_bar_says_how_much_is_kept(self, lens, tmp_path, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        run(lens, tmp_path, tasks=[CHOICE], progress=True)
-        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-        assert lines[0]["kept"] in (None, 0) and lines[-1]["kept"] == N_CHOICE
-        monkeypatch.delenv(progress.ENVIRONMENT)
-        run(lens, tmp_path, tasks=[CHOICE], progress=True, limit=LIMIT + 1)
-        assert f"{N_CHOICE + 24} kept" in capsys.readouterr().err
