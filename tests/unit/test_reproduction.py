@@ -121,7 +121,7 @@ def test_commands_are_taken(command, monkeypatch, tmp_path):
     if name == "sweep":
         assert names.find(arguments["model"])
         return
-    given = dict(arguments["parameters"] or [])
+    given = dict(arguments["parameter"] or [])
     for model in (arguments["models"] or "").split(","):
         own = given | ({"model": model} if model else {})
         run = execute.prepare(arguments["names"], out=tmp_path, profile=arguments["profile"], parameters=own).report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import torch
 from made_results import capitals_and_elements, docs_of
 
 import depthlens as dl
-from depthlens import cli
+from depthlens import cli, paths
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
@@ -110,13 +109,14 @@ def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path,
     made.save(own)
     before, calls = {path.name: path.read_bytes() for path in own.iterdir()}, []
 
-    def full(descriptor: int) -> None:
-        calls.append(descriptor)
+    def full(path, *args, open_file=open):
+        calls.append(path)
         if len(calls) == len(before):  # the last file
             raise OSError(28, "No space left on device")
+        return open_file(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(paths, "open", full, raising=False)
         refused(lambda: made.save(own, overwrite=True), "cannot write to .*No space left on device")
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
     for content, message in (("{half", f"cannot read {made.RECORD} in "), ("[1]", "is not a JSON object")):
