@@ -43,5 +43,5 @@ def test_a_document_is_never_its_own_example(prompts, kind):
 
 def test_there_have_to_be_enough_other_documents(prompts):
     assert len(prompts("a test split only", 2, n_docs=3)) == 3
-    with pytest.raises(UserError, match="task sums: its prompts cannot be made .ValueError: Sample larger than"):
+    with pytest.raises(UserError, match="task sums: its prompts cannot be made .*Sample larger than"):
         prompts("a test split only", 2, n_docs=2)

@@ -33,7 +33,7 @@ def refusal(folder, *names) -> str:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"test_split": "tset"}, "task mine: lm-eval cannot load it (KeyError: 'tset'); correct its YAML file or its"),
+        ({"test_split": "tset"}, "'tset'); correct its YAML file or its data; data of the hub are read from its cache"),
         ({"task": "other"}, "unknown task 'mine'; "),
     ],
 )
