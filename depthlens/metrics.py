@@ -19,6 +19,11 @@ def metric_unit(metric: str) -> str:
     return "nats" if metric in LOGPROBS else ""
 
 
+def in_nats(metric: str) -> bool:
+    """Whether a score is a number of nats or bits, which has no bound."""
+    return metric in LOGPROBS or metric.startswith(("nats", "bits"))
+
+
 def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
     """The least and the greatest score that a metric can have; minus or plus infinity where nothing bounds it.
 

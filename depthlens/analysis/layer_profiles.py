@@ -1,8 +1,7 @@
 """One task's scores by removed layer, document by document.
 
-`profiles` makes them from a layer sweep, `drawn` takes their bootstrap means (`depthlens.analysis.bootstrap`).
-Documents are drawn jointly for all profiles that have the same ones, because a question is easy or hard under every
-protocol and for every model.
+`profiles` makes them from a layer sweep. What they say is a `depthlens.analysis.means.Mean`: the loss of each layer, its
+share of the score above the floor, its share of all losses.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis import questions, stats
-from depthlens.analysis.bootstrap import draws, imaginary
-from depthlens.analysis.stats import ALPHA, BASELINE
+from depthlens.analysis import means, questions, stats
+from depthlens.analysis.means import Mean
+from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError
+from depthlens.metrics import in_nats
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -28,6 +28,7 @@ _OF_TASK = ("version", "num_fewshot", "output_type")
 _OF_RUN = ("seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
 AT_CHANCE, NO_LOSS = "at chance", "losses and gains of all layers may cancel"
+FEWEST_UNITS = 100  # before a share, a centre or a claim is judged: of fewer their intervals cover too seldom
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,8 @@ class Profile:
         binary: Whether all scores are 0 or 1.
         at_chance: See `depthlens.analysis.results`.
         sign: -1 where the sign was turned, else 1.
-        parsed: Whether an answer could be taken from what was written, with each layer removed. Shape [document,
-            layer]; None where every answer could.
-        subtasks: The task of its group that each document is of; None where the task is no group.
+        units: What is independent of one another, by document: questions, or the subjects of a group
+            (`depthlens.analysis.questions.units`).
     """
 
     model: str
@@ -67,8 +67,7 @@ class Profile:
     binary: bool
     at_chance: bool
     sign: float
-    parsed: np.ndarray | None = None
-    subtasks: tuple[str, ...] | None = None
+    units: tuple[str, ...]
 
     def beyond(self, n: int) -> Profile:
         """The profile without the first ``n`` layers of the model.
@@ -80,17 +79,54 @@ class Profile:
             raise UserError(f"task {self.task}: only layers below {n} were removed; sweep all layers")
         if kept.all():
             return self  # with what it has already computed
-        parsed = None if self.parsed is None else self.parsed[:, kept]
-        return replace(self, values=self.values[:, kept], layers=self.layers[kept], parsed=parsed)
-
-    def draws(self, n_boot: int, seed: int) -> np.ndarray:
-        """How often each document is drawn; see `depthlens.analysis.bootstrap.draws`. Shape [1 + n_boot, document]."""
-        return draws(len(self.documents), n_boot, seed, self.subtasks)
+        return replace(self, values=self.values[:, kept], layers=self.layers[kept])
 
     @property
     def loss(self) -> np.ndarray:
-        """What each removal costs. Shape [document, layer]."""
-        return self.base[:, None] - self.values
+        """What each removal costs; nats are clipped to 1 a document. Shape [document, layer]."""
+        loss = self.base[:, None] - self.values
+        return np.clip(loss, -1.0, 1.0) if in_nats(self.metric) else loss
+
+    @property
+    def n_units(self) -> int:
+        """How many units there are."""
+        return len(set(self.units))
+
+    def mean(self, values: np.ndarray, *, bounded: bool = True) -> Mean:
+        """The mean of values of the documents. Shape [document, ...]."""
+        return means.mean(values, self.units, bounded=bounded)
+
+    def mean_loss(self, weights: np.ndarray | None = None) -> Mean:
+        """Mean loss of each layer, or sums of losses over layers with weights that add up to 1.
+
+        Args:
+            weights: Shape [layer, ...]; None: each layer by itself.
+        """
+        return self.mean(self.loss if weights is None else self.loss @ weights)
+
+    def relative_loss(self, weights: np.ndarray | None = None) -> Mean:
+        """`mean_loss` as a share of what the whole model scores above the floor.
+
+        Raises:
+            UserError: the metric has no floor.
+        """
+        if self.floor is None:
+            fault = f"{self.metric} of task {self.task} has no chance level"
+            raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
+        return self.mean_loss(weights) / self.mean(self.base - self.floor, bounded=False)
+
+    def share(self, weights: np.ndarray) -> Mean:
+        """Losses summed over layers with weights, as a share of the summed loss of all layers. Shape [layer, ...]."""
+        total = self.loss.sum(1)
+        return self.mean(self.loss @ weights, bounded=False) / self.mean(total, bounded=False)
+
+    @property
+    def centre(self) -> Mean:
+        """Centre of mass of the losses over depth: the mean depth of the removed layers, weighted with their losses.
+
+        0 for a loss that is all in the model's first layer, 1 for its last; outside where gains weigh much.
+        """
+        return self.share(self.depth)
 
     @property
     def depth(self) -> np.ndarray:
@@ -123,16 +159,14 @@ class Profile:
     def unplaced(self) -> str:
         """Why the losses cannot be placed in depth, "" if they can.
 
-        The whole model is at chance, or the sum of the losses is not proven to be above 0 (one-sample t test over
-        documents): shares of such a sum could be anything.
+        The whole model is at chance, there are fewer than `FEWEST_UNITS` units, or the interval of the summed loss is
+        not above 0: shares of such a sum could be anything.
         """
         if self.at_chance:
             return AT_CHANCE
-        if len(self.base) < 2:
-            return NO_LOSS
-        total = self.loss.sum(1)[None]
-        (p,) = stats.paired_t(total, float(np.ptp(self.loss)))[2]
-        return "" if total.mean() > 0 and p < ALPHA else NO_LOSS
+        if self.n_units < FEWEST_UNITS:
+            return f"{self.n_units} units; a share of losses needs {FEWEST_UNITS}"
+        return "" if self.mean(self.loss.sum(1), bounded=False).interval()[0] > 0 else NO_LOSS
 
 
 def layer_third(layers: Any, n_layers: int) -> Any:
@@ -191,11 +225,6 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
     sign = 1.0 if info["higher_is_better"] else -1.0
     scores = sign * result.scores(row.task, row.metric)
     values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
-    parsed = None
-    if not rows["parsed"].fillna(True).all():
-        table = rows.pivot(index="doc_id", columns="condition", values="parsed")
-        parsed = table.loc[scores.index, list(single.index)].fillna(True).to_numpy(dtype=bool)
-    subtasks = questions.subtasks(result, row.task)
     return Profile(
         model=row.model,
         task=row.task,
@@ -210,8 +239,7 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
         binary=stats.is_binary(np.abs(np.append(values, base))),
         at_chance=row.at_chance,
         sign=sign,
-        parsed=parsed,
-        subtasks=None if subtasks is None else tuple(subtasks),
+        units=tuple(questions.units(result, row.task)),
     )
 
 
@@ -234,28 +262,6 @@ def floor_of(result: Result, task: str, info: dict[str, Any], never_below_zero: 
     if floor is not None:
         return sign * float(floor)
     return 0.0 if never_below_zero else None
-
-
-def drawn(chosen: Sequence[Profile], *, seed: int, n_boot: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean loss and mean score of the whole model for every profile: of the sample itself, then of bootstrap draws.
-
-    Of a group, whole tasks are drawn, with all their documents (`depthlens.analysis.bootstrap.draws`).
-
-    Returns:
-        A pair for each profile, of shapes [1 + n_boot, layer] and [1 + n_boot].
-    """
-    counts_of: dict[tuple[str, ...], np.ndarray] = {}
-    means = []
-    for i, profile in enumerate(chosen):
-        if profile.documents not in counts_of:
-            counts_of[profile.documents] = profile.draws(n_boot, seed + len(counts_of))
-        counts = counts_of[profile.documents]
-        n = counts.sum(1)
-        loss, base = counts @ profile.loss / n[:, None], counts @ profile.base / n
-        if profile.binary:
-            loss[1:] += imaginary(loss[1:].shape, np.random.default_rng([seed, i])) / n[1:, None]
-        means.append((loss, base))
-    return means
 
 
 def comparable(a: Result, b: Result) -> None:

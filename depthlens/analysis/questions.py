@@ -80,6 +80,16 @@ def identities(result: Result, task: str) -> pd.Series:
     return names.where(again == 0, names + "#" + (again + 1).astype("str"))
 
 
+def units(result: Result, task: str) -> pd.Series:
+    """What is independent of one another, by rising document id: questions, or the subjects of a group of tasks.
+
+    Documents of one question are one unit, whether a task holds it twice or two tasks ask it.
+    """
+    if (subjects := subtasks(result, task)) is not None:
+        return subjects
+    return identities(result, task).str.replace(r"#\d+$", "", regex=True)
+
+
 def subtasks(result: Result, task: str) -> pd.Series | None:
     """The task of its group that each document is of, by rising document id; None where the task is no group."""
     if result.asked is None:

@@ -4,7 +4,7 @@
 that a table can never disagree with the documents below it. On disk a result is one folder with ``docs.parquet``,
 ``questions.parquet``, ``summary.parquet`` (for readers without depthlens) and ``record.json``.
 
-A task is **at chance** when its baseline is not above chance at the 0.05 level (one-sided exact binomial test, or t
+A task is **at chance** when its baseline is not above chance at the 0.01 level (one-sided exact binomial test, or t
 test for scores that are not 0 or 1), or when its 0/1 baseline is 0 whatever chance is. A task with too few documents to
 tell is at chance, too: it has nothing to lose, or too little to show a loss, and no condition on it is called harmless
 or critical.
@@ -36,7 +36,6 @@ from depthlens.analysis import (
     stats,
     written_answers,
 )
-from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
@@ -90,25 +89,24 @@ class Result(Saveable):
     @derived
     def summary(self) -> pd.DataFrame:
         """One row per (model, task, metric, condition); see `depthlens.analysis.stats.summarise`."""
-        return stats.summarise(self.docs)
+        return stats.summarise(self.docs, self._units)
+
+    @derived
+    def _units(self) -> stats.Units:
+        return {str(task): questions.units(self, task) for task in self.docs["task"].unique()}
 
     @derived
     def baselines(self) -> pd.DataFrame:
-        """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance.
-
-        The interval of a group is that of a bootstrap of two levels: over its tasks, and over their documents
-        (`depthlens.analysis.bootstrap.interval_over_clusters`).
-        """
+        """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance."""
         rows = []
         base = self.docs[self.docs["condition"] == BASELINE]
         spans = self.docs.groupby(GROUP)["value"].agg(["min", "max"])
         for (model, task, metric), group in base.groupby(GROUP, sort=False):
             info = self.metric_info(task, metric)
+            units = self._units[task].loc[group["doc_id"]].to_numpy()
             n, value, *ends, chance, p, at_chance = stats.baseline(
-                group["value"].to_numpy(), info["chance"], info["higher_is_better"]
+                group["value"].to_numpy(), info["chance"], info["higher_is_better"], units
             )
-            if (subtasks := questions.subtasks(self, task)) is not None:
-                ends = [*interval_over_clusters(group["value"].to_numpy(), subtasks.loc[group["doc_id"]].to_numpy())]
             ends = np.clip(ends, *limits(metric, *spans.loc[(model, task, metric)]))
             rows.append((model, task, metric, n, value, *ends, chance, p, at_chance))
         columns = [*GROUP, "n", "baseline", "ci_low", "ci_high", "chance", "p_chance", "at_chance"]
@@ -192,7 +190,7 @@ class Result(Saveable):
         """What each condition costs: the rows of `summary` without baselines, and the sign settled for every metric.
 
         Returns:
-            The columns of `summary`, and ``loss`` (positive is worse), ``loss_low``, ``loss_high`` (95% interval),
+            The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (95% interval),
             ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
         """
         return self._losses
@@ -208,7 +206,7 @@ class Result(Saveable):
         table = table.merge(of_base, on=GROUP, how="left")
         better = table.pop("_better").astype(bool)
         return table.assign(
-            loss=np.where(better, -table["delta"], table["delta"]),
+            loss=np.where(better, -table["bounded"], table["bounded"]),
             loss_low=np.where(better, -table["ci_high"], table["ci_low"]),
             loss_high=np.where(better, -table["ci_low"], table["ci_high"]),
         )

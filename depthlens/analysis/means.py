@@ -1,0 +1,194 @@
+"""Means over documents, what is computed from them, and one interval for all of it.
+
+Nearly every number of this package is a mean over documents, or is added, subtracted and divided from such means: what
+a layer costs, how much more it costs on another task, the first third's share of all losses. A `Mean` carries the
+number together with what each unit (each question; each subject of a group) adds to it. Sums and differences add what
+units that both have add, so that documents are paired wherever they are the same. A quotient is linearised (the delta
+method: Cochran 1977, section 2.11). The interval is Student's t over units.
+
+Two things keep the interval honest where documents are few:
+
+* Half a document that is lost and half one that is won are added to the error of a mean of bounded scores, because
+  that nothing changed on n documents does not prove that nothing ever changes (after Agresti & Coull 1998, The American
+  Statistician 52:119-126). No interval has zero width.
+* Documents that ask the same question are one unit, and so are the documents of one subject where a group of tasks is
+  scored (a ratio of sums over units).
+
+docs/methods.md has how often the interval covers the truth in simulations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import scipy
+
+LEVEL = 0.95
+ALPHA = 0.05
+IMAGINARY = 0.5  # documents lost, and as many won; with 1, means of probabilities cover in 98% of 100 documents
+N_FLIPS = 10_000
+_BLOCK = 1_000_000  # numbers of one block of flips
+_TIE = 1e-9  # equal sums of flips differ by rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """A mean over units, or what was computed from such means.
+
+    Attributes:
+        value: Shape [...].
+        added: What each unit adds to the value; the sum over units is the value. Shape [unit, ...].
+        centred: The same less what a unit adds on average; the square sum over units is the squared standard error.
+            Shape [unit, ...].
+        units: Names of the units. Shape [unit].
+        n: Units; of several samples those of the smallest.
+        extra: What `IMAGINARY` documents add to the squared standard error. Shape [...].
+    """
+
+    value: np.ndarray
+    added: np.ndarray
+    centred: np.ndarray
+    units: pd.Index
+    n: int
+    extra: np.ndarray
+
+    def __add__(self, other: Mean) -> Mean:
+        added, centred, units = _together(self, other)
+        value, extra = self.value + other.value, self.extra + other.extra
+        return Mean(value, added, centred, units, min(self.n, other.n), extra)
+
+    def __neg__(self) -> Mean:
+        return self * -1.0
+
+    def __sub__(self, other: Mean) -> Mean:
+        return self + -other
+
+    def __mul__(self, factor: float | np.ndarray) -> Mean:
+        value, added, centred = (part * factor for part in (self.value, self.added, self.centred))
+        return replace(self, value=value, added=added, centred=centred, extra=self.extra * np.square(factor))
+
+    def __truediv__(self, other: Mean) -> Mean:
+        """The quotient; NaN where the divisor is not above 0."""
+        divisor = np.where(other.value > 0, other.value, np.nan)
+        share = self.value / divisor
+        scaled = replace(other, added=other.centred) * share  # around the share it adds nothing on average
+        return replace(self + -scaled, value=self.value) * (1 / divisor)
+
+    def __getitem__(self, at: object) -> Mean:
+        """Some of the values, by their index."""
+        parts = {"value": self.value[at], "extra": self.extra[at]}  # type: ignore[index]
+        for name in ("added", "centred"):
+            parts[name] = getattr(self, name)[(slice(None), *(at if isinstance(at, tuple) else (at,)))]
+        return replace(self, **parts)
+
+    @property
+    def error(self) -> np.ndarray:
+        """Standard error. Shape [...]."""
+        return np.sqrt(np.square(self.centred).sum(0) + self.extra)
+
+    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end of the interval, each of the shape of `value`; NaN for one unit."""
+        half = _quantile(1 - (1 - level) / 2, self.n) * self.error
+        return self.value - half, self.value + half
+
+    def p(self) -> np.ndarray:
+        """Two-sided p-value that the value is 0; it fits the interval. Shape [...]."""
+        error = self.error
+        t = np.divide(np.abs(self.value), error, out=np.zeros_like(error), where=error > 0)
+        return 2 * scipy.stats.t.sf(t, max(self.n - 1, 1))
+
+
+def mean(
+    values: np.ndarray, units: Sequence[str] | np.ndarray | pd.Index | None = None, *, bounded: bool = True
+) -> Mean:
+    """The mean over documents.
+
+    Args:
+        values: Shape [document, ...].
+        units: The unit of each document; None: each is its own, and row i is the same in every mean. Shape [document].
+        bounded: Whether a document adds between -1 and 1, so that `IMAGINARY` documents are counted in the error.
+    """
+    values = np.asarray(values, dtype=float)
+    names, at = (pd.RangeIndex(len(values)), None) if units is None else _numbered(units)
+    n_docs, n = len(values), len(names)
+    value = values.mean(0)
+    added, weight = values / n_docs, np.full(n_docs, 1 / n_docs)
+    if at is not None:
+        added, weight = _summed(added, at, n), np.bincount(at, weight, n)
+    weight = weight.reshape(-1, *[1] * (values.ndim - 1))
+    centred = (added - value * weight) * np.sqrt(n / max(n - 1, 1))
+    return Mean(value, added, centred, names, n, np.full(np.shape(value), 2 * (bounded * IMAGINARY / n_docs) ** 2))
+
+
+def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
+    """Two-sided p-values of a family, corrected by step-down maxT over sign flips of units.
+
+    If a condition changes nothing on average, and the change of a unit is as likely up as down, turning a unit's sign
+    under all conditions at once gives a sample that was as likely. A p-value is the share of flips whose largest
+    standardised sum, over the conditions that are not larger themselves, reaches the condition's own (Westfall & Young
+    1993, algorithm 4.1; Romano & Wolf 2005, Econometrica 73:1237-1282). Correlated conditions cost less than under
+    Holm's correction. It misleads where changes are unbounded and skewed: give it bounded ones.
+
+    Args:
+        found: One value a condition. Shape [condition].
+        n_flips: Flips that are drawn; all ``2**n`` where these are not more.
+        seed: Of the flips.
+
+    Returns:
+        Shape [condition]. With drawn flips no value is below ``1 / (1 + n_flips)``.
+    """
+    if not len(found.value):
+        return np.empty(0)
+    n = len(found.added)
+    scale = np.sqrt(np.square(found.added).sum(0))
+    z = np.divide(found.added, scale, out=np.zeros_like(found.added), where=scale > 1e-12)
+    own = np.abs(z.sum(0))
+    order = np.argsort(own, kind="stable")
+    z, sorted_own = z[:, order], own[order]
+    every = 2**n <= n_flips
+    total, counts = 2**n if every else n_flips, np.zeros(len(own))
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK // (n + len(own)))
+    for first in range(0, total, block):
+        count = min(block, total - first)
+        bits = np.arange(first, first + count)[:, None] >> np.arange(n) & 1 if every else rng.integers(0, 2, (count, n))
+        largest = np.maximum.accumulate(np.abs((1.0 - 2.0 * bits) @ z), axis=1)
+        counts += (largest >= sorted_own - _TIE * np.maximum(sorted_own, 1)).sum(0)
+    p = np.empty(len(own))
+    p[order] = np.maximum.accumulate(counts[::-1])[::-1]
+    return np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
+
+
+def _quantile(share: float, n: int) -> float:
+    return float(scipy.stats.t.ppf(share, n - 1)) if n > 1 else np.nan
+
+
+def _numbered(units: Sequence[str] | np.ndarray | pd.Index) -> tuple[pd.Index, np.ndarray | None]:
+    """The names of units in order, and the number of each document's unit; None where every document is its own."""
+    at, names = pd.factorize(pd.Index(units), sort=False)
+    return pd.Index(names), None if len(names) == len(at) else at
+
+
+def _summed(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
+    """Sums over the documents of each unit. Shape [document, ...] to [unit, ...]."""
+    sums = np.zeros((n, *values.shape[1:]))
+    np.add.at(sums, at, values)
+    return sums
+
+
+def _together(a: Mean, b: Mean) -> tuple[np.ndarray, np.ndarray, pd.Index]:
+    """What units add to the sum of two means."""
+    if a.units.equals(b.units):
+        return a.added + b.added, a.centred + b.centred, a.units
+    units = a.units.append(b.units).unique()
+    parts = []
+    for name in ("added", "centred"):
+        shape = np.broadcast_shapes(getattr(a, name).shape[1:], getattr(b, name).shape[1:])
+        total = np.zeros((len(units), *shape))
+        for m in (a, b):
+            total[units.get_indexer(m.units)] += getattr(m, name)
+        parts.append(total)
+    return parts[0], parts[1], units
