@@ -28,7 +28,8 @@ _OF_TASK = ("version", "num_fewshot", "output_type")
 _OF_RUN = ("seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
 AT_CHANCE, NO_LOSS = "at chance", "losses and gains of all layers may cancel"
-FEWEST_UNITS = 100  # before a share, a centre or a claim is judged: of fewer their intervals cover too seldom
+# before a share, a centre or a claim is judged: of fewer, intervals cover too seldom
+FEWEST_QUESTIONS, FEWEST_SUBJECTS = 100, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,8 @@ class Profile:
         sign: -1 where the sign was turned, else 1.
         units: What is independent of one another, by document: questions, or the subjects of a group
             (`depthlens.analysis.questions.units`).
+        broken: Score of a broken model, which lacks the first half of its layers (`broken_condition`): the measured
+            floor. Shape [document]; None where it was not swept.
     """
 
     model: str
@@ -68,6 +71,7 @@ class Profile:
     at_chance: bool
     sign: float
     units: tuple[str, ...]
+    broken: np.ndarray | None = None
 
     def beyond(self, n: int) -> Profile:
         """The profile without the first ``n`` layers of the model.
@@ -87,10 +91,10 @@ class Profile:
         loss = self.base[:, None] - self.values
         return np.clip(loss, -1.0, 1.0) if in_nats(self.metric) else loss
 
-    @property
-    def n_units(self) -> int:
-        """How many units there are."""
-        return len(set(self.units))
+    @cached_property
+    def too_few(self) -> str:
+        """Why there are too few questions, or subjects of a group, to judge a share, a centre or a claim; "" if not."""
+        return too_few(self.units, self.documents)
 
     def mean(self, values: np.ndarray, *, bounded: bool = True) -> Mean:
         """The mean of values of the documents. Shape [document, ...]."""
@@ -105,11 +109,13 @@ class Profile:
         return self.mean(self.loss if weights is None else self.loss @ weights)
 
     def relative_loss(self, weights: np.ndarray | None = None) -> Mean:
-        """`mean_loss` as a share of what the whole model scores above the floor.
+        """`mean_loss` as a share of what the whole model scores above the floor, the measured one where there is one.
 
         Raises:
             UserError: the metric has no floor.
         """
+        if self.broken is not None:
+            return self.mean_loss(weights) / self.mean(self.base - self.broken, bounded=False)
         if self.floor is None:
             fault = f"{self.metric} of task {self.task} has no chance level"
             raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
@@ -159,14 +165,27 @@ class Profile:
     def unplaced(self) -> str:
         """Why the losses cannot be placed in depth, "" if they can.
 
-        The whole model is at chance, there are fewer than `FEWEST_UNITS` units, or the interval of the summed loss is
-        not above 0: shares of such a sum could be anything.
+        The whole model is at chance, there are too few questions, or the interval of the summed loss is not above 0:
+        shares of such a sum could be anything.
         """
-        if self.at_chance:
-            return AT_CHANCE
-        if self.n_units < FEWEST_UNITS:
-            return f"{self.n_units} units; a share of losses needs {FEWEST_UNITS}"
+        if self.at_chance or self.too_few:
+            return AT_CHANCE if self.at_chance else self.too_few
         return "" if self.mean(self.loss.sum(1), bounded=False).interval()[0] > 0 else NO_LOSS
+
+
+def too_few(units: Sequence[str], documents: Sequence[str]) -> str:
+    """Why there are too few units to judge a share, a centre or a claim; "" if there are enough.
+
+    Args:
+        units: The unit of each document: its question, or its subject.
+        documents: What each document is (`depthlens.analysis.questions.identities`).
+    """
+    n_units, n_questions = len(set(units)), len({name.partition("#")[0] for name in documents})
+    if n_questions < FEWEST_QUESTIONS:
+        return f"{n_questions} questions are too few; at least {FEWEST_QUESTIONS} are needed"
+    if n_units < min(n_questions, FEWEST_SUBJECTS):
+        return f"{n_units} subjects are too few; at least {FEWEST_SUBJECTS} are needed"
+    return ""
 
 
 def layer_third(layers: Any, n_layers: int) -> Any:
@@ -177,6 +196,11 @@ def layer_third(layers: Any, n_layers: int) -> Any:
         n_layers: Of the model.
     """
     return layers * 3 // n_layers
+
+
+def broken_condition(n_layers: int) -> str:
+    """The first half of a model's layers as a condition: without it a model is broken, and scores its floor."""
+    return f"L0-{max(n_layers // 2 - 1, 1)}"
 
 
 def third_conditions(n_layers: int) -> list[str]:
@@ -225,6 +249,7 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
     sign = 1.0 if info["higher_is_better"] else -1.0
     scores = sign * result.scores(row.task, row.metric)
     values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
+    broken = broken_condition(result.n_layers)
     return Profile(
         model=row.model,
         task=row.task,
@@ -240,6 +265,7 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
         at_chance=row.at_chance,
         sign=sign,
         units=tuple(questions.units(result, row.task)),
+        broken=scores[broken].to_numpy() if broken in scores else None,
     )
 
 

@@ -1,0 +1,488 @@
+"""The study's seven claims, each as parts that can fail and can hold.
+
+Losses are shares of what the whole model scores above a broken one (`Profile.relative_loss`). Where two tasks or models
+are compared in depth (C3, C4, C6), losses are of the log-odds of the right answer per token, and only documents count
+that are matched on the whole model's log-odds: a share of any other loss depends on how easy a task is
+(`docs/methods.md` has the simulations). The rules are fixed before they meet a new model; docs/results.md lists those
+that were changed after results were seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from depthlens.ablations import parse_condition
+from depthlens.analysis import questions
+from depthlens.analysis.layer_profiles import FEWEST_QUESTIONS, Profile, too_few
+from depthlens.analysis.means import Mean, mean
+from depthlens.analysis.removal_contrasts import TIMES
+from depthlens.analysis.stats import BASELINE
+from depthlens.claims import heads
+from depthlens.claims.evidence import SWEEPS, Evidence
+from depthlens.claims.parts import MOVED, UNDER, Estimate, Part, Question, average, missing, named, part
+from depthlens.errors import UserError
+
+ANSWERS, LOSS, DEPTH, GAP = "of its answers", "of all loss", "of depth", "of the gap"
+FIRST = 2  # layers that C1 calls the first few, and that views of depth leave out
+CALIPER = 0.3  # of matched log-odds: a fifth of their standard deviation over documents, as is usual (Austin 2011)
+MOST_ODDS = 7.0  # log-odds are cut off there: a probability of 0.999
+ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
+DEEPER = "without L0 and L1"
+SUFFIX = {ALL: "", DEEPER: "", SPARED: "[1:]", MEANS: "@mean"}
+
+HARMLESS = Question("Scored by {name}, the model loses {{}} without one of the later layers", ANSWERS, 0.10, UNDER)
+CRITICAL = Question("Scored by {name}, L0 or L1 costs {{}} more than a later layer on average", ANSWERS, 0.10)
+WRITTEN = Question("A layer beyond the first third costs {{}} more if {name} is written, not chosen", ANSWERS, 0.10)
+SHALLOW = Question("The first third's share of the loss for {name} is larger than for plain text by {{}}", LOSS, 0.15)
+DEEP = Question("Reasoning has a larger share of its loss beyond the first third than {name}, by {{}}", LOSS, 0.15)
+SHIFT = Question("Beyond knowledge and the control, the losses on reasoning moved by {}", DEPTH, 0.05, MOVED)
+RECOVERED = Question("The best transplant, chosen on other documents, recovers {}", GAP, 0.25)
+TREND = Question("A layer of the first third costs {} more than one of the last third", ANSWERS, 0.05)
+
+
+def log_odds(profile: Profile) -> Profile:
+    """A profile of log-probabilities per token as one of log-odds of the right answer."""
+
+    def odds(values: np.ndarray) -> np.ndarray:
+        probability = np.exp(np.minimum(values, 0.0))
+        with np.errstate(divide="ignore"):
+            return np.clip(np.log(probability) - np.log1p(-probability), -MOST_ODDS, MOST_ODDS)
+
+    return replace(profile, metric="log_odds", values=odds(profile.values), base=odds(profile.base), floor=None)
+
+
+def pooled(profiles: Sequence[Profile]) -> Profile:
+    """The documents of several tasks as one profile.
+
+    Raises:
+        UserError: no task.
+    """
+    if not profiles:
+        raise UserError("no task can be judged")
+    first = profiles[0]
+    label = ", ".join(profile.label for profile in profiles)
+    parts = {name: np.concatenate([getattr(p, name) for p in profiles]) for name in ("values", "base")}
+    names = {name: tuple(x for p in profiles for x in getattr(p, name)) for name in ("documents", "units")}
+    return replace(first, task=label, label=label, **parts, **names)
+
+
+def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
+    """Documents of two profiles in pairs whose whole-model scores differ by less than `CALIPER`.
+
+    Each document of the profile that has fewer takes the nearest one that is left, in a fixed order that does not
+    depend on any removal.
+
+    Raises:
+        UserError: fewer than 100 pairs.
+    """
+    few, many = (a, b) if len(a.base) <= len(b.base) else (b, a)
+    free = np.ones(len(many.base), dtype=bool)
+    pairs = []
+    for i in np.random.default_rng(0).permutation(len(few.base)):
+        gaps = np.where(free, np.abs(many.base - few.base[i]), np.inf)
+        j = int(gaps.argmin())
+        if gaps[j] < CALIPER:
+            free[j] = False
+            pairs.append((i, j))
+    if len(pairs) < FEWEST_QUESTIONS:
+        fault = f"{len(pairs)} documents of {few.label} and {many.label} have matched log-odds"
+        raise UserError(f"{fault}; at least {FEWEST_QUESTIONS} are needed")
+    at_few, at_many = (sorted(side) for side in zip(*pairs, strict=True))
+    chosen = _documents(few, at_few), _documents(many, at_many)
+    return chosen if few is a else chosen[::-1]
+
+
+def _documents(profile: Profile, at: Sequence[int]) -> Profile:
+    names = {name: tuple(getattr(profile, name)[i] for i in at) for name in ("documents", "units")}
+    return replace(profile, values=profile.values[at], base=profile.base[at], **names)
+
+
+def even(chosen: np.ndarray) -> np.ndarray:
+    """Weights that take the mean over chosen layers. Shape [layer].
+
+    Raises:
+        UserError: no layer is chosen.
+    """
+    if not chosen.any():
+        raise UserError("no such layer was removed")
+    return chosen / chosen.sum()
+
+
+def _judged(evidence: Evidence, profiles: Sequence[Profile], *guards: str) -> tuple[list[Profile], list[str]]:
+    """Profiles of tasks that the model can do, and why others are left out.
+
+    Of tasks in nats the accuracy in the fields ``guards`` says it.
+    """
+    known = {p.task: p for name in guards for p in evidence.profiles(name)}
+    kept, left = [], []
+    for profile in profiles:
+        of = known.get(profile.task, None if guards else profile)
+        if of is None:
+            left.append(f"{profile.label} is left out: no accuracy says that the model can do it")
+        elif of.at_chance:
+            left.append(f"{profile.label} is left out: {of.base.mean():.2f} is at chance")
+        else:
+            kept.append(profile)
+    return kept, left
+
+
+def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Profile], Mean]) -> Part:
+    """A part that is the mean over the tasks of some fields."""
+    seeds = evidence.n_seeds(*names)
+    every = [p for name in names for p in evidence.profiles(name)]
+    kept, left = _judged(evidence, every)
+    tasks = {p.task for p in kept}
+
+    def effect(view: str, seed: int) -> Mean:
+        chosen = [p for name in names for p in evidence.profiles(name, SUFFIX[view], seed) if p.task in tasks]
+        if not chosen:
+            raise UserError("; ".join(left) or "no task")
+        return average([of(p) for p in chosen])
+
+    notes = [*left, *(floor for p in kept if (floor := _floor(p)))]
+    labels = [f"{p.task} {p.metric}" for p in kept]
+    few = next((p.too_few for p in kept if p.too_few), "")
+    return part(
+        question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes, too_few=few
+    )
+
+
+def _floor(profile: Profile) -> str:
+    """The measured floor of a task beside the guessed one."""
+    if profile.broken is None:
+        return f"the floor of {profile.label} is {profile.floor:.2f} by its form; it was not measured"
+    return f"a broken model scores {profile.broken.mean():.2f} on {profile.label} ({profile.floor:.2f} by its form)"
+
+
+def _c1(evidence: Evidence) -> Iterator[Part]:
+    """Both likelihood protocols: later layers cost little, and the first two cost much more."""
+
+    def later(profile: Profile) -> Mean:
+        return profile.relative_loss(even(profile.layers >= FIRST))
+
+    def critical(profile: Profile) -> Mean:
+        return profile.relative_loss(even(profile.layers < FIRST) - even(profile.layers >= FIRST))
+
+    for field, name in (("letters", "letters"), ("continuation", "answer texts")):
+        yield _over_tasks(evidence, named(HARMLESS, name), [field], later)
+        yield _over_tasks(evidence, named(CRITICAL, name), [field], critical)
+
+
+def _c2(evidence: Evidence) -> Iterator[Part]:
+    """The same questions written and chosen, in a short answer and in a worked solution."""
+    kinds = (("a letter", "generation", "letters"), ("a worked solution", "reasoning", "reasoning_continuation"))
+    for name, written, chosen in kinds:
+        question = named(WRITTEN, name)
+        if lacking := [field for field in (written, chosen) if not evidence.results(field)]:
+            yield missing(question, _not_measured(lacking))
+            continue
+        kept, left = _judged(evidence, [*evidence.profiles(written), *evidence.profiles(chosen)])
+        able = {p.task for p in kept}
+        rivals = {p.documents: p.task for p in evidence.profiles(chosen) if p.task in able}
+        pairs = {p.task: rivals[p.documents] for p in evidence.profiles(written) if p.task in able and p.documents in rivals}
+
+        def effect(
+            view: str, seed: int, pairs: dict[str, str] = pairs, fields: tuple[str, str] = (written, chosen),
+            left: list[str] = left,
+        ) -> Mean:  # fmt: skip
+            if not pairs:
+                raise UserError("; ".join(left) or "the written and the chosen tasks ask other questions")
+            own, other = ({p.task: p for p in evidence.profiles(name, SUFFIX[view], seed)} for name in fields)
+            deep = [(own[a], other[b]) for a, b in pairs.items()]
+            return average([a.relative_loss(even(a.thirds > 0)) - b.relative_loss(even(b.thirds > 0)) for a, b in deep])
+
+        notes = [*left, *map(_floor, kept), *_unparsed(evidence, written, list(pairs))]
+        yield part(
+            question, effect, seeds=evidence.n_seeds(written, chosen), main=ALL, views=(SPARED, MEANS),
+            tasks=[*pairs, *pairs.values()], notes=notes, too_few=next((p.too_few for p in kept if p.too_few), ""),
+        )  # fmt: skip
+
+
+def _unparsed(evidence: Evidence, field: str, tasks: Sequence[str]) -> Iterator[str]:
+    """How many written answers could not be read, with a layer beyond the first third removed."""
+    result = evidence.results(field)[0].primary()
+    for task in tasks:
+        docs = result.docs[(result.docs["task"] == task) & (result.docs["layer"] * 3 >= result.n_layers)]
+        if docs["parsed"].notna().any():
+            share = 1 - docs["parsed"].dropna().astype(float).mean()
+            yield f"{share:.0%} of the answers to {task} cannot be read without one of the layers beyond the first third"
+
+
+def _share_difference(
+    evidence: Evidence, question: Question, own: str, control: str, guards: Sequence[str], *, deep: bool
+) -> Part:
+    """One third's share of the loss in log-odds on the tasks of one field minus that on another's, margins matched."""
+    if lacking := [name for name in ("tokens", own, control) if not evidence.results(name)]:
+        return missing(question, _not_measured(lacking))
+    sides = [_judged(evidence, evidence.profiles("tokens", like=name), *guards) for name in (own, control)]
+    tasks = [{p.task for p in kept} for kept, _ in sides]
+
+    def effect(view: str, seed: int) -> Mean:
+        found = evidence.profiles("tokens", SUFFIX[view], seed)
+        if view == DEEPER:
+            found = [p.beyond(FIRST) for p in found]
+        pair = matched(*(log_odds(pooled([p for p in found if p.task in names])) for names in tasks))
+        first, second = (_placed(p).share((p.thirds > 0 if deep else p.thirds == 0).astype(float)) for p in pair)
+        return first - second
+
+    notes = [why for _, left in sides for why in left]
+    labels = [p.label for kept, _ in sides for p in kept]
+    return part(
+        question, effect, seeds=evidence.n_seeds("tokens"), main=DEEPER, views=(ALL, SPARED, MEANS), tasks=labels,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _placed(profile: Profile) -> Profile:
+    """The profile, if its losses add up to something that can be shared out.
+
+    Raises:
+        UserError: they do not.
+    """
+    if not profile.mean(profile.loss.sum(1), bounded=False).interval()[0] > 0:
+        raise UserError(f"{profile.label}: losses and gains of all layers may cancel")
+    return profile
+
+
+def _c3(evidence: Evidence) -> Iterator[Part]:
+    """Knowledge, and retrieval, each against plain text of the same length."""
+    for name, own, control in (("knowledge", "continuation", "text"), ("retrieval", "retrieval", "long_text")):
+        yield _share_difference(evidence, named(SHALLOW, name), own, control, (own, control), deep=False)
+
+
+def _c4(evidence: Evidence) -> Iterator[Part]:
+    """Reasoning against copying as long a solution, and against knowledge per token."""
+    pairs = (("copying", "reasoning", "copying"), ("knowledge", "reasoning_choice", "continuation"))
+    for name, own, control in pairs:
+        yield _share_difference(evidence, named(DEEP, name), own, control, (own, control), deep=True)
+
+
+def _c6(evidence: Evidence) -> Iterator[Part]:
+    """The shift of the centre, beyond knowledge and the control, and the best transplant.
+
+    The base is the same for the distilled model and the control, so its centres cancel and are not needed.
+    """
+
+    def shift(view: str, seed: int) -> Mean:
+        moved = []
+        for field in ("reasoning_choice", "continuation"):
+            own, control = (
+                log_odds(pooled([p.beyond(FIRST if view == DEEPER else 0) for p in found if p.task in able[field]]))
+                for found in (evidence.profiles("tokens", SUFFIX[view], seed), evidence.profiles("control", SUFFIX[view], seed))
+            )
+            a, b = matched(own, control)
+            b = replace(b, units=tuple(f"control {unit}" for unit in b.units))  # matched with other questions
+            moved.append(_placed(a).centre - _placed(b).centre)
+        return moved[0] - moved[1]
+
+    able: dict[str, set[str]] = {}
+    notes: list[str] = []
+    for field in ("reasoning_choice", "continuation"):
+        kept, left = _judged(evidence, evidence.profiles(field))
+        able[field] = {p.task for p in kept}
+        notes += left
+    labels = sorted(task for names in able.values() for task in names)
+    yield part(
+        SHIFT, shift, seeds=evidence.n_seeds("tokens", "control"), main=DEEPER, views=(ALL, SPARED, MEANS), tasks=labels,
+        notes=notes,
+    )  # fmt: skip
+    yield _transplants(evidence)
+
+
+def _transplants(evidence: Evidence) -> Part:
+    found, donors = evidence.results("transplants"), evidence.results("reasoning")
+    result = found[0].primary()
+    task, metric = result.docs[["task", "metric"]].iloc[0]
+    names = [c for c in result.docs["condition"].unique() if c != BASELINE and not _everything(c, result.n_layers)]
+    if not names:
+        return missing(RECOVERED, "every transplant takes all layers; transplant some of them")
+    tables = []
+    for seed, sweep in enumerate(found):
+        scores = sweep.primary().scores(task, metric)
+        donor = donors[min(seed, len(donors) - 1)].primary().scores(task, metric)[BASELINE]
+        if list(scores.index) != list(donor.index):
+            raise UserError("the transplants and the distilled model were asked other documents; give both the same")
+        tables.append((scores[BASELINE].to_numpy(), scores[names].to_numpy(), donor.to_numpy()))
+    return recovered(tables, names, questions.units(result, task).to_numpy(), task)
+
+
+def recovered(
+    tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str], units: np.ndarray, task: str
+) -> Part:
+    """What the transplant that recovers most on every other question recovers on the rest.
+
+    Args:
+        tables: For each few-shot seed the scores of the base, of shape [document], with each transplant, of shape
+            [document, transplant], and of the donor, of shape [document].
+        names: Of the transplants.
+        units: Of the documents. Shape [document].
+        task: Its name.
+    """
+    tested = np.unique(units, return_inverse=True)[1] % 2 == 1
+    best = int(np.argmax(sum((moved - base[:, None])[~tested].mean(0) for base, moved, _ in tables)))
+
+    def effect(view: str, seed: int) -> Mean:
+        base, moved, goal = (x[tested] for x in tables[seed])
+        gap = mean(goal - base, units[tested], bounded=False)
+        if not gap.interval()[0] > 0:
+            raise UserError(f"{task}: the donor is not shown to be better than the base")
+        return mean(moved[:, best] - base, units[tested]) / gap
+
+    few, notes = too_few(units[tested], units[tested]), [f"the best is {names[best]}"]
+    return part(RECOVERED, effect, seeds=len(tables), main=ALL, tasks=[task], notes=notes, too_few=few)
+
+
+def _everything(condition: str, n_layers: int) -> bool:
+    return {a.layer for a in parse_condition(condition).ablations if a.site == "layer"} >= set(range(n_layers))
+
+
+TASKS = ("letters", "continuation", "generation", "retrieval", "reasoning", "reasoning_choice")
+
+
+def _c7(evidence: Evidence) -> Iterator[Part]:
+    """First-third layers against last-third ones, over every task that is not at chance; each task stands beside."""
+
+    def trend(profile: Profile) -> Mean:
+        deeper = profile.beyond(FIRST)
+        return deeper.relative_loss(even(deeper.thirds == 0) - even(deeper.thirds == 2))
+
+    fields = [name for name in TASKS if evidence.results(name)]
+    found = _over_tasks(evidence, TREND, fields, trend)
+    kept, _ = _judged(evidence, [p for name in fields for p in evidence.profiles(name)])
+    effects = {p.label: trend(p) for p in kept}
+    beside = {label: Estimate.of(effect) for label, effect in effects.items()}
+    notes = (*found.notes, *_spread(list(effects.values())))
+    yield replace(found, beside={**found.beside, **beside}, notes=notes)
+
+
+def _spread(effects: Sequence[Mean]) -> Iterator[str]:
+    """How much an effect varies between tasks beyond sampling noise (Paule & Mandel 1982)."""
+    if len(effects) < 3:
+        return
+    from statsmodels.stats.meta_analysis import combine_effects  # slow to import
+
+    values, variances = (np.array([float(x) for x in of]) for of in zip(*((e.value, e.error**2) for e in effects), strict=True))
+    tau = float(np.sqrt(max(combine_effects(values, variances, method_re="iterated").tau2, 0.0)))
+    yield f"between tasks the difference has a standard deviation of {100 * tau:.2g}% of answers beyond sampling noise"
+
+
+def _not_measured(fields: Sequence[str]) -> str:
+    return "not measured; it needs " + "; and ".join(f"{SWEEPS[name]} ({name}=)" for name in fields)
+
+
+@dataclass(frozen=True, repr=False)
+class Claim:
+    """A claim of the study and how it is put to the test.
+
+    Attributes:
+        id: ``C1`` to ``C7``.
+        statement: The claim, in our words.
+        test: What the parts compare, in plain words.
+        needs: The fields of `Evidence` it takes; one of them is enough where ``any_of``.
+        questions: Of the parts; they are named where evidence is missing.
+        any_of: See ``needs``.
+    """
+
+    id: str
+    statement: str
+    test: str
+    of: Callable[[Evidence], Iterator[Part]]
+    needs: tuple[str, ...]
+    questions: tuple[Question, ...]
+    any_of: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.id}: {self.statement}"
+
+    def parts(self, evidence: Evidence) -> list[Part]:
+        """What the evidence says of each part."""
+        lacks = [name for name in self.needs if not evidence.results(name)]
+        if lacks and not (self.any_of and len(lacks) < len(self.needs)):
+            why = _not_measured(lacks)
+            return [missing(question, why) for question in self.questions]
+        return list(self.of(evidence))
+
+
+def _both(question: Question, *names: str) -> tuple[Question, ...]:
+    return tuple(named(question, name) for name in names)
+
+
+_EVERY = "All parts have to hold."
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "Under likelihood metrics most single layers can be removed with little loss; only the first few are critical.",
+        "Under each of two likelihood protocols (letters, answer texts): the mean loss of the layers after L1 is under "
+        f"10% of the answers, and the mean loss of L0 and L1 is larger by at least 10%. {_EVERY}",
+        _c1,
+        ("letters", "continuation"),
+        tuple(named(q, name) for name in ("letters", "answer texts") for q in (HARMLESS, CRITICAL)),
+    ),
+    Claim(
+        "C2",
+        "Under generation middle and deep layers become indispensable: the metric decides which layers look important.",
+        "The same questions, chosen among options and written, once with a short answer and once with a worked "
+        "solution: the mean loss of a layer beyond the first third is larger by at least 10% of the answers where they "
+        f"are written. {_EVERY}",
+        _c2,
+        ("letters", "generation"),
+        _both(WRITTEN, "a letter", "a worked solution"),
+    ),
+    Claim(
+        "C3",
+        "Knowledge and retrieval depend mostly on shallow layers.",
+        "Without L0 and L1, in log-odds per answer token, on documents with matched log-odds: the first third's share "
+        "of the summed loss is larger by at least 15 points than for plain text of the same length, for knowledge and "
+        f"for retrieval. {_EVERY}",
+        _c3,
+        ("continuation", "retrieval", "text", "long_text", "tokens"),
+        _both(SHALLOW, "knowledge", "retrieval"),
+    ),
+    Claim(
+        "C4",
+        "Reasoning accuracy depends mostly on middle and deep layers, more than knowledge does.",
+        "Without L0 and L1, in log-odds per answer token, on documents with matched log-odds: the share of the summed "
+        "loss beyond the first third is larger by at least 15 points for worked solutions than for copying as long a "
+        f"text, and for a step of reasoning than for knowledge. {_EVERY}",
+        _c4,
+        ("continuation", "reasoning", "copying", "reasoning_choice", "tokens"),
+        _both(DEEP, "copying", "knowledge"),
+    ),
+    Claim(
+        "C5",
+        "A few attention heads carry retrieval and a few carry reasoning: removing those hurts far more than others.",
+        "Heads are chosen on other documents than those that test them. Removing a list costs at least 10% of the "
+        f"answers, and at least 10% more than {TIMES} times what random heads of the same layers cost (and more than 95% "
+        "of such lists); and two lists cost at least 10% more on their own tasks than on each other's. In accuracy and "
+        f"in the answer's probability. {_EVERY}",
+        heads.parts,
+        ("heads",),
+        (heads.COSTS, heads.EXCESS, heads.OWN_TASK),
+    ),
+    Claim(
+        "C6",
+        "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
+        "Without L0 and L1, in log-odds per answer token: the centre of mass of the losses on reasoning moved by at "
+        "least 0.05 of depth from that of a fine-tune of the same budget without reasoning, beyond the same on "
+        "knowledge; documents of both models are matched on their log-odds. The transplant that recovers most on every "
+        f"other question recovers at least a quarter of the gap on the rest. {_EVERY}",
+        _c6,
+        ("continuation", "reasoning", "reasoning_choice", "tokens", "control", "transplants"),
+        (SHIFT, RECOVERED),
+    ),
+    Claim(
+        "C7",
+        "Very deep layers are on the whole less effective than early ones; how much varies by task, metric and model.",
+        "Without L0 and L1, over every task that is not at chance: the mean loss of a layer of the first third is "
+        "larger by at least 5% of the answers than that of a layer of the last third. Each task and the spread between "
+        "tasks stand beside it.",
+        _c7,
+        TASKS,
+        (TREND,),
+        any_of=True,
+    ),
+)

@@ -1,0 +1,168 @@
+"""The sweeps that the study's claims are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from depthlens import arguments
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.layer_profiles import Profile, profiles
+from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.results import Result
+from depthlens.errors import UserError, unknown
+
+SWEEPS = {
+    "letters": "a sweep of a task whose options are lettered, e.g. mmlu",
+    "continuation": "a sweep of a knowledge task scored by its answers' text, e.g. mmlu_continuation",
+    "generation": "a sweep of the prompts of letters with written letters, e.g. mmlu_generative",
+    "retrieval": "a sweep of a retrieval task with options, e.g. kv_retrieval_4_continuation",
+    "text": "a sweep of plain text with options, as long as the prompts of continuation, e.g. plain_text_continuation",
+    "long_text": "the same, as long as the prompts of retrieval, e.g. plain_text_long_continuation",
+    "reasoning": "a sweep of a reasoning task with written solutions, e.g. gsm8k",
+    "reasoning_continuation": "a sweep of the questions of reasoning with options, e.g. arithmetic_continuation",
+    "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
+    "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_step_continuation",
+    "tokens": "a sweep of all tasks but for letters and generation, with measure='token_logprob'",
+    "heads": "depthlens.claim_curves with a list of retrieval heads and one of reasoning heads (in 09_claims: draws)",
+    "control": "sweeps of a control model, as those of tokens (in 09_claims: control)",
+    "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task "
+    "(in 09_claims: base)",
+}
+Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
+MODEL_FIELDS = tuple(SWEEPS)[:11]  # sweeps of the model that is judged
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Results that the claims are judged by; what is missing leaves its claims open.
+
+    Every sweep is ``condition_sweep(lens, tasks, ["layers", "layers[1:]", "layers@mean"])`` with the condition of
+    `depthlens.analysis.broken_condition`, as `depthlens.claim_sweeps` makes it. A field takes one result, or a sequence
+    of results of several few-shot seeds. Of a task with several metrics the first is used.
+
+    Attributes:
+        letters: Tasks whose options are lettered; the likeliest letter is the answer.
+        continuation: Knowledge tasks; the likeliest answer text is the answer.
+        generation: The prompts of ``letters``; the model writes the letter.
+        retrieval: Retrieval tasks with options.
+        text: Plain text with options, as long as the prompts of ``continuation``; their control.
+        long_text: Plain text with options, as long as the prompts of ``retrieval``; their control.
+        reasoning: Reasoning tasks with written solutions.
+        reasoning_continuation: The questions of ``reasoning`` with options.
+        copying: Solutions of equal length to be copied, the control of ``reasoning``.
+        reasoning_choice: Reasoning tasks with options.
+        tokens: All of these but for ``letters`` and ``generation``, in nats per token of the reference answer.
+        heads: What `depthlens.claim_curves` returns: the curve that decides, then those under other views.
+        head_tasks: The task that each list of ``heads`` is for, by the list's name.
+        head_scores: What chose the heads of each list.
+        control: Sweeps as ``tokens`` of a model that was fine-tuned from the same base with the same budget, but not on
+            reasoning.
+        transplants: Sweep of the base over conditions with ``@donor``; the donor is the model that is judged, with the
+            few-shot seeds of ``reasoning``.
+
+    Raises:
+        UserError: sweeps of different models; few-shot seeds that are one; or ``head_tasks`` that do not fit ``heads``.
+    """
+
+    letters: Seeds = None
+    continuation: Seeds = None
+    generation: Seeds = None
+    retrieval: Seeds = None
+    text: Seeds = None
+    long_text: Seeds = None
+    reasoning: Seeds = None
+    reasoning_continuation: Seeds = None
+    copying: Seeds = None
+    reasoning_choice: Seeds = None
+    tokens: Seeds = None
+    heads: RemovalCurve | Sequence[RemovalCurve] | None = None
+    head_tasks: dict[str, str] | None = None
+    head_scores: dict[str, HeadScores] | None = None
+    control: Seeds = None
+    transplants: Seeds = None
+
+    def __post_init__(self) -> None:
+        for name in (*MODEL_FIELDS, "control", "transplants"):
+            for sweep in self.results(name):
+                arguments.result(sweep, name)
+            _refuse_same_seeds(name, self.results(name))
+        models = sorted({m for name in MODEL_FIELDS for r in self.results(name) for m in r.docs["model"].unique()})
+        if len(models) > 1:
+            raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
+        if self.heads is None:
+            return
+        for curve in self.curves:
+            arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "heads")
+        pairs = list(zip(self.curves[0].tests["list"], self.curves[0].tests["task"], strict=True))
+        if self.head_tasks is None:
+            known = ", ".join(f"{heads!r}" for heads in dict.fromkeys(heads for heads, _ in pairs))
+            raise UserError(f"heads without head_tasks; say the task that each list is for, by its name ({known})")
+        for name, task in self.head_tasks.items():
+            if (name, task) not in pairs:
+                raise unknown("list and task", f"{name}: {task}", [f"{a}: {b}" for a, b in pairs])
+
+    @property
+    def curves(self) -> list[RemovalCurve]:
+        """The removal curves, that which decides first; none where they were not given."""
+        return _several(self.heads)
+
+    def results(self, name: str) -> list[Result]:
+        """The results of a field, one a few-shot seed or curve of heads; none where the field was not given."""
+        return [curve.result for curve in self.curves] if name == "heads" else _several(getattr(self, name))
+
+    def n_seeds(self, *names: str) -> int:
+        """Few-shot seeds of several fields; a field with one stands beside those with several.
+
+        Raises:
+            UserError: two fields have several, but not equally many.
+        """
+        counts = sorted({len(self.results(name)) for name in names} - {0, 1})
+        if len(counts) > 1:
+            raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
+        return counts[0] if counts else 1
+
+    def profiles(self, name: str, suffix: str = "", seed: int = 0, like: str | None = None) -> list[Profile]:
+        """The profiles of a field under one view, of the tasks of the field ``like``."""
+        found = self.results(name)
+        chosen = _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
+        if like is None:
+            return chosen
+        tasks = {str(task) for result in self.results(like) for task in result.docs["task"].unique()}
+        return [profile for profile in chosen if profile.task in tasks]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models."""
+        names = (*MODEL_FIELDS, "control", "transplants")
+        return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
+
+
+def _profiles(result: Result, suffix: str) -> list[Profile]:
+    """The profiles of a result, made once for all claims and fields that take it."""
+    kept: dict[Any, list[Profile]] = result.kept()
+    if suffix not in kept:
+        kept[suffix] = profiles(result.primary(), suffix)
+    return kept[suffix]
+
+
+def _refuse_same_seeds(name: str, results: Sequence[Result]) -> None:
+    """Refuse few-shot seeds of a field that are one seed, or that have the same examples."""
+    if len(results) < 2:
+        return
+    if len({result.record.get("seed") for result in results}) < len(results):
+        raise UserError(f"{name} has two sweeps of one few-shot seed; give one a seed")
+    for task, entry in results[0].record["tasks"].items():
+        if entry.get("examples_by_seed") is False:
+            raise UserError(f"{name}: task {task} has the same examples under every seed; give one sweep")
+    tables = [result.docs.sort_values(["task", "metric", "condition", "doc_id"])["value"] for result in results]
+    if any(np.array_equal(tables[0], table) for table in tables[1:]):
+        raise UserError(f"{name} has two few-shot seeds with the same scores; their examples are the same, so give one")
+
+
+def _several(given: Any) -> list[Any]:
+    """What a field of `Evidence` was given: nothing, one, or several."""
+    return [] if given is None else [*given] if isinstance(given, list | tuple) else [given]
