@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from depthlens.ablations import Head
+from depthlens.analysis.layer_profiles import broken_condition
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
@@ -38,7 +39,8 @@ def claim_sweeps(
             in nats per answer token, all others by their own metrics.
         seeds: Seeds of the choice of examples. Without examples (``num_fewshot=0``) the prompts of all seeds are the
             same, so give one.
-        ablate: The views: all layers skipped, with the first token spared, and by their mean.
+        ablate: The views: all layers skipped, with the first token spared, and by their mean. The first half of the
+            layers is removed, too: what such a model scores is the measured floor.
         options: `EvalOptions`, but for ``seed`` and ``measure``.
 
     Returns:
@@ -58,16 +60,18 @@ def claim_sweeps(
     tasks = {role: harness.names_of(load_tasks(names, chosen)) for role, names in roles.items()}
     scored = list(dict.fromkeys(name for role, names in tasks.items() if role != TOKENS for name in names))
     found: dict[str, list[Result]] = {role: [] for role in tasks}
+    views = [ablate] if isinstance(ablate, str) else [*ablate]
+    conditions = [*views, broken_condition(lens.dims.n_layers)]
     for seed in seeds:
         of_seed: EvalOptions = {**options, "seed": seed}
         if scored:
-            result = condition_sweep(lens, scored, ablate, **of_seed)
+            result = condition_sweep(lens, scored, conditions, **of_seed)
             for role, names in tasks.items():
                 if role != TOKENS:
                     found[role].append(result.select(tasks=names))
         if TOKENS in tasks:
             of_tokens: EvalOptions = {**of_seed, "measure": TOKEN_LOGPROB}
-            found[TOKENS].append(condition_sweep(lens, tasks[TOKENS], ablate, **of_tokens))
+            found[TOKENS].append(condition_sweep(lens, tasks[TOKENS], views, **of_tokens))
     return found
 
 

@@ -1,6 +1,7 @@
 from .blocks import block_map as block_map
 from .blocks import greedy_curve as greedy_curve
 from .claims import scorecard as scorecard
+from .claims import scorecards as scorecards
 from .comparison import loss_difference as loss_difference
 from .comparison import open_book_losses as open_book_losses
 from .comparison import profile_comparison as profile_comparison
@@ -27,6 +28,5 @@ from .run_comparison import run_differences as run_differences
 from .run_comparison import run_map as run_map
 from .run_comparison import run_profiles as run_profiles
 from .run_comparison import run_stages as run_stages
-from .scorecards import scorecards as scorecards
 from .sufficiency import sufficiency as sufficiency
 from .theme import Plot as Plot

@@ -143,8 +143,8 @@ def _sections(c: Comparison) -> Iterator[Section]:
         yield Section(
             "From stage to stage", figures=[f for p, k in families for f in _figure(plots.run_stages, c, p, k)]
         )
-    verdicts = _beside(c.verdicts, "effect", "ci_low", "ci_high").drop(columns="why")
-    cards = _by_run(c, c.verdicts, ["place", "claim"], "claim_verdict")
+    verdicts = _beside(c.verdicts, "effect", "ci_low", "ci_high").drop(columns=["why", "sentence"])
+    cards = _by_run(c, c.verdicts, ["place", "claim"], "claim_state")
     tables = _tables(("Verdicts", cards), ("Estimates", verdicts))
     yield Section("Scorecards", figures=list(_scorecards(c)), tables=tables)
     yield Section("How to read this", texts=[html.escape(_HOW)])

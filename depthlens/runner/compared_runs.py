@@ -22,7 +22,7 @@ from depthlens.analysis.result_folder import DOCS_FILE, QUESTIONS_FILE, RECORD_F
 from depthlens.analysis.results import Result
 from depthlens.analysis.run_comparison import N_BOOT, Comparison, compare_runs
 from depthlens.analysis.run_families import Run
-from depthlens.claims.verdicts import VERDICTS_FILE, Verdicts
+from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def _read(run: Any, name: str) -> Run:
         place = path.relative_to(folder).as_posix().removeprefix(".")
         if files & _OF_RESULT:
             results[place] = Result.load(path)
-        elif VERDICTS_FILE in files or (path.name == VERDICTS and RECORD_FILE in files):
+        elif set(Verdicts.files()) <= files or (path.name == VERDICTS and RECORD_FILE in files):
             parent = path.parent.relative_to(folder).as_posix().removeprefix(".") if path != folder else ""
             verdicts[parent] = _parts(Verdicts.load(path))
     if not results and not verdicts:
@@ -112,8 +112,8 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _parts(verdicts: Verdicts) -> pd.DataFrame:
-    """The parts of verdicts, with what each says of its whole claim."""
-    return verdicts.parts.assign(claim_verdict=verdicts.parts["claim"].map({v.claim.id: v.verdict for v in verdicts}))
+    """The parts of verdicts, with the state of the whole claim."""
+    return verdicts.parts.assign(claim_state=verdicts.parts["claim"].map(verdicts.states))
 
 
 def _by_place(runs: Sequence[Run]) -> list[Run]:
