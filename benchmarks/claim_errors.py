@@ -91,13 +91,20 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     L0 and L1 cost 0.6, later layers 0.1 to 0.02 of a chosen answer and 0.5 to 0.2 of a written one.
     """
     chosen, written = by_thirds(n, 0.6, 0.1, 0.05, 0.02), by_thirds(n, 0.6, 0.5, 0.35, 0.2)
-    early, flat, late = by_thirds(n, 0, 0.3, 0.1, 0.05), by_thirds(n, 0, 0.15, 0.15, 0.15), by_thirds(n, 0, 0.03, 0.2, 0.3)
+    early, flat, late = (
+        by_thirds(n, 0, 0.3, 0.1, 0.05),
+        by_thirds(n, 0, 0.15, 0.15, 0.15),
+        by_thirds(n, 0, 0.03, 0.2, 0.3),
+    )
     known = {"continuation": Task(early, chosen / 4), "retrieval": Task(early, chosen / 4)}
     texts = {"text": Task(flat), "long_text": Task(flat)}
     shallow = known | texts | {"rest": Task(0 * flat, chosen)}
     shallow |= {name: Task(0 * flat, written) for name in ("generation", "reasoning", "copying")}
     deep = shallow | {"reasoning_choice": Task(late, chosen / 4)}
-    deep |= {"reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.1, 0.4, 0.5)), "copying": Task(0 * flat, by_thirds(n, 0.6, 0.3, 0.3, 0.3))}
+    deep |= {
+        "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.1, 0.4, 0.5)),
+        "copying": Task(0 * flat, by_thirds(n, 0.6, 0.3, 0.3, 0.3)),
+    }
     control = {"continuation": known["continuation"], "reasoning_choice": Task(flat, chosen / 4), "rest": Task(flat)}
     return {
         "shallow layers matter most, most of all to texts": ({"tasks": shallow}, ("C1", "C2", "C3", "C7")),

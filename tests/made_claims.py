@@ -171,7 +171,9 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         for other, at in planted.items():
             if both or other == name:
                 harm[task][at] = cost.get(other, 0.0) / size
-    lists = {name: np.argsort(-(harm[task] + 0.02 * rng.standard_normal(n_heads)))[:size] for name, task in LISTS.items()}
+    lists = {
+        name: np.argsort(-(harm[task] + 0.02 * rng.standard_normal(n_heads)))[:size] for name, task in LISTS.items()
+    }
     draws = {name: [rng.permutation(n_heads)[:size] for _ in range(n_lists)] for name in LISTS}
     costs = {}
     for task, rates in harm.items():
@@ -185,7 +187,9 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
 
         rivals = {name: np.stack([cost_of(at) for at in of]) for name, of in draws.items()}
         units = np.array([f"{task}:{i}" for i in range(n)])
-        costs[task, "acc"] = heads.Costs({k: cost_of(at) for k, at in lists.items()}, rivals, right.astype(float), units)
+        costs[task, "acc"] = heads.Costs(
+            {k: cost_of(at) for k, at in lists.items()}, rivals, right.astype(float), units
+        )
     return list(heads.compared({"few-shot seed 1": costs}, LISTS, dict.fromkeys(LISTS, "")))
 
 

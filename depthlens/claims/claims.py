@@ -145,9 +145,7 @@ def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of
     notes = [*left, *(floor for p in kept if (floor := _floor(p)))]
     labels = [f"{p.task} {p.metric}" for p in kept]
     few = next((p.too_few for p in kept if p.too_few), "")
-    return part(
-        question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes, too_few=few
-    )
+    return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes, too_few=few)
 
 
 def _floor(profile: Profile) -> str:
@@ -182,7 +180,9 @@ def _c2(evidence: Evidence) -> Iterator[Part]:
         kept, left = _judged(evidence, [*evidence.profiles(written), *evidence.profiles(chosen)])
         able = {p.task for p in kept}
         rivals = {p.documents: p.task for p in evidence.profiles(chosen) if p.task in able}
-        pairs = {p.task: rivals[p.documents] for p in evidence.profiles(written) if p.task in able and p.documents in rivals}
+        pairs = {
+            p.task: rivals[p.documents] for p in evidence.profiles(written) if p.task in able and p.documents in rivals
+        }
 
         def effect(
             view: str, seed: int, pairs: dict[str, str] = pairs, fields: tuple[str, str] = (written, chosen),
@@ -271,7 +271,10 @@ def _c6(evidence: Evidence) -> Iterator[Part]:
         for field in ("reasoning_choice", "continuation"):
             own, control = (
                 log_odds(pooled([p.beyond(FIRST if view == DEEPER else 0) for p in found if p.task in able[field]]))
-                for found in (evidence.profiles("tokens", SUFFIX[view], seed), evidence.profiles("control", SUFFIX[view], seed))
+                for found in (
+                    evidence.profiles("tokens", SUFFIX[view], seed),
+                    evidence.profiles("control", SUFFIX[view], seed),
+                )
             )
             a, b = matched(own, control)
             b = replace(b, units=tuple(f"control {unit}" for unit in b.units))  # matched with other questions
@@ -364,7 +367,9 @@ def _spread(effects: Sequence[Mean]) -> Iterator[str]:
         return
     from statsmodels.stats.meta_analysis import combine_effects  # slow to import
 
-    values, variances = (np.array([float(x) for x in of]) for of in zip(*((e.value, e.error**2) for e in effects), strict=True))
+    values, variances = (
+        np.array([float(x) for x in of]) for of in zip(*((e.value, e.error**2) for e in effects), strict=True)
+    )
     tau = float(np.sqrt(max(combine_effects(values, variances, method_re="iterated").tau2, 0.0)))
     yield f"between tasks the difference has a standard deviation of {100 * tau:.2g}% of answers beyond sampling noise"
 

@@ -23,7 +23,9 @@ from depthlens.claims.parts import Estimate, Part, Question, missing, named
 from depthlens.metrics import LOGPROBS
 
 COSTS = Question("Removing the {name} heads costs {{}}", "of its answers", 0.10)
-EXCESS = Question(f"Removing the {{name}} heads costs {{{{}}}} beyond {TIMES} times random heads", "of its answers", 0.10)
+EXCESS = Question(
+    f"Removing the {{name}} heads costs {{{{}}}} beyond {TIMES} times random heads", "of its answers", 0.10
+)
 OWN_TASK = Question("{name} heads cost {{}} more on their own tasks than on each other's", "of its answers", 0.10)
 PROBABILITY = "of the answer's probability"
 Of = dict[tuple[str, str], "Costs"]  # by task and metric
@@ -84,7 +86,9 @@ def compared(by_curve: Mapping[str, Of], own: Mapping[str, str], why: Mapping[st
                     yield missing(asked, why[name])
                     continue
                 few = too_few(first[key].units, first[key].units)
-                found = {view: Estimate.of(of(costs[key], name), few) for view, costs in by_curve.items() if key in costs}
+                found = {
+                    view: Estimate.of(of(costs[key], name), few) for view, costs in by_curve.items() if key in costs
+                }
                 main = found.pop(next(iter(found)))
                 yield Part(asked, main, found, (" ".join(key),), (), but if of is _excess else "")
     yield from _interactions(by_curve, own, why)
@@ -187,4 +191,6 @@ def _reused(result: Result, task: str, scores: HeadScores | None, name: str) -> 
         if chosen is None:
             chosen = range(int(record["limit"])) if record.get("limit") is not None else tested
         again = tested & set(chosen)
-    return f"{len(again)} documents of {task} both chose and test the heads of {name}; use other samples" if again else ""
+    return (
+        f"{len(again)} documents of {task} both chose and test the heads of {name}; use other samples" if again else ""
+    )

@@ -74,7 +74,9 @@ class Estimate:
     def of(cls, mean: Mean, too_few: str = "") -> Estimate:
         """The estimate that a mean gives, and why it cannot be judged."""
         numbers = float(mean.value), *map(float, mean.interval())
-        return cls(*numbers, mean.n, too_few if np.isfinite(numbers).all() else "nothing is lost that could be shared out")
+        return cls(
+            *numbers, mean.n, too_few if np.isfinite(numbers).all() else "nothing is lost that could be shared out"
+        )
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,11 @@ class Verdicts(Saveable):
     def headline(self) -> str:
         """How many claims are in which state, in one sentence."""
         count = Counter(self.states.values())
-        return f"{len(self.table)} claims: " + ", ".join(f"{count[state]} {state}" for state in STATES if count[state]) + "."
+        return (
+            f"{len(self.table)} claims: "
+            + ", ".join(f"{count[state]} {state}" for state in STATES if count[state])
+            + "."
+        )
 
     def describe(self) -> list[str]:
         """How many claims are in which state, then one sentence a part with its numbers."""
@@ -100,7 +104,25 @@ def _rows(claim: str, parts: Sequence[Part]) -> list[tuple[Any, ...]]:
         for view, found in {DECIDES: part.main, **part.beside}.items():
             main = view == DECIDES
             numbers = found.effect, found.low, found.high, q.matters
-            texts = ", ".join(part.tasks), "; ".join(part.notes) if main else "", found.why or (part.but if main else "")
+            texts = (
+                ", ".join(part.tasks),
+                "; ".join(part.notes) if main else "",
+                found.why or (part.but if main else ""),
+            )
             last = main and part is decides, part.sentence if main else ""
-            rows.append((claim, letter, q.what, view, part.state if main else "", *numbers, q.claim, q.of, found.n, *texts, *last))
+            rows.append(
+                (
+                    claim,
+                    letter,
+                    q.what,
+                    view,
+                    part.state if main else "",
+                    *numbers,
+                    q.claim,
+                    q.of,
+                    found.n,
+                    *texts,
+                    *last,
+                )
+            )
     return rows

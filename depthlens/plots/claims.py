@@ -85,8 +85,17 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
                 symbol, colour, ink = CHIPS[row.state]
                 box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
                 chip = f"{symbol} {row.state}"
-                panels.note(states, 0.02, y, chip, transform=states.get_yaxis_transform(), color=ink, bbox=box, gid=row.state)
-                panels.note(states, 0.62, y, f"n = {row.n}" if row.n else "–", transform=states.get_yaxis_transform(), color=GREY)
+                panels.note(
+                    states, 0.02, y, chip, transform=states.get_yaxis_transform(), color=ink, bbox=box, gid=row.state
+                )
+                panels.note(
+                    states,
+                    0.62,
+                    y,
+                    f"n = {row.n}" if row.n else "–",
+                    transform=states.get_yaxis_transform(),
+                    color=GREY,
+                )
     for side in (what, states):
         side.set_axis_off()
     ax.set(ylim=(tops[-1], 0), xlim=(_LEAST - 0.2, _MOST + 0.2), yticks=[], xticks=range(int(_LEAST), int(_MOST) + 1))
@@ -94,7 +103,10 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
     ax.axvline(1, color=INK, lw=1, ls=DASHED, zorder=1, gid="matters")
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("effect, in multiples of what matters", fontsize=SMALL)
-    keys = [panels.line_key("what matters", ls=DASHED), Patch(facecolor=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, label="claimed")]
+    keys = [
+        panels.line_key("what matters", ls=DASHED),
+        Patch(facecolor=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, label="claimed"),
+    ]
     if len(by_run) > 1:
         keys += panels.series_keys(by_run, ls="-", mfc=None)
     else:
@@ -111,7 +123,9 @@ def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
     """Shade where the claim would be shown."""
     sides = {UNDER: [(_LEAST - 0.2, 1)], MOVED: [(1, _MOST + 0.2), (_LEAST - 0.2, -1)]}.get(claimed, [(1, _MOST + 0.2)])
     for low, high in sides:
-        ax.fill_between([low, high], top + 0.04, top + height - 0.04, color=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, zorder=0)
+        ax.fill_between(
+            [low, high], top + 0.04, top + height - 0.04, color=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, zorder=0
+        )
 
 
 def _estimate(ax: panels.Axes, row: object, y: float, style: int) -> None:
