@@ -67,8 +67,9 @@ class Mean:
         return self + -other
 
     def __mul__(self, factor: float | np.ndarray) -> Mean:
-        value, added, centred = (part * factor for part in (self.value, self.added, self.centred))
-        return replace(self, value=value, added=added, centred=centred, extra=self.extra * np.square(factor))
+        added, centred = (_raised(part, np.ndim(factor)) * factor for part in (self.added, self.centred))
+        extra = self.extra * np.square(factor)
+        return replace(self, value=self.value * factor, added=added, centred=centred, extra=extra)
 
     def __truediv__(self, other: Mean) -> Mean:
         """The quotient; NaN where the divisor is not above 0."""
@@ -181,14 +182,16 @@ def _summed(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
 
 def _together(a: Mean, b: Mean) -> tuple[np.ndarray, np.ndarray, pd.Index]:
     """What units add to the sum of two means."""
-    if a.units.equals(b.units):
-        return a.added + b.added, a.centred + b.centred, a.units
-    units = a.units.append(b.units).unique()
-    parts = []
-    for name in ("added", "centred"):
-        shape = np.broadcast_shapes(getattr(a, name).shape[1:], getattr(b, name).shape[1:])
-        total = np.zeros((len(units), *shape))
-        for m in (a, b):
-            total[units.get_indexer(m.units)] += getattr(m, name)
-        parts.append(total)
-    return parts[0], parts[1], units
+    units = a.units if a.units.equals(b.units) else a.units.append(b.units).unique()
+    shape = np.broadcast_shapes(np.shape(a.value), np.shape(b.value))
+    added, centred = np.zeros((2, len(units), *shape))
+    for m in (a, b):
+        at = units.get_indexer(m.units)
+        added[at] += _raised(m.added, len(shape))
+        centred[at] += _raised(m.centred, len(shape))
+    return added, centred, units
+
+
+def _raised(part: np.ndarray, ndim: int) -> np.ndarray:
+    """Shape [unit, ...] with axes of one value after the first, so that the others are `ndim` or more."""
+    return part.reshape(len(part), *[1] * (ndim - part.ndim + 1), *part.shape[1:])
