@@ -28,7 +28,6 @@ def compare(
             help="The runs are stages of training, in order: compare each with the one before, not the first.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all draws.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
 ) -> None:
     """Compare runs: scores, profiles over depth, critical parts, and verdicts, with differences tested.
@@ -39,14 +38,14 @@ def compare(
     """
     from depthlens import arguments
 
-    arguments.check(seed=seed, out=out)
+    arguments.check(out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
     from depthlens.analysis.displays import plain
     from depthlens.runner.compare_page import check_out, write_comparison
     from depthlens.runner.compared_runs import compare as compared
 
     check_out(out, overwrite=overwrite)
-    found = compared(*runs, stages=stages, seed=seed)
+    found = compared(*runs, stages=stages)
     page = write_comparison(found, out, overwrite=overwrite)
     for line in found.sentences:
         typer.echo(plain(line))

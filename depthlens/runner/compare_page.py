@@ -109,7 +109,7 @@ def comparison_page(comparison: Comparison) -> str:
     each = "each stage is compared with the one before" if comparison.stages else f"reference: {comparison.runs[0]}"
     sections = [s for s in _sections(comparison) if s.texts or s.lines or s.figures or s.tables]
     about = f"{len(comparison.runs)} runs · {each}"
-    footer = f"depthlens {__version__} · seed {comparison.record['seed']}"
+    footer = f"depthlens {__version__}"
     return pages.render(
         "compare.html.j2", ("base.css", "compare.css"), title=title, about=about, sections=sections, footer=footer
     )

@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from depthlens import arguments
 from depthlens.analysis.result_folder import DOCS_FILE, QUESTIONS_FILE, RECORD_FILE, SUMMARY_FILE
 from depthlens.analysis.results import Result
-from depthlens.analysis.run_comparison import N_BOOT, Comparison, compare_runs
+from depthlens.analysis.run_comparison import Comparison, compare_runs
 from depthlens.analysis.run_families import Run
 from depthlens.claims.verdicts import VERDICTS_FILE, Verdicts
 from depthlens.errors import UserError
@@ -31,9 +30,7 @@ _OF_RESULT = {DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE}
 _FIX = "give a folder that `depthlens sweep --out` or `depthlens run --out` wrote"
 
 
-def compare(
-    *runs: str | os.PathLike[str] | Result, stages: bool = False, seed: int = 0, n_boot: int = N_BOOT
-) -> Comparison:
+def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Comparison:
     """Compare runs: whole models, profiles over depth, losses by condition, critical parts and verdicts.
 
     Only what was measured with equal settings is compared; ``settings`` and ``notes`` of the comparison say what was
@@ -43,8 +40,6 @@ def compare(
         runs: Two or more folders that ``depthlens sweep`` or ``depthlens run`` wrote, or results in memory; each of
             one model.
         stages: Whether the runs are stages of training, in order.
-        seed: Of all draws.
-        n_boot: Draws of the bootstraps; at least 200.
 
     Raises:
         UserError: fewer than two runs, a run that does not exist, holds no results or a damaged one, or runs that have
@@ -53,10 +48,8 @@ def compare(
     if len(runs) < 2:
         given = f"run {_name_of(runs[0])!r} alone" if runs else "no run"
         raise UserError(f"{given}: a comparison needs two runs or more; {_FIX} for each")
-    seed = arguments.check(seed=seed)["seed"]
-    n_boot = arguments.whole("n_boot", n_boot, 200, fix="; the tails of an interval need them")
     read = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
-    return compare_runs(_by_place(read), stages=stages, seed=seed, n_boot=n_boot)
+    return compare_runs(_by_place(read), stages=stages)
 
 
 def _name_of(run: Any) -> str:
