@@ -48,7 +48,7 @@ def nulls(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     none, flat = by_thirds(n, 0, 0, 0, 0), by_thirds(n, 0.6, 0.6, 0.6, 0.6)
     early, late = by_thirds(n, 3.0, 0.9, 0.3, 0.2), by_thirds(n, 0.2, 0.2, 0.6, 0.9)
     breaks = by_thirds(n, 0.6, 0.15, 0.15, 0.15)
-    # every layer does to every task the same; the tasks differ in how easy they are, and the control in how well it does
+    # every layer does the same to every task; the tasks differ in how easy they are, and so do the models
     easy = {"rest": 1.2, "continuation": 2.0, "retrieval": 2.2, "text": 0.6, "long_text": 0.7, "reasoning": 0.6}
     easy |= {"copying": 1.8, "reasoning_choice": 0.5}
 

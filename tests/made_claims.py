@@ -14,6 +14,8 @@ import pandas as pd
 
 from depthlens.analysis import stats
 from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.means import mean
+from depthlens.analysis.removal_contrasts import Costs
 from depthlens.claims import heads
 from depthlens.claims.claims import recovered
 from depthlens.claims.evidence import Evidence
@@ -175,7 +177,7 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         name: np.argsort(-(harm[task] + 0.02 * rng.standard_normal(n_heads)))[:size] for name, task in LISTS.items()
     }
     draws = {name: [rng.permutation(n_heads)[:size] for _ in range(n_lists)] for name in LISTS}
-    costs = {}
+    costs, ranks = {}, {}
     for task, rates in harm.items():
         right = rng.random(n) < 0.7
         luck = rng.random((n, n_heads))
@@ -187,10 +189,12 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
 
         rivals = {name: np.stack([cost_of(at) for at in of]) for name, of in draws.items()}
         units = np.array([f"{task}:{i}" for i in range(n)])
-        costs[task, "acc"] = heads.Costs(
-            {k: cost_of(at) for k, at in lists.items()}, rivals, right.astype(float), units
-        )
-    return list(heads.compared({"few-shot seed 1": costs}, LISTS, dict.fromkeys(LISTS, "")))
+        own = {name: cost_of(at) for name, at in lists.items()}
+        means = [{k: mean(x, units) for k, x in own.items()}, {k: mean(x.mean(0), units) for k, x in rivals.items()}]
+        costs[task, "acc"] = Costs(task, "acc", False, *means, mean(right, units, bounded=False))
+        for name, x in rivals.items():
+            ranks[name, task, "acc"] = (1 + (x.mean(1) >= own[name].mean()).sum()) / (1 + n_lists)
+    return list(heads.compared({"few-shot seed 1": costs}, LISTS, dict.fromkeys(LISTS, ""), ranks))
 
 
 def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from depthlens.analysis.run_families import Run
 
 COLUMNS = [
-    "place", "claim", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters", "claimed",
-    "unit", "n", "tasks", "why", "sentence",
+    "place", "claim", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
+    "claimed", "unit", "n", "tasks", "why", "sentence",
 ]  # fmt: skip
 
 

@@ -18,14 +18,13 @@ from depthlens.ablations import parse_condition
 from depthlens.analysis import questions
 from depthlens.analysis.layer_profiles import FEWEST_QUESTIONS, Profile, too_few
 from depthlens.analysis.means import Mean, mean
-from depthlens.analysis.removal_contrasts import TIMES
 from depthlens.analysis.stats import BASELINE
 from depthlens.claims import heads
 from depthlens.claims.evidence import SWEEPS, Evidence
-from depthlens.claims.parts import MOVED, UNDER, Estimate, Part, Question, average, missing, named, part
+from depthlens.claims.parts import ANSWERS, MOVED, UNDER, Estimate, Part, Question, average, missing, named, part
 from depthlens.errors import UserError
 
-ANSWERS, LOSS, DEPTH, GAP = "of its answers", "of all loss", "of depth", "of the gap"
+LOSS, DEPTH, GAP = "of all loss", "of depth", "of the gap"
 FIRST = 2  # layers that C1 calls the first few, and that views of depth leave out
 CALIPER = 0.3  # of matched log-odds: a fifth of their standard deviation over documents, as is usual (Austin 2011)
 MOST_ODDS = 7.0  # log-odds are cut off there: a probability of 0.999
@@ -156,7 +155,11 @@ def _floor(profile: Profile) -> str:
 
 
 def _c1(evidence: Evidence) -> Iterator[Part]:
-    """Both likelihood protocols: later layers cost little, and the first two cost much more."""
+    """The first two layers cost much, and the layers after them little.
+
+    Under each of two likelihood protocols (letters, answer texts) the mean loss of the layers after L1 is under 10% of
+    the answers, and the mean loss of L0 and L1 is larger by at least 10%.
+    """
 
     def later(profile: Profile) -> Mean:
         return profile.relative_loss(even(profile.layers >= FIRST))
@@ -170,7 +173,11 @@ def _c1(evidence: Evidence) -> Iterator[Part]:
 
 
 def _c2(evidence: Evidence) -> Iterator[Part]:
-    """The same questions written and chosen, in a short answer and in a worked solution."""
+    """Deep layers cost more where answers are written.
+
+    The same questions are chosen among options and written, once with a short answer and once with a worked solution.
+    The mean loss of a layer beyond the first third is larger by at least 10% of the answers where they are written.
+    """
     kinds = (("a letter", "generation", "letters"), ("a worked solution", "reasoning", "reasoning_continuation"))
     for name, written, chosen in kinds:
         question = named(WRITTEN, name)
@@ -208,7 +215,7 @@ def _unparsed(evidence: Evidence, field: str, tasks: Sequence[str]) -> Iterator[
         docs = result.docs[(result.docs["task"] == task) & (result.docs["layer"] * 3 >= result.n_layers)]
         if docs["parsed"].notna().any():
             share = 1 - docs["parsed"].dropna().astype(float).mean()
-            yield f"{share:.0%} of the answers to {task} cannot be read without one of the layers beyond the first third"
+            yield f"{share:.0%} of the answers to {task} cannot be read without a layer beyond the first third"
 
 
 def _share_difference(
@@ -248,22 +255,34 @@ def _placed(profile: Profile) -> Profile:
 
 
 def _c3(evidence: Evidence) -> Iterator[Part]:
-    """Knowledge, and retrieval, each against plain text of the same length."""
+    """The first third of the layers holds more of the loss than it does for plain text.
+
+    Its share of the summed loss is larger by at least 15 points than for plain text of the same length, for knowledge
+    and for retrieval. Without L0 and L1, in log-odds per answer token, on documents with matched log-odds.
+    """
     for name, own, control in (("knowledge", "continuation", "text"), ("retrieval", "retrieval", "long_text")):
         yield _share_difference(evidence, named(SHALLOW, name), own, control, (own, control), deep=False)
 
 
 def _c4(evidence: Evidence) -> Iterator[Part]:
-    """Reasoning against copying as long a solution, and against knowledge per token."""
+    """The layers beyond the first third hold more of the loss on reasoning.
+
+    Their share of the summed loss is larger by at least 15 points for worked solutions than for copying as long a text,
+    and for a step of reasoning than for knowledge. Without L0 and L1, in log-odds per answer token, on documents with
+    matched log-odds.
+    """
     pairs = (("copying", "reasoning", "copying"), ("knowledge", "reasoning_choice", "continuation"))
     for name, own, control in pairs:
         yield _share_difference(evidence, named(DEEP, name), own, control, (own, control), deep=True)
 
 
 def _c6(evidence: Evidence) -> Iterator[Part]:
-    """The shift of the centre, beyond knowledge and the control, and the best transplant.
+    """The losses on reasoning moved in depth, and transplants move reasoning accuracy.
 
-    The base is the same for the distilled model and the control, so its centres cancel and are not needed.
+    Their centre of mass moved by at least 0.05 of depth from that of a fine-tune of the same budget without reasoning,
+    beyond the same on knowledge: without L0 and L1, in log-odds per answer token, on documents on which both models
+    have matched log-odds. (The base is the same for both, so that its centres cancel.) The transplant that recovers
+    most on every other question recovers at least a quarter of the gap on the rest.
     """
 
     def shift(view: str, seed: int) -> Mean:
@@ -289,8 +308,8 @@ def _c6(evidence: Evidence) -> Iterator[Part]:
         notes += left
     labels = sorted(task for names in able.values() for task in names)
     yield part(
-        SHIFT, shift, seeds=evidence.n_seeds("tokens", "control"), main=DEEPER, views=(ALL, SPARED, MEANS), tasks=labels,
-        notes=notes,
+        SHIFT, shift, seeds=evidence.n_seeds("tokens", "control"), main=DEEPER, views=(ALL, SPARED, MEANS),
+        tasks=labels, notes=notes,
     )  # fmt: skip
     yield _transplants(evidence)
 
@@ -346,7 +365,11 @@ TASKS = ("letters", "continuation", "generation", "retrieval", "reasoning", "rea
 
 
 def _c7(evidence: Evidence) -> Iterator[Part]:
-    """First-third layers against last-third ones, over every task that is not at chance; each task stands beside."""
+    """A layer of the first third costs more than one of the last third.
+
+    The mean over every task that is not at chance is at least 5% of the answers, without L0 and L1. Each task and the
+    spread between tasks stand beside it.
+    """
 
     def trend(profile: Profile) -> Mean:
         deeper = profile.beyond(FIRST)
@@ -385,7 +408,7 @@ class Claim:
     Attributes:
         id: ``C1`` to ``C7``.
         statement: The claim, in our words.
-        test: What the parts compare, in plain words.
+        of: From the evidence to the parts; its docstring is the test in plain words.
         needs: The fields of `Evidence` it takes; one of them is enough where ``any_of``.
         questions: Of the parts; they are named where evidence is missing.
         any_of: See ``needs``.
@@ -393,7 +416,6 @@ class Claim:
 
     id: str
     statement: str
-    test: str
     of: Callable[[Evidence], Iterator[Part]]
     needs: tuple[str, ...]
     questions: tuple[Question, ...]
@@ -401,6 +423,11 @@ class Claim:
 
     def __repr__(self) -> str:
         return f"{self.id}: {self.statement}"
+
+    @property
+    def test(self) -> str:
+        """What the parts compare, in plain words."""
+        return " ".join((self.of.__doc__ or "").split())
 
     def parts(self, evidence: Evidence) -> list[Part]:
         """What the evidence says of each part."""
@@ -411,18 +438,10 @@ class Claim:
         return list(self.of(evidence))
 
 
-def _both(question: Question, *names: str) -> tuple[Question, ...]:
-    return tuple(named(question, name) for name in names)
-
-
-_EVERY = "All parts have to hold."
-
 CLAIMS = (
     Claim(
         "C1",
         "Under likelihood metrics most single layers can be removed with little loss; only the first few are critical.",
-        "Under each of two likelihood protocols (letters, answer texts): the mean loss of the layers after L1 is under "
-        f"10% of the answers, and the mean loss of L0 and L1 is larger by at least 10%. {_EVERY}",
         _c1,
         ("letters", "continuation"),
         tuple(named(q, name) for name in ("letters", "answer texts") for q in (HARMLESS, CRITICAL)),
@@ -430,51 +449,34 @@ CLAIMS = (
     Claim(
         "C2",
         "Under generation middle and deep layers become indispensable: the metric decides which layers look important.",
-        "The same questions, chosen among options and written, once with a short answer and once with a worked "
-        "solution: the mean loss of a layer beyond the first third is larger by at least 10% of the answers where they "
-        f"are written. {_EVERY}",
         _c2,
         ("letters", "generation"),
-        _both(WRITTEN, "a letter", "a worked solution"),
+        tuple(named(WRITTEN, name) for name in ("a letter", "a worked solution")),
     ),
     Claim(
         "C3",
         "Knowledge and retrieval depend mostly on shallow layers.",
-        "Without L0 and L1, in log-odds per answer token, on documents with matched log-odds: the first third's share "
-        "of the summed loss is larger by at least 15 points than for plain text of the same length, for knowledge and "
-        f"for retrieval. {_EVERY}",
         _c3,
         ("continuation", "retrieval", "text", "long_text", "tokens"),
-        _both(SHALLOW, "knowledge", "retrieval"),
+        tuple(named(SHALLOW, name) for name in ("knowledge", "retrieval")),
     ),
     Claim(
         "C4",
         "Reasoning accuracy depends mostly on middle and deep layers, more than knowledge does.",
-        "Without L0 and L1, in log-odds per answer token, on documents with matched log-odds: the share of the summed "
-        "loss beyond the first third is larger by at least 15 points for worked solutions than for copying as long a "
-        f"text, and for a step of reasoning than for knowledge. {_EVERY}",
         _c4,
         ("continuation", "reasoning", "copying", "reasoning_choice", "tokens"),
-        _both(DEEP, "copying", "knowledge"),
+        tuple(named(DEEP, name) for name in ("copying", "knowledge")),
     ),
     Claim(
         "C5",
         "A few attention heads carry retrieval and a few carry reasoning: removing those hurts far more than others.",
-        "Heads are chosen on other documents than those that test them. Removing a list costs at least 10% of the "
-        f"answers, and at least 10% more than {TIMES} times what random heads of the same layers cost (and more than 95% "
-        "of such lists); and two lists cost at least 10% more on their own tasks than on each other's. In accuracy and "
-        f"in the answer's probability. {_EVERY}",
         heads.parts,
         ("heads",),
-        (heads.COSTS, heads.EXCESS, heads.OWN_TASK),
+        tuple(named(question, "chosen") for question in (heads.COSTS, heads.EXCESS, heads.OWN_TASK)),
     ),
     Claim(
         "C6",
         "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
-        "Without L0 and L1, in log-odds per answer token: the centre of mass of the losses on reasoning moved by at "
-        "least 0.05 of depth from that of a fine-tune of the same budget without reasoning, beyond the same on "
-        "knowledge; documents of both models are matched on their log-odds. The transplant that recovers most on every "
-        f"other question recovers at least a quarter of the gap on the rest. {_EVERY}",
         _c6,
         ("continuation", "reasoning", "reasoning_choice", "tokens", "control", "transplants"),
         (SHIFT, RECOVERED),
@@ -482,9 +484,6 @@ CLAIMS = (
     Claim(
         "C7",
         "Very deep layers are on the whole less effective than early ones; how much varies by task, metric and model.",
-        "Without L0 and L1, over every task that is not at chance: the mean loss of a layer of the first third is "
-        "larger by at least 5% of the answers than that of a layer of the last third. Each task and the spread between "
-        "tasks stand beside it.",
         _c7,
         TASKS,
         (TREND,),

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,11 +28,10 @@ from depthlens.errors import UserError
 SHOWN, SIGN, SMALLER, REVERSED, OPEN = STATES = ("shown", "in sign only", "smaller", "reversed", "open")
 WORST_FIRST = (REVERSED, SMALLER, OPEN, SIGN, SHOWN)
 AT_LEAST, UNDER, MOVED = "at least", "under", "either way at least"
-PERCENT = "%"
+ANSWERS, PROBABILITY = "of its answers", "of probability"
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What a part asks, fixed before a model is judged.
 
     Attributes:
@@ -49,7 +49,7 @@ class Question:
 
 def named(question: Question, name: str) -> Question:
     """The question about one task or list of heads."""
-    return replace(question, what=question.what.format(name=name))
+    return question._replace(what=question.what.format(name=name))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Part:
 
     def number(self, value: float) -> str:
         """A number of this part as text: shares of answers in percent."""
-        return f"{100 * value:.3g}%" if self.question.of.startswith("of its ") else f"{value:.2f}"
+        return f"{100 * value:.3g}%" if self.question.of in (ANSWERS, PROBABILITY) else f"{value:.2f}"
 
 
 def state(low: float, high: float, matters: float, claim: str = AT_LEAST) -> str:

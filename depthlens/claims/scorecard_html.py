@@ -1,4 +1,4 @@
-"""The scorecard as a table of HTML: a chip for each state, a bar for each effect, and the part that decides in a sentence.
+"""The scorecard as a table of HTML: a chip for each state, a bar for each effect, and the part that decides in words.
 
 It has its styles inside, so that JupyterLab, a page and an index show the same; an index finds it by its class.
 """
