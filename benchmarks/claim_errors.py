@@ -96,16 +96,17 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
         by_thirds(n, 0, 0.15, 0.15, 0.15),
         by_thirds(n, 0, 0.03, 0.2, 0.3),
     )
-    known = {"continuation": Task(early, chosen / 4), "retrieval": Task(early, chosen / 4)}
+    little = by_thirds(n, 0.6, 0.02, 0.01, 0.01)
+    known = {"continuation": Task(early, little), "retrieval": Task(early, little)}
     texts = {"text": Task(flat), "long_text": Task(flat)}
     shallow = known | texts | {"rest": Task(0 * flat, chosen)}
     shallow |= {name: Task(0 * flat, written) for name in ("generation", "reasoning", "copying")}
-    deep = shallow | {"reasoning_choice": Task(late, chosen / 4)}
+    deep = shallow | {"reasoning_choice": Task(late, little)}
     deep |= {
-        "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.1, 0.4, 0.5)),
+        "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
         "copying": Task(0 * flat, by_thirds(n, 0.6, 0.3, 0.3, 0.3)),
     }
-    control = {"continuation": known["continuation"], "reasoning_choice": Task(flat, chosen / 4), "rest": Task(flat)}
+    control = {"continuation": known["continuation"], "reasoning_choice": Task(flat, little), "rest": Task(flat)}
     return {
         "shallow layers matter most, most of all to texts": ({"tasks": shallow}, ("C1", "C2", "C3", "C7")),
         "reasoning is deep": ({"tasks": deep, "control": control}, ("C4", "C6")),

@@ -106,8 +106,9 @@ def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
         for name, (topic, written) in ROLES.items() if of else ():
             task = of.get(name, of["rest"])
             scores = _sweep(task, hard[topic], fragile[topic], written=written, rng=rng)
-            units = [f"{topic}:{i}" if subjects is None else f"{topic}:subject {i % subjects}" for i in range(n)]
-            made = [_profile(name, model, units, repeats, written, kind, *scores[kind]) for kind in ("right", "nats")]
+            asked = [f"{topic}:{i}" for i in range(n)]
+            units = asked if subjects is None else [f"{topic}:subject {i % subjects}" for i in range(n)]
+            made = [_profile(name, model, asked, units, repeats, written, kind, *scores[kind]) for kind in scores]
             if model == "model":
                 by_field[name] = dict.fromkeys(VIEWS, [made[0]])
             if name in TOKENS:
@@ -137,14 +138,14 @@ def _sweep(task, hard, fragile, *, written, rng):
     return {"right": (base.astype(float), right.astype(float), broken), "nats": (*nats, None)}
 
 
-def _profile(task, model, units, repeats, written, kind, base, values, broken):
+def _profile(task, model, asked, units, repeats, written, kind, base, values, broken):
     chance = 0.0 if written else CHANCE
     nats = kind == "nats"
     again = [np.repeat(x, repeats, axis=0) if x is not None else None for x in (base, values, broken)]
     at_chance = stats.baseline(base, chance, True, np.asarray(units))[-1] if not nats else False
     return Profile(
         model=model, task=task, metric="token_logprob" if nats else "acc", label=task, values=again[1], base=again[0],
-        layers=np.arange(values.shape[1]), documents=tuple(f"{u}#{i}" for u in units for i in range(repeats)),
+        layers=np.arange(values.shape[1]), documents=tuple(f"{name}#{i}" for name in asked for i in range(repeats)),
         n_layers=values.shape[1], floor=None if nats else chance, binary=not nats, at_chance=bool(at_chance), sign=1.0,
         units=tuple(np.repeat(units, repeats)), broken=again[2],
     )  # fmt: skip
