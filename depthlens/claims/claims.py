@@ -20,7 +20,7 @@ from depthlens.analysis.layer_profiles import FEWEST_QUESTIONS, Profile, too_few
 from depthlens.analysis.means import Mean, mean
 from depthlens.analysis.stats import BASELINE
 from depthlens.claims import heads
-from depthlens.claims.evidence import SWEEPS, Evidence
+from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, MOVED, UNDER, Estimate, Part, Question, average, missing, named, part
 from depthlens.errors import UserError
 
@@ -32,14 +32,14 @@ ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
 DEEPER = "without L0 and L1"
 SUFFIX = {ALL: "", DEEPER: "", SPARED: "[1:]", MEANS: "@mean"}
 
-HARMLESS = Question("Scored by {name}, the model loses {{}} without one of the later layers", ANSWERS, 0.10, UNDER)
-CRITICAL = Question("Scored by {name}, L0 or L1 costs {{}} more than a later layer on average", ANSWERS, 0.10)
-WRITTEN = Question("A layer beyond the first third costs {{}} more if {name} is written, not chosen", ANSWERS, 0.10)
-SHALLOW = Question("The first third's share of the loss for {name} is larger than for plain text by {{}}", LOSS, 0.15)
-DEEP = Question("Reasoning has a larger share of its loss beyond the first third than {name}, by {{}}", LOSS, 0.15)
-SHIFT = Question("Beyond knowledge and the control, the losses on reasoning moved by {}", DEPTH, 0.05, MOVED)
-RECOVERED = Question("The best transplant, chosen on other documents, recovers {}", GAP, 0.25)
-TREND = Question("A layer of the first third costs {} more than one of the last third", ANSWERS, 0.05)
+HARMLESS = Question("Scored by {name}, the model loses {effect} without one of the later layers", ANSWERS, 0.10, UNDER)
+CRITICAL = Question("Scored by {name}, L0 or L1 costs {effect} more than a later layer on average", ANSWERS, 0.10)
+WRITTEN = Question("A layer beyond the first third costs {effect} more if {name} is written, not chosen", ANSWERS, 0.10)
+SHALLOW = Question("The first third holds more of the loss for {name} than for plain text, by {effect}", LOSS, 0.15)
+DEEP = Question("Reasoning has a larger share of its loss beyond the first third than {name}, by {effect}", LOSS, 0.15)
+SHIFT = Question("Beyond knowledge and the control, the losses on reasoning moved by {effect}", DEPTH, 0.05, MOVED)
+RECOVERED = Question("The best transplant, chosen on other documents, recovers {effect}", GAP, 0.25)
+TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
 
 
 def log_odds(profile: Profile) -> Profile:
@@ -110,29 +110,17 @@ def even(chosen: np.ndarray) -> np.ndarray:
     return chosen / chosen.sum()
 
 
-def _judged(evidence: Evidence, profiles: Sequence[Profile], *guards: str) -> tuple[list[Profile], list[str]]:
-    """Profiles of tasks that the model can do, and why others are left out.
-
-    Of tasks in nats the accuracy in the fields ``guards`` says it.
-    """
-    known = {p.task: p for name in guards for p in evidence.profiles(name)}
-    kept, left = [], []
-    for profile in profiles:
-        of = known.get(profile.task, None if guards else profile)
-        if of is None:
-            left.append(f"{profile.label} is left out: no accuracy says that the model can do it")
-        elif of.at_chance:
-            left.append(f"{profile.label} is left out: {of.base.mean():.2f} is at chance")
-        else:
-            kept.append(profile)
-    return kept, left
+def _judged(profiles: Sequence[Profile]) -> tuple[list[Profile], list[str]]:
+    """Profiles of tasks that the model can do, and why others are left out."""
+    left = [f"{p.label} is left out: {p.base.mean():.2f} is at chance" for p in profiles if p.at_chance]
+    return [p for p in profiles if not p.at_chance], left
 
 
 def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Profile], Mean]) -> Part:
     """A part that is the mean over the tasks of some fields."""
     seeds = evidence.n_seeds(*names)
     every = [p for name in names for p in evidence.profiles(name)]
-    kept, left = _judged(evidence, every)
+    kept, left = _judged(every)
     tasks = {p.task for p in kept}
 
     def effect(view: str, seed: int) -> Mean:
@@ -141,7 +129,7 @@ def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of
             raise UserError("; ".join(left) or "no task")
         return average([of(p) for p in chosen])
 
-    notes = [*left, *(floor for p in kept if (floor := _floor(p)))]
+    notes = [*left, *map(_floor, kept)]
     labels = [f"{p.task} {p.metric}" for p in kept]
     few = next((p.too_few for p in kept if p.too_few), "")
     return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes, too_few=few)
@@ -184,7 +172,7 @@ def _c2(evidence: Evidence) -> Iterator[Part]:
         if lacking := [field for field in (written, chosen) if not evidence.results(field)]:
             yield missing(question, _not_measured(lacking))
             continue
-        kept, left = _judged(evidence, [*evidence.profiles(written), *evidence.profiles(chosen)])
+        kept, left = _judged([*evidence.profiles(written), *evidence.profiles(chosen)])
         able = {p.task for p in kept}
         rivals = {p.documents: p.task for p in evidence.profiles(chosen) if p.task in able}
         pairs = {
@@ -218,29 +206,50 @@ def _unparsed(evidence: Evidence, field: str, tasks: Sequence[str]) -> Iterator[
             yield f"{share:.0%} of the answers to {task} cannot be read without a layer beyond the first third"
 
 
-def _share_difference(
-    evidence: Evidence, question: Question, own: str, control: str, guards: Sequence[str], *, deep: bool
+def _in_depth(
+    evidence: Evidence,
+    question: Question,
+    pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]],
+    of: Callable[[Profile], Mean],
 ) -> Part:
-    """One third's share of the loss in log-odds on the tasks of one field minus that on another's, margins matched."""
-    if lacking := [name for name in ("tokens", own, control) if not evidence.results(name)]:
+    """A part about depth: a statistic on one side minus that on the other, with matched log-odds of the whole model.
+
+    Args:
+        evidence: The evidence.
+        question: What the part asks.
+        pairs: Of sides, each the field of sweeps in nats and the field whose tasks are taken of it and say by their
+            accuracy that the model can do them; a second pair is subtracted.
+        of: The statistic, of losses in log-odds.
+    """
+    needed = [name for pair in pairs for side in pair for name in side]
+    if lacking := [name for name in dict.fromkeys(needed) if not evidence.results(name)]:
         return missing(question, _not_measured(lacking))
-    sides = [_judged(evidence, evidence.profiles("tokens", like=name), *guards) for name in (own, control)]
-    tasks = [{p.task for p in kept} for kept, _ in sides]
+    able, notes = {}, []
+    for name in dict.fromkeys(like for pair in pairs for _, like in pair):
+        kept, left = _judged(evidence.profiles(name))
+        able[name] = {p.task for p in kept}
+        notes += left
 
     def effect(view: str, seed: int) -> Mean:
-        found = evidence.profiles("tokens", SUFFIX[view], seed)
-        if view == DEEPER:
-            found = [p.beyond(FIRST) for p in found]
-        pair = matched(*(log_odds(pooled([p for p in found if p.task in names])) for names in tasks))
-        first, second = (_placed(p).share((p.thirds > 0 if deep else p.thirds == 0).astype(float)) for p in pair)
-        return first - second
+        found = []
+        for pair in pairs:
+            sides = []
+            for field, like in pair:
+                profiles = [p for p in evidence.profiles(field, SUFFIX[view], seed) if p.task in able[like]]
+                sides.append(log_odds(pooled([p.beyond(FIRST if view == DEEPER else 0) for p in profiles])))
+            a, b = matched(*sides)
+            # a document is matched with another one, also where both sides ask the same
+            other = replace(b, units=tuple(f"control {unit}" for unit in b.units))
+            found.append(of(_placed(a)) - of(_placed(other)))
+        return found[0] - found[1] if len(found) > 1 else found[0]
 
-    notes = [why for _, left in sides for why in left]
-    labels = [p.label for kept, _ in sides for p in kept]
-    return part(
-        question, effect, seeds=evidence.n_seeds("tokens"), main=DEEPER, views=(ALL, SPARED, MEANS), tasks=labels,
-        notes=notes,
-    )  # fmt: skip
+    tasks = sorted(task for names in able.values() for task in names)
+    seeds, views = evidence.n_seeds(*dict.fromkeys(needed)), (ALL, SPARED, MEANS)
+    return part(question, effect, seeds=seeds, main=DEEPER, views=views, tasks=tasks, notes=notes)
+
+
+def _of_third(deep: bool) -> Callable[[Profile], Mean]:
+    return lambda p: p.share((p.thirds > 0 if deep else p.thirds == 0).astype(float))
 
 
 def _placed(profile: Profile) -> Profile:
@@ -261,7 +270,8 @@ def _c3(evidence: Evidence) -> Iterator[Part]:
     and for retrieval. Without L0 and L1, in log-odds per answer token, on documents with matched log-odds.
     """
     for name, own, control in (("knowledge", "continuation", "text"), ("retrieval", "retrieval", "long_text")):
-        yield _share_difference(evidence, named(SHALLOW, name), own, control, (own, control), deep=False)
+        pair = ("tokens", own), ("tokens", control)
+        yield _in_depth(evidence, named(SHALLOW, name), [pair], _of_third(deep=False))
 
 
 def _c4(evidence: Evidence) -> Iterator[Part]:
@@ -271,9 +281,9 @@ def _c4(evidence: Evidence) -> Iterator[Part]:
     and for a step of reasoning than for knowledge. Without L0 and L1, in log-odds per answer token, on documents with
     matched log-odds.
     """
-    pairs = (("copying", "reasoning", "copying"), ("knowledge", "reasoning_choice", "continuation"))
-    for name, own, control in pairs:
-        yield _share_difference(evidence, named(DEEP, name), own, control, (own, control), deep=True)
+    for name, own, control in (("copying", "reasoning", "copying"), ("knowledge", "reasoning_choice", "continuation")):
+        pair = ("tokens", own), ("tokens", control)
+        yield _in_depth(evidence, named(DEEP, name), [pair], _of_third(deep=True))
 
 
 def _c6(evidence: Evidence) -> Iterator[Part]:
@@ -284,33 +294,8 @@ def _c6(evidence: Evidence) -> Iterator[Part]:
     have matched log-odds. (The base is the same for both, so that its centres cancel.) The transplant that recovers
     most on every other question recovers at least a quarter of the gap on the rest.
     """
-
-    def shift(view: str, seed: int) -> Mean:
-        moved = []
-        for field in ("reasoning_choice", "continuation"):
-            own, control = (
-                log_odds(pooled([p.beyond(FIRST if view == DEEPER else 0) for p in found if p.task in able[field]]))
-                for found in (
-                    evidence.profiles("tokens", SUFFIX[view], seed),
-                    evidence.profiles("control", SUFFIX[view], seed),
-                )
-            )
-            a, b = matched(own, control)
-            b = replace(b, units=tuple(f"control {unit}" for unit in b.units))  # matched with other questions
-            moved.append(_placed(a).centre - _placed(b).centre)
-        return moved[0] - moved[1]
-
-    able: dict[str, set[str]] = {}
-    notes: list[str] = []
-    for field in ("reasoning_choice", "continuation"):
-        kept, left = _judged(evidence, evidence.profiles(field))
-        able[field] = {p.task for p in kept}
-        notes += left
-    labels = sorted(task for names in able.values() for task in names)
-    yield part(
-        SHIFT, shift, seeds=evidence.n_seeds("tokens", "control"), main=DEEPER, views=(ALL, SPARED, MEANS),
-        tasks=labels, notes=notes,
-    )  # fmt: skip
+    pairs = [(("tokens", like), ("control", like)) for like in ("reasoning_choice", "continuation")]
+    yield _in_depth(evidence, SHIFT, pairs, lambda profile: profile.centre)
     yield _transplants(evidence)
 
 
@@ -377,7 +362,7 @@ def _c7(evidence: Evidence) -> Iterator[Part]:
 
     fields = [name for name in TASKS if evidence.results(name)]
     found = _over_tasks(evidence, TREND, fields, trend)
-    kept, _ = _judged(evidence, [p for name in fields for p in evidence.profiles(name)])
+    kept, _ = _judged([p for name in fields for p in evidence.profiles(name)])
     effects = {p.label: trend(p) for p in kept}
     beside = {label: Estimate.of(effect) for label, effect in effects.items()}
     notes = (*found.notes, *_spread(list(effects.values())))
@@ -398,7 +383,7 @@ def _spread(effects: Sequence[Mean]) -> Iterator[str]:
 
 
 def _not_measured(fields: Sequence[str]) -> str:
-    return "not measured; it needs " + "; and ".join(f"{SWEEPS[name]} ({name}=)" for name in fields)
+    return f"not measured; give depthlens.claims.Evidence its {', '.join(f'{name}=' for name in fields)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -434,7 +419,7 @@ class Claim:
         lacks = [name for name in self.needs if not evidence.results(name)]
         if lacks and not (self.any_of and len(lacks) < len(self.needs)):
             why = _not_measured(lacks)
-            return [missing(question, why) for question in self.questions]
+            return [missing(named(question, "..."), why) for question in self.questions]
         return list(self.of(evidence))
 
 
@@ -442,51 +427,36 @@ CLAIMS = (
     Claim(
         "C1",
         "Under likelihood metrics most single layers can be removed with little loss; only the first few are critical.",
-        _c1,
-        ("letters", "continuation"),
-        tuple(named(q, name) for name in ("letters", "answer texts") for q in (HARMLESS, CRITICAL)),
+        _c1, ("letters", "continuation"), (HARMLESS, CRITICAL),
     ),
     Claim(
         "C2",
         "Under generation middle and deep layers become indispensable: the metric decides which layers look important.",
-        _c2,
-        ("letters", "generation"),
-        tuple(named(WRITTEN, name) for name in ("a letter", "a worked solution")),
+        _c2, ("letters", "generation"), (WRITTEN,),
     ),
     Claim(
         "C3",
         "Knowledge and retrieval depend mostly on shallow layers.",
-        _c3,
-        ("continuation", "retrieval", "text", "long_text", "tokens"),
-        tuple(named(SHALLOW, name) for name in ("knowledge", "retrieval")),
+        _c3, ("continuation", "retrieval", "text", "long_text", "tokens"), (SHALLOW,),
     ),
     Claim(
         "C4",
         "Reasoning accuracy depends mostly on middle and deep layers, more than knowledge does.",
-        _c4,
-        ("continuation", "reasoning", "copying", "reasoning_choice", "tokens"),
-        tuple(named(DEEP, name) for name in ("copying", "knowledge")),
+        _c4, ("continuation", "reasoning", "copying", "reasoning_choice", "tokens"), (DEEP,),
     ),
     Claim(
         "C5",
         "A few attention heads carry retrieval and a few carry reasoning: removing those hurts far more than others.",
-        heads.parts,
-        ("heads",),
-        tuple(named(question, "chosen") for question in (heads.COSTS, heads.EXCESS, heads.OWN_TASK)),
+        heads.parts, ("heads",), (heads.COSTS, heads.EXCESS, heads.OWN_TASK),
     ),
     Claim(
         "C6",
         "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
-        _c6,
-        ("continuation", "reasoning", "reasoning_choice", "tokens", "control", "transplants"),
-        (SHIFT, RECOVERED),
+        _c6, ("continuation", "reasoning", "reasoning_choice", "tokens", "control", "transplants"), (SHIFT, RECOVERED),
     ),
     Claim(
         "C7",
         "Very deep layers are on the whole less effective than early ones; how much varies by task, metric and model.",
-        _c7,
-        TASKS,
-        (TREND,),
-        any_of=True,
+        _c7, TASKS, (TREND,), any_of=True,
     ),
-)
+)  # fmt: skip

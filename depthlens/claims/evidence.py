@@ -15,25 +15,12 @@ from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
 
-SWEEPS = {
-    "letters": "a sweep of a task whose options are lettered, e.g. mmlu",
-    "continuation": "a sweep of a knowledge task scored by its answers' text, e.g. mmlu_continuation",
-    "generation": "a sweep of the prompts of letters with written letters, e.g. mmlu_generative",
-    "retrieval": "a sweep of a retrieval task with options, e.g. kv_retrieval_4_continuation",
-    "text": "a sweep of plain text with options, as long as the prompts of continuation, e.g. plain_text_continuation",
-    "long_text": "the same, as long as the prompts of retrieval, e.g. plain_text_long_continuation",
-    "reasoning": "a sweep of a reasoning task with written solutions, e.g. gsm8k",
-    "reasoning_continuation": "a sweep of the questions of reasoning with options, e.g. arithmetic_continuation",
-    "copying": "a sweep of a task that asks to copy such a solution, e.g. solution_copy",
-    "reasoning_choice": "a sweep of a reasoning task with options, e.g. arithmetic_step_continuation",
-    "tokens": "a sweep of all tasks but for letters and generation, with measure='token_logprob'",
-    "heads": "depthlens.claim_curves with a list of retrieval heads and one of reasoning heads (in 09_claims: draws)",
-    "control": "sweeps of a control model, as those of tokens (in 09_claims: control)",
-    "transplants": "depthlens.condition_sweep of the base over transplants, e.g. L0-11@donor, on the reasoning task "
-    "(in 09_claims: base)",
-}
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
-MODEL_FIELDS = tuple(SWEEPS)[:11]  # sweeps of the model that is judged
+# sweeps of the model that is judged
+MODEL_FIELDS = (
+    "letters", "continuation", "generation", "retrieval", "text", "long_text", "reasoning", "reasoning_continuation",
+    "copying", "reasoning_choice", "tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +32,17 @@ class Evidence:
     of results of several few-shot seeds. Of a task with several metrics the first is used.
 
     Attributes:
-        letters: Tasks whose options are lettered; the likeliest letter is the answer.
-        continuation: Knowledge tasks; the likeliest answer text is the answer.
-        generation: The prompts of ``letters``; the model writes the letter.
-        retrieval: Retrieval tasks with options.
+        letters: Tasks whose options are lettered, such as mmlu; the likeliest letter is the answer.
+        continuation: Knowledge tasks, such as mmlu_continuation; the likeliest answer text is the answer.
+        generation: The prompts of ``letters``, such as mmlu_generative; the model writes the letter.
+        retrieval: Retrieval tasks with options, such as kv_retrieval_4_continuation.
         text: Plain text with options, as long as the prompts of ``continuation``; their control.
         long_text: Plain text with options, as long as the prompts of ``retrieval``; their control.
-        reasoning: Reasoning tasks with written solutions.
-        reasoning_continuation: The questions of ``reasoning`` with options.
-        copying: Solutions of equal length to be copied, the control of ``reasoning``.
-        reasoning_choice: Reasoning tasks with options.
-        tokens: All of these but for ``letters`` and ``generation``, in nats per token of the reference answer.
+        reasoning: Reasoning tasks with written solutions, such as gsm8k.
+        reasoning_continuation: The questions of ``reasoning`` with options, such as arithmetic_continuation.
+        copying: Solutions of equal length to be copied, such as solution_copy; the control of ``reasoning``.
+        reasoning_choice: Reasoning tasks with options, such as arithmetic_step_continuation.
+        tokens: All of these but for ``letters`` and ``generation``, with ``measure="token_logprob"``.
         heads: What `depthlens.claim_curves` returns: the curve that decides, then those under other views.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         head_scores: What chose the heads of each list.

@@ -18,9 +18,9 @@ from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, PROBABILITY, Estimate, Part, Question, missing, named
 from depthlens.metrics import LOGPROBS
 
-COSTS = Question("Removing the {name} heads costs {{}}", ANSWERS, 0.10)
-EXCESS = Question(f"Removing the {{name}} heads costs {{{{}}}} beyond {TIMES} times random heads", ANSWERS, 0.10)
-OWN_TASK = Question("{name} heads cost {{}} more on their own tasks than on each other's", ANSWERS, 0.10)
+COSTS = Question("Removing the {name} heads costs {effect}", ANSWERS, 0.10)
+EXCESS = Question(f"Removing the {{name}} heads costs {{effect}} beyond {TIMES} times random heads", ANSWERS, 0.10)
+OWN_TASK = Question("{name} heads cost {effect} more on their own tasks than on each other's", ANSWERS, 0.10)
 ByTask = Mapping[tuple[str, str], Costs]  # by task and metric
 
 

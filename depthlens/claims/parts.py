@@ -28,14 +28,14 @@ from depthlens.errors import UserError
 SHOWN, SIGN, SMALLER, REVERSED, OPEN = STATES = ("shown", "in sign only", "smaller", "reversed", "open")
 WORST_FIRST = (REVERSED, SMALLER, OPEN, SIGN, SHOWN)
 AT_LEAST, UNDER, MOVED = "at least", "under", "either way at least"
-ANSWERS, PROBABILITY = "of its answers", "of probability"
+ANSWERS, PROBABILITY = "of the answers", "of the probability"
 
 
 class Question(NamedTuple):
     """What a part asks, fixed before a model is judged.
 
     Attributes:
-        what: The effect as a sentence that lacks its number, such as "without a later layer the model loses {}".
+        what: The effect as a sentence that lacks its number, such as "without a later layer the model loses {effect}".
         of: What the number is of: "of its answers" of a share (printed in percent), or a unit such as "of depth".
         matters: The least effect that matters, or the bound that it is claimed to stay under.
         claim: `AT_LEAST`, `UNDER`, or `MOVED`: at least so much in either direction.
@@ -49,7 +49,7 @@ class Question(NamedTuple):
 
 def named(question: Question, name: str) -> Question:
     """The question about one task or list of heads."""
-    return question._replace(what=question.what.format(name=name))
+    return question._replace(what=question.what.replace("{name}", name))
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ class Part:
         """The part in one sentence with its numbers."""
         q, main = self.question, self.main
         if not math.isfinite(main.effect):
-            return f"{q.what.format('...')}: {main.why}."
-        text = f"{q.what.format(f'{self.number(main.effect)} {q.of}')} [{self.number(main.low)}, "
-        text += f"{self.number(main.high)}]; the claim is {q.claim} {self.number(q.matters)} (n = {main.n})"
+            return f"{q.what.replace('{effect}', '…')}: {main.why}."
+        effect, low, high, matters = map(self.number, (main.effect, main.low, main.high, q.matters))
+        text = q.what.replace("{effect}", f"{effect} {q.of} [{low}, {high}]")
+        text += f"; the claim is {q.claim} {matters} (n = {main.n})"
         against = main.why or self.but
         return f"{text}, but {against}." if against else f"{text}."
 

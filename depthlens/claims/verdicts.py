@@ -7,8 +7,9 @@ the seven are not corrected for one another.
 
 from __future__ import annotations
 
+import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +73,8 @@ class Verdicts(Saveable):
         return [self.headline, *(f"{r.claim}{r.part} {r.state}: {r.sentence}" for r in rows.itertuples())]
 
     def __repr__(self) -> str:
-        shown = self.table[["claim", "state", "sentence"]]
-        return displays.as_text(self.headline, shown, [_NEXT])
+        shown = self.table[["claim", "state", "what", "effect", "ci_low", "ci_high", "matters", "n"]]
+        return displays.as_text(self.headline, shown.round(3), [_NEXT])
 
     def _repr_html_(self) -> str:
         return scorecard_html.scorecard(self) + displays.paragraphs([_NEXT])
@@ -96,33 +97,14 @@ def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> V
     return Verdicts(pd.DataFrame(rows, columns=COLUMNS), {"models": evidence.models})
 
 
-def _rows(claim: str, parts: Sequence[Part]) -> list[tuple[Any, ...]]:
+def _rows(claim: str, parts: Sequence[Part]) -> Iterator[tuple[Any, ...]]:
     decides = worst(parts)
-    rows = []
-    for letter, part in zip("abcdefghijklmnopqrstuvwxyz", parts, strict=False):
-        q = part.question
+    for letter, part in zip(string.ascii_lowercase, parts, strict=False):
+        q, tasks = part.question, ", ".join(part.tasks)
+        what = q.what.replace("{effect}", "…")
         for view, found in {DECIDES: part.main, **part.beside}.items():
             main = view == DECIDES
-            numbers = found.effect, found.low, found.high, q.matters
-            texts = (
-                ", ".join(part.tasks),
-                "; ".join(part.notes) if main else "",
-                found.why or (part.but if main else ""),
-            )
-            last = main and part is decides, part.sentence if main else ""
-            rows.append(
-                (
-                    claim,
-                    letter,
-                    q.what,
-                    view,
-                    part.state if main else "",
-                    *numbers,
-                    q.claim,
-                    q.of,
-                    found.n,
-                    *texts,
-                    *last,
-                )
-            )
-    return rows
+            own = "; ".join(part.notes), found.why or part.but, part is decides, part.sentence
+            texts = own if main else ("", found.why, False, "")
+            numbers = found.effect, found.low, found.high, q.matters, q.claim, q.of, found.n
+            yield claim, letter, what, view, part.state if main else "", *numbers, tasks, *texts

@@ -70,7 +70,7 @@ def scorecards(comparison: Comparison, *, place: str = "", title: str | None = N
 def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str) -> Plot:
     rows = pd.concat([table.assign(run=run) for run, table in by_run.items()])
     parts = list(rows.groupby(["claim", "part"], sort=True))
-    texts = [textwrap.fill(f"{claim}{part}  {_what(of)}", _WHAT) for (claim, part), of in parts]
+    texts = [textwrap.fill(f"{claim}{part}  {of['what'].iloc[0]}", _WHAT) for (claim, part), of in parts]
     heights = [max(_LINE * (text.count("\n") + 1), _RUN * len(by_run)) + 0.14 for text in texts]
     fig = figure(title, default, height=sum(heights) + 1.1)
     what, ax, states = fig.subplots(1, 3, width_ratios=(2.9, 2.3, 2.0), sharey=True)
@@ -112,11 +112,6 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
     else:
         keys.append(panels.line_key("effect, 95% interval", marker="o", ms=4, lw=1.4))
     return with_legend(fig, keys, 3)
-
-
-def _what(of: pd.DataFrame) -> str:
-    """What the effect is, with a dot where its number stands."""
-    return str(of["what"].iloc[0]).format("…")
 
 
 def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
