@@ -145,6 +145,10 @@ def _refuse_same_seeds(name: str, results: Sequence[Result]) -> None:
     for task, entry in results[0].record["tasks"].items():
         if entry.get("examples_by_seed") is False:
             raise UserError(f"{name}: task {task} has the same examples under every seed; give one sweep")
+        drawn = [set(result.record["tasks"][task].get("examples") or ()) for result in results]
+        if shared := sum(map(len, drawn)) - len(set().union(*drawn)):
+            fault = f"{name}: few-shot seeds share {shared} examples of task {task}"
+            raise UserError(f"{fault}; give seeds or fewer examples, so that they share none")
     tables = [result.docs.sort_values(["task", "metric", "condition", "doc_id"])["value"] for result in results]
     if any(np.array_equal(tables[0], table) for table in tables[1:]):
         raise UserError(f"{name} has two few-shot seeds with the same scores; their examples are the same, so give one")

@@ -53,6 +53,7 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAns
 log = logging.getLogger(__name__)
 
 FIX = "correct its YAML file or its documents"
+MOST_EXAMPLES = 100  # that a record lists; of more, every document has drawn its own
 SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
@@ -283,6 +284,7 @@ class Prepared:
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
             "examples_by_seed": by_seed if config.num_fewshot else None,
+            "examples": getattr(self.task, "depthlens_examples", None) if config.num_fewshot else None,
             "n_docs": len(self.docs),
             "output_type": self.output_type,
             **counted(self.cut),
@@ -325,7 +327,7 @@ def warn_of_cuts(name: str, cut: Sequence[int], max_length: int) -> None:
 
 
 def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
-    """Build lm-eval's instances of some documents, with the examples that the task has.
+    """Build lm-eval's instances of some documents, with the examples that the task has, and note which these are.
 
     Args:
         task: A loaded task.
@@ -333,7 +335,22 @@ def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
         prompts: lm-eval's arguments on templates and system instructions.
     """
     docs, n = task.eval_docs, task.config.num_fewshot or 0
-    task._instances = [made for i in documents for made in instances_of(task, i, docs[i], n, **prompts)]
+    examples: set[str] = set()
+    if n:
+        sample = task.sampler.sample
+
+        def noted(*args: Any, **options: Any) -> Any:
+            drawn = sample(*args, **options)
+            examples.update(identity(task, doc) for doc in drawn)
+            return drawn
+
+        task.sampler.sample = noted
+    try:
+        task._instances = [made for i in documents for made in instances_of(task, i, docs[i], n, **prompts)]
+    finally:
+        if n:
+            task.sampler.sample = sample
+    task.depthlens_examples = sorted(examples) if len(examples) <= MOST_EXAMPLES else None
 
 
 def instances_of(task: Any, doc_id: int, doc: Any, n_examples: int, **prompts: Any) -> list[Any]:
