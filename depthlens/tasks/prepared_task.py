@@ -349,7 +349,7 @@ def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
         task._instances = [made for i in documents for made in instances_of(task, i, docs[i], n, **prompts)]
     finally:
         if n:
-            task.sampler.sample = sample
+            del task.sampler.sample  # the method of its class again
     task.depthlens_examples = sorted(examples) if len(examples) <= MOST_EXAMPLES else None
 
 
