@@ -422,13 +422,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "transplants": lambda: a.transplant_recovery(result("moved"), result("binary", "donor").select(tasks="facts")),
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c], n_boot=400)
        for c in ("C1", "C2", "C3", "C4", "C7")},
-    "interaction/paired": lambda: vars(a.interaction(effect(0), effect(1), paired=True)),
-    "interaction/apart": lambda: vars(a.interaction(effect(0), effect(2, 40), paired=False)),
-    "non-inferiority": lambda: a.non_inferiority(draws(3), None, 0.3),
-    "non-inferiority/right or wrong": lambda: a.non_inferiority(np.sign(draws(3).round()), np.full(50, 0.7), 0.3),
-    "max t/nats": lambda: a.max_t(draws(4).T, symmetric=False),
-    "max t/right or wrong": lambda: a.max_t(np.sign(draws(4).round()).T, symmetric=True),
-    "documents": lambda: {"loss": a.documents_for_loss(0.1, 30), "power": a.documents_for_power(0.1, 0.2, 50)},
+    "means": lambda: {"p": (m := a.mean(draws(3)) - a.mean(draws(4))).p(), "max t": a.max_t(m), "ends": m.interval()},
+    "documents": lambda: {"loss": a.documents_for_loss(0.1, 30)},
     "thirds of layers": lambda: {"of": a.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
     "heads/contrast": lambda: a.head_contrast(result("heads"), "copy", "sums", "answer_logprob"),
@@ -448,10 +443,6 @@ def evidence() -> dl.claims.Evidence:
 
 def draws(seed: int, n: int = 50) -> np.ndarray:
     return np.random.default_rng(seed).normal([0, 0.1, 0.2, 0.4, 0.8, 0], 0.7, (n, 6)).clip(-1, 1)
-
-
-def effect(seed: int, n: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    return draws(seed, n).mean(0), draws(seed, n) - draws(seed, n).mean(0)
 
 
 def copy(seed: int) -> dl.HeadScores:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,11 @@ from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.races import Race
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
-from depthlens.claims import Evidence, Verdicts, judge
 
-N_LAYERS, N = 9, 60
+if TYPE_CHECKING:
+    from depthlens.claims import Verdicts
+
+N_LAYERS, N = 9, 120  # documents: a share of losses needs 100
 EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
 LATE = EARLY[::-1]
 DEPTH = np.arange(N_LAYERS) / (N_LAYERS - 1)
@@ -74,7 +77,7 @@ def nested(accuracies: Mapping[str, float], n: int) -> dict[str, np.ndarray]:
     return {condition: np.arange(n) < round(accuracy * n) for condition, accuracy in accuracies.items()}
 
 
-def exact(tasks, *, n=80, layers=None, **options) -> Result:
+def exact(tasks, *, n=N, layers=None, **options) -> Result:
     """A sweep of {task: (accuracy of the whole model, accuracies without each layer)}, of some layers or all."""
     made = {}
     for task, (base, without) in tasks.items():
@@ -126,6 +129,7 @@ def profile(base, values, floor: float | None, **fields) -> Profile:
     n, n_layers = values.shape
     own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
     own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
+    own |= {"units": fields.get("documents", own["documents"])}
     return Profile(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
 
 
@@ -189,10 +193,13 @@ def greedy(**record) -> Greedy:
     return Greedy(steps.assign(**numbers, within=True), sweep(EARLY[:6], n_layers=6), "enough", about | record)
 
 
-def same_documents(made: Result) -> Result:
-    """The result with questions that say: document i of one task is document i of every other."""
+def same_documents(made: Result, times: int = 1) -> Result:
+    """The result with questions that say: document i of one task is document i of every other.
+
+    Several ``times``: documents 0, 1 and so on are one question, and so are the next.
+    """
     asked = made.docs[["task", "doc_id"]].drop_duplicates().assign(question="?", reference="!", choices=None)
-    return Result(made.docs, made.record, asked.assign(doc_hash=[f"document {i}" for i in asked["doc_id"]]))
+    return Result(made.docs, made.record, asked.assign(doc_hash=[f"document {i // times}" for i in asked["doc_id"]]))
 
 
 def capitals_and_elements() -> Result:
@@ -215,9 +222,11 @@ def steps(n: int) -> list[Result]:
 
 def verdicts(loss: np.ndarray, model: str, seeds: int = 3) -> Verdicts:
     """Verdicts on made-up sweeps; C1 and C2 can be judged."""
+    from depthlens.claims import Evidence, judge
+
     tasks = {"letters": "letters", "continuation": "facts"}
     sweeps = {role: viewed(loss, task, n=150, model=model, seeds=seeds) for role, task in tasks.items()}
-    return judge(Evidence(**sweeps), claims=["C1", "C2"], n_boot=400)
+    return judge(Evidence(**sweeps), claims=["C1", "C2"])
 
 
 def scorecard(folder: Path, loss: np.ndarray, model: str, **record: object) -> Path:

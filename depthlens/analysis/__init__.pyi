@@ -7,9 +7,6 @@ from .depth import critical_overlap as critical_overlap
 from .depth import describe_first_third as describe_first_third
 from .depth import loss_by_third as loss_by_third
 from .depth import rank_agreement as rank_agreement
-from .differences import Differences as Differences
-from .differences import interaction as interaction
-from .differences import non_inferiority as non_inferiority
 from .geometry import geometry_agreement as geometry_agreement
 from .geometry import geometry_predictors as geometry_predictors
 from .head_effects import auroc as auroc
@@ -22,14 +19,15 @@ from .head_lists import head_overlap as head_overlap
 from .head_lists import head_roles as head_roles
 from .layer_profiles import layer_third as layer_third
 from .layer_profiles import third_conditions as third_conditions
-from .max_t import max_t as max_t
+from .means import Mean as Mean
+from .means import max_t as max_t
+from .means import mean as mean
 from .model_comparison import ModelComparison as ModelComparison
 from .model_comparison import compare_models as compare_models
 from .open_book import open_book_gain as open_book_gain
 from .open_book import open_book_losses as open_book_losses
 from .open_book import site_losses as site_losses
 from .power import documents_for_loss as documents_for_loss
-from .power import documents_for_power as documents_for_power
 from .recovery import transplant_recovery as transplant_recovery
 from .solution_errors import classify_solutions as classify_solutions
 from .subgroups import kinds_by_subtask as kinds_by_subtask

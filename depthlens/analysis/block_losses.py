@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.differences import non_inferiority
+from depthlens.analysis.betting import log_capital, log_gains
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, SUMMARY_COLUMNS
+from depthlens.analysis.layer_profiles import Profile, profile_of
+from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
 
@@ -40,41 +42,41 @@ def block_table(result: Result) -> pd.DataFrame:
     return rows.astype({"start": "int64", "size": "int64"})
 
 
-def largest_sparable(result: Result, *, margin: float = MARGIN, seed: int = 0) -> pd.DataFrame:
+def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     """The largest block whose loss is *shown to be under* a margin, for each task and metric.
 
     That a loss is not significant does not show that it is small: with few documents no loss is. Each block is tested
-    against the margin instead, corrected over all blocks (`depthlens.analysis.differences.non_inferiority`).
+    against the margin instead, by betting on margin minus loss (`depthlens.analysis.betting`; p-values times the number
+    of blocks). Sign flips and Student's t would call a loss small that a few documents happen not to show. Losses in
+    nats are at most 1 a document.
 
     Args:
         result: A block sweep.
         margin: State it before looking. A share of the score above chance where the metric has a chance level, else in
             the unit of the metric.
-        seed: Of the test.
 
     Returns:
         One row a task and metric: model, task, metric, n, n_blocks, largest (layers of the largest block tried),
-        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss, delta,
-        ci_low, ci_high (95% interval of delta), p_adjusted (that the loss is not under the margin), margin, unit,
+        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss,
+        delta (bounded, as the loss), ci_low, ci_high (its 95% interval), p_adjusted (that the loss is not under the margin), margin, unit,
         proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the least loss.
 
     Raises:
         UserError: the result has no block, or the margin is not above 0.
     """
     table = block_table(result)
+    if not (isinstance(margin, int | float) and 0 < margin < math.inf):
+        raise UserError(f"margin {margin!r} is not above 0; give the loss that would be small enough")
     found = []
     for base in result.baselines.itertuples():
         rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)].copy()
         info = result.metric_info(base.task, base.metric)
-        losses = result.document_losses(base.task, base.metric, base.model)[list(rows["condition"])].to_numpy()
-        room, unit = None, metric_unit(base.metric) or f"of {base.metric}"
+        profile = profile_of(result, base, "", list(rows["condition"]), np.zeros(len(rows)))
+        room, unit = np.ones(len(profile.base)), metric_unit(base.metric) or f"of {base.metric}"
         if info["chance"] is not None:
-            scores = result.scores(base.task, base.metric, base.model)[BASELINE].to_numpy()
-            room = (scores - info["chance"]) * (1 if info["higher_is_better"] else -1)
-            unit = "of the score above chance"
-        usable = not base.at_chance and (room is None or room.mean() > 0)
-        p = non_inferiority(losses, room, margin, seed=seed) if usable else np.ones(len(rows))
-        rows["p_adjusted_margin"] = p
+            room, unit = profile.base - profile.sign * info["chance"], "of the score above chance"
+        p = _not_under(profile, margin * room) if room.mean() > 0 and not base.at_chance else np.ones(len(rows))
+        rows["p_adjusted_margin"], rows["delta"] = p, rows["bounded"]
         shown = rows[p < ALPHA].sort_values(["size", "loss"], ascending=[False, True], kind="stable")
         columns = ["condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted_margin"]
         best = dict(zip(columns, shown[columns].iloc[0], strict=True)) if len(shown) else dict.fromkeys(columns)
@@ -84,6 +86,20 @@ def largest_sparable(result: Result, *, margin: float = MARGIN, seed: int = 0) -
         rest = {"margin": margin, "unit": unit, "proven": proven, "at_chance": base.at_chance}
         found.append(where | {"largest": int(rows["size"].max())} | best | rest)
     return pd.DataFrame(found).astype({"size": "Int64"})
+
+
+def _not_under(profile: Profile, margin: np.ndarray) -> np.ndarray:
+    """P-value of each condition, corrected for their number, that its loss is not under the margin.
+
+    Args:
+        profile: Losses of the conditions.
+        margin: What each document may lose on average. Shape [document].
+    """
+    left = profile.mean(margin[:, None] - profile.loss)
+    sizes = np.unique(profile.units, return_counts=True)[1]
+    worst = span(profile.metric, np.abs(np.c_[profile.base, profile.values]))[1] - margin.min()
+    of_units = left.added * left.n / (worst * sizes.max() / sizes.mean())  # at least -1; their mean is the margin left
+    return np.minimum(1.0, len(left.value) * np.exp(-log_capital(log_gains(of_units))))
 
 
 def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:

@@ -18,7 +18,7 @@ from depthlens import arguments
 from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
-from depthlens.analysis.stats import BASELINE, change
+from depthlens.analysis.stats import BASELINE, changes
 
 Tried = tuple[np.ndarray, dict[int, np.ndarray]]  # scores [document] of the whole model, and without each layer left
 
@@ -99,7 +99,7 @@ class Greedy(Saveable):
 
 
 def follow(
-    tried: Callable[[list[int]], Tried], *, tolerance: float, max_removed: int, sign: float = 1.0
+    tried: Callable[[list[int]], Tried], *, tolerance: float, max_removed: int, sign: float = 1.0, metric: str = ""
 ) -> tuple[list[dict[str, Any]], str]:
     """Remove the layer that costs least, step by step, until the choosing half has lost more than allowed.
 
@@ -108,6 +108,7 @@ def follow(
         tolerance: Loss that the choosing half may have.
         max_removed: Largest number of layers.
         sign: -1 where lower scores are better.
+        metric: Its name; changes in nats are at most 1 a document on the judging half.
 
     Returns:
         The rows of `Greedy.steps` but for ``removed``, and why it ended.
@@ -117,9 +118,9 @@ def follow(
     while len(gone) < max_removed:
         base, scores = tried(gone)
         choose, judge = (list(half) for half in halves(len(base)))
-        rows = rows or [_step(None, base, base, choose, judge) | {"within": True}]
+        rows = rows or [_step(metric, None, base, base, choose, judge) | {"within": True}]
         best = max(scores, key=lambda layer: (sign * scores[layer][choose].mean(), -layer))
-        step = _step(best, base, scores[best], choose, judge) | {"step": len(rows)}
+        step = _step(metric, best, base, scores[best], choose, judge) | {"step": len(rows)}
         loss = -sign * step["chosen_by"]
         rows.append(step | {"within": loss <= tolerance})
         if loss > tolerance:
@@ -129,9 +130,10 @@ def follow(
 
 
 def _step(
-    layer: int | None, base: np.ndarray, values: np.ndarray, choose: list[int], judge: list[int]
+    metric: str, layer: int | None, base: np.ndarray, values: np.ndarray, choose: list[int], judge: list[int]
 ) -> dict[str, Any]:
-    delta, low, high, p = change(base[judge], values[judge])
+    change = changes(metric, (values - base)[judge])
+    delta, low, high, p = (float(x) for x in (change.value, *change.interval(), change.p()))
     chosen = float((values - base)[choose].mean())
     row = {"step": 0, "layer": layer, "removed": BASELINE, "value": float(values[judge].mean())}
     row |= {"delta": delta, "ci_low": low, "ci_high": high, "p_value": p, "n": len(judge)}

@@ -1,8 +1,8 @@
 """What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
 
-Intervals are bootstraps over documents (`depthlens.analysis.bootstrap`): percentiles for right and wrong answers, and
-corrected for skewness where scores are not 0 or 1. Documents are drawn jointly for tasks that share them, because the
-same question is easy or hard under every protocol. Tasks at chance are left out, because they have nothing to lose.
+Intervals and p-values are of `depthlens.analysis.means`: tasks that ask the same questions are paired by question. A
+share or a centre of mass needs 100 units (questions; subjects of a group). Tasks at chance are left out, because they
+have nothing to lose. A loss in nats is at most 1 a document.
 
 Losses of several tasks can be compared on three scales:
 
@@ -14,8 +14,8 @@ Losses of several tasks can be compared on three scales:
   says *where* a task's losses are, for every metric, and so does the centre of mass. A removal that helps counts as a
   negative loss in both: counted as 0, the noise of layers that do nothing would draw every task to the middle.
 
-Limit of ``importance`` and of the centre: where one early layer breaks the model altogether, it holds most of all
-loss (above all in nats). Sweep or select the other layers to see where the rest is.
+Limits: where one early layer breaks the model altogether, it holds most of all loss; sweep or select the other layers
+to see where the rest is. Losses of an easy and of a hard task may differ though a removal does the same to both.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.bootstrap import N_BOOT, interval, ratio
-from depthlens.analysis.differences import interaction, relative_losses
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, floor_of, labels, paired_profiles, profiles
+from depthlens.analysis.layer_profiles import THIRDS, Profile, labels, paired_profiles, profile_of, profiles
+from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
-from depthlens.analysis.stats import ALPHA, BASELINE
+from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable, record_of
-from depthlens.errors import UserError, unknown
+from depthlens.errors import unknown
 from depthlens.metrics import metric_unit
 
 if TYPE_CHECKING:
@@ -43,20 +43,10 @@ if TYPE_CHECKING:
 
 SCALES = ("score", "above_chance", "importance")
 ABOVE_FLOOR = "of the score above the floor"
-FEWEST = 5  # documents that can prove a loss: the p-value of sign flips of four is above 0.05
 
 
-def third_losses(profile: Profile, loss: np.ndarray, base: np.ndarray, scale: str) -> np.ndarray:
-    """Loss in each depth third on one of `SCALES`.
-
-    Args:
-        profile: Whose layers and floor to use.
-        loss: Mean losses. Shape [draw, layer].
-        base: Mean scores of the whole model. Shape [draw].
-        scale: One of `SCALES`.
-
-    Returns:
-        Shape [draw, 3]; NaN where the share of something that is not above 0 is asked for.
+def third_losses(profile: Profile, scale: str) -> Mean:
+    """Loss in each depth third on one of `SCALES`. Shape [3].
 
     Raises:
         UserError: an unknown scale, or a metric that has no chance level to fall to.
@@ -65,24 +55,17 @@ def third_losses(profile: Profile, loss: np.ndarray, base: np.ndarray, scale: st
         raise unknown("scale", scale, SCALES)
     inside = (profile.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
     if scale == "importance":
-        return ratio(loss @ inside, loss.sum(1, keepdims=True))
-    mean = loss @ inside / inside.sum(0)
-    if scale == "score":
-        return mean
-    if profile.floor is None:
-        fault = f"{profile.metric} of task {profile.task} has no chance level"
-        raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
-    return ratio(mean, (base - profile.floor)[:, None])
+        return profile.share(inside)
+    weights = inside / inside.sum(0)
+    return profile.mean_loss(weights) if scale == "score" else profile.relative_loss(weights)
 
 
-def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFrame:
     """Loss of removing one layer of each depth third: the mean, or for ``importance`` the third's share of all losses.
 
     Args:
         result: A layer sweep.
         scale: One of `SCALES`.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
 
     Returns:
         One row a task that can be judged and third: task, third, loss, ci_low, ci_high.
@@ -91,15 +74,16 @@ def loss_by_third(result: Result, *, scale: str = "above_chance", seed: int = 0,
         UserError: the result has no single-layer conditions, or the scale does not fit a metric.
     """
     rows = []
-    for profile, values in _thirds(result, scale, seed, n_boot):
-        low, high = interval(values, len(profile.documents), skewed=not profile.binary)
-        rows += [(profile.label, *row) for row in zip(THIRDS, values[0], low, high, strict=True)]
+    for profile in profiles(result):
+        if not profile.unusable(scale):
+            found = third_losses(profile, scale)
+            rows += [(profile.label, *row) for row in zip(THIRDS, found.value, *found.interval(), strict=True)]
     return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
 
 
-def describe_first_third(result: Result, *, seed: int = 0) -> list[str]:
+def describe_first_third(result: Result) -> list[str]:
     """One sentence a task: how much of its losses the first third of the layers holds (claim C3)."""
-    shares = loss_by_third(result, scale="importance", seed=seed)
+    shares = loss_by_third(result, scale="importance")
     lines = []
     for row in shares[shares["third"] == THIRDS[0]].itertuples():
         amount = f"**{row.loss:.0%}** [{row.ci_low:.0%}, {row.ci_high:.0%}]"
@@ -108,36 +92,13 @@ def describe_first_third(result: Result, *, seed: int = 0) -> list[str]:
     return lines
 
 
-def _thirds(result: Result, scale: str, seed: int, n_boot: int) -> list[tuple[Profile, np.ndarray]]:
-    """Losses by third of the sample and of every draw [1 + n_boot, 3], for tasks that can be judged."""
-    usable = [p for p in profiles(result) if not p.unusable(scale)]
-    means = drawn(usable, seed=seed, n_boot=n_boot)
-    return [(p, third_losses(p, *m, scale)) for p, m in zip(usable, means, strict=True)]
-
-
-def centre(profile: Profile, loss: np.ndarray) -> np.ndarray:
-    """Centre of mass of losses over depth: the mean depth of the removed layers, each weighted with its loss.
-
-    Args:
-        profile: Whose layers to use.
-        loss: Mean losses. Shape [draw, layer].
-
-    Returns:
-        0 for a loss that is all in the model's first layer, 1 for its last; outside where losses below 0 weigh much;
-        NaN where the losses do not add up to more than 0. Shape [draw].
-    """
-    return ratio(loss @ profile.depth, loss.sum(1))
-
-
-def centre_of_mass(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> DescribedTable:
+def centre_of_mass(result: Result) -> DescribedTable:
     """How deep a task's losses are: the centre of mass of every task's profile, as a share of the model's depth.
 
     docs/methods.md has how often the interval covers the truth in simulations, which `benchmarks/coverage.py` repeats.
 
     Args:
         result: A layer sweep.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
 
     Returns:
         One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre). It is described
@@ -147,30 +108,28 @@ def centre_of_mass(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> De
         UserError: the result has no single-layer conditions.
     """
     rows, lines = [], []
-    chosen = profiles(result)
-    for profile, (loss, _) in zip(chosen, drawn(chosen, seed=seed, n_boot=n_boot), strict=True):
+    for profile in profiles(result):
         n = len(profile.documents)
         if profile.unplaced:
             rows.append((profile.label, n, np.nan, np.nan, np.nan, profile.unplaced))
             lines.append(f"{profile.label}: {profile.unplaced}, cannot judge (n = {n}).")
             continue
-        values = centre(profile, loss)
-        low, high = map(float, interval(values, n, skewed=not profile.binary))
-        rows.append((profile.label, n, float(values[0]), low, high, ""))
-        place = f"**{values[0]:.2f}** [{low:.2f}, {high:.2f}] of the model's depth (n = {n})"
+        value, low, high = (float(x) for x in (profile.centre.value, *profile.centre.interval()))
+        rows.append((profile.label, n, value, low, high, ""))
+        place = f"**{value:.2f}** {bounds(low, high)} of the model's depth (n = {n})"
         lines.append(f"{profile.label}: its losses centre at {place}.")
-    for row in centre_differences(result, seed=seed, n_boot=n_boot).itertuples():
-        gap = f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] of depth"
+    for row in centre_differences(result).itertuples():
+        gap = f"{row.difference:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')} of depth"
         if row.ci_low > 0 or row.ci_high < 0:
             side = "deeper" if row.difference > 0 else "less deep"
             lines.append(f"The losses of {row.task} are **{side}** than those of {row.other}: {gap}.")
         else:
             lines.append(f"The losses of {row.task} and of {row.other} are not proven to differ in depth: {gap}.")
     table = pd.DataFrame(rows, columns=["task", "n", "centre", "ci_low", "ci_high", "unplaced"])
-    return DescribedTable(table, lines, record_of("centre_of_mass", result, bootstrap_seed=seed, n_boot=n_boot))
+    return DescribedTable(table, lines, record_of("centre_of_mass", result))
 
 
-def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> pd.DataFrame:
+def centre_differences(result: Result) -> pd.DataFrame:
     """How much deeper the losses of one task are than those of another, for every two tasks with a centre of mass.
 
     Returns:
@@ -179,13 +138,10 @@ def centre_differences(result: Result, *, seed: int = 0, n_boot: int = N_BOOT) -
     Raises:
         UserError: see `centre_of_mass`.
     """
-    placed = [p for p in profiles(result) if not p.unplaced]
-    centres = [centre(p, loss) for p, (loss, _) in zip(placed, drawn(placed, seed=seed, n_boot=n_boot), strict=True)]
     rows = []
-    for (first, a), (second, b) in itertools.combinations(zip(placed, centres, strict=True), 2):
-        n = min(len(first.documents), len(second.documents))
-        low, high = interval(a - b, n, skewed=not (first.binary and second.binary))
-        rows.append((first.label, second.label, (a - b)[0], float(low), float(high)))
+    for a, b in itertools.combinations([p for p in profiles(result) if not p.unplaced], 2):
+        gap = a.centre - b.centre
+        rows.append((a.label, b.label, *(float(x) for x in (gap.value, *gap.interval()))))
     return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
 
 
@@ -242,19 +198,17 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
     return critical
 
 
-def critical_overlap(result: Result, *, seed: int = 0) -> DescribedTable:
+def critical_overlap(result: Result) -> DescribedTable:
     """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
 
     That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
-    losses is tested instead, over all conditions that both tasks have (`depthlens.analysis.differences.interaction`):
-    of relative losses, ``loss / (baseline - floor)``, where both tasks have a chance level, and in the metric's own
-    unit where both have the same metric without one. The floor is what a broken model scores: chance among options, 0
-    for a written answer. Where the two differ, a difference has to show with the lower one for both, too: else equal
-    answers would differ by their floors.
+    losses is tested instead, by step-down maxT over all conditions that both tasks have: of relative losses, ``loss /
+    (baseline - floor)``, where both tasks have a floor, and in the metric's own unit where both have the same metric
+    without one. The floor is what a broken model scores: chance among options, 0 for a written answer. Where the two
+    differ, a difference has to show with the lower one for both, too: else equal answers would differ by their floors.
 
     Args:
         result: A sweep.
-        seed: Of the test.
 
     Returns:
         In `table` one row a pair of tasks that can be judged: task, other, both (critical under both), more_task and
@@ -270,7 +224,7 @@ def critical_overlap(result: Result, *, seed: int = 0) -> DescribedTable:
     rows, counts, lines = [], [], []
     pairs = {label: pair for pair, label in labels(result).items()}
     for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
-        more, less, scale = _shown_differences(result, pairs[task], pairs[other], seed)
+        more, less, scale = _shown_differences(result, pairs[task], pairs[other])
         more_task, more_other = [c for c in a if c in more], [c for c in b if c in less]
         alone = [*(c for c in a if c not in b), *(c for c in b if c not in a)]
         not_shown = [c for c in alone if c not in more_task and c not in more_other]
@@ -292,58 +246,28 @@ def critical_overlap(result: Result, *, seed: int = 0) -> DescribedTable:
         lines.insert(0, f"{shown} ({text(most)}){rest}." if n else nothing)
     table = pd.DataFrame(rows, columns=["task", "other", "both", "more_task", "more_other", "not_shown", "scale"])
     lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
-    return DescribedTable(table, lines, record_of("critical_overlap", result, seed_of_test=seed))
+    return DescribedTable(table, lines, record_of("critical_overlap", result))
 
 
 def _shown_differences(
-    result: Result, first: tuple[str, str], second: tuple[str, str], seed: int
+    result: Result, first: tuple[str, str], second: tuple[str, str]
 ) -> tuple[list[str], list[str], str]:
     """Conditions that cost more under the first of two (task, metric), those under the second, and the scale."""
-    losses = [result.document_losses(*pair) for pair in (first, second)]
-    names = [c for c in losses[0] if c in losses[1]]
-    infos = [result.metric_info(*pair) for pair in (first, second)]
-    values = [table[names].to_numpy() for table in losses]
-    floors: list[float] = []
-    if all(info["chance"] is not None for info in infos):
-        scale = ABOVE_FLOOR
-        signs = [1.0 if info["higher_is_better"] else -1.0 for info in infos]
-        bases = [s * result.scores(*pair)[BASELINE].to_numpy() for s, pair in zip(signs, (first, second), strict=True)]
-        for sign, pair, info in zip(signs, (first, second), infos, strict=True):
-            floor = floor_of(result, pair[0], info, never_below_zero=False)
-            floors.append(sign * info["chance"] if floor is None else floor)
-        effects = [relative_losses(v, b - f) for v, b, f in zip(values, bases, floors, strict=True)]
-    elif first[1] == second[1]:
-        scale = metric_unit(first[1]) or f"of {first[1]}"
-        effects = [(value.mean(0), value - value.mean(0)) for value in values]
+    of = [result.document_losses(*pair) for pair in (first, second)]
+    names = [name for name in of[0] if name in of[1]]
+    rows = {(row.task, row.metric): row for row in result.baselines.itertuples()}
+    a, b = (profile_of(result, rows[pair], "", names, np.zeros(len(names))) for pair in (first, second))
+    if a.floor is not None and b.floor is not None:
+        scale, lower = ABOVE_FLOOR, min(a.floor, b.floor)
+        floors = dict.fromkeys([(a.floor, b.floor), (lower, lower)])
+        gaps = [replace(a, floor=x).relative_loss() - replace(b, floor=y).relative_loss() for x, y in floors]
+    elif a.metric == b.metric:
+        scale, gaps = metric_unit(a.metric) or f"of {a.metric}", [a.mean_loss() - b.mean_loss()]
     else:
         return [], [], ""
-    if not names or min(map(len, values)) < 2:
-        return [], [], ""
-    paired = _same_documents(result, first[0], second[0])
-    found = interaction(*effects, paired=paired, seed=seed)
-    shown = found.p_adjusted < ALPHA
-    if len(set(floors)) > 1:
-        lower = min(floors)
-        again = interaction(
-            *(relative_losses(v, b - lower) for v, b in zip(values, bases, strict=True)), paired=paired, seed=seed
-        )
-        shown &= (again.p_adjusted < ALPHA) & (again.difference * found.difference > 0)
-    more, less = (
-        [c for c, is_so in zip(names, shown & (sign * found.difference > 0), strict=True) if is_so] for sign in (1, -1)
-    )
+    sides = np.array([np.where(max_t(gap) < ALPHA, np.sign(gap.value), 0) for gap in gaps])  # [floors, condition]
+    more, less = ([names[i] for i in np.flatnonzero((sides == side).all(0))] for side in (1, -1))
     return more, less, scale
-
-
-def _same_documents(result: Result, first: str, second: str) -> bool:
-    """Whether two tasks ask the same documents in the same order; tasks without known questions share none."""
-    if first == second:
-        return True
-    if result.asked is None:
-        return False
-    asked = [result.asked[result.asked["task"] == task].sort_values("doc_id") for task in (first, second)]
-    ids = [set(result.docs.loc[result.docs["task"] == task, "doc_id"]) for task in (first, second)]
-    texts = [list(table.loc[table["doc_id"].isin(kept), "question"]) for table, kept in zip(asked, ids, strict=True)]
-    return ids[0] == ids[1] and texts[0] == texts[1]
 
 
 def describe_critical(result: Result) -> list[str]:
@@ -355,10 +279,6 @@ def describe_critical(result: Result) -> list[str]:
         score = f"{row.metric} {row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
         if row.at_chance:
             sentences.append(f"{label}: at chance, cannot judge ({score}).")
-            continue
-        if row.n < FEWEST:
-            needs = f"{row.n} documents cannot prove a loss, at least {FEWEST} are needed"
-            sentences.append(f"{label}: {needs} ({row.metric} {row.baseline:.2f} with nothing removed).")
             continue
         conditions = critical[label]
         every = list(losses.loc[losses["task"] == row.task, "condition"].unique())

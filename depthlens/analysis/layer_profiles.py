@@ -1,7 +1,7 @@
 """One task's scores by removed layer, document by document.
 
-`profiles` makes them from a layer sweep. What they say is a `depthlens.analysis.means.Mean`: the loss of each layer, its
-share of the score above the floor, its share of all losses.
+`profiles` makes them from a layer sweep. What they say is a `depthlens.analysis.means.Mean`: the loss of each layer,
+its share of the score above the floor, its share of all losses.
 """
 
 from __future__ import annotations
@@ -221,10 +221,23 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
             raise UserError(f"{fault}; sweep layers{suffix}")
     if single.duplicated().any() or not len(single):
         raise UserError(f"task {row.task} has not one condition a layer; give the result of a layer sweep")
+    return profile_of(result, row, label, list(single.index), single.to_numpy(dtype=int))
+
+
+def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], layers: np.ndarray) -> Profile:
+    """The scores of one task and metric under some conditions.
+
+    Args:
+        result: A sweep.
+        row: Of its `depthlens.Result.baselines`.
+        label: See `Profile`.
+        conditions: Any, whose scores are the columns of ``values``.
+        layers: The layer of each. Shape [condition].
+    """
     info = result.metric_info(row.task, row.metric)
     sign = 1.0 if info["higher_is_better"] else -1.0
-    scores = sign * result.scores(row.task, row.metric)
-    values, base = scores[list(single.index)].to_numpy(), scores[BASELINE].to_numpy()
+    scores = sign * result.scores(row.task, row.metric, row.model)
+    values, base = scores[list(conditions)].to_numpy(), scores[BASELINE].to_numpy()
     return Profile(
         model=row.model,
         task=row.task,
@@ -232,12 +245,12 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
         label=label,
         values=values,
         base=base,
-        layers=single.to_numpy(dtype=int),
+        layers=layers,
         documents=tuple(questions.identities(result, row.task)),
         n_layers=result.n_layers,
-        floor=floor_of(result, row.task, info, bool(values.min() >= 0 and base.min() >= 0)),
+        floor=floor_of(result, row.task, info, bool(values.min(initial=0) >= 0 and base.min() >= 0)),
         binary=stats.is_binary(np.abs(np.append(values, base))),
-        at_chance=row.at_chance,
+        at_chance=bool(row.at_chance),
         sign=sign,
         units=tuple(questions.units(result, row.task)),
     )
@@ -303,7 +316,7 @@ def paired_profiles(base: Result, distilled: Result) -> list[tuple[Profile, Prof
         if not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents)):  # what they are is known
             same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
     # the ids are the same, and so are the documents: an older result does not say what they are
-    return [(a, replace(b, documents=a.documents)) for a, b in pairs]
+    return [(a, replace(b, documents=a.documents, units=a.units)) for a, b in pairs]
 
 
 def same(what: str, task: str, models: Sequence[str], values: Sequence[Sequence]) -> None:

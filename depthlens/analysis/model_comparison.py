@@ -1,27 +1,13 @@
 """Two models under the same sweep: where in depth removing a layer costs the one more than the other.
 
 Made for a base model and what distillation made of it (claim C6). `compare_models` compares their losses by layer, by
-depth third and by the centre of mass. Everything is paired: both models answer the same documents, and the difference
-of differences ``(base whole - base without layer) - (distilled whole - distilled without layer)`` is taken document by
-document.
-
-Method, per layer:
-
-* **0/1 metrics**. The paired value is a whole number from -2 to 2. Its interval is Bonett and Price's [1] (Wald, with
-  one document added that goes each way), read with Student's t: unlike the plain t interval it never has zero width,
-  and it keeps its coverage where few documents change. In simulations with known truth (12 to 100 documents) it covers
-  in at least 94% of samples; the plain t interval falls to 84%. The test is the exact sign-flip test over documents,
-  computed from two binomials and not by drawing; it is McNemar's where all changes are of size 1.
-* **Other metrics**. Paired t interval and test.
-* **Correction**: step-down maxT, over the layers of one task and metric (`depthlens.analysis.max_t`).
-
-Thirds and centres are percentile bootstraps over documents, drawn jointly for both models
-(`depthlens.analysis.bootstrap`).
+depth third and by the centre of mass. Both models answer the same questions, so that everything is paired by question
+(`depthlens.analysis.means`); p-values of layers are of step-down maxT over the layers of one task and metric. Losses in
+nats are at most 1 a document.
 
 Limit: a model that scores higher has more to lose, so that a difference in the metric's own unit may only say so.
-Shares (``scale="above_chance"``, ``scale="importance"``, the centre of mass) are free of that.
-
-Reference: [1] Bonett, Price 2012, Journal of Educational and Behavioral Statistics 37:479-488.
+Shares (``scale="above_chance"``, ``scale="importance"``, the centre of mass) are free of that where damage is in
+proportion to the score.
 """
 
 from __future__ import annotations
@@ -31,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy
 
 from depthlens.analysis import stats
-from depthlens.analysis.bootstrap import N_BOOT, interval
-from depthlens.analysis.depth import centre, third_losses
+from depthlens.analysis.depth import third_losses
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, Profile, drawn, paired_profiles
-from depthlens.analysis.max_t import max_t
+from depthlens.analysis.layer_profiles import THIRDS, Profile, paired_profiles
+from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable, record_of
 
@@ -59,25 +43,21 @@ class ModelComparison(DescribedTable):
         thirds: One row a task that both models can be judged on, and third: task, third, base, distilled, difference
             (base minus distilled), ci_low, ci_high.
         centres: One row a task: task, n, base, distilled (centres as a share of depth, see
-            `depthlens.analysis.depth.centre`), shift (distilled minus base, above 0 where the losses moved deeper),
-            ci_low, ci_high, unplaced (why there is none: "MODEL: at chance"; "" if there is one).
+            `depthlens.analysis.layer_profiles.Profile.centre`), shift (distilled minus base, above 0 where the losses
+            moved deeper), ci_low, ci_high, unplaced (why there is none: "MODEL: at chance"; "" if there is one).
     """
 
     thirds: pd.DataFrame
     centres: pd.DataFrame
 
 
-def compare_models(
-    base: Result, distilled: Result, *, scale: str = "importance", seed: int = 0, n_boot: int = N_BOOT
-) -> ModelComparison:
+def compare_models(base: Result, distilled: Result, *, scale: str = "importance") -> ModelComparison:
     """Compare the losses of two models under the same layer sweep.
 
     Args:
         base: A layer sweep of one model.
         distilled: The same sweep of the other: same tasks, metrics, documents, conditions and settings.
         scale: Of ``thirds``: ``score``, ``above_chance`` or ``importance``; see `depthlens.analysis.depth`.
-        seed: Of the bootstraps.
-        n_boot: Number of draws.
 
     Returns:
         The comparison. Its sentences say, for every task, what the whole models score, which layers cost one model
@@ -88,11 +68,11 @@ def compare_models(
     """
     pairs = paired_profiles(base, distilled)
     layers = layer_differences(base, distilled)
-    centres = _centres(pairs, seed, n_boot)
-    shares = _thirds(pairs, "importance", seed, n_boot)
-    thirds = shares if scale == "importance" else _thirds(pairs, scale, seed, n_boot)
+    centres = _centres(pairs)
+    shares = _thirds(pairs, "importance")
+    thirds = shares if scale == "importance" else _thirds(pairs, scale)
     lines = [line for pair in pairs for line in _sentences(*pair, layers, shares, centres)]
-    record = record_of("compare_models", base, distilled, scale=scale, bootstrap_seed=seed, n_boot=n_boot)
+    record = record_of("compare_models", base, distilled, scale=scale)
     return ModelComparison(layers, lines, record, thirds, centres)
 
 
@@ -113,39 +93,37 @@ def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
     """
     tables = []
     for a, b in paired_profiles(base, distilled):
-        gap, low, high, p, p_adjusted = paired_gaps(a, b)
+        own, rival = a.mean_loss(), b.mean_loss()
+        gap = own - rival
         at_chance = ", ".join(x.model for x in (a, b) if x.at_chance)
-        columns = {"task": a.label, "layer": a.layers, "n": len(gap), "base": a.loss.mean(0)}
-        columns |= {"distilled": b.loss.mean(0), "difference": gap.mean(0), "ci_low": low, "ci_high": high}
+        columns = {"task": a.label, "layer": a.layers, "n": len(a.base), "base": own.value, "distilled": rival.value}
+        columns |= {"difference": gap.value} | dict(zip(("ci_low", "ci_high"), gap.interval(), strict=True))
         table = pd.DataFrame(columns)
-        table["p_value"], table["p_adjusted"] = (np.nan, np.nan) if at_chance else (p, p_adjusted)
+        table["p_value"], table["p_adjusted"] = (np.nan, np.nan) if at_chance else (gap.p(), max_t(gap))
         min_effect = base.metric_info(a.task, a.metric)["min_effect"]
         table["proven"] = (table["p_adjusted"] < ALPHA) & (table["difference"].abs() > min_effect)
         tables.append(table.assign(at_chance=at_chance))
     return pd.concat(tables, ignore_index=True)
 
 
-def _thirds(pairs: Pairs, scale: str, seed: int, n_boot: int) -> pd.DataFrame:
+def _thirds(pairs: Pairs, scale: str) -> pd.DataFrame:
     rows = []
     for pair in pairs:
-        if any(p.unusable(scale) for p in pair):
-            continue
-        means = drawn(pair, seed=seed, n_boot=n_boot)
-        a, b = (third_losses(p, *m, scale) for p, m in zip(pair, means, strict=True))
-        low, high = interval(a - b, len(pair[0].documents), skewed=not pair[0].binary)
-        rows += [(pair[0].label, *row) for row in zip(THIRDS, a[0], b[0], (a - b)[0], low, high, strict=True)]
+        if not any(p.unusable(scale) for p in pair):
+            a, b = (third_losses(p, scale) for p in pair)
+            numbers = a.value, b.value, (a - b).value, *(a - b).interval()
+            rows += [(pair[0].label, *row) for row in zip(THIRDS, *numbers, strict=True)]
     return pd.DataFrame(rows, columns=["task", "third", "base", "distilled", "difference", "ci_low", "ci_high"])
 
 
-def _centres(pairs: Pairs, seed: int, n_boot: int) -> pd.DataFrame:
+def _centres(pairs: Pairs) -> pd.DataFrame:
     rows = []
-    for pair in pairs:
-        n = len(pair[0].documents)
-        a, b = (centre(p, m[0]) for p, m in zip(pair, drawn(pair, seed=seed, n_boot=n_boot), strict=True))
-        values = [np.nan if p.unplaced else c[0] for p, c in zip(pair, (a, b), strict=True)]
-        why = "; ".join(f"{p.model}: {p.unplaced}" for p in pair if p.unplaced)
-        shift = (np.nan,) * 3 if why else ((b - a)[0], *map(float, interval(b - a, n, skewed=not pair[0].binary)))
-        rows.append((pair[0].label, n, *values, *shift, why))
+    for a, b in pairs:
+        values = [np.nan if p.unplaced else float(p.centre.value) for p in (a, b)]
+        why = "; ".join(f"{p.model}: {p.unplaced}" for p in (a, b) if p.unplaced)
+        shift = b.centre - a.centre
+        numbers = [np.nan] * 3 if why else [float(x) for x in (shift.value, *shift.interval())]
+        rows.append((a.label, len(a.documents), *values, *numbers, why))
     columns = ["task", "n", "base", "distilled", "shift", "ci_low", "ci_high", "unplaced"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -153,7 +131,8 @@ def _centres(pairs: Pairs, seed: int, n_boot: int) -> pd.DataFrame:
 def _sentences(a: Profile, b: Profile, layers: pd.DataFrame, thirds: pd.DataFrame, centres: pd.DataFrame) -> list[str]:
     table = layers[layers["task"] == a.label]
     own, rival = (x.sign * x.base for x in (a, b))
-    delta, low, high, p = stats.change(own, rival)
+    change = stats.changes(a.metric, rival - own, a.units)
+    delta, low, high, p = (float(x) for x in (change.value, *change.interval(), change.p()))
     scores = f"{b.model} scores {rival.mean():.2f} and {a.model} {own.mean():.2f} with nothing removed"
     more = f"; {(b if a.sign * delta > 0 else a).model} has more to lose, so compare shares" if p < ALPHA else ""
     gap = f"{delta:+.2f} {bounds(low, high, '+.2f')} (p = {p:.2g}, n = {len(a.base)})"
@@ -197,42 +176,3 @@ def _third(row: Any, a: Profile, b: Profile) -> str:
     return (
         f"the {row.third} holds {row.distilled:.2f} of all loss in {b.model}, {row.base:.2f} in {a.model}: {gap}{sure}"
     )
-
-
-def paired_gaps(a: Profile, b: Profile) -> tuple[np.ndarray, ...]:
-    """How much more each condition costs ``a`` than ``b``, on the same documents in the same order.
-
-    Returns:
-        Differences of shape [document, condition]; lower and upper ends of the means' intervals, p-values, and those of
-        step-down maxT, each of shape [condition].
-    """
-    gap, binary = a.loss - b.loss, a.binary and b.binary
-    if binary:
-        low, high, p = whole_number_test(gap)
-    else:
-        low, high, p = stats.paired_t(gap.T, float(np.ptp(a.loss) + np.ptp(b.loss)))
-    return gap, low, high, p, max_t(gap.T, symmetric=binary)
-
-
-def whole_number_test(gap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Interval and exact sign-flip p-value for each column of whole numbers from -2 to 2. Shapes [layer].
-
-    No interval where fewer than `depthlens.analysis.stats.FEWEST` documents differ; see there. Student's interval has
-    half an imaginary document that differs by one either way, so that none has zero width. Bonett and Price (2012,
-    J. Educ. Behav. Stat. 37:479-488) take two, which cover in up to 99% here, and this in 94% to 97.5% from 30
-    documents on.
-    """
-    n = len(gap) + 0.5
-    mean = gap.sum(0) / n
-    half = scipy.stats.t.ppf((1 + stats.LEVEL) / 2, n - 1) * np.sqrt(((np.square(gap).sum(0) + 0.5) / n - mean**2) / n)
-    ends = np.where((gap != 0).sum(0) >= stats.FEWEST, [mean - half, mean + half], np.nan)
-    sizes = ((np.abs(gap) == 1).sum(0), (np.abs(gap) == 2).sum(0), np.abs(gap.sum(0)).astype(int))
-    return *ends, np.array([sign_flip_p(*column) for column in np.transpose(sizes).tolist()])
-
-
-def sign_flip_p(ones: int, twos: int, total: int) -> float:
-    """Chance that ``ones`` values of size 1 and ``twos`` of size 2, signs at random, add up to at least ``total``."""
-    one, two = np.arange(ones + 1), np.arange(twos + 1)
-    chance = np.outer(scipy.stats.binom.pmf(one, ones, 0.5), scipy.stats.binom.pmf(two, twos, 0.5))
-    sums = np.add.outer(2 * one - ones, 2 * (2 * two - twos))
-    return float(min(1.0, chance[np.abs(sums) >= total].sum()))

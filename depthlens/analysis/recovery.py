@@ -1,10 +1,10 @@
 """How much of the gap between a base model and its donor transplants close.
 
 A transplant is a condition that takes parts from a donor (``L0-11@donor``, see `depthlens.ablations`). With mean
-scores over the same documents it recovers ``(transplant - base) / (donor - base)``: 0 is the base, 1 the donor, below 0
-worse than either. Intervals are bootstraps over documents, drawn jointly for all three, with Hall's correction for
-skewness where scores are not 0 or 1 (`depthlens.analysis.bootstrap.interval`). The share is given where the donor is
-proven better than the base: without a gap there is nothing to recover, and a ratio of noise could be anything.
+scores over the same questions it recovers ``(transplant - base) / (donor - base)``: 0 is the base, 1 the donor, below 0
+worse than either. Intervals are of the quotient of two means over questions (`depthlens.analysis.means`). The share is
+given where the donor is proven better than the base: without a gap there is nothing to recover, and a ratio of noise
+could be anything. Differences in nats are at most 1 a document.
 
 Limit: the transplanted parts work beside layers that they were not trained with. A low share says that the parts do not
 work there, not that the ability is elsewhere.
@@ -20,9 +20,9 @@ import scipy
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, INDEXED, parse_condition
-from depthlens.analysis import stats
-from depthlens.analysis.bootstrap import N_BOOT, draws, imaginary, interval, ratio
+from depthlens.analysis import questions, stats
 from depthlens.analysis.layer_profiles import comparable, labels, same
+from depthlens.analysis.means import Mean
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
@@ -38,14 +38,12 @@ NO_GAP = "the donor is not proven better than the base"
 ONE, BOTTOM, TOP = "of one layer", "from the bottom", "from the top"
 
 
-def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot: int = N_BOOT) -> DescribedTable:
+def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
     """What share of the gap between base and donor each transplant recovers.
 
     Args:
         result: A sweep of the base model over conditions that take parts from the donor; others are left out.
         donor: The donor's own scores (baseline) on the same tasks, metrics and documents; its conditions are not read.
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
 
     Returns:
         One row a task and transplant: task, metric, condition, site, first, last (the layers that it changes, where
@@ -73,17 +71,18 @@ def transplant_recovery(result: Result, donor: Result, *, seed: int = 0, n_boot:
         stretches = pd.DataFrame([_stretch(c) for c in conditions], columns=["site", "first", "last"])
         sign = 1 if result.metric_info(task, metric)["higher_is_better"] else -1
         base, goal, moved = (sign * x.to_numpy() for x in (scores[BASELINE], of_donor[BASELINE], scores[conditions]))
-        shares, no_gap = recovered_shares(base, goal, moved, seed, n_boot)
+        share, no_gap = recovered_share(metric, base, goal, moved, questions.units(result, task).to_numpy())
         columns: dict[str, Any] = {"task": label, "metric": metric, "condition": conditions}
         columns |= dict(stretches.astype({"first": "Int64", "last": "Int64"}).items())
         columns |= {"n": len(scores), "value": rows["value"]}
         ends = limits(metric, scores.to_numpy().min(), scores.to_numpy().max())
         columns |= {f"value_{end}": (rows["baseline"] + rows[f"ci_{end}"]).clip(*ends) for end in ("low", "high")}
         columns |= {"base": rows["baseline"], "donor": of_donor[BASELINE].mean()}
-        columns |= dict(zip(("recovered", "ci_low", "ci_high"), shares.T, strict=True))
+        numbers = [np.nan] * 3 if no_gap else [share.value, *share.interval()]
+        columns |= dict(zip(("recovered", "ci_low", "ci_high"), numbers, strict=True))
         tables.append(pd.DataFrame(columns | {"p_adjusted": rows["p_adjusted"], "no_gap": no_gap}))
     table = pd.concat(tables, ignore_index=True)
-    record = record_of("transplant_recovery", result, donor, bootstrap_seed=seed, n_boot=n_boot)
+    record = record_of("transplant_recovery", result, donor)
     return DescribedTable(table, _sentences(table), record)
 
 
@@ -131,8 +130,8 @@ def _sentences(table: pd.DataFrame) -> list[str]:
 def _half(chosen: pd.DataFrame) -> str:
     """The smallest transplant of a series that surely recovers half of the gap.
 
-    The smallest is sought among all of the series, so that the lower bounds are those of simultaneous intervals: each
-    is moved out by the ratio of the normal quantiles of the corrected level (Bonferroni) and of 95%.
+    The smallest is sought among all of the series, so that each lower bound is moved out by the ratio of the normal
+    quantiles of the level that Bonferroni corrects and of 95%.
     """
     wider = scipy.stats.norm.isf(ALPHA / 2 / len(chosen)) / scipy.stats.norm.isf(ALPHA / 2)
     low = chosen["recovered"] - wider * (chosen["recovered"] - chosen["ci_low"])
@@ -156,30 +155,21 @@ def _share(row: Mapping[Any, Any] | pd.Series) -> str:
     return f"{row['recovered']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
 
 
-def recovered_shares(
-    base: np.ndarray, goal: np.ndarray, moved: np.ndarray, seed: int, n_boot: int
-) -> tuple[np.ndarray, str]:
-    """Recovered shares with their intervals [condition, 3], NaN and a reason where there is no gap.
+def recovered_share(
+    metric: str, base: np.ndarray, goal: np.ndarray, moved: np.ndarray, units: np.ndarray
+) -> tuple[Mean, str]:
+    """Recovered share under each transplant, and why it says nothing where there is no gap ("" if it does).
 
     Args:
+        metric: Its name.
         base: Scores of the base. Shape [document].
         goal: Scores of the donor. Shape [document].
         moved: Scores under each transplant. Shape [document, condition].
-        seed: Of the bootstrap.
-        n_boot: Number of draws.
+        units: See `depthlens.analysis.means.mean`. Shape [document].
     """
-    n, n_conditions = moved.shape
-    gap, *_, p = stats.change(base, goal)
-    if not (gap > 0 and p < ALPHA):
-        return np.full((n_conditions, 3), np.nan), NO_GAP
-    counts = draws(n, n_boot, seed)
-    gained = counts @ (moved - base[:, None])
-    binary = stats.is_binary(np.abs(np.column_stack([base, goal, moved])))
-    if binary:
-        rng = np.random.default_rng([seed, 1])
-        gained[1:] += np.hstack([imaginary((n_boot, 1), rng) for _ in range(n_conditions)])
-    share = ratio(gained, (counts @ (goal - base))[:, None])
-    return np.column_stack([share[0], *interval(share, n, skewed=not binary)]), ""
+    gap = stats.changes(metric, goal - base, units)
+    share = stats.changes(metric, moved - base[:, None], units) / gap
+    return share, "" if gap.value > 0 and gap.p() < ALPHA else NO_GAP
 
 
 def _stretch(condition: str) -> tuple[str, int | None, int | None]:

@@ -22,15 +22,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import run_differences, run_sentences, run_settings, run_verdicts, stats
-from depthlens.analysis.bootstrap import interval, ratio
-from depthlens.analysis.layer_profiles import drawn
+from depthlens.analysis import run_differences, run_sentences, run_settings, run_verdicts
 from depthlens.analysis.run_families import WHOLE, Family, Key, Pair, Run, families, pair, same_parts
 from depthlens.analysis.saving import Saveable
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 
-N_BOOT = 2000
 BASELINES = [
     *Key._fields[:3], "run", "model", "n", "baseline", "ci_low", "ci_high", "chance", "at_chance", "group", "reference",
     "documents", "difference", "difference_low", "difference_high", "p_adjusted", "shown",
@@ -43,7 +40,6 @@ CENTRES = [
     *Key._fields, "run", "group", "measure", "n", "value", "ci_low", "ci_high", "why", "reference",
     "difference", "difference_low", "difference_high", "p_adjusted", "shown",
 ]  # fmt: skip
-_DRAWS_A_TEST = 200  # so that a p-value that is corrected for many pairs can be below 0.05
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,17 +52,17 @@ class Comparison(Saveable):
     Attributes:
         settings: One row a setting and run; see `depthlens.analysis.run_settings.table`.
         baselines: One row a run, task and metric: the whole model's score with its 95% interval, chance, and its
-            difference (``p_adjusted`` by Holm over the pairs of runs).
+            difference (``p_adjusted`` by Bonferroni over the pairs of runs).
         profiles: One row a run and condition: loss in the metric's unit, ``share`` of the score above the floor, both
             with 95% intervals, ``depth`` (layer / (n_layers - 1)), and whether the condition is critical.
         differences: One row a condition, pair of runs and ``scale`` (``score`` or ``above floor``); ``shown`` where
-            ``p_adjusted`` is below 0.05. Intervals are of one condition on the scale ``score``, else simultaneous.
+            ``p_adjusted`` is below 0.05. Intervals are of one condition.
         centres: One row a run, family over depth and ``measure``: ``centre of mass`` as a share of depth, and the share
             of all losses that each third of the layers holds.
         verdicts: One row a run and part of a claim; see `depthlens.analysis.run_verdicts`.
         notes: What was not compared, and why.
         sentences: See `describe`.
-        record: Runs, models, seed, and whether the runs are stages.
+        record: Runs, models, and whether the runs are stages.
     """
 
     settings: pd.DataFrame
@@ -97,14 +93,12 @@ class Comparison(Saveable):
         return "\n".join([*self.sentences, *(f"Note: {note}" for note in self.notes)])
 
 
-def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_boot: int = N_BOOT) -> Comparison:
+def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
     """Compare runs; see the module's docstring.
 
     Args:
         runs: Two or more, with names of their own.
         stages: Whether they are stages of training in order: each is compared with the one before it.
-        seed: Of all draws.
-        n_boot: Draws of the bootstraps of centres; more are made for many runs.
 
     Raises:
         UserError: fewer than two runs, results that cannot be read together, or runs with nothing in common.
@@ -131,12 +125,12 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
         if key.parts == WHOLE:
             rows["baselines"] += _baselines(key, found, groups, pairs)
         else:
-            rows["profiles"] += [_profile(key, family, groups[name], seed) for name, family in found.items()]
+            rows["profiles"] += [_profile(key, family, groups[name]) for name, family in found.items()]
             for one in pairs:
                 if same_parts(one.own, one.reference):
-                    rows["differences"] += run_differences.losses(key, one, len(pairs), seed)
+                    rows["differences"] += run_differences.losses(key, one, len(pairs))
             if key.over_depth:
-                rows["centres"] += _centres(key, found, groups, pairs, seed, n_boot)
+                rows["centres"] += _centres(key, found, groups, pairs)
     settings = run_settings.table(_settings(runs))
     found_tables = {
         "settings": settings,
@@ -151,7 +145,7 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False, seed: int = 0, n_
         "runs": [run.name for run in runs],
         "paths": [run.path for run in runs],
     }
-    record |= {"models": _models(runs), "stages": stages, "seed": seed, "n_boot": n_boot}
+    record |= {"models": _models(runs), "stages": stages}
     notes = list(dict.fromkeys(notes))
     lines = list(run_sentences.sentences(found_tables))
     return Comparison(**found_tables, notes=notes, sentences=lines, record=record)
@@ -251,34 +245,27 @@ def _limits(key: Key, found: Mapping[str, Family], pairs: Sequence[Pair]) -> Ite
 def _baselines(
     key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
-    tests = [run_differences.whole_models(p) for p in pairs]
-    adjusted = stats.holm_of_known(np.array([test[-1] for test in tests]))
-    compared = {
-        p.own.run: {
-            "reference": p.reference.run,
-            "documents": p.documents,
-            "difference": test[0],
-            "difference_low": test[1],
-            "difference_high": test[2],
-            "p_adjusted": p_value,
-            "shown": bool(p_value < ALPHA),
-        }
-        for p, test, p_value in zip(pairs, tests, adjusted, strict=True)
-    }
+    compared = {}
+    for p in pairs:
+        change = run_differences.whole_models(p)
+        low, high = change.interval()
+        p_value = min(1.0, float(change.p()) * len(pairs))
+        numbers = {"difference": change.value, "difference_low": low, "difference_high": high, "p_adjusted": p_value}
+        about = {"reference": p.reference.run, "documents": p.documents, "shown": p_value < ALPHA}
+        compared[p.own.run] = about | {name: float(x) for name, x in numbers.items()}
     for name, family in found.items():
         row = {"place": key.place, "run": name, "group": groups[name], **family.baseline}
         blank = {"reference": "", "documents": "", "shown": False}
         yield {**dict.fromkeys(BASELINES, math.nan), **row, **blank, **compared.get(name, {})}
 
 
-def _profile(key: Key, family: Family, group: int, seed: int) -> pd.DataFrame:
+def _profile(key: Key, family: Family, group: int) -> pd.DataFrame:
     """The rows of `PROFILES` of one run and family."""
     losses, profile = family.losses, family.profile
     shares = np.full((3, len(losses)), np.nan)
-    if family.room is not None and profile.floor is not None:
-        ((loss, base),) = drawn([profile], seed=seed, n_boot=N_BOOT)
-        draws = ratio(loss, (base - profile.floor)[:, None])
-        shares[0], shares[1:] = draws[0], interval(draws, len(profile.base), skewed=not profile.binary)
+    if family.has_room:
+        found = profile.relative_loss()
+        shares[:] = found.value, *found.interval()
     depth = np.where(profile.layers >= 0, profile.depth, np.nan)
     columns = {
         **key._asdict(),
@@ -303,23 +290,13 @@ def _profile(key: Key, family: Family, group: int, seed: int) -> pd.DataFrame:
 
 
 def _centres(
-    key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair], seed: int, n_boot: int
+    key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `CENTRES` of one family; p-values are corrected over pairs, those of thirds also over thirds."""
-    n_boot = max(n_boot, _DRAWS_A_TEST * len(pairs) * 3)
-    moves = np.array([run_differences.moved(p, seed, n_boot) for p in pairs]).reshape(len(pairs), 4, 4)
-    adjusted = np.full((len(pairs), 4), np.nan)
-    for part in (slice(0, 1), slice(1, 4)):
-        adjusted[:, part] = stats.holm_of_known(moves[:, part, 3].ravel()).reshape(adjusted[:, part].shape)
-    at = {p.own.run: i for i, p in enumerate(pairs)}
+    """The rows of `CENTRES` of one family."""
+    compared = {p.own.run: (p.reference.run, run_differences.moved(p, len(pairs))) for p in pairs}
     for name, family in found.items():
-        for j, row in enumerate(run_differences.placed(family, seed, n_boot)):
-            compared = {"reference": "", "shown": False}
-            compared |= dict.fromkeys(("difference", "difference_low", "difference_high", "p_adjusted"), math.nan)
-            if (i := at.get(name)) is not None:
-                difference, low, high, _ = moves[i, j]
-                shown = bool(adjusted[i, j] < ALPHA and (low > 0 or high < 0))
-                compared |= {"reference": pairs[i].reference.run, "shown": shown}
-                compared |= {"difference": difference, "difference_low": low, "difference_high": high}
-                compared |= {"p_adjusted": adjusted[i, j]}
-            yield {**key._asdict(), "run": name, "group": groups[name], **row, **compared}
+        reference, moves = compared.get(name, ("", np.full((4, 4), np.nan)))
+        for row, move in zip(run_differences.placed(family), moves, strict=True):
+            numbers = dict(zip(("difference", "difference_low", "difference_high", "p_adjusted"), move, strict=True))
+            about = {"reference": reference, "shown": bool(move[3] < ALPHA)}
+            yield {**key._asdict(), "run": name, "group": groups[name], **row, **about, **numbers}

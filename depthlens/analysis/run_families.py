@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
-from depthlens.analysis import questions, run_settings, stats
-from depthlens.analysis.layer_profiles import Profile, floor_of
+from depthlens.analysis import run_settings, stats
+from depthlens.analysis.layer_profiles import Profile, profile_of
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError, one_line
 
 OTHER, WHOLE = "other conditions", "whole model"
@@ -100,12 +99,10 @@ class Family:
     deciding: Mapping[str, Any]
 
     @property
-    def room(self) -> np.ndarray | None:
-        """What there is to lose on each document; None where the metric has no floor or nothing is above it."""
-        if self.profile.floor is None or self.profile.at_chance or not (self.profile.base > self.profile.floor).any():
-            return None
-        room = self.profile.base - self.profile.floor
-        return room if room.mean() > 0 else None
+    def has_room(self) -> bool:
+        """Whether the whole model scores above a floor, so that losses are shares of something."""
+        p = self.profile
+        return p.floor is not None and not p.at_chance and bool(p.base.mean() > p.floor)
 
     def of(self, conditions: Sequence[str], documents: Sequence[str]) -> Family:
         """The same with some conditions and documents, in the order that is given."""
@@ -119,7 +116,7 @@ class Family:
             base=p.base[rows],
             layers=p.layers[at],
             documents=tuple(documents),
-            subtasks=None if p.subtasks is None else tuple(p.subtasks[i] for i in rows),
+            units=tuple(p.units[i] for i in rows),
         )
         losses = self.losses.iloc[at].reset_index(drop=True)
         return replace(
@@ -175,29 +172,11 @@ def _by_place(losses: pd.DataFrame) -> pd.DataFrame:
 
 def _family(run: str, result: Result, base: Any, losses: pd.DataFrame, named: Mapping[str, Any]) -> Family:
     info = result.metric_info(base.task, base.metric)
-    sign = 1.0 if info["higher_is_better"] else -1.0
-    scores = sign * result.scores(base.task, base.metric)
     conditions = tuple(losses["condition"])
-    own, values = scores[BASELINE].to_numpy(), scores[list(conditions)].to_numpy()
-    subtasks = questions.subtasks(result, base.task)
     parsed = [parse_condition(c) for c in conditions]
     single = [c.ablations[0] if len(c.ablations) == 1 else None for c in parsed]
-    profile = Profile(
-        model=base.model,
-        task=base.task,
-        metric=base.metric,
-        label=f"{base.task} {base.metric.removesuffix(',none')}",
-        values=values,
-        base=own,
-        layers=np.array([-1 if a is None else a.layer for a in single], dtype=int),
-        documents=tuple(questions.identities(result, base.task)),
-        n_layers=result.n_layers,
-        floor=floor_of(result, base.task, info, bool(values.min(initial=0) >= 0 and own.min() >= 0)),
-        binary=stats.is_binary(np.abs(np.append(values, own))),
-        at_chance=bool(base.at_chance),
-        sign=sign,
-        subtasks=None if subtasks is None else tuple(subtasks),
-    )
+    layers = np.array([-1 if a is None else a.layer for a in single], dtype=int)
+    label = f"{base.task} {base.metric.removesuffix(',none')}"
     shown = (losses["p_adjusted"] < stats.ALPHA) & (losses["loss"] > losses["min_effect"]) & ~losses["at_chance"]
     deciding = run_settings.deciding(
         named, donor=any(c.uses("donor") for c in parsed), reference=any(c.uses("mean") for c in parsed)
@@ -206,7 +185,7 @@ def _family(run: str, result: Result, base: Any, losses: pd.DataFrame, named: Ma
         run=run,
         baseline=base._asdict(),
         conditions=conditions,
-        profile=profile,
+        profile=profile_of(result, base, label, conditions, layers),
         heads=np.array([-1 if a is None else a.index for a in single], dtype=int),
         min_effect=float(info["min_effect"]),
         losses=losses,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import documents, stats
+from depthlens.analysis import documents, questions, stats
 from depthlens.analysis.documents import PARSED
 from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError
@@ -79,7 +79,7 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
         One row a condition, the baseline first: condition, layer, head, n, value (mean score), wrong, unparsed (shares;
         the three add up to 1), cut_off (share of answers that had not ended when they had as many tokens as were
         allowed; NaN where it is not known), and the change of ``unparsed`` from the baseline: rise, ci_low, ci_high
-        (Tango's 95% interval), p_value (McNemar's exact test, not corrected).
+        (95% interval), p_value (not corrected).
 
     Raises:
         UserError: see `parsed`; or the metric is a log-likelihood, for which the model writes nothing.
@@ -91,13 +91,15 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
         raise UserError(f"metric {metric}: the model writes nothing for it that could be read{allowed}")
     scores = documents.table(result.docs, "value", task, metric, model)
     names = [BASELINE, *(name for name in scores if name != BASELINE)]
-    lost = (~readable[names]).to_numpy().T.astype(float)  # [condition, document]
-    rise, low, high, p = stats.paired_change(lost[0], lost, binary=True)
+    lost = (~readable[names]).to_numpy(dtype=float)  # [document, condition]
+    rise = stats.changes(metric, lost - lost[:, :1], questions.units(result, task).to_numpy())
+    is_base = np.array(names) == BASELINE
+    low, high = np.where(is_base, 0.0, rise.interval())
     parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]
-    value, share = scores[names].mean().to_numpy(), lost.mean(1)
+    value, share = scores[names].mean().to_numpy(), lost.mean(0)
     table = parts.reset_index().assign(n=len(scores), value=value, wrong=1 - value - share, unparsed=share)
     table["cut_off"] = 1 - _complete(result, task, metric, model)[names].mean().to_numpy(dtype=float, na_value=np.nan)
-    return table.assign(rise=rise, ci_low=low, ci_high=high, p_value=np.where(np.array(names) == BASELINE, np.nan, p))
+    return table.assign(rise=rise.value, ci_low=low, ci_high=high, p_value=np.where(is_base, np.nan, rise.p()))
 
 
 def _complete(result: Result, task: str, metric: str, model: str | None) -> pd.DataFrame:

@@ -107,6 +107,7 @@ def greedy_removal(
         tolerance=tolerance,
         max_removed=min(asked, n_layers - 1),
         sign=1.0 if better else -1.0,
+        metric=name,
     )
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
     order = [row["layer"] for row in rows[1:]]

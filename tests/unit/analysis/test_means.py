@@ -1,0 +1,177 @@
+"""Means over units by numbers that are worked out by hand, their families by all flips, and repeated questions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import made_results
+import numpy as np
+import pytest
+from scipy import stats as sps
+
+from depthlens.analysis import stats
+from depthlens.analysis.means import IMAGINARY, Mean, max_t, mean
+
+ROUNDING = 1e-9
+RNG = np.random.default_rng(0)
+X, Y = RNG.random(12), RNG.random(12) + 1
+
+
+def ends(found: Mean) -> tuple[float, float]:
+    low, high = found.interval()
+    return float(low), float(high)
+
+
+def students(value: float, error: float, n: int) -> tuple[float, float]:
+    half = sps.t.ppf(0.975, n - 1) * error
+    return pytest.approx((value - half, value + half), abs=ROUNDING)
+
+
+def test_a_mean_has_students_interval_of_its_documents_and_of_those_that_are_imagined():
+    values = np.array([1.0, 1.0, 1.0, 0.0, -1.0])  # mean 0.4, squares around it sum to 3.2
+    assert ends(mean(values, bounded=False)) == students(0.4, math.sqrt(3.2 / 4 / 5), 5)
+    assert ends(mean(values)) == students(0.4, math.sqrt(3.2 / 4 / 5 + 2 * IMAGINARY**2 / 25), 5)
+    assert float(mean(values, bounded=False).p()) == pytest.approx(sps.ttest_1samp(values, 0).pvalue)
+    nothing = ends(mean(np.zeros(5)))
+    assert nothing[0] == -nothing[1] < 0, "that nothing changed does not show that nothing changes"
+    assert all(map(math.isnan, ends(mean(np.ones(1)))))
+
+
+@pytest.mark.parametrize("shared", [0, 3, 6])
+def test_units_that_two_means_share_are_paired(shared):
+    a, b = {f"q{i}": X[i] for i in range(6)}, {f"q{6 - shared + i}": Y[i] for i in range(6)}
+    first, second = (mean(np.array([*of.values()]), [*of], bounded=False) for of in (a, b))
+    gap = first - second
+    by_hand = 0.0
+    for name in {**a, **b}:
+        of_a = (a[name] - X[:6].mean()) / 6 if name in a else 0.0
+        of_b = (b[name] - Y[:6].mean()) / 6 if name in b else 0.0
+        by_hand += 6 / 5 * (of_a - of_b) ** 2
+    assert ends(gap) == students(X[:6].mean() - Y[:6].mean(), math.sqrt(by_hand), 6)
+    assert gap.added.sum() == pytest.approx(float(gap.value))
+
+
+def test_order_of_units_does_not_matter():
+    names = np.array([f"q{i}" for i in range(12)])
+    order = np.random.default_rng(1).permutation(12)
+    assert ends(mean(X, names) - mean(Y, names)) == pytest.approx(ends(mean(X, names) - mean(Y[order], names[order])))
+
+
+def test_a_quotient_is_the_delta_methods():
+    ratio = X.mean() / Y.mean()
+    error = np.std(X - ratio * Y, ddof=1) / math.sqrt(12) / Y.mean()
+    found = mean(X, bounded=False) / mean(Y, bounded=False)
+    assert ends(found) == students(ratio, error, 12)
+    assert found.added.sum() == pytest.approx(ratio) and found.centred.sum() == pytest.approx(0, abs=ROUNDING)
+    imagined = 2 * (IMAGINARY / 12) ** 2 * (1 + ratio**2) / Y.mean() ** 2
+    assert ends(mean(X) / mean(Y)) == students(ratio, math.sqrt(error**2 + imagined), 12)
+    assert np.isnan((mean(X) / mean(-Y)).value) and float((mean(X) / mean(-Y)).p()) == 1
+
+
+def test_several_values_are_divided_and_added_as_each_by_itself():
+    table = np.random.default_rng(2).random((12, 3))
+    together = [mean(table) / mean(Y), mean(table) + mean(X), mean(table) * 2.0]
+    for i in range(3):
+        alone = mean(table[:, i])
+        for found, own in zip(together, [alone / mean(Y), alone + mean(X), alone * 2.0], strict=True):
+            assert ends(found[i]) == pytest.approx(ends(own))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_a_p_value_of_one_minus_the_level_has_its_interval_end_at_nothing(level):
+    half = sps.t.ppf((1 + level) / 2, 11) * float(mean(X).error)
+    moved = mean(X - X.mean() + half)
+    assert float(moved.p()) == pytest.approx(1 - level)
+    assert float(moved.interval(level)[0]) == pytest.approx(0, abs=ROUNDING)
+
+
+def test_a_question_that_is_asked_three_times_is_one_unit():
+    table = np.random.default_rng(3).random((12, 4)) - 0.3
+    once, thrice = mean(table, bounded=False), mean(np.repeat(table, 3, 0), np.repeat(np.arange(12), 3), bounded=False)
+    assert thrice.n == 12
+    for one, other in zip(once.interval(), thrice.interval(), strict=True):
+        np.testing.assert_allclose(one, other)
+    np.testing.assert_array_equal(max_t(once), max_t(thrice))
+
+
+def test_subjects_are_a_ratio_of_sums():
+    sizes = np.array([1, 2, 3, 6])
+    subjects = np.repeat(np.arange(4), sizes)
+    sums = np.array([X[subjects == s].sum() for s in range(4)])
+    left = sums - X.mean() * sizes  # what each subject adds beyond its share of the documents
+    error = math.sqrt(4 / 3 * (left**2).sum()) / 12
+    assert ends(mean(X, subjects, bounded=False)) == students(X.mean(), error, 4)
+
+
+def all_flips(values: np.ndarray) -> np.ndarray:
+    """Westfall and Young's algorithm 4.1 over all flips, written as it reads. [unit, condition] to [condition]."""
+    z = values / np.sqrt(np.square(values).sum(0))
+    own = np.abs(z.sum(0))
+    flips = [np.abs(np.array(signs) @ z) for signs in itertools.product([1, -1], repeat=len(z))]
+    p, so_far, left = np.empty(len(own)), 0.0, list(np.argsort(-own))
+    while left:
+        so_far = max(so_far, float(np.mean([sums[left].max() >= own[left[0]] - ROUNDING for sums in flips])))
+        p[left.pop(0)] = so_far
+    return p
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_max_t_is_step_down_over_all_flips(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((9, 6)) + np.array([1.5, 0.8, 0.4, 0.2, 0, 0])
+    p = max_t(mean(values))
+    assert p == pytest.approx(all_flips(values))
+    of_drawn_flips = 4 * 0.5 / math.sqrt(500)  # four standard errors
+    assert max_t(mean(values), n_flips=500) == pytest.approx(p, abs=of_drawn_flips)
+    assert (max_t(mean(-4 * values[::-1])) == p).all()
+
+
+def test_one_condition_of_right_and_wrong_answers_is_the_sign_test():
+    p = max_t(mean(np.r_[-np.ones(9), np.ones(2)][:, None]))
+    assert p[0] == pytest.approx(sps.binomtest(2, 11).pvalue)
+
+
+@pytest.mark.parametrize(("values", "p"), [
+    (np.zeros((4, 3)), 1.0), (np.full((3, 2), -0.1), 0.25), (np.full((1, 1), 5.0), 1.0), (np.zeros((4, 0)), None),
+    (np.full((30, 1), 1e-14), 1.0),
+])  # fmt: skip
+def test_samples_that_hold_next_to_nothing(values, p):
+    found = max_t(mean(values))
+    assert len(found) == values.shape[1] and (found == p).all()
+
+
+def test_correlated_conditions_cost_less_than_bonferronis_correction():
+    rng = np.random.default_rng(0)
+    values = 0.95 * rng.standard_normal((40, 1)) + 0.3 * rng.standard_normal((40, 200)) + 0.5
+    found = mean(values)
+    assert (max_t(found) < 0.05).all() and (found.p() * 200 < 0.05).sum() < 150
+
+
+DRAWS, NOISE = 200, 3 * math.sqrt(0.05 * 0.95 / 200)  # three standard errors of a share of 5%
+
+
+@pytest.mark.parametrize("kind", ["right and wrong", "probabilities"])
+def test_false_effects_of_questions_that_are_asked_three_times(kind):
+    """V5: 20 conditions that change nothing on average. Without units most families have a false effect."""
+    rng, wrong, without = np.random.default_rng(4), 0, 0
+    for _ in range(DRAWS):
+        shared = rng.standard_normal((60, 1)) + rng.standard_normal((60, 20))
+        values = np.sign(shared) * (np.abs(shared) > 1) if kind == "right and wrong" else np.tanh(shared)
+        asked = np.repeat(values, 3, 0)
+        wrong += (max_t(stats.changes("acc", asked, np.repeat(np.arange(60), 3)), n_flips=500) < 0.05).any()
+        without += (max_t(stats.changes("acc", asked), n_flips=500) < 0.05).any()
+    assert wrong / DRAWS <= 0.05 + NOISE
+    assert without / DRAWS > 0.5, "it should show what is mended here"
+
+
+def test_a_result_knows_that_its_documents_ask_the_same():
+    loss = [0.3, 0.1, 0.0]
+    once = made_results.same_documents(made_results.sweep(loss, n=40))
+    docs = once.docs.loc[once.docs.index.repeat(3)].copy()
+    docs["doc_id"] = 3 * docs["doc_id"] + np.tile(range(3), len(once.docs))
+    thrice = made_results.same_documents(made_results.Result(docs, once.record), times=3)
+    np.testing.assert_array_equal(once.summary["p_adjusted"], thrice.summary["p_adjusted"])
+    (one,), (other,) = (r.baselines.itertuples() for r in (once, thrice))
+    assert (one.ci_low, one.ci_high, one.p_chance) == (other.ci_low, other.ci_high, other.p_chance)
+    assert (one.n, other.n) == (40, 120)
