@@ -400,14 +400,13 @@ ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
     "summary": lambda r: {"summary": r.summary, "baselines": r.baselines, "losses": r.losses()},
     "critical": lambda r: {"rows": r.critical(), "names": pd.Series(a.critical_by_task(r), dtype=object).to_frame()},
     "needed documents": lambda r: {" ".join(key): n for key, n in r.needed_documents.items()},
-    "stability": lambda r: dl.critical_stability(r),
     "thirds": lambda r: {s: a.loss_by_third(r, scale=s) for s in ("score", "above_chance", "importance")},
     "centre": lambda r: a.centre_of_mass(r),
     "ranks": lambda r: a.rank_agreement(r),
     "overlap": lambda r: a.critical_overlap(r),
     "geometry": lambda r: a.geometry_agreement(pd.DataFrame({"layer": range(N_LAYERS), "x": EARLY, "y": LATE}), r),
 }
-OF_HEADS = ("summary", "critical", "stability")
+OF_HEADS = ("summary", "critical")
 OTHERS: dict[str, Callable[[], Any]] = {
     "modes": lambda: dl.mode_agreement(result("letters")),
     "blocks": lambda: {"table": a.block_table(result("blocks")), "largest": a.largest_sparable(result("blocks"))},

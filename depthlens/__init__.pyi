@@ -21,7 +21,6 @@ from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat
 from .analysis.run_comparison import Comparison as Comparison
-from .analysis.stability import critical_stability as critical_stability
 from .analysis.sufficiency import SufficiencyCurve as SufficiencyCurve
 from .engine.engine import Engine as Engine
 from .engine.engine import next_token as next_token

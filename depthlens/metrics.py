@@ -24,6 +24,12 @@ def in_nats(metric: str) -> bool:
     return metric in LOGPROBS or metric.startswith(("nats", "bits"))
 
 
+def loss_unit(metric: str) -> str:
+    """The unit of bounded changes of a metric, which figures and tests are of (`depthlens.analysis.stats.changes`)."""
+    bound = "at most 1 a document" if in_nats(metric) else ""
+    return ", ".join(filter(None, (metric_unit(metric), bound)))
+
+
 def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
     """The least and the greatest score that a metric can have; minus or plus infinity where nothing bounds it.
 

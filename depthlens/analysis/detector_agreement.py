@@ -8,7 +8,7 @@ their values under these permutations::
 
     p = (1 + number of permutations with a value at least as large) / (1 + number of permutations)
 
-All tests of one table are one family (Holm).
+All tests of one table are one family (Bonferroni).
 
 Limits: one score per head is compared, its sampling noise included, which lowers a correlation. Detectors that are
 measured on the same needles share that noise. Agreement does not say that either detector finds what matters: two that
@@ -26,7 +26,7 @@ import scipy
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.stats import ALPHA, holm
+from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 
@@ -52,9 +52,9 @@ def detector_agreement(
 
     Returns:
         One row a pair: a, b, n_heads (that have both scores), spearman, expected_spearman (mean over the permutations:
-        what the layers alone explain), p_spearman (one-sided), p_spearman_adjusted (Holm over both tests of all pairs),
-        n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared). A score
-        that is the same for all heads ranks none: it has no rows, and a sentence says so.
+        what the layers alone explain), p_spearman (one-sided), p_spearman_adjusted (Bonferroni over both tests of all
+        pairs), n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared).
+        A score that is the same for all heads ranks none: it has no rows, and a sentence says so.
 
     Raises:
         UserError: fewer than two scores, scores of different shapes, one that ranks none of the heads that another has,
@@ -71,8 +71,8 @@ def detector_agreement(
     pairs = combinations([name for name in scores if name not in flat], 2)
     rows = [_pair(a, b, scores[a], scores[b], k, n_permutations, rng) for a, b in pairs]
     table = pd.DataFrame(rows, columns=[name for name in COLUMNS if "adjusted" not in name])
-    adjusted = holm(table[["p_spearman", "p_shared"]].to_numpy(float).ravel()).reshape(-1, 2)
-    table["p_spearman_adjusted"], table["p_shared_adjusted"] = adjusted.T
+    for column in ("p_spearman", "p_shared"):
+        table[f"{column}_adjusted"] = np.minimum(1.0, 2 * len(table) * table[column].astype(float))
     flats = [f"{name}: all heads have the same score, which ranks none." for name in flat]
     model = next(iter(scores.values())).record.get("model", {})
     record = {"made_by": "detector_agreement", "model": model, "detectors": {n: s.name for n, s in scores.items()}}

@@ -71,7 +71,7 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     """Spearman's correlation, over layers, of each predictor with the loss that removing the layer causes.
 
     The predictor counts as known, so that the ceiling is the square root of the losses' reliability; see
-    `depthlens.analysis.rank_correlations` for it, the correction, the interval and the p-value.
+    `depthlens.analysis.rank_correlations` for it and the p-value.
 
     Args:
         predictors: As of `geometry_predictors`: ``layer``, and one column a predictor.
@@ -92,8 +92,9 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     for profile in profiles(result):
         if profile.at_chance:
             continue
+        losses = profile.mean_loss().added
         for column, values in aligned(predictors, profile).items():
-            found = correlate(profile.loss, values.to_numpy(dtype=float), profile.layers, seed=seed)
+            found = correlate(losses, values.to_numpy(dtype=float), profile.layers, seed=seed)
             rows.append((profile.label, column, *found.row()))
             lines.append(f"{profile.label}: a layer's loss and its {str(column).replace('_', ' ')}: {in_words(found)}.")
     table = pd.DataFrame(rows, columns=["task", "predictor", *COLUMNS])

@@ -16,9 +16,10 @@ from depthlens.ablations import Head
 from depthlens.analysis import questions
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
+from depthlens.analysis.stats import changes
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
-from depthlens.metrics import metric_unit
+from depthlens.metrics import in_nats, loss_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 def head_losses(result: Result, task: str, metric: str | None = None) -> HeadScores:
     """Loss that removing each head causes: mean over documents of baseline minus score (positive = worse).
+
+    Nats are clipped to 1 a document, as in `Result.losses`.
 
     Args:
         result: A head sweep.
@@ -53,13 +56,14 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     critical[at] = rows["condition"].isin(chosen.critical()["condition"])
     kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name = f"{kind} of {metric}, {task}"
-    return HeadScores(name, metric_unit(metric), values, low, high, int(rows["n"].max()), critical, chosen.record)
+    return HeadScores(name, loss_unit(metric), values, low, high, int(rows["n"].max()), critical, chosen.record)
 
 
 def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:
     """How much more a head's removal costs on one task than on another: loss minus loss, paired by document.
 
-    High for heads that carry what only ``task`` needs. Heads that both tasks need are near 0.
+    High for heads that carry what only ``task`` needs. Heads that both tasks need are near 0. Nats are clipped to 1 a
+    document.
 
     Args:
         result: A head sweep of both tasks, which ask the same documents (`depthlens.analysis.questions.identities`).
@@ -79,27 +83,30 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     losses, rivals = questions.paired(result, tasks, tables)
     if not losses.columns.equals(rivals.columns):
         raise UserError(f"tasks {task} and {other_task} have different heads; sweep the same")
-    gap = losses - rivals
+    gap = losses.clip(-1, 1) - rivals.clip(-1, 1) if in_nats(metric) else losses - rivals
     by_name = _heads(result, gap, task)
     gap, heads = gap[list(by_name)], list(by_name.values())
     dims = result.record["model"]["dims"]
     cases = np.zeros((len(gap), dims["n_layers"], dims["n_heads"]))
     cases[:, [layer for layer, _ in heads], [head for _, head in heads]] = gap
-    name, unit = f"loss of {metric}, {task} minus {other_task}", metric_unit(metric)
-    return HeadScores.of_cases(name, unit, cases, result.record, tested=True, heads=heads)
+    units = questions.units(result, task).loc[tables[0].index]
+    bounded = bool((gap.abs() <= 2).all(axis=None))
+    name, unit = f"loss of {metric}, {task} minus {other_task}", loss_unit(metric)
+    return HeadScores.of_cases(
+        name, unit, cases, result.record, tested=True, heads=heads, bounded=bounded, units=units
+    )
 
 
 def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
     """Spearman's correlation over heads between two head sweeps of the same documents, by task and metric.
 
-    See `depthlens.analysis.rank_correlations` for the ceiling that noise sets, the correction, the interval and the
-    p-value. All heads of a layer are shifted together, so that p says whether the sweeps agree beyond what
-    profiles over depth do by themselves; it is NaN where not all layers have equally many heads.
+    See `depthlens.analysis.rank_correlations` for the ceiling that noise sets and the p-value: whether the sweeps agree
+    within layers, beyond what their profiles over depth explain.
 
     Args:
         a: A head sweep, e.g. exact.
         b: Another, e.g. by attribution or integrated gradients.
-        seed: Of the halves.
+        seed: Of halves and permutations.
 
     Returns:
         One row a task and metric that both have: task, metric, and the columns of
@@ -118,7 +125,9 @@ def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
         if not (tables[0].index.equals(tables[1].index) and tables[0].columns.equals(tables[1].columns)):
             raise UserError(f"task {task}: the two sweeps have different heads or documents; sweep the same")
         layers = np.array([layer for layer, _ in heads[0].values()])
-        found = correlate(tables[0].to_numpy(), tables[1].to_numpy(), layers, seed=seed)
+        units = questions.units(a, task).loc[tables[0].index]
+        first, second = (changes(metric, table.to_numpy(), units).added for table in tables)
+        found = correlate(first, second, layers, seed=seed)
         rows.append((task, metric, *found.row()))
         lines.append(f"{task}, {metric}: heads by the two sweeps: {in_words(found)}.")
     if not rows:

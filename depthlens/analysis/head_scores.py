@@ -1,8 +1,8 @@
 """One number per attention head, with its interval.
 
-A score is a mean over cases (needles that were recalled, worked solutions). Its 95% interval is Student's t over the
-cases, or the rule of three where all cases agree; where a score is tested against 0, heads are called critical by
-step-down maxT over all heads tested (`depthlens.analysis.max_t`). No torch in here: plots read these.
+A score is a mean over cases (needles that were recalled, worked solutions) with a 95% interval over these
+(`depthlens.analysis.means`). Where a score is tested against 0, heads are called critical by step-down maxT over all
+heads tested, of cases that are clipped to [-1, 1]. No torch in here: plots read these.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import Head
-from depthlens.analysis import displays, stats
-from depthlens.analysis.max_t import max_t
+from depthlens.analysis import displays
+from depthlens.analysis.means import ALPHA, max_t, mean
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.analysis.saving import Contents, Saveable
 from depthlens.errors import UserError
@@ -36,14 +36,12 @@ class HeadScores(Saveable):
 
     Attributes:
         name: What is measured, e.g. "copy-paste score".
-        unit: "" or "nats".
+        unit: "", or one that begins with "nats" (`depthlens.metrics.loss_unit`).
         values: Shape [n_layers, n_heads]; NaN where a head was not measured.
-        low: Lower bounds of the 95% intervals; NaN where fewer than `depthlens.analysis.stats.FEWEST` cases (of
-            fewer cases, not all) have any score. Shape [n_layers, n_heads].
+        low: Lower bounds of the 95% intervals; NaN for one case. Shape [n_layers, n_heads].
         high: Upper bounds. Shape [n_layers, n_heads].
         n: Cases that the values are means over.
-        critical: Above 0 by step-down maxT and, in nats, at least `MIN_NATS`, where tested. Shape
-            [n_layers, n_heads].
+        critical: Above 0 by step-down maxT and, in nats, at least `MIN_NATS`, where tested. Shape [n_layers, n_heads].
         record: Model, task and settings: what is needed to repeat it.
         spread: Standard deviation over the tokens of one case, mean over the cases with several; NaN where no case has.
             None where a case is not a mean over tokens. Shape [n_layers, n_heads].
@@ -81,31 +79,30 @@ class HeadScores(Saveable):
         tested: bool,
         heads: list[Head] | None = None,
         bounded: bool = False,
+        units: Sequence[str] | pd.Series | None = None,
     ) -> HeadScores:
         """Mean, interval and, if ``tested`` against 0, verdict per head.
 
         Args:
             name: What is measured.
-            unit: "" or "nats".
+            unit: See `HeadScores`.
             cases: Shape [case, n_layers, n_heads].
             record: See `HeadScores`.
             tested: Whether a head above 0 is to be called critical.
             heads: Heads that were measured; None for all. The others become NaN.
-            bounded: Whether a score is from 0 to 1, such as a share of attention.
+            bounded: Whether a case is between -1 and 1, such as a share of attention.
+            units: See `depthlens.analysis.means.mean`.
         """
         n, *shape = cases.shape
         at = tuple(np.transpose(heads) if heads is not None else np.indices(shape).reshape(2, -1))
-        by_head = np.ascontiguousarray(cases[:, at[0], at[1]].T, dtype=float)  # [head, case]
+        by_head = cases[:, at[0], at[1]]  # [case, head]
         values, low, high = (np.full(shape, np.nan) for _ in range(3))
-        values[at] = by_head.mean(1)
-        if bounded:
-            low[at], high[at] = stats.bounded_mean_intervals(by_head)
-        else:
-            ends = stats.paired_t(by_head, float(np.ptp(by_head)))[:2]
-            low[at], high[at] = np.where((by_head != 0).sum(1) >= min(stats.FEWEST, n), ends, np.nan)
-        p_adjusted = max_t(by_head, symmetric=False) if tested else np.ones(len(by_head))
+        found = mean(by_head, units, bounded=bounded)
+        values[at], (low[at], high[at]) = found.value, found.interval()
         critical = np.zeros(shape, dtype=bool)
-        critical[at] = (p_adjusted < stats.ALPHA) & (values[at] > (MIN_NATS if unit == "nats" else 0.0))
+        if tested:
+            p = max_t(mean(np.clip(by_head, -1, 1), units))
+            critical[at] = (p < ALPHA) & (found.value > (MIN_NATS if unit.startswith("nats") else 0.0))
         return cls(name, unit, values, low, high, n, critical if tested else None, record)
 
     @classmethod

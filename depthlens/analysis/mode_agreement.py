@@ -17,8 +17,10 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import WORDS, parse_condition
+from depthlens.analysis import questions
 from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
+from depthlens.analysis.stats import changes
 from depthlens.analysis.tables import DescribedTable, record_of
 
 if TYPE_CHECKING:
@@ -30,13 +32,13 @@ Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-
 def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
     """How alike two modes rank the same parts by what their removal costs, for every two modes of a sweep.
 
-    Both losses come from the same documents. The correction for noise therefore correlates different documents, so that
-    a document which is lost under every mode makes no agreement.
+    Both losses come from the same documents. The p-value therefore compares different documents, so that a document
+    which is lost under every mode makes no agreement.
 
     Args:
         result: A sweep that holds the same single parts under several modes, e.g. ``layers,layers[1:],layers@mean`` or
             ``heads,heads@resample``. Conditions of several parts are not compared.
-        seed: Of the halves.
+        seed: Of halves and permutations.
 
     Returns:
         One row a task (and metric, and model) that is not at chance, kind of part and pair of modes: task, parts, mode,
@@ -63,8 +65,10 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
             lines.append(f"{label}: at chance, cannot judge (n = {base.n}).")
             continue
         losses = result.document_losses(base.task, base.metric, base.model)
+        units = questions.units(result, base.task).loc[losses.index]
         for site, a, b, places in pairs:
-            first, second = (losses[[modes[site][mode][at] for at in places]].to_numpy() for mode in (a, b))
+            chosen = ([modes[site][mode][at] for at in places] for mode in (a, b))
+            first, second = (changes(base.metric, losses[names].to_numpy(), units).added for names in chosen)
             found = correlate(first, second, np.array([layer for layer, _ in places]), seed=seed)
             rows.append((label, site, a, b, *found.row()))
             lines.append(f"{label}: {found.n_parts} {site} by {a} and by {b}: {in_words(found)}.")

@@ -3,7 +3,8 @@
 Every condition has two tests on its paired losses, both by betting (`depthlens.analysis.betting`): that it costs more
 than 0, which makes it *critical*, and that it costs less than a margin, which makes it *spared*. Both nulls cannot be
 true together. A condition leaves as soon as one of them is rejected. With probability at least ``1 - alpha`` no
-decision of the whole race is wrong, at whatever time it ends, for documents that are drawn at random.
+decision of the whole race is wrong, at whatever time it ends, for documents that are drawn at random. Documents that
+ask the same question count once.
 
 Losses are within [-1, 1]. Scores between 0 and 1 are as they are. A loss in another unit, such as nats, is clipped to
 [-1, 1]: such a race judges the mean of clipped losses, in which one document cannot count more than one unit.

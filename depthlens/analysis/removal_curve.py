@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,7 +61,7 @@ class RemovalCurve(Saveable):
         Args:
             specific_to: A task. For each list, what it costs beyond random heads on this task, and how much more than
                 on each other task. A list is called specific where it separates from random heads on this task and all
-                these differences are shown to be above 0 (Holm).
+                these differences are shown to be above 0 (Bonferroni).
 
         Returns:
             Without ``specific_to``: whether each list separates from its random heads on each task, and whether two
@@ -81,30 +80,38 @@ class RemovalCurve(Saveable):
         return removal_contrasts.costs(self.result, self.record)
 
     @derived
+    def cost(self) -> pd.DataFrame:
+        """What removing a list costs, mean over k > 0, in the metric's unit; nats are clipped to 1 a document.
+
+        Returns:
+            list, task, metric, cost, ci_low, ci_high (95% interval), n (units), at_chance.
+        """
+        return removal_contrasts.contrast_table(self._costs, "cost", 0)
+
+    @derived
     def excess(self) -> pd.DataFrame:
         """How much more removing a list costs than removing random heads of the same layers, mean over k > 0.
 
-        Per document, the list's own cost minus the mean over draws, so that a list that costs more is above 0. The 95%
-        interval is over documents, with the draws as they are.
+        It is the list's own cost minus the mean over draws, so that a list that costs more is above 0. The interval is
+        over documents, with the draws as they are.
 
         Returns:
-            list, task, metric, excess, ci_low, ci_high, n (documents), at_chance.
+            list, task, metric, excess, ci_low, ci_high, n, at_chance; see `cost`.
         """
-        return removal_contrasts.excess_table(self._costs)
+        return removal_contrasts.contrast_table(self._costs, "excess", 1)
 
     @derived
     def ratio(self) -> pd.DataFrame:
         """Whether removing a list costs at least three times what random heads of the same layers cost.
 
-        Per document, the list's cost minus three times the mean cost over draws, mean over k > 0, so that more than
-        three times is above 0. A difference has an interval where a ratio of two noisy means has none: the cost of
-        random heads may be 0. Where they cost less than nothing, the list may cost nothing and be above 0; look at
-        `excess`, too.
+        It is the list's cost minus three times the mean cost over draws, mean over k > 0, so that more than three times
+        is above 0. A difference has an interval where a ratio of two noisy means has none: the cost of random heads may
+        be 0. Where they cost less than nothing, the list may cost nothing and be above 0; look at `cost`, too.
 
         Returns:
-            list, task, metric, effect, ci_low, ci_high (in the metric's unit), n (documents), at_chance.
+            list, task, metric, effect, ci_low, ci_high, n, at_chance; see `cost`.
         """
-        return removal_contrasts.ratio_table(self._costs)
+        return removal_contrasts.contrast_table(self._costs, "effect", removal_contrasts.TIMES)
 
     @derived
     def interactions(self) -> pd.DataFrame:
@@ -116,8 +123,8 @@ class RemovalCurve(Saveable):
 
         Returns:
             list, other_list, task, other_task, metric, other_metric, effect, ci_low, ci_high, p_value; on_task and
-            on_other (its two terms) with p_on_task and p_on_other (Holm over both), n (documents of the smaller task);
-            double: a double dissociation, where interaction and both terms are shown, with the same sign; at_chance.
+            on_other (its two terms) with p_on_task and p_on_other, n (units of the smaller task); double: a double
+            dissociation, where interaction and both terms are shown, with the same sign; at_chance.
         """
         return removal_contrasts.interaction_table(self._costs)
 
@@ -164,7 +171,7 @@ class RemovalCurve(Saveable):
             if test.at_chance or rows.empty:
                 lines.append(f"{start}: at chance, so that its specificity cannot be judged.")
                 continue
-            p_values = np.minimum(1.0, n_metrics * stats.holm(rows["p_value"]))
+            p_values = np.minimum(1.0, n_metrics * len(rows) * rows["p_value"].to_numpy())
             shown = (rows["effect"].to_numpy() > 0) & (p_values < stats.ALPHA)
             more = ", ".join(
                 f"difference to {row.other_task} {row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] (p = {p:.2g})"
@@ -208,19 +215,3 @@ class RemovalCurve(Saveable):
         else:
             worse = points["value"] > band["high"]
         return ", ".join(str(k) for k in points.index[worse]) or "no single k"
-
-
-def mean_interval(values: np.ndarray, limits: tuple[float, float], *, binary: bool) -> tuple[float, float]:
-    """95% interval of a mean over documents: Wilson's for 0/1 values, else `depthlens.analysis.stats.mean_interval`.
-
-    Of one value it is the value itself.
-
-    Args:
-        values: Shape [document].
-        limits: See `depthlens.metrics.limits`.
-        binary: Whether they are 0 or 1.
-    """
-    if binary:
-        return stats.proportion_interval(int(values.sum()), len(values))
-    low, high = stats.mean_interval(values, limits)
-    return (low, high) if not math.isnan(low) else (float(values[0]), float(values[0]))

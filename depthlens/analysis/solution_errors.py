@@ -26,11 +26,14 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal, DivisionByZero, InvalidOperation
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.layer_profiles import THIRDS, layer_third
-from depthlens.analysis.stats import BASELINE, FEWEST, bounded_mean_intervals
+from depthlens.analysis.means import mean
+from depthlens.analysis.questions import units
+from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.analysis.text_numbers import WORDS, numbers
 from depthlens.analysis.written_answers import headline
@@ -137,9 +140,9 @@ def classify_solutions(result: Result, task: str, questions: Sequence[str]) -> D
         questions: Its problems as text, by document id.
 
     Returns:
-        One row a condition and document: condition, layer, doc_id, kind, solved (right with nothing removed), response.
-        It is described by one sentence a depth third: how many solved problems stay solved, and what goes wrong first
-        in the others.
+        One row a condition and document: condition, layer, doc_id, unit (`depthlens.analysis.questions.units`), kind,
+        solved (right with nothing removed), response. It is described by one sentence a depth third: how many solved
+        problems stay solved, and what goes wrong first in the others.
 
     Raises:
         UserError: the result does not have that task, it is not written, or it has more documents than there are
@@ -159,7 +162,8 @@ def classify_solutions(result: Result, task: str, questions: Sequence[str]) -> D
     ]
     right = table[table["condition"] == BASELINE].set_index("doc_id")["kind"] == RIGHT
     table["solved"] = table["doc_id"].map(right)
-    table = table[["condition", "layer", "doc_id", "kind", "solved", "response"]].reset_index(drop=True)
+    table["unit"] = table["doc_id"].map(units(result, task))
+    table = table[["condition", "layer", "doc_id", "unit", "kind", "solved", "response"]].reset_index(drop=True)
     lines = sentences(table, result.n_layers)
     record = record_of("classify_solutions", result, task=task)
     return DescribedTable(table, lines, record)
@@ -195,11 +199,12 @@ def by_third(table: pd.DataFrame, n_layers: int) -> pd.DataFrame:
         part = single[layer_third(single["layer"].astype(int), n_layers) == i]
         if part.empty:
             continue
-        counts = pd.crosstab(part["doc_id"], part["kind"]).reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
-        shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()  # [document, kind]
-        n = len(shares)
-        low, high = bounded_mean_intervals(shares.T)
-        rows += [(third, *row, n) for row in zip(counts.columns, shares.mean(0), low, high, strict=True)]
+        counts = pd.crosstab([part["unit"], part["doc_id"]], part["kind"])
+        counts = counts.reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
+        shares = counts.div(counts.sum(axis=1), axis=0)  # [document, kind]
+        found = mean(shares.to_numpy(), shares.index.get_level_values("unit"))
+        low, high = np.clip(found.interval(), 0, 1)
+        rows += [(third, *row, len(shares)) for row in zip(counts.columns, found.value, low, high, strict=True)]
     return pd.DataFrame(rows, columns=["third", "kind", "share", "ci_low", "ci_high", "n"])
 
 
@@ -215,13 +220,10 @@ def sentences(table: pd.DataFrame, n_layers: int) -> list[str]:
         return [f"The whole model solves {n_solved or 'none'} of {n} problems: too few to see what a removal breaks."]
     lines = []
     for third, part in by_third(table, n_layers).groupby("third", sort=False):
-        # most kinds of mistake are rare, so that the reason for a missing interval stands once, at the end
-        ends = {row.kind: f" {bounds(row.ci_low, row.ci_high, '.0%')}" for row in part.dropna().itertuples()}
-        shares = {row.kind: f"{row.share:.0%}{ends.get(row.kind, '')}" for row in part.itertuples()}
-        few = f" No interval is given where fewer than {FEWEST} problems differ." if len(ends) < len(shares) else ""
+        shares = {r.kind: f"{r.share:.0%} {bounds(r.ci_low, r.ci_high, '.0%')}" for r in part.itertuples()}
         wrong = ", ".join(f"{shares[kind]} {kind}" for kind in MISTAKES)
         lines.append(
             f"Without one layer of the {third}, {shares[RIGHT]} of the {n_solved} problems that the whole model solves "
-            f"stay solved; by their first mistake, {wrong}.{few}"
+            f"stay solved; by their first mistake, {wrong}."
         )
     return lines

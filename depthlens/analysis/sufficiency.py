@@ -1,9 +1,8 @@
 """Faithfulness by number of heads kept, its areas CPR and CMD, and random lists beside it.
 
-See `depthlens.experiments.sufficiency` for the definitions. Intervals are those of the bootstrap over documents
-(`depthlens.analysis.bootstrap`): each draw takes all scores of a document together, so that the noise of m(none) and
-m(all) is in them. Scores of 0 and 1 draw imaginary documents along, others have Hall's correction for skewness.
-Documents are not resampled in the test against random lists, which is a rank test over the draws.
+See `depthlens.experiments.sufficiency` for the definitions. Faithfulness and both areas are quotients of means over
+documents (`depthlens.analysis.means`), so that the noise of m(none) and m(all) is in their intervals. The test against
+random lists is a rank test over the draws, with the documents as they are.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import bootstrap, displays, stats
+from depthlens.analysis import displays, questions, stats
 from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result
 from depthlens.analysis.saving import Saveable
 
@@ -32,8 +32,8 @@ class SufficiencyCurve(Saveable):
         band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
         areas: list, task, metric, cpr, cpr_low, cpr_high, cmd, cmd_low, cmd_high (95% intervals), random_cpr (mean of
             the random lists), random_low, random_high (their range), p_value (rank of CPR among them; NaN where not
-            judged), separates (higher than all of them), gap (m(all) - m(none), higher is better), gap_low, gap_high,
-            judged (the gap is proven and the whole model above chance).
+            judged), separates (higher than all of them), gap (m(all) - m(none), higher is better; of nats
+            clipped to 1 a document), gap_low, gap_high, judged (the gap is proven and the whole model above chance).
         result: Every document under every condition.
         record: Lists, draws and settings.
     """
@@ -95,7 +95,8 @@ def faithfulness(kept: np.ndarray, none: np.ndarray, whole: np.ndarray, *, highe
         higher_is_better: Of the metric.
     """
     sign = 1 if higher_is_better else -1
-    return bootstrap.ratio(sign * (kept - none[..., None]), sign * (whole - none)[..., None])
+    gap = sign * (whole - none)[..., None]
+    return sign * (kept - none[..., None]) / np.where(gap > 0, gap, np.nan)
 
 
 def areas(f: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,27 +113,31 @@ def areas(f: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_intervals(
-    values: np.ndarray, shares: np.ndarray, seed: int, *, higher_is_better: bool = True
+    values: np.ndarray, shares: np.ndarray, units: Any = None, *, higher_is_better: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Faithfulness by number of heads kept, then CPR and CMD, each with its 95% interval.
 
     Args:
         values: Scores: with no head kept first, and with all last. Shape [document, k].
         shares: Share of heads kept. Shape [k].
-        seed: Of the bootstrap.
+        units: See `depthlens.analysis.means.mean`.
         higher_is_better: Of the metric.
 
     Returns:
         Value, lower and upper end. Shapes [3, k] and [2, 3].
     """
-    n, skewed = len(values), not stats.is_binary(np.abs(values))
-    means = bootstrap.draws(n, bootstrap.N_BOOT, seed) @ values / n  # [draw, k]
-    if not skewed:  # right and wrong answers: imaginary documents, as in `depthlens.analysis.recovery`
-        rng = np.random.default_rng([seed, 1])
-        means[1:, 1:-1] += bootstrap.imaginary((bootstrap.N_BOOT, values.shape[1] - 2), rng) / n
-    f = faithfulness(means, means[:, 0], means[:, -1], higher_is_better=higher_is_better)
-    found = [np.array([area[0], *bootstrap.interval(area, n, skewed=skewed)]) for area in areas(f, shares)]
-    return np.stack([f[0], *bootstrap.interval(f, n, skewed=skewed)]), np.stack(found)
+    restored = (values - values[:, :1]) * (1 if higher_is_better else -1)
+    missing = restored[:, -1:] - restored
+    steps = np.diff(shares)
+    width = (np.append(steps, 0) + np.append(0, steps)) / 2  # of the trapezoidal rule
+    both = np.stack([restored @ width, missing @ (width * np.sign(missing.mean(0)))], 1)
+    gap = mean(restored[:, -1], units, bounded=False)
+    bounded = bool(np.abs(restored).max() <= 1)
+    f, found = (mean(part, units, bounded=bounded) / gap for part in (restored, both))
+    low, high = f.interval()
+    low[[0, -1]] = high[[0, -1]] = f.value[[0, -1]]  # 0 and 1 by definition
+    least, most = found.interval()
+    return np.stack([f.value, low, high]), np.stack([found.value, np.maximum(least, [-np.inf, 0]), most], 1)
 
 
 def assemble(
@@ -159,13 +164,14 @@ def assemble(
     for base in result.baselines.itertuples():
         scores = result.scores(base.task, base.metric)
         better = result.metric_info(base.task, base.metric)["higher_is_better"]
-        gap = np.array([scores[none].to_numpy(), scores[stats.BASELINE].to_numpy()])
-        change, low, high, p = stats.change(*(gap if better else -gap))
-        judged = bool(change > 0 and p < stats.ALPHA and not base.at_chance)
+        units = questions.units(result, base.task).loc[scores.index]
+        added = (scores[stats.BASELINE] - scores[none]).to_numpy() * (1 if better else -1)
+        gap = stats.changes(base.metric, added, units)
+        judged = bool(gap.interval()[0] > 0 and not base.at_chance)
         for name, orders in conditions.items():
             key = name, base.task, base.metric
             values = [scores[[none, *order, stats.BASELINE]].to_numpy() for order in orders]
-            f, (cpr, cmd) = with_intervals(values[0], shares, record["seed"], higher_is_better=better)
+            f, (cpr, cmd) = with_intervals(values[0], shares, units, higher_is_better=better)
             points += [(*key, *row) for row in zip(every_k, shares, values[0].mean(0), *f, strict=True)]
             rival_means = np.array([rival.mean(0) for rival in values[1:]])  # [rival, k]
             rivals = faithfulness(rival_means, rival_means[:, 0], rival_means[:, -1], higher_is_better=better)
@@ -176,7 +182,7 @@ def assemble(
             p_value = (1 + at_least.sum()) / (1 + len(random)) if judged else np.nan
             against = random.mean(), random.min(), random.max(), p_value
             separates = judged and not at_least.any()
-            table.append((*key, *cpr, *cmd, *against, separates, change, low, high, judged))
+            table.append((*key, *cpr, *cmd, *against, separates, gap.value, *gap.interval(), judged))
     keys = ["list", "task", "metric"]
     of_areas = ["cpr", "cpr_low", "cpr_high", "cmd", "cmd_low", "cmd_high"]
     of_test = ["random_cpr", "random_low", "random_high", "p_value", "separates"]

@@ -7,11 +7,11 @@ module `depthlens.backends.row_edits` says what belongs to a part, `depthlens.mo
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby
 from weakref import WeakSet
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, Ablation, Condition
-from depthlens.analysis.stats import mean_interval
+from depthlens.analysis.means import mean
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
@@ -136,7 +136,7 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
     ]
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for layer, some in groupby(members, key=lambda i: places[i][0]):
+        for layer, some in itertools.groupby(members, key=lambda i: places[i][0]):
             chosen = list(some)
             with _resident(base, layer), _resident(donor, layer):
                 one, other = _weights(base, layer), _weights(donor, layer)
@@ -191,7 +191,7 @@ def activation_deltas(
 
     Both models read each prompt for themselves, so that differences pile up with depth. At every token, with x_b and
     x_d of the two: ``relative`` ||x_d - x_b|| / ||x_b||, ``cosine`` <x_d, x_b> / (||x_d|| ||x_b||); then the mean over
-    a prompt's tokens, the mean over prompts, and its 95% interval (`depthlens.analysis.stats.mean_interval`). The
+    a prompt's tokens, the mean over prompts, and its 95% interval (`depthlens.analysis.means`). The
     models walk side by side, and only what the current layer makes is held, for all prompts.
 
     Args:
@@ -242,14 +242,12 @@ def activation_deltas(
     names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
     values = cache.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
     values = values.reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
-    found = []
-    for layer in range(n_layers):
-        for part, of_prompts in zip(_PARTS, values[:, layer].swapaxes(0, 1), strict=True):
-            columns = zip(of_prompts.T.tolist(), _MEASURES.values(), strict=True)  # by measure, over prompts
-            means = (x for c, limits in columns for x in (sum(c) / len(c), *mean_interval(c, limits)))
-            found.append((layer, part, len(rows), *means))
+    found = mean(values, bounded=False)
+    low, high = np.clip(found.interval(), *np.transpose(list(_MEASURES.values())))
+    numbers = np.stack([found.value, low, high], -1).reshape(n_layers * len(_PARTS), -1)
     measures = [f"{m}{end}" for m in _MEASURES for end in ("", "_low", "_high")]
-    return pd.DataFrame(found, columns=["layer", "part", "n", *measures])
+    table = pd.DataFrame(itertools.product(range(n_layers), _PARTS), columns=["layer", "part"])
+    return table.assign(n=len(rows), **dict(zip(measures, numbers.T, strict=True)))
 
 
 _PARTS = ("attn_out", "mlp_out", "resid_post")

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from depthlens import provenance
-from depthlens.analysis.stats import bounded_mean_intervals
+from depthlens.analysis.means import mean
 from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.experiments import text_sets
@@ -49,8 +49,8 @@ def expert_choices(
 
     Returns:
         One row an expert: ``layer``, ``expert``, ``condition`` (its removal, such as L5.E17), ``tokens`` (that pass
-        it), ``share`` (of all tokens), ``ci_low`` and ``ci_high`` (95% interval of the mean share of a text; see
-        `depthlens.analysis.stats.bounded_mean_intervals`), and ``n`` (texts).
+        it), ``share`` (of all tokens), ``ci_low`` and ``ci_high`` (its 95% interval over texts), and ``n``
+        (texts). The interval of an expert that no text chooses has no width, and says nothing of other texts.
 
     Raises:
         UserError: a model without experts, weights that are on a server, or texts that cannot be read.
@@ -67,11 +67,11 @@ def expert_choices(
         cache, rows, names, lambda i: _counts(lens, rows[i]), desc="experts", unit="text", progress=progress
     )
     lengths = np.array([len(row) for row in rows])
-    shares = (counts / lengths[:, None]).T
-    low, high = bounded_mean_intervals(shares)
+    share = mean(counts, bounded=False) / mean(lengths, bounded=False)
+    low, high = np.clip(share.interval(), 0, 1)
     tokens = counts.sum(0).astype(int)
     table = pd.DataFrame(experts, columns=["layer", "expert"]).assign(condition=names, tokens=tokens)
-    table = table.assign(share=tokens / lengths.sum(), ci_low=low, ci_high=high, n=len(rows))
+    table = table.assign(share=share.value, ci_low=low, ci_high=high, n=len(rows))
     record = {
         "made_by": "expert_choices",
         "model": lens.describe(answers.fingerprint),

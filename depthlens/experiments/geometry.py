@@ -15,7 +15,7 @@ skipped, and what a later layer l adds to the stream changes by ``||delta_l(skip
 layer s is skipped at all positions, this mixes two effects. Where it is skipped only before a random position t and
 the change is measured from t on, this is what layer s *passes on to future tokens* through attention.
 
-Every number is taken per text, then averaged, with its 95% interval (`depthlens.analysis.stats.mean_interval`).
+Every number is taken per text, then averaged, with its 95% interval (`depthlens.analysis.means`).
 The residual streams of one text are held at a time. `depthlens.analysis.geometry` says how well these numbers predict
 what a removal costs.
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ from torch.nn import functional
 from depthlens import arguments, provenance
 from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
-from depthlens.analysis.stats import mean_interval
+from depthlens.analysis.means import mean
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
@@ -102,12 +103,10 @@ def depth_geometry(
         cache, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, unit="text", progress=progress
     )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
-    by_depth = by_depth.reshape(len(rows), len(depths), len(LENS))
-    lenses = [
-        [depth, *(v for i, ends in enumerate(LENS.values()) for v in _mean(by_depth[:, depth, i], ends))]
-        for depth in depths
-    ]
-    columns = ["depth", *(f"{m}{end}" for m in LENS for end in ("", "_low", "_high"))]
+    lenses: dict[str, Any] = {"depth": depths}
+    for i, (name, limits) in enumerate(LENS.items()):
+        numbers = _means(by_depth[:, i :: len(LENS)], limits)
+        lenses |= {f"{name}{end}": column for end, column in zip(("", "_low", "_high"), numbers, strict=True)}
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
     record = {
         "model": lens.describe(answers.fingerprint),
@@ -121,7 +120,7 @@ def depth_geometry(
     return Geometry(
         _table(["layer", "size"], "distance", places, distance, (0.0, 1.0)),
         _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence, (0.0, 2.0)),
-        pd.DataFrame(lenses, columns=columns).assign(n=len(rows)),
+        pd.DataFrame(lenses).assign(n=len(rows)),
         record,
     )
 
@@ -289,9 +288,11 @@ def _table(
     keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray, limits: tuple[float, float]
 ) -> pd.DataFrame:
     # one row a place; values are [text, place]
-    rows = [(*p, *_mean(column, limits), len(values)) for p, column in zip(places, values.T, strict=True)]
-    return pd.DataFrame(rows, columns=[*keys, name, "ci_low", "ci_high", "n"])
+    numbers = dict(zip((name, "ci_low", "ci_high"), _means(values, limits), strict=True))
+    return pd.DataFrame(places, columns=keys).assign(**numbers, n=len(values))
 
 
-def _mean(values: np.ndarray, limits: tuple[float, float]) -> tuple[float, float, float]:
-    return float(values.mean()), *mean_interval(values, limits)
+def _means(values: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, ...]:
+    """Means over texts, and the ends of their intervals. Shape [text, place] to three of shape [place]."""
+    found = mean(values, bounded=False)
+    return found.value, *np.clip(found.interval(), *limits)

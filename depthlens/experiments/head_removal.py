@@ -27,8 +27,9 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import Head, heads_condition
-from depthlens.analysis import stats
-from depthlens.analysis.removal_curve import RemovalCurve, mean_interval
+from depthlens.analysis import questions, stats
+from depthlens.analysis.means import mean
+from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.errors import unknown
 from depthlens.experiments import lists_of_heads
@@ -123,27 +124,27 @@ def _assemble(
 
     points, band, tests = [], [], []
     for base in result.baselines.itertuples():
-        docs = result.docs[(result.docs["task"] == base.task) & (result.docs["metric"] == base.metric)]
-        values = {c: g["value"].to_numpy() for c, g in docs.groupby("condition")}
+        scores = result.scores(base.task, base.metric)
+        values, units = scores.mean(), questions.units(result, base.task).loc[scores.index]
         better = result.metric_info(base.task, base.metric)["higher_is_better"]
-        binary = stats.is_binary(docs["value"])
-        ends = limits(base.metric, docs["value"].min(), docs["value"].max())
+        low, high = limits(base.metric, scores.min(axis=None), scores.max(axis=None))
+        bounded = (low, high) == (0, 1)
         for name, heads in lists.items():
             key = name, base.task, base.metric
             curve = []
             for n in [0, *ks]:
-                scores = values[named(heads[:n])]
-                curve.append(scores.mean())
-                points.append((*key, n, scores.mean(), *mean_interval(scores, ends, binary=binary)))
-            draws = np.array([[values[named(order[:n])].mean() for n in [0, *ks]] for order in rivals[name]])
+                found = mean(scores[named(heads[:n])], units, bounded=bounded)
+                curve.append(found.value)
+                points.append((*key, n, found.value, *np.clip(found.interval(), low, high)))
+            draws = np.array([[values[named(order[:n])] for n in [0, *ks]] for order in rivals[name]])
             for i, n in enumerate([0, *ks]):
                 drawn = draws[:, i]
                 band.append((*key, n, drawn.min(), drawn.max(), drawn.mean(), len(drawn)))
             whole, random = float(np.mean(curve[1:])), draws[:, 1:].mean(1)
             # the list itself may be drawn; its score then differs by rounding at most
             slack = 1e-9 * max(1.0, float(np.abs(random).max()))
-            low, high = random <= whole + slack, random >= whole - slack
-            worse, cheaper = (low, high) if better else (high, low)
+            worse, cheaper = random <= whole + slack, random >= whole - slack
+            worse, cheaper = (worse, cheaper) if better else (cheaper, worse)
             p, p_cheaper = ((1 + int(drawn.sum())) / (1 + len(random)) for drawn in (worse, cheaper))
             smallest = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
             numbers = whole, random.mean(), random.min(), random.max(), p, p_cheaper, smallest

@@ -17,7 +17,7 @@ import pandas as pd
 
 from depthlens import arguments, progress, provenance
 from depthlens.ablations import Condition
-from depthlens.analysis import betting, races
+from depthlens.analysis import betting, questions, races
 from depthlens.analysis.races import Evidence, Race
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
@@ -35,6 +35,7 @@ FIRST_WAVE = 16  # documents
 GROWTH = 8  # a later wave has one document for so many that came before
 MARGIN = 0.1
 _MEASURES = ("task", *LOGPROBS)
+_HASHED = ["doc_id", questions.HASH]
 
 
 @dataclass
@@ -43,7 +44,7 @@ class _Course:
 
     Attributes:
         views: By name, those of its tasks.
-        documents: Name of a view and number of a document of it.
+        documents: Name of a view and number of a document of it; each question once.
         n_seen: How many have come.
         metric: By which the task is judged, once it is known.
         above_chance: Gains of bets that the whole model is above chance; None where there is no chance level.
@@ -103,7 +104,8 @@ def race(
         ablate: See `depthlens.condition_sweep`.
         margin: Loss that a spared condition stays below, in the unit of the task's metric; between 0 and 1.
         alpha: Probability that any decision is wrong.
-        max_documents: Documents of each task after which the race ends; None: all that are chosen.
+        max_documents: Documents of each task after which the race ends; None: all that are chosen. Documents that ask
+            the same question count once.
         resample_prompts: See `depthlens.condition_sweep`.
         donor: See `depthlens.condition_sweep`.
         options: `EvalOptions`. ``seed`` also is that of the order of documents. ``measure`` is ``task`` (the metric
@@ -173,15 +175,17 @@ def race(
 
 
 def _courses(views: Sequence[View], seed: int, max_documents: int | None) -> dict[str, _Course]:
-    """The documents of every task in random order."""
+    """The documents of every task in random order, of those that ask the same question the first."""
     courses: dict[str, _Course] = {}
     for view in views:
         course = courses.setdefault(view.name if view.member is None else view.member.group, _Course())
         course.views[view.name] = view
         course.documents += [(view.name, int(doc_id)) for doc_id in view.asked["doc_id"]]
     for course in courses.values():
-        drawn = np.random.default_rng(seed).permutation(len(course.documents))[:max_documents]
-        course.documents = [course.documents[i] for i in drawn]
+        hashes = {(name, i): h for name, view in course.views.items() for i, h in view.asked[_HASHED].to_numpy()}
+        drawn = [course.documents[i] for i in np.random.default_rng(seed).permutation(len(course.documents))]
+        first = {hashes[document]: document for document in reversed(drawn)}
+        course.documents = [document for document in drawn if first[hashes[document]] == document][:max_documents]
     return courses
 
 

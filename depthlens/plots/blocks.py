@@ -18,6 +18,7 @@ from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.results import Result
 from depthlens.look import EMPTY, INK, PALETTE
 from depthlens.plots import panels
+from depthlens.plots.effects import named
 from depthlens.plots.theme import CANNOT_JUDGE, Plot, figure, themed, with_legend
 
 
@@ -50,7 +51,7 @@ def block_map(result: Result, *, title: str | None = None) -> Plot:
         mesh = panels.cells(ax, grid, (0, top), first_row=1, gid="blocks", edgecolors="none")
         if not base["at_chance"]:
             place = {"orientation": "vertical", "fraction": 0.15, "pad": 0.01, "aspect": 12}
-            panels.colour_bar(mesh, ax, f"loss of {base['metric']}", **place)
+            panels.colour_bar(mesh, ax, f"loss of {named(base['metric'], loss=True)}", **place)
             proven = rows[(rows["p_adjusted"] < stats.ALPHA) & (rows["loss"] > 0)]
             ax.plot(proven["start"], proven["size"], ".", color=INK, ms=2.5, mew=0, gid="proven")
         name = f"{base['task']}, {base['metric']}: {base['baseline']:.2f} with every layer, n = {base['n']}"
@@ -84,7 +85,8 @@ def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Plot:
     panels.level(ax, -record["tolerance"] if better else record["tolerance"], "tolerance")
     names = ["none", *(f"L{layer}" for layer in steps["layer"].iloc[1:])]
     ax.set_xticks(x, names, rotation=90 if len(x) > 14 else 0)
-    ax.set(xlabel="layer that was removed, in this order", ylabel=f"change of {record['metric']} from the whole model")
+    ylabel = f"change of {named(record['metric'], loss=True)} from the whole model"
+    ax.set(xlabel="layer that was removed, in this order", ylabel=ylabel)
     ax.yaxis.set_major_locator(ticker.MaxNLocator(nbins=6))
     judging, choosing = panels.series_keys(["judging half of the documents", "choosing half"])
     choosing.set_linestyle("--")

@@ -21,6 +21,7 @@ from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALETTE
+from depthlens.metrics import ANSWER_LOGPROB, loss_unit
 from depthlens.plots import panels
 from depthlens.plots.effects import PROVEN, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL_LAYER
@@ -33,7 +34,7 @@ _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", reco
 
 
 @themed
-def profile_comparison(*results: Result, title: str | None = None, seed: int = 0) -> Plot:
+def profile_comparison(*results: Result, title: str | None = None) -> Plot:
     """What removing each layer costs, one panel a task and one line a model, with the centre of mass of every profile.
 
     Filled markers are critical layers, bands 95% intervals. The bar at the top of a panel is the centre of mass with
@@ -44,7 +45,6 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     Args:
         results: Layer sweeps of up to four models, one each; tasks that only some have are drawn for these.
         title: Above the figure; by default the models and the number of documents.
-        seed: Of the bootstrap of the centres.
 
     Raises:
         UserError: no results or more than there are colours, or results that are not layer sweeps of one model.
@@ -52,7 +52,7 @@ def profile_comparison(*results: Result, title: str | None = None, seed: int = 0
     if not 1 <= len(results) <= len(PALETTE):
         raise UserError(f"{len(results)} results; give one to {len(PALETTE)}, one a model")
     models = [profiles(result) for result in results]
-    centres = [depth.centre_of_mass(result, seed=seed).table.set_index("task") for result in results]
+    centres = [depth.centre_of_mass(result).table.set_index("task") for result in results]
     tasks = list(dict.fromkeys(p.label for model in models for p in model))
     columns = 1 if len(tasks) <= 4 else 2
     n_layers = max(p.n_layers for model in models for p in model)
@@ -124,7 +124,7 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
 
 
 @themed
-def recovery_curve(result: Result, donor: Result, *, title: str | None = None, seed: int = 0) -> Plot:
+def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -> Plot:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
@@ -135,12 +135,11 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
         result: Of the base model, over conditions such as ``bottom@donor``, ``top@donor`` and ``layers@donor``.
         donor: Holds the donor's own baseline.
         title: Above the figure; by default the models and the number of documents.
-        seed: Of the bootstrap.
 
     Raises:
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
     """
-    table = recovery.transplant_recovery(result, donor, seed=seed).table
+    table = recovery.transplant_recovery(result, donor).table
     groups = [
         (str(task), str(site), series)
         for (task, site), rows in table.dropna(subset=["first"]).groupby(["task", "site"], sort=False)
@@ -176,7 +175,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, s
 
 
 @themed
-def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | None = None) -> Plot:
+def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPROB), title: str | None = None) -> Plot:
     """Loss in the open-book task minus loss in the closed-book one, by layer.
 
     The scale is linear near 0 and logarithmic beyond, because one layer may cost many times what all others do.
@@ -220,7 +219,7 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = "nats", title: str | N
 
 
 def _unit(result: Result, profile: Profile) -> str:
-    return unit_of(result, profile.model, profile.task, profile.metric)
+    return unit_of(result, profile.model, profile.task, profile.metric, loss=True)
 
 
 def _n_documents(*models: Sequence[Profile]) -> str:
@@ -237,7 +236,7 @@ def _losses(result: Result, profile: Profile) -> np.ndarray:
     table = result.summary
     chosen = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
     rows = table[chosen].sort_values("layer")
-    layer, *changes, p = numbers(rows, "layer", "delta", "ci_low", "ci_high", "p_adjusted")
+    layer, *changes, p = numbers(rows, "layer", "bounded", "ci_low", "ci_high", "p_adjusted")
     loss, *ends = (-profile.sign * change for change in changes)
     min_loss = result.metric_info(profile.task, profile.metric)["min_effect"]
     critical = (p < ALPHA) & (loss > min_loss) & (not profile.at_chance)

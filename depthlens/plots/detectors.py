@@ -23,8 +23,8 @@ AGREES = f"agreement within layers ({PROVEN})"
 def detector_agreement(agreement: DescribedTable, *, title: str | None = None) -> Plot:
     """Spearman's correlation of every two detectors (below the diagonal) and the heads their top k share (above it).
 
-    A dot is agreement within layers, significant after Holm's correction: a number without one may come from layers
-    that both detectors prefer.
+    A dot is agreement within layers, significant after Bonferroni's correction: a number without one may come from
+    layers that both detectors prefer.
 
     Args:
         agreement: From `depthlens.detector_agreement`.

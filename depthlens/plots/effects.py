@@ -17,7 +17,7 @@ from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
-from depthlens.metrics import limits, metric_unit
+from depthlens.metrics import limits, loss_unit, metric_unit
 from depthlens.plots.panels import ACCURACY
 from depthlens.plots.theme import counts
 
@@ -139,8 +139,8 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
     info, dims = result.metric_info(task, metric), model_dims(result.record, model)
     values = _scores(result, model, task, metric)
     worse = -1 if info["higher_is_better"] else 1
-    proven = (rows["p_adjusted"] < ALPHA) & (rows["delta"].abs() > info["min_effect"]) & ~rows["at_chance"]
-    loss = worse * rows["delta"] > 0
+    proven = (rows["p_adjusted"] < ALPHA) & (rows["bounded"].abs() > info["min_effect"]) & ~rows["at_chance"]
+    loss = worse * rows["bounded"] > 0
     at, shape = [rows["layer"].to_numpy(int)], [max(int(rows["layer"].max()) + 1, dims.get("n_layers", 0))]
     if site in _COUNTS:
         at.append(rows["index"].to_numpy(int))
@@ -153,9 +153,9 @@ def _effects(result: Result, rows: pd.DataFrame) -> Effects:
 
     return Effects(
         key={field: str(first[field]) for field in FIELDS} | {"metric": metric.removesuffix(",none")},
-        unit=unit_of(result, model, task, metric),
+        unit=unit_of(result, model, task, metric, loss=True),
         worse=worse,
-        values=grid(rows["delta"], math.nan),
+        values=grid(rows["bounded"], math.nan),
         low=grid(rows["ci_low"], math.nan),
         high=grid(rows["ci_high"], math.nan),
         critical=grid(proven & loss, False),
@@ -181,12 +181,25 @@ def group_size(dims: dict[str, Any]) -> int:
     return dims["n_heads"] // dims["n_kv_heads"] if dims.get("n_kv_heads") else 1
 
 
-def unit_of(result: Result, model: str, task: str, metric: str) -> str:
-    """What a metric is called on an axis: accuracy where it is a share of documents, else its name and unit."""
+def unit_of(result: Result, model: str, task: str, metric: str, *, loss: bool = False) -> str:
+    """What a metric is called on an axis: accuracy where it is a share of documents, else its name and unit.
+
+    Args:
+        result: Of a sweep.
+        model: Name of the model.
+        task: Name of the task.
+        metric: Name of the metric.
+        loss: Whether changes are drawn, which are bounded (`depthlens.metrics.loss_unit`).
+    """
     values = _scores(result, model, task, metric)
     if result.metric_info(task, metric)["higher_is_better"] and stats.is_binary(values):
         return ACCURACY
-    unit = metric_unit(metric)
+    return named(metric, loss=loss)
+
+
+def named(metric: str, *, loss: bool = False) -> str:
+    """A metric with its unit; see `unit_of`."""
+    unit = loss_unit(metric) if loss else metric_unit(metric)
     return metric.removesuffix(",none") + (f" ({unit})" if unit else "")
 
 

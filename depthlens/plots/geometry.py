@@ -128,9 +128,8 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
 def predictor_scatter(predictors: pd.DataFrame, result: Result, *, title: str | None = None, seed: int = 0) -> Plot:
     """Loss of removing each layer against its cheap numbers: one row a task, one column a predictor, one dot a layer.
 
-    Above each panel are Spearman's correlation of the measured means, the interval of the correlation without noise,
-    and p against shifts of depth (`depthlens.analysis.rank_correlations`); the layers that cost most are named. Tasks
-    at chance are grey.
+    Above each panel are Spearman's correlation of the measured means, what noise allows, and p against shifts of depth
+    (`depthlens.analysis.rank_correlations`); the layers that cost most are named. Tasks at chance are grey.
 
     Args:
         predictors: From `depthlens.analysis.geometry_predictors`.
@@ -162,7 +161,7 @@ def predictor_scatter(predictors: pd.DataFrame, result: Result, *, title: str | 
             verdict = CANNOT_JUDGE if profile.at_chance else _rho(rho.loc[(profile.label, name)])
             panels.panel_title(ax, verdict, fontsize=SMALL)
             ax.margins(0.12)
-        unit = unit_of(result, profile.model, profile.task, profile.metric)
+        unit = unit_of(result, profile.model, profile.task, profile.metric, loss=True)
         row[0].set_ylabel(f"{profile.label}\nloss ({unit})").set_parse_math(False)
     for ax, name in zip(axes[-1], names, strict=True):
         ax.set_xlabel(_PREDICTORS.get(name, str(name)))
@@ -174,8 +173,8 @@ def _rho(row: pd.Series) -> str:
     if np.isnan(row["spearman"]):
         return "ρ: no spread, cannot judge"
     p = f", p = {row['p_value']:.2g}" if np.isfinite(row["p_value"]) else ""
-    interval = f"\nwithout noise [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" if np.isfinite(row["ci_low"]) else ""
-    return f"ρ = {row['spearman']:.2f}{p}{interval}"
+    ceiling = f" (noise allows {row['ceiling']:.2f})" if np.isfinite(row["ceiling"]) else ""
+    return f"ρ = {row['spearman']:.2f}{ceiling}{p}"
 
 
 def _name_layers(ax: Axes, x: np.ndarray, loss: np.ndarray, layers: np.ndarray) -> None:

@@ -23,7 +23,6 @@ from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, PROVEN, Effects, Names, sweep_effects, sweep_title, varying
-from depthlens.plots.panels import ACCURACY
 from depthlens.plots.theme import CANNOT_JUDGE, SMALL, Plot, figure, themed, with_legend
 
 SHARES = "share of the row's summed loss (red: loss)"
@@ -31,7 +30,6 @@ CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 MAX_OVERLAID = 4  # series in one panel; more are drawn side by side
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
 # documents: the intervals of fewer scores that are not 0 or 1 are many times wider than the scores, and hide them
-FEWEST_FOR_BAND = 6
 _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
 
@@ -89,10 +87,8 @@ def depth_profile(
     if panels.drawn(fig, "critical"):
         keys.append(panels.mark_key(CRITICAL_LAYER, color=colour or INK))
     bands = []
-    banded = [e for e in effects if _has_band(e) and np.isfinite(e.low).any()]
-    if banded:
-        few = any((np.isfinite(e.values) & np.isnan(e.low)).any() for e in banded)
-        bands.append(panels.band_key(panels.FEW if few else panels.BAND, colour or INK))
+    if any(np.isfinite(e.low).any() for e in effects):
+        bands.append(panels.band_key(panels.BAND, colour or INK))
     return with_legend(fig, [*keys, *panels.level_keys(fig, colour=colour), *bands])
 
 
@@ -137,7 +133,7 @@ def protocol_comparison(
 
 
 @themed
-def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> Plot:
+def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
 
     Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
@@ -146,12 +142,11 @@ def loss_shares(result: Result, *, title: str | None = None, seed: int = 0) -> P
     Args:
         result: A layer sweep.
         title: Above the figure.
-        seed: Of the bootstrap.
 
     Raises:
         UserError: the result has no single-layer conditions.
     """
-    rows, centres = profiles(result), depth.centre_of_mass(result, seed=seed).table
+    rows, centres = profiles(result), depth.centre_of_mass(result).table
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
     grid = np.full((len(rows), n_layers), np.nan)
     for row, profile in enumerate(rows):
@@ -244,13 +239,9 @@ def _groups(effects: list[Effects]) -> tuple[list[list[Effects]], list[str], lis
     return list(groups.values()), outer, inner
 
 
-def _has_band(e: Effects) -> bool:
-    return e.unit == ACCURACY or e.n >= FEWEST_FOR_BAND
-
-
 def _draw_line(ax: Axes, e: Effects, style: int) -> None:
     x, curve = np.arange(len(e.values)), e.baseline + np.array([e.values, e.low, e.high])
-    curve[1:] = np.clip(curve[1:], *e.limits) if _has_band(e) else np.nan
+    curve[1:] = np.clip(curve[1:], *e.limits)
     panels.curve(ax, x, curve, style, idle=e.at_chance)
     panels.marks(ax, x, curve[0], e.critical, style, "critical")
     panels.level(ax, e.baseline, "baseline", color=panels.colour_of(style, e.at_chance))

@@ -23,7 +23,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike
 
-from depthlens.analysis.stats import FEWEST
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALE, PALETTE
 from depthlens.plots import theme
@@ -290,7 +289,6 @@ def reach(*values: np.ndarray) -> tuple[float, float]:
 
 
 BAND = "95% interval"
-FEW = f"95% interval (none where fewer than {FEWEST} documents change)"
 
 
 def band_key(label: str = BAND, colour: str = INK) -> Patch:

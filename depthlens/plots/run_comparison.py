@@ -25,9 +25,9 @@ from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
 from depthlens.analysis.run_families import Key
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALE, PALETTE
-from depthlens.metrics import LOGPROBS, metric_unit
+from depthlens.metrics import LOGPROBS
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import PROVEN
+from depthlens.plots.effects import PROVEN, named
 from depthlens.plots.layers import CRITICAL_LAYER, MAX_OVERLAID, SHARES, share_colours, share_ticks
 from depthlens.plots.panels import numbers
 from depthlens.plots.theme import CANNOT_JUDGE, MARKERS, Plot, counts, figure, themed, with_legend
@@ -137,7 +137,7 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
         for row, run in enumerate(panel.runs):
             _centre(ax, panel, comparison, run, names.index(run), 0.95 - 0.11 * row)
         panels.panel_title(ax, panel.title)
-        unit = "share of score\nabove floor" if relative else f"loss of\n{_unit(panel.key.metric)}"
+        unit = "share of score\nabove floor" if relative else f"loss of\n{named(panel.key.metric, loss=True)}"
         ax.set(xlim=(-0.03, 1.03), ylabel=unit)
     drawn = {run for panel in shown for run in panel.runs}
     of_all = zip(names, panels.series_keys(names, mfc=None), strict=True)
@@ -236,7 +236,7 @@ def run_differences(
             ax.plot(x, y, MARKERS[style], ms=3.5, color=PALETTE[style], mfc="white", mew=0.9, gid="difference")
             panels.marks(ax, x, y, proven, style, "shown")
         panels.panel_title(ax, panel.title)
-        ax.set_ylabel("difference of\n" + ("shares" if scale == ABOVE_FLOOR else _unit(panel.key.metric)))
+        ax.set_ylabel("difference of\n" + ("shares" if scale == ABOVE_FLOOR else named(panel.key.metric, loss=True)))
         panels.layer_axis(ax, _n_layers(panel.rows(comparison.profiles)))
     keys = [
         panels.line_key(label, color=PALETTE[style], marker=MARKERS[style], mfc="white", ms=4)
@@ -275,7 +275,7 @@ def run_stages(comparison: Comparison, *, place: str = "", parts: str = "layers"
         panels.level(left, float(whole["chance"].iloc[0]), "chance")
         _steps(right, centre, "value", comparison.runs)
         panels.panel_title(left, panel.title)
-        left.set_ylabel(f"whole model\n{_unit(panel.key.metric)}")
+        left.set_ylabel(f"whole model\n{named(panel.key.metric)}")
         right.set_ylabel("centre of mass\nshare of depth")
     for ax in axes[-1]:
         turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if steep else {}
@@ -301,11 +301,6 @@ def _title(comparison: Comparison, shown: Sequence[Panel], what: str) -> str:
 
 def _height(n: int, columns: int, each: float) -> float:
     return each * math.ceil(n / columns) + 1.3
-
-
-def _unit(metric: str) -> str:
-    unit = metric_unit(metric)
-    return metric.removesuffix(",none") + (f" ({unit})" if unit else "")
 
 
 def _n_layers(rows: pd.DataFrame) -> int:

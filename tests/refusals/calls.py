@@ -213,8 +213,6 @@ RESULTS = [
         (lambda e, x=x: e.result.critical(x), f"alpha {x!r} is not between 0 and 1")
         for x in (0, 2, "x", math.nan, True)
     ),
-    (lambda e: dl.critical_stability("x"), f"result {NO_RESULT}"),
-    (lambda e: dl.critical_stability(e.result, n_boot=0), "n_boot 0: give a whole number, at least 1; 500 is usual"),
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     (lambda e: dl.Result.load(3), "folder 3: give the folder that Result.save wrote"),
     (lambda e: dl.Result(3, {}), "a result is made of a table of documents and a record, not of int and dict; give"),
@@ -246,7 +244,6 @@ RESULTS = [
     (lambda e: dl.compare(), "no run: a comparison needs two runs or more; give a folder that `depthlens sweep"),
     (lambda e: dl.compare(3, e.result), "run of type int: give a folder that `depthlens sweep --out`"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' is not a folder; give a folder"),
-    (lambda e: dl.compare(e.result, e.result, n_boot=10), "n_boot 10: give a whole number, at least 200; the tails"),
     (lambda e: dl.Comparison.load("/nowhere"), "'/nowhere' holds no settings.parquet; give a folder that"),
     (lambda e: dl.runner.write_comparison(e.result, e.tmp / "x"), "comparison is a Result; give what"),
     (lambda e: dl.claims.Evidence(letters=[e.result, "x"]), f"letters {NO_RESULT}"),
