@@ -14,6 +14,7 @@ from depthlens.analysis.model_comparison import compare_models
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
+
 def test_difference_of_differences_by_layer():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled", seed=1)
     table = model_comparison.layer_differences(base, distilled)
