@@ -11,6 +11,7 @@ import tiny
 import torch
 from accelerate.utils import OffloadedWeightsLoader
 from by_hand import recorded
+from scipy import stats as sps
 from transplants import (
     FAMILIES,
     SAME,
@@ -31,7 +32,6 @@ from transplants import (
 )
 
 from depthlens.ablations import expand, parse_condition
-from depthlens.analysis.stats import mean_intervals
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
@@ -308,7 +308,7 @@ def test_activation_deltas_by_hand(folders, family, streamed):
         cosine = [float(torch.cosine_similarity(a[at], b[at], dim=-1).mean()) for a, b in kept]
         assert row.relative == pytest.approx(sum(relative) / 3, rel=1e-3)
         assert row.cosine == pytest.approx(sum(cosine) / 3, abs=1e-4)
-        ends = np.clip(mean_intervals(np.array([cosine])), -1, 1)[:, 0]
+        ends = np.clip(sps.t.interval(0.95, 2, np.mean(cosine), sps.sem(cosine)), -1, 1)
         assert (row.cosine_low, row.cosine_high) == pytest.approx(ends.tolist(), abs=1e-3)
         assert 0 <= row.relative_low < row.relative < row.relative_high
 
