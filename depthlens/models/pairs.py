@@ -99,6 +99,8 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
         return f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
     if backend != "torch" and (other or any(a.mode == "twice" or a.site == "expert" for a in condition.ablations)):
         return "can be computed by backend 'torch' only; use that"
+    if lens.remote and any(a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
+        return "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
     if lens.donor is None and condition.uses("donor"):
         return "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"
     if other and any(hasattr(part, "base_layer") for part in lens.model.modules()):

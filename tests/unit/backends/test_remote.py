@@ -133,7 +133,7 @@ def test_a_whole_sweep_by_name(tmp_path):
             lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
             "condition L1@noise is not done remotely; use @mean",
         ),
-        (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
+        (lambda lens: Engine(lens, backend="transformer_lens"), "TransformerLens needs the weights"),
         (lambda lens: attention_patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
     ],
 )
