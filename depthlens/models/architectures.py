@@ -288,8 +288,7 @@ def bind(model: nn.Module) -> Architecture:
     # latent attention decompresses one key and one value per query head: nothing is shared
     latent = hasattr(config, "kv_lora_rank")
     n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
-    routers = tuple(_router(part, d_model) for part in mlp)
-    n_experts = tuple(_n_experts(router, d_model) if router else 0 for router in routers)
+    routers, n_experts = zip(*(_router(part, d_model) for part in mlp), strict=True)
     rotary = model.get_submodule(family.rotary) if family.rotary else None
     several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
     sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
@@ -311,8 +310,8 @@ def bind(model: nn.Module) -> Architecture:
     )
 
 
-def _router(mlp: nn.Module, d_model: int) -> nn.Module | None:
-    """What chooses among the experts of an MLP; None where it has none, or where it is not clear what does.
+def _router(mlp: nn.Module, d_model: int) -> tuple[nn.Module | None, int]:
+    """What chooses among the experts of an MLP, and how many; None where it has none, or it is not clear what does.
 
     Experts are a list of blocks or a stack of matrices; the router is the child that holds little more than a matrix
     with a row for each. Shared experts, which every token passes, are not counted.
@@ -321,17 +320,12 @@ def _router(mlp: nn.Module, d_model: int) -> nn.Module | None:
     counts |= {p.shape[0] for p in mlp.parameters() if p.ndim == 3}
     # biases, of which there may be several, have one number for each expert
     found = [
-        child
+        (child, n)
         for child in mlp.children()
         for n in counts
         if [tuple(p.shape) for p in child.parameters() if p.numel() > n] == [(n, d_model)]
     ]
-    return found[0] if len(found) == 1 else None
-
-
-def _n_experts(router: nn.Module, d_model: int) -> int:
-    """Experts that a router chooses among."""
-    return next(len(p) for p in router.parameters() if p.shape[1:] == (d_model,))
+    return found[0] if len(found) == 1 else (None, 0)
 
 
 def _refuse_compiled(model: nn.Module) -> None:

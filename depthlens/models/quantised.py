@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from depthlens.models.lens import Lens
 
 GROUPS = (128, 64, 32)  # how many weights share a scale under int4, the most that the widths allow
-_TINY = torch.finfo(torch.float32).tiny
 _kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
 
 
@@ -131,12 +130,10 @@ def rounded(weight: Tensor, mode: str) -> Tensor:
     if weight.ndim < 2 or not weight.is_floating_point():
         return weight
     width = weight.shape[-1]
-    size = width
-    if mode == "int4":
-        size = next((n for n in GROUPS if width % n == 0), width)
+    size = next((n for n in GROUPS if mode == "int4" and width % n == 0), width)
     top = 2 ** (ROUNDED[mode] - 1) - 1
     groups = wide(weight.detach()).unflatten(-1, (-1, size))
-    scale = groups.abs().amax(-1, keepdim=True).clamp_min(_TINY) / top
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / top
     return ((groups / scale).round() * scale).flatten(-2).to(weight.dtype)
 
 
