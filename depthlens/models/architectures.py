@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,15 +29,6 @@ from depthlens.models.placement import moved, place_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
-
-# what transformers' classes call the projection from the heads to the residual stream
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
-LINEAR = (nn.Linear, Conv1D)
-PER_HEAD = ("q_proj", "q_b_proj")
-PER_KV_HEAD = ("k_proj", "v_proj", "kv_b_proj")
-# what routers score experts by, and what they choose by
-_SCORES = (F.linear, torch.Tensor.add, torch.add)
-_CHOICES = (torch.topk, torch.Tensor.topk)
 
 
 @dataclass(frozen=True)
@@ -110,14 +101,13 @@ class Architecture:
             Residual streams after it, where the layer is; whatever is elsewhere is moved there.
         """
         device = place_of(self.layers[layer])
-        x, layout, rotary = moved(x, device), moved(layout, device), moved(self.angles_at(rotary, layer), device)
-        about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
-        with nullcontext() if keep is None else self._mlp_at(layer, moved(keep, device)):
+        x, rotary, positions = moved((x, self.angles_at(rotary, layer), layout.position_ids), device)
+        about = {"position_embeddings": rotary, "position_ids": positions, "layout": layout}
+        with replaced_forwards([] if keep is None else [self._mlp_at(layer, moved(keep, device))]):
             return hidden(self.layers[layer](x, attention_mask=None, **about))
 
-    @contextmanager
-    def _mlp_at(self, layer: int, keep: Int[Tensor, " kept"]) -> Iterator[None]:
-        """Within the context the MLP of a layer computes some positions, and gives zeros at all others."""
+    def _mlp_at(self, layer: int, keep: Int[Tensor, " kept"]) -> tuple[nn.Module, Callable[..., Any]]:
+        """The MLP of a layer, and a forward that computes some positions and gives zeros at all others."""
         forward = self.mlp[layer].forward
 
         def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,8 +117,7 @@ class Architecture:
             full[:, keep] = hidden(output).reshape(len(x), len(keep), -1)  # experts may give all tokens in one row
             return with_hidden(output, full)
 
-        with replaced_forwards([(self.mlp[layer], call)]):
-            yield
+        return self.mlp[layer], call
 
     @contextmanager
     def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
@@ -226,9 +215,9 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
         (name, path)
         for name, child in children.items()
         for path, module in child.named_modules()
-        # an adapter of peft has the projection that it adds to inside
-        if path.rpartition(".")[2] in OUTPUT_PROJECTIONS
-        and isinstance(getattr(module, "base_layer", module), LINEAR)
+        # what transformers' classes call it; an adapter of peft has the projection that it adds to inside
+        if path.rpartition(".")[2] in ("o_proj", "out_proj", "dense", "c_proj")
+        and isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D)
         and "atten" in _kind(child)
     ]
     attn = _one(model, f"attention in {where}", [*dict(found)])
@@ -242,8 +231,8 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
         "o_proj": f"{attn}.{o_proj}",
         "mlp_norm": mlp_norm,
         "mlp": mlp,
-        "per_head": tuple(name for name in PER_HEAD if name in named),
-        "per_kv_head": tuple(name for name in PER_KV_HEAD if name in named),
+        "per_head": tuple(name for name in ("q_proj", "q_b_proj") if name in named),
+        "per_kv_head": tuple(name for name in ("k_proj", "v_proj", "kv_b_proj") if name in named),
     }
 
 
@@ -454,15 +443,14 @@ class Routing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CHOICES and args[0].shape[-1] == self.n_experts:
+        if func in (torch.topk, torch.Tensor.topk) and args[0].shape[-1] == self.n_experts:
             chosen = func(self._without(args[0]), *args[1:], **kwargs)[1]
             self.chosen = chosen.flatten(0, -2)
             # where fewer experts are left than a token passes, a removed one is chosen with the weight that it has: 0
             return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
         found = func(*args, **kwargs)
-        if func in _SCORES and isinstance(found, Tensor) and found.shape[-1] == self.n_experts:
-            return self._without(found)
-        return found
+        is_score = func in (F.linear, torch.Tensor.add, torch.add) and isinstance(found, Tensor)
+        return self._without(found) if is_score and found.shape[-1] == self.n_experts else found
 
     def _without(self, scores: Float[Tensor, "*token n_experts"]) -> Float[Tensor, "*token n_experts"]:
         if self.removed is None:
