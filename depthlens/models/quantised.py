@@ -159,6 +159,11 @@ def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
     return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers) if layers else 0
 
 
+def donor_layers(conditions: Sequence[Condition]) -> list[int]:
+    """Layers that take weights from the donor under some condition, sorted."""
+    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
+
+
 @contextmanager
 def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Iterator[None]:
     """Within the context what conditions put in place of weights is in memory, as decoding needs it.
@@ -167,8 +172,7 @@ def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Itera
     """
     with ExitStack() as stack:
         if lens.donor:
-            taken = {a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0}
-            for layer in sorted(taken):
+            for layer in donor_layers(conditions):
                 stack.enter_context(lens.donor.resident(layer))
         _kept[lens] = {}
         stack.callback(_kept.pop, lens)
