@@ -251,8 +251,11 @@ class RowEdits(RowWeights):
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
         if ablations and (router := self.lens.arch.routers[layer]):
             n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
-            position_ids = moved(self.position_ids, device)
-            yield Routing(n, ablations, len(self.conditions), position_ids, device).around(router)
+            starts = torch.full((len(self.conditions), 1, n), torch.iinfo(torch.long).max)  # positions no token has
+            for row, a in ablations:
+                starts[row, 0, a.index] = a.start
+            positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
+            yield Routing(n, moved(positions, device)[:, :, None] >= starts.to(device)).around(router)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.lens.arch.dims, slice(None), None

@@ -10,7 +10,7 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from depthlens.ablations import Ablation, Dims
+from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models.placement import moved, place_of
 
@@ -401,35 +401,17 @@ class Routing(TorchFunctionMode):
 
     Args:
         n_experts: Experts that the router chooses among.
-        ablations: Of experts of the layer, each with its row.
-        n_rows: Rows of the batch; one serves batches of any size.
-        position_ids: Where the tokens stand, if an ablation spares the first ones.
-        device: Where the layer is.
+        removed: Which of them each token must do without. One row, or one position, serves all. Shape [row, pos,
+            n_experts]; None: no token must.
 
     Attributes:
-        removed: Which experts each token must do without. One row, or one position, serves all. Shape [row, pos,
-            n_experts]; None: no token must.
         chosen: The experts that the last choice among all experts took. Shape [token, k]; None: there was none.
     """
 
-    def __init__(
-        self,
-        n_experts: int,
-        ablations: Sequence[tuple[int, Ablation]] = (),
-        n_rows: int = 1,
-        position_ids: Int[Tensor, "#row pos"] | None = None,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, n_experts: int, removed: Bool[Tensor, "#row #pos n_experts"] | None = None) -> None:
         super().__init__()
-        self.n_experts = n_experts
-        self.removed: Bool[Tensor, "#row #pos n_experts"] | None = None
+        self.n_experts, self.removed = n_experts, removed
         self.chosen: Int[Tensor, "token k"] | None = None
-        if ablations:
-            starts = torch.full((n_rows, 1, n_experts), torch.iinfo(torch.long).max)  # positions that no token has
-            for row, a in ablations:
-                starts[row, 0, a.index] = a.start
-            starts = starts.to(device)
-            self.removed = starts == 0 if position_ids is None else position_ids[:, :, None] >= starts
 
     def around(self, router: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:
         """A router and a forward of it that runs within the context."""
