@@ -136,11 +136,10 @@ def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
         about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     else:  # version, truncation and padding come first, and encoding leaves its last ones there
         about = backend.to_str().partition('"added_tokens"')[2]
-    settings = {
-        k: v for k, v in config.to_diff_dict().items() if k not in ("_from_model_config", "transformers_version")
-    }
+    left_out = ("_from_model_config", "transformers_version")
+    settings = [(k, v) for k, v in config.to_diff_dict().items() if k not in left_out]
     spaces = getattr(tokenizer, "clean_up_tokenization_spaces", None)
-    rules = [end_tokens(config, tokenizer), sorted(settings.items(), key=str), spaces]
+    rules = [end_tokens(config, tokenizer), sorted(settings, key=str), spaces]
     return xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
 
 

@@ -123,10 +123,9 @@ def _load_here(
     if stored_as and quantize:
         raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
     if stored_as:
-        from transformers.quantizers import AutoHfQuantizer  # slow to import
+        from transformers.quantizers import AutoQuantizationConfig  # slow to import
 
-        if not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # it would take them for plain ones
-            raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
+        AutoQuantizationConfig.from_dict(config.quantization_config)  # from_pretrained takes unknown ones for plain
     if quantize:
         part = outline.get_submodule(layers)
         options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
