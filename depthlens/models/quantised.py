@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from depthlens.models.lens import Lens
 
 GROUPS = (128, 64, 32)  # how many weights share a scale under int4, the most that the widths allow
-_kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
+_kept: dict[Lens, dict[tuple[int, str], nn.Module]] = {}  # within `other_weights_resident`
 
 
 def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: torch.dtype | str) -> Any:
@@ -73,8 +72,8 @@ def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: t
         raise UserError(f"quantize 'int4' needs widths that are multiples of {GROUPS[-1]}; use 'int8'")
     if device.type == "cuda":
         return TorchAoConfig(Int4WeightOnlyConfig(group_size=size, int4_packing_format="tile_packed_to_4d"))
-    four_bits: Any = vars(torch)["int4"]  # which torch's stubs lack
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=four_bits, granularity=PerGroup(size)))
+    # torch's stubs lack int4
+    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=vars(torch)["int4"], granularity=PerGroup(size)))
 
 
 def settle(model: nn.Module) -> None:
