@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # slow to import
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
 
 
 def torch_devices(name: str) -> list[torch.device]:
@@ -74,7 +73,8 @@ def device_map(
     """
     from accelerate import infer_auto_device_map  # slow to import
 
-    size, room = outline.get_memory_footprint(), [int(WEIGHTS_SHARE * free_bytes(device)) for device in devices]
+    # of the free memory of a device weights may take a share: the work needs the rest
+    size, room = outline.get_memory_footprint(), [int(0.9 * free_bytes(device)) for device in devices]
     if len(devices) == 1 or not (spread or size > room[0]):
         return {"": devices[0]}
     blocks = [*outline.get_submodule(layers).children()]

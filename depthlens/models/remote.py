@@ -32,7 +32,6 @@ from depthlens.models.lens import Lens
 from depthlens.models.names import Source
 
 NDIF = "https://api.ndif.us"  # asks for a key; a server of one's own need not
-PAUSE = 5.0  # seconds before a trace is sent again
 
 
 class Remote:
@@ -98,7 +97,7 @@ class Remote:
                 raise torch.OutOfMemoryError(said) from error
             if not again:
                 raise UserError(f"{self.host} did not run {self.key}: {said}") from error
-        time.sleep(PAUSE)
+        time.sleep(5)
         return self.attempt(trace, again=False)
 
 
