@@ -64,7 +64,6 @@ from depthlens.models import quantised
 from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
-from depthlens.models.quantised import rounded_layer
 
 Forward = Callable[..., Any]
 # whose ablation takes modules, by what these are made for
@@ -164,7 +163,7 @@ class RowWeights:
                 yield getattr(arch, name), getattr(self.donor.arch, name), name.replace("final_norm", "unembed")
             return
         base = arch.layers[layer]
-        other = self.donor.arch.layers[layer] if mode == "donor" else rounded_layer(self.lens, layer, mode)
+        other = self.donor.arch.layers[layer] if mode == "donor" else quantised.rounded_layer(self.lens, layer, mode)
         paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
         for name, module in arch.attn[layer].named_modules():
             if any(True for _ in module.parameters(recurse=False)):

@@ -34,7 +34,6 @@ from depthlens.errors import UserError
 from depthlens.models import names, placement, quantised
 from depthlens.models.architectures import Architecture, bind, rotary_settings
 from depthlens.models.lens import Lens
-from depthlens.models.names import Source, explained
 from depthlens.organisms import builder, weights
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def load(
         from depthlens.models.remote import simulated  # slow to import
 
         return simulated(load(name, dtype=dtype, quantize=quantize, device=device))
-    with progress.working(f"loading {name}"), explained(source.name):
+    with progress.working(f"loading {name}"), names.explained(source.name):
         if source.kind == "organism":
             organism = weights.build(**vars(builder.parse(source.name)))
             cast(nn.Module, organism.model).to(places[0], getattr(torch, dtype, torch.float32))
@@ -111,7 +110,7 @@ def load(
 
 
 def _load_here(
-    source: Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, *, spread: bool
+    source: names.Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, *, spread: bool
 ) -> Lens:
     """A model from a directory, the hub or a .gguf file."""
     if source.kind == "embedded":  # made on first use
@@ -182,7 +181,7 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         return cast(Any, PeftModel.from_pretrained(model, place)).merge_and_unload(safe_merge=True)
 
 
-def _read_config(source: Source) -> tuple[Any, Any, Architecture]:
+def _read_config(source: names.Source) -> tuple[Any, Any, Architecture]:
     """Configuration, tokenizer and the parts, without weights, of a model."""
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
@@ -190,7 +189,7 @@ def _read_config(source: Source) -> tuple[Any, Any, Architecture]:
     return config, AutoTokenizer.from_pretrained(source.place, **source.options), bind(outline)
 
 
-def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
+def _refuse_unfilled(source: names.Source, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the files did not give: transformers fills them at random."""
     wrong = [f"{key} has shape {[*there]}, not {[*wanted]}" for key, there, wanted in sorted(loaded["mismatched_keys"])]
     wrong += [f"{key} is missing" for key in sorted(loaded["missing_keys"])]
@@ -201,18 +200,18 @@ def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
         log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
 
 
-def _refuse_unread(source: Source, model: PreTrainedModel) -> None:
+def _refuse_unread(source: names.Source, model: PreTrainedModel) -> None:
     """Refuse a .gguf file that holds more of a model than transformers reads, which says nothing of it.
 
     Such are biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's.
     """
     from transformers.integrations.gguf import read_gguf_metadata  # slow to import
 
-    metadata, names = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
-    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in names if "bias" in n]
+    metadata, tensors = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
+    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in tensors if "bias" in n]
     if not any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
         # else scaled as transformers knows the model
-        unread += [name for name in names if name.startswith("rope_")]
+        unread += [name for name in tensors if name.startswith("rope_")]
         unread += [key for key, value in metadata.items() if key.endswith("rope.scaling.type") and value != "none"]
     if unread:
         fault = f"model file {source.name!r}: transformers does not read its {unread[0]}, and scores would be others"
