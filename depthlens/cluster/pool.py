@@ -15,7 +15,7 @@ from typing import Any
 
 from depthlens.ablations import Condition
 from depthlens.cluster import LOCAL, AskedWorkers, asked
-from depthlens.engine.engine import Engine, Job
+from depthlens.engine.engine import Engine
 from depthlens.engine.work import Work
 from depthlens.errors import UserError, first_line
 from depthlens.models import loading, pairs
@@ -78,29 +78,27 @@ class Worker:
         self.models: Models | None = None
         self.lens: Any = None
 
-    def compute(self, shared: tuple[Models, str, Job], number: int, shard: Asked) -> Computed:
+    def compute(self, shared: tuple[Models, str, str, dict[str, Any]], number: int, shard: Asked) -> Computed:
         """Answers to a shard.
 
         Args:
-            shared: Models, the driver's working directory, and what its shards share. Where that directory exists,
-                relative paths mean the same here.
+            shared: Models, the driver's working directory, and the method and the options of its engine. Where that
+                directory exists, relative paths mean the same here.
             number: Of the shard.
             shard: What is asked.
 
         Raises:
             UserError: the model is another here, or an answer is not finite.
         """
-        models, folder, job = shared
+        models, folder, method, options = shared
         if models != self.models:
             if os.path.isdir(folder):
                 os.chdir(folder)
             self.models = self.lens = None  # the model before goes first
             self.lens, self.models = _loaded(models), models
-        means = job.means and job.means.to(self.lens.device)
-        options: dict[str, Any] = {"path": job.path, "batch_tokens": job.batch_tokens, "means": means}
-        engine = Engine(self.lens, backend=job.backend, progress=False, **options)
-        run: Any = engine.generate_until if job.write else engine.loglikelihood
-        return number, run(*shard), engine.work
+        means = options["means"] and options["means"].to(self.lens.device)
+        engine = Engine(self.lens, progress=False, **options | {"means": means})
+        return number, getattr(engine, method)(*shard), engine.work
 
 
 class Workers:
@@ -156,8 +154,17 @@ class Workers:
         """For the record."""
         return {"n": self.n, "ray": self.wanted.ray, "cpus": self.cpus, "gpus": self.gpus}
 
-    def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
-        """Answers of shards as they come, from workers that have loaded the model."""
+    def compute(
+        self, lens: Lens, method: str, options: dict[str, Any], shards: Sequence[Asked]
+    ) -> Generator[Computed, None, None]:
+        """Answers of shards as they come, from workers that have loaded the model.
+
+        Args:
+            lens: The model.
+            method: Of the engine; it answers a shard.
+            options: Of the engine.
+            shards: What is asked.
+        """
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
@@ -167,7 +174,7 @@ class Workers:
             raise UserError(f"worker_gpus {gpus}: model {lens.name!r} is on {lens.device.type} here; {fix}")
         self.gpus = float(gpus or sum(device.type == "cuda" for device in lens.devices))
         self.n = self._room()
-        shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), job))
+        shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), method, options))
         actors = _actors(self.n, self.cpus, self.gpus)
 
         def submit(actor: Any, number: int) -> Any:
