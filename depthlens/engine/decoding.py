@@ -248,7 +248,8 @@ class Decoding:
     def _step(self) -> None:
         """Write a token of each row."""
         rows = self.rows
-        states = self._walked_once([self.conditions[c] for c, _ in rows], self.writer.last(rows))
+        last = [self.writer.tokens[row][-1] for row in rows]
+        states = self._walked_once([self.conditions[c] for c, _ in rows], last)
         for walked in self._walked:
             walked.advance()
         self.passed(len(self._alive) * self.lens.dims.n_layers)

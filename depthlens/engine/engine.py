@@ -20,7 +20,7 @@ from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
-from depthlens.engine.batches import PackedTrees, RowBatches
+from depthlens.engine.batches import PackedTrees, RowBatches, cut
 from depthlens.engine.wavefront import n_passed
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
@@ -29,7 +29,7 @@ from depthlens.models import pairs
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, NO_GENERATION, Lens, one_thread
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerRows, Product
+from depthlens.store.answer_cache import AnswerCache, AnswerRows
 
 PATHS = ("wavefront", "padded_rows")
 # shards that each worker gets at least: the fewer there are, the longer wait those who end first
@@ -211,24 +211,6 @@ class Engine:
     def _walked(self) -> walk_check.Found:
         """Whether the wavefront computes what the model does."""
         return walk_check.found(self.lens)
-
-
-def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:
-    """Products in about ``n`` shards: runs of requests, of which neighbours share their beginnings.
-
-    Where a product has fewer requests than it is to have shards, its conditions are dealt out, too.
-    """
-    n_rows = max(1, sum(len(members) * len(group) for members, group in products))
-    shards: list[Product] = []
-    for members, group in products:
-        wanted = max(1, round(n * len(members) * len(group) / n_rows))
-        order = sorted(members, key=lambda r: requests[r].context)
-        size = -(-len(order) // wanted)
-        runs = [order[i : i + size] for i in range(0, len(order), size)]
-        # every n-th condition: those that leave the clean row early and late are in each
-        hands = min(len(group), -(-wanted // len(runs)))
-        shards += [(run, list(group[i::hands])) for run in runs for i in range(hands)]
-    return shards
 
 
 @one_thread

@@ -6,7 +6,8 @@ import pytest
 import tiny
 from stores import WRITTEN, run
 
-from depthlens.engine.engine import Engine, cut
+from depthlens.engine.batches import cut
+from depthlens.engine.engine import Engine
 from depthlens.requests import LoglikelihoodRequest
 
 
