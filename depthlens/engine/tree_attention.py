@@ -96,13 +96,11 @@ class Layout:
         rotary: Angles of these positions, as an architecture gives them; set by the walk.
     """
 
-    rows: list[int]
-    rotary: Any
-
     def __init__(
         self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None] | None = None
     ) -> None:
-        self.rows = []
+        self.rows: list[int] = []
+        self.rotary: Any = None
         self.keep = keep
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
@@ -123,8 +121,8 @@ class Layout:
         if self.keep is not None:
             for condition, k, v in zip(self.rows, key, value, strict=True):
                 self.keep(layer, condition, k, v)
-        chosen = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1])
-        made = chosen == "flex", query.device, query.dtype
+        flex = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
+        made = flex, query.device, query.dtype
         if made not in self._trees:
             self._trees[made] = self._make(*made)
         return self._trees[made].attention(query, key, value, scale)

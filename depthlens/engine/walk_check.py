@@ -13,9 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,8 +37,6 @@ log = logging.getLogger(__name__)
 N_TOKENS = 12  # of each text
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
 CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-# what a module raises that is called with arguments, or on shapes, which it does not expect
-NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
 # settings of configurations that let a token see fewer tokens than all before it
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 
@@ -47,8 +44,7 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 Texts = Float[Tensor, "text pos d_model"]  # residual streams
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a trial found.
 
     Attributes:
@@ -62,8 +58,7 @@ class Found:
     separable: bool = True
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A layer that was called in the model's own forward pass.
 
     Attributes:
@@ -208,7 +203,7 @@ def _fault(lens: Lens, layer: int, x: Texts, output: Texts, pack: Pack) -> str |
     try:
         with walking(lens.model):
             alone = arch.call(layer, tree, layout, arch.angles(tree, layout.position_ids), keep)[0, paths]
-    except NOT_CALLABLE as e:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as e:  # arguments or shapes do not fit
         return f"layer {layer} cannot be called by itself ({type(e).__name__})"
     if _apart(alone[:, some], output[:, some], CLOSE[lens.dtype]):
         return f"layer {layer} computes something else when it is called by itself"
