@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -154,9 +154,7 @@ class Workers:
         """For the record."""
         return {"n": self.n, "ray": self.wanted.ray, "cpus": self.cpus, "gpus": self.gpus}
 
-    def compute(
-        self, lens: Lens, method: str, options: dict[str, Any], shards: Sequence[Asked]
-    ) -> Generator[Computed, None, None]:
+    def compute(self, lens: Lens, method: str, options: dict[str, Any], shards: Sequence[Asked]) -> Iterator[Computed]:
         """Answers of shards as they come, from workers that have loaded the model.
 
         Args:
@@ -177,11 +175,9 @@ class Workers:
         shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), method, options))
         actors = _actors(self.n, self.cpus, self.gpus)
 
-        def submit(actor: Any, number: int) -> Any:
-            return actor.compute.remote(shared, number, shards[number])
-
+        numbered = list(enumerate(shards))
         try:
-            yield from ActorPool(actors).map_unordered(submit, list(range(len(shards))))
+            yield from ActorPool(actors).map_unordered(lambda actor, one: actor.compute.remote(shared, *one), numbered)
         except BaseException as error:  # an actor that is in the middle of a shard takes no message
             _actors.cache_clear()
             for actor in actors:
