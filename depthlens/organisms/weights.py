@@ -7,7 +7,6 @@ values and of each RoPE pair hide what was written; they change nothing that the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,29 +59,17 @@ def build(**options: Any) -> Organism:
     """
     if wrong := next((key for key in options if key not in KINDS), None):
         raise unknown("organism option", wrong, KINDS)
-    chosen = Options(**options)
-    planted = truth(chosen)
-    roles = {(h.layer, h.head): h.role for h in planted.heads}
-    return Organism(chosen, plant(roles, chosen), language.tokenizer(chosen.extended), planted)
-
-
-def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCausalLM:
-    """A float32 model with the given heads planted.
-
-    Args:
-        roles: Role by (layer, head): ``previous_token``, ``control`` or a key of `circuits.MATCH`.
-        options: What else the model is built from.
-    """
     from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
 
-    vocabulary = language.vocabulary(options.extended)
+    chosen = Options(**options)
+    planted, vocabulary = truth(chosen), language.vocabulary(chosen.extended)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=D_MODEL,
         intermediate_size=D_MLP,
-        num_hidden_layers=options.n_layers,
+        num_hidden_layers=chosen.n_layers,
         num_attention_heads=N_HEADS,
-        num_key_value_heads=options.n_kv_heads,
+        num_key_value_heads=chosen.n_kv_heads,
         head_dim=D_HEAD,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
@@ -96,17 +83,18 @@ def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCau
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # how sums are shared out among threads decides their last bits
-        _Planter(model, roles, options).run()
+        _Planter(model, planted).run()
     finally:
         torch.set_num_threads(threads)
-    return model
+    return Organism(chosen, model, language.tokenizer(chosen.extended), planted)
 
 
 class _Planter:
     """Fills a model bottom-up, measuring on calibration prompts what the layers below do."""
 
-    def __init__(self, model: LlamaForCausalLM, roles: Mapping[tuple[int, int], str], options: Options) -> None:
-        self.model, self.roles, self.options = model, roles, options
+    def __init__(self, model: LlamaForCausalLM, planted: Truth) -> None:
+        self.model, self.options = model, (options := planted.options)
+        self.roles = {(h.layer, h.head): h.role for h in planted.heads}
         self.stream = circuits.Stream(options)
         self.heads = circuits.Heads(self.stream, model.model.rotary_emb.inv_freq)
         self.written = options.noise * UNIT * (STATED_LAYERS / options.n_layers) ** 0.5
