@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 STATED_LAYERS = 6  # the number of layers that the noise is stated for
-MAX_POSITIONS = 8192
-ROPE_THETA = 1e6  # at 1e4 even the lowest pairs turn too far beyond about 90 tokens
 ANSWER = 8.0  # logits of the answer: enough to be right, not so much that the loss no longer feels anything
 ANSWER_BACKED_UP = 11.0  # so much that the loss does not feel whether one head gives it or two
 NOISE_LOGITS = (0.5, 4.0)  # spread of the attention logits of noise heads, drawn for each
@@ -71,8 +69,9 @@ def build(**options: Any) -> Organism:
         num_attention_heads=N_HEADS,
         num_key_value_heads=chosen.n_kv_heads,
         head_dim=D_HEAD,
-        max_position_embeddings=MAX_POSITIONS,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        max_position_embeddings=8192,
+        # at 1e4 even the lowest pairs turn too far beyond about 90 tokens
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=False,
         bos_token_id=vocabulary[language.BOS],
         eos_token_id=vocabulary[language.EOS],
