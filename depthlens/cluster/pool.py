@@ -22,8 +22,6 @@ from depthlens.models import loading, pairs
 from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
-CONNECT_SECONDS = 5  # until an address at which nobody answers is refused; Ray itself tries for minutes
-RESTARTS = 10  # of a worker; a shard that ends every worker ends the sweep then
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
 # arguments of `depthlens.load`, and what is loaded here: of a model, and of the donor that it may have
@@ -132,8 +130,8 @@ class Workers:
         options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
-            if host:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            if host:  # where nobody answers Ray itself tries for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
             self.ray.shutdown()
@@ -191,7 +189,8 @@ class Workers:
 def _actors(n: int, cpus: int, gpus: float) -> list[Any]:
     import ray
 
-    # without a bound of its own a shard is computed again until its worker was lost too often
+    # without a bound of its own a shard is computed again until its worker was lost too often; one that ends every
+    # worker ends the sweep then
     size: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-    actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **size)(Worker)
+    actor = ray.remote(max_restarts=10, max_task_retries=-1, **size)(Worker)
     return [actor.remote(cpus) for _ in range(n)]

@@ -62,7 +62,6 @@ if TYPE_CHECKING:  # slow to import
 
 MOST, FEWEST = 64, 8  # texts of a reference
 NAME, REPETITION, SURPRISAL = "free_text", "repetition", "nats_per_token"
-N_GRAM = 4
 _INFO = {"higher_is_better": False, "chance": None, "floor": None}
 
 
@@ -268,7 +267,7 @@ def _candidates(prepared: Prepared) -> Iterator[Any]:
     yield from (docs[i] for i in reversed(range(len(docs))) if i not in run)
 
 
-def repetition(tokens: Sequence[int], n: int = N_GRAM) -> float:
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
     """1 - distinct n-grams / n-grams of tokens; 0 for fewer than n tokens."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
