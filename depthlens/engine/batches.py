@@ -87,13 +87,7 @@ class Batches:
 
 
 class PackedTrees(Batches):
-    """Requests in packs, through the layers under many conditions together.
-
-    Attributes:
-        at_once: Conditions that are decoded together.
-    """
-
-    at_once: int
+    """Requests in packs, through the layers under many conditions together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +110,7 @@ class PackedTrees(Batches):
         n_held = self.budget.key_bytes // (2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
         shared = prefix_tree.common_prefix(min(self.read), max(self.read))
         own = max(map(len, self.read)) - shared + max(self.max_new)
+        # conditions that are decoded together
         self.at_once = max(1, min(len(order), n_held // (shared + min(len(self.read), MIN_PROMPTS) * own)))
         taken = max(other_weights_bytes(self.lens, [conditions[c]]) for c in order)
         size = max(1, self.budget.key_bytes // taken) if taken else len(order)

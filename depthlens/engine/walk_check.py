@@ -154,7 +154,10 @@ def _try(lens: Lens) -> Found:
             fault = fault or _fault(lens, layer, x, call.output, pack)
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
                 adds = False
-                separable &= not _apart(_without_parts(lens, call), call.given, close)
+                removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
+                with RowEdits([removed], lens, None).hooked(call.layer):
+                    without = hidden(arch.layers[call.layer](*call.args, **call.kwargs))
+                separable &= not _apart(without, call.given, close)
         x = call.output
     if _apart(arch.logits(x), logits, close):
         raise UserError(f"{refused}: its logits are not those that its final norm and its head give")
@@ -177,13 +180,6 @@ def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Flo
             stack.callback(layer.register_forward_hook(noted, with_kwargs=True).remove)
         logits = lens.model(input_ids=tokens, use_cache=False).logits
     return calls, logits
-
-
-def _without_parts(lens: Lens, call: Call) -> Texts:
-    """What a layer gives without what its attention and its MLP give."""
-    removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
-    with RowEdits([removed], lens, None).hooked(call.layer):
-        return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
 
 
 def _fault(lens: Lens, layer: int, x: Texts, output: Texts, pack: Pack) -> str | None:
