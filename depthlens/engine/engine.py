@@ -79,7 +79,7 @@ class Engine:
         self.backend = backends.get(backend, lens, means)
         self.path = path
         # of the engines of workers and of `like`; each chooses its budget, where none was given, by its own memory
-        self._options = {"backend": backend, "path": path, "batch_tokens": batch_tokens, "means": means}
+        self._options: dict[str, Any] = {"backend": backend, "path": path, "batch_tokens": batch_tokens, "means": means}
         self.workers = workers
         self.budget = work.choose(lens, batch_tokens)
         self.progress = progress
