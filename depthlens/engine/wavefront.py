@@ -47,10 +47,6 @@ class CleanRow:
     inputs: dict[int, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
 
-    def forget(self) -> None:
-        """Free what is kept; the row is walked again where it is needed."""
-        self.inputs, self.final = {}, None
-
 
 def fork_layer(condition: Condition, n_layers: int) -> int:
     """The layer at which a condition leaves the clean row; ``n_layers`` for the baseline, which never does."""
