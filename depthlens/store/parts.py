@@ -53,12 +53,13 @@ _MADE = b"depthlens"
 COLUMNS = ("part", "model", "fingerprint", "label", "dtype", "device", "backend", "method", "time", "rows", "bytes")
 
 
-def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store | None:
-    """The store to use; a folder that is not there is made.
+def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: bool = True) -> Store | None:
+    """The store to use.
 
     Args:
         where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names, else the user's data folder; None, or the
             word ``none``: no store.
+        make: Make a folder that is not there.
 
     Raises:
         UserError: it is none of these, cannot be made or read, or is not a store.
@@ -73,7 +74,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store 
     if where.strip().lower() == WITHOUT:
         return None
     with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
-        return Store(where)
+        return Store(where, make=make)
 
 
 class Store:
@@ -81,6 +82,7 @@ class Store:
 
     Args:
         location: Folder or URL.
+        make: Make a folder that is not there.
 
     Attributes:
         location: Where it is, as it was given.
@@ -90,11 +92,12 @@ class Store:
         OSError: it cannot be made or read.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        self.fs.makedirs(self.root, exist_ok=True)
-        there = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else []
+        if make:
+            self.fs.makedirs(self.root, exist_ok=True)
+        there = self.fs.ls(self.root, detail=True) if self.fs.isdir(self.root) else []
         files = [posixpath.basename(path["name"]) for path in there if path["type"] == "file"]
         if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
             fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
