@@ -13,14 +13,12 @@ at worst a temporary file, whose name starts with a dot. Each page of a part has
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import posixpath
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -109,20 +107,8 @@ class Store:
         """The path of a file of the store on its file system."""
         return posixpath.join(self.root, path)
 
-    def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
-        """Where rows of one kind are.
-
-        Args:
-            shared: What they have in common and no other rows have, JSON-able: the content address.
-            label: Task, or what else was asked: parts of other labels are not read.
-            made: What makes them now (versions, machine), written into every part.
-        """
-        key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
-        safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
-        return Entry(self, f"{key}/{safe}", label, {**shared, **made, "label": label})
-
     def parts(self, folder: str = "") -> list[str]:
-        """Paths of parts under the store, of one entry or of all."""
+        """Paths of parts under the store, of one folder or of all."""
         self.fs.invalidate_cache()
         paths = [path.removeprefix(self.root).lstrip("/") for path in self.fs.find(self.at(folder))]
         return [path for path in paths if path.endswith(".parquet") and not posixpath.basename(path).startswith(".")]
@@ -131,14 +117,14 @@ class Store:
         """One row a part: its path, model, label, rows, bytes, time of writing, and what all its rows share."""
         found = []
         for path in self.parts():
-            if (part := self.read(path, ["condition"])) is not None:
+            if (part := self.part(path, ["condition"])) is not None:
                 made = json.loads((part.schema.metadata or {}).get(_MADE, b"{}"))
                 conditions = part["condition"].unique().to_pylist()
                 size = {"rows": part.num_rows, "bytes": self.fs.size(self.at(path)), "conditions": conditions}
                 found.append({**dict.fromkeys(COLUMNS), "part": path, **made, **size})
         return pd.DataFrame(found, columns=None if found else COLUMNS)
 
-    def read(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
+    def part(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
         """Columns of a part; None where it was removed since it was listed, or cannot be read, which is logged."""
         try:
             with self.fs.open(self.at(path), "rb") as file:
@@ -152,51 +138,35 @@ class Store:
             log.warning("store: part %s cannot be read (%s); its rows are computed again", path, first_line(error))
             return None
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Rows that share a model and a question; reads parts that others add, and writes its own.
-
-    Attributes:
-        store: Where it is.
-        folder: KEY/LABEL under the store.
-        label: Task, or what else was asked.
-        made: What its rows share, and what makes them now.
-    """
-
-    store: Store
-    folder: str
-    label: str
-    made: Mapping[str, Any]
-
-    def read(self, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
-        """What all parts hold of some requests under some conditions."""
+    def read(self, folder: str, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
+        """What all parts of a folder, KEY/LABEL, hold of some requests under some conditions."""
         known: dict[Address, Answer] = {}
-        for path in self.store.parts(self.folder):
-            if (part := self.store.read(path)) is not None:
+        for path in self.parts(folder):
+            if (part := self.part(path)) is not None:
                 rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
                 known |= {(c, r): _answer(*answer) for c, r, *answer in rows if c in conditions and r in requests}
         return known
 
-    def write(self, answers: Mapping[Address, Answer]) -> None:
+    def write(self, folder: str, made: Mapping[str, Any], answers: Mapping[Address, Answer]) -> None:
         """Write a part, whole or not at all.
+
+        Args:
+            folder: KEY/LABEL.
+            made: What all rows under KEY share, and what makes these now (versions, machine).
+            answers: By condition and request.
 
         Raises:
             UserError: that is not possible.
         """
         rows = [(*address, *_columns(answer)) for address, answer in answers.items()]
-        schema = SCHEMA.with_metadata({_MADE: json.dumps(self.made)})
-        table = pa.table(list(zip(*rows, strict=True)), schema=schema)
-        store, folder, name = self.store, self.store.at(self.folder), f"{uuid.uuid4().hex}.parquet"
-        hidden = posixpath.join(folder, f".{name}")
-        try:
-            store.fs.makedirs(folder, exist_ok=True)
-            with store.fs.open(hidden, "wb") as file:
+        table = pa.table(list(zip(*rows, strict=True)), schema=SCHEMA.with_metadata({_MADE: json.dumps(made)}))
+        name, fix = f"{uuid.uuid4().hex}.parquet", "make room or name another store, and run again to go on"
+        hidden = self.at(f"{folder}/.{name}")
+        with blaming(f"store {self.location!r} cannot be written", fix):
+            self.fs.makedirs(self.at(folder), exist_ok=True)
+            with self.fs.open(hidden, "wb") as file:
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            store.fs.mv(hidden, posixpath.join(folder, name))
-        except OSError as error:
-            fault = f"store {store.location!r} cannot be written: {error.strerror or error}"
-            raise UserError(f"{fault}; make room or name another store, and run again to go on") from error
+            self.fs.mv(hidden, self.at(f"{folder}/{name}"))
 
 
 def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
