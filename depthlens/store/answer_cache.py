@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -128,30 +129,24 @@ class AnswerRows:
             raise Interrupted(told) from None
 
 
+@dataclass
 class AnswerCache:
     """Answers of one model to one kind of question; without a store it stores nothing and has no answers.
 
-    Args:
+    Attributes:
         store: Where the answers are stored; None stores nothing.
         folder: Where in the store: KEY/LABEL.
         made: What all answers share, and what makes them now: written into every part.
         reference: Digest of what takes the place of parts under ``@mean`` and ``@resample``, by mode; of ``donor`` its
             fingerprint.
-
-    Attributes:
         asked: All rows that were asked for.
     """
 
-    def __init__(
-        self,
-        store: Store | None = None,
-        folder: str = "",
-        made: Mapping[str, Any] | None = None,
-        reference: Mapping[str, str] | None = None,
-    ) -> None:
-        self.store, self.folder = store, folder
-        self.made, self.reference = made or {}, reference or {}
-        self.asked: list[AnswerRows] = []
+    store: Store | None = None
+    folder: str = ""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, str] = field(default_factory=dict)
+    asked: list[AnswerRows] = field(default_factory=list)
 
     def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
         """Answers to requests under conditions, with what is known already."""
@@ -181,8 +176,6 @@ class AnswerCache:
         Raises:
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        if not cases or not names:
-            return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
         missing = sorted({case for of_names, _ in rows.missing() for case in of_names})
         known = len(cases) - len(missing)
@@ -194,7 +187,7 @@ class AnswerCache:
                         rows.answers[name][case] = number
                 rows.keep(product(range(len(names)), some), wait=True)
                 bar.update(len(some))
-        return np.array(rows.answers).T
+        return np.array(rows.answers).reshape(len(names), len(cases)).T
 
     def address(self, condition: Condition | str) -> str:
         """A condition's text with the digests it depends on; a name of numbers as it is."""

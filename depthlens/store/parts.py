@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
 FORMAT = "format.json"  # a file of stores of earlier versions: {"format": 1} is that of 0.2
-WITHOUT = "none"  # in any case of letters: no store
 Address = tuple[str, str]  # of an answer: condition, request
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
 SCHEMA = pa.schema(
@@ -69,7 +68,7 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: 
     where = os.fspath(where)
     if where == DEFAULT:
         where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "answers")
-    if where.strip().lower() == WITHOUT:
+    if where.strip().lower() == "none":
         return None
     with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
         return Store(where, make=make)
@@ -125,15 +124,13 @@ class Store:
         return pd.DataFrame(found, columns=None if found else COLUMNS)
 
     def part(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
-        """Columns of a part; None where it was removed since it was listed, or cannot be read, which is logged."""
+        """Columns of a part; None where it cannot be read, or was removed since it was listed, which is logged."""
         try:
             with self.fs.open(self.at(path), "rb") as file:
                 # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
                 part = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
                 schema = pa.schema([SCHEMA.field(name) for name in columns], part.schema_arrow.metadata)
                 return part.read(columns, use_threads=False).cast(schema)
-        except FileNotFoundError:
-            return None
         except (pa.ArrowException, OSError, ValueError) as error:
             log.warning("store: part %s cannot be read (%s); its rows are computed again", path, first_line(error))
             return None
