@@ -25,7 +25,6 @@ import pandas as pd
 import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -40,7 +39,7 @@ from depthlens.models import quantised
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
-from depthlens.paths import unwritable
+from depthlens.paths import writing_to
 from depthlens.progress import quiet
 from depthlens.tasks import harness
 
@@ -102,7 +101,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     smaller = _skeleton(lens, kept)
     weights, n_zero = _weights(lens, chosen, kept)
     made = Export(folder, tuple(kept), smaller.num_parameters(), n_zero, lens.model.num_parameters())
-    try:
+    with writing_to(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # written beside it and renamed at the end, so that no half checkpoint has its name
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work, quiet():
@@ -111,8 +110,6 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
             lens.tokenizer.save_pretrained(whole)
             _write_card(whole, lens, chosen, made, cost)
             os.replace(whole, folder)
-    except (OSError, SafetensorError) as e:
-        raise unwritable(folder, e if isinstance(e, OSError) else OSError(str(e))) from e
     return made
 
 
