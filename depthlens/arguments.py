@@ -25,7 +25,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
-N_SEEDS = 2**32
 _SLICE = r"(-?\d+)?:(-?\d+)?(:(0*[1-9]\d*)?)?"  # START:STOP:STEP; each may be left out, as in Python
 _DEVICES = r"auto|cpu|mps|cuda|cuda:\d+(,cuda:\d+)*"
 
@@ -191,7 +190,6 @@ class Option(NamedTuple):
     many: bool = False
 
 
-_TEXT = Rule(lambda value: isinstance(value, str), "a text", "TEXT")
 _SAMPLES = Rule(
     _are_samples,
     "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
@@ -258,9 +256,9 @@ class EvalOptions(TypedDict, total=False):
     samples: Annotated[str | Sequence[int] | Mapping[str, str | Sequence[int]] | None, Option(_SAMPLES)]
     num_fewshot: Annotated[int | None, Option(_number(int, 0, of=" of examples"))]
     include_path: Annotated[str | Path | None, Option(_FOLDER)]
-    seed: Annotated[int, Option(_number(int, 0, N_SEEDS - 1), 0)]
+    seed: Annotated[int, Option(_number(int, 0, 2**32 - 1), 0)]
     apply_chat_template: Annotated[bool, Option(_FLAG, False)]
-    system_instruction: Annotated[str | None, Option(_TEXT)]
+    system_instruction: Annotated[str | None, Option(Rule(lambda value: isinstance(value, str), "a text", "TEXT"))]
     gen_kwargs: Annotated[Mapping[str, Any] | None, Option(_SETTINGS)]
     think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
     enable_thinking: Annotated[bool | None, Option(_FLAG, flag="--enable-thinking/--no-thinking")]
