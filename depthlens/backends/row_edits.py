@@ -296,7 +296,7 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
 
 
 def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> tuple[nn.Module, Forward]:
-    """A layer and a forward that some rows pass again; hooks see the second run."""
+    """A layer, and a forward that takes some rows through it again; hooks see the second run."""
     forward, mine = layer.forward, torch.zeros(n_rows, 1, 1, dtype=torch.bool)
     mine[rows] = True
 
