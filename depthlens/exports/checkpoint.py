@@ -222,11 +222,11 @@ def _write_card(folder: Path, lens: Lens, condition: Condition, made: Export, co
     front = ModelCardData(library_name="transformers", tags=["depthlens", "pruned"], base_model=base)
     consecutive = (list(run) for _, run in groupby(enumerate(made.layers), lambda pair: pair[1] - pair[0]))
     runs = [(run[0][1], run[-1][1]) for run in consecutive]
-    about = {"lens": lens, "condition": condition, "made": made, "cost": cost, "version": __version__, "bounds": bounds}
+    about: dict[str, Any] = {"lens": lens, "condition": condition, "made": made, "cost": cost, "bounds": bounds}
     about["stays"] = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
     about["left"] = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
     template = str(Path(__file__).with_name("model_card.md.j2"))
-    card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, **about)
+    card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, version=__version__, **about)
     card.save(folder / "README.md")
     if all(a.mode in ("skip", "twice") for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in runs]
