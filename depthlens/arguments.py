@@ -153,20 +153,14 @@ def _names(example: str) -> Rule:
 
 
 def _read_settings(text: str) -> Any:
-    """Settings by name, from ``name=value,name=value``; values are YAML.
-
-    Raises:
-        ValueError: another text.
-    """
+    """Settings by name, from ``name=value,name=value``, whose values are YAML; another text as it is."""
     import yaml
 
     try:
         found = yaml.safe_load("{" + re.sub(r"(^|,)([^=,]*)=", r"\1\2: ", text) + "}")
-    except yaml.YAMLError as error:
-        raise ValueError(text) from error
-    if None in found.values():
-        raise ValueError(text)
-    return found
+    except yaml.YAMLError:
+        return text
+    return text if None in found.values() else found
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
