@@ -139,9 +139,8 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
     """An empty model (on the meta device) of the layers that stay, with a configuration of its own."""
     made = of_layers(lens.model.config, kept)
     vars(made).pop("quantization_config", None)  # of a .gguf file, whose weights were dequantised on loading
-    made.dtype = lens.dtype
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
+        model = AutoModelForCausalLM.from_config(made, dtype=lens.dtype)
     model.generation_config = lens.model.generation_config
     for layer, old in zip(model.get_submodule(lens.arch.family.layers).children(), kept, strict=True):
         if _parts(layer) != _parts(lens.arch.layers[old]):
