@@ -153,20 +153,14 @@ def _names(example: str) -> Rule:
 
 
 def _read_settings(text: str) -> Any:
-    """Settings by name, from ``name=value,name=value``; values are YAML.
-
-    Raises:
-        ValueError: another text.
-    """
+    """Settings by name, from ``name=value,name=value``, whose values are YAML; another text as it is."""
     import yaml
 
     try:
         found = yaml.safe_load("{" + re.sub(r"(^|,)([^=,]*)=", r"\1\2: ", text) + "}")
-    except yaml.YAMLError as error:
-        raise ValueError(text) from error
-    if None in found.values():
-        raise ValueError(text)
-    return found
+    except yaml.YAMLError:
+        return text
+    return text if None in found.values() else found
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -211,7 +205,7 @@ _STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` 
 _DEVICE = Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1"))
 _REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
 _PROMPTS = Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT")
-_PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
+PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
 _ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
 
 
@@ -327,7 +321,7 @@ def _or_none(rule: Rule) -> Rule:
 
 RULES: dict[str, Rule] = {
     **{name: o.rule if o.default is not None else _or_none(o.rule) for name, o in COMMANDS.items()},
-    "out": _or_none(_PATH),
+    "out": _or_none(PATH),
     "tasks": _names("capitals_continuation"),
     "text_set": _one_of(*TEXT_SETS),
 }
@@ -390,11 +384,6 @@ def heads(name: str, value: Any) -> list[tuple[int, int]]:
     """Heads as (layer, head), in a list; any other value is refused."""
     give = "a list of heads as (layer, head), e.g. [(3, 0)]"
     return [(layer, head) for layer, head in Rule(lambda v: _is_list(v, _is_head), give)(name, value)]
-
-
-def folder(name: str, value: Any) -> Path:
-    """The path of a folder, which need not exist; any other value is refused."""
-    return Path(_PATH(name, value))
 
 
 def loaded(lens: Any) -> None:

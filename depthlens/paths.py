@@ -54,7 +54,7 @@ def writable_folder(path: Path | str) -> Path:
     Raises:
         UserError: it is no path, a part of it is a file, or the folder cannot be made or written.
     """
-    folder = arguments.folder("folder", path)
+    folder = Path(arguments.PATH("folder", path))
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -53,9 +53,6 @@ class Bar(tqdm):
         return super().display(msg, pos)
 
 
-bar = Bar
-
-
 def _in_kernel() -> bool:
     """Whether this process is the kernel of a notebook; a terminal's IPython is none."""
     ipython = sys.modules.get("IPython")

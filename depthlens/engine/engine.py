@@ -133,7 +133,7 @@ class Engine:
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with ALONE, progress.bar(**options) as bar, rows.kept_at_the_end():
+        with ALONE, progress.Bar(**options) as bar, rows.kept_at_the_end():
             walk_check.refuse_scaled_angles(self.lens, longest)
             if not rows.unfinished:
                 return rows.answers

@@ -139,9 +139,8 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
     """An empty model (on the meta device) of the layers that stay, with a configuration of its own."""
     made = of_layers(lens.model.config, kept)
     vars(made).pop("quantization_config", None)  # of a .gguf file, whose weights were dequantised on loading
-    made.dtype = lens.dtype
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
+        model = AutoModelForCausalLM.from_config(made, dtype=lens.dtype)
     model.generation_config = lens.model.generation_config
     for layer, old in zip(model.get_submodule(lens.arch.family.layers).children(), kept, strict=True):
         if _parts(layer) != _parts(lens.arch.layers[old]):
@@ -223,11 +222,10 @@ def _write_card(folder: Path, lens: Lens, condition: Condition, made: Export, co
     consecutive = (list(run) for _, run in groupby(enumerate(made.layers), lambda pair: pair[1] - pair[0]))
     runs = [(run[0][1], run[-1][1]) for run in consecutive]
     about: dict[str, Any] = {"lens": lens, "condition": condition, "made": made, "cost": cost, "bounds": bounds}
-    about["version"] = __version__
     about["stays"] = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
     about["left"] = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
     template = str(Path(__file__).with_name("model_card.md.j2"))
-    card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, **about)
+    card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, version=__version__, **about)
     card.save(folder / "README.md")
     if all(a.mode in ("skip", "twice") for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in runs]

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.errors import Interrupted
+from depthlens.progress import Bar
 from depthlens.store.parts import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class AnswerCache:
         missing = sorted({case for of_names, _ in rows.missing() for case in of_names})
         known = len(cases) - len(missing)
         options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
-        with bars.bar(**options) as bar, rows.kept_at_the_end():
+        with Bar(**options) as bar, rows.kept_at_the_end():
             for some, values in measure(missing) if missing else ():
                 for case, numbers in zip(some, values.tolist(), strict=True):
                     for name, number in enumerate(numbers):

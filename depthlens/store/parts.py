@@ -94,8 +94,7 @@ class Store:
         self.fs, self.root = fsspec.url_to_fs(location)
         if make:
             self.fs.makedirs(self.root, exist_ok=True)
-        there = self.fs.ls(self.root, detail=True) if self.fs.isdir(self.root) else []
-        files = [posixpath.basename(path["name"]) for path in there if path["type"] == "file"]
+        files = [posixpath.basename(path) for path in self.fs.find(self.root, maxdepth=1)]
         if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
             fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
