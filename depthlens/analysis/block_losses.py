@@ -58,8 +58,9 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     Returns:
         One row a task and metric: model, task, metric, n, n_blocks, largest (layers of the largest block tried),
         condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss, delta,
-        ci_low, ci_high (95% interval of the bounded change), p_adjusted (that the loss is not under the margin), margin, unit,
-        proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the least loss.
+        ci_low, ci_high (95% interval of the bounded change), p_adjusted (that the loss is not under the margin),
+        margin, unit, proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the
+        least loss.
 
     Raises:
         UserError: the result has no block, or the margin is not above 0.
