@@ -58,8 +58,9 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     Returns:
         One row a task and metric: model, task, metric, n, n_blocks, largest (layers of the largest block tried),
         condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss,
-        delta (bounded, as the loss), ci_low, ci_high (its 95% interval), p_adjusted (that the loss is not under the margin), margin, unit,
-        proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the least loss.
+        delta (bounded, as the loss), ci_low, ci_high (its 95% interval), p_adjusted (that the loss is not under the
+        margin), margin, unit, proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of
+        the least loss.
 
     Raises:
         UserError: the result has no block, or the margin is not above 0.

@@ -125,7 +125,8 @@ def test_shares_and_centres_are_quotients_of_means_over_documents():
     by_hand = [float(x) for x in (share.value, *share.interval())]
     assert row[["loss", "ci_low", "ci_high"]].tolist() == pytest.approx(by_hand)
     centres = depth.centre_of_mass(result)
-    assert centres.table["centre"][0] == pytest.approx(of["early"].mean(0) @ np.arange(9) / 8 / of["early"].mean(0).sum())
+    losses = of["early"].mean(0)
+    assert centres.table["centre"][0] == pytest.approx(losses @ np.arange(9) / 8 / losses.sum())
     assert "The losses of early are **less deep** than those of late: -" in centres.describe()[2]
 
 

@@ -23,7 +23,7 @@ def test_difference_of_differences_by_layer():
     np.testing.assert_allclose(table["distilled"], losses[1])
     np.testing.assert_allclose(table["difference"], losses[0] - losses[1])
     assert ((table["ci_low"] < table["difference"]) & (table["difference"] < table["ci_high"])).all()
-    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8]
+    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8], "both lose alike at L4"
     assert (table["p_adjusted"] >= np.minimum(table["p_value"], 1) - 0.02).all()  # drawn flips; no correction lowers p
     swapped = model_comparison.layer_differences(distilled, base)
     np.testing.assert_allclose(swapped["difference"], -table["difference"])
@@ -216,7 +216,7 @@ def test_recovery_in_words():
 
 
 def test_without_a_gap_nothing_is_recovered():
-    result, donor = transplants(SHARES, own=0.9, goal=0.92)
+    result, donor = transplants(SHARES, own=0.9, goal=0.92, n=40)
     shares = recovery.transplant_recovery(result, donor)
     table = shares.table
     assert table["recovered"].isna().all() and set(table["no_gap"]) == {recovery.NO_GAP}
