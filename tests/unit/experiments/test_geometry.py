@@ -53,7 +53,8 @@ LIMITS = {"distance": (0, 1), "influence": (0, 2), "probability": (0, 1), "rank"
 
 
 def check_interval(row, values, name, low="ci_low", high="ci_high"):
-    ends = np.clip(sps.t.interval(0.95, len(values) - 1, np.mean(values), sps.sem(values)), *LIMITS[name])
+    half = sps.t.ppf(0.975, len(values) - 1) * sps.sem(values)
+    ends = np.clip([np.mean(values) - half, np.mean(values) + half], *LIMITS[name])
     assert (row[low], row[high]) == pytest.approx(ends.tolist(), abs=INTERVAL)
     assert row["n"] == len(values)
 
