@@ -92,7 +92,7 @@ class Store:
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        if make:
+        if make or self.fs.isfile(self.root):  # where a file is, this says so
             self.fs.makedirs(self.root, exist_ok=True)
         there = self.fs.ls(self.root, detail=True) if self.fs.isdir(self.root) else []
         files = [posixpath.basename(path["name"]) for path in there if path["type"] == "file"]
