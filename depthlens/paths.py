@@ -103,6 +103,6 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object
             os.replace(Path(new, name), folder / name)
 
 
-def writing_to(folder: Path) -> AbstractContextManager[None]:
-    """A context whose errors become a `UserError` that says why a folder cannot be written."""
-    return blaming(f"cannot write to {str(folder)!r}", "name a folder you can write to")
+def writing_to(folder: Path, *others: type[Exception]) -> AbstractContextManager[None]:
+    """Within it an OSError, or one of the ``others``, becomes a `UserError`: why a folder cannot be written."""
+    return blaming(f"cannot write to {str(folder)!r}", "name a folder you can write to", (OSError, *others))

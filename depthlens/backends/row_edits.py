@@ -253,6 +253,7 @@ class RowEdits(RowWeights):
             starts = torch.full((len(self.conditions), 1, n), torch.iinfo(torch.long).max)  # positions no token has
             for row, a in ablations:
                 starts[row, 0, a.index] = a.start
+            # where none were needed, all ablations start at 0
             positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
             yield Routing(n, moved(positions, device)[:, :, None] >= starts.to(device)).around(router)
 

@@ -189,8 +189,7 @@ class Workers:
 def _actors(n: int, cpus: int, gpus: float) -> list[Any]:
     import ray
 
-    # without a bound of its own a shard is computed again until its worker was lost too often; one that ends every
-    # worker ends the sweep then
+    # a shard is sent again as often as its worker is restarted: one that ends every worker ends the sweep after that
     size: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
     actor = ray.remote(max_restarts=10, max_task_retries=-1, **size)(Worker)
     return [actor.remote(cpus) for _ in range(n)]

@@ -41,7 +41,7 @@ JOIN_SHARE = 2
 STAY_SHARE = 0.8
 # rows, keys and values of each product of prefixes, and the place of each row in what all of them give
 Products = tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]
-# of one new token a row: its queries by key head
+# of one new token a row: its queries by key head; what attention gives for them is a `Part` [row, kv, group, d_value]
 New = Float[Tensor, "row kv group d_head"]
 # keys or values that one row of the walk brings
 Brought = Float[Tensor, "kv pos d"]

@@ -87,7 +87,7 @@ class Engine:
         self.work = Work()
 
     def like(self) -> Engine:
-        """Another engine of the same model, backend, path and budget, without a store and a bar."""
+        """Another engine of the same model and options, without a store, workers and a bar."""
         return Engine(self.lens, progress=False, **self._options)
 
     def loglikelihood(

@@ -62,7 +62,7 @@ class Reference:
         if self.parent is not None and self.prompt is not None:
             return sample(lens, self.parent.measure(lens), self.prompt, self.sites)
         if self._means is None:
-            texts = [(*prompt, *answer) for prompt, answer in self.texts]
+            texts = [(*prompt, *answer) for prompt, answer in self.texts if prompt]  # a task may have an empty one
             self._means = measure_means(lens, texts, self.name) if texts else Means(self.name)
         return self._means
 

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -101,7 +102,7 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     smaller = _skeleton(lens, kept)
     weights, n_zero = _weights(lens, chosen, kept)
     made = Export(folder, tuple(kept), smaller.num_parameters(), n_zero, lens.model.num_parameters())
-    with writing_to(folder):
+    with writing_to(folder, SafetensorError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # written beside it and renamed at the end, so that no half checkpoint has its name
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work, quiet():

@@ -300,7 +300,7 @@ def bind(model: nn.Module) -> Architecture:
 
 
 def _router(mlp: nn.Module, d_model: int) -> tuple[nn.Module | None, int]:
-    """What chooses among the experts of an MLP, and how many; None where it has none, or it is not clear what does.
+    """What chooses among the experts of an MLP, and how many; None, 0 where it has none or it is unclear what does.
 
     Experts are a list of blocks or a stack of matrices; the router is the child that holds little more than a matrix
     with a row for each. Shared experts, which every token passes, are not counted.

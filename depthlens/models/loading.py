@@ -98,6 +98,7 @@ def load(
     with progress.working(f"loading {name}"), names.explained(source.name):
         if source.kind == "organism":
             organism = weights.build(**vars(builder.parse(source.name)))
+            # torch has a type of each name but auto
             cast(nn.Module, organism.model).to(places[0], getattr(torch, dtype, torch.float32))
             return Lens(organism.model, organism.tokenizer, source.name)
         if remote:

@@ -92,7 +92,8 @@ class _Planter:
     """Fills a model bottom-up, measuring on calibration prompts what the layers below do."""
 
     def __init__(self, model: LlamaForCausalLM, planted: Truth) -> None:
-        self.model, self.options = model, (options := planted.options)
+        options = planted.options
+        self.model, self.options = model, options
         self.roles = {(h.layer, h.head): h.role for h in planted.heads}
         self.stream = circuits.Stream(options)
         self.heads = circuits.Heads(self.stream, model.model.rotary_emb.inv_freq)

@@ -1,9 +1,10 @@
 """What a store holds of one model and question, as answers to requests under conditions.
 
 The address of a row is all that decides its answer: the model's fingerprint, dtype, kind of device, backend and the
-version of the engine's arithmetic (these make the folder), the condition with what takes the place of the removed part,
-and the request's token ids, which task, examples, document and option have determined. So another number of documents,
-another metric of the same answers or another notebook asks for the same rows, and only missing rows are computed.
+version of the engine's arithmetic (these make the folder's key), the condition with what takes the place of the removed
+part, and the request's token ids, which task, examples, document and option have determined. So another number of
+documents, another metric of the same answers or another notebook asks for the same rows, and only missing rows are
+computed.
 Numbers that are measured of single texts (`AnswerCache.numbers`) are rows as well: a number's name takes the place of
 the condition.
 """
@@ -129,7 +130,7 @@ class AnswerRows:
             raise Interrupted(told) from None
 
 
-@dataclass
+@dataclass(eq=False)
 class AnswerCache:
     """Answers of one model to one kind of question; without a store it stores nothing and has no answers.
 
@@ -166,7 +167,7 @@ class AnswerCache:
         """Numbers by name of each case (a request, a text), measured where they are not stored; shape [case, name].
 
         Args:
-            cases: The `digest` of a case must contain all that decides its numbers and is not part of the folder.
+            cases: The `digest` of a case must contain all that decides its numbers and is not part of the folder's key.
             names: One for each number of a case.
             measure: Takes indices of cases and yields some of them with their numbers, shape [some, name].
             desc: Text of the bar.
@@ -267,15 +268,16 @@ class AnswerStore:
         key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
         made = {"model": lens.name, **about, **provenance.environment(), **provenance.where_and_when(), "label": label}
-        donor = {role: found.fingerprint for role, found in self.identities.items() if role == "donor"}
+        donor = {"donor": self.identities["donor"].fingerprint} if "donor" in self.identities else {}
         return AnswerCache(self.store, f"{key}/{safe}", {**shared, **made}, {**(reference or {}), **donor})
 
 
 def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
     """For the record: where answers were stored, and how many were read and computed."""
+    stores = [cache.store.location for cache in caches if cache.store]
     asked = [rows for cache in caches for rows in cache.asked]
-    n = {"rows_read": sum(rows.n_known for rows in asked), "rows_computed": sum(len(rows.computed) for rows in asked)}
-    return next(({"location": cache.store.location, **n} for cache in caches if cache.store), None)
+    read, computed = sum(rows.n_known for rows in asked), sum(len(rows.computed) for rows in asked)
+    return {"location": stores[0], "rows_read": read, "rows_computed": computed} if stores else None
 
 
 def digest(request: Any) -> str:

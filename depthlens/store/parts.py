@@ -92,7 +92,7 @@ class Store:
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        if make:
+        if make or self.fs.isfile(self.root):  # where a file is, this says so
             self.fs.makedirs(self.root, exist_ok=True)
         files = [posixpath.basename(path) for path in self.fs.find(self.root, maxdepth=1)]
         if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:

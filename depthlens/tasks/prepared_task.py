@@ -41,7 +41,7 @@ from functools import cached_property
 from itertools import compress, groupby, islice
 from operator import mul
 from textwrap import shorten
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -174,7 +174,7 @@ class Prepared:
         of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
         return {name: {str(text).casefold() for text in texts if text is not None} for name, texts in of.items()}
 
-    def part(self, documents: Collection[int]) -> Self:
+    def part(self, documents: Collection[int]) -> Prepared:
         """The same task with some of its documents, by number; its prompts stay the same."""
         part, kept = copy.copy(self), [instance.doc_id in documents for instance in self.task.instances]
         vars(part).pop("docs", None)

@@ -91,6 +91,7 @@ class TestCommands:
         assert self.call(capsys, "store", "show", "a", "--store", nowhere)[0] == 2
         assert self.call(capsys, "store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
         assert not nowhere.exists()
+        assert self.call(capsys, "store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
 
     def test_show(self, at, capsys):
         key = parts(at)[0].parent.parent.name
