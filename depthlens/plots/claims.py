@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,7 @@ def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
         )
 
 
-def _estimate(ax: panels.Axes, row: object, y: float, style: int) -> None:
+def _estimate(ax: panels.Axes, row: Any, y: float, style: int) -> None:
     effect, low, high = (np.array([row.effect, row.ci_low, row.ci_high]) / row.matters).clip(_LEAST, _MOST)
     if not np.isfinite(effect):
         panels.note(ax, _LEAST, y, "no estimate", color=GREY)
