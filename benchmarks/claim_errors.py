@@ -50,7 +50,7 @@ from depthlens.claims.heads import specific_heads  # noqa: E402
 from depthlens.claims.layers import HARMLESS_LOSS, SMALL_LOSS  # noqa: E402
 from depthlens.claims.verdicts import LETTERS, combined  # noqa: E402
 from depthlens.errors import UserError  # noqa: E402
-from depthlens.progress import bar  # noqa: E402
+from depthlens.progress import Bar  # noqa: E402
 
 Simulate = Callable[[Callable, str], Iterator]  # from what one simulation does and a world to what comes out
 CHUNK = 5  # simulations that a process takes at a time
@@ -309,7 +309,7 @@ def pool(args: argparse.Namespace) -> Iterator[Simulate]:
 
         def simulate(of: Callable, name: str) -> Iterator[object]:
             found = executor.map(partial(of, name=name, args=args), range(args.simulations), chunksize=CHUNK)
-            return bar(iterable=found, total=args.simulations, desc=name, unit="simulation")
+            return Bar(iterable=found, total=args.simulations, desc=name, unit="simulation")
 
         yield simulate
 
