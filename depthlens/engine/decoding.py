@@ -44,7 +44,7 @@ Products = tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]
 # of one new token a row: its queries by key head; what attention gives for them is a `Part` [row, kv, group, d_value]
 New = Float[Tensor, "row kv group d_head"]
 # keys or values that one row of the walk brings
-Brought = Float[Tensor, "kv pos d"]
+Brought = Float[Tensor, "kv pos _"]  # keys of latent attention are wider than its values
 
 
 class WalkedRows:
