@@ -107,11 +107,12 @@ def profiles(_):
     yield Case(plots.profile_comparison(concat([one, GUESS])), 2, count={"centre": 1}, cannot_judge=1)
     base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
     table = model_comparison.layer_differences(base, late)
+    proven = table[table["p_adjusted"] < 0.05]
     yield Case(
         plots.loss_difference(base, late),
         1,
         y={"difference": [table["difference"]]},
-        x={"proven": [table.loc[(table["p_adjusted"] < 0.05) & (s * table["difference"] > 0), "layer"] for s in (1, -1)]},
+        x={"proven": [proven.loc[s * proven["difference"] > 0, "layer"] for s in (1, -1)]},
         words=("base loses more (proven", "late loses more (proven"),
     )
     at_chance = sweep(EARLY, accuracy=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d")
@@ -248,7 +249,7 @@ def other_figures(_):
     yield Case(fig, 1, words=("the 40 of 60 that took longest", "costs less than 0.1", "undecided"))
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
     made = made_results.result(
-        {"t": {"baseline": np.arange(N) < 0.9 * N} | {c: np.arange(N) < (0.9 - x) * N for c, x in blocks.items()}}, n_layers=4
+        {"t": {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}}, n_layers=4
     )
     yield Case(plots.block_map(made), 2, count={"blocks": 1}, words=("first layer of the block",))
     yield Case(
