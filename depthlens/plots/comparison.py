@@ -204,7 +204,7 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
         for at, fill in ((here & ~proven, "white"), (here & proven, colour)):
             ax.plot(layer[at], gap[at], marker, color=colour, mfc=fill, ms=5, gid="gap")
     panels.layer_axis(ax, int(layer.max()) + 1)
-    ax.set(xlabel="layer", ylabel=f"open minus closed ({unit})")
+    ax.set(xlabel="layer", ylabel=f"open minus closed\n({unit})")
     ticks = [t for t in (0, inner, 1, 10, 100) if t <= max(inner, np.nanmax(np.abs([gap, low, high])))]
     ticks = [t for i, t in enumerate(ticks) if i == 0 or t >= 2 * ticks[i - 1]]
     ax.set_yticks(sorted({s * t for t in ticks for s in _BOOK}))

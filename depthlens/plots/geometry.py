@@ -173,8 +173,8 @@ def _rho(row: pd.Series) -> str:
     if np.isnan(row["spearman"]):
         return "ρ: no spread, cannot judge"
     p = f", p = {row['p_value']:.2g}" if np.isfinite(row["p_value"]) else ""
-    ceiling = f" (noise allows {row['ceiling']:.2f})" if np.isfinite(row["ceiling"]) else ""
-    return f"ρ = {row['spearman']:.2f}{ceiling}{p}"
+    ceiling = f"\n(noise allows {row['ceiling']:.2f})" if np.isfinite(row["ceiling"]) else ""
+    return f"ρ = {row['spearman']:.2f}{p}{ceiling}"
 
 
 def _name_layers(ax: Axes, x: np.ndarray, loss: np.ndarray, layers: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_differences import CENTRE, SCORE
 
-N, N_LAYERS = 40, 6
+N, N_LAYERS = 120, 6
 
 
 def layers(task="capitals", metric="acc", site="", *, base=0.9, scale=1.0, gain=None, flip=False, model="tiny", **info):
@@ -51,7 +51,7 @@ def profiles(_):
         1,
         y={"series": [one.summary["value"].iloc[1:]], "baseline": [[0.9, 0.9]], "chance": [[0.25, 0.25]]},
         x={"series": [range(N_LAYERS)], "critical": [[0, 3]]},
-        words=("tiny, capitals: one layer removed at a time, n = 40 documents", "95% interval", "critical"),
+        words=("tiny, capitals: one layer removed at a time, n = 120 documents", "95% interval", "critical"),
     )
     yield Case(
         plots.depth_profile(one, value="delta", title="T"),
@@ -74,7 +74,7 @@ def profiles(_):
         yield Case(plots.depth_profile(layers(site=site)), 1, words=(f"one layer {done} at a time",))
     yield Case(plots.depth_profile(layers(metric="error", flip=True)), 1, x={"critical": [[0, 3]]})
     gaps = one.select(conditions=["L0", "L3", "L4"])
-    yield Case(plots.depth_profile(gaps), 1, y={"series": [[0, np.nan, np.nan, 0.275, 0.9, np.nan]]})
+    yield Case(plots.depth_profile(gaps), 1, y={"series": [[0, np.nan, np.nan, 32 / 120, 0.9, np.nan]]})
     masked = np.where(
         [[False], [True], [False]], np.nan, [delta(PROTOCOLS, t) for t in ("continuation", "guess", "written")]
     )
@@ -102,16 +102,17 @@ def profiles(_):
         y={"series": [-delta(r) for r in BOTH]},
         cannot_judge=0,
         x={"critical": [[0, 3]] * 2, "centre": centres(*BOTH)},
-        words=("a, b: loss by removed layer, n = 40 documents", "centre of mass, 95% interval"),
+        words=("a, b: loss by removed layer, n = 120 documents", "centre of mass, 95% interval"),
     )
     yield Case(plots.profile_comparison(concat([one, GUESS])), 2, count={"centre": 1}, cannot_judge=1)
     base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
     table = model_comparison.layer_differences(base, late)
+    proven = table[table["p_adjusted"] < 0.05]
     yield Case(
         plots.loss_difference(base, late),
         1,
         y={"difference": [table["difference"]]},
-        x={"proven": [[0, 1, 2], [6, 7, 8]]},
+        x={"proven": [proven.loc[s * proven["difference"] > 0, "layer"] for s in (1, -1)]},
         words=("base loses more (proven", "late loses more (proven"),
     )
     at_chance = sweep(EARLY, accuracy=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d")
@@ -130,7 +131,7 @@ def transplants(_):
     yield Case(
         plots.recovery_curve(result, donor),
         1,
-        words=("share of the gap", "base with layers of donor, n = 40 documents"),
+        words=("share of the gap", "base with layers of donor, n = 120 documents"),
         y={"of one layer": [[0.2] * 6], "from the bottom": [low], "from the top": [high], "base": [[0.2] * 2]},
     )
     moved = [(la, m, 0.01 * la + 0.1 * i, 1 - 0.001 * la) for la in range(6) for i, m in enumerate("qkv")]
@@ -248,7 +249,7 @@ def other_figures(_):
     yield Case(fig, 1, words=("the 40 of 60 that took longest", "costs less than 0.1", "undecided"))
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
     made = made_results.result(
-        {"t": {"baseline": np.arange(N) < 36} | {c: np.arange(N) < 36 - 40 * x for c, x in blocks.items()}}, n_layers=4
+        {"t": {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}}, n_layers=4
     )
     yield Case(plots.block_map(made), 2, count={"blocks": 1}, words=("first layer of the block",))
     yield Case(
