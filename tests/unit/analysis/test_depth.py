@@ -111,9 +111,9 @@ def test_a_share_of_losses_needs_a_hundred_questions():
     result = exact({"early": EARLY})
     few = Result(result.docs[result.docs["doc_id"] < 99], result.record)
     assert depth.loss_by_third(few, scale="importance").empty and len(depth.loss_by_third(few)) == 3
-    assert depth.centre_of_mass(few).table["unplaced"].item() == "99 units; a share of losses needs 100"
+    assert depth.centre_of_mass(few).table["unplaced"].item() == "99 questions are too few; at least 100 are needed"
     twice = made_results.same_documents(result, times=2)
-    assert depth.centre_of_mass(twice).table["unplaced"].item().startswith("60 units")
+    assert depth.centre_of_mass(twice).table["unplaced"].item().startswith("60 questions are too few")
 
 
 def test_shares_and_centres_are_quotients_of_means_over_documents():

@@ -24,7 +24,7 @@ from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
-N, N_LAYERS, N_HEADS = 40, 6, 2
+N, N_LAYERS, N_HEADS = 120, 6, 2
 EARLY = [0.9, 0.6, 0.2, 0.1, 0.0, 0.0]
 
 
@@ -58,10 +58,10 @@ MADE = {
     "geometry": geometry,
     "head scores": scores,
     "reasoning scores": reasoning,
-    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept()), n_boot=200),
-    "centres": lambda: dl.analysis.centre_of_mass(swept(), n_boot=50),
-    "comparison": lambda: dl.analysis.compare_models(swept(), swept("d", seed=1), n_boot=50),
-    "runs": lambda: dl.compare(swept(), swept("d", seed=1), n_boot=200),
+    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept())),
+    "centres": lambda: dl.analysis.centre_of_mass(swept()),
+    "comparison": lambda: dl.analysis.compare_models(swept(), swept("d", seed=1)),
+    "runs": lambda: dl.compare(swept(), swept("d", seed=1)),
     "race": lambda: made_results.race([CRITICAL, SPARED, UNDECIDED]),
 }
 
@@ -161,7 +161,7 @@ def test_a_result_that_replaced_another_is_not_taken_for_the_curves_own(tmp_path
 def test_a_table_shows_itself_rounded():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = dl.analysis.centre_of_mass(swept(), n_boot=50)
+        made = dl.analysis.centre_of_mass(swept())
     centre = made.table["centre"].item()
     assert f"{centre:.3f}" in repr(made) and f"{centre:.3f}" in made._repr_html_() and "<table" in made._repr_html_()
     assert made.record["made_by"] == "centre_of_mass" and made.record["made_from"][0]["tasks"] == ["t"]

@@ -214,7 +214,7 @@ def geometry_figures(_):
 
 
 def run_figures(tmp_path):
-    two = dl.compare(sweep(EARLY, n=80, model="base"), sweep(LATE, n=80, model="late", seed=1))
+    two = dl.compare(sweep(EARLY, n=120, model="base"), sweep(LATE, n=120, model="late", seed=1))
     rows = [two.profiles[two.profiles["run"] == run] for run in ("base", "late")]
     placed = two.centres[two.centres["measure"] == CENTRE]["value"]
     yield Case(
