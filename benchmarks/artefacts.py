@@ -11,7 +11,7 @@ functions of the version whose folder ``--code`` names (default: this checkout).
 counts how often a false statement is made, or an interval covers the truth. Where a scenario is about an ability, such
 as sparing the first token, the measured value is what the version answers. Printed is a table: artefact, criterion,
 measured value and verdict. The exit status is 1 if a criterion is not met. Version 0.1 (commit 4edc639) meets none; see
-docs/methods.md, "What changed since 0.1".
+benchmarks/README.md, "Artefacts of version 0.1".
 
 The same scores stand for every view (first token spared, mean ablation) and, but for A11, for every few-shot seed, so
 that a false statement of today's version has to be kept out by its test alone.

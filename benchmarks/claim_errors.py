@@ -30,7 +30,7 @@ from made_claims import Task  # noqa: E402
 
 from depthlens.claims.claims import CLAIMS  # noqa: E402
 from depthlens.claims.parts import STATES, worst  # noqa: E402
-from depthlens.progress import bar  # noqa: E402
+from depthlens.progress import Bar  # noqa: E402
 
 EVERY = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 NOT_EARLY = ("C1", "C2", "C3", "C4", "C6", "C7")
@@ -170,7 +170,7 @@ def main() -> None:
 
         def run(one: Any, cases: list) -> Any:
             done = executor.map(one, cases, chunksize=10)
-            return bar(iterable=done, total=len(cases), desc="simulations", unit="simulation")
+            return Bar(iterable=done, total=len(cases), desc="simulations", unit="simulation")
 
         found = table(args.simulations, layers, args.documents, tuple(args.claims.split(",")), run)
     print(found.round(3).to_markdown(index=False))

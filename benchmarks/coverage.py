@@ -1,10 +1,9 @@
-"""Coverage of every 95% interval that the package prints, on samples like ours with known truth.
+"""Coverage of the 95% intervals that the package prints, on samples like ours with known truth.
 
     python benchmarks/coverage.py [SAMPLES]
 
-prints one row a case and the share of samples of 30, 100 and 300 documents whose interval covers the truth. With 2,000
-samples a share has a standard error of 0.005. Where fewer than all samples have an interval, their share stands in
-brackets. The cases are those of tests/coverage_cases.py.
+prints one row a case and the share of samples of 30, 100 and 300 questions (or subjects) whose interval covers the
+truth. With 2,000 samples a share has a standard error of 0.005. The cases are those of tests/coverage_cases.py.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from coverage_cases import CASES, coverage  # noqa: E402
 
 SIZES = (30, 100, 300)
-CLUSTERS = {"clusters, 20": 20, "clusters, 30": 30}  # fewer documents have no more than one a cluster
 
 
 def main() -> None:
@@ -25,9 +23,7 @@ def main() -> None:
     print(f"| interval, {samples} samples | " + " | ".join(f"n = {n}" for n in SIZES) + " |")
     print("|---|" + "---|" * len(SIZES))
     for case in CASES:
-        cells = [coverage(case, n, samples) for n in SIZES if n > CLUSTERS.get(case, 0)]
-        shown = [f"{covered:.3f}" + (f" ({given:.0%})" if given < 1 else "") for covered, given in cells]
-        print(f"| {case} | {' | '.join(['–'] * (len(SIZES) - len(shown)) + shown)} |", flush=True)
+        print(f"| {case} | {' | '.join(f'{coverage(case, n, samples):.3f}' for n in SIZES)} |", flush=True)
 
 
 if __name__ == "__main__":

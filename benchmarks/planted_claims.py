@@ -29,7 +29,7 @@ import planted_depth  # noqa: E402
 import planted_heads  # noqa: E402
 
 import depthlens as dl  # noqa: E402
-from depthlens.progress import bar  # noqa: E402
+from depthlens.progress import Bar  # noqa: E402
 
 CLAIMS = sorted((*planted_depth.CLAIMS, "C5", "C6"))
 TRUE, FALSE, SWAPPED = "true", "false", "lists swapped"
@@ -58,7 +58,7 @@ def main() -> None:
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # new processes read them
     rows = []
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as executor:
-        found = bar(iterable=executor.map(judged, cases), total=len(cases), desc="organisms", unit="organism")
+        found = Bar(iterable=executor.map(judged, cases), total=len(cases), desc="organisms", unit="organism")
         for (claim, planted, seed), (verdict, sentence) in zip(cases, found, strict=True):
             rows.append((claim, planted, verdict))
             if verdict != ("supported" if planted == TRUE else "contradicted"):

@@ -25,7 +25,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
-N_SEEDS = 2**32
 _SLICE = r"(-?\d+)?:(-?\d+)?(:(0*[1-9]\d*)?)?"  # START:STOP:STEP; each may be left out, as in Python
 _DEVICES = r"auto|cpu|mps|cuda|cuda:\d+(,cuda:\d+)*"
 
@@ -154,20 +153,14 @@ def _names(example: str) -> Rule:
 
 
 def _read_settings(text: str) -> Any:
-    """Settings by name, from ``name=value,name=value``; values are YAML.
-
-    Raises:
-        ValueError: another text.
-    """
+    """Settings by name, from ``name=value,name=value``, whose values are YAML; another text as it is."""
     import yaml
 
     try:
         found = yaml.safe_load("{" + re.sub(r"(^|,)([^=,]*)=", r"\1\2: ", text) + "}")
-    except yaml.YAMLError as error:
-        raise ValueError(text) from error
-    if None in found.values():
-        raise ValueError(text)
-    return found
+    except yaml.YAMLError:
+        return text
+    return text if None in found.values() else found
 
 
 _FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -191,7 +184,6 @@ class Option(NamedTuple):
     many: bool = False
 
 
-_TEXT = Rule(lambda value: isinstance(value, str), "a text", "TEXT")
 _SAMPLES = Rule(
     _are_samples,
     "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
@@ -213,7 +205,7 @@ _STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` 
 _DEVICE = Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1"))
 _REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
 _PROMPTS = Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT")
-_PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
+PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
 _ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
 
 
@@ -258,9 +250,9 @@ class EvalOptions(TypedDict, total=False):
     samples: Annotated[str | Sequence[int] | Mapping[str, str | Sequence[int]] | None, Option(_SAMPLES)]
     num_fewshot: Annotated[int | None, Option(_number(int, 0, of=" of examples"))]
     include_path: Annotated[str | Path | None, Option(_FOLDER)]
-    seed: Annotated[int, Option(_number(int, 0, N_SEEDS - 1), 0)]
+    seed: Annotated[int, Option(_number(int, 0, 2**32 - 1), 0)]
     apply_chat_template: Annotated[bool, Option(_FLAG, False)]
-    system_instruction: Annotated[str | None, Option(_TEXT)]
+    system_instruction: Annotated[str | None, Option(Rule(lambda value: isinstance(value, str), "a text", "TEXT"))]
     gen_kwargs: Annotated[Mapping[str, Any] | None, Option(_SETTINGS)]
     think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
     enable_thinking: Annotated[bool | None, Option(_FLAG, flag="--enable-thinking/--no-thinking")]
@@ -329,7 +321,7 @@ def _or_none(rule: Rule) -> Rule:
 
 RULES: dict[str, Rule] = {
     **{name: o.rule if o.default is not None else _or_none(o.rule) for name, o in COMMANDS.items()},
-    "out": _or_none(_PATH),
+    "out": _or_none(PATH),
     "tasks": _names("capitals_continuation"),
     "text_set": _one_of(*TEXT_SETS),
 }
@@ -392,11 +384,6 @@ def heads(name: str, value: Any) -> list[tuple[int, int]]:
     """Heads as (layer, head), in a list; any other value is refused."""
     give = "a list of heads as (layer, head), e.g. [(3, 0)]"
     return [(layer, head) for layer, head in Rule(lambda v: _is_list(v, _is_head), give)(name, value)]
-
-
-def folder(name: str, value: Any) -> Path:
-    """The path of a folder, which need not exist; any other value is refused."""
-    return Path(_PATH(name, value))
 
 
 def loaded(lens: Any) -> None:

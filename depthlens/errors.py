@@ -47,18 +47,19 @@ def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") 
 
 
 @contextlib.contextmanager
-def blaming(fault: str, fix: str) -> Iterator[None]:
-    """Turn any error that files or functions of the user raise into a one-line `UserError` with that cause.
+def blaming(fault: str, fix: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Turn errors that files or functions of the user raise into a one-line `UserError` with that cause.
 
     Args:
         fault: What failed, e.g. ``"task mine, document 3: scoring fails"``.
         fix: What to do about it.
+        kinds: Of errors that are the user's; others are bugs of ours, and pass.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except kinds as error:
         raise UserError(f"{fault} ({one_line(error)}); {fix}") from error
 
 

@@ -9,14 +9,14 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
 from depthlens import arguments
-from depthlens.errors import UserError
+from depthlens.errors import UserError, blaming
 
 LOCK = ".depthlens.lock"
 _PACKAGE = Path(__file__).resolve().parent
@@ -54,12 +54,10 @@ def writable_folder(path: Path | str) -> Path:
     Raises:
         UserError: it is no path, a part of it is a file, or the folder cannot be made or written.
     """
-    folder = arguments.folder("folder", path)
-    try:
+    folder = Path(arguments.PATH("folder", path))
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise unwritable(folder, error) from error
     return folder
 
 
@@ -105,6 +103,6 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[IO[bytes]], object
             os.replace(Path(new, name), folder / name)
 
 
-def unwritable(folder: Path, error: OSError) -> UserError:
-    """The error for a folder that cannot be written."""
-    return UserError(f"cannot write to {str(folder)!r}: {error.strerror or error}; name a folder you can write to")
+def writing_to(folder: Path, *others: type[Exception]) -> AbstractContextManager[None]:
+    """Within it an OSError, or one of the ``others``, becomes a `UserError`: why a folder cannot be written."""
+    return blaming(f"cannot write to {str(folder)!r}", "name a folder you can write to", (OSError, *others))

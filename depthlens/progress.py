@@ -39,8 +39,7 @@ class Bar(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
         """Show the state, and write it where DEPTHLENS_PROGRESS says."""
-        state = self.format_dict
-        n, held, total, seconds = (state[name] for name in ("n", "initial", "total", "elapsed"))
+        n, held, total, seconds = self.n, self.initial, self.total, self.format_dict["elapsed"]
         rate = (n - held) / seconds if n > held and seconds > 0 else None
         left = (total - n) / rate if rate and total is not None else None
         line = {"what": self.desc.removesuffix(": "), "done": n, "total": total, "held": held}
@@ -52,9 +51,6 @@ class Bar(tqdm):
             with open(self._sink, "a", encoding="utf-8") as file:
                 print(text, file=file)
         return super().display(msg, pos)
-
-
-bar = Bar
 
 
 def _in_kernel() -> bool:

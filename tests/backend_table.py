@@ -63,15 +63,14 @@ WAYS = {
 }
 TOKENS = torch.randint(0, 256, (9,), generator=torch.Generator().manual_seed(0))
 N_CONTEXT = 6  # of TOKENS; the others are an answer
-REFERENCE = [TOKENS.tolist(), [1, 2, 3]]  # prompts for the means
-ANSWERS = [[9, 8, 7, 6], [5]]  # after these prompts
+REFERENCE = [[*TOKENS.tolist(), 9, 8, 7, 6], [1, 2, 3, 5]]  # texts for the means
 SAMPLE = [7, 80, 33, 120, 9, 41]  # prompt for resampling, shorter than TOKENS
 Table = dict[str, dict[str, dict[str, float | None]]]  # way, family, kind
 
 
 def reference_of(lens):
     """What @mean and @resample put in place."""
-    return sample(lens, measure_means(lens, REFERENCE, "two prompts", ANSWERS), SAMPLE, "one prompt")
+    return sample(lens, measure_means(lens, REFERENCE, "two texts"), SAMPLE)
 
 
 def logits(way: str, lens, means, conditions):

@@ -57,9 +57,10 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
 
     Returns:
         One row a task and metric: model, task, metric, n, n_blocks, largest (layers of the largest block tried),
-        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss, delta,
-        ci_low, ci_high (95% interval of delta), p_adjusted (that the loss is not under the margin), margin, unit,
-        proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of the least loss.
+        condition (missing where no block is shown to be under the margin, or the task is at chance), size, loss,
+        delta (bounded, as the loss), ci_low, ci_high (its 95% interval), p_adjusted (that the loss is not under the
+        margin), margin, unit, proven (blocks that are shown to cost something), at_chance. Of equal sizes, the block of
+        the least loss.
 
     Raises:
         UserError: the result has no block, or the margin is not above 0.
@@ -76,7 +77,7 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
         if info["chance"] is not None:
             room, unit = profile.base - profile.sign * info["chance"], "of the score above chance"
         p = _not_under(profile, margin * room) if room.mean() > 0 and not base.at_chance else np.ones(len(rows))
-        rows["p_adjusted_margin"] = p
+        rows["p_adjusted_margin"], rows["delta"] = p, rows["bounded"]
         shown = rows[p < ALPHA].sort_values(["size", "loss"], ascending=[False, True], kind="stable")
         columns = ["condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted_margin"]
         best = dict(zip(columns, shown[columns].iloc[0], strict=True)) if len(shown) else dict.fromkeys(columns)

@@ -149,7 +149,7 @@ def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0
     """Whether two layer profiles rank the layers alike: every two tasks of a model, or every task of two models.
 
     Noise pulls the correlation towards zero, so it is to be read against its ceiling; see
-    `depthlens.analysis.rank_correlations` for this, the correction, the interval and the p-value. That a base model and
+    `depthlens.analysis.rank_correlations` for this and for the p-value. That a base model and
     its fine-tuned one rank the layers alike is what Nepal et al. 2025 (arXiv 2506.22638) found.
 
     Args:

@@ -85,6 +85,19 @@ class Profile:
             return self  # with what it has already computed
         return replace(self, values=self.values[:, kept], layers=self.layers[kept])
 
+    def of_documents(self, at: Sequence[int]) -> Profile:
+        """The profile of some of its documents, by their places."""
+        documents, units = (tuple(names[i] for i in at) for names in (self.documents, self.units))
+        broken = None if self.broken is None else self.broken[list(at)]
+        return replace(
+            self,
+            values=self.values[list(at)],
+            base=self.base[list(at)],
+            documents=documents,
+            units=units,
+            broken=broken,
+        )
+
     @property
     def loss(self) -> np.ndarray:
         """What each removal costs; nats are clipped to 1 a document. Shape [document, layer]."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,9 +79,9 @@ class Mean:
         scaled = replace(other, added=other.centred) * share  # around the share it adds nothing on average
         return replace(self + -scaled, value=self.value) * (1 / divisor)
 
-    def __getitem__(self, at: object) -> Mean:
+    def __getitem__(self, at: Any) -> Mean:
         """Some of the values, by their index."""
-        parts = {"value": self.value[at], "extra": self.extra[at]}  # type: ignore[index]
+        parts = {"value": self.value[at], "extra": self.extra[at]}
         for name in ("added", "centred"):
             parts[name] = getattr(self, name)[(slice(None), *(at if isinstance(at, tuple) else (at,)))]
         return replace(self, **parts)

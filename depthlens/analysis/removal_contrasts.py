@@ -121,10 +121,10 @@ def interaction_table(found: list[Costs]) -> pd.DataFrame:
                 continue
             terms = one.relative(one.lists[a] - one.lists[b]), two.relative(two.lists[b] - two.lists[a])
             whole, at_chance = terms[0] + terms[1], one.at_chance or two.at_chance
-            p_terms = [min(1.0, len(terms) * float(term.p())) for term in terms]
-            shown = max(float(whole.p()), *p_terms) < ALPHA
-            double = shown and len({float(np.sign(m.value)) for m in (whole, *terms)}) == 1 and not at_chance
-            of_terms = [x for term, p in zip(terms, p_terms, strict=True) for x in (float(term.value), p)]
+            every = whole, *terms
+            shown = max(float(part.p()) for part in every) < ALPHA  # all of them have to be, so that none is corrected
+            double = shown and len({float(np.sign(part.value)) for part in every}) == 1 and not at_chance
+            of_terms = [float(x) for term in terms for x in (term.value, term.p())]
             names = a, b, one.task, two.task, one.metric, two.metric
             rows.append((*names, *_tested(whole), *of_terms, whole.n, double, at_chance))
     columns = ["list", "other_list", "task", "other_task", "metric", "other_metric", "effect", *INTERVAL, "p_value"]

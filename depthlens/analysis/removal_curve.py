@@ -123,8 +123,8 @@ class RemovalCurve(Saveable):
 
         Returns:
             list, other_list, task, other_task, metric, other_metric, effect, ci_low, ci_high, p_value; on_task and
-            on_other (its two terms) with p_on_task and p_on_other (Bonferroni), n (units of the smaller task);
-            double: a double dissociation, where interaction and both terms are shown, with the same sign; at_chance.
+            on_other (its two terms) with p_on_task and p_on_other, n (units of the smaller task); double: a double
+            dissociation, where interaction and both terms are shown, with the same sign; at_chance.
         """
         return removal_contrasts.interaction_table(self._costs)
 

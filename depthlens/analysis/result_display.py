@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 ROWS = 12
-_COLUMNS = ["condition", *GROUP, "n", "value", "delta", "ci_low", "ci_high", "p_adjusted"]
+_ROUNDED = 0.005
+_COLUMNS = ["condition", *GROUP, "n", "value", "delta", "bounded", "ci_low", "ci_high", "p_adjusted"]
 
 
 def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
@@ -43,7 +44,9 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     n_rows = max(ROWS, min(2 * n_groups, 2 * ROWS))
     # a fair share: the first row of every group, then the second of every group, and so on
     chosen = ordered.groupby(GROUP, sort=False).cumcount().sort_values(kind="stable").index[:n_rows]
-    table = ordered.loc[sorted(chosen), _COLUMNS].round({"value": 3, "delta": 3, "ci_low": 3, "ci_high": 3})
+    table = ordered.loc[sorted(chosen), _COLUMNS].round(dict.fromkeys(_COLUMNS[5:-1], 3))
+    if table["bounded"].equals(table["delta"]):
+        table = table.drop(columns="bounded")
     table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
     rest = [f"{len(ordered) - n_rows} more rows in result.summary"] if len(ordered) > n_rows else []
     order = "in the order of the sweep" if losses is None else "worst loss of each task and metric first"
@@ -68,12 +71,14 @@ def _next(summary: pd.DataFrame) -> str:
 def _by_loss(summary: pd.DataFrame, losses: Sequence[float] | None) -> pd.DataFrame:
     """The summary group by group, each with its baseline and then its conditions by falling loss."""
     is_base = summary["condition"] == BASELINE
-    table = summary.assign(_place=summary.groupby(GROUP, sort=False).ngroup(), _loss=0.0)
+    table = summary.assign(_place=summary.groupby(GROUP, sort=False).ngroup(), _loss=0.0, _size=summary["delta"].abs())
     table.loc[is_base, "_loss"] = math.inf
     if losses is not None:
         table.loc[~is_base, "_loss"] = losses
-    ordered = table.sort_values(["_place", "_loss"], ascending=[True, False], kind="stable", ignore_index=True)
-    return ordered.drop(columns=["_place", "_loss"])
+    ordered = table.sort_values(
+        ["_place", "_loss", "_size"], ascending=[True, False, False], kind="stable", ignore_index=True
+    )
+    return ordered.drop(columns=["_place", "_loss", "_size"])
 
 
 def notes(result: Result) -> list[str]:
@@ -117,21 +122,23 @@ def sentence(result: Result, row: Any) -> str:
     if row.at_chance:
         return f"{row.condition}: {cannot_judge(row, several=several)}."
     where = f"{row.metric} of {row.task}{f' ({row.model})' if several else ''}"
-    unreadable = _unreadable(result, row)
+    more = _unreadable(result, row)
+    if abs(row.delta - row.bounded) > _ROUNDED:
+        more = f" Without the limit of 1 nat a document the change is {row.delta:+.2g}.{more}"
     if not row.p_adjusted < ALPHA:
         needed = result.needed_documents[row.model, row.task, row.metric]
         few = f"; about {needed} documents would show a loss of {LOSS_THAT_MATTERS}" if needed else ""
         return (
-            f"{row.condition} shows no proven change of {where}: {row.delta:+.2g} "
-            f"{bounds(row.ci_low, row.ci_high, '.2g')} (p_adjusted = {row.p_adjusted:.2g}{few}).{unreadable}"
+            f"{row.condition} shows no proven change of {where}: {row.bounded:+.2g} "
+            f"{bounds(row.ci_low, row.ci_high, '.2g')} (p_adjusted = {row.p_adjusted:.2g}{few}).{more}"
         )
-    low, high = (row.ci_low, row.ci_high) if row.delta > 0 else (-row.ci_high, -row.ci_low)
-    amount = f"{abs(row.delta):.2g} {bounds(low, high, '.2g')}"
-    if (row.loss > 0) == (row.delta < 0):  # higher is better
+    low, high = (row.ci_low, row.ci_high) if row.bounded > 0 else (-row.ci_high, -row.ci_low)
+    amount = f"{abs(row.bounded):.2g} {bounds(low, high, '.2g')}"
+    if (row.loss > 0) == (row.bounded < 0):  # higher is better
         text = f"{'costs' if row.loss > 0 else 'adds'} {amount} {where}"
     else:
         text = f"{'worsens' if row.loss > 0 else 'improves'} {where} by {amount}"
-    return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g}).{unreadable}"
+    return f"{row.condition} {text} (p_adjusted = {row.p_adjusted:.2g}).{more}"
 
 
 def _unreadable(result: Result, row: Any) -> str:

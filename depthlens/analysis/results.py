@@ -190,9 +190,8 @@ class Result(Saveable):
         """What each condition costs: the rows of `summary` without baselines, and the sign settled for every metric.
 
         Returns:
-            The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (its
-            95% interval), ``min_effect`` (see `metric_info`), and ``chance``, ``p_chance`` and ``at_chance`` of the
-            baseline.
+            The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (95%
+            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
         """
         return self._losses
 

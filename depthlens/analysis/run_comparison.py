@@ -245,14 +245,20 @@ def _limits(key: Key, found: Mapping[str, Family], pairs: Sequence[Pair]) -> Ite
 def _baselines(
     key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
-    compared = {}
+    compared: dict[str, dict[str, Any]] = {}
     for p in pairs:
         change = run_differences.whole_models(p)
-        low, high = change.interval()
+        difference, low, high = (float(x) for x in (change.value, *change.interval()))
         p_value = min(1.0, float(change.p()) * len(pairs))
-        numbers = {"difference": change.value, "difference_low": low, "difference_high": high, "p_adjusted": p_value}
-        about = {"reference": p.reference.run, "documents": p.documents, "shown": p_value < ALPHA}
-        compared[p.own.run] = about | {name: float(x) for name, x in numbers.items()}
+        compared[p.own.run] = {
+            "reference": p.reference.run,
+            "documents": p.documents,
+            "difference": difference,
+            "difference_low": low,
+            "difference_high": high,
+            "p_adjusted": p_value,
+            "shown": p_value < ALPHA,
+        }
     for name, family in found.items():
         row = {"place": key.place, "run": name, "group": groups[name], **family.baseline}
         blank = {"reference": "", "documents": "", "shown": False}

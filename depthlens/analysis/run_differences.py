@@ -48,7 +48,7 @@ def losses(key: Key, pair: Pair, n_pairs: int) -> list[pd.DataFrame]:
         Tables of `DIFFERENCES`, one a scale; none where a run is at chance, or for one document.
     """
     own, other = pair.own.profile, pair.reference.profile
-    if own.at_chance or other.at_chance or not pair.own.conditions or own.n_units < 2:
+    if own.at_chance or other.at_chance or not pair.own.conditions or len(set(own.units)) < 2:
         return []
     of_scale = {SCORE: (own.mean_loss(), other.mean_loss())}
     if pair.own.has_room and pair.reference.has_room:

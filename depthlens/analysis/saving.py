@@ -26,7 +26,7 @@ from depthlens import arguments
 from depthlens.analysis import result_folder
 from depthlens.analysis.result_folder import RECORD_FILE
 from depthlens.errors import UserError, first_line
-from depthlens.paths import unwritable, writable_folder, write_files
+from depthlens.paths import writable_folder, write_files, writing_to
 
 T = TypeVar("T", bound="Saveable")
 V = TypeVar("V")
@@ -167,12 +167,10 @@ class Saveable:
         for name, record in contents.records.items():
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             writers[name] = partial(_write, text.encode())
-        try:
+        with writing_to(folder):
             write_files(folder, writers)
             for name in contents.absent:
                 (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(folder, error) from error
 
     @classmethod
     def load(cls: type[T], out: str | Path) -> T:

@@ -34,7 +34,7 @@ def summary_text(result: Result) -> str:
             lines.append("  no condition made it worse")
         width = max(map(len, worst["condition"]), default=0)
         for row in worst.itertuples():
-            change = f"{row.delta:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')}"
+            change = f"{row.bounded:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')}"
             lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
     notes = [note for note in result.notes if "cannot judge" not in note]  # those are warnings above
     for task, about in result.record["tasks"].items():
@@ -47,5 +47,5 @@ def summary_text(result: Result) -> str:
 
 def _worst(rows: pd.DataFrame, higher_is_better: bool) -> pd.DataFrame:
     """The conditions that harm a metric most, the worst first."""
-    harm = -rows["delta"] if higher_is_better else rows["delta"]
+    harm = -rows["bounded"] if higher_is_better else rows["bounded"]
     return rows.loc[harm[harm > 0].sort_values(ascending=False, kind="stable").index[:_N_WORST]]

@@ -10,7 +10,6 @@ from depthlens import arguments
 from depthlens.arguments import BACKENDS
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import Backend, TorchBackend
-from depthlens.errors import UserError
 from depthlens.models.lens import Lens
 
 __all__ = ["BACKENDS", "get"]
@@ -23,8 +22,6 @@ def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
         UserError: for a name that is not a backend, or a model that the backend does not support.
     """
     arguments.check(backend=name)
-    if lens.remote and name == "transformer_lens":
-        raise UserError(f"backend {name!r}: a remote model is reached through nnsight; leave backend out")
     if name == "transformer_lens":
         from depthlens.backends.transformer_lens import TransformerLensBackend
 

@@ -76,10 +76,7 @@ class NnsightBackend(Backend):
 
         def trace(sender: Any) -> Tensor:
             # the model itself unembeds the last position only; a name in a block is none of this module's
-            with (
-                torch.no_grad(),
-                self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
-            ):
+            with self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender):
                 for parts, edit in edited:
                     put(edit, *parts, position_ids)
                 states = norm.output
@@ -127,7 +124,7 @@ class NnsightBackend(Backend):
 
         def trace(sender: Any) -> Tensor:
             answer: Any = None
-            with torch.no_grad(), self.model.generate(**settings, backend=sender) as tracer:
+            with self.model.generate(**settings, backend=sender) as tracer:
                 with tracer.invoke(input_ids=tokens, attention_mask=mask):
                     for step in tracer.iter[: n_new if edited else 0]:
                         position_ids = read[:, -1:] + step if step else read
@@ -145,12 +142,8 @@ class NnsightBackend(Backend):
         """Parts of the model on a server, each layer's with its edits, which travel by value.
 
         Raises:
-            UserError: a condition does not fit the model, asks for means that were not given, or is not done there.
+            UserError: a condition does not fit the model, or asks for means that were not given.
         """
-        for condition in dict.fromkeys(conditions):
-            if any(a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
-                fix = "use @mean, or nothing to remove, or load the model without remote"
-                raise UserError(f"condition {condition} is not done remotely; {fix}")
         nnsight.register(site_edits)
         means = self.means and self.means.to("cpu")
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
@@ -163,10 +156,7 @@ class NnsightBackend(Backend):
 
         def trace(sender: Any) -> list[list[Tensor]]:
             totals: Any = None
-            with (
-                torch.no_grad(),
-                self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender),
-            ):
+            with self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender):
                 totals = nnsight.save([])
                 for parts, edit in edited:
                     put(edit, *parts)

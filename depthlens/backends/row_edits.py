@@ -64,7 +64,6 @@ from depthlens.models import quantised
 from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
-from depthlens.models.quantised import rounded_layer
 
 Forward = Callable[..., Any]
 # whose ablation takes modules, by what these are made for
@@ -79,8 +78,6 @@ TAKERS = {
 # where the ablations of a site act: on what a layer, its attention or its MLP gives, or on z of all heads, side by side
 ACTS_ON = {"layer": "layer", "attn": "attn", "mlp": "mlp", "head": "z", "kv": "z"}
 BLOCK = 256  # positions whose noise is drawn together
-# at 256 positions of a residual stream of 8192 numbers a block takes 8 MiB
-KEPT_BLOCKS = 128
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ class RowWeights:
                 yield getattr(arch, name), getattr(self.donor.arch, name), name.replace("final_norm", "unembed")
             return
         base = arch.layers[layer]
-        other = self.donor.arch.layers[layer] if mode == "donor" else rounded_layer(self.lens, layer, mode)
+        other = self.donor.arch.layers[layer] if mode == "donor" else quantised.rounded_layer(self.lens, layer, mode)
         paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
         for name, module in arch.attn[layer].named_modules():
             if any(True for _ in module.parameters(recurse=False)):
@@ -241,23 +238,24 @@ class RowEdits(RowWeights):
     @contextmanager
     def hooked(self, layer: int) -> Iterator[None]:
         """Within the context the rows of one layer are edited by forward hooks; see `at`."""
-        twice = [row for a, rows in self.by_layer.get(layer, {}).items() if a.mode == "twice" for row in rows]
-        with ExitStack() as stack:
-            if twice:
-                stack.enter_context(_twice(self.lens.arch.layers[layer], twice, len(self.conditions)))
-            stack.enter_context(replaced_forwards(self.forwards(layer)))
-            stack.enter_context(hooks(self.lens.arch, layer, self.at(layer)))
-            stack.enter_context(replaced_forwards(self._routing(layer)))
+        with replaced_forwards(self.forwards(layer)), hooks(self.lens.arch, layer, self.at(layer)):
             yield
 
-    def _routing(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
-        """The router of a layer and its forward, where a row does without an expert."""
-        of_layer, router = self.by_layer.get(layer, {}), self.lens.arch.routers[layer]
+    def forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
+        """As of `RowWeights`, with the layer that some rows pass twice, and the router without some experts."""
+        of_layer = self.by_layer.get(layer, {})
+        if twice := [row for a, rows in of_layer.items() if a.mode == "twice" for row in rows]:
+            yield _twice(self.lens.arch.layers[layer], twice, len(self.conditions))
+        yield from super().forwards(layer)
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
-        if ablations and router:
+        if ablations and (router := self.lens.arch.routers[layer]):
             n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
-            position_ids = moved(self.position_ids, device)
-            yield Routing(n, ablations, len(self.conditions), position_ids, device).around(router)
+            starts = torch.full((len(self.conditions), 1, n), torch.iinfo(torch.long).max)  # positions no token has
+            for row, a in ablations:
+                starts[row, 0, a.index] = a.start
+            # where none were needed, all ablations start at 0
+            positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
+            yield Routing(n, moved(positions, device)[:, :, None] >= starts.to(device)).around(router)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.lens.arch.dims, slice(None), None
@@ -298,9 +296,8 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> Iterator[None]:
-    """Within the context some rows go through a layer again; it comes before other hooks, which see the second run."""
+def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> tuple[nn.Module, Forward]:
+    """A layer, and a forward that takes some rows through it again; hooks see the second run."""
     forward, mine = layer.forward, torch.zeros(n_rows, 1, 1, dtype=torch.bool)
     mine[rows] = True
 
@@ -309,8 +306,7 @@ def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> Iterator[None]
         again = forward(hidden(first), *args, **kwargs)
         return with_hidden(first, torch.where(mine.to(hidden(first).device), hidden(again), hidden(first)))
 
-    with replaced_forwards([(layer, call)]):
-        yield
+    return layer, call
 
 
 def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
@@ -321,7 +317,7 @@ def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) 
     return table[position_ids - first * BLOCK]
 
 
-@lru_cache(maxsize=KEPT_BLOCKS)
+@lru_cache(maxsize=128)  # of a residual stream of 8192 numbers a block takes 8 MiB
 def _block(a: Ablation, n: int, width: int) -> Float[np.ndarray, "block width"]:
     # a generator takes numbers from 0 on, and the index of a part without one is -1
     drawn = np.random.default_rng([a.seed, a.layer, SITES.index(a.site), a.index + 1, n])

@@ -6,8 +6,8 @@ that every hook point exists), which makes it an implementation of its own and s
 
 Keys and values are cached for generation. TransformerLens 4.3 looks for the cache under the names that transformers
 had before 5.24, does not find it there and decodes as if there were no prompt. So the cache goes in under another name
-that the bridge reads, ``layer_past``. Latent attention (DeepSeek) reads none, and writes no texts here. Whether the
-cache was filled is checked after every step.
+that the bridge reads, ``layer_past``. Whether it was filled is checked after every step: latent attention (DeepSeek)
+fills none, and writes no texts here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 
 from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.backends.torch import Backend, Rows, States
@@ -39,16 +38,12 @@ class TransformerLensBackend(Backend):
         final: list[Tensor] = []
         hooks = [*self._hooks(edits), ("ln_final.hook_out", lambda states, hook: final.append(states))]
         cache, n_cached = kwargs["cache"], kwargs["attention_mask"].shape[1]
-        if cache is not None and isinstance(self.bridge.blocks[0].attn, MLAAttentionBridge):
-            fault = "TransformerLens keeps no keys and values of latent attention"
-            raise UserError(f"model {self.lens.name}: {fault}; write texts with another backend")
-        if cache is not None:
-            kwargs |= {"layer_past": cache}
         with self.bridge.hooks(fwd_hooks=hooks):
-            self.bridge(tokens, logits_to_keep=1, **kwargs)  # the last position: others are unembedded elsewhere
+            # the last position: others are unembedded elsewhere
+            self.bridge(tokens, logits_to_keep=1, layer_past=cache, **kwargs)
         if cache is not None and cache.get_seq_length() != n_cached:
-            fault = f"TransformerLens cached {cache.get_seq_length()} positions of {n_cached}"
-            raise RuntimeError(f"{fault}; this version of it and transformers do not fit together")
+            fault = f"TransformerLens kept keys and values of {cache.get_seq_length()} tokens, not of {n_cached}"
+            raise UserError(f"model {self.lens.name}: {fault}; write texts with another backend")
         return final[0]
 
     def _hooks(self, edits: RowEdits) -> list[Hook]:

@@ -1,4 +1,4 @@
-"""The study's claims as tests that were stated before the results."""
+"""The study's claims as tests that can fail and can hold, on any model."""
 
 import lazy_loader
 

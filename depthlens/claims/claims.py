@@ -16,7 +16,7 @@ import numpy as np
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis import questions
-from depthlens.analysis.layer_profiles import FEWEST_QUESTIONS, Profile, too_few
+from depthlens.analysis.layer_profiles import Profile, too_few
 from depthlens.analysis.means import Mean, mean
 from depthlens.analysis.stats import BASELINE
 from depthlens.claims import heads
@@ -61,11 +61,14 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
     """
     if not profiles:
         raise UserError("no task can be judged")
-    first = profiles[0]
-    label = ", ".join(profile.label for profile in profiles)
-    parts = {name: np.concatenate([getattr(p, name) for p in profiles]) for name in ("values", "base")}
-    names = {name: tuple(x for p in profiles for x in getattr(p, name)) for name in ("documents", "units")}
-    return replace(first, task=label, label=label, **parts, **names)
+    return replace(
+        profiles[0],
+        label=", ".join(profile.label for profile in profiles),
+        values=np.concatenate([p.values for p in profiles]),
+        base=np.concatenate([p.base for p in profiles]),
+        documents=tuple(name for p in profiles for name in p.documents),
+        units=tuple(unit for p in profiles for unit in p.units),
+    )
 
 
 def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
@@ -75,7 +78,7 @@ def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
     depend on any removal.
 
     Raises:
-        UserError: fewer than 100 pairs.
+        UserError: they are too few.
     """
     few, many = (a, b) if len(a.base) <= len(b.base) else (b, a)
     free = np.ones(len(many.base), dtype=bool)
@@ -86,17 +89,10 @@ def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
         if gaps[j] < CALIPER:
             free[j] = False
             pairs.append((i, j))
-    if len(pairs) < FEWEST_QUESTIONS:
-        fault = f"{len(pairs)} documents of {few.label} and {many.label} have matched log-odds"
-        raise UserError(f"{fault}; at least {FEWEST_QUESTIONS} are needed")
-    at_few, at_many = (sorted(side) for side in zip(*pairs, strict=True))
-    chosen = _documents(few, at_few), _documents(many, at_many)
+    chosen = few.of_documents([i for i, _ in pairs]), many.of_documents([j for _, j in pairs])
+    if lacking := chosen[0].too_few or chosen[1].too_few:
+        raise UserError(f"of {few.label} and {many.label} with matched log-odds {lacking}")
     return chosen if few is a else chosen[::-1]
-
-
-def _documents(profile: Profile, at: Sequence[int]) -> Profile:
-    names = {name: tuple(getattr(profile, name)[i] for i in at) for name in ("documents", "units")}
-    return replace(profile, values=profile.values[at], base=profile.base[at], **names)
 
 
 def even(chosen: np.ndarray) -> np.ndarray:

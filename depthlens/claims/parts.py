@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from depthlens.analysis.means import Mean
 from depthlens.errors import UserError
 
@@ -73,10 +71,9 @@ class Estimate:
     @classmethod
     def of(cls, mean: Mean, too_few: str = "") -> Estimate:
         """The estimate that a mean gives, and why it cannot be judged."""
-        numbers = float(mean.value), *map(float, mean.interval())
-        return cls(
-            *numbers, mean.n, too_few if np.isfinite(numbers).all() else "nothing is lost that could be shared out"
-        )
+        effect, (low, high) = float(mean.value), map(float, mean.interval())
+        known = math.isfinite(effect + low + high)
+        return cls(effect, low, high, mean.n, too_few if known else "nothing is lost that could be shared out")
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from depthlens.ablations import Condition
 from depthlens.cluster import LOCAL, AskedWorkers, asked
-from depthlens.engine.engine import Engine, Job
+from depthlens.engine.engine import Engine
 from depthlens.engine.work import Work
 from depthlens.errors import UserError, first_line
 from depthlens.models import loading, pairs
 from depthlens.models.fingerprint import Identity
 from depthlens.models.lens import Lens
 
-CONNECT_SECONDS = 5  # until an address at which nobody answers is refused; Ray itself tries for minutes
-RESTARTS = 10  # of a worker; a shard that ends every worker ends the sweep then
 Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combination of which is a row
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
 # arguments of `depthlens.load`, and what is loaded here: of a model, and of the donor that it may have
@@ -78,29 +76,27 @@ class Worker:
         self.models: Models | None = None
         self.lens: Any = None
 
-    def compute(self, shared: tuple[Models, str, Job], number: int, shard: Asked) -> Computed:
+    def compute(self, shared: tuple[Models, str, str, dict[str, Any]], number: int, shard: Asked) -> Computed:
         """Answers to a shard.
 
         Args:
-            shared: Models, the driver's working directory, and what its shards share. Where that directory exists,
-                relative paths mean the same here.
+            shared: Models, the driver's working directory, and the method and the options of its engine. Where that
+                directory exists, relative paths mean the same here.
             number: Of the shard.
             shard: What is asked.
 
         Raises:
             UserError: the model is another here, or an answer is not finite.
         """
-        models, folder, job = shared
+        models, folder, method, options = shared
         if models != self.models:
             if os.path.isdir(folder):
                 os.chdir(folder)
             self.models = self.lens = None  # the model before goes first
             self.lens, self.models = _loaded(models), models
-        means = job.means and job.means.to(self.lens.device)
-        options: dict[str, Any] = {"path": job.path, "batch_tokens": job.batch_tokens, "means": means}
-        engine = Engine(self.lens, backend=job.backend, progress=False, **options)
-        run: Any = engine.generate_until if job.write else engine.loglikelihood
-        return number, run(*shard), engine.work
+        means = options["means"] and options["means"].to(self.lens.device)
+        engine = Engine(self.lens, progress=False, **options | {"means": means})
+        return number, getattr(engine, method)(*shard), engine.work
 
 
 class Workers:
@@ -134,8 +130,8 @@ class Workers:
         options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
-            if host:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            if host:  # where nobody answers Ray itself tries for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
             self.ray.shutdown()
@@ -156,8 +152,15 @@ class Workers:
         """For the record."""
         return {"n": self.n, "ray": self.wanted.ray, "cpus": self.cpus, "gpus": self.gpus}
 
-    def compute(self, lens: Lens, job: Job, shards: Sequence[Asked]) -> Generator[Computed, None, None]:
-        """Answers of shards as they come, from workers that have loaded the model."""
+    def compute(self, lens: Lens, method: str, options: dict[str, Any], shards: Sequence[Asked]) -> Iterator[Computed]:
+        """Answers of shards as they come, from workers that have loaded the model.
+
+        Args:
+            lens: The model.
+            method: Of the engine; it answers a shard.
+            options: Of the engine.
+            shards: What is asked.
+        """
         from ray.exceptions import RayTaskError
         from ray.util import ActorPool
 
@@ -167,14 +170,12 @@ class Workers:
             raise UserError(f"worker_gpus {gpus}: model {lens.name!r} is on {lens.device.type} here; {fix}")
         self.gpus = float(gpus or sum(device.type == "cuda" for device in lens.devices))
         self.n = self._room()
-        shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), job))
+        shared = self.ray.put((models_of(lens, self.gpus), os.getcwd(), method, options))
         actors = _actors(self.n, self.cpus, self.gpus)
 
-        def submit(actor: Any, number: int) -> Any:
-            return actor.compute.remote(shared, number, shards[number])
-
+        numbered = list(enumerate(shards))
         try:
-            yield from ActorPool(actors).map_unordered(submit, list(range(len(shards))))
+            yield from ActorPool(actors).map_unordered(lambda actor, one: actor.compute.remote(shared, *one), numbered)
         except BaseException as error:  # an actor that is in the middle of a shard takes no message
             _actors.cache_clear()
             for actor in actors:
@@ -188,7 +189,7 @@ class Workers:
 def _actors(n: int, cpus: int, gpus: float) -> list[Any]:
     import ray
 
-    # without a bound of its own a shard is computed again until its worker was lost too often
+    # a shard is sent again as often as its worker is restarted: one that ends every worker ends the sweep after that
     size: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-    actor = ray.remote(max_restarts=RESTARTS, max_task_retries=-1, **size)(Worker)
+    actor = ray.remote(max_restarts=10, max_task_retries=-1, **size)(Worker)
     return [actor.remote(cpus) for _ in range(n)]

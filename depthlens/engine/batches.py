@@ -87,13 +87,7 @@ class Batches:
 
 
 class PackedTrees(Batches):
-    """Requests in packs, through the layers under many conditions together.
-
-    Attributes:
-        at_once: Conditions that are decoded together.
-    """
-
-    at_once: int
+    """Requests in packs, through the layers under many conditions together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +110,7 @@ class PackedTrees(Batches):
         n_held = self.budget.key_bytes // (2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
         shared = prefix_tree.common_prefix(min(self.read), max(self.read))
         own = max(map(len, self.read)) - shared + max(self.max_new)
+        # conditions that are decoded together
         self.at_once = max(1, min(len(order), n_held // (shared + min(len(self.read), MIN_PROMPTS) * own)))
         taken = max(other_weights_bytes(self.lens, [conditions[c]]) for c in order)
         size = max(1, self.budget.key_bytes // taken) if taken else len(order)
@@ -188,11 +183,10 @@ class PackedTrees(Batches):
         self.work.add(Work(rows=len(answered), tokens=n_tokens, unshared_tokens=unshared))
         self.rows.keep(answered)
         if not complete:
-            clean.forget()
+            clean.inputs, clean.final = {}, None  # walked again where it is needed
             self.budget.batch_tokens = max(MIN_BATCH_TOKENS, self.budget.batch_tokens // 2)
-            for product in self.rows.missing(members, group):
-                for half in _halves(*product):
-                    self.compute(*half, CleanRow())
+            for half in cut(self.rows.requests, self.rows.missing(members, group), 2):
+                self.compute(*half, CleanRow())
 
     def _score(self, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
@@ -336,7 +330,7 @@ class RowBatches(Batches):
                 keep = torch.tensor([alive.index(row) for row in unfinished], dtype=torch.long)
                 cache.batch_select_indices(keep)  # which may be on several devices
                 mask, alive = mask[keep], unfinished
-            tokens = torch.tensor(writer.last(alive), device=self.lens.device)[:, None]
+            tokens = torch.tensor([writer.tokens[row][-1:] for row in alive], device=self.lens.device)
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
 
     def _padded(self, rows: Sequence[Sequence[int]], side: str) -> list[Rows]:
@@ -346,12 +340,22 @@ class RowBatches(Batches):
         return [padded(ids), padded([torch.ones_like(row) for row in ids])]
 
 
-def _halves(members: list[int], group: list[int]) -> list[Product]:
-    """A product in two: half of the requests each, or of the conditions where there is one request."""
-    items = members if len(members) > 1 else group
-    middle = len(items) // 2
-    cut = [half for half in (items[:middle], items[middle:]) if half]
-    return [(half, group) if len(members) > 1 else (members, half) for half in cut]
+def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:
+    """Products in about ``n`` shards: runs of requests, of which neighbours share their beginnings.
+
+    Where a product has fewer requests than it is to have shards, its conditions are dealt out, too.
+    """
+    n_rows = max(1, sum(len(members) * len(group) for members, group in products))
+    shards: list[Product] = []
+    for members, group in products:
+        wanted = max(1, round(n * len(members) * len(group) / n_rows))
+        order = sorted(members, key=lambda r: requests[r].context)
+        size = -(-len(order) // wanted)
+        runs = [order[i : i + size] for i in range(0, len(order), size)]
+        # every n-th condition: those that leave the clean row early and late are in each
+        hands = min(len(group), -(-wanted // len(runs)))
+        shards += [(run, list(group[i::hands])) for run in runs for i in range(hands)]
+    return shards
 
 
 def _scored(logits: Float[Tensor, "n_continuation d_vocab"], continuation: Sequence[int]) -> tuple[float, bool]:

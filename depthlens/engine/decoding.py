@@ -27,7 +27,7 @@ from depthlens.ablations import Condition
 from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, aligned, attend, merge, walking
+from depthlens.engine.tree_attention import Keys, Layout, Part, Queries, Values, Z, aligned, attend, merge, walking
 from depthlens.engine.wavefront import CLEAN, Wavefront
 from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
@@ -39,13 +39,12 @@ from depthlens.models.placement import moved
 JOIN_SHARE = 2
 # finished rows leave once less than this share of those in memory still writes: leaving copies the others
 STAY_SHARE = 0.8
-# of one new token a row: its queries by key head, and what attention to some keys gives, with its log-sum-exp
-New = Float[Tensor, "row kv group d_head"]
-Part = tuple[Float[Tensor, "row kv group d_value"], Float[Tensor, "row kv group"]]
 # rows, keys and values of each product of prefixes, and the place of each row in what all of them give
 Products = tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]
+# of one new token a row: its queries by key head; what attention gives for them is a `Part` [row, kv, group, d_value]
+New = Float[Tensor, "row kv group d_head"]
 # keys or values that one row of the walk brings
-Brought = Float[Tensor, "kv pos d"]
+Brought = Float[Tensor, "kv pos _"]  # keys of latent attention are wider than its values
 
 
 class WalkedRows:
@@ -248,7 +247,8 @@ class Decoding:
     def _step(self) -> None:
         """Write a token of each row."""
         rows = self.rows
-        states = self._walked_once([self.conditions[c] for c, _ in rows], self.writer.last(rows))
+        last = [self.writer.tokens[row][-1] for row in rows]
+        states = self._walked_once([self.conditions[c] for c, _ in rows], last)
         for walked in self._walked:
             walked.advance()
         self.passed(len(self._alive) * self.lens.dims.n_layers)

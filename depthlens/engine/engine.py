@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +20,7 @@ from depthlens.ablations import BASELINE, Condition, expand
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
-from depthlens.engine.batches import PackedTrees, RowBatches
+from depthlens.engine.batches import PackedTrees, RowBatches, cut
 from depthlens.engine.wavefront import n_passed
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
@@ -30,30 +29,11 @@ from depthlens.models import pairs
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, NO_GENERATION, Lens, one_thread
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerRows, Product
+from depthlens.store.answer_cache import AnswerCache, AnswerRows
 
 PATHS = ("wavefront", "padded_rows")
 # shards that each worker gets at least: the fewer there are, the longer wait those who end first
 PER_WORKER = 6
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the shards of one call share.
-
-    Attributes:
-        write: Whether texts are asked for, or log-likelihoods.
-        backend: What applies the conditions.
-        path: How; see `PATHS`.
-        batch_tokens: Token budget of one batch; None: each worker chooses by its own memory.
-        means: Reference means, if conditions ask for some; on a CPU.
-    """
-
-    write: bool
-    backend: str
-    path: str
-    batch_tokens: int | None
-    means: Means | None
 
 
 class Engine:
@@ -98,7 +78,8 @@ class Engine:
         self.lens = lens
         self.backend = backends.get(backend, lens, means)
         self.path = path
-        self.asked_batch_tokens = batch_tokens
+        # of the engines of workers and of `like`; each chooses its budget, where none was given, by its own memory
+        self._options: dict[str, Any] = {"backend": backend, "path": path, "batch_tokens": batch_tokens, "means": means}
         self.workers = workers
         self.budget = work.choose(lens, batch_tokens)
         self.progress = progress
@@ -106,9 +87,8 @@ class Engine:
         self.work = Work()
 
     def like(self) -> Engine:
-        """Another engine of the same model, backend, path and budget, without a store and a bar."""
-        options: dict[str, Any] = {"path": self.path, "means": self.backend.means, "progress": False}
-        return Engine(self.lens, backend=self.backend.name, batch_tokens=self.budget.batch_tokens, **options)
+        """Another engine of the same model and options, without a store, workers and a bar."""
+        return Engine(self.lens, progress=False, **self._options)
 
     def loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest], conditions: Sequence[Condition], desc: str = "loglikelihood"
@@ -153,7 +133,7 @@ class Engine:
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
-        with ALONE, progress.bar(**options) as bar, rows.kept_at_the_end():
+        with ALONE, progress.Bar(**options) as bar, rows.kept_at_the_end():
             walk_check.refuse_scaled_angles(self.lens, longest)
             if not rows.unfinished:
                 return rows.answers
@@ -202,12 +182,12 @@ class Engine:
         self, workers: Any, rows: AnswerRows, bar: progress.Bar, path: str, needed: int, *, writes: bool
     ) -> None:
         """Have workers compute what rows lack; they take the path that all requests together take."""
-        means = self.backend.means and self.backend.means.to("cpu")
-        job = Job(writes, self.backend.name, path, self.asked_batch_tokens, means)
+        job = self._options | {"path": path, "means": self.backend.means and self.backend.means.to("cpu")}
+        method = "generate_until" if writes else "loglikelihood"
         n = max(PER_WORKER * workers.n, math.ceil(needed / WorkRate(self.lens).work))
         products = cut(rows.requests, rows.missing(), n)
         asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
-        with closing(workers.compute(self.lens, job, asked)) as done:
+        with closing(workers.compute(self.lens, method, job, asked)) as done:
             for number, answers, work in done:
                 members, group = products[number]
                 for c, of_condition in zip(group, answers, strict=True):
@@ -231,24 +211,6 @@ class Engine:
     def _walked(self) -> walk_check.Found:
         """Whether the wavefront computes what the model does."""
         return walk_check.found(self.lens)
-
-
-def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Product]:
-    """Products in about ``n`` shards: runs of requests, of which neighbours share their beginnings.
-
-    Where a product has fewer requests than it is to have shards, its conditions are dealt out, too.
-    """
-    n_rows = max(1, sum(len(members) * len(group) for members, group in products))
-    shards: list[Product] = []
-    for members, group in products:
-        wanted = max(1, round(n * len(members) * len(group) / n_rows))
-        order = sorted(members, key=lambda r: requests[r].context)
-        size = -(-len(order) // wanted)
-        runs = [order[i : i + size] for i in range(0, len(order), size)]
-        # every n-th condition: those that leave the clean row early and late are in each
-        hands = min(len(group), -(-wanted // len(runs)))
-        shards += [(run, list(group[i::hands])) for run in runs for i in range(hands)]
-    return shards
 
 
 @one_thread

@@ -20,7 +20,6 @@ from depthlens.ablations import Condition
 from depthlens.backends.row_edits import ACTS_ON, Means, hooks
 from depthlens.backends.site_edits import Sums
 from depthlens.engine import work
-from depthlens.errors import UserError
 from depthlens.models.architectures import body_of, wide_type
 from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import digest
@@ -60,23 +59,22 @@ class Reference:
 
     def measure(self, lens: Lens) -> Means:
         """Means over the texts, with parts of the prompt if there is one; the means are measured once."""
-        if self._means is None and self.parent is not None:
-            self._means = self.parent.measure(lens)
-        elif self._means is None:
-            prompts, answers = [prompt for prompt, _ in self.texts], [answer for _, answer in self.texts]
-            self._means = measure_means(lens, prompts, self.name, answers) if prompts else Means(self.name)
-        return self._means if self.prompt is None else sample(lens, self._means, self.prompt, self.name, self.sites)
+        if self.parent is not None and self.prompt is not None:
+            return sample(lens, self.parent.measure(lens), self.prompt, self.sites)
+        if self._means is None:
+            texts = [(*prompt, *answer) for prompt, answer in self.texts if prompt]  # a task may have an empty one
+            self._means = measure_means(lens, texts, self.name) if texts else Means(self.name)
+        return self._means
 
 
 @torch.no_grad()
-def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Collection[str] = SITES) -> Means:
+def sample(lens: Lens, means: Means, tokens: Tokens, sites: Collection[str] = SITES) -> Means:
     """The same means with what every position of one reference prompt has at some sites, for ``@resample``.
 
     Args:
         lens: The model.
         means: From `measure_means`.
         tokens: The reference prompt.
-        name: What the reference is, for the record.
         sites: Of `SITES`.
 
     Raises:
@@ -95,32 +93,24 @@ def sample(lens: Lens, means: Means, tokens: Sequence[int], name: str, sites: Co
     _read(lens, torch.tensor([list(tokens)]), edits)
     if "z" in kept:
         kept["z"] = kept["z"].unflatten(-1, (lens.dims.n_heads, lens.dims.d_head))
-    return replace(means, name=name, sample=kept)
+    return replace(means, sample=kept)
 
 
 @torch.no_grad()
-def measure_means(lens: Lens, prompts: Sequence[Tokens], name: str, answers: Sequence[Tokens] | None = None) -> Means:
+def measure_means(lens: Lens, texts: Sequence[Tokens], name: str) -> Means:
     """Means of every site over a reference set, of first tokens and of all others.
 
     Where the set has first tokens only, their mean takes the place of that of all others.
 
     Args:
         lens: The model.
-        prompts: Token ids of the reference prompts.
+        texts: Token ids of the set: at least one text, and none of them empty.
         name: What the set is, for the record.
-        answers: Token ids of the answer that follows each prompt; None: no answers.
-
-    Raises:
-        UserError: the set is empty.
     """
-    if not any(map(len, prompts)):
-        raise UserError(f"reference set {name!r} for @mean is empty; give at least one prompt")
-    answers = [()] * len(prompts) if answers is None else answers
-    texts = sorted(([*p, *a] for p, a in zip(prompts, answers, strict=True) if len(p)), key=len)
     n_tokens = torch.tensor([len(texts), sum(map(len, texts)) - len(texts)])
     read = [{site: Sums(width) for site, width in _widths(lens).items()} for _ in range(lens.dims.n_layers)]
     batch_tokens = work.choose(lens).batch_tokens
-    for length, group in groupby(texts, key=len):  # without padding, so that every position counts once
+    for length, group in groupby(sorted(texts, key=len), key=len):  # without padding: every position counts once
         alike = list(group)
         size = max(1, batch_tokens // length)
         for start in range(0, len(alike), size):

@@ -60,8 +60,6 @@ NAME = "depthlens_tree"
 BLOCK = 128  # what FlexAttention's kernels are made for
 # one block would be a shape of its own to the compiler, which takes sizes 0 and 1 for constants
 MIN_BLOCKS = 2
-# what the compiler tells apart: models, dtypes, devices, one row or several; torch's own limit of 8 is soon reached
-MAX_COMPILED = 256
 # of the unfused path, held at once: so many for each query on average, in float32, three times (while it computes)
 SCORES_PER_QUERY, SCORE_BYTES = 256, 12
 # elements: CUDA kernels want rows of a mask to start at such multiples (16 bytes in bfloat16)
@@ -96,13 +94,11 @@ class Layout:
         rotary: Angles of these positions, as an architecture gives them; set by the walk.
     """
 
-    rows: list[int]
-    rotary: Any
-
     def __init__(
         self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None] | None = None
     ) -> None:
-        self.rows = []
+        self.rows: list[int] = []
+        self.rotary: Any = None
         self.keep = keep
         self.tokens = torch.tensor(pack.tokens, device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
@@ -123,8 +119,8 @@ class Layout:
         if self.keep is not None:
             for condition, k, v in zip(self.rows, key, value, strict=True):
                 self.keep(layer, condition, k, v)
-        chosen = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1])
-        made = chosen == "flex", query.device, query.dtype
+        flex = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
+        made = flex, query.device, query.dtype
         if made not in self._trees:
             self._trees[made] = self._make(*made)
         return self._trees[made].attention(query, key, value, scale)
@@ -366,7 +362,8 @@ class BlockTree:
 
 @functools.cache
 def _compiled(backend: str, dynamic: bool) -> Callable[..., Tensor]:
-    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_COMPILED)
+    # the compiler tells apart models, dtypes, devices, one row or several: torch's own limit of 8 is soon reached
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 256)
     # fullgraph: an error where it cannot be compiled, instead of all scores in memory
     return torch.compile(flex_attention, backend=backend, dynamic=dynamic, fullgraph=True)
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,8 +37,6 @@ log = logging.getLogger(__name__)
 N_TOKENS = 12  # of each text
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders
 CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-# what a module raises that is called with arguments, or on shapes, which it does not expect
-NOT_CALLABLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
 # settings of configurations that let a token see fewer tokens than all before it
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 
@@ -47,8 +44,7 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 Texts = Float[Tensor, "text pos d_model"]  # residual streams
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a trial found.
 
     Attributes:
@@ -62,8 +58,7 @@ class Found:
     separable: bool = True
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A layer that was called in the model's own forward pass.
 
     Attributes:
@@ -159,7 +154,10 @@ def _try(lens: Lens) -> Found:
             fault = fault or _fault(lens, layer, x, call.output, pack)
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, close):
                 adds = False
-                separable &= not _apart(_without_parts(lens, call), call.given, close)
+                removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
+                with RowEdits([removed], lens, None).hooked(call.layer):
+                    without = hidden(arch.layers[call.layer](*call.args, **call.kwargs))
+                separable &= not _apart(without, call.given, close)
         x = call.output
     if _apart(arch.logits(x), logits, close):
         raise UserError(f"{refused}: its logits are not those that its final norm and its head give")
@@ -184,13 +182,6 @@ def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Flo
     return calls, logits
 
 
-def _without_parts(lens: Lens, call: Call) -> Texts:
-    """What a layer gives without what its attention and its MLP give."""
-    removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
-    with RowEdits([removed], lens, None).hooked(call.layer):
-        return hidden(lens.arch.layers[call.layer](*call.args, **call.kwargs))
-
-
 def _fault(lens: Lens, layer: int, x: Texts, output: Texts, pack: Pack) -> str | None:
     """Why a layer that is called by itself, with the texts as a tree, does not make of ``x`` what the model makes."""
     arch, dims = lens.arch, lens.dims
@@ -208,7 +199,7 @@ def _fault(lens: Lens, layer: int, x: Texts, output: Texts, pack: Pack) -> str |
     try:
         with walking(lens.model):
             alone = arch.call(layer, tree, layout, arch.angles(tree, layout.position_ids), keep)[0, paths]
-    except NOT_CALLABLE as e:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as e:  # arguments or shapes do not fit
         return f"layer {layer} cannot be called by itself ({type(e).__name__})"
     if _apart(alone[:, some], output[:, some], CLOSE[lens.dtype]):
         return f"layer {layer} computes something else when it is called by itself"

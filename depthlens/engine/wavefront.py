@@ -25,8 +25,9 @@ from depthlens.ablations import BASELINE, Condition
 from depthlens.backends.row_edits import Means, RowEdits, RowWeights
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
-from depthlens.models.lens import Lens, donor_layers
+from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
+from depthlens.models.quantised import donor_layers
 
 CLEAN = -1  # the clean row, where others are numbered by their conditions
 
@@ -45,10 +46,6 @@ class CleanRow:
     layers: frozenset[int] = frozenset()
     inputs: dict[int, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
-
-    def forget(self) -> None:
-        """Free what is kept; the row is walked again where it is needed."""
-        self.inputs, self.final = {}, None
 
 
 def fork_layer(condition: Condition, n_layers: int) -> int:
@@ -120,14 +117,14 @@ class Wavefront:
         with walking(self.lens.model):
             for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
                 device = self.lens.device_of(layer)
-                layout, rows = moved(layout, device), {c: moved(row, device) for c, row in rows.items()}
+                layout.rotary, rows = moved(layout.rotary, device), {c: moved(row, device) for c, row in rows.items()}
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = rows[CLEAN]
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
                     rows[c] = clean.inputs[layer] if walked else rows[CLEAN]
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
                         with RowWeights([conditions[c]], self.lens).embeddings():
-                            rows[c] = moved(arch.embed(moved(layout.tokens, self.lens.device)[None])[0], device)
+                            rows[c] = moved(arch.embed(layout.tokens[None])[0], device)
                 donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     keep = at if layer == n_layers - 1 else None

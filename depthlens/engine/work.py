@@ -143,10 +143,10 @@ def text_lengths(lens: Lens, requests: Sequence[GenerateRequest]) -> list[int]:
     """About how many tokens each text has: as many as its right answer and one that ends it, or half of what may be."""
     found = []
     for request in requests:
-        most = request.max_new_tokens
-        known = request.right
-        n = most // 2 if known is None else len(lens.tokenizer(known, add_special_tokens=False).input_ids) + 1
-        found.append(max(1, min(most, n)))
+        n = request.max_new_tokens // 2
+        if request.right is not None:
+            n = len(lens.tokenizer(request.right, add_special_tokens=False).input_ids) + 1
+        found.append(max(1, min(request.max_new_tokens, n)))
     return found
 
 

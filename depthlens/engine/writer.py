@@ -141,10 +141,6 @@ class Writer:
                 break
         return self.text(row)
 
-    def last(self, rows: list[Row]) -> list[int]:
-        """The last token of each row."""
-        return [self.tokens[row][-1] for row in rows]
-
     def _finished(self, row: Row) -> bool:
         return self._ended(row) or len(self.tokens[row]) >= self.requests[row[1]].max_new_tokens
 

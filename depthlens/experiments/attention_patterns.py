@@ -145,7 +145,8 @@ class PatternRows(Layout):
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout.attention`; here there is one row, and one sequence."""
-        self.see(layer, *moved((pattern(query[0], key[0], self.asked, scale), value[0]), self.device))
+        weights = pattern(query[0], key[0], moved(self.asked, query.device), scale)
+        self.see(layer, *moved((weights, value[0]), self.device))
         group = query.shape[1] // key.shape[1]
         # fused, so that no scores of all positions against all are held on any device; fused kernels want equal widths,
         # which latent attention does not have, and zeros change neither scores nor what is read

@@ -26,7 +26,7 @@ from depthlens.experiments.options import EvalOptions, load_tasks, recorded
 from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
 from depthlens.models import loading, names, pairs
 from depthlens.models.lens import NO_GENERATION, Lens
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
+from depthlens.store.answer_cache import AnswerCache, AnswerRows, AnswerStore, cache_usage
 from depthlens.tasks.prepared_task import described, renumbered
 
 
@@ -85,7 +85,7 @@ class ConditionRuns:
         self.record["batch_tokens"] = work.choose(lens, options["batch_tokens"]).batch_tokens
         self.record["tree_attention"] = tree_attention.kernel_of(lens)
         if (given := self._joined.donor) is not None:
-            self.record["donor"] = given.describe(self.store.donor_fingerprint)
+            self.record["donor"] = given.describe(self.store.identities["donor"].fingerprint)
 
     def run(
         self, view: View, reference: Reference | None, conditions: Sequence[Condition] | None = None
@@ -101,7 +101,7 @@ class ConditionRuns:
         backend, workers = self.options["backend"], self._workers
         cache = self.store.entry(view.name, backend=backend, reference=reference.keys if reference else None)
         means = None
-        if reference is not None and cache.lacks(view.requests, conditions):
+        if reference is not None and AnswerRows(cache, view.requests, conditions).unfinished:
             means = reference.measure(self._joined)
         about: dict[str, Any] = {"means": means, "progress": self.options["progress"], "cache": cache}
         about |= {"batch_tokens": self.options["batch_tokens"], "workers": workers}

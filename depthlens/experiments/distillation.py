@@ -29,7 +29,7 @@ from depthlens.errors import UserError
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, Lens, one_thread
-from depthlens.models.pairs import compare, load_donor, with_donor
+from depthlens.models.pairs import load_donor, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
@@ -123,7 +123,6 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
     """
     arguments.loaded(base)
     donor = load_donor(base, donor)
-    compare(base, donor)
     if lens := next((lens for lens in (base, donor) if quantised.method_of(lens.model.config)), None):
         raise UserError(
             f"weight deltas compare plain weights, and those of {lens.name!r} are quantised; load it without"
@@ -219,7 +218,6 @@ def activation_deltas(
             limit = f"; the attention window is {window}" if window else ""
             raise UserError(f"prompt {i} has {len(row)} tokens{limit}; give at least one and no more")
     donor = load_donor(base, donor)
-    compare(base, donor)
     n_layers = base.dims.n_layers
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:

@@ -137,7 +137,7 @@ def race(
     n_waves, caches = 0, list[AnswerCache]()
     decided = [races.UNDECIDED] * (len(courses) * len(names))
     total = len(decided)
-    with progress.bar(total=total, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
+    with progress.Bar(total=total, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
         chosen["progress"] = False  # of the waves
         while open_now := _open(courses, names, decided, alpha):
             n_waves += 1

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthlens import __version__, arguments
@@ -40,16 +40,11 @@ from depthlens.models import quantised
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
-from depthlens.paths import unwritable
+from depthlens.paths import writing_to
 from depthlens.progress import quiet
 from depthlens.tasks import harness
 
-if TYPE_CHECKING:  # slow to import
-    from transformers import PreTrainedModel
-
 SHARD_BYTES = 4 << 30  # of one file
-BATCH_SIZE = 8  # of lm-eval's `hf`
-TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 _WHERE = ("layer_idx", "layer_id", "training")  # what a module says of itself beside its kind
 
 
@@ -106,19 +101,16 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     kept = [i for i in numbers if i not in skipped for _ in range(1 + chosen.runs_twice(i))]
     smaller = _skeleton(lens, kept)
     weights, n_zero = _weights(lens, chosen, kept)
-    n_parameters, n_whole = (sum(w.numel() for w in model.parameters()) for model in (smaller, lens.model))
-    made = Export(folder, tuple(kept), n_parameters, n_zero, n_whole)
-    try:
+    made = Export(folder, tuple(kept), smaller.num_parameters(), n_zero, lens.model.num_parameters())
+    with writing_to(folder, SafetensorError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # written beside it and renamed at the end, so that no half checkpoint has its name
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work, quiet():
             whole = Path(work) / "model"
             smaller.save_pretrained(whole, state_dict=weights, max_shard_size=SHARD_BYTES)
             lens.tokenizer.save_pretrained(whole)
-            _write_card(whole, lens, chosen, str(made), kept, cost)
+            _write_card(whole, lens, chosen, made, cost)
             os.replace(whole, folder)
-    except (OSError, SafetensorError) as e:
-        raise unwritable(folder, e if isinstance(e, OSError) else OSError(str(e))) from e
     return made
 
 
@@ -148,9 +140,8 @@ def _skeleton(lens: Lens, kept: Sequence[int]) -> PreTrainedModel:
     """An empty model (on the meta device) of the layers that stay, with a configuration of its own."""
     made = of_layers(lens.model.config, kept)
     vars(made).pop("quantization_config", None)  # of a .gguf file, whose weights were dequantised on loading
-    made.dtype = lens.dtype
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
+        model = AutoModelForCausalLM.from_config(made, dtype=lens.dtype)
     model.generation_config = lens.model.generation_config
     for layer, old in zip(model.get_submodule(lens.arch.family.layers).children(), kept, strict=True):
         if _parts(layer) != _parts(lens.arch.layers[old]):
@@ -217,33 +208,29 @@ def _cost(lens: Lens, condition: Condition, result: Result | None) -> pd.DataFra
     return rows
 
 
-def _write_card(
-    folder: Path, lens: Lens, condition: Condition, size: str, kept: Sequence[int], cost: pd.DataFrame | None
-) -> None:
+def _write_card(folder: Path, lens: Lens, condition: Condition, made: Export, cost: pd.DataFrame | None) -> None:
     """Write README.md and, for a condition of whole layers, mergekit.yml.
 
     Args:
         folder: Of the checkpoint.
         lens: The whole model.
         condition: What was removed.
-        size: Of the checkpoint, in words.
-        kept: Numbers of the layers that it has.
+        made: The checkpoint.
         cost: See `_cost`.
     """
     base = lens.name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lens.name) else None  # an id of the hub
     front = ModelCardData(library_name="transformers", tags=["depthlens", "pruned"], base_model=base)
-    consecutive = (list(run) for _, run in groupby(enumerate(kept), lambda pair: pair[1] - pair[0]))
+    consecutive = (list(run) for _, run in groupby(enumerate(made.layers), lambda pair: pair[1] - pair[0]))
     runs = [(run[0][1], run[-1][1]) for run in consecutive]
-    about: dict[str, Any] = {"lens": lens, "condition": condition, "size": size, "version": __version__}
-    about |= {"rows": None if cost is None else list(cost.itertuples()), "bounds": bounds}
+    about: dict[str, Any] = {"lens": lens, "condition": condition, "made": made, "cost": cost, "bounds": bounds}
     about["stays"] = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
     about["left"] = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
-    card = ModelCard.from_template(front, str(TEMPLATE), short_name=Path(lens.name).name, **about)
+    template = str(Path(__file__).with_name("model_card.md.j2"))
+    card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, version=__version__, **about)
     card.save(folder / "README.md")
     if all(a.mode in ("skip", "twice") for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in runs]
-        dtype = str(lens.dtype).removeprefix("torch.")
-        recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
+        recipe = {"slices": slices, "merge_method": "passthrough", "dtype": str(lens.dtype).removeprefix("torch.")}
         (folder / "mergekit.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
@@ -270,7 +257,7 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
     arguments.result(result)
     name, record = str(parse_condition(condition)), result.record
     docs = result.select(conditions=[name]).docs.query("condition == @name")
-    model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=BATCH_SIZE)
+    model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=8)
     found: list[dict[str, Any]] = []
     for task, rows in docs.groupby("task", sort=False):
         scores: Any = lm_eval.simple_evaluate(

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from depthlens.progress import say
 
 
-def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Short name, hub id, folder or .gguf file.")],
-    condition: Annotated[str, typer.Argument(metavar="CONDITION", help="What is removed, e.g. L8-11 or L3+L7.H2.")],
-    out: Annotated[str, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")],
-    result: Annotated[str | None, typer.Option(metavar="DIR", help="A sweep, whose costs the card shows.")] = None,
-    **loading: Any,
-) -> None:
+def export(model: str, condition: str, *, out: str, result: str | None = None, **loading: Any) -> None:
     """Write the model that a condition leaves as a smaller Hugging Face checkpoint, with a model card.
 
     Removed layers are left out. Other removed parts get weights of zero.
 
     Example: depthlens export smollm2-135m L20-22 --out models/smaller
+
+    Args:
+        model (MODEL): Short name, hub id, folder or .gguf file.
+        condition (CONDITION): What is removed, e.g. L8-11 or L3+L7.H2.
+        out (DIR): A new folder for the checkpoint.
+        result (DIR): A sweep, whose costs the card shows.
+        loading: Options of `depthlens.load`.
     """
-    from depthlens import arguments
     from depthlens.ablations import parse_condition
 
-    arguments.check(out=out, **loading)
     parse_condition(condition)
     say(f"loading {model}", model=model)
     import depthlens as dl

@@ -10,8 +10,8 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,21 +23,12 @@ from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from depthlens.ablations import Ablation, Dims
+from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models.placement import moved, place_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
-
-# what transformers' classes call the projection from the heads to the residual stream
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
-LINEAR = (nn.Linear, Conv1D)
-PER_HEAD = ("q_proj", "q_b_proj")
-PER_KV_HEAD = ("k_proj", "v_proj", "kv_b_proj")
-# what routers score experts by, and what they choose by
-_SCORES = (F.linear, torch.Tensor.add, torch.add)
-_CHOICES = (torch.topk, torch.Tensor.topk)
 
 
 @dataclass(frozen=True)
@@ -110,14 +101,13 @@ class Architecture:
             Residual streams after it, where the layer is; whatever is elsewhere is moved there.
         """
         device = place_of(self.layers[layer])
-        x, layout, rotary = moved(x, device), moved(layout, device), moved(self.angles_at(rotary, layer), device)
-        about = {"position_embeddings": rotary, "position_ids": layout.position_ids, "layout": layout}
-        with nullcontext() if keep is None else self._mlp_at(layer, moved(keep, device)):
+        x, rotary, positions = moved((x, self.angles_at(rotary, layer), layout.position_ids), device)
+        about = {"position_embeddings": rotary, "position_ids": positions, "layout": layout}
+        with replaced_forwards([] if keep is None else [self._mlp_at(layer, moved(keep, device))]):
             return hidden(self.layers[layer](x, attention_mask=None, **about))
 
-    @contextmanager
-    def _mlp_at(self, layer: int, keep: Int[Tensor, " kept"]) -> Iterator[None]:
-        """Within the context the MLP of a layer computes some positions, and gives zeros at all others."""
+    def _mlp_at(self, layer: int, keep: Int[Tensor, " kept"]) -> tuple[nn.Module, Callable[..., Any]]:
+        """The MLP of a layer, and a forward that computes some positions and gives zeros at all others."""
         forward = self.mlp[layer].forward
 
         def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,8 +117,7 @@ class Architecture:
             full[:, keep] = hidden(output).reshape(len(x), len(keep), -1)  # experts may give all tokens in one row
             return with_hidden(output, full)
 
-        with replaced_forwards([(self.mlp[layer], call)]):
-            yield
+        return self.mlp[layer], call
 
     @contextmanager
     def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
@@ -226,9 +215,9 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
         (name, path)
         for name, child in children.items()
         for path, module in child.named_modules()
-        # an adapter of peft has the projection that it adds to inside
-        if path.rpartition(".")[2] in OUTPUT_PROJECTIONS
-        and isinstance(getattr(module, "base_layer", module), LINEAR)
+        # what transformers' classes call it; an adapter of peft has the projection that it adds to inside
+        if path.rpartition(".")[2] in ("o_proj", "out_proj", "dense", "c_proj")
+        and isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D)
         and "atten" in _kind(child)
     ]
     attn = _one(model, f"attention in {where}", [*dict(found)])
@@ -242,8 +231,8 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
         "o_proj": f"{attn}.{o_proj}",
         "mlp_norm": mlp_norm,
         "mlp": mlp,
-        "per_head": tuple(name for name in PER_HEAD if name in named),
-        "per_kv_head": tuple(name for name in PER_KV_HEAD if name in named),
+        "per_head": tuple(name for name in ("q_proj", "q_b_proj") if name in named),
+        "per_kv_head": tuple(name for name in ("k_proj", "v_proj", "kv_b_proj") if name in named),
     }
 
 
@@ -288,8 +277,7 @@ def bind(model: nn.Module) -> Architecture:
     # latent attention decompresses one key and one value per query head: nothing is shared
     latent = hasattr(config, "kv_lora_rank")
     n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
-    routers = tuple(_router(part, d_model) for part in mlp)
-    n_experts = tuple(_n_experts(router, d_model) if router else 0 for router in routers)
+    routers, n_experts = zip(*(_router(part, d_model) for part in mlp), strict=True)
     rotary = model.get_submodule(family.rotary) if family.rotary else None
     several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
     sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
@@ -311,8 +299,8 @@ def bind(model: nn.Module) -> Architecture:
     )
 
 
-def _router(mlp: nn.Module, d_model: int) -> nn.Module | None:
-    """What chooses among the experts of an MLP; None where it has none, or where it is not clear what does.
+def _router(mlp: nn.Module, d_model: int) -> tuple[nn.Module | None, int]:
+    """What chooses among the experts of an MLP, and how many; None, 0 where it has none or it is unclear what does.
 
     Experts are a list of blocks or a stack of matrices; the router is the child that holds little more than a matrix
     with a row for each. Shared experts, which every token passes, are not counted.
@@ -321,17 +309,12 @@ def _router(mlp: nn.Module, d_model: int) -> nn.Module | None:
     counts |= {p.shape[0] for p in mlp.parameters() if p.ndim == 3}
     # biases, of which there may be several, have one number for each expert
     found = [
-        child
+        (child, n)
         for child in mlp.children()
         for n in counts
         if [tuple(p.shape) for p in child.parameters() if p.numel() > n] == [(n, d_model)]
     ]
-    return found[0] if len(found) == 1 else None
-
-
-def _n_experts(router: nn.Module, d_model: int) -> int:
-    """Experts that a router chooses among."""
-    return next(len(p) for p in router.parameters() if p.shape[1:] == (d_model,))
+    return found[0] if len(found) == 1 else (None, 0)
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -418,35 +401,17 @@ class Routing(TorchFunctionMode):
 
     Args:
         n_experts: Experts that the router chooses among.
-        ablations: Of experts of the layer, each with its row.
-        n_rows: Rows of the batch; one serves batches of any size.
-        position_ids: Where the tokens stand, if an ablation spares the first ones.
-        device: Where the layer is.
+        removed: Which of them each token must do without. One row, or one position, serves all. Shape [row, pos,
+            n_experts]; None: no token must.
 
     Attributes:
-        removed: Which experts each token must do without. One row, or one position, serves all. Shape [row, pos,
-            n_experts]; None: no token must.
         chosen: The experts that the last choice among all experts took. Shape [token, k]; None: there was none.
     """
 
-    def __init__(
-        self,
-        n_experts: int,
-        ablations: Sequence[tuple[int, Ablation]] = (),
-        n_rows: int = 1,
-        position_ids: Int[Tensor, "#row pos"] | None = None,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, n_experts: int, removed: Bool[Tensor, "#row #pos n_experts"] | None = None) -> None:
         super().__init__()
-        self.n_experts = n_experts
-        self.removed: Bool[Tensor, "#row #pos n_experts"] | None = None
+        self.n_experts, self.removed = n_experts, removed
         self.chosen: Int[Tensor, "token k"] | None = None
-        if ablations:
-            starts = torch.full((n_rows, 1, n_experts), torch.iinfo(torch.long).max)  # positions that no token has
-            for row, a in ablations:
-                starts[row, 0, a.index] = a.start
-            starts = starts.to(device)
-            self.removed = starts == 0 if position_ids is None else position_ids[:, :, None] >= starts
 
     def around(self, router: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:
         """A router and a forward of it that runs within the context."""
@@ -460,15 +425,14 @@ class Routing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CHOICES and args[0].shape[-1] == self.n_experts:
+        if func in (torch.topk, torch.Tensor.topk) and args[0].shape[-1] == self.n_experts:
             chosen = func(self._without(args[0]), *args[1:], **kwargs)[1]
             self.chosen = chosen.flatten(0, -2)
             # where fewer experts are left than a token passes, a removed one is chosen with the weight that it has: 0
             return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
         found = func(*args, **kwargs)
-        if func in _SCORES and isinstance(found, Tensor) and found.shape[-1] == self.n_experts:
-            return self._without(found)
-        return found
+        is_score = func in (F.linear, torch.Tensor.add, torch.add) and isinstance(found, Tensor)
+        return self._without(found) if is_score and found.shape[-1] == self.n_experts else found
 
     def _without(self, scores: Float[Tensor, "*token n_experts"]) -> Float[Tensor, "*token n_experts"]:
         if self.removed is None:

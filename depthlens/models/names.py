@@ -23,8 +23,6 @@ from depthlens.organisms import builder
 
 ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
-# settings that count the first layers of a kind
-FIRST_LAYERS = ("first_k_dense_replace", "max_window_layers")
 
 
 class Named(NamedTuple):
@@ -181,7 +179,7 @@ def of_layers(config: Any, kept: Sequence[int]) -> Any:
     n_layers = config.get_text_config().num_hidden_layers
     of_text = entries if config.get_text_config() is config else entries["text_config"]
     for name, value in of_text.items():
-        if name in FIRST_LAYERS and isinstance(value, int):
+        if name in ("first_k_dense_replace", "max_window_layers") and isinstance(value, int):
             of_text[name] = sum(layer < value for layer in kept)
         elif "layer" in name and isinstance(value, list):
             of_text[name] = _list_of_layers(value, kept, n_layers)

@@ -48,21 +48,39 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     arguments.loaded(base)
     base.needs_weights("@donor")
     donor = load_donor(base, donor)
-    compare(base, donor)
     joined = copy.copy(base)
     joined.donor, joined.own_rotary = donor, _rotary(base) != _rotary(donor)
     return joined
 
 
 def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
-    """A donor by name, or as it was loaded; see `with_donor`."""
+    """A donor by name, or as it was loaded, that is a pair with the base; see `with_donor`.
+
+    Raises:
+        UserError: naming the first difference that makes them no pair.
+    """
+    base.needs_weights("a comparison with another model")
     if isinstance(donor, Lens):
         donor.bind()
-        return donor
-    source, devices = names.find(donor), [str(device) for device in base.devices]
-    dtype, device = str(base.dtype).removeprefix("torch."), ",".join(devices)
-    whole = source.kind == "organism" or source.adapter or source.gguf or base.quantize or len(devices) > 1
-    return loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=None if whole else "disk")
+    else:
+        source, devices = names.find(donor), [str(device) for device in base.devices]
+        dtype, device = str(base.dtype).removeprefix("torch."), ",".join(devices)
+        whole = source.kind == "organism" or source.adapter or source.gguf or base.quantize or len(devices) > 1
+        offload = None if whole else "disk"
+        donor = loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=offload)
+    donor.needs_weights("a donor")
+    models = f"base {base.name!r} and donor {donor.name!r}"
+    if donor.model is base.model:
+        raise UserError(f"{models} are one loaded model; load the donor apart")
+    if not base.arch.family.attn_norm:
+        raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
+    added = {i for lens in (base, donor) for i in lens.tokenizer.added_tokens_decoder}
+    of_base, of_donor = (_facts(lens, added) for lens in (base, donor))
+    for fact in of_base | of_donor:
+        if of_base.get(fact) != of_donor.get(fact):
+            found = f"{of_base.get(fact, 'missing')} in the base, {of_donor.get(fact, 'missing')} in the donor"
+            raise UserError(f"{models} are no pair: {fact} is {found}; a donor differs in its weights alone")
+    return donor
 
 
 def join_donor(
@@ -99,6 +117,8 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
         return f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
     if backend != "torch" and (other or any(a.mode == "twice" or a.site == "expert" for a in condition.ablations)):
         return "can be computed by backend 'torch' only; use that"
+    if lens.remote and any(a.mode not in ("skip", "zero", "mean") for a in condition.ablations):
+        return "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
     if lens.donor is None and condition.uses("donor"):
         return "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"
     if other and any(hasattr(part, "base_layer") for part in lens.model.modules()):
@@ -108,32 +128,6 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
     if any(a.site in fused for a in other):
         return f"takes weights of heads, and {name} has queries, keys and values of all in one matrix; name attentions"
     return None
-
-
-def compare(base: Lens, donor: Lens) -> None:
-    """Check that two models are a pair.
-
-    Args:
-        base: A loaded model.
-        donor: Another, of the same dtype and on the same device.
-
-    Raises:
-        UserError: naming the first difference that makes them no pair.
-    """
-    base.needs_weights("a comparison with another model")
-    donor.needs_weights("a donor")
-    models = f"base {base.name!r} and donor {donor.name!r}"
-    if donor.model is base.model:
-        raise UserError(f"{models} are one loaded model; load the donor apart")
-    if not base.arch.family.attn_norm:
-        raise UserError(f"the layers of {base.name!r} have not one norm each before attention and MLP: no donor's fit")
-    added = {i for lens in (base, donor) for i in lens.tokenizer.added_tokens_decoder}
-    about = [_facts(lens, added) for lens in (base, donor)]
-    for fact in {**about[0], **about[1]}:
-        of_base, of_donor = (facts.get(fact, "missing") for facts in about)
-        if of_base != of_donor:
-            fault = f"{models} are no pair: {fact} is {of_base} in the base, {of_donor} in the donor"
-            raise UserError(f"{fault}; a donor differs in its weights alone")
 
 
 def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:

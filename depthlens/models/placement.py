@@ -2,7 +2,7 @@
 
 A model may be spread over several devices, memory and disk by accelerate, which puts hooks on modules
 (`accelerate.dispatch_model`). A call of the whole model needs nothing else. A walk moves residual streams, rotary
-angles and the layout of the tokens where the next layer is (`moved`), and has the weights of one layer there at a time
+angles and positions of tokens where the next layer is (`moved`), and has the weights of one layer there at a time
 (`held`). On one device nothing is copied.
 """
 
@@ -12,7 +12,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:  # slow to import
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-WEIGHTS_SHARE = 0.9  # of the free memory of a device that weights may take: the work needs the rest
 
 
 def torch_devices(name: str) -> list[torch.device]:
@@ -75,7 +73,8 @@ def device_map(
     """
     from accelerate import infer_auto_device_map  # slow to import
 
-    size, room = outline.get_memory_footprint(), [int(WEIGHTS_SHARE * free_bytes(device)) for device in devices]
+    # of the free memory of a device weights may take a share: the work needs the rest
+    size, room = outline.get_memory_footprint(), [int(0.9 * free_bytes(device)) for device in devices]
     if len(devices) == 1 or not (spread or size > room[0]):
         return {"": devices[0]}
     blocks = [*outline.get_submodule(layers).children()]
@@ -140,27 +139,10 @@ def twin(module: nn.Module, instead: dict[int, Any]) -> Any:
 
 
 def moved(value: T, device: torch.device) -> T:
-    """A value on a device: a tensor, tensors in lists and tuples, or an object that has some; itself if it is there.
-
-    Of an object a shallow copy is made, once for each device, whose tensors are moved; its dictionaries stay shared.
-    """
-    if isinstance(value, Tensor):
-        return cast(T, value.to(device))
+    """A tensor on a device, or tensors in lists and tuples; anything else as it is."""
     if isinstance(value, (list, tuple)):
-        items = [moved(item, device) for item in value]
-        same = all(item is before for item, before in zip(items, value, strict=True))
-        return value if same else cast(T, type(value)(items))
-    if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
-        return value
-    copies: dict[torch.device, Any] = vars(value).setdefault("_copies", {})  # None: it is there itself
-    if device not in copies:
-        held = {k: v for k, v in vars(value).items() if isinstance(v, (Tensor, list, tuple)) or is_dataclass(v)}
-        there = {k: moved(v, device) for k, v in held.items()}
-        copies[device] = None
-        if any(there[k] is not v for k, v in held.items()):
-            copies[device] = copy.copy(value)
-            vars(copies[device]).update(there, _copies={device: None})
-    return value if copies[device] is None else cast(T, copies[device])
+        return cast(T, type(value)(moved(item, device) for item in value))
+    return cast(T, value.to(device)) if isinstance(value, Tensor) else value
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
     from depthlens.models.lens import Lens
 
 GROUPS = (128, 64, 32)  # how many weights share a scale under int4, the most that the widths allow
-_TINY = torch.finfo(torch.float32).tiny
-_kept: WeakKeyDictionary[Lens, dict[tuple[int, str], nn.Module]] = WeakKeyDictionary()
+_kept: dict[Lens, dict[tuple[int, str], nn.Module]] = {}  # within `other_weights_resident`
 
 
 def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: torch.dtype | str) -> Any:
@@ -74,8 +72,8 @@ def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: t
         raise UserError(f"quantize 'int4' needs widths that are multiples of {GROUPS[-1]}; use 'int8'")
     if device.type == "cuda":
         return TorchAoConfig(Int4WeightOnlyConfig(group_size=size, int4_packing_format="tile_packed_to_4d"))
-    four_bits: Any = vars(torch)["int4"]  # which torch's stubs lack
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=four_bits, granularity=PerGroup(size)))
+    # torch's stubs lack int4
+    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=vars(torch)["int4"], granularity=PerGroup(size)))
 
 
 def settle(model: nn.Module) -> None:
@@ -131,12 +129,11 @@ def rounded(weight: Tensor, mode: str) -> Tensor:
     if weight.ndim < 2 or not weight.is_floating_point():
         return weight
     width = weight.shape[-1]
-    size = width
-    if mode == "int4":
-        size = next((n for n in GROUPS if width % n == 0), width)
+    sizes = GROUPS if mode == "int4" else ()
+    size = next((n for n in sizes if width % n == 0), width)
     top = 2 ** (ROUNDED[mode] - 1) - 1
     groups = wide(weight.detach()).unflatten(-1, (-1, size))
-    scale = groups.abs().amax(-1, keepdim=True).clamp_min(_TINY) / top
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / top
     return ((groups / scale).round() * scale).flatten(-2).to(weight.dtype)
 
 
@@ -162,6 +159,11 @@ def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
     return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers) if layers else 0
 
 
+def donor_layers(conditions: Sequence[Condition]) -> list[int]:
+    """Layers that take weights from the donor under some condition, sorted."""
+    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
+
+
 @contextmanager
 def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Iterator[None]:
     """Within the context what conditions put in place of weights is in memory, as decoding needs it.
@@ -170,8 +172,7 @@ def other_weights_resident(lens: Lens, conditions: Sequence[Condition]) -> Itera
     """
     with ExitStack() as stack:
         if lens.donor:
-            taken = {a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0}
-            for layer in sorted(taken):
+            for layer in donor_layers(conditions):
                 stack.enter_context(lens.donor.resident(layer))
         _kept[lens] = {}
         stack.callback(_kept.pop, lens)

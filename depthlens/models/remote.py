@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import nnsight
 import torch
@@ -32,8 +32,6 @@ from depthlens.models.lens import Lens
 from depthlens.models.names import Source
 
 NDIF = "https://api.ndif.us"  # asks for a key; a server of one's own need not
-PAUSE = 5.0  # seconds before a trace is sent again
-T = TypeVar("T")
 
 
 class Remote:
@@ -61,7 +59,7 @@ class Remote:
         """One token through the model: what a record says of it, and whether it answers at all."""
         norm = attrgetter(find(self.model._module).final_norm)(self.model)
         tokens = torch.zeros(1, 1, dtype=torch.long)
-        with torch.no_grad(), self.model.trace(input_ids=tokens, use_cache=False, backend=backend):
+        with self.model.trace(input_ids=tokens, use_cache=False, backend=backend):
             states = norm.output
             about = nnsight.save([states.dtype, str(states.device)])
         return about[0], about[1]
@@ -74,7 +72,8 @@ class Remote:
         what = [name, self.host, self.key] if self.key else [fingerprint.of_model(module).fingerprint]
         return fingerprint.Identity(f"remote:{fingerprint.of_config(module.config, *what)}", edited)
 
-    def attempt(self, trace: Callable[[Any], T], *, again: bool = True) -> T:
+    @torch.no_grad()
+    def attempt(self, trace: Callable[[Any], Any], *, again: bool = True) -> Any:
         """Run a trace; one that the server did not run is sent once more.
 
         Args:
@@ -98,7 +97,7 @@ class Remote:
                 raise torch.OutOfMemoryError(said) from error
             if not again:
                 raise UserError(f"{self.host} did not run {self.key}: {said}") from error
-        time.sleep(PAUSE)
+        time.sleep(5)
         return self.attempt(trace, again=False)
 
 

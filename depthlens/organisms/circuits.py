@@ -178,8 +178,6 @@ class Heads:
 
     def __init__(self, stream: Stream, frequencies: Tensor) -> None:
         self.stream, self.frequencies = stream, frequencies.double()
-        self.sharpness = stream.options.sharpness
-        self.controls = stream.flags[2:]  # <bos> and SEP ask nothing
 
     def key(self, roles: set[str], code_turn: Tensor, spread: Tensor) -> Tensor:
         """Shape [d_head, d_model]. Match heads of all roles have the same keys and values, so they can share them."""
@@ -191,10 +189,11 @@ class Heads:
             key[FAST] = _root(PREVIOUS) * s.constant()
             key[SLOWEST] = _root(PREVIOUS * len(FAST)) * s.constant()
         elif roles == {"control"}:
-            key[SLOWEST] = _root(CONTROL) * sum(s.flag("T", token, s.gain) for token in self.controls)
+            # <bos> and SEP ask nothing
+            key[SLOWEST] = _root(CONTROL) * sum(s.flag("T", token, s.gain) for token in s.flags[2:])
             key[SLOWEST + N_PAIRS] = _root(CONTROL) * s.flag("T", language.BOS, s.bos_gain)
         else:
-            unit = _root(self.sharpness)
+            unit = _root(s.options.sharpness)
             key[_both(SLOW)] = unit * code_turn @ s.codes("P")
             key[SLOWEST] = -unit * s.flag("T", language.SEP, s.gain)
             key[SLOWEST + N_PAIRS] = unit * s.flag("T", language.BOS, s.bos_gain)
@@ -214,7 +213,7 @@ class Heads:
             query[SLOWEST + N_PAIRS] = _root(CONTROL) / 2 * s.constant()
         else:
             source, _, control = MATCH[role]
-            unit = _root(self.sharpness)
+            unit = _root(s.options.sharpness)
             query[_both(SLOW)] = unit * code_turn @ s.codes(source)
             query[SLOWEST] = unit * SEP_PENALTY * s.constant()
             query[SLOWEST + N_PAIRS] = unit * SINK * (s.constant() - s.flag("P", control, s.gain))

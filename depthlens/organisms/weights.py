@@ -7,7 +7,6 @@ values and of each RoPE pair hide what was written; they change nothing that the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 STATED_LAYERS = 6  # the number of layers that the noise is stated for
-MAX_POSITIONS = 8192
-ROPE_THETA = 1e6  # at 1e4 even the lowest pairs turn too far beyond about 90 tokens
 ANSWER = 8.0  # logits of the answer: enough to be right, not so much that the loss no longer feels anything
 ANSWER_BACKED_UP = 11.0  # so much that the loss does not feel whether one head gives it or two
 NOISE_LOGITS = (0.5, 4.0)  # spread of the attention logits of noise heads, drawn for each
@@ -60,32 +57,21 @@ def build(**options: Any) -> Organism:
     """
     if wrong := next((key for key in options if key not in KINDS), None):
         raise unknown("organism option", wrong, KINDS)
-    chosen = Options(**options)
-    planted = truth(chosen)
-    roles = {(h.layer, h.head): h.role for h in planted.heads}
-    return Organism(chosen, plant(roles, chosen), language.tokenizer(chosen.extended), planted)
-
-
-def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCausalLM:
-    """A float32 model with the given heads planted.
-
-    Args:
-        roles: Role by (layer, head): ``previous_token``, ``control`` or a key of `circuits.MATCH`.
-        options: What else the model is built from.
-    """
     from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
 
-    vocabulary = language.vocabulary(options.extended)
+    chosen = Options(**options)
+    planted, vocabulary = truth(chosen), language.vocabulary(chosen.extended)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=D_MODEL,
         intermediate_size=D_MLP,
-        num_hidden_layers=options.n_layers,
+        num_hidden_layers=chosen.n_layers,
         num_attention_heads=N_HEADS,
-        num_key_value_heads=options.n_kv_heads,
+        num_key_value_heads=chosen.n_kv_heads,
         head_dim=D_HEAD,
-        max_position_embeddings=MAX_POSITIONS,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        max_position_embeddings=8192,
+        # at 1e4 even the lowest pairs turn too far beyond about 90 tokens
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=False,
         bos_token_id=vocabulary[language.BOS],
         eos_token_id=vocabulary[language.EOS],
@@ -96,17 +82,19 @@ def plant(roles: Mapping[tuple[int, int], str], options: Options) -> LlamaForCau
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # how sums are shared out among threads decides their last bits
-        _Planter(model, roles, options).run()
+        _Planter(model, planted).run()
     finally:
         torch.set_num_threads(threads)
-    return model
+    return Organism(chosen, model, language.tokenizer(chosen.extended), planted)
 
 
 class _Planter:
     """Fills a model bottom-up, measuring on calibration prompts what the layers below do."""
 
-    def __init__(self, model: LlamaForCausalLM, roles: Mapping[tuple[int, int], str], options: Options) -> None:
-        self.model, self.roles, self.options = model, roles, options
+    def __init__(self, model: LlamaForCausalLM, planted: Truth) -> None:
+        options = planted.options
+        self.model, self.options = model, options
+        self.roles = {(h.layer, h.head): h.role for h in planted.heads}
         self.stream = circuits.Stream(options)
         self.heads = circuits.Heads(self.stream, model.model.rotary_emb.inv_freq)
         self.written = options.noise * UNIT * (STATED_LAYERS / options.n_layers) ** 0.5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,14 +117,14 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
 
 def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
     """Shade where the claim would be shown."""
-    sides = {UNDER: [(_LEAST - 0.2, 1)], MOVED: [(1, _MOST + 0.2), (_LEAST - 0.2, -1)]}.get(claimed, [(1, _MOST + 0.2)])
-    for low, high in sides:
+    below, above = (_LEAST - 0.2, -1.0 if claimed == MOVED else 1.0), (1.0, _MOST + 0.2)
+    for low, high in {UNDER: [below], MOVED: [below, above]}.get(claimed, [above]):
         ax.fill_between(
             [low, high], top + 0.04, top + height - 0.04, color=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, zorder=0
         )
 
 
-def _estimate(ax: panels.Axes, row: object, y: float, style: int) -> None:
+def _estimate(ax: panels.Axes, row: Any, y: float, style: int) -> None:
     effect, low, high = (np.array([row.effect, row.ci_low, row.ci_high]) / row.matters).clip(_LEAST, _MOST)
     if not np.isfinite(effect):
         panels.note(ax, _LEAST, y, "no estimate", color=GREY)

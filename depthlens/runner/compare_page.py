@@ -30,7 +30,7 @@ _OFTEN = 12  # rows of a table that is not folded
 _FOUND = re.compile(r"\*\*(differ|deeper|less deep|below|\d+ of)")
 _HOW = (
     "A difference is always the run minus its reference, and it is tested as a difference: that something is critical, "
-    "or supported, in one run alone is none. Runs are compared on the documents that both have, document by document. "
+    "or shown, in one run alone is none. Runs are compared on the documents that both have, document by document. "
     "p-values are corrected for all conditions of a family and all pairs of runs. "
     "docs/methods.md (Runs side by side) has every test, and says when it misleads."
 )

@@ -31,7 +31,7 @@ _FIX = "give a folder that `depthlens sweep --out` or `depthlens run --out` wrot
 
 
 def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Comparison:
-    """Compare runs: whole models, profiles over depth, losses by condition, critical parts and verdicts.
+    """Compare runs: whole models, profiles over depth, losses by condition, and verdicts.
 
     Only what was measured with equal settings is compared; ``settings`` and ``notes`` of the comparison say what was
     not. Every run is compared with the first, or with ``stages`` with the one before it.

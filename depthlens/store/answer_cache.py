@@ -1,9 +1,10 @@
 """What a store holds of one model and question, as answers to requests under conditions.
 
 The address of a row is all that decides its answer: the model's fingerprint, dtype, kind of device, backend and the
-version of the engine's arithmetic (these make the entry), the condition with what takes the place of the removed part,
-and the request's token ids, which task, examples, document and option have determined. So another number of documents,
-another metric of the same answers or another notebook asks for the same rows, and only missing rows are computed.
+version of the engine's arithmetic (these make the folder's key), the condition with what takes the place of the removed
+part, and the request's token ids, which task, examples, document and option have determined. So another number of
+documents, another metric of the same answers or another notebook asks for the same rows, and only missing rows are
+computed.
 Numbers that are measured of single texts (`AnswerCache.numbers`) are rows as well: a number's name takes the place of
 the condition.
 """
@@ -11,23 +12,25 @@ the condition.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from depthlens import progress as bars
 from depthlens import provenance
 from depthlens.ablations import Condition
 from depthlens.errors import Interrupted
-from depthlens.store.parts import Entry, Store, open_store
+from depthlens.progress import Bar
+from depthlens.store.parts import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,6 @@ log = logging.getLogger(__name__)
 NUMERICS = 1
 # answers are stored about so often, in seconds: stopping loses no more than that
 KEEP_SECONDS = 10.0
-Measure = Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]
 Where = str | os.PathLike[str] | Store | None
 Row = tuple[int, int]  # condition, request
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
@@ -54,26 +56,22 @@ class AnswerRows:
         addresses: What each condition is called in the store.
         answers: Indexed [condition][request]; None where one is missing.
         n_known: How many answers were read at the start.
+        computed: Rows that were computed.
     """
 
     def __init__(self, cache: AnswerCache, requests: Sequence[Any], conditions: Sequence[Any]) -> None:
-        self.entry = cache.entry
         self.requests = requests
         self.conditions = conditions
+        self._cache = cache
         self.addresses = [cache.address(c) for c in conditions]
         # equal requests (an option that two documents share) are one row of the store
-        self._digests = [digest(request) if self.entry else "" for request in requests]
-        known = self.entry.read({*self.addresses}, {*self._digests}) if self.entry else {}
+        self._digests = [digest(request) if cache.store else "" for request in requests]
+        known = cache.store.read(cache.folder, {*self.addresses}, {*self._digests}) if cache.store else {}
         self.answers: list[list[Any]] = [[known.get((c, r)) for r in self._digests] for c in self.addresses]
         self.n_known = sum(answer is not None for row in self.answers for answer in row)
-        self._computed: set[Row] = set()
+        self.computed: set[Row] = set()
         self._waiting: list[Row] = []  # computed, and not stored yet
         self._last_stored = time.monotonic()
-
-    @property
-    def n_computed(self) -> int:
-        """Answers that were computed."""
-        return len(self._computed)
 
     @property
     def unfinished(self) -> list[int]:
@@ -98,17 +96,17 @@ class AnswerRows:
             rows: Condition and request.
             wait: Store them together with others, as soon as `KEEP_SECONDS` have passed.
         """
-        new = {(c, r) for c, r in rows if self.answers[c][r] is not None} - self._computed
-        self._computed |= new
+        new = {(c, r) for c, r in rows if self.answers[c][r] is not None} - self.computed
+        self.computed |= new
         self._waiting += sorted(new)
         if not wait or time.monotonic() - self._last_stored > KEEP_SECONDS:
             self._store()
 
     def _store(self) -> None:
         self._last_stored = time.monotonic()
-        if self.entry and self._waiting:
+        if (store := self._cache.store) and self._waiting:
             answers = {(self.addresses[c], self._digests[r]): self.answers[c][r] for c, r in self._waiting}
-            self.entry.write(answers)
+            store.write(self._cache.folder, self._cache.made, answers)
             self._waiting = []
 
     @contextmanager
@@ -125,42 +123,42 @@ class AnswerRows:
                 self._store()
         except KeyboardInterrupt:
             told = "nothing is kept without a store; with one the same call goes on where it was stopped"
-            if self.entry:
-                n = self.n_known + self.n_computed - len(self._waiting)
-                rows = f"{n} of {len(self.requests) * len(self.conditions)} rows of {self.entry.label}"
-                told = f"{rows} are kept in {self.entry.store.location}; run the same again to go on"
+            if store := self._cache.store:
+                n = self.n_known + len(self.computed) - len(self._waiting)
+                rows = f"{n} of {len(self.requests) * len(self.conditions)} rows of {self._cache.made['label']}"
+                told = f"{rows} are kept in {store.location}; run the same again to go on"
             raise Interrupted(told) from None
 
 
+@dataclass(eq=False)
 class AnswerCache:
     """Answers of one model to one kind of question; without a store it stores nothing and has no answers.
 
-    Args:
-        entry: Where the answers are stored; None stores nothing.
+    Attributes:
+        store: Where the answers are stored; None stores nothing.
+        folder: Where in the store: KEY/LABEL.
+        made: What all answers share, and what makes them now: written into every part.
         reference: Digest of what takes the place of parts under ``@mean`` and ``@resample``, by mode; of ``donor`` its
             fingerprint.
+        asked: All rows that were asked for.
     """
 
-    def __init__(self, entry: Entry | None = None, reference: Mapping[str, str] | None = None) -> None:
-        self.entry = entry
-        self.reference = reference or {}
-        self._rows: list[AnswerRows] = []
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many answers were read, and how many were computed."""
-        return sum(rows.n_known for rows in self._rows), sum(rows.n_computed for rows in self._rows)
+    store: Store | None = None
+    folder: str = ""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, str] = field(default_factory=dict)
+    asked: list[AnswerRows] = field(default_factory=list)
 
     def rows(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> AnswerRows:
         """Answers to requests under conditions, with what is known already."""
-        self._rows.append(AnswerRows(self, requests, conditions))
-        return self._rows[-1]
+        self.asked.append(AnswerRows(self, requests, conditions))
+        return self.asked[-1]
 
     def numbers(
         self,
         cases: Sequence[Any],
         names: Sequence[str],
-        measure: Measure,
+        measure: Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]],
         *,
         desc: str,
         unit: str = "text",
@@ -169,7 +167,7 @@ class AnswerCache:
         """Numbers by name of each case (a request, a text), measured where they are not stored; shape [case, name].
 
         Args:
-            cases: The `digest` of a case must contain all that decides its numbers and is not part of the entry.
+            cases: The `digest` of a case must contain all that decides its numbers and is not part of the folder's key.
             names: One for each number of a case.
             measure: Takes indices of cases and yields some of them with their numbers, shape [some, name].
             desc: Text of the bar.
@@ -179,24 +177,18 @@ class AnswerCache:
         Raises:
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        if not cases or not names:
-            return np.empty((len(cases), len(names)))
         rows = self.rows(cases, names)
         missing = sorted({case for of_names, _ in rows.missing() for case in of_names})
         known = len(cases) - len(missing)
         options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
-        with bars.bar(**options) as bar, rows.kept_at_the_end():
+        with Bar(**options) as bar, rows.kept_at_the_end():
             for some, values in measure(missing) if missing else ():
                 for case, numbers in zip(some, values.tolist(), strict=True):
                     for name, number in enumerate(numbers):
                         rows.answers[name][case] = number
                 rows.keep(product(range(len(names)), some), wait=True)
                 bar.update(len(some))
-        return np.array(rows.answers).T
-
-    def lacks(self, requests: Sequence[Any], conditions: Sequence[Condition | str]) -> bool:
-        """Whether an answer to some request under some condition is missing."""
-        return not self.entry or bool(AnswerRows(self, requests, conditions).unfinished)
+        return np.array(rows.answers).reshape(len(names), len(cases)).T
 
     def address(self, condition: Condition | str) -> str:
         """A condition's text with the digests it depends on; a name of numbers as it is."""
@@ -225,18 +217,14 @@ class AnswerStore:
         self._models = {role: model for role, model in given.items() if model is not None}
 
     @cached_property
-    def _identities(self) -> dict[str, Any]:
+    def identities(self) -> dict[str, Any]:
+        """Of the model, its donor and the second model, by these roles."""
         return {role: model.identify() for role, model in self._models.items()}
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the model."""
-        return self._identities["model"].fingerprint
-
-    @property
-    def donor_fingerprint(self) -> str | None:
-        """Fingerprint of the model whose parts are transplanted; None where there is none."""
-        return self._identities["donor"].fingerprint if "donor" in self._models else None
+        return self.identities["model"].fingerprint
 
     @cached_property
     def store(self) -> Store | None:
@@ -244,7 +232,7 @@ class AnswerStore:
 
         Hooks, replaced methods and code of the user are such cases; a warning names the first.
         """
-        for role, identity in self._identities.items() if self._opened else ():
+        for role, identity in self.identities.items() if self._opened else ():
             if identity.obstacle:
                 name = self._models[role].name
                 log.warning("store: model %s %s; results are neither read nor kept", name, identity.obstacle)
@@ -264,7 +252,7 @@ class AnswerStore:
         """
         if self.store is None:
             return AnswerCache()
-        lens, identity = self._models["model"], self._identities["model"]
+        lens, identity = self._models["model"], self.identities["model"]
         about = lens.describe(identity.fingerprint)
         shared = {
             "fingerprint": identity.fingerprint,
@@ -276,16 +264,19 @@ class AnswerStore:
             **identity.settings,
         }
         if "second" in self._models:
-            shared["second"] = [self._identities["second"].fingerprint, str(self._models["second"].dtype)]
-        made = {"model": lens.name, **about, **provenance.environment(), **provenance.where_and_when()}
-        donor = {"donor": self.donor_fingerprint} if self.donor_fingerprint else {}
-        return AnswerCache(self.store.entry(shared, label, made), {**(reference or {}), **donor})
+            shared["second"] = [self.identities["second"].fingerprint, str(self._models["second"].dtype)]
+        key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
+        safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
+        made = {"model": lens.name, **about, **provenance.environment(), **provenance.where_and_when(), "label": label}
+        donor = {"donor": self.identities["donor"].fingerprint} if "donor" in self.identities else {}
+        return AnswerCache(self.store, f"{key}/{safe}", {**shared, **made}, {**(reference or {}), **donor})
 
 
 def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
     """For the record: where answers were stored, and how many were read and computed."""
-    stores = [cache.entry.store.location for cache in caches if cache.entry]
-    read, computed = (sum(cache.counts[i] for cache in caches) for i in range(2))
+    stores = [cache.store.location for cache in caches if cache.store]
+    asked = [rows for cache in caches for rows in cache.asked]
+    read, computed = sum(rows.n_known for rows in asked), sum(len(rows.computed) for rows in asked)
     return {"location": stores[0], "rows_read": read, "rows_computed": computed} if stores else None
 
 

@@ -20,7 +20,7 @@ def _read(where: str) -> tuple[Store, pd.DataFrame]:
     """The store of a command, which needs one, and its parts."""
     from depthlens.store.parts import open_store
 
-    store = open_store(where)
+    store = open_store(where, make=False)
     if store is None:
         raise UserError("there is no store (DEPTHLENS_STORE or --store says none); name one with --store")
     say(f"reading the store {store.location}", store=store.location)
@@ -34,7 +34,8 @@ def list(*, store: str) -> None:  # noqa: A001 - the name of the command
     entries = table.assign(key=table["part"].str.split("/").str[0]).groupby(["key", "task"])
     rows = entries.agg({**same, "part": "size", "rows": "sum", "bytes": "sum", "time": "max"}).reset_index()
     rows = rows.rename(columns={"part": "parts", "time": "written"})
-    typer.echo(rows.to_string(index=False) if len(rows) else "nothing is kept yet")
+    nothing = "nothing is kept yet" if opened.fs.isdir(opened.root) else "there is no store yet"
+    typer.echo(rows.to_string(index=False) if len(rows) else nothing)
     typer.echo(f"\n{len(rows)} entries, {megabytes(table)} in {opened.location}")
 
 

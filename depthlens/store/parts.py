@@ -13,14 +13,12 @@ at worst a temporary file, whose name starts with a dot. Each page of a part has
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import posixpath
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -37,7 +35,6 @@ log = logging.getLogger(__name__)
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
 FORMAT = "format.json"  # a file of stores of earlier versions: {"format": 1} is that of 0.2
-WITHOUT = "none"  # in any case of letters: no store
 Address = tuple[str, str]  # of an answer: condition, request
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
 SCHEMA = pa.schema(
@@ -53,12 +50,13 @@ _MADE = b"depthlens"
 COLUMNS = ("part", "model", "fingerprint", "label", "dtype", "device", "backend", "method", "time", "rows", "bytes")
 
 
-def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store | None:
-    """The store to use; a folder that is not there is made.
+def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT, *, make: bool = True) -> Store | None:
+    """The store to use.
 
     Args:
         where: A folder or fsspec URL; ``auto``: what DEPTHLENS_STORE names, else the user's data folder; None, or the
             word ``none``: no store.
+        make: Make a folder that is not there.
 
     Raises:
         UserError: it is none of these, cannot be made or read, or is not a store.
@@ -70,10 +68,10 @@ def open_store(where: str | os.PathLike[str] | Store | None = DEFAULT) -> Store 
     where = os.fspath(where)
     if where == DEFAULT:
         where = os.environ.get(ENVIRONMENT) or str(platformdirs.user_data_path("depthlens") / "answers")
-    if where.strip().lower() == WITHOUT:
+    if where.strip().lower() == "none":
         return None
     with blaming(f"store {where!r} cannot be opened", "give a folder or URL that can be written"):
-        return Store(where)
+        return Store(where, make=make)
 
 
 class Store:
@@ -81,6 +79,7 @@ class Store:
 
     Args:
         location: Folder or URL.
+        make: Make a folder that is not there.
 
     Attributes:
         location: Where it is, as it was given.
@@ -90,12 +89,12 @@ class Store:
         OSError: it cannot be made or read.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
         self.fs, self.root = fsspec.url_to_fs(location)
-        self.fs.makedirs(self.root, exist_ok=True)
-        there = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else []
-        files = [posixpath.basename(path["name"]) for path in there if path["type"] == "file"]
+        if make or self.fs.isfile(self.root):  # where a file is, this says so
+            self.fs.makedirs(self.root, exist_ok=True)
+        files = [posixpath.basename(path) for path in self.fs.find(self.root, maxdepth=1)]
         if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
             fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
@@ -106,20 +105,8 @@ class Store:
         """The path of a file of the store on its file system."""
         return posixpath.join(self.root, path)
 
-    def entry(self, shared: Mapping[str, Any], label: str, made: Mapping[str, Any]) -> Entry:
-        """Where rows of one kind are.
-
-        Args:
-            shared: What they have in common and no other rows have, JSON-able: the content address.
-            label: Task, or what else was asked: parts of other labels are not read.
-            made: What makes them now (versions, machine), written into every part.
-        """
-        key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
-        safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
-        return Entry(self, f"{key}/{safe}", label, {**shared, **made, "label": label})
-
     def parts(self, folder: str = "") -> list[str]:
-        """Paths of parts under the store, of one entry or of all."""
+        """Paths of parts under the store, of one folder or of all."""
         self.fs.invalidate_cache()
         paths = [path.removeprefix(self.root).lstrip("/") for path in self.fs.find(self.at(folder))]
         return [path for path in paths if path.endswith(".parquet") and not posixpath.basename(path).startswith(".")]
@@ -128,72 +115,54 @@ class Store:
         """One row a part: its path, model, label, rows, bytes, time of writing, and what all its rows share."""
         found = []
         for path in self.parts():
-            if (part := self.read(path, ["condition"])) is not None:
+            if (part := self.part(path, ["condition"])) is not None:
                 made = json.loads((part.schema.metadata or {}).get(_MADE, b"{}"))
                 conditions = part["condition"].unique().to_pylist()
                 size = {"rows": part.num_rows, "bytes": self.fs.size(self.at(path)), "conditions": conditions}
                 found.append({**dict.fromkeys(COLUMNS), "part": path, **made, **size})
         return pd.DataFrame(found, columns=None if found else COLUMNS)
 
-    def read(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
-        """Columns of a part; None where it was removed since it was listed, or cannot be read, which is logged."""
+    def part(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
+        """Columns of a part; None where it cannot be read, or was removed since it was listed, which is logged."""
         try:
             with self.fs.open(self.at(path), "rb") as file:
                 # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
                 part = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
                 schema = pa.schema([SCHEMA.field(name) for name in columns], part.schema_arrow.metadata)
                 return part.read(columns, use_threads=False).cast(schema)
-        except FileNotFoundError:
-            return None
         except (pa.ArrowException, OSError, ValueError) as error:
             log.warning("store: part %s cannot be read (%s); its rows are computed again", path, first_line(error))
             return None
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Rows that share a model and a question; reads parts that others add, and writes its own.
-
-    Attributes:
-        store: Where it is.
-        folder: KEY/LABEL under the store.
-        label: Task, or what else was asked.
-        made: What its rows share, and what makes them now.
-    """
-
-    store: Store
-    folder: str
-    label: str
-    made: Mapping[str, Any]
-
-    def read(self, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
-        """What all parts hold of some requests under some conditions."""
+    def read(self, folder: str, conditions: Collection[str], requests: Collection[str]) -> dict[Address, Answer]:
+        """What all parts of a folder, KEY/LABEL, hold of some requests under some conditions."""
         known: dict[Address, Answer] = {}
-        for path in self.store.parts(self.folder):
-            if (part := self.store.read(path)) is not None:
+        for path in self.parts(folder):
+            if (part := self.part(path)) is not None:
                 rows = zip(*(column.to_pylist() for column in part.columns), strict=True)
                 known |= {(c, r): _answer(*answer) for c, r, *answer in rows if c in conditions and r in requests}
         return known
 
-    def write(self, answers: Mapping[Address, Answer]) -> None:
+    def write(self, folder: str, made: Mapping[str, Any], answers: Mapping[Address, Answer]) -> None:
         """Write a part, whole or not at all.
+
+        Args:
+            folder: KEY/LABEL.
+            made: What all rows under KEY share, and what makes these now (versions, machine).
+            answers: By condition and request.
 
         Raises:
             UserError: that is not possible.
         """
         rows = [(*address, *_columns(answer)) for address, answer in answers.items()]
-        schema = SCHEMA.with_metadata({_MADE: json.dumps(self.made)})
-        table = pa.table(list(zip(*rows, strict=True)), schema=schema)
-        store, folder, name = self.store, self.store.at(self.folder), f"{uuid.uuid4().hex}.parquet"
-        hidden = posixpath.join(folder, f".{name}")
-        try:
-            store.fs.makedirs(folder, exist_ok=True)
-            with store.fs.open(hidden, "wb") as file:
+        table = pa.table(list(zip(*rows, strict=True)), schema=SCHEMA.with_metadata({_MADE: json.dumps(made)}))
+        name, fix = f"{uuid.uuid4().hex}.parquet", "make room or name another store, and run again to go on"
+        hidden = self.at(f"{folder}/.{name}")
+        with blaming(f"store {self.location!r} cannot be written", fix):
+            self.fs.makedirs(self.at(folder), exist_ok=True)
+            with self.fs.open(hidden, "wb") as file:
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            store.fs.mv(hidden, posixpath.join(folder, name))
-        except OSError as error:
-            fault = f"store {store.location!r} cannot be written: {error.strerror or error}"
-            raise UserError(f"{fault}; make room or name another store, and run again to go on") from error
+            self.fs.mv(hidden, self.at(f"{folder}/{name}"))
 
 
 def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:

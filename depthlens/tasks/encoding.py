@@ -95,8 +95,9 @@ class Encoder(HFLM):
         request = replace(generation(self, instance), right=right)
         n_tokens = len(self.tok_batch_encode([instance.args[0]])[0][0])
         self.cut.append(n_tokens - len(request.context))
-        n_draws = 1 if request.sampling is None else instance.repeats or 1
-        return [with_draw(request, draw) for draw in range(n_draws)]
+        if request.sampling is None:
+            return [request]
+        return [replace(request, sampling=replace(request.sampling, draw=i)) for i in range(instance.repeats or 1)]
 
     def pairs(self, name: str, texts: Iterable[tuple[str, str]]) -> list[LoglikelihoodRequest]:
         """Requests for log p(continuation | context) of texts; ``name`` is for messages."""
@@ -111,23 +112,20 @@ def loglikelihood(lm: HFLM, name: str, context: Sequence[int], continuation: Seq
         UserError: the continuation alone is longer than the model reads.
     """
     if len(continuation) > lm.max_length:
-        raise UserError(
-            f"task {name}: an answer of {len(continuation)} tokens is longer than the {lm.max_length} the model reads"
-        )
+        fault = f"an answer of {len(continuation)} tokens is longer than the {lm.max_length} the model reads"
+        raise UserError(f"task {name}: {fault}")
     tokens = (*context, *continuation)[-(lm.max_length + 1) :]
     split = len(tokens) - len(continuation)
     return LoglikelihoodRequest(tokens[:split], tokens[split:])
 
 
-def with_draw(request: GenerateRequest, draw: int) -> GenerateRequest:
-    """The request for one of several texts after a prompt; the same where no token is drawn."""
-    if request.sampling is None:
-        return request
-    return replace(request, sampling=replace(request.sampling, draw=draw))
-
-
-def generation(lm: Encoder, instance: Instance) -> GenerateRequest:
+def generation(lm: Encoder, instance: Instance, draw: int = 0) -> GenerateRequest:
     """A prompt, its stop rules and how tokens are drawn, as `HFLM.generate_until` reads them.
+
+    Args:
+        lm: Encodes the prompt.
+        instance: Of a written task.
+        draw: Which of several texts, where tokens are drawn.
 
     Raises:
         UserError: see `Encoder.encode`.
@@ -150,10 +148,10 @@ def generation(lm: Encoder, instance: Instance) -> GenerateRequest:
     think_end = lm.think_end_token
     if isinstance(think_end, int):  # lm-eval takes the number of a token, too
         think_end = lm.tok_decode([think_end], skip_special_tokens=False)
-    return GenerateRequest(tuple(tokens[0].tolist()), until, n_new, sampling_of(lm, kwargs), think_end)
+    return GenerateRequest(tuple(tokens[0].tolist()), until, n_new, sampling_of(lm, kwargs, draw), think_end)
 
 
-def sampling_of(lm: Encoder, kwargs: Mapping[str, Any]) -> Sampling | None:
+def sampling_of(lm: Encoder, kwargs: Mapping[str, Any], draw: int) -> Sampling | None:
     """How tokens are drawn under settings of lm-eval's; what they leave open the model's own settings say, as in `hf`.
 
     None where the likeliest token is written: without ``do_sample``, and at temperature 0.
@@ -164,7 +162,7 @@ def sampling_of(lm: Encoder, kwargs: Mapping[str, Any]) -> Sampling | None:
     chosen: dict[str, Any] = {"min_p": 0.0, **own._get_default_generation_params()}
     for settings in (vars(own), kwargs):
         chosen |= {name: value for name, value in settings.items() if value is not None}
-    return Sampling(**{name: chosen[name] for name in _SAMPLING}, seed=lm.seed)
+    return Sampling(**{name: chosen[name] for name in _SAMPLING}, seed=lm.seed, draw=draw)
 
 
 def check_generation(name: str, settings: dict[str, Any]) -> None:
@@ -246,7 +244,7 @@ class DepthlensLM(Encoder):
         """Texts, in the order of the requests; one that is asked for several times is drawn as often."""
         self.engine.progress = not disable_tqdm
         times: dict[int, Iterator[int]] = defaultdict(count)
-        asked = [with_draw(generation(self, r), next(times[id(r)])) for r in requests]
+        asked = [generation(self, r, next(times[id(r)])) for r in requests]
         (texts,) = self.engine.generate_until(asked, [self.condition])
         return list(texts)
 

@@ -62,8 +62,6 @@ if TYPE_CHECKING:  # slow to import
 
 MOST, FEWEST = 64, 8  # texts of a reference
 NAME, REPETITION, SURPRISAL = "free_text", "repetition", "nats_per_token"
-N_GRAM = 4
-MIN_REPETITION = 0.05  # a smaller change is not called an effect, however sure
 _INFO = {"higher_is_better": False, "chance": None, "floor": None}
 
 
@@ -97,15 +95,11 @@ class Answers(Prepared):
 
     def score(self, answers: Sequence[LoglikelihoodAnswer]) -> list[Score]:
         """Values in nats, or nats per token, with the reference answer as the response."""
-        return [
-            Score(
-                self.metric,
-                instance.doc_id,
-                answer.logprob / (len(request.continuation) if self.metric == TOKEN_LOGPROB else 1),
-                self.pairs[instance.doc_id][1].strip(),
-            )
-            for instance, (request,), answer in zip(self.task.instances, self.by_instance, answers, strict=True)
-        ]
+        found = []
+        for doc_id, (request,), answer in zip(self.docs, self.by_instance, answers, strict=True):
+            n = len(request.continuation) if self.metric == TOKEN_LOGPROB else 1
+            found.append(Score(self.metric, doc_id, answer.logprob / n, self.pairs[doc_id][1].strip()))
+        return found
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; see `prepared_task.Prepared.describe`."""
@@ -273,7 +267,7 @@ def _candidates(prepared: Prepared) -> Iterator[Any]:
     yield from (docs[i] for i in reversed(range(len(docs))) if i not in run)
 
 
-def repetition(tokens: Sequence[int], n: int = N_GRAM) -> float:
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
     """1 - distinct n-grams / n-grams of tokens; 0 for fewer than n tokens."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
@@ -331,7 +325,7 @@ class FreeText:
 
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The entry of a record; see `depthlens.tasks.prepared_task.Prepared.describe`."""
-        effects = {REPETITION: MIN_REPETITION, SURPRISAL: MIN_NATS}
+        effects = {REPETITION: 0.05, SURPRISAL: MIN_NATS}  # a smaller change is not called an effect, however sure
         return {
             "version": 1,
             "num_fewshot": 0,

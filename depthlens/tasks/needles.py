@@ -234,12 +234,6 @@ def natural(template: dict, who: str, answer: str) -> Fact:
     return Fact(text, rest, template["question"].format(who=who), lead, who)
 
 
-def asked(chosen: Sequence[Fact]) -> str:
-    """Examples with their answers, then the question about the needle."""
-    examples = "".join(f"Q: {f.question}\n{f.lead} {f.answer}.\n\n" for f in chosen[1 : 1 + N_EXAMPLES])
-    return f"{examples}Q: {chosen[0].question}\n{chosen[0].lead}"
-
-
 def hay(random: Random) -> Iterator[str]:
     """Sentences without end, each with the white space before it."""
     while True:
@@ -263,13 +257,14 @@ def haystack(
     Raises:
         UserError: a model that cannot read the prompt without hay.
     """
+    examples = "".join(f"Q: {f.question}\n{f.lead} {f.answer}.\n\n" for f in chosen[1 : 1 + N_EXAMPLES])
     places = sorted([(depth, 0), *((random.random(), i) for i in range(1, 1 + N_OTHERS))], reverse=True)
 
     def put_together(sentences: list[str]) -> str:
         mixed = list(sentences)
         for place, i in places:  # from the back, so that the numbers of earlier sentences do not change
             mixed.insert(round(place * len(sentences)), f" {chosen[i].text}")
-        return f"{''.join(mixed).strip()}\n\n{asked(chosen)}"
+        return f"{''.join(mixed).strip()}\n\n{examples}Q: {chosen[0].question}\n{chosen[0].lead}"
 
     sentences: list[str] = []
     n_tokens = len(encoder.tok_encode(put_together([])))

@@ -41,7 +41,7 @@ from functools import cached_property
 from itertools import compress, groupby, islice
 from operator import mul
 from textwrap import shorten
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,6 @@ log = logging.getLogger(__name__)
 
 FIX = "correct its YAML file or its documents"
 MOST_EXAMPLES = 100  # that a record lists; of more, every document has drawn its own
-SAME_IF = "same_if"  # key of a task's metadata, see `identity`
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
 # perplexity metrics: the name of what we report of each document, and its unit in nats
@@ -175,7 +174,7 @@ class Prepared:
         of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
         return {name: {str(text).casefold() for text in texts if text is not None} for name, texts in of.items()}
 
-    def part(self, documents: Collection[int]) -> Self:
+    def part(self, documents: Collection[int]) -> Prepared:
         """The same task with some of its documents, by number; its prompts stay the same."""
         part, kept = copy.copy(self), [instance.doc_id in documents for instance in self.task.instances]
         vars(part).pop("docs", None)
@@ -287,7 +286,8 @@ class Prepared:
             "examples": getattr(self.task, "depthlens_examples", None) if config.num_fewshot else None,
             "n_docs": len(self.docs),
             "output_type": self.output_type,
-            **counted(self.cut),
+            "n_truncated": sum(n > 0 for n in self.cut),
+            "max_tokens_cut": max(self.cut, default=0),
             "metrics": metrics,
             "skipped_metrics": self.skipped,
         }
@@ -303,11 +303,6 @@ class Prepared:
             return max(counts.values()) / counts.total()
         greedy = ("loglikelihood", "acc"), ("multiple_choice", "exact_match")
         return 0.0 if (self.output_type, metric) in greedy else None
-
-
-def counted(cut: Sequence[int]) -> dict[str, int]:
-    """For the record of a task: how many prompts were cut, and the most tokens that one lost."""
-    return {"n_truncated": sum(n > 0 for n in cut), "max_tokens_cut": max(cut, default=0)}
 
 
 def warn_of_cuts(name: str, cut: Sequence[int], max_length: int) -> None:
@@ -397,7 +392,7 @@ def identity(task: Any, doc: Any) -> str:
     """
     from lm_eval.utils import handle_non_serializable, hash_string  # slow to import
 
-    fields = (task.config.metadata or {}).get(SAME_IF)
+    fields = (task.config.metadata or {}).get("same_if")
     said = doc if fields is None else {field: doc[field] for field in fields}
     return hash_string(json.dumps(said, indent=2, default=handle_non_serializable, ensure_ascii=False))
 

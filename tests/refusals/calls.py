@@ -221,7 +221,7 @@ RESULTS = [
     (lambda e: dl.concat([]), "no results to join; give at least one"),
     (lambda e: dl.concat(["x"]), f"result {NO_RESULT}"),
     *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
-    (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens': "),
+    (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens' ("),
     *(
         (lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
         for k in (0, 99, "3", True)

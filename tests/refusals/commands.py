@@ -74,8 +74,8 @@ SWEEPS = [
     (sweep(apply_chat_template=True), "has no chat template; leave apply_chat_template out"),
     (sweep(include_path="{file}"), "give a folder that exists, with your task YAML files"),
     (sweep(out=" "), "folder ' ': give the path of a folder, such as runs/mine"),
-    (sweep(out="{file}/below"), "file/below': Not a directory; name a folder you can write to"),
-    (sweep(out="/proc/depthlens"), "cannot write to '/proc/depthlens': No such file or directory; name a folder"),
+    (sweep(out="{file}/below"), "file/below'); name a folder you can write to"),
+    (sweep(out="/proc/depthlens"), "No such file or directory: '/proc/depthlens'); name a folder"),
     (sweep(store=""), "store '': give a folder or URL, 'auto' for the usual one, or None to do without"),
     (sweep(store="{file}"), "cannot be opened ("),
     (sweep(store="nosuch://x"), "store 'nosuch://x' cannot be opened (ValueError at "),
@@ -93,7 +93,7 @@ RUN = [
     (run("00_tour", "--profile", "smoek"), "unknown profile 'smoek'; did you mean smoke?"),
     (run("00_tour", "-p", "layers", "5"), "no selected notebook has a parameter 'layers'; 00_tour declares: "),
     (run("00_tour", "-p", "limit", "0"), "notebook 00_tour: limit 0: give a whole number of documents"),
-    (["run", "00_tour", "--out", "{file}"], "/file': File exists; name a folder you can write to"),
+    (["run", "00_tour", "--out", "{file}"], "/file'); name a folder you can write to"),
 ]
 STORE = [
     (["store", "list", "--store", "none"], "there is no store (DEPTHLENS_STORE or --store says none); name one"),

@@ -20,7 +20,7 @@ from depthlens.runner.execute import OwnInterpreter
 
 BAR = """
 from depthlens import progress
-with progress.bar(total=3, desc="<task>", unit="row") as bar:
+with progress.Bar(total=3, desc="<task>", unit="row") as bar:
     bar.update(1); bar.update(2)
 """
 FAILS = """

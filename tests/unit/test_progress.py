@@ -26,7 +26,7 @@ class TestBar:
     def test_json_lines_in_place_of_the_bar(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         monkeypatch.setattr(progress, "EVERY", 0)
-        with progress.bar(total=10, initial=4, desc="task", unit="row") as bar:
+        with progress.Bar(total=10, initial=4, desc="task", unit="row") as bar:
             time.sleep(0.01)
             bar.update(3)
             bar.update(3)
@@ -41,21 +41,21 @@ class TestBar:
 
     def test_a_file_takes_lines_beside_the_bar(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, str(tmp_path / "lines"))
-        with progress.bar(total=2, desc="task", unit="row") as bar:
+        with progress.Bar(total=2, desc="task", unit="row") as bar:
             bar.update(2)
         assert lines((tmp_path / "lines").read_text())[-1]["done"] == 2
         assert "task: 100%" in capsys.readouterr().err
 
     def test_a_bar_that_is_off_tells_nothing(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        with progress.bar(total=2, desc="task", disable=True) as bar:
+        with progress.Bar(total=2, desc="task", disable=True) as bar:
             bar.update(2)
         assert capsys.readouterr() == ("", "")
 
     def test_not_every_update_is_a_line(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         monkeypatch.setattr(progress, "EVERY", 3600)
-        with progress.bar(total=1000, desc="task") as bar:
+        with progress.Bar(total=1000, desc="task") as bar:
             for _ in range(1000):
                 bar.update()
         assert [line["done"] for line in lines(capsys.readouterr().err)] == [0, 1000]

@@ -64,7 +64,7 @@ def places(tmp_path, model):
         folder.mkdir()
     (tmp_path / "file").write_text("precious")
     (made["foreign"] / "notes.txt").write_text("mine")
-    parts.open_store(str(made["kept"])).entry({"dtype": "float32"}, "task", {"model": "m"})
+    parts.open_store(str(made["kept"]))
     changed = made["changed"] / "00_tour.ipynb"
     changed.write_text((paths.notebooks_dir() / "00_tour.ipynb").read_text().replace("# What", "# Why"))
     return {name: str(folder) for name, folder in made.items()} | {

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from made_results import docs_of, record_of, same_documents
 
-from depthlens.analysis import questions, stats
+from depthlens.analysis import questions
 from depthlens.analysis.head_effects import head_contrast
-from depthlens.analysis.layer_profiles import drawn, paired_profiles, profiles
+from depthlens.analysis.layer_profiles import paired_profiles, profiles
+from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
@@ -35,9 +36,11 @@ def test_score_wrong_and_unparsed_add_up_to_one():
     assert table["unparsed"].tolist() == pytest.approx([0.1, 0.9, 0, 0])
     assert table["wrong"].tolist() == pytest.approx([0.1, 0, 0.9, 0.2])
     assert written().parsed("worked", FLEXIBLE).to_dict("list") == {c: list(map(bool, x)) for c, x in PARSED.items()}
-    change = stats.change(*(1.0 - np.array([PARSED["baseline"], PARSED["L0"]])))
-    assert table.loc["L0", ["rise", "ci_low", "ci_high", "p_value"]].tolist() == pytest.approx(list(change))
-    assert table.loc["baseline", "rise"] == 0 and np.isnan(table.loc["baseline", "p_value"])
+    change = mean(np.subtract(PARSED["baseline"], PARSED["L0"]))
+    by_itself = [float(x) for x in (change.value, *change.interval(), change.p())]
+    assert table.loc["L0", ["rise", "ci_low", "ci_high", "p_value"]].tolist() == pytest.approx(by_itself)
+    assert table.loc["baseline", ["rise", "ci_low", "ci_high"]].tolist() == [0, 0, 0]
+    assert np.isnan(table.loc["baseline", "p_value"])
 
 
 def test_sentences_say_how_many_cannot_be_read():
@@ -120,15 +123,16 @@ def asked(task: str, hashes: list) -> pd.DataFrame:
 def test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so():
     unknown = of_tasks("gsm8k", "mmlu")
     assert questions.identities(unknown, "mmlu").tolist() == ["mmlu:0", "mmlu:1", "mmlu:2", "mmlu:3"]
-    apart, together = (drawn(profiles(result), seed=0, n_boot=50) for result in (unknown, same_documents(unknown)))
-    np.testing.assert_array_equal(together[0][1], together[1][1])  # the same documents were drawn for both
-    assert not np.array_equal(apart[0][1], apart[1][1])
-    assert apart[0][1][0] == apart[1][1][0]  # the sample itself comes first
+    for result, shared in ((unknown, False), (same_documents(unknown), True)):
+        a, b = (profile.mean_loss() for profile in profiles(result))
+        assert a.value.tolist() == b.value.tolist()
+        assert np.isclose((a - b).error, np.sqrt(2 * a.extra)).all() == shared, "equal losses differ by no document"
 
 
 def test_a_document_that_a_task_has_twice_is_numbered():
     result = with_hashes(of_tasks("a"), a=["x", "y", "x", "x"])
     assert questions.identities(result, "a").tolist() == ["x", "y", "x#2", "x#3"]
+    assert questions.units(result, "a").tolist() == ["x", "y", "x", "x"]
 
 
 def test_heads_are_contrasted_on_the_same_documents_in_any_order():

@@ -135,8 +135,8 @@ def test_means_intervals_and_verdicts_over_cases():
     scores = HeadScores.of_cases("test", "nats", cases, {}, tested=True)
     assert np.allclose(scores.values, cases.mean(0)) and scores.n == 30
     assert np.argwhere(scores.critical).tolist() == [[1, 2]]
-    half = sps.t.ppf(0.975, 29) * cases[:, 0, 0].std(ddof=1) / np.sqrt(30)
-    assert (scores.low[0, 0], scores.high[0, 0]) == pytest.approx((scores.values[0, 0] - half, scores.values[0, 0] + half))
+    half = sps.t.ppf(0.975, 29) * sps.sem(cases)
+    assert np.allclose([scores.high - scores.values, scores.values - scores.low], half)
     assert not HeadScores.of_cases("test", "nats", -cases, {}, tested=True).critical.any()  # gains are not critical
     assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
 

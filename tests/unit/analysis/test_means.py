@@ -41,7 +41,8 @@ def test_a_mean_has_students_interval_of_its_documents_and_of_those_that_are_ima
 @pytest.mark.parametrize("shared", [0, 3, 6])
 def test_units_that_two_means_share_are_paired(shared):
     a, b = {f"q{i}": X[i] for i in range(6)}, {f"q{6 - shared + i}": Y[i] for i in range(6)}
-    gap = mean(np.array(list(a.values())), list(a), bounded=False) - mean(np.array(list(b.values())), list(b), bounded=False)
+    first, second = (mean(np.array([*of.values()]), [*of], bounded=False) for of in (a, b))
+    gap = first - second
     by_hand = 0.0
     for name in {**a, **b}:
         of_a = (a[name] - X[:6].mean()) / 6 if name in a else 0.0
@@ -70,18 +71,19 @@ def test_a_quotient_is_the_delta_methods():
 
 def test_several_values_are_divided_and_added_as_each_by_itself():
     table = np.random.default_rng(2).random((12, 3))
-    shares, sums = mean(table) / mean(Y), mean(table) + mean(X)
+    together = [mean(table) / mean(Y), mean(table) + mean(X), mean(table) * 2.0]
     for i in range(3):
         alone = mean(table[:, i])
-        for found, own in ((shares[i], alone / mean(Y)), (sums[i], alone + mean(X)), ((mean(table) * 2.0)[i], alone * 2.0)):
-            assert ends(found) == pytest.approx(ends(own))
+        for found, own in zip(together, [alone / mean(Y), alone + mean(X), alone * 2.0], strict=True):
+            assert ends(found[i]) == pytest.approx(ends(own))
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_a_p_value_of_one_minus_the_level_has_its_interval_end_at_nothing(level):
     half = sps.t.ppf((1 + level) / 2, 11) * float(mean(X).error)
     moved = mean(X - X.mean() + half)
-    assert float(moved.p()) == pytest.approx(1 - level) and float(moved.interval(level)[0]) == pytest.approx(0, abs=ROUNDING)
+    assert float(moved.p()) == pytest.approx(1 - level)
+    assert float(moved.interval(level)[0]) == pytest.approx(0, abs=ROUNDING)
 
 
 def test_a_question_that_is_asked_three_times_is_one_unit():

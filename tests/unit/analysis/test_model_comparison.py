@@ -7,14 +7,12 @@ import pandas as pd
 import pytest
 from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
-from depthlens.analysis import depth, model_comparison, recovery, stats
+from depthlens.analysis import depth, model_comparison, recovery
 from depthlens.analysis.layer_profiles import NO_LOSS
+from depthlens.analysis.means import mean
 from depthlens.analysis.model_comparison import compare_models
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
-
-# Coverage is binomial: with 300 samples of a 95% interval it stays above 0.91 with probability 0.998.
-SAMPLES, LEAST_COVERAGE, MOST_FALSE = 300, 0.91, 0.09
 
 
 def test_difference_of_differences_by_layer():
@@ -24,67 +22,29 @@ def test_difference_of_differences_by_layer():
     np.testing.assert_allclose(table["base"], losses[0])
     np.testing.assert_allclose(table["distilled"], losses[1])
     np.testing.assert_allclose(table["difference"], losses[0] - losses[1])
-    assert ((table["ci_low"] <= table["difference"]) & (table["difference"] <= table["ci_high"])).sum() == 8
-    assert table.loc[table["ci_low"].isna(), "layer"].tolist() == [5], "fewer than four documents differ"
-    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8]
+    assert ((table["ci_low"] < table["difference"]) & (table["difference"] < table["ci_high"])).all()
+    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8], "both lose alike at L4"
     assert (table["p_adjusted"] >= np.minimum(table["p_value"], 1) - 0.02).all()  # drawn flips; no correction lowers p
-    assert (table["p_adjusted"] <= stats.holm(table["p_value"]) + 0.02).all()
     swapped = model_comparison.layer_differences(distilled, base)
     np.testing.assert_allclose(swapped["difference"], -table["difference"])
     np.testing.assert_allclose(swapped["ci_low"], -table["ci_high"])
     np.testing.assert_allclose(swapped["p_value"], table["p_value"])
 
 
-def test_continuous_scores_are_compared_by_a_paired_t_test():
-    base, distilled = nats(EARLY * 3), nats(LATE * 3, model="distilled", seed=1)
+def test_losses_in_nats_are_at_most_one_a_document():
+    base, distilled = nats(EARLY), nats(LATE, model="distilled", seed=1)
     table = model_comparison.layer_differences(base, distilled)
-    one, other = (r.document_losses("sums", "answer_logprob")["L2"] for r in (base, distilled))
-    row = table.set_index("layer").loc[2]
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(stats.mean_interval(one - other))
-    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8], "in the middle both lose alike"
-
-
-@pytest.mark.parametrize("n", [12, 40])
-def test_intervals_and_tests_hold_their_level_for_sparse_and_for_equal_losses(n):
-    """No layer matters, one document in ten is lost to one model alone, or both lose alike from unequal baselines."""
-    cases = {  # accuracy and loss of base, of distilled; the true difference
-        "nothing": (0.9, 0.0, 0.9, 0.0),
-        "rare": (0.9, 0.0, 0.9, 0.1),
-        "equal": (0.5, 0.4, 0.8, 0.25),
-        "large": (0.5, 0.2, 0.9, 0.9),
-    }
-    rng = np.random.default_rng(0)
-    for name, (a, lost_a, b, lost_b) in cases.items():
-        rights = [rng.random((SAMPLES, n)) < x for x in (a, b)]
-        loss = [r & (rng.random(r.shape) < x) for r, x in zip(rights, (lost_a, lost_b), strict=True)]
-        low, high, p = model_comparison.whole_number_test((loss[0].astype(int) - loss[1]).T)
-        truth = a * lost_a - b * lost_b
-        given = np.isfinite(low)
-        assert given.mean() > 0.9 or name in ("nothing", "rare") or n == 12, f"{name}: hardly any interval"
-        if given.mean() > 0.5:
-            covered = ((low <= truth) & (truth <= high))[given].mean()
-            assert covered >= LEAST_COVERAGE, f"{name}: the interval covers in {covered:.2f} of samples"
-        assert (high > low)[given].all(), f"{name}: an interval of zero width"
-        if truth == pytest.approx(0):
-            assert (p < 0.05).mean() <= MOST_FALSE, f"{name}: {(p < 0.05).mean():.2f} false alarms"
-        if name == "large" and n == 40:
-            assert (p < 0.05).mean() > 0.95, "no power"
-
-
-def test_the_sign_flip_test_is_exact():
-    assert model_comparison.sign_flip_p(5, 0, 3) == pytest.approx(float(stats.mcnemar_p(1, 4)))
-    signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1)  # all ways to flip three ones and two twos
-    sums = np.abs(np.array([1, 1, 1, 2, 2]) @ signs)
-    for total in (1, 3, 5, 7):
-        assert model_comparison.sign_flip_p(3, 2, total) == pytest.approx((sums >= total).mean())
-    assert model_comparison.sign_flip_p(0, 0, 0) == 1.0
+    losses = [np.clip(r.document_losses("sums", "answer_logprob")["L2"], -1, 1) for r in (base, distilled)]
+    row, gap = table.set_index("layer").loc[2], mean(losses[0]) - mean(losses[1])
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(map(float, gap.interval())))
+    assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 6, 7, 8], "in the middle both lose alike"
 
 
 def test_nothing_lost_is_no_proof_of_equality():
-    base, distilled = sweep(EARLY * 0, n=20), sweep(EARLY * 0, model="distilled", n=20)
+    base, distilled = sweep(EARLY * 0), sweep(EARLY * 0, model="distilled")
     table = model_comparison.layer_differences(base, distilled)
     assert (table["difference"] == 0).all() and (table["p_value"] == 1).all() and not table["proven"].any()
-    assert table["ci_high"].isna().all() and table["ci_low"].isna().all()
+    assert (table["ci_high"] > 0).all() and (table["ci_low"] < 0).all()
     thirds = compare_models(base, distilled, scale="score").thirds
     assert (thirds["ci_low"] < 0).all() and (thirds["ci_high"] > 0).all()
     (row,) = (found := compare_models(base, distilled)).centres.itertuples()
@@ -125,8 +85,8 @@ def test_thirds_on_three_scales():
 
 
 def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
-    for result in (sweep(LATE, n=100), nats(LATE * 3, n=100)):
-        loss = -result.summary["delta"].iloc[1:].to_numpy()
+    for result in (sweep(LATE), nats(LATE * 0.5, noise=0.1)):
+        loss = -result.summary["bounded"].iloc[1:].to_numpy()
         (row,) = depth.centre_of_mass(result).table.itertuples()
         assert row.centre == pytest.approx(loss @ DEPTH / loss.sum())
         truth = LATE @ DEPTH / LATE.sum()
@@ -178,7 +138,7 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": N - 2}, "task sums: documents 58, 59 of base are missing for d"),
+        ({"n": N - 2}, "task sums: documents 118, 119 of base are missing for d"),
         ({"suffix": ".attn"}, r"task sums: conditions L0, L1, L2 and 6 more of base are missing"),
         ({"task": "facts"}, "metrics acc of sums of base are missing for d"),
         ({"record": {"seed": 3}}, "seed is 0 for base and 3 for d"),
@@ -256,7 +216,7 @@ def test_recovery_in_words():
 
 
 def test_without_a_gap_nothing_is_recovered():
-    result, donor = transplants(SHARES, own=0.9, goal=0.92)
+    result, donor = transplants(SHARES, own=0.9, goal=0.92, n=40)
     shares = recovery.transplant_recovery(result, donor)
     table = shares.table
     assert table["recovered"].isna().all() and set(table["no_gap"]) == {recovery.NO_GAP}
@@ -268,5 +228,5 @@ def test_without_a_gap_nothing_is_recovered():
 def test_recovery_reads_transplants_only_and_refuses_other_documents():
     result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
     assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
-    with pytest.raises(UserError, match="task sums: documents 59 of base are missing for donor"):
+    with pytest.raises(UserError, match="task sums: documents 119 of base are missing for donor"):
         recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])

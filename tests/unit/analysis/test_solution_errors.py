@@ -67,7 +67,7 @@ def test_rounding_and_thousands():
 def table(kinds):
     """kinds: {condition: kinds by document}; two layers a third of a model of six."""
     rows = [
-        (name, None if name == "baseline" else int(name[1:]), i, f"question {i}", kind, kinds["baseline"][i] == "right", "")
+        (name, None if name == "baseline" else int(name[1:]), i, f"q{i}", kind, kinds["baseline"][i] == "right", "")
         for name, row in kinds.items()
         for i, kind in enumerate(row)
     ]

@@ -58,7 +58,7 @@ def by_class(seen):
 
 def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
     prompt, answer = TOKENS[0].tolist(), [9, 8, 7]
-    means = measure_means(lens, [prompt, [1, 2, 3]], "two texts", [answer, [4]])
+    means = measure_means(lens, [[*prompt, *answer], [1, 2, 3, 4]], "two texts")
     seen = {}
     handles = [
         lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),

@@ -72,7 +72,7 @@ def pair():
 @pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
 def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
     whole, far = pair(family)
-    means = measure_means(far, backend_table.REFERENCE, "two prompts", backend_table.ANSWERS)
+    means = measure_means(far, backend_table.REFERENCE, "two texts")
     conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
     n, rows = len(TOKENS), len(conditions)
     positions, targets = [range(n - 1)] * rows, [TOKENS[1:].tolist()] * rows
@@ -87,8 +87,8 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(family, pair):
 
 def test_scores_and_texts_are_those_of_the_torch_backend(pair):
     whole, far = pair("qwen3")
-    asked = [q.context for q in requests()], "contexts", [q.continuation for q in requests()]
-    here, there = (measure_means(lens, *asked) for lens in (whole, far))
+    texts = [[*q.context, *q.continuation] for q in requests()]
+    here, there = (measure_means(lens, texts, "texts") for lens in (whole, far))
     first, others = here.mean["z"].unbind(1)
     assert not torch.allclose(first, others, atol=0.01), "first tokens and others have the same mean"
     torch.testing.assert_close(there.mean, here.mean, rtol=0, atol=TOLERANCE)
@@ -133,7 +133,7 @@ def test_a_whole_sweep_by_name(tmp_path):
             lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
             "condition L1@noise is not done remotely; use @mean",
         ),
-        (lambda lens: Engine(lens, backend="transformer_lens"), "a remote model is reached through nnsight"),
+        (lambda lens: Engine(lens, backend="transformer_lens"), "TransformerLens needs the weights"),
         (lambda lens: attention_patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
     ],
 )

@@ -181,7 +181,7 @@ class Bar(progress.Bar):
 
 @pytest.mark.parametrize(("path", "cramped"), [("wavefront", True), ("padded_rows", False)])
 def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, path, cramped):
-    monkeypatch.setattr("depthlens.progress.bar", Bar)
+    monkeypatch.setattr("depthlens.progress.Bar", Bar)
     if cramped:
         cramp(monkeypatch, lens, 70)
     conditions = expand("layers", lens.dims)

@@ -20,7 +20,7 @@ REFERENCE = [7, 80, 33, 120, 9, 41]
 
 
 def with_sample(lens):
-    return sample(lens, measure_means(lens, [REFERENCE], "one prompt"), REFERENCE, "one prompt")
+    return sample(lens, measure_means(lens, [REFERENCE], "one prompt"), REFERENCE)
 
 
 def test_the_reference_itself_is_left_as_it_is():

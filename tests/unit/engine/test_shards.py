@@ -6,7 +6,8 @@ import pytest
 import tiny
 from stores import WRITTEN, run
 
-from depthlens.engine.engine import Engine, cut
+from depthlens.engine.batches import cut
+from depthlens.engine.engine import Engine
 from depthlens.requests import LoglikelihoodRequest
 
 
@@ -18,12 +19,11 @@ class InTurn:
     def __init__(self) -> None:
         self.shards = []
 
-    def compute(self, lens, job, shards):
+    def compute(self, lens, method, options, shards):
         for number in reversed(range(len(shards))):
             self.shards.append(shards[number])
-            engine = Engine(lens, backend=job.backend, path=job.path, means=job.means, progress=False)
-            ask = engine.generate_until if job.write else engine.loglikelihood
-            yield number, ask(*shards[number]), engine.work
+            engine = Engine(lens, progress=False, **options)
+            yield number, getattr(engine, method)(*shards[number]), engine.work
 
 
 @pytest.fixture(scope="module")

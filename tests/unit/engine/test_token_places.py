@@ -37,9 +37,8 @@ def requests():
 
 def means_of(lens):
     """Of three texts, and a prompt that is shorter than some requests and is read again after its end."""
-    prompts = [drawn(n, 80 + n) for n in (6, 11, 9)]
-    means = measure_means(lens, prompts, "three texts", [drawn(n, 90 + n) for n in (3, 1, 5)])
-    return sample(lens, means, drawn(6, 4), "one prompt")
+    texts = [[*drawn(n, 80 + n), *drawn(m, 90 + m)] for n, m in ((6, 3), (11, 1), (9, 5))]
+    return sample(lens, measure_means(lens, texts, "three texts"), drawn(6, 4))
 
 
 def conditions_of(lens, *texts):

@@ -45,8 +45,7 @@ def logprob(lens, request, heads=(), **way):
 )
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
-    texts = [q.context for q in requests], "texts", [q.continuation for q in requests]
-    means = measure_means(lens, *texts) if mode == "mean" else None
+    means = measure_means(lens, [[*q.context, *q.continuation] for q in requests], "texts") if mode == "mean" else None
     estimate, clean = attribute(lens, requests, mode=mode, means=lambda: means)
     towards = means.mean["z"] if means else None
     assert estimate.shape == (len(requests), lens.dims.n_layers, lens.dims.n_heads)

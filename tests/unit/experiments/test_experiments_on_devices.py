@@ -25,7 +25,7 @@ def devices(monkeypatch):
 
 
 def by_means(lens):
-    means = measure_means(lens, [TOKENS], "one prompt", [TOKENS[:2]])
+    means = measure_means(lens, [[*TOKENS, *TOKENS[:2]]], "one text")
     return {"mode": "mean", "means": lambda: means}
 
 

@@ -12,10 +12,10 @@ import torch
 from by_hand import peak_bytes, recorded
 from geometries import ACCURACIES, N_LAYERS, TEXTS
 from made_results import exact
+from scipy import stats as sps
 from scipy.stats import spearmanr
 
 from depthlens.analysis.geometry import geometry_agreement
-from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import text_sets
@@ -53,9 +53,9 @@ LIMITS = {"distance": (0, 1), "influence": (0, 2), "probability": (0, 1), "rank"
 
 
 def check_interval(row, values, name, low="ci_low", high="ci_high"):
-    # Student's interval with Hall's correction for skewness; tests of depthlens.analysis.stats have its coverage
-    ends = np.clip(mean_intervals(np.asarray(values, dtype=float)[None]), *LIMITS[name])
-    assert (row[low], row[high]) == pytest.approx([float(end[0]) for end in ends], abs=INTERVAL)
+    half = sps.t.ppf(0.975, len(values) - 1) * sps.sem(values)
+    ends = np.clip([np.mean(values) - half, np.mean(values) + half], *LIMITS[name])
+    assert (row[low], row[high]) == pytest.approx(ends.tolist(), abs=INTERVAL)
     assert row["n"] == len(values)
 
 

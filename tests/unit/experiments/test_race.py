@@ -121,6 +121,19 @@ def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, 
     assert (race.record["n_baseline"]["weak"] == 200) == (decision == AT_CHANCE)
 
 
+def test_a_question_that_a_task_holds_twice_counts_once(lens, tmp_path):
+    folder = tasks_dir() / "organism"
+    docs = (folder / "test.jsonl").read_text().splitlines()[:30]
+    (tmp_path / "test.jsonl").write_text("\n".join([*docs, *docs[:20]]) + "\n")
+    files = {"test": str(tmp_path / "test.jsonl"), "fewshot": str(folder / "fewshot.jsonl")}
+    own = {"include": str(folder / f"{TASK}.yaml"), "task": "twice", "dataset_kwargs": files}
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(own))
+    race = dl.race(lens, "twice", "L5.H1", include_path=tmp_path, **QUIET)
+    assert race.record["n_documents"] == {"twice": 30}
+    asked = race.losses["doc_id"].where(race.losses["doc_id"] < 30, race.losses["doc_id"] - 30)
+    assert asked.is_unique and (race.losses["doc_id"] >= 30).any(), "of two, any one"
+
+
 @pytest.fixture
 def command(tmp_path, capsys):
     """Race on the command line: exit code and what was printed."""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny
 from by_hand import attentions, logprobs
+from scipy import stats as sps
 
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.stats import mean_intervals
 from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
@@ -52,8 +52,8 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
             assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found.contrast.values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
-        (high,) = mean_intervals(gap[None])[1]
-        assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(high - gap.mean(), rel=0.01)
+        half = sps.t.ppf(0.975, len(gap) - 1) * sps.sem(gap)
+        assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(half, rel=0.01)
     assert np.abs(found.computed.values).max() > 10 * LOSS_TOLERANCE
     clean = [logprobs(lens, s.text.tokens) for s in solved]
     text = [c[tokens_of(s, "text")].mean() for s, c in zip(solved, clean, strict=True)]

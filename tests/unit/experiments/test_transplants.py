@@ -11,6 +11,7 @@ import tiny
 import torch
 from accelerate.utils import OffloadedWeightsLoader
 from by_hand import recorded
+from scipy import stats as sps
 from transplants import (
     FAMILIES,
     SAME,
@@ -31,9 +32,7 @@ from transplants import (
 )
 
 from depthlens.ablations import expand, parse_condition
-from depthlens.analysis.stats import mean_intervals
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import distillation
@@ -231,8 +230,6 @@ def test_a_remote_model_takes_no_transplant(folders):
     base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
-    with pytest.raises(UserError, match="condition L1@donor is not done remotely"):
-        Engine(base, progress=False).backend.score(torch.tensor([[1, 2]]), [parse_condition("L1@donor")], [[0]], [[2]])
 
 
 def test_a_twin_made_inside_a_transplant_is_the_base(folders):
@@ -308,7 +305,7 @@ def test_activation_deltas_by_hand(folders, family, streamed):
         cosine = [float(torch.cosine_similarity(a[at], b[at], dim=-1).mean()) for a, b in kept]
         assert row.relative == pytest.approx(sum(relative) / 3, rel=1e-3)
         assert row.cosine == pytest.approx(sum(cosine) / 3, abs=1e-4)
-        ends = np.clip(mean_intervals(np.array([cosine])), -1, 1)[:, 0]
+        ends = np.clip(sps.t.interval(0.95, 2, np.mean(cosine), sps.sem(cosine)), -1, 1)
         assert (row.cosine_low, row.cosine_high) == pytest.approx(ends.tolist(), abs=1e-3)
         assert 0 <= row.relative_low < row.relative < row.relative_high
 

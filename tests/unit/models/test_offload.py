@@ -92,8 +92,8 @@ def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
     folder = saved("mistral", sliding_window=4)
     whole, streamed = loading.load(folder), loading.load(folder, offload="disk")
     conditions = expand(["L1@mean", "L2.H1@mean", "L3", "L2[1:]", "L3.H0[1:]@noise"], whole.dims)
-    texts = [r.context for r in requests()], "texts", [r.continuation for r in requests()]
-    means = [measure_means(lens, *texts) for lens in (whole, streamed)]
+    texts = [[*r.context, *r.continuation] for r in requests()]
+    means = [measure_means(lens, texts, "texts") for lens in (whole, streamed)]
     torch.testing.assert_close(means[1].mean["z"], means[0].mean["z"], rtol=0, atol=SAME)
     found = [scores(lens, conditions, means=m) for lens, m in zip((whole, streamed), means, strict=True)]
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=SAME)

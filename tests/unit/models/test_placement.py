@@ -1,7 +1,6 @@
 """Devices by name, and models over several: where layers go, what has no room, and what accelerate spreads."""
 
 import copy
-from types import SimpleNamespace
 
 import made_up_devices
 import pytest
@@ -51,15 +50,6 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     assert placement.torch_devices("cuda:1") == [torch.device("cuda", 1)]
     with pytest.raises(UserError, match="'cuda:2': torch finds 2 CUDA GPUs here"):
         placement.torch_devices("cuda:0,cuda:2")
-
-
-def test_what_is_moved_on_can_come_back(gpus):
-    gpus(1, 1)
-    here, there = torch.device("cpu:1"), torch.device("cpu:2")
-    layout = SimpleNamespace(tokens=torch.zeros(2, device=here))
-    moved = placement.moved(placement.moved(layout, here), there)
-    assert moved.tokens.device == there
-    assert placement.moved(moved, here).tokens.device == here
 
 
 def places(lens):

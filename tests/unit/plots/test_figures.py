@@ -209,12 +209,11 @@ def geometry_figures(_):
     yield Case(plots.effect_map(effects), 3, y=y, words=("skipped layer", "later layer"))
     result = made_results.exact(geometries.ACCURACIES)
     scatter = plots.predictor_scatter(cheap, result)
-    yield Case(scatter, 6, count={"layers": 6}, words=("loss (accuracy)", "ρ = ", "without noise ["), cannot_judge=3)
+    yield Case(scatter, 6, count={"layers": 6}, words=("loss (accuracy)", "ρ = ", "(noise allows "), cannot_judge=3)
 
 
 def run_figures(tmp_path):
-    quick = {"n_boot": 200}
-    two = dl.compare(sweep(EARLY, n=80, model="base"), sweep(LATE, n=80, model="late", seed=1), **quick)
+    two = dl.compare(sweep(EARLY, n=80, model="base"), sweep(LATE, n=80, model="late", seed=1))
     rows = [two.profiles[two.profiles["run"] == run] for run in ("base", "late")]
     placed = two.centres[two.centres["measure"] == CENTRE]["value"]
     yield Case(
@@ -227,16 +226,16 @@ def run_figures(tmp_path):
     table = two.differences[two.differences["scale"] == SCORE]
     y = {"difference": [table["difference"]], "shown": [table.loc[table["shown"], "difference"]]}
     yield Case(plots.run_differences(two), 1, y=y, words=("late minus base",))
-    far = dl.compare(nats(EARLY * [20, *[1] * 8], model="a"), nats(LATE, model="b", seed=1), **quick)
+    far = dl.compare(nats(EARLY * [20, *[1] * 8], model="a"), nats(LATE, model="b", seed=1))
     yield Case(plots.run_profiles(far), 1, words=("loss of answer_logprob (nats)", "beyond the axis: L0 1"))
-    stages = dl.compare(*steps(3), stages=True, **quick)
+    stages = dl.compare(*steps(3), stages=True)
     n_placed = stages.centres[stages.centres["measure"] == CENTRE]["value"].notna().sum()
     yield Case(plots.run_map(stages), 3, count={"centre": n_placed, "hatch": 1}, cannot_judge=1)
     of_words = stages.centres[(stages.centres["measure"] == CENTRE) & (stages.centres["task"] == "words")]
     fig = plots.run_stages(stages)
     np.testing.assert_allclose(by_gid(fig, "stages")[-1].get_ydata(), of_words["value"])
     yield Case(fig, len(fig.axes), words=("step1", "step3"))
-    cards = dl.compare(*two_scorecards(tmp_path), **quick)
+    cards = dl.compare(*two_scorecards(tmp_path))
     count = {"effect": np.isfinite(cards.verdicts["effect"]).sum()}
     yield Case(plots.scorecards(cards), 18, count=count, words=("few", "flat"))
 

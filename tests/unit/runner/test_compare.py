@@ -17,7 +17,6 @@ from depthlens.errors import UserError
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"n_boot": 200}
 TABLES = ("settings", "baselines", "profiles", "differences", "centres", "verdicts")
 
 
@@ -70,18 +69,18 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
     folders = two_scorecards(tmp_path)
     for folder, loss in zip(folders, (EARLY, LATE), strict=True):
         sweep(loss, model=folder.name).save(folder / "00_tour")
-    found = dl.compare(*folders, **QUICK)
+    found = dl.compare(*folders)
     places = found.baselines[["place", "task"]].drop_duplicates().to_numpy().tolist()
     assert places == [["00_tour", "sums"], ["09_claims", "letters"]]
     assert set(found.verdicts["place"]) == {"09_claims"}
     page = page_of(found, tmp_path / "out")
     assert "<h2>Scorecards</h2>" in page and "run profiles: layers in 09_claims" in page
-    one = dl.compare(folders[0] / "00_tour", folders[1] / "00_tour", **QUICK)
+    one = dl.compare(folders[0] / "00_tour", folders[1] / "00_tour")
     assert set(one.baselines["place"]) == {""} and one.runs == ["few/00_tour", "flat/00_tour"]
-    alone = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders), **QUICK)
+    alone = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders))
     assert len(alone.verdicts) and len(alone.baselines) == 0
     other = scorecard(tmp_path / "other", EARLY[:1].repeat(12) * 0.2, "other", seed=5)
-    apart = dl.compare(folders[0], other, **QUICK)
+    apart = dl.compare(folders[0], other)
     assert len(apart.verdicts)
     (folders[1] / "09_claims" / "verdicts" / "verdicts.parquet").unlink()
     with pytest.raises(UserError, match=r"verdicts' holds no verdicts.parquet; give a folder that Verdicts.save wrote"):
@@ -90,12 +89,12 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
 
 def test_names_and_places_of_runs(tmp_path):
     """Results in memory have names that differ; a run may be called as a column; alone a folder's name is no place."""
-    assert dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late"), **QUICK).runs == [
+    assert dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late")).runs == [
         *("base (1)", "base (2)", "late")
     ]
     for name, place in (("task", "x"), ("setting", "y")):
         sweep(EARLY, model=name, record={"time": name}).save(tmp_path / name / place)
-    found = dl.compare(tmp_path / "task", tmp_path / "setting", **QUICK)
+    found = dl.compare(tmp_path / "task", tmp_path / "setting")
     assert len(found.differences) and "<th>in task</th>" in page_of(found, tmp_path / "out")
 
 
@@ -113,7 +112,7 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
     runs[1] = runs[1].rename(runs[1].with_name("its_run"))
     record = json.loads((runs[1] / "record.json").read_text())
     (runs[1] / "record.json").write_text(json.dumps(record | {"seed": 3}))
-    page = page_of(dl.compare(*runs, **QUICK), tmp_path / "out")
+    page = page_of(dl.compare(*runs), tmp_path / "out")
     assert "its_run not compared with base, whose settings differ (base first): seed 0 and 3" in page
     assert "<th>in its_run</th>" in page and "<th>shown</th>" not in page
     assert re.search(r"<td>seed</td>\s*<td>decides</td>\s*<td>0</td>\s*<td>3</td>", page)
@@ -123,9 +122,9 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
 def test_many_sentences_are_folded_and_those_on_settings_are_not(tmp_path):
     *several, last = (sweep(EARLY, model=name) for name in "abcdef")
     other = sweep(EARLY, model="g", record={"seed": 5})
-    page = page_of(dl.compare(*several, other, **QUICK), tmp_path / "out")
+    page = page_of(dl.compare(*several, other), tmp_path / "out")
     assert "The runs differ in settings that decide scores (seed)" in page
-    page = page_of(dl.compare(*several, last, **QUICK), tmp_path / "more")
+    page = page_of(dl.compare(*several, last), tmp_path / "more")
     assert "<li>No difference between the runs is shown.</li>" in page
     assert "more, in which no difference is shown" in page
 

@@ -77,7 +77,7 @@ class TestNothingIsComputedTwice:
         assert counts(together)[1] == 0
         texts = [((1, 2, 3), (4,)), ((1, 2), (3, 4)), ((1, 2, 3, 4), ())]
         conditions = [parse_condition(text) for text in ablate]
-        caches = [AnswerCache(None, references.Reference("x", [text]).keys) for text in texts]
+        caches = [AnswerCache(reference=references.Reference("x", [text]).keys) for text in texts]
         addresses = {cache.address(c) for cache in caches for c in conditions}
         assert len(addresses) == len(ablate) + 2 * (len(texts) - 1)
 
@@ -118,21 +118,16 @@ class TestNothingIsComputedTwice:
         assert first[0][0] == first[0][1] == first[0][2]
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
         again = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
-        assert not again.lacks(requests, [dl.parse_condition("baseline")])
+        assert not again.rows(requests, [dl.parse_condition("baseline")]).unfinished
 
 
 class TestNumbers:
-    def numbers(self, entry, measure):
-        return answer_cache.AnswerCache(entry).numbers(["a", "b"], ["x", "y"], measure, desc="numbers")
-
-    def entry(self, folder):
-        return store_parts.open_store(str(folder)).entry({"dtype": "float32"}, "numbers", {"model": "m"})
+    def numbers(self, folder, measure):
+        cache = AnswerCache(store_parts.open_store(str(folder)), "key/numbers", {"model": "m"})
+        return cache.numbers(["a", "b"], ["x", "y"], measure, desc="numbers")
 
     def test_a_number_is_a_value_alone(self, tmp_path):
         written = np.array([[1.5, np.inf], [-0.0, 2.0]])
-        entry = self.entry(tmp_path)
-        assert np.array_equal(self.numbers(entry, lambda members: [(members, written)]), written)
+        assert np.array_equal(self.numbers(tmp_path, lambda members: [(members, written)]), written)
         assert pd.read_parquet(parts(tmp_path)[0])[["greedy", "text"]].isna().all(axis=None)
-        assert np.array_equal(
-            self.numbers(self.entry(tmp_path), lambda members: pytest.fail("measured again")), written
-        )
+        assert np.array_equal(self.numbers(tmp_path, lambda members: pytest.fail("measured again")), written)

@@ -84,6 +84,15 @@ class TestCommands:
         assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
         assert re.fullmatch(rf"2 entries, [\d.]+ MB in {at}", total)
 
+    def test_a_folder_that_is_not_there_is_not_made(self, tmp_path, capsys):
+        nowhere = tmp_path / "typo"
+        code, out, _ = self.call(capsys, "store", "list", "--store", nowhere)
+        assert (code, out) == (0, f"there is no store yet\n\n0 entries, 0.0 MB in {nowhere}\n")
+        assert self.call(capsys, "store", "show", "a", "--store", nowhere)[0] == 2
+        assert self.call(capsys, "store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
+        assert not nowhere.exists()
+        assert self.call(capsys, "store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
+
     def test_show(self, at, capsys):
         key = parts(at)[0].parent.parent.name
         code, out, _ = self.call(capsys, "store", "show", f"{key}/{CHOICE}", "--store", at)

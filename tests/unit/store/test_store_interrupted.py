@@ -80,7 +80,8 @@ class TestTextsThatHaveEnded:
         prompts = [GenerateRequest((1, 2, 3, 20 + i), (), n) for i, n in enumerate(self.LENGTHS)]
         conditions = [dl.parse_condition(c) for c in self.CONDITIONS]
         texts = Engine(lens, progress=False, cache=cache).generate_until(prompts, conditions)
-        return texts, cache.counts
+        (rows,) = cache.asked
+        return texts, (rows.n_known, len(rows.computed))
 
     def stop(self, monkeypatch, error):
         """An error when the fourth token is to be chosen and some texts have ended; returns the rows of every step."""

@@ -10,8 +10,8 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 
 from depthlens.analysis import kinds_by_subtask, split_by_kind
-from depthlens.analysis.bootstrap import interval_over_clusters
 from depthlens.analysis.layer_profiles import profiles
+from depthlens.analysis.means import mean
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
@@ -91,16 +91,13 @@ def test_record_has_the_group_and_its_tasks(result):
     assert about["metrics"]["acc"]["chance"] == about["metrics"]["acc"]["floor"] == pytest.approx(chance)
 
 
-def test_intervals_are_of_two_levels(result):
+def test_the_unit_is_the_subject(result):
     values = result.scores("school", "acc")["baseline"].to_numpy()
     names = [name for name, n in SIZES.items() for _ in range(n)]
     base = result.baselines.set_index("metric").loc["acc"]
-    assert [base["ci_low"], base["ci_high"]] == interval_over_clusters(values, names).tolist()
+    assert [base["ci_low"], base["ci_high"]] == np.clip(mean(values, names).interval(), 0, 1).tolist()
     (profile, _) = profiles(result)
-    assert profile.subtasks == tuple(names)
-    counts = profile.draws(300, 0)
-    drawn = np.array([[counts[i][np.array(names) == name].sum() for name in SIZES] for i in range(301)])
-    assert (drawn % list(SIZES.values()) == 0).all() and (drawn[1:] == 0).any(), "whole subjects are drawn or not"
+    assert profile.units == tuple(names) and profile.mean_loss().n == len(SIZES)
 
 
 @pytest.mark.parametrize("name", ["school_unweighted", "school_plain"])

@@ -1,0 +1,72 @@
+"""How often intervals cover the truth and losses are found or called small, and how many documents are needed."""
+
+import made_results
+import numpy as np
+import pytest
+from coverage_cases import CASES, coverage
+
+from depthlens.analysis.block_losses import largest_sparable
+from depthlens.analysis.means import max_t
+from depthlens.analysis.power import documents_for_loss, needed_documents
+from depthlens.analysis.stats import changes
+from depthlens.errors import UserError
+
+LEAST = 0.92  # that benchmarks/coverage.py finds, of 300 samples and more
+SOME = ["change, 3% lost and 1% won", "share of the first third (nats)", "change of L0 (0/1, subjects)"]
+FULL = [(case, n, 300) for case in CASES for n in (30, 100, 300)]
+
+
+@pytest.mark.parametrize(
+    ("case", "n", "samples"),
+    [*((case, 100, 40) for case in SOME), *(pytest.param(*f, marks=pytest.mark.nightly) for f in FULL)],
+)
+def test_coverage(case, n, samples):
+    assert coverage(case, n, samples) >= LEAST - 3 * np.sqrt(LEAST * (1 - LEAST) / samples)
+
+
+def blocks(loss: float, n: int, rng: np.random.Generator, n_blocks: int = 20) -> made_results.Result:
+    """Right answers, which each block loses at the same rate."""
+    right = rng.random(n) < 0.85
+    of_block = {f"L{i}-{i + 1}": right & (rng.random(n) >= loss / 0.85) for i in range(n_blocks)}
+    return made_results.result({"t": {"baseline": right} | of_block}, info={"chance": None}, n_layers=n_blocks + 1)
+
+
+@pytest.mark.parametrize(
+    ("n", "samples"), [(30, 30), *(pytest.param(n, 200, marks=pytest.mark.nightly) for n in (30, 100, 300))]
+)
+def test_a_loss_at_the_margin_is_rarely_called_smaller(n, samples):
+    rng = np.random.default_rng(0)
+    wrong = sum(largest_sparable(blocks(0.06, n, rng), margin=0.06)["size"].notna().item() for _ in range(samples))
+    assert wrong / samples <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / samples)
+
+
+def test_a_small_loss_is_shown_to_be_small_by_enough_documents():
+    rng = np.random.default_rng(0)
+    nothing, costly = {n: blocks(0.0, n, rng) for n in (20, 400)}, blocks(0.3, 400, rng)
+    assert largest_sparable(nothing[20])["size"].isna().item(), "nothing lost on few documents"
+    found = largest_sparable(nothing[400]).iloc[0]
+    assert found["size"] == 2 and found["p_adjusted"] < 0.05 and largest_sparable(costly)["size"].isna().item()
+    thrice = made_results.same_documents(nothing[400], times=20)
+    assert largest_sparable(thrice)["size"].isna().item(), "20 questions, each asked 20 times"
+    with pytest.raises(UserError, match="margin 0.0 is not above 0"):
+        largest_sparable(costly, margin=0.0)
+
+
+@pytest.mark.parametrize(("n_conditions", "loss"), [(1, 0.3), pytest.param(30, 0.1, marks=pytest.mark.nightly)])
+def test_the_needed_documents_show_a_loss_in_four_of_five_samples(n_conditions, loss):
+    rng, found, samples = np.random.default_rng(1), 0, 100
+    n = documents_for_loss(loss, n_conditions)
+    for _ in range(samples):
+        others = rng.choice([-1.0, 0, 1], (n, n_conditions - 1), p=[0.03, 0.94, 0.03])
+        lost = -(rng.random((n, 1)) < loss).astype(float)
+        found += max_t(changes("acc", np.hstack([lost, others])), n_flips=1000)[0] < 0.05
+    assert found / samples >= 0.8 - 3 * np.sqrt(0.8 * 0.2 / samples)
+
+
+def test_what_is_needed_depends_on_what_there_is_to_lose():
+    base = np.r_[np.ones(18), np.zeros(2)]
+    assert needed_documents(base, 30) == documents_for_loss(0.1, 30) > 100
+    assert needed_documents(np.tile(base, 20), 30) is None
+    assert needed_documents(np.zeros(20), 30) is None and needed_documents(base, 0) is None
+    rarely_right = np.r_[np.ones(1), np.zeros(19)]
+    assert needed_documents(rarely_right, 30) == documents_for_loss(0.05, 30)
