@@ -19,6 +19,7 @@ from depthlens.analysis.removal_contrasts import Costs
 from depthlens.claims import heads
 from depthlens.claims.claims import recovered
 from depthlens.claims.evidence import Evidence
+from depthlens.errors import UserError
 
 CHANCE = 0.25
 # the field of each task, what it is asked about, whether it is written
@@ -35,7 +36,6 @@ ROLES = {
     "reasoning_choice": ("steps", False),
 }
 TOKENS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying", "reasoning_choice")
-VIEWS = ("", "[1:]", "@mean")
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ class Made(Evidence):
         return [NO_TEXTS] * (name in self.by_field)
 
     def profiles(self, name, suffix="", seed=0, like=None):
-        found = self.by_field.get(name, {}).get(suffix, [])
-        return found if like is None else [p for p in found if p.task == like]
+        if suffix:
+            raise UserError("other views decide nothing")
+        return [p for p in self.by_field.get(name, []) if like in (None, p.task)]
 
 
 def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
@@ -110,12 +111,9 @@ def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
             units = asked if subjects is None else [f"{topic}:subject {i % subjects}" for i in range(n)]
             made = [_profile(name, model, asked, units, repeats, written, kind, *scores[kind]) for kind in scores]
             if model == "model":
-                by_field[name] = dict.fromkeys(VIEWS, [made[0]])
+                by_field[name] = [made[0]]
             if name in TOKENS:
-                where = "tokens" if model == "model" else "control"
-                by_field.setdefault(where, {view: [] for view in VIEWS})
-                for view in VIEWS:
-                    by_field[where][view].append(made[1])
+                by_field.setdefault("tokens" if model == "model" else "control", []).append(made[1])
     return Made(by_field=by_field)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from depthlens.analysis import stats
 from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.layer_profiles import Profile
+from depthlens.analysis.layer_profiles import Profile, broken_condition
 from depthlens.analysis.races import Race
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
@@ -116,12 +116,18 @@ def by_condition(losses, suffix: str) -> Mapping[str, float]:
     return losses if isinstance(losses, dict) else {f"L{layer}{suffix}": loss for layer, loss in enumerate(losses)}
 
 
-def viewed(loss, task="task", *, seeds=3, views=VIEWS, n=40, model="m", **options) -> list[Result]:
-    """Sweeps of one task of four options, one a few-shot seed, whose views lose alike or as a tuple of losses says."""
-    of_view = dict(zip(VIEWS, loss, strict=True)) if isinstance(loss, tuple) else dict.fromkeys(views, loss)
-    losses = {name: x for view in views for name, x in by_condition(of_view[view], view).items()}
-    of_task = {"task": task, "model": model, "n_layers": len(of_view[views[0]]), "chance": 0.25, "n": n} | options
-    return [sweep(losses, seed=seed, **of_task) for seed in range(seeds)]
+def viewed(loss, task="task", *, seeds=1, views=VIEWS, n=150, broken=None, accuracy=0.9, **options) -> list[Result]:
+    """Sweeps of one task of four options, one a few-shot seed, under every view; ``broken``: the measured floor."""
+    losses = {name: x for view in views for name, x in by_condition(loss, view).items()}
+    losses |= {} if broken is None else {broken_condition(len(loss)): 1 - broken / accuracy}
+    of_task = {"task": task, "model": "m", "n_layers": len(loss), "chance": 0.25, "n": n, "accuracy": accuracy}
+    return [sweep(losses, seed=seed, record={"seed": seed}, **of_task | options) for seed in range(seeds)]
+
+
+def tokens(losses: Mapping[str, np.ndarray], *, n=150, model="m") -> Result:
+    """A sweep in nats of tasks of equal difficulty: {task: mean loss of each layer}."""
+    options = {"metric": "token_logprob", "model": model, "n": n, "noise": 0.1}
+    return concat([nats(x, task=t, seed=i, n_layers=len(x), **options) for i, (t, x) in enumerate(losses.items())])
 
 
 def profile(base, values, floor: float | None, **fields) -> Profile:
@@ -158,11 +164,14 @@ RIGHT = {
 LISTS = {"retrieval": "L0.H0", "reasoning": "L0.H1"}
 
 
-def removal_curve(tasks=tuple(RIGHT), *, better=True) -> RemovalCurve:
-    """A list of one head matters to `copy`, one to `sums`; `guess` is at chance. Told by errors if not ``better``."""
+def removal_curve(tasks=tuple(RIGHT), *, better=True, times=1) -> RemovalCurve:
+    """A list of one head matters to `copy`, one to `sums`; `guess` is at chance. Told by errors if not ``better``.
+
+    20 documents so many ``times``.
+    """
     points, band, tests, scores = [], [], [], {}
     for task in tasks:
-        scores[task] = {name: (np.arange(20) < n_right) == better for name, n_right in RIGHT[task].items()}
+        scores[task] = {name: (np.arange(20 * times) < n * times) == better for name, n in RIGHT[task].items()}
         means = {name: answers.mean() for name, answers in scores[task].items()}
         for name, condition in LISTS.items():
             key, value, random = (name, task, "acc"), means[condition], [means[c] for c in ("L0.H2", "L0.H3")]
@@ -220,23 +229,23 @@ def steps(n: int) -> list[Result]:
     return made
 
 
-def verdicts(loss: np.ndarray, model: str, seeds: int = 3) -> Verdicts:
-    """Verdicts on made-up sweeps; C1 and C2 can be judged."""
+def verdicts(loss: np.ndarray, model: str) -> Verdicts:
+    """Verdicts on C1 and C2 by made-up sweeps; C2 was not measured."""
     from depthlens.claims import Evidence, judge
 
     tasks = {"letters": "letters", "continuation": "facts"}
-    sweeps = {role: viewed(loss, task, n=150, model=model, seeds=seeds) for role, task in tasks.items()}
+    sweeps = {role: viewed(loss, task, model=model) for role, task in tasks.items()}
     return judge(Evidence(**sweeps), claims=["C1", "C2"])
 
 
 def scorecard(folder: Path, loss: np.ndarray, model: str, **record: object) -> Path:
     """What `depthlens run 09_claims` leaves of a model: results, and verdicts below them."""
-    (made,) = viewed(loss, "letters", n=60, model=model, seeds=1, views=("",))
+    (made,) = viewed(loss, "letters", n=60, model=model, views=("",))
     Result(made.docs, made.record | record).save(folder / "09_claims")
     verdicts(loss, model).save(folder / "09_claims" / "verdicts")
     return folder
 
 
 def two_scorecards(folder: Path) -> list[Path]:
-    """Two models; the first supports C1, the second contradicts it."""
+    """Two models; C1 is shown of the first, and reversed of the second."""
     return [scorecard(folder / name, loss, name) for name, loss in (("few", FEW), ("flat", FLAT))]

@@ -358,6 +358,9 @@ def _c7(evidence: Evidence) -> Iterator[Part]:
 
     fields = [name for name in TASKS if evidence.results(name)]
     found = _over_tasks(evidence, TREND, fields, trend)
+    if np.isnan(found.main.effect):
+        yield found
+        return
     kept, _ = _judged([p for name in fields for p in evidence.profiles(name)])
     effects = {p.label: trend(p) for p in kept}
     beside = {label: Estimate.of(effect) for label, effect in effects.items()}
@@ -374,7 +377,8 @@ def _spread(effects: Sequence[Mean]) -> Iterator[str]:
     values, variances = (
         np.array([float(x) for x in of]) for of in zip(*((e.value, e.error**2) for e in effects), strict=True)
     )
-    tau = float(np.sqrt(max(combine_effects(values, variances, method_re="iterated").tau2, 0.0)))
+    with np.errstate(divide="ignore"):  # of equal effects it divides by 0, for a number that is not used here
+        tau = float(np.sqrt(max(combine_effects(values, variances, method_re="iterated").tau2, 0.0)))
     yield f"between tasks the difference has a standard deviation of {100 * tau:.2g}% of answers beyond sampling noise"
 
 

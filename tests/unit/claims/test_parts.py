@@ -1,0 +1,123 @@
+"""A part of a claim: the state of its interval, the part that decides, and its sentence."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from depthlens.analysis.means import mean
+from depthlens.claims import parts
+from depthlens.claims.parts import (
+    ANSWERS,
+    AT_LEAST,
+    MOVED,
+    OPEN,
+    REVERSED,
+    SHOWN,
+    SIGN,
+    SMALLER,
+    STATES,
+    UNDER,
+    Estimate,
+    Part,
+    Question,
+    state,
+    worst,
+)  # fmt: skip
+from depthlens.errors import UserError
+
+COSTS = Question("Removing {name} costs {effect}", ANSWERS, 0.1)
+
+
+def part(low, high, *, claim=AT_LEAST, why="", **more):
+    """A part whose effect is in the middle of its interval."""
+    return Part(COSTS._replace(claim=claim), Estimate((low + high) / 2, low, high, 120, why), **more)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claim", "wanted"),
+    [
+        (0.1, 0.2, AT_LEAST, SHOWN),
+        (0.3, 9.0, AT_LEAST, SHOWN),  # however wide
+        (0.01, 0.2, AT_LEAST, SIGN),
+        (0.01, 0.09, AT_LEAST, SMALLER),
+        (-0.02, 0.09, AT_LEAST, SMALLER),
+        (-0.2, -0.01, AT_LEAST, REVERSED),
+        (-0.02, 0.2, AT_LEAST, OPEN),
+        (-0.2, 0.09, UNDER, SHOWN),
+        (0.01, 0.09, UNDER, SHOWN),
+        (0.1, 0.2, UNDER, REVERSED),
+        (0.01, 0.2, UNDER, OPEN),
+        (0.1, 0.2, MOVED, SHOWN),
+        (-0.2, -0.1, MOVED, SHOWN),
+        (0.01, 0.2, MOVED, SIGN),
+        (-0.2, -0.01, MOVED, SIGN),
+        (-0.05, 0.05, MOVED, SMALLER),
+        (-0.09, -0.01, MOVED, SMALLER),
+        (-0.02, 0.2, MOVED, OPEN),
+        (-0.2, 0.3, MOVED, OPEN),
+    ],
+)
+def test_an_interval_has_its_state(low, high, claim, wanted):
+    assert state(low, high, 0.1, claim) == wanted == part(low, high, claim=claim).state
+
+
+def holds(truth, matters, claim):
+    """The states that are true of an effect."""
+    size = abs(truth) if claim == MOVED else truth
+    if claim == UNDER:
+        return {SHOWN} if size < matters else {REVERSED}
+    return {SHOWN, SIGN} if size >= matters else {SIGN, SMALLER} if size > 0 else {SMALLER, REVERSED}
+
+
+@pytest.mark.parametrize(
+    ("claim", "never"), [(AT_LEAST, set()), (UNDER, {SIGN, SMALLER}), (MOVED, {REVERSED})], ids=str
+)
+def test_an_interval_that_contains_the_truth_says_nothing_that_is_false_of_it(claim, never):
+    """V2: no truth is shown in one sample, and smaller or reversed in another."""
+    grid = [x for x in np.linspace(-0.3, 0.3, 31) if min(abs(x), abs(abs(x) - 0.1)) > 1e-9]
+    found = set()
+    for low, truth, high in itertools.combinations(grid, 3):
+        found.add(said := state(low, high, 0.1, claim))
+        assert said in {OPEN} | holds(truth, 0.1, claim), (low, truth, high)
+    assert found == set(STATES) - never
+
+
+def test_the_worst_part_decides_and_of_equal_ones_the_nearest_to_failing():
+    shown, sure, sign, smaller = part(0.11, 0.15), part(0.5, 0.6), part(0.01, 0.2), part(0.01, 0.05)
+    undecided, turned = part(-0.1, 0.2), part(-0.2, -0.1)
+    for better, worse in itertools.pairwise([sure, shown, sign, undecided, smaller, turned]):
+        assert worst([better, worse]) is worst([worse, better]) is worse
+    little, less = part(0.05, 0.09, claim=UNDER), part(-0.01, 0.01, claim=UNDER)
+    assert worst([less, little]) is little
+    nothing = parts.missing(COSTS, "not measured")
+    assert nothing.state == OPEN and worst([shown, nothing, undecided]) is nothing
+
+
+def test_a_sentence_has_effect_interval_what_matters_and_n():
+    costs = Part(parts.named(COSTS, "L3"), Estimate(0.15, 0.1, 0.2, 120))
+    said = "Removing L3 costs 15% of the answers [10%, 20%]; the claim is at least 10% (n = 120)"
+    assert costs.sentence == f"{said}."
+    against = Part(costs.question, costs.main, but="random heads cost as much")
+    assert against.state == OPEN and against.sentence == f"{said}, but random heads cost as much."
+    assert part(0.1, 0.2, why="9 questions are too few").sentence.endswith("(n = 120), but 9 questions are too few.")
+    assert parts.missing(costs.question, "not measured").sentence == "Removing L3 costs …: not measured."
+    depth = Part(Question("The losses moved by {effect}", "of depth", 0.05, MOVED), Estimate(-0.07, -0.09, -0.051, 300))
+    assert depth.sentence == (
+        "The losses moved by -0.07 of depth [-0.09, -0.05]; the claim is either way at least 0.05 (n = 300)."
+    )
+
+
+def test_views_and_seeds_stand_beside_and_what_has_no_value_says_why():
+    values = np.random.default_rng(0).random((2, 120))
+
+    def of(view, seed):
+        if view == "unswept":
+            raise UserError("sweep it")
+        return mean(values[seed]) / mean(np.zeros(120) if view == "nothing" else np.ones(120))
+
+    found = parts.part(COSTS, of, seeds=2, main="all", views=("unswept", "nothing"))
+    assert found.main.effect == pytest.approx(values.mean()) and found.main.n == 120
+    seeds = [found.beside[f"few-shot seed {i}"].effect for i in (1, 2)]
+    assert seeds == pytest.approx(values.mean(1)) and found.beside["unswept"].why == "sweep it"
+    assert "nothing is lost" in found.beside["nothing"].why
