@@ -74,10 +74,10 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
     texts = [textwrap.fill(f"{claim}{part}  {of['what'].iloc[0]}", _WHAT) for (claim, part), of in parts]
     heights = [max(_LINE * (text.count("\n") + 1), _RUN * len(by_run)) + 0.14 for text in texts]
     fig = figure(title, default, height=sum(heights) + 1.1)
-    what, ax, states = fig.subplots(1, 3, width_ratios=(2.9, 2.3, 2.0), sharey=True)
+    what, ax, states = fig.subplots(1, 3, width_ratios=(3.1, 2.3, 1.9), sharey=True)
     tops = np.cumsum([0.0, *heights])
     for text, top, height, (_, of) in zip(texts, tops, heights, parts, strict=False):
-        panels.note(what, 0, top + height / 2, text, transform=what.get_yaxis_transform(), color=INK)
+        _note(what, 0, top + height / 2, text, color=INK)
         _claimed(ax, str(of["claimed"].iloc[0]), top, height)
         for i, run in enumerate(by_run):
             for row in of[of["run"] == run].itertuples():
@@ -86,17 +86,8 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
                 symbol, colour, ink = CHIPS[row.state]
                 box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
                 chip = f"{symbol} {row.state}"
-                panels.note(
-                    states, 0.02, y, chip, transform=states.get_yaxis_transform(), color=ink, bbox=box, gid=row.state
-                )
-                panels.note(
-                    states,
-                    0.62,
-                    y,
-                    f"n = {row.n}" if row.n else "–",
-                    transform=states.get_yaxis_transform(),
-                    color=GREY,
-                )
+                _note(states, 0.02, y, chip, color=ink, bbox=box, gid=row.state)
+                _note(states, 0.62, y, f"n = {row.n}" if row.n else "–", color=GREY)
     for side in (what, states):
         side.set_axis_off()
     ax.set(ylim=(tops[-1], 0), xlim=(_LEAST - 0.2, _MOST + 0.2), yticks=[], xticks=range(int(_LEAST), int(_MOST) + 1))
@@ -115,6 +106,11 @@ def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str)
     return with_legend(fig, keys, 3)
 
 
+def _note(ax: panels.Axes, x: float, y: float, text: str, **options: Any) -> None:
+    """Text beside a row, for which the layout has made room by the ratios of the widths."""
+    panels.note(ax, x, y, text, transform=ax.get_yaxis_transform(), in_layout=False, **options)
+
+
 def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
     """Shade where the claim would be shown."""
     below, above = (_LEAST - 0.2, -1.0 if claimed == MOVED else 1.0), (1.0, _MOST + 0.2)
@@ -127,7 +123,7 @@ def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
 def _estimate(ax: panels.Axes, row: Any, y: float, style: int) -> None:
     effect, low, high = (np.array([row.effect, row.ci_low, row.ci_high]) / row.matters).clip(_LEAST, _MOST)
     if not np.isfinite(effect):
-        panels.note(ax, _LEAST, y, "no estimate", color=GREY)
+        panels.note(ax, _LEAST, y, "no estimate", transform=ax.transData, color=GREY)
         return
     colour = PALETTE[style]
     ax.plot([low, high], [y, y], color=colour, lw=1.4, zorder=2, gid="interval")

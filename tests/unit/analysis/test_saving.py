@@ -163,7 +163,7 @@ def test_a_table_shows_itself_rounded():
         warnings.simplefilter("error")
         made = dl.analysis.centre_of_mass(swept())
     centre = made.table["centre"].item()
-    assert f"{centre:.3f}" in repr(made) and f"{centre:.3f}" in made._repr_html_() and "<table" in made._repr_html_()
+    assert f"{centre:.2f}" in repr(made) and f"{centre:.2f}" in made._repr_html_() and "<table" in made._repr_html_()
     assert made.record["made_by"] == "centre_of_mass" and made.record["made_from"][0]["tasks"] == ["t"]
 
 

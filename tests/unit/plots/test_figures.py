@@ -238,7 +238,7 @@ def run_figures(tmp_path):
     yield Case(fig, len(fig.axes), words=("step1", "step3"))
     cards = dl.compare(*two_scorecards(tmp_path))
     count = {"effect": np.isfinite(cards.verdicts["effect"]).sum()}
-    yield Case(plots.scorecards(cards), 18, count=count, words=("few", "flat"))
+    yield Case(plots.scorecards(cards), 3, count=count, words=("few", "flat"))
 
 
 def other_figures(_):
