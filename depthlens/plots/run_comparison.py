@@ -137,7 +137,7 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
         for row, run in enumerate(panel.runs):
             _centre(ax, panel, comparison, run, names.index(run), 0.95 - 0.11 * row)
         panels.panel_title(ax, panel.title)
-        unit = "share of score\nabove floor" if relative else f"loss of\n{named(panel.key.metric, loss=True)}"
+        unit = "share of score\nabove floor" if relative else f"loss of {_in_lines(panel.key.metric)}"
         ax.set(xlim=(-0.03, 1.03), ylabel=unit)
     drawn = {run for panel in shown for run in panel.runs}
     of_all = zip(names, panels.series_keys(names, mfc=None), strict=True)
@@ -236,7 +236,7 @@ def run_differences(
             ax.plot(x, y, MARKERS[style], ms=3.5, color=PALETTE[style], mfc="white", mew=0.9, gid="difference")
             panels.marks(ax, x, y, proven, style, "shown")
         panels.panel_title(ax, panel.title)
-        ax.set_ylabel("difference of\n" + ("shares" if scale == ABOVE_FLOOR else named(panel.key.metric, loss=True)))
+        ax.set_ylabel("difference of\n" + ("shares" if scale == ABOVE_FLOOR else _in_lines(panel.key.metric)))
         panels.layer_axis(ax, _n_layers(panel.rows(comparison.profiles)))
     keys = [
         panels.line_key(label, color=PALETTE[style], marker=MARKERS[style], mfc="white", ms=4)
@@ -297,6 +297,11 @@ def _title(comparison: Comparison, shown: Sequence[Panel], what: str) -> str:
     names = ", ".join(dict.fromkeys(run for panel in shown for run in panel.runs))
     place = f"{shown[0].key.place}: " if shown[0].key.place else ""
     return f"{place}{names}: {what}, n = {counts(map(int, sizes))} documents"
+
+
+def _in_lines(metric: str) -> str:
+    """A metric, and below it the unit of its losses."""
+    return named(metric, loss=True).replace(" (", "\n(").replace(", ", ",\n")
 
 
 def _height(n: int, columns: int, each: float) -> float:

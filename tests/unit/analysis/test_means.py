@@ -38,9 +38,9 @@ def test_a_mean_has_students_interval_of_its_documents_and_of_those_that_are_ima
     assert all(map(math.isnan, ends(mean(np.ones(1)))))
 
 
-@pytest.mark.parametrize("shared", [0, 3, 6])
-def test_units_that_two_means_share_are_paired(shared):
-    a, b = {f"q{i}": X[i] for i in range(6)}, {f"q{6 - shared + i}": Y[i] for i in range(6)}
+@pytest.mark.parametrize("n_shared", [0, 3, 6])
+def test_units_that_two_means_share_are_paired(n_shared):
+    a, b = {f"q{i}": X[i] for i in range(6)}, {f"q{6 - n_shared + i}": Y[i] for i in range(6)}
     first, second = (mean(np.array([*of.values()]), [*of], bounded=False) for of in (a, b))
     gap = first - second
     by_hand = 0.0
@@ -156,8 +156,8 @@ def test_false_effects_of_questions_that_are_asked_three_times(kind):
     """V5: 20 conditions that change nothing on average. Without units most families have a false effect."""
     rng, wrong, without = np.random.default_rng(4), 0, 0
     for _ in range(DRAWS):
-        shared = rng.standard_normal((60, 1)) + rng.standard_normal((60, 20))
-        values = np.sign(shared) * (np.abs(shared) > 1) if kind == "right and wrong" else np.tanh(shared)
+        draws = rng.standard_normal((60, 1)) + rng.standard_normal((60, 20))
+        values = np.sign(draws) * (np.abs(draws) > 1) if kind == "right and wrong" else np.tanh(draws)
         asked = np.repeat(values, 3, 0)
         wrong += (max_t(stats.changes("acc", asked, np.repeat(np.arange(60), 3)), n_flips=500) < 0.05).any()
         without += (max_t(stats.changes("acc", asked), n_flips=500) < 0.05).any()

@@ -228,7 +228,7 @@ def run_figures(tmp_path):
     y = {"difference": [table["difference"]], "shown": [table.loc[table["shown"], "difference"]]}
     yield Case(plots.run_differences(two), 1, y=y, words=("late minus base",))
     far = dl.compare(nats(EARLY * [20, *[1] * 8], model="a"), nats(LATE, model="b", seed=1))
-    yield Case(plots.run_profiles(far), 1, words=("loss of answer_logprob (nats)", "beyond the axis: L0 1"))
+    yield Case(plots.run_profiles(far), 1, words=("loss of answer_logprob (nats, at most 1 a document)",))
     stages = dl.compare(*steps(3), stages=True)
     n_placed = stages.centres[stages.centres["measure"] == CENTRE]["value"].notna().sum()
     yield Case(plots.run_map(stages), 3, count={"centre": n_placed, "hatch": 1}, cannot_judge=1)

@@ -82,8 +82,8 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
     other = scorecard(tmp_path / "other", EARLY[:1].repeat(12) * 0.2, "other", seed=5)
     apart = dl.compare(folders[0], other)
     assert len(apart.verdicts)
-    (folders[1] / "09_claims" / "verdicts" / "verdicts.parquet").unlink()
-    with pytest.raises(UserError, match=r"verdicts' holds no verdicts.parquet; give a folder that Verdicts.save wrote"):
+    (folders[1] / "09_claims" / "verdicts" / "parts.parquet").unlink()
+    with pytest.raises(UserError, match=r"verdicts' holds no parts.parquet; give a folder that Verdicts.save wrote"):
         dl.compare(*folders)
 
 
