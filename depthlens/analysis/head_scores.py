@@ -90,7 +90,7 @@ class HeadScores(Saveable):
             record: See `HeadScores`.
             tested: Whether a head above 0 is to be called critical.
             heads: Heads that were measured; None for all. The others become NaN.
-            bounded: Whether a case is between -1 and 1, such as a share of attention.
+            bounded: Whether a score is from 0 to 1, such as a share of attention.
             units: See `depthlens.analysis.means.mean`.
         """
         n, *shape = cases.shape
@@ -98,7 +98,8 @@ class HeadScores(Saveable):
         by_head = cases[:, at[0], at[1]]  # [case, head]
         values, low, high = (np.full(shape, np.nan) for _ in range(3))
         found = mean(by_head, units, bounded=bounded)
-        values[at], (low[at], high[at]) = found.value, found.interval()
+        ends = np.clip(found.interval(), 0.0, 1.0) if bounded else found.interval()
+        values[at], (low[at], high[at]) = found.value, ends
         critical = np.zeros(shape, dtype=bool)
         if tested:
             p = max_t(mean(np.clip(by_head, -1, 1), units))

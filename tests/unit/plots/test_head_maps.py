@@ -166,7 +166,7 @@ def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
         Case(
             fig,
             5,
-            words=("other, acc", "kv_retrieval, answer_logprob", "change of answer_logprob (nats, at most 1 a document) from baseline"),
+            words=("other, acc", "kv_retrieval, answer_logprob", "change of answer_logprob (nats, at most 1 a"),
         )
     )
     assert len(maps(plots.head_map(many, metrics="acc"))) == 2
