@@ -253,7 +253,6 @@ RESULTS = [
         "the sweeps are of models organism, other; judge",
     ),
     (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.Evidence(...)"),
-    (lambda e: dl.claims.judge(dl.claims.Evidence(), n_boot=10), "n_boot 10: give a whole number, at least 200; the"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),
 ]
 
@@ -282,8 +281,7 @@ PLOTS = [
     (lambda e: dl.plots.recovery_curve("x", e.result), f"result {NO_RESULT}"),
     (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
     (lambda e: dl.plots.greedy_curve(e.result), "greedy is a Result; give what depthlens.greedy_removal returned"),
-    *((lambda e, x=x: dl.plots.scorecard(x), "no verdicts to draw; give those of depthlens.claims.judge")
-      for x in ("x", [])),
+    (lambda e: dl.plots.scorecard("x"), "verdicts is a str; give what depthlens.claims.judge returned"),
     *((lambda e, f=f: f("x"), "comparison is a str; give what depthlens.compare returned")
       for f in (dl.plots.run_profiles, dl.plots.run_map, dl.plots.scorecards)),
     (lambda e: dl.plots.prediction([], [], []), "0 tokens"),

@@ -58,7 +58,7 @@ MADE = {
     "geometry": geometry,
     "head scores": scores,
     "reasoning scores": reasoning,
-    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept()), n_boot=200),
+    "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept())),
     "centres": lambda: dl.analysis.centre_of_mass(swept(), n_boot=50),
     "comparison": lambda: dl.analysis.compare_models(swept(), swept("d", seed=1), n_boot=50),
     "runs": lambda: dl.compare(swept(), swept("d", seed=1), n_boot=200),
