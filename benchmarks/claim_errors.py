@@ -76,6 +76,8 @@ def nulls(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
         "unequal margins, the first third harms 3 times as much": (unequal(lowered=third), DEPTH),
         "unequal margins, L0 and L1 destroy": (
             unequal(lowered=by_thirds(n, 0, 0.6, 0.6, 0.6), destroyed=by_thirds(n, 0.9, 0, 0, 0)), (*DEPTH, "C7")),
+        "unequal margins, the first third destroys": (
+            unequal(lowered=by_thirds(n, 0, 0, 0.4, 0.4), destroyed=by_thirds(n, 0.9, 0.9, 0, 0)), DEPTH),
         "a broken chooser scores 0.35": (
             {"tasks": {"rest": Task(none, breaks, floor=0.35)}, "control": {"rest": Task(none, breaks, floor=0.35)}},
             NOT_EARLY[1:]),
@@ -104,9 +106,9 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     deep = shallow | {"reasoning_choice": Task(late, little)}
     deep |= {
         "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
-        "copying": Task(0 * flat, by_thirds(n, 0.6, 0.3, 0.3, 0.3)),
+        "copying": Task(0 * flat, by_thirds(n, 0.6, 0.4, 0.2, 0.2)),
     }
-    control = {"continuation": known["continuation"], "reasoning_choice": Task(flat, little), "rest": Task(flat)}
+    control = {"continuation": known["continuation"], "reasoning_choice": Task(early, little), "rest": Task(flat)}
     return {
         "shallow layers matter most, most of all to texts": ({"tasks": shallow}, ("C1", "C2", "C3", "C7")),
         "reasoning is deep": ({"tasks": deep, "control": control}, ("C4", "C6")),

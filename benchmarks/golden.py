@@ -420,7 +420,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
     "models/compared": lambda: compared(result("binary"), result("other", "distilled")),
     "transplants": lambda: a.transplant_recovery(result("moved"), result("binary", "donor").select(tasks="facts")),
-    **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c], n_boot=400)
+    **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
     "means": lambda: {"p": (m := a.mean(draws(3)) - a.mean(draws(4))).p(), "max t": a.max_t(m), "ends": m.interval()},
     "documents": lambda: {"loss": a.documents_for_loss(0.1, 30)},

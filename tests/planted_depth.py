@@ -36,8 +36,7 @@ FALSE = {claim: ALL_TRUE | {claim: False} for claim in CLAIMS} | {"C7": ALL_TRUE
 COMMON = {"n_layers": N_LAYERS, "previous_layer": 0, "sharpness": 9.0}
 MIDDLE = {"letters": 6, "retrieval": 5, "reasoning": 5, "writing": "6-7"}
 LATE = {"letters": 10, "retrieval": 10, "reasoning": 8, "writing": "8-11"}
-# a claim with bounds for every layer needs more documents, and knowledge in the first tenth of the layers too
-DOCUMENTS, WHERE_TRUE = {"C1": 120, "C6": 80}, {"C1": {"knowledge_layers": "1"}}
+DOCUMENTS, WHERE_TRUE = 200, {"C1": {"knowledge_layers": "1"}}
 # in nats, the head that retrieval builds on counts as much as the one that retrieves: it stands where plain text is, so
 # that retrieval is deeper under the view of all layers as well
 WHERE_FALSE = {
@@ -130,7 +129,7 @@ def holds(values: dict[str, dict[str, float]]) -> dict[str, bool]:
 def evidence(claim: str, *, true: bool, seed: int, limit: int | None = None) -> dl.claims.Evidence:
     """What a claim takes, under every view, of an organism on which it is true or false.
 
-    An organism takes no examples, so three few-shot seeds are the same sweep three times.
+    An organism takes no examples, so there is one few-shot seed.
 
     Args:
         claim: One of `CLAIMS`, or C6.
@@ -138,19 +137,21 @@ def evidence(claim: str, *, true: bool, seed: int, limit: int | None = None) -> 
         seed: Of the organism.
         limit: Documents of each task; None: so many that the claim is decided.
     """
-    options = {"limit": limit or DOCUMENTS.get(claim, 60), "num_fewshot": 0, "progress": False}
+    options = {"limit": limit or DOCUMENTS, "num_fewshot": 0, "progress": False}
     if claim == "C6":
         return _of_distillation(distillation_names(seed, moved=true), options)
     truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], WHERE_FALSE.get(claim, {}))
     name = organism_name(truth, seed, noise=NOISE, **planted)
     roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
     roles["long_text"] = roles["text"]  # all prompts of organisms are of one length
-    in_nats = ("continuation", "retrieval", "text", "long_text", "reasoning_choice")
+    roles["reasoning_continuation"] = roles["reasoning_choice"]  # the questions of the written task
+    in_nats = ("continuation", "retrieval", "text", "long_text", "reasoning_choice", "reasoning", "copying")
     roles["tokens"] = list(dict.fromkeys(roles[field] for field in in_nats))
     (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]
-    wanted = {field: roles[field] for field in needs}
+    more = ("reasoning", "reasoning_continuation") if claim == "C2" else ()
+    wanted = {field: roles[field] for field in (*needs, *more)}
     found = dl.claim_sweeps(dl.load(name, device="cpu"), wanted, seeds=[0], **options)
-    return dl.claims.Evidence(**{field: results * 3 for field, results in found.items()})
+    return dl.claims.Evidence(**found)
 
 
 def _of_distillation(names: dict[str, str], options: dict) -> dl.claims.Evidence:
@@ -162,7 +163,7 @@ def _of_distillation(names: dict[str, str], options: dict) -> dl.claims.Evidence
     found["control"] = [dl.concat([result for (result,) in of_control.values()])]
     thirds = [f"{third}@donor" for third in dl.analysis.third_conditions(N_LAYERS)]
     found["transplants"] = [dl.condition_sweep(base, written, thirds, donor=distilled, **options)]
-    return dl.claims.Evidence(**{field: results * 3 for field, results in found.items()})
+    return dl.claims.Evidence(**found)
 
 
 def distillation_names(seed: int, *, moved: bool) -> dict[str, str]:

@@ -48,7 +48,7 @@ def evidence(*, true: bool, seed: int, swapped: bool = False) -> dl.claims.Evide
     """What C5 takes, under every view: lists by attribution on every other document, removed on the rest.
 
     Where the claim is false, a second head does what the retrieval head does, so that a list of one head's size is not
-    missed. An organism takes no examples, so three few-shot seeds are the same curve three times.
+    missed. An organism takes no examples, so there is one few-shot seed.
 
     Args:
         true: Whether few heads carry both tasks.
@@ -66,4 +66,4 @@ def evidence(*, true: bool, seed: int, swapped: bool = False) -> dl.claims.Evide
         lens, [*TASKS.values()], lists, k=[COPIES], n_draws=N_DRAWS, seeds=[0], samples="1:60:2", **options
     )
     own = dict(zip(TASKS, reversed(TASKS.values()), strict=True)) if swapped else TASKS
-    return dl.claims.Evidence(heads=[curves[0]] * 3 + curves[1:], head_tasks=own, head_scores=scores)
+    return dl.claims.Evidence(heads=curves, head_tasks=own, head_scores=scores)

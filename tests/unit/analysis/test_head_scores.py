@@ -145,7 +145,7 @@ def test_an_interval_of_bounded_scores_has_a_width():
     cases = np.zeros((30, 1, 2))
     cases[:3, 0, 0] = 1.0
     scores = HeadScores.of_cases("test", "", cases, {}, tested=False, bounded=True)
-    assert (scores.low < scores.values).all() and (scores.values < scores.high).all()
+    assert (scores.low <= scores.values).all() and (scores.values < scores.high).all()
     assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
     alone = HeadScores.of_cases("test", "", cases[:1], {}, tested=False)
     assert np.isnan(alone.low).all() and "[" not in alone.describe()[0], "one case has no interval"

@@ -60,8 +60,9 @@ def written(loss, task="letters_w", **options):
 def test_written_answers_need_deep_layers_that_chosen_ones_do_not(loss, state):
     chosen = 0.15 if state == "reversed" else 0.0
     letters = [same_documents(x) for x in viewed(np.where(LAYERS < 2, 0.5, chosen), "letters")]
-    sums, options = written(loss, "sums", n=140), [same_documents(x) for x in viewed(np.zeros(12) + chosen, "options", n=140)]
-    found, parts = judged("C2", letters=letters, generation=written(loss), reasoning=sums, reasoning_continuation=options)
+    options = [same_documents(x) for x in viewed(np.full(12, chosen), "options", n=140)]
+    solved = {"reasoning": written(loss, "sums", n=140), "reasoning_continuation": options}
+    found, parts = judged("C2", letters=letters, generation=written(loss), **solved)
     assert found == state, list(parts["sentence"])
     assert list(parts["tasks"]) == ["letters_w, letters", "sums, options"] and list(parts["n"]) == [150, 140]
 
@@ -105,7 +106,7 @@ def test_depth_is_compared_on_documents_with_matched_log_odds(claim, losses, sta
 def test_a_document_has_one_partner_that_is_as_likely():
     rng = np.random.default_rng(0)
     own, other = (
-        made_results.profile(base, np.zeros((len(base), 12)), None, documents=tuple(f"{name}:{i}" for i in range(len(base))))
+        made_results.profile(base, np.zeros((len(base), 12)), None, documents=tuple(f"{name}{x}" for x in base))
         for name, base in (("a", rng.normal(0, 1, 200)), ("b", rng.normal(0.5, 1, 300)))
     )
     a, b = matched(own, other)
@@ -135,6 +136,8 @@ def test_distillation_moves_losses_and_transplants_recover_the_gap():
     assert recovered.notes == "the best is L4-7@donor", "all layers are the distilled model itself"
     assert list(judged("C6", **distilled(moved=EARLY))[1]["state"]) == ["smaller", "shown"]
     assert list(judged("C6", **distilled(gain=0.1))[1]["state"]) == ["shown", "smaller"]
+    alike = tokens({"continuation": EARLY, "reasoning_choice": LATE}, model="control")
+    assert judged("C6", **distilled(control=alike))[1]["state"][0] == "smaller", "A16: every fine-tune moves them so"
     whole = result_of(nested({"baseline": 0.3, "L0-11@donor": 0.9}, 240), task="sums", model="base", n_layers=12)
     assert "takes all layers" in judged("C6", **distilled(transplants=whole))[1]["sentence"][1]
     other = result_of(nested({"baseline": 0.3, "L0-3@donor": 0.9}, 200), task="sums", model="base", n_layers=12)
@@ -143,8 +146,7 @@ def test_distillation_moves_losses_and_transplants_recover_the_gap():
 
 
 def test_the_trend_has_its_tasks_beside():
-    tasks = {"letters": viewed(EARLY, "letters"), "continuation": viewed(EARLY, "facts"), "retrieval": viewed(EVEN, "kv")}
-    found = judge(Evidence(**tasks), claims="C7")
+    found = judge(Evidence(**both(EARLY), retrieval=viewed(EVEN, "kv")), claims="C7")
     assert found.states == {"C7": "shown"}, found.describe()
     beside = found.parts.set_index("view")["effect"]
     assert {"letters", "facts", "kv", "first token spared", "mean ablation"} <= set(beside.index)
@@ -160,7 +162,7 @@ def test_views_and_seeds_stand_beside_and_take_nothing_away():
     first = found[found["part"] == "a"].set_index("view")
     assert list(first.index) == [DECIDES, "first token spared", "mean ablation", "few-shot seed 1", "few-shot seed 2"]
     assert first.loc[DECIDES, "state"] == "shown" and "sweep layers[1:]" in first.loc["first token spared", "why"]
-    assert first.loc[DECIDES, "effect"] == pytest.approx(first.loc[["few-shot seed 1", "few-shot seed 2"], "effect"].mean())
+    assert first.loc[DECIDES, "effect"] == pytest.approx(first["effect"].iloc[-2:].mean())
 
 
 def test_missing_evidence_says_what_to_give():
@@ -170,7 +172,7 @@ def test_missing_evidence_says_what_to_give():
         assert all(f"{field}=" in row.sentence for field in claim.needs) and row.n == 0 and np.isnan(row.effect)
         assert claim.test and claim.statement == row.statement
     some = judge(Evidence(**both()), claims=["C7", "C1"])
-    assert list(some.states) == ["C1", "C7"] and some.describe()[1].startswith("C1a shown: Scored by letters, the model ")
+    assert list(some.states) == ["C1", "C7"] and some.describe()[1].startswith("C1a shown: Scored by letters, ")
 
 
 def test_too_few_questions_are_open_and_say_so():

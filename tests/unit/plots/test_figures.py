@@ -238,7 +238,10 @@ def run_figures(tmp_path):
     yield Case(fig, len(fig.axes), words=("step1", "step3"))
     cards = dl.compare(*two_scorecards(tmp_path))
     count = {"effect": np.isfinite(cards.verdicts["effect"]).sum()}
-    yield Case(plots.scorecards(cards), 3, count=count, words=("few", "flat"))
+    yield Case(plots.scorecards(cards), 3, count=count, words=("few", "flat", "shown", "reversed"))
+    alone = made_results.verdicts(made_results.FEW, "m")
+    count = {"effect": np.isfinite(alone.parts[alone.parts["view"] == "decides"]["effect"]).sum()}
+    yield Case(plots.scorecard(alone), 3, count=count, words=(f"m: {alone.headline}", "✓ shown", "? open"))
 
 
 def other_figures(_):

@@ -1,0 +1,196 @@
+"""Artefacts that two reviews found in earlier versions, each as a test that it no longer makes a claim look true.
+
+V1 to V9 are of version 0.2, A1 to A16 of 0.1. Rates are of simulated sweeps (`tests/made_claims.py`) that the package's
+own code judges from their documents on; `TESTED` names what is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import made_claims
+import numpy as np
+import pytest
+from made_claims import Task
+from made_results import same_documents, viewed
+
+from depthlens.claims import CLAIMS, Evidence, judge
+from depthlens.claims.parts import SHOWN, state, worst
+from depthlens.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+ERRORS = runpy.run_path(str(ROOT / "benchmarks/claim_errors.py"))
+ALPHA, POWER = 0.05, 0.8
+N_LAYERS, N_DRAWS, MOST = 12, 30, 3  # of 30 draws at 5% more than three are shown in 6%
+LAYERS = np.arange(N_LAYERS)
+BY_ID = {claim.id: claim for claim in CLAIMS}
+
+TESTED = {
+    "V2": "claims/test_parts.py::test_an_interval_that_contains_the_truth_says_nothing_that_is_false_of_it",
+    "V5": "analysis/test_means.py::test_false_effects_of_questions_that_are_asked_three_times",
+    "A1": "claims/test_heads.py::test_documents_that_chose_the_heads_do_not_test_them",
+    "A2": "analysis/test_depth.py::test_protocols_do_not_differ_by_what_a_broken_model_scores",
+    "A4": "claims/test_heads.py::test_what_a_model_cannot_do_is_not_judged",
+    "A5": "analysis/test_agreement.py::test_unrelated_profiles_are_rarely_called_related",
+    "A6": "analysis/test_head_scores.py::test_a_difference_of_significances_is_no_dissociation",
+    "A7": "experiments/test_head_removal.py::test_a_list_that_is_like_any_other_rarely_separates",
+    "A8": "analysis/test_coverage.py::test_the_needed_documents_show_a_loss_in_four_of_five_samples",
+    "A9": "analysis/test_head_scores.py::test_a_rare_large_loss_makes_no_head_critical",
+    "A10": "experiments/test_block_removal.py::test_the_judging_half_is_not_flattered",
+    "A11": "analysis/test_means.py::test_subjects_are_a_ratio_of_sums",
+    "A12": "tasks/test_reference_texts.py::test_texts_are_prompts_without_examples_and_their_answers",
+    "A13": "engine/test_token_places.py::test_the_first_token_is_that_of_the_sequence_and_not_of_the_batch",
+    "A14": "analysis/test_documents.py::test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so",
+    "A15": "analysis/test_documents.py::test_flexible_extract_stands_for_a_task_and_the_format_is_noted",
+    "A16": "claims/test_claims.py::test_distillation_moves_losses_and_transplants_recover_the_gap",
+}
+
+
+def test_what_is_tested_elsewhere_is_there_and_the_rest_is_here():
+    for name in TESTED.values():
+        path, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / "tests/unit" / path).read_text(), name
+    here = re.findall(r'"""([AV]\d+)', Path(__file__).read_text())
+    assert {*TESTED, *here} == {f"V{i}" for i in range(1, 10)} | {f"A{i}" for i in range(1, 17)}
+
+
+def drawn(world, seed, n=300):
+    return made_claims.evidence(n=n, rng=np.random.default_rng([seed, N_LAYERS, n]), **world)
+
+
+def counts(world, *claims):
+    """How often each claim has each state in a world of the benchmark in which it is false."""
+    cases = [("null", world, N_LAYERS, 300, seed, claims) for seed in range(N_DRAWS)]
+    return Counter(found for case in cases for found in ERRORS["simulate"](case))
+
+
+def unmatched(evidence, own, control, deep):
+    """The state of a difference of shares on all documents, whatever the whole model scores there."""
+    pair = (next(p for p in evidence.profiles("tokens") if p.task == name).beyond(2) for name in (own, control))
+    first, second = (p.share((p.thirds > 0 if deep else p.thirds == 0).astype(float)) for p in pair)
+    return state(*(first - second).interval(), 0.15)
+
+
+UNEQUAL = [name for name in ERRORS["nulls"](N_LAYERS) if name.startswith("unequal margins")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", UNEQUAL)
+def test_tasks_that_differ_in_how_easy_they_are_do_not_differ_in_depth(world):
+    """V1: every layer does the same to all tasks, and the whole model's margins differ."""
+    found = counts(world, "C3", "C4", "C6", "C7")
+    assert {claim for claim, _ in found} >= {"C3", "C4", "C6"}
+    assert all(n <= MOST for (_, state), n in found.items() if state == SHOWN), found
+
+
+def test_without_matching_margins_such_tasks_would_differ():
+    """So that the test above could fail."""
+    world, _ = ERRORS["nulls"](N_LAYERS)["unequal margins, the first third destroys"]
+    pairs = [("continuation", "text", False), ("reasoning_choice", "continuation", True)]
+    draws = [drawn(world, seed) for seed in range(5)]
+    assert {unmatched(evidence, *pair) for evidence in draws for pair in pairs} == {SHOWN}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_layers", [20, 24, 32])
+def test_few_critical_layers_are_shown_of_deep_models(n_layers):
+    """V3: L0 and L1 harm, and no other layer does."""
+    loss = np.where(np.arange(n_layers) < 2, 0.6, 0.0)
+    of = {"letters": "letters", "continuation": "facts"}
+    found = judge(Evidence(**{field: viewed(loss, task, views=("",)) for field, task in of.items()}), claims="C1")
+    assert found.states == {"C1": SHOWN}, found.describe()
+
+
+def test_lists_of_heads_that_cost_nothing_are_not_shown_where_others_help():
+    """V4: their cost is far above that of random heads, which mend answers."""
+    world = ERRORS["HEADS_FALSE"]["lists cost nothing, removing other heads helps"]
+    for seed in range(N_DRAWS):
+        parts = made_claims.head_parts(**world, rng=np.random.default_rng(seed))
+        assert worst(parts).state != SHOWN
+        assert parts[1].main.low > 0, "the excess alone would be there"
+
+
+def test_sweeps_of_the_same_examples_are_one_few_shot_seed():
+    """V6: one sweep three times has intervals that are too short by the root of three."""
+    first, other = viewed(np.zeros(N_LAYERS), seeds=2, views=("",))
+    with pytest.raises(UserError, match="letters has two sweeps of one few-shot seed"):
+        Evidence(letters=[first] * 3)
+    with pytest.raises(UserError, match="two few-shot seeds with the same scores"):
+        Evidence(letters=[first, replace(first, record=first.record | {"seed": 7})])
+
+    def fixed(**entry):
+        tasks = {task: told | entry for task, told in first.record["tasks"].items()}
+        return [replace(sweep, record=sweep.record | {"tasks": tasks}) for sweep in (first, other)]
+
+    with pytest.raises(UserError, match="task task has the same examples under every seed"):
+        Evidence(letters=fixed(examples_by_seed=False))
+    with pytest.raises(UserError, match="few-shot seeds share 2 examples of task task"):
+        Evidence(letters=fixed(examples=["a", "b"]))
+    assert Evidence(letters=[first, other]).n_seeds("letters") == 2
+
+
+@pytest.mark.slow
+def test_a_broken_chooser_that_scores_more_than_guessing_shows_nothing():
+    """V7: it scores 0.35 of four options."""
+    found = counts("a broken chooser scores 0.35", "C2", "C7")
+    assert found and all(found[claim, SHOWN] <= MOST for claim in ("C2", "C7")), found
+
+
+@pytest.mark.slow
+def test_the_more_documents_the_surer_is_a_trend_that_all_tasks_share():
+    """V8: agreement between tasks is nothing that speaks against the claim."""
+    world = {"tasks": {"rest": Task(np.zeros(N_LAYERS), ERRORS["by_thirds"](N_LAYERS, 0.6, 0.3, 0.15, 0.1))}}
+    lows = []
+    for n in (150, 600, 2400):
+        (part,) = BY_ID["C7"].parts(drawn(world, 0, n))
+        assert part.state == SHOWN, part.sentence
+        lows.append(part.main.low)
+    assert lows == sorted(lows)
+
+
+@pytest.mark.slow
+def test_answers_that_cannot_be_read_are_lost_and_their_share_is_told():
+    """V9: of answers that can be read the true loss would be found at no number of documents."""
+    (letters,) = viewed(np.where(LAYERS < 2, 0.5, 0.02), "letters", views=("",))
+    (sweep,) = viewed(np.where(LAYERS < 4, 0.3, 0.9), "written", views=("",), chance=None, info={"floor": 0.0})
+    unread = (sweep.docs["layer"] >= 4).fillna(False) & (sweep.docs["value"] == 0)
+    sweep = replace(sweep, docs=sweep.docs.assign(parsed=~unread.astype(bool)))
+    found = judge(Evidence(letters=same_documents(letters), generation=same_documents(sweep)), claims="C2").parts
+    assert found["state"].iloc[0] == SHOWN, found["sentence"].iloc[0]
+    share = unread[(sweep.docs["layer"] >= 4).fillna(False)].mean()
+    assert share > 0.8 and f"{share:.0%} of the answers to written cannot be read" in found["notes"].iloc[0]
+
+
+@pytest.mark.slow
+def test_longer_answers_do_not_make_reasoning_deep():
+    """A3: each token breaks alike; a solution and its copy have three times as many."""
+    assert counts("by token, late", "C4")["C4", SHOWN] <= MOST
+
+
+def false_and_true(found):
+    """Rows of the benchmark's table where the claim is false, and where it is true."""
+    true = [*ERRORS["truths"](N_LAYERS), *ERRORS["HEADS_TRUE"], *ERRORS["TRANSPLANTS_TRUE"]]
+    return found[~found["world"].isin(true)], found[found["world"].isin(true)]
+
+
+@pytest.mark.slow
+def test_claims_are_shown_where_they_are_true_and_nowhere_else():
+    """A look at every world; the comparisons in depth are above."""
+    false, true = false_and_true(ERRORS["table"](10, [N_LAYERS], 300, ("C1", "C2", "C5", "C7")))
+    assert set(false["claim"]) == set(true["claim"]) == {"C1", "C2", "C5", "C7"}
+    assert (false["shown"] <= 0.2).all(), false
+    assert (true["shown"] >= 0.6).all() and (true[["smaller", "reversed"]] == 0).all(axis=None), true
+
+
+@pytest.mark.nightly
+def test_rates_of_errors_and_power_at_the_size_of_the_study():
+    """200 draws of every world with 12, 24 and 32 layers, as docs/methods.md prints them."""
+    n = 200
+    false, true = false_and_true(ERRORS["table"](n, [12, 24, 32], 300, tuple(BY_ID)))
+    noise = 3 * np.sqrt(ALPHA * (1 - ALPHA) / n)  # three standard errors
+    assert (false["shown"] <= ALPHA + noise).all(), false
+    assert (true["smaller"] + true["reversed"] <= ALPHA + noise).all() and (true["shown"] >= POWER).all(), true
