@@ -92,7 +92,8 @@ def test_without_matching_margins_such_tasks_would_differ():
     world, _ = ERRORS["nulls"](N_LAYERS)["unequal margins, the first third destroys"]
     pairs = [("continuation", "text", False), ("reasoning_choice", "continuation", True)]
     draws = [drawn(world, seed) for seed in range(5)]
-    assert {unmatched(evidence, *pair) for evidence in draws for pair in pairs} == {SHOWN}
+    found = Counter(unmatched(evidence, *pair) for evidence in draws for pair in pairs)
+    assert found[SHOWN] > len(draws), found
 
 
 @pytest.mark.slow
