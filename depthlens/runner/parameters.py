@@ -26,8 +26,11 @@ if TYPE_CHECKING:  # slow to import
     from nbformat import NotebookNode
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
-ROLES = ("letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "copying")
-TASKS = ("tasks", "more", "knowledge", *ROLES, "reasoning_choice", "written_retrieval")  # and of tasks
+ROLES = (
+    "letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "reasoning_continuation",
+    "reasoning_choice", "copying",
+)  # fmt: skip
+TASKS = ("tasks", "more", "knowledge", *ROLES, "written_retrieval")  # and of tasks
 PARTS = ("ways", "views", "layers")  # and of parts of the model
 _UNREADABLE = object()
 ANY = object()  # the default is not a literal, so that nothing is known about its type
@@ -228,7 +231,7 @@ RULES: dict[str, Callable[[str, Any], object]] = {
     "model": _model,
     **dict.fromkeys(("organism", "distilled", "position", "prompt", "written_retrieval"), _text),
     **dict.fromkeys(("more", "knowledge"), _each(_text, 0)),
-    **dict.fromkeys(("ways", "reasoning_choice", *ROLES), _each(_text)),
+    **dict.fromkeys(("ways", *ROLES), _each(_text)),
     **dict.fromkeys(("base", "control"), _each(_text, 0, 1)),
     "check": _whole(3),
     "depths": _each(lambda name, value: arguments.number(name, value, 0, 1)),
