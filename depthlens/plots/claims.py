@@ -127,7 +127,7 @@ def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
 def _estimate(ax: panels.Axes, row: Any, y: float, style: int) -> None:
     effect, low, high = (np.array([row.effect, row.ci_low, row.ci_high]) / row.matters).clip(_LEAST, _MOST)
     if not np.isfinite(effect):
-        panels.note(ax, _LEAST, y, "no estimate", color=GREY)
+        panels.note(ax, _LEAST, y, "no estimate", color=GREY, transform=ax.transData)
         return
     colour = PALETTE[style]
     ax.plot([low, high], [y, y], color=colour, lw=1.4, zorder=2, gid="interval")
