@@ -91,7 +91,7 @@ def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
             pairs.append((i, j))
     chosen = few.of_documents([i for i, _ in pairs]), many.of_documents([j for _, j in pairs])
     if lacking := chosen[0].too_few or chosen[1].too_few:
-        raise UserError(f"of {few.label} and {many.label} with matched log-odds {lacking}")
+        raise UserError(f"{lacking} of {few.label} and {many.label} with matched log-odds")
     return chosen if few is a else chosen[::-1]
 
 
