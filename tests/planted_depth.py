@@ -37,7 +37,7 @@ DOCUMENTS, MATCHED = 120, 200
 OPTIONS = {"num_fewshot": 0, "progress": False}
 
 
-def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -> str:
+def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, noise: float = NOISE) -> str:
     """The organism on which a claim of `CLAIMS` holds or fails.
 
     Args:
@@ -45,11 +45,12 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -
         true: Whether it holds.
         seed: Of the organism.
         n_layers: At least 18; 9 for C2 and C7, as few layers are not harmless on average.
+        noise: Of the organism.
     """
     third, late = n_layers // 3, f"{n_layers // 3 * 2}-{n_layers - 1}"
     early, middle, last = f"{FIRST}-{third - 1}", third + 1, 2 * third
     planted = {
-        "n_layers": n_layers, "seed": seed, "noise": NOISE, "sharpness": 9.0, "previous_layer": 0,
+        "n_layers": n_layers, "seed": seed, "noise": noise, "sharpness": 9.0, "previous_layer": 0,
         "letter_layers": early, "knowledge_layers": early, "text_layers": f"0-{n_layers - 1}",
         "retrieval_layer": FIRST, "copying_layer": FIRST, "reasoning_layer": third,
         "reasoning_strength": 1.2,  # else its log-odds are below those of the other tasks
@@ -142,15 +143,16 @@ def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
 def distillation(*, moved: bool, seed: int = 0, n_layers: int = LAYERS) -> dict[str, str]:
     """A base model, its distilled one, and a fine-tuned control that did not learn to reason.
 
-    The base does the two-hop task in the middle third, too weakly to answer many questions. The distilled model does
-    it better: in the last third if it ``moved``, else where the base does. Knowledge stays where it is.
+    The base does the two-hop task in the middle third, too weakly to answer many questions. The control does it a
+    little better. The distilled model does it better still: in the last third if it ``moved``, else where the base
+    does. There is so much noise that the log-odds of the three overlap. Knowledge stays where it is.
     """
     third = n_layers // 3
-    common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": NOISE}
-    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.8}
+    common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.8}
+    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.72}
     changes = {
         "base": {},
-        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 1.2},
-        "control": {"noise": 0.9 * NOISE},
+        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 0.9},
+        "control": {"reasoning_strength": 0.8},
     }
     return {who: dl.organisms.Options(**common | change).name for who, change in changes.items()}
