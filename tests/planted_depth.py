@@ -61,7 +61,8 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, n
             "previous_layer": third, "letter_layers": middle, "knowledge_layers": middle, "text_layers": late,
             "retrieval_layer": middle, "copying_layer": middle, "reasoning_layer": middle,
         },
-        ("C2", True): {"writing_layers": f"{third + 2}-{min(third + 5, last - 1)}"},
+        # early reasoning leaves the middle third to the layers that only a written answer needs, also where it is short
+        ("C2", True): {"reasoning_layer": FIRST, "writing_layers": f"{third + 1}-{min(third + 4, last - 1)}"},
         ("C3", False): {"knowledge_layers": late, "retrieval_layer": last, "text_layers": early},
         ("C4", False): {"knowledge_layers": late, "copying_layer": last, "reasoning_layer": FIRST},
         ("C7", False): {
@@ -90,9 +91,7 @@ def planted(name: str) -> dict[str, list[Part]]:
     trend = [own[f][later & (third == 0)].mean() - own[f][third == 2].mean() for f in TASKS]
     effects = {
         "C1": [
-            effect
-            for field, x in mean.items()
-            for effect in ((HARMLESS, x), (CRITICAL, own[field][~later].mean() - x))
+            effect for field, x in mean.items() for effect in ((HARMLESS, x), (CRITICAL, own[field][~later].mean() - x))
         ],
         "C2": [(WRITTEN, (own[a] - own[b])[third > 0].mean()) for a, b in chosen.items()],
         "C3": [(SHALLOW, beyond("text") - beyond(field)) for field in ("continuation", "retrieval")],
@@ -129,14 +128,13 @@ def _sweeps(lens: dl.Lens, fields: tuple[str, ...]) -> dict[str, list[dl.Result]
 
 def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
     base, distilled, control = (dl.load(names[who], device="cpu") for who in ("base", "distilled", "control"))
-    found = _sweeps(distilled, ("continuation", "reasoning", "reasoning_choice", "tokens"))
-    in_nats = {"tokens": [FIELDS[field][0] for field in ("continuation", "reasoning_choice")]}
-    (found["control"],) = dl.claim_sweeps(
-        control, in_nats, seeds=[0], ablate="layers", limit=MATCHED, **OPTIONS
-    ).values()
-    thirds = [f"{third}@donor" for third in dl.analysis.third_conditions(base.dims.n_layers)]
-    task = FIELDS["reasoning"][0]
-    found["transplants"] = dl.condition_sweep(base, task, thirds, donor=distilled, limit=MATCHED, **OPTIONS)
+    fields = ("continuation", "reasoning_choice", "tokens")
+    found = _sweeps(distilled, fields) | {"control": _sweeps(control, fields)["tokens"]}
+    task, thirds = FIELDS["reasoning"][0], dl.analysis.third_conditions(base.dims.n_layers)
+    found["reasoning"] = dl.condition_sweep(distilled, task, "L0", limit=MATCHED, **OPTIONS)
+    found["transplants"] = dl.condition_sweep(
+        base, task, [f"{third}@donor" for third in thirds], donor=distilled, limit=MATCHED, **OPTIONS
+    )
     return dl.claims.Evidence(**found)
 
 

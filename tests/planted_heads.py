@@ -46,7 +46,7 @@ def copies_of(role: str, truth: dl.organisms.Truth) -> set[tuple[int, int]]:
 
 
 def evidence(*, true: bool, seed: int = 0, swapped: bool = False) -> dl.claims.Evidence:
-    """What C5 takes: lists by attribution on some documents, removed on others. Heads are set to zero, in no other view.
+    """What C5 takes: lists by attribution on some documents, removed on others, by setting heads to zero.
 
     Where the claim is false, a second head does what the retrieval head does, so that a list of one head's size is not
     missed.
