@@ -41,7 +41,7 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, n
     """The organism on which a claim of `CLAIMS` holds or fails.
 
     Args:
-        claim: The claim. All others but C2 hold where it holds.
+        claim: The claim. The organism on which C1, C3, C4 and C7 hold is one.
         true: Whether it holds.
         seed: Of the organism.
         n_layers: At least 18; 9 for C2 and C7, as few layers are not harmless on average.
