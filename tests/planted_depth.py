@@ -141,16 +141,16 @@ def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
 def distillation(*, moved: bool, seed: int = 0, n_layers: int = LAYERS) -> dict[str, str]:
     """A base model, its distilled one, and a fine-tuned control that did not learn to reason.
 
-    The base does the two-hop task in the middle third, too weakly to answer many questions. The control does it a
-    little better. The distilled model does it better still: in the last third if it ``moved``, else where the base
+    The base does the two-hop task in the middle third, too weakly to answer many questions. The control does it
+    better. The distilled model does it best: in the last third if it ``moved``, else where the base
     does. There is so much noise that the log-odds of the three overlap. Knowledge stays where it is.
     """
     third = n_layers // 3
     common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.8}
-    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.72}
+    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.65}
     changes = {
         "base": {},
-        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 0.9},
-        "control": {"reasoning_strength": 0.8},
+        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 1.1},
+        "control": {"reasoning_strength": 0.85},
     }
     return {who: dl.organisms.Options(**common | change).name for who, change in changes.items()}
