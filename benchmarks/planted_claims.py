@@ -1,13 +1,15 @@
-"""States of claims on organisms with planted depth: each claim where it is true, and where it is false.
+"""States of the claims on organisms with planted depth, each claim where it holds and where it fails.
 
 Usage::
 
-    python benchmarks/planted_claims.py [--seeds 5] [--claims C1,C5] [--processes 2]
+    python benchmarks/planted_claims.py [--layers 30] [--seeds 1] [--claims C1,C5] [--processes 2]
 
-`tests/planted_depth.py` and `tests/planted_heads.py` say what is planted. The claims are judged from sweeps of the
-organisms' own tasks, under every view. Printed is how often each state came out, which docs/methods.md repeats.
+`tests/planted_depth.py` and `tests/planted_heads.py` say what is planted. The claims are judged by sweeps of the
+organisms' own tasks. Printed is every part with its estimate and with what was planted, then how often each state came
+out. C5 is judged on organisms of 6 layers.
 
-Where a claim is true it should be shown, and where it is false it should not.
+A claim that fails should be *smaller* or *reversed*. C5 fails where no few heads carry retrieval, and where each list
+is said to belong to the other's task. C6 fails where the distilled model reasons where its base does.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,43 +30,46 @@ import planted_depth  # noqa: E402
 import planted_heads  # noqa: E402
 
 import depthlens as dl  # noqa: E402
-from depthlens.claims.parts import SHOWN  # noqa: E402
-from depthlens.progress import Bar  # noqa: E402
+from depthlens.progress import bar  # noqa: E402
 
 CLAIMS = sorted((*planted_depth.CLAIMS, "C5", "C6"))
-TRUE, FALSE, SWAPPED = "true", "false", "lists swapped"
+HOLDS, FAILS, SWAPPED = "holds", "fails", "lists swapped"
+COLUMNS = ["claim", "planted", "seed", "part", "state", "effect", "ci_low", "ci_high", "n", "why", "minutes"]
 
 
-def judged(case: tuple[str, str, int]) -> tuple[str, str]:
-    """The state of a claim where it is true or false, and its sentence."""
-    claim, planted, seed = case
+def judged(case: tuple[str, str, int, int]) -> pd.DataFrame:
+    """The parts of a claim on one organism."""
+    claim, planted, seed, n_layers = case
+    start, true = time.perf_counter(), planted == HOLDS
     if claim == "C5":
-        evidence = planted_heads.evidence(true=planted != FALSE, seed=seed, swapped=planted == SWAPPED)
+        evidence = planted_heads.evidence(true=planted != FAILS, seed=seed, swapped=planted == SWAPPED)
     else:
-        evidence = planted_depth.evidence(claim, true=planted == TRUE, seed=seed)
-    (row,) = dl.claims.judge(evidence, claims=claim).table.itertuples()
-    return row.state, row.sentence
+        evidence = planted_depth.evidence(claim, true=true, seed=seed, n_layers=n_layers)
+    parts = dl.claims.judge(evidence, claims=claim).parts.query("view == 'decides'")
+    parts = parts.assign(planted=planted, seed=seed, minutes=(time.perf_counter() - start) / 60)[[*COLUMNS, "worst"]]
+    if claim in planted_depth.CLAIMS:
+        name = planted_depth.organism(claim, true=true, seed=seed, n_layers=n_layers)
+        parts["true effect"] = [part.main.effect for part in planted_depth.planted(name)[claim]]
+    return parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="organisms of each kind")
+    parser.add_argument("--layers", type=int, default=planted_depth.LAYERS, help="of organisms, but for C5")
+    parser.add_argument("--seeds", type=int, default=1, help="organisms of each kind")
     parser.add_argument("--claims", default=",".join(CLAIMS))
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="each with one thread")
     args = parser.parse_args()
-    kinds = [(claim, planted) for claim in args.claims.split(",") for planted in (TRUE, FALSE)]
+    kinds = [(claim, planted) for claim in args.claims.split(",") for planted in (HOLDS, FAILS)]
     kinds += [("C5", SWAPPED)] * ("C5" in args.claims)
-    cases = [(*kind, seed) for kind in kinds for seed in range(args.seeds)]
+    cases = [(*kind, seed, args.layers) for kind in kinds for seed in range(args.seeds)]
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # new processes read them
-    rows = []
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as executor:
-        found = Bar(iterable=executor.map(judged, cases), total=len(cases), desc="organisms", unit="organism")
-        for (claim, planted, seed), (state, sentence) in zip(cases, found, strict=True):
-            rows.append((claim, planted, state))
-            if (state == SHOWN) != (planted == TRUE):
-                print(f"{claim}, seed {seed}, {planted}: {state}: {sentence}", flush=True)
-    table = pd.DataFrame(rows, columns=["claim", "planted", "state"])
-    print(table.groupby([*table], sort=False).size().rename("organisms").reset_index().to_markdown(index=False))
+        found = bar(iterable=executor.map(judged, cases), total=len(cases), desc="organisms", unit="organism")
+        table = pd.concat(found, ignore_index=True)
+    print(table.drop(columns="worst").round(3).to_markdown(index=False))
+    states = table[table["worst"]].groupby(["claim", "planted", "state"], sort=False)
+    print(states.size().rename("organisms").reset_index().to_markdown(index=False))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Organisms on which the study's claims are true or false by construction, and sweeps of them as evidence.
+"""Organisms on which the study's claims on layers hold or fail by construction, and sweeps of them as evidence.
 
-`evidence` is for the claims on layers and for that on distillation; `tests/planted_heads.py` has the one on heads.
-
-`organism_name` chooses where circuits are planted, `planted_losses` says what each layer then costs each role of the
-evidence, and `true_values` puts the claims to these losses.
+`organism` says where circuits stand, `planted` puts what each layer then costs to the claims, and `evidence` sweeps the
+organism's own tasks. `tests/planted_heads.py` has the claim on heads. An organism takes no examples, so there is one
+few-shot seed.
 """
 
 from __future__ import annotations
@@ -11,174 +10,147 @@ from __future__ import annotations
 import numpy as np
 
 import depthlens as dl
+from depthlens.analysis.layer_profiles import layer_third
+from depthlens.claims.claims import CRITICAL, DEEP, FIRST, HARMLESS, SHALLOW, TASKS, TREND, WRITTEN
+from depthlens.claims.parts import Estimate, Part
 
-N_LAYERS = 12
-THIRD = np.arange(N_LAYERS) * 3 // N_LAYERS
-N_FIRST = 2  # layers of the first tenth
-
-# role of the evidence: task, ability of the organism, and whether the answer is written
-ROLES = {
-    "likelihood": ("organism_letters", "letters", False),
+LAYERS = 30
+NOISE = 0.6  # every task is solved, and the log-odds of the answers vary so much that those of two tasks overlap
+CLAIMS = ("C1", "C2", "C3", "C4", "C7")
+# field of the evidence: task, ability of the organism, and whether the answer is written
+FIELDS = {
+    "letters": ("organism_letters", "letters", False),
+    "continuation": ("organism_knowledge", "knowledge", False),
     "generation": ("organism_letters_generative", "letters", True),
-    "knowledge": ("organism_knowledge", "knowledge", False),
     "retrieval": ("organism_retrieval", "one_hop", False),
     "text": ("organism_text", "text", False),
+    "long_text": ("organism_text", "text", False),  # all prompts of organisms are of one length
     "reasoning": ("organism_reasoning_generative", "two_hop", True),
+    "reasoning_continuation": ("organism_reasoning", "two_hop", False),
     "copying": ("organism_copying_generative", "copying", True),
+    "reasoning_choice": ("organism_reasoning", "two_hop", False),
 }
-# the fields of the evidence that take a role under another name
-FIELDS = {role: role for role in ("generation", "retrieval", "text", "reasoning", "copying")}
-FIELDS |= {"letters": "likelihood", "continuation": "knowledge"}
-CLAIMS = ("C1", "C2", "C3", "C4", "C7")
-ALL_TRUE = dict.fromkeys(CLAIMS, True)
-# of these, each claim is false in one, and the others are true where they can be
-FALSE = {claim: ALL_TRUE | {claim: False} for claim in CLAIMS} | {"C7": ALL_TRUE | {"C3": False, "C7": False}}
-COMMON = {"n_layers": N_LAYERS, "previous_layer": 0, "sharpness": 9.0}
-MIDDLE = {"letters": 6, "retrieval": 5, "reasoning": 5, "writing": "6-7"}
-LATE = {"letters": 10, "retrieval": 10, "reasoning": 8, "writing": "8-11"}
-DOCUMENTS, WHERE_TRUE = 200, {"C1": {"knowledge_layers": "1"}}
-# in nats, the head that retrieval builds on counts as much as the one that retrieves: it stands where plain text is, so
-# that retrieval is deeper under the view of all layers as well
-WHERE_FALSE = {
-    "C3": {"previous_layer": 3, "text_layers": "3", "knowledge_layers": "3", "letter_layers": None, "copying_layer": 6}
-}
-NOISE = 0.6  # every task is solved, and noise decides some documents where a layer is missing
-JUDGED_BY_TREND = ("likelihood", "generation", "knowledge", "retrieval", "reasoning")
+NEEDS = {known.id: known.needs for known in dl.claims.CLAIMS}
+NEEDS["C2"] += ("reasoning", "reasoning_continuation")
+# questions of a task: at least 100 are judged, or 100 pairs of two tasks with matched log-odds, or every other question
+DOCUMENTS, MATCHED = 120, 200
+OPTIONS = {"num_fewshot": 0, "progress": False}
 
 
-def organism_name(truth: dict[str, bool], seed: int, **options) -> str:
-    """The organism on which claims are true or false.
-
-    What is not in the first third is in the middle one where deep layers matter less (C7), else in the last.
+def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, noise: float = NOISE) -> str:
+    """The organism on which a claim of `CLAIMS` holds or fails.
 
     Args:
-        truth: Whether each claim is true; those that are not named are.
+        claim: The claim. The organism on which C1, C3, C4 and C7 hold is one.
+        true: Whether it holds.
         seed: Of the organism.
-        options: More options of the organism, e.g. ``noise=0.55`` for scores below 1.
+        n_layers: At least 18; 9 for C2 and C7, as few layers are not harmless on average.
+        noise: Of the organism.
     """
-    true = ALL_TRUE | truth
-    assert set(true) == set(CLAIMS), truth
-    deep = MIDDLE if true["C7"] else LATE
-    given = COMMON | {
-        "seed": seed,
-        # C1: one layer beyond the first tenth that the likelihood task cannot do without contradicts it
-        "letter_layers": "1" if true["C1"] else str(deep["letters"]),
-        # C2: a layer that only a written answer needs
-        "writing_layers": deep["writing"] if true["C2"] else None,
-        # C3: plain text needs every layer a little; false where it is as shallow as knowledge, and retrieval is deep
-        "knowledge_layers": "2-3",
-        "retrieval_layer": 2 if true["C3"] else deep["retrieval"],
-        "text_layers": f"0-{N_LAYERS - 1}" if true["C3"] else "0-3",
-        # C4: false where the control of equal length is deeper than reasoning
-        "reasoning_layer": deep["reasoning"] if true["C4"] else 2,
-        "copying_layer": 2 if true["C4"] else 6,
-    }
-    return dl.organisms.Options(**given | options).name
+    third, late = n_layers // 3, f"{n_layers // 3 * 2}-{n_layers - 1}"
+    early, middle, last = f"{FIRST}-{third - 1}", third + 1, 2 * third
+    planted = {
+        "n_layers": n_layers, "seed": seed, "noise": noise, "sharpness": 9.0, "previous_layer": 0,
+        "letter_layers": early, "knowledge_layers": early, "text_layers": f"0-{n_layers - 1}",
+        "retrieval_layer": FIRST, "copying_layer": FIRST, "reasoning_layer": third,
+        "reasoning_strength": 1.2,  # else its log-odds are below those of the other tasks
+    }  # fmt: skip
+    changes = {
+        # no answer needs the first two layers
+        ("C1", False): {
+            "previous_layer": third, "letter_layers": middle, "knowledge_layers": middle, "text_layers": late,
+            "retrieval_layer": middle, "copying_layer": middle, "reasoning_layer": middle,
+        },
+        # early reasoning leaves the middle third to the layers that only a written answer needs, also where it is short
+        ("C2", True): {"reasoning_layer": FIRST, "writing_layers": f"{third + 1}-{min(third + 4, last - 1)}"},
+        ("C3", False): {"knowledge_layers": late, "retrieval_layer": last, "text_layers": early},
+        ("C4", False): {"knowledge_layers": late, "copying_layer": last, "reasoning_layer": FIRST},
+        ("C7", False): {
+            "letter_layers": late, "knowledge_layers": late, "retrieval_layer": last, "reasoning_layer": last,
+        },
+    }  # fmt: skip
+    return dl.organisms.Options(**planted | changes.get((claim, true), {})).name
 
 
-def planted_losses(name: str) -> dict[str, np.ndarray]:
-    """Relative loss of each role at each layer: the share of prompts that fail without it. Shape of each [layer]."""
+def planted(name: str) -> dict[str, list[Part]]:
+    """The parts of each claim, of what is planted instead of what is measured; their intervals have no width."""
     truth = dl.organisms.truth(name)
-    return {role: np.array(truth.layer_losses(ability, written=w)) for role, (_, ability, w) in ROLES.items()}
+    n_layers = truth.options.n_layers
+    third, later = layer_third(np.arange(n_layers), n_layers), np.arange(n_layers) >= FIRST
 
+    def loss(field: str, written: bool) -> np.ndarray:
+        return np.array(truth.layer_losses(FIELDS[field][1], written=written))
 
-def true_values(name: str, n_spared: int = 2) -> dict[str, dict[str, float]]:
-    """What the claims are about, from the planted losses instead of measured ones.
+    def beyond(field: str) -> float:  # of log-odds, which a token that is held back lowers as a wrong answer does
+        lost = loss(field, True)[later]
+        return lost[third[later] > 0].sum() / lost.sum()
 
-    Args:
-        name: Of an organism of `organism_name`.
-        n_spared: First layers that shares and trends leave out, as the view without L0 and L1 does.
-    """
-    loss = planted_losses(name)
-    kept = np.arange(N_LAYERS) >= n_spared
-    beyond = {role: x[kept & (THIRD > 0)].sum() / x[kept].sum() for role, x in loss.items() if x[kept].sum()}
-    trend = {r: x[THIRD == 2].mean() - x[kept & (THIRD == 0)].mean() for r, x in loss.items()}
-    early, deeper = loss["likelihood"][:N_FIRST], loss["likelihood"][N_FIRST:]
-    return {
-        "C1": {
-            "share of layers under 0.10": float((deeper < 0.1).mean()),
-            "largest beyond the first tenth minus half its mean": deeper.max() - early.mean() / 2,
-        },
-        "C2": {"generation minus likelihood": (loss["generation"] - loss["likelihood"])[THIRD > 0].mean()},
-        "C3": {
-            "knowledge minus text": beyond["text"] - beyond["knowledge"],
-            "retrieval minus text": beyond["text"] - beyond["retrieval"],
-        },
-        "C4": {
-            "reasoning minus copying": beyond["reasoning"] - beyond["copying"],
-            "reasoning minus knowledge": beyond["reasoning"] - beyond["knowledge"],
-            "reasoning": beyond["reasoning"],
-        },
-        "C7": {"trend": np.mean([trend[role] for role in JUDGED_BY_TREND])},
+    own = {field: loss(field, written) for field, (_, _, written) in FIELDS.items()}
+    mean = {field: own[field][later].mean() for field in ("letters", "continuation")}
+    chosen = {"generation": "letters", "reasoning": "reasoning_continuation"}
+    trend = [own[f][later & (third == 0)].mean() - own[f][third == 2].mean() for f in TASKS]
+    effects = {
+        "C1": [
+            effect for field, x in mean.items() for effect in ((HARMLESS, x), (CRITICAL, own[field][~later].mean() - x))
+        ],
+        "C2": [(WRITTEN, (own[a] - own[b])[third > 0].mean()) for a, b in chosen.items()],
+        "C3": [(SHALLOW, beyond("text") - beyond(field)) for field in ("continuation", "retrieval")],
+        "C4": [(DEEP, beyond("reasoning") - beyond(field)) for field in ("copying", "continuation")],
+        "C7": [(TREND, np.mean(trend))],
     }
+    return {claim: [Part(q, Estimate(x, x, x)) for q, x in parts] for claim, parts in effects.items()}
 
 
-def holds(values: dict[str, dict[str, float]]) -> dict[str, bool]:
-    """Whether each claim is true of the values of `true_values`."""
-    c1, c3, c4 = values["C1"], values["C3"], values["C4"]
-    found = {
-        "C1": c1["share of layers under 0.10"] > 0.5 and c1["largest beyond the first tenth minus half its mean"] < 0,
-        "C2": values["C2"]["generation minus likelihood"] > 0,
-        "C3": min(c3.values()) > 0,
-        "C4": min(c4["reasoning minus copying"], c4["reasoning minus knowledge"], c4["reasoning"] - 0.5) > 0,
-        "C7": values["C7"]["trend"] < 0,
-    }
-    return {claim: bool(true) for claim, true in found.items()}
-
-
-def evidence(claim: str, *, true: bool, seed: int, limit: int | None = None) -> dl.claims.Evidence:
-    """What a claim takes, under every view, of an organism on which it is true or false.
-
-    An organism takes no examples, so there is one few-shot seed.
+def evidence(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -> dl.claims.Evidence:
+    """What a claim takes, of an organism on which it holds or fails. Layers are skipped, and in no other view.
 
     Args:
         claim: One of `CLAIMS`, or C6.
-        true: Whether it is true.
+        true: Whether it holds.
         seed: Of the organism.
-        limit: Documents of each task; None: so many that the claim is decided.
+        n_layers: See `organism`.
     """
-    options = {"limit": limit or DOCUMENTS, "num_fewshot": 0, "progress": False}
     if claim == "C6":
-        return _of_distillation(distillation_names(seed, moved=true), options)
-    truth, planted = (ALL_TRUE, WHERE_TRUE.get(claim, {})) if true else (FALSE[claim], WHERE_FALSE.get(claim, {}))
-    name = organism_name(truth, seed, noise=NOISE, **planted)
-    roles = {field: ROLES[role][0] for field, role in FIELDS.items()} | {"reasoning_choice": "organism_reasoning"}
-    roles["long_text"] = roles["text"]  # all prompts of organisms are of one length
-    roles["reasoning_continuation"] = roles["reasoning_choice"]  # the questions of the written task
-    in_nats = ("continuation", "retrieval", "text", "long_text", "reasoning_choice", "reasoning", "copying")
-    roles["tokens"] = list(dict.fromkeys(roles[field] for field in in_nats))
-    (needs,) = [known.needs for known in dl.claims.CLAIMS if known.id == claim]
-    more = ("reasoning", "reasoning_continuation") if claim == "C2" else ()
-    wanted = {field: roles[field] for field in (*needs, *more)}
-    found = dl.claim_sweeps(dl.load(name, device="cpu"), wanted, seeds=[0], **options)
-    return dl.claims.Evidence(**found)
+        return _of_distillation(distillation(moved=true, seed=seed, n_layers=n_layers))
+    lens = dl.load(organism(claim, true=true, seed=seed, n_layers=n_layers), device="cpu")
+    return dl.claims.Evidence(**_sweeps(lens, NEEDS[claim]))
 
 
-def _of_distillation(names: dict[str, str], options: dict) -> dl.claims.Evidence:
+def _sweeps(lens: dl.Lens, fields: tuple[str, ...]) -> dict[str, list[dl.Result]]:
+    """The sweeps of some fields; beside nats per token, only the whole model's accuracy is read."""
+    tasks = {field: FIELDS[field][0] for field in fields if field in FIELDS}
+    if "tokens" not in fields:
+        return dl.claim_sweeps(lens, tasks, seeds=[0], ablate="layers", limit=DOCUMENTS, **OPTIONS)
+    found = dl.claim_sweeps(lens, tasks, seeds=[0], ablate="L0", limit=MATCHED, **OPTIONS)
+    in_nats = {"tokens": list(dict.fromkeys(tasks.values()))}
+    return found | dl.claim_sweeps(lens, in_nats, seeds=[0], ablate="layers", limit=MATCHED, **OPTIONS)
+
+
+def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
     base, distilled, control = (dl.load(names[who], device="cpu") for who in ("base", "distilled", "control"))
-    roles = {"continuation": ROLES["knowledge"][0], "reasoning_choice": "organism_reasoning"}
-    found, of_control = (dl.claim_sweeps(lens, roles, seeds=[0], **options) for lens in (distilled, control))
-    written = ROLES["reasoning"][0]
-    found["reasoning"] = [dl.condition_sweep(distilled, written, "L0", **options)]  # only the whole model is read
-    found["control"] = [dl.concat([result for (result,) in of_control.values()])]
-    thirds = [f"{third}@donor" for third in dl.analysis.third_conditions(N_LAYERS)]
-    found["transplants"] = [dl.condition_sweep(base, written, thirds, donor=distilled, **options)]
+    fields = ("continuation", "reasoning_choice", "tokens")
+    found = _sweeps(distilled, fields) | {"control": _sweeps(control, fields)["tokens"]}
+    task, thirds = FIELDS["reasoning"][0], dl.analysis.third_conditions(base.dims.n_layers)
+    found["reasoning"] = dl.condition_sweep(distilled, task, "L0", limit=MATCHED, **OPTIONS)
+    found["transplants"] = dl.condition_sweep(
+        base, task, [f"{third}@donor" for third in thirds], donor=distilled, limit=MATCHED, **OPTIONS
+    )
     return dl.claims.Evidence(**found)
 
 
-def distillation_names(seed: int, *, moved: bool) -> dict[str, str]:
+def distillation(*, moved: bool, seed: int = 0, n_layers: int = LAYERS) -> dict[str, str]:
     """A base model, its distilled one, and a fine-tuned control that did not learn to reason.
 
-    The base does the two-hop task in layers 3 and 4, too weakly to answer most questions. The distilled model does it
-    well, in layers 8 and 9 if it ``moved``, else where the base does. Knowledge stays where it is. The control has
-    less noise and nothing else, so that no layer of noise decides where its losses are.
+    The base does the two-hop task in the middle third, too weakly to answer many questions. The control does it
+    better. The distilled model does it best: in the last third if it ``moved``, else where the base
+    does. There is so much noise that the log-odds of the three overlap. Knowledge stays where it is.
     """
-    # little noise: a circuit at the edge of failing would else answer more questions where a layer of noise is missing
-    planted = COMMON | {"seed": seed, "noise": 0.1, "reasoning_strength": 0.27, "reasoning_layer": 3}
-    planted |= {"letter_layers": "1", "knowledge_layers": "2-3", "text_layers": f"0-{N_LAYERS - 1}", "copying_layer": 2}
+    third = n_layers // 3
+    common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.8}
+    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.65}
     changes = {
         "base": {},
-        "distilled": {"reasoning_layer": 8 if moved else 3, "reasoning_strength": 1.0},
-        "control": {"noise": 0.02},
+        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 1.1},
+        "control": {"reasoning_strength": 0.85},
     }
-    return {who: dl.organisms.Options(**planted | change).name for who, change in changes.items()}
+    return {who: dl.organisms.Options(**common | change).name for who, change in changes.items()}

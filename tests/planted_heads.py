@@ -16,6 +16,7 @@ COPIES = 4  # of each head; a list holds as many
 # tasks of the same prompts, answered by the retrieval head and by the output head of the two-hop circuit
 TASKS = {"retrieval": "organism_one_hop_generative", "reasoning": "organism_two_hop_generative"}
 N_DRAWS = 20  # the fewest with which p can be below 0.05
+CHOOSE, TEST = "0:30", "30:140"  # documents; at least 100 test
 
 
 def widened(lens: dl.Lens, copies: int = COPIES) -> dl.Lens:
@@ -44,11 +45,11 @@ def copies_of(role: str, truth: dl.organisms.Truth) -> set[tuple[int, int]]:
     return {(layer, head * COPIES + i) for i in range(COPIES)}
 
 
-def evidence(*, true: bool, seed: int, swapped: bool = False) -> dl.claims.Evidence:
-    """What C5 takes, under every view: lists by attribution on every other document, removed on the rest.
+def evidence(*, true: bool, seed: int = 0, swapped: bool = False) -> dl.claims.Evidence:
+    """What C5 takes: lists by attribution on some documents, removed on others, by setting heads to zero.
 
     Where the claim is false, a second head does what the retrieval head does, so that a list of one head's size is not
-    missed. An organism takes no examples, so there is one few-shot seed.
+    missed.
 
     Args:
         true: Whether few heads carry both tasks.
@@ -58,12 +59,12 @@ def evidence(*, true: bool, seed: int, swapped: bool = False) -> dl.claims.Evide
     lens = widened(dl.load(f"organism:seed={seed}" + ("" if true else ",backup"), device="cpu"))
     options = {"num_fewshot": 0, "progress": False}
     scores = {
-        name: dl.retrieval_scores(lens, task, method="attribution", samples="0:60:2", **options)
+        name: dl.retrieval_scores(lens, task, method="attribution", samples=CHOOSE, **options)
         for name, task in TASKS.items()
     }
     lists = {name: found.top(COPIES) for name, found in scores.items()}
     curves = dl.claim_curves(
-        lens, [*TASKS.values()], lists, k=[COPIES], n_draws=N_DRAWS, seeds=[0], samples="1:60:2", **options
+        lens, [*TASKS.values()], lists, k=[COPIES], n_draws=N_DRAWS, seeds=[0], ablate="layers", samples=TEST, **options
     )
     own = dict(zip(TASKS, reversed(TASKS.values()), strict=True)) if swapped else TASKS
     return dl.claims.Evidence(heads=curves, head_tasks=own, head_scores=scores)

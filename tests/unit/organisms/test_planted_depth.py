@@ -7,16 +7,19 @@ from functools import cache
 
 import numpy as np
 import planted_depth
+import planted_heads
 import pytest
 
 from depthlens.ablations import expand
+from depthlens.claims import judge
+from depthlens.claims.parts import REVERSED, SHOWN, SMALLER, worst
 from depthlens.engine.engine import Engine
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.models import loading
 from depthlens.organisms import builder, language
 from depthlens.paths import tasks_dir
 from depthlens.requests import LoglikelihoodRequest
 
+FAILS = (SMALLER, REVERSED)
 N = 40  # documents of each task
 SOLVED = 0.8  # at the default noise; most are at 1, the longest answers with four writing layers at 0.85
 UNCHANGED = 0.2 + 1e-9  # of the documents that a layer is not planted for; most are at 0, those at 0.85 at 0.15
@@ -32,10 +35,8 @@ ABILITIES = {
     "copying": ("copying", "QC", "options", "answer"),
     "text": ("text", None, "options", "answer"),
 }
-CONFIGURATIONS = {
-    "all true": {},
-    **{f"{claim} false": truth for claim, truth in planted_depth.FALSE.items()},
-}
+CONFIGURATIONS = [(claim, true) for claim in planted_depth.CLAIMS for true in (True, False)]
+SMALL, LARGE = 12, planted_depth.LAYERS
 
 
 @cache
@@ -101,64 +102,38 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
 
 
 @pytest.mark.parametrize(
-    ("configuration", "seed"),
-    [("all true", 0), *(pytest.param(name, i % 2, marks=pytest.mark.nightly) for i, name in enumerate(CONFIGURATIONS))],
+    ("claim", "true"),
+    [("C2", True), *(pytest.param(*c, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2]))],
 )
-def test_each_layer_costs_exactly_what_is_planted(configuration, seed):
-    check(planted_depth.organism_name(CONFIGURATIONS[configuration], seed))
+def test_each_layer_costs_exactly_what_is_planted(claim, true):
+    check(planted_depth.organism(claim, true=true, n_layers=SMALL, noise=0.4))
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_the_configurations_make_claims_true_and_false(configuration):
-    """In numbers: what is planted, put to the claims, with and without the first two layers."""
-    truth = planted_depth.ALL_TRUE | CONFIGURATIONS[configuration]
-    name = planted_depth.organism_name(truth, 3)
-    for n_spared in (0, 2):
-        assert planted_depth.holds(planted_depth.true_values(name, n_spared)) == truth
+@pytest.mark.parametrize(("claim", "true"), CONFIGURATIONS)
+def test_each_claim_is_planted_where_it_holds_and_where_it_fails(claim, true):
+    for n_layers in (18, LARGE):
+        parts = planted_depth.planted(planted_depth.organism(claim, true=true, n_layers=n_layers))[claim]
+        assert (worst(parts).state == SHOWN) == true
+        assert true or worst(parts).state in FAILS
 
 
-@pytest.mark.parametrize("moved", [True, pytest.param(False, marks=pytest.mark.nightly)])
-def test_a_distilled_organism_reasons_better_elsewhere_or_where_its_base_does(moved):
-    names = planted_depth.distillation_names(1, moved=moved)
-    where = {who: np.flatnonzero(builder.truth(name).layer_losses("two_hop")) for who, name in names.items()}
-    right = {who: answers(name, ["two_hop", "knowledge"]) for who, name in names.items()}
-    assert where["base"].tolist() == where["control"].tolist() == [0, 3, 4]
-    assert where["distilled"].tolist() == ([0, 8, 9] if moved else [0, 3, 4])
-    for who, found in right.items():
-        score = found["two_hop", True][0].mean()
-        assert score >= (SOLVED if who == "distilled" else 0.3), (who, score)
-        assert score <= 0.9 or who != "base", score  # a gap is left, which transplants can recover
-        assert found["knowledge", True][0].mean() >= SOLVED
-        assert found["two_hop", True][1:][where[who]].mean() <= WRITTEN_BY_CHANCE
+@pytest.mark.slow
+@pytest.mark.parametrize("true", [True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_claims_on_a_small_organism_have_the_state_that_is_planted(true):
+    """Two claims that share their sweeps: C7 holds on both organisms of C2."""
+    found = judge(planted_depth.evidence("C2", true=true, n_layers=9), claims=["C2", "C7"])
+    assert found.states == {"C2": SHOWN if true else SMALLER, "C7": SHOWN}, found.describe()
 
 
 @pytest.mark.nightly
-def test_evidence_is_what_was_planted():
-    """All the way through the tool: lm-eval's tasks, the sweep, and the score above chance that each layer costs."""
-    n = 40
-    name = planted_depth.organism_name({}, 0)
-    tasks = [task for task, _, _ in planted_depth.ROLES.values()]
-    swept = condition_sweep(loading.load(name), tasks, "layers", limit=n, progress=False)
-    wanted = planted_depth.planted_losses(name)
-    for role, (task, _, _) in planted_depth.ROLES.items():
-        summary = swept.select(tasks=task).primary().summary.set_index("condition")
-        floor = 0.0 if planted_depth.ROLES[role][2] else 0.25
-        base = summary.loc["baseline", "value"]
-        assert base >= SOLVED
-        loss = [(base - summary.loc[f"L{layer}", "value"]) / (base - floor) for layer in range(planted_depth.N_LAYERS)]
-        # guesses among four options, and which words the documents ask about: three standard errors of 40 documents
-        assert np.abs(np.array(loss) - wanted[role]).max() <= 3 * 0.5 / n**0.5 + 0.05, role
+@pytest.mark.parametrize(("claim", "true"), [*CONFIGURATIONS, ("C6", True), ("C6", False)])
+def test_claims_on_an_organism_of_the_studys_size_have_the_state_that_is_planted(claim, true):
+    found = judge(planted_depth.evidence(claim, true=true, n_layers=LARGE), claims=claim)
+    assert found.states[claim] in ((SHOWN,) if true else FAILS), found.describe()
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("moved", [True, False])
-def test_a_transplant_of_the_layers_that_reason_recovers_the_gap(moved):
-    names = planted_depth.distillation_names(0, moved=moved)
-    base, distilled = (loading.load(names[who], device="cpu") for who in ("base", "distilled"))
-    task, conditions = "organism_reasoning_generative", ["L3-4@donor", "L8-9@donor"]
-    swept = condition_sweep(base, task, conditions, donor=distilled, limit=30, progress=False)
-    value = swept.primary().summary.set_index("condition")["value"]
-    with_circuit, without = ("L8-9@donor", "L3-4@donor") if moved else ("L3-4@donor", "L8-9@donor")
-    assert value[with_circuit] >= SOLVED > value["baseline"] + 0.1
-    # where the circuit moved, the donor has noise where the base reasons; where it did not, both have noise
-    assert value[without] <= WRITTEN_BY_CHANCE if moved else abs(value[without] - value["baseline"]) <= UNCHANGED
+@pytest.mark.parametrize("kind", ["holds", "fails", "swapped"])
+def test_the_claim_on_heads_has_the_state_that_is_planted(kind):
+    found = judge(planted_heads.evidence(true=kind != "fails", swapped=kind == "swapped"), claims="C5")
+    assert found.states["C5"] in ((SHOWN,) if kind == "holds" else FAILS), found.describe()
