@@ -89,6 +89,16 @@ def test_the_threshold_is_that_of_the_last_step(symmetric):
     assert np.isinf(threshold(differences[:, :3], symmetric=symmetric, alpha=0.05))
 
 
+@pytest.mark.parametrize("alpha", [0.02, 0.05])
+@pytest.mark.parametrize("n", [42, 51, 75])
+def test_the_threshold_is_the_least_sum_that_is_rejected_alone(n, alpha):
+    """Of 99 flips 0 or 3 may reach a sum that is rejected; sums of right and wrong answers are often equal."""
+    for lost in range(n // 2, n):
+        row = np.repeat([1.0, -1.0, 0.0], [lost, n - lost, 10])[None]
+        above = row.sum() / np.sqrt(np.square(row).mean()) > threshold(row, symmetric=True, alpha=alpha, n_flips=99)
+        assert above == (max_t(row, symmetric=True, n_flips=99)[0] < alpha), lost
+
+
 def correlated(kind: str, n: int, m: int, rng: np.random.Generator) -> np.ndarray:
     """Changes of mean 0 of m conditions on n documents, some documents being hard for all. [condition, document]"""
     z = np.sqrt(0.4) * rng.standard_normal((1, n)) + np.sqrt(0.6) * rng.standard_normal((m, n))

@@ -75,6 +75,14 @@ def test_a_part_follows_the_rule(found, verdict):
     assert again.verdict == verdict and again.spec == found.spec and again.holds == found.holds
 
 
+@pytest.mark.parametrize("side", [ABOVE, BELOW, DIFFERENT])
+@pytest.mark.parametrize("ends", [(0.01, 0.9), (-0.9, -0.01), (-0.02, 0.03), (-0.3, 0.4)])
+def test_what_counts_is_the_distance_from_the_threshold(ends, side):
+    spec = replace(LESS, side=side)
+    away = part(*(end + 5 for end in ends), spec=replace(spec, threshold=5.0))
+    assert away.verdict == part(*ends, spec=spec).verdict
+
+
 def test_what_is_missing_is_said():
     found = part(0.01, 0.9, seeds=1)
     lacks = replace(found, others=(*found.others[:1], Estimate(SPARED.name, why="sweep layers[1:]"), found.others[2]))
@@ -104,5 +112,7 @@ def test_the_plan_gives_80_percent_power_in_simulation():
     assert Part(UP, some).needed > part(-0.3, 0.4).needed
     assert Part(UP, most).needed is None and Part(UP, most).needs_seeds and not Part(UP, some).needs_seeds
     assert part(-0.3, 0.4).needed == part(-0.3, 0.4).planned > 100
+    for se in (0.0, np.nan):
+        assert Part(UP, replace(part(-0.3, 0.4, n=20).main, se=se)).needed is None, "there is no noise to plan with"
     assert part(-0.02, 0.03).needed is None, "there are enough documents"
     assert part(-30.0, 40.0).needed is None, "more than a hundred times as many"
