@@ -38,9 +38,10 @@ class TransformerLensBackend(Backend):
         final: list[Tensor] = []
         hooks = [*self._hooks(edits), ("ln_final.hook_out", lambda states, hook: final.append(states))]
         cache, n_cached = kwargs["cache"], kwargs["attention_mask"].shape[1]
+        if cache is not None:
+            kwargs |= {"layer_past": cache}
         with self.bridge.hooks(fwd_hooks=hooks):
-            # the last position: others are unembedded elsewhere
-            self.bridge(tokens, logits_to_keep=1, layer_past=cache, **kwargs)
+            self.bridge(tokens, logits_to_keep=1, **kwargs)  # the last position: others are unembedded elsewhere
         if cache is not None and cache.get_seq_length() != n_cached:
             fault = f"TransformerLens kept keys and values of {cache.get_seq_length()} tokens, not of {n_cached}"
             raise UserError(f"model {self.lens.name}: {fault}; write texts with another backend")

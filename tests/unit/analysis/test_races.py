@@ -110,6 +110,12 @@ def test_the_interval_has_the_means_that_no_bet_refutes():
             assert (betting.log_capital(betting.log_gains(x)) >= np.log(2 / 0.05)) == refuted
 
 
+def test_the_interval_of_gains_is_that_of_losses_turned_round():
+    values = np.random.default_rng(3).choice([0.0, 1.0], 200, p=[0.7, 0.3])
+    low, high = betting.anytime_interval(values, 0.05)
+    assert betting.anytime_interval(-values, 0.05) == pytest.approx((-high, -low), abs=1e-9)
+
+
 @pytest.mark.parametrize(("n", "most"), [(20, 6), pytest.param(100, 19, marks=pytest.mark.nightly)])
 def test_the_interval_covers_at_all_times_together(n, most):
     rng = np.random.default_rng(4)

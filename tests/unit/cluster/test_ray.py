@@ -116,12 +116,11 @@ def disturbed(nodes: Nodes, lens: dl.Lens, folder: Path, chance: random.Random, 
             if other_than_head:
                 (nodes.kill_node if what == "node" else nodes.kill_worker)(chance.choice(other_than_head))
                 killed.append(what)
-                if what == "node":  # there is room again
-                    nodes.nodes.append(nodes.add())
 
+    nodes.nodes += [nodes.add() for what in lost if what == "node"]  # room for the workers of one that is lost
     thread = threading.Thread(target=disturb)
     thread.start()
-    result = swept(lens, folder, workers=len(nodes.nodes), ray=nodes.address)
+    result = swept(lens, folder, workers=len(nodes.nodes) - lost.count("node"), ray=nodes.address)
     thread.join()
     return {"killed": killed, "workers": result.record["workers"], "result": result}
 
