@@ -24,12 +24,6 @@ def in_nats(metric: str) -> bool:
     return metric in LOGPROBS or metric.startswith(("nats", "bits"))
 
 
-def loss_unit(metric: str) -> str:
-    """The unit of bounded changes of a metric, which figures and tests are of (`depthlens.analysis.stats.changes`)."""
-    bound = "at most 1 a document" if in_nats(metric) else ""
-    return ", ".join(filter(None, (metric_unit(metric), bound)))
-
-
 def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
     """The least and the greatest score that a metric can have; minus or plus infinity where nothing bounds it.
 
@@ -38,6 +32,6 @@ def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
     """
     if metric in LOGPROBS:
         return -math.inf, 0.0
-    if metric.startswith(("nats", "bits")):
+    if in_nats(metric):
         return 0.0, math.inf
     return (0.0, 1.0) if 0 <= least and greatest <= 1 else (-math.inf, math.inf)

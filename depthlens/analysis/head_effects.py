@@ -16,10 +16,10 @@ from depthlens.ablations import Head
 from depthlens.analysis import questions
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
-from depthlens.analysis.stats import changes
+from depthlens.analysis.stats import changes, loss_unit
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
-from depthlens.metrics import in_nats, loss_unit
+from depthlens.metrics import in_nats
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result

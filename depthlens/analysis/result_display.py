@@ -93,7 +93,6 @@ def notes(result: Result) -> list[str]:
             )
     lines += written_answers.notes(result)
     lines += dict.fromkeys(_truncation_notes(result.record))
-    lines += _example_notes(result.record)
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
     return lines
@@ -152,17 +151,6 @@ def _unreadable(result: Result, row: Any) -> str:
 
 def _name(row: Any, several: bool) -> str:
     return f"{row.task} {row.metric}" + (f" of {row.model}" if several else "")
-
-
-def _example_notes(record: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each task whose examples are the same under every seed, or are not lm-eval's."""
-    for task, entry in record.get("tasks", {}).items():
-        if n := entry.get("n_replaced_examples"):
-            others = "another stands there, if there is one"
-            yield f"{task}: lm-eval would show {n} documents among their own examples; {others}"
-        if entry.get("examples_by_seed") is False:
-            n = entry["num_fewshot"]
-            yield f"{task}: its {n} examples are the first {n} under every seed, so that seeds say nothing about them"
 
 
 def _truncation_notes(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from depthlens.analysis.means import ALPHA as ALPHA
 from depthlens.analysis.means import LEVEL, Mean, max_t, mean
 from depthlens.errors import UserError
-from depthlens.metrics import in_nats, limits
+from depthlens.metrics import in_nats, limits, metric_unit
 
 BASELINE = "baseline"
 CHANCE_ALPHA = 0.01  # a whole model is above chance where p is below; at 0.05 one in twenty that guess would pass
@@ -52,6 +52,11 @@ def changes(metric: str, differences: np.ndarray, units: pd.Series | np.ndarray 
     if in_nats(metric):
         differences = np.clip(differences, -1.0, 1.0)
     return mean(differences, units, bounded=bool(np.abs(differences).max(initial=0.0) <= 2))
+
+
+def loss_unit(metric: str) -> str:
+    """The unit of bounded changes of a metric, which figures and tests are of (`changes`)."""
+    return f"{metric_unit(metric)}, at most 1 a document".lstrip(", ") if in_nats(metric) else ""
 
 
 def baseline(

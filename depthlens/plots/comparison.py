@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from depthlens.analysis import depth, model_comparison, recovery
 from depthlens.analysis.layer_profiles import Profile, labels, profiles
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import ALPHA
+from depthlens.analysis.stats import ALPHA, loss_unit
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALETTE
-from depthlens.metrics import ANSWER_LOGPROB, loss_unit
+from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels
 from depthlens.plots.effects import PROVEN, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL_LAYER

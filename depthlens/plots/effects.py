@@ -15,9 +15,9 @@ from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, loss_unit
 from depthlens.errors import UserError
-from depthlens.metrics import limits, loss_unit, metric_unit
+from depthlens.metrics import limits, metric_unit
 from depthlens.plots.panels import ACCURACY
 from depthlens.plots.theme import counts
 

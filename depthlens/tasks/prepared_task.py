@@ -53,7 +53,6 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAns
 log = logging.getLogger(__name__)
 
 FIX = "correct its YAML file or its documents"
-MOST_EXAMPLES = 100  # that a record lists; of more, every document has drawn its own
 _AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 _LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
 # perplexity metrics: the name of what we report of each document, and its unit in nats
@@ -267,10 +266,6 @@ class Prepared:
     @lm_evals_seeds()
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
-        from lm_eval.api.samplers import FirstNSampler  # slow to import
-
-        # whether another seed draws others
-        by_seed = not isinstance(getattr(self.task, "sampler", None), FirstNSampler)
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
         metrics: dict[str, dict[str, Any]] = {}
         for metric in docs["metric"].unique():
@@ -282,8 +277,7 @@ class Prepared:
             "version": (config.metadata or {}).get("version"),
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
-            "examples_by_seed": by_seed if config.num_fewshot else None,
-            "examples": getattr(self.task, "depthlens_examples", None) if config.num_fewshot else None,
+            "examples": self.task.depthlens_examples,
             "n_docs": len(self.docs),
             "output_type": self.output_type,
             "n_truncated": sum(n > 0 for n in self.cut),
@@ -340,12 +334,11 @@ def build_requests(task: Any, documents: Sequence[int], **prompts: Any) -> None:
             return drawn
 
         task.sampler.sample = noted
-    try:
-        task._instances = [made for i in documents for made in instances_of(task, i, docs[i], n, **prompts)]
-    finally:
-        if n:
-            del task.sampler.sample  # the method of its class again
-    task.depthlens_examples = sorted(examples) if len(examples) <= MOST_EXAMPLES else None
+    task._instances = [made for i in documents for made in instances_of(task, i, docs[i], n, **prompts)]
+    if n:
+        del task.sampler.sample  # the method of its class again
+    # of more, every document has drawn its own
+    task.depthlens_examples = sorted(examples) if len(examples) <= 100 else None
 
 
 def instances_of(task: Any, doc_id: int, doc: Any, n_examples: int, **prompts: Any) -> list[Any]:
@@ -440,7 +433,7 @@ def described(records: Mapping[str, dict[str, Any]], of_task: Mapping[str, Membe
 def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What records of tasks have in common, with their numbers of documents and the means of their levels."""
     n_docs = [record["n_docs"] for record in records]
-    joined = {"num_fewshot": None, "examples_by_seed": None} | _common(records)
+    joined = {"num_fewshot": None, "examples": None} | _common(records)
     joined |= {"n_docs": sum(n_docs), "n_truncated": sum(record["n_truncated"] for record in records)}
     joined["max_tokens_cut"] = max(record["max_tokens_cut"] for record in records)
     joined["metrics"] = {}

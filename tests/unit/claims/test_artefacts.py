@@ -127,8 +127,6 @@ def test_sweeps_of_the_same_examples_are_one_few_shot_seed():
         tasks = {task: told | entry for task, told in first.record["tasks"].items()}
         return [replace(sweep, record=sweep.record | {"tasks": tasks}) for sweep in (first, other)]
 
-    with pytest.raises(UserError, match="task task has the same examples under every seed"):
-        Evidence(letters=fixed(examples_by_seed=False))
     with pytest.raises(UserError, match="few-shot seeds share 2 examples of task task"):
         Evidence(letters=fixed(examples=["a", "b"]))
     assert Evidence(letters=[first, other]).n_seeds("letters") == 2
