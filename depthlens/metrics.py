@@ -1,4 +1,4 @@
-"""Names of metrics, their units, and the scores that there can be."""
+"""Names of metrics, their units, and their ranges; a module of its own, because tasks and analysis import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a condition is applied: one protocol, one small file per library.
+"""How a condition is applied: one protocol, one small file per library. Here is only which there are.
 
 A backend turns token rows and one condition per row into logits. It knows nothing of tasks or of the engine that
 makes the batches.

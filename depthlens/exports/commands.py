@@ -1,4 +1,4 @@
-"""The command ``depthlens export``; nothing heavy is imported until it is called."""
+"""The command ``depthlens export``, apart from the module that does it, so that nothing heavy is imported before."""
 
 from __future__ import annotations
 
