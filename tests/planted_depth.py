@@ -15,7 +15,6 @@ from depthlens.claims.claims import CRITICAL, DEEP, FIRST, HARMLESS, SHALLOW, TA
 from depthlens.claims.parts import Estimate, Part
 
 LAYERS = 30
-NOISE = 0.6  # every task is solved, and the log-odds of the answers vary so much that those of two tasks overlap
 CLAIMS = ("C1", "C2", "C3", "C4", "C7")
 # field of the evidence: task, ability of the organism, and whether the answer is written
 FIELDS = {
@@ -37,7 +36,7 @@ DOCUMENTS, MATCHED = 120, 200
 OPTIONS = {"num_fewshot": 0, "progress": False}
 
 
-def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, noise: float = NOISE) -> str:
+def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -> str:
     """The organism on which a claim of `CLAIMS` holds or fails.
 
     Args:
@@ -45,15 +44,14 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, n
         true: Whether it holds.
         seed: Of the organism.
         n_layers: At least 18; 9 for C2 and C7, as few layers are not harmless on average.
-        noise: Of the organism.
     """
     third, late = n_layers // 3, f"{n_layers // 3 * 2}-{n_layers - 1}"
     early, middle, last = f"{FIRST}-{third - 1}", third + 1, 2 * third
     planted = {
-        "n_layers": n_layers, "seed": seed, "noise": noise, "sharpness": 9.0, "previous_layer": 0,
+        "n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0,
         "letter_layers": early, "knowledge_layers": early, "text_layers": f"0-{n_layers - 1}",
         "retrieval_layer": FIRST, "copying_layer": FIRST, "reasoning_layer": third,
-        "reasoning_strength": 1.2,  # else its log-odds are below those of the other tasks
+        "reasoning_strength": 1.05,  # so that its log-odds are between those of knowledge and of copying
     }  # fmt: skip
     changes = {
         # no answer needs the first two layers
@@ -146,11 +144,11 @@ def distillation(*, moved: bool, seed: int = 0, n_layers: int = LAYERS) -> dict[
     does. There is so much noise that the log-odds of the three overlap. Knowledge stays where it is.
     """
     third = n_layers // 3
-    common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.8}
-    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.65}
+    common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.6}
+    common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.6}
     changes = {
         "base": {},
-        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 1.1},
-        "control": {"reasoning_strength": 0.85},
+        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 0.8},
+        "control": {"reasoning_strength": 0.72},
     }
     return {who: dl.organisms.Options(**common | change).name for who, change in changes.items()}

@@ -106,7 +106,7 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
     [("C2", True), *(pytest.param(*c, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2]))],
 )
 def test_each_layer_costs_exactly_what_is_planted(claim, true):
-    check(planted_depth.organism(claim, true=true, n_layers=SMALL, noise=0.4))
+    check(planted_depth.organism(claim, true=true, n_layers=SMALL))
 
 
 @pytest.mark.parametrize(("claim", "true"), CONFIGURATIONS)
