@@ -22,7 +22,7 @@ from depthlens.models.architectures import body_of, head
 from depthlens.models.lens import Lens
 
 Positions = Sequence[Sequence[int]]  # by row
-Rows = Int[Tensor, "row pos"]  # tokens, or what is told of them
+Rows = Int[Tensor, "row pos"]  # tokens, or what belongs to each
 States = Float[Tensor, "row pos d_model"]
 
 

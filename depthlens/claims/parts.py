@@ -1,7 +1,7 @@
 """What a part of a claim says: an effect with its interval against what matters, in one of five states.
 
-Sign and size are told apart, so that no truth has two opposite answers (equivalence and minimum-effect tests, Wellek
-2010, chapter 1):
+Sign and size are separate answers, so that no truth has two opposite states (equivalence and minimum-effect tests,
+Wellek 2010, chapter 1):
 
 * **shown**: the whole interval is at or beyond what matters;
 * **in sign only**: it is above 0, and contains what matters;
@@ -152,8 +152,8 @@ def worst(parts: Sequence[Part]) -> Part:
 
     def distance(part: Part) -> float:
         half = (part.main.high - part.main.low) / 2
-        gap = part.main.effect - part.question.matters
-        gap = -gap if part.question.claim == UNDER else abs(part.main.effect) - part.question.matters
+        effect = abs(part.main.effect) if part.question.claim == MOVED else part.main.effect
+        gap = (effect - part.question.matters) * (-1 if part.question.claim == UNDER else 1)
         return gap / half if half > 0 else -math.inf
 
     return min(parts, key=lambda part: (WORST_FIRST.index(part.state), distance(part)))

@@ -90,6 +90,8 @@ def test_the_worst_part_decides_and_of_equal_ones_the_nearest_to_failing():
         assert worst([better, worse]) is worst([worse, better]) is worse
     little, less = part(0.05, 0.09, claim=UNDER), part(-0.01, 0.01, claim=UNDER)
     assert worst([less, little]) is little
+    against = part(-0.8, -0.7)
+    assert worst([turned, against]) is against, "of two reversed parts the one that is farther below"
     nothing = parts.missing(COSTS, "not measured")
     assert nothing.state == OPEN and worst([shown, nothing, undecided]) is nothing
 
