@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis import questions
@@ -249,14 +250,20 @@ def _of_third(deep: bool) -> Callable[[Profile], Mean]:
 
 
 def _placed(profile: Profile) -> Profile:
-    """The profile, if its losses add up to something that can be shared out.
+    """The profile with losses that can be shared out: a layer whose removal gains has none.
+
+    Which layers gain is told, for either half of the questions, by the other half: with the same documents the noise of
+    a layer that does nothing would count as a loss.
 
     Raises:
-        UserError: they do not.
+        UserError: no loss is shown.
     """
-    if profile.unplaced:
-        raise UserError(f"{profile.label}: {profile.unplaced}")
-    return profile
+    half = pd.factorize(pd.Index(profile.units))[0] % 2
+    costs = np.array([profile.loss[half != i].mean(0) > 0 for i in range(2)])
+    found = replace(profile, values=np.where(costs[half], profile.values, profile.base[:, None]))
+    if found.unplaced:
+        raise UserError(f"{profile.label}: {found.unplaced}")
+    return found
 
 
 def _c3(evidence: Evidence) -> Iterator[Part]:
