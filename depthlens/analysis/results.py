@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from depthlens import arguments
+from depthlens.analysis import answers as changed_answers
 from depthlens.analysis import (
     displays,
     documents,
@@ -37,6 +38,7 @@ from depthlens.analysis import (
     written_answers,
 )
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
+from depthlens.analysis.explorer import Explorer
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
 from depthlens.analysis.saving import Contents, Saveable, derived, json_record
@@ -159,6 +161,18 @@ class Result(Saveable):
             UserError: there is no such task, metric or model, or several models and none is named.
         """
         return documents.table(self.docs, "value", task, metric, model)
+
+    def answers(self, condition: str, change: str = "broken", *, task: str | None = None) -> pd.DataFrame:
+        """The answers that a condition changes; see `depthlens.analysis.answers.answers`."""
+        return changed_answers.answers(self, condition, change, task=task)
+
+    def explore(self) -> Explorer:
+        """What breaks: a map of the removed parts, and the answers that each of them changes.
+
+        In JupyterLab ``view = result.explore()`` shows it, and the next cell reads ``view.condition`` and
+        ``view.documents``.
+        """
+        return Explorer(self)
 
     def parsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
         """Whether each answer could be read; see `depthlens.analysis.written_answers.parsed`."""

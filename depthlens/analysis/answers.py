@@ -1,0 +1,96 @@
+"""What a model answers without a part of it, beside what the whole model answers: the language behind a loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis import documents
+from depthlens.analysis.stats import BASELINE
+from depthlens.errors import unknown
+from depthlens.metrics import ANSWER_LOGPROB
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+BROKEN, REPAIRED, CHANGED, SAME, ALL = "broken", "repaired", "changed", "same", "all"
+CHANGES = (BROKEN, REPAIRED, CHANGED, ALL)
+COLUMNS = [
+    "task", "metric", "doc_id", "question", "reference", "baseline_answer", "answer", "baseline_value", "value", "loss",
+    "nats", "change",
+]  # fmt: skip
+
+
+def answers(result: Result, condition: str, change: str = BROKEN, *, task: str | None = None) -> pd.DataFrame:
+    """The answers that a condition changes, by the metric that stands for each task.
+
+    Args:
+        result: A sweep of one model.
+        condition: One of its conditions, such as ``L11``.
+        change: ``broken``: the score falls; ``repaired``: it rises; ``changed``: the answer is another one with the
+            same score; ``all``: every document.
+        task: Of this task only.
+
+    Returns:
+        One row a document, the largest loss first: ``task``, ``metric``, ``doc_id``, ``question``, ``reference`` (the
+        right answer), ``baseline_answer`` (of the whole model), ``answer``, ``baseline_value``, ``value``, ``loss``
+        (above 0 is worse), ``nats`` (change of the log-likelihood of the right answer; NaN where it was not measured)
+        and ``change``.
+
+    Raises:
+        UserError: the result has no such condition or task, several models, or the change is none of these.
+
+    Example:
+        >>> result = depthlens.layer_sweep(lens, "capitals_generative", limit=20)  # doctest: +SKIP
+        >>> depthlens.analysis.answers(result, "L11")[["question", "baseline_answer", "answer"]]  # doctest: +SKIP
+    """
+    if change not in CHANGES:
+        raise unknown("change", change, CHANGES)
+    if task is not None:
+        result = result.select(tasks=task)
+    documents.only(result.docs, "condition", condition)
+    rows = result.primary().baselines[["task", "metric"]].itertuples(index=False, name=None)
+    found = pd.concat([_of_task(result, *row, condition) for row in rows], ignore_index=True)
+    return found if change == ALL else found[found["change"] == change].reset_index(drop=True)
+
+
+def _of_task(result: Result, task: str, metric: str, condition: str) -> pd.DataFrame:
+    values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
+    sign = 1.0 if result.metric_info(task, metric)["higher_is_better"] else -1.0
+    loss = sign * (values[BASELINE] - values[condition])
+    asked = questions_of(result, task, values.index)
+    table = pd.DataFrame(
+        {
+            "task": task,
+            "metric": metric,
+            "question": asked["question"],
+            "reference": asked["reference"],
+            "baseline_answer": texts[BASELINE],
+            "answer": texts[condition],
+            "baseline_value": values[BASELINE],
+            "value": values[condition],
+            "loss": loss,
+            "nats": nats(result, task, values.index)[condition] if condition in values else np.nan,
+            "change": np.select([loss > 0, loss < 0, texts[BASELINE] != texts[condition]], CHANGES[:3], SAME),
+        }
+    )
+    return table.reset_index().sort_values(["loss", "nats"], ascending=[False, True], kind="stable")[COLUMNS]
+
+
+def questions_of(result: Result, task: str, ids: pd.Index) -> pd.DataFrame:
+    """Question and right answer of documents, by id; empty texts where the result does not say."""
+    if result.asked is None:
+        return pd.DataFrame("", index=ids, columns=["question", "reference"])
+    asked = result.asked[result.asked["task"] == task].set_index("doc_id")
+    return asked[["question", "reference"]].reindex(ids).fillna("")
+
+
+def nats(result: Result, task: str, ids: pd.Index) -> pd.DataFrame:
+    """Change of the right answer's log-likelihood, documents by conditions; NaN where it was not measured."""
+    docs = result.docs[result.docs["task"] == task]
+    if not (docs["metric"] == ANSWER_LOGPROB).any():
+        return pd.DataFrame(np.nan, index=ids, columns=list(docs["condition"].unique()))
+    scores = documents.table(docs, "value", task, ANSWER_LOGPROB).reindex(ids)
+    return scores.sub(scores[BASELINE], axis=0)

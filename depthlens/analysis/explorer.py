@@ -1,0 +1,216 @@
+"""What breaks: the answers that each removal changes, as a view for JupyterLab and as HTML for a page.
+
+The script `explorer.js` draws both. In JupyterLab it is a widget (anywidget), whose state the next cell can read; on a
+page it stands in the HTML, with its data, and loads nothing. Where no script runs, a table stands in its place.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import warnings
+from functools import cached_property
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis import documents
+from depthlens.analysis.answers import BROKEN, answers, nats, questions_of
+from depthlens.analysis.stats import BASELINE, is_binary
+from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+SCRIPT, STYLE = ((files(__package__) / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+MOST_PARTS, MOST_ANSWERS, MOST_QUESTIONS = 8, 3, 5  # of the table that stands where no script runs
+MOST_BYTES = 2_000_000  # of data inside another page
+HEADS = "L#.H#"
+FEWEST = 3  # conditions of one form that have a row of their own
+
+
+def script_hash() -> str:
+    """What a content security policy names so that this script may run, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
+
+
+class Explorer:
+    """The answers of a sweep, to be looked at. Made by `depthlens.Result.explore`.
+
+    Attributes:
+        result: The sweep, with the metric that stands for each task.
+    """
+
+    def __init__(self, result: Result) -> None:
+        models = result.docs["model"].unique()
+        if len(models) > 1:
+            raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
+        self.result = result
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the script reads: questions, right answers, answers and scores of every task."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # tasks at chance have no critical part, and are shown
+            critical = self.result.primary().critical()
+        marked = set(critical[["task", "condition"]].itertuples(index=False, name=None))
+        losses = self.result.primary().losses()
+        pairs = self.result.primary().baselines[["task", "metric", "baseline"]].itertuples(index=False, name=None)
+        tasks = [_task(self.result, *pair, losses[losses["task"] == pair[0]], marked) for pair in pairs]
+        scale = max(0.3, float(losses["loss"].abs().max()))
+        return {"tasks": tasks, "scale": scale, "start": _start(losses, marked, tasks)}
+
+    @cached_property
+    def widget(self) -> Any:
+        """The widget that JupyterLab shows."""
+        import anywidget  # only where there is a notebook
+        import traitlets
+
+        class Widget(anywidget.AnyWidget):  # type: ignore[misc]
+            _esm, _css = SCRIPT, STYLE
+            data = traitlets.Dict().tag(sync=True)
+            state = traitlets.Dict().tag(sync=True)
+
+        return Widget(data=self.data, state=self.data["start"])
+
+    @property
+    def condition(self) -> str:
+        """The part that is chosen now, such as ``L11``."""
+        state = self.widget.state
+        return str(self.data["tasks"][state["task"]]["conditions"][state["condition"]])
+
+    @property
+    def documents(self) -> pd.DataFrame:
+        """The answers that are shown now; see `depthlens.Result.answers`."""
+        state = self.widget.state
+        found = answers(self.result, self.condition, state["change"], task=self.data["tasks"][state["task"]]["name"])
+        text = found[["question", "reference", "baseline_answer", "answer"]].agg("\n".join, axis=1)
+        return found[text.str.lower().str.contains(state.get("find", "").lower(), regex=False)].reset_index(drop=True)
+
+    def html(self, *, with_script: bool = True) -> str:
+        """The view as a part of a page. Without its script it is the table that stands where no script runs."""
+        if not with_script:
+            return f'<div class="depthlens-explorer">{self.table()}</div>\n<style>{STYLE}</style>'
+        data = json.dumps(self.data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+        return (
+            f'<div class="depthlens-explorer" data-page><div class="static">{self.table()}</div>\n'
+            f'<script type="application/json">{data}</script></div>\n'
+            f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
+        )
+
+    def table(self) -> str:
+        """For each critical part its commonest new answers and some broken questions, as an HTML table."""
+        rows = []
+        for name, task, loss in self._costliest():
+            broken = answers(self.result, name, BROKEN, task=task)
+            common = broken["answer"].value_counts().head(MOST_ANSWERS)
+            new = "; ".join(f"{_short(answer)} ({count})" for answer, count in common.items())
+            asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
+            rows.append([f"{name}, {task}", f"{loss:.2f}", str(len(broken)), new, asked])
+        columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
+        return f"<table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+    def _costliest(self) -> list[tuple[str, str, float]]:
+        found = [
+            (task["conditions"][i], task["name"], loss)
+            for task in self.data["tasks"]
+            for i, (loss, _, _, critical) in enumerate(task["losses"])
+            if critical
+        ]
+        return sorted(found, key=lambda row: -row[2])[:MOST_PARTS]
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        shown = {"text/html": self.html(), "text/plain": repr(self)}
+        widget, metadata = self.widget._repr_mimebundle_()
+        return widget | shown, metadata
+
+    def __repr__(self) -> str:
+        return f"Explorer of {', '.join(task['name'] for task in self.data['tasks'])}"
+
+
+def page(result: Result, title: str) -> str:
+    """A page of its own that holds the view, and loads nothing."""
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_hash()}"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>:root {{ color-scheme: light dark }} "
+        "body { background: light-dark(#fff, #14181c); max-width: 76rem; margin: 1rem auto; padding: 0 1rem } "
+        "h1 { font: 600 1.3rem system-ui }</style></head>"
+        f"<body><main><h1>{html.escape(title)}</h1>{Explorer(result).html()}</main></body></html>"
+    )
+
+
+def _task(
+    result: Result, task: str, metric: str, score: float, losses: pd.DataFrame, critical: set[tuple[str, str]]
+) -> dict[str, Any]:
+    values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
+    conditions = [BASELINE, *(name for name in values if name != BASELINE)]
+    values, texts = values[conditions], texts[conditions]
+    codes, names = pd.factorize(texts.to_numpy().ravel())
+    rows = losses.set_index("condition").reindex(conditions)[["loss", "loss_low", "loss_high"]].fillna(0.0)
+    asked, likelihoods = questions_of(result, task, values.index), nats(result, task, values.index)
+    binary = is_binary(values.to_numpy())
+    return {
+        "name": task,
+        "metric": metric,
+        "sign": 1 if result.metric_info(task, metric)["higher_is_better"] else -1,
+        "score": round(float(score), 4),
+        "binary": binary,
+        "conditions": conditions,
+        "rows": _rows(task, conditions),
+        "losses": [
+            [*map(_rounded, row), (task, name) in critical]
+            for name, row in zip(conditions, rows.to_numpy(), strict=True)
+        ],
+        "ids": values.index.tolist(),
+        "questions": asked["question"].tolist(),
+        "references": asked["reference"].tolist(),
+        "texts": names.tolist(),
+        "answers": codes.reshape(texts.shape).T.tolist(),
+        "values": values.to_numpy().astype(int).T.tolist() if binary else values.round(3).to_numpy().T.tolist(),
+        "nats": None if likelihoods.isna().to_numpy().all() else likelihoods[conditions].round(2).to_numpy().T.tolist(),
+    }
+
+
+def _rows(task: str, conditions: list[str]) -> list[dict[str, Any]]:
+    """The rows of buttons: conditions of one form, such as ``L#@mean``; of heads one a layer."""
+    table = pd.DataFrame({"name": conditions[1:], "cell": range(1, len(conditions))})
+    table["form"] = table["name"].str.replace(r"\d+", "#", regex=True)
+    few = table.groupby("form")["cell"].transform("size") < FEWEST
+    if not few.all():  # a few others stand behind the first row
+        first = table.loc[~few, "form"].iloc[0]
+        table = table.assign(form=table["form"].mask(few, first))
+        table = pd.concat([table[table["form"] == first], table[table["form"] != first]])
+    table["row"] = np.where(table["form"] == HEADS, table["name"].str.partition(".")[0], table["form"])
+    rows = []
+    for (form, name), group in table.groupby(["form", "row"], sort=False):
+        label = name if form == HEADS else task if form == table["form"].iloc[0] else f"{task} {form.replace('#', '…')}"
+        ticks = group["name"].str.replace(r"^(?:L\d+\.H|L)(\d+)\D*$", r"\1", regex=True).tolist()
+        rows.append({"label": label, "cells": group["cell"].tolist(), "ticks": ticks, "grid": form == HEADS})
+    return rows
+
+
+def _start(losses: pd.DataFrame, critical: set[tuple[str, str]], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is shown first: the costliest critical layer or head beyond the first two layers, which break every text."""
+    names = pd.MultiIndex.from_frame(losses[["task", "condition"]])
+    ranks = losses.assign(critical=names.isin(list(critical)), later=losses["layer"].fillna(0) >= 2)
+    best = ranks.sort_values(["critical", "later", "loss"], kind="stable").iloc[-1]
+    at = [task["name"] for task in tasks].index(best["task"])
+    return {"task": at, "condition": tasks[at]["conditions"].index(best["condition"]), "change": BROKEN}
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)
+
+
+def _short(text: str, most: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,105 @@
+"""Answers that removals change: the table, and the view of it."""
+
+import json
+import re
+
+import made_results
+import pandas as pd
+import pytest
+
+from depthlens.analysis import explorer
+from depthlens.analysis.results import Result
+from depthlens.errors import UserError
+
+HOSTILE = '</script><script>alert("x")</script> <b>é</b> "quoted" \u202eright to left\u202c 😀'
+
+
+def written() -> Result:
+    """Four questions: without L1 one answer breaks, one is mended, one wrong answer is another one, one stays."""
+    right = {"baseline": [1, 0, 0, 1], "L0": [0, 0, 0, 0], "L1": [0, 1, 0, 1], "L1@mean": [1, 0, 0, 1]}
+    texts = {
+        "baseline": ["Rome", "Paris", "x", HOSTILE],
+        "L0": ["a a a a", "a a a a", "b", HOSTILE],
+        "L1": ["Lima", "Oslo", "y", HOSTILE],
+        "L1@mean": ["Rome", "Paris", "x", HOSTILE],
+    }
+    found = made_results.result_of(right, task="capitals", metric="exact_match", n_layers=2)
+    docs = found.docs.assign(response=[texts[c][i] for c, i in found.docs[["condition", "doc_id"]].to_numpy()])
+    asked = {"task": "capitals", "doc_id": range(4), "question": ["Italy?", "Norway?", "Chad?", HOSTILE]}
+    return Result(
+        docs, found.record, pd.DataFrame(asked | {"reference": ["Rome", "Oslo", "N'Djamena", "?"], "choices": None})
+    )
+
+
+def test_each_answer_is_broken_repaired_changed_or_the_same():
+    result = written()
+    (broken,) = result.answers("L1").itertuples()
+    assert (broken.question, broken.reference, broken.baseline_answer, broken.answer) == (
+        "Italy?",
+        "Rome",
+        "Rome",
+        "Lima",
+    )
+    assert (broken.baseline_value, broken.value, broken.loss) == (1, 0, 1)
+    assert result.answers("L1", "repaired")["answer"].tolist() == ["Oslo"]
+    assert result.answers("L1", "changed")["answer"].tolist() == ["y"]
+    assert result.answers("L1", "all")["change"].tolist() == ["broken", "changed", "same", "repaired"], "by loss"
+    assert not len(result.answers("L1@mean")), "nothing changes"
+
+
+def test_a_metric_that_is_better_when_lower_breaks_where_it_rises():
+    found = made_results.result_of({"baseline": [2.0, 3.0], "L0": [1.0, 4.0]}, metric="bits_per_byte", better=False)
+    assert found.answers("L0")["doc_id"].tolist() == [1] and found.answers("L0", "repaired")["doc_id"].tolist() == [0]
+
+
+def test_nats_of_the_right_answer_stand_beside_a_choice():
+    choices = made_results.result_of({"baseline": [1, 1], "L0": [0, 0]})
+    nats = made_results.result_of({"baseline": [-1.0, -1.0], "L0": [-2.0, -4.0]}, metric="answer_logprob", chance=None)
+    record = choices.record
+    record["tasks"]["sums"]["metrics"] |= nats.record["tasks"]["sums"]["metrics"]
+    table = Result(pd.concat([choices.docs, nats.docs]), record).answers("L0")
+    assert table["nats"].tolist() == [-3.0, -1.0] and table["doc_id"].tolist() == [1, 0], "the most nats first"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"condition": "L9"}, {"condition": "L1", "change": "bad"}, {"condition": "L1", "task": "t"}]
+)
+def test_unknown_names_are_refused(wrong):
+    with pytest.raises(UserError, match="there is no|unknown|is not one|did you mean|known"):
+        written().answers(**wrong)
+
+
+def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote():
+    view = written().explore()
+    page = view.html()
+    assert HOSTILE not in page and "<script>alert" not in page
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
+    (task,) = data["tasks"]
+    assert task["conditions"] == ["baseline", "L0", "L1", "L1@mean"] and task["values"][2] == [0, 1, 0, 1]
+    assert [task["texts"][i] for i in task["answers"][2]] == ["Lima", "Oslo", "y", HOSTILE]
+    assert "<script" not in view.html(with_script=False)
+    page = explorer.page(view.result, "t")
+    assert explorer.script_hash() in page and not re.search(r"src=|href=|fetch\(|import", page), "loads nothing"
+
+
+def test_rows_of_buttons_are_one_a_form_and_one_a_layer_of_heads():
+    names = ["baseline", *(f"L{i}" for i in range(4)), *(f"L{i}@mean" for i in range(4)), "L0-1"]
+    (task,) = made_results.result_of({name: [1, 0] for name in names}).explore().data["tasks"]
+    rows = [[task["conditions"][i] for i in row["cells"]] for row in task["rows"]]
+    assert rows == [["L0", "L1", "L2", "L3", "L0-1"], ["L0@mean", "L1@mean", "L2@mean", "L3@mean"]]
+    heads = made_results.result_of({name: [1, 0] for name in ("baseline", "L0.H0", "L0.H1", "L1.H0", "L1.H1")})
+    (task,) = heads.explore().data["tasks"]
+    assert [row["label"] for row in task["rows"]] == ["L0", "L1"] and task["rows"][1]["ticks"] == ["0", "1"]
+
+
+def test_the_next_cell_reads_what_is_chosen():
+    view = written().explore()
+    view.widget.state = {"task": 0, "condition": 2, "change": "all", "find": "oslo"}
+    assert view.condition == "L1" and view.documents["answer"].tolist() == ["Oslo"]
+
+
+def test_the_table_without_a_script_tells_the_commonest_new_answers():
+    losses = {"baseline": [1] * 40, "L0": [0] * 30 + [1] * 10, "L1": [1] * 40}
+    result = made_results.result_of(losses, metric="exact_match", n_layers=2)
+    table = result.explore().table()
+    assert "L0, sums" in table and "é0 (30)" in table and "L1," not in table
