@@ -20,6 +20,7 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
                   L12.H3@noise3 draws it with seed 3 in place of 0
     L12x2         the layer run twice: its output goes through it again
     L12[1:]       the part is ablated from position 1 on, so that the first token is spared; L12.H3[1:]@mean likewise
+    L12[7]        the part is ablated at position 7 alone; L12[3:9] from 3 to 8; L12.attn[7]@resample likewise
     L12@int4      the part computes with its own weights rounded to 4 bits, or 8 (@int8; any of the first five rows,
                   see `depthlens.models.quantised`)
     L12.H3@donor  the part gets the weights of a donor model (any of the above, see `depthlens.models.pairs`)
@@ -49,21 +50,22 @@ ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bi
 WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other weights
 MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written after an @; removal is not
 GRAMMAR = (
-    "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on) and an optional "
-    "@mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
+    "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on), [7] or [3:9] "
+    "and an optional @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
 )
 
 _MODES_OF = dict.fromkeys(SITES, ("zero", *MODES))  # removal first, where there is one
 _MODES_OF |= {"layer": ("skip", *MODES, "twice"), "expert": ("zero",), **dict.fromkeys(ENDS, ("donor",))}
 _EVERYWHERE = (*WEIGHTS, "twice")  # modes that no position is spared from
-_NOTHING = {"layer": -1, "index": -1, "start": 0, "seed": 0}  # what a field is where it does not fit
+_NOTHING = {"layer": -1, "index": -1, "start": 0, "stop": 0, "seed": 0}  # what a field is where it does not fit
 # what the parts with numbers are called, and the part that they are within
 _KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
 _SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
 
 _PART = re.compile(r"L(\d+)(?:-(\d+)|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)")
 # what is ablated, then whether it runs twice, or from where on and how it is ablated
-_SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:\[(\d+):\])?(?:@(?:noise(\d+)|({'|'.join(MODES)})))?)", re.DOTALL)
+_POSITIONS = r"\[(?=[\d:])(\d*)(:?)(\d*)\]"
+_SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:{_POSITIONS})?(?:@(?:noise(\d+)|({'|'.join(MODES)})))?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Ablation:
             and ``unembed``), or ``twice`` (whole layers only). An expert can only be removed (``zero``).
         start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
             token. Where the part computes with other weights, or twice, always 0.
+        stop: The position before which it ends; 0: the end of the sequence.
         seed: Of the noise; 0 for other modes.
     """
 
@@ -129,6 +132,7 @@ class Ablation:
     index: int = -1
     mode: str = ""
     start: int = 0
+    stop: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,7 +144,8 @@ class Ablation:
         if self.mode not in modes:
             what = f"mode {self.mode!r}" if self.mode else "removal"
             raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
-        free = self.site not in ENDS, self.site in INDEXED, self.mode not in _EVERYWHERE, self.mode == "noise"
+        placed = self.mode not in _EVERYWHERE
+        free = self.site not in ENDS, self.site in INDEXED, placed, placed, self.mode == "noise"
         for (name, nothing), is_free in zip(_NOTHING.items(), free, strict=True):
             value = getattr(self, name)
             if not is_free and value != nothing:
@@ -160,9 +165,15 @@ class Ablation:
         """``[1:]@mean`` and the like; "" for a removal at all positions."""
         if self.mode == "twice":
             return "x2"
-        places = f"[{self.start}:]" if self.start else ""
+        one = self.stop == self.start + 1
+        places = "" if self.everywhere else f"[{self.start}]" if one else f"[{self.start}:{self.stop or ''}]"
         mode = "" if self.mode in ("skip", "zero") else f"@{self.mode}{self.seed or ''}"
         return places + mode
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether no position is spared."""
+        return not (self.start or self.stop)
 
 
 @dataclass(frozen=True)
@@ -233,7 +244,7 @@ class Condition:
     @property
     def uses_positions(self) -> bool:
         """Whether what it does at a token depends on where the token stands."""
-        return any(a.start or a.mode in ("mean", "resample", "noise") for a in self.ablations)
+        return any(not a.everywhere or a.mode in ("mean", "resample", "noise") for a in self.ablations)
 
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
@@ -292,9 +303,13 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     """What is ablated (a part, or a word such as ``layers``), and the mode, start and seed that follow it."""
     match = _SUFFIX.fullmatch(text)
     assert match  # its last groups are optional and its first takes the rest
-    named, twice, start, seed, mode = match.groups()
+    named, twice, start, colon, stop, seed, mode = match.groups()
     mode = "twice" if twice else "noise" if seed else mode or ""
-    return named, {"mode": mode, "start": int(start or 0), "seed": int(seed or 0)}
+    first = int(start or 0)
+    last = int(stop or 0) if colon else first + 1 if start else 0
+    if last and last <= first:
+        raise UserError(f"condition {text!r}: positions {first} to {last} are none; write [{first}] or [{first}:]")
+    return named, {"mode": mode, "start": first, "stop": last, "seed": int(seed or 0)}
 
 
 Head = tuple[int, int]  # layer, head

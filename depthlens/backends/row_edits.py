@@ -250,12 +250,14 @@ class RowEdits(RowWeights):
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
         if ablations and (router := self.lens.arch.routers[layer]):
             n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
-            starts = torch.full((len(self.conditions), 1, n), torch.iinfo(torch.long).max)  # positions no token has
+            no_token = torch.iinfo(torch.long).max
+            starts, stops = torch.full((2, len(self.conditions), 1, n), no_token)
             for row, a in ablations:
-                starts[row, 0, a.index] = a.start
+                starts[row, 0, a.index], stops[row, 0, a.index] = a.start, a.stop or no_token
             # where none were needed, all ablations start at 0
             positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
-            yield Routing(n, moved(positions, device)[:, :, None] >= starts.to(device)).around(router)
+            at = moved(positions, device)[:, :, None]
+            yield Routing(n, (at >= starts.to(device)) & (at < stops.to(device))).around(router)
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.lens.arch.dims, slice(None), None
@@ -269,6 +271,7 @@ class RowEdits(RowWeights):
             None if len(self.conditions) == 1 else torch.tensor(rows),
             columns,
             a.start,
+            a.stop,
             self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None,
             partial(noise_like, a, in_stream) if a.mode == "noise" else None,
         )
@@ -312,7 +315,7 @@ def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> tuple[nn.Modul
 def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
     """The noise of an ablation at some positions, before it is scaled; float32, on the device of the positions."""
     first, last = int(position_ids.min()) // BLOCK, int(position_ids.max()) // BLOCK
-    blocks = [_block(replace(ablation, start=0), n, width) for n in range(first, last + 1)]
+    blocks = [_block(replace(ablation, start=0, stop=0), n, width) for n in range(first, last + 1)]
     table = torch.from_numpy(np.concatenate(blocks)).to(position_ids.device)
     return table[position_ids - first * BLOCK]
 

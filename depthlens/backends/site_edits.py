@@ -23,6 +23,7 @@ class Edit:
         rows: Which; None: all, however many there are.
         columns: Where the part is in what its site holds: neighbouring heads, or everything.
         start: Position from which on it is edited.
+        stop: Position before which that ends; 0: the end of the row.
         values: What is added to what is there without the part, by position: those of a reference prompt, or means of
             first tokens and of others. None: nothing is. Shape [entry, column].
         noise: Gives what is added to the part instead, from what the part writes and from positions.
@@ -31,6 +32,7 @@ class Edit:
     rows: Tensor | None
     columns: slice
     start: int = 0
+    stop: int = 0
     values: Tensor | None = None
     noise: Callable[[Tensor, Any], Tensor] | None = None
 
@@ -47,7 +49,10 @@ class Edit:
             n = len(self.values)
             entry = torch.where(positions < n, positions, 1 + (positions - 1) % max(1, n - 1)).clamp(max=n - 1)
             new = without + self.values.to(old)[entry]
-        return torch.where((positions >= self.start)[..., None], new, old) if self.start else new
+        if not (self.start or self.stop):
+            return new
+        here = (positions >= self.start) & (positions < (self.stop or torch.iinfo(torch.long).max))
+        return torch.where(here[..., None], new, old)
 
 
 @no_type_check

@@ -55,7 +55,7 @@ def fork_layer(condition: Condition, n_layers: int) -> int:
 
 def skip_mode(condition: Condition, layer: int) -> str | None:
     """The mode in which a condition does without the whole layer, if it does at all positions."""
-    whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and not a.start)
+    whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.everywhere)
     return next((a.mode for a in whole if a.mode in ("skip", "mean", "resample")), None)
 
 

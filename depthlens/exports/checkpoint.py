@@ -118,7 +118,7 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.mode in ("skip", "zero", "twice") and a.site != "expert" and not a.start
+        removed = a.mode in ("skip", "zero", "twice") and a.site != "expert" and a.everywhere
         if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")
     if len({a.layer for a in condition.ablations if a.mode == "skip"}) == lens.dims.n_layers:

@@ -1,0 +1,254 @@
+"""One prompt from several sides: texts under conditions, what each layer would say, and where heads look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from depthlens import arguments
+from depthlens.ablations import BASELINE, Condition, expand, parse_condition
+from depthlens.backends.row_edits import ACTS_ON, Means, RowWeights
+from depthlens.backends.torch import TorchBackend
+from depthlens.engine.engine import Engine
+from depthlens.engine.references import sample
+from depthlens.errors import UserError
+from depthlens.experiments import attention_patterns
+from depthlens.experiments.geometry import residual_streams
+from depthlens.models import pairs
+from depthlens.models.architectures import body_of, replaced_forwards, wide
+from depthlens.models.lens import Lens, one_thread
+from depthlens.requests import GenerateRequest
+
+
+@one_thread
+def generate(
+    lens: Lens,
+    prompts: str | Sequence[str],
+    conditions: str | Sequence[str | Condition] = (),
+    *,
+    max_new_tokens: int = 40,
+    until: Sequence[str] = (),
+    resample_prompt: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What a model writes after prompts, under several conditions side by side.
+
+    Args:
+        lens: A loaded model.
+        prompts: One text, or several.
+        conditions: Beside the baseline, which comes first; see `depthlens.condition_sweep`.
+        max_new_tokens: Tokens of each text, at most. The likeliest token is written.
+        until: Texts that end what is written.
+        resample_prompt: What ``@resample`` conditions take the states of.
+        progress: Whether a bar is shown.
+
+    Returns:
+        Texts: one row a prompt, one column a condition.
+
+    Raises:
+        UserError: an empty prompt, a condition that the model does not have, or one that no texts are written under.
+
+    Example:
+        >>> depthlens.generate(lens, "The capital of Denmark is", ["L11", "L23"])  # doctest: +SKIP
+    """
+    arguments.loaded(lens)
+    texts = [prompts] if isinstance(prompts, str) else [*prompts]
+    limit = arguments.whole("max_new_tokens", max_new_tokens, 1)
+    under = expand(conditions, lens.dims) if conditions else [BASELINE]
+    requests = [GenerateRequest(_tokens(lens, text), tuple(until), limit) for text in texts]
+    engine = Engine(lens, means=_reference(lens, under, resample_prompt), progress=progress)
+    written = engine.generate_until(requests, under)
+    columns = {str(condition): [str(text) for text in column] for condition, column in zip(under, written, strict=True)}
+    return pd.DataFrame(columns, index=pd.Index(texts, name="prompt"))
+
+
+@contextmanager
+def ablated(lens: Lens, condition: str | Condition, *, resample_prompt: str | None = None) -> Iterator[Any]:
+    """Within the context ``lens.model`` runs under a condition, whatever calls it; after it the model is whole again.
+
+    Contexts may be nested: then both conditions hold.
+
+    Args:
+        lens: A loaded model.
+        condition: Such as ``L11+L9.H3``.
+        resample_prompt: What ``@resample`` takes the states of.
+
+    Yields:
+        ``lens.model``.
+
+    Raises:
+        UserError: a condition that the model does not have, or ``@mean``, which needs a set of texts.
+
+    Example:
+        >>> with depthlens.ablated(lens, "L11"):  # doctest: +SKIP
+        ...     lens.model.generate(**lens.tokenizer("The capital of Denmark is", return_tensors="pt"))
+    """
+    arguments.loaded(lens)
+    lens.needs_weights("ablated")
+    chosen = parse_condition(condition).validate(lens.dims) if isinstance(condition, str) else condition
+    pairs.require(lens, [chosen], "torch")
+    backend = TorchBackend(lens, _reference(lens, [chosen], resample_prompt))
+    body = body_of(lens.model)
+    forward = body.forward
+
+    def under(*args: Any, **kwargs: Any) -> Any:
+        with backend.ablate([chosen], _positions(args, kwargs)):
+            return forward(*args, **kwargs)
+
+    with RowWeights([chosen], lens).embeddings(), replaced_forwards([(body, under)]):
+        yield lens.model
+
+
+def _positions(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Where the tokens of a call stand, as transformers finds it. Shape [#row, pos]."""
+    if (given := kwargs.get("position_ids")) is not None:
+        return given
+    tokens = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+    cache = kwargs.get("past_key_values")
+    start = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """What each layer would say next, by `logit_lens`.
+
+    Attributes:
+        tokens: Text of each token of the prompt. Shape [pos].
+        says: Text of the likeliest next token. Shape [depth, pos]; depth 0 is the embedding, and the last is the model.
+        probability: Of that token. Shape [depth, pos].
+        entropy: Of the whole distribution, in nats. Shape [depth, pos].
+    """
+
+    tokens: tuple[str, ...]
+    says: np.ndarray
+    probability: np.ndarray
+    entropy: np.ndarray
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a depth and position: ``depth``, ``position``, ``token``, ``says``, ``probability``, ``entropy``."""
+        shape = self.says.shape
+        depth, position = (at.ravel() for at in np.indices(shape))
+        columns = {name: getattr(self, name).ravel() for name in ("says", "probability", "entropy")}
+        return pd.DataFrame({"depth": depth, "position": position, "token": np.tile(self.tokens, shape[0])} | columns)
+
+    def __repr__(self) -> str:
+        last = [f"{text!r} {p:.2f}" for text, p in zip(self.says[:, -1], self.probability[:, -1], strict=True)]
+        return f"LogitLens of {len(self.tokens)} tokens; after the last one, by depth: {', '.join(last)}"
+
+
+@one_thread
+@torch.no_grad()
+def logit_lens(lens: Lens, text: str) -> LogitLens:
+    """What a model would say next if it ended after each layer (nostalgebraist 2020).
+
+    The final norm and the unembedding read the residual stream after every layer. Early layers do not write for the
+    unembedding, so that the lens understates what they hold.
+
+    Args:
+        lens: A loaded model.
+        text: Any.
+
+    Raises:
+        UserError: an empty text, or a model whose layers cannot be walked.
+
+    Example:
+        >>> depthlens.logit_lens(lens, "The capital of Denmark is")  # doctest: +SKIP
+    """
+    arguments.loaded(lens)
+    tokens = _tokens(lens, text)
+    columns: tuple[list[Any], ...] = ([], [], [])
+    for state in residual_streams(lens, tokens):
+        log_p = wide(lens.arch.logits(state.to(lens.device))).log_softmax(-1)
+        best = log_p.max(-1)
+        entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
+        for found, values in zip(columns, (best.indices, best.values.exp(), entropy), strict=True):
+            found.append(values.cpu())
+    says, probability, entropies = (torch.stack(found).numpy() for found in columns)
+    words = np.vectorize(lambda token: lens.tokenizer.decode([int(token)]), otypes=[object])(says)
+    return LogitLens(tuple(lens.tokenizer.decode([t]) for t in tokens), words, probability, entropies)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Where heads look, by `attention`.
+
+    Attributes:
+        tokens: Text of each token. Shape [pos].
+        heads: Names, such as ``L17.H3``. Shape [head].
+        pattern: Share of a token's attention that goes to each token. Shape [head, query, key].
+    """
+
+    tokens: tuple[str, ...]
+    heads: tuple[str, ...]
+    pattern: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Attention of {len(self.heads)} heads over {len(self.tokens)} tokens"
+
+
+@one_thread
+def attention(lens: Lens, text: str, heads: str | Sequence[Any] | None = None) -> Attention:
+    """Where heads look in a text: a layer's, some, or all.
+
+    Args:
+        lens: A loaded model.
+        text: Any.
+        heads: A layer such as ``L17``, a head such as ``L17.H3`` or ``(17, 3)``, or a list of heads; None: all.
+
+    Raises:
+        UserError: an empty text, or a head or layer that the model does not have.
+
+    Example:
+        >>> depthlens.attention(lens, "The capital of Denmark is", "L23.H4")  # doctest: +SKIP
+    """
+    arguments.loaded(lens)
+    tokens = _tokens(lens, text)
+    asked = [heads] if isinstance(heads, str) or (heads and isinstance(heads[0], int)) else heads
+    chosen = lens.dims.head_names if asked is None else [name for one in asked for name in _heads(lens, one)]
+    places = {name: i for i, name in enumerate(chosen)}
+    pattern = np.zeros((len(chosen), len(tokens), len(tokens)), dtype=np.float32)
+
+    def see(layer: int, _: int, of_layer: torch.Tensor) -> None:
+        for head, values in enumerate(of_layer):
+            if (at := places.get(f"L{layer}.H{head}")) is not None:
+                pattern[at] = values.cpu()
+
+    attention_patterns.read(lens, [tokens], [range(len(tokens))], see)
+    return Attention(tuple(lens.tokenizer.decode([t]) for t in tokens), tuple(chosen), pattern)
+
+
+def _heads(lens: Lens, asked: Any) -> list[str]:
+    """The heads of a layer, or one head."""
+    text = asked if isinstance(asked, str) else "L{}.H{}".format(*asked)
+    (part,) = parse_condition(text).validate(lens.dims).ablations
+    if part.site not in ("layer", "head"):
+        raise UserError(f"{text} is no layer or head; write L17 or L17.H3")
+    return (
+        [text] if part.site == "head" else [f"L{part.layer}.H{head}" for head in lens.dims.indices("head", part.layer)]
+    )
+
+
+def _tokens(lens: Lens, text: str) -> tuple[int, ...]:
+    tokens = tuple(lens.tokenizer(text).input_ids) if isinstance(text, str) else ()
+    if not tokens:
+        raise UserError(f"prompt {text!r}: give some text")
+    return tokens
+
+
+def _reference(lens: Lens, conditions: Sequence[Condition], prompt: str | None) -> Means | None:
+    """The states of the prompt that ``@resample`` conditions take, if there are any."""
+    sites = {ACTS_ON[a.site] for c in conditions for a in c.ablations if a.mode == "resample"}
+    if not sites:
+        return None
+    if prompt is None:
+        raise UserError("@resample takes the states of another prompt; give resample_prompt='...'")
+    return sample(lens, Means("the given prompt"), _tokens(lens, prompt), sites)

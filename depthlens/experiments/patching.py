@@ -1,0 +1,200 @@
+"""Activation patching: which part of a model, at which token, carries the difference between two prompts.
+
+Two prompts of equally many tokens differ in what decides the answer ("The capital of France is", "The capital of Italy
+is"). Each part at each position of one prompt gets what it writes on the other prompt, and the difference of two
+answers' logits tells how much of the answer comes with it (causal tracing, Meng et al. 2022, arXiv 2202.05262; Zhang &
+Nanda 2024, arXiv 2309.16042). The patched parts are conditions such as ``L12[7]@resample``, so that all of them share
+one walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments
+from depthlens.ablations import BASELINE, WORDS, Condition, expand
+from depthlens.analysis import means
+from depthlens.analysis.means import Mean
+from depthlens.backends.row_edits import ACTS_ON, Means
+from depthlens.engine.engine import Engine
+from depthlens.engine.references import sample
+from depthlens.errors import UserError, unknown
+from depthlens.models.lens import Lens, one_thread
+from depthlens.requests import LoglikelihoodRequest
+
+PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"])
+RESTORE, BREAK = DIRECTIONS = ("restore", "break")
+
+
+@dataclass(frozen=True, eq=False)
+class Patching:
+    """What `patch` found.
+
+    Attributes:
+        effect: Share of the difference between the two prompts that a patch moves: 0 is nothing, 1 all. A mean over
+            pairs; without an interval where there is one pair. Shape [part, pos].
+        parts: Text of each part, such as ``L12`` or ``L12.H3``. Shape [part].
+        tokens: Text of each token of the first pair's prompt into which is patched. Shape [pos].
+        differences: Logit of the right answer minus that of the wrong one, by pair: on the clean and on the corrupted
+            prompt. Columns ``clean`` and ``corrupted``.
+        direction: ``restore`` or ``break``.
+    """
+
+    effect: Mean
+    parts: tuple[str, ...]
+    tokens: tuple[str, ...]
+    differences: pd.DataFrame
+    direction: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a part and position: ``part``, ``position``, ``token``, ``effect``, ``ci_low``, ``ci_high``."""
+        at = pd.MultiIndex.from_product([self.parts, range(len(self.tokens))], names=["part", "position"])
+        low, high = self.effect.interval()
+        columns = {"effect": self.effect.value, "ci_low": low, "ci_high": high}
+        table = pd.DataFrame({name: x.ravel() for name, x in columns.items()}, index=at).reset_index()
+        table.insert(2, "token", np.tile(self.tokens, len(self.parts)))
+        return table
+
+    def top(self, k: int = 5) -> pd.DataFrame:
+        """The k rows of `table` with the largest effects."""
+        return self.table.nlargest(arguments.whole("k", k, 1), "effect").reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        return f"Patching ({self.direction}) of {len(self.parts)} parts at {len(self.tokens)} tokens\n{self.top()}"
+
+
+@one_thread
+def patch(
+    lens: Lens,
+    clean: str | Sequence[str],
+    corrupted: str | Sequence[str],
+    parts: str = "layers",
+    *,
+    answer: tuple[str, str] | Sequence[tuple[str, str]] | None = None,
+    direction: str = RESTORE,
+    batch_tokens: int | None = None,
+    progress: bool = True,
+) -> Patching:
+    """Patch what each part writes at each token from one prompt into another.
+
+    Args:
+        lens: A loaded model.
+        clean: A prompt whose right answer the model knows, or several.
+        corrupted: The same with another answer: a prompt of as many tokens for each clean one.
+        parts: ``layers`` (what a whole layer adds to the residual stream), ``attn``, ``mlp`` or ``heads``.
+        answer: The answer of the clean prompt and that of the corrupted one, as they follow the prompt (mostly with a
+            space before them): one pair for all prompts, or one for each. None: the likeliest next token of each.
+        direction: ``restore``: from the clean prompt into the corrupted one (denoising: what is sufficient);
+            ``break``: the other way round (noising: what is needed).
+        batch_tokens: See `depthlens.condition_sweep`.
+        progress: Whether a bar is shown.
+
+    Returns:
+        Effects by part and position, means over the pairs.
+
+    Raises:
+        UserError: prompts of unlike numbers, prompts of a pair with unlike numbers of tokens or without a difference,
+            or answers that the model prefers on the corrupted prompt as on the clean one.
+
+    Example:
+        >>> found = depthlens.patch(lens, "The capital of France is", "The capital of Italy is")  # doctest: +SKIP
+        >>> found.top(3)  # doctest: +SKIP
+        >>> depthlens.plots.patching(found)  # doctest: +SKIP
+    """
+    arguments.loaded(lens)
+    for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
+        if value not in allowed:
+            raise unknown(name, value, allowed)
+    pairs = [*zip(*_texts(clean, corrupted), strict=True)]
+    answers = [answer] * len(pairs) if answer is None or isinstance(answer[0], str) else [*answer]
+    if len(answers) != len(pairs):
+        raise UserError(f"{len(answers)} pairs of answers for {len(pairs)} pairs of prompts; give one, or one for each")
+    rows = [tuple(tuple(lens.tokenizer(text).input_ids) for text in pair) for pair in pairs]
+    _check(rows, pairs)
+    single = expand(parts, lens.dims)[1:]
+    n_pos = len(rows[0][0])
+    first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
+    # before the first token that differs all states are the same, and a patch does nothing
+    conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
+    found, differences = [], []
+    for row, asked in zip(rows, answers, strict=True):
+        continuations = [_ids(lens, row[0], text) for text in asked] if asked else _likeliest(lens, row)
+        source, target = row if direction == RESTORE else row[::-1]
+        sites = {ACTS_ON[condition.ablations[0].site] for condition in single}
+        engine = Engine(
+            lens,
+            batch_tokens=batch_tokens,
+            means=sample(lens, Means("the other prompt"), source, sites),
+            progress=progress,
+        )
+        patched = _difference(engine, target, continuations, [BASELINE, *conditions])
+        (whole,) = _difference(engine.like(), source, continuations, [BASELINE])
+        by_place = (patched[1:] - patched[0]) / (whole - patched[0])
+        found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
+        differences.append((whole, patched[0]) if direction == RESTORE else (patched[0], whole))
+    table = pd.DataFrame(differences, columns=["clean", "corrupted"])
+    if (table["clean"] <= table["corrupted"]).any():
+        at = int((table["clean"] <= table["corrupted"]).idxmax())
+        raise UserError(f"pair {at}: the clean prompt does not make its answer likelier; give other answers or prompts")
+    tokens = [lens.tokenizer.decode([t]) for t in rows[0][0 if direction == BREAK else 1]]
+    effect = means.mean(np.stack(found), bounded=False)
+    return Patching(effect, tuple(map(str, single)), tuple(tokens), table, direction)
+
+
+def _texts(*given: str | Sequence[str]) -> list[list[str]]:
+    clean, corrupted = ([texts] if isinstance(texts, str) else [*texts] for texts in given)
+    if len(clean) != len(corrupted) or not clean:
+        raise UserError(f"{len(clean)} clean and {len(corrupted)} corrupted prompts; give as many of both")
+    return [clean, corrupted]
+
+
+def _check(rows: Sequence[tuple[tuple[int, ...], ...]], pairs: Sequence[tuple[str, ...]]) -> None:
+    lengths = [tuple(map(len, row)) for row in rows]
+    if wrong := next((i for i, pair in enumerate(lengths) if set(pair) != {lengths[0][0]} or not pair[0]), None):
+        a, b = lengths[wrong]
+        raise UserError(f"pair {wrong}: prompts of {a} and {b} tokens; all have to be as long as {lengths[0][0]}")
+    if len(set(lengths[0])) > 1:
+        raise UserError(f"the prompts have {lengths[0][0]} and {lengths[0][1]} tokens; give prompts of equally many")
+    if same := next((pair for pair, row in zip(pairs, rows, strict=True) if row[0] == row[1]), None):
+        raise UserError(f"clean and corrupted are both {same[0]!r}; give prompts that differ")
+
+
+def _at(condition: Condition, position: int) -> Condition:
+    (part,) = condition.ablations
+    return Condition((replace(part, mode="resample", start=position, stop=position + 1),))
+
+
+def _ids(lens: Lens, prompt: Sequence[int], answer: str) -> tuple[int, ...]:
+    ids = tuple(lens.tokenizer(answer, add_special_tokens=False).input_ids)
+    if not ids:
+        raise UserError(f"answer {answer!r} has no tokens; give some text")
+    return ids
+
+
+def _likeliest(lens: Lens, row: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    import torch
+
+    engine = Engine(lens, progress=False)
+    found = []
+    for tokens in row:
+        ids = torch.tensor([tokens], device=lens.device)
+        (logits,), _ = engine.backend.forward(ids, torch.ones_like(ids), [BASELINE], positions=[[len(tokens) - 1]])
+        found.append((int(logits.argmax()),))
+    if found[0] == found[1]:
+        text = lens.tokenizer.decode(list(found[0]))
+        raise UserError(f"the likeliest next token of both prompts is {text!r}; give answer=(right, wrong)")
+    return found
+
+
+def _difference(
+    engine: Engine, prompt: tuple[int, ...], answers: Sequence[tuple[int, ...]], conditions: Sequence[Condition]
+) -> np.ndarray:
+    """Log-probability of the first answer minus that of the second. Shape [condition]."""
+    requests = [LoglikelihoodRequest(prompt, ids) for ids in answers]
+    scores = engine.loglikelihood(requests, conditions, desc="patching")
+    return np.array([right.logprob - wrong.logprob for right, wrong in scores])
