@@ -78,7 +78,7 @@ class NotebookRun:
 
     Attributes:
         name: Path of the executed notebook without ending, relative to the folder of the run.
-        source: Path of the notebook that is executed.
+        source: Name of the notebook of the suite that is executed, or path of another file.
         parameters: Values that differ from the notebook's defaults.
         given: Those of them that the caller gave, over the profile's.
         question: The notebook's title.
@@ -143,10 +143,7 @@ class RunReport:
 
 def suite() -> dict[str, Path]:
     """The notebooks of the suite by name, in order."""
-    found = {path.stem: path for path in sorted(paths.notebooks_dir().glob("*.ipynb")) if path.name[0] != "."}
-    if not found:
-        raise UserError(f"no notebooks in {paths.notebooks_dir()}; install depthlens again or run it from a checkout")
-    return found
+    return {path.stem: path for path in sorted(paths.notebooks_dir().glob("*.ipynb")) if path.name[0] != "."}
 
 
 def run(
@@ -181,12 +178,13 @@ def run(
     with paths.locked(report.out):
         for line in report.left_out if progress else []:
             bars.say(f"leaving out {line}", left_out=line)
+        on_terminal = progress and sys.stderr.isatty() and os.environ.get(bars.ENVIRONMENT) != "-"
         try:
             for number, notebook in enumerate(report.notebooks, start=1):
                 label = f"[{number}/{len(report.notebooks)}] {notebook.name}"
                 if progress:
                     bars.say(label, notebook=notebook.name)
-                _execute(notebook, report, {"desc": label} if progress and sys.stderr.isatty() else False)
+                _execute(notebook, report, {"desc": label} if on_terminal else False)
         except KeyboardInterrupt:
             pass  # the report says it
         finally:
@@ -206,14 +204,14 @@ def prepare(
 ) -> RunReport:
     """Check everything that can be checked before a run, and write nothing; see `run`."""
     out = Path(arguments.PATH("out", out))
-    if not isinstance(parameters or {}, Mapping):
-        raise UserError(f"parameters {parameters!r}: give values by name, e.g. {{'limit': 10}}")
     pages.executed(out)  # a broken notebook there is told now and not after the first one
-    own_files = {} if names in ("all", ["all"]) else _files(names)
-    sources = {name: read_notebook(path) for name, path in (suite() | own_files).items()}
-    defaults = {name: declared(nb, name) for name, nb in sources.items()}
+    known = suite()
+    named = {} if names in ("all", ["all"]) else _named(names, known)
+    files = known | named
+    notebooks = {name: Executed(name, read_notebook(path)) for name, path in files.items()}
+    defaults = {name: declared(notebook.nb, name) for name, notebook in notebooks.items()}
     of_profile = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults)
-    chosen = list(own_files) or of_profile.order or list(sources)
+    chosen = list(named) or of_profile.order or list(known)
 
     report = RunReport(out, profile, started=_now(), **provenance.environment())
     for folder, given in _by_model(models, dict(parameters or {})).items():
@@ -223,7 +221,7 @@ def prepare(
             try:
                 check_twin(defaults[name] | values, own_values[name], name)
             except UserError as error:
-                if own_files:
+                if named:
                     raise
                 report.left_out.append(str(error))
                 continue
@@ -231,17 +229,16 @@ def prepare(
                 values["out"] = str(out / folder / name)
             values |= with_first_layers(defaults[name] | values, of_profile.n_layers)
             check_values(defaults[name] | values, name)
-            source = str(own_files.get(name, paths.notebooks_dir() / f"{name}.ipynb"))
-            question = Executed(name, sources[name]).question
+            source = name if files[name] == known.get(name) else str(files[name])
             path = Path(folder, name).as_posix()
-            report.notebooks.append(NotebookRun(path, source, values, own_values[name], question))
+            report.notebooks.append(NotebookRun(path, source, values, own_values[name], notebooks[name].question))
     return report
 
 
-def _files(names: Sequence[str] | str) -> dict[str, Path]:
-    """The notebooks that are named, or whose files are, each once."""
+def _named(names: Sequence[str] | str, known: Mapping[str, Path]) -> dict[str, Path]:
+    """The files of notebooks that are named, or that are files themselves, by name."""
     names = [names] if isinstance(names, str | Path) else names
-    known, found = suite(), {}
+    found: dict[str, Path] = {}
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
         raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
     for path in map(Path, names):
@@ -275,7 +272,7 @@ def folder_name(model: str) -> str:
 
 def _execute(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] | bool) -> None:
     """Execute one notebook; its file is saved at every cell, its page and the index when it ends."""
-    nb = load_notebook_node(run.source)
+    nb = load_notebook_node(str(suite().get(run.source, run.source)))
     if run.parameters:
         nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
     about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}

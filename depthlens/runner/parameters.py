@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
@@ -33,10 +33,8 @@ ROLES = (
 TASKS = ("tasks", "more", "knowledge", *ROLES, "written_retrieval")  # and of tasks
 PARTS = ("ways", "views", "layers")  # and of parts of the model
 
-Text = Annotated[str, Field(pattern=r"\S")]
-Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
-Layer = Annotated[int, Field(ge=0)]
 Some = Field(min_length=1)
 
 
@@ -85,20 +83,18 @@ def fit(value: object, default: object, parameter: str, notebook: str) -> object
     Raises:
         UserError: it cannot be read, or has another type than the default.
     """
-    adapter = TypeAdapter(_type_of(default))
-    readings = [(value, True)]
+    adapter, read = TypeAdapter(_type_of(default)), value
     if isinstance(value, str) and not isinstance(default, str):
         text = {"": "''", "None": "null"}.get(value.strip(), value)
-        try:  # with all scalars as text, pydantic reads 1e-3 as a number, and `no` and `1` as names
-            readings = [(yaml.safe_load(text), True), (yaml.load(text, yaml.BaseLoader), False)]
-        except yaml.YAMLError:
-            readings = [(text, True)]
-    for reading, strict in readings:
-        try:
-            return adapter.validate_python(reading, strict=strict)
-        except ValidationError as error:
-            reason = _reason(error)
-    raise UserError(f"parameter {parameter} = {value!r} of notebook {notebook}: {reason}; its default is {default!r}")
+        with contextlib.suppress(yaml.YAMLError, ValidationError):
+            return adapter.validate_python(yaml.safe_load(text), strict=True)
+        with contextlib.suppress(yaml.YAMLError):  # of text pydantic makes numbers (1e-3) and names (`no`, `1`)
+            read = yaml.load(text, yaml.BaseLoader)
+    try:
+        return adapter.validate_python(read, strict=not isinstance(value, str))
+    except ValidationError as error:
+        what = f"parameter {parameter} = {value!r} of notebook {notebook}"
+        raise UserError(f"{what}: {_reason(error)}; its default is {default!r}") from None
 
 
 def _type_of(default: object) -> Any:
@@ -116,7 +112,7 @@ def _reason(error: ValidationError) -> str:
     return f"{message[0].lower()}{message[1:]}"
 
 
-def check_values(values: Mapping[str, object], notebook: str) -> None:
+def check_values(values: Mapping[str, Any], notebook: str) -> None:
     """Refuse values that `depthlens.setup_notebook` would refuse, as far as no model or device is needed to know.
 
     A notebook checks its parameters in its first cells, but a kernel takes seconds to get there.
@@ -132,7 +128,11 @@ def check_values(values: Mapping[str, object], notebook: str) -> None:
         check(**{name: value for name, value in values.items() if value is not None})
         for model in named(values, MODELS):
             names.configuration(names.find(model))
-        _check_tasks(named(values, TASKS), values.get("include_path"))
+        # lm-eval is imported only where a task is not embedded, because that is slow
+        if others := sorted({*named(values, TASKS)} - paths.embedded_names()):
+            from depthlens.tasks.harness import task_manager
+
+            task_manager(others, values.get("include_path"))
     except UserError as error:
         raise UserError(f"notebook {notebook}: {error}") from None
 
@@ -186,15 +186,6 @@ def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
     return [item for items in lists for item in items if isinstance(item, str)]
 
 
-def _check_tasks(names: list[str], include_path: object) -> None:
-    """Refuse tasks that do not exist; lm-eval is imported only where one is not embedded, because that is slow."""
-    embedded = paths.embedded_names()
-    if others := [name for name in names if name not in embedded]:
-        from depthlens.tasks.harness import task_manager
-
-        task_manager(others, str(include_path) if include_path else None)
-
-
 def _rule(kind: Any) -> Callable[[str, Any], object]:
     """The rule that a value has a type, as pydantic understands it."""
     adapter = TypeAdapter(kind)
@@ -217,24 +208,25 @@ def _views(name: str, value: Any) -> None:
 # one rule for each name of a parameter; those that the experiments have, too, are theirs
 RULES: dict[str, Callable[[str, Any], object]] = {
     **{name: rule for name, rule in arguments.RULES.items() if name not in ("store", "donor")},  # no notebook has them
-    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _rule(Count)),
-    **dict.fromkeys(("removed", "rounded", "top"), _rule(Count)),
-    **dict.fromkeys(("context_lengths", "ks"), _rule(Annotated[list[Count], Some])),
+    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _rule(PositiveInt)),
+    **dict.fromkeys(("removed", "rounded", "top"), _rule(PositiveInt)),
+    **dict.fromkeys(("context_lengths", "ks"), _rule(Annotated[list[PositiveInt], Some])),
     **dict.fromkeys(("head_limit", "texts"), _rule(AtLeastTwo | None)),
-    **dict.fromkeys(("model", "organism", "distilled", "position", "prompt", "written_retrieval"), _rule(Text)),
+    "model": lambda name, value: names.find(value),
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "written_retrieval"), _rule(Text)),
     **dict.fromkeys(("more", "knowledge"), _rule(list[Text])),
     **dict.fromkeys(("ways", *ROLES), _rule(Annotated[list[Text], Some])),
     **dict.fromkeys(("base", "control"), _rule(Annotated[list[Text], Field(max_length=1)])),
     "check": _rule(Annotated[int, Field(ge=3)]),
     "depths": _rule(Annotated[list[Annotated[float, Field(ge=0, le=1)]], Some]),
     "draws": _rule(Literal[0] | Annotated[int, Field(ge=10)]),
-    "layers": _rule(str | Annotated[list[Layer], Some] | None),
+    "layers": _rule(str | Annotated[list[NonNegativeInt], Some] | None),
     "max_tokens": _rule(AtLeastTwo),
     "metrics": _rule(Annotated[list[Text], Some] | None),
     "race": arguments.RULES["progress"],
     "rounding": lambda name, value: arguments.chosen(name, value, ROUNDED),
-    "seeds": _rule(Annotated[list[Layer], Some]),
-    "skip_first": _rule(Layer),
+    "seeds": _rule(Annotated[list[NonNegativeInt], Some]),
+    "skip_first": _rule(NonNegativeInt),
     "tolerance": _rule(Annotated[float, Field(ge=0)]),
     "views": _views,
 }
@@ -295,11 +287,13 @@ def read_profile(path: Path, profile: str | None, defaults: Mapping[str, Mapping
 
 def with_first_layers(values: Mapping[str, object], n_layers: int | None) -> dict[str, object]:
     """Values that name models, of whose layers so many are loaded at most; none where all are."""
+    if n_layers is None:
+        return {}
 
     def cut(value: Any) -> Any:
-        return [cut(model) for model in value] if isinstance(value, list) else names.first_layers(value, n_layers)
+        return list(map(cut, value)) if isinstance(value, list) else names.first_layers(value, n_layers)
 
-    return {} if n_layers is None else {name: cut(values[name]) for name in MODELS if values.get(name)}
+    return {name: cut(values[name]) for name in MODELS if values.get(name)}
 
 
 def as_yaml(value: object) -> str:

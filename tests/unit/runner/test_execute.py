@@ -180,7 +180,10 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
     given = ["02_plain", "elsewhere/02_plain.ipynb"]
     assert [n.name for n in execute.prepare(given, out=tmp_path).notebooks] == ["02_plain"]
     write(tmp_path, "mine", new_markdown_cell("# Mine?"), code("limit = 3", "parameters"))
-    (own,) = execute.prepare(str(tmp_path / "mine.ipynb"), out=tmp_path, parameters={"limit": "4"}).notebooks
+    own, plain = execute.prepare(
+        [str(tmp_path / "mine.ipynb"), str(suite / "02_plain.ipynb")], out=tmp_path / "out", parameters={"limit": "4"}
+    ).notebooks
+    assert plain.source == "02_plain"
     assert (own.source, own.question, own.parameters) == (str(tmp_path / "mine.ipynb"), "Mine?", {"limit": 4})
     with pytest.raises(UserError, match="unknown notebook '02_plain.md'"):
         execute.prepare(["02_plain.md"], out=tmp_path)

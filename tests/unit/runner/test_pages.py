@@ -62,7 +62,7 @@ def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
     nb = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
     nb.metadata["depthlens"] = {
         **{"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789abcdef-dirty"},
-        **{"platform": "Linux-6-x86_64", "parameters": {"model": "m", "limit": 5}},
+        **{"platform": "Linux-6-x86_64", "source": "x", "parameters": {"model": "m", "limit": 5}},
         "given": {"limit": 5, "tasks": ["a", "b"], "model": "m"},
     }
     text = html.unescape(page(nb))
