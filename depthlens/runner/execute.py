@@ -294,6 +294,7 @@ def _execute(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] |
             nb,
             "python3",
             progress_bar=progress_bar,
+            stderr_file=sys.stderr if progress_bar else None,  # the bar of the work in a cell is seen, too
             start_timeout=120,
             kernel_manager_class=OwnInterpreter,
             on_cell_start=begin,
