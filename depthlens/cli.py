@@ -101,12 +101,12 @@ def run(
 ) -> None:
     """Execute notebooks and make web pages of them.
 
-    DIR/index.html is there from the start and shows each finding as soon as its notebook has ended.
+    DIR/index.html shows each finding as soon as its notebook has ended.
 
     Example: depthlens run 00_tour -p limit 20 --out runs/tour
 
     Args:
-        names (all|NAME...): Notebooks, such as 00_tour; or all.
+        names (all|NAME...): Notebooks, such as 00_tour, or files of your own (.ipynb); or all.
         out (DIR): Folder for executed notebooks, their pages, index.html and record.json.
         parameter (NAME VALUE): Set a parameter of every notebook that has it; may be repeated.
         profile (NAME): Parameter values: smoke (seconds: every cell runs, on the first layers of each model and too few
@@ -123,10 +123,10 @@ def run(
     cluster.configure(options)
     progress.write_json(json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
-    from depthlens.runner import execute, several
+    from depthlens.runner import execute
 
-    how: dict[str, Any] = {"out": out, "profile": profile, "parameters": dict(parameter or [])}
-    report: Any = execute.run(names, **how) if models is None else several.run_models(names, models.split(","), **how)
+    each = models.split(",") if models is not None else None
+    report = execute.run(names, out=out, profile=profile, parameters=dict(parameter or []), models=each)
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:
@@ -135,8 +135,9 @@ def run(
     raise typer.Exit(report.exit_code)
 
 
-for command in (notebooks.compare, notebooks.gallery, experiments.with_options("dtype")(exports.export)):
-    app.command()(command)
+app.command()(experiments.with_options()(notebooks.compare))
+app.command()(experiments.with_options()(notebooks.gallery))
+app.command()(experiments.with_options("dtype")(exports.export))
 for command in (answers.list, answers.show, answers.prune):
     kept.command()(experiments.with_options("store")(command))
 

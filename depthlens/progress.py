@@ -2,7 +2,7 @@
 
 Rows that a store already has do not count as work done, so the rate is that of new rows. With DEPTHLENS_PROGRESS every
 change is also a line of JSON for programs: ``-`` writes it to standard error instead of the bar, and a path appends it
-to that file. ``depthlens run`` shows the bar of the running notebook in this way.
+to that file.
 
 In the kernel of a notebook that a person runs, bars go to standard output, because JupyterLab gives standard error a
 red background. Under ``depthlens run`` they stay on standard error, which pages fold away.

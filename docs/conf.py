@@ -18,7 +18,7 @@ import nbformat
 
 import depthlens
 from depthlens import look
-from depthlens.runner.pages import dress_figures
+from depthlens.plots.figure_data import MIME
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -117,7 +117,10 @@ def _tutorials() -> None:
         source = folder / notebook.name
         shown = nbformat.read(source if source.is_file() else notebook, as_version=4)
         shown = badges.on_page(shown, badges.address(), notebook.stem)
-        dress_figures(shown, notebook.stem)  # figures tell their numbers, as on the pages of a run
+        for cell in shown.cells:
+            for output in cell.get("outputs", []):
+                if about := output.get("data", {}).pop(MIME, None):
+                    cell.metadata["mystnb"] = {"image": {"alt": about["title"]}}
         nbformat.write(shown, MADE / "tutorials" / notebook.name)
 
 

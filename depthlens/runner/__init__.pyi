@@ -1,7 +1,5 @@
 from .compare_page import write_comparison as write_comparison
 from .execute import RunReport as RunReport
 from .execute import run as run
-from .index import gallery as gallery
+from .pages import gallery as gallery
 from .session import setup_notebook as setup_notebook
-from .several import SeveralReports as SeveralReports
-from .several import run_models as run_models

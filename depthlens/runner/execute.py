@@ -1,22 +1,24 @@
-"""Run notebooks headlessly: papermill executes them, `pages` renders them, `index` lists their findings.
+"""Run notebooks headlessly: papermill executes them, `pages` makes pages of them and an index.
 
-Everything the caller asked for (notebook names, profile, parameters, output folder) is checked before the first cell
-runs. The kernel is always the interpreter that runs depthlens, whatever kernels the user has registered. A notebook
-that fails keeps what it has computed and does not stop the others. Ctrl-C keeps it too, and ends the run.
+Everything the caller asked for (notebook names, profile, parameters, models, output folder) is checked before the first
+cell runs. The kernel is always the interpreter that runs depthlens, whatever kernels the user has registered. A
+notebook that fails keeps what it has computed and does not stop the others. Ctrl-C keeps it too, and ends the run.
 
 Under OUT: ``NAME.ipynb`` (executed), ``NAME.html``, ``record.json`` (what this call ran, with which versions) and
-``index.html`` (every notebook in the folder, also from earlier calls). The index is there before the first notebook
-runs, and is written again at every cell, so that a finding can be read as soon as its notebook has ended.
+``index.html`` (every notebook in the folder, also from earlier calls), which is written again after each notebook. With
+several models each has a folder of its own there.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,18 +34,13 @@ from papermill.parameterize import parameterize_notebook
 from traitlets import default
 
 from depthlens import arguments, paths, provenance
+from depthlens import progress as bars
 from depthlens.errors import UserError, unknown
-from depthlens.paths import locked
-from depthlens.progress import say
 from depthlens.runner import pages
-from depthlens.runner.index import Index
-from depthlens.runner.notebook_files import failed_cell, read_notebook, write_whole
-from depthlens.runner.parameters import Profiles, assign, check_twin, check_values, declared, with_first_layers
-from depthlens.runner.progress import RunProgress
-from depthlens.runner.report import NotebookRun, RunReport
+from depthlens.runner.notebook_files import Executed, failed_cell, read_notebook, write_whole
+from depthlens.runner.parameters import assign, check_twin, check_values, declared, read_profile, with_first_layers
 
-KERNEL_DIED = "its kernel died (often: out of memory)"
-# `_run_one` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
+# `_execute` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
@@ -67,26 +64,86 @@ class OwnInterpreter(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         own = get_kernel_dict()  # argv starts with sys.executable
-        return KernelSpec(
-            argv=own["argv"],
-            display_name=own["display_name"],
-            language=own["language"],
-            metadata=own.get("metadata", {}),
-            # Figures must reach the notebook even where the user's shell sets MPLBACKEND=Agg.
-            env={
-                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            },
-        )
+        env = {
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # even where the user's shell sets Agg
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            bars.ENVIRONMENT: os.devnull,  # bars stay on standard error, which pages fold away
+        }
+        return KernelSpec(argv=own["argv"], language="python", metadata=own.get("metadata", {}), env=env)
 
 
-def notebook_names() -> list[str]:
-    """The notebooks of the suite, in order."""
-    folder = paths.notebooks_dir()
-    names = sorted(path.stem for path in folder.glob("*.ipynb") if not path.name.startswith("."))
-    if not names:
-        raise UserError(f"no notebooks in {folder}; install depthlens again or run it from a checkout")
-    return names
+@dataclass
+class NotebookRun:
+    """One notebook of a run.
+
+    Attributes:
+        name: Path of the executed notebook without ending, relative to the folder of the run.
+        source: Name of the notebook of the suite that is executed, or path of another file.
+        parameters: Values that differ from the notebook's defaults.
+        given: Those of them that the caller gave, over the profile's.
+        question: The notebook's title.
+        status: ``not run``, then ``ok``, ``failed`` or ``interrupted``.
+        seconds: How long it ran.
+        cell: Number of the last cell that began, from 1.
+        error: One line that names the notebook, the cell and the error.
+        headline: Text of its finding.
+    """
+
+    name: str
+    source: str
+    parameters: dict[str, object]
+    given: dict[str, object]
+    question: str
+    status: str = "not run"
+    seconds: float | None = None
+    cell: int | None = None
+    error: str | None = None
+    headline: str = ""
+
+
+@dataclass
+class RunReport:
+    """What a run did; the same as OUT/record.json.
+
+    Attributes:
+        out: Its folder.
+        profile: The profile of its values.
+        started: Date and time.
+        finished: Date and time.
+        depthlens: Version of depthlens.
+        git_commit: Its commit.
+        python: Version of Python.
+        versions: Versions of other packages.
+        notebooks: What was run, in order.
+        left_out: One line for each notebook of ``all`` that needs a value which was not given.
+    """
+
+    out: Path
+    profile: str | None
+    started: str
+    finished: str = ""
+    depthlens: str | None = None
+    git_commit: str | None = None
+    python: str = ""
+    versions: dict[str, str | None] = field(default_factory=dict)
+    notebooks: list[NotebookRun] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        """One line per notebook that failed."""
+        return [run.error for run in self.notebooks if run.status == "failed" and run.error]
+
+    @property
+    def exit_code(self) -> int:
+        """130 after an interrupt, 1 where a notebook failed, else 0."""
+        states = {run.status for run in self.notebooks}
+        return 130 if "interrupted" in states else 1 if "failed" in states else 0
+
+
+def suite() -> dict[str, Path]:
+    """The notebooks of the suite by name, in order."""
+    return {path.stem: path for path in sorted(paths.notebooks_dir().glob("*.ipynb")) if path.name[0] != "."}
 
 
 def run(
@@ -95,17 +152,20 @@ def run(
     out: Path | str,
     profile: str | None = "demo",
     parameters: Mapping[str, object] | None = None,
+    models: Sequence[str] | None = None,
     progress: bool = True,
 ) -> RunReport:
-    """Execute notebooks of the suite.
+    """Execute notebooks.
 
     Args:
-        names: Names of notebooks, or paths as the shell completes them; or ``"all"``: those that the profile orders,
-            else every one.
+        names: Names of notebooks of the suite, or paths of notebook files; or ``"all"``: those that the profile orders,
+            else every one of the suite.
         out: Folder for everything written.
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
-        parameters: Values over the profile's. Text is read as YAML unless the notebook's default is text.
-        progress: Say on stderr where the pages are, and show a bar (on a terminal) or a line per cell.
+        parameters: Values over the profile's, for each notebook that has them. Text is read as YAML unless the
+            notebook's default is text.
+        models: Names of models to run on, one after another: values of the parameter ``model``, a folder each.
+        progress: Say on stderr which notebook begins, and show papermill's bar on a terminal.
 
     Returns:
         What was run and how it ended. A notebook that fails raises no error here.
@@ -114,22 +174,24 @@ def run(
         UserError: a notebook, profile or parameter that does not exist, a value that a notebook would refuse, or a
             folder that cannot be written, or that another process writes to.
     """
-    return start(prepare(names, out=out, profile=profile, parameters=parameters), progress=progress)
-
-
-@dataclass(frozen=True)
-class PreparedRun:
-    """A run of notebooks whose values were checked, and of which nothing was written.
-
-    Attributes:
-        report: What is to be run.
-        sources: The notebooks by name.
-        left_out: One line for each notebook of ``all`` that needs a value which was not given.
-    """
-
-    report: RunReport
-    sources: dict[str, nbformat.NotebookNode]
-    left_out: list[str]
+    report = prepare(names, out=out, profile=profile, parameters=parameters, models=models)
+    with paths.locked(report.out):
+        for line in report.left_out if progress else []:
+            bars.say(f"leaving out {line}", left_out=line)
+        on_terminal = progress and sys.stderr.isatty() and os.environ.get(bars.ENVIRONMENT) != "-"
+        try:
+            for number, notebook in enumerate(report.notebooks, start=1):
+                label = f"[{number}/{len(report.notebooks)}] {notebook.name}"
+                if progress:
+                    bars.say(label, notebook=notebook.name)
+                _execute(notebook, report, {"desc": label} if on_terminal else False)
+        except KeyboardInterrupt:
+            pass  # the report says it
+        finally:
+            report.finished = _now()
+            text = json.dumps(asdict(report), indent=2, ensure_ascii=False, default=str)
+            write_whole(report.out / "record.json", f"{text}\n")
+    return report
 
 
 def prepare(
@@ -138,159 +200,115 @@ def prepare(
     out: Path | str,
     profile: str | None = "demo",
     parameters: Mapping[str, object] | None = None,
-) -> PreparedRun:
-    """Check everything that can be checked before a run; see `run`."""
-    if out is None:
-        raise UserError("out None: give the path of a folder, such as runs/mine")
-    arguments.check(out=out)
-    if not isinstance(parameters or {}, Mapping):
-        raise UserError(f"parameters {parameters!r}: give values by name, e.g. {{'limit': 10}}")
-    out = Path(out)
-    known = notebook_names()
-    folder = paths.notebooks_dir()
-    sources = {name: read_notebook(folder / f"{name}.ipynb") for name in known}
-    defaults = {name: declared(nb, name) for name, nb in sources.items()}
-    profiles = Profiles(folder / "profiles.yml", defaults)
-    selected = _select(names, known, profiles.order(profile))
-    profile_values = profiles.values(profile)
-    own_values = assign(dict(parameters or {}), {name: defaults[name] for name in selected})
+    models: Sequence[str] | None = None,
+) -> RunReport:
+    """Check everything that can be checked before a run, and write nothing; see `run`."""
+    out = Path(arguments.PATH("out", out))
+    pages.executed(out)  # a broken notebook there is told now and not after the first one
+    known = suite()
+    named = {} if names in ("all", ["all"]) else _named(names, known)
+    files = known | named
+    notebooks = {name: Executed(name, read_notebook(path)) for name, path in files.items()}
+    defaults = {name: declared(notebook.nb, name) for name, notebook in notebooks.items()}
+    of_profile = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults)
+    chosen = list(named) or of_profile.order or list(known)
 
-    report = RunReport(out=out, profile=profile, started=_now(), **provenance.environment())
-    left_out = []
-    for name in selected:
-        values = profile_values[name] | own_values[name]
-        try:
-            check_twin(defaults[name] | values, own_values[name], name)
-        except UserError as error:
-            if names not in ("all", ["all"]) or len(selected) == 1:
-                raise
-            left_out.append(str(error))
-            continue
-        if "out" in defaults[name] and "out" not in values:
-            values["out"] = str(out.resolve() / name)
-        values |= with_first_layers(defaults[name] | values, profiles.n_layers(profile))
-        check_values(defaults[name] | values, name)
-        report.notebooks.append(
-            NotebookRun(name, values, own_values[name], question=pages.question(sources[name], name))
-        )
-    return PreparedRun(report, {run.name: sources[run.name] for run in report.notebooks}, left_out)
-
-
-def start(prepared: PreparedRun, *, progress: bool = True) -> RunReport:
-    """Execute the notebooks of a prepared run; see `run`."""
-    report = prepared.report
-    index = Index(report.out, prepared.sources)
-    with locked(report.out):
-        index.write()
-        if progress:
-            say(f"writing findings to {index.path} as notebooks end", page=str(index.path))
-            for notebook, values in report.left_out().items():
-                say(f"leaving {', '.join(values)} out of {notebook}, which has no such parameter", left_out=values)
-            for line in prepared.left_out:
-                say(f"leaving out {line}", left_out=line)
-        _run_all(report, index, RunProgress(len(report.notebooks), enabled=progress))
+    report = RunReport(out, profile, started=_now(), **provenance.environment())
+    for folder, given in _by_model(models, dict(parameters or {})).items():
+        own_values = assign(given, {name: defaults[name] for name in chosen})
+        for name in chosen:
+            values = of_profile.values[name] | own_values[name]
+            try:
+                check_twin(defaults[name] | values, own_values[name], name)
+            except UserError as error:
+                if named:
+                    raise
+                report.left_out.append(str(error))
+                continue
+            if "out" in defaults[name] and "out" not in values:
+                values["out"] = str(out / folder / name)
+            values |= with_first_layers(defaults[name] | values, of_profile.n_layers)
+            check_values(defaults[name] | values, name)
+            source = name if files[name] == known.get(name) else str(files[name])
+            path = Path(folder, name).as_posix()
+            report.notebooks.append(NotebookRun(path, source, values, own_values[name], notebooks[name].question))
     return report
 
 
-def _run_all(report: RunReport, index: Index, progress: RunProgress) -> None:
-    """Run the notebooks of a report one after another; whatever ends the run leaves a record and whole pages."""
-    try:
-        with progress:
-            for notebook in report.notebooks:
-                try:
-                    _run_one(notebook, report, index, progress)
-                except KeyboardInterrupt:
-                    notebook.status = "interrupted"
-                    notebook.error = notebook.error or f"notebook {notebook.name} was interrupted"
-                    break
-    finally:
-        report.finished = _now()
-        record = asdict(report) | {"out": str(report.out)}
-        text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-        write_whole(report.out / "record.json", f"{text}\n")
-        index.finish()
-
-
-def _select(names: Sequence[str] | str, known: list[str], order: list[str] | None) -> list[str]:
-    """The names of the notebooks to run, each once."""
-    requested = [names] if isinstance(names, str) else names
-    if (
-        not isinstance(requested, Sequence)
-        or not requested
-        or not all(isinstance(name, str | Path) for name in requested)
-    ):
+def _named(names: Sequence[str] | str, known: Mapping[str, Path]) -> dict[str, Path]:
+    """The files of notebooks that are named, or that are files themselves, by name."""
+    names = [names] if isinstance(names, str | Path) else names
+    found: dict[str, Path] = {}
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
         raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
-    if list(requested) == ["all"]:
-        return order or known
-    selected = []
-    for name in requested:
-        if name == "all":
-            raise UserError("'all' cannot be combined with names: give 'all' or names of notebooks, not both")
-        path = Path(str(name))
-        if path.stem not in known or (path.suffix and path.suffix != ".ipynb"):
-            raise unknown("notebook", path.stem if path.suffix == ".ipynb" else name, known)
-        own = paths.notebooks_dir() / f"{path.stem}.ipynb"
-        # the shell completes a path; only a file with other content is another notebook than the suite's
-        if path.is_file() and not path.samefile(own) and path.read_bytes() != own.read_bytes():
-            fault = f"notebook {str(name)!r} is not the suite's own {path.stem}"
-            raise UserError(f"{fault}; give the name {path.stem}, or run this file with papermill")
-        selected.append(path.stem)
-    return list(dict.fromkeys(selected))
+    for path in map(Path, names):
+        if path.suffix == ".ipynb" and path.is_file():
+            found[path.stem] = path
+        elif (name := path.stem if path.suffix == ".ipynb" else str(path)) in known:
+            found[name] = known[name]
+        else:
+            raise unknown("notebook", name, known, "give 'all' alone, names, or files (.ipynb)")
+    return found
 
 
-def _run_one(run: NotebookRun, report: RunReport, index: Index, progress: RunProgress) -> None:
-    """Execute one notebook; its file is saved at every cell, its page and card when it ends."""
-    nb = load_notebook_node(str(paths.notebooks_dir() / f"{run.name}.ipynb"))
+def _by_model(models: Sequence[str] | None, given: dict[str, object]) -> dict[str, dict[str, object]]:
+    """What the caller gave, by folder of a model below OUT; "" is OUT itself."""
+    if models is None:
+        return {"": given}
+    models = arguments.names("models", models, "smollm2-135m")
+    if "model" in given:
+        raise UserError("the parameter model and several models: give one of them")
+    by_folder = {folder_name(model): given | {"model": model} for model in models}
+    if len(by_folder) < len(models):
+        raise UserError(f"models {', '.join(models)}: two of them would write to one folder; run one of them apart")
+    return by_folder
+
+
+def folder_name(model: str) -> str:
+    """A model's name as that of a folder: ``Qwen/Qwen3-8B`` becomes ``Qwen--Qwen3-8B``, a path its last part."""
+    name = Path(model).name if Path(model).exists() else model.replace("/", "--")
+    return re.sub(r"[^\w.@=,+-]", "_", name)
+
+
+def _execute(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] | bool) -> None:
+    """Execute one notebook; its file is saved at every cell, its page and the index when it ends."""
+    nb = load_notebook_node(str(suite().get(run.source, run.source)))
     if run.parameters:
         nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
-    started = time.monotonic()
-    current = 1  # number of the cell that is running
+    about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}
+    about["platform"] = provenance.where_and_when()["platform"]
+    notebook, started = Executed(run.name, nb), time.monotonic()
 
     def save() -> None:
-        run.seconds = round(time.monotonic() - started, 2)
-        run.headline = pages.headline(nb)[0]
-        about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}
-        about["platform"] = provenance.where_and_when()["platform"]
+        run.seconds, run.headline = round(time.monotonic() - started, 2), notebook.headline
         nb.metadata["depthlens"] = asdict(run) | about | {"finished": _now()}
         write_whole(report.out / f"{run.name}.ipynb", nbformat.writes(nb) + "\n")
 
-    def on_cell_start(cell: nbformat.NotebookNode, cell_index: int) -> None:
-        nonlocal current
-        if cell.cell_type != "code":
-            return
-        current = cell_index + 1
-        progress.cell(current)
+    def begin(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        run.cell = cell_index + 1
         save()  # so that a killed run leaves what it had
-        index.running(run.name, current, len(nb.cells))
 
-    run.status = "interrupted"  # until it has ended otherwise
-    with progress.notebook(run, len(nb.cells)):
-        try:
-            _execute(nb, on_cell_start)
-            run.status = "ok"
-            if failed := failed_cell(nb):
-                run.fail(*failed)
-        except DeadKernelError:
-            run.fail(current, KERNEL_DIED)
-        finally:
-            if run.status == "interrupted":
-                run.error = f"notebook {run.name} was interrupted in cell {current}"
-            save()
-            index.add(run.name, nb)
-
-
-def _execute(nb: nbformat.NotebookNode, on_cell_start: Callable[..., None]) -> None:
-    """Let papermill run all cells in place; it stops at the first error and marks that cell."""
-    NBClientEngine.execute_notebook(
-        nb,
-        "python3",
-        output_path=None,  # papermill writes in place; we write whole files
-        progress_bar=False,
-        start_timeout=120,
-        kernel_manager_class=OwnInterpreter,
-        on_cell_start=on_cell_start,
-        coalesce_streams=True,  # a progress bar leaves its last line, not every one
-    )
+    run.status, fault = "interrupted", "interrupted"  # until it has ended otherwise
+    try:
+        NBClientEngine.execute_notebook(
+            nb,
+            "python3",
+            progress_bar=progress_bar,
+            stderr_file=sys.stderr if progress_bar else None,  # the bar of the work in a cell is seen, too
+            start_timeout=120,
+            kernel_manager_class=OwnInterpreter,
+            on_cell_start=begin,
+            coalesce_streams=True,  # a progress bar leaves its last line, not every one
+        )
+        failed = failed_cell(nb)
+        run.status, (run.cell, fault) = ("failed", failed) if failed else ("ok", (None, ""))
+    except DeadKernelError:
+        run.status, fault = "failed", "its kernel died (often: out of memory)"
+    finally:
+        run.error = f"notebook {run.name}, cell {run.cell}: {fault}" if fault else None
+        save()
+        pages.write_page(report.out, notebook)
+        pages.write_index(report.out)
 
 
 def _now() -> str:

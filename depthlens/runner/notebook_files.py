@@ -1,36 +1,40 @@
-"""Notebook files: read with one-line errors, written whole or not at all, and what their outputs say of their run."""
+"""Notebook files: read with one-line errors, written whole or not at all, and what an executed one says of its run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
+import contextlib
+import html
+import re
+import shlex
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbconvert.filters import markdown2html
+from nbformat import NotebookNode
 
 from depthlens.errors import UserError
 from depthlens.paths import write_files
+from depthlens.runner.parameters import MODELS, as_yaml, declared, named
 
 _MAX_MESSAGE = 400  # characters of an error message that are shown
+_HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
-def notebooks_in(folder: Path, without: Collection[str] = ()) -> dict[str, nbformat.NotebookNode]:
-    """The notebooks of a folder by name, except those named in ``without``."""
-    files = sorted(folder.glob("*.ipynb")) if folder.is_dir() else []
-    return {p.stem: read_notebook(p) for p in files if not p.name.startswith(".") and p.stem not in without}
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
+def read_notebook(path: Path) -> NotebookNode:
     """Read a notebook as format 4.
 
     Raises:
         UserError: the file is not a valid notebook.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        nb = nbformat.reads(json.dumps(_with_ids(content)), as_version=4)
-        nbformat.validate(nb)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", nbformat.warnings.MissingIDFieldWarning)  # notebooks edited by hand
+            nb = nbformat.read(path, as_version=4)
+            nbformat.validate(nb)
     except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
         # cannot be read, is not UTF-8, not JSON, JSON of another shape (nbformat then fails anywhere), not a notebook
         reason = str(error).splitlines()[0]
@@ -46,45 +50,134 @@ def write_whole(path: Path, text: str) -> None:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
-def failed_cell(nb: nbformat.NotebookNode) -> tuple[int, str] | None:
+def failed_cell(nb: NotebookNode) -> tuple[int, str] | None:
     """Number (from 1) and error message of the cell that papermill marked as failed; None where all cells ran."""
     for number, cell in enumerate(nb.cells, start=1):
-        if not cell.metadata.get("papermill", {}).get("exception"):
-            continue
-        return number, _error_of(cell) or "stopped without an error message"
+        if cell.metadata.get("papermill", {}).get("exception"):
+            errors = [output for output in cell.outputs if output.output_type == "error"]
+            return number, _in_one_line(errors[-1]) if errors else "stopped without an error message"
     return None
 
 
-def _error_of(cell: nbformat.NotebookNode) -> str | None:
-    """The last error message among a code cell's outputs; None where there is none."""
-    errors = [output for output in cell.outputs if output.output_type == "error"]
-    if not errors:
-        return None
-    kind, message = errors[-1].ename, " ".join(errors[-1].evalue.split())
+def _in_one_line(error: NotebookNode) -> str:
+    kind, message = error.ename, " ".join(error.evalue.split())
     if len(message) > _MAX_MESSAGE:
         message = f"{message[:_MAX_MESSAGE]}..."
     # a bug cannot be understood without the type of its error
     return message if kind == "UserError" else f"{kind}: {message}" if message else kind
 
 
-def run_state(nb: nbformat.NotebookNode) -> dict[str, Any]:
-    """``status``, ``error`` and ``seconds`` of a notebook, whether depthlens, papermill or a person ran it."""
-    if ours := nb.metadata.get("depthlens"):
-        return dict(ours)
-    cells = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
-    ran = any(cell.execution_count is not None or cell.outputs for cell in cells)
-    failed = failed_cell(nb)
-    return {
-        "status": "failed" if failed else "ok" if ran else "not run",
-        "error": f"cell {failed[0]}: {failed[1]}" if failed else None,
-        "seconds": nb.metadata.get("papermill", {}).get("duration"),
-    }
+@dataclass(frozen=True)
+class Executed:
+    """A notebook as its page and the index show it, whether depthlens, papermill or a person ran it.
+
+    Attributes:
+        name: Its path without ending, relative to the index.
+        nb: The notebook.
+    """
+
+    name: str
+    nb: NotebookNode
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What `depthlens run` noted; ``status``, ``error`` and ``seconds`` are known whoever ran it."""
+        if ours := self.nb.metadata.get("depthlens"):
+            return dict(ours)
+        failed = failed_cell(self.nb)
+        ran = any(cell.get("execution_count") is not None or cell.get("outputs") for cell in self.nb.cells)
+        return {
+            "status": "failed" if failed else "ok" if ran else "not run",
+            "error": "cell {}: {}".format(*failed) if failed else None,
+            "seconds": self.nb.metadata.get("papermill", {}).get("duration"),
+        }
+
+    @property
+    def heading(self) -> str:
+        """The first heading as it is written, with its marks; "" where there is none."""
+        texts = (cell.source for cell in self.nb.cells if cell.cell_type == "markdown")
+        return next((found[0] for text in texts if (found := _HEADING.search(text))), "")
+
+    @property
+    def question(self) -> str:
+        """The first heading, which by convention is the notebook's question."""
+        return re.sub(r"[*`#]", "", self.heading).strip() or self.name
+
+    @property
+    def headline(self) -> str:
+        """Text of the cells tagged ``headline``, as Markdown."""
+        texts = []
+        for cell in self.nb.cells:
+            for output in cell.get("outputs", []) if _is_tagged(cell, "headline") else []:
+                data = output.get("data", {})
+                if output.get("name") == "stdout":
+                    texts.append(output.text)
+                elif "image/png" not in data:
+                    texts.append(data.get("text/markdown", data.get("text/plain", "")))
+        return "\n\n".join(text.strip() for text in texts if text)
+
+    @property
+    def finding(self) -> str:
+        """The headline as HTML: its first sentence, and the others in a fold."""
+        first, *others = re.split(r"\n\n|\n(?=[-*] )", self.headline, maxsplit=1)
+        more = "".join(map(markdown2html, others))
+        if more and not more.startswith("<details"):
+            more = f"<details><summary>More of what it found</summary>{more}</details>"
+        return markdown2html(first) + more
+
+    @property
+    def opens(self) -> bool:
+        """Whether the index begins with it: a cell is tagged ``opening``."""
+        return any(_is_tagged(cell, "opening") for cell in self.nb.cells)
+
+    @property
+    def picture(self) -> str:
+        """What the index shows, as HTML: table or figure of the cell tagged ``opening``, else the first figure."""
+        for cell in sorted(self.nb.cells, key=lambda cell: not _is_tagged(cell, "opening")):
+            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+                if "image/png" in data:
+                    png = "".join(data["image/png"].split())
+                    return f'<img alt="{html.escape(self.question)}" src="data:image/png;base64,{png}">'
+                if "text/html" in data and _is_tagged(cell, "opening"):
+                    return data["text/html"]
+        return ""
+
+    @property
+    def about(self) -> list[str]:
+        """Models, documents, profile and time, as far as they are known."""
+        values, run = self._values(), self.run
+        chosen = [f"{name} {values[name]}" for name in ("limit", "num_fewshot") if values.get(name) is not None]
+        profile = f"profile {run['profile']}" if run.get("profile") else ""
+        took = str(timedelta(seconds=round(run["seconds"]))) if run["seconds"] else ""
+        return list(filter(None, [*dict.fromkeys(named(values, MODELS)), ", ".join(chosen), profile, took]))
+
+    @property
+    def versions(self) -> list[str]:
+        """Version and commit of depthlens, system and date, as far as they are known."""
+        run = self.run
+        commit, *changed = (run.get("git_commit") or "").partition("-")
+        version = f"depthlens {run['depthlens']}" if run.get("depthlens") else ""
+        at = f"commit {commit[:9]}{''.join(changed)}" if commit else ""
+        return list(filter(None, [version, at, run.get("platform"), run.get("finished")]))
+
+    @property
+    def command(self) -> str:
+        """The command line that runs it again; "" where `depthlens run` did not run it."""
+        run, name = self.run, Path(self.name).name
+        if "given" not in run:
+            return ""
+        words = ["depthlens", "run", run["source"], *(["--profile", run["profile"]] if run["profile"] else [])]
+        for key, value in run["given"].items():
+            words += ["-p", key, value if isinstance(value, str) else as_yaml(value)]
+        return shlex.join([*words, "--out", f"runs/{name}"])
+
+    def _values(self) -> dict[str, Any]:
+        """Its parameters."""
+        defaults: dict[str, object] = {}
+        with contextlib.suppress(UserError):  # a person's notebook, whose cell is not Python
+            defaults = declared(self.nb, self.name)
+        return defaults | self.run.get("parameters", {})
 
 
-def _with_ids(content: Any) -> Any:
-    """Give cells the ids that format 4.5 requires and that notebooks edited by hand lack."""
-    if isinstance(content, dict) and isinstance(content.get("cells"), list) and content.get("nbformat_minor", 0) >= 5:
-        for number, cell in enumerate(content["cells"]):
-            if isinstance(cell, dict):
-                cell.setdefault("id", f"cell-{number}")
-    return content
+def _is_tagged(cell: NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])

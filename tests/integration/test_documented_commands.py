@@ -164,11 +164,11 @@ def test_command(call, desk, beginning):
 
 @pytest.mark.parametrize("beginning", CHECKED)
 def test_values_of_a_run_of_notebooks_are_taken(desk, monkeypatch, beginning):
-    runs = []
-    monkeypatch.setattr(execute, "start", lambda prepared, **options: runs.append(prepared) or prepared.report)
+    ran = []
+    monkeypatch.setattr(execute, "_execute", lambda run, *others: ran.append(run))
     with pytest.raises(SystemExit) as ended:
         cli.main(shlex.split(line_of(beginning))[1:])
-    ((run,),) = (prepared.report.notebooks for prepared in runs)
+    (run,) = ran
     assert ended.value.code == 0 and run.parameters["model"] == "path/to/folder"
 
 

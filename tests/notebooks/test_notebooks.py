@@ -30,7 +30,7 @@ from depthlens.errors import UserError
 from depthlens.models import names
 from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
-from depthlens.runner.parameters import ROLES, Profiles, declared
+from depthlens.runner.parameters import ROLES, declared, read_profile
 from depthlens.tasks import harness
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
@@ -38,10 +38,10 @@ MAX_CELLS = 40
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
-NAMES = execute.notebook_names()
+NAMES = list(execute.suite())
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
 DEFAULTS = {name: declared(nb, name) for name, nb in NOTEBOOKS.items()}
-PROFILES = Profiles(paths.notebooks_dir() / "profiles.yml", DEFAULTS)
+PROFILES = paths.notebooks_dir() / "profiles.yml"
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -101,9 +101,9 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
 
 @pytest.mark.parametrize("profile", yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))
 def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
-    """Values for undeclared parameters and of a wrong type are refused by `Profiles` itself."""
+    """Values for undeclared parameters and of a wrong type are refused by `read_profile` itself."""
     aliases = {row.alias for row in names.NAMED}
-    for name, given in PROFILES.values(profile).items():
+    for name, given in read_profile(PROFILES, profile, DEFAULTS).values.items():
         values = DEFAULTS[name] | given
         assert values["model"] in aliases and values["out"] is None, "depthlens run chooses the folder"
         tasks = parameters.named(values, parameters.TASKS)
@@ -128,10 +128,10 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("profile", ["smoke", "demo"])
 def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
     prepared = execute.prepare("all", out=tmp_path, profile=profile, parameters={"model": models["model"]})
-    assert [run.name for run in prepared.report.notebooks] == [name for name in NAMES if name != "07_distillation"]
+    assert [run.name for run in prepared.notebooks] == [name for name in NAMES if name != "07_distillation"]
     (line,) = prepared.left_out
     assert "07_distillation: distilled " in line and line.endswith(": -p distilled NAME")
-    (pair,) = execute.prepare("07_distillation", out=tmp_path, profile=profile, parameters=models).report.notebooks
+    (pair,) = execute.prepare("07_distillation", out=tmp_path, profile=profile, parameters=models).notebooks
     cut = "[:4]" if profile == "smoke" else ""  # first layers alone
     assert {name: pair.parameters[name] for name in models} == {name: folder + cut for name, folder in models.items()}
 
@@ -179,7 +179,7 @@ def embedded(tmp_path_factory):
 def test_a_notebook_runs_and_has_figure_headline_and_result(request, which, name):
     report = request.getfixturevalue(which)
     (run,) = [run for run in report.notebooks if run.name == name]
-    assert (run.status, run.error) == ("ok", None) and run.parameters["out"] == str(report.out.resolve() / name)
+    assert (run.status, run.error) == ("ok", None) and run.parameters["out"] == str(report.out / name)
     nb = nbformat.read(report.out / f"{name}.ipynb", as_version=4)
     assert [cell.execution_count for cell in code(nb)] == [*range(1, len(code(nb)) + 1)]
     outputs = [output for cell in code(nb) for output in cell.outputs]

@@ -297,7 +297,6 @@ def run(names="00_tour", **options):
 RUNS = [
     *((run(names), "no notebook named; give 'all' or any of: 00_tour") for names in (3, None, [], [3])),
     (run(profile=3), "unknown profile 3; allowed: "),
-    (run(parameters=3), "parameters 3: give values by name, e.g. {'limit': 10}"),
     *((run(out=out), f"out {out!r}: give the path of a folder") for out in (None, "")),
 ]
 CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS, *RUNS]

@@ -148,14 +148,17 @@ def test_run_passes_parameters_as_pairs(runs, capsys, tmp_path):
     code, out, err = call(capsys, "run", "00_tour", *pairs, "--out", str(tmp_path))
     assert (code, err, out) == (0, "reading 00_tour ...\n", f"Wrote {tmp_path / 'index.html'}\n")
     values = {"limit": "-1", "model": "a b"}
-    assert runs.calls == [(["00_tour"], {"out": str(tmp_path), "profile": "smoke", "parameters": values})]
+    assert runs.calls == [
+        (["00_tour"], {"out": str(tmp_path), "profile": "smoke", "parameters": values, "models": None})
+    ]
 
 
 def test_run_tells_each_failed_notebook_in_one_line_and_has_the_demo_profile(runs, capsys, tmp_path):
     runs.report = types.SimpleNamespace(errors=["notebook 01, cell 4: KeyError: 'x'"], exit_code=1)
     code, out, err = call(capsys, "run", "all", "--out", str(tmp_path))
     assert code == 1 and err.splitlines()[1:] == ["Error: notebook 01, cell 4: KeyError: 'x'"] and "index.html" in out
-    assert runs.calls == [(["all"], {"out": str(tmp_path), "profile": "demo", "parameters": {}})]
+    ((names, options),) = runs.calls
+    assert names == ["all"] and (options["profile"], options["parameters"]) == ("demo", {})
 
 
 def test_models_prints_a_table(capsys, monkeypatch):

@@ -16,7 +16,6 @@ import depthlens as dl
 from depthlens import progress
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import Interrupted, UserError
-from depthlens.runner.execute import OwnInterpreter
 
 BAR = """
 from depthlens import progress
@@ -53,7 +52,7 @@ def outputs(cells, monkeypatch) -> list[list[dict]]:
     """What each cell shows when a kernel runs them as a person would."""
     monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(nb, timeout=60, allow_errors=True, kernel_manager_class=OwnInterpreter).execute()
+    NotebookClient(nb, timeout=60, allow_errors=True, kernel_name="python3").execute()
     return [cell.outputs for cell in nb.cells]
 
 

@@ -1,10 +1,8 @@
-"""The bar: the same everywhere, also as lines of JSON, also from the kernel of a notebook that runs headlessly."""
+"""The bar: the same everywhere, also as lines of JSON, and resumed where it was."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 
 import pytest
@@ -12,8 +10,6 @@ import tiny
 
 import depthlens as dl
 from depthlens import cli, progress
-from depthlens.runner.progress import RunProgress, bar_text
-from depthlens.runner.report import NotebookRun
 
 CHOICE = "capitals_continuation"
 
@@ -82,56 +78,3 @@ def test_sweep_with_json(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     told = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
     assert end.value.code == 0 and told[-1]["done"] == told[-1]["total"] == 8 and "Wrote" in out
-
-
-class TestRun:
-    LINE = {"what": "task", "done": 1, "total": 4, "held": 0, "unit": "row", "per_second": 2.0, "seconds_left": 1.5}
-
-    def write(self, **line: object) -> None:
-        with open(os.environ[progress.ENVIRONMENT], "a") as file:
-            file.write(json.dumps(self.LINE | line) + "\n")
-
-    def test_the_kernels_lines_are_shown_as_one_bar(self, monkeypatch, capsys):
-        monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-        monkeypatch.setattr("depthlens.runner.progress.EVERY", 0.02)
-        run = NotebookRun("03_slow", {})
-        with RunProgress(2, enabled=True) as show, show.notebook(run, 7):
-            show.cell(3)
-            self.write(done=3)
-            time.sleep(0.2)
-            run.status = "ok"
-        err = capsys.readouterr().err
-        assert "[1/2] 03_slow: cell 3/7" in err and "task 3/4 rows, 2/s, 00:01 left" in err
-        assert "[1/2] 03_slow ok: cell 7/7" in err
-        assert progress.ENVIRONMENT not in os.environ
-
-    def test_json_of_the_run_and_of_its_kernels(self, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        run = NotebookRun("03_slow", {})
-        with RunProgress(1, enabled=True) as show, show.notebook(run, 7):
-            show.cell(1)
-            self.write()
-            run.status, run.seconds = "ok", 1.5
-        told = lines(capsys.readouterr().err)
-        assert all(line["notebook"] == "03_slow" and line["cells"] == 7 for line in told)
-        ended = {"notebook": "03_slow", "cells": 7, "cell": None, "status": "ok", "seconds": 1.5}
-        assert told[0]["status"] == "running" and told[-1] == ended
-        assert any(line.get("done") == 1 for line in told)
-        assert os.environ[progress.ENVIRONMENT] == "-"
-
-    def test_half_a_line_waits_for_its_end(self, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        with RunProgress(1, enabled=True) as show:
-            with open(os.environ[progress.ENVIRONMENT], "a") as file:
-                file.write('{"what": "ta')
-            show.refresh()
-            assert capsys.readouterr().err == ""
-            with open(os.environ[progress.ENVIRONMENT], "a") as file:
-                file.write('sk"}\n')
-            show.refresh()
-        assert lines(capsys.readouterr().err)[0]["what"] == "task"
-
-    def test_without_a_pace_there_is_no_time_left(self):
-        line = {"what": "x", "done": 0, "total": 4, "unit": "row", "per_second": None, "seconds_left": None}
-        assert bar_text(line) == " | x 0/4 rows"

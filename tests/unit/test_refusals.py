@@ -21,7 +21,7 @@ import tiny
 from refusals import calls, commands, folders, rules
 
 import depthlens as dl
-from depthlens import arguments, cli, paths
+from depthlens import arguments, cli
 from depthlens.errors import UserError
 from depthlens.store import parts
 
@@ -59,19 +59,16 @@ def call(capsys, monkeypatch, unchecked):
 @pytest.fixture
 def places(tmp_path, model):
     """Folders and files that rows of the tables name in braces."""
-    made = {name: tmp_path / name for name in ("tmp", "foreign", "kept", "changed")}
+    made = {name: tmp_path / name for name in ("tmp", "foreign", "kept")}
     for folder in made.values():
         folder.mkdir()
     (tmp_path / "file").write_text("precious")
     (made["foreign"] / "notes.txt").write_text("mine")
     parts.open_store(str(made["kept"]))
-    changed = made["changed"] / "00_tour.ipynb"
-    changed.write_text((paths.notebooks_dir() / "00_tour.ipynb").read_text().replace("# What", "# Why"))
     return {name: str(folder) for name, folder in made.items()} | {
         "file": str(tmp_path / "file"),
         "out": str(tmp_path / "out"),
         "model": str(model),
-        "changed": str(changed),
     }
 
 

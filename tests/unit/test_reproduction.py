@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from pathlib import Path
 from typing import Any
 
 import hub
@@ -19,7 +20,7 @@ from depthlens import cli, paths
 from depthlens.models import names
 from depthlens.runner import execute
 from depthlens.runner.notebook_files import read_notebook
-from depthlens.runner.parameters import Profiles, declared
+from depthlens.runner.parameters import declared, read_profile
 from depthlens.tasks import harness
 
 pytestmark = pytest.mark.slow
@@ -30,7 +31,7 @@ HEADER = ["experiment", "notebook", "command", "settings", "differences", "one H
 BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 PROFILES = ("paper", "paper-qwen3", "paper-r1-llama", "paper-r1-qwen")
-NAMES = execute.notebook_names()
+NAMES = list(execute.suite())
 # parameters of notebooks that name tasks
 TASKS = {"tasks", "more", "knowledge", "letters", "generation", "continuation", "retrieval", "text", "long_text"}
 TASKS |= {"reasoning", "copying", "reasoning_choice", "written_retrieval"}
@@ -53,7 +54,7 @@ COMMANDS += sorted({command for _, row in ROWS if (command := row[2].strip("`"))
 
 def values(profile: str) -> dict[str, dict[str, Any]]:
     defaults = {name: declared(read_notebook(paths.notebooks_dir() / f"{name}.ipynb"), name) for name in NAMES}
-    given = Profiles(paths.notebooks_dir() / "profiles.yml", defaults).values(profile)
+    given = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults).values
     return {name: defaults[name] | given[name] for name in NAMES}
 
 
@@ -122,10 +123,11 @@ def test_commands_are_taken(command, monkeypatch, tmp_path):
         assert names.find(arguments["model"])
         return
     given = dict(arguments["parameter"] or [])
-    for model in (arguments["models"] or "").split(","):
-        own = given | ({"model": model} if model else {})
-        run = execute.prepare(arguments["names"], out=tmp_path, profile=arguments["profile"], parameters=own).report
-        assert arguments["names"] == ["all"] or [one.name for one in run.notebooks] == arguments["names"]
+    models = arguments["models"] and arguments["models"].split(",")
+    asked = {"profile": arguments["profile"], "parameters": given, "models": models}
+    run = execute.prepare(arguments["names"], out=tmp_path, **asked)
+    chosen = list(dict.fromkeys(Path(one.name).name for one in run.notebooks))
+    assert arguments["names"] == ["all"] or chosen == arguments["names"]
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("depthlens sweep")])
