@@ -11,17 +11,14 @@ table of docs/methods.md: for each world and claim the share of simulations in e
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -30,7 +27,6 @@ from made_claims import Task  # noqa: E402
 
 from depthlens.claims.claims import CLAIMS  # noqa: E402
 from depthlens.claims.parts import STATES, worst  # noqa: E402
-from depthlens.progress import Bar  # noqa: E402
 
 EVERY = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
 NOT_EARLY = ("C1", "C2", "C3", "C4", "C6", "C7")
@@ -93,17 +89,13 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     L0 and L1 cost 0.6, later layers 0.1 to 0.02 of a chosen answer and 0.5 to 0.2 of a written one.
     """
     chosen, written = by_thirds(n, 0.6, 0.1, 0.05, 0.02), by_thirds(n, 0.6, 0.5, 0.35, 0.2)
-    early, flat, late = (
-        by_thirds(n, 0, 0.3, 0.1, 0.05),
-        by_thirds(n, 0, 0.15, 0.15, 0.15),
-        by_thirds(n, 0, 0.03, 0.2, 0.3),
-    )
+    early, flat = by_thirds(n, 0, 0.3, 0.1, 0.05), by_thirds(n, 0, 0.15, 0.15, 0.15)
     little = by_thirds(n, 0.6, 0.02, 0.01, 0.01)
     known = {"continuation": Task(early, little), "retrieval": Task(early, little)}
     texts = {"text": Task(flat), "long_text": Task(flat)}
     shallow = known | texts | {"rest": Task(0 * flat, chosen)}
     shallow |= {name: Task(0 * flat, written) for name in ("generation", "reasoning", "copying")}
-    deep = shallow | {"reasoning_choice": Task(late, little)}
+    deep = shallow | {"reasoning_choice": Task(by_thirds(n, 0, 0.03, 0.2, 0.3), little)}
     deep |= {
         "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
         "copying": Task(0 * flat, by_thirds(n, 0.6, 0.4, 0.2, 0.2)),
@@ -149,34 +141,26 @@ def table(simulations: int, layers: list[int], documents: int, claims: tuple[str
     kinds += [("heads", name, 0) for name in HEADS_FALSE | HEADS_TRUE]
     kinds += [("transplants", name, 0) for name in TRANSPLANTS_FALSE | TRANSPLANTS_TRUE]
     cases = [(*kind, documents, seed, claims) for kind in kinds for seed in range(simulations)]
-    counts: dict[tuple[str, int, str], Counter[str]] = {}
-    for (_, name, n_layers, *_), found in zip(cases, run(simulate, cases), strict=True):
-        for claim, state in found:
-            if claim in claims:
-                counts.setdefault((name, n_layers, claim), Counter())[state] += 1
-    rows = [(*key, *(count[state] / count.total() for state in STATES)) for key, count in counts.items()]
-    return pd.DataFrame(rows, columns=["world", "layers", "claim", *STATES])
+    rows = [(*case[1:3], *judged) for case, found in zip(cases, run(simulate, cases), strict=True) for judged in found]
+    found = pd.DataFrame(rows, columns=["world", "layers", "claim", "state"])
+    found = found[found["claim"].isin(claims)].assign(**{state: found["state"] == state for state in STATES})
+    return found.groupby(["world", "layers", "claim"], sort=False)[[*STATES]].mean().reset_index()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--simulations", type=int, default=200)
-    parser.add_argument("--layers", default="12,24,32")
-    parser.add_argument("--documents", type=int, default=300)
-    parser.add_argument("--claims", default=",".join(EVERY))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="each with one thread")
-    args = parser.parse_args()
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # new processes read them
-    layers = [int(n) for n in args.layers.split(",")]
-    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as executor:
+def main(
+    simulations: int = 200,
+    layers: str = "12,24,32",
+    documents: int = 300,
+    claims: str = ",".join(EVERY),
+    processes: int = 0,
+) -> None:
+    """Print the table."""
+    from shared import in_processes  # beside this file
 
-        def run(one: Any, cases: list) -> Any:
-            done = executor.map(one, cases, chunksize=10)
-            return Bar(iterable=done, total=len(cases), desc="simulations", unit="simulation")
-
-        found = table(args.simulations, layers, args.documents, tuple(args.claims.split(",")), run)
+    run = partial(in_processes, processes=processes, chunk=10)
+    found = table(simulations, [int(n) for n in layers.split(",")], documents, tuple(claims.split(",")), run)
     print(found.round(3).to_markdown(index=False))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

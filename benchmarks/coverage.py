@@ -11,20 +11,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pandas as pd
+import typer
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from coverage_cases import CASES, coverage  # noqa: E402
 
-SIZES = (30, 100, 300)
 
-
-def main() -> None:
-    samples = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    print(f"| interval, {samples} samples | " + " | ".join(f"n = {n}" for n in SIZES) + " |")
-    print("|---|" + "---|" * len(SIZES))
-    for case in CASES:
-        print(f"| {case} | {' | '.join(f'{coverage(case, n, samples):.3f}' for n in SIZES)} |", flush=True)
+def main(samples: int = typer.Argument(500)) -> None:
+    """Print the table."""
+    found = {f"n = {n}": {case: coverage(case, n, samples) for case in CASES} for n in (30, 100, 300)}
+    print(pd.DataFrame(found).to_markdown(floatfmt=".3f"))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

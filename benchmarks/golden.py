@@ -13,17 +13,14 @@ exits with 1 where something is different. ``--expected`` names values that a de
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -31,10 +28,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import depthlens as dl
+from depthlens.provenance import git_commit
 
 PRECISION = torch.float64  # of tiny models and organisms
 # how far a value may be from the recorded one, by the first word of its case; texts are equal
@@ -477,6 +476,7 @@ def cases() -> Cases:
 
 def run(only: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """The values of all cases, and the errors of those that raise."""
+    warnings.simplefilter("ignore")  # random models are at chance
     found, errors, start = [], {}, time.monotonic()
     for name, make in cases():
         if not fnmatch(name, only):
@@ -492,53 +492,52 @@ def run(only: str) -> tuple[pd.DataFrame, dict[str, str]]:
     return pd.concat(found, ignore_index=True), errors
 
 
-def record(folder: Path, only: str) -> int:
+app = typer.Typer(help=__doc__)
+
+
+@app.command()
+def record(folder: Path, only: str = "*") -> None:
+    """Write the values of all cases, or of those whose names match."""
     found, errors = run(only)
     folder.mkdir(parents=True, exist_ok=True)
     found.to_parquet(folder / "cells.parquet", index=False)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    about = {"commit": git.stdout.strip(), "machine": platform.platform(), "torch": torch.__version__}
+    about = {"commit": git_commit(), "machine": platform.platform(), "torch": torch.__version__}
     (folder / "record.json").write_text(json.dumps({**about, "precision": str(PRECISION), "errors": errors}, indent=2))
-    return 0
 
 
-def compare(folder: Path, only: str, expected: Sequence[str]) -> int:
+@app.command()
+def compare(folder: Path, only: str = "*", expected: list[str] = []) -> None:  # noqa: B006 - an option, several times
     """Run the cases again and list what is equal, missing, new and different; 1 where something is different."""
     recorded = json.loads((folder / "record.json").read_text())
     old = pd.read_parquet(folder / "cells.parquet")
     old = old[[fnmatch(case, only) for case in old["case"]]]
     new, errors = run(only)
     both = old.merge(new, on=NAMES, how="outer", suffixes=("_old", "_new"), indicator="side")
-    scope = scopes(both, old, new)
     # a row that a recorded column did not have is a difference; one that it has no more is missing
-    is_new = (both["side"] == "right_only") & (scope != "")
-    common = both[(both["side"] != "left_only") & ~is_new]
+    missing, added = (both[both["side"] == side] for side in ("left_only", "right_only"))
+    added = added[lacking(added, old) != ""]
+    common = both.drop(index=[*missing.index, *added.index])
     found = differences(common)
-    names = found[NAMES].itertuples(index=False, name=None)
-    decided = np.array([any(fnmatch("/".join(name), p) for p in expected) for name in names], dtype=bool)
+    names = found[NAMES].agg("/".join, axis=1) if len(found) else pd.Series(dtype=str)
+    decided = names.map(lambda name: any(fnmatch(name, pattern) for pattern in expected)).astype(bool)
     print("\nrecorded on", *(recorded[key] for key in ("commit", "machine", "torch", "precision")))
     same = set(common["case"]) - set(found["case"])
     print(f"equal: {len(common) - len(found)} of {len(common)} values, and all of {len(same)} cases")
-    for title, rows in (("missing now", both["side"] == "left_only"), ("new", is_new)):
-        counts = scope[rows].replace("", "single rows").value_counts(sort=False)
+    for title, rows, other in (("missing now", missing, new), ("new", added, old)):
+        counts = lacking(rows, other).replace("", "single rows").value_counts(sort=False)
         report(title, [f"{name}: {n} values  {errors.get(name, '')}" for name, n in counts.items()])
     for title, part in (("different as expected", found[decided]), ("DIFFERENT", found[~decided])):
         report(title, [worst(of) for _, of in part.groupby(NAMES[:3], sort=False)])
-    return int(not decided.all())
+    raise typer.Exit(int(not decided.all()))
 
 
-def scopes(both: pd.DataFrame, old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
-    """Of each value that one side alone has: the widest of its case, table and column that the other lacks, or ""."""
-    names = pd.Series("", index=both.index)
-    for side, other in (("left_only", new), ("right_only", old)):
-        for n in (3, 2, 1):  # the widest last
-            own, known = (joined(of[k] for k in NAMES[:n]) for of in (both, other))
-            names = names.mask((both["side"] == side) & ~own.isin(set(known)), own)
+def lacking(rows: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
+    """Of each row the widest of its case, table and column that another table lacks, or ""."""
+    names = pd.Series("", index=rows.index)
+    for n in (3, 2, 1):  # the widest last
+        own, known = (functools.reduce(lambda a, b: a + " | " + b, (of[k] for k in NAMES[:n])) for of in (rows, other))
+        names = names.mask(~own.isin(set(known)), own)
     return names
-
-
-def joined(columns: Iterable[pd.Series]) -> pd.Series:
-    return functools.reduce(lambda one, other: one + " | " + other, columns)
 
 
 def differences(both: pd.DataFrame) -> pd.DataFrame:
@@ -569,16 +568,5 @@ def worst(found: pd.DataFrame) -> str:
     return f"{where}: recorded {old!r}, now {new!r} at {cell['row']}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("record", "compare"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="cases whose names match")
-    parser.add_argument("--expected", action="append", default=[], metavar="PATTERN", help="values that may differ")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")  # random models are at chance
-    return record(args.folder, args.only) if args.action == "record" else compare(args.folder, args.only, args.expected)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    app()

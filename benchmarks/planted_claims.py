@@ -14,15 +14,13 @@ is said to belong to the other's task. C6 fails where the distilled model reason
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
+import typer
+from shared import in_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -30,7 +28,6 @@ import planted_depth  # noqa: E402
 import planted_heads  # noqa: E402
 
 import depthlens as dl  # noqa: E402
-from depthlens.progress import bar  # noqa: E402
 
 CLAIMS = sorted((*planted_depth.CLAIMS, "C5", "C6"))
 HOLDS, FAILS, SWAPPED = "holds", "fails", "lists swapped"
@@ -53,24 +50,18 @@ def judged(case: tuple[str, str, int, int]) -> pd.DataFrame:
     return parts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--layers", type=int, default=planted_depth.LAYERS, help="of organisms, but for C5")
-    parser.add_argument("--seeds", type=int, default=1, help="organisms of each kind")
-    parser.add_argument("--claims", default=",".join(CLAIMS))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="each with one thread")
-    args = parser.parse_args()
-    kinds = [(claim, planted) for claim in args.claims.split(",") for planted in (HOLDS, FAILS)]
-    kinds += [("C5", SWAPPED)] * ("C5" in args.claims)
-    cases = [(*kind, seed, args.layers) for kind in kinds for seed in range(args.seeds)]
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # new processes read them
-    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as executor:
-        found = bar(iterable=executor.map(judged, cases), total=len(cases), desc="organisms", unit="organism")
-        table = pd.concat(found, ignore_index=True)
+def main(
+    layers: int = planted_depth.LAYERS, seeds: int = 1, claims: str = ",".join(CLAIMS), processes: int = 0
+) -> None:
+    """Print both tables."""
+    kinds = [(claim, planted) for claim in claims.split(",") for planted in (HOLDS, FAILS)]
+    kinds += [("C5", SWAPPED)] * ("C5" in claims)
+    cases = [(*kind, seed, layers) for kind in kinds for seed in range(seeds)]
+    table = pd.concat(in_processes(judged, cases, processes), ignore_index=True)
     print(table.drop(columns="worst").round(3).to_markdown(index=False))
     states = table[table["worst"]].groupby(["claim", "planted", "state"], sort=False)
     print(states.size().rename("organisms").reset_index().to_markdown(index=False))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

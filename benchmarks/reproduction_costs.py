@@ -15,7 +15,7 @@ MathQA are assumptions, and so is how much an R1 model writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RATE = 0.4 * 989e12  # operations a second
 THOUGHTS = 1500  # tokens that an R1 model writes on average, damaged ones included, of 4096 at most
@@ -68,17 +68,6 @@ MISCELLANEOUS = Task(200, 45, 20)  # of MMLU
 SEEDS_AND_VIEWS = 9  # of the scorecard: three of each
 
 
-def some(task: Task, n_docs: int, *, written: int | None = None, examples: int | None = None) -> Task:
-    """The task with other numbers."""
-    return Task(
-        n_docs,
-        task.question,
-        task.answers,
-        task.written if written is None else written,
-        task.examples if examples is None else examples,
-    )
-
-
 def scored(model: Model, task: Task, per_layer: int = 1) -> float:
     """The options or reference answers under the baseline and some conditions of each layer."""
     n, tokens = model.n_layers, task.n_docs * (task.question + task.answers) + task.examples
@@ -103,8 +92,8 @@ def both(model: Model, task: Task) -> float:
 
 def scorecard(model: Model, *, pair: bool) -> float:
     """The sweeps of the claims, with a control and transplants where the model is one of a pair."""
-    subjects = {name: some(task, 57 * 90, examples=57 * 350) for name, task in MMLU.items()}
-    solutions, copies = some(GSM8K, 200), Task(200, 32, 27, 27, 300)
+    subjects = {name: replace(task, n_docs=57 * 90, examples=57 * 350) for name, task in MMLU.items()}
+    solutions, copies = replace(GSM8K, n_docs=200), Task(200, 32, 27, 27, 300)
     once = scored(model, subjects["letters"]) + 2 * scored(model, subjects["continuation"])
     once += written(model, subjects["written"]) + written(model, solutions) + written(model, copies)
     control = SEEDS_AND_VIEWS * scored(model, subjects["continuation"]) + written(model, solutions, 3)
@@ -115,9 +104,9 @@ def costs(name: str) -> dict[str, float]:
     """Hours by experiment on a model."""
     model, thinks = (MODELS | LARGE)[name], name.startswith("DeepSeek")
     n, heads, groups = model.n_layers, model.n_heads, model.n_kv_heads
-    solutions = some(GSM8K, 200, written=THOUGHTS, examples=0) if thinks else GSM8K
-    few, retrieval = some(GSM8K, 48), some(PAIRS[1], 48)
-    pair = [some(GSM8K, 200), MISCELLANEOUS]
+    solutions = replace(GSM8K, n_docs=200, written=THOUGHTS, examples=0) if thinks else GSM8K
+    few, retrieval = replace(GSM8K, n_docs=48), replace(PAIRS[1], n_docs=48)
+    pair = [replace(GSM8K, n_docs=200), MISCELLANEOUS]
     effects = Task(128, 256, 0)
     ways = 2 * scored(model, MMLU["continuation"])
     flops = {
@@ -134,7 +123,7 @@ def costs(name: str) -> dict[str, float]:
         "Angular distance on C4": model.flops(n, 128 * 256, 128) + scored(model, effects, 2),
         "Layers transplanted": written(model, pair[0], n) + scored(model, pair[0]) + scored(model, pair[1]),
         "Layers transplanted cumulatively": written(model, pair[0], n // 2) + scored(model, pair[0]),
-        "Heads transplanted": 3 * heads / n * scored(model, some(GSM8K, 200)),
+        "Heads transplanted": 3 * heads / n * scored(model, replace(GSM8K, n_docs=200)),
         "Depth shift": 2 * (both(model, pair[0]) + scored(model, pair[1])),
         "Claims C1 to C7": scorecard(model, pair=name == "DeepSeek-R1-Distill-Llama-8B"),
     }  # fmt: skip

@@ -20,7 +20,7 @@ here few heads are moved, because the way of many does not end near the removal 
 Cost: the layers below the one that is moved are not run again. With n_layers layers, n_heads heads in each and g
 groups, a step costs g * n_layers / 2 forward and as many backward passes, and the exact sweep
 n_layers * n_heads / 2 forward passes: the ratio is about n_heads / (2 * g * steps). With 9 heads in each layer it gains
-little or nothing over the exact sweep, with 32 about five times (`benchmarks/heads.py`).
+little or nothing over the exact sweep, with 32 about five times (`benchmarks/sweeps.py`).
 
 It misleads where heads of one layer replace each other, where few requests are asked, so that a head meets few groups,
 and where removal switches experts of a mixture, since slopes do not see a jump.

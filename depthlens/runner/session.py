@@ -1,4 +1,4 @@
-"""The first cells of a notebook: check every parameter, load the model, print versions, device and seed.
+"""The set-up of a notebook: check every parameter, load the model, print versions, device and seed.
 
 Every notebook calls `setup_notebook`, whether a person, papermill or ``depthlens run`` executes it. A wrong value thus
 stops a notebook in its first second with one line that names the value, what is allowed and the fix.
@@ -8,119 +8,159 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import TqdmWarning
 
 from depthlens import arguments, progress, provenance
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.runner import parameters
 
 if TYPE_CHECKING:
+    from IPython.display import Markdown
+
     from depthlens.models.lens import Lens
 
+DOCUMENTS = ("limit", "num_fewshot", "seed", "include_path")
+CHAT = ("apply_chat_template", "enable_thinking")
+WRITING = ("gen_kwargs", "think_end_token")
+# the names of parameters; other options of experiments are given where a cell calls one
+NAMES = {*parameters.RULES} - {*arguments.COMMANDS} | {*DOCUMENTS, *CHAT, *WRITING, *arguments.LOADING}
+PACKAGES = ("depthlens", "torch", "transformers", "lm-eval")
 
-def setup_notebook(
-    model: str,
-    tasks: Sequence[str] = (),
-    *,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    apply_chat_template: bool = False,
-    enable_thinking: bool | None = None,
-    gen_kwargs: Mapping[str, Any] | None = None,
-    think_end_token: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantize: str | None = None,
-    offload: str | None = None,
-    remote: bool | str = False,
-    out: str | None = None,
-    include_path: str | None = None,
-    **others: Any,
-) -> Lens:
+
+@dataclass(frozen=True)
+class Study:
+    """The model of a notebook, and what its cells repeat.
+
+    Attributes:
+        lens: The model.
+        parameters: The notebook's parameters by name.
+    """
+
+    lens: Lens
+    parameters: Mapping[str, Any]
+
+    @property
+    def documents(self) -> dict[str, Any]:
+        """Which documents and worked examples: ``limit``, ``num_fewshot``, ``seed`` and ``include_path``."""
+        return _some(self.parameters, DOCUMENTS)
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        """How prompts are wrapped: ``apply_chat_template`` and ``enable_thinking``."""
+        return _some(self.parameters, CHAT)
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """How answers are written: ``gen_kwargs`` and ``think_end_token``."""
+        return _some(self.parameters, WRITING)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`documents` and `chat`: what every sweep of the notebook's tasks gets."""
+        return self.documents | self.chat
+
+    def halves(self, limit: str = "limit") -> tuple[dict[str, Any], dict[str, Any]]:
+        """`documents` of every other document, which choose parts, and of those between them, which test these parts.
+
+        Args:
+            limit: Name of the parameter that says how many documents both halves have together.
+
+        Raises:
+            UserError: one half would have none.
+        """
+        if (n := self.parameters[limit]) == 1:
+            raise UserError(f"{limit} 1: one half of the documents chooses, and the other tests; give at least 2")
+        rest = {name: value for name, value in self.documents.items() if name != "limit"}
+        first, second = ({"samples": f"{start}:{n or ''}:2", **rest} for start in (0, 1))
+        return first, second
+
+    def save(self, finding: Any, name: str = "") -> None:
+        """Save a result in the notebook's folder, or in the folder ``name`` within it; without a folder do nothing."""
+        if out := self.parameters.get("out"):
+            finding.save(Path(out) / name, overwrite=True)
+
+    def say(self, *findings: Any) -> Markdown:
+        """A list of sentences: texts, lists of texts, and what others `describe`; None says nothing."""
+        from IPython.display import Markdown
+
+        return Markdown("\n".join(f"- {sentence}" for finding in findings for sentence in _sentences(finding)))
+
+    def recap(self, *findings: Any) -> Markdown:
+        """The same, and where the results are."""
+        out = self.parameters.get("out")
+        return self.say(*findings, f"Results: {out or 'no files, as `out` is not set; the store keeps the answers'}")
+
+
+def setup_notebook(namespace: Mapping[str, Any]) -> Study:
     """Check a notebook's parameters, seed every generator, load the model and print one line of set-up.
 
     Args:
-        model: Alias, hub id, directory or ``.gguf`` file.
-        tasks: lm-eval task names; looked up before the model is loaded.
-        limit: Documents of each task; None for all.
-        num_fewshot: Worked examples before each question; None keeps what each task says.
-        apply_chat_template: Wrap prompts in the model's chat template.
-        enable_thinking: Argument of the chat template; None: its own way.
-        gen_kwargs: How answers are written, over what the tasks say; see `depthlens.EvalOptions`.
-        think_end_token: Text that ends what a reasoning model thinks.
-        seed: Seed of Python, NumPy and torch.
-        device: ``auto``, ``cpu``, ``mps``, ``cuda``, ``cuda:N``, or several GPUs: ``cuda:0,cuda:1``.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        quantize: ``int8``, ``int4`` or ``nf4``; see `depthlens.load`.
-        offload: ``disk`` for a model larger than memory; see `depthlens.load`.
-        remote: True for weights that stay on NDIF, ``"local"`` to simulate that; see `depthlens.load`.
-        out: Folder for the notebook's results; None keeps nothing.
-        include_path: Folder with more lm-eval YAML files.
-        others: Further parameters of the notebook, by name, such as ``ways`` or ``knowledge``. Values are checked,
-            parts of a model against this one, and tasks are looked up as ``tasks`` are.
-
-    Returns:
-        The loaded model.
+        namespace: ``globals()`` of the notebook, or a dictionary. What has the name of a parameter of this suite is
+            checked: ``model``, options of experiments and of `depthlens.load`, and
+            what notebooks add, such as ``ways`` or ``knowledge``. Tasks are looked up before the model is loaded, and
+            parts of a model are checked against this one. Other names mean nothing here.
 
     Raises:
         UserError: for the first value that is not allowed.
     """
-    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
-        raise UserError(f"tasks {tasks!r}: give a list of task names, e.g. [{str(tasks)!r}]")
-    options: dict[str, Any] = {"num_fewshot": num_fewshot, "seed": seed, "limit": limit, "gen_kwargs": gen_kwargs}
-    options |= {"include_path": include_path}
-    loaded = {"dtype": dtype, "device": device, "quantize": quantize, "offload": offload, "remote": remote}
-    arguments.check(**options, **loaded, out=out, apply_chat_template=apply_chat_template)
-    arguments.check(enable_thinking=enable_thinking, think_end_token=think_end_token)
-    if odd := next((name for name in others if name not in parameters.RULES and not name.endswith("_limit")), None):
-        raise unknown("parameter", odd, parameters.RULES)
-    parameters.check(model=model, **others)
-    of_roles = parameters.named(others, parameters.TASKS)
-    arguments.check(tasks=tasks or list(dict.fromkeys(of_roles)))
-    tasks = list(dict.fromkeys([*tasks, *of_roles]))
-    if out is not None:
+    values = {n: v for n, v in namespace.items() if n in NAMES or n.endswith("_limit")}
+    given = values.get("tasks", [])
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"tasks {given!r}: give a list of task names, e.g. [{str(given)!r}]")
+    parameters.check(**{"model": None, **values})
+    tasks = list(dict.fromkeys(parameters.named(values, parameters.TASKS)))
+    arguments.check(tasks=tasks)
+    if (out := values.get("out")) is not None:
         writable_folder(out)
-    with progress.working(f"loading {model} and {', '.join(map(str, tasks))}"):
-        lens, found = _load(model, tasks, loaded, **options)
-    from depthlens.tasks.harness import check_chat  # slow to import before
-
-    check_chat(lens, apply_chat_template, enable_thinking)
-    parameters.check_parts(others, lens.dims)
+    with progress.working(f"loading {values['model']} and {', '.join(tasks)}"):
+        lens = _load(values, tasks)
+    parameters.check_parts(values, lens.dims)
     about = lens.describe()
-    packages = ("depthlens", "torch", "transformers", "lm-eval")
-    versions = " ".join(f"{p} {metadata.version(p)}" for p in packages)
-    commit = provenance.git_commit() or "none"
     where = f"{about['device']} of {lens.remote.host}" if lens.remote else about["device"]
     kept = ", ".join(map(str, filter(None, [about["dtype"], about["quantize"] or about["quantization"]])))
     print(
-        f"{versions} | git {commit} | {about['name']} {kept} on {where}, "
-        f"attention {about['attention_kernel']} | seed {seed} | fingerprint {str(about['fingerprint'])[:12]}"
+        f"{' '.join(f'{p} {metadata.version(p)}' for p in PACKAGES)} | git {provenance.git_commit() or 'none'} | "
+        f"{about['name']} {kept} on {where}, attention {about['attention_kernel']} | seed {values.get('seed', 0)} | "
+        f"fingerprint {str(about['fingerprint'])[:12]}"
     )
-    return lens
+    return Study(lens, values)
 
 
-def _load(
-    model: str, tasks: Sequence[str], loaded: Mapping[str, Any], *, seed: int, **options: Any
-) -> tuple[Lens, dict[str, Any]]:
-    """Look up the tasks, seed every generator and load the model; returns the model and the tasks."""
+def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
+    """Look up the tasks, seed every generator, load the model and look at its chat template."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)  # bars of other libraries want ipywidgets; ours do not
         import torch  # here, because importing takes seconds in which the cell says what it does
 
         from depthlens.models import loading, names
         from depthlens.tasks import harness
-    source = names.find(model)
-    if not loaded["remote"]:
+    source = names.find(values["model"])
+    if not values.get("remote"):
         names.configuration(source)
-    found = harness.load_tasks(tasks, seed=seed, **options)
+    harness.load_tasks(tasks, **_some(values, (*DOCUMENTS, "gen_kwargs")))
+    seed = values.get("seed", 0)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return loading.load(model, **loaded), found
+    lens = loading.load(values["model"], **_some(values, arguments.LOADING))
+    harness.check_chat(lens, values.get("apply_chat_template", False), values.get("enable_thinking"))
+    return lens
+
+
+def _some(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of the names that have a value."""
+    return {name: values[name] for name in names if name in values}
+
+
+def _sentences(finding: Any) -> Sequence[str]:
+    if finding is None or isinstance(finding, str):
+        return [finding] if finding else []
+    return finding.describe() if hasattr(finding, "describe") else finding

@@ -31,10 +31,11 @@ from depthlens.models import names
 from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import ROLES, declared, read_profile
+from depthlens.runner.session import NAMES as PARAMETERS
 from depthlens.tasks import harness
 
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
-MAX_CELLS = 40
+MAX_CELLS = 28
 # what these notebooks remove one at a time, whole; the others choose
 LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
@@ -94,9 +95,12 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
     assert caplog.text == ""  # it reads line by line, and says so where it cannot
     following = cells[[c.id for c in cells].index(cell.id) + 1]
     calls = [n for n in ast.walk(ast.parse(following.source)) if isinstance(n, ast.Call)]
-    (start,) = [call for call in calls if ast.unparse(call.func) == "dl.setup_notebook"]
-    assert {ast.unparse(a) for a in start.args} | {k.arg for k in start.keywords} == {*names}
-    assert all(ast.unparse(k.value) == k.arg for k in start.keywords), "passed on as they are"
+    assert "dl.setup_notebook(globals())" in map(ast.unparse, calls)
+    assert all(name in PARAMETERS or name.endswith("_limit") for name in names), "the set-up cell checks it"
+    # whoever runs the set-up cell again has it check the parameters, and no other value of such a name
+    nodes = (node for later in cells if later is not cell for node in ast.walk(ast.parse(later.source)))
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    assert stored & PARAMETERS <= {"top", "check", "ks"}
 
 
 @pytest.mark.parametrize("profile", yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))

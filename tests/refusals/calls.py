@@ -47,7 +47,7 @@ def transplant(**parts):
 
 
 def start(**parameters):
-    return lambda e: dl.setup_notebook(**{"model": "organism", "tasks": [ONE], **parameters})
+    return lambda e: dl.setup_notebook({"model": "organism", "tasks": [ONE], **parameters})
 
 
 def load(name="organism", **options):

@@ -4,41 +4,24 @@ from itertools import product
 
 import numpy as np
 import pytest
+import simulated_races
 from made_results import race
+from simulated_races import ALPHA, MARGIN
 
 from depthlens.analysis import betting, races
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED, Evidence
 
-MARGIN, ALPHA = 0.1, 0.05
 
-
-def binary(rng, mean, n, right=0.7):
-    """Losses of parts with these means on n documents, of which the whole model answers some right."""
+def run(rng, mean, n):
+    """The decisions of a race by waves of 50 on parts with these means, and the documents that each took."""
     mean = np.asarray(mean)
-    flips = np.maximum(mean + 0.02, 0.06)
-    known = rng.random((n, 1)) < right
-    drawn = rng.random((n, len(mean)))
-    return np.where(
-        known, drawn < (flips + mean) / 2 / right, -(drawn < (flips - mean) / 2 / (1 - right)).astype(float)
-    )
-
-
-def run(losses, margin=MARGIN, wave=50):
-    """The decisions of a race, and the documents that each took."""
-    n = losses.shape[1]
-    evidence, decided, seen = Evidence(n, margin, ALPHA), [UNDECIDED] * n, np.zeros(n, dtype=int)
-    for start in range(0, len(losses), wave):
-        if not (at := [i for i in range(n) if decided[i] == UNDECIDED]):
-            break
-        evidence.add(at, losses[start : start + wave][:, at])
-        seen[at] = start + wave
-        decided = [a if a != UNDECIDED else b for a, b in zip(decided, evidence.decisions(), strict=True)]
-    return decided, seen
+    losses = simulated_races.binary(rng, mean, np.maximum(mean + 0.02, 0.06), n)
+    return simulated_races.race(losses, lambda seen: seen + 50)
 
 
 def test_both_decisions_and_early_ones_where_the_effect_is_large():
     mean = [0.6, 0.3, 0.0, 0.0, 0.02]
-    decided, seen = run(binary(np.random.default_rng(0), mean, 2000))
+    decided, seen = run(np.random.default_rng(0), mean, 2000)
     assert decided == [CRITICAL, CRITICAL, SPARED, SPARED, SPARED]
     assert seen[0] == 50 and max(seen[2:]) <= 500
 
@@ -48,7 +31,7 @@ def test_both_decisions_and_early_ones_where_the_effect_is_large():
 def test_family_wise_errors(mean, n, most):
     wrong = 0
     for seed in range(n):
-        decided, _ = run(binary(np.random.default_rng(seed), [mean] * 10, 400))
+        decided, _ = run(np.random.default_rng(seed), [mean] * 10, 400)
         wrong += (CRITICAL if mean == 0 else SPARED) in decided
     assert wrong <= most  # 5% are allowed, and three standard errors more
 
