@@ -1,0 +1,95 @@
+"""One prompt from several sides: texts, a model under a condition, the logit lens and attention."""
+
+import pytest
+import tiny
+import torch
+
+from depthlens.ablations import parse_condition
+from depthlens.errors import UserError
+from depthlens.experiments import one_prompt
+
+PROMPT = "the cat sat on"
+CONDITIONS = ["L2", "L1.H3+L3.mlp", "L1.attn[1:]", "L2[3:6]", "L4[2]", "L1.H2@resample", "L3.mlp@noise"]
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return tiny.lens("llama-gqa")
+
+
+def logits(lens):
+    with torch.no_grad():
+        return lens.model(**lens.tokenizer(PROMPT, return_tensors="pt")).logits
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_model_under_a_condition_writes_what_the_engine_writes_and_is_restored(lens, condition):
+    options = {"resample_prompt": "a dog ran to"} if "@resample" in condition else {}
+    texts = one_prompt.generate(lens, PROMPT, [condition], max_new_tokens=8, progress=False, **options)
+    whole, inputs = logits(lens), lens.tokenizer(PROMPT, return_tensors="pt")
+    with one_prompt.ablated(lens, condition, **options) as model:
+        changed = logits(lens)
+        for cached in (True, False):
+            written = model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=cached, pad_token_id=258)
+            text = lens.tokenizer.decode(written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+            assert text == texts[str(parse_condition(condition))].iloc[0]
+    assert not torch.equal(changed, whole) and torch.equal(logits(lens), whole)
+
+
+def test_contexts_are_nested_and_restored_after_an_exception(lens):
+    whole = logits(lens)
+    with one_prompt.ablated(lens, "L1+L3.H2"):
+        both = logits(lens)
+    with pytest.raises(ZeroDivisionError), one_prompt.ablated(lens, "L1"), one_prompt.ablated(lens, "L3.H2"):
+        assert torch.equal(logits(lens), both)
+        _ = 1 / 0
+    assert torch.equal(logits(lens), whole)
+    with one_prompt.ablated(lens, "baseline"):
+        assert torch.equal(logits(lens), whole)
+
+
+def test_the_last_depth_of_the_logit_lens_is_the_model(lens):
+    found = one_prompt.logit_lens(lens, PROMPT)
+    probabilities = logits(lens)[0].softmax(-1)
+    best = probabilities.max(-1)
+    assert found.says.shape == (lens.dims.n_layers + 1, len(found.tokens))
+    assert found.probability[-1] == pytest.approx(best.values.numpy(), abs=1e-5)
+    assert list(found.says[-1]) == [lens.tokenizer.decode([int(i)]) for i in best.indices]
+    entropy = -(probabilities * probabilities.log()).sum(-1)
+    assert found.entropy[-1] == pytest.approx(entropy.numpy(), abs=1e-4)
+    with torch.no_grad():
+        embedded = lens.model.lm_head(
+            lens.model.model.norm(lens.model.model.embed_tokens(lens.tokenizer(PROMPT, return_tensors="pt").input_ids))
+        )
+    assert found.probability[0] == pytest.approx(embedded[0].softmax(-1).max(-1).values.numpy(), abs=1e-5)
+    assert len(found.table) == found.says.size
+
+
+def test_attention_is_the_models_own(lens):
+    lens.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        own = lens.model(**lens.tokenizer(PROMPT, return_tensors="pt"), output_attentions=True).attentions
+    lens.model.set_attn_implementation("sdpa")
+    every = one_prompt.attention(lens, PROMPT)
+    assert every.pattern.shape[0] == lens.dims.n_layers * lens.dims.n_heads
+    torch.testing.assert_close(torch.tensor(every.pattern), torch.cat([x[0] for x in own]), atol=1e-5, rtol=0)
+    some = one_prompt.attention(lens, PROMPT, ["L2", (3, 1), "L0.H2"])
+    assert some.heads == ("L2.H0", "L2.H1", "L2.H2", "L2.H3", "L3.H1", "L0.H2")
+    assert (some.pattern[4] == every.pattern[13]).all()
+    assert one_prompt.attention(lens, PROMPT, (3, 1)).heads == ("L3.H1",)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda lens: one_prompt.generate(lens, ""), "give some text"),
+        (lambda lens: one_prompt.generate(lens, "a", "L1@resample"), "give resample_prompt"),
+        (lambda lens: one_prompt.logit_lens(lens, ""), "give some text"),
+        (lambda lens: one_prompt.attention(lens, "a", "L1.mlp"), "no layer or head"),
+        (lambda lens: one_prompt.attention(lens, "a", "L9"), "layer 9 does not exist"),
+        (lambda lens: one_prompt.ablated(lens, "L9").__enter__(), "layer 9 does not exist"),
+    ],
+)
+def test_what_is_wrong_is_refused(lens, call, told):
+    with pytest.raises(UserError, match=told):
+        call(lens)
