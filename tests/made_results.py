@@ -141,9 +141,10 @@ def profile(base, values, floor: float | None, **fields) -> Profile:
 
 def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:
     """Scores of heads [layer, head] without intervals; ``model``: what the record says of it."""
-    return HeadScores(
-        name, unit, np.asarray(values, dtype=float), None, None, n, critical, {"model": {"name": "m"} | model}
-    )
+    values = np.asarray(values, dtype=float)
+    measured = pd.DataFrame(list(np.ndindex(values.shape)), columns=["layer", "head"]).assign(value=values.ravel())
+    told = measured if critical is None else measured.assign(critical=critical.ravel())
+    return HeadScores.of_heads(name, unit, told, values.shape, n, {"model": {"name": "m"} | model})
 
 
 def race(decisions: Sequence[str]) -> Race:

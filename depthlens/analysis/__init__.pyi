@@ -7,6 +7,7 @@ from .depth import critical_overlap as critical_overlap
 from .depth import describe_first_third as describe_first_third
 from .depth import loss_by_third as loss_by_third
 from .depth import rank_agreement as rank_agreement
+from .findings import DescribedTable as DescribedTable
 from .geometry import geometry_agreement as geometry_agreement
 from .geometry import geometry_predictors as geometry_predictors
 from .head_effects import auroc as auroc
@@ -34,4 +35,3 @@ from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
 from .subgroups import kinds_by_value as kinds_by_value
 from .subgroups import split_by_kind as split_by_kind
-from .tables import DescribedTable as DescribedTable

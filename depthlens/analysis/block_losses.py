@@ -10,9 +10,9 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.analysis.betting import log_capital, log_gains
-from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.layer_profiles import Profile, profile_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
+from depthlens.analysis.words import bounds
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
 

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.findings import Finding
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Saveable
 from depthlens.analysis.stats import BASELINE, changes
+from depthlens.analysis.words import bounds, plain
 
 Tried = tuple[np.ndarray, dict[int, np.ndarray]]  # scores [document] of the whole model, and without each layer left
 
@@ -36,7 +36,7 @@ def halves(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Greedy(Saveable):
+class Greedy(Finding):
     """Layers that were removed one after another.
 
     Attributes:
@@ -50,8 +50,6 @@ class Greedy(Saveable):
     """
 
     RECORD: ClassVar[str] = "greedy.json"
-    INSIDE: ClassVar[type[Saveable] | None] = Result
-    OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
 
     steps: pd.DataFrame
     result: Result
@@ -78,8 +76,9 @@ class Greedy(Saveable):
         tolerance = self.record["tolerance"]
         return "within" if high <= tolerance else "beyond" if low > tolerance else "open"
 
-    def __repr__(self) -> str:
-        return "\n".join([*self.describe(), self.steps.to_string(index=False)])
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the sentence and the steps."""
+        return plain(self.describe()[0]), self.steps, []
 
     def describe(self) -> list[str]:
         """How many layers one half of the documents let go, and what that costs on the other: one sentence."""

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.layer_profiles import THIRDS, Profile, labels, paired_profiles, profile_of, profiles
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import DescribedTable, record_of
+from depthlens.analysis.words import bounds
 from depthlens.errors import unknown
 from depthlens.metrics import metric_unit
 

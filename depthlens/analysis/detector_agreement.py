@@ -25,9 +25,9 @@ import pandas as pd
 import scipy
 
 from depthlens import arguments
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 
 N_PERMUTATIONS = 9999

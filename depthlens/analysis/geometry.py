@@ -10,16 +10,15 @@ correlation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
+from depthlens.analysis.findings import ROWS, DescribedTable, Finding, record_of
 from depthlens.analysis.layer_profiles import Profile, profiles
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
-from depthlens.analysis.saving import Saveable
-from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Geometry(Saveable):
+class Geometry(Finding):
     """Cheap numbers of one model: means over texts with 95% intervals.
 
     Attributes:
@@ -37,6 +36,8 @@ class Geometry(Saveable):
             1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
         record: Model, texts and settings.
     """
+
+    NEXT: ClassVar[str] = "next: dl.plots.influence_profile, angular_map and logit_lens draw it"
 
     distances: pd.DataFrame
     influences: pd.DataFrame
@@ -48,10 +49,9 @@ class Geometry(Saveable):
         """Layers of the model."""
         return len(self.influences)
 
-    def __repr__(self) -> str:
-        n = int(self.influences["n"].max()) if self.n_layers else 0
-        plots = "influence_profile, angular_map and logit_lens"
-        return f"Geometry of {self.n_layers} layers, over {n} texts; next: dl.plots.{plots} draw it"
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: how much each layer changes the residual stream."""
+        return f"Geometry of {self.n_layers} layers", self.influences.head(ROWS), []
 
 
 def geometry_predictors(geometry: Geometry) -> pd.DataFrame:

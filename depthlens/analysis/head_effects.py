@@ -14,10 +14,10 @@ import scipy
 
 from depthlens.ablations import Head
 from depthlens.analysis import questions
+from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.stats import changes, loss_unit
-from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
 from depthlens.metrics import in_nats
 
@@ -48,15 +48,12 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     if rows["head"].isna().any() or rows[["layer", "head"]].duplicated().any() or not len(rows):
         raise _not_heads(task)
     dims = chosen.record["model"]["dims"]
-    shape = dims["n_layers"], dims["n_heads"]
-    at = rows["layer"].to_numpy(int), rows["head"].to_numpy(int)
-    values, low, high = (np.full(shape, np.nan) for _ in range(3))
-    values[at], low[at], high[at] = rows["loss"], rows["loss_low"], rows["loss_high"]
-    critical = np.zeros(shape, dtype=bool)
-    critical[at] = rows["condition"].isin(chosen.critical()["condition"])
+    measured = rows[["layer", "head"]].assign(value=rows["loss"], low=rows["loss_low"], high=rows["loss_high"])
+    measured["critical"] = rows["condition"].isin(chosen.critical()["condition"])
     kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name = f"{kind} of {metric}, {task}"
-    return HeadScores(name, loss_unit(metric), values, low, high, int(rows["n"].max()), critical, chosen.record)
+    n, shape = int(rows["n"].max()), (dims["n_layers"], dims["n_heads"])
+    return HeadScores.of_heads(name, loss_unit(metric), measured, shape, n, chosen.record)
 
 
 def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:
@@ -92,9 +89,7 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     units = questions.units(result, task).loc[tables[0].index]
     bounded = bool((gap.abs() <= 2).all(axis=None))
     name, unit = f"loss of {metric}, {task} minus {other_task}", loss_unit(metric)
-    return HeadScores.of_cases(
-        name, unit, cases, result.record, tested=True, heads=heads, bounded=bounded, units=units
-    )
+    return HeadScores.of_cases(name, unit, cases, result.record, tested=True, heads=heads, bounded=bounded, units=units)
 
 
 def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:

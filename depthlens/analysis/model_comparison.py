@@ -20,11 +20,11 @@ import pandas as pd
 
 from depthlens.analysis import stats
 from depthlens.analysis.depth import third_losses
-from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.layer_profiles import THIRDS, Profile, paired_profiles
 from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import DescribedTable, record_of
+from depthlens.analysis.words import bounds
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import questions, stats
-from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.layer_profiles import THIRDS, profiles
 from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.analysis.tables import DescribedTable, record_of
+from depthlens.analysis.words import bounds
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB
 

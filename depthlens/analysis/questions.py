@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from depthlens.analysis.result_folder import QUESTIONS_FILE
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-FILE = QUESTIONS_FILE
 KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import displays
 from depthlens.analysis.betting import BETS, closed_rejections, log_capital, log_gains
-from depthlens.analysis.saving import Saveable
+from depthlens.analysis.findings import Finding
+from depthlens.analysis.words import plain
 
 CRITICAL, SPARED, UNDECIDED, AT_CHANCE = "critical", "spared", "undecided", "at chance"
 
@@ -66,7 +66,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Race(Saveable):
+class Race(Finding):
     """What a race decided, and after how many documents.
 
     Attributes:
@@ -77,6 +77,8 @@ class Race(Saveable):
         losses: One row a task, condition and document: task, condition, doc_id, wave, loss.
         record: What was asked, with ``n_documents`` and ``n_baseline`` by task (`docs/files.md`), and ``work``.
     """
+
+    NEXT: ClassVar[str] = "next: dl.plots.race_course(...) draws it"
 
     decisions: pd.DataFrame
     losses: pd.DataFrame
@@ -112,13 +114,8 @@ class Race(Saveable):
                 lines.append(f"{start}{said}, {n[UNDECIDED]} are undecided; {told}.")
         return [*lines, f"The probability that any of these decisions is wrong is at most {alpha:g}."]
 
-    def __repr__(self) -> str:
-        return displays.as_text("", *self._shown())
-
-    def _repr_html_(self) -> str:
-        return displays.as_html("", *self._shown())
-
-    def _shown(self) -> tuple[pd.DataFrame, list[str]]:
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the first decisions, and the sentences."""
+        head, table, rest = super().display()
         columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
-        table, rest = displays.cut(self.decisions[columns].round({"loss": 3, "ci_low": 3, "ci_high": 3}), ".decisions")
-        return table, [*rest, *map(displays.plain, self.describe()), "next: dl.plots.race_course(...) draws it"]
+        return head, table[columns], [*rest, *map(plain, self.describe())]

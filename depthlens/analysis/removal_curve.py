@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import displays, removal_contrasts, stats
+from depthlens.analysis import removal_contrasts, stats
+from depthlens.analysis.findings import Finding, derived
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Saveable, derived
 from depthlens.errors import UserError, unknown
 from depthlens.metrics import ANSWER_LOGPROB, TOKEN_LOGPROB
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RemovalCurve(Saveable):
+class RemovalCurve(Finding):
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
     Attributes:
@@ -29,31 +29,22 @@ class RemovalCurve(Saveable):
     """
 
     RECORD: ClassVar[str] = "removal_curve.json"
-    INSIDE: ClassVar[type[Saveable] | None] = Result
-    OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
+    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
 
     points: pd.DataFrame
     band: pd.DataFrame
     tests: pd.DataFrame
     result: Result
     record: dict[str, Any]
-    _next: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
 
-    def __repr__(self) -> str:
-        return displays.as_text(self._head(), self._rounded(), [self._next])
-
-    def _repr_html_(self) -> str:
-        return displays.as_html(self._head(), self._rounded(), [self._next])
-
-    def _head(self) -> str:
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the tests of lists against random heads."""
         lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))
         ks, draws = sorted(set(self.points["k"]) - {0}), int(self.band["n_draws"].max())
         size = f"{ks[0]} to {ks[-1]} heads" if len(ks) > 1 else "1 head" if ks == [1] else f"{ks[0]} heads"
-        return f"RemovalCurve of {lists} on {tasks}: {size} removed together, against {draws} random lists each"
-
-    def _rounded(self) -> pd.DataFrame:
+        head = f"RemovalCurve of {lists} on {tasks}: {size} removed together, against {draws} random lists each"
         columns = ["list", "task", "metric", "value", "random", "low", "high", "p_value", "separates", "at_chance"]
-        return self.tests[columns].round({"value": 3, "random": 3, "low": 3, "high": 3, "p_value": 3})
+        return head, self.tests[columns], []
 
     def describe(self, specific_to: str | None = None) -> list[str]:
         """What the curve says, one sentence each.

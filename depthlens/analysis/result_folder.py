@@ -10,7 +10,7 @@ before anything is written. This module imports neither torch nor pandas.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from depthlens.paths import locked
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
-SETTINGS = (
-    *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "samples", "seed"),
-    *("system_instruction", "gen_kwargs", "think_end_token", "enable_thinking"),
+# entries of a record that decide no number
+CIRCUMSTANCES = (
+    *("command", "depthlens", "git_commit", "platform", "python", "store", "time"),
+    *("tree_attention", "versions", "work", "workers"),
 )
+# entries that follow from others, or are numbers
+_DERIVED = ("ablate", "asked_tasks", "baseline", "batch_tokens", "metrics", "parts", "skipped_metrics")
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
-_DERIVED = ("metrics", "skipped_metrics")  # of a task's entry: computed from the rest
 
 
 @contextmanager
@@ -36,8 +38,7 @@ def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> It
 
     Args:
         out: The folder. It is made where there is none.
-        asked: What is to be swept: model, tasks, ablate, num_fewshot, dtype, quantize, donor and `SETTINGS`, as the
-            caller named them.
+        asked: What is to be swept: model, tasks, ablate and the options of a sweep, as the caller named them.
         overwrite: Replace whatever it holds.
 
     Raises:
@@ -76,52 +77,55 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], st
         raise UserError(f"{str(folder)!r} holds another result ({why}); {_FIX}")
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what the records of two sweeps differ, besides time, machine and versions; "" if in nothing."""
-    models = [record.get("model") or {} for record in (old, new)]
-    pairs = [(f"model {key}", *(model.get(key) for model in models)) for key in ("name", "fingerprint", "dtype")]
-    if pairs[1][1] is not None:
-        del pairs[0]  # equal models may have several names
-    pairs += [("device", *(str(model.get("device")).partition(":")[0] for model in models))]
-    pairs += [("tasks", sorted(old["tasks"]), sorted(new.get("tasks", {})))]
-    pairs += [("conditions", *(sorted(record.get("conditions", ())) for record in (old, new)))]
-    for task, entry in new.get("tasks", {}).items():
-        known = old["tasks"].get(task, {})
-        pairs += [(f"{key} of {task}", known[key], entry[key]) for key in entry if key in known and key not in _DERIVED]
-    pairs += [(key, old.get(key), new.get(key)) for key in (*SETTINGS, "method", "selected_conditions")]
-    pairs += [("donor", *((record.get("donor") or {}).get("fingerprint") for record in (old, new)))]
-    return first_difference(pairs)
+def settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the content of a folder, by name: the entries of a record, those of its model and tasks apart."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        if key in (*CIRCUMSTANCES, *_DERIVED):
+            continue
+        if key in ("model", "donor") and isinstance(value, Mapping):
+            name = "fingerprint" if value.get("fingerprint") else "name"  # equal models may have several names
+            found |= {f"{key} {name}": value.get(name), f"{key} dtype": value.get("dtype")}
+            found[f"{key} device"] = str(value.get("device")).partition(":")[0]
+        elif key == "tasks" and isinstance(value, Mapping):
+            found["tasks"] = sorted(value)
+            of_each = ((f"{k} of {task}", v) for task, entry in value.items() for k, v in entry.items())
+            found |= {name: v for name, v in of_each if name.partition(" ")[0] not in _DERIVED}
+        else:
+            found[key] = sorted(value) if key == "conditions" else value
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first setting in which two records differ, in words; "" if in none."""
+    before = settings(old)
+    return first_difference(before, dict.fromkeys(before) | settings(new))
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first of the new values that is not the old one of its name, in words; "" if there is none."""
+    for name, value in new.items():
+        if (before := old.get(name)) != value:
+            return f"{name} {_short(before)}, not {_short(value)}"
+    return ""
 
 
 def _differs_from_asked(record: Any, asked: Mapping[str, Any]) -> str:
     """In what a record differs from a sweep of which nothing is loaded yet; "" if in nothing that is known."""
-    model, tasks = record["model"], list(asked["tasks"])
-    pairs: list[tuple[str, Any, Any]] = [("model", model["name"], asked["model"])]
-    if why := first_difference(pairs):
+    model, donor = record["model"], record.get("donor") or {}
+    old = {**record, "model": model["name"], "dtype": model["dtype"], "quantize": model.get("quantize")}
+    old |= {"donor": donor.get("name"), "tasks": sorted(record.get("asked_tasks", asked["tasks"]))}
+    new = {key: asked[key] for key in asked if key in old and key not in (*CIRCUMSTANCES, *_DERIVED)}
+    new["tasks"] = sorted(asked["tasks"])
+    if asked["dtype"] == "auto":
+        del new["dtype"]
+    if why := first_difference(old, new):
         return why
-    before = record.get("asked_tasks", sorted(record["tasks"]))
-    pairs += [("tasks", sorted(before), sorted(tasks))] if "asked_tasks" in record or set(tasks) & set(before) else []
-    conditions = [str(c) for c in expand(asked["ablate"], Dims(**model["dims"]))]
-    pairs += [("conditions", sorted(record["conditions"]), sorted(conditions))]
-    pairs += [(key, record[key], asked[key]) for key in SETTINGS if key in record]
-    if asked["num_fewshot"] is not None:
-        pairs += [("num_fewshot", entry["num_fewshot"], asked["num_fewshot"]) for entry in record["tasks"].values()]
-    pairs += [("dtype", model["dtype"], asked["dtype"])] if asked["dtype"] != "auto" else []
-    pairs += [("quantize", model.get("quantize"), asked.get("quantize"))]
-    pairs += [("donor", (record.get("donor") or {}).get("name"), asked["donor"])]
-    return first_difference(pairs)
-
-
-def first_difference(pairs: Iterable[tuple[Any, ...]]) -> str:
-    """The first values that are not equal, in words.
-
-    Args:
-        pairs: Name, old value and new value of each.
-    """
-    for name, old, new in pairs:
-        if old != new:
-            return f"{name} {_short(old)}, not {_short(new)}"
-    return ""
+    conditions = expand(asked["ablate"], Dims(**model["dims"]))
+    old = {name: entry["num_fewshot"] for name, entry in record["tasks"].items()}
+    old = {"conditions": sorted(record["conditions"])} | {f"num_fewshot of {task}": n for task, n in old.items()}
+    new = dict.fromkeys(old, asked["num_fewshot"]) if asked["num_fewshot"] is not None else {}
+    return first_difference(old, new | {"conditions": sorted(map(str, conditions))})
 
 
 def _short(value: Any) -> str:

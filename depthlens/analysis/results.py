@@ -12,6 +12,7 @@ or critical.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,30 +24,18 @@ import pandas as pd
 import pyarrow.parquet
 
 from depthlens import arguments
-from depthlens.analysis import (
-    displays,
-    documents,
-    findings,
-    head_effects,
-    power,
-    questions,
-    records,
-    result_display,
-    result_folder,
-    stats,
-    written_answers,
-)
+from depthlens.analysis import documents, head_effects, power, questions, result_words, stats, written_answers
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
+from depthlens.analysis.findings import Finding, derived
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
-from depthlens.analysis.saving import Contents, Saveable, derived, json_record
+from depthlens.analysis.result_folder import DOCS_FILE, QUESTIONS_FILE, RECORD_FILE, SUMMARY_FILE
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
 from depthlens.metrics import LOGPROBS, limits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result(Saveable):
+class Result(Finding):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
@@ -57,7 +46,7 @@ class Result(Saveable):
         asked: What `questions` reads; None where it is not known.
     """
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = (questions.FILE,)
+    FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
 
     docs: pd.DataFrame
     record: dict[str, Any]
@@ -68,9 +57,9 @@ class Result(Saveable):
             kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
             raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
         object.__setattr__(self, "docs", documents.normalise(self.docs))
-        object.__setattr__(self, "record", json_record(self.record))
         if self.asked is not None:
-            object.__setattr__(self, "asked", questions.normalise(self.asked))
+            object.__setattr__(self, "asked", questions.of(questions.normalise(self.asked), self.docs))
+        super().__post_init__()
 
     def questions(self) -> pd.DataFrame:
         """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
@@ -83,8 +72,8 @@ class Result(Saveable):
             UserError: there are none, as in a folder of an older depthlens or a result made from tables.
         """
         if self.asked is None:
-            raise UserError(f"this result holds no questions (no {questions.FILE}); run the sweep again to have them")
-        return questions.of(self.asked, self.docs)
+            raise UserError(f"this result holds no questions (no {QUESTIONS_FILE}); run the sweep again to have them")
+        return self.asked.copy()
 
     @derived
     def summary(self) -> pd.DataFrame:
@@ -125,7 +114,7 @@ class Result(Saveable):
         recorded do not have it.
 
         ``min_effect`` is the smallest change that is called an effect, because tiny changes of a continuous score can
-        be significant, too. Results that were saved before version 0.2 have it under the name ``least``, which is read.
+        be significant, too.
 
         Raises:
             UserError: the record has no such metric.
@@ -137,12 +126,12 @@ class Result(Saveable):
                 f"the record says nothing of metric {metric!r} of task {task!r}; "
                 "record['tasks'][task]['metrics'][metric] needs higher_is_better and chance"
             ) from None
-        return {"higher_is_better": True, "chance": None, "min_effect": info.get("least", 0.0), **info}
+        return {"higher_is_better": True, "chance": None, "min_effect": 0.0, **info}
 
     @property
     def notes(self) -> list[str]:
         """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
-        return result_display.notes(self)
+        return result_words.notes(self)
 
     def scores(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
         """Scores of one task and metric.
@@ -159,10 +148,6 @@ class Result(Saveable):
             UserError: there is no such task, metric or model, or several models and none is named.
         """
         return documents.table(self.docs, "value", task, metric, model)
-
-    def parsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
-        """Whether each answer could be read; see `depthlens.analysis.written_answers.parsed`."""
-        return written_answers.parsed(self, task, metric, model)
 
     def unparsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
         """Share of unreadable answers by condition; see `depthlens.analysis.written_answers.unparsed`."""
@@ -204,17 +189,15 @@ class Result(Saveable):
             _better=[info["higher_is_better"] for info in infos], min_effect=[info["min_effect"] for info in infos]
         )
         table = table.merge(of_base, on=GROUP, how="left")
-        better = table.pop("_better").astype(bool)
-        return table.assign(
-            loss=np.where(better, -table["bounded"], table["bounded"]),
-            loss_low=np.where(better, -table["ci_high"], table["ci_low"]),
-            loss_high=np.where(better, -table["ci_low"], table["ci_high"]),
-        )
+        better = table.pop("_better").astype(bool).to_numpy()[:, None]
+        change, fall = table[["bounded", "ci_low", "ci_high"]], -table[["bounded", "ci_high", "ci_low"]]
+        table[["loss", "loss_low", "loss_high"]] = np.where(better, fall, change)
+        return table
 
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
 
-        A task at chance yields no row and a warning that names it. A table without rows is shown as "none".
+        A task at chance yields no row and a warning that names it.
 
         Args:
             alpha: Level that ``p_adjusted`` has to stay below.
@@ -225,10 +208,10 @@ class Result(Saveable):
         several = self.docs["model"].nunique() > 1
         for row in self.baselines.itertuples():
             if row.at_chance:
-                warnings.warn(result_display.cannot_judge(row, several=several), stacklevel=2)
+                warnings.warn(result_words.cannot_judge(row, several=several), stacklevel=2)
         table = self._losses
         critical = (table["p_adjusted"] < alpha) & (table["loss"] > table["min_effect"]) & ~table["at_chance"]
-        return displays.Found(table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True))
+        return table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
     def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
         """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""
@@ -255,13 +238,13 @@ class Result(Saveable):
         """
         result = self if tasks is None and metrics is None else self.select(tasks=tasks, metrics=metrics)
         if conditions is None:
-            return findings.describe(result)
+            return result_words.describe(result)
         table = result.losses()
         names = arguments.chosen("condition", conditions, result.docs["condition"].unique())
         if BASELINE in names:
             raise UserError("the baseline is what the others are compared with; name another condition")
         rows = table[table["condition"].isin(names)]
-        return [result_display.sentence(result, row) for row in rows.itertuples()]
+        return [result_words.sentence(result, row) for row in rows.itertuples()]
 
     def select(
         self,
@@ -315,25 +298,17 @@ class Result(Saveable):
             pairs += logprobs[["task", "metric"]].itertuples(index=False, name=None)
         return self.select_pairs(pairs)
 
-    def contents(self) -> Contents:
-        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
-        tables = {DOCS_FILE: self.docs, SUMMARY_FILE: self.summary}
-        if self.asked is None:
-            return Contents(tables, {RECORD_FILE: self.record}, (questions.FILE,))
-        return Contents({**tables, questions.FILE: self.questions()}, {RECORD_FILE: self.record})
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> Result:
-        """The result that was written; see `depthlens.analysis.saving.Saveable`."""
-        return cls(contents.tables[DOCS_FILE], contents.records[RECORD_FILE], contents.tables.get(questions.FILE))
+    def contents(self) -> dict[str, Any]:
+        """What its files hold: its own tables and the summary for other readers; its record is a file as it is."""
+        return {**super().contents(), SUMMARY_FILE: self.summary, RECORD_FILE: self.record}
 
     def differs(self, folder: Path, record: dict[str, Any]) -> str:
-        """In what the result in a folder differs from this one, "" if in nothing; see `Saveable.differs`."""
-        if difference := result_folder.difference(record, self.record):
-            return difference
+        """In what the result in a folder differs from this one, "" if in nothing; see `Finding.differs`."""
+        _ = record["tasks"]
         path = folder / DOCS_FILE
         n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
-        return "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
+        rows = "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
+        return super().differs(folder, record) or rows
 
     @derived
     def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
@@ -349,11 +324,9 @@ class Result(Saveable):
             needed[model, task, metric] = power.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
         return needed
 
-    def __repr__(self) -> str:
-        return displays.as_text(*result_display.displayed(self))
-
-    def _repr_html_(self) -> str:
-        return displays.as_html(*result_display.displayed(self))
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the worst losses of each task and metric, and what limits the conclusions."""
+        return result_words.displayed(self)
 
 
 def concat(results: Sequence[Result]) -> Result:
@@ -381,11 +354,36 @@ def concat(results: Sequence[Result]) -> Result:
             f"{row['metric']} {row['condition']} document {row['doc_id']}; join results of the same settings"
         )
     parts = [r.record for r in results]
-    record = records.agreed(parts)
-    record["tasks"] = records.joined_tasks(parts)
-    record["parts"] = parts
+    record = _agreed(parts) | {"tasks": _joined_tasks(parts), "parts": parts}
     if any("selected_conditions" in r for r in parts):
         record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
     joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are refused here, not at the first plot
     return joined
+
+
+def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are the same in all records."""
+    first, *others = records
+    return {k: v for k, v in first.items() if all(k in r and r[k] == v for r in others)}
+
+
+def _joined_tasks(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The tasks of all records.
+
+    Raises:
+        UserError: two records disagree on what a task or a metric is.
+    """
+    tasks: dict[str, dict] = {}
+    for task, entry in (item for record in records for item in record.get("tasks", {}).items()):
+        known = tasks.setdefault(task, entry)
+        old, new = (e.get("metrics", {}) for e in (known, entry))
+        fields = ("version", "num_fewshot", "output_type")
+        pairs = {f"{field} of": (known.get(field), entry.get(field)) for field in fields}
+        for metric, field in itertools.product(old.keys() & new.keys(), ("higher_is_better", "chance")):
+            pairs[f"{field} of metric {metric!r} of"] = old[metric].get(field), new[metric].get(field)
+        for what, values in pairs.items():
+            if values[0] != values[1]:
+                raise UserError(f"the results disagree on {what} task {task!r}: {list(values)}; name them apart")
+        tasks[task] = _agreed([known, entry]) | {"metrics": {**old, **new, **old}}
+    return tasks

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import run_differences, run_sentences, run_settings, run_verdicts
+from depthlens.analysis.findings import Finding
 from depthlens.analysis.run_families import WHOLE, Family, Key, Pair, Run, families, pair, same_parts
-from depthlens.analysis.saving import Saveable
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 
@@ -43,7 +43,7 @@ CENTRES = [
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Saveable):
+class Comparison(Finding):
     """Runs side by side. A difference is always that of ``run`` minus ``reference``.
 
     Rows are matched by ``place`` (the folder below the run), ``task``, ``metric`` and ``parts`` (the family of
@@ -85,12 +85,9 @@ class Comparison(Saveable):
         """Whether the runs are stages of training, each compared with the one before it."""
         return bool(self.record["stages"])
 
-    def describe(self) -> list[str]:
-        """What was found, one sentence each; what could not be compared is in ``notes``."""
-        return list(self.sentences)
-
-    def __repr__(self) -> str:
-        return "\n".join([*self.sentences, *(f"Note: {note}" for note in self.notes)])
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: what was found, and what could not be compared."""
+        return "", pd.DataFrame(), [*self.sentences, *(f"Note: {note}" for note in self.notes)]
 
 
 def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:

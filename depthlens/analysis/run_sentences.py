@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from depthlens.analysis import run_settings
-from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.run_differences import CENTRE, SCORE
 from depthlens.analysis.run_families import Key
+from depthlens.analysis.words import bounds
 
 _MOST = 6  # conditions that a sentence names
 

@@ -129,7 +129,7 @@ def sweep(
     from depthlens.analysis.result_folder import FILES, claimed
 
     with claimed(out, {"model": model, "tasks": tasks, "ablate": ablate, **options}, overwrite=overwrite) as folder:
-        from depthlens.analysis.summary_text import summary_text
+        from depthlens.analysis.result_words import summary_text
         from depthlens.experiments.sweep import run_sweep
 
         result = run_sweep(model, tasks, ablate, **options)
@@ -169,12 +169,12 @@ def race(
     _begin(model, tasks, options, json=json)
     asked = {"model": model, "tasks": tasks, "ablate": ablate, **own, **options}
     told = {name: repr(value) for name, value in asked.items() if name not in ("store", *cluster.NAMES)}
-    from depthlens.analysis.displays import plain
     from depthlens.analysis.result_folder import RECORD_FILE, first_difference, refuse_other
+    from depthlens.analysis.words import plain
     from depthlens.paths import locked
 
     def differs(record: Any) -> str:
-        return first_difference((name, record["record"]["asked"].get(name), value) for name, value in told.items())
+        return first_difference(record["record"]["asked"], told)
 
     with locked(out) as folder:
         if not overwrite:

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from depthlens import provenance
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import mean
-from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.experiments import text_sets
 from depthlens.experiments.measured import one_by_one

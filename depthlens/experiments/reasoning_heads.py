@@ -104,11 +104,12 @@ def reasoning_scores(
 
     index = {cell: i for i, cell in enumerate(cells)}
     both = {kind: [index[s, kind] for s in with_both] for kind in ("computed", "copied")}
-    computed, copied, text = (scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS)
-    contrast = scores("computed minus copied tokens", losses[both["computed"]] - losses[both["copied"]])
+    kinds = {kind: scores(f"{kind} tokens", losses[of[kind]]) for kind in KINDS}
+    kinds["contrast"] = scores("computed minus copied tokens", losses[both["computed"]] - losses[both["copied"]])
     relative = [ratio_cases(losses[rows], -clean[rows]) for rows in both.values()]
-    normalised = scores("computed minus copied tokens, in units of surprisal", relative[0] - relative[1], "")
-    return ReasoningScores(computed, copied, text, contrast, normalised, record)
+    name = "computed minus copied tokens, in units of surprisal"
+    kinds["normalised"] = scores(name, relative[0] - relative[1], "")
+    return ReasoningScores.of_kinds(kinds, record)
 
 
 def ratio_cases(

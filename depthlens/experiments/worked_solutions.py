@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.text_numbers import WORDS, numbers
+from depthlens.analysis.words import WORDS, numbers
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from depthlens import arguments
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN

@@ -40,7 +40,7 @@ def compare(
 
     arguments.check(out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
-    from depthlens.analysis.displays import plain
+    from depthlens.analysis.words import plain
     from depthlens.runner.compare_page import check_out, write_comparison
     from depthlens.runner.compared_runs import compare as compared
 

@@ -15,7 +15,7 @@ from made_results import ACC, docs_of, record_of
 
 import depthlens as dl
 from depthlens import arguments, cli
-from depthlens.analysis.summary_text import summary_text
+from depthlens.analysis.result_words import summary_text
 from depthlens.models import names
 
 
@@ -94,8 +94,8 @@ def test_what_was_found_is_said():
     assert re.fullmatch(r"  L1  0.200  -0.600 \[-0.\d{3}, -0.\d{3}\]  adjusted p = 0.00\d+", lines[1])
     assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
     text = "\n".join(lines)
-    assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
-    assert "Warning: unsolved acc is at chance without any ablation: cannot judge" in lines and "nan" not in text
+    assert "Warning: hard acc is at chance: cannot judge (baseline 0.25, chance 0.25" in text and "L77" not in text
+    assert "Warning: unsolved acc is at chance: cannot judge (baseline 0, nothing to lose, n = 20)" in lines
     assert lines[-1] == "Note: capitals: metric f1 has no value per document and is left out"
     assert not [line for line in lines if line.startswith("Note: ") and "at chance" in line]
 

@@ -20,6 +20,7 @@ from made_results import capitals_and_elements, docs_of
 
 import depthlens as dl
 from depthlens import cli, paths
+from depthlens.analysis.head_scores import KINDS
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
@@ -48,7 +49,7 @@ def scores(seed: int = 0, **record) -> dl.HeadScores:
 
 
 def reasoning() -> dl.ReasoningScores:
-    return dl.ReasoningScores(*(scores(i) for i in range(5)), {"model": {"name": "m"}})
+    return dl.ReasoningScores.of_kinds({kind: scores(i) for i, kind in enumerate(KINDS)}, {"model": {"name": "m"}})
 
 
 MADE = {
@@ -71,15 +72,24 @@ def result() -> Result:
     return capitals_and_elements()
 
 
+def same(one, other):
+    """Whether two findings have the same files."""
+    before, after = one.contents(), other.contents()
+    assert set(before) == set(after)
+    for file, content in before.items():
+        if isinstance(content, pd.DataFrame):
+            pd.testing.assert_frame_equal(after[file], content, check_exact=True)
+        else:
+            assert after[file] == content
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_an_object_comes_back_as_it_was(name, tmp_path):
     made = MADE[name]()
     made.save(tmp_path / "out")
     back = type(made).load(tmp_path / "out")
-    before, after = made.contents(), back.contents()
-    assert before.records == after.records and set(before.tables) == set(after.tables)
-    for file, table in before.tables.items():
-        pd.testing.assert_frame_equal(after.tables[file], table, check_exact=True)
+    same(made, back)
+    assert set(made.files()) >= {path.name for path in (tmp_path / "out").iterdir()} - {"summary.parquet"}
     if name != "geometry":  # says nothing
         assert back.describe() == made.describe() and all(line.endswith(".") for line in made.describe())
     made.save(tmp_path / "out")  # the same may be written again
@@ -104,7 +114,7 @@ def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path,
     refused(lambda: made.save(other), "holds a record.json of something else; name another folder")
     assert len(list(other.iterdir())) == 1
     made.save(other, overwrite=True)
-    assert type(made).load(other).contents().records == made.contents().records
+    same(type(made).load(other), made)
 
     made.save(own)
     before, calls = {path.name: path.read_bytes() for path in own.iterdir()}, []
@@ -119,9 +129,9 @@ def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path,
         patch.setattr(paths, "open", full, raising=False)
         refused(lambda: made.save(own, overwrite=True), "cannot write to .*No space left on device")
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
-    for content, message in (("{half", f"cannot read {made.RECORD} in "), ("[1]", "is not a JSON object")):
+    for content in ("{half", "[1]"):
         file.write_text(content)
-        refused(lambda: type(made).load(own), message)
+        refused(lambda: type(made).load(own), f"does not hold what {type(made).__name__}.save writes .*; make it again")
     file.unlink()
     refused(
         lambda: type(made).load(own), f"holds no {made.RECORD}; give a folder that {type(made).__name__}.save wrote"
@@ -139,12 +149,18 @@ def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
         dl.HeadScores.load(tmp_path / "reasoning")
 
 
-def test_head_scores_of_version_01_are_read(tmp_path):
-    made = scores()
-    made.save(tmp_path)
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "kind"}))
-    pd.testing.assert_frame_equal(dl.HeadScores.load(tmp_path).frame, made.frame)
+def test_reasoning_scores_of_version_02_are_read(tmp_path):
+    made = reasoning()
+    about = {
+        kind: {**told, "known": ["low", "high", "critical"], "record": made.record}
+        for kind, told in made.scores.items()
+    }
+    for kind, one in made.kinds.items():
+        one.frame.to_parquet(tmp_path / f"{kind}.parquet")
+    record = {"kind": "ReasoningScores", "scores": about, "record": made.record}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    back = dl.ReasoningScores.load(tmp_path)
+    assert back.describe() == made.describe() and back.contrast.frame.equals(made.contrast.frame)
 
 
 def test_a_result_that_replaced_another_is_not_taken_for_the_curves_own(tmp_path):
@@ -299,7 +315,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
         ({"limit": 3}, "limit 2, not 3"),
         ({"flags": ("--seed", 1)}, "seed 0, not 1"),
         ({"flags": ("--measure", "both")}, "measure task, not both"),
-        ({"flags": ("--num-fewshot", 1)}, "num_fewshot 0, not 1"),
+        ({"flags": ("--num-fewshot", 1)}, f"num_fewshot of {TASK} 0, not 1"),
         ({"flags": ("--dtype", "bfloat16")}, "dtype float32, not bfloat16"),
         ({"flags": ("--backend", "nnsight")}, "backend torch, not nnsight"),
         ({"flags": ("--system-instruction", "Be brief.")}, "system_instruction None, not Be brief."),

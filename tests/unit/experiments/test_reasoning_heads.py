@@ -53,7 +53,7 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found.contrast.values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
         half = sps.t.ppf(0.975, len(gap) - 1) * sps.sem(gap)
-        assert found.contrast.high[head] - found.contrast.values[head] == pytest.approx(half, rel=0.01)
+        assert found.contrast.grid("high")[head] - found.contrast.values[head] == pytest.approx(half, rel=0.01)
     assert np.abs(found.computed.values).max() > 10 * LOSS_TOLERANCE
     clean = [logprobs(lens, s.text.tokens) for s in solved]
     text = [c[tokens_of(s, "text")].mean() for s, c in zip(solved, clean, strict=True)]
@@ -97,7 +97,7 @@ def test_the_interval_of_a_ratio_covers_it():
         losses = ratio * surprisal * rng.gamma(2, 0.5, 30)  # its mean is the ratio times that of the surprisal
         cases = ratio_cases(losses[:, None, None], surprisal)
         scores = HeadScores.of_cases("ratio", "", cases, {}, tested=False)
-        covered += bool(scores.low[0, 0] <= ratio <= scores.high[0, 0])
+        covered += bool(scores.grid("low")[0, 0] <= ratio <= scores.grid("high")[0, 0])
     assert 0.91 < covered / n_draws < 0.98  # 30 skewed values: a little below 0.95
 
 

@@ -169,7 +169,7 @@ def test_losses_are_those_of_removal_by_hand(family):
         assert joint.values[head] == pytest.approx(loss(among, others), abs=LOSS_TOLERANCE)
     assert np.abs(exact.values).max() > 100 * LOSS_TOLERANCE
     assert np.isnan(joint.values[0, 0]) and not joint.critical[0, 0]
-    assert exact.low[0, 0] <= exact.values[0, 0] <= exact.high[0, 0]
+    assert exact.frame.eval("low <= value <= high").iloc[0]
 
 
 @pytest.mark.parametrize("family", WITH_BIASES)
@@ -247,8 +247,8 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
         scores = scored(lens, method)
         assert set(scores.top(2)) == {retrieval, decoy} and scores.values[decoy] > 0.8
         assert np.sort(scores.values, axis=None)[-3] < 0.5
-        assert not (scores.low < 0).any() and not (scores.high > 1).any()  # heads that always or never do it have none
-        assert np.isnan(scores.spread).all()  # answers of one token
+        assert scores.frame["low"].min() >= 0 and scores.frame["high"].max() <= 1
+        assert scores.frame["spread"].isna().all()  # answers of one token
     for method in ("write_aware", "write_from_needle"):
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
