@@ -31,13 +31,13 @@ def sweeps(monkeypatch):
     """Stand in for depthlens.experiments.sweep; returns the calls it got."""
     calls = []
 
-    def run_sweep(*args, **kwargs):
+    def run_by_name(*args, **kwargs):
         calls.append((args, kwargs))
         if args[1] == ["stopped"]:
             raise KeyboardInterrupt
         return made_results.capitals_and_elements()
 
-    monkeypatch.setitem(sys.modules, "depthlens.experiments.sweep", types.SimpleNamespace(run_sweep=run_sweep))
+    monkeypatch.setitem(sys.modules, "depthlens.experiments.sweep", types.SimpleNamespace(run_by_name=run_by_name))
     return calls
 
 

@@ -308,7 +308,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     ids=lambda value: None if isinstance(value, dict) else value,
 )
 def test_another_sweep_is_refused_before_anything_is_loaded(sweep, out, monkeypatch, changes, said):
-    monkeypatch.setattr("depthlens.experiments.sweep.run_sweep", lambda *a, **k: pytest.fail("the sweep runs"))
+    monkeypatch.setattr("depthlens.experiments.sweep.run_by_name", lambda *a, **k: pytest.fail("the sweep runs"))
     before, changes = state(out), dict(changes)
     code, line = sweep(*changes.pop("flags", ()), **changes)
     assert code == 2 and line.startswith(f"Error: {str(out)!r} holds another result ({said}"), line
