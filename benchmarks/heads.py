@@ -24,8 +24,7 @@ from depthlens.ablations import Condition, expand
 from depthlens.analysis import head_effects
 from depthlens.analysis.rank_correlations import in_words
 from depthlens.engine.engine import Engine
-from depthlens.experiments.attribution import attribute
-from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
+from depthlens.experiments.attribution import GROUPS, STEPS, attribute
 from depthlens.tasks import harness
 from depthlens.tasks.measures import Answers
 
@@ -78,12 +77,11 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
     view, conditions = Answers(prepared), expand("heads", lens.dims)
     engine = Engine(lens, progress=False)
     exact: list[float] = []
-    estimates = {"attribution": attribute, "integrated_gradients": integrate}
-    estimated: dict[str, list[float]] = {name: [] for name in estimates}
+    estimated: dict[str, list[float]] = {name: [] for name in STEPS}
     for _ in range(repeats):
         exact.append(timed(lambda: view.run(engine, conditions))[0])
-        for name, estimate in estimates.items():
-            estimated[name].append(timed(lambda estimate=estimate: estimate(lens, view.requests))[0])
+        for name, steps in STEPS.items():
+            estimated[name].append(timed(lambda steps=steps: attribute(lens, view.requests, steps=steps))[0])
     print(f"{task}, {len(view.requests)} documents: exact {statistics.median(exact):.1f} s {spread(exact)}", flush=True)
     options = {"limit": n_docs, "num_fewshot": 0, "measure": "answer_logprob", "store": None, "progress": False}
     removed = dl.head_sweep(lens, task, method="exact", **options)
@@ -95,7 +93,7 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
             f"{row.n_parts} heads: {in_words(row)}",
             flush=True,
         )
-    by_heads = ", ".join(f"{n}: {n / (2 * GROUPS * STEPS):.1f}x" for n in (lens.dims.n_heads, 16, 32, 64))
+    by_heads = ", ".join(f"{n}: {n / (2 * GROUPS):.1f}x" for n in (lens.dims.n_heads, 16, 32, 64))
     print(f"  integrated gradients by heads in a layer, counting forward passes: {by_heads}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Memory of a model with the shapes of LLaMA-3.1-8B on a CPU, against what `depthlens plan` says.
+"""Memory of a model with the shapes of LLaMA-3.1-8B on a CPU, against what a plan says.
 
 Usage::
 

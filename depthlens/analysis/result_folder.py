@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from depthlens.ablations import Dims, expand
 from depthlens.errors import UserError
 from depthlens.paths import locked
 
@@ -27,18 +26,21 @@ CIRCUMSTANCES = (
     *("command", "depthlens", "git_commit", "platform", "python", "store", "time"),
     *("tree_attention", "versions", "work", "workers"),
 )
-# entries that follow from others, or are numbers
-_DERIVED = ("ablate", "asked_tasks", "baseline", "batch_tokens", "metrics", "parts", "skipped_metrics")
+# entries at any depth that follow from others, are numbers, or say where and how it was computed
+_DERIVED = (
+    *("ablate", "asked", "baseline", "batch_tokens", "metrics", "parts", "skipped_metrics"),
+    *("attention_kernel", "device", "file", "notes", "offload", "remote"),
+)
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
 
 
 @contextmanager
 def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
-    """Reserve the folder of a sweep: other processes are refused it until the context ends.
+    """Reserve the folder of a sweep or race: other processes are refused it until the context ends.
 
     Args:
         out: The folder. It is made where there is none.
-        asked: What is to be swept: model, tasks, ablate and the options of a sweep, as the caller named them.
+        asked: What is to be run, as the caller named it. It is the entry ``asked`` of the record that is written.
         overwrite: Replace whatever it holds.
 
     Raises:
@@ -77,55 +79,35 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], st
         raise UserError(f"{str(folder)!r} holds another result ({why}); {_FIX}")
 
 
-def settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content of a folder, by name: the entries of a record, those of its model and tasks apart."""
-    found: dict[str, Any] = {}
+def _settings(record: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """What decides the content of a folder: name and value of each entry of a record, and of those inside."""
     for key, value in record.items():
-        if key in (*CIRCUMSTANCES, *_DERIVED):
+        if key in (*CIRCUMSTANCES, *_DERIVED) or (within and key == "name"):  # equal models may have several names
             continue
-        if key in ("model", "donor") and isinstance(value, Mapping):
-            name = "fingerprint" if value.get("fingerprint") else "name"  # equal models may have several names
-            found |= {f"{key} {name}": value.get(name), f"{key} dtype": value.get("dtype")}
-            found[f"{key} device"] = str(value.get("device")).partition(":")[0]
-        elif key == "tasks" and isinstance(value, Mapping):
-            found["tasks"] = sorted(value)
-            of_each = ((f"{k} of {task}", v) for task, entry in value.items() for k, v in entry.items())
-            found |= {name: v for name, v in of_each if name.partition(" ")[0] not in _DERIVED}
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{within}{key} ")
         else:
-            found[key] = sorted(value) if key == "conditions" else value
-    return found
+            yield f"{within}{key}", sorted(value) if key == "conditions" else value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first setting in which two records differ, in words; "" if in none."""
-    before = settings(old)
-    return first_difference(before, dict.fromkeys(before) | settings(new))
-
-
-def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first of the new values that is not the old one of its name, in words; "" if there is none."""
-    for name, value in new.items():
-        if (before := old.get(name)) != value:
-            return f"{name} {_short(before)}, not {_short(value)}"
-    return ""
+    """The first entry that decides something and differs in two records, in words; "" if in none."""
+    return _first_difference(dict(_settings(old)), dict(_settings(new)))
 
 
 def _differs_from_asked(record: Any, asked: Mapping[str, Any]) -> str:
-    """In what a record differs from a sweep of which nothing is loaded yet; "" if in nothing that is known."""
-    model, donor = record["model"], record.get("donor") or {}
-    old = {**record, "model": model["name"], "dtype": model["dtype"], "quantize": model.get("quantize")}
-    old |= {"donor": donor.get("name"), "tasks": sorted(record.get("asked_tasks", asked["tasks"]))}
-    new = {key: asked[key] for key in asked if key in old and key not in (*CIRCUMSTANCES, *_DERIVED)}
-    new["tasks"] = sorted(asked["tasks"])
-    if asked["dtype"] == "auto":
-        del new["dtype"]
-    if why := first_difference(old, new):
-        return why
-    conditions = expand(asked["ablate"], Dims(**model["dims"]))
-    old = {name: entry["num_fewshot"] for name, entry in record["tasks"].items()}
-    old = {"conditions": sorted(record["conditions"])} | {f"num_fewshot of {task}": n for task, n in old.items()}
-    new = dict.fromkeys(old, asked["num_fewshot"]) if asked["num_fewshot"] is not None else {}
-    return first_difference(old, new | {"conditions": sorted(map(str, conditions))})
+    """In what a record differs from a run of which nothing is loaded yet; "" if in nothing that is known."""
+    own = record.get("record", record)  # of a race it is inside
+    if "asked" not in own and own["tasks"]:  # made in Python: it is compared when there is a result
+        return ""
+    return _first_difference(own["asked"], json.loads(json.dumps(asked)))
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    for name, value in {**dict.fromkeys(old), **new}.items():
+        if old.get(name) != value:
+            return f"{name} {_short(old.get(name))}, not {_short(value)}"
+    return ""
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a result says: its sentences and notes, what a notebook shows of it, and what the command line prints.
+"""What a result says: its sentences and notes, and what notebooks and the command line show of it.
 
 The damage comes first, and every metric has a fair share of the rows that are shown.
 """
@@ -22,21 +22,8 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 ROWS = 12
-N_WORST = 5  # conditions that the command line prints for each metric
 _ROUNDED = 0.005
 _COLUMNS = ["condition", *GROUP, "n", "value", "delta", "bounded", "ci_low", "ci_high", "p_adjusted"]
-HEADS, BLOCKS, LAYERS, OTHERS = "heads", "blocks", "layers", "others"
-_PLOTS = {HEADS: "head_map", BLOCKS: "block_map", LAYERS: "depth_profile"}
-
-
-def conditions_of(result: Result) -> str:
-    """What the conditions of a result remove: `HEADS`, `BLOCKS`, `LAYERS` (or a part of each) or `OTHERS`."""
-    rows = result.docs.loc[result.docs["condition"] != BASELINE, ["condition", "layer", "head"]].drop_duplicates()
-    if len(rows) and rows["head"].notna().all():
-        return HEADS
-    if rows["condition"].str.fullmatch(r"L\d+-\d+").any():
-        return BLOCKS
-    return LAYERS if rows["layer"].notna().any() else OTHERS
 
 
 def describe(result: Result) -> list[str]:
@@ -44,8 +31,14 @@ def describe(result: Result) -> list[str]:
     models = result.docs["model"].unique()
     if len(models) > 1:
         return [f"{model}, {line}" for model in models for line in describe(result.select(models=model))]
-    of_kind = {HEADS: head_effects.describe_heads, BLOCKS: block_losses.describe_blocks}
-    return of_kind.get(conditions_of(result), depth.describe_critical)(result) + written_answers.describe(result)
+    rows = result.docs.loc[result.docs["condition"] != BASELINE, ["condition", "head"]].drop_duplicates()
+    if len(rows) and rows["head"].notna().all():
+        lines = head_effects.describe_heads(result)
+    elif rows["condition"].str.fullmatch(r"L\d+-\d+").any():
+        lines = block_losses.describe_blocks(result)
+    else:
+        lines = depth.describe_critical(result)
+    return lines + written_answers.describe(result)
 
 
 def sentence(result: Result, row: Any) -> str:
@@ -86,6 +79,9 @@ def notes(result: Result) -> list[str]:
     lines += [*written_answers.notes(result), *dict.fromkeys(_cut_prompts(result.record))]
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
+    for task, about in result.record.get("tasks", {}).items():
+        skipped = about.get("skipped_metrics", {})
+        lines += [f"{task}: metric {metric} {why} and is left out" for metric, why in skipped.items()]
     return lines
 
 
@@ -104,7 +100,7 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     """What to show of a result: see `depthlens.analysis.findings.Finding.display`.
 
     The table has, group by group (model, task and metric), the baseline and the worst losses; the lines say how much is
-    left out, what limits the conclusions, and what to do next.
+    left out, and what limits the conclusions.
     """
     summary = result.summary
     try:
@@ -124,36 +120,10 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
     lines = [f"{left} more rows in result.summary"] if left > 0 else []
     lines += [*limits[:ROWS], *([f"{len(limits) - ROWS} more notes in result.notes"] if len(limits) > ROWS else [])]
-    plot = _PLOTS.get(conditions_of(result))
-    drawn = f", dl.plots.{plot}(result) draws it" if plot else ""
-    steps = "result.describe() says it in words, result.critical() lists what is shown to cost something"
     counts = {c: summary[c].nunique() for c in ("model", "task", "metric", "condition")}
     sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     head = f"Result of {sizes}; worst loss of each task and metric first"
-    return head, table, [*lines, f"next: {steps}{drawn}"]
-
-
-def summary_text(result: Result) -> str:
-    """A sweep's findings for a terminal: baselines, what cannot be judged, the worst conditions of each metric."""
-    lines, losses, several = [], result.losses(), result.docs["model"].nunique() > 1
-    for base in result.baselines.itertuples():
-        score = estimate(base.baseline, base.ci_low, base.ci_high, ".3f")
-        lines.append(f"\n{_name(base, several)}, {base.n} documents: baseline {score}")
-        if base.at_chance:
-            lines.append(f"Warning: {cannot_judge(base, several=several)}")
-            continue
-        rows = losses[(losses[GROUP] == [base.model, base.task, base.metric]).all(axis=1) & (losses["loss"] > 0)]
-        worst = rows.sort_values("loss", ascending=False, kind="stable")[:N_WORST]
-        width = worst["condition"].str.len().max()
-        for row in worst.itertuples():
-            change = estimate(row.bounded, row.ci_low, row.ci_high, "+.3f")
-            lines.append(f"  {row.condition:<{width}}  {row.value:.3f}  {change}  adjusted p = {row.p_adjusted:.2g}")
-        lines += [] if len(worst) else ["  no condition made it worse"]
-    told = [note for note in result.notes if "cannot judge" not in note]  # those are warnings above
-    for task, about in result.record["tasks"].items():
-        skipped = about.get("skipped_metrics", {})
-        told += [f"{task}: metric {metric} {why} and is left out" for metric, why in skipped.items()]
-    return "\n".join([*lines, *([""] if told else []), *(f"Note: {note}" for note in told)]).lstrip("\n")
+    return head, table, lines
 
 
 def _name(row: Any, several: bool) -> str:

@@ -47,6 +47,10 @@ class Result(Finding):
     """
 
     FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
+    NEXT: ClassVar[str] = (
+        "next: result.describe() says it in words, result.critical() lists what is shown to cost something, "
+        "dl.plots.depth_profile, head_map or block_map draws it"
+    )
 
     docs: pd.DataFrame
     record: dict[str, Any]

@@ -1,6 +1,6 @@
 """Faithfulness by number of heads kept, its areas CPR and CMD, and random lists beside it.
 
-See `depthlens.experiments.sufficiency` for the definitions. Faithfulness and both areas are quotients of means over
+See `depthlens.experiments.head_curves` for the definitions. Faithfulness and both areas are quotients of means over
 documents (`depthlens.analysis.means`), so that the noise of m(none) and m(all) is in their intervals. The test against
 random lists is a rank test over the draws, with the documents as they are.
 """
@@ -132,25 +132,18 @@ def with_intervals(
 
 
 def assemble(
-    result: Result,
-    none: str,
-    conditions: dict[str, list[list[str]]],
-    ks: list[int],
-    n_heads: int,
-    record: dict[str, Any],
+    result: Result, conditions: dict[str, list[list[str]]], record: dict[str, Any], *, none: str
 ) -> SufficiencyCurve:
     """The curve of a sweep.
 
     Args:
         result: One metric of each task, under the baseline and every condition.
-        none: The condition under which no head is kept.
-        conditions: By list, for the list itself and then each random list, one condition for each of ``ks``.
-        ks: Heads kept.
-        n_heads: Of the model.
+        conditions: By list, for the list itself and then each random list, one condition for each k.
         record: See `SufficiencyCurve`.
+        none: The condition under which no head is kept.
     """
-    every_k = [0, *ks, n_heads]
-    shares = np.array(every_k) / n_heads
+    every_k = [0, *record["k"], record["n_heads"]]
+    shares = np.array(every_k) / record["n_heads"]
     points, band, table = [], [], []
     for base in result.baselines.itertuples():
         scores = result.scores(base.task, base.metric)

@@ -124,9 +124,8 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
     arguments.loaded(base)
     donor = load_donor(base, donor)
     if lens := next((lens for lens in (base, donor) if quantised.method_of(lens.model.config)), None):
-        raise UserError(
-            f"weight deltas compare plain weights, and those of {lens.name!r} are quantised; load it without"
-        )
+        fault = f"weight deltas compare plain weights, and those of {lens.name!r} are quantised"
+        raise UserError(f"{fault}; load it without")
     blocks = (None, *range(base.dims.n_layers))  # None: outside the layers
     places = [
         (layer, _site(base, layer, name), name, weight.numel())
@@ -139,7 +138,8 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
             chosen = list(some)
             with _resident(base, layer), _resident(donor, layer):
                 one, other = _weights(base, layer), _weights(donor, layer)
-                moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
+                names = [places[i][2] for i in chosen]
+                moved = [_apart(one[name].flatten(), other[name].flatten()) for name in names]
             yield chosen, np.array(moved)
 
     cache = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
@@ -168,13 +168,13 @@ def _resident(lens: Lens, layer: int | None) -> AbstractContextManager[None]:
     return nullcontext() if layer is None else lens.resident(layer)
 
 
-def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """Relative Frobenius norm of the difference, and cosine."""
+def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Relative norm of the difference, and cosine, of vectors along the last axis; means over all others."""
     a, b = wide(one), wide(other)
-    norm, its, apart = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b, b - a))
-    relative = apart / norm if norm else float("inf") if apart else 0.0
-    cosine = float((a * b).sum(dtype=torch.float64)) / (norm * its) if norm and its else float("nan")
-    return relative, cosine
+    norm, its, apart = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in (a, b, b - a))
+    relative = torch.where(apart == 0, 0.0, apart / norm)
+    cosine = (a * b).sum(-1, dtype=torch.float64) / (norm * its)
+    return float(relative.mean()), float(cosine.mean())
 
 
 @one_thread
@@ -212,11 +212,9 @@ def activation_deltas(
     if strange := [p for p in prompts if not isinstance(p, Sequence)]:
         raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    window = walk_check.window_of(base)
-    for i, row in enumerate(rows):
-        if not row or (window is not None and len(row) > window):
-            limit = f"; the attention window is {window}" if window else ""
-            raise UserError(f"prompt {i} has {len(row)} tokens{limit}; give at least one and no more")
+    if not all(rows):
+        raise UserError(f"prompt {rows.index([])} has 0 tokens; give at least one")
+    walk_check.refuse_window(base, max(map(len, rows)), "activation deltas")
     donor = load_donor(base, donor)
     n_layers = base.dims.n_layers
 
@@ -266,10 +264,3 @@ class _Walk:
         with walking(self.lens.model), arch.sublayers(layer) as given:
             self.x[i] = arch.call(layer, x, layout, arch.angles(x, layout.position_ids))
         return given["attn"], given["mlp"].view_as(x), self.x[i]
-
-
-def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Relative difference and cosine, means over tokens."""
-    a, b = a.double(), b.double()
-    relative = (b - a).norm(dim=-1) / a.norm(dim=-1)
-    return float(relative.mean()), float(nn.functional.cosine_similarity(a, b, dim=-1).mean())

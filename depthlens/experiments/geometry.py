@@ -37,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from depthlens import arguments, provenance
+from depthlens import arguments
 from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.means import mean
@@ -46,12 +46,12 @@ from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import text_sets
-from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.measured import made_record, measured
 from depthlens.experiments.text_sets import Texts
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
-from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
+from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
 LENS = {"probability": (0.0, 1.0), "rank": (1.0, np.inf), "entropy": (0.0, np.inf)}  # with their limits
@@ -99,29 +99,21 @@ def depth_geometry(
     answers = AnswerStore(store, lens)
     cache = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
     bar = f"geometry of {lens.name}"
-    values = one_by_one(
-        cache, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, unit="text", progress=progress
+    values = measured(
+        cache, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, progress=progress
     )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
-    lenses: dict[str, Any] = {"depth": depths}
-    for i, (name, limits) in enumerate(LENS.items()):
-        numbers = _means(by_depth[:, i :: len(LENS)], limits)
-        lenses |= {f"{name}{end}": column for end, column in zip(("", "_low", "_high"), numbers, strict=True)}
+    by_measure = [
+        _means(name, by_depth[:, i :: len(LENS)], limits, f"{name}_") for i, (name, limits) in enumerate(LENS.items())
+    ]
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
-    record = {
-        "model": lens.describe(answers.fingerprint),
-        "texts": {"source": text_sets.named(texts), "n": len(rows), "digest": digest},
-        "max_tokens": max_tokens,
-        "lens_positions": lens_positions,
-        "store": cache_usage([cache]),
-        **provenance.environment(),
-        **provenance.where_and_when(),
-    }
+    read = {"source": text_sets.named(texts), "n": len(rows), "digest": digest}
+    about = {"texts": read, "max_tokens": max_tokens, "lens_positions": lens_positions}
     return Geometry(
-        _table(["layer", "size"], "distance", places, distance, (0.0, 1.0)),
-        _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence, (0.0, 2.0)),
-        pd.DataFrame(lenses).assign(n=len(rows)),
-        record,
+        _table(["layer", "size"], places, _means("distance", distance, (0.0, 1.0)), len(rows)),
+        _table(["layer"], depths[:-1], _means("influence", influence, (0.0, 2.0)), len(rows)),
+        _table(["depth"], depths, pd.concat(by_measure, axis=1), len(rows)),
+        made_record(lens, answers, [cache], **about),
     )
 
 
@@ -244,8 +236,8 @@ def layer_effects(
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
     bar = f"effects of layers of {lens.name}"
-    values = one_by_one(cache, cases, names, measure, desc=bar, unit="text", progress=progress)
-    return _table(["layer", "later", "where"], "effect", places, values, (0.0, np.inf))
+    values = measured(cache, cases, names, measure, desc=bar, progress=progress)
+    return _table(["layer", "later", "where"], places, _means("effect", values, (0.0, np.inf)), len(rows))
 
 
 @torch.no_grad()
@@ -284,15 +276,12 @@ def text_effects(
     return found
 
 
-def _table(
-    keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray, limits: tuple[float, float]
-) -> pd.DataFrame:
-    # one row a place; values are [text, place]
-    numbers = dict(zip((name, "ci_low", "ci_high"), _means(values, limits), strict=True))
-    return pd.DataFrame(places, columns=keys).assign(**numbers, n=len(values))
-
-
-def _means(values: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Means over texts, and the ends of their intervals. Shape [text, place] to three of shape [place]."""
+def _means(name: str, values: np.ndarray, limits: tuple[float, float], prefix: str = "ci_") -> pd.DataFrame:
+    """Means over texts and the ends of their intervals: a row a place, of values of shape [text, place]."""
     found = mean(values, bounded=False)
-    return found.value, *np.clip(found.interval(), *limits)
+    low, high = np.clip(found.interval(), *limits)
+    return pd.DataFrame({name: found.value, f"{prefix}low": low, f"{prefix}high": high})
+
+
+def _table(keys: list[str], places: Sequence[Any], numbers: pd.DataFrame, n: int) -> pd.DataFrame:
+    return pd.DataFrame(places, columns=keys).join(numbers).assign(n=n)

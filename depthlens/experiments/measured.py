@@ -6,35 +6,48 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from depthlens.store.answer_cache import AnswerCache
+from depthlens import provenance
+from depthlens.models.lens import Lens
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
 
 
-def one_by_one(
+def measured(
     cache: AnswerCache,
     cases: Sequence[Any],
     names: Sequence[str],
     measure: Callable[[int], np.ndarray],
     *,
     desc: str,
-    unit: str,
-    progress: bool,
-) -> Float[np.ndarray, "case name"]:
+    shape: Sequence[int] = (-1,),
+    unit: str = "text",
+    progress: bool = False,
+) -> np.ndarray:
     """Measure every case that the cache does not have.
 
     Args:
         cache: Where numbers are found and kept.
         cases: What each case is, as far as it decides the numbers: plain values, which the cache hashes.
         names: What each number is.
-        measure: The numbers of the case with that index, in the order of ``names``, of any shape.
+        measure: The numbers of the case with that index, in the order of ``names``.
         desc: What the progress bar says.
-        unit: What a case is called in it.
+        shape: Of the numbers of a case.
+        unit: What a case is called in the bar.
         progress: Show it.
+
+    Returns:
+        The numbers of all cases. Shape [case, *shape].
     """
 
     def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         for i in members:
             yield [i], measure(i).reshape(1, -1)
 
-    return cache.numbers(cases, names, run, desc=desc, unit=unit, progress=progress)
+    values = cache.numbers(cases, names, run, desc=desc, unit=unit, progress=progress)
+    return values.reshape(len(cases), *shape)
+
+
+def made_record(lens: Lens, answers: AnswerStore, caches: Sequence[AnswerCache], **about: Any) -> dict[str, Any]:
+    """What a record holds: the model, what the experiment says, use of the store, versions, time and machine."""
+    record = {"model": lens.describe(answers.fingerprint), **about, "store": cache_usage(caches)}
+    return record | provenance.environment() | provenance.where_and_when()

@@ -1,6 +1,6 @@
 """Figures of lists of heads: what removing their first k costs against random heads, and what two lists share.
 
-See `depthlens.plots` for what all figures have in common, `depthlens.experiments.head_removal` for the numbers.
+See `depthlens.plots` for what all figures have in common, `depthlens.experiments.head_curves` for the numbers.
 """
 
 from __future__ import annotations

@@ -135,4 +135,4 @@ class TestTables:
 
 def test_a_result_says_what_to_do_next():
     page = capitals_and_elements()._repr_html_()
-    assert page.endswith("dl.plots.depth_profile(result) draws it</p>") and "NaN" not in page and len(page) < 5000
+    assert page.endswith("head_map or block_map draws it</p>") and "NaN" not in page and len(page) < 5000

@@ -13,8 +13,7 @@ from depthlens.ablations import heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments.attribution import attribute
-from depthlens.experiments.integrated_gradients import integrate, nodes
+from depthlens.experiments.attribution import attribute, nodes
 from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
@@ -63,7 +62,7 @@ def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     assert estimate.abs().max() > 10 * SLOPE_TOLERANCE
 
 
-@pytest.fixture(params=[attribute, partial(integrate, steps=1)], ids=["slope", "path"])
+@pytest.fixture(params=[attribute, partial(attribute, steps=1)], ids=["slope", "path"])
 def estimate(request):
     return request.param
 
@@ -181,7 +180,7 @@ def test_the_rule_is_exact_to_its_degree(steps):
 def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
     means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
-    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4, mode=mode, means=lambda: means)
+    found, clean = attribute(lens, requests, steps=MANY_STEPS, groups=4, mode=mode, means=lambda: means)
     heads = list(np.ndindex(3, lens.dims.n_heads))
     exact = changes(lens, requests, [[head] for head in heads], means).reshape(found.shape)
     assert np.abs(found.numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
@@ -194,7 +193,7 @@ def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
     lens = tiny.lens("llama-gqa", num_hidden_layers=2, initializer_range=0.1)
     g = torch.Generator().manual_seed(6)
     requests = [LoglikelihoodRequest(tuple(torch.randint(0, 256, (6,), generator=g).tolist()), (n,)) for n in range(12)]
-    found, _ = integrate(lens, requests, steps=MANY_STEPS, groups=2)
+    found, _ = attribute(lens, requests, steps=MANY_STEPS, groups=2)
     pairs = [[(la, 0), (la, h)] for la in range(2) for h in (1, 2, 3)]
     rest = [
         [(la, h) for h in range(1, 4) if h != other[0][1]]
@@ -219,7 +218,7 @@ def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
 def test_families_with_jumps_come_closer_than_the_slope(family, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
     exact = changes(lens, requests, [[head] for head in np.ndindex(3, lens.dims.n_heads)])
-    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4)
+    found, clean = attribute(lens, requests, steps=MANY_STEPS, groups=4)
     slopes, same = attribute(lens, requests)
     assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
     errors = [np.abs(e.flatten(1).numpy() - exact).mean() for e in (found, slopes)]
@@ -228,9 +227,10 @@ def test_families_with_jumps_come_closer_than_the_slope(family, requests):
 
 def test_an_attention_window_is_refused_where_it_would_cut(requests):
     lens = tiny.lens("mistral", sliding_window=8)
-    with pytest.raises(UserError, match="walk 12 tokens, and the attention window is 8"):
-        integrate(lens, requests, steps=1)
-    assert len(integrate(lens, requests[1:2], steps=1)[1]) == 1
+    for steps in (0, 1):
+        with pytest.raises(UserError, match="walk 12 tokens, and the attention window is 8"):
+            attribute(lens, requests, steps=steps)
+    assert len(attribute(lens, requests[1:2], steps=1)[1]) == 1
 
 
 def test_a_saturated_softmax_hides_a_head_from_the_slope_only():

@@ -16,9 +16,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments.claim_sweeps import claim_curves
-from depthlens.experiments.head_removal import n_lists, removal_curve
-from depthlens.experiments.lists_of_heads import same_layers
-from depthlens.experiments.sufficiency import keep_only
+from depthlens.experiments.head_curves import keep_only, n_lists, removal_curve, same_layers
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
 

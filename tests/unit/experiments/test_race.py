@@ -140,7 +140,21 @@ def command(tmp_path, capsys):
 
     def run(*more):
         with pytest.raises(SystemExit) as end:
-            main(["race", "organism", TASK, "--ablate", "L1,L4", "--out", str(tmp_path), "--store", "none", *more])
+            main(
+                [
+                    "sweep",
+                    "organism",
+                    TASK,
+                    "--race",
+                    "--ablate",
+                    "L1,L4",
+                    "--out",
+                    str(tmp_path),
+                    "--store",
+                    "none",
+                    *more,
+                ]
+            )
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 
@@ -151,7 +165,7 @@ def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(comman
     code, printed = command("--max-documents", "32")
     assert code == 0 and "critical" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
     race = dl.Race.load(tmp_path)
-    assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "race", "organism"]
+    assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "sweep", "organism"]
     assert command("--max-documents", "32")[0] == 0
     code, printed = command("--max-documents", "32", "--margin", "0.2")
     assert code == 2 and "holds another result (margin" in printed
