@@ -17,8 +17,8 @@ from .head_lists import Overlap as Overlap
 from .head_lists import compare_with_truth as compare_with_truth
 from .head_lists import head_overlap as head_overlap
 from .head_lists import head_roles as head_roles
-from .layer_profiles import layer_third as layer_third
-from .layer_profiles import third_conditions as third_conditions
+from .scores import layer_third as layer_third
+from .scores import third_conditions as third_conditions
 from .means import Mean as Mean
 from .means import max_t as max_t
 from .means import mean as mean

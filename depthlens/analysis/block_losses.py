@@ -11,7 +11,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.analysis.betting import log_capital, log_gains
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import Profile, profile_of
+from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
@@ -72,7 +72,7 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     for base in result.baselines.itertuples():
         rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)].copy()
         info = result.metric_info(base.task, base.metric)
-        profile = profile_of(result, base, "", list(rows["condition"]), np.zeros(len(rows)))
+        profile = scores_of(result, base, "", list(rows["condition"]), np.zeros(len(rows)))
         room, unit = np.ones(len(profile.base)), metric_unit(base.metric) or f"of {base.metric}"
         if info["chance"] is not None:
             room, unit = profile.base - profile.sign * info["chance"], "of the score above chance"
@@ -89,7 +89,7 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     return pd.DataFrame(found).astype({"size": "Int64"})
 
 
-def _not_under(profile: Profile, margin: np.ndarray) -> np.ndarray:
+def _not_under(profile: Scores, margin: np.ndarray) -> np.ndarray:
     """P-value of each condition, corrected for their number, that its loss is not under the margin.
 
     Args:

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, Profile, labels, paired_profiles, profile_of, profiles
+from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of, layer_scores
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.stats import ALPHA
@@ -45,7 +45,7 @@ SCALES = ("score", "above_chance", "importance")
 ABOVE_FLOOR = "of the score above the floor"
 
 
-def third_losses(profile: Profile, scale: str) -> Mean:
+def third_losses(profile: Scores, scale: str) -> Mean:
     """Loss in each depth third on one of `SCALES`. Shape [3].
 
     Raises:
@@ -74,7 +74,7 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
         UserError: the result has no single-layer conditions, or the scale does not fit a metric.
     """
     rows = []
-    for profile in profiles(result):
+    for profile in layer_scores(result):
         if not profile.unusable(scale):
             found = third_losses(profile, scale)
             rows += [(profile.label, *row) for row in zip(THIRDS, found.value, *found.interval(), strict=True)]
@@ -108,7 +108,7 @@ def centre_of_mass(result: Result) -> DescribedTable:
         UserError: the result has no single-layer conditions.
     """
     rows, lines = [], []
-    for profile in profiles(result):
+    for profile in layer_scores(result):
         n = len(profile.documents)
         if profile.unplaced:
             rows.append((profile.label, n, np.nan, np.nan, np.nan, profile.unplaced))
@@ -139,7 +139,7 @@ def centre_differences(result: Result) -> pd.DataFrame:
         UserError: see `centre_of_mass`.
     """
     rows = []
-    for a, b in itertools.combinations([p for p in profiles(result) if not p.unplaced], 2):
+    for a, b in itertools.combinations([p for p in layer_scores(result) if not p.unplaced], 2):
         gap = a.centre - b.centre
         rows.append((a.label, b.label, *(float(x) for x in (gap.value, *gap.interval()))))
     return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
@@ -165,10 +165,10 @@ def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0
         UserError: see `loss_by_third`; fewer than three layers; or two sweeps that do not match.
     """
     if other is None:
-        usable = [(p, p.label) for p in profiles(result) if not p.at_chance]
+        usable = [(p, p.label) for p in layer_scores(result) if not p.at_chance]
         pairs = list(itertools.combinations(usable, 2))
     else:
-        models = paired_profiles(result, other)
+        models = paired_scores(result, other)
         usable_pairs = [pair for pair in models if not (pair[0].at_chance or pair[1].at_chance)]
         pairs = [((a, f"{a.label} of {a.model}"), (b, f"{b.label} of {b.model}")) for a, b in usable_pairs]
     rows, lines = [], []
@@ -256,7 +256,7 @@ def _shown_differences(
     of = [result.document_losses(*pair) for pair in (first, second)]
     names = [name for name in of[0] if name in of[1]]
     rows = {(row.task, row.metric): row for row in result.baselines.itertuples()}
-    a, b = (profile_of(result, rows[pair], "", names, np.zeros(len(names))) for pair in (first, second))
+    a, b = (scores_of(result, rows[pair], "", names, np.zeros(len(names))) for pair in (first, second))
     if a.floor is not None and b.floor is not None:
         scale, lower = ABOVE_FLOOR, min(a.floor, b.floor)
         floors = dict.fromkeys([(a.floor, b.floor), (lower, lower)])

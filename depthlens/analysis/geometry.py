@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.layer_profiles import Profile, profiles
+from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.saving import Saveable
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -89,7 +89,7 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     source = "a table such as that of depthlens.analysis.geometry_predictors"
     arguments.made_by(predictors, "columns", source, "predictors")
     rows, lines = [], []
-    for profile in profiles(result):
+    for profile in layer_scores(result):
         if profile.at_chance:
             continue
         losses = profile.mean_loss().added
@@ -102,7 +102,7 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     return DescribedTable(table, lines, record_of("geometry_agreement", result, seed_of_halves=seed))
 
 
-def aligned(predictors: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+def aligned(predictors: pd.DataFrame, profile: Scores) -> pd.DataFrame:
     """The predictors of the layers that a profile has, in its order, by layer; see `geometry_agreement` for errors."""
     if "layer" not in predictors:
         raise UserError(f"the predictors lack column layer; they have {', '.join(map(str, predictors.columns))}")

@@ -21,7 +21,7 @@ import pandas as pd
 from depthlens.analysis import stats
 from depthlens.analysis.depth import third_losses
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, Profile, paired_profiles
+from depthlens.analysis.scores import THIRDS, Scores, paired_scores
 from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -29,7 +29,7 @@ from depthlens.analysis.tables import DescribedTable, record_of
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-Pairs = list[tuple[Profile, Profile]]
+Pairs = list[tuple[Scores, Scores]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +43,7 @@ class ModelComparison(DescribedTable):
         thirds: One row a task that both models can be judged on, and third: task, third, base, distilled, difference
             (base minus distilled), ci_low, ci_high.
         centres: One row a task: task, n, base, distilled (centres as a share of depth, see
-            `depthlens.analysis.layer_profiles.Profile.centre`), shift (distilled minus base, above 0 where the losses
+            `depthlens.analysis.scores.Scores.centre`), shift (distilled minus base, above 0 where the losses
             moved deeper), ci_low, ci_high, unplaced (why there is none: "MODEL: at chance"; "" if there is one).
     """
 
@@ -66,7 +66,7 @@ def compare_models(base: Result, distilled: Result, *, scale: str = "importance"
     Raises:
         UserError: the sweeps differ or are not layer sweeps, or the scale does not fit a metric.
     """
-    pairs = paired_profiles(base, distilled)
+    pairs = paired_scores(base, distilled)
     layers = layer_differences(base, distilled)
     centres = _centres(pairs)
     shares = _thirds(pairs, "importance")
@@ -92,7 +92,7 @@ def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
         UserError: see `compare_models`.
     """
     tables = []
-    for a, b in paired_profiles(base, distilled):
+    for a, b in paired_scores(base, distilled):
         own, rival = a.mean_loss(), b.mean_loss()
         gap = own - rival
         at_chance = ", ".join(x.model for x in (a, b) if x.at_chance)
@@ -128,7 +128,7 @@ def _centres(pairs: Pairs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _sentences(a: Profile, b: Profile, layers: pd.DataFrame, thirds: pd.DataFrame, centres: pd.DataFrame) -> list[str]:
+def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, thirds: pd.DataFrame, centres: pd.DataFrame) -> list[str]:
     table = layers[layers["task"] == a.label]
     own, rival = (x.sign * x.base for x in (a, b))
     change = stats.changes(a.metric, rival - own, a.units)
@@ -161,7 +161,7 @@ def _layers(table: pd.DataFrame, model: str, sign: int) -> str:
     return f"**{len(proven)} of {len(table)}** layers cost {model} more ({names}; most {most})"
 
 
-def _shift(row: pd.Series, a: Profile, b: Profile) -> str:
+def _shift(row: pd.Series, a: Scores, b: Scores) -> str:
     gap = f"{row['shift']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
     places = f"from {row['base']:.2f} of depth in {a.model} to {row['distilled']:.2f} in {b.model}"
     if row["ci_low"] > 0 or row["ci_high"] < 0:
@@ -170,7 +170,7 @@ def _shift(row: pd.Series, a: Profile, b: Profile) -> str:
     return f"no proven move of the centre of the losses, {places}: {gap}"
 
 
-def _third(row: Any, a: Profile, b: Profile) -> str:
+def _third(row: Any, a: Scores, b: Scores) -> str:
     gap = f"{-row.difference:+.2f} [{-row.ci_high:+.2f}, {-row.ci_low:+.2f}]"
     sure = "" if row.ci_low > 0 or row.ci_high < 0 else ", no proven change"
     return (

@@ -22,7 +22,7 @@ import pandas as pd
 
 from depthlens.analysis import questions, stats
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, profiles
+from depthlens.analysis.scores import THIRDS, layer_scores
 from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
@@ -131,7 +131,7 @@ def site_losses(result: Result) -> DescribedTable:
     if missing := [site for site, conditions in of_site.items() if not conditions]:
         raise UserError(f"the result removes no {missing[0]}; sweep with ablate='attn,mlp'")
     rows, lines = [], []
-    for attn, mlp in zip(*(profiles(result.select(conditions=of_site[site])) for site in SITES), strict=True):
+    for attn, mlp in zip(*(layer_scores(result.select(conditions=of_site[site])) for site in SITES), strict=True):
         if attn.at_chance:
             continue
         both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])

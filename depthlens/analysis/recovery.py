@@ -21,7 +21,7 @@ import scipy
 from depthlens import arguments
 from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis import questions, stats
-from depthlens.analysis.layer_profiles import comparable, labels, same
+from depthlens.analysis.scores import comparable, labels, same
 from depthlens.analysis.means import Mean
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of

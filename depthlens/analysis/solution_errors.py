@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, layer_third
+from depthlens.analysis.scores import THIRDS, layer_third
 from depthlens.analysis.means import mean
 from depthlens.analysis.questions import units
 from depthlens.analysis.stats import BASELINE

@@ -9,7 +9,7 @@ import numpy as np
 
 from depthlens.analysis import questions
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.layer_profiles import too_few
+from depthlens.analysis.scores import too_few
 from depthlens.analysis.means import ALPHA, Mean
 from depthlens.analysis.removal_contrasts import TIMES, Costs, costs
 from depthlens.analysis.removal_curve import RemovalCurve

@@ -19,7 +19,7 @@ from matplotlib.colors import Normalize
 
 from depthlens import arguments
 from depthlens.analysis import written_answers
-from depthlens.analysis.layer_profiles import AT_CHANCE
+from depthlens.analysis.scores import AT_CHANCE
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
 from depthlens.analysis.run_families import Key

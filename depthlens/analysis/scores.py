@@ -33,7 +33,7 @@ FEWEST_QUESTIONS, FEWEST_SUBJECTS = 100, 10
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
+class Scores:
     """Scores of one model on one task under a layer sweep. Higher is better: other scores have their sign turned.
 
     Attributes:
@@ -73,7 +73,7 @@ class Profile:
     units: tuple[str, ...]
     broken: np.ndarray | None = None
 
-    def beyond(self, n: int) -> Profile:
+    def beyond(self, n: int) -> Scores:
         """The profile without the first ``n`` layers of the model.
 
         Raises:
@@ -85,7 +85,7 @@ class Profile:
             return self  # with what it has already computed
         return replace(self, values=self.values[:, kept], layers=self.layers[kept])
 
-    def of_documents(self, at: Sequence[int]) -> Profile:
+    def of_documents(self, at: Sequence[int]) -> Scores:
         """The profile of some of its documents, by their places."""
         documents, units = (tuple(names[i] for i in at) for names in (self.documents, self.units))
         broken = None if self.broken is None else self.broken[list(at)]
@@ -229,7 +229,7 @@ def labels(result: Result) -> dict[tuple[str, str], str]:
     return {(t, m): f"{t} {m.removesuffix(',none')}" if tasks.count(t) > 1 else t for t, m in pairs}
 
 
-def profiles(result: Result, suffix: str | None = None) -> list[Profile]:
+def layer_scores(result: Result, suffix: str | None = None) -> list[Scores]:
     """One profile a task and metric of a result of one model.
 
     Args:
@@ -247,7 +247,7 @@ def profiles(result: Result, suffix: str | None = None) -> list[Profile]:
     return [_profile(result, row, names[row.task, row.metric], suffix) for row in result.baselines.itertuples()]
 
 
-def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profile:
+def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Scores:
     rows = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
     conditions = rows.drop_duplicates("condition").set_index("condition")
     single = conditions.loc[conditions["layer"].notna() & conditions["head"].isna(), "layer"].sort_values()
@@ -258,16 +258,16 @@ def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profil
             raise UserError(f"{fault}; sweep layers{suffix}")
     if single.duplicated().any() or not len(single):
         raise UserError(f"task {row.task} has not one condition a layer; give the result of a layer sweep")
-    return profile_of(result, row, label, list(single.index), single.to_numpy(dtype=int))
+    return scores_of(result, row, label, list(single.index), single.to_numpy(dtype=int))
 
 
-def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], layers: np.ndarray) -> Profile:
+def scores_of(result: Result, row: Any, label: str, conditions: Sequence[str], layers: np.ndarray) -> Scores:
     """The scores of one task and metric under some conditions.
 
     Args:
         result: A sweep.
         row: Of its `depthlens.Result.baselines`.
-        label: See `Profile`.
+        label: See `Scores`.
         conditions: Any, whose scores are the columns of ``values``.
         layers: The layer of each. Shape [condition].
     """
@@ -276,7 +276,7 @@ def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], 
     scores = sign * result.scores(row.task, row.metric, row.model)
     values, base = scores[list(conditions)].to_numpy(), scores[BASELINE].to_numpy()
     broken = broken_condition(result.n_layers)
-    return Profile(
+    return Scores(
         model=row.model,
         task=row.task,
         metric=row.metric,
@@ -338,15 +338,15 @@ def comparable(a: Result, b: Result) -> None:
                 raise UserError(f"{where}{fault}; run both alike")
 
 
-def paired_profiles(base: Result, distilled: Result) -> list[tuple[Profile, Profile]]:
+def paired_scores(base: Result, distilled: Result) -> list[tuple[Scores, Scores]]:
     """Profiles of two models, task by task, after a check that they can be compared.
 
     Raises:
         UserError: naming what differs.
     """
     comparable(base, distilled)
-    by_task = {(p.task, p.metric): p for p in profiles(distilled)}
-    pairs = [(p, by_task[p.task, p.metric]) for p in profiles(base)]
+    by_task = {(p.task, p.metric): p for p in layer_scores(distilled)}
+    pairs = [(p, by_task[p.task, p.metric]) for p in layer_scores(base)]
     for a, b in pairs:
         conditions = [list(r.scores(a.task, a.metric)) for r in (base, distilled)]
         same("conditions", a.task, [a.model, b.model], conditions)
