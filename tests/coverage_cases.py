@@ -14,9 +14,9 @@ import numpy as np
 from made_results import profile
 
 from depthlens.analysis import stats
-from depthlens.analysis.scores import Scores
 from depthlens.analysis.means import Mean, mean
 from depthlens.analysis.recovery import recovered_share
+from depthlens.analysis.scores import Scores
 
 N_LAYERS, LARGE = 12, 100_000
 DAMAGE = np.array([0.7, 0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3])  # by layer: of the right answers

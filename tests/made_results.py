@@ -16,10 +16,10 @@ import pandas as pd
 from depthlens.analysis import stats
 from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.scores import Scores, broken_condition
 from depthlens.analysis.races import Race
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis.scores import Scores, broken_condition
 
 if TYPE_CHECKING:
     from depthlens.claims import Verdicts

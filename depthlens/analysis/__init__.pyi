@@ -17,8 +17,6 @@ from .head_lists import Overlap as Overlap
 from .head_lists import compare_with_truth as compare_with_truth
 from .head_lists import head_overlap as head_overlap
 from .head_lists import head_roles as head_roles
-from .scores import layer_third as layer_third
-from .scores import third_conditions as third_conditions
 from .means import Mean as Mean
 from .means import max_t as max_t
 from .means import mean as mean
@@ -29,6 +27,8 @@ from .open_book import open_book_losses as open_book_losses
 from .open_book import site_losses as site_losses
 from .power import documents_for_loss as documents_for_loss
 from .recovery import transplant_recovery as transplant_recovery
+from .scores import layer_third as layer_third
+from .scores import third_conditions as third_conditions
 from .solution_errors import classify_solutions as classify_solutions
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third

@@ -30,9 +30,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of, layer_scores
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
+from depthlens.analysis.scores import THIRDS, Scores, labels, layer_scores, paired_scores, scores_of
 from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import unknown

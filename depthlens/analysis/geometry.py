@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
 from depthlens.analysis.saving import Saveable
+from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
 

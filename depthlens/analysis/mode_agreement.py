@@ -18,8 +18,8 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import questions
-from depthlens.analysis.scores import labels
 from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
+from depthlens.analysis.scores import labels
 from depthlens.analysis.stats import changes
 from depthlens.analysis.tables import DescribedTable, record_of
 

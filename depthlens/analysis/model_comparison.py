@@ -21,8 +21,8 @@ import pandas as pd
 from depthlens.analysis import stats
 from depthlens.analysis.depth import third_losses
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.scores import THIRDS, Scores, paired_scores
 from depthlens.analysis.means import max_t
+from depthlens.analysis.scores import THIRDS, Scores, paired_scores
 from depthlens.analysis.stats import ALPHA
 from depthlens.analysis.tables import DescribedTable, record_of
 

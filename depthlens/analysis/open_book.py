@@ -22,8 +22,8 @@ import pandas as pd
 
 from depthlens.analysis import questions, stats
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.scores import THIRDS, layer_scores
 from depthlens.analysis.means import max_t
+from depthlens.analysis.scores import THIRDS, layer_scores
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError

@@ -21,8 +21,8 @@ import scipy
 from depthlens import arguments
 from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis import questions, stats
-from depthlens.analysis.scores import comparable, labels, same
 from depthlens.analysis.means import Mean
+from depthlens.analysis.scores import comparable, labels, same
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError

@@ -18,8 +18,8 @@ import pandas as pd
 
 from depthlens.ablations import heads_condition
 from depthlens.analysis import questions
-from depthlens.analysis.scores import floor_of
 from depthlens.analysis.means import ALPHA, Mean, mean
+from depthlens.analysis.scores import floor_of
 from depthlens.analysis.stats import BASELINE
 from depthlens.metrics import in_nats, metric_unit
 

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
-from depthlens.analysis.scores import THIRDS, Scores, layer_third
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.run_families import Family, Key, Pair, same_parts
+from depthlens.analysis.scores import THIRDS, Scores, layer_third
 from depthlens.analysis.stats import ALPHA
 
 SCORE, ABOVE_FLOOR = "score", "above floor"

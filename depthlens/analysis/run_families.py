@@ -17,8 +17,8 @@ import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import run_settings, stats
-from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import Scores, scores_of
 from depthlens.errors import UserError, one_line
 
 OTHER, WHOLE = "other conditions", "whole model"

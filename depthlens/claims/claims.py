@@ -17,8 +17,8 @@ import pandas as pd
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis import questions
-from depthlens.analysis.scores import Scores, too_few
 from depthlens.analysis.means import Mean, mean
+from depthlens.analysis.scores import Scores, too_few
 from depthlens.analysis.stats import BASELINE
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence

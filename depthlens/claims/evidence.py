@@ -10,9 +10,9 @@ import numpy as np
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError, unknown
 
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed

@@ -16,8 +16,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from depthlens.analysis import depth, model_comparison, recovery
-from depthlens.analysis.scores import Scores, labels, layer_scores
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import Scores, labels, layer_scores
 from depthlens.analysis.stats import ALPHA, loss_unit
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALETTE

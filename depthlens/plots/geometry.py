@@ -14,8 +14,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from depthlens.analysis.geometry import Geometry, aligned, geometry_agreement
-from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import layer_scores
 from depthlens.errors import UserError
 from depthlens.look import INK
 from depthlens.plots import panels

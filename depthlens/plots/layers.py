@@ -16,8 +16,8 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.patches import Patch
 
 from depthlens.analysis import depth, solution_errors
-from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.stats import GROUP
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALETTE

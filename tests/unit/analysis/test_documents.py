@@ -10,9 +10,9 @@ from made_results import docs_of, record_of, same_documents
 
 from depthlens.analysis import questions
 from depthlens.analysis.head_effects import head_contrast
-from depthlens.analysis.scores import paired_scores, layer_scores
 from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result, concat
+from depthlens.analysis.scores import layer_scores, paired_scores
 from depthlens.errors import UserError
 
 MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}

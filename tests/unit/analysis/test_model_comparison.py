@@ -8,10 +8,10 @@ import pytest
 from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
 from depthlens.analysis import depth, model_comparison, recovery
-from depthlens.analysis.scores import NO_LOSS
 from depthlens.analysis.means import mean
 from depthlens.analysis.model_comparison import compare_models
 from depthlens.analysis.results import Result, concat
+from depthlens.analysis.scores import NO_LOSS
 from depthlens.errors import UserError
 
 

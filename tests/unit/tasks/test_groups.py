@@ -10,8 +10,8 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 
 from depthlens.analysis import kinds_by_subtask, split_by_kind
-from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.means import mean
+from depthlens.analysis.scores import layer_scores
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
