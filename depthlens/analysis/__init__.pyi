@@ -25,11 +25,11 @@ from .model_comparison import compare_models as compare_models
 from .open_book import open_book_gain as open_book_gain
 from .open_book import open_book_losses as open_book_losses
 from .open_book import site_losses as site_losses
-from .power import documents_for_loss as documents_for_loss
 from .recovery import transplant_recovery as transplant_recovery
 from .scores import layer_third as layer_third
 from .scores import third_conditions as third_conditions
 from .solution_errors import classify_solutions as classify_solutions
+from .stats import documents_for_loss as documents_for_loss
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
 from .subgroups import kinds_by_value as kinds_by_value

@@ -13,8 +13,7 @@ import pandas as pd
 
 from depthlens.analysis import written_answers
 from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.power import LOSS_THAT_MATTERS, POWER
-from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:

@@ -28,7 +28,6 @@ from depthlens.analysis import (
     documents,
     findings,
     head_effects,
-    power,
     questions,
     records,
     result_display,
@@ -339,14 +338,14 @@ class Result(Saveable):
     def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
         """Documents that show a loss of 0.1 of a 0/1 metric in 80% of samples; None where there are as many.
 
-        The keys are (model, task, metric). See `depthlens.analysis.power.needed_documents`.
+        The keys are (model, task, metric). See `depthlens.analysis.stats.needed_documents`.
         """
         needed: dict[tuple[str, str, str], int | None] = {}
         for (model, task, metric), group in self.docs.groupby(GROUP, sort=False):
             base = group.loc[group["condition"] == BASELINE, "value"]
             can_lose = self.metric_info(task, metric)["higher_is_better"] and stats.is_binary(group["value"])
             n_conditions = group["condition"].nunique() - 1
-            needed[model, task, metric] = power.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
+            needed[model, task, metric] = stats.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
         return needed
 
     def __repr__(self) -> str:
