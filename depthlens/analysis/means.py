@@ -58,12 +58,12 @@ class Mean:
 
     def __add__(self, other: Mean) -> Mean:
         units = self.units if self.units.equals(other.units) else self.units.append(other.units).unique()
-        value = np.asarray(self.value + other.value)
-        added, centred = np.zeros((2, len(units), *value.shape))
+        value = self.value + other.value
+        added, centred = np.zeros((2, len(units), *np.shape(value)))
         for part in (self, other):
             at = units.get_indexer(part.units)
-            added[at] += _raised(part.added, value.ndim)
-            centred[at] += _raised(part.centred, value.ndim)
+            added[at] += _raised(part.added, np.ndim(value))
+            centred[at] += _raised(part.centred, np.ndim(value))
         return Mean(value, added, centred, units, min(self.n, other.n), self.extra + other.extra)
 
     def __neg__(self) -> Mean:

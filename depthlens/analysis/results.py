@@ -190,7 +190,9 @@ class Result(Saveable):
 
         Returns:
             The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (95%
-            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
+            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline),
+            ``critical`` and ``gain`` (losses and gains that are shown: ``p_adjusted`` below 0.05, above ``min_effect``,
+            and not at chance).
         """
         return self._losses
 
@@ -204,10 +206,14 @@ class Result(Saveable):
         )
         table = table.merge(of_base, on=GROUP, how="left")
         better = table.pop("_better").astype(bool)
+        loss = np.where(better, -table["bounded"], table["bounded"])
+        shown = (table["p_adjusted"] < ALPHA) & ~table["at_chance"]
         return table.assign(
-            loss=np.where(better, -table["bounded"], table["bounded"]),
+            loss=loss,
             loss_low=np.where(better, -table["ci_high"], table["ci_low"]),
             loss_high=np.where(better, -table["ci_low"], table["ci_high"]),
+            critical=shown & (loss > table["min_effect"]),
+            gain=shown & (-loss > table["min_effect"]),
         )
 
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:

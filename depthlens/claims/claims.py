@@ -90,7 +90,7 @@ def matched(a: Scores, b: Scores) -> tuple[Scores, Scores]:
         if gaps[j] < CALIPER:
             free[j] = False
             pairs.append((i, j))
-    chosen = few.of_documents([i for i, _ in pairs]), many.of_documents([j for _, j in pairs])
+    chosen = few.of(documents=[i for i, _ in pairs]), many.of(documents=[j for _, j in pairs])
     if lacking := chosen[0].too_few or chosen[1].too_few:
         raise UserError(f"{lacking} of {few.label} and {many.label} with matched log-odds")
     return chosen if few is a else chosen[::-1]

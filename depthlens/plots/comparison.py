@@ -1,7 +1,7 @@
 """Figures that compare depth: profiles with their centres of mass, two models' losses, the open book, transplants.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.depth`,
-`depthlens.analysis.model_comparison` and `depthlens.analysis.recovery`.
+`depthlens.analysis.differences` and `depthlens.analysis.recovery`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from depthlens.analysis import depth, model_comparison, recovery
+from depthlens.analysis import depth, differences, recovery
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import Scores, labels, layer_scores
 from depthlens.analysis.stats import ALPHA, loss_unit
@@ -95,7 +95,7 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
     Raises:
         UserError: see `depthlens.analysis.compare_models`.
     """
-    table = model_comparison.layer_differences(base, distilled)
+    table = differences.layer_differences(base, distilled)
     tasks = layer_scores(base)
     names = tasks[0].model, layer_scores(distilled)[0].model
     default = f"{' minus '.join(names)}: difference of the losses by removed layer, n = {_n_documents(tasks)} documents"

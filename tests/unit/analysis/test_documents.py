@@ -91,9 +91,8 @@ def test_flexible_extract_stands_for_a_task_and_the_format_is_noted():
     ("info", "output_type", "floor"),
     [
         ({"floor": 0.0}, "generate_until", 0.0),
-        ({}, "generate_until", 0.0),  # saved before floors were recorded
         ({"floor": 0.25}, "multiple_choice", 0.25),
-        ({}, "multiple_choice", 0.1),
+        ({}, "multiple_choice", 0.1),  # saved before floors were recorded
         ({"chance": None}, "multiple_choice", 0.0),  # never below 0
     ],
 )
@@ -155,7 +154,7 @@ def test_two_models_are_paired_also_where_one_result_is_older():
         ((one, other),) = paired_scores(*pair)
         assert one.documents == other.documents
     changed = with_hashes(of_tasks("a"), a=["document 0", "document 1", "document 2", "other"])
-    with pytest.raises(UserError, match="task a: documents document 3 of tiny are missing for tiny"):
+    with pytest.raises(UserError, match="task a: tiny and tiny were asked other documents"):
         paired_scores(new, changed)
 
 
