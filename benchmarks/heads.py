@@ -21,7 +21,7 @@ from speed import Likelihoods, matmul_rate, spread, timed
 
 import depthlens as dl
 from depthlens.ablations import Condition, expand
-from depthlens.analysis import head_effects
+from depthlens.analysis import agreement
 from depthlens.analysis.rank_correlations import in_words
 from depthlens.engine.engine import Engine
 from depthlens.experiments.attribution import GROUPS, STEPS, attribute
@@ -87,7 +87,7 @@ def against_exact(lens: Any, task: str, n_docs: int, repeats: int) -> None:
     removed = dl.head_sweep(lens, task, method="exact", **options)
     for name, seconds in estimated.items():
         ratio = statistics.median(e / a for e, a in zip(exact, seconds, strict=True))
-        row = head_effects.head_agreement(removed, dl.head_sweep(lens, task, method=name, **options)).table.iloc[0]
+        row = agreement.head_agreement(removed, dl.head_sweep(lens, task, method=name, **options)).table.iloc[0]
         print(
             f"  {name} {statistics.median(seconds):.2f} s {spread(seconds)}: {ratio:.1f}x; "
             f"{row.n_parts} heads: {in_words(row)}",

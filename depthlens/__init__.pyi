@@ -10,12 +10,12 @@ from . import tasks as tasks
 from .ablations import Ablation as Ablation
 from .ablations import Condition as Condition
 from .ablations import parse_condition as parse_condition
+from .analysis.agreement import detector_agreement as detector_agreement
+from .analysis.agreement import mode_agreement as mode_agreement
 from .analysis.block_removal import Greedy as Greedy
-from .analysis.detector_agreement import detector_agreement as detector_agreement
 from .analysis.geometry import Geometry as Geometry
 from .analysis.head_scores import HeadScores as HeadScores
 from .analysis.head_scores import ReasoningScores as ReasoningScores
-from .analysis.mode_agreement import mode_agreement as mode_agreement
 from .analysis.races import Race as Race
 from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result

@@ -17,8 +17,8 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.analysis.findings import ROWS, DescribedTable, Finding, record_of
-from depthlens.analysis.layer_profiles import Profile, profiles
-from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
+from depthlens.analysis.rank_correlations import COLUMNS, agreement
+from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,20 +89,19 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     source = "a table such as that of depthlens.analysis.geometry_predictors"
     arguments.made_by(predictors, "columns", source, "predictors")
     rows, lines = [], []
-    for profile in profiles(result):
-        if profile.at_chance:
-            continue
-        losses = profile.mean_loss().added
-        for column, values in aligned(predictors, profile).items():
-            found = correlate(losses, values.to_numpy(dtype=float), profile.layers, seed=seed)
-            rows.append((profile.label, column, *found.row()))
-            lines.append(f"{profile.label}: a layer's loss and its {str(column).replace('_', ' ')}: {in_words(found)}.")
+    for scores in layer_scores(result):
+        losses = pd.DataFrame(scores.mean_loss().added, columns=scores.layers)
+        for name in [] if scores.at_chance else aligned(predictors, scores):
+            known = aligned(predictors, scores)[[name]].T
+            for row in agreement({"loss": losses, "known": known}, seed=seed):
+                rows.append({"task": scores.label, "predictor": name, **row})
+                lines.append(f"{scores.label}: a layer's loss and its {str(name).replace('_', ' ')}: {row['words']}.")
     table = pd.DataFrame(rows, columns=["task", "predictor", *COLUMNS])
     lines = lines or ["No task can be judged, so it cannot be said whether anything predicts its losses."]
     return DescribedTable(table, lines, record_of("geometry_agreement", result, seed_of_halves=seed))
 
 
-def aligned(predictors: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+def aligned(predictors: pd.DataFrame, profile: Scores) -> pd.DataFrame:
     """The predictors of the layers that a profile has, in its order, by layer; see `geometry_agreement` for errors."""
     if "layer" not in predictors:
         raise UserError(f"the predictors lack column layer; they have {', '.join(map(str, predictors.columns))}")

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import block_losses, depth, head_effects, written_answers
-from depthlens.analysis.power import LOSS_THAT_MATTERS, POWER
-from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
 from depthlens.analysis.words import estimate
 from depthlens.errors import UserError
 

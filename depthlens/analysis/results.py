@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from depthlens import arguments
-from depthlens.analysis import documents, head_effects, power, questions, result_words, stats, written_answers
+from depthlens.analysis import documents, head_effects, questions, result_words, stats, written_answers
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.findings import Finding, derived
 from depthlens.analysis.head_scores import HeadScores
@@ -180,7 +180,9 @@ class Result(Finding):
 
         Returns:
             The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (95%
-            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
+            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline),
+            ``critical`` and ``gain`` (losses and gains that are shown: ``p_adjusted`` below 0.05, above ``min_effect``,
+            and not at chance).
         """
         return self._losses
 
@@ -196,7 +198,9 @@ class Result(Finding):
         better = table.pop("_better").astype(bool).to_numpy()[:, None]
         change, fall = table[["bounded", "ci_low", "ci_high"]], -table[["bounded", "ci_high", "ci_low"]]
         table[["loss", "loss_low", "loss_high"]] = np.where(better, fall, change)
-        return table
+        shown = (table["p_adjusted"] < ALPHA) & ~table["at_chance"]
+        table["critical"] = shown & (table["loss"] > table["min_effect"])
+        return table.assign(gain=shown & (-table["loss"] > table["min_effect"]))
 
     def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
@@ -318,14 +322,14 @@ class Result(Finding):
     def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
         """Documents that show a loss of 0.1 of a 0/1 metric in 80% of samples; None where there are as many.
 
-        The keys are (model, task, metric). See `depthlens.analysis.power.needed_documents`.
+        The keys are (model, task, metric). See `depthlens.analysis.stats.needed_documents`.
         """
         needed: dict[tuple[str, str, str], int | None] = {}
         for (model, task, metric), group in self.docs.groupby(GROUP, sort=False):
             base = group.loc[group["condition"] == BASELINE, "value"]
             can_lose = self.metric_info(task, metric)["higher_is_better"] and stats.is_binary(group["value"])
             n_conditions = group["condition"].nunique() - 1
-            needed[model, task, metric] = power.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
+            needed[model, task, metric] = stats.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
         return needed
 
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:

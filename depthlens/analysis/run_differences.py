@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
-from depthlens.analysis.layer_profiles import THIRDS, Profile, layer_third
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.run_families import Family, Key, Pair, same_parts
+from depthlens.analysis.scores import THIRDS, Scores, layer_third
 from depthlens.analysis.stats import ALPHA
 
 SCORE, ABOVE_FLOOR = "score", "above floor"
@@ -81,7 +81,7 @@ def _rows(key: Key, pair: Pair, scale: str, own: Mean, other: Mean, n_pairs: int
     return pd.DataFrame(columns)[DIFFERENCES]
 
 
-def measures(profile: Profile) -> Mean:
+def measures(profile: Scores) -> Mean:
     """Centre of mass and the thirds' shares of all losses, as `MEASURES` names them. Shape [4].
 
     Shares are NaN where no layer of some third was removed.
@@ -104,7 +104,7 @@ def placed(family: Family) -> Iterator[dict[str, Any]]:
         yield {"measure": measure, "n": n, "value": value, "ci_low": low, "ci_high": high, "why": why}
 
 
-def unplaced(profile: Profile) -> str:
+def unplaced(profile: Scores) -> str:
     """Why the losses of a family cannot be placed in depth; "" if they can."""
     if profile.n_layers < len(THIRDS) or not len(profile.layers):
         return f"fewer than {len(THIRDS)} layers"

@@ -17,8 +17,8 @@ import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import run_settings, stats
-from depthlens.analysis.layer_profiles import Profile, profile_of
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import Scores, scores_of
 from depthlens.errors import UserError, one_line
 
 OTHER, WHOLE = "other conditions", "whole model"
@@ -90,7 +90,7 @@ class Family:
     run: str
     baseline: Mapping[str, Any]
     conditions: tuple[str, ...]
-    profile: Profile
+    profile: Scores
     heads: np.ndarray
     min_effect: float
     losses: pd.DataFrame
@@ -185,7 +185,7 @@ def _family(run: str, result: Result, base: Any, losses: pd.DataFrame, named: Ma
         run=run,
         baseline=base._asdict(),
         conditions=conditions,
-        profile=profile_of(result, base, label, conditions, layers),
+        profile=scores_of(result, base, label, conditions, layers),
         heads=np.array([-1 if a is None else a.index for a in single], dtype=int),
         min_effect=float(info["min_effect"]),
         losses=losses,

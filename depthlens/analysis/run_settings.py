@@ -26,19 +26,8 @@ if TYPE_CHECKING:
 DECIDES, CIRCUMSTANCE, MODEL = "decides", "circumstance", "model"
 COLUMNS = ["place", "task", "setting", "kind", "equal", "run", "value"]
 _CIRCUMSTANCES = {
-    *(
-        "ablate",
-        "asked",
-        "asked_tasks",
-        "batch_tokens",
-        "command",
-        "git_commit",
-        "include_path",
-        "limit",
-        "measure",
-        "platform",
-    ),
-    *("python", "samples", "selected_conditions", "store", "time", "tree_attention", "work", "workers"),
+    *("ablate", "asked", "asked_tasks", "batch_tokens", "command", "git_commit", "include_path", "limit", "measure"),
+    *("platform", "python", "samples", "selected_conditions", "store", "time", "tree_attention", "work", "workers"),
     *("model device", "model offload", "model remote", "model attention_kernel"),
     *("task n_docs", "task n_truncated", "task max_tokens_cut", "task n_replaced_examples", "task file"),
 }

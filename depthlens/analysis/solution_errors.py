@@ -30,9 +30,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.findings import DescribedTable, record_of
-from depthlens.analysis.layer_profiles import THIRDS, layer_third
 from depthlens.analysis.means import mean
 from depthlens.analysis.questions import units
+from depthlens.analysis.scores import THIRDS, layer_third
 from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.words import WORDS, estimate, numbers
 from depthlens.analysis.written_answers import headline

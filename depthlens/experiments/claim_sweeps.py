@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from depthlens.ablations import Head
-from depthlens.analysis.layer_profiles import broken_condition
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import broken_condition
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
 from depthlens.experiments.options import EvalOptions, load_tasks, settled

@@ -1,6 +1,6 @@
 """Agreement of detectors of heads, as a map of pairs.
 
-See `depthlens.plots` for what all figures have in common, `depthlens.analysis.detector_agreement` for the numbers.
+See `depthlens.plots` for what all figures have in common, `depthlens.analysis.agreement` for the numbers.
 """
 
 from __future__ import annotations

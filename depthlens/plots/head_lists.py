@@ -19,8 +19,8 @@ from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis import head_lists
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.scores import labels
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.plots import panels, theme

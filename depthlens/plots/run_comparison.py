@@ -19,10 +19,10 @@ from matplotlib.colors import Normalize
 
 from depthlens import arguments
 from depthlens.analysis import written_answers
-from depthlens.analysis.layer_profiles import AT_CHANCE
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
 from depthlens.analysis.run_families import Key
+from depthlens.analysis.scores import AT_CHANCE
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.metrics import LOGPROBS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import depthlens as dl
-from depthlens.analysis import block_losses, geometry, head_effects, head_lists, recovery, subgroups
+from depthlens.analysis import block_losses, geometry, head_lists, recovery, subgroups
 from depthlens.experiments import attention_patterns, text_sets
 from depthlens.tasks import harness
 
@@ -224,7 +224,6 @@ RESULTS = [
     (lambda e: dl.HeadScores.load("/nowhere"), "'/nowhere' holds no heads.parquet; give a folder that HeadScores"),
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
     (lambda e: e.heads.head_losses("v"), "unknown task 'v'"),
-    (lambda e: head_effects.auroc(e.scores, [(99, 0)]), "head L99.H0 does not exist; scored are 6 x 4"),
     (lambda e: head_lists.head_roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
     (lambda e: block_losses.block_table(e.heads), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),

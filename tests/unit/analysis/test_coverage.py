@@ -7,8 +7,7 @@ from coverage_cases import CASES, coverage
 
 from depthlens.analysis.block_losses import largest_sparable
 from depthlens.analysis.means import max_t
-from depthlens.analysis.power import documents_for_loss, needed_documents
-from depthlens.analysis.stats import changes
+from depthlens.analysis.stats import changes, documents_for_loss, needed_documents
 from depthlens.errors import UserError
 
 LEAST = 0.92  # that benchmarks/coverage.py finds, of 300 samples and more

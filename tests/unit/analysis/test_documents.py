@@ -10,9 +10,9 @@ from made_results import docs_of, record_of, same_documents
 
 from depthlens.analysis import questions
 from depthlens.analysis.head_effects import head_contrast
-from depthlens.analysis.layer_profiles import paired_profiles, profiles
 from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result, concat
+from depthlens.analysis.scores import layer_scores, paired_scores
 from depthlens.errors import UserError
 
 MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}
@@ -87,16 +87,15 @@ def test_flexible_extract_stands_for_a_task_and_the_format_is_noted():
     ("info", "output_type", "floor"),
     [
         ({"floor": 0.0}, "generate_until", 0.0),
-        ({}, "generate_until", 0.0),  # saved before floors were recorded
         ({"floor": 0.25}, "multiple_choice", 0.25),
-        ({}, "multiple_choice", 0.1),
+        ({}, "multiple_choice", 0.1),  # saved before floors were recorded
         ({"chance": None}, "multiple_choice", 0.0),  # never below 0
     ],
 )
 def test_the_floor_of_a_profile_is_what_a_broken_model_scores(info, output_type, floor):
     record = record_of(worked={"acc": {"higher_is_better": True, "chance": 0.1, **info}})
     record["tasks"]["worked"]["output_type"] = output_type
-    (profile,) = profiles(Result(docs_of(VALUES, task="worked"), record))
+    (profile,) = layer_scores(Result(docs_of(VALUES, task="worked"), record))
     assert profile.floor == floor
 
 
@@ -120,7 +119,7 @@ def test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so():
     unknown = of_tasks("gsm8k", "mmlu")
     assert questions.identities(unknown, "mmlu").tolist() == ["mmlu:0", "mmlu:1", "mmlu:2", "mmlu:3"]
     for result, shared in ((unknown, False), (same_documents(unknown), True)):
-        a, b = (profile.mean_loss() for profile in profiles(result))
+        a, b = (profile.mean_loss() for profile in layer_scores(result))
         assert a.value.tolist() == b.value.tolist()
         assert np.isclose((a - b).error, np.sqrt(2 * a.extra)).all() == shared, "equal losses differ by no document"
 
@@ -148,11 +147,11 @@ def test_heads_are_contrasted_on_the_same_documents_in_any_order():
 def test_two_models_are_paired_also_where_one_result_is_older():
     new, old = same_documents(of_tasks("a")), of_tasks("a")
     for pair in ((new, old), (old, new), (old, old), (new, new)):
-        ((one, other),) = paired_profiles(*pair)
+        ((one, other),) = paired_scores(*pair)
         assert one.documents == other.documents
     changed = with_hashes(of_tasks("a"), a=["document 0", "document 1", "document 2", "other"])
-    with pytest.raises(UserError, match="task a: documents document 3 of tiny are missing for tiny"):
-        paired_profiles(new, changed)
+    with pytest.raises(UserError, match="task a: tiny and tiny were asked other documents"):
+        paired_scores(new, changed)
 
 
 def test_a_known_hash_is_kept_when_results_are_joined():

@@ -16,8 +16,8 @@ from made_results import ACC, capitals_and_elements, docs_of, record_of
 import depthlens as dl
 from depthlens.analysis import stats
 from depthlens.analysis.means import mean
-from depthlens.analysis.power import documents_for_loss
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis.stats import documents_for_loss
 from depthlens.errors import UserError
 
 
@@ -227,7 +227,7 @@ def test_concat_refuses_disagreement(result):
         concat([result, Result(result.docs, chance)])
     half = result.docs[result.docs["doc_id"] < 10]
     fewer = Result(half.replace({"condition": {"L0": "L2"}}), result.record)
-    with pytest.raises(UserError, match="condition 'L2'.*lacks document"):
+    with pytest.raises(UserError, match="condition 'L2'.*has no number on document"):
         concat([result, fewer])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
-from depthlens.analysis import depth, model_comparison, run_differences
+from depthlens.analysis import depth, differences, run_differences
 from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_comparison import Comparison, compare_runs
@@ -53,7 +53,7 @@ def test_a_planted_difference_is_found_everywhere():
 def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     a, b = sweep(EARLY), sweep(LATE, model="late", seed=1)
     found = compared(a, b)
-    expected = model_comparison.layer_differences(b, a)
+    expected = differences.layer_differences(b, a)
     table = found.differences[found.differences["scale"] == SCORE]
     for column in ("difference", "ci_low", "ci_high", "p_adjusted"):
         np.testing.assert_allclose(table[column], expected[column])

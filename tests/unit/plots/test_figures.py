@@ -13,7 +13,7 @@ from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import plots
-from depthlens.analysis import depth, head_lists, model_comparison, open_book
+from depthlens.analysis import depth, differences, head_lists
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.run_differences import CENTRE, SCORE
@@ -106,7 +106,7 @@ def profiles(_):
     )
     yield Case(plots.profile_comparison(concat([one, GUESS])), 2, count={"centre": 1}, cannot_judge=1)
     base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
-    table = model_comparison.layer_differences(base, late)
+    table = differences.layer_differences(base, late)
     proven = table[table["p_adjusted"] < 0.05]
     yield Case(
         plots.loss_difference(base, late),
@@ -263,7 +263,7 @@ def other_figures(_):
     )
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
     books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
-    losses = open_book.open_book_losses(made_results.same_documents(books), "closed", "open")
+    losses = differences.open_book_losses(made_results.same_documents(books), "closed", "open")
     fig = plots.open_book_losses(losses.table)
     marks = {round(float(x)): line.get_marker() for line in by_gid(fig, "gap") for x in line.get_xdata()}
     assert (marks[1], marks[2]) == ("^", "v")

@@ -89,9 +89,7 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
 
 def test_names_and_places_of_runs(tmp_path):
     """Results in memory have names that differ; a run may be called as a column; alone a folder's name is no place."""
-    assert dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late")).runs == [
-        *("base (1)", "base (2)", "late")
-    ]
+    assert dl.compare(sweep(EARLY), sweep(EARLY), sweep(LATE, model="late")).runs == [*("base (1)", "base (2)", "late")]
     for name, place in (("task", "x"), ("setting", "y")):
         sweep(EARLY, model=name, record={"time": name}).save(tmp_path / name / place)
     found = dl.compare(tmp_path / "task", tmp_path / "setting")
