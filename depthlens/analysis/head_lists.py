@@ -191,14 +191,13 @@ def head_overlap(
 
 def _within_layers(a: set[Head], b: set[Head], layers: Sequence[int], n: int) -> tuple[float, float]:
     """Mean of the overlap where each list is permuted within its layers, and probability of at least ``n``."""
-    chances = np.ones(1)  # of 0, 1, 2 .. heads in common
-    for layer, size in enumerate(layers):
-        counts = [sum(la == layer for la, _ in heads) for heads in (a, b)]
-        if max(counts) > size:
-            fault = f"a list has {max(counts)} heads of layer {layer}, which has {size}"
-            raise UserError(f"{fault}; give the number of heads of each layer")
-        if min(counts):
-            chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(counts) + 1), size, *counts))
     if beyond := [head for head in sorted(a | b) if head[0] >= len(layers)]:
         raise UserError(f"layer {beyond[0][0]} does not exist; {len(layers)} layers are given")
+    counts = [np.bincount([layer for layer, _ in heads], minlength=len(layers)) for heads in (a, b)]
+    chances = np.ones(1)  # of 0, 1, 2 .. heads in common
+    for layer, (size, *of_lists) in enumerate(zip(layers, *counts, strict=True)):
+        if max(of_lists) > size:
+            fault = f"a list has {max(of_lists)} heads of layer {layer}, which has {size}"
+            raise UserError(f"{fault}; give the number of heads of each layer")
+        chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(of_lists) + 1), size, *of_lists))
     return float(np.arange(len(chances)) @ chances), float(min(1.0, chances[n:].sum()))

@@ -135,5 +135,5 @@ def sweep(
         result.record.update(asked=said, command=provenance.COMMAND.get())
         result.save(folder, overwrite=overwrite or race)
     typer.echo(str(result))
-    files = ", ".join(str(folder / name) for name in result.contents())
+    files = ", ".join(str(folder / name) for name, content in result.contents().items() if content is not None)
     typer.echo(f"\nWrote {files}; in Python result = dl.{type(result).__name__}.load({str(folder)!r}) reads them")
