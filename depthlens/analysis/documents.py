@@ -26,7 +26,7 @@ def normalise(docs: pd.DataFrame) -> pd.DataFrame:
     faults += [f"has unknown column {c}" for c in docs if c not in (*DOCS_COLUMNS, *_OPTIONAL)]
     faults += [f"has a row without {c}" for c in (*_TEXTS, "doc_id") if c in docs and docs[c].isna().any()]
     if faults:
-        needed = f"it needs {', '.join(DOCS_COLUMNS)}, and may have {' and '.join(_OPTIONAL)}"
+        needed = f"it needs exactly {', '.join(DOCS_COLUMNS)}, and may have {' and '.join(_OPTIONAL)}"
         raise UserError(f"the table of documents {faults[0]}; {needed}")
     docs = docs.reindex(columns=[*DOCS_COLUMNS, *_OPTIONAL])
     try:

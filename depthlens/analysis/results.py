@@ -202,24 +202,16 @@ class Result(Finding):
         table["critical"] = shown & (table["loss"] > table["min_effect"])
         return table.assign(gain=shown & (-table["loss"] > table["min_effect"]))
 
-    def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
+    def critical(self) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
 
         A task at chance yields no row and a warning that names it.
-
-        Args:
-            alpha: Level that ``p_adjusted`` has to stay below.
         """
-        alpha = arguments.plain(alpha)
-        if not isinstance(alpha, int | float) or not 0 < alpha < 1:
-            raise UserError(f"alpha {alpha!r} is not between 0 and 1; 0.05 is usual")
         several = self.docs["model"].nunique() > 1
         for row in self.baselines.itertuples():
             if row.at_chance:
                 warnings.warn(result_words.cannot_judge(row, several=several), stacklevel=2)
-        table = self._losses
-        critical = (table["p_adjusted"] < alpha) & (table["loss"] > table["min_effect"]) & ~table["at_chance"]
-        return table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True)
+        return self._losses.loc[self._losses["critical"], stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
     def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
         """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""

@@ -205,10 +205,6 @@ RESULTS = [
     (lambda e: e.result.select(conditions=[]), "condition []: give a name or a list of names"),
     (lambda e: e.result.describe("baseline"), "the baseline is what the others are compared with; name another"),
     (lambda e: e.result.describe("L1", tasks="organism_one_hip"), "unknown task 'organism_one_hip'; did you mean"),
-    *(
-        (lambda e, x=x: e.result.critical(x), f"alpha {x!r} is not between 0 and 1")
-        for x in (0, 2, "x", math.nan, True)
-    ),
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     (lambda e: dl.Result.load(3), "folder 3: give the path of a folder"),
     (lambda e: dl.Result(3, {}), "a result is made of a table of documents and a record, not of int and dict; give"),
