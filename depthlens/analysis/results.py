@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -274,11 +274,6 @@ class Result(Finding):
             record = {**record, "tasks": {t: v for t, v in record["tasks"].items() if t in set(docs["task"])}}
         return Result(docs, record, self.asked)
 
-    def select_pairs(self, pairs: Collection[tuple[str, str]]) -> Result:
-        """Keep some pairs of task and metric."""
-        chosen = pd.MultiIndex.from_frame(self.docs[["task", "metric"]]).isin(list(pairs))
-        return Result(self.docs[chosen], self.record, self.asked)
-
     def primary(self, *, with_logprob: bool = False) -> Result:
         """Keep the metric of each task that stands for it; see `depthlens.analysis.written_answers.headline`.
 
@@ -291,12 +286,14 @@ class Result(Finding):
             only one.
         """
         base = self.docs.loc[self.docs["condition"] == BASELINE, ["task", "metric"]].drop_duplicates()
-        by_task = base.groupby("task", sort=False)["metric"].agg(list)
-        pairs = [(task, written_answers.headline(task, metrics)) for task, metrics in by_task.items()]
+        first = {
+            task: written_answers.headline(task, metrics.tolist())
+            for task, metrics in base.groupby("task", sort=False)["metric"]
+        }
+        kept = self.docs["metric"] == self.docs["task"].map(first)
         if with_logprob:
-            logprobs = base[base["metric"].isin(LOGPROBS)]
-            pairs += logprobs[["task", "metric"]].itertuples(index=False, name=None)
-        return self.select_pairs(pairs)
+            kept |= self.docs["metric"].isin(LOGPROBS)
+        return Result(self.docs[kept], self.record, self.asked)
 
     def contents(self) -> dict[str, Any]:
         """What its files hold: its own tables and the summary for other readers; its record is a file as it is."""

@@ -130,7 +130,7 @@ def test_many_sentences_are_folded_and_those_on_settings_are_not(tmp_path):
 DAMAGED = [
     (
         lambda f: (f / "docs.parquet").write_text("cut"),
-        r"cannot read docs.parquet in '.*late': .*; make it again",
+        r"'.*late' does not hold what Result.save writes .*; make it again",
     ),
     (lambda f: (f / "record.json").write_text("{}"), r"run 'late': the record says nothing of metric 'acc'"),
     (shutil.rmtree, r"run '.*late' is not a folder; give a folder that"),
