@@ -18,7 +18,7 @@ from depthlens import arguments
 from depthlens.analysis.findings import Finding
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import BASELINE, changes
-from depthlens.analysis.words import bounds, plain
+from depthlens.analysis.words import bounds
 
 Tried = tuple[np.ndarray, dict[int, np.ndarray]]  # scores [document] of the whole model, and without each layer left
 
@@ -78,7 +78,7 @@ class Greedy(Finding):
 
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
         """What is shown: the sentence and the steps."""
-        return plain(self.describe()[0]), self.steps, []
+        return self.describe()[0], self.steps, []
 
     def describe(self) -> list[str]:
         """How many layers one half of the documents let go, and what that costs on the other: one sentence."""

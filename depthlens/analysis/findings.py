@@ -15,6 +15,7 @@ import copy
 import hashlib
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields
 from functools import cached_property, partial
@@ -26,6 +27,7 @@ import pyarrow
 
 from depthlens import arguments
 from depthlens.analysis.result_folder import CIRCUMSTANCES, RECORD_FILE, differences, refuse_other
+from depthlens.analysis.words import plain
 from depthlens.errors import UserError, blaming
 from depthlens.paths import writable_folder, write_files, writing_to
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 V = TypeVar("V")
+BOLD = re.compile(r"\*\*(.+?)\*\*")
 ROWS = 60  # that are shown of a table: all layers of most models
 _OF_RESULT = ("model", "seed", "limit", "samples", "measure")  # entries of a sweep's record that a table keeps
 
@@ -79,7 +82,7 @@ class Finding:
     def __repr__(self) -> str:
         head, table, lines = self.display()
         middle = table.round(3).to_string(index=False, na_rep="") if len(table) else ""
-        return "\n".join(filter(None, [head, middle, *lines, self.NEXT]))
+        return plain("\n".join(filter(None, [head, middle, *lines, self.NEXT])))
 
     def _repr_html_(self) -> str:
         head, table, lines = self.display()
@@ -246,8 +249,8 @@ def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]
 
 
 def paragraphs(lines: Sequence[str]) -> str:
-    """Lines as paragraphs of HTML, escaped; empty ones are left out."""
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+    """Lines as paragraphs of HTML, escaped, with what Markdown marks as bold; empty ones are left out."""
+    return "".join(f"<p>{BOLD.sub(r'<b>\1</b>', html.escape(line))}</p>" for line in lines if line)
 
 
 def _digest(record: dict) -> str:

@@ -21,7 +21,6 @@ import pandas as pd
 
 from depthlens.analysis.betting import BETS, closed_rejections, log_capital, log_gains
 from depthlens.analysis.findings import Finding
-from depthlens.analysis.words import plain
 
 CRITICAL, SPARED, UNDECIDED, AT_CHANCE = "critical", "spared", "undecided", "at chance"
 
@@ -118,4 +117,4 @@ class Race(Finding):
         """What is shown: the first decisions, and the sentences."""
         head, table, rest = super().display()
         columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
-        return head, table[columns], [*rest, *map(plain, self.describe())]
+        return head, table[columns], [*rest, *self.describe()]
