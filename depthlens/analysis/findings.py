@@ -250,7 +250,7 @@ def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]
 
 def paragraphs(lines: Sequence[str]) -> str:
     """Lines as paragraphs of HTML, escaped, with what Markdown marks as bold; empty ones are left out."""
-    return "".join(f"<p>{BOLD.sub(r'<b>\1</b>', html.escape(line))}</p>" for line in lines if line)
+    return BOLD.sub(r"<b>\1</b>", "".join(f"<p>{html.escape(line)}</p>" for line in lines if line))
 
 
 def _digest(record: dict) -> str:
