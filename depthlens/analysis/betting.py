@@ -14,13 +14,14 @@ a hypothesis whose data end early keeps the capital that it has.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy
 
 _FALLING = 0.7 ** np.arange(13)
 BETS = 0.9 * _FALLING  # 0.9 to 0.0125: for effects from the largest possible to about a hundredth of it
 WEIGHTS = _FALLING / _FALLING.sum()  # of the bets: small ones need many documents anyway
-_STEPS = 40  # halvings of an interval of length 2
 
 
 def log_gains(values: np.ndarray) -> np.ndarray:
@@ -60,25 +61,19 @@ def anytime_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:
     if not len(values):
         return -1.0, 1.0
     points, times = np.unique(values, return_counts=True)
-    limit = np.log(2 / alpha)
 
-    def refuted(mean: float, sign: int) -> bool:
+    def evidence(mean: float, sign: int) -> float:
+        """What the best of all bets has against a mean, beyond what refutes it."""
         scaled = sign * (points - mean) / (1 + sign * mean)  # at least -1
-        return bool(log_capital((np.log1p(scaled[:, None] * BETS) * times[:, None]).sum(0)) >= limit)
+        gains = (np.log1p(scaled[:, None] * BETS) * times[:, None]).sum(0)
+        return float(log_capital(gains)) - math.log(2 / alpha)
 
-    ends = []
+    inside, ends = float(np.clip(values.mean(), -1 + 1e-9, 1 - 1e-9)), []
     for sign in (1, -1):
-        inside = float(np.clip(values.mean(), -1 + 1e-9, 1 - 1e-9))
         outside = -sign * (1 - 1e-9)
-        if not refuted(outside, sign):
-            ends.append(-float(sign))
-            continue
-        for _ in range(_STEPS):
-            middle = (inside + outside) / 2
-            inside, outside = (inside, middle) if refuted(middle, sign) else (middle, outside)
-        ends.append(inside)
-    low, high = ends
-    return low, high
+        refuted = evidence(outside, sign) >= 0
+        ends.append(scipy.optimize.brentq(evidence, inside, outside, args=(sign,)) if refuted else -float(sign))
+    return ends[0], ends[1]
 
 
 def closed_rejections(log_capitals: np.ndarray, alpha: float) -> np.ndarray:

@@ -95,22 +95,18 @@ class Race(Saveable):
     def describe(self) -> list[str]:
         """What was decided for each task, and from how many documents: a sentence each, in Markdown."""
         lines = []
-        alpha, margin = self.record["alpha"], self.record["margin"]
         for (task, metric), rows in self.decisions.groupby(["task", "metric"], sort=False):
-            counts = rows["decision"].value_counts()
-            n_most = self.record["n_documents"][task]
-            least, most = rows["n"].min(), rows["n"].max()
-            span = f"{least}" if least == most else f"{least} to {most}"
-            told = f"after {span} of {n_most} documents (mean {rows['n'].mean():.0f})"
-            start = f"{task} ({metric}): of {len(rows)} conditions "
+            counts, n = rows["decision"].value_counts(), self.record["n_documents"][task]
+            critical, spared, undecided = (counts.get(name, 0) for name in (CRITICAL, SPARED, UNDECIDED))
+            said = (
+                f"of {len(rows)} conditions **{critical}** cost something, **{spared}** cost less than "
+                f"{self.record['margin']:g}, {undecided} are undecided; after {rows['n'].min()} to {rows['n'].max()} "
+                f"of {n} documents (mean {rows['n'].mean():.0f})"
+            )
             if AT_CHANCE in counts:
-                start = f"{task} ({metric}): none of {len(rows)} conditions is judged"
-                lines.append(f"{start}, because {n_most} documents do not show the whole model to be above chance.")
-            else:
-                n = {name: int(counts.get(name, 0)) for name in (CRITICAL, SPARED, UNDECIDED)}
-                said = f"**{n[CRITICAL]}** cost something, **{n[SPARED]}** cost less than {margin:g}"
-                lines.append(f"{start}{said}, {n[UNDECIDED]} are undecided; {told}.")
-        return [*lines, f"The probability that any of these decisions is wrong is at most {alpha:g}."]
+                said = f"no condition is judged, because {n} documents do not show the whole model to be above chance"
+            lines.append(f"{task} ({metric}): {said}.")
+        return [*lines, f"The probability that any of these decisions is wrong is at most {self.record['alpha']:g}."]
 
     def __repr__(self) -> str:
         return displays.as_text("", *self._shown())
