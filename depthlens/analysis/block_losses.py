@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.betting import log_capital, log_gains
 from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.races import log_capital, log_gains
 from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
 from depthlens.errors import UserError
@@ -49,7 +49,7 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     """The largest block whose loss is *shown to be under* a margin, for each task and metric.
 
     That a loss is not significant does not show that it is small: with few documents no loss is. Each block is tested
-    against the margin instead, by betting on margin minus loss (`depthlens.analysis.betting`; p-values times the number
+    against the margin instead, by betting on margin minus loss (`depthlens.analysis.races`; p-values times the number
     of blocks). Sign flips and Student's t would call a loss small that a few documents happen not to show. Losses in
     nats are at most 1 a document.
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from depthlens import arguments, progress, provenance
 from depthlens.ablations import Condition
-from depthlens.analysis import betting, questions, races
+from depthlens.analysis import questions, races
 from depthlens.analysis.races import Evidence, Race
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
@@ -75,7 +75,7 @@ class _Course:
     def at_chance(self, alpha: float) -> bool:
         """Whether the documents so far do not show that the whole model is above chance."""
         gains = self.above_chance
-        return gains is not None and bool(betting.log_capital(gains) < np.log(1 / alpha))
+        return gains is not None and bool(races.log_capital(gains) < np.log(1 / alpha))
 
 
 def wave_end(n_seen: int) -> int:
@@ -226,7 +226,7 @@ def _run_wave(
         scores = frame.pivot(index="doc_id", columns="condition", values="value")
         if info["chance"] is not None:
             room = np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1)
-            gains = betting.log_gains(room)
+            gains = races.log_gains(room)
             course.above_chance = gains if course.above_chance is None else course.above_chance + gains
         losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0) * (1 if info["higher_is_better"] else -1)
         found.append(losses.clip(-1, 1).melt(ignore_index=False, value_name="loss").reset_index())
@@ -259,7 +259,7 @@ def _decisions(
                     "decision": races.AT_CHANCE if at_chance else decision,
                     "n": len(of_condition),
                     "loss": of_condition.mean(),
-                    **dict(zip(("ci_low", "ci_high"), betting.anytime_interval(of_condition, alpha), strict=True)),
+                    **dict(zip(("ci_low", "ci_high"), races.anytime_interval(of_condition, alpha), strict=True)),
                 }
             )
     return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
