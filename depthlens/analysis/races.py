@@ -1,23 +1,25 @@
 """Races: which parts matter, from as few documents as that takes.
 
 Every condition has two tests on its paired losses, both by betting: that it costs more than 0, which makes it
-*critical*, and that it costs less than a margin, which makes it *spared*. Both nulls cannot be true together. A condition leaves as soon as one of them is rejected. With probability at least ``1 - alpha`` no
-decision of the whole race is wrong, at whatever time it ends, for documents that are drawn at random. Documents that
-ask the same question count once.
+*critical*, and that it costs less than a margin, which makes it *spared*. Both nulls cannot be true together. A
+condition leaves as soon as one of them is rejected. With probability at least ``1 - alpha`` no decision of the whole
+race is wrong, at whatever time it ends, for documents that are drawn at random. Documents that ask the same question
+count once.
 
 Losses are within [-1, 1]. Scores between 0 and 1 are as they are. A loss in another unit, such as nats, is clipped to
 [-1, 1]: such a race judges the mean of clipped losses, in which one document cannot count more than one unit.
 
 **Betting** tests a mean, and the test stays valid however often, and whenever, one looks at the data. A gambler bets on
-values ``x`` of at least -1 whose mean is at most 0 under the null hypothesis. With a bet ``b`` in (0, 1) the capital is multiplied by ``1 + b x`` at every value. Under the null hypothesis the capital is a
-supermartingale, so it ever reaches ``1 / alpha`` with probability at most alpha (Ville 1939). A weighted average over a
-set of bets that was fixed before is such a capital, too, and needs no choice of a bet (Waudby-Smith & Ramdas 2024, JRSS
-B 86:1-27). It does not depend on the order of the values within a batch.
+values ``x`` of at least -1 whose mean is at most 0 under the null hypothesis. With a bet ``b`` in (0, 1) the capital is
+multiplied by ``1 + b x`` at every value. Under the null hypothesis the capital is a supermartingale, so it ever reaches
+``1 / alpha`` with probability at most alpha (Ville 1939). A weighted average over a set of bets that was fixed before
+is such a capital, too, and needs no choice of a bet (Waudby-Smith & Ramdas 2024, JRSS B 86:1-27). It does not depend on
+the order of the values within a batch.
 
 **Many hypotheses.** Every average of capitals of true nulls is a supermartingale. So all nulls are rejected whose
 average with any others, of which only few can be true together, reaches ``1 / alpha`` (closed testing with e-values;
-Vovk & Wang 2021, Annals of Statistics 49:1736-1754): the family-wise error is at most alpha at any stopping time, and
-a hypothesis whose data end early keeps the capital that it has.
+Vovk & Wang 2021, Annals of Statistics 49:1736-1754): the family-wise error is at most alpha at any stopping time, and a
+hypothesis whose data end early keeps the capital that it has.
 """
 
 from __future__ import annotations
