@@ -307,7 +307,7 @@ def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "cond
         only = models[extra[0] in rows[1]]
         raise UserError(f"{which}: {only} alone has it; run both alike, or choose with select(...)")
     for task, key in itertools.product(a.docs["task"].unique(), _SETTINGS):
-        own, other = ((r.record["tasks"][task] | r.record).get(key) for r in (a, b))
+        own, other = ((r.record | r.record["tasks"][task]).get(key) for r in (a, b))
         if own != other:
             fault = f"task {task}: {key} is {own!r} for {models[0]} and {other!r} for {models[1]}"
             raise UserError(f"{fault}; run both alike")
