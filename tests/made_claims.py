@@ -144,7 +144,7 @@ def _profile(task, model, asked, units, repeats, written, kind, base, values, br
     return Scores(
         model=model, task=task, metric="token_logprob" if nats else "acc", label=task, values=again[1], base=again[0],
         layers=np.arange(values.shape[1]), documents=tuple(f"{name}#{i}" for name in asked for i in range(repeats)),
-        n_layers=values.shape[1], floor=None if nats else chance, binary=not nats, at_chance=bool(at_chance), sign=1.0,
+        n_layers=values.shape[1], floor=None if nats else chance, at_chance=bool(at_chance), sign=1.0,
         units=tuple(np.repeat(units, repeats)), broken=again[2],
     )  # fmt: skip
 

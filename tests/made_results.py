@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import stats
 from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.races import Race
@@ -134,7 +133,7 @@ def profile(base, values, floor: float | None, **fields) -> Scores:
     """A layer profile without the result around it."""
     n, n_layers = values.shape
     own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
-    own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
+    own["documents"] = tuple(map(str, range(n)))
     own |= {"units": fields.get("documents", own["documents"])}
     return Scores(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
 

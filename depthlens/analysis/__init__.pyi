@@ -5,7 +5,6 @@ from .block_losses import largest_sparable as largest_sparable
 from .block_removal import halves as halves
 from .depth import centre_of_mass as centre_of_mass
 from .depth import critical_by_task as critical_by_task
-from .depth import describe_first_third as describe_first_third
 from .depth import loss_by_third as loss_by_third
 from .depth import site_losses as site_losses
 from .differences import ModelComparison as ModelComparison

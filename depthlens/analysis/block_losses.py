@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.betting import log_capital, log_gains
+from depthlens.analysis.races import log_capital, log_gains
 from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
 from depthlens.analysis.words import bounds
@@ -50,7 +49,7 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     """The largest block whose loss is *shown to be under* a margin, for each task and metric.
 
     That a loss is not significant does not show that it is small: with few documents no loss is. Each block is tested
-    against the margin instead, by betting on margin minus loss (`depthlens.analysis.betting`; p-values times the number
+    against the margin instead, by betting on margin minus loss (`depthlens.analysis.races`; p-values times the number
     of blocks). Sign flips and Student's t would call a loss small that a few documents happen not to show. Losses in
     nats are at most 1 a document.
 
@@ -67,12 +66,10 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
         the least loss.
 
     Raises:
-        UserError: the result has no block, or the margin is not above 0.
+        UserError: the result has no block, or the margin is below 0.
     """
     table = block_table(result)
-    if not (isinstance(margin, int | float) and 0 < margin < math.inf):
-        raise UserError(f"margin {margin!r} is not above 0; give the loss that would be small enough")
-    found = []
+    margin, found = arguments.number("margin", margin, 0), []
     for base in result.baselines.itertuples():
         rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)]
         info = result.metric_info(base.task, base.metric)
@@ -112,12 +109,9 @@ def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
             lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
         elif pd.isna(row.size):
             tried = f"none of {row.n_blocks} blocks of up to {row.largest} layers is shown to cost {limit}"
-            costly = f"{row.proven} of them" if row.proven else "none"
-            lines.append(f"{name}: {tried}, and {costly} to cost anything (n = {row.n}).")
+            lines.append(f"{name}: {tried}, and {row.proven or 'none'} of them to cost anything (n = {row.n}).")
         else:
-            size = f"{row.size} layers; up to {row.largest} were tried"
-            lines.append(
-                f"{name}: the largest block that is shown to cost {limit} is **{row.condition}** ({size}): "
-                f"{row.delta:+.2g} {bounds(row.ci_low, row.ci_high, '+.2g')}, n = {row.n}."
-            )
+            block = f"**{row.condition}** ({row.size} layers; up to {row.largest} were tried)"
+            amount = f"{row.delta:+.2g} {bounds(row.ci_low, row.ci_high, '+.2g')}, n = {row.n}"
+            lines.append(f"{name}: the largest block that is shown to cost {limit} is {block}: {amount}.")
     return lines

@@ -80,17 +80,6 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
     return pd.concat(tables[1:] or tables, ignore_index=True)[list(tables[0])]
 
 
-def describe_first_third(result: Result) -> list[str]:
-    """One sentence a task: how much of its losses the first third of the layers holds (claim C3)."""
-    shares = loss_by_third(result, scale="importance")
-    lines = []
-    for row in shares[shares["third"] == THIRDS[0]].itertuples():
-        amount = f"**{row.loss:.0%}** {bounds(row.ci_low, row.ci_high, '.0%')}"
-        side = "more than half" if row.ci_low > 0.5 else "less than half" if row.ci_high < 0.5 else "not provably half"
-        lines.append(f"{row.task}: the first third of the layers holds {amount} of its losses, {side}.")
-    return lines
-
-
 def centre_of_mass(result: Result) -> DescribedTable:
     """How deep a task's losses are: the centre of mass of its losses over depth, as a share of the model's depth.
 
@@ -154,7 +143,7 @@ def site_losses(result: Result) -> DescribedTable:
         both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])
         of_attn = np.arange(len(both.layers)) < len(attn.layers)
         for i, third in enumerate([*THIRDS, "all"]):
-            inside = both.thirds == i if third in THIRDS else both.layers >= 0
+            inside = (both.thirds == i) | (third == "all")
             part, weights = both.of(conditions=inside), of_attn[inside].astype(float)
             losses = part.loss.mean(0)
             row = {"task": attn.label, "third": third, "attn": losses @ weights, "mlp": losses @ (1 - weights)}

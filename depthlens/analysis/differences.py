@@ -19,7 +19,6 @@ not retrieval alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import questions, stats
-from depthlens.analysis.depth import INTERVAL, critical_by_task, removed_parts, third_losses
+from depthlens.analysis.depth import INTERVAL, critical_by_task, third_losses
 from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of
@@ -78,11 +77,7 @@ def critical_overlap(result: Result) -> DescribedTable:
         be shown).
         Conditions are texts, ``none`` if empty. `describe` begins with the pair that differs most.
     """
-
-    def text(conditions: Sequence[str]) -> str:
-        return ", ".join(conditions) or "none"
-
-    rows, found = [], []  # found: conditions that cost more under one task, and the other way round
+    rows = []
     bases = {(row.task, row.metric): row for row in result.baselines.itertuples()}
     pairs = {label: pair for pair, label in labels(result).items()}
     for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
@@ -90,30 +85,21 @@ def critical_overlap(result: Result) -> DescribedTable:
         names = [name for name in columns[0] if name in columns[1] and name != BASELINE]
         scores = [scores_of(result, bases[pairs[name]], name, names, np.zeros(len(names))) for name in (task, other)]
         sides, scale = _shown_sides(*scores)
-        more, less = (
-            [names[i] for i in np.flatnonzero(sides == side) if names[i] in own] for side, own in ((1, a), (-1, b))
-        )
+        side = dict(zip(names, sides, strict=True))
+        more, less = [c for c in a if side.get(c) == 1], [c for c in b if side.get(c) == -1]
         alone = [*(c for c in a if c not in b), *(c for c in b if c not in a)]
         kinds = [c for c in a if c in b], more, less, [c for c in alone if c not in (*more, *less)]
-        rows.append((task, other, *map(text, kinds), scale))
-        found.append((more, less, task, other) if len(more) >= len(less) else (less, more, other, task))
-    table = pd.DataFrame(rows, columns=["task", "other", "both", "more_task", "more_other", "not_shown", "scale"])
+        rows.append((len(more) + len(less), task, other, *(", ".join(kind) or "none" for kind in kinds), scale))
+    columns = ["n", "task", "other", "both", "more_task", "more_other", "not_shown", "scale"]
+    table = pd.DataFrame(rows, columns=columns)
     said = (
-        "Critical under both {task} and {other}: {both}; shown to cost more under {task}: {more_task}; under {other}: "
-        "{more_other}; critical under one, but not shown to differ: {not_shown}"
+        "{task} and {other}: **{n}** conditions are shown to cost more under one of them; under {task}: {more_task}; "
+        "under {other}: {more_other}."
     )
-    lines = [
-        said.format_map(row) + (f" (losses as shares {ABOVE_FLOOR})." if row["scale"] == ABOVE_FLOOR else ".")
-        for row in table.to_dict("records")
-    ]
-    if found:
-        most, least, task, other = max(found, key=lambda pair: len(pair[0]) + len(pair[1]))
-        rest = f", and {len(least)} under {other}" if least else ""
-        shown = f"**{len(most)} {removed_parts(most)}** are shown to cost more under {task} than under {other}"
-        nothing = "No condition is shown to cost more under one of the tasks than under another."
-        lines.insert(0, f"{shown} ({text(most)}){rest}." if most else nothing)
+    most_first = table.sort_values("n", ascending=False, kind="stable").to_dict("records")
+    lines = [said.format_map(row) for row in most_first]
     lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
-    return DescribedTable(table, lines, record_of("critical_overlap", result))
+    return DescribedTable(table[columns[1:]], lines, record_of("critical_overlap", result))
 
 
 def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:
@@ -254,7 +240,7 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         ci_high, p_value, n. It is described by one sentence a metric.
 
     Raises:
-        UserError: the two have no metric in common, or other documents.
+        UserError: an unknown task, or two that were asked other documents.
     """
     rows, lines = [], []
     for metric in _shared(result, closed, opened):
@@ -285,7 +271,7 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
         more open-book, and those that cost more closed-book.
 
     Raises:
-        UserError: see `open_book_gain`.
+        UserError: see `open_book_gain`; or the tasks do not have the metric in common.
     """
     if metric not in _shared(result, closed, opened):
         raise UserError(f"tasks {closed} and {opened} have no metric {metric!r} in common; sweep with measure='both'")
@@ -311,13 +297,11 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
 
 
 def _shared(result: Result, closed: str, opened: str) -> list[str]:
+    """The metrics that both tasks have."""
     first, second = (list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened))
-    if metrics := [metric for metric in first if metric in second]:
-        return metrics
-    raise UserError(f"tasks {closed} and {opened} have no metric in common; take the same protocol for both")
+    return [metric for metric in first if metric in second]
 
 
 def _paired(result: Result, closed: str, opened: str, metric: str) -> list[pd.DataFrame]:
     """Scores of both tasks, each documents x conditions."""
-    tasks = closed, opened
-    return questions.paired(result, tasks, [result.scores(task, metric) for task in tasks])
+    return questions.paired(result, (closed, opened), [result.scores(task, metric) for task in (closed, opened)])

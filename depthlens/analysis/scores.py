@@ -6,6 +6,7 @@ its share of the score above the floor, its share of all losses.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,8 +25,8 @@ from depthlens.metrics import in_nats
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-_OF_TASK = ("version", "num_fewshot", "output_type")
-_OF_RUN = ("seed", "apply_chat_template", "system_instruction")
+# of a task and of a run: what has to be the same in two results
+_SETTINGS = ("version", "num_fewshot", "output_type", "seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
 AT_CHANCE, NO_LOSS = "at chance", "losses and gains of all layers may cancel"
 # before a share, a centre or a claim is judged: of fewer, intervals cover too seldom
@@ -48,7 +49,6 @@ class Scores:
         n_layers: Of the model.
         floor: What a broken model scores: chance among options, 0 for written answers and for scores that are never
             below; None if there is no such score.
-        binary: Whether all scores are 0 or 1.
         at_chance: See `depthlens.analysis.results`.
         sign: -1 where the sign was turned, else 1.
         units: What is independent of one another, by document: questions, or the subjects of a group
@@ -67,7 +67,6 @@ class Scores:
     documents: tuple[str, ...]
     n_layers: int
     floor: float | None
-    binary: bool
     at_chance: bool
     sign: float
     units: tuple[str, ...]
@@ -125,17 +124,15 @@ class Scores:
         Raises:
             UserError: the metric has no floor.
         """
-        if self.broken is not None:
-            return self.mean_loss(weights) / self.mean(self.base - self.broken, bounded=False)
-        if self.floor is None:
+        floor = self.floor if self.broken is None else self.broken
+        if floor is None:
             fault = f"{self.metric} of task {self.task} has no chance level"
             raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
-        return self.mean_loss(weights) / self.mean(self.base - self.floor, bounded=False)
+        return self.mean_loss(weights) / self.mean(self.base - floor, bounded=False)
 
     def share(self, weights: np.ndarray) -> Mean:
         """Losses summed over layers with weights, as a share of the summed loss of all layers. Shape [layer, ...]."""
-        total = self.loss.sum(1)
-        return self.mean(self.loss @ weights, bounded=False) / self.mean(total, bounded=False)
+        return self.mean(self.loss @ weights, bounded=False) / self.mean(self.loss.sum(1), bounded=False)
 
     @property
     def centre(self) -> Mean:
@@ -159,9 +156,13 @@ class Scores:
         """
         third = layer_third(self.layers, self.n_layers)
         if missing := [name for i, name in enumerate(THIRDS) if i not in third]:
-            fault = f"task {self.task}: no layer of the {missing[0]} was removed ({self.n_layers} layers)"
-            raise UserError(f"{fault}; sweep all layers of a model of at least three")
+            raise UserError(f"task {self.task}: no layer of the {missing[0]} was removed; sweep all layers")
         return third
+
+    @property
+    def binary(self) -> bool:
+        """Whether all scores are 0 or 1."""
+        return stats.is_binary(np.abs(np.append(self.values, self.base)))
 
     def unusable(self, scale: str) -> str:
         """Why there is nothing to say on one of `depthlens.analysis.depth.SCALES`, "" if there is.
@@ -281,7 +282,6 @@ def scores_of(result: Result, row: Any, label: str, conditions: Sequence[str], l
         documents=tuple(questions.identities(result, row.task)),
         n_layers=result.n_layers,
         floor=None if floor is None else sign * float(floor),
-        binary=stats.is_binary(np.abs(np.append(values, base))),
         at_chance=bool(row.at_chance),
         sign=sign,
         units=tuple(questions.units(result, row.task)),
@@ -306,12 +306,11 @@ def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "cond
         which = ", ".join(f"{column} {value}" for column, value in zip(columns, extra[0], strict=True))
         only = models[extra[0] in rows[1]]
         raise UserError(f"{which}: {only} alone has it; run both alike, or choose with select(...)")
-    for task in a.docs["task"].unique():
-        asked = [{**r.record["tasks"][task], **{key: r.record.get(key) for key in _OF_RUN}} for r in (a, b)]
-        for key in (*_OF_RUN, *_OF_TASK):
-            if (own := asked[0].get(key)) != (other := asked[1].get(key)):
-                fault = f"task {task}: {key} is {own!r} for {models[0]} and {other!r} for {models[1]}"
-                raise UserError(f"{fault}; run both alike")
+    for task, key in itertools.product(a.docs["task"].unique(), _SETTINGS):
+        own, other = ((r.record | r.record["tasks"][task]).get(key) for r in (a, b))
+        if own != other:
+            fault = f"task {task}: {key} is {own!r} for {models[0]} and {other!r} for {models[1]}"
+            raise UserError(f"{fault}; run both alike")
     return models
 
 

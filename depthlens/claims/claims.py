@@ -51,7 +51,8 @@ def log_odds(profile: Scores) -> Scores:
         with np.errstate(divide="ignore"):
             return np.clip(np.log(probability) - np.log1p(-probability), -MOST_ODDS, MOST_ODDS)
 
-    return replace(profile, metric="log_odds", values=odds(profile.values), base=odds(profile.base), floor=None)
+    values, base = odds(profile.values), odds(profile.base)
+    return replace(profile, metric="log_odds", values=values, base=base, floor=None, broken=None)
 
 
 def pooled(profiles: Sequence[Scores]) -> Scores:

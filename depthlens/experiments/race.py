@@ -17,7 +17,7 @@ import pandas as pd
 
 from depthlens import arguments, progress
 from depthlens.ablations import Condition
-from depthlens.analysis import betting, questions, races
+from depthlens.analysis import questions, races
 from depthlens.analysis.races import Evidence, Race
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
@@ -131,7 +131,7 @@ def race(
     ]
     by_condition = losses.groupby(["task", "condition"], sort=False)["loss"].agg(n="size", loss="mean", values=list)
     found = pd.DataFrame(rows).join(by_condition, on=["task", "condition"])
-    intervals = [betting.anytime_interval(np.array(values), alpha) for values in found.pop("values")]
+    intervals = [races.anytime_interval(np.array(values), alpha) for values in found.pop("values")]
     found[["ci_low", "ci_high"]] = intervals
     return Race(found.astype({"layer": "Int64", "head": "Int64"}), losses, record)
 
@@ -163,7 +163,7 @@ class _Course:
     def at_chance(self, alpha: float) -> bool:
         """Whether the documents so far do not show that the whole model is above chance."""
         gains = self.above_chance
-        return gains is not None and bool(betting.log_capital(gains) < np.log(1 / alpha))
+        return gains is not None and bool(races.log_capital(gains) < np.log(1 / alpha))
 
     def goes_on(self, decided: np.ndarray, alpha: float) -> bool:
         """Whether another wave comes.
@@ -192,7 +192,7 @@ class _Course:
             frame = renumbered(frame[frame["metric"] == self.metric], part.member)
             scores = frame.pivot(index="doc_id", columns="condition", values="value")
             if info["chance"] is not None:
-                gains = betting.log_gains(np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1))
+                gains = races.log_gains(np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1))
                 self.above_chance = gains if self.above_chance is None else self.above_chance + gains
             losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0)
             losses = losses.clip(-1, 1) * (1 if info["higher_is_better"] else -1)
