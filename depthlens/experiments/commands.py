@@ -131,8 +131,10 @@ def sweep(
         if race and not overwrite:
             result_folder.refuse_other(folder, (result_folder.RECORD_FILE,), differs)
         from depthlens.analysis.summary_text import summary_text
+        from depthlens.cluster import pool
         from depthlens.experiments.sweep import run_by_name
 
+        pool.workers_of(options)  # its errors come before the model is loaded
         if race:
             from depthlens.experiments.race import race as run
 
