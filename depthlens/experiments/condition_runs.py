@@ -85,7 +85,8 @@ class ConditionRuns:
         prompts = _tokens(lens, self.conditions, resample_prompts)
         self.references = _references(self.asked, self.conditions, prompts)
         self._work, self._seconds = Work(), 0.0
-        self.record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]}
+        said = ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]
+        self.record: dict[str, Any] = {"ablate": said}
         self.record |= recorded(options) | {"resample_prompts": list(resample_prompts) if resample_prompts else None}
 
     @cached_property

@@ -189,9 +189,9 @@ def _sizes(k: int | Sequence[int] | None, lists: Lists, n_all: int) -> tuple[lis
     if k is None:
         ks = sorted({min(max(1, round(share * n_all)), n_all - 1, shortest) for share in SHARES})
     else:
-        k = arguments.plain(k)
-        several = isinstance(k, list | tuple)
-        ks = sorted({arguments.whole("k", n, 1) for n in (k if several else [k])})
+        given: Any = arguments.plain(k)
+        several = isinstance(given, list | tuple) and len(given) > 0
+        ks = sorted({arguments.whole("k", n, 1) for n in (given if several else [given])})
         ks = ks if several else list(range(1, ks[0] + 1))
     if ks[-1] > shortest:
         raise UserError(f"list {name!r} has {shortest} heads; k goes up to {ks[-1]}")
