@@ -84,8 +84,6 @@ def attention_pattern(
     arguments.loaded(lens)
     ((layer, number),) = arguments.heads("head", [head])
     Condition((Ablation(layer, "head", number),)).validate(lens.dims)
-    if not asked:
-        raise UserError("no positions are asked; give at least one")
     seen: list[Tensor] = []
 
     def see(at: int, pattern: Tensor, _: Tensor) -> None:

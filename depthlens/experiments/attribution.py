@@ -47,7 +47,7 @@ from depthlens import arguments
 from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import walk_check, work
 from depthlens.engine.tree_attention import walking
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
@@ -83,7 +83,6 @@ def attribute(
     steps: int = 0,
     groups: int = GROUPS,
     layers: Sequence[int] | None = None,
-    mode: str = "zero",
     means: Callable[[], Means] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
@@ -98,27 +97,23 @@ def attribute(
         steps: Points along the way besides the whole model; 0 is attribution patching.
         groups: Into how many groups the heads of each layer are drawn; as many as heads, or more: each is moved alone.
         layers: Layers whose heads are moved; None for all.
-        mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
-        means: Gives the reference means for ``mean``; called where an estimate is not known yet.
+        means: Gives the reference means that take the place of z; called where an estimate is not known yet. None: zero
+            does.
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
-        cache: Where estimates are read and stored; its entry must be of this mode, means, steps and groups.
+        cache: Where estimates are read and stored; its entry must be of these means, steps and groups.
 
     Returns:
         Estimated changes in nats, NaN in other layers, and the clean log-probabilities; both of the weighted sum where
         there are weights.
 
     Raises:
-        UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, an offloaded model or one
-            that cannot be walked layer by layer, or requests that are longer than the model's attention window.
+        UserError: an offloaded model or one that cannot be walked layer by layer, or requests that are longer than the
+            model's attention window.
     """
     arguments.loaded(lens)
     what = "integrated gradients" if steps else "attribution"
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
-    if mode == "mean" and means is None:
-        raise UserError("mode 'mean' needs the means of a reference set and none was given")
     lens.needs_weights(what)
     lens.needs_heads(what)
     if lens.stream:
@@ -126,8 +121,6 @@ def attribute(
     steps, groups = arguments.whole("steps", steps, 0), arguments.whole("groups", groups, 1)
     walk_check.refuse_window(lens, max(map(_length, requests), default=0), what)
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
-    if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
-        raise UserError("weights do not fit the requests; give one number for each token of each continuation")
     dims = lens.dims
     chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
     n_groups = min(groups, dims.n_heads)
@@ -135,7 +128,7 @@ def attribute(
     most = max(1, (batch_tokens or work.choose(lens).batch_tokens) // max(1, n_groups * steps))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        reference = means() if means is not None and mode == "mean" else None
+        reference = means() if means is not None else None
 
         def run(batch: list[int]) -> np.ndarray:
             path = _Path(lens, [requests[i] for i in batch], [factors[i] for i in batch], reference)

@@ -47,11 +47,9 @@ def claim_sweeps(
         One result a seed for each role, as `depthlens.claims.Evidence` takes them.
 
     Raises:
-        UserError: no roles, no seeds, an option that does not apply, or see `condition_sweep`.
+        UserError: an option that does not apply, or see `condition_sweep`.
     """
     seeds, views = _asked(seeds, ablate, options, "seed", "measure")
-    if not roles:
-        raise UserError("no roles; give tasks by role, e.g. {'letters': 'capitals_default'}")
     chosen = settled({**options, "seed": seeds[0]})
     tasks = {role: harness.names_of(load_tasks(names, chosen)) for role, names in roles.items()}
     scored = list(dict.fromkeys(name for role, names in tasks.items() if role != TOKENS for name in names))
@@ -99,7 +97,7 @@ def claim_curves(
         The curve that decides, then those of the other seeds, then those of the other views.
 
     Raises:
-        UserError: no seeds, views that are not of all layers, or see `removal_curve`.
+        UserError: views that are not of all layers, or see `removal_curve`.
     """
     seeds, views = _asked(seeds, ablate, options, "seed")
     if wrong := [view for view in views if view not in VIEWS]:
@@ -120,6 +118,4 @@ def _asked(
     """Seeds and views as lists; options that are not for the caller are refused."""
     if given := [name for name in own if name in options]:
         raise UserError(f"option {given[0]!r} is set for each sweep; leave it out, and give seeds= and roles=")
-    if not len(seeds):
-        raise UserError("no seeds; give at least one, e.g. seeds=[0]")
     return [*seeds], [ablate] if isinstance(ablate, str) else [*ablate]

@@ -124,8 +124,10 @@ def sweep(
     from depthlens.analysis.result_folder import claimed
 
     with claimed(out, said, overwrite=overwrite) as folder:
+        from depthlens.cluster import pool
         from depthlens.experiments.sweep import run_by_name
 
+        pool.workers_of(options)  # its errors come before the model is loaded
         if race:
             from depthlens.experiments.race import race as run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, reduce
 from operator import and_
 from pathlib import Path
@@ -85,7 +85,8 @@ class ConditionRuns:
         prompts = _tokens(lens, self.conditions, resample_prompts)
         self.references = _references(self.asked, self.conditions, prompts)
         self._work, self._seconds = Work(), 0.0
-        self.record = {"ablate": ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]}
+        said = ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]
+        self.record: dict[str, Any] = {"ablate": said}
         self.record |= recorded(options) | {"resample_prompts": list(resample_prompts) if resample_prompts else None}
 
     @cached_property
@@ -259,13 +260,7 @@ def resample_prompts(
     conditions = expand(ablate, lens.dims)
     if not any(c.uses("resample") or c.uses("mean") for c in conditions):
         return None
-    loaded = load_tasks(task, chosen)
-    _references(_asked(lens, loaded, chosen), conditions)
-    if not any(c.uses("resample") for c in conditions):
-        return None
-    name, first = next(iter(loaded.items()))
-    samples = chosen["samples"]
-    if isinstance(samples, Mapping):
-        chosen["samples"] = {name: samples[name]} if name in samples else None
-    (prepared,) = prepare(lens, {name: first}, chosen)
-    return prompts_of_others(prepared, n, seed=chosen["seed"])
+    asked = _asked(lens, load_tasks(task, chosen), chosen)
+    _references(asked, conditions)
+    resamples = any(c.uses("resample") for c in conditions)
+    return prompts_of_others(cast(Prepared, asked[0]), n, seed=chosen["seed"]) if resamples else None

@@ -8,6 +8,7 @@ the shares add up to the number of experts that each token passes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,11 @@ from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import mean
 from depthlens.errors import UserError
 from depthlens.experiments import text_sets
-from depthlens.experiments.measured import made_record, measured
+from depthlens.experiments.measured import measured
 from depthlens.experiments.text_sets import Texts
 from depthlens.models.architectures import Routing, body_of, replaced_forwards
 from depthlens.models.lens import Lens, one_thread
-from depthlens.store.answer_cache import AnswerStore, Where
+from depthlens.store.answer_cache import Where
 from depthlens.store.parts import DEFAULT
 
 
@@ -61,9 +62,8 @@ def expert_choices(
         raise UserError(f"model {lens.name!r} has no experts; give a mixture of experts")
     experts = [(layer, expert) for layer, n in enumerate(dims.n_experts) for expert in range(n)]
     names = [f"L{layer}.E{expert}" for layer, expert in experts]
-    answers = AnswerStore(store, lens)
-    cache = answers.entry("experts", method="experts that are chosen")
-    counts = measured(cache, rows, names, lambda i: _counts(lens, rows[i]), desc="experts", progress=progress)
+    about: dict[str, Any] = {"label": "experts", "method": "experts that are chosen", "store": store}
+    counts, record = measured(lens, rows, names, lambda i: _counts(lens, rows[i]), progress=progress, **about)
     lengths = np.array([len(row) for row in rows])
     share = mean(counts, bounded=False) / mean(lengths, bounded=False)
     low, high = np.clip(share.interval(), 0, 1)
@@ -71,7 +71,7 @@ def expert_choices(
     table = pd.DataFrame(experts, columns=["layer", "expert"]).assign(condition=names, tokens=tokens)
     table = table.assign(share=share.value, ci_low=low, ci_high=high, n=len(rows))
     read = {"source": text_sets.named(texts), "n": len(rows), "tokens": int(lengths.sum())}
-    record = made_record(lens, answers, [cache], made_by="expert_choices", texts=read, max_tokens=max_tokens)
+    record |= {"made_by": "expert_choices", "texts": read, "max_tokens": max_tokens}
     return DescribedTable(table, _sentences(table, int(lengths.sum())), record)
 
 

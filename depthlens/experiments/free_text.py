@@ -43,7 +43,7 @@ def free_text(
         texts: Texts that begin the prompts, or the name of a set: ``embedded`` or ``c4``
             (`depthlens.experiments.text_sets`); None: the embedded ones.
         n_prompts: The first so many texts; None: all.
-        prompt_tokens: Tokens of a text that are given, from its start.
+        prompt_tokens: So many tokens of a text are given, from its start on; all of a shorter one.
         max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.
         donor: See `depthlens.condition_sweep`.
         options: backend, batch_tokens, store, progress.
@@ -54,7 +54,7 @@ def free_text(
         model); lower is better for both. The texts are the responses.
 
     Raises:
-        UserError: a text of fewer tokens than ``prompt_tokens``, more tokens than the model reads, or anything that
+        UserError: more tokens than the model reads, or anything that
             `depthlens.condition_sweep` refuses.
     """
     arguments.loaded(lens)
@@ -64,12 +64,7 @@ def free_text(
     if n_prompts is not None:
         n_prompts = arguments.whole("n_prompts", n_prompts, 2, fix=", or None for all")
     chosen = text_sets.chosen(text_sets.EMBEDDED if texts is None else texts, n_prompts)
-    if len(chosen) < 2:
-        raise UserError(f"{len(chosen)} texts: give at least two to compare conditions on")
     rows = [tuple(lens.tokenizer(text).input_ids[:prompt_tokens]) for text in chosen]
-    if short := [i for i, row in enumerate(rows) if len(row) < prompt_tokens]:
-        fault = f"text {short[0]} has {len(rows[short[0]])} tokens, fewer than prompt_tokens {prompt_tokens}"
-        raise UserError(f"{fault}; give longer texts or fewer prompt_tokens")
     if (both := prompt_tokens + max_new_tokens) > lens.max_length:
         fault = f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {both} tokens"
         raise UserError(f"{fault}; the model reads {lens.max_length} in all")

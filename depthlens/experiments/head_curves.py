@@ -44,7 +44,7 @@ from depthlens.analysis import removal_curve as removal
 from depthlens.analysis import sufficiency
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
-from depthlens.experiments.options import EvalOptions, load_tasks, settled
+from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens, one_thread
@@ -143,13 +143,6 @@ def _swept(
     n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     n_all = dims.n_layers * dims.n_heads
     ks, chosen = _sizes(k, _checked(lens, lists), n_all)
-    if keep and ks[-1] >= n_all:
-        raise UserError(f"k {ks[-1]}: the model has {n_all} heads; keep fewer, since all are the whole model")
-    loaded = load_tasks(tasks, settings)
-    for name, task in loaded.items():  # a wrong name is refused before the sweep
-        of_task = settings["measure"] in ("task", "both")
-        if of_task and metric and metric.split(",")[0] not in (known := task.higher_is_better()):
-            raise unknown(f"metric of task {name}", metric, known)
     draws: dict[str, list[list[Head]]] = {}
     for name, heads in chosen.items():
         random = Random(f"{'sufficiency' if keep else 'removal'} {settings['seed']} {name}")
@@ -163,7 +156,7 @@ def _swept(
     }
     every = [c for orders in conditions.values() for order in orders for c in order]
     every = [named([]), *every] if keep else every
-    result = _one_metric(condition_sweep(lens, loaded, list(dict.fromkeys(every)), **options), metric)
+    result = _one_metric(condition_sweep(lens, tasks, list(dict.fromkeys(every)), **options), metric)
     record = {**result.record, "k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws}
     if keep:
         return result, conditions, record | {"n_heads": n_all}
@@ -175,14 +168,12 @@ def _checked(lens: Lens, lists: dict[str, Sequence[Head]]) -> Lists:
     """Lists by name, each of heads that the model has, none of them twice.
 
     Raises:
-        UserError: no list, an empty one, or one with a head twice or one that the model does not have.
+        UserError: no list, or one with a head twice or one that the model does not have.
     """
     if not isinstance(lists, dict) or not lists:
         raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
     found = {name: arguments.heads(f"list {name!r}", heads) for name, heads in lists.items()}
-    for name, heads in found.items():
-        if not heads:
-            raise UserError(f"list {name!r} is empty; name at least one head")
+    for heads in found.values():
         heads_condition(heads).validate(lens.dims)
     return found
 
@@ -198,11 +189,10 @@ def _sizes(k: int | Sequence[int] | None, lists: Lists, n_all: int) -> tuple[lis
     if k is None:
         ks = sorted({min(max(1, round(share * n_all)), n_all - 1, shortest) for share in SHARES})
     else:
-        k = arguments.plain(k)
-        numbers = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
-        if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-            raise UserError(f"k {k!r}: give a whole number from 1, or several")
-        ks = list(range(1, k + 1)) if isinstance(k, int) else sorted(set(numbers))
+        given: Any = arguments.plain(k)
+        several = isinstance(given, list | tuple) and len(given) > 0
+        ks = sorted({arguments.whole("k", n, 1) for n in (given if several else [given])})
+        ks = ks if several else list(range(1, ks[0] + 1))
     if ks[-1] > shortest:
         raise UserError(f"list {name!r} has {shortest} heads; k goes up to {ks[-1]}")
     return ks, {name: heads[: ks[-1]] for name, heads in lists.items()}

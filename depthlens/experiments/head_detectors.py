@@ -50,12 +50,12 @@ from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
-from depthlens.experiments.measured import made_record, measured
+from depthlens.experiments.measured import measured
 from depthlens.models import quantised
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where
+from depthlens.store.answer_cache import AnswerCache, Where
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks.needles import Needle
 
@@ -224,19 +224,18 @@ def induction_scores(
     n_texts = arguments.whole("n_texts", n_texts, 1)
     seed = arguments.check(seed=seed)["seed"]
     texts = _texts_read_twice(lens, n_texts, length, seed)
-    answers, dims = AnswerStore(store, lens), lens.dims
-    cache = answers.entry("random tokens", method="induction score")
-    values = measured(
-        cache,
+    values, record = measured(
+        lens,
         texts,
-        dims.head_names,
+        lens.dims.head_names,
         lambda i: _induction(lens, texts[i], length),
-        desc="induction score",
-        shape=(dims.n_layers, dims.n_heads),
+        label="random tokens",
+        method="induction score",
+        store=store,
+        shape=(lens.dims.n_layers, lens.dims.n_heads),
         progress=progress,
     )
-    about = {"method": "induction", "n_texts": n_texts, "length": length, "seed": seed}
-    record = made_record(lens, answers, [cache], **about)
+    record |= {"method": "induction", "n_texts": n_texts, "length": length, "seed": seed}
     return HeadScores.of_cases("induction score", "", values, record, tested=False, bounded=True)
 
 

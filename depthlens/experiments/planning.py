@@ -2,8 +2,9 @@
 
 The tasks are loaded and their documents tokenised, less what the store already has. Time is that of some requests under
 some of the conditions, which are computed and not stored, times the tokens that are left over those that were timed.
-How long texts are is tried with it, because ablated models often write on until they are stopped. Where trying would
-take longer, a text has the length of the task's reference answer.
+The means of ``@mean``, over 64 texts at most, are not in it. How long texts are is tried, too, because ablated models
+often write on until they are stopped. Where trying would take longer, a text has the length of the task's reference
+answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition
 from depthlens.engine import prefix_tree, work
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import Reference
 from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks
 from depthlens.experiments.options import EvalOptions, refuse_workers, settled
 from depthlens.models.lens import Lens, one_thread
@@ -30,7 +30,6 @@ from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnsw
 
 SECONDS = 2.0  # of trying
 TOKENS = 8  # that are written to try how fast it goes, where whole texts would take longer
-MEAN_TEXTS = 32  # that are run to time the means of a task
 COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens")
 UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))  # in seconds
 
@@ -102,9 +101,7 @@ def plan(
     rows, seconds, peak_bytes = [], 0.0, 0
     for task in runs.asked:
         counting = _Counting()
-        for i, reference in enumerate(runs.references[task.name]):
-            if reference and reference.texts and not i:
-                counting.seconds += _seconds_of_means(lens, reference)
+        for reference in runs.references[task.name]:
             counting.engine = runs.engine(runs.cache(task, reference), progress=False)
             task.run(cast(Engine, counting), runs.conditions)
         about = {"task": task.name, "conditions": len(runs.conditions), "documents": len(task.asked)}
@@ -199,15 +196,6 @@ def _timed(
     trial, began = engine.like(), time.monotonic()
     (trial.generate_until if writes else trial.loglikelihood)(requests, conditions)
     return time.monotonic() - began, trial.work
-
-
-def _seconds_of_means(lens: Lens, reference: Reference) -> float:
-    """About how long the means of a reference take, from a few of its texts."""
-    few = reference.texts[:: max(1, len(reference.texts) // MEAN_TEXTS)]
-    began = time.monotonic()
-    Reference(reference.name, few).measure(lens)
-    tokens = [sum(len(prompt) + len(answer) for prompt, answer in texts) for texts in (reference.texts, few)]
-    return (time.monotonic() - began) * tokens[0] / tokens[1]
 
 
 def _peak_bytes(

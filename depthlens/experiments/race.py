@@ -34,6 +34,7 @@ from depthlens.tasks.prepared_task import renumbered
 FIRST_WAVE = 16  # documents
 GROWTH = 8  # a later wave has one document for so many that came before
 MARGIN = 0.1
+SMALLEST = 1e-6  # margin or alpha
 _MEASURES = ("task", *LOGPROBS)
 
 
@@ -72,13 +73,9 @@ def race(
         UserError: for anything asked for that does not exist.
     """
     chosen = settled(options)
-    margin, alpha = arguments.plain([margin, alpha])
-    for name, value, usual in (("margin", margin, MARGIN), ("alpha", alpha, ALPHA)):
-        if not isinstance(value, int | float) or not 0 < value < 1:
-            raise UserError(f"{name} {value!r}: give a number between 0 and 1, such as {usual}")
+    margin, alpha = (arguments.number(n, x, SMALLEST, 1 - SMALLEST) for n, x in (("margin", margin), ("alpha", alpha)))
     if max_documents is not None:
-        all_of_them = ", or leave it out for all"
-        max_documents = arguments.whole("max_documents", max_documents, 1, of=" of documents", fix=all_of_them)
+        max_documents = arguments.whole("max_documents", max_documents, 1, fix=", or leave it out for all")
     if chosen["measure"] not in _MEASURES:
         raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
     runs = ConditionRuns(lens, tasks, ablate, chosen, resample_prompts=resample_prompts, donor=donor)
@@ -117,20 +114,12 @@ def race(
         **runs.record,
     )
     losses = pd.concat([table for course in courses for table in course.losses], ignore_index=True)
-    rows = [
-        {
-            "task": course.task,
-            "metric": course.metric,
-            "condition": str(condition),
-            "layer": condition.layer,
-            "head": condition.head,
-            "decision": races.AT_CHANCE if course.at_chance(alpha) else decision,
-        }
-        for course, decisions in zip(courses, decided, strict=True)
-        for condition, decision in zip(conditions, decisions, strict=True)
-    ]
-    by_condition = losses.groupby(["task", "condition"], sort=False)["loss"].agg(n="size", loss="mean", values=list)
-    found = pd.DataFrame(rows).join(by_condition, on=["task", "condition"])
+    keys = ["task", "condition"]
+    found = losses.groupby(keys, sort=False)["loss"].agg(n="size", loss="mean", values=list)
+    about = [(c.task, c.metric, str(of), of.layer, of.head) for c in courses for of in conditions]
+    found = pd.DataFrame(about, columns=["task", "metric", "condition", "layer", "head"]).join(found, on=keys)
+    at_chance = [[course.at_chance(alpha)] for course in courses]
+    found.insert(5, "decision", np.where(at_chance, races.AT_CHANCE, decided).ravel())
     intervals = [races.anytime_interval(np.array(values), alpha) for values in found.pop("values")]
     found[["ci_low", "ci_high"]] = intervals
     return Race(found.astype({"layer": "Int64", "head": "Int64"}), losses, record)

@@ -37,8 +37,8 @@ from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores, ReasoningScores
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attention_patterns
-from depthlens.experiments.attribution import address, attribute
-from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, engine_of, removal_losses, removed_alone
+from depthlens.experiments.attribution import address
+from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, engine_of, losses, removed_alone
 from depthlens.experiments.measured import made_record, measured
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.experiments.worked_solutions import KINDS, Solution, worked_solutions
@@ -92,22 +92,10 @@ def reasoning_scores(
         raise UserError(f"tasks {', '.join(names)}: none of {len(solved)} {lacking[0]}; take more documents")
     of_method = EXACT if method == EXACT else address(method, 0)
     cache = answers.entry(f"solutions {' '.join(names)}", method=of_method)
-    if method == EXACT:
-        spans = [(c, span) for c, (s, kind) in enumerate(cells) for span in solved[s].spans if span.kind == kind]
-        requests = [solved[cells[c][0]].request(span) for c, span in spans]
-        by_span, clean_by_span = removal_losses(engine_of(lens, chosen, cache), requests, removed)
-        losses, clean = np.zeros((len(cells), *by_span.shape[1:])), np.zeros(len(cells))
-        np.add.at(losses, [c for c, _ in spans], by_span)
-        np.add.at(clean, [c for c, _ in spans], clean_by_span)
-    else:
-        requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
-        progress = chosen["progress"]
-        change, logprobs = attribute(
-            lens, requests, weights=weights, batch_tokens=chosen["batch_tokens"], progress=progress, cache=cache
-        )
-        losses, clean = -change.numpy(), logprobs.numpy()
+    requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
+    lost, clean = losses(engine_of(lens, chosen, cache), requests, method, weights=weights, heads=removed)
     n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
-    losses, clean = losses / n_tokens[:, None, None], clean / n_tokens
+    lost, clean = lost / n_tokens[:, None, None], clean / n_tokens
     index = {cell: i for i, cell in enumerate(cells)}
     rows = {kind: [index[s, kind] for s in of[kind]] for kind in KINDS}
     about = {"documents": [s.doc_hash for s in solved], "n_unclear": sum(s.n_unclear for s in solved)}
@@ -122,9 +110,9 @@ def reasoning_scores(
         return HeadScores.of_cases(f"loss on {name}{suffix}", unit, values, record, tested=True, heads=removed)
 
     both = {kind: [index[s, kind] for s in with_both] for kind in ("computed", "copied")}
-    kinds = {kind: scores(f"{kind} tokens", losses[at]) for kind, at in rows.items()}
-    kinds["contrast"] = scores("computed minus copied tokens", losses[both["computed"]] - losses[both["copied"]])
-    relative = [ratio_cases(losses[at], -clean[at]) for at in both.values()]
+    kinds = {kind: scores(f"{kind} tokens", lost[at]) for kind, at in rows.items()}
+    kinds["contrast"] = scores("computed minus copied tokens", lost[both["computed"]] - lost[both["copied"]])
+    relative = [ratio_cases(lost[at], -clean[at]) for at in both.values()]
     name = "computed minus copied tokens, in units of surprisal"
     kinds["normalised"] = scores(name, relative[0] - relative[1], "")
     return ReasoningScores.of_kinds(kinds, record)
@@ -181,12 +169,14 @@ def attention_at_results(
     solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]
     dims = lens.dims
     shape = dims.n_layers, dims.n_heads, len(SOURCES)
-    values = measured(
-        AnswerStore(chosen["store"], lens).entry(f"results of {' '.join(names)}", method="attention at results"),
+    values, _ = measured(
+        lens,
         [(s.text.tokens, s.question, s.results) for s in solved],
         [f"{head} {source}" for head in dims.head_names for source in SOURCES],
         lambda i: _masses(lens, solved[i]),
-        desc="attention at results",
+        label=f"results of {' '.join(names)}",
+        method="attention at results",
+        store=chosen["store"],
         shape=shape,
         unit="solution",
         progress=chosen["progress"],

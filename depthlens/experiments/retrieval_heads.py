@@ -25,9 +25,9 @@ from depthlens.ablations import BASELINE, Head, heads_condition
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
-from depthlens.experiments.attribution import STEPS, address, attribute
+from depthlens.experiments.attribution import STEPS, address
 from depthlens.experiments.head_detectors import COPY_PASTE, DETECTORS, scores_by_token
-from depthlens.experiments.head_losses import EXACT, engine_of, removal_losses, removed_alone
+from depthlens.experiments.head_losses import EXACT, engine_of, losses, removed_alone
 from depthlens.experiments.measured import made_record
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.models.lens import Lens, one_thread
@@ -127,18 +127,15 @@ def retrieval_scores(
         return HeadScores.of_tokens(detector.label, detector.unit, by_token, record, bounded=not detector.unit)
     requests = [_needle_tokens(n) for n in used]
     name = "loss on needle tokens"
-    if method == EXACT:
-        losses, _ = removal_losses(engine, requests, removed, given_others=given_removed is not None)
-    else:
-        about: dict[str, Any] = {"batch_tokens": chosen["batch_tokens"], "progress": chosen["progress"]}
-        change, _ = attribute(lens, requests, steps=STEPS[method], cache=caches[-1], **about)
-        name, losses = f"{name}, by {method.replace('_', ' ')}", -change.numpy()
+    if method != EXACT:
+        engine, name = engine_of(lens, chosen, caches[-1]), f"{name}, by {method.replace('_', ' ')}"
+    found, _ = losses(engine, requests, method, heads=removed, given_others=given_removed is not None)
     if given_removed is not None and removed:
         source["given_removed"] = [str(heads_condition([head])) for head in removed]
         name = f"{name} after {len(removed) - 1} other heads"
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     record = made_record(lens, answers, caches, method=method, **source)
-    return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=removed)
+    return HeadScores.of_cases(name, "nats", found / n_tokens, record, tested=True, heads=removed)
 
 
 def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:

@@ -168,8 +168,6 @@ def head_sweep(
             raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
         steps = arguments.whole("steps", steps, 1)
     chosen = _layers("layers" if layers is None else layers, lens.dims)
-    if not chosen:
-        raise UserError("layers is empty; name at least one layer, or leave it out for all")
     every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
     ablate = [str(condition) for layer in chosen for condition in every if condition.layer == layer]
     if not ablate:
@@ -179,9 +177,6 @@ def head_sweep(
         result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
         result.record["method"] = method
         return result
-    if resample_prompts is not None and mode != "resample":
-        fix = "leave them out, or use method='exact' and mode='resample'"
-        raise UserError(f"resample_prompts {resample_prompts!r}: {method} puts no prompt in place; {fix}")
     settings = settled(options, measure=ANSWER_LOGPROB)
     refuse_workers(settings, method, ", or use method='exact'")
     for name, value, can in (
@@ -192,10 +187,10 @@ def head_sweep(
         if value not in can:
             raise UserError(f"{name} {value!r}: {method} can do {' and '.join(can)} only; use it, or method='exact'")
     steps = steps or attribution.STEPS[method]
-    runs = ConditionRuns(lens, tasks, ablate, settings)
+    runs = ConditionRuns(lens, tasks, ablate, settings, resample_prompts=resample_prompts)
     runs.record |= {"method": method} | ({"steps": steps} if steps else {})
     how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "progress": settings["progress"]}
-    how |= {"mode": mode, "steps": steps, "layers": chosen, "n_in_layer": len(ablate) // len(chosen)}
+    how |= {"steps": steps, "layers": chosen, "n_in_layer": len(ablate) // len(chosen)}
     return runs.result(partial(_estimated, runs, of_method=attribution.address(method, steps, mode), **how))
 
 

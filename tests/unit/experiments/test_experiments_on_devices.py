@@ -26,7 +26,7 @@ def devices(monkeypatch):
 
 def by_means(lens):
     means = measure_means(lens, [[*TOKENS, *TOKENS[:2]]], "one text")
-    return {"mode": "mean", "means": lambda: means}
+    return {"means": lambda: means}
 
 
 MEASURES = {

@@ -136,7 +136,6 @@ def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
     assert told == [("", 0, 12), ("", 4, 10), ("[1:]", 0, 10), ("@mean", 0, 10)]
     assert set(curves[0].tests["metric"]) == {"acc", "answer_logprob"}
     for wrong, said in (
-        ({"seeds": []}, "no seeds"),
         ({"ablate": ["heads"]}, "unknown view 'heads'"),
         ({"seed": 1}, "'seed'"),
     ):

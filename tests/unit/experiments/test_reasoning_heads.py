@@ -9,7 +9,6 @@ from by_hand import attentions, logprobs
 from scipy import stats as sps
 
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.errors import UserError
 from depthlens.experiments import worked_solutions
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.reasoning_heads import (
@@ -74,8 +73,6 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
     for solution, of_whole in zip(solved, whole.numpy(), strict=True):
         requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
         assert np.allclose(attribute(lens, requests, weights=weights)[0].numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
-    with pytest.raises(UserError, match="weights do not fit"):
-        attribute(lens, [solved[0].text.request], weights=[[1.0]])
 
 
 def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning, solved):
