@@ -113,8 +113,8 @@ class Measured:
     def of(self, conditions: Sequence[str], documents: Sequence[str]) -> Measured:
         """The same with some conditions and documents, in the order that is given."""
         at = pd.Index(self.losses["condition"]).get_indexer(pd.Index(conditions))
-        scores = self.scores.of_documents(pd.Index(self.scores.documents).get_indexer(pd.Index(documents)).tolist())
-        scores = replace(scores, values=scores.values[:, at], layers=scores.layers[at])
+        rows = pd.Index(self.scores.documents).get_indexer(pd.Index(documents))
+        scores = self.scores.of(documents=rows.tolist(), conditions=at)
         return replace(self, scores=scores, losses=self.losses.iloc[at].reset_index(drop=True))
 
 

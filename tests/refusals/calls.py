@@ -128,7 +128,7 @@ HEADS = [
     (race(measure="both"), "measure 'both': a race judges one score"),
     (retrieval(method="guess"), "unknown method 'guess'; allowed: copy_paste, query_to_gold, write_aware, "),
     (retrieval(heads=[(0, 0)]), "heads with method 'copy_paste': only 'exact' removes heads"),
-    (retrieval(heads=[], method="exact"), "heads names 0 heads; give at least one"),
+    (retrieval(heads=[], method="exact"), "heads names 0 heads; give at least 1"),
     *((retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads as") for x in (3, ["L1.H1"], [(0, -1)])),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
     (retrieval(given_removed=[(0, 0)], method="exact"), "given_removed names 1 heads; give at least 2"),
@@ -161,7 +161,6 @@ HEADS = [
     (lambda e: head_lists.head_overlap([(0, 0), (0, 1)], [(1, 0)], [1, 5]), "a list has 2 heads of layer 0, which has"),
     (lambda e: head_lists.head_overlap([(0, 0)], [(2, 0)], [3, 3]), "layer 2 does not exist; 2 layers are given"),
     (lambda e: head_lists.head_overlap([(0, 0)], [(0, 0)]), "two scores and k, or two lists and the number of heads"),
-    (lambda e: dl.detector_agreement({"a": e.scores}), "give two or more"),
     (
         lambda e: dl.detector_agreement({"a": e.scores, "b": e.scores}, k=24),
         "k 24: give a whole number from 1 to 23 (24 heads have",
