@@ -83,8 +83,6 @@ def _options(
 
 
 app.command()(experiments.sweep)
-app.command("plan")(experiments.plan)
-app.command()(experiments.race)
 
 
 @app.command(cls=_RunCommand)

@@ -14,9 +14,9 @@ import numpy as np
 from made_results import profile
 
 from depthlens.analysis import stats
-from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.means import Mean, mean
 from depthlens.analysis.recovery import recovered_share
+from depthlens.analysis.scores import Scores
 
 N_LAYERS, LARGE = 12, 100_000
 DAMAGE = np.array([0.7, 0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3])  # by layer: of the right answers
@@ -24,21 +24,21 @@ FIRST = (np.arange(N_LAYERS) < 4).astype(float)
 Rng = np.random.Generator
 
 
-def right_and_wrong(rng: Rng, n: int, damage: np.ndarray = DAMAGE, base: float = 0.9) -> Profile:
+def right_and_wrong(rng: Rng, n: int, damage: np.ndarray = DAMAGE, base: float = 0.9) -> Scores:
     """Choices among four options, some of which are easy under every condition."""
     right, fragile = (rng.random(n) < base).astype(float), 3 * rng.beta(1, 2, n)[:, None]
     broken = rng.random((n, N_LAYERS)) < np.minimum(1, fragile * damage)
     return profile(right, np.where(broken, rng.random((n, N_LAYERS)) < 0.25, right[:, None]), 0.25)
 
 
-def probabilities(rng: Rng, n: int) -> Profile:
+def probabilities(rng: Rng, n: int) -> Scores:
     """Probabilities of the right answer; a few fragile documents lose most."""
     base = rng.beta(4, 1, n)
     kept = np.exp(-DAMAGE * np.exp(rng.standard_normal((n, 1)) + rng.standard_normal((n, N_LAYERS)) - 0.5))
     return profile(base, base[:, None] * kept, 0.0)
 
 
-def nats(rng: Rng, n: int) -> Profile:
+def nats(rng: Rng, n: int) -> Scores:
     """Log-likelihoods; a third of the documents lose nothing at a layer."""
     base = -rng.gamma(2, 1, n)
     size = np.exp(0.5 * rng.standard_normal((n, 1)) + 0.6 * rng.standard_normal((n, N_LAYERS)))
@@ -46,7 +46,7 @@ def nats(rng: Rng, n: int) -> Profile:
     return profile(base, base[:, None] - loss, None, metric="answer_logprob")
 
 
-def of_subjects(rng: Rng, n: int) -> Profile:
+def of_subjects(rng: Rng, n: int) -> Scores:
     """`right_and_wrong` of n subjects of 5 to 15 documents, which are easy or hard for the model as a whole."""
     subjects = np.repeat(np.arange(n), rng.integers(5, 16, n))
     found = right_and_wrong(rng, len(subjects))

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
-from depthlens.analysis.layer_profiles import Profile
 from depthlens.analysis.means import mean
 from depthlens.analysis.removal_contrasts import Costs
+from depthlens.analysis.scores import Scores
 from depthlens.claims import heads
 from depthlens.claims.claims import recovered
 from depthlens.claims.evidence import Evidence
@@ -141,10 +141,10 @@ def _profile(task, model, asked, units, repeats, written, kind, base, values, br
     nats = kind == "nats"
     again = [np.repeat(x, repeats, axis=0) if x is not None else None for x in (base, values, broken)]
     at_chance = stats.baseline(base, chance, True, np.asarray(units))[-1] if not nats else False
-    return Profile(
+    return Scores(
         model=model, task=task, metric="token_logprob" if nats else "acc", label=task, values=again[1], base=again[0],
         layers=np.arange(values.shape[1]), documents=tuple(f"{name}#{i}" for name in asked for i in range(repeats)),
-        n_layers=values.shape[1], floor=None if nats else chance, binary=not nats, at_chance=bool(at_chance), sign=1.0,
+        n_layers=values.shape[1], floor=None if nats else chance, at_chance=bool(at_chance), sign=1.0,
         units=tuple(np.repeat(units, repeats)), broken=again[2],
     )  # fmt: skip
 

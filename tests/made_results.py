@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import stats
 from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.layer_profiles import Profile, broken_condition
 from depthlens.analysis.races import Race
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis.scores import Scores, broken_condition
 
 if TYPE_CHECKING:
     from depthlens.claims import Verdicts
@@ -130,20 +129,21 @@ def tokens(losses: Mapping[str, np.ndarray], *, n=150, model="m") -> Result:
     return concat([nats(x, task=t, seed=i, n_layers=len(x), **options) for i, (t, x) in enumerate(losses.items())])
 
 
-def profile(base, values, floor: float | None, **fields) -> Profile:
+def profile(base, values, floor: float | None, **fields) -> Scores:
     """A layer profile without the result around it."""
     n, n_layers = values.shape
     own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
-    own |= {"binary": stats.is_binary(np.append(values, base)), "documents": tuple(map(str, range(n)))}
+    own["documents"] = tuple(map(str, range(n)))
     own |= {"units": fields.get("documents", own["documents"])}
-    return Profile(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
+    return Scores(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
 
 
 def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:
     """Scores of heads [layer, head] without intervals; ``model``: what the record says of it."""
-    return HeadScores(
-        name, unit, np.asarray(values, dtype=float), None, None, n, critical, {"model": {"name": "m"} | model}
-    )
+    values = np.asarray(values, dtype=float)
+    measured = pd.DataFrame(list(np.ndindex(values.shape)), columns=["layer", "head"]).assign(value=values.ravel())
+    told = measured if critical is None else measured.assign(critical=critical.ravel())
+    return HeadScores.of_heads(name, unit, told, values.shape, n, {"model": {"name": "m"} | model})
 
 
 def race(decisions: Sequence[str]) -> Race:

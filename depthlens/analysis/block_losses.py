@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.betting import log_capital, log_gains
-from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import Profile, profile_of
+from depthlens.analysis.races import log_capital, log_gains
+from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
+from depthlens.analysis.words import bounds
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
+COLUMNS = [
+    *GROUP, "n", "n_blocks", "largest", "condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted",
+    "margin", "unit", "proven", "at_chance",
+]  # fmt: skip
 MARGIN = 0.05  # of the score above chance, or of the metric's unit
 
 
@@ -26,27 +29,27 @@ def block_table(result: Result) -> pd.DataFrame:
     """The summary of a block sweep by place and size.
 
     Returns:
-        Rows of ``result.summary`` that are contiguous blocks, with ``start``, ``size`` and ``loss`` (positive = worse).
+        Rows of ``result.summary`` that are contiguous blocks, with ``start``, ``size``, ``loss`` (positive = worse) and
+        ``critical``.
 
     Raises:
         UserError: the result has no block.
     """
     arguments.result(result)
-    rows = result.losses()[[*SUMMARY_COLUMNS, "loss"]]
-    layers = rows["condition"].str.extract(r"^L(?P<start>\d+)(?:-(?P<last>\d+))?$").astype("Int64")
-    rows.insert(len(SUMMARY_COLUMNS), "start", layers["start"])
-    rows.insert(len(SUMMARY_COLUMNS) + 1, "size", layers["last"].fillna(layers["start"]) - layers["start"] + 1)
-    rows = rows[rows["start"].notna()].reset_index(drop=True)
+    rows = result.losses()
+    layers = rows["condition"].str.extract(r"^L(\d+)(?:-(\d+))?$").astype("Int64")
+    rows = rows.assign(start=layers[0], size=layers[1].fillna(layers[0]) - layers[0] + 1)[layers[0].notna()]
     if rows.empty:
         raise UserError("the result has no blocks of layers; make it with block_sweep or ablate='blocks:N'")
-    return rows.astype({"start": "int64", "size": "int64"})
+    rows = rows.reset_index(drop=True).astype({"start": "int64", "size": "int64"})
+    return rows[[*SUMMARY_COLUMNS, "start", "size", "loss", "critical"]]
 
 
 def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     """The largest block whose loss is *shown to be under* a margin, for each task and metric.
 
     That a loss is not significant does not show that it is small: with few documents no loss is. Each block is tested
-    against the margin instead, by betting on margin minus loss (`depthlens.analysis.betting`; p-values times the number
+    against the margin instead, by betting on margin minus loss (`depthlens.analysis.races`; p-values times the number
     of blocks). Sign flips and Student's t would call a loss small that a few documents happen not to show. Losses in
     nats are at most 1 a document.
 
@@ -63,33 +66,27 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
         the least loss.
 
     Raises:
-        UserError: the result has no block, or the margin is not above 0.
+        UserError: the result has no block, or the margin is below 0.
     """
     table = block_table(result)
-    if not (isinstance(margin, int | float) and 0 < margin < math.inf):
-        raise UserError(f"margin {margin!r} is not above 0; give the loss that would be small enough")
-    found = []
+    margin, found = arguments.number("margin", margin, 0), []
     for base in result.baselines.itertuples():
-        rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)].copy()
+        rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)]
         info = result.metric_info(base.task, base.metric)
-        profile = profile_of(result, base, "", list(rows["condition"]), np.zeros(len(rows)))
+        profile = scores_of(result, base, "", list(rows["condition"]), np.zeros(len(rows)))
         room, unit = np.ones(len(profile.base)), metric_unit(base.metric) or f"of {base.metric}"
         if info["chance"] is not None:
             room, unit = profile.base - profile.sign * info["chance"], "of the score above chance"
         p = _not_under(profile, margin * room) if room.mean() > 0 and not base.at_chance else np.ones(len(rows))
-        rows["p_adjusted_margin"], rows["delta"] = p, rows["bounded"]
-        shown = rows[p < ALPHA].sort_values(["size", "loss"], ascending=[False, True], kind="stable")
-        columns = ["condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted_margin"]
-        best = dict(zip(columns, shown[columns].iloc[0], strict=True)) if len(shown) else dict.fromkeys(columns)
-        best["p_adjusted"] = best.pop("p_adjusted_margin")
-        proven = int(((rows["p_adjusted"] < ALPHA) & (rows["loss"] > 0)).sum())
-        where = {"model": base.model, "task": base.task, "metric": base.metric, "n": base.n, "n_blocks": len(rows)}
-        rest = {"margin": margin, "unit": unit, "proven": proven, "at_chance": base.at_chance}
-        found.append(where | {"largest": int(rows["size"].max())} | best | rest)
-    return pd.DataFrame(found).astype({"size": "Int64"})
+        shown = rows.assign(p_adjusted=p, delta=rows["bounded"])[p < ALPHA]
+        best = shown.sort_values(["size", "loss"], ascending=[False, True], kind="stable").head(1).to_dict("records")
+        of_all = {"n": base.n, "n_blocks": len(rows), "largest": rows["size"].max(), "proven": rows["critical"].sum()}
+        of_all |= {"margin": margin, "unit": unit, "at_chance": base.at_chance}
+        found.append({"model": base.model, "task": base.task, "metric": base.metric} | (best or [{}])[0] | of_all)
+    return pd.DataFrame(found, columns=COLUMNS).astype({"size": "Int64"})
 
 
-def _not_under(profile: Profile, margin: np.ndarray) -> np.ndarray:
+def _not_under(profile: Scores, margin: np.ndarray) -> np.ndarray:
     """P-value of each condition, corrected for their number, that its loss is not under the margin.
 
     Args:
@@ -112,12 +109,9 @@ def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
             lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
         elif pd.isna(row.size):
             tried = f"none of {row.n_blocks} blocks of up to {row.largest} layers is shown to cost {limit}"
-            costly = f"{row.proven} of them" if row.proven else "none"
-            lines.append(f"{name}: {tried}, and {costly} to cost anything (n = {row.n}).")
+            lines.append(f"{name}: {tried}, and {row.proven or 'none'} of them to cost anything (n = {row.n}).")
         else:
-            size = f"{row.size} layers; up to {row.largest} were tried"
-            lines.append(
-                f"{name}: the largest block that is shown to cost {limit} is **{row.condition}** ({size}): "
-                f"{row.delta:+.2g} {bounds(row.ci_low, row.ci_high, '+.2g')}, n = {row.n}."
-            )
+            block = f"**{row.condition}** ({row.size} layers; up to {row.largest} were tried)"
+            amount = f"{row.delta:+.2g} {bounds(row.ci_low, row.ci_high, '+.2g')}, n = {row.n}"
+            lines.append(f"{name}: the largest block that is shown to cost {limit} is {block}: {amount}.")
     return lines

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.interval_text import bounds
+from depthlens.analysis.findings import Finding
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Saveable
 from depthlens.analysis.stats import BASELINE, changes
+from depthlens.analysis.words import bounds
 
 Tried = tuple[np.ndarray, dict[int, np.ndarray]]  # scores [document] of the whole model, and without each layer left
 
@@ -36,7 +36,7 @@ def halves(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Greedy(Saveable):
+class Greedy(Finding):
     """Layers that were removed one after another.
 
     Attributes:
@@ -50,8 +50,6 @@ class Greedy(Saveable):
     """
 
     RECORD: ClassVar[str] = "greedy.json"
-    INSIDE: ClassVar[type[Saveable] | None] = Result
-    OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
 
     steps: pd.DataFrame
     result: Result
@@ -70,32 +68,26 @@ class Greedy(Saveable):
         The first two need the whole 95% interval of the loss on that side. In simulations where the layers that went
         cost as much as the tolerance or more, at most 2.5% of verdicts were ``within``.
         """
+        sign, tolerance = -1 if self.record.get("higher_is_better", True) else 1, self.record["tolerance"]
         last = self.steps[self.steps["within"]].iloc[-1]
-        if not self.removed:
-            return "within"
-        better = self.record.get("higher_is_better", True)
-        low, high = (-last["ci_high"], -last["ci_low"]) if better else (last["ci_low"], last["ci_high"])
-        tolerance = self.record["tolerance"]
-        return "within" if high <= tolerance else "beyond" if low > tolerance else "open"
+        low, high = sorted(sign * last[["ci_low", "ci_high"]])
+        return "within" if high <= tolerance or not self.removed else "beyond" if low > tolerance else "open"
 
-    def __repr__(self) -> str:
-        return "\n".join([*self.describe(), self.steps.to_string(index=False)])
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the sentence and the steps."""
+        return self.describe()[0], self.steps, []
 
     def describe(self) -> list[str]:
         """How many layers one half of the documents let go, and what that costs on the other: one sentence."""
         last = self.steps[self.steps["within"]].iloc[-1]
-        n, of, task = len(self.removed), self.record["n_layers"], self.record["task"]
-        tolerance = f"{self.record['tolerance']:g}"
-        if not n:
+        task, tolerance = "{task} ({metric})".format_map(self.record), f"{self.record['tolerance']:g}"
+        if not self.removed:
             return [f"{task}: no layer can go within {tolerance} ({self.stopped})."]
+        what = f"one half of the documents lets **{len(self.removed)} of {self.record['n_layers']}** layers go"
+        shown = {"within": "shown within", "beyond": "shown beyond", "open": "not shown within or beyond"}
+        said = f"on the other half that is {shown[self.verdict]} {tolerance} of the whole model"
         interval = f"{last.delta:+.2g} {bounds(last.ci_low, last.ci_high, '+.2g')}, n = {last.n}"
-        said = {
-            "within": f"shown to be within {tolerance} of the whole model",
-            "beyond": f"shown to be more than {tolerance} from the whole model",
-            "open": f"not shown to be within {tolerance} of the whole model, nor beyond",
-        }
-        what = f"{task} ({self.record['metric']}): one half of the documents lets **{n} of {of}** layers go"
-        return [f"{what} ({last.removed}); on the other half that is {said[self.verdict]}: {interval}; {self.stopped}."]
+        return [f"{task}: {what} ({last.removed}); {said}: {interval}; {self.stopped}."]
 
 
 def follow(
@@ -132,9 +124,6 @@ def follow(
 def _step(
     metric: str, layer: int | None, base: np.ndarray, values: np.ndarray, choose: list[int], judge: list[int]
 ) -> dict[str, Any]:
-    change = changes(metric, (values - base)[judge])
-    delta, low, high, p = (float(x) for x in (change.value, *change.interval(), change.p()))
-    chosen = float((values - base)[choose].mean())
-    row = {"step": 0, "layer": layer, "removed": BASELINE, "value": float(values[judge].mean())}
-    row |= {"delta": delta, "ci_low": low, "ci_high": high, "p_value": p, "n": len(judge)}
-    return row | {"chosen_by": chosen}
+    row = {"step": 0, "layer": layer, "removed": BASELINE, "value": values[judge].mean()}
+    row |= changes(metric, (values - base)[judge]).columns("delta")
+    return row | {"n": len(judge), "chosen_by": float((values - base)[choose].mean())}

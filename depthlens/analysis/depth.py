@@ -1,4 +1,4 @@
-"""What a layer sweep says about depth: losses by depth third, centres of mass, agreement of two tasks' profiles.
+"""What a layer sweep says about depth: critical conditions, losses by depth third, centres of mass, and sites.
 
 Intervals and p-values are of `depthlens.analysis.means`: tasks that ask the same questions are paired by question. A
 share or a centre of mass needs 100 units (questions; subjects of a group). Tasks at chance are left out, because they
@@ -29,23 +29,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, Profile, labels, paired_profiles, profile_of, profiles
-from depthlens.analysis.means import Mean, max_t
-from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
-from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import DescribedTable, record_of
-from depthlens.errors import unknown
-from depthlens.metrics import metric_unit
+from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.means import Mean
+from depthlens.analysis.scores import THIRDS, Scores, labels, layer_scores
+from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.words import bounds
+from depthlens.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 SCALES = ("score", "above_chance", "importance")
-ABOVE_FLOOR = "of the score above the floor"
+SITES = ("attn", "mlp")
+INTERVAL = ["ci_low", "ci_high"]
 
 
-def third_losses(profile: Profile, scale: str) -> Mean:
+def third_losses(scores: Scores, scale: str) -> Mean:
     """Loss in each depth third on one of `SCALES`. Shape [3].
 
     Raises:
@@ -53,11 +52,11 @@ def third_losses(profile: Profile, scale: str) -> Mean:
     """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
-    inside = (profile.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
+    inside = (scores.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
     if scale == "importance":
-        return profile.share(inside)
+        return scores.share(inside)
     weights = inside / inside.sum(0)
-    return profile.mean_loss(weights) if scale == "score" else profile.relative_loss(weights)
+    return scores.mean_loss(weights) if scale == "score" else scores.relative_loss(weights)
 
 
 def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFrame:
@@ -73,27 +72,16 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
     Raises:
         UserError: the result has no single-layer conditions, or the scale does not fit a metric.
     """
-    rows = []
-    for profile in profiles(result):
-        if not profile.unusable(scale):
-            found = third_losses(profile, scale)
-            rows += [(profile.label, *row) for row in zip(THIRDS, found.value, *found.interval(), strict=True)]
-    return pd.DataFrame(rows, columns=["task", "third", "loss", "ci_low", "ci_high"])
-
-
-def describe_first_third(result: Result) -> list[str]:
-    """One sentence a task: how much of its losses the first third of the layers holds (claim C3)."""
-    shares = loss_by_third(result, scale="importance")
-    lines = []
-    for row in shares[shares["third"] == THIRDS[0]].itertuples():
-        amount = f"**{row.loss:.0%}** [{row.ci_low:.0%}, {row.ci_high:.0%}]"
-        side = "more than half" if row.ci_low > 0.5 else "less than half" if row.ci_high < 0.5 else "not provably half"
-        lines.append(f"{row.task}: the first third of the layers holds {amount} of its losses, {side}.")
-    return lines
+    tables = [pd.DataFrame(columns=["task", "third", "loss", *INTERVAL])]
+    for scores in layer_scores(result):
+        if not scores.unusable(scale):
+            found = third_losses(scores, scale).columns("loss")
+            tables.append(pd.DataFrame({"task": scores.label, "third": THIRDS, **found}))
+    return pd.concat(tables[1:] or tables, ignore_index=True)[list(tables[0])]
 
 
 def centre_of_mass(result: Result) -> DescribedTable:
-    """How deep a task's losses are: the centre of mass of every task's profile, as a share of the model's depth.
+    """How deep a task's losses are: the centre of mass of its losses over depth, as a share of the model's depth.
 
     docs/methods.md has how often the interval covers the truth in simulations, which `benchmarks/coverage.py` repeats.
 
@@ -107,81 +95,66 @@ def centre_of_mass(result: Result) -> DescribedTable:
     Raises:
         UserError: the result has no single-layer conditions.
     """
-    rows, lines = [], []
-    for profile in profiles(result):
-        n = len(profile.documents)
-        if profile.unplaced:
-            rows.append((profile.label, n, np.nan, np.nan, np.nan, profile.unplaced))
-            lines.append(f"{profile.label}: {profile.unplaced}, cannot judge (n = {n}).")
-            continue
-        value, low, high = (float(x) for x in (profile.centre.value, *profile.centre.interval()))
-        rows.append((profile.label, n, value, low, high, ""))
-        place = f"**{value:.2f}** {bounds(low, high)} of the model's depth (n = {n})"
-        lines.append(f"{profile.label}: its losses centre at {place}.")
-    for row in centre_differences(result).itertuples():
-        gap = f"{row.difference:+.3f} {bounds(row.ci_low, row.ci_high, '+.3f')} of depth"
-        if row.ci_low > 0 or row.ci_high < 0:
-            side = "deeper" if row.difference > 0 else "less deep"
-            lines.append(f"The losses of {row.task} are **{side}** than those of {row.other}: {gap}.")
+    rows, lines, every = [], [], layer_scores(result)
+    for scores in every:
+        row = {"task": scores.label, "n": len(scores.documents), "unplaced": scores.unplaced}
+        if scores.unplaced:
+            said = "{unplaced}, cannot judge (n = {n})"
         else:
-            lines.append(f"The losses of {row.task} and of {row.other} are not proven to differ in depth: {gap}.")
-    table = pd.DataFrame(rows, columns=["task", "n", "centre", "ci_low", "ci_high", "unplaced"])
+            row |= scores.centre.columns("centre")
+            said = "its losses centre at **{centre:.2f}** [{ci_low:.2f}, {ci_high:.2f}] of the model's depth (n = {n})"
+        rows.append(row)
+        lines.append(f"{scores.label}: {said.format_map(row)}.")
+    for a, b in itertools.combinations([scores for scores in every if not scores.unplaced], 2):
+        gap = a.centre - b.centre
+        low, high = gap.interval()
+        side = "" if low <= 0 <= high else "**deeper** than" if gap.value > 0 else "**less deep** than"
+        side = side or "not proven to be deeper or less deep than"
+        amount = f"{gap.value:+.3f} {bounds(low, high, '+.3f')} of depth"
+        lines.append(f"The losses of {a.label} are {side} those of {b.label}: {amount}.")
+    table = pd.DataFrame(rows, columns=["task", "n", "centre", *INTERVAL, "unplaced"])
     return DescribedTable(table, lines, record_of("centre_of_mass", result))
 
 
-def centre_differences(result: Result) -> pd.DataFrame:
-    """How much deeper the losses of one task are than those of another, for every two tasks with a centre of mass.
+def site_losses(result: Result) -> DescribedTable:
+    """How much of what single sublayers cost is attention's: by third of the layers and in all.
 
-    Returns:
-        One row a pair: task, other, difference (task minus other, as a share of depth), ci_low, ci_high.
-
-    Raises:
-        UserError: see `centre_of_mass`.
-    """
-    rows = []
-    for a, b in itertools.combinations([p for p in profiles(result) if not p.unplaced], 2):
-        gap = a.centre - b.centre
-        rows.append((a.label, b.label, *(float(x) for x in (gap.value, *gap.interval()))))
-    return pd.DataFrame(rows, columns=["task", "other", "difference", "ci_low", "ci_high"])
-
-
-def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0) -> DescribedTable:
-    """Whether two layer profiles rank the layers alike: every two tasks of a model, or every task of two models.
-
-    Noise pulls the correlation towards zero, so it is to be read against its ceiling; see
-    `depthlens.analysis.rank_correlations` for this and for the p-value. That a base model and
-    its fine-tuned one rank the layers alike is what Nepal et al. 2025 (arXiv 2506.22638) found.
+    The share is summed losses of attention over those of attention and MLPs.
 
     Args:
-        result: A layer sweep.
-        other: A layer sweep of another model with the same tasks and documents; each task is then compared with itself.
-        seed: Of the halves.
+        result: A sweep of ``attn`` and ``mlp`` with one metric a task.
 
     Returns:
-        One row a pair that can be judged: task, other (both with the model where there are two), and the columns of
-        `depthlens.analysis.rank_correlations`. It is described by one sentence a pair.
+        One row a task that can be judged and third (and ``all``): task, third, attn and mlp (losses summed over layers,
+        means over documents), share, ci_low, ci_high. No share of fewer than 100 units, or where the losses are not
+        shown to add up to more than 0. It is described by one sentence a task.
 
     Raises:
-        UserError: see `loss_by_third`; fewer than three layers; or two sweeps that do not match.
+        UserError: the result lacks one of the two sites.
     """
-    if other is None:
-        usable = [(p, p.label) for p in profiles(result) if not p.at_chance]
-        pairs = list(itertools.combinations(usable, 2))
-    else:
-        models = paired_profiles(result, other)
-        usable_pairs = [pair for pair in models if not (pair[0].at_chance or pair[1].at_chance)]
-        pairs = [((a, f"{a.label} of {a.model}"), (b, f"{b.label} of {b.model}")) for a, b in usable_pairs]
+    names = [c for c in result.docs["condition"].unique() if c != BASELINE]
+    of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
+    if missing := [site for site, conditions in of_site.items() if not conditions]:
+        raise UserError(f"the result removes no {missing[0]}; sweep with ablate='attn,mlp'")
     rows, lines = [], []
-    for (a, name), (b, rival) in pairs:
-        shared = np.intersect1d(a.layers, b.layers)
-        first, second = (p.loss[:, np.isin(p.layers, shared)] for p in (a, b))
-        found = correlate(first, second, shared, seed=seed)
-        rows.append((name, rival, *found.row()))
-        lines.append(f"Layers by {name} and by {rival}: {in_words(found)}.")
-    lines = lines or ["Fewer than two profiles can be judged, so no two can be compared."]
-    results = [result] if other is None else [result, other]
-    table = pd.DataFrame(rows, columns=["task", "other", *COLUMNS])
-    return DescribedTable(table, lines, record_of("rank_agreement", *results, seed_of_halves=seed))
+    for attn, mlp in zip(*(layer_scores(result.select(conditions=of_site[site])) for site in SITES), strict=True):
+        if attn.at_chance:
+            continue
+        both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])
+        of_attn = np.arange(len(both.layers)) < len(attn.layers)
+        for i, third in enumerate([*THIRDS, "all"]):
+            inside = (both.thirds == i) | (third == "all")
+            part, weights = both.of(conditions=inside), of_attn[inside].astype(float)
+            losses = part.loss.mean(0)
+            row = {"task": attn.label, "third": third, "attn": losses @ weights, "mlp": losses @ (1 - weights)}
+            rows.append(row | ({} if part.unplaced else part.share(weights).columns("share")))
+        if both.unplaced:
+            lines.append(f"{attn.label}: {both.unplaced}, cannot judge what attention's share is.")
+        else:
+            amount = "**{share:.0%}** [{ci_low:.0%}, {ci_high:.0%}]".format_map(rows[-1])
+            lines.append(f"{attn.label}: attention holds {amount} of what single sublayers cost, MLPs the rest.")
+    table = pd.DataFrame(rows, columns=["task", "third", "attn", "mlp", "share", *INTERVAL])
+    return DescribedTable(table, lines, record_of("site_losses", result))
 
 
 def critical_by_task(result: Result) -> dict[str, list[str]]:
@@ -189,85 +162,14 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
 
     The keys have the metric's name where a task has several.
     """
-    names = labels(result)
-    pairs = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}
-    critical: dict[str, list[str]] = {name: [] for pair, name in names.items() if pair in pairs}
-    if pairs:
-        for row in result.select_pairs(pairs).critical().itertuples():
-            critical[names[row.task, row.metric]].append(row.condition)
-    return critical
-
-
-def critical_overlap(result: Result) -> DescribedTable:
-    """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
-
-    That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
-    losses is tested instead, by step-down maxT over all conditions that both tasks have: of relative losses, ``loss /
-    (baseline - floor)``, where both tasks have a floor, and in the metric's own unit where both have the same metric
-    without one. The floor is what a broken model scores: chance among options, 0 for a written answer. Where the two
-    differ, a difference has to show with the lower one for both, too: else equal answers would differ by their floors.
-
-    Args:
-        result: A sweep.
-
-    Returns:
-        In `table` one row a pair of tasks that can be judged: task, other, both (critical under both), more_task and
-        more_other (shown to cost more there, and critical there), not_shown (critical under one alone, but no
-        difference is shown), scale (what was compared; "" where the losses have no common scale, and no difference can
-        be shown).
-        Conditions are texts, ``none`` if empty. `describe` begins with the pair that differs most.
-    """
-
-    def text(conditions: list[str]) -> str:
-        return ", ".join(conditions) or "none"
-
-    rows, counts, lines = [], [], []
-    pairs = {label: pair for pair, label in labels(result).items()}
-    for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
-        more, less, scale = _shown_differences(result, pairs[task], pairs[other])
-        more_task, more_other = [c for c in a if c in more], [c for c in b if c in less]
-        alone = [*(c for c in a if c not in b), *(c for c in b if c not in a)]
-        not_shown = [c for c in alone if c not in more_task and c not in more_other]
-        both = [c for c in a if c in b]
-        rows.append((task, other, *map(text, (both, more_task, more_other, not_shown)), scale))
-        side = (more_task, task, other) if len(more_task) >= len(more_other) else (more_other, other, task)
-        counts.append((len(more_task) + len(more_other), *side))
-        lines.append(
-            f"Critical under both {task} and {other}: {text(both)}; shown to cost more under {task}: "
-            f"{text(more_task)}; under {other}: {text(more_other)}; critical under one, but not shown to differ: "
-            + text(not_shown)
-            + (f" (losses as shares {scale})." if scale == ABOVE_FLOOR else ".")
-        )
-    if counts:
-        n, most, task, other = max(counts, key=lambda count: count[0])
-        rest = f", and {n - len(most)} under {other}" if n > len(most) else ""
-        shown = f"**{len(most)} {removed_parts(most)}** are shown to cost more under {task} than under {other}"
-        nothing = "No condition is shown to cost more under one of the tasks than under another."
-        lines.insert(0, f"{shown} ({text(most)}){rest}." if n else nothing)
-    table = pd.DataFrame(rows, columns=["task", "other", "both", "more_task", "more_other", "not_shown", "scale"])
-    lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
-    return DescribedTable(table, lines, record_of("critical_overlap", result))
-
-
-def _shown_differences(
-    result: Result, first: tuple[str, str], second: tuple[str, str]
-) -> tuple[list[str], list[str], str]:
-    """Conditions that cost more under the first of two (task, metric), those under the second, and the scale."""
-    of = [result.document_losses(*pair) for pair in (first, second)]
-    names = [name for name in of[0] if name in of[1]]
-    rows = {(row.task, row.metric): row for row in result.baselines.itertuples()}
-    a, b = (profile_of(result, rows[pair], "", names, np.zeros(len(names))) for pair in (first, second))
-    if a.floor is not None and b.floor is not None:
-        scale, lower = ABOVE_FLOOR, min(a.floor, b.floor)
-        floors = dict.fromkeys([(a.floor, b.floor), (lower, lower)])
-        gaps = [replace(a, floor=x).relative_loss() - replace(b, floor=y).relative_loss() for x, y in floors]
-    elif a.metric == b.metric:
-        scale, gaps = metric_unit(a.metric) or f"of {a.metric}", [a.mean_loss() - b.mean_loss()]
-    else:
-        return [], [], ""
-    sides = np.array([np.where(max_t(gap) < ALPHA, np.sign(gap.value), 0) for gap in gaps])  # [floors, condition]
-    more, less = ([names[i] for i in np.flatnonzero((sides == side).all(0))] for side in (1, -1))
-    return more, less, scale
+    names, losses = labels(result), result.losses()
+    judged = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}
+    keys = pd.MultiIndex.from_frame(losses[["task", "metric"]])
+    return {
+        name: list(losses.loc[losses["critical"] & (keys == pair), "condition"])
+        for pair, name in names.items()
+        if pair in judged
+    }
 
 
 def describe_critical(result: Result) -> list[str]:
@@ -280,8 +182,7 @@ def describe_critical(result: Result) -> list[str]:
         if row.at_chance:
             sentences.append(f"{label}: at chance, cannot judge ({score}).")
             continue
-        conditions = critical[label]
-        every = list(losses.loc[losses["task"] == row.task, "condition"].unique())
+        conditions, every = critical[label], list(losses.loc[losses["task"] == row.task, "condition"].unique())
         rest = [c for c in every if c not in conditions]
         which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(conditions) / 4 else ", ".join(conditions) or "none"
         count = f"**{len(conditions)} of {len(every)}** {removed_parts(every)} proved critical ({which})"

@@ -11,7 +11,9 @@ DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "respon
 PARSED = "parsed"  # whether a written answer could be read; may be left out where it is not known
 COMPLETE = "complete"  # whether a written answer ended before it had as many tokens as were allowed; NA elsewhere
 _OPTIONAL = (PARSED, COMPLETE)
-_DTYPES = {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
+_TEXTS = (*GROUP, "condition", "response")
+_DTYPES = dict.fromkeys(_TEXTS, "str") | dict.fromkeys(_OPTIONAL, "boolean")
+_DTYPES |= {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
 
 
 def normalise(docs: pd.DataFrame) -> pd.DataFrame:
@@ -20,20 +22,15 @@ def normalise(docs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: a column is missing or unknown, has an empty cell, or is of the wrong type.
     """
-    missing = [c for c in DOCS_COLUMNS if c not in docs.columns]
-    extra = [str(c) for c in docs.columns if c not in (*DOCS_COLUMNS, *_OPTIONAL)]
-    if missing or extra:
-        fault = f"lacks column {', '.join(missing)}" if missing else f"has unknown column {', '.join(extra)}"
+    faults = [f"lacks column {c}" for c in DOCS_COLUMNS if c not in docs]
+    faults += [f"has unknown column {c}" for c in docs if c not in (*DOCS_COLUMNS, *_OPTIONAL)]
+    faults += [f"has a row without {c}" for c in (*_TEXTS, "doc_id") if c in docs and docs[c].isna().any()]
+    if faults:
         needed = f"it needs exactly {', '.join(DOCS_COLUMNS)}, and may have {' and '.join(_OPTIONAL)}"
-        raise UserError(f"the table of documents {fault}; {needed}")
-    for column in (*GROUP, "condition", "doc_id", "response"):
-        if docs[column].isna().any():
-            raise UserError(f"the table of documents has a row without {column}; every row needs one")
-    docs = docs.assign(**{column: pd.NA for column in _OPTIONAL if column not in docs.columns})
-    text = {c: "str" for c in (*GROUP, "condition", "response")}
-    types = {**text, **_DTYPES, **dict.fromkeys(_OPTIONAL, "boolean")}
+        raise UserError(f"the table of documents {faults[0]}; {needed}")
+    docs = docs.reindex(columns=[*DOCS_COLUMNS, *_OPTIONAL])
     try:
-        return docs[[*DOCS_COLUMNS, *_OPTIONAL]].astype(types).reset_index(drop=True)
+        return docs.astype(_DTYPES).reset_index(drop=True)
     except (TypeError, ValueError) as error:
         raise UserError(f"the table of documents has a column of the wrong type: {first_line(error)}") from error
 

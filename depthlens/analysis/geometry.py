@@ -10,16 +10,15 @@ correlation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.layer_profiles import Profile, profiles
-from depthlens.analysis.rank_correlations import COLUMNS, correlate, in_words
-from depthlens.analysis.saving import Saveable
-from depthlens.analysis.tables import DescribedTable, record_of
+from depthlens.analysis.findings import ROWS, DescribedTable, Finding, record_of
+from depthlens.analysis.rank_correlations import COLUMNS, agreement
+from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Geometry(Saveable):
+class Geometry(Finding):
     """Cheap numbers of one model: means over texts with 95% intervals.
 
     Attributes:
@@ -37,6 +36,8 @@ class Geometry(Saveable):
             1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
         record: Model, texts and settings.
     """
+
+    NEXT: ClassVar[str] = "next: dl.plots.influence_profile, angular_map and logit_lens draw it"
 
     distances: pd.DataFrame
     influences: pd.DataFrame
@@ -48,10 +49,9 @@ class Geometry(Saveable):
         """Layers of the model."""
         return len(self.influences)
 
-    def __repr__(self) -> str:
-        n = int(self.influences["n"].max()) if self.n_layers else 0
-        plots = "influence_profile, angular_map and logit_lens"
-        return f"Geometry of {self.n_layers} layers, over {n} texts; next: dl.plots.{plots} draw it"
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: how much each layer changes the residual stream."""
+        return f"Geometry of {self.n_layers} layers", self.influences.head(ROWS), []
 
 
 def geometry_predictors(geometry: Geometry) -> pd.DataFrame:
@@ -89,20 +89,19 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     source = "a table such as that of depthlens.analysis.geometry_predictors"
     arguments.made_by(predictors, "columns", source, "predictors")
     rows, lines = [], []
-    for profile in profiles(result):
-        if profile.at_chance:
-            continue
-        losses = profile.mean_loss().added
-        for column, values in aligned(predictors, profile).items():
-            found = correlate(losses, values.to_numpy(dtype=float), profile.layers, seed=seed)
-            rows.append((profile.label, column, *found.row()))
-            lines.append(f"{profile.label}: a layer's loss and its {str(column).replace('_', ' ')}: {in_words(found)}.")
+    for scores in layer_scores(result):
+        losses = pd.DataFrame(scores.mean_loss().added, columns=scores.layers)
+        for name in [] if scores.at_chance else aligned(predictors, scores):
+            known = aligned(predictors, scores)[[name]].T
+            for row in agreement({"loss": losses, "known": known}, seed=seed):
+                rows.append({"task": scores.label, "predictor": name, **row})
+                lines.append(f"{scores.label}: a layer's loss and its {str(name).replace('_', ' ')}: {row['words']}.")
     table = pd.DataFrame(rows, columns=["task", "predictor", *COLUMNS])
     lines = lines or ["No task can be judged, so it cannot be said whether anything predicts its losses."]
     return DescribedTable(table, lines, record_of("geometry_agreement", result, seed_of_halves=seed))
 
 
-def aligned(predictors: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+def aligned(predictors: pd.DataFrame, profile: Scores) -> pd.DataFrame:
     """The predictors of the layers that a profile has, in its order, by layer; see `geometry_agreement` for errors."""
     if "layer" not in predictors:
         raise UserError(f"the predictors lack column layer; they have {', '.join(map(str, predictors.columns))}")

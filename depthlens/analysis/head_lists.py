@@ -17,14 +17,6 @@ from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 
 COPIES, NEEDED = 0.1, 0.1  # score, nats per token
-ROLES = {
-    (True, True, False): "copies and is needed",
-    (True, True, True): "copies and is needed",
-    (True, False, True): "needed only together",
-    (True, False, False): "attends but is not needed",
-    (False, True, False): "needed but does not copy",
-    (False, False, False): "neither",
-}
 
 
 def head_roles(
@@ -61,27 +53,24 @@ def head_roles(
     Raises:
         UserError: scores of different shapes, or losses that were not tested.
     """
-    for name, scores in (("alone", alone), ("together", together)):
-        if scores is not None and scores.values.shape != copying.values.shape:
-            raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
-        if scores is not None and scores.critical is None:
-            raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
     table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.frame["value"])
-    copy = table["copy"] >= copies
+    costs = {}
     for name, scores in (("alone", alone), ("together", together)):
-        table[name] = np.nan if scores is None else scores.frame["value"]
-    single, joint = (
-        np.zeros(len(table), dtype=bool)
-        if scores is None
-        else (scores.frame["value"] >= needed) & scores.frame["critical"]
-        for scores in (alone, together)
-    )
-    joint &= copy
-    single &= ~joint | (table["alone"] >= table["together"] / 2)
-    table["role"] = [ROLES[key] for key in zip(copy, single, joint, strict=True)]
-    if together is None:
-        table["role"] = table["role"].replace(ROLES[True, False, False], f"{ROLES[True, False, False]} alone")
-    return table
+        if scores is None:
+            table[name], costs[name] = np.nan, False
+            continue
+        if scores.values.shape != copying.values.shape:
+            raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
+        if scores.critical is None:
+            raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
+        table[name] = scores.frame["value"]
+        costs[name] = (table[name] >= needed) & scores.frame["critical"].astype(bool)
+    copy = table["copy"] >= copies
+    joint = copy & costs["together"]
+    single = costs["alone"] & (~joint | (table["alone"] >= table["together"] / 2))
+    idle = "attends but is not needed" + (" alone" if together is None else "")
+    roles = ["copies and is needed", "needed only together", idle, "needed but does not copy"]
+    return table.assign(role=np.select([copy & single, joint, copy, single], roles, "neither"))
 
 
 def compare_with_truth(named: dict[str, Collection[Head]], true: Collection[Head]) -> pd.DataFrame:
@@ -148,7 +137,8 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
     n, k = int(scored.sum()), arguments.plain(k)
     if not (type(k) is int and 1 <= k < n):
         raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
-    first, second = (replace(s, values=np.where(scored, s.values, np.nan)).top(k) for s in (a, b))
+    both = a.frame["value"].notna() & b.frame["value"].notna()
+    first, second = (replace(s, frame=s.frame[both]).top(k) for s in (a, b))
     return first, second, scored
 
 
@@ -201,14 +191,13 @@ def head_overlap(
 
 def _within_layers(a: set[Head], b: set[Head], layers: Sequence[int], n: int) -> tuple[float, float]:
     """Mean of the overlap where each list is permuted within its layers, and probability of at least ``n``."""
-    chances = np.ones(1)  # of 0, 1, 2 .. heads in common
-    for layer, size in enumerate(layers):
-        counts = [sum(la == layer for la, _ in heads) for heads in (a, b)]
-        if max(counts) > size:
-            fault = f"a list has {max(counts)} heads of layer {layer}, which has {size}"
-            raise UserError(f"{fault}; give the number of heads of each layer")
-        if min(counts):
-            chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(counts) + 1), size, *counts))
     if beyond := [head for head in sorted(a | b) if head[0] >= len(layers)]:
         raise UserError(f"layer {beyond[0][0]} does not exist; {len(layers)} layers are given")
+    counts = [np.bincount([layer for layer, _ in heads], minlength=len(layers)) for heads in (a, b)]
+    chances = np.ones(1)  # of 0, 1, 2 .. heads in common
+    for layer, (size, *of_lists) in enumerate(zip(layers, *counts, strict=True)):
+        if max(of_lists) > size:
+            fault = f"a list has {max(of_lists)} heads of layer {layer}, which has {size}"
+            raise UserError(f"{fault}; give the number of heads of each layer")
+        chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(of_lists) + 1), size, *of_lists))
     return float(np.arange(len(chances)) @ chances), float(min(1.0, chances[n:].sum()))

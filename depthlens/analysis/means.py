@@ -57,9 +57,14 @@ class Mean:
     extra: np.ndarray
 
     def __add__(self, other: Mean) -> Mean:
-        added, centred, units = _together(self, other)
-        value, extra = self.value + other.value, self.extra + other.extra
-        return Mean(value, added, centred, units, min(self.n, other.n), extra)
+        units = self.units if self.units.equals(other.units) else self.units.append(other.units).unique()
+        value = self.value + other.value
+        added, centred = np.zeros((2, len(units), *np.shape(value)))
+        for part in (self, other):
+            at = units.get_indexer(part.units)
+            added[at] += _raised(part.added, np.ndim(value))
+            centred[at] += _raised(part.centred, np.ndim(value))
+        return Mean(value, added, centred, units, min(self.n, other.n), self.extra + other.extra)
 
     def __neg__(self) -> Mean:
         return self * -1.0
@@ -93,8 +98,13 @@ class Mean:
 
     def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end of the interval, each of the shape of `value`; NaN for one unit."""
-        half = _quantile(1 - (1 - level) / 2, self.n) * self.error
+        half = scipy.stats.t.ppf((1 + level) / 2, self.n - 1) * self.error
         return self.value - half, self.value + half
+
+    def columns(self, name: str = "difference") -> dict[str, np.ndarray]:
+        """Value, 95% interval and p-value, under the names that tables have for them."""
+        low, high = self.interval()
+        return {name: self.value, "ci_low": low, "ci_high": high, "p_value": self.p()}
 
     def p(self) -> np.ndarray:
         """Two-sided p-value that the value is 0; it fits the interval. Shape [...]."""
@@ -114,15 +124,15 @@ def mean(
         bounded: Whether a document adds between -1 and 1, so that `IMAGINARY` documents are counted in the error.
     """
     values = np.asarray(values, dtype=float)
-    names, at = (pd.RangeIndex(len(values)), None) if units is None else _numbered(units)
-    n_docs, n = len(values), len(names)
-    value = values.mean(0)
-    added, weight = values / n_docs, np.full(n_docs, 1 / n_docs)
-    if at is not None:
-        added, weight = _summed(added, at, n), np.bincount(at, weight, n)
-    weight = weight.reshape(-1, *[1] * (values.ndim - 1))
+    n_docs, value = len(values), values.mean(0)
+    at, names = pd.factorize(pd.RangeIndex(n_docs) if units is None else pd.Index(units))
+    n = len(names)
+    added = np.zeros((n, *values.shape[1:]))
+    np.add.at(added, at, values / n_docs)
+    weight = (np.bincount(at, minlength=n) / n_docs).reshape(-1, *[1] * (values.ndim - 1))
     centred = (added - value * weight) * np.sqrt(n / max(n - 1, 1))
-    return Mean(value, added, centred, names, n, np.full(np.shape(value), 2 * (bounded * IMAGINARY / n_docs) ** 2))
+    extra = np.full(np.shape(value), 2 * (bounded * IMAGINARY / n_docs) ** 2)
+    return Mean(value, added, centred, pd.Index(names), n, extra)
 
 
 def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
@@ -162,35 +172,6 @@ def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
     p = np.empty(len(own))
     p[order] = np.maximum.accumulate(counts[::-1])[::-1]
     return np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
-
-
-def _quantile(share: float, n: int) -> float:
-    return float(scipy.stats.t.ppf(share, n - 1)) if n > 1 else np.nan
-
-
-def _numbered(units: Sequence[str] | np.ndarray | pd.Index) -> tuple[pd.Index, np.ndarray | None]:
-    """The names of units in order, and the number of each document's unit; None where every document is its own."""
-    at, names = pd.factorize(pd.Index(units), sort=False)
-    return pd.Index(names), None if len(names) == len(at) else at
-
-
-def _summed(values: np.ndarray, at: np.ndarray, n: int) -> np.ndarray:
-    """Sums over the documents of each unit. Shape [document, ...] to [unit, ...]."""
-    sums = np.zeros((n, *values.shape[1:]))
-    np.add.at(sums, at, values)
-    return sums
-
-
-def _together(a: Mean, b: Mean) -> tuple[np.ndarray, np.ndarray, pd.Index]:
-    """What units add to the sum of two means."""
-    units = a.units if a.units.equals(b.units) else a.units.append(b.units).unique()
-    shape = np.broadcast_shapes(np.shape(a.value), np.shape(b.value))
-    added, centred = np.zeros((2, len(units), *shape))
-    for m in (a, b):
-        at = units.get_indexer(m.units)
-        added[at] += _raised(m.added, len(shape))
-        centred[at] += _raised(m.centred, len(shape))
-    return added, centred, units
 
 
 def _raised(part: np.ndarray, ndim: int) -> np.ndarray:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from depthlens.analysis.result_folder import QUESTIONS_FILE
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-FILE = QUESTIONS_FILE
 KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
@@ -53,12 +51,9 @@ def joined(tables: Iterable[pd.DataFrame | None]) -> pd.DataFrame | None:
     together = pd.concat(found, ignore_index=True)
     together = together.iloc[together[HASH].isna().argsort(kind="stable")]  # so that a known hash is kept
     together = together.drop_duplicates([*KEY, "question", "reference"]).sort_index().reset_index(drop=True)
-    clash = together[together.duplicated(KEY)]
-    if len(clash):
-        row = clash.iloc[0]
-        raise UserError(
-            f"the results disagree on what document {row['doc_id']} of task {row['task']!r} asks; name them apart"
-        )
+    for row in together[together.duplicated(KEY)].itertuples():
+        fault = f"the results disagree on what document {row.doc_id} of task {row.task!r} asks"
+        raise UserError(f"{fault}; name them apart")
     return together
 
 
@@ -85,9 +80,8 @@ def units(result: Result, task: str) -> pd.Series:
 
     Documents of one question are one unit, whether a task holds it twice or two tasks ask it.
     """
-    if (subjects := subtasks(result, task)) is not None:
-        return subjects
-    return identities(result, task).str.replace(r"#\d+$", "", regex=True)
+    subjects = subtasks(result, task)
+    return identities(result, task).str.replace(r"#\d+$", "", regex=True) if subjects is None else subjects
 
 
 def subtasks(result: Result, task: str) -> pd.Series | None:
@@ -119,13 +113,6 @@ def paired(result: Result, tasks: Sequence[str], tables: Sequence[pd.DataFrame])
     ]
     for task, table in zip(tasks[1:], named[1:], strict=True):
         if missing := len(named[0].index.symmetric_difference(table.index)):
-            of_old = result.asked is None or result.asked[HASH].isna().any()
-            fix = (
-                "sweep both again, because this result does not say which documents they are"
-                if of_old
-                else ("pair tasks of the same documents, with the same limit or samples")
-            )
-            raise UserError(
-                f"tasks {tasks[0]} and {task} were asked other documents ({missing} are of one only); {fix}"
-            )
+            fault = f"tasks {tasks[0]} and {task} were asked other documents ({missing} are of one only)"
+            raise UserError(f"{fault}; pair tasks of the same documents, with the same limit or samples")
     return [table.loc[named[0].index] for table in named]

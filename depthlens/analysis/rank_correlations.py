@@ -21,10 +21,13 @@ in rank, however exact its large losses are.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy
 
 from depthlens.analysis.stats import ALPHA
@@ -59,12 +62,29 @@ class RankCorrelation(NamedTuple):
     n: int = 0
     note: str = ""
 
-    def row(self) -> tuple[Any, ...]:
-        """The values in the order of `COLUMNS`."""
-        return tuple(self)
-
 
 COLUMNS = list(RankCorrelation._fields)
+
+
+def agreement(losses: Mapping[str, pd.DataFrame], *, seed: int = 0) -> list[dict[str, Any]]:
+    """Whether each two tables rank the parts that both have alike.
+
+    Args:
+        losses: By name; documents (see `correlate`) x parts, whose labels are the layer, or the layer and more, rising.
+            A table of one row is a known number for each part.
+        seed: Of halves and permutations.
+
+    Returns:
+        A row each two that have a part in common: ``a`` and ``b``, their names, ``words``, and `COLUMNS`.
+    """
+    rows = []
+    for (name, a), (other, b) in itertools.combinations(losses.items(), 2):
+        if len(parts := a.columns.intersection(b.columns, sort=None)):
+            values = [table[parts].to_numpy(dtype=float) for table in (a, b)]
+            values[1] = values[1] if len(b) > 1 else values[1][0]
+            found = correlate(*values, parts.get_level_values(0).to_numpy(), seed=seed)
+            rows.append({"a": name, "b": other, "words": in_words(found), **found._asdict()})
+    return rows
 
 
 def correlate(a: np.ndarray, b: np.ndarray, layers: np.ndarray, *, seed: int = 0) -> RankCorrelation:
@@ -129,13 +149,23 @@ def permutation_p(a: np.ndarray, b: np.ndarray, layers: np.ndarray, rng: np.rand
         orders = np.array([np.roll(circle, turn)[: len(at)] for turn in range(len(circle))])
         ways = len(circle)
     else:
-        of_layer = np.split(at, np.cumsum(counts)[:-1])
-        drawn = [rng.permuted(np.tile(part, (N_PERMUTATIONS, 1)), axis=1) for part in of_layer]
-        orders = np.vstack([at, np.hstack(drawn)])
+        orders = np.vstack([at, within_layers(layers, N_PERMUTATIONS, rng)])
         ways = min(len(orders), math.prod(math.factorial(int(count)) for count in counts))
     rho = ranks(b)[orders] @ a
     far = np.abs(rho if of_layers else rho - rho.mean())
     return float(np.mean(far >= far[0] - 1e-9)), 1 / ways
+
+
+def within_layers(layers: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Permutations of the parts of each layer among themselves. Shape [permutation, part].
+
+    Args:
+        layers: The layer of each part, rising. Shape [part].
+        n: Permutations.
+        rng: Draws them.
+    """
+    of_layer = np.split(np.arange(len(layers)), np.flatnonzero(np.diff(layers)) + 1)
+    return np.hstack([rng.permuted(np.tile(part, (n, 1)), axis=1) for part in of_layer])
 
 
 def _halves(losses: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,24 +18,24 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from depthlens import arguments
 from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis import questions, stats
-from depthlens.analysis.layer_profiles import comparable, labels, same
+from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.means import Mean
+from depthlens.analysis.scores import comparable, labels
 from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.analysis.tables import DescribedTable, record_of
 from depthlens.errors import UserError
 from depthlens.metrics import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from depthlens.analysis.results import Result
 
 NO_GAP = "the donor is not proven better than the base"
 ONE, BOTTOM, TOP = "of one layer", "from the bottom", "from the top"
+COLUMNS = [
+    "task", "metric", "condition", "site", "first", "last", "n", "value", "value_low", "value_high", "base", "donor",
+    "recovered", "ci_low", "ci_high", "p_adjusted", "no_gap",
+]  # fmt: skip
 
 
 def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
@@ -55,35 +55,27 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
     Raises:
         UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
     """
-    arguments.result(result)
-    arguments.result(donor, "donor")
-    comparable(result, donor)
+    comparable(result, donor, ("task", "metric", "doc_id"))
     conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses("donor")]
     if not conditions:
         raise UserError("no condition takes a part from a donor; sweep some, e.g. 'bottom@donor'")
-    summary = result.summary.set_index(["task", "metric", "condition"])
-    tables = []
+    losses, tables = result.losses(), []
     for (task, metric), label in labels(result).items():
         scores, of_donor = (r.scores(task, metric) for r in (result, donor))
-        models = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
-        same("documents", task, models, [list(scores.index), list(of_donor.index)])
-        rows = summary.loc[[(task, metric, c) for c in conditions]].reset_index()
-        stretches = pd.DataFrame([_stretch(c) for c in conditions], columns=["site", "first", "last"])
+        rows = losses[(losses["task"] == task) & (losses["metric"] == metric)]
+        rows = rows.set_index("condition", drop=False).loc[conditions].reset_index(drop=True)
         sign = 1 if result.metric_info(task, metric)["higher_is_better"] else -1
         base, goal, moved = (sign * x.to_numpy() for x in (scores[BASELINE], of_donor[BASELINE], scores[conditions]))
         share, no_gap = recovered_share(metric, base, goal, moved, questions.units(result, task).to_numpy())
-        columns: dict[str, Any] = {"task": label, "metric": metric, "condition": conditions}
-        columns |= dict(stretches.astype({"first": "Int64", "last": "Int64"}).items())
-        columns |= {"n": len(scores), "value": rows["value"]}
         ends = limits(metric, scores.to_numpy().min(), scores.to_numpy().max())
-        columns |= {f"value_{end}": (rows["baseline"] + rows[f"ci_{end}"]).clip(*ends) for end in ("low", "high")}
-        columns |= {"base": rows["baseline"], "donor": of_donor[BASELINE].mean()}
-        numbers = [np.nan] * 3 if no_gap else [share.value, *share.interval()]
-        columns |= dict(zip(("recovered", "ci_low", "ci_high"), numbers, strict=True))
-        tables.append(pd.DataFrame(columns | {"p_adjusted": rows["p_adjusted"], "no_gap": no_gap}))
+        rows = rows.assign(task=label, base=rows["baseline"], donor=of_donor[BASELINE].mean(), no_gap=no_gap)
+        rows[["site", "first", "last"]] = pd.DataFrame([_stretch(c) for c in conditions], index=rows.index)
+        for end in ("low", "high"):
+            rows[f"value_{end}"] = (rows["baseline"] + rows[f"ci_{end}"]).clip(*ends)
+        found = dict.fromkeys(("recovered", "ci_low", "ci_high"), np.nan) if no_gap else share.columns("recovered")
+        tables.append(rows.assign(**found).astype({"first": "Int64", "last": "Int64"})[COLUMNS])
     table = pd.concat(tables, ignore_index=True)
-    record = record_of("transplant_recovery", result, donor)
-    return DescribedTable(table, _sentences(table), record)
+    return DescribedTable(table, _sentences(table), record_of("transplant_recovery", result, donor))
 
 
 def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -110,8 +102,7 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _sentences(table: pd.DataFrame) -> list[str]:
     lines = []
     for task, rows in table.groupby("task", sort=False):
-        base, donor, n = rows[["base", "donor", "n"]].iloc[0]
-        levels = f"base {base:.2f}, donor {donor:.2f}, n = {n:.0f}"
+        levels = "base {base:.2f}, donor {donor:.2f}, n = {n:.0f}".format_map(rows.iloc[0])
         if why := rows["no_gap"].iloc[0]:
             lines.append(f"{task}: {why}, cannot judge transplants ({levels}).")
             continue
@@ -121,9 +112,9 @@ def _sentences(table: pd.DataFrame) -> list[str]:
             if not kind.endswith(ONE):
                 lines.append(f"{task}, transplants {kind}: {_half(chosen)}.")
         rest = rows.drop(index=[i for chosen in by_kind.values() for i in chosen.index])
-        for row in rest.itertuples():
-            proven = "" if row.p_adjusted < ALPHA else ", no proven change"
-            lines.append(f"{task}: {row.condition} recovers {_share(row._asdict())} of the gap{proven} ({levels}).")
+        for _, row in rest.iterrows():
+            proven = "" if row["p_adjusted"] < ALPHA else ", no proven change"
+            lines.append(f"{task}: {_share(row)}{proven} ({levels}).")
     return lines
 
 
@@ -136,23 +127,22 @@ def _half(chosen: pd.DataFrame) -> str:
     wider = scipy.stats.norm.isf(ALPHA / 2 / len(chosen)) / scipy.stats.norm.isf(ALPHA / 2)
     low = chosen["recovered"] - wider * (chosen["recovered"] - chosen["ci_low"])
     enough = chosen[(low >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
-    if not len(enough):
+    if enough.empty:
         return "none surely recovers half of the gap"
     smallest = enough.loc[(enough["last"] - enough["first"]).idxmin()]
-    return f"half of the gap is surely recovered from **{smallest['condition']}** on, {_share(smallest)}"
+    return f"half of the gap is surely recovered from **{smallest['condition']}** on: {_share(smallest)}"
 
 
 def _best(chosen: pd.DataFrame) -> str:
     smallest_first = chosen.assign(layers=chosen["last"] - chosen["first"]).sort_values("layers", kind="stable")
     best = chosen.loc[smallest_first["recovered"].idxmax()]
-    amount = f"{best['condition']} recovers {_share(best)} of the gap"
     if best["p_adjusted"] < ALPHA and best["recovered"] > 0:
-        return f"**{amount}**, the most of {len(chosen)}"
-    return f"none of {len(chosen)} is proven to help; {amount}"
+        return f"**{_share(best)}**, the most of {len(chosen)}"
+    return f"none of {len(chosen)} is proven to help; {_share(best)}"
 
 
-def _share(row: Mapping[Any, Any] | pd.Series) -> str:
-    return f"{row['recovered']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+def _share(row: pd.Series) -> str:
+    return "{condition} recovers {recovered:.2f} [{ci_low:.2f}, {ci_high:.2f}] of the gap".format_map(row)
 
 
 def recovered_share(

@@ -10,24 +10,24 @@ for scores that are never below), and nats as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from depthlens.ablations import heads_condition
-from depthlens.analysis import questions
-from depthlens.analysis.layer_profiles import floor_of
-from depthlens.analysis.means import ALPHA, Mean, mean
+from depthlens.analysis.means import ALPHA, Mean
+from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import BASELINE
-from depthlens.metrics import in_nats, metric_unit
+from depthlens.metrics import metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 TIMES = 3  # a list should cost so many times what random heads cost
 INTERVAL = ["ci_low", "ci_high"]
+OF_TASKS = ["task", "other_task", "metric", "other_metric", "effect", *INTERVAL, "p_value"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,34 +68,23 @@ def costs(result: Result, record: dict[str, Any]) -> list[Costs]:
         record: Of the curve: its lists, draws and k.
     """
     suffix = record.get("suffix", "")  # curves that were saved before there was one have none
+    names = [str(c) for c in result.docs["condition"].unique() if c != BASELINE]
     found = []
     for base in result.baselines.itertuples():
-        losses = result.document_losses(base.task, base.metric)
-        losses = losses.clip(-1, 1) if in_nats(base.metric) else losses
-        units = questions.units(result, base.task).loc[losses.index].to_numpy()
-        bounded = bool((losses.abs() <= 1).all(axis=None))
+        scores = scores_of(result, base, "", names, np.zeros(len(names)))
+        bounded = bool((np.abs(scores.loss) <= 1).all())
 
-        def cost(
-            orders: list, losses: pd.DataFrame = losses, units: np.ndarray = units, bounded: bool = bounded
-        ) -> Mean:
+        def cost(orders: list, scores: Scores = scores, bounded: bool = bounded) -> Mean:
             removed = ([tuple(head) for head in heads[:k]] for heads in orders for k in record["k"])
-            names = [str(heads_condition(heads, suffix)) for heads in removed]
-            return mean(losses[names].mean(axis=1).to_numpy(), units, bounded=bounded)
+            at = [names.index(str(heads_condition(heads, suffix))) for heads in removed]
+            return scores.mean(scores.loss[:, at].mean(1), bounded=bounded)
 
         lists = {name: cost([heads]) for name, heads in record["lists"].items()}
         random = {name: cost(orders) for name, orders in record["draws"].items()}
-        room = _room(result, base, units)
-        found.append(Costs(base.task, base.metric, bool(base.at_chance), lists, random, room))
+        floor = np.nan if scores.floor is None else scores.floor
+        room = None if metric_unit(base.metric) else scores.mean(scores.base - floor, bounded=False)
+        found.append(Costs(base.task, base.metric, scores.at_chance, lists, random, room))
     return found
-
-
-def _room(result: Result, base: Any, units: np.ndarray) -> Mean | None:
-    if metric_unit(base.metric):
-        return None
-    scores, info = result.scores(base.task, base.metric), result.metric_info(base.task, base.metric)
-    floor = floor_of(result, base.task, info, bool((scores >= 0).all(axis=None)))
-    sign = 1.0 if info["higher_is_better"] else -1.0
-    return mean(sign * scores[BASELINE].to_numpy() - (np.nan if floor is None else floor), units, bounded=False)
 
 
 def contrast_table(found: list[Costs], column: str, times: int) -> pd.DataFrame:
@@ -108,45 +97,40 @@ def contrast_table(found: list[Costs], column: str, times: int) -> pd.DataFrame:
     for name in found[0].lists:
         for on in found:
             contrast = on.lists[name] - on.random[name] * times if times else on.lists[name]
-            rows.append((name, on.task, on.metric, *_tested(contrast)[:3], contrast.n, on.at_chance))
+            row = {"list": name, "task": on.task, "metric": on.metric, "n": contrast.n, "at_chance": on.at_chance}
+            rows.append(row | contrast.columns(column))
     return pd.DataFrame(rows, columns=["list", "task", "metric", column, *INTERVAL, "n", "at_chance"])
+
+
+def _two_tasks(one: Costs, two: Costs) -> dict[str, Any]:
+    """What is the same in every row on two tasks; {} where their costs cannot be compared."""
+    if one.task == two.task or one.kind != two.kind:
+        return {}
+    row = {"task": one.task, "other_task": two.task, "metric": one.metric, "other_metric": two.metric}
+    return row | {"at_chance": one.at_chance or two.at_chance}
 
 
 def interaction_table(found: list[Costs]) -> pd.DataFrame:
     """List x task interactions; see `depthlens.analysis.removal_curve.RemovalCurve.interactions`."""
     rows = []
-    for a, b in combinations(found[0].lists, 2):
-        for one, two in combinations(found, 2):
-            if one.task == two.task or one.kind != two.kind:
-                continue
-            terms = one.relative(one.lists[a] - one.lists[b]), two.relative(two.lists[b] - two.lists[a])
-            whole, at_chance = terms[0] + terms[1], one.at_chance or two.at_chance
-            every = whole, *terms
-            shown = max(float(part.p()) for part in every) < ALPHA  # all of them have to be, so that none is corrected
-            double = shown and len({float(np.sign(part.value)) for part in every}) == 1 and not at_chance
-            of_terms = [float(x) for term in terms for x in (term.value, term.p())]
-            names = a, b, one.task, two.task, one.metric, two.metric
-            rows.append((*names, *_tested(whole), *of_terms, whole.n, double, at_chance))
-    columns = ["list", "other_list", "task", "other_task", "metric", "other_metric", "effect", *INTERVAL, "p_value"]
-    columns += ["on_task", "p_on_task", "on_other", "p_on_other", "n", "double", "at_chance"]
-    return pd.DataFrame(rows, columns=columns)
+    for (a, b), (one, two) in product(combinations(found[0].lists, 2), combinations(found, 2)):
+        if row := _two_tasks(one, two):
+            first, second = one.relative(one.lists[a] - one.lists[b]), two.relative(two.lists[b] - two.lists[a])
+            every = first + second, first, second
+            shown = all(part.p() < ALPHA for part in every)  # all of them have to be, so that none is corrected
+            same = abs(sum(np.sign(part.value) for part in every)) == len(every)
+            row |= {"list": a, "other_list": b, "n": every[0].n, "double": shown and same and not row["at_chance"]}
+            row |= {"on_task": first.value, "p_on_task": first.p(), "on_other": second.value, "p_on_other": second.p()}
+            rows.append(row | every[0].columns("effect"))
+    columns = ["list", "other_list", *OF_TASKS, "on_task", "p_on_task", "on_other", "p_on_other"]
+    return pd.DataFrame(rows, columns=[*columns, "n", "double", "at_chance"])
 
 
 def specificity_table(found: list[Costs]) -> pd.DataFrame:
     """Excess on one task minus excess on another; see `depthlens.analysis.removal_curve.RemovalCurve.specificity`."""
     rows = []
-    for name in found[0].lists:
-        for one, two in permutations(found, 2):
-            if one.task == two.task or one.kind != two.kind:
-                continue
+    for name, (one, two) in product(found[0].lists, permutations(found, 2)):
+        if row := _two_tasks(one, two):
             first, second = (on.relative(on.lists[name] - on.random[name]) for on in (one, two))
-            gap = first - second
-            names = name, one.task, two.task, one.metric, two.metric
-            rows.append((*names, *_tested(gap), gap.n, one.at_chance or two.at_chance))
-    columns = ["list", "task", "other_task", "metric", "other_metric", "effect", *INTERVAL, "p_value", "n", "at_chance"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _tested(found: Mean) -> tuple[float, ...]:
-    """Value, interval and p-value."""
-    return float(found.value), *map(float, found.interval()), float(found.p())
+            rows.append(row | {"list": name, "n": (first - second).n, **(first - second).columns("effect")})
+    return pd.DataFrame(rows, columns=["list", *OF_TASKS, "n", "at_chance"])

@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import displays, removal_contrasts, stats
+from depthlens.analysis import questions, removal_contrasts, stats
+from depthlens.analysis.findings import Finding, derived
+from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Saveable, derived
 from depthlens.errors import UserError, unknown
-from depthlens.metrics import ANSWER_LOGPROB, TOKEN_LOGPROB
+from depthlens.metrics import ANSWER_LOGPROB, TOKEN_LOGPROB, limits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RemovalCurve(Saveable):
+class RemovalCurve(Finding):
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
     Attributes:
@@ -29,31 +30,22 @@ class RemovalCurve(Saveable):
     """
 
     RECORD: ClassVar[str] = "removal_curve.json"
-    INSIDE: ClassVar[type[Saveable] | None] = Result
-    OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
+    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
 
     points: pd.DataFrame
     band: pd.DataFrame
     tests: pd.DataFrame
     result: Result
     record: dict[str, Any]
-    _next: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
 
-    def __repr__(self) -> str:
-        return displays.as_text(self._head(), self._rounded(), [self._next])
-
-    def _repr_html_(self) -> str:
-        return displays.as_html(self._head(), self._rounded(), [self._next])
-
-    def _head(self) -> str:
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the tests of lists against random heads."""
         lists, tasks = (", ".join(dict.fromkeys(self.tests[column])) for column in ("list", "task"))
         ks, draws = sorted(set(self.points["k"]) - {0}), int(self.band["n_draws"].max())
         size = f"{ks[0]} to {ks[-1]} heads" if len(ks) > 1 else "1 head" if ks == [1] else f"{ks[0]} heads"
-        return f"RemovalCurve of {lists} on {tasks}: {size} removed together, against {draws} random lists each"
-
-    def _rounded(self) -> pd.DataFrame:
+        head = f"RemovalCurve of {lists} on {tasks}: {size} removed together, against {draws} random lists each"
         columns = ["list", "task", "metric", "value", "random", "low", "high", "p_value", "separates", "at_chance"]
-        return self.tests[columns].round({"value": 3, "random": 3, "low": 3, "high": 3, "p_value": 3})
+        return head, self.tests[columns], []
 
     def describe(self, specific_to: str | None = None) -> list[str]:
         """What the curve says, one sentence each.
@@ -144,46 +136,41 @@ class RemovalCurve(Saveable):
             tasks += f" ({row.metric} and {row.other_metric})"
         if row.at_chance:
             return f"{lists} between {tasks}: at chance, cannot judge."
-        numbers = f"{row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}], p = {row.p_value:.2g}"
+        numbers = f"{row.effect:.2g} {_interval(row)}, p = {row.p_value:.2g}"
         terms = f"{row.on_task:.2g} on {row.task} (p = {row.p_on_task:.2g})"
         terms += f" and {row.on_other:.2g} on {row.other_task} (p = {row.p_on_other:.2g})"
         start = "Double dissociation" if row.double else "No double dissociation is shown"
         return f"{start} of {lists} between {tasks}: interaction {numbers}; {terms}."
 
     def _specificity(self, task: str) -> list[str]:
-        tasks = list(dict.fromkeys(self.tests["task"]))
-        if task not in tasks:
+        if task not in (tasks := list(dict.fromkeys(self.tests["task"]))):
             raise unknown("task", task, tasks)
         if len(tasks) < 2:
             raise UserError(f"the curve has the task {task} alone; specificity needs another to compare with")
         n_metrics = self.tests["metric"].nunique()  # each metric is a chance to call a list specific
-        several = n_metrics > 1
-        lines = []
-        for test in self.tests[self.tests["task"] == task].itertuples():
-            where = f"{task} ({test.metric})" if several else task
-            keys = ["list", "task", "metric"]
-            rows = self.specificity
-            rows = rows[(rows[keys] == [getattr(test, key) for key in keys]).all(axis=1)]
+        keys, lines = ["list", "task", "metric"], []
+        for own in self.excess.merge(self.tests[[*keys, "separates"]], on=keys).query("task == @task").itertuples():
+            where = f"{task} ({own.metric})" if n_metrics > 1 else task
+            amount = f"{own.excess:.2g} {_interval(own)} on {where}"
+            start = f"{own.list} costs, beyond random heads of the same layers, {amount}"
+            rows = self.specificity.query("list == @own.list and task == @task and metric == @own.metric")
             rows = rows[~rows["at_chance"] & rows["effect"].notna()]
-            (own,) = self.excess[(self.excess[keys] == [getattr(test, key) for key in keys]).all(axis=1)].itertuples()
-            amount = f"{own.excess:.2g} [{own.ci_low:.2g}, {own.ci_high:.2g}] on {where}"
-            start = f"{test.list} costs, beyond random heads of the same layers, {amount}"
-            if test.at_chance or rows.empty:
+            if own.at_chance or rows.empty:
                 lines.append(f"{start}: at chance, so that its specificity cannot be judged.")
                 continue
-            p_values = np.minimum(1.0, n_metrics * len(rows) * rows["p_value"].to_numpy())
-            shown = (rows["effect"].to_numpy() > 0) & (p_values < stats.ALPHA)
-            more = ", ".join(
-                f"difference to {row.other_task} {row.effect:.2g} [{row.ci_low:.2g}, {row.ci_high:.2g}] (p = {p:.2g})"
-                for row, p in zip(rows.itertuples(), p_values, strict=True)
-            )
-            if test.metric == ANSWER_LOGPROB:
+            rows = rows.assign(p=np.minimum(1.0, n_metrics * len(rows) * rows["p_value"]))
+            differences = [
+                f"difference to {row.other_task} {row.effect:.2g} {_interval(row)} (p = {row.p:.2g})"
+                for row in rows.itertuples()
+            ]
+            if own.metric == ANSWER_LOGPROB:
                 what = f"longer answers have more nats to lose, so {TOKEN_LOGPROB} has to say whether it is specific"
-            elif not test.separates:
+            elif not own.separates:
                 what = f"not shown to be more than random heads cost, so not specific to {task}"
             else:
+                shown = (rows["effect"] > 0) & (rows["p"] < stats.ALPHA)
                 what = f"specific to {task}" if shown.all() else f"not shown to be specific to {task}"
-            lines.append(f"{start}, {more}: {what}.")
+            lines.append(f"{start}, {', '.join(differences)}: {what}.")
         return lines
 
     def _sentence(self, row: Any) -> str:
@@ -215,3 +202,50 @@ class RemovalCurve(Saveable):
         else:
             worse = points["value"] > band["high"]
         return ", ".join(str(k) for k in points.index[worse]) or "no single k"
+
+
+def _interval(row: Any) -> str:
+    return f"[{row.ci_low:.2g}, {row.ci_high:.2g}]"
+
+
+def assemble(result: Result, conditions: dict[str, list[list[str]]], record: dict[str, Any]) -> RemovalCurve:
+    """The curve of a sweep.
+
+    Args:
+        result: Every document under the baseline and every condition.
+        conditions: By list, for the list itself and then each random list, one condition for each k.
+        record: See `RemovalCurve`.
+    """
+    ks, points, band, tests = [0, *record["k"]], [], [], []
+    for base in result.baselines.itertuples():
+        scores = result.scores(base.task, base.metric)
+        values, units = scores.mean(), questions.units(result, base.task).loc[scores.index]
+        better = result.metric_info(base.task, base.metric)["higher_is_better"]
+        low, high = limits(base.metric, scores.min(axis=None), scores.max(axis=None))
+        for name, orders in conditions.items():
+            key = name, base.task, base.metric
+            for n, condition in zip(ks, [stats.BASELINE, *orders[0]], strict=True):
+                found = mean(scores[condition], units, bounded=(low, high) == (0, 1))
+                points.append((*key, n, found.value, *np.clip(found.interval(), low, high)))
+            own, *draws = np.array([values[[stats.BASELINE, *order]] for order in orders])  # each [k]
+            band += [
+                (*key, n, d.min(), d.max(), d.mean(), len(d)) for n, d in zip(ks, np.transpose(draws), strict=True)
+            ]
+            whole, random = float(own[1:].mean()), np.array(draws)[:, 1:].mean(1)
+            # the list itself may be drawn; its score then differs by rounding at most
+            slack = 1e-9 * max(1.0, float(np.abs(random).max()))
+            worse, cheaper = random <= whole + slack, random >= whole - slack
+            worse, cheaper = (worse, cheaper) if better else (cheaper, worse)
+            p, p_cheaper = ((1 + int(drawn.sum())) / (1 + len(random)) for drawn in (worse, cheaper))
+            smallest = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
+            numbers = whole, random.mean(), random.min(), random.max(), p, p_cheaper, smallest
+            tests.append((*key, better, *numbers, p < stats.ALPHA, bool(base.at_chance)))
+    keys = ["list", "task", "metric"]
+    of_test = ["value", "random", "low", "high", "p_value", "p_cheaper", "smallest_p", "separates", "at_chance"]
+    return RemovalCurve(
+        pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
+        pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
+        pd.DataFrame(tests, columns=[*keys, "higher_is_better", *of_test]),
+        result,
+        record,
+    )

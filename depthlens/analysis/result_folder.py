@@ -10,34 +10,37 @@ before anything is written. This module imports neither torch nor pandas.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from depthlens.ablations import Dims, expand
 from depthlens.errors import UserError
 from depthlens.paths import locked
 
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
-SETTINGS = (
-    *("apply_chat_template", "backend", "include_path", "limit", "measure", "resample_prompts", "samples", "seed"),
-    *("system_instruction", "gen_kwargs", "think_end_token", "enable_thinking"),
+# entries of a record that decide no number
+CIRCUMSTANCES = (
+    *("command", "depthlens", "git_commit", "platform", "python", "store", "time"),
+    *("tree_attention", "versions", "work", "workers"),
+)
+# entries at any depth that follow from others, are numbers, or say where and how it was computed
+_DERIVED = (
+    *("ablate", "asked", "baseline", "batch_tokens", "metrics", "parts", "skipped_metrics"),
+    *("attention_kernel", "device", "file", "notes", "offload", "remote"),
 )
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
-_DERIVED = ("metrics", "skipped_metrics")  # of a task's entry: computed from the rest
 
 
 @contextmanager
 def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
-    """Reserve the folder of a sweep: other processes are refused it until the context ends.
+    """Reserve the folder of a sweep or race: other processes are refused it until the context ends.
 
     Args:
         out: The folder. It is made where there is none.
-        asked: What is to be swept: model, tasks, ablate, num_fewshot, dtype, quantize, donor and `SETTINGS`, as the
-            caller named them.
+        asked: What is to be run, as the caller named it. It is the entry ``asked`` of the record that is written.
         overwrite: Replace whatever it holds.
 
     Raises:
@@ -76,51 +79,34 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], st
         raise UserError(f"{str(folder)!r} holds another result ({why}); {_FIX}")
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In what the records of two sweeps differ, besides time, machine and versions; "" if in nothing."""
-    models = [record.get("model") or {} for record in (old, new)]
-    pairs = [(f"model {key}", *(model.get(key) for model in models)) for key in ("name", "fingerprint", "dtype")]
-    if pairs[1][1] is not None:
-        del pairs[0]  # equal models may have several names
-    pairs += [("device", *(str(model.get("device")).partition(":")[0] for model in models))]
-    pairs += [("tasks", sorted(old["tasks"]), sorted(new.get("tasks", {})))]
-    pairs += [("conditions", *(sorted(record.get("conditions", ())) for record in (old, new)))]
-    for task, entry in new.get("tasks", {}).items():
-        known = old["tasks"].get(task, {})
-        pairs += [(f"{key} of {task}", known[key], entry[key]) for key in entry if key in known and key not in _DERIVED]
-    pairs += [(key, old.get(key), new.get(key)) for key in (*SETTINGS, "method", "selected_conditions")]
-    pairs += [("donor", *((record.get("donor") or {}).get("fingerprint") for record in (old, new)))]
-    return first_difference(pairs)
+def _settings(record: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """What decides the content of a folder: name and value of each entry of a record, and of those inside."""
+    for key, value in record.items():
+        if key in (*CIRCUMSTANCES, *_DERIVED) or (within and key == "name"):  # equal models may have several names
+            continue
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{within}{key} ")
+        else:
+            yield f"{within}{key}", sorted(value) if key == "conditions" else value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first entry that decides something and differs in two records, in words; "" if in none."""
+    return _first_difference(dict(_settings(old)), dict(_settings(new)))
 
 
 def _differs_from_asked(record: Any, asked: Mapping[str, Any]) -> str:
-    """In what a record differs from a sweep of which nothing is loaded yet; "" if in nothing that is known."""
-    model, tasks = record["model"], list(asked["tasks"])
-    pairs: list[tuple[str, Any, Any]] = [("model", model["name"], asked["model"])]
-    if why := first_difference(pairs):
-        return why
-    before = record.get("asked_tasks", sorted(record["tasks"]))
-    pairs += [("tasks", sorted(before), sorted(tasks))] if "asked_tasks" in record or set(tasks) & set(before) else []
-    conditions = [str(c) for c in expand(asked["ablate"], Dims(**model["dims"]))]
-    pairs += [("conditions", sorted(record["conditions"]), sorted(conditions))]
-    pairs += [(key, record[key], asked[key]) for key in SETTINGS if key in record]
-    if asked["num_fewshot"] is not None:
-        pairs += [("num_fewshot", entry["num_fewshot"], asked["num_fewshot"]) for entry in record["tasks"].values()]
-    pairs += [("dtype", model["dtype"], asked["dtype"])] if asked["dtype"] != "auto" else []
-    pairs += [("quantize", model.get("quantize"), asked.get("quantize"))]
-    pairs += [("donor", (record.get("donor") or {}).get("name"), asked["donor"])]
-    return first_difference(pairs)
+    """In what a record differs from a run of which nothing is loaded yet; "" if in nothing that is known."""
+    own = record.get("record", record)  # of a race it is inside
+    if "asked" not in own and own["tasks"]:  # made in Python: it is compared when there is a result
+        return ""
+    return _first_difference(own["asked"], json.loads(json.dumps(asked)))
 
 
-def first_difference(pairs: Iterable[tuple[Any, ...]]) -> str:
-    """The first values that are not equal, in words.
-
-    Args:
-        pairs: Name, old value and new value of each.
-    """
-    for name, old, new in pairs:
-        if old != new:
-            return f"{name} {_short(old)}, not {_short(new)}"
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    for name, value in {**dict.fromkeys(old), **new}.items():
+        if old.get(name) != value:
+            return f"{name} {_short(old.get(name))}, not {_short(value)}"
     return ""
 
 

@@ -12,8 +12,9 @@ or critical.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,31 +25,19 @@ import pyarrow.parquet
 
 from depthlens import arguments
 from depthlens.analysis import answers as changed_answers
-from depthlens.analysis import (
-    displays,
-    documents,
-    findings,
-    head_effects,
-    power,
-    questions,
-    records,
-    result_display,
-    result_folder,
-    stats,
-    written_answers,
-)
+from depthlens.analysis import documents, head_effects, questions, result_words, stats, written_answers
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.explorer import Explorer
+from depthlens.analysis.findings import Finding, derived
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.result_folder import DOCS_FILE, RECORD_FILE, SUMMARY_FILE
-from depthlens.analysis.saving import Contents, Saveable, derived, json_record
+from depthlens.analysis.result_folder import DOCS_FILE, QUESTIONS_FILE, RECORD_FILE, SUMMARY_FILE
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
 from depthlens.errors import UserError
 from depthlens.metrics import LOGPROBS, limits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result(Saveable):
+class Result(Finding):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
@@ -59,7 +48,11 @@ class Result(Saveable):
         asked: What `questions` reads; None where it is not known.
     """
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = (questions.FILE,)
+    FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
+    NEXT: ClassVar[str] = (
+        "next: result.describe() says it in words, result.critical() lists what is shown to cost something, "
+        "dl.plots.depth_profile, head_map or block_map draws it"
+    )
 
     docs: pd.DataFrame
     record: dict[str, Any]
@@ -70,9 +63,9 @@ class Result(Saveable):
             kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
             raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
         object.__setattr__(self, "docs", documents.normalise(self.docs))
-        object.__setattr__(self, "record", json_record(self.record))
         if self.asked is not None:
-            object.__setattr__(self, "asked", questions.normalise(self.asked))
+            object.__setattr__(self, "asked", questions.of(questions.normalise(self.asked), self.docs))
+        super().__post_init__()
 
     def questions(self) -> pd.DataFrame:
         """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
@@ -85,8 +78,8 @@ class Result(Saveable):
             UserError: there are none, as in a folder of an older depthlens or a result made from tables.
         """
         if self.asked is None:
-            raise UserError(f"this result holds no questions (no {questions.FILE}); run the sweep again to have them")
-        return questions.of(self.asked, self.docs)
+            raise UserError(f"this result holds no questions (no {QUESTIONS_FILE}); run the sweep again to have them")
+        return self.asked.copy()
 
     @derived
     def summary(self) -> pd.DataFrame:
@@ -127,7 +120,7 @@ class Result(Saveable):
         recorded do not have it.
 
         ``min_effect`` is the smallest change that is called an effect, because tiny changes of a continuous score can
-        be significant, too. Results that were saved before version 0.2 have it under the name ``least``, which is read.
+        be significant, too.
 
         Raises:
             UserError: the record has no such metric.
@@ -139,12 +132,12 @@ class Result(Saveable):
                 f"the record says nothing of metric {metric!r} of task {task!r}; "
                 "record['tasks'][task]['metrics'][metric] needs higher_is_better and chance"
             ) from None
-        return {"higher_is_better": True, "chance": None, "min_effect": info.get("least", 0.0), **info}
+        return {"higher_is_better": True, "chance": None, "min_effect": 0.0, **info}
 
     @property
     def notes(self) -> list[str]:
         """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
-        return result_display.notes(self)
+        return result_words.notes(self)
 
     def scores(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
         """Scores of one task and metric.
@@ -174,10 +167,6 @@ class Result(Saveable):
         """
         return Explorer(self)
 
-    def parsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
-        """Whether each answer could be read; see `depthlens.analysis.written_answers.parsed`."""
-        return written_answers.parsed(self, task, metric, model)
-
     def unparsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
         """Share of unreadable answers by condition; see `depthlens.analysis.written_answers.unparsed`."""
         return written_answers.unparsed(self, task, metric, model)
@@ -205,7 +194,9 @@ class Result(Saveable):
 
         Returns:
             The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (95%
-            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline).
+            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline),
+            ``critical`` and ``gain`` (losses and gains that are shown: ``p_adjusted`` below 0.05, above ``min_effect``,
+            and not at chance).
         """
         return self._losses
 
@@ -218,31 +209,23 @@ class Result(Saveable):
             _better=[info["higher_is_better"] for info in infos], min_effect=[info["min_effect"] for info in infos]
         )
         table = table.merge(of_base, on=GROUP, how="left")
-        better = table.pop("_better").astype(bool)
-        return table.assign(
-            loss=np.where(better, -table["bounded"], table["bounded"]),
-            loss_low=np.where(better, -table["ci_high"], table["ci_low"]),
-            loss_high=np.where(better, -table["ci_low"], table["ci_high"]),
-        )
+        better = table.pop("_better").astype(bool).to_numpy()[:, None]
+        change, fall = table[["bounded", "ci_low", "ci_high"]], -table[["bounded", "ci_high", "ci_low"]]
+        table[["loss", "loss_low", "loss_high"]] = np.where(better, fall, change)
+        shown = (table["p_adjusted"] < ALPHA) & ~table["at_chance"]
+        table["critical"] = shown & (table["loss"] > table["min_effect"])
+        return table.assign(gain=shown & (-table["loss"] > table["min_effect"]))
 
-    def critical(self, alpha: float = ALPHA) -> pd.DataFrame:
+    def critical(self) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
 
-        A task at chance yields no row and a warning that names it. A table without rows is shown as "none".
-
-        Args:
-            alpha: Level that ``p_adjusted`` has to stay below.
+        A task at chance yields no row and a warning that names it.
         """
-        alpha = arguments.plain(alpha)
-        if not isinstance(alpha, int | float) or not 0 < alpha < 1:
-            raise UserError(f"alpha {alpha!r} is not between 0 and 1; 0.05 is usual")
         several = self.docs["model"].nunique() > 1
         for row in self.baselines.itertuples():
             if row.at_chance:
-                warnings.warn(result_display.cannot_judge(row, several=several), stacklevel=2)
-        table = self._losses
-        critical = (table["p_adjusted"] < alpha) & (table["loss"] > table["min_effect"]) & ~table["at_chance"]
-        return displays.Found(table.loc[critical, stats.SUMMARY_COLUMNS].reset_index(drop=True))
+                warnings.warn(result_words.cannot_judge(row, several=several), stacklevel=2)
+        return self._losses.loc[self._losses["critical"], stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
     def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
         """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""
@@ -269,13 +252,13 @@ class Result(Saveable):
         """
         result = self if tasks is None and metrics is None else self.select(tasks=tasks, metrics=metrics)
         if conditions is None:
-            return findings.describe(result)
+            return result_words.describe(result)
         table = result.losses()
         names = arguments.chosen("condition", conditions, result.docs["condition"].unique())
         if BASELINE in names:
             raise UserError("the baseline is what the others are compared with; name another condition")
         rows = table[table["condition"].isin(names)]
-        return [result_display.sentence(result, row) for row in rows.itertuples()]
+        return [result_words.sentence(result, row) for row in rows.itertuples()]
 
     def select(
         self,
@@ -305,11 +288,6 @@ class Result(Saveable):
             record = {**record, "tasks": {t: v for t, v in record["tasks"].items() if t in set(docs["task"])}}
         return Result(docs, record, self.asked)
 
-    def select_pairs(self, pairs: Collection[tuple[str, str]]) -> Result:
-        """Keep some pairs of task and metric."""
-        chosen = pd.MultiIndex.from_frame(self.docs[["task", "metric"]]).isin(list(pairs))
-        return Result(self.docs[chosen], self.record, self.asked)
-
     def primary(self, *, with_logprob: bool = False) -> Result:
         """Keep the metric of each task that stands for it; see `depthlens.analysis.written_answers.headline`.
 
@@ -322,52 +300,44 @@ class Result(Saveable):
             only one.
         """
         base = self.docs.loc[self.docs["condition"] == BASELINE, ["task", "metric"]].drop_duplicates()
-        by_task = base.groupby("task", sort=False)["metric"].agg(list)
-        pairs = [(task, written_answers.headline(task, metrics)) for task, metrics in by_task.items()]
+        first = {
+            task: written_answers.headline(task, metrics.tolist())
+            for task, metrics in base.groupby("task", sort=False)["metric"]
+        }
+        kept = self.docs["metric"] == self.docs["task"].map(first)
         if with_logprob:
-            logprobs = base[base["metric"].isin(LOGPROBS)]
-            pairs += logprobs[["task", "metric"]].itertuples(index=False, name=None)
-        return self.select_pairs(pairs)
+            kept |= self.docs["metric"].isin(LOGPROBS)
+        return Result(self.docs[kept], self.record, self.asked)
 
-    def contents(self) -> Contents:
-        """What is to be written; see `depthlens.analysis.saving.Saveable`."""
-        tables = {DOCS_FILE: self.docs, SUMMARY_FILE: self.summary}
-        if self.asked is None:
-            return Contents(tables, {RECORD_FILE: self.record}, (questions.FILE,))
-        return Contents({**tables, questions.FILE: self.questions()}, {RECORD_FILE: self.record})
-
-    @classmethod
-    def from_contents(cls, contents: Contents) -> Result:
-        """The result that was written; see `depthlens.analysis.saving.Saveable`."""
-        return cls(contents.tables[DOCS_FILE], contents.records[RECORD_FILE], contents.tables.get(questions.FILE))
+    def contents(self) -> dict[str, Any]:
+        """What its files hold: its own tables and the summary for other readers; its record is a file as it is."""
+        return {**super().contents(), SUMMARY_FILE: self.summary, RECORD_FILE: self.record}
 
     def differs(self, folder: Path, record: dict[str, Any]) -> str:
-        """In what the result in a folder differs from this one, "" if in nothing; see `Saveable.differs`."""
-        if difference := result_folder.difference(record, self.record):
-            return difference
+        """In what the result in a folder differs from this one, "" if in nothing; see `Finding.differs`."""
+        _ = record["tasks"]
         path = folder / DOCS_FILE
         n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
-        return "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
+        rows = "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
+        return super().differs(folder, record) or rows
 
     @derived
     def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
         """Documents that show a loss of 0.1 of a 0/1 metric in 80% of samples; None where there are as many.
 
-        The keys are (model, task, metric). See `depthlens.analysis.power.needed_documents`.
+        The keys are (model, task, metric). See `depthlens.analysis.stats.needed_documents`.
         """
         needed: dict[tuple[str, str, str], int | None] = {}
         for (model, task, metric), group in self.docs.groupby(GROUP, sort=False):
             base = group.loc[group["condition"] == BASELINE, "value"]
             can_lose = self.metric_info(task, metric)["higher_is_better"] and stats.is_binary(group["value"])
             n_conditions = group["condition"].nunique() - 1
-            needed[model, task, metric] = power.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
+            needed[model, task, metric] = stats.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
         return needed
 
-    def __repr__(self) -> str:
-        return displays.as_text(*result_display.displayed(self))
-
-    def _repr_html_(self) -> str:
-        return displays.as_html(*result_display.displayed(self))
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the worst losses of each task and metric, and what limits the conclusions."""
+        return result_words.displayed(self)
 
 
 def concat(results: Sequence[Result]) -> Result:
@@ -395,11 +365,36 @@ def concat(results: Sequence[Result]) -> Result:
             f"{row['metric']} {row['condition']} document {row['doc_id']}; join results of the same settings"
         )
     parts = [r.record for r in results]
-    record = records.agreed(parts)
-    record["tasks"] = records.joined_tasks(parts)
-    record["parts"] = parts
+    record = _agreed(parts) | {"tasks": _joined_tasks(parts), "parts": parts}
     if any("selected_conditions" in r for r in parts):
         record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
     joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are refused here, not at the first plot
     return joined
+
+
+def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are the same in all records."""
+    first, *others = records
+    return {k: v for k, v in first.items() if all(k in r and r[k] == v for r in others)}
+
+
+def _joined_tasks(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The tasks of all records.
+
+    Raises:
+        UserError: two records disagree on what a task or a metric is.
+    """
+    tasks: dict[str, dict] = {}
+    for task, entry in (item for record in records for item in record.get("tasks", {}).items()):
+        known = tasks.setdefault(task, entry)
+        old, new = (e.get("metrics", {}) for e in (known, entry))
+        fields = ("version", "num_fewshot", "output_type")
+        pairs = {f"{field} of": (known.get(field), entry.get(field)) for field in fields}
+        for metric, field in itertools.product(old.keys() & new.keys(), ("higher_is_better", "chance")):
+            pairs[f"{field} of metric {metric!r} of"] = old[metric].get(field), new[metric].get(field)
+        for what, values in pairs.items():
+            if values[0] != values[1]:
+                raise UserError(f"the results disagree on {what} task {task!r}: {list(values)}; name them apart")
+        tasks[task] = _agreed([known, entry]) | {"metrics": {**old, **new, **old}}
+    return tasks

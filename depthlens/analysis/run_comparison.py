@@ -1,53 +1,132 @@
 """Runs side by side: what they measured, where they are comparable, and in what they are shown to differ.
 
-Results are paired by the folder below the run, the task, the metric and the family of conditions
-(`depthlens.analysis.run_families`). Runs are compared only where every setting that decides a score is the same
-(`depthlens.analysis.run_settings`); what differs is listed and nothing is tested there. Each run is compared with the
-first run of the same settings, or, for stages of training, with the one before it, on the documents that both have.
-Tests are in `depthlens.analysis.run_differences`. Verdicts stand side by side (`depthlens.analysis.run_verdicts`).
+What two runs measured is matched by `KEY`: the folder below the run, the task, the metric, and the kind of part. Runs
+are compared only where every setting that decides a score is the same (`depthlens.analysis.run_settings`); what differs
+is listed, and nothing is tested there. Each run is compared with the first run of the same settings, or, for stages of
+training, with the one before it, on the documents that both have: those with the same hash, or, where hashes are not
+known, with the same number (`depthlens.analysis.questions.identities`).
 
-A loss that is critical in one run and not in another is no difference: only tested differences are called so. A run
-that is at chance on a metric has nothing to lose there, and nothing is concluded from it. Losses by condition are
-compared only between models with as many layers (and heads); other models are compared by relative depth.
+A difference is tested as a difference, paired by question (`depthlens.analysis.means`): scores of whole models; losses
+by condition, in the metric's unit and as shares of the score above the floor, with step-down maxT over the kind of
+part; the centre of mass and the thirds' shares of all losses. Several runs are several tests: every p-value is
+multiplied by the number of pairs of runs, and those of thirds by three, too (Bonferroni). Nats are at most 1
+a document. A loss or a claim that is shown in one run and not in another is no difference. A run at
+chance has nothing to lose, and nothing is concluded from it. Losses by condition are compared only between models with
+as many layers (and heads); other models are compared by relative depth.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import run_differences, run_sentences, run_settings, run_verdicts
-from depthlens.analysis.run_families import WHOLE, Family, Key, Pair, Run, families, pair, same_parts
-from depthlens.analysis.saving import Saveable
+from depthlens.ablations import WORDS, parse_condition
+from depthlens.analysis import run_settings, stats
+from depthlens.analysis.findings import Finding
+from depthlens.analysis.means import Mean, max_t
+from depthlens.analysis.results import Result
+from depthlens.analysis.scores import THIRDS, Scores, layer_third, scores_of
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 
+KEY = ["place", "task", "metric", "parts"]
+SCORE, ABOVE_FLOOR = "score", "above floor"
+CENTRE = "centre of mass"
+OTHER, WHOLE = "other conditions", "whole model"
+OVER_DEPTH = ("layers", "attn", "mlp")  # one part a layer
+FEWEST = 2  # documents that are compared
+NAMED = 6  # conditions in a sentence
+TEST = ["difference", "difference_low", "difference_high", "p_adjusted", "shown"]
+NO_TEST = {"reference": "", "documents": "", **dict.fromkeys(TEST[:-1], math.nan), "shown": False}
 BASELINES = [
-    *Key._fields[:3], "run", "model", "n", "baseline", "ci_low", "ci_high", "chance", "at_chance", "group", "reference",
-    "documents", "difference", "difference_low", "difference_high", "p_adjusted", "shown",
+    *KEY[:3], "run", "model", "n", "baseline", "ci_low", "ci_high", "chance", "at_chance", "group", "reference",
+    "documents", *TEST,
 ]  # fmt: skip
 PROFILES = [
-    *Key._fields, "run", "group", "condition", "layer", "head", "depth", "n", "loss", "ci_low", "ci_high", "share",
-    "share_low", "share_high", "p_adjusted", "critical", "at_chance",
+    *KEY, "run", "group", "condition", "layer", "head", "depth", "n", "loss", "ci_low", "ci_high", "share", "share_low",
+    "share_high", "p_adjusted", "critical", "at_chance",
 ]  # fmt: skip
-CENTRES = [
-    *Key._fields, "run", "group", "measure", "n", "value", "ci_low", "ci_high", "why", "reference",
-    "difference", "difference_low", "difference_high", "p_adjusted", "shown",
+DIFFERENCES = [
+    *KEY, "condition", "layer", "head", "run", "reference", "n", "scale", "loss", "reference_loss", "difference",
+    "ci_low", "ci_high", "p_adjusted", "shown",
 ]  # fmt: skip
+CENTRES = [*KEY, "run", "group", "measure", "n", "value", "ci_low", "ci_high", "why", "reference", "documents", *TEST]
+COLUMNS = {"baselines": BASELINES, "profiles": PROFILES, "differences": DIFFERENCES, "centres": CENTRES}
+VERDICTS = [
+    "place", "claim", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
+    "claimed", "unit", "n", "tasks", "why", "sentence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is compared: the results of one model, and the verdicts on it.
+
+    Attributes:
+        name: Of the run, unlike that of every other.
+        results: By the folder that they are in, below the run's own.
+        verdicts: Parts of claims, by the folder of the results that they are of; the columns are those of
+            `depthlens.claims.Verdicts.parts`.
+        path: The run's folder; "" for a result in memory.
+    """
+
+    name: str
+    results: Mapping[str, Result]
+    verdicts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    path: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one run measured under one key.
+
+    Attributes:
+        run: Name of the run.
+        baseline: The row of `depthlens.Result.baselines`.
+        losses: Rows of `depthlens.Result.losses`, one a condition, by layer and head; none of the whole model.
+        scores: A column for each row of ``losses``; ``layers`` is -1 where a condition is not of one part.
+        shape: Layers of the model, and its heads where conditions are of heads.
+        deciding: See `depthlens.analysis.run_settings.deciding`.
+    """
+
+    run: str
+    baseline: Mapping[str, Any]
+    losses: pd.DataFrame
+    scores: Scores
+    shape: tuple[int, int | None]
+    deciding: Mapping[str, Any]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the whole model scores above a floor, so that losses are shares of something."""
+        s = self.scores
+        return s.floor is not None and not s.at_chance and bool(s.base.mean() > s.floor)
+
+    def of(self, conditions: Sequence[str], documents: Sequence[str]) -> Measured:
+        """The same with some conditions and documents, in the order that is given."""
+        at = pd.Index(self.losses["condition"]).get_indexer(pd.Index(conditions))
+        rows = pd.Index(self.scores.documents).get_indexer(pd.Index(documents))
+        scores = self.scores.of(documents=rows.tolist(), conditions=at)
+        return replace(self, scores=scores, losses=self.losses.iloc[at].reset_index(drop=True))
+
+
+Pair = tuple[Measured, Measured, str]  # a run, what it is compared with, and on which documents
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Saveable):
+class Comparison(Finding):
     """Runs side by side. A difference is always that of ``run`` minus ``reference``.
 
-    Rows are matched by ``place`` (the folder below the run), ``task``, ``metric`` and ``parts`` (the family of
-    conditions, such as ``layers`` or ``heads@mean``). Runs with the same ``group`` have the same settings.
+    Rows are matched by ``place`` (the folder below the run), ``task``, ``metric`` and ``parts`` (the kind of part and
+    the way of removing it, such as ``layers`` or ``heads@mean``). Runs with the same ``group`` have the same settings.
 
     Attributes:
         settings: One row a setting and run; see `depthlens.analysis.run_settings.table`.
@@ -57,9 +136,9 @@ class Comparison(Saveable):
             with 95% intervals, ``depth`` (layer / (n_layers - 1)), and whether the condition is critical.
         differences: One row a condition, pair of runs and ``scale`` (``score`` or ``above floor``); ``shown`` where
             ``p_adjusted`` is below 0.05. Intervals are of one condition.
-        centres: One row a run, family over depth and ``measure``: ``centre of mass`` as a share of depth, and the share
-            of all losses that each third of the layers holds.
-        verdicts: One row a run and part of a claim; see `depthlens.analysis.run_verdicts`.
+        centres: One row a run, kind of part over depth and ``measure``: ``centre of mass`` as a share of depth, and the
+            share of all losses that each third of the layers holds; ``why`` there is no value.
+        verdicts: One row a run and part of a claim, with the estimate that decides the part.
         notes: What was not compared, and why.
         sentences: See `describe`.
         record: Runs, models, and whether the runs are stages.
@@ -85,12 +164,9 @@ class Comparison(Saveable):
         """Whether the runs are stages of training, each compared with the one before it."""
         return bool(self.record["stages"])
 
-    def describe(self) -> list[str]:
-        """What was found, one sentence each; what could not be compared is in ``notes``."""
-        return list(self.sentences)
-
-    def __repr__(self) -> str:
-        return "\n".join([*self.sentences, *(f"Note: {note}" for note in self.notes)])
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: what was found, and what could not be compared."""
+        return "", pd.DataFrame(), [*self.sentences, *(f"Note: {note}" for note in self.notes)]
 
 
 def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
@@ -101,208 +177,295 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
         stages: Whether they are stages of training in order: each is compared with the one before it.
 
     Raises:
-        UserError: fewer than two runs, results that cannot be read together, or runs with nothing in common.
+        UserError: fewer than two runs, a result of several models, or runs with nothing in common.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} runs; a comparison needs two or more")
-    of_key: dict[Key, dict[str, Family]] = {}
+    measured: dict[tuple[str, ...], dict[str, Measured]] = {}
     for run in runs:
-        for key, family in families(run):
-            of_key.setdefault(key, {})[run.name] = family
-    if not any(len(found) > 1 for found in of_key.values()) and not run_verdicts.in_common(runs):
-        measured = "; ".join(f"{run.name} has {_measured(run, of_key)}" for run in runs)
-        raise UserError(f"the runs have no task and metric in common ({measured}); compare runs of the same tasks")
-    rows: dict[str, list] = defaultdict(list)
-    notes = _only_some(runs, of_key)
-    for key, found in of_key.items():
-        groups = _groups(found)
-        pairs = [pair(found[a], found[b]) for a, b in _pairs(groups, stages)]
-        whole = groups if key.parts == WHOLE else _groups(of_key[key._replace(parts=WHOLE)])
-        if key.parts == WHOLE or any(whole[name] != group for name, group in groups.items()):
-            notes += _other_settings(key, found, groups)
-        notes += _limits(key, found, pairs)
-        pairs = [one for one in pairs if one.paired]
-        if key.parts == WHOLE:
-            rows["baselines"] += _baselines(key, found, groups, pairs)
-        else:
-            rows["profiles"] += [_profile(key, family, groups[name]) for name, family in found.items()]
-            for one in pairs:
-                if same_parts(one.own, one.reference):
-                    rows["differences"] += run_differences.losses(key, one, len(pairs))
-            if key.over_depth:
-                rows["centres"] += _centres(key, found, groups, pairs)
-    settings = run_settings.table(_settings(runs))
-    found_tables = {
-        "settings": settings,
-        "baselines": pd.DataFrame(rows["baselines"], columns=BASELINES),
-        "profiles": _joined(rows["profiles"], PROFILES),
-        "differences": _joined(rows["differences"], run_differences.DIFFERENCES),
-        "centres": pd.DataFrame(rows["centres"], columns=CENTRES),
-        "verdicts": run_verdicts.table(runs),
-    }
-    record: dict[str, Any] = {
-        "made_by": "compare",
-        "runs": [run.name for run in runs],
-        "paths": [run.path for run in runs],
-    }
-    record |= {"models": _models(runs), "stages": stages}
-    notes = list(dict.fromkeys(notes))
-    lines = list(run_sentences.sentences(found_tables))
-    return Comparison(**found_tables, notes=notes, sentences=lines, record=record)
+        for key, one in _measured(run):
+            measured.setdefault(key, {})[run.name] = one
+    judged = [place for run in runs for place in run.verdicts]
+    if not any(len(by_run) > 1 for by_run in measured.values()) and len(set(judged)) == len(judged):
+        each = [f"{run} has {_name(*key)}" for key, by_run in measured.items() if key[3] == WHOLE for run in by_run]
+        fault = f"the runs have no task and metric in common ({'; '.join(each) or 'verdicts alone'})"
+        raise UserError(f"{fault}; compare runs of the same tasks")
+    rows: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
+    notes = _only_some(measured, len(runs))
+    for key, by_run in measured.items():
+        groups = _groups(by_run)
+        pairs, limits = _pairs(by_run, groups, stages)
+        notes += [f"{key[0]}: {key[1]}: {limit}" if key[0] else f"{key[1]}: {limit}" for limit in limits]
+        numbers = {run: i + 1 for i, names in enumerate(groups) for run in names}
+        for name, table in _tables(key[3], by_run, pairs):
+            about = dict(zip(KEY, key, strict=True))
+            rows[name].append(table.assign(**about, group=table["run"].map(numbers)))
+    tables = {name: _joined(rows[name], columns) for name, columns in COLUMNS.items()}
+    tables |= {"settings": run_settings.table({run.name: run.results for run in runs}), "verdicts": _verdicts(runs)}
+    models = {run.name: sorted({m for r in run.results.values() for m in r.docs["model"].unique()}) for run in runs}
+    record = {"made_by": "compare", "runs": list(models), "paths": [run.path for run in runs], "models": models}
+    record |= {"stages": stages}
+    return Comparison(**tables, notes=list(dict.fromkeys(notes)), sentences=list(_sentences(tables)), record=record)
 
 
-def _measured(run: Run, of_key: Mapping[Key, Mapping[str, Family]]) -> str:
-    names = [str(key) for key, found in of_key.items() if run.name in found and key.parts == WHOLE]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "verdicts alone"
-
-
-def _models(runs: Sequence[Run]) -> dict[str, list[str]]:
-    return {run.name: sorted({str(m) for r in run.results.values() for m in r.docs["model"].unique()}) for run in runs}
+def _name(place: str, task: str, metric: str, parts: str) -> str:
+    name = f"{place}: {task}" if place else task
+    return f"{name} {metric.removesuffix(',none')}" + ("" if parts == WHOLE else f", {parts}")
 
 
 def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
 
 
-def _settings(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-    """Settings of each run by place and task, of the first metric of the task."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        for place, result in run.results.items():
-            for task, rows in result.docs.groupby("task", sort=False):
-                named = run_settings.settings(result, str(task), str(rows["metric"].iloc[0]))
-                found.setdefault((place, str(task)), {})[run.name] = named
-    return found
+def _verdicts(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a place, run and part of a claim, with the estimate that decides the part."""
+    places = dict.fromkeys(place for run in runs for place in run.verdicts)
+    found = [
+        run.verdicts[place].drop_duplicates(["claim", "part"]).assign(place=place, run=run.name)
+        for place in places
+        for run in runs
+        if place in run.verdicts
+    ]
+    return _joined(found, VERDICTS)
 
 
-# -- which runs are compared ---------------------------------------------------------------------------
+# -- what is compared ----------------------------------------------------------------------------------
 
 
-def _groups(found: Mapping[str, Family]) -> dict[str, int]:
-    """Runs with the same settings have the same number, from 1 in the order of the runs."""
-    kinds: list[Mapping[str, Any]] = []
-    for family in found.values():
-        if family.deciding not in kinds:
-            kinds.append(family.deciding)
-    return {name: kinds.index(family.deciding) + 1 for name, family in found.items()}
+def _measured(run: Run) -> Iterator[tuple[tuple[str, ...], Measured]]:
+    """Everything that a run measured, by the values of `KEY`."""
+    for place, result in run.results.items():
+        if len(models := result.docs["model"].unique()) > 1:
+            where = f"run {run.name!r}" + (f", {place}" if place else "")
+            raise UserError(f"{where}: it has models {', '.join(models)}; compare one with select(models=...)")
+        losses, dims = result.losses(), (result.record.get("model") or {}).get("dims") or {}
+        kinds = [_kind(condition) for condition in losses["condition"]]
+        losses[["parts", "at", "number"]] = pd.DataFrame(kinds, losses.index, ["parts", "at", "number"])
+        for base in result.baselines.itertuples(index=False):
+            named = run_settings.settings(result, base.task, base.metric)
+            of_metric = losses[(losses["task"] == base.task) & (losses["metric"] == base.metric)]
+            for parts, rows in [(WHOLE, of_metric.head(0)), *of_metric.groupby("parts", sort=False)]:
+                rows = rows.sort_values(["at", "number"], kind="stable", ignore_index=True)
+                conditions, layers = rows["condition"], rows["at"].to_numpy(dtype=int)
+                scores = scores_of(result, base, base.task, list(conditions), layers)
+                n_heads = dims.get("n_heads") if conditions.str.contains(r"\.[HKE]").any() else None
+                shape, deciding = (result.n_layers, n_heads), run_settings.deciding(named, conditions)
+                one = Measured(run.name, base._asdict(), rows, scores, shape, deciding)
+                yield (place, base.task, base.metric, parts), one
 
 
-def _pairs(groups: Mapping[str, int], stages: bool) -> Iterator[tuple[str, str]]:
-    """A run and what it is compared with: the first run of its group, or for stages the one before."""
-    for number in dict.fromkeys(groups.values()):
-        members = [name for name, group in groups.items() if group == number]
-        for i, name in enumerate(members[1:]):
-            yield name, members[i if stages else 0]
+def _kind(condition: str) -> tuple[str, int, int]:
+    """The kind of part in the words of a sweep (``layers[1:]``, ``heads@mean``), its layer and its number.
+
+    Blocks, lists and everything else that is not one part are `OTHER`.
+    """
+    first, *more = parse_condition(condition).ablations
+    if more or first.site not in WORDS:
+        return OTHER, -1, -1
+    return WORDS[first.site] + first.suffix, first.layer, first.index
 
 
-def _only_some(runs: Sequence[Run], of_key: Mapping[Key, Mapping[str, Family]]) -> list[str]:
+def _groups(by_run: Mapping[str, Measured]) -> list[list[str]]:
+    """Names of runs, those with the same settings together."""
+    settings = pd.Series({run: json.dumps(one.deciding, sort_keys=True) for run, one in by_run.items()})
+    return [list(names) for names in settings.groupby(settings, sort=False).groups.values()]
+
+
+def _only_some(measured: Mapping[tuple[str, ...], Mapping[str, Measured]], n_runs: int) -> list[str]:
     """What only some of the runs have."""
-    missing: dict[tuple[str, ...], list[Key]] = {}
-    for key, found in of_key.items():
-        whole = of_key.get(key._replace(parts=WHOLE), {})
-        if len(found) < len(whole if key.parts != WHOLE else runs):
-            missing.setdefault(tuple(found), []).append(key)
-    return [f"only {' and '.join(names)} has {'; '.join(map(str, keys))}" for names, keys in missing.items()]
+    missing = defaultdict(list)
+    for (*task, parts), by_run in measured.items():
+        if len(by_run) < (n_runs if parts == WHOLE else len(measured[*task, WHOLE])):
+            missing[" and ".join(by_run)].append(_name(*task, parts))
+    return [f"only {names} has {'; '.join(what)}" for names, what in missing.items()]
 
 
-def _where(key: Key) -> str:
-    where = f"{key.place}: {key.task}" if key.place else key.task
-    return where if key.parts == WHOLE else f"{where}, {key.parts}"
+def _pairs(
+    by_run: Mapping[str, Measured], groups: Sequence[Sequence[str]], stages: bool
+) -> tuple[list[Pair], list[str]]:
+    """Runs and what they are compared with, and what limits that.
+
+    It is the first run with the same settings, or for stages the one before.
+    """
+    pairs, limits = [], []
+    for names in groups:
+        first = by_run[groups[0][0]]
+        if differs := run_settings.mismatches(first.deciding, by_run[names[0]].deciding):
+            others = f"{' and '.join(names)} not compared with {first.run}"
+            limits.append(f"{others}, whose settings differ ({first.run} first): {'; '.join(differs)}")
+        for own, reference in zip(names[1:], names if stages else names[:1] * len(names), strict=False):
+            pair, more = _pair(by_run[own], by_run[reference])
+            pairs += [pair] if pair else []
+            limits += more
+    return pairs, limits
 
 
-def _other_settings(key: Key, found: Mapping[str, Family], groups: Mapping[str, int]) -> Iterator[str]:
-    """The settings that keep runs from being compared."""
-    first = next(iter(found))
-    for number in range(2, max(groups.values()) + 1):
-        members = [name for name, group in groups.items() if group == number]
-        differs = "; ".join(run_settings.mismatches(found[first].deciding, found[members[0]].deciding))
-        names = f"{' and '.join(members)} not compared with {first}"
-        yield f"{_where(key)}: {names}, whose settings differ ({first} first): {differs}"
+def _pair(own: Measured, reference: Measured) -> tuple[Pair | None, list[str]]:
+    """A run and its reference on the documents of the smaller one, with the same conditions if these are comparable.
 
-
-def _limits(key: Key, found: Mapping[str, Family], pairs: Sequence[Pair]) -> Iterator[str]:
-    """What limits the comparison of pairs: other documents, other shapes, conditions of one alone."""
-    where = _where(key)
-    for own, reference, paired, documents in pairs:
-        names = f"{own.run} and {reference.run}"
-        if key.parts == WHOLE:
-            if not paired:
-                yield f"{where}: {names} have {documents}, so that they are not compared"
-            elif len(documents) > len("the same documents"):
-                yield f"{where}: {names} are compared on {documents}"
-        elif not same_parts(own, reference):
-            layers, heads = ([f.profile.n_layers for f in (own, reference)], [f.n_heads for f in (own, reference)])
-            sizes, what = (layers, "layers") if layers[0] != layers[1] else (heads, "heads a layer")
-            yield f"{where}: {names} have {sizes[0]} and {sizes[1]} {what}, so that no loss is compared part by part"
-        elif few := [f for f in (own, reference) if len(f.conditions) < len(found[f.run].conditions)]:
-            more = " and ".join(f.run for f in few)
-            yield f"{where}: {names} have {len(own.conditions)} conditions in common; others of {more} are left out"
+    Returns:
+        The pair, or None if they have other documents; and what limits the comparison.
+    """
+    names, both = f"{own.run} and {reference.run}", (own, reference)
+    sizes, known = [len(one.scores.documents) for one in both], set(reference.scores.documents)
+    shared = [name for name in own.scores.documents if name in known]
+    if len(shared) < max(FEWEST, min(sizes)):
+        fault = f"different documents ({len(shared)} are of both)" if shared else "different documents"
+        return None, [f"{names} have {fault}, so that they are not compared"]
+    documents, limits = "the same documents", []
+    if sizes[0] != sizes[1]:
+        documents = f"the {len(shared)} documents that both have"
+        limits.append(f"{names} are compared on {documents}")
+    conditions = [list(one.losses["condition"]) for one in both]
+    if own.shape != reference.shape:
+        limits.append(f"the models of {names} have other shapes, so that no loss is compared part by part")
+    else:
+        common = [name for name in conditions[0] if name in set(conditions[1])]
+        if len(common) < max(map(len, conditions)):
+            limits.append(f"{names} have {len(common)} of {max(map(len, conditions))} conditions in common")
+        conditions = [common, common]
+    return (own.of(conditions[0], shared), reference.of(conditions[1], shared), documents), limits
 
 
 # -- rows of the tables --------------------------------------------------------------------------------
 
 
-def _baselines(
-    key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
-) -> Iterator[dict[str, Any]]:
-    compared: dict[str, dict[str, Any]] = {}
-    for p in pairs:
-        change = run_differences.whole_models(p)
-        difference, low, high = (float(x) for x in (change.value, *change.interval()))
-        p_value = min(1.0, float(change.p()) * len(pairs))
-        compared[p.own.run] = {
-            "reference": p.reference.run,
-            "documents": p.documents,
-            "difference": difference,
-            "difference_low": low,
-            "difference_high": high,
-            "p_adjusted": p_value,
-            "shown": p_value < ALPHA,
-        }
-    for name, family in found.items():
-        row = {"place": key.place, "run": name, "group": groups[name], **family.baseline}
-        blank = {"reference": "", "documents": "", "shown": False}
-        yield {**dict.fromkeys(BASELINES, math.nan), **row, **blank, **compared.get(name, {})}
+def _tables(parts: str, by_run: Mapping[str, Measured], pairs: Sequence[Pair]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows of the tables, each with the name of its table."""
+    n_tests: Any = len(pairs)
+    name, of_run, gap = "baselines", _whole_model, _whole_models
+    if parts != WHOLE:
+        name, of_run, gap = "centres", _placed, _moved
+        n_tests = len(pairs) * np.array([1, *[len(THIRDS)] * len(THIRDS)])
+        for one in by_run.values():
+            yield "profiles", _profile(one)
+        for own, reference, _ in pairs:
+            for rows in _losses(own, reference, len(pairs)):
+                yield "differences", rows
+    tests: dict[str, dict[str, Any]] = {}
+    if re.split(r"[\[@]", parts)[0] in (WHOLE, *OVER_DEPTH):
+        for own, reference, documents in pairs:
+            difference = gap(own, reference)
+            about = {"reference": reference.run, "documents": documents}
+            tests[own.run] = about | _test(difference, difference.p() * n_tests)
+        for run, one in by_run.items():
+            yield name, of_run(one).assign(run=run, **NO_TEST | tests.get(run, {}))
 
 
-def _profile(key: Key, family: Family, group: int) -> pd.DataFrame:
-    """The rows of `PROFILES` of one run and family."""
-    losses, profile = family.losses, family.profile
-    shares = np.full((3, len(losses)), np.nan)
-    if family.has_room:
-        found = profile.relative_loss()
-        shares[:] = found.value, *found.interval()
-    depth = np.where(profile.layers >= 0, profile.depth, np.nan)
-    columns = {
-        **key._asdict(),
-        "run": family.run,
-        "group": group,
-        "condition": losses["condition"],
-        "layer": losses["layer"],
-        "head": losses["head"],
-        "depth": depth,
-        "n": losses["n"],
-        "loss": losses["loss"],
-        "ci_low": losses["loss_low"],
-        "ci_high": losses["loss_high"],
-        "share": shares[0],
-        "share_low": shares[1],
-        "share_high": shares[2],
-        "p_adjusted": losses["p_adjusted"],
-        "critical": family.critical,
-        "at_chance": profile.at_chance,
-    }
-    return pd.DataFrame(columns)[PROFILES]
+def _test(gap: Mean, p: np.ndarray) -> dict[str, np.ndarray]:
+    """A difference, its interval, its corrected p-value, and whether it is shown."""
+    p = np.where(np.isnan(gap.value), np.nan, np.minimum(p, 1.0))
+    return dict(zip(TEST, map(np.atleast_1d, (gap.value, *gap.interval(), p, p < ALPHA)), strict=True))
 
 
-def _centres(
-    key: Key, found: Mapping[str, Family], groups: Mapping[str, int], pairs: Sequence[Pair]
-) -> Iterator[dict[str, Any]]:
-    """The rows of `CENTRES` of one family."""
-    compared = {p.own.run: (p.reference.run, run_differences.moved(p, len(pairs))) for p in pairs}
-    for name, family in found.items():
-        reference, moves = compared.get(name, ("", np.full((4, 4), np.nan)))
-        for row, move in zip(run_differences.placed(family), moves, strict=True):
-            numbers = dict(zip(("difference", "difference_low", "difference_high", "p_adjusted"), move, strict=True))
-            about = {"reference": reference, "shown": bool(move[3] < ALPHA)}
-            yield {**key._asdict(), "run": name, "group": groups[name], **row, **about, **numbers}
+def _whole_model(one: Measured) -> pd.DataFrame:
+    return pd.DataFrame(one.baseline, index=[0])
+
+
+def _whole_models(own: Measured, reference: Measured) -> Mean:
+    """The score of the run's whole model minus that of the reference's, in the metric's unit."""
+    a, b = own.scores, reference.scores
+    return stats.changes(a.metric, a.sign * (a.base - b.base), a.units)
+
+
+def _profile(one: Measured) -> pd.DataFrame:
+    losses, scores = one.losses, one.scores
+    share = scores.relative_loss() if one.has_room else scores.mean_loss() * np.nan
+    low, high = share.interval()
+    critical = (losses["p_adjusted"] < ALPHA) & (losses["loss"] > losses["min_effect"]) & ~losses["at_chance"]
+    return losses.assign(
+        run=one.run,
+        depth=np.where(scores.layers >= 0, scores.depth, np.nan),
+        ci_low=losses["loss_low"],
+        ci_high=losses["loss_high"],
+        share=share.value,
+        share_low=low,
+        share_high=high,
+        critical=critical.to_numpy(dtype=bool),
+    )
+
+
+def _losses(own: Measured, reference: Measured, n_pairs: int) -> Iterator[pd.DataFrame]:
+    """How much more each condition costs the run than the reference, on every scale that there is."""
+    a, b = own.scores, reference.scores
+    if own.shape != reference.shape or a.at_chance or b.at_chance or own.losses.empty or len(set(a.units)) < FEWEST:
+        return
+    scales = {SCORE: (a.mean_loss(), b.mean_loss())}
+    if own.has_room and reference.has_room:
+        scales[ABOVE_FLOOR] = a.relative_loss(), b.relative_loss()
+    for scale, (loss, reference_loss) in scales.items():
+        gap = loss - reference_loss
+        rows = own.losses[["condition", "layer", "head", "min_effect"]].assign(**_test(gap, max_t(gap) * n_pairs))
+        if scale == SCORE:
+            rows["shown"] &= rows["difference"].abs() > rows["min_effect"]
+        rows = rows.rename(columns={"difference_low": "ci_low", "difference_high": "ci_high"})
+        about = {"run": own.run, "reference": reference.run, "n": len(a.base), "scale": scale}
+        yield rows.assign(loss=loss.value, reference_loss=reference_loss.value, **about)
+
+
+def _places(scores: Scores) -> Mean:
+    """Centre of mass and the thirds' shares of all losses, NaN where they cannot be placed. Shape [4]."""
+    inside = (layer_third(scores.layers, scores.n_layers)[:, None] == np.arange(len(THIRDS))).astype(float)
+    if not inside.any(0).all():
+        inside[:] = np.nan
+    found = scores.share(np.column_stack([scores.depth, inside]))
+    return found * np.nan if _unplaced(scores) else found
+
+
+def _unplaced(scores: Scores) -> str:
+    """Why the losses cannot be placed in depth; "" if they can."""
+    return scores.unplaced if scores.n_layers >= len(THIRDS) else f"fewer than {len(THIRDS)} layers"
+
+
+def _placed(one: Measured) -> pd.DataFrame:
+    found, n = _places(one.scores), len(one.scores.documents)
+    rows = {"measure": [CENTRE, *THIRDS], "n": n, "value": found.value, "why": _unplaced(one.scores)}
+    return pd.DataFrame(rows | dict(zip(("ci_low", "ci_high"), found.interval(), strict=True)))
+
+
+def _moved(own: Measured, reference: Measured) -> Mean:
+    """Where the losses of the run are, minus where those of the reference are.
+
+    NaN for models of other shapes, unless every layer of both was removed.
+    """
+    gap = _places(own.scores) - _places(reference.scores)
+    partial = any(len(np.unique(one.scores.layers)) < one.shape[0] for one in (own, reference))
+    return gap * np.nan if partial and own.shape != reference.shape else gap
+
+
+# -- sentences -----------------------------------------------------------------------------------------
+
+SETTINGS = "The runs differ in {names}, which **decide scores**; they are compared where these are equal."
+SAME_SETTINGS = "No setting that decides scores differs between the runs."
+IDLE = "{name}: cannot judge {losses} of {run} ({why})."
+DIFFERENCE = (
+    "{name}: {value_of} of {run} is {value:.2f}, a difference of {difference:+.3f} [{difference_low:+.3f}, "
+    "{difference_high:+.3f}] from {reference} that is {verdict} (p = {p_adjusted:.2g}, n = {n}, {documents})."
+)
+LOSSES = "{name}: {count} losses are shown to differ between {run} and {reference} ({scale}; largest: {largest})."
+
+
+def _sentences(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """What the tables say; what is shown is bold."""
+    settings, whole, centres = tables["settings"], tables["baselines"], tables["centres"]
+    differs = settings[~settings["equal"] & (settings["kind"] == run_settings.DECIDES)]["setting"].unique()
+    yield SETTINGS.format(names=", ".join(differs)) if len(differs) else SAME_SETTINGS
+    why = np.where(whole["at_chance"].astype(bool), "**at chance**", "")
+    whole = whole.assign(parts=WHOLE, value=whole["baseline"], why=why, value_of="the score", losses="the losses")
+    centres = centres[centres["measure"] == CENTRE].assign(
+        value_of="the centre of mass of the losses", losses="the place of the losses"
+    )
+    for row in [*whole.to_dict("records"), *centres.to_dict("records")]:
+        name, verdict = _name(*(row[column] for column in KEY)), "**shown**" if row["shown"] else "not shown"
+        if row["why"]:
+            yield IDLE.format(name=name, **row)
+        if not math.isnan(row["difference"]):
+            yield DIFFERENCE.format(name=name, verdict=verdict, **row)
+    for (*key, run, reference, scale), rows in tables["differences"].groupby(
+        [*KEY, "run", "reference", "scale"], sort=False
+    ):
+        n_shown, ordered = rows["shown"].sum(), rows.sort_values("difference", key=lambda gaps: -gaps.abs())
+        largest = ", ".join(f"{row.condition} {row.difference:+.2f}" for row in ordered.head(NAMED).itertuples())
+        count = f"**{n_shown} of {len(rows)}**" if n_shown else f"none of {len(rows)}"
+        about = {"run": run, "reference": reference, "scale": scale, "largest": largest}
+        yield LOSSES.format(name=_name(*key), count=count, **about)

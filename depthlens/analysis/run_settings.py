@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 DECIDES, CIRCUMSTANCE, MODEL = "decides", "circumstance", "model"
 COLUMNS = ["place", "task", "setting", "kind", "equal", "run", "value"]
 _CIRCUMSTANCES = {
-    *("ablate", "asked_tasks", "batch_tokens", "command", "git_commit", "include_path", "limit", "measure", "platform"),
-    *("python", "samples", "selected_conditions", "store", "time", "tree_attention", "work", "workers"),
+    *("ablate", "asked", "asked_tasks", "batch_tokens", "command", "git_commit", "include_path", "limit", "measure"),
+    *("platform", "python", "samples", "selected_conditions", "store", "time", "tree_attention", "work", "workers"),
     *("model device", "model offload", "model remote", "model attention_kernel"),
     *("task n_docs", "task n_truncated", "task max_tokens_cut", "task n_replaced_examples", "task file"),
 }
@@ -48,21 +48,17 @@ def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
     if "depthlens" in record:
         versions["depthlens"] = record["depthlens"]
     named |= {f"version of {name}": value for name, value in versions.items()}
-    named |= {f"task {key}": value for key, value in _of_task(record["tasks"][task]).items()}
+    of_task = {key: value for key, value in record["tasks"][task].items() if key not in _OF_TASK_LEFT_OUT}
+    if "subtasks" in of_task:  # of a group
+        of_task["subtasks"] = {name: _deciding(one) for name, one in of_task["subtasks"].items()}
+    named |= {f"task {key}": value for key, value in of_task.items()}
     info = result.metric_info(task, metric)
     return named | {"higher_is_better": info["higher_is_better"], "min_effect": info["min_effect"]}
 
 
-def _of_task(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a task by name; of a group also those of its tasks that decide scores."""
-    named = {key: value for key, value in entry.items() if key not in _OF_TASK_LEFT_OUT}
-    if "subtasks" in entry:
-        inside = {name: _of_task(one) for name, one in entry["subtasks"].items()}
-        named["subtasks"] = {
-            name: {key: value for key, value in one.items() if kind_of(f"task {key}") == DECIDES}
-            for name, one in inside.items()
-        }
-    return named
+def _deciding(subtask: Mapping[str, Any]) -> dict[str, Any]:
+    kept = (key for key in subtask if key not in _OF_TASK_LEFT_OUT and kind_of(f"task {key}") == DECIDES)
+    return {key: subtask[key] for key in kept}
 
 
 def kind_of(setting: str) -> str:
@@ -74,16 +70,18 @@ def kind_of(setting: str) -> str:
     return DECIDES
 
 
-def deciding(named: Mapping[str, Any], *, donor: bool, reference: bool) -> dict[str, Any]:
+def deciding(named: Mapping[str, Any], conditions: pd.Series) -> dict[str, Any]:
     """The settings that decide the scores of some conditions.
+
+    The identity of a donor, and the texts of which means are taken, decide only where a condition uses them.
 
     Args:
         named: Of `settings`.
-        donor: Whether the conditions take parts from a donor; else its identity does not matter.
-        reference: Whether the conditions put means in place; else the reference texts do not matter.
+        conditions: Their texts.
     """
-    left_out = {name for name, used in (("donor", donor), ("task reference", reference)) if not used}
-    kept = {k: v for k, v in named.items() if kind_of(k) == DECIDES and k not in left_out and v is not None}
+    uses = {"donor": "@donor", "task reference": "@mean"}
+    unused = {name for name, mark in uses.items() if not conditions.str.contains(mark, regex=False).any()}
+    kept = {k: v for k, v in named.items() if kind_of(k) == DECIDES and k not in unused and v is not None}
     if isinstance(kept.get("donor"), dict):
         kept["donor"] = kept["donor"].get("fingerprint")
     return kept
@@ -95,34 +93,34 @@ def mismatches(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [f"{name.removeprefix('task ')} {text(a.get(name))} and {text(b.get(name))}" for name in names]
 
 
-def table(of_runs: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
-    """One row a setting and run.
+def table(runs: Mapping[str, Mapping[str, Result]]) -> pd.DataFrame:
+    """One row a setting and run, for the first metric of every task.
 
     Args:
-        of_runs: By place and task the settings of each run.
+        runs: By name the results of each run, by the folder that they are in.
 
     Returns:
         ``COLUMNS``: ``equal`` says whether all runs that have the task have the same value, ``value`` is a text.
     """
-    return pd.DataFrame(_rows(of_runs), columns=COLUMNS).astype({"equal": "bool"})
-
-
-def _rows(of_runs: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Any, ...]]:
-    for (place, task), runs in of_runs.items():
-        for name in dict.fromkeys(name for named in runs.values() for name in named):
-            values = [named.get(name) for named in runs.values()]
-            equal = all(value == values[0] for value in values)
-            shown = name.removeprefix("task ")
-            for run, value in zip(runs, values, strict=True):
-                yield place, task, shown, kind_of(name), equal, run, text(value)
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for run, results in runs.items():
+        for place, result in results.items():
+            for task, metric in result.docs.groupby("task", sort=False)["metric"].first().items():
+                found.setdefault((place, str(task)), {})[run] = settings(result, str(task), str(metric))
+    rows = []
+    for where, of_runs in found.items():
+        for name in dict.fromkeys(name for named in of_runs.values() for name in named):
+            values = {run: named.get(name) for run, named in of_runs.items()}
+            equal = all(value == next(iter(values.values())) for value in values.values())
+            about = *where, name.removeprefix("task "), kind_of(name), equal
+            rows += [(*about, run, text(value)) for run, value in values.items()]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"equal": "bool"})
 
 
 def text(value: Any) -> str:
     """A value of a record in one short line."""
     if value is None:
         return "none"
-    if isinstance(value, list) and value and all(isinstance(v, str) and len(v) == 64 for v in value):
-        value = ", ".join(v[:8] for v in value)  # hashes
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(shown) <= _LONGEST:
         return shown

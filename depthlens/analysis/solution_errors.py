@@ -29,15 +29,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.interval_text import bounds
-from depthlens.analysis.layer_profiles import THIRDS, layer_third
+from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.means import mean
 from depthlens.analysis.questions import units
+from depthlens.analysis.scores import THIRDS, layer_third
 from depthlens.analysis.stats import BASELINE
-from depthlens.analysis.tables import DescribedTable, record_of
-from depthlens.analysis.text_numbers import WORDS, numbers
+from depthlens.analysis.words import WORDS, estimate, numbers
 from depthlens.analysis.written_answers import headline
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -95,17 +94,6 @@ def equations(written: str) -> Iterator[tuple[set[Decimal], Decimal | None, Deci
                 equated, left = None, []
 
 
-def calculate(expression: str) -> Decimal | None:
-    """The value of a calculation in digits and signs, such as ``3 x (4 + 5)``; None where it cannot be calculated.
-
-    Args:
-        expression: Its text; other characters than digits, signs, spaces, ``$`` and ``%`` make it none.
-    """
-    tokens = [t.replace(",", "") if t[0].isdigit() else _SIGNS.get(t) for t in _TOKEN.findall(expression)]
-    known = [token for token in tokens if token is not None]
-    return _value(known) if known and len(known) == len(tokens) else None
-
-
 def _value(tokens: list[str]) -> Decimal | None:
     if len(tokens) > _LONGEST:
         return None
@@ -148,13 +136,11 @@ def classify_solutions(result: Result, task: str, questions: Sequence[str]) -> D
         UserError: the result does not have that task, it is not written, or it has more documents than there are
             questions.
     """
-    if task not in set(result.docs["task"]):
-        raise unknown("task", task, result.docs["task"].unique())
+    result = result.select(tasks=task)
     output_type = result.record["tasks"][task].get("output_type", "generate_until")
     if output_type != "generate_until":
         raise UserError(f"task {task} is {output_type}; mistakes are looked for in what a model writes")
-    metric = headline(task, list(result.docs.loc[result.docs["task"] == task, "metric"].unique()))
-    table = result.select(tasks=task, metrics=metric).docs
+    table = result.select(metrics=headline(task, list(result.docs["metric"].unique()))).docs
     if (last := table["doc_id"].max()) >= len(questions):
         raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")
     table["kind"] = [
@@ -220,7 +206,7 @@ def sentences(table: pd.DataFrame, n_layers: int) -> list[str]:
         return [f"The whole model solves {n_solved or 'none'} of {n} problems: too few to see what a removal breaks."]
     lines = []
     for third, part in by_third(table, n_layers).groupby("third", sort=False):
-        shares = {r.kind: f"{r.share:.0%} {bounds(r.ci_low, r.ci_high, '.0%')}" for r in part.itertuples()}
+        shares = {r.kind: estimate(r.share, r.ci_low, r.ci_high, ".0%") for r in part.itertuples()}
         wrong = ", ".join(f"{shares[kind]} {kind}" for kind in MISTAKES)
         lines.append(
             f"Without one layer of the {third}, {shares[RIGHT]} of the {n_solved} problems that the whole model solves "

@@ -7,6 +7,10 @@ unit is the question, and in a group of tasks the subject.
 Tests and intervals are of bounded changes: of right or wrong, of probabilities, or of nats that are clipped to 1 a
 document, because no test of a mean can exclude a rare large change that was never seen (Bahadur & Savage 1956, Ann.
 Math. Stat. 27:1115-1122). The mean change of nats without a bound stands beside.
+
+**How many documents** show a loss of right answers that matters, with a stated probability: exact, from the binomial
+distribution of the lost documents and the sign test, corrected for the number of conditions. It misleads where new
+documents are of another kind, and where documents are gained, too: then more are needed.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from depthlens.errors import UserError
 from depthlens.metrics import in_nats, limits, metric_unit
 
 BASELINE = "baseline"
+POWER, LOSS_THAT_MATTERS = 0.8, 0.1  # probability that a loss is found; of a score that is a share of right answers
 CHANCE_ALPHA = 0.01  # a whole model is above chance where p is below; at 0.05 one in twenty that guess would pass
 GROUP = ["model", "task", "metric"]
 SUMMARY_COLUMNS = [
@@ -78,20 +83,19 @@ def baseline(
     """
     from statsmodels.stats.proportion import proportion_confint  # slow to import
 
-    found, p = mean(values, units), math.nan
+    found, level = mean(values, units), np.nan if chance is None else float(chance)
     of_unit = values if units is None else pd.Series(values).groupby(np.asarray(units)).mean().to_numpy()
-    binary = is_binary(of_unit)
-    right = int(of_unit.sum())
-    low, high = proportion_confint(right, found.n, alpha=1 - LEVEL, method="wilson") if binary else found.interval()
-    if chance is not None and binary:
-        side = "greater" if higher_is_better else "less"
-        p = float(scipy.stats.binomtest(right, found.n, float(chance), alternative=side).pvalue)
-    elif chance is not None:
-        above = float(found.value - chance) * (1 if higher_is_better else -1)
-        p = float(scipy.stats.t.sf(above / float(found.error), max(found.n - 1, 1)))
+    if is_binary(of_unit):
+        right, side = int(of_unit.sum()), "greater" if higher_is_better else "less"
+        low, high = proportion_confint(right, found.n, alpha=1 - LEVEL, method="wilson")
+        p = np.nan if chance is None else scipy.stats.binomtest(right, found.n, level, alternative=side).pvalue
+    else:
+        low, high = found.interval()
+        above = (found.value - level) * (1 if higher_is_better else -1)
+        p = scipy.stats.t.sf(above / found.error, max(found.n - 1, 1))
     nothing_right = is_binary(values) and higher_is_better and not values.any()
     at_chance = bool(nothing_right or (chance is not None and not p < CHANCE_ALPHA))
-    return len(values), values.mean(), float(low), float(high), chance, p, at_chance
+    return len(values), values.mean(), float(low), float(high), chance, float(p), at_chance
 
 
 def summarise(docs: pd.DataFrame, units: Units | None = None) -> pd.DataFrame:
@@ -109,8 +113,7 @@ def summarise(docs: pd.DataFrame, units: Units | None = None) -> pd.DataFrame:
         units: The unit of every document of a task; None: each document is its own.
 
     Raises:
-        UserError: no baseline, documents that differ from the baseline's, a document twice, or a value that
-            is not finite; each names the condition.
+        UserError: no baseline, or a condition without a number for each document of the baseline, which it names.
     """
     if docs.empty:
         raise UserError("no documents to summarise; run a sweep with at least one document")
@@ -122,20 +125,15 @@ def summarise(docs: pd.DataFrame, units: Units | None = None) -> pd.DataFrame:
 def _summarise_group(key: tuple[str, str, str], group: pd.DataFrame, units: pd.Series | None) -> pd.DataFrame:
     scores = _matrix(group, f"{key[1]} {key[2]} of {key[0]}")
     table = group.drop_duplicates("condition").set_index("condition", drop=False).loc[list(scores.index)]
-    table = table[[*GROUP, "condition", "layer", "head"]].reset_index(drop=True)
     values = scores.to_numpy()
     differences = (values[1:] - values[0]).T
     found = changes(key[2], differences, None if units is None else units.loc[scores.columns].to_numpy())
-    table["n"] = values.shape[1]
-    table["value"] = values.mean(axis=1)
-    table["baseline"] = values[0].mean()
-    low, high = np.clip(found.interval(), *span(key[2], values))
-    for column, blank, rest in [
-        ("delta", 0.0, differences.mean(0)), ("bounded", 0.0, found.value), ("ci_low", 0.0, low),
-        ("ci_high", 0.0, high), ("p_value", np.nan, found.p()), ("p_adjusted", np.nan, max_t(found)),
-    ]:  # fmt: skip
-        table[column] = np.concatenate([[blank], rest])
-    return table
+    columns = {"delta": differences.mean(0), **found.columns("bounded"), "p_adjusted": max_t(found)}
+    for end in ("ci_low", "ci_high"):
+        columns[end] = columns[end].clip(*span(key[2], values))
+    of_base = [np.nan if name.startswith("p_") else 0.0 for name in columns]
+    of_all = {name: np.append(blank, rest) for blank, (name, rest) in zip(of_base, columns.items(), strict=True)}
+    return table.assign(n=values.shape[1], value=values.mean(axis=1), baseline=values[0].mean(), **of_all)
 
 
 def span(metric: str, values: np.ndarray) -> tuple[float, float]:
@@ -151,26 +149,39 @@ def _matrix(group: pd.DataFrame, where: str) -> pd.DataFrame:
     names = sorted(group["condition"].unique(), key=lambda name: name != BASELINE)
     if BASELINE not in names:
         raise UserError(f"{where} has no {BASELINE!r} condition to compare with; add it to the sweep")
-    bad = group[~np.isfinite(group["value"])]
-    if len(bad):
-        row = bad.iloc[0]
-        raise UserError(
-            f"condition {row['condition']!r}: {where} is {row['value']} on document {row['doc_id']} "
-            f"({len(bad)} such values); run in float32 or leave the condition out"
-        )
-    repeated = group[group.duplicated(["condition", "doc_id"])]
-    if len(repeated):
-        row = repeated.iloc[0]
-        raise UserError(
-            f"condition {row['condition']!r}: {where} has document {row['doc_id']} more than once; keep one row"
-        )
     table = group.pivot(index="condition", columns="doc_id", values="value").loc[names, group["doc_id"].unique()]
-    differs = np.argwhere((table.isna() != table.loc[BASELINE].isna()).to_numpy())
-    if len(differs):
-        c, d = differs[0]
-        state = "has a document that the baseline lacks:" if np.isnan(table.iloc[0, d]) else "lacks document"
-        raise UserError(
-            f"condition {names[c]!r}: {where} {state} {table.columns[d]}; "
-            "every condition needs the documents of the baseline"
-        )
+    for name, document in np.argwhere(~np.isfinite(table.to_numpy())):
+        fault = f"condition {names[name]!r}: {where} has no number on document {table.columns[document]}"
+        raise UserError(f"{fault}; every condition needs one for each document; NaN may be due to float16")
     return table
+
+
+def documents_for_loss(loss: float, n_conditions: int, *, alpha: float = ALPHA, power: float = POWER) -> int:
+    """Documents with which a condition that loses a share ``loss`` of them, and gains none, is shown to cost something.
+
+    The sign test with Bonferroni's correction, which the step-down maxT of `depthlens.Result.summary` is at least as
+    strong as.
+
+    Args:
+        loss: Share of all documents that turn from right to wrong, above 0 and at most 1.
+        n_conditions: Conditions that are compared with the baseline.
+        alpha: Family-wise level.
+        power: Probability that the condition is found.
+    """
+    lost = math.floor(math.log2(n_conditions / alpha)) + 2  # the fewest with n_conditions * 2 ** (1 - lost) < alpha
+    n = np.arange(lost, math.ceil((lost + 10) * 6 / loss))
+    return int(n[np.argmax(scipy.stats.binom.sf(lost - 1, n, loss) >= power)])
+
+
+def needed_documents(base: np.ndarray, n_conditions: int, *, loss: float = LOSS_THAT_MATTERS) -> int | None:
+    """Documents with which a loss of a 0/1 metric is shown with a probability of 80%; None where there are enough.
+
+    Args:
+        base: Right (1) or wrong (0) at baseline. Shape [n_docs].
+        n_conditions: Conditions that are compared with it.
+        loss: The loss that matters, in the score's own unit; the whole score, where that is less.
+    """
+    if not n_conditions or not base.any():
+        return None
+    needed = documents_for_loss(min(loss, float(base.mean())), n_conditions)
+    return needed if needed > len(base) else None

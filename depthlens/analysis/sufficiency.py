@@ -1,6 +1,6 @@
 """Faithfulness by number of heads kept, its areas CPR and CMD, and random lists beside it.
 
-See `depthlens.experiments.sufficiency` for the definitions. Faithfulness and both areas are quotients of means over
+See `depthlens.experiments.head_curves` for the definitions. Faithfulness and both areas are quotients of means over
 documents (`depthlens.analysis.means`), so that the noise of m(none) and m(all) is in their intervals. The test against
 random lists is a rank test over the draws, with the documents as they are.
 """
@@ -13,17 +13,17 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import displays, questions, stats
-from depthlens.analysis.interval_text import bounds
+from depthlens.analysis import questions, stats
+from depthlens.analysis.findings import Finding
 from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result
-from depthlens.analysis.saving import Saveable
+from depthlens.analysis.words import bounds
 
 CANNOT_JUDGE = "cannot judge"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SufficiencyCurve(Saveable):
+class SufficiencyCurve(Finding):
     """What is left of the scores of tasks as only the first k heads of lists are kept, and as random heads are.
 
     Attributes:
@@ -39,31 +39,22 @@ class SufficiencyCurve(Saveable):
     """
 
     RECORD: ClassVar[str] = "sufficiency_curve.json"
-    INSIDE: ClassVar[type[Saveable] | None] = Result
-    OPTIONAL: ClassVar[tuple[str, ...]] = Result.OPTIONAL
+    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.sufficiency(...) draws it"
 
     points: pd.DataFrame
     band: pd.DataFrame
     areas: pd.DataFrame
     result: Result
     record: dict[str, Any]
-    _next: ClassVar[str] = "next: describe() says it in words, dl.plots.sufficiency(...) draws it"
 
-    def __repr__(self) -> str:
-        return displays.as_text(self._head(), self._rounded(), [self._next])
-
-    def _repr_html_(self) -> str:
-        return displays.as_html(self._head(), self._rounded(), [self._next])
-
-    def _head(self) -> str:
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the areas under the curves."""
         lists, tasks = (", ".join(dict.fromkeys(self.areas[column])) for column in ("list", "task"))
         ks = ", ".join(map(str, self.record["k"]))
         kept = f"{ks} of {self.record['n_heads']} heads kept"
-        return f"SufficiencyCurve of {lists} on {tasks}: {kept}, against {self.record['n_draws']} random lists each"
-
-    def _rounded(self) -> pd.DataFrame:
+        head = f"SufficiencyCurve of {lists} on {tasks}: {kept}, against {self.record['n_draws']} random lists each"
         columns = ["list", "task", "metric", "cpr", "cmd", "random_cpr", "random_low", "random_high", "p_value", "gap"]
-        return self.areas[[*columns, "judged"]].round(dict.fromkeys(columns[3:], 3))
+        return head, self.areas[[*columns, "judged"]], []
 
     def describe(self) -> list[str]:
         """How faithful each list is on each task: one sentence each."""
@@ -141,25 +132,18 @@ def with_intervals(
 
 
 def assemble(
-    result: Result,
-    none: str,
-    conditions: dict[str, list[list[str]]],
-    ks: list[int],
-    n_heads: int,
-    record: dict[str, Any],
+    result: Result, conditions: dict[str, list[list[str]]], record: dict[str, Any], *, none: str
 ) -> SufficiencyCurve:
     """The curve of a sweep.
 
     Args:
         result: One metric of each task, under the baseline and every condition.
-        none: The condition under which no head is kept.
-        conditions: By list, for the list itself and then each random list, one condition for each of ``ks``.
-        ks: Heads kept.
-        n_heads: Of the model.
+        conditions: By list, for the list itself and then each random list, one condition for each k.
         record: See `SufficiencyCurve`.
+        none: The condition under which no head is kept.
     """
-    every_k = [0, *ks, n_heads]
-    shares = np.array(every_k) / n_heads
+    every_k = [0, *record["k"], record["n_heads"]]
+    shares = np.array(every_k) / record["n_heads"]
     points, band, table = [], [], []
     for base in result.baselines.itertuples():
         scores = result.scores(base.task, base.metric)

@@ -13,14 +13,14 @@ layer which only carries the format seems to carry the reasoning.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis import documents, questions, stats
 from depthlens.analysis.documents import PARSED
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.stats import BASELINE, GROUP
 from depthlens.errors import UserError
 from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
 
@@ -47,25 +47,6 @@ def headline(task: str, metrics: Sequence[str]) -> str:
     return flexible if flexible in metrics else first
 
 
-def parsed(result: Result, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
-    """Whether each answer could be read: documents (rows, by rising id) x conditions (columns), True or False.
-
-    Raises:
-        UserError: there is no such task or metric, or the result does not say it (a folder of an older depthlens).
-    """
-    table = documents.table(result.docs, PARSED, task, metric, model)
-    if not table.isna().any(axis=None):
-        return table.astype(bool)
-    if is_written(result, task):
-        raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")
-    return table.fillna(True).astype(bool)
-
-
-def is_written(result: Result, task: str) -> bool:
-    """Whether the model writes its answers to a task."""
-    return bool(result.record["tasks"][task].get("output_type") == "generate_until")
-
-
 def unparsed(result: Result, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
     """How many answers cannot be read under each condition, apart from wrong ones.
 
@@ -82,77 +63,81 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
         (95% interval), p_value (not corrected).
 
     Raises:
-        UserError: see `parsed`; or the metric is a log-likelihood, for which the model writes nothing.
+        UserError: there is no such task or metric, the metric is a log-likelihood, for which the model writes nothing,
+            or the result does not say what could be read.
     """
-    readable = parsed(result, task, metric, model)
     if metric in LOGPROBS:
-        own = [name for name in result.record["tasks"][task]["metrics"] if name not in LOGPROBS]
-        allowed = f"; allowed: {', '.join(own)}" if own else "; measure 'both' or 'task' to have written answers"
-        raise UserError(f"metric {metric}: the model writes nothing for it that could be read{allowed}")
-    scores = documents.table(result.docs, "value", task, metric, model)
+        raise UserError(f"metric {metric}: the model writes nothing for it that could be read; name one of the task")
+    readable, complete, scores = (
+        documents.table(result.docs, column, task, metric, model) for column in (PARSED, documents.COMPLETE, "value")
+    )
+    if readable.isna().any(axis=None):
+        raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")
     names = [BASELINE, *(name for name in scores if name != BASELINE)]
-    lost = (~readable[names]).to_numpy(dtype=float)  # [document, condition]
+    lost = 1 - readable[names].to_numpy(dtype=float)  # [document, condition]
     rise = stats.changes(metric, lost - lost[:, :1], questions.units(result, task).to_numpy())
     is_base = np.array(names) == BASELINE
     low, high = np.where(is_base, 0.0, rise.interval())
     parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]
     value, share = scores[names].mean().to_numpy(), lost.mean(0)
     table = parts.reset_index().assign(n=len(scores), value=value, wrong=1 - value - share, unparsed=share)
-    table["cut_off"] = 1 - _complete(result, task, metric, model)[names].mean().to_numpy(dtype=float, na_value=np.nan)
+    table["cut_off"] = 1 - complete[names].mean().to_numpy(dtype=float, na_value=np.nan)
     return table.assign(rise=rise.value, ci_low=low, ci_high=high, p_value=np.where(is_base, np.nan, rise.p()))
 
 
-def _complete(result: Result, task: str, metric: str, model: str | None) -> pd.DataFrame:
-    return documents.table(result.docs, documents.COMPLETE, task, metric, model)
-
-
 def describe(result: Result) -> list[str]:
-    """One sentence for each written task and metric: how many answers cannot be read, and under which condition most.
+    """One sentence for each task and metric with answers that cannot be read or were cut off: how many, and where most.
 
-    Where all can be read and none was cut off there is nothing to say, and so there is for results that do not know it.
+    There is none for results that do not know it.
     """
     lines = []
     for row in result.baselines.itertuples():
-        known = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric), PARSED]
-        if row.metric in LOGPROBS or not is_written(result, row.task) or known.isna().any():
+        rows = result.docs[(result.docs[["task", "metric"]] == [row.task, row.metric]).all(axis=1)]
+        if row.metric in LOGPROBS or rows[PARSED].isna().any():
             continue
-        table = unparsed(result, row.task, row.metric)
-        if not table["unparsed"].any() and not _cut_off(table):
-            continue
-        base, others = table.iloc[0], table.iloc[1:]
-        line = f"{row.task} {row.metric}: {base['unparsed']:.0%} of the answers cannot be read with nothing removed"
-        if others["unparsed"].gt(0).any():
-            worst = others.loc[others["unparsed"].idxmax()]
-            line += f", and at most {worst['unparsed']:.0%} under a condition ({worst['condition']})"
-        elif len(others):
-            line += ", and none under the conditions"
-        lines.append(f"{line}.{_cut_off(table)}")
+        table, told = unparsed(result, row.task, row.metric), []
+        if table["unparsed"].any():
+            told.append(f"answers that cannot be read are {_most(table, 'unparsed')}")
+        if table["cut_off"].any():
+            more = "with more tokens (max_gen_toks) they may be right"
+            told.append(f"cut off at the greatest number of tokens are {_most(table, 'cut_off')}; {more}")
+        if told:
+            lines.append(f"{row.task} {row.metric}: {'; '.join(told)}.")
     return lines
 
 
-def _cut_off(table: pd.DataFrame) -> str:
-    """How many answers were cut off, as a sentence; "" where none was, or where it is not known."""
-    share = table["cut_off"].to_numpy()
-    if not np.nanmax(share, initial=0.0):
+def _most(table: pd.DataFrame, column: str) -> str:
+    """A share with nothing removed and the largest under a condition; ``table`` is of `unparsed`."""
+    base, *others = table[column]
+    text = f"{base:.0%} with nothing removed"
+    if not len(others):
+        return text
+    worst = int(np.argmax(others))
+    return f"{text} and at most {others[worst]:.0%} under a condition ({table['condition'].iloc[worst + 1]})"
+
+
+def unreadable(result: Result, row: Any) -> str:
+    """How many answers cannot be read under a condition, as a sentence; "" where there are none or it is not known.
+
+    Args:
+        result: The result.
+        row: Of its `depthlens.Result.losses`.
+    """
+    rows = result.docs[(result.docs[GROUP] == [row.model, row.task, row.metric]).all(axis=1)]
+    if rows[PARSED].isna().any() or rows[PARSED].all():
         return ""
-    text = f" {share[0]:.0%} were cut off at the greatest number of tokens with nothing removed"
-    if len(share) > 1:
-        worst = int(np.argmax(share[1:])) + 1
-        text += f", and at most {share[worst]:.0%} under a condition ({table['condition'].iloc[worst]})"
-    return f"{text}; with more tokens (max_gen_toks) they may be right."
+    share = 1 - rows.groupby("condition")[PARSED].mean()
+    return f" Answers that cannot be read: {share[BASELINE]:.0%} with nothing removed, {share[row.condition]:.0%} then."
 
 
 def notes(result: Result) -> Iterator[str]:
     """One line for each task that is scored both with and without regard to its format: by how much they differ."""
-    rows = result.baselines
-    for (model, task), group in rows.groupby(["model", "task"], sort=False):
-        scores = group.set_index("metric")["baseline"]
-        for flexible in (metric for metric in scores.index if metric.endswith(f",{FLEXIBLE}")):
-            strict = flexible.replace(FLEXIBLE, STRICT)
-            if strict in scores.index:
-                of = f" of {model}" if rows["model"].nunique() > 1 else ""
-                gap = scores[strict] - scores[flexible]
-                yield (
-                    f"{task}{of}: {flexible} stands for the task; {strict} also asks for the format of the answer "
-                    f"({gap:+.2f} with nothing removed)"
-                )
+    several = result.docs["model"].nunique() > 1
+    scores = result.baselines.set_index(["model", "task", "metric"])["baseline"]
+    for (model, task, metric), score in scores.items():
+        strict = metric.replace(FLEXIBLE, STRICT)
+        if strict != metric and (model, task, strict) in scores.index:
+            of = f" of {model}" if several else ""
+            gap = scores[model, task, strict] - score
+            told = f"{metric} stands for the task; {strict} also asks for the format of the answer"
+            yield f"{task}{of}: {told} ({gap:+.2f} with nothing removed)"

@@ -1,6 +1,6 @@
 """The study's seven claims, each as parts that can fail and can hold.
 
-Losses are shares of what the whole model scores above a broken one (`Profile.relative_loss`). Where two tasks or models
+Losses are shares of what the whole model scores above a broken one (`Scores.relative_loss`). Where two tasks or models
 are compared in depth (C3, C4, C6), losses are of the log-odds of the right answer per token, and only documents count
 that are matched on the whole model's log-odds: a share of any other loss depends on how easy a task is
 (`docs/methods.md` has the simulations). The rules are fixed before they meet a new model; docs/results.md lists those
@@ -17,8 +17,8 @@ import pandas as pd
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis import questions
-from depthlens.analysis.layer_profiles import Profile, too_few
 from depthlens.analysis.means import Mean, mean
+from depthlens.analysis.scores import Scores, too_few
 from depthlens.analysis.stats import BASELINE
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
@@ -43,7 +43,7 @@ RECOVERED = Question("The best transplant, chosen on other documents, recovers {
 TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
 
 
-def log_odds(profile: Profile) -> Profile:
+def log_odds(profile: Scores) -> Scores:
     """A profile of log-probabilities per token as one of log-odds of the right answer."""
 
     def odds(values: np.ndarray) -> np.ndarray:
@@ -51,10 +51,11 @@ def log_odds(profile: Profile) -> Profile:
         with np.errstate(divide="ignore"):
             return np.clip(np.log(probability) - np.log1p(-probability), -MOST_ODDS, MOST_ODDS)
 
-    return replace(profile, metric="log_odds", values=odds(profile.values), base=odds(profile.base), floor=None)
+    values, base = odds(profile.values), odds(profile.base)
+    return replace(profile, metric="log_odds", values=values, base=base, floor=None, broken=None)
 
 
-def pooled(profiles: Sequence[Profile]) -> Profile:
+def pooled(profiles: Sequence[Scores]) -> Scores:
     """The documents of several tasks as one profile.
 
     Raises:
@@ -72,7 +73,7 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
     )
 
 
-def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
+def matched(a: Scores, b: Scores) -> tuple[Scores, Scores]:
     """Documents of two profiles in pairs whose whole-model scores differ by less than `CALIPER`.
 
     Each document of the profile that has fewer takes the nearest one that is left, in a fixed order that does not
@@ -90,7 +91,7 @@ def matched(a: Profile, b: Profile) -> tuple[Profile, Profile]:
         if gaps[j] < CALIPER:
             free[j] = False
             pairs.append((i, j))
-    chosen = few.of_documents([i for i, _ in pairs]), many.of_documents([j for _, j in pairs])
+    chosen = few.of(documents=[i for i, _ in pairs]), many.of(documents=[j for _, j in pairs])
     if lacking := chosen[0].too_few or chosen[1].too_few:
         raise UserError(f"{lacking} of {few.label} and {many.label} with matched log-odds")
     return chosen if few is a else chosen[::-1]
@@ -107,13 +108,13 @@ def even(chosen: np.ndarray) -> np.ndarray:
     return chosen / chosen.sum()
 
 
-def _judged(profiles: Sequence[Profile]) -> tuple[list[Profile], list[str]]:
+def _judged(profiles: Sequence[Scores]) -> tuple[list[Scores], list[str]]:
     """Profiles of tasks that the model can do, and why others are left out."""
     left = [f"{p.label} is left out: {p.base.mean():.2f} is at chance" for p in profiles if p.at_chance]
     return [p for p in profiles if not p.at_chance], left
 
 
-def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Profile], Mean]) -> Part:
+def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Scores], Mean]) -> Part:
     """A part that is the mean over the tasks of some fields."""
     seeds = evidence.n_seeds(*names)
     every = [p for name in names for p in evidence.profiles(name)]
@@ -132,7 +133,7 @@ def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of
     return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes, too_few=few)
 
 
-def _floor(profile: Profile) -> str:
+def _floor(profile: Scores) -> str:
     """The measured floor of a task beside the guessed one."""
     if profile.broken is None:
         return f"the floor of {profile.label} is {profile.floor:.2f} by its form; it was not measured"
@@ -146,10 +147,10 @@ def _c1(evidence: Evidence) -> Iterator[Part]:
     the answers, and the mean loss of L0 and L1 is larger by at least 10%.
     """
 
-    def later(profile: Profile) -> Mean:
+    def later(profile: Scores) -> Mean:
         return profile.relative_loss(even(profile.layers >= FIRST))
 
-    def critical(profile: Profile) -> Mean:
+    def critical(profile: Scores) -> Mean:
         return profile.relative_loss(even(profile.layers < FIRST) - even(profile.layers >= FIRST))
 
     for field, name in (("letters", "letters"), ("continuation", "answer texts")):
@@ -189,7 +190,7 @@ def _written(evidence: Evidence, question: Question, written: str, chosen: str) 
     return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=tasks, notes=notes, too_few=few)
 
 
-def _deep(profile: Profile) -> Mean:
+def _deep(profile: Scores) -> Mean:
     return profile.relative_loss(even(profile.thirds > 0))
 
 
@@ -207,7 +208,7 @@ def _in_depth(
     evidence: Evidence,
     question: Question,
     pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]],
-    of: Callable[[Profile], Mean],
+    of: Callable[[Scores], Mean],
 ) -> Part:
     """A part about depth: a statistic on one side minus that on the other, with matched log-odds of the whole model.
 
@@ -245,11 +246,11 @@ def _in_depth(
     return part(question, effect, seeds=seeds, main=DEEPER, views=views, tasks=tasks, notes=notes)
 
 
-def _of_third(deep: bool) -> Callable[[Profile], Mean]:
+def _of_third(deep: bool) -> Callable[[Scores], Mean]:
     return lambda p: p.share((p.thirds > 0 if deep else p.thirds == 0).astype(float))
 
 
-def _placed(profile: Profile) -> Profile:
+def _placed(profile: Scores) -> Scores:
     """The profile with losses that can be shared out: a layer whose removal gains has none.
 
     Which layers gain is told, for either half of the questions, by the other half: with the same documents the noise of
@@ -359,7 +360,7 @@ def _c7(evidence: Evidence) -> Iterator[Part]:
     spread between tasks stand beside it.
     """
 
-    def trend(profile: Profile) -> Mean:
+    def trend(profile: Scores) -> Mean:
         deeper = profile.beyond(FIRST)
         return deeper.relative_loss(even(deeper.thirds == 0) - even(deeper.thirds == 2))
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from depthlens import arguments
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.layer_profiles import Profile, profiles
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError, unknown
 
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
@@ -112,7 +112,7 @@ class Evidence:
             raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
         return counts[0] if counts else 1
 
-    def profiles(self, name: str, suffix: str = "", seed: int = 0, like: str | None = None) -> list[Profile]:
+    def profiles(self, name: str, suffix: str = "", seed: int = 0, like: str | None = None) -> list[Scores]:
         """The profiles of a field under one view, of the tasks of the field ``like``."""
         found = self.results(name)
         chosen = _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
@@ -128,11 +128,11 @@ class Evidence:
         return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
 
 
-def _profiles(result: Result, suffix: str) -> list[Profile]:
+def _profiles(result: Result, suffix: str) -> list[Scores]:
     """The profiles of a result, made once for all claims and fields that take it."""
-    kept: dict[Any, list[Profile]] = result.kept()
+    kept: dict[Any, list[Scores]] = result.kept()
     if suffix not in kept:
-        kept[suffix] = profiles(result.primary(), suffix)
+        kept[suffix] = layer_scores(result.primary(), suffix)
     return kept[suffix]
 
 

@@ -11,13 +11,12 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis import displays
-from depthlens.analysis.saving import Saveable
+from depthlens.analysis.findings import Finding, paragraphs
 from depthlens.claims import scorecard_html
 from depthlens.claims.claims import CLAIMS
 from depthlens.claims.evidence import Evidence
@@ -28,11 +27,10 @@ COLUMNS = [
     "claim", "part", "what", "view", "state", "effect", "ci_low", "ci_high", "matters", "claimed", "unit", "n", "tasks",
     "notes", "why", "worst", "sentence",
 ]  # fmt: skip
-_NEXT = "next: describe() has every part in a sentence, parts every estimate, dl.plots.scorecard(...) draws them"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Verdicts(Saveable):
+class Verdicts(Finding):
     """What the evidence says of every claim; it prints as a table.
 
     Attributes:
@@ -41,6 +39,10 @@ class Verdicts(Saveable):
             that decides the claim.
         record: The models.
     """
+
+    NEXT: ClassVar[str] = (
+        "next: describe() has every part in a sentence, parts every estimate, dl.plots.scorecard(...) draws them"
+    )
 
     parts: pd.DataFrame
     record: dict[str, Any]
@@ -72,12 +74,12 @@ class Verdicts(Saveable):
         rows = self.parts[self.parts["view"] == DECIDES]
         return [self.headline, *(f"{r.claim}{r.part} {r.state}: {r.sentence}" for r in rows.itertuples())]
 
-    def __repr__(self) -> str:
-        shown = self.table[["claim", "state", "what", "effect", "ci_low", "ci_high", "matters", "n"]]
-        return displays.as_text(self.headline, shown.round(3), [_NEXT])
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: one row a claim. A notebook shows the scorecard in its place."""
+        return self.headline, self.table[["claim", "state", "what", "effect", "ci_low", "ci_high", "matters", "n"]], []
 
     def _repr_html_(self) -> str:
-        return scorecard_html.scorecard(self) + displays.paragraphs([_NEXT])
+        return scorecard_html.scorecard(self) + paragraphs([self.NEXT])
 
 
 def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> Verdicts:

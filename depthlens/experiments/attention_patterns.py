@@ -12,7 +12,6 @@ The walk is the engine's own (`wavefront`), with the clean row alone.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,34 +29,10 @@ from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 
-See = Callable[[int, int, Tensor], None]  # layer, sequence, pattern [n_heads, asked, pos]
-SeeValues = Callable[[int, Tensor, Tensor], None]  # layer, pattern [n_heads, asked, pos], values [n_kv_heads, pos, d]
+See = Callable[[int, Tensor, Tensor], None]  # layer, pattern [n_heads, asked, pos], values [n_kv_heads, pos, d]
 
 
-def read(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]], see: See) -> None:
-    """Show the attention patterns of some positions of some sequences, one layer at a time.
-
-    Args:
-        lens: A loaded model; an offloaded one, too.
-        sequences: Token ids.
-        asked: Per sequence, the positions whose patterns are wanted.
-        see: Called with (layer, sequence, pattern); the pattern, float32 of shape [n_heads, asked, pos], is gone after.
-
-    Raises:
-        UserError: a position that its sequence does not have, or a sequence that is longer than a sliding window.
-    """
-    _check(lens, sequences, asked)
-    walk = Wavefront(lens, None, batch_tokens=1)
-    for i, positions in enumerate(asked):
-        if positions:
-            pack = prefix_tree.build(sequences, [i])
-            rows = PatternRows(pack, lens, positions, functools.partial(_of_sequence, see, i))
-            walk.run(pack, [BASELINE], [0], layout=rows)
-
-
-def read_values(
-    lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: SeeValues
-) -> Float[Tensor, "asked d_model"]:
+def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> Float[Tensor, "asked d_model"]:
     """Show the attention patterns of some positions and the values that they weigh, one layer at a time.
 
     Args:
@@ -65,40 +40,27 @@ def read_values(
         tokens: Token ids of one sequence.
         asked: Positions whose patterns are wanted.
         see: Called with (layer, pattern, values) while the layer's weights are in memory. The pattern is float32 of
-            shape [n_heads, asked, pos], the values have shape [n_kv_heads, pos, d_value].
+            shape [n_heads, asked, pos], the values have shape [n_kv_heads, pos, d_value]; both are gone after.
 
     Returns:
         The final residual stream at the asked positions, before the last norm.
 
     Raises:
-        UserError: see `read`.
+        UserError: a position that the sequence does not have, or a sequence that is longer than a sliding window.
     """
-    _check(lens, [tokens], [asked])
-    pack = prefix_tree.build([tokens], [0])
-    (final,) = Wavefront(lens, None, batch_tokens=1).run(
-        pack, [BASELINE], asked, layout=PatternRows(pack, lens, asked, see)
-    )
-    return final
-
-
-def _check(lens: Lens, sequences: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]) -> None:
     arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
     walk_check.require(lens, "the attention pattern")
     window = walk_check.window_of(lens)
-    for i, (tokens, positions) in enumerate(zip(sequences, asked, strict=True)):
-        outside = [p for p in positions if not 0 <= p < len(tokens)]
-        if outside:
-            raise UserError(f"position {outside[0]} of sequence {i}: it has {len(tokens)} tokens, counted from 0")
-        if window is not None and len(tokens) > window:
-            raise UserError(
-                f"sequence {i} has {len(tokens)} tokens, more than the {window} that attention sees at once in "
-                f"{lens.name}; its patterns cannot be read, give shorter ones"
-            )
-
-
-def _of_sequence(see: See, sequence: int, layer: int, pattern: Tensor, values: Tensor) -> None:
-    see(layer, sequence, pattern)
+    if outside := [p for p in asked if not 0 <= p < len(tokens)]:
+        raise UserError(f"position {outside[0]}: the sequence has {len(tokens)} tokens, counted from 0")
+    if window is not None and len(tokens) > window:
+        fault = f"{len(tokens)} tokens are more than the {window} that attention sees at once in {lens.name}"
+        raise UserError(f"{fault}; their patterns cannot be read, give fewer")
+    pack = prefix_tree.build([tokens], [0])
+    rows = PatternRows(pack, lens, asked, see)
+    (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], asked, layout=rows)
+    return final
 
 
 @one_thread
@@ -122,22 +84,20 @@ def attention_pattern(
     arguments.loaded(lens)
     ((layer, number),) = arguments.heads("head", [head])
     Condition((Ablation(layer, "head", number),)).validate(lens.dims)
-    if not asked:
-        raise UserError("no positions are asked; give at least one")
     seen: list[Tensor] = []
 
-    def see(at: int, sequence: int, pattern: Tensor) -> None:
+    def see(at: int, pattern: Tensor, _: Tensor) -> None:
         if at == layer:
             seen.append(pattern[number].cpu())
 
-    read(lens, [tokens], [asked], see)
+    read(lens, tokens, asked, see)
     return seen[0]
 
 
 class PatternRows(Layout):
     """The layout of one sequence that shows pattern rows of asked positions, and all values, as each layer passes."""
 
-    def __init__(self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: SeeValues) -> None:
+    def __init__(self, pack: prefix_tree.Pack, lens: Lens, asked: Sequence[int], see: See) -> None:
         super().__init__(pack, lens.device)
         self.asked = torch.tensor(list(asked), device=lens.device)
         self.device = lens.device

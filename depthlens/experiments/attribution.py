@@ -1,47 +1,88 @@
-"""Attribution patching: the effect of removing every head, estimated from one forward and one backward pass.
+r"""The effect of removing every head, estimated from gradients: attribution patching and integrated gradients.
 
-For a scalar L (here log p of an answer) and the output z of a head at position p, a first-order expansion around the
-clean run estimates what replacing z by r does::
+L is a scalar, here log p of an answer. The output z of a head at position p is moved to its replacement r in a straight
+line, ``z(a) = z + a (r - z)``, with r = 0 (zero ablation) or the mean of a reference set for tokens of the same class
+(mean ablation). The slope of L, averaged along the way, is the effect::
 
-    L(z -> r) - L  ~  sum over p of (r_p - z_p) . dL/dz_p
+    L(z -> r) - L  ~  sum over p of (r_p - z_p) . integral from 0 to 1 of dL/dz_p at z(a) da
 
-with r = 0 (zero ablation) or the mean of a reference set for tokens of the same class (mean ablation). All
-n_layers x n_heads estimates share the two passes. Source: Nanda 2023, Attribution Patching
-(neelnanda.io/mechanistic-interpretability/attribution-patching); Kramar et al. 2024, AtP*, arXiv 2403.00745.
+The integral is a Gauss-Radau sum. Its first point is the whole model: one forward and one backward pass for all heads
+of all layers. **Attribution patching** takes this point alone (``steps=0``). It misleads where the effect is far from
+linear, above all behind a saturated softmax (the slope is near 0 although removal costs much, so that a head that
+decides alone gets too small an estimate), and where heads replace each other. Compare it with an exact sweep of the top
+heads. Source: Nanda 2023 (neelnanda.io/mechanistic-interpretability/attribution-patching); Kramar et al. 2024, AtP*,
+arXiv 2403.00745.
 
-It misleads where the effect is far from linear, above all behind a saturated softmax (a head that decides alone gets
-too small an estimate), and where heads replace each other. Compare it with an exact sweep of the top heads.
+**Integrated gradients** measure ``steps`` further points. A head that is moved alone is estimated exactly, up to the
+error of the sum, but this costs more than removing it. So the heads of each layer are drawn into a few groups, anew for
+every layer and request, and the heads of a group are moved together. The estimates of a group add up to the effect of
+removing it (completeness). What a head does to others of its group falsifies both; over requests the groups differ, so
+that this averages out in part. Source: Sundararajan, Taly, Yan 2017, Axiomatic Attribution for Deep Networks, arXiv
+1703.01365; for circuits Hanna, Pezzelle, Belinkov 2024, EAP-IG, arXiv 2403.17806. Theirs moves the input of the whole
+model, which takes fewer passes; here few heads are moved, because the way of many does not end near the removal of one.
+
+Cost: the layers below the one that is moved are not run again. With n_layers layers, n_heads heads in each and g
+groups, a step costs g * n_layers / 2 forward and as many backward passes, and the exact sweep
+n_layers * n_heads / 2 forward passes: the ratio is about n_heads / (2 * g * steps). With 9 heads in each layer it gains
+little or nothing over the exact sweep, with 32 about five times (`benchmarks/heads.py`). It misleads where heads of one
+layer replace each other, where few requests are asked, so that a head meets few groups, and where removal switches
+experts of a mixture, since slopes do not see a jump.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens import arguments
 from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import walk_check, work
-from depthlens.errors import UserError, unknown
-from depthlens.models.architectures import body_of, head, wide, wide_type
+from depthlens.engine.tree_attention import walking
+from depthlens.errors import UserError
+from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
 MODES = ("zero", "mean")
+STEPS = {"attribution": 0, "integrated_gradients": 1}  # by method
+GROUPS = 3
+
+
+def address(method: str, steps: int, mode: str = "zero") -> str:
+    """What the store calls estimates."""
+    return f"{method} {mode}" + (f" {steps} steps {GROUPS} groups" if steps else "")
+
+
+def nodes(steps: int) -> list[tuple[float, float]]:
+    """Points and weights of the Gauss-Radau rule on [0, 1] with 0 among the points; exact to degree 2 * steps.
+
+    The points other than 0 are the roots of the Jacobi polynomial P^(0, 1) of that degree (Abramowitz, Stegun 25.4.31).
+
+    Args:
+        steps: Number of points besides 0.
+    """
+    inner, weights = scipy.special.roots_jacobi(steps, 0, 1) if steps else ([], [])
+    rest = [((x + 1) / 2, w / (1 + x) / 2) for x, w in zip(inner, weights, strict=True)]
+    return [(0.0, 1 / (steps + 1) ** 2), *rest]
 
 
 def attribute(
     lens: Lens,
     requests: Sequence[LoglikelihoodRequest],
     *,
-    mode: str = "zero",
+    steps: int = 0,
+    groups: int = GROUPS,
+    layers: Sequence[int] | None = None,
     means: Callable[[], Means] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
@@ -53,151 +94,208 @@ def attribute(
     Args:
         lens: A loaded model.
         requests: Contexts and continuations.
-        mode: ``zero`` or ``mean``, what takes the place of the head's z at every position.
-        means: Gives the reference means for ``mean``; called where an estimate is not known yet.
+        steps: Points along the way besides the whole model; 0 is attribution patching.
+        groups: Into how many groups the heads of each layer are drawn; as many as heads, or more: each is moved alone.
+        layers: Layers whose heads are moved; None for all.
+        means: Gives the reference means that take the place of z; called where an estimate is not known yet. None: zero
+            does.
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
-        cache: Where estimates are read and stored, batch by batch; its entry must be of this mode, means and weights.
+        cache: Where estimates are read and stored; its entry must be of these means, steps and groups.
 
     Returns:
-        Estimated changes in nats, and the clean log-probabilities; both of the weighted sum where there are weights.
+        Estimated changes in nats, NaN in other layers, and the clean log-probabilities; both of the weighted sum where
+        there are weights.
 
     Raises:
-        UserError: unknown mode, no means for ``mean``, weights that do not fit the tokens, or an offloaded model.
+        UserError: an offloaded model or one that cannot be walked layer by layer, or requests that are longer than the
+            model's attention window.
     """
     arguments.loaded(lens)
-    refuse(lens, mode, means, "attribution")
-    walk_check.refuse_scaled_angles(lens, max(map(length, requests), default=0))
-    factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
-    if [len(f) for f in factors] != [len(q.continuation) for q in requests]:
-        raise UserError("weights do not fit the requests; give one number for each token of each continuation")
-    dims = lens.dims
-    # a backward pass holds every layer of the batch, where the budget is meant for one
-    tokens = batch_tokens or max(1, work.choose(lens).batch_tokens)
-    asked = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
-
-    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        reference = means() if means is not None and mode == "mean" else None
-
-        def run(batch: Sequence[int]) -> np.ndarray:
-            of, by = [requests[i] for i in batch], [factors[i] for i in batch]
-            change, logprob = _batch(lens, of, by, reference)
-            return torch.cat([logprob[:, None], change.flatten(1)], 1).cpu().numpy()
-
-        return in_batches(members, [length(requests[i]) for i in members], tokens, run)
-
-    names = ["clean", *dims.head_names]
-    values = (cache or AnswerCache()).numbers(
-        asked, names, measure, desc="attribution", unit="request", progress=progress
-    )
-    clean, *each = torch.tensor(values.T, dtype=wide_type(lens.dtype)).unbind()
-    return torch.stack(each, 1).unflatten(1, (dims.n_layers, dims.n_heads)), clean
-
-
-def refuse(lens: Lens, mode: str, means: object, what: str) -> None:
-    """What no estimate from gradients can do.
-
-    Args:
-        lens: A loaded model.
-        mode: What takes the place of z.
-        means: Whatever gives the means; None where there are none.
-        what: The method, for messages.
-
-    Raises:
-        UserError: unknown mode, no means for ``mean``, or weights that are not all in memory.
-    """
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES, "resample has no attribution; use method='exact'")
-    if mode == "mean" and means is None:
-        raise UserError("mode 'mean' needs the means of a reference set and none was given")
+    what = "integrated gradients" if steps else "attribution"
     lens.needs_weights(what)
     lens.needs_heads(what)
     if lens.stream:
         raise UserError(f"{what} needs the whole model in memory for its backward pass; load without offload")
+    steps, groups = arguments.whole("steps", steps, 0), arguments.whole("groups", groups, 1)
+    walk_check.refuse_window(lens, max(map(_length, requests), default=0), what)
+    factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
+    dims = lens.dims
+    chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
+    n_groups = min(groups, dims.n_heads)
+    # every request passes a layer once for each group and step, all at once
+    most = max(1, (batch_tokens or work.choose(lens).batch_tokens) // max(1, n_groups * steps))
+
+    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        reference = means() if means is not None else None
+
+        def run(batch: list[int]) -> np.ndarray:
+            path = _Path(lens, [requests[i] for i in batch], [factors[i] for i in batch], reference)
+            change = path.integral(nodes(steps), n_groups, chosen)
+            return torch.cat([path.clean[:, None], change.flatten(1)], 1).cpu().numpy()
+
+        ordered = sorted(members, key=lambda i: _length(requests[i]))  # rows are padded to the longest
+        return _in_batches(ordered, [_length(requests[i]) for i in ordered], most, run)
+
+    names = ["clean", *(f"L{layer}.H{head}" for layer in chosen for head in range(dims.n_heads))]
+    cases = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
+    values = (cache or AnswerCache()).numbers(cases, names, measure, desc=what, unit="request", progress=progress)
+    clean, *each = torch.tensor(values.T, dtype=wide_type(lens.dtype)).unbind()
+    found = torch.full((len(requests), dims.n_layers, dims.n_heads), torch.nan, dtype=clean.dtype)
+    found[:, chosen] = torch.stack(each, 1).unflatten(1, (len(chosen), dims.n_heads))
+    return found, clean
 
 
-def in_batches(
-    members: Sequence[int], lengths: Sequence[int], tokens: int, run: Callable[[Sequence[int]], np.ndarray]
+def _in_batches(
+    members: list[int], lengths: list[int], most: int, run: Callable[[list[int]], np.ndarray]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Run cases in batches of at most so many tokens; where memory runs out, the batch is halved.
-
-    Args:
-        members: Indices of cases.
-        lengths: Tokens of each.
-        tokens: Of one batch.
-        run: Takes the indices of a batch and returns one row of numbers for each.
+    """Run cases, shortest first, in batches of at most so many tokens; where memory runs out, the batch is halved.
 
     Yields:
-        Indices of a batch and its numbers.
+        Indices of a batch and what ``run`` made of them: one row of numbers for each.
     """
     start = 0
     while start < len(members):
-        end, size = start, 0
-        while end < len(members) and (end == start or size + lengths[end] <= tokens):
-            size += lengths[end]
+        end = start + 1
+        while end < len(members) and (end + 1 - start) * lengths[end] <= most:
             end += 1
         values = work.tried(partial(run, members[start:end]), smaller=end > start + 1)
         if values is None:
-            tokens = size // 2
+            most = (end - start) * lengths[end - 1] // 2
             continue
-        yield list(members[start:end]), values
+        yield members[start:end], values
         start = end
 
 
-def length(request: LoglikelihoodRequest) -> int:
+def _length(request: LoglikelihoodRequest) -> int:
     """Tokens of a request that the model reads: the last one is only predicted."""
     return len(request.context) + len(request.continuation) - 1
 
 
-def _batch(
-    lens: Lens, requests: list[LoglikelihoodRequest], weights: list[Sequence[float]], means: Means | None
-) -> tuple[Float[Tensor, "request n_layers n_heads"], Float[Tensor, " request"]]:
-    """One forward and one backward pass of requests laid end to end; see `attribute` for the shapes."""
-    arch, dims, device = lens.arch, lens.dims, lens.device
-    lengths = [length(q) for q in requests]
-    tokens = torch.tensor([[t for q in requests for t in (*q.context, *q.continuation)[:-1]]], device=device)
-    # positions that start again tell the model where a sequence ends: attention stays within each, without padding
-    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
-    kinds = classes(position_ids)
-    kept: dict[int, Tensor] = {}
+class _Path:
+    """One batch of requests on the way to the removal of heads.
 
-    def keep(layer: int) -> Any:
-        def hook(module: Any, args: tuple) -> tuple:
-            # the first z needs a graph to start from, later ones have one
-            z = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
-            z.retain_grad()
-            kept[layer] = z
-            return (z, *args[1:])
+    Args:
+        lens: A loaded model.
+        requests: One a row.
+        weights: Of the tokens of each continuation.
+        means: What z is moved to; None: zero.
 
-        return hook
+    Attributes:
+        clean: Weighted log-probabilities of the continuations in the whole model. Shape [request].
+        slopes: Slope of each head on its way, in the whole model. Shape [request, n_layers, n_heads].
+    """
 
-    handles = [arch.o_proj[i].register_forward_pre_hook(keep(i)) for i in range(dims.n_layers)]
-    try:
-        with torch.enable_grad():
-            model = body_of(lens.model)
-            states = model(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state[0]
-            starts = torch.tensor([0, *lengths]).cumsum(0)
-            spans = [range(at + len(q.context) - 1, at + length(q)) for at, q in zip(starts, requests, strict=False)]
-            picked = states[[i for span in spans for i in span]]
-            logits = wide(head(lens.model, moved(picked, place_of(arch.unembed))))
-            wanted = torch.tensor([t for q in requests for t in q.continuation], device=logits.device)
-            factors = torch.tensor([f for by in weights for f in by], dtype=logits.dtype, device=logits.device)
-            logprobs = (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)) * factors
-            # sequences do not see each other: the gradient of the sum holds each one's own
-            logprobs.sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    change = torch.zeros(len(requests), dims.n_layers, dims.n_heads, dtype=wide_type(lens.dtype))
-    for layer, z in kept.items():
-        assert z.grad is not None  # the backward pass above
-        grad = wide(z.grad.unflatten(-1, (dims.n_heads, dims.d_head)))  # [1, pos, n_heads, d_head]
-        step = -wide(z.detach().unflatten(-1, (dims.n_heads, dims.d_head)))
-        if means is not None:
-            step = step + means.mean["z"][layer][kinds].to(step.device)
-        by_token = (step * grad).sum((0, 3)).cpu()  # [pos, n_heads]
-        change[:, layer] = torch.stack([part.sum(0) for part in by_token.split(lengths)])
-        z.grad = None
-    by_row = [part.sum() for part in logprobs.detach().split([len(q.continuation) for q in requests])]
-    return change, torch.stack(by_row).cpu()
+    def __init__(
+        self,
+        lens: Lens,
+        requests: Sequence[LoglikelihoodRequest],
+        weights: Sequence[Sequence[float]],
+        means: Means | None,
+    ) -> None:
+        walk_check.require(lens, "an estimate from gradients")
+        self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
+        device, dims = lens.device, lens.dims
+        longest = max(map(_length, requests))
+        tokens = torch.zeros(len(requests), longest, dtype=torch.long)
+        for row, q in enumerate(requests):
+            tokens[row, : _length(q)] = torch.tensor([*q.context, *q.continuation][:-1])
+        spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
+        self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
+        self.weight = torch.tensor([w for of_request in weights for w in of_request], dtype=wide_type(lens.dtype))
+        self.layout = walk_check.CausalRows(longest, device)
+        self.classes = classes(self.layout.position_ids).expand(len(requests), -1)
+        x = self.arch.embed(tokens.to(device))
+        self.rotary = self.arch.angles(x, self.layout.position_ids)
+        self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
+        still = torch.zeros(len(requests), dims.n_heads, dtype=x.dtype, device=device)
+        self.clean, slopes = self._slopes(x, range(dims.n_layers), still)
+        self.slopes = torch.stack(slopes, 1)
+
+    def integral(
+        self, points: Sequence[tuple[float, float]], n_groups: int, layers: Sequence[int]
+    ) -> Float[Tensor, "request layer n_heads"]:
+        """Slopes along the way, averaged: the estimated changes in nats.
+
+        Args:
+            points: How far on the way, and with which weight; the first is the whole model.
+            n_groups: Of the heads of each layer.
+            layers: Whose heads are moved.
+        """
+        (_, weight), *further = points
+        total = weight * self.slopes[:, layers]
+        if not further:
+            return total
+        group = torch.stack(
+            [_groups(q, self.lens.dims.n_layers, self.lens.dims.n_heads, n_groups) for q in self.requests]
+        )
+        members = torch.stack([group == g for g in range(n_groups)]).to(total)  # [group, request, n_layers, n_heads]
+        fractions, weights = (torch.tensor(x, dtype=total.dtype) for x in zip(*further, strict=True))
+        for i, layer in enumerate(layers):
+            own = members[None, :, :, layer]  # [step, group, request, n_heads]
+            shift = (fractions[:, None, None, None] * own).flatten(0, 2)
+            rows = self.inputs[layer].repeat(len(further) * n_groups, 1, 1)
+            _, (slopes,) = self._slopes(rows, [layer], shift.to(rows.device))
+            by_step = slopes.unflatten(0, (len(further), n_groups, -1)) * own
+            total[:, i] += (weights[:, None, None] * by_step.sum(1)).sum(0)
+        return total
+
+    def _slopes(
+        self, x: Float[Tensor, "row pos d_model"], moved: Sequence[int], shift: Float[Tensor, "row n_heads"]
+    ) -> tuple[Float[Tensor, " row"], list[Float[Tensor, "row n_heads"]]]:
+        """Weighted log-probabilities with heads moved, and the slope of each head along its way in each moved layer.
+
+        Args:
+            x: Residual streams of the whole model before the first of these layers, of the requests once or several
+                times.
+            moved: The layers; with all of them, the residual streams before each are kept.
+            shift: How far each head of theirs goes, from 0 to 1.
+        """
+        dims = self.lens.dims
+        ends: dict[int, tuple[Tensor, Tensor]] = {}  # z where it was moved to, and the whole way
+        copies = len(x) // len(self.requests)
+
+        def move(layer: int) -> Callable[[Any, tuple], tuple]:
+            def hook(module: Any, args: tuple) -> tuple:
+                z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
+                goal = torch.zeros_like(z)
+                if self.means is not None:
+                    goal = self.means.mean["z"][layer][self.classes.repeat(copies, 1)].to(z)
+                way = (goal - z).detach()
+                z = z + shift[:, None, :, None].to(z) * way
+                z = z if z.requires_grad else z.requires_grad_()  # the first has no graph to start from, others do
+                z.retain_grad()
+                ends[layer] = z, way
+                return z.flatten(-2), *args[1:]
+
+            return hook
+
+        row = (torch.arange(copies, device=self.row.device)[:, None] * len(self.requests) + self.row).flatten()
+        pos, target = self.pos.repeat(copies), self.target.repeat(copies)
+        with ExitStack() as stack, torch.enable_grad(), walking(self.lens.model):
+            for layer in moved:
+                stack.enter_context(self.arch.o_proj[layer].register_forward_pre_hook(move(layer)))
+            for layer in range(moved[0], dims.n_layers):
+                if len(moved) == dims.n_layers:
+                    self.inputs.append(x.detach())
+                x = self.arch.call(layer, x, self.layout, self.rotary)
+            logits = wide(self.arch.logits(x[row.to(x.device), pos.to(x.device)]))
+            logprobs = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
+            logprobs = logprobs * self.weight.repeat(copies).to(logprobs)
+            logprobs.sum().backward()  # rows do not see each other: the gradient of the sum holds each one's own
+        slopes = []
+        for layer in moved:
+            z, way = ends[layer]
+            assert z.grad is not None  # the backward pass above
+            slopes.append((wide(way) * wide(z.grad)).sum((1, 3)).cpu())
+        return torch.zeros(len(x), dtype=logprobs.dtype).index_add(0, row.cpu(), logprobs.detach().cpu()), slopes
+
+
+def _groups(
+    request: LoglikelihoodRequest, n_layers: int, n_heads: int, n_groups: int
+) -> Int[Tensor, "n_layers n_heads"]:
+    """The group of each head, drawn from the tokens of the request, so that an estimate is the same in any batch."""
+    digest = hashlib.sha256(repr((request.context, request.continuation)).encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8]))
+    return torch.tensor(rng.permuted(np.tile(np.arange(n_heads) % n_groups, (n_layers, 1)), axis=1))

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from depthlens.ablations import Head
-from depthlens.analysis.layer_profiles import broken_condition
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import broken_condition
 from depthlens.errors import UserError, unknown
-from depthlens.experiments.head_removal import MIN_DRAWS, removal_curve
+from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
 from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import TOKEN_LOGPROB
@@ -47,20 +47,13 @@ def claim_sweeps(
         One result a seed for each role, as `depthlens.claims.Evidence` takes them.
 
     Raises:
-        UserError: no roles, no seeds, an option that does not apply, or see `condition_sweep`.
+        UserError: an option that does not apply, or see `condition_sweep`.
     """
-    if given := [name for name in ("seed", "measure") if name in options]:
-        raise UserError(f"option {given[0]!r}: claim_sweeps sets it for each role; use seeds= and roles=")
-    if not roles:
-        raise UserError("no roles; give tasks by role, e.g. {'letters': 'capitals_default'}")
-    seeds = [*seeds]
-    if not seeds:
-        raise UserError("no seeds; give at least one, e.g. seeds=[0]")
+    seeds, views = _asked(seeds, ablate, options, "seed", "measure")
     chosen = settled({**options, "seed": seeds[0]})
     tasks = {role: harness.names_of(load_tasks(names, chosen)) for role, names in roles.items()}
     scored = list(dict.fromkeys(name for role, names in tasks.items() if role != TOKENS for name in names))
     found: dict[str, list[Result]] = {role: [] for role in tasks}
-    views = [ablate] if isinstance(ablate, str) else [*ablate]
     conditions = [*views, broken_condition(lens.dims.n_layers)]
     for seed in seeds:
         of_seed: EvalOptions = {**options, "seed": seed}
@@ -104,13 +97,9 @@ def claim_curves(
         The curve that decides, then those of the other seeds, then those of the other views.
 
     Raises:
-        UserError: no seeds, views that are not of all layers, or see `removal_curve`.
+        UserError: views that are not of all layers, or see `removal_curve`.
     """
-    if "seed" in options:
-        raise UserError("option 'seed': claim_curves sets it for each curve; use seeds=")
-    if not (seeds := [*seeds]):
-        raise UserError("no seeds; give at least one, e.g. seeds=[0]")
-    views = [ablate] if isinstance(ablate, str) else [*ablate]
+    seeds, views = _asked(seeds, ablate, options, "seed")
     if wrong := [view for view in views if view not in VIEWS]:
         raise unknown("view", wrong[0], VIEWS)
     ways = [("", seed) for seed in seeds]
@@ -121,3 +110,12 @@ def claim_curves(
         draws = min(n_draws, MIN_DRAWS) if i else n_draws
         curves.append(removal_curve(lens, tasks, lists, k=k, n_draws=draws, suffix=suffix, **of_way))
     return curves
+
+
+def _asked(
+    seeds: Sequence[int], ablate: str | Sequence[str], options: EvalOptions, *own: str
+) -> tuple[list[int], list[str]]:
+    """Seeds and views as lists; options that are not for the caller are refused."""
+    if given := [name for name in own if name in options]:
+        raise UserError(f"option {given[0]!r} is set for each sweep; leave it out, and give seeds= and roles=")
+    return [*seeds], [ablate] if isinstance(ablate, str) else [*ablate]

@@ -1,17 +1,17 @@
-"""Tasks under conditions, computed and put together: what every sweep and every race does with its documents."""
+"""Tasks under conditions: what every sweep, race and plan runs of its tasks, and how results are put together."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from operator import and_
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import pandas as pd
 
-from depthlens import arguments, provenance
+from depthlens import arguments
 from depthlens.ablations import Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
@@ -22,12 +22,19 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
 from depthlens.errors import UserError
-from depthlens.experiments.options import EvalOptions, load_tasks, recorded
-from depthlens.experiments.views import View, references_of, tokens_of_prompts, views_of
-from depthlens.models import loading, names, pairs
-from depthlens.models.lens import NO_GENERATION, Lens
-from depthlens.store.answer_cache import AnswerCache, AnswerRows, AnswerStore, cache_usage
-from depthlens.tasks.prepared_task import described, renumbered
+from depthlens.experiments.measured import made_record
+from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
+from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
+from depthlens.models import pairs
+from depthlens.models.lens import NO_GENERATION, Lens, one_thread
+from depthlens.store.answer_cache import AnswerCache, AnswerRows, AnswerStore
+from depthlens.tasks.measures import Answers, FreeText, prompts_of_others, reference_of
+from depthlens.tasks.prepared_task import Prepared, described, renumbered
+
+AskedTask = Prepared | FreeText
+Tasks = str | Sequence[str] | dict[str, Any]
+Ablate = str | Iterable[str | Condition]
+Run = Callable[[AskedTask, Reference | None], tuple[list[list[Any]], AnswerCache]]
 
 
 class ConditionRuns:
@@ -37,16 +44,16 @@ class ConditionRuns:
         lens: A loaded model.
         tasks: Names, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: See `depthlens.ablations.expand`.
+        options: All of `EvalOptions`.
         resample_prompts: Prompts of ``@resample``.
         donor: Model of ``@donor``.
-        options: All of `EvalOptions`.
 
     Attributes:
         conditions: The baseline and all others.
-        views: What is run of each task.
+        asked: What is run of each task: the task itself, its reference answers, or one after the other.
+        references: What takes the place of parts, by task: one for each prompt of ``@resample``.
         record: What is run and how; `run` adds the work that it was.
         store: Where answers are kept.
-        prompts: Token ids of the prompts of ``@resample``.
 
     Raises:
         UserError: for anything asked for that does not exist.
@@ -55,143 +62,141 @@ class ConditionRuns:
     def __init__(
         self,
         lens: Lens,
-        tasks: str | Sequence[str] | dict[str, Any],
-        ablate: str | Iterable[str | Condition],
-        *,
-        resample_prompts: Sequence[str] | None,
-        donor: str | Path | Lens | None,
+        tasks: Tasks,
+        ablate: Ablate,
         options: EvalOptions,
+        *,
+        resample_prompts: Sequence[str] | None = None,
+        donor: str | Path | Lens | None = None,
     ) -> None:
         arguments.loaded(lens)
         resample_prompts = arguments.check(resample_prompts=resample_prompts)["resample_prompts"]
-        self.options = options
+        self.lens, self.options = lens, options
         self.conditions = expand(ablate, lens.dims)
         if any(c.uses("resample") for c in self.conditions):
             lens.needs_weights("@resample")
-        self._lens = lens
-        self._joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
-        self.store = AnswerStore(options["store"], self._joined)  # its errors come before the tasks are made
-        self._workers = pool.workers_of(options)
+        self.joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
+        self.store = AnswerStore(options["store"], self.joined)  # its errors come before the tasks are made
         if not isinstance(tasks, dict) or not tasks:
             tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict
-        self.views = views_of(lens, tasks, options)
-        if lens.stream and (writing := [view.name for view in self.views if view.written]):
+        self.asked = _asked(lens, tasks, options)
+        if lens.stream and (writing := [task.name for task in self.asked if task.written]):
             raise UserError(f"task {writing[0]}: {NO_GENERATION}")
-        self.prompts = tokens_of_prompts(lens, self.conditions, resample_prompts)
+        prompts = _tokens(lens, self.conditions, resample_prompts)
+        self.references = _references(self.asked, self.conditions, prompts)
         self._work, self._seconds = Work(), 0.0
-        names = [str(c) for c in self.conditions[1:]]
-        self.record = {"ablate": ablate if isinstance(ablate, str) else names} | recorded(options)
-        self.record["resample_prompts"] = list(resample_prompts) if resample_prompts else None
-        self.record["batch_tokens"] = work.choose(lens, options["batch_tokens"]).batch_tokens
-        self.record["tree_attention"] = tree_attention.kernel_of(lens)
-        if (given := self._joined.donor) is not None:
-            self.record["donor"] = given.describe(self.store.identities["donor"].fingerprint)
+        said = ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]
+        self.record: dict[str, Any] = {"ablate": said}
+        self.record |= recorded(options) | {"resample_prompts": list(resample_prompts) if resample_prompts else None}
+
+    @cached_property
+    def _workers(self) -> pool.Workers | None:
+        return pool.workers_of(self.options)
+
+    def cache(self, task: AskedTask, reference: Reference | None) -> AnswerCache:
+        """Where answers to a task are kept."""
+        keys = reference.keys if reference else None
+        return self.store.entry(task.name, backend=self.options["backend"], reference=keys)
+
+    def engine(self, cache: AnswerCache, **about: Any) -> Engine:
+        """What computes answers."""
+        options = self.options
+        about = {"backend": options["backend"], "batch_tokens": options["batch_tokens"], "cache": cache} | about
+        return Engine(self.joined, **about)
 
     def run(
-        self, view: View, reference: Reference | None, conditions: Sequence[Condition] | None = None
+        self, task: AskedTask, reference: Reference | None, conditions: Sequence[Condition] | None = None
     ) -> tuple[list[list[Any]], AnswerCache]:
-        """Answers of a view, indexed [condition][request], and where they are kept.
+        """Answers to a task, indexed [condition][request], and where they are kept.
 
         Args:
-            view: One of `views`, or a part of its documents.
+            task: One of `asked`, or a part of its documents.
             reference: What takes the place of parts.
             conditions: Some of the conditions; None: all.
         """
         conditions = self.conditions if conditions is None else conditions
-        backend, workers = self.options["backend"], self._workers
-        cache = self.store.entry(view.name, backend=backend, reference=reference.keys if reference else None)
-        means = None
-        if reference is not None and AnswerRows(cache, view.requests, conditions).unfinished:
-            means = reference.measure(self._joined)
-        about: dict[str, Any] = {"means": means, "progress": self.options["progress"], "cache": cache}
-        about |= {"batch_tokens": self.options["batch_tokens"], "workers": workers}
-        engine = Engine(self._joined, backend=backend, **about)
+        cache, means, record = self.cache(task, reference), None, self.record
+        if reference is not None and AnswerRows(cache, task.requests, conditions).unfinished:
+            means = reference.measure(self.joined)
+        engine = self.engine(cache, means=means, progress=self.options["progress"], workers=self._workers)
         start = time.monotonic()
-        answers = view.run(engine, conditions)
+        answers = task.run(engine, conditions)
         self._seconds += time.monotonic() - start
-        if workers:
-            self.record["workers"] = workers.describe()
         self._work.add(engine.work)
-        self.record["work"] = vars(self._work) | {"seconds": self._seconds}
+        record["batch_tokens"] = work.choose(self.lens, self.options["batch_tokens"]).batch_tokens
+        record["tree_attention"] = tree_attention.kernel_of(self.lens)
+        if (donor := self.joined.donor) is not None:
+            record["donor"] = donor.describe(self.store.identities["donor"].fingerprint)
+        if self._workers:
+            record["workers"] = self._workers.describe()
+        record["work"] = vars(self._work) | {"seconds": self._seconds}
         return answers, cache
 
+    def result(self, run: Run | None = None) -> Result:
+        """Run everything, in another way than by `run` where one is given; put documents and record together."""
+        run = run or self.run
+        frames: list[pd.DataFrame] = []
+        records: dict[str, dict] = {}
+        asked: dict[str, pd.DataFrame] = {}
+        caches: list[AnswerCache] = []
+        for task in self.asked:
+            runs = []
+            for reference in self.references[task.name]:
+                answers, cache = run(task, reference)
+                runs.append(frame_of(self.lens.name, task, self.conditions, answers))
+                caches.append(cache)
+            frame = runs[0] if len(runs) == 1 else _mean_of(runs)
+            frames.append(renumbered(frame, task.member))
+            about = task.describe(frame) | ({"reference": reference.name} if reference else {})
+            if task.name in records:  # the task's own metrics came before
+                first = records[task.name]
+                cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
+                about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
+            records[task.name] = about
+            questions = task.asked if task.member is None else task.asked.assign(**{SUBTASK: task.name})
+            asked[task.name] = renumbered(questions, task.member)
+        about = {"tasks": described(records, {task.name: task.member for task in self.asked})}
+        about["conditions"] = [str(c) for c in self.conditions]
+        record = made_record(self.lens, self.store, caches, **about, **self.record)
+        return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
-def model_and_tasks(
-    model: str, tasks: Sequence[str], options: EvalOptions, *, donor: str | None, **how: Any
-) -> tuple[Lens, dict[str, Any]]:
-    """A model by name, and tasks; what needs no weights is checked before they are read.
 
-    Args:
-        model: What `depthlens.load` takes.
-        tasks: Names.
-        options: All of `EvalOptions`.
-        donor: Name of the model that `@donor` conditions take weights of; it is not loaded.
-        how: Options of `depthlens.load`.
-
-    Raises:
-        UserError: for anything asked for that does not exist.
-    """
-    arguments.check(dtype=how["dtype"], device=how["device"], quantize=how["quantize"], tasks=tasks)
-    for name in (model, donor):
-        if name is not None and not how["remote"]:
-            names.configuration(names.find(name))
-    loaded = load_tasks(tasks, options)
-    pool.workers_of(options)  # their errors come before the model is loaded
-    return loading.load(model, **how), loaded
+def _asked(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[AskedTask]:
+    """What is run of each task: the task itself, its reference answers, or one after the other."""
+    asked: list[AskedTask] = [task for task in tasks.values() if isinstance(task, FreeText)]  # ready as it is
+    loaded = {name: task for name, task in tasks.items() if not isinstance(task, FreeText)}
+    for task in prepare(lens, loaded, options):
+        measure = options["measure"]
+        asked += [task] if measure not in LOGPROBS else []
+        if measure != "task":
+            asked += [Answers(task, measure if measure in LOGPROBS else ANSWER_LOGPROB)]
+    return asked
 
 
-def result_of(
-    lens: Lens,
-    store: AnswerStore,
-    views: Sequence[View],
-    conditions: Sequence[Condition],
-    run: Callable[[View, Reference | None], tuple[Sequence[Sequence[Any]], AnswerCache]],
-    record: dict[str, Any],
-    prompts: Sequence[Sequence[int]] = (),
-) -> Result:
-    """Run every view of the tasks and put the documents and the record together.
+def _references(
+    asked: Sequence[AskedTask], conditions: Sequence[Condition], prompts: Sequence[Sequence[int]] = ()
+) -> dict[str, list[Reference | None]]:
+    """What takes the place of parts, by task: one for each prompt of ``@resample``; None where nothing does."""
+    found: dict[str, list[Reference | None]] = {}
+    for task in asked:
+        reference = Reference("resample_prompts", []) if prompts else None
+        if any(c.uses("mean") for c in conditions):
+            if isinstance(task, FreeText):
+                fault = "free text has no reference answers; remove parts instead"
+                raise UserError(f"@mean on {task.name}: {fault}")
+            reference = reference_of(task)
+        found[task.name] = [*reference.with_prompts(prompts, conditions)] if reference and prompts else [reference]
+    return found
 
-    Args:
-        lens: The model.
-        store: Its answers.
-        views: Of the tasks.
-        conditions: The baseline and others.
-        run: Answers of a view, indexed [condition][request], and where they are kept.
-        record: What the caller knows of it; read after everything was run.
-        prompts: Token ids of the prompts of ``@resample``.
-    """
-    frames: list[pd.DataFrame] = []
-    records: dict[str, dict] = {}
-    asked: dict[str, pd.DataFrame] = {}
-    caches: list[AnswerCache] = []
-    references = references_of(views, conditions, with_prompts=bool(prompts))
-    for view in views:
-        reference = references.get(view.name)
-        runs = []
-        for reference_prompt in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
-            answers, cache = run(view, reference_prompt)
-            runs.append(frame_of(lens.name, view, conditions, answers))
-            caches.append(cache)
-        frame = runs[0] if len(runs) == 1 else _mean_of(runs)
-        frames.append(renumbered(frame, view.member))
-        about = view.describe(frame) | ({"reference": reference.name} if reference else {})
-        if view.name in records:  # the task's own metrics came before
-            first = records[view.name]
-            cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
-            about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
-        records[view.name] = about
-        questions = view.asked if view.member is None else view.asked.assign(**{SUBTASK: view.name})
-        asked[view.name] = renumbered(questions, view.member)
-    record = {
-        "model": lens.describe(store.fingerprint),
-        "tasks": described(records, {view.name: view.member for view in views}),
-        "conditions": [str(c) for c in conditions],
-        **record,
-        "store": cache_usage(caches),
-        **provenance.environment(),
-        **provenance.where_and_when(),
-    }
-    return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
+
+def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
+    """Token ids of the prompts of ``@resample``, where a condition asks for some."""
+    asked = next((c for c in conditions if c.uses("resample")), None)
+    if bool(asked) != bool(prompts):
+        need = f"condition {asked} needs resample_prompts"
+        fault = need if asked else "resample_prompts are used by @resample conditions only"
+        raise UserError(f"{fault}: give both, or neither")
+    return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
 
 
 def _mean_of(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -205,7 +210,9 @@ def _mean_of(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return frames[0].assign(value=mean, response=[" | ".join(dict.fromkeys(texts)) for texts in given], **flags)
 
 
-def frame_of(model: str, task: View, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]) -> pd.DataFrame:
+def frame_of(
+    model: str, task: AskedTask, conditions: Sequence[Condition], answers: Sequence[Sequence[Any]]
+) -> pd.DataFrame:
     """Tidy rows of one task: one a condition, metric and document."""
     rows = [
         (model, task.name, one.metric, str(condition), condition.layer, condition.head, *one[1:])
@@ -217,3 +224,43 @@ def frame_of(model: str, task: View, conditions: Sequence[Condition], answers: S
         raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
     frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE])
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})
+
+
+@one_thread
+def resample_prompts(
+    lens: Lens,
+    task: str,
+    ablate: Ablate,
+    *,
+    n: int = 2,
+    **options: Unpack[EvalOptions],
+) -> list[str] | None:
+    """Prompts for the ``@resample`` conditions of a sweep: those of documents of its task that it does not evaluate.
+
+    They have the form of the prompts that are scored, with as many examples, and end with their reference answers
+    (`depthlens.tasks.measures`). Whether enough documents are left for ``@mean`` is checked, too, so that a
+    notebook says so before its first sweep.
+
+    Args:
+        lens: A loaded model.
+        task: One lm-eval task; of a group its first one gives the prompts.
+        ablate: See `depthlens.ablations.expand`.
+        n: How many. A sweep runs its ``@resample`` conditions once with each, and scores are means over them.
+        options: `EvalOptions`, as the sweep has them.
+
+    Returns:
+        What ``resample_prompts`` of `depthlens.condition_sweep` takes: None where no condition resamples.
+
+    Raises:
+        UserError: fewer documents are left, or anything asked for that does not exist.
+    """
+    arguments.loaded(lens)
+    n = arguments.whole("n", n, 1, of=" of prompts")
+    chosen = settled(options)
+    conditions = expand(ablate, lens.dims)
+    if not any(c.uses("resample") or c.uses("mean") for c in conditions):
+        return None
+    asked = _asked(lens, load_tasks(task, chosen), chosen)
+    _references(asked, conditions)
+    resamples = any(c.uses("resample") for c in conditions)
+    return prompts_of_others(cast(Prepared, asked[0]), n, seed=chosen["seed"]) if resamples else None

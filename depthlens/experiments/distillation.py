@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, Ablation, Condition
-from depthlens.analysis.means import mean
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
+from depthlens.experiments.measured import means_of_cases
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, Lens, one_thread
@@ -124,9 +124,8 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
     arguments.loaded(base)
     donor = load_donor(base, donor)
     if lens := next((lens for lens in (base, donor) if quantised.method_of(lens.model.config)), None):
-        raise UserError(
-            f"weight deltas compare plain weights, and those of {lens.name!r} are quantised; load it without"
-        )
+        fault = f"weight deltas compare plain weights, and those of {lens.name!r} are quantised"
+        raise UserError(f"{fault}; load it without")
     blocks = (None, *range(base.dims.n_layers))  # None: outside the layers
     places = [
         (layer, _site(base, layer, name), name, weight.numel())
@@ -139,7 +138,8 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
             chosen = list(some)
             with _resident(base, layer), _resident(donor, layer):
                 one, other = _weights(base, layer), _weights(donor, layer)
-                moved = [_moved(one[name], other[name]) for *_, name, _ in (places[i] for i in chosen)]
+                names = [places[i][2] for i in chosen]
+                moved = [_apart(one[name].flatten(), other[name].flatten()) for name in names]
             yield chosen, np.array(moved)
 
     cache = AnswerStore(store, base, donor).entry("deltas", method="weight deltas")
@@ -168,13 +168,13 @@ def _resident(lens: Lens, layer: int | None) -> AbstractContextManager[None]:
     return nullcontext() if layer is None else lens.resident(layer)
 
 
-def _moved(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """Relative Frobenius norm of the difference, and cosine."""
+def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Relative norm of the difference, and cosine, of vectors along the last axis; means over all others."""
     a, b = wide(one), wide(other)
-    norm, its, apart = (float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (a, b, b - a))
-    relative = apart / norm if norm else float("inf") if apart else 0.0
-    cosine = float((a * b).sum(dtype=torch.float64)) / (norm * its) if norm and its else float("nan")
-    return relative, cosine
+    norm, its, apart = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in (a, b, b - a))
+    relative = torch.where(apart == 0, 0.0, apart / norm)
+    cosine = (a * b).sum(-1, dtype=torch.float64) / (norm * its)
+    return float(relative.mean()), float(cosine.mean())
 
 
 @one_thread
@@ -209,14 +209,10 @@ def activation_deltas(
     arguments.loaded(base)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise UserError(f"prompts {prompts!r}: give a list of at least one text")
-    if strange := [p for p in prompts if not isinstance(p, Sequence)]:
-        raise UserError(f"prompts hold {strange[0]!r}; give texts or lists of token ids")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    window = walk_check.window_of(base)
-    for i, row in enumerate(rows):
-        if not row or (window is not None and len(row) > window):
-            limit = f"; the attention window is {window}" if window else ""
-            raise UserError(f"prompt {i} has {len(row)} tokens{limit}; give at least one and no more")
+    if not all(rows):
+        raise UserError(f"prompt {rows.index([])} has 0 tokens; give at least one")
+    walk_check.refuse_window(base, max(map(len, rows)), "activation deltas")
     donor = load_donor(base, donor)
     n_layers = base.dims.n_layers
 
@@ -227,49 +223,38 @@ def activation_deltas(
         step = len(members) if base.stream or donor.stream else 1
         for start in range(0, len(members), step):
             some = members[start : start + step]
-            walks = [_Walk(lens, [rows[i] for i in some]) for lens in (base, donor)]
-            found = np.empty((len(some), n_layers, len(_PARTS), len(_MEASURES)))
-            for layer in range(n_layers):
-                with base.resident(layer), donor.resident(layer):
-                    for i in range(len(some)):
-                        states = zip(*(walk.step(layer, i) for walk in walks), strict=True)
-                        found[i, layer] = [_apart(a, b) for a, b in states]
-            yield some, found.reshape(len(some), -1)
+            walks = [_states(lens, [rows[i] for i in some]) for lens in (base, donor)]
+            by_layer = [
+                [[_apart(*both) for both in zip(*of_prompt, strict=True)] for of_prompt in zip(*of_layer, strict=True)]
+                for of_layer in zip(*walks, strict=True)
+            ]
+            yield some, np.array(by_layer).swapaxes(0, 1).reshape(len(some), -1)
 
     cache = AnswerStore(store, base, donor).entry("deltas", method="activation deltas")
     names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
     values = cache.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
-    values = values.reshape(len(rows), n_layers, len(_PARTS), len(_MEASURES))
-    found = mean(values, bounded=False)
-    low, high = np.clip(found.interval(), *np.transpose(list(_MEASURES.values())))
-    numbers = np.stack([found.value, low, high], -1).reshape(n_layers * len(_PARTS), -1)
-    measures = [f"{m}{end}" for m in _MEASURES for end in ("", "_low", "_high")]
-    table = pd.DataFrame(itertools.product(range(n_layers), _PARTS), columns=["layer", "part"])
-    return table.assign(n=len(rows), **dict(zip(measures, numbers.T, strict=True)))
+    values = values.reshape(len(rows), -1, len(_MEASURES))
+    table = pd.DataFrame(itertools.product(range(n_layers), _PARTS), columns=["layer", "part"]).assign(n=len(rows))
+    for i, (name, limits) in enumerate(_MEASURES.items()):
+        table = table.join(means_of_cases(name, values[..., i], limits, f"{name}_"))
+    return table
 
 
 _PARTS = ("attn_out", "mlp_out", "resid_post")
 _MEASURES = {"relative": (0.0, math.inf), "cosine": (-1.0, 1.0)}  # with their limits
 
 
-class _Walk:
-    """One model's residual streams of several prompts, a layer at a time."""
-
-    def __init__(self, lens: Lens, rows: Sequence[Sequence[int]]) -> None:
-        self.lens = lens
-        self.layouts = [Layout(prefix_tree.build([row], [0]), lens.device) for row in rows]
-        self.x = [lens.arch.embed(layout.tokens)[None] for layout in self.layouts]  # each [1, pos, d_model]
-
-    def step(self, layer: int, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Take one prompt through a layer; attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
-        arch, layout, x = self.lens.arch, self.layouts[i], self.x[i]
-        with walking(self.lens.model), arch.sublayers(layer) as given:
-            self.x[i] = arch.call(layer, x, layout, arch.angles(x, layout.position_ids))
-        return given["attn"], given["mlp"].view_as(x), self.x[i]
-
-
-def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Relative difference and cosine, means over tokens."""
-    a, b = a.double(), b.double()
-    relative = (b - a).norm(dim=-1) / a.norm(dim=-1)
-    return float(relative.mean()), float(nn.functional.cosine_similarity(a, b, dim=-1).mean())
+def _states(lens: Lens, rows: Sequence[Sequence[int]]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """What each layer makes of each prompt: attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
+    arch = lens.arch
+    layouts = [Layout(prefix_tree.build([row], [0]), lens.device) for row in rows]
+    states = [arch.embed(layout.tokens)[None] for layout in layouts]
+    for layer in range(lens.dims.n_layers):
+        made = []
+        with lens.resident(layer), walking(lens.model):
+            for x, layout in zip(states, layouts, strict=True):
+                with arch.sublayers(layer) as given:
+                    after = arch.call(layer, x, layout, arch.angles(x, layout.position_ids))
+                made.append((given["attn"], given["mlp"].view_as(after), after))
+        states = [after for *_, after in made]
+        yield made

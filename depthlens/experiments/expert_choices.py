@@ -8,21 +8,22 @@ the shares add up to the number of experts that each token passes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 
-from depthlens import provenance
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import mean
-from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.experiments import text_sets
-from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.measured import measured
 from depthlens.experiments.text_sets import Texts
 from depthlens.models.architectures import Routing, body_of, replaced_forwards
 from depthlens.models.lens import Lens, one_thread
-from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
+from depthlens.store.answer_cache import Where
 from depthlens.store.parts import DEFAULT
 
 
@@ -61,26 +62,16 @@ def expert_choices(
         raise UserError(f"model {lens.name!r} has no experts; give a mixture of experts")
     experts = [(layer, expert) for layer, n in enumerate(dims.n_experts) for expert in range(n)]
     names = [f"L{layer}.E{expert}" for layer, expert in experts]
-    answers = AnswerStore(store, lens)
-    cache = answers.entry("experts", method="experts that are chosen")
-    counts = one_by_one(
-        cache, rows, names, lambda i: _counts(lens, rows[i]), desc="experts", unit="text", progress=progress
-    )
+    about: dict[str, Any] = {"label": "experts", "method": "experts that are chosen", "store": store}
+    counts, record = measured(lens, rows, names, lambda i: _counts(lens, rows[i]), progress=progress, **about)
     lengths = np.array([len(row) for row in rows])
     share = mean(counts, bounded=False) / mean(lengths, bounded=False)
     low, high = np.clip(share.interval(), 0, 1)
     tokens = counts.sum(0).astype(int)
     table = pd.DataFrame(experts, columns=["layer", "expert"]).assign(condition=names, tokens=tokens)
     table = table.assign(share=share.value, ci_low=low, ci_high=high, n=len(rows))
-    record = {
-        "made_by": "expert_choices",
-        "model": lens.describe(answers.fingerprint),
-        "texts": {"source": text_sets.named(texts), "n": len(rows), "tokens": int(lengths.sum())},
-        "max_tokens": max_tokens,
-        "store": cache_usage([cache]),
-        **provenance.environment(),
-        **provenance.where_and_when(),
-    }
+    read = {"source": text_sets.named(texts), "n": len(rows), "tokens": int(lengths.sum())}
+    record |= {"made_by": "expert_choices", "texts": read, "max_tokens": max_tokens}
     return DescribedTable(table, _sentences(table, int(lengths.sum())), record)
 
 
@@ -104,13 +95,10 @@ def _sentences(table: pd.DataFrame, n_tokens: int) -> list[str]:
     n_never = int((table["tokens"] == 0).sum())
     never = f"{n_never} of {len(table)} experts were chosen for none of {n_tokens} tokens"
     # a layer's experts by the effective number of them: exp of the entropy of their shares
-    spread = {}
-    for layer, rows in table.groupby("layer"):
-        p = (rows["tokens"] / rows["tokens"].sum()).to_numpy()
-        spread[layer] = float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum())), len(rows)
-    least = min(spread, key=lambda layer: spread[layer][0] / spread[layer][1])
-    used, n = spread[least]
+    layers = table.groupby("layer")["tokens"].agg(used=lambda n: np.exp(scipy.stats.entropy(n)), n="size")
+    least = (layers["used"] / layers["n"]).idxmin()
+    used, n = layers.loc[least]
     return [
         f"{never}.",
-        f"Layer {least} uses its experts least evenly: as {used:.1f} of {n} equally used ones would be.",
+        f"Layer {least} uses its experts least evenly: as {used:.1f} of {n:.0f} equally used ones would be.",
     ]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack
 
 from depthlens import arguments
-from depthlens.ablations import Condition
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
+from depthlens.experiments import text_sets
+from depthlens.experiments.condition_runs import Ablate
 from depthlens.experiments.options import EvalOptions, settled
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.experiments.text_sets import plain_texts
+from depthlens.experiments.text_sets import Texts
 from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.measures import NAME, FreeText
 
@@ -26,9 +26,9 @@ WITHOUT = (
 @one_thread
 def free_text(
     lens: Lens,
-    ablate: str | Iterable[str | Condition] = "layers",
+    ablate: Ablate = "layers",
     *,
-    texts: Sequence[str] | None = None,
+    texts: Texts = None,
     n_prompts: int | None = 24,
     prompt_tokens: int = 32,
     max_new_tokens: int = 64,
@@ -40,9 +40,10 @@ def free_text(
     Args:
         lens: A loaded model.
         ablate: What to remove; see `depthlens.condition_sweep`.
-        texts: Texts that begin the prompts; None: the embedded ones (`depthlens.experiments.text_sets.plain_texts`).
+        texts: Texts that begin the prompts, or the name of a set: ``embedded`` or ``c4``
+            (`depthlens.experiments.text_sets`); None: the embedded ones.
         n_prompts: The first so many texts; None: all.
-        prompt_tokens: Tokens of a text that are given, from its start.
+        prompt_tokens: So many tokens of a text are given, from its start on; all of a shorter one.
         max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.
         donor: See `depthlens.condition_sweep`.
         options: backend, batch_tokens, store, progress.
@@ -53,7 +54,7 @@ def free_text(
         model); lower is better for both. The texts are the responses.
 
     Raises:
-        UserError: a text of fewer tokens than ``prompt_tokens``, more tokens than the model reads, or anything that
+        UserError: more tokens than the model reads, or anything that
             `depthlens.condition_sweep` refuses.
     """
     arguments.loaded(lens)
@@ -62,25 +63,13 @@ def free_text(
     max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
     if n_prompts is not None:
         n_prompts = arguments.whole("n_prompts", n_prompts, 2, fix=", or None for all")
-    if texts is not None:
-        texts = arguments.plain(texts)
-        if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
-            raise UserError(f"texts {texts!r}: give a list of texts")
-    chosen = list(plain_texts() if texts is None else texts)[:n_prompts]
-    if len(chosen) < 2:
-        raise UserError(f"{len(chosen)} texts: give at least two to compare conditions on")
+    chosen = text_sets.chosen(text_sets.EMBEDDED if texts is None else texts, n_prompts)
     rows = [tuple(lens.tokenizer(text).input_ids[:prompt_tokens]) for text in chosen]
-    if short := [i for i, row in enumerate(rows) if len(row) < prompt_tokens]:
-        fault = f"text {short[0]} has {len(rows[short[0]])} tokens, fewer than prompt_tokens {prompt_tokens}"
-        raise UserError(f"{fault}; give longer texts or fewer prompt_tokens")
-    reads = lens.max_length
-    if prompt_tokens + max_new_tokens > reads:
-        fault = (
-            f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {prompt_tokens + max_new_tokens}"
-        )
-        raise UserError(f"{fault} tokens; the model reads {reads} in all")
+    if (both := prompt_tokens + max_new_tokens) > lens.max_length:
+        fault = f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {both} tokens"
+        raise UserError(f"{fault}; the model reads {lens.max_length} in all")
     view = FreeText(lens, rows, max_new_tokens)
     result = condition_sweep(lens, {NAME: view}, ablate, donor=donor, **options)
     settings = {"prompt_tokens": prompt_tokens, "max_new_tokens": max_new_tokens, "n_prompts": len(rows)}
-    source = "embedded" if texts is None else "given"
-    return Result(result.docs, result.record | {NAME: {**settings, "texts": source}}, result.asked)
+    result.record[NAME] = {**settings, "texts": text_sets.named(texts)}
+    return result

@@ -37,21 +37,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from depthlens import arguments, provenance
+from depthlens import arguments
 from depthlens.ablations import BASELINE
 from depthlens.analysis.geometry import Geometry
-from depthlens.analysis.means import mean
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
-from depthlens.errors import UserError, unknown
+from depthlens.errors import unknown
 from depthlens.experiments import text_sets
-from depthlens.experiments.measured import one_by_one
+from depthlens.experiments.measured import means_of_cases, measured
 from depthlens.experiments.text_sets import Texts
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
-from depthlens.store.answer_cache import AnswerStore, Where, cache_usage
+from depthlens.store.answer_cache import Where
 from depthlens.store.parts import DEFAULT
 
 LENS = {"probability": (0.0, 1.0), "rank": (1.0, np.inf), "entropy": (0.0, np.inf)}  # with their limits
@@ -96,31 +95,22 @@ def depth_geometry(
         *(f"influence {layer}" for layer in depths[:-1]),
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
-    answers = AnswerStore(store, lens)
-    cache = answers.entry("geometry", method=f"geometry, lens at {lens_positions}")
-    bar = f"geometry of {lens.name}"
-    values = one_by_one(
-        cache, rows, names, lambda i: _measure(lens, rows[i], lens_positions), desc=bar, unit="text", progress=progress
+    how: dict[str, Any] = {"label": "geometry", "method": f"geometry, lens at {lens_positions}", "store": store}
+    values, record = measured(
+        lens, rows, names, lambda i: _measure(lens, rows[i], lens_positions), progress=progress, **how
     )
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
-    lenses: dict[str, Any] = {"depth": depths}
-    for i, (name, limits) in enumerate(LENS.items()):
-        numbers = _means(by_depth[:, i :: len(LENS)], limits)
-        lenses |= {f"{name}{end}": column for end, column in zip(("", "_low", "_high"), numbers, strict=True)}
+    by_measure = [
+        means_of_cases(name, by_depth[:, i :: len(LENS)], limits, f"{name}_")
+        for i, (name, limits) in enumerate(LENS.items())
+    ]
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
-    record = {
-        "model": lens.describe(answers.fingerprint),
-        "texts": {"source": text_sets.named(texts), "n": len(rows), "digest": digest},
-        "max_tokens": max_tokens,
-        "lens_positions": lens_positions,
-        "store": cache_usage([cache]),
-        **provenance.environment(),
-        **provenance.where_and_when(),
-    }
+    read = {"source": text_sets.named(texts), "n": len(rows), "digest": digest}
+    record |= {"texts": read, "max_tokens": max_tokens, "lens_positions": lens_positions}
     return Geometry(
-        _table(["layer", "size"], "distance", places, distance, (0.0, 1.0)),
-        _table(["layer"], "influence", [(layer,) for layer in depths[:-1]], influence, (0.0, 2.0)),
-        pd.DataFrame(lenses).assign(n=len(rows)),
+        _table(["layer", "size"], places, means_of_cases("distance", distance, (0.0, 1.0)), len(rows)),
+        _table(["layer"], depths[:-1], means_of_cases("influence", influence, (0.0, 2.0)), len(rows)),
+        _table(["depth"], depths, pd.concat(by_measure, axis=1), len(rows)),
         record,
     )
 
@@ -227,10 +217,7 @@ def layer_effects(
         raise unknown("reduce", reduce, REDUCE)
     seed = arguments.check(seed=seed)["seed"]
     rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
-    shortest = min(range(len(rows)), key=lambda i: len(rows[i]))
-    if not 0 <= skip_first <= len(rows[shortest]) - 2:
-        fix = f"give 0 to {len(rows[shortest]) - 2}, or leave that text out"
-        raise UserError(f"skip_first {skip_first}: text {shortest} has {len(rows[shortest])} tokens; {fix}")
+    skip_first = arguments.whole("skip_first", skip_first, 0, min(map(len, rows)) - 2, fix=", as the texts are")
     # seeded by text, so that a text's split does not depend on how many others there are
     splits = [int(np.random.default_rng([seed, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
     n_layers = lens.dims.n_layers
@@ -240,12 +227,11 @@ def layer_effects(
         found = text_effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
-    cache = AnswerStore(store, lens).entry("geometry", method=f"effects, {reduce}, spare {skip_first}")
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
-    bar = f"effects of layers of {lens.name}"
-    values = one_by_one(cache, cases, names, measure, desc=bar, unit="text", progress=progress)
-    return _table(["layer", "later", "where"], "effect", places, values, (0.0, np.inf))
+    how: dict[str, Any] = {"label": "geometry", "method": f"effects, {reduce}, spare {skip_first}", "store": store}
+    values, _ = measured(lens, cases, names, measure, progress=progress, **how)
+    return _table(["layer", "later", "where"], places, means_of_cases("effect", values, (0.0, np.inf)), len(rows))
 
 
 @torch.no_grad()
@@ -284,15 +270,5 @@ def text_effects(
     return found
 
 
-def _table(
-    keys: list[str], name: str, places: Sequence[tuple], values: np.ndarray, limits: tuple[float, float]
-) -> pd.DataFrame:
-    # one row a place; values are [text, place]
-    numbers = dict(zip((name, "ci_low", "ci_high"), _means(values, limits), strict=True))
-    return pd.DataFrame(places, columns=keys).assign(**numbers, n=len(values))
-
-
-def _means(values: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Means over texts, and the ends of their intervals. Shape [text, place] to three of shape [place]."""
-    found = mean(values, bounded=False)
-    return found.value, *np.clip(found.interval(), *limits)
+def _table(keys: list[str], places: Sequence[Any], numbers: pd.DataFrame, n: int) -> pd.DataFrame:
+    return pd.DataFrame(places, columns=keys).join(numbers).assign(n=n)

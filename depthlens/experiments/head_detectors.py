@@ -1,4 +1,6 @@
-r"""Detectors of retrieval heads: what each head does, token by token, while a model answers from its context.
+r"""Detectors of heads: what each does while a model answers from its context, or reads a text twice.
+
+**Retrieval heads** are scored token by token while the model answers.
 
 For a needle whose answer has the tokens y_1 .. y_n, with a_h(i, j) the attention of head h from position i to j:
 
@@ -18,6 +20,17 @@ For a needle whose answer has the tokens y_1 .. y_n, with a_h(i, j) the attentio
 Limits. The first two say where a head looks, not what it writes: a decoy scores as high as the head that answers. The
 last two count the direct path to the logits: what a head gives to later heads and MLPs is missing, and so is what the
 final norm does with the sum.
+
+**Induction score** (Olsson et al. 2022, In-context Learning and Induction Heads; the definition of TransformerLens). A
+text of random tokens x_1 .. x_n is read twice in a row. From the second occurrence of a token an induction head attends
+to the token after its first occurrence::
+
+    score(h) = mean over i in the second copy of  a_h(i, i - (n - 1))
+
+Random tokens have no meaning, so that nothing but repetition can guide the head. A head with a high copy-paste score
+and a high induction score continues a repeated phrase; one that retrieves by meaning has a low induction score.
+
+Limits: a head may do both, and a head that induces by meaning (synonyms) has a low score here.
 """
 
 from __future__ import annotations
@@ -25,6 +38,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -32,12 +46,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from depthlens import arguments
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
+from depthlens.experiments.measured import measured
 from depthlens.models import quantised
 from depthlens.models.architectures import wide, wide_type
-from depthlens.models.lens import Lens
+from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
-from depthlens.store.answer_cache import AnswerCache
+from depthlens.store.answer_cache import AnswerCache, Where
+from depthlens.store.parts import DEFAULT
 from depthlens.tasks.needles import Needle
 
 COPY_PASTE, QUERY_TO_GOLD = "copy_paste", "query_to_gold"
@@ -120,24 +139,19 @@ def _of_patterns(
     """A score of every head at every asked position, from its pattern [n_heads, asked, pos]."""
     scores = np.zeros((len(asked), lens.dims.n_layers, lens.dims.n_heads))
 
-    def see(layer: int, _: int, pattern: Tensor) -> None:
+    def see(layer: int, pattern: Tensor, _: Tensor) -> None:
         scores[:, layer] = score(pattern).double().cpu().numpy().T
 
-    attention_patterns.read(lens, [sequence], [asked], see)
+    attention_patterns.read(lens, sequence, asked, see)
     return scores
 
 
-def _write_aware(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
-    return _writes(lens, needle, slice(None))
-
-
-def _write_from_needle(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
-    return _writes(lens, needle, torch.tensor(needle.gold, device=lens.device))
-
-
-def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.ndarray, "step n_layers n_heads"]:
-    """What every head adds to the logit of each token of the answer, from the source positions alone."""
+def _writes(
+    lens: Lens, needle: Needle, sources: Sequence[int] | None = None
+) -> Float[np.ndarray, "step n_layers n_heads"]:
+    """What every head adds to the logit of each token of the answer, from the source positions alone; None: all."""
     arch, dims = lens.arch, lens.dims
+    at = slice(None) if sources is None else torch.tensor(sources, device=lens.device)
     added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads, dtype=wide_type(lens.dtype))
     unembed, norm = arch.unembed.weight, arch.final_norm.weight  # [d_vocab, d_model], [d_model]
     assert isinstance(unembed, Tensor) and isinstance(norm, Tensor)
@@ -146,7 +160,7 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
     towards = moved(moved(directions, gain.device) * gain, lens.device)  # [step, d_model]
 
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
-        read = pattern[..., sources].unflatten(0, (len(values), -1)) @ wide(values[:, None, sources])
+        read = pattern[..., at].unflatten(0, (len(values), -1)) @ wide(values[:, None, at])
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
         weight = quantised.matrix(arch.o_proj[layer])
         columns = wide(moved(weight, z.device)).unflatten(1, (dims.n_heads, dims.d_head))
@@ -154,7 +168,7 @@ def _writes(lens: Lens, needle: Needle, sources: slice | Tensor) -> Float[np.nda
         added[:, layer] = (z * along).sum(-1).T.cpu()
 
     with torch.no_grad():
-        final = attention_patterns.read_values(lens, _sequence(needle), needle.asked, see)
+        final = attention_patterns.read(lens, _sequence(needle), needle.asked, see)
         final = moved(final, gain.device)
         # the norm multiplies by its weight and one number a position: that number, without asking how it is computed
         plain, normed = wide(final) * gain, wide(arch.final_norm(final))
@@ -170,13 +184,82 @@ def _n_steps(needle: Needle) -> int:
     return len(needle.steps)
 
 
-def _n_queries(needle: Needle) -> int:
-    return len(needle.queries)
-
-
 DETECTORS = {
     COPY_PASTE: Detector("copy-paste score", "", _n_steps, _copy_paste),
-    QUERY_TO_GOLD: Detector("query-to-gold attention", "", _n_queries, _query_to_gold),
-    WRITE_AWARE: Detector("write-aware score", "logits", _n_steps, _write_aware),
-    WRITE_FROM_NEEDLE: Detector("write from the needle", "logits", _n_steps, _write_from_needle),
+    QUERY_TO_GOLD: Detector("query-to-gold attention", "", lambda needle: len(needle.queries), _query_to_gold),
+    WRITE_AWARE: Detector("write-aware score", "logits", _n_steps, _writes),
+    WRITE_FROM_NEEDLE: Detector(
+        "write from the needle", "logits", _n_steps, lambda lens, needle: _writes(lens, needle, needle.gold)
+    ),
 }
+
+
+@one_thread
+def induction_scores(
+    lens: Lens,
+    n_texts: int = 20,
+    length: int = 50,
+    seed: int = 0,
+    *,
+    store: Where = DEFAULT,
+    progress: bool = True,
+) -> HeadScores:
+    """Score every head as an induction head: attention to what followed the same token before, in repeated random text.
+
+    Args:
+        lens: A loaded model.
+        n_texts: Random texts.
+        length: Different tokens of each text, which is read twice in a row (after ``<bos>``, where there is one).
+        seed: Seed of the texts.
+        store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
+        progress: Show a bar.
+
+    Returns:
+        Attention mass from 0 to 1, mean over the texts.
+
+    Raises:
+        UserError: a number that is not allowed, or a length that the vocabulary or the model does not have.
+    """
+    arguments.loaded(lens)
+    n_texts = arguments.whole("n_texts", n_texts, 1)
+    seed = arguments.check(seed=seed)["seed"]
+    texts = _texts_read_twice(lens, n_texts, length, seed)
+    values, record = measured(
+        lens,
+        texts,
+        lens.dims.head_names,
+        lambda i: _induction(lens, texts[i], length),
+        label="random tokens",
+        method="induction score",
+        store=store,
+        shape=(lens.dims.n_layers, lens.dims.n_heads),
+        progress=progress,
+    )
+    record |= {"method": "induction", "n_texts": n_texts, "length": length, "seed": seed}
+    return HeadScores.of_cases("induction score", "", values, record, tested=False, bounded=True)
+
+
+def _texts_read_twice(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, ...]]:
+    """Token ids: ``<bos>`` if there is one, then ``length`` different tokens twice."""
+    special = set(lens.tokenizer.all_special_ids)
+    ordinary = [
+        i for i in range(min(len(lens.tokenizer), lens.model.config.get_text_config().vocab_size)) if i not in special
+    ]
+    start = () if lens.tokenizer.bos_token_id is None else (lens.tokenizer.bos_token_id,)
+    longest = min(len(ordinary), (lens.max_length - len(start)) // 2)
+    length = arguments.whole("length", length, 2, of=" of tokens")
+    if length > longest:
+        raise UserError(f"length {length}: {lens.name} can read {longest} different tokens twice; give 2 to {longest}")
+    drawn = (Random(f"induction {seed} {i}").sample(ordinary, length) for i in range(n_texts))
+    return [(*start, *tokens, *tokens) for tokens in drawn]
+
+
+def _induction(lens: Lens, text: tuple[int, ...], length: int) -> Float[np.ndarray, "n_layers n_heads"]:
+    """Induction score of every head on one text."""
+    asked = list(range(len(text) - length, len(text)))
+    after_first = torch.tensor([i - (length - 1) for i in asked], device=lens.device)
+
+    def at_first(pattern: Tensor) -> Tensor:
+        return pattern.gather(-1, after_first.expand(len(pattern), -1)[..., None])[..., 0].double()
+
+    return _of_patterns(lens, text, asked, at_first).mean(0)

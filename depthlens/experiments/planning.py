@@ -2,15 +2,15 @@
 
 The tasks are loaded and their documents tokenised, less what the store already has. Time is that of some requests under
 some of the conditions, which are computed and not stored, times the tokens that are left over those that were timed.
-How long texts are is tried with it, because ablated models often write on until they are stopped. Where trying would
-take longer, a text has the length of the task's reference answer.
+The means of ``@mean``, over 64 texts at most, are not in it. How long texts are is tried, too, because ablated models
+often write on until they are stopped. Where trying would take longer, a text has the length of the task's reference
+answer.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -20,23 +20,18 @@ import psutil
 import torch
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.ablations import BASELINE, Condition
 from depthlens.engine import prefix_tree, work
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import Reference
-from depthlens.engine.work import text_lengths
-from depthlens.errors import UserError
-from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled
-from depthlens.experiments.views import references_of, tokens_of_prompts, views_of
-from depthlens.models import loading, pairs
+from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks
+from depthlens.experiments.options import EvalOptions, refuse_workers, settled
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnswer
-from depthlens.store.answer_cache import AnswerStore
 
 SECONDS = 2.0  # of trying
 TOKENS = 8  # that are written to try how fast it goes, where whole texts would take longer
-MEAN_TEXTS = 32  # that are run to time the means of a task
 COUNTS = ("rows", "known", "tokens", "unshared_tokens", "written_tokens")
+UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))  # in seconds
 
 
 @dataclass(frozen=True)
@@ -62,11 +57,13 @@ class Plan:
             return ["The store has every answer: nothing is computed."]
         known = f"; the store has {total['known']:,} more" if total["known"] else ""
         shared = total["unshared_tokens"] / max(1, total["tokens"])
+        unit, size = next((unit, size) for unit, size in UNITS if self.seconds >= 1.5 * size or size == 1)
+        time_in_words = f"{self.seconds / size:.{int(size > 1)}f} {unit}"
         return [
             f"{total['rows']:,} rows{known}.",
             f"{total['tokens']:,} tokens are read ({shared:.0f}x fewer than one by one), and about "
             f"{total['written_tokens']:,} written.",
-            f"Here: about {_time(self.seconds)}, {self.peak_bytes / 2**30:.1f} GiB of memory.",
+            f"Here: about {time_in_words}, {self.peak_bytes / 2**30:.1f} GiB of memory.",
         ]
 
     def __repr__(self) -> str:
@@ -76,8 +73,8 @@ class Plan:
 @one_thread
 def plan(
     lens: Lens,
-    tasks: str | Sequence[str] | dict[str, Any],
-    ablate: str | Iterable[str | Condition],
+    tasks: Tasks,
+    ablate: Ablate,
     *,
     donor: str | Path | Lens | None = None,
     resample_prompts: Sequence[str] | None = None,
@@ -100,33 +97,20 @@ def plan(
     lens.needs_weights("plan")
     chosen = settled(options)
     refuse_workers(chosen, "plan", "")
-    conditions = expand(ablate, lens.dims)
-    both = pairs.join_donor(lens, donor, conditions, chosen["backend"])
-    answers = AnswerStore(chosen["store"], both)
-    if not isinstance(tasks, dict) or not tasks:
-        tasks = load_tasks(cast(Sequence[str], tasks), chosen)
-    views = views_of(lens, tasks, chosen)
-    prompts = tokens_of_prompts(lens, conditions, resample_prompts)
-    references = references_of(views, conditions, with_prompts=bool(prompts))
+    runs = ConditionRuns(lens, tasks, ablate, chosen, donor=donor, resample_prompts=resample_prompts)
     rows, seconds, peak_bytes = [], 0.0, 0
-    for view in views:
-        reference = references.get(view.name)
-        counted = _Counted()
-        if reference and reference.texts:
-            counted.seconds += _seconds_of_means(lens, reference)
-        for one in reference.with_prompts(prompts, conditions) if reference and prompts else [reference]:
-            cache = answers.entry(view.name, backend=chosen["backend"], reference=one.keys if one else None)
-            counted.engine = Engine(
-                both, backend=chosen["backend"], batch_tokens=chosen["batch_tokens"], cache=cache, progress=False
-            )
-            view.run(cast(Engine, counted), conditions)
-        n_docs = len(view.asked)
-        rows.append({"task": view.name, "conditions": len(conditions), "documents": n_docs, **counted.counts})
-        seconds, peak_bytes = seconds + counted.seconds, max(peak_bytes, counted.peak_bytes)
+    for task in runs.asked:
+        counting = _Counting()
+        for reference in runs.references[task.name]:
+            counting.engine = runs.engine(runs.cache(task, reference), progress=False)
+            task.run(cast(Engine, counting), runs.conditions)
+        about = {"task": task.name, "conditions": len(runs.conditions), "documents": len(task.asked)}
+        rows.append(about | counting.counts)
+        seconds, peak_bytes = seconds + counting.seconds, max(peak_bytes, counting.peak_bytes)
     return Plan(pd.DataFrame(rows), seconds, peak_bytes)
 
 
-class _Counted:
+class _Counting:
     """Stands for an engine: what it is asked is counted and a part of it is timed, and its answers say nothing.
 
     Attributes:
@@ -141,7 +125,7 @@ class _Counted:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(COUNTS, 0)
         self.seconds, self.peak_bytes = 0.0, 0
-        self._rates: dict[Any, tuple[float, float | None]] = {}
+        self._tried: dict[bool, tuple[float, float | None]] = {}  # by whether texts are written
 
     def loglikelihood(
         self, requests: Sequence[Any], conditions: Sequence[Condition], desc: str = ""
@@ -155,21 +139,19 @@ class _Counted:
     ) -> list[list[WrittenAnswer]]:
         """Count what `Engine.generate_until` would write, if texts are as long as those that are tried."""
         self.engine.check_writing(conditions)
-        self._count(requests, conditions, text_lengths(self.engine.lens, requests))
+        self._count(requests, conditions, work.text_lengths(self.engine.lens, requests))
         return [[WrittenAnswer("", True) for _ in requests] for _ in conditions]
 
     def _count(self, requests: Sequence[Any], conditions: Sequence[Condition], lengths: list[int] | None) -> None:
-        if not requests:
-            return
         rows = self.engine.cache.rows(requests, conditions)
         self.counts["known"] += rows.n_known
         if not rows.unfinished:
             return
-        kind = _kind(requests, conditions)
-        if kind not in self._rates:
-            self._rates[kind] = _tried(self.engine, requests, conditions, lengths)
-        rate, mean = self._rates[kind]
-        if lengths is not None and mean is not None:
+        writes = lengths is not None
+        if writes not in self._tried:
+            self._tried[writes] = _tried(self.engine, requests, conditions, writes=writes)
+        rate, mean = self._tried[writes]
+        if lengths and mean is not None:
             lengths = [round(mean)] * len(lengths)
         self.seconds += self.engine.expected(rows, lengths) / rate
         read = [q.inputs if lengths is None else q.context for q in requests]
@@ -181,56 +163,39 @@ class _Counted:
         self.peak_bytes = max(self.peak_bytes, _peak_bytes(self.engine, read, conditions, lengths))
 
 
-def _kind(requests: Sequence[Any], conditions: Sequence[Condition]) -> tuple[Any, ...]:
-    """What has the same rate: requests and conditions that are alike, up to a factor of two."""
-    first = requests[0]
-    length = sum(len(q.context) for q in requests) / len(requests)
-    written = first.max_new_tokens if isinstance(first, GenerateRequest) else None
-    return written, *(round(math.log2(max(1.0, x))) for x in (length, len(requests), len(conditions)))
-
-
 def _tried(
-    engine: Engine, requests: Sequence[Any], conditions: Sequence[Condition], lengths: Sequence[int] | None
+    engine: Engine, requests: Sequence[Any], conditions: Sequence[Condition], *, writes: bool
 ) -> tuple[float, float | None]:
     """Tokens through a layer a second, and the mean length of a text; None where that was not tried.
 
-    From some requests under some conditions, twice as many as before until it took half of `SECONDS`,
-    or all of it for texts.
+    From some requests under some conditions, twice as many as before until it took half of `SECONDS`, or all of it for
+    texts. Where one text may take longer, a few of its tokens are written.
     """
     usable = [c for c in conditions if not c.uses("mean") and not c.uses("resample")] or [BASELINE]
-    some = usable[:: max(1, len(usable) // (8 if lengths is None else 16))]  # decoding steps are faster with many rows
+    some = usable[:: max(1, len(usable) // (16 if writes else 8))]  # decoding steps are faster with many rows
     asked = list(requests)
-    if lengths is not None and _seconds_of_a_text(engine, asked[0]) > SECONDS:
-        asked = [replace(request, max_new_tokens=min(TOKENS, request.max_new_tokens)) for request in asked]
+    if writes:
+        few = [replace(request, max_new_tokens=min(TOKENS, request.max_new_tokens)) for request in asked]
+        took, _ = _timed(engine, few[:1], [BASELINE], writes=True)
+        if took * asked[0].max_new_tokens / few[0].max_new_tokens > SECONDS:
+            asked = few
     n, start = 4, time.monotonic()
     while True:
-        trial = engine.like()
-        began = time.monotonic()
-        (trial.loglikelihood if lengths is None else trial.generate_until)(asked[:n], some)
-        took = time.monotonic() - began
-        if time.monotonic() - start > (SECONDS / 2 if lengths is None else SECONDS) or n >= len(asked):
+        took, done = _timed(engine, asked[:n], some, writes=writes)
+        if time.monotonic() - start > (SECONDS if writes else SECONDS / 2) or n >= len(asked):
             break
         n *= 2
-    work, cut = trial.work, asked[0] != requests[0]
-    mean = None if lengths is None or cut else work.written_tokens / max(1, work.rows)
-    return work.layer_tokens / max(took, 1e-9), mean
+    whole_texts = writes and asked[0] == requests[0]
+    return done.layer_tokens / max(took, 1e-9), done.written_tokens / max(1, done.rows) if whole_texts else None
 
 
-def _seconds_of_a_text(engine: Engine, request: GenerateRequest) -> float:
-    """About how long the longest text would take to write, from a few of its tokens."""
-    few = min(TOKENS, request.max_new_tokens)
-    began = time.monotonic()
-    engine.like().generate_until([replace(request, max_new_tokens=few)], [BASELINE])
-    return (time.monotonic() - began) * request.max_new_tokens / few
-
-
-def _seconds_of_means(lens: Lens, reference: Reference) -> float:
-    """About how long the means of a reference take, from a few of its texts."""
-    few = reference.texts[:: max(1, len(reference.texts) // MEAN_TEXTS)]
-    began = time.monotonic()
-    Reference(reference.name, few).measure(lens)
-    tokens = [sum(len(prompt) + len(answer) for prompt, answer in texts) for texts in (reference.texts, few)]
-    return (time.monotonic() - began) * tokens[0] / tokens[1]
+def _timed(
+    engine: Engine, requests: Sequence[Any], conditions: Sequence[Condition], *, writes: bool
+) -> tuple[float, work.Work]:
+    """Seconds of some work that is not stored, and what it was."""
+    trial, began = engine.like(), time.monotonic()
+    (trial.generate_until if writes else trial.loglikelihood)(requests, conditions)
+    return time.monotonic() - began, trial.work
 
 
 def _peak_bytes(
@@ -257,37 +222,3 @@ def _held(lens: Lens) -> int:
     maps = process.memory_maps() if hasattr(process, "memory_maps") else []  # there are none on macOS
     unread = sum(m.size - m.rss for m in maps if m.path.endswith(".safetensors"))
     return process.memory_info().rss + unread
-
-
-def run_plan(
-    model: str,
-    tasks: str | Sequence[str],
-    ablate: str | Iterable[str | Condition],
-    *,
-    donor: str | Path | Lens | None = None,
-    resample_prompts: Sequence[str] | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    quantize: str | None = None,
-    offload: str | None = None,
-    remote: bool = False,
-    **options: Unpack[EvalOptions],
-) -> Plan:
-    """`plan` of a model by name; see `depthlens.experiments.sweep.run_sweep`.
-
-    Raises:
-        UserError: for anything asked for that does not exist; a model on a server, whose time nobody here can tell.
-    """
-    if remote:
-        raise UserError("plan: a server's time and memory cannot be told from here; leave remote out")
-    loaded = load_tasks(cast(Sequence[str], tasks), settled(options))  # its errors come before the model is loaded
-    lens = loading.load(model, dtype=dtype, device=device, quantize=quantize, offload=offload)
-    return plan(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
-
-
-def _time(seconds: float) -> str:
-    """A time in words."""
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"

@@ -7,87 +7,42 @@ A race that is started again with the same seed computes nothing twice and decid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
-from depthlens import arguments, progress, provenance
+from depthlens import arguments, progress
 from depthlens.ablations import Condition
-from depthlens.analysis import betting, questions, races
+from depthlens.analysis import questions, races
 from depthlens.analysis.races import Evidence, Race
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
 from depthlens.errors import UserError
-from depthlens.experiments.condition_runs import ConditionRuns, frame_of
+from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, frame_of
+from depthlens.experiments.measured import made_record
 from depthlens.experiments.options import EvalOptions, settled
-from depthlens.experiments.views import View, references_of
 from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
-from depthlens.store.answer_cache import AnswerCache, cache_usage
+from depthlens.store.answer_cache import AnswerCache
 from depthlens.tasks.measures import FreeText
 from depthlens.tasks.prepared_task import renumbered
 
 FIRST_WAVE = 16  # documents
 GROWTH = 8  # a later wave has one document for so many that came before
 MARGIN = 0.1
+SMALLEST = 1e-6  # margin or alpha
 _MEASURES = ("task", *LOGPROBS)
-_HASHED = ["doc_id", questions.HASH]
-
-
-@dataclass
-class _Course:
-    """The documents of one task, or of the tasks of a group, in the order in which they come.
-
-    Attributes:
-        views: By name, those of its tasks.
-        documents: Name of a view and number of a document of it; each question once.
-        n_seen: How many have come.
-        metric: By which the task is judged, once it is known.
-        above_chance: Gains of bets that the whole model is above chance; None where there is no chance level.
-        losses: Tables of losses, wave by wave.
-    """
-
-    views: dict[str, View] = field(default_factory=dict)
-    documents: list[tuple[str, int]] = field(default_factory=list)
-    n_seen: int = 0
-    metric: str = ""
-    above_chance: np.ndarray | None = None
-    losses: list[pd.DataFrame] = field(default_factory=list)
-
-    def next_wave(self) -> dict[str, list[int]]:
-        """Numbers of the documents that come now, by view."""
-        coming = self.documents[self.n_seen : wave_end(self.n_seen)]
-        self.n_seen += len(coming)
-        found: dict[str, list[int]] = {}
-        for name, doc_id in coming:
-            found.setdefault(name, []).append(doc_id)
-        return found
-
-    @property
-    def ended(self) -> bool:
-        """Whether all documents have come."""
-        return self.n_seen >= len(self.documents)
-
-    def at_chance(self, alpha: float) -> bool:
-        """Whether the documents so far do not show that the whole model is above chance."""
-        gains = self.above_chance
-        return gains is not None and bool(betting.log_capital(gains) < np.log(1 / alpha))
-
-
-def wave_end(n_seen: int) -> int:
-    """Documents that have come after the next wave, where so many came before."""
-    return n_seen + max(FIRST_WAVE, n_seen // GROWTH)
 
 
 @one_thread
 def race(
     lens: Lens,
-    tasks: str | Sequence[str] | dict[str, Any],
-    ablate: str | Iterable[str | Condition],
+    tasks: Tasks,
+    ablate: Ablate,
     *,
     margin: int | float = MARGIN,
     alpha: int | float = ALPHA,
@@ -118,148 +73,131 @@ def race(
         UserError: for anything asked for that does not exist.
     """
     chosen = settled(options)
-    margin, alpha = arguments.plain([margin, alpha])
-    for name, value, usual in (("margin", margin, MARGIN), ("alpha", alpha, ALPHA)):
-        if not isinstance(value, int | float) or not 0 < value < 1:
-            raise UserError(f"{name} {value!r}: give a number between 0 and 1, such as {usual}")
+    margin, alpha = (arguments.number(n, x, SMALLEST, 1 - SMALLEST) for n, x in (("margin", margin), ("alpha", alpha)))
     if max_documents is not None:
-        all_of_them = ", or leave it out for all"
-        max_documents = arguments.whole("max_documents", max_documents, 1, of=" of documents", fix=all_of_them)
+        max_documents = arguments.whole("max_documents", max_documents, 1, fix=", or leave it out for all")
     if chosen["measure"] not in _MEASURES:
         raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
-    runs = ConditionRuns(lens, tasks, ablate, resample_prompts=resample_prompts, donor=donor, options=chosen)
-    if runs.prompts:
+    runs = ConditionRuns(lens, tasks, ablate, chosen, resample_prompts=resample_prompts, donor=donor)
+    if any(c.uses("resample") for c in runs.conditions):
         raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
-    courses = _courses(runs.views, chosen["seed"], max_documents)
-    names = [str(condition) for condition in runs.conditions[1:]]
-    evidence = Evidence(len(courses) * len(names), margin, alpha)
-    references = references_of(runs.views, runs.conditions)
-    n_waves, caches = 0, list[AnswerCache]()
-    decided = [races.UNDECIDED] * (len(courses) * len(names))
-    total = len(decided)
-    with progress.Bar(total=total, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
+    courses = _courses(runs.asked, chosen["seed"], max_documents)
+    baseline, *conditions = runs.conditions
+    evidence = Evidence(len(courses) * len(conditions), margin, alpha)
+    decided = np.full((len(courses), len(conditions)), races.UNDECIDED, dtype=object)
+    n_waves = 0
+    with progress.Bar(total=decided.size, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
         chosen["progress"] = False  # of the waves
-        while open_now := _open(courses, names, decided, alpha):
+        while going := [i for i, c in enumerate(courses) if c.goes_on(decided[i], alpha)]:
             n_waves += 1
-            for task, at in open_now.items():
-                course = courses[task]
-                conditions = [runs.conditions[0], *(runs.conditions[1 + i] for i in at)]
-                losses = _run_wave(runs, course, conditions, references, caches)
-                if not at:
-                    continue
-                course.losses.append(losses.assign(task=task, wave=n_waves))
-                first = list(courses).index(task) * len(names)
-                table = losses.pivot(index="doc_id", columns="condition", values="loss")
-                evidence.add([first + i for i in at], table[[names[i] for i in at]].to_numpy())
-            before = decided
-            decided = [
-                old if old != races.UNDECIDED else new for old, new in zip(before, evidence.decisions(), strict=True)
-            ]
-            bar.update(before.count(races.UNDECIDED) - decided.count(races.UNDECIDED))
-    record = {
-        "model": lens.describe(runs.store.fingerprint),
-        "tasks": {task: {"metric": course.metric} for task, course in courses.items()},
-        "conditions": names,
-        "margin": margin,
-        "alpha": alpha,
-        "max_documents": max_documents,
-        "n_documents": {task: len(course.documents) for task, course in courses.items()},
-        "n_baseline": {task: course.n_seen for task, course in courses.items()},
+            for i in going:
+                at = np.flatnonzero(decided[i] == races.UNDECIDED)
+                losses = courses[i].run_wave(runs, [baseline, *(conditions[j] for j in at)])
+                if len(at):
+                    courses[i].losses.append(losses.assign(task=courses[i].task, wave=n_waves))
+                    table = losses.pivot(index="doc_id", columns="condition", values="loss")
+                    evidence.add(i * len(conditions) + at, table[[str(conditions[j]) for j in at]].to_numpy())
+            still = decided == races.UNDECIDED  # what is decided stays so
+            decided[still] = np.reshape(evidence.decisions(), decided.shape)[still]
+            bar.update(int(still.sum() - (decided == races.UNDECIDED).sum()))
+    record = made_record(
+        lens,
+        runs.store,
+        [cache for course in courses for cache in course.caches],
+        tasks={course.task: {"metric": course.metric} for course in courses},
+        conditions=[str(condition) for condition in conditions],
+        margin=margin,
+        alpha=alpha,
+        max_documents=max_documents,
+        n_documents={course.task: len(course.documents) for course in courses},
+        n_baseline={course.task: course.n_seen for course in courses},
         **runs.record,
-        "store": cache_usage(caches),
-        **provenance.environment(),
-        **provenance.where_and_when(),
-    }
-    losses = pd.concat([table for course in courses.values() for table in course.losses], ignore_index=True)
-    return Race(_decisions(courses, runs.conditions[1:], decided, losses, alpha), losses, record)
+    )
+    losses = pd.concat([table for course in courses for table in course.losses], ignore_index=True)
+    keys = ["task", "condition"]
+    found = losses.groupby(keys, sort=False)["loss"].agg(n="size", loss="mean", values=list)
+    about = [(c.task, c.metric, str(of), of.layer, of.head) for c in courses for of in conditions]
+    found = pd.DataFrame(about, columns=["task", "metric", "condition", "layer", "head"]).join(found, on=keys)
+    at_chance = [[course.at_chance(alpha)] for course in courses]
+    found.insert(5, "decision", np.where(at_chance, races.AT_CHANCE, decided).ravel())
+    intervals = [races.anytime_interval(np.array(values), alpha) for values in found.pop("values")]
+    found[["ci_low", "ci_high"]] = intervals
+    return Race(found.astype({"layer": "Int64", "head": "Int64"}), losses, record)
 
 
-def _courses(views: Sequence[View], seed: int, max_documents: int | None) -> dict[str, _Course]:
+@dataclass
+class _Course:
+    """The documents of one task, or of the tasks of a group, in the order in which they come.
+
+    Attributes:
+        task: Its name.
+        members: What is run, by name: the task, or those of the group.
+        documents: Name of a member and number of a document of it; each question once.
+        n_seen: How many have come.
+        metric: By which the task is judged, once it is known.
+        above_chance: Gains of bets that the whole model is above chance; None where there is no chance level.
+        losses: Tables of losses, wave by wave.
+        caches: Where answers are kept.
+    """
+
+    task: str
+    members: dict[str, AskedTask] = field(default_factory=dict)
+    documents: list[tuple[str, int]] = field(default_factory=list)
+    n_seen: int = 0
+    metric: str = ""
+    above_chance: np.ndarray | None = None
+    losses: list[pd.DataFrame] = field(default_factory=list)
+    caches: list[AnswerCache] = field(default_factory=list)
+
+    def at_chance(self, alpha: float) -> bool:
+        """Whether the documents so far do not show that the whole model is above chance."""
+        gains = self.above_chance
+        return gains is not None and bool(races.log_capital(gains) < np.log(1 / alpha))
+
+    def goes_on(self, decided: np.ndarray, alpha: float) -> bool:
+        """Whether another wave comes.
+
+        Where all conditions are decided, but the whole model is yet to be shown above chance, it goes on alone, because
+        the decisions would not count.
+        """
+        left = self.n_seen < len(self.documents)
+        return left and (bool((decided == races.UNDECIDED).any()) or self.at_chance(alpha))
+
+    def run_wave(self, runs: ConditionRuns, conditions: Sequence[Condition]) -> pd.DataFrame:
+        """Losses of the next documents: condition, doc_id, loss."""
+        coming = self.documents[self.n_seen : self.n_seen + max(FIRST_WAVE, self.n_seen // GROWTH)]
+        self.n_seen += len(coming)
+        found = []
+        for name in dict.fromkeys(name for name, _ in coming):
+            member = self.members[name]
+            assert not isinstance(member, FreeText), "no task of lm-eval"
+            part = member.part([doc_id for of, doc_id in coming if of == name])
+            (reference,) = runs.references[name]
+            answers, cache = runs.run(part, reference, conditions)
+            self.caches.append(cache)
+            frame = frame_of(name, part, conditions, answers)
+            self.metric = self.metric or headline(name, list(frame["metric"].unique()))
+            info = part.describe(frame)["metrics"][self.metric]
+            frame = renumbered(frame[frame["metric"] == self.metric], part.member)
+            scores = frame.pivot(index="doc_id", columns="condition", values="value")
+            if info["chance"] is not None:
+                gains = races.log_gains(np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1))
+                self.above_chance = gains if self.above_chance is None else self.above_chance + gains
+            losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0)
+            losses = losses.clip(-1, 1) * (1 if info["higher_is_better"] else -1)
+            found.append(losses.melt(ignore_index=False, value_name="loss").reset_index())
+        return pd.concat(found, ignore_index=True)[["condition", "doc_id", "loss"]]
+
+
+def _courses(asked: Sequence[AskedTask], seed: int, max_documents: int | None) -> list[_Course]:
     """The documents of every task in random order, of those that ask the same question the first."""
     courses: dict[str, _Course] = {}
-    for view in views:
-        course = courses.setdefault(view.name if view.member is None else view.member.group, _Course())
-        course.views[view.name] = view
-        course.documents += [(view.name, int(doc_id)) for doc_id in view.asked["doc_id"]]
+    for task in asked:
+        name = task.name if task.member is None else task.member.group
+        courses.setdefault(name, _Course(name)).members[task.name] = task
     for course in courses.values():
-        hashes = {(name, i): h for name, view in course.views.items() for i, h in view.asked[_HASHED].to_numpy()}
-        drawn = [course.documents[i] for i in np.random.default_rng(seed).permutation(len(course.documents))]
-        first = {hashes[document]: document for document in reversed(drawn)}
-        course.documents = [document for document in drawn if first[hashes[document]] == document][:max_documents]
-    return courses
-
-
-def _open(courses: dict[str, _Course], names: list[str], decided: list[str], alpha: float) -> dict[str, list[int]]:
-    """Conditions by number that are undecided, by task that has documents left.
-
-    None of a task whose conditions are decided, but whose whole model is yet to be shown above chance: it goes on
-    alone, because the decisions would not count.
-    """
-    found = {}
-    for i, (task, course) in enumerate(courses.items()):
-        of_task = decided[i * len(names) : (i + 1) * len(names)]
-        at = [j for j, decision in enumerate(of_task) if decision == races.UNDECIDED]
-        if not course.ended and (at or course.at_chance(alpha)):
-            found[task] = at
-    return found
-
-
-def _run_wave(
-    runs: ConditionRuns,
-    course: _Course,
-    conditions: Sequence[Condition],
-    references: dict[str, Any],
-    caches: list[AnswerCache],
-) -> pd.DataFrame:
-    """Losses of the next documents of a task: condition, doc_id, loss."""
-    found = []
-    for name, documents in course.next_wave().items():
-        view = course.views[name]
-        assert not isinstance(view, FreeText), "no task of lm-eval"
-        part = view.part(documents)
-        answers, cache = runs.run(part, references.get(name), conditions)
-        caches.append(cache)
-        frame = frame_of(part.name, part, conditions, answers)
-        course.metric = course.metric or headline(part.name, list(frame["metric"].unique()))
-        info = part.describe(frame)["metrics"][course.metric]
-        frame = renumbered(frame[frame["metric"] == course.metric], part.member)
-        scores = frame.pivot(index="doc_id", columns="condition", values="value")
-        if info["chance"] is not None:
-            room = np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1)
-            gains = betting.log_gains(room)
-            course.above_chance = gains if course.above_chance is None else course.above_chance + gains
-        losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0) * (1 if info["higher_is_better"] else -1)
-        found.append(losses.clip(-1, 1).melt(ignore_index=False, value_name="loss").reset_index())
-    return pd.concat(found, ignore_index=True)[["condition", "doc_id", "loss"]]
-
-
-def _decisions(
-    courses: dict[str, _Course],
-    conditions: Sequence[Condition],
-    decided: list[str],
-    losses: pd.DataFrame,
-    alpha: float,
-) -> pd.DataFrame:
-    """`Race.decisions`."""
-    values = {key: group["loss"].to_numpy() for key, group in losses.groupby(["task", "condition"])}
-    rows = []
-    remaining = iter(decided)
-    for task, course in courses.items():
-        at_chance = course.at_chance(alpha)
-        for condition in conditions:
-            of_condition = values[task, str(condition)]
-            decision = next(remaining)
-            rows.append(
-                {
-                    "task": task,
-                    "metric": course.metric,
-                    "condition": str(condition),
-                    "layer": condition.layer,
-                    "head": condition.head,
-                    "decision": races.AT_CHANCE if at_chance else decision,
-                    "n": len(of_condition),
-                    "loss": of_condition.mean(),
-                    **dict(zip(("ci_low", "ci_high"), betting.anytime_interval(of_condition, alpha), strict=True)),
-                }
-            )
-    return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+        tables = [task.asked.assign(member=name) for name, task in course.members.items()]
+        drawn = pd.concat(tables)[["member", "doc_id", questions.HASH]]
+        drawn = drawn.iloc[np.random.default_rng(seed).permutation(len(drawn))].drop_duplicates(questions.HASH)
+        course.documents = list(drawn[["member", "doc_id"]].itertuples(index=False, name=None))[:max_documents]
+    return list(courses.values())

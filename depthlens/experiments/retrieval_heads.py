@@ -13,31 +13,31 @@ Limit: single removals miss heads that can replace each other; ``given_removed``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablations import Head, heads_condition
+from depthlens.ablations import BASELINE, Head, heads_condition
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.cluster import pool
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
-from depthlens.experiments import needle_recall
-from depthlens.experiments.attribution import attribute
+from depthlens.experiments.attribution import STEPS, address
 from depthlens.experiments.head_detectors import COPY_PASTE, DETECTORS, scores_by_token
-from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, added, checked, removed_alone, scores_record, single
-from depthlens.experiments.integrated_gradients import GROUPS, STEPS, integrate
+from depthlens.experiments.head_losses import EXACT, engine_of, losses, removed_alone
+from depthlens.experiments.measured import made_record
 from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, cache_usage
+from depthlens.store.answer_cache import AnswerStore, Where
+from depthlens.store.parts import DEFAULT
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
-INTEGRATED = "integrated_gradients"
-METHODS = (*DETECTORS, EXACT, ATTRIBUTION, INTEGRATED)
+METHODS = (*DETECTORS, EXACT, *STEPS)
 
 
 @one_thread
@@ -65,7 +65,7 @@ def retrieval_scores(
             tokens), ``write_from_needle`` (the part of that which it reads from the sentence with the answer),
             ``exact`` (loss per needle token, in nats, when the head is removed), ``attribution`` (first-order
             estimate of that loss from one forward and one backward pass) or ``integrated_gradients`` (an estimate that
-            costs more and holds behind a saturated softmax, see `depthlens.experiments.integrated_gradients`).
+            costs more and holds behind a saturated softmax, see `depthlens.experiments.attribution`).
         heads: Heads to remove, with ``exact``; None for all. This takes long for long prompts, so that it is used to
             check the heads that an estimate ranks first.
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
@@ -89,7 +89,11 @@ def retrieval_scores(
     chosen = settled(options, without=WITHOUT_CONDITIONS)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    removed = _removed(lens, method, heads, given_removed)
+    if heads is not None and given_removed is not None:
+        raise UserError("heads and given_removed are both given; give heads to remove alone, or given the others")
+    removed = removed_alone(lens, heads, method)
+    if given_removed is not None:
+        removed = removed_alone(lens, given_removed, method, name="given_removed", at_least=2)
     label = "needles"
     source: dict[str, Any]
     if needles is not None:
@@ -103,75 +107,35 @@ def retrieval_scores(
         source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
         source |= {"seed": chosen["seed"]}
     answers = AnswerStore(chosen["store"], lens)
-    about: dict[str, Any] = {"progress": chosen["progress"], "workers": pool.workers_of(chosen)}
-    engine = Engine(lens, batch_tokens=chosen["batch_tokens"], cache=answers.entry(label), **about)
-    recalled = needle_recall.recalled(lens, engine, needles)
+    engine = engine_of(lens, chosen, answers.entry(label))
+    recalled = _recalled(engine, needles)
     if only_recalled and not recalled:
         fix = "give shorter contexts, more examples (num_fewshot) or a larger model, or only_recalled=False"
         raise UserError(f"{lens.name} recalls none of {len(needles)} needles: cannot judge its heads; {fix}")
     used = recalled if only_recalled else needles
-    record = scores_record(lens, answers, method, source)
-    record["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
     counts = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
-    record["needles"] = {**counts, "groups": needle_recall.groups(needles, recalled)}
+    source["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
+    source["needles"] = {**counts, "groups": _by_group(needles, recalled)}
+    caches = [engine.cache]
+    if method != EXACT:
+        of_method = address(method, STEPS[method]) if method in STEPS else f"{method} by token"
+        caches.append(answers.entry(label, method=of_method))
     if method in DETECTORS:
-        cache = answers.entry(label, method=f"{method} by token")
-        return _detected(lens, used, method, cache, engine, record, chosen["progress"])
+        detector = DETECTORS[method]
+        by_token = scores_by_token(lens, used, method, progress=chosen["progress"], cache=caches[-1])
+        record = made_record(lens, answers, caches, method=method, **source)
+        return HeadScores.of_tokens(detector.label, detector.unit, by_token, record, bounded=not detector.unit)
     requests = [_needle_tokens(n) for n in used]
     name = "loss on needle tokens"
-    if method in (ATTRIBUTION, INTEGRATED):
-        estimate, address = (
-            (attribute, "attribution zero")
-            if method == ATTRIBUTION
-            else (integrate, f"{INTEGRATED} zero {STEPS} steps {GROUPS} groups")
-        )
-        cache = answers.entry(label, method=address)
-        change, _ = estimate(
-            lens, requests, batch_tokens=chosen["batch_tokens"], progress=chosen["progress"], cache=cache
-        )
-        record["store"] = cache_usage([engine.cache, cache])
-        name, losses = f"{name}, by {method.replace('_', ' ')}", -change.numpy()
-    elif given_removed is None:
-        losses, _ = single(lens, engine, requests, removed)
-        record["store"] = cache_usage([engine.cache])
-    else:
-        assert removed is not None  # `_removed` returns the heads of given_removed
-        losses = added(lens, engine, requests, removed)
-        record |= {"given_removed": [str(heads_condition([h])) for h in removed], "store": cache_usage([engine.cache])}
+    if method != EXACT:
+        engine, name = engine_of(lens, chosen, caches[-1]), f"{name}, by {method.replace('_', ' ')}"
+    found, _ = losses(engine, requests, method, heads=removed, given_others=given_removed is not None)
+    if given_removed is not None and removed:
+        source["given_removed"] = [str(heads_condition([head])) for head in removed]
         name = f"{name} after {len(removed) - 1} other heads"
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
-    return HeadScores.of_cases(name, "nats", losses / n_tokens, record, tested=True, heads=removed)
-
-
-def _detected(
-    lens: Lens,
-    needles: Sequence[Needle],
-    method: str,
-    cache: AnswerCache,
-    engine: Engine,
-    record: dict[str, Any],
-    progress: bool,
-) -> HeadScores:
-    """Scores of a detector over needles."""
-    detector = DETECTORS[method]
-    by_token = scores_by_token(lens, needles, method, progress=progress, cache=cache)
-    record["store"] = cache_usage([engine.cache, cache])
-    return HeadScores.of_tokens(detector.label, detector.unit, by_token, record, bounded=not detector.unit)
-
-
-def _removed(
-    lens: Lens, method: str, heads: Sequence[Head] | None, given_removed: Sequence[Head] | None
-) -> list[Head] | None:
-    """Heads that are removed alone, or given that others are; None for all."""
-    if given_removed is None:
-        return removed_alone(lens, heads, method)
-    if method != EXACT:
-        raise UserError(
-            f"given_removed with method {method!r}: only 'exact' removes several heads at once; leave it out"
-        )
-    if heads is not None:
-        raise UserError("heads and given_removed are both given; give heads to remove alone, or given the others")
-    return checked(lens, given_removed)
+    record = made_record(lens, answers, caches, method=method, **source)
+    return HeadScores.of_cases(name, "nats", found / n_tokens, record, tested=True, heads=removed)
 
 
 def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:
@@ -180,3 +144,53 @@ def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:
     tokens = (*needle.request.context, *needle.request.continuation)
     first, last = n + needle.steps[0], n + needle.steps[-1]
     return LoglikelihoodRequest(tokens[:first], tokens[first : last + 1])
+
+
+@one_thread
+def recalled_needles(
+    lens: Lens,
+    needles: Sequence[Needle],
+    *,
+    batch_tokens: int | None = None,
+    store: Where = DEFAULT,
+    progress: bool = True,
+) -> list[Needle]:
+    """The needles whose answer greedy decoding writes token by token.
+
+    Returns:
+        None where the model recalls none.
+
+    Raises:
+        UserError: no needles.
+    """
+    arguments.loaded(lens)
+    options = {"batch_tokens": batch_tokens, "progress": progress}  # workers are those of the environment
+    return _recalled(engine_of(lens, options, AnswerStore(store, lens).entry("needles")), needles)
+
+
+def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:
+    """How many needles were asked and how many recalled: one row a depth and context length, or a task.
+
+    Args:
+        needles: All that were asked.
+        recalled: Those that `recalled_needles` returned.
+    """
+    return pd.DataFrame(_by_group(needles, recalled))
+
+
+def _recalled(engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
+    """See `recalled_needles`."""
+    if not needles or not all(isinstance(needle, Needle) for needle in needles):
+        raise UserError("no needles; give at least one, from depthlens.tasks.needles")
+    (answers,) = engine.loglikelihood([n.request for n in needles], [BASELINE], desc="recall")
+    return [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
+
+
+def _by_group(needles: Sequence[Needle], recalled: Sequence[Needle]) -> list[dict[str, Any]]:
+    """How many needles were asked and recalled, by depth and context length, or by task."""
+
+    def key(needle: Needle) -> tuple:
+        return tuple((k, v) for k, v in needle.about.items() if k in ("depth", "context_length", "task"))
+
+    n_asked, n_recalled = Counter(map(key, needles)), Counter(map(key, recalled))
+    return [{**dict(k), "asked": n, "recalled": n_recalled[k]} for k, n in n_asked.items()]

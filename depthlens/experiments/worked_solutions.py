@@ -17,20 +17,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.text_numbers import WORDS, numbers
+from depthlens.analysis.words import WORDS, numbers
 from depthlens.errors import UserError
+from depthlens.experiments.options import EvalOptions, load_tasks, prepare, settled
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.tasks import harness
 from depthlens.tasks.measures import Answers, Text, align
-from depthlens.tasks.prepared_task import Prepared, identity
+from depthlens.tasks.prepared_task import identity
 
 KINDS = ("computed", "copied", "text")
 
@@ -198,44 +197,25 @@ def _results(solution: str, places: list[tuple[int, int, str | None, tuple[int, 
             operands += tokens
 
 
-def generative(prepared: Prepared) -> None:
-    """Raise a `UserError` where a task's answers are not written."""
-    if prepared.output_type != "generate_until":
-        raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
-
-
 @one_thread
-def worked_solutions(
-    lens: Lens,
-    tasks: str | Sequence[str],
-    *,
-    limit: int | None = None,
-    samples: harness.Samples | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    seed: int = 0,
-) -> list[Solution]:
+def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[EvalOptions]) -> list[Solution]:
     """Worked solutions of generative lm-eval tasks: their reference answers, taken apart.
 
     Args:
         lens: The model that reads them.
         tasks: One lm-eval task (or group) or several, e.g. ``arithmetic_cot`` or ``gsm8k``.
-        limit: First so many documents; None for all.
-        samples: Which documents, instead of ``limit``; see `depthlens.EvalOptions`.
-        num_fewshot: Worked examples before each question; None keeps what the task says.
-        include_path: Folder with more lm-eval YAML files.
-        seed: Seed of the choice of examples.
+        options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed.
 
     Raises:
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
     """
     arguments.loaded(lens)
-    which: dict[str, Any] = {"limit": limit, "samples": samples}
+    chosen = settled(options)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
-    loaded = harness.load_tasks(names, include_path=include_path, num_fewshot=num_fewshot, seed=seed, **which)
     found = []
-    for prepared in harness.prepare(lens, loaded, **which):
-        generative(prepared)
+    for prepared in prepare(lens, load_tasks(names, chosen), chosen):
+        if prepared.output_type != "generate_until":
+            raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(prepared).pairs.items():
             text = align(prepared.encoder, prepared.name, context, solution)
             doc = prepared.docs[doc_id]

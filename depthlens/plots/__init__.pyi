@@ -24,9 +24,8 @@ from .layers import protocol_comparison as protocol_comparison
 from .prompts import attention as attention
 from .prompts import prediction as prediction
 from .races import race_course as race_course
+from .run_comparison import run_centres as run_centres
 from .run_comparison import run_differences as run_differences
-from .run_comparison import run_map as run_map
 from .run_comparison import run_profiles as run_profiles
-from .run_comparison import run_stages as run_stages
 from .sufficiency import sufficiency as sufficiency
 from .theme import Plot as Plot

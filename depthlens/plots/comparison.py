@@ -1,7 +1,7 @@
 """Figures that compare depth: profiles with their centres of mass, two models' losses, the open book, transplants.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.depth`,
-`depthlens.analysis.model_comparison` and `depthlens.analysis.recovery`.
+`depthlens.analysis.differences` and `depthlens.analysis.recovery`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from depthlens.analysis import depth, model_comparison, recovery
-from depthlens.analysis.layer_profiles import Profile, labels, profiles
+from depthlens.analysis import depth, differences, recovery
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import Scores, labels, layer_scores
 from depthlens.analysis.stats import ALPHA, loss_unit
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALETTE
@@ -51,7 +51,7 @@ def profile_comparison(*results: Result, title: str | None = None) -> Plot:
     """
     if not 1 <= len(results) <= len(PALETTE):
         raise UserError(f"{len(results)} results; give one to {len(PALETTE)}, one a model")
-    models = [profiles(result) for result in results]
+    models = [layer_scores(result) for result in results]
     centres = [depth.centre_of_mass(result).table.set_index("task") for result in results]
     tasks = list(dict.fromkeys(p.label for model in models for p in model))
     columns = 1 if len(tasks) <= 4 else 2
@@ -95,9 +95,9 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
     Raises:
         UserError: see `depthlens.analysis.compare_models`.
     """
-    table = model_comparison.layer_differences(base, distilled)
-    tasks = profiles(base)
-    names = tasks[0].model, profiles(distilled)[0].model
+    table = differences.layer_differences(base, distilled)
+    tasks = layer_scores(base)
+    names = tasks[0].model, layer_scores(distilled)[0].model
     default = f"{' minus '.join(names)}: difference of the losses by removed layer, n = {_n_documents(tasks)} documents"
     fig = figure(title, default, height=1.75 * len(tasks) + 1.1)
     for ax, profile in zip(panels.grid(fig, len(tasks), 1, "removed layer", stacked=True), tasks, strict=True):
@@ -218,11 +218,11 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
     return with_legend(fig, [*keys, panels.line_key("95% interval", color=GREY, lw=1.2)])
 
 
-def _unit(result: Result, profile: Profile) -> str:
+def _unit(result: Result, profile: Scores) -> str:
     return unit_of(result, profile.model, profile.task, profile.metric, loss=True)
 
 
-def _n_documents(*models: Sequence[Profile]) -> str:
+def _n_documents(*models: Sequence[Scores]) -> str:
     return counts(len(p.documents) for model in models for p in model)
 
 
@@ -231,7 +231,7 @@ def _beside(ax: Axes, text: str, color: str = INK) -> None:
     panels.note(ax, 1.01, 0.5, text, rotation=90, ha="left", color=color)
 
 
-def _losses(result: Result, profile: Profile) -> np.ndarray:
+def _losses(result: Result, profile: Scores) -> np.ndarray:
     """Removed layers, their losses, both ends of the intervals, and whether each is critical. Shape [5, layer]."""
     table = result.summary
     chosen = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
@@ -259,7 +259,7 @@ def _end_before_far(ax: Axes, x: np.ndarray, y: np.ndarray, low: np.ndarray, hig
     _beside(ax, f"beyond the axis: {values}")
 
 
-def _draw_centre(ax: Axes, profile: Profile, centre: pd.Series, style: int, height: float) -> None:
+def _draw_centre(ax: Axes, profile: Scores, centre: pd.Series, style: int, height: float) -> None:
     """The centre of mass on the axis of layers, at the top of the panel; or why there is none."""
     if centre["unplaced"]:
         reason = CANNOT_JUDGE if profile.at_chance else f"{centre['unplaced']}: cannot judge"

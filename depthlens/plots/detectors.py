@@ -1,6 +1,6 @@
 """Agreement of detectors of heads, as a map of pairs.
 
-See `depthlens.plots` for what all figures have in common, `depthlens.analysis.detector_agreement` for the numbers.
+See `depthlens.plots` for what all figures have in common, `depthlens.analysis.agreement` for the numbers.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from depthlens import arguments
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import PROVEN

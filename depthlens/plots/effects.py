@@ -13,9 +13,9 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
-from depthlens.analysis.interval_text import bounds
 from depthlens.analysis.results import Result
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, loss_unit
+from depthlens.analysis.words import bounds
 from depthlens.errors import UserError
 from depthlens.metrics import limits, metric_unit
 from depthlens.plots.panels import ACCURACY

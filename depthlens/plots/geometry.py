@@ -14,8 +14,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from depthlens.analysis.geometry import Geometry, aligned, geometry_agreement
-from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import layer_scores
 from depthlens.errors import UserError
 from depthlens.look import INK
 from depthlens.plots import panels
@@ -140,7 +140,7 @@ def predictor_scatter(predictors: pd.DataFrame, result: Result, *, title: str | 
     Raises:
         UserError: see `depthlens.analysis.geometry_agreement`.
     """
-    rows = profiles(result)
+    rows = layer_scores(result)
     rho = geometry_agreement(predictors, result, seed=seed).table.set_index(["task", "predictor"])
     names = [c for c in predictors.columns if c != "layer"]
     if not names:

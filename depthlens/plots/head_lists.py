@@ -1,6 +1,6 @@
 """Figures of lists of heads: what removing their first k costs against random heads, and what two lists share.
 
-See `depthlens.plots` for what all figures have in common, `depthlens.experiments.head_removal` for the numbers.
+See `depthlens.plots` for what all figures have in common, `depthlens.experiments.head_curves` for the numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis import head_lists
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.layer_profiles import labels
 from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.scores import labels
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.plots import panels, theme

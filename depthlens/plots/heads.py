@@ -158,8 +158,7 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[Effects], str]:
         none, model = np.zeros(s.values.shape, dtype=bool), s.record.get("model", {})
         key = {"model": model.get("name", ""), "name": s.name}
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
-        low, high = (s.values * np.nan if end is None else end for end in (s.low, s.high))
-        arrays = s.values, low, high, none if s.critical is None else s.critical, none
+        arrays = s.values, s.grid("low"), s.grid("high"), none if s.critical is None else s.critical, none
         tested, group = s.critical is not None, group_size(model.get("dims", {}))
         heads.append(Effects(key, unit, worse, *arrays, s.n, group, tested=tested))
     models, names = (list(dict.fromkeys(e.key[f] for e in heads)) for f in ("model", "name"))

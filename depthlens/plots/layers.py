@@ -16,8 +16,8 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.patches import Patch
 
 from depthlens.analysis import depth, solution_errors
-from depthlens.analysis.layer_profiles import profiles
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.stats import GROUP
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALETTE
@@ -146,7 +146,7 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     Raises:
         UserError: the result has no single-layer conditions.
     """
-    rows, centres = profiles(result), depth.centre_of_mass(result).table
+    rows, centres = layer_scores(result), depth.centre_of_mass(result).table
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
     grid = np.full((len(rows), n_layers), np.nan)
     for row, profile in enumerate(rows):

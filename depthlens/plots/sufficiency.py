@@ -1,6 +1,6 @@
 """The figure of a sufficiency curve: what is left of a score as only the first heads of a list are kept.
 
-See `depthlens.plots` for what all figures have in common, `depthlens.experiments.sufficiency` for the numbers.
+See `depthlens.plots` for what all figures have in common, `depthlens.experiments.head_curves` for the numbers.
 """
 
 from __future__ import annotations

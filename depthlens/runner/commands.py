@@ -25,11 +25,10 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
 
     arguments.check(out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
-    from depthlens.analysis.displays import plain
-    from depthlens.runner.compare_page import check_out, write_comparison
+    from depthlens.analysis.words import plain
+    from depthlens.runner.compare_page import write_comparison
     from depthlens.runner.compared_runs import compare as compared
 
-    check_out(out, overwrite=overwrite)
     found = compared(*runs, stages=stages)
     page = write_comparison(found, out, overwrite=overwrite)
     for line in found.sentences:

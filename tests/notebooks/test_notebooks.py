@@ -22,8 +22,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import depthlens as dl
 from depthlens import paths
 from depthlens.ablations import Dims, expand
-from depthlens.analysis.layer_profiles import broken_condition
 from depthlens.analysis.results import DOCS_COLUMNS, Result
+from depthlens.analysis.scores import broken_condition
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.claims import CLAIMS
 from depthlens.errors import UserError

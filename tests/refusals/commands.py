@@ -13,9 +13,8 @@ USAGE = [
     (["sweep", "m", "t", "--out", "{out}"], "Missing option '--ablate'; 'depthlens sweep --help' lists"),
     (["sweep", "m", "t", "--ablate", "L1"], "no --out; name a folder for the results, or add --plan"),
     (["sweep", "m", "t", "--ablate", "L1", "--out", "{out}", "--colour", "red"], "No such option: --colour"),
-    (["plan", "m", "t", "--ablate", "L1", "--out", "x"], "No such option: --out"),
     (
-        ["plan", "m", "t", "--ablate", "L1", "--gen-kwargs", "temperature"],
+        ["sweep", "m", "t", "--plan", "--ablate", "L1", "--gen-kwargs", "temperature"],
         "gen_kwargs 'temperature': give settings by name, e.g. ",
     ),
     (["models", "all"], "unexpected extra argument"),
@@ -108,15 +107,13 @@ OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),
     (["gallery", "{file}"], "no folder "),
     (["gallery", ""], "folder '': "),
-    (["compare", "{tmp}", "--out", "{out}"], "alone: a comparison needs two runs or more; give a folder that "),
-    (["compare", "{file}", "{tmp}", "--out", "{out}"], "/file' is not a folder; give a folder that `depthlens sweep"),
-    (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give a folder that"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give folders that"),
     (["compare", "{tmp}", "{tmp}", "--out", "{out}"], "is given twice; give each run once"),
     (["compare", "{tmp}", "{foreign}", "--out", ""], "out '': give the path of a folder"),
     (["export", "gpt5", "L1", "--out", "{out}"], "unknown model 'gpt5'; "),
     (["export", "gpt5", "L1.Q2", "--out", "{out}"], "cannot read 'L1.Q2'; write L12"),
     (["export", "gpt5", "L1", "--out", "{out}", "--result", "{foreign}"], "holds no "),
     (["export", "{model}", "L1", "--out", "{foreign}"], "exists and is not an empty folder; name a new one"),
-    (["race", "{model}", TASK, "--ablate", "L1", "--out", "{out}", "--margin", "2"], "margin 2.0: give a number"),
+    (["sweep", "{model}", TASK, "--race", "--ablate", "L1", "--out", "{out}", "--margin", "2"], "margin 2.0: give"),
 ]
 COMMANDS = [*USAGE, *SWEEPS, *RUN, *STORE, *OTHERS]

@@ -64,7 +64,7 @@ def test_other_options_of_any_kind(lens):
     pd.testing.assert_frame_equal(found.docs, wanted.docs)
     assert json.dumps(found.record["samples"]) == "[0, 2]"
     selected = found.select(metrics=pd.Series(["acc"]), conditions=np.array(["L1.H0"]))
-    assert set(selected.docs["metric"]) == {"acc"} and len(found.critical(alpha=np.float32(0.05))) >= 0
+    assert set(selected.docs["metric"]) == {"acc"} and len(found.critical()) >= 0
     curve = {"k": np.arange(1, 3), "n_draws": np.int64(10), "samples": pd.Series([0, 1, 2, 3])}
     lists = {"some": np.array([[0, 1], [1, 2]])}
     table = dl.removal_curve(lens, TASKS[1], lists, **curve, **QUIET).points

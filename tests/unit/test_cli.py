@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import types
 
 import made_results
-import pandas as pd
 import pytest
-from made_results import ACC, docs_of, record_of
 
 import depthlens as dl
 from depthlens import arguments, cli
-from depthlens.analysis.summary_text import summary_text
 from depthlens.models import names
 
 
@@ -31,13 +27,13 @@ def sweeps(monkeypatch):
     """Stand in for depthlens.experiments.sweep; returns the calls it got."""
     calls = []
 
-    def run_sweep(*args, **kwargs):
+    def run_by_name(*args, **kwargs):
         calls.append((args, kwargs))
         if args[1] == ["stopped"]:
             raise KeyboardInterrupt
         return made_results.capitals_and_elements()
 
-    monkeypatch.setitem(sys.modules, "depthlens.experiments.sweep", types.SimpleNamespace(run_sweep=run_sweep))
+    monkeypatch.setitem(sys.modules, "depthlens.experiments.sweep", types.SimpleNamespace(run_by_name=run_by_name))
     return calls
 
 
@@ -74,30 +70,6 @@ def test_sweep_passes_everything_on_and_records_the_command(sweeps, tmp_path, ca
 def test_sweep_defaults(sweeps, tmp_path, capsys):
     call(capsys, "sweep", "organism", "capitals", "--ablate", "L3,L5.H2", "--out", str(tmp_path))
     assert sweeps == [(("organism", ["capitals"], "L3,L5.H2"), DEFAULTS)]
-
-
-def test_what_was_found_is_said():
-    right = {"baseline": 16} | dict(zip((f"L{i}" for i in range(7)), (14, 4, 12, 10, 8, 6, 18), strict=True))
-    tables = [
-        docs_of({name: [1] * n + [0] * (20 - n) for name, n in right.items()}),
-        docs_of({"baseline": [1.5] * 20, "L8-11": [4.0] * 20, "L3": [1.0] * 20}, metric="loss"),
-        docs_of({"baseline": [1] * 5 + [0] * 15, "L77": [0] * 20}, task="hard"),
-        docs_of({"baseline": [0] * 20}, task="unsolved"),
-    ]
-    unknown = {"higher_is_better": True, "chance": None}
-    loss = {"higher_is_better": False, "chance": None}
-    record = record_of(capitals={"acc": ACC, "loss": loss}, hard={"acc": ACC}, unsolved={"acc": unknown})
-    record["tasks"]["capitals"]["skipped_metrics"] = {"f1": "has no value per document"}
-    lines = summary_text(dl.Result(pd.concat(tables), record)).splitlines()
-    assert lines[0].startswith("capitals acc, 20 documents: baseline 0.800 [0.")
-    assert [line.split()[0] for line in lines[1:6]] == ["L1", "L5", "L4", "L3", "L2"]  # worst first, five of them
-    assert re.fullmatch(r"  L1  0.200  -0.600 \[-0.\d{3}, -0.\d{3}\]  adjusted p = 0.00\d+", lines[1])
-    assert lines[6] == "" and lines[8].startswith("  L8-11  4.000  +2.500") and lines[9] == ""  # loss: up is worse
-    text = "\n".join(lines)
-    assert "Warning: hard acc is at chance (0.250)" in text and "cannot judge" in text and "L77" not in text
-    assert "Warning: unsolved acc is at chance without any ablation: cannot judge" in lines and "nan" not in text
-    assert lines[-1] == "Note: capitals: metric f1 has no value per document and is left out"
-    assert not [line for line in lines if line.startswith("Note: ") and "at chance" in line]
 
 
 def test_interrupted_sweep(sweeps, tmp_path, capsys):

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from made_results import capitals_and_elements
+from made_results import capitals_and_elements, head_scores
 from nbclient import NotebookClient
 
 import depthlens as dl
 from depthlens import progress
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import Interrupted, UserError
 
 BAR = """
@@ -105,7 +104,7 @@ def test_lens():
 
 class TestHeadScores:
     def made(self, values):
-        return HeadScores("copy <score>", "nats", values, None, None, 3, None, {})
+        return head_scores(values, "copy <score>", "nats", n=3)
 
     def test_the_highest_come_first_and_few_are_shown(self):
         values = np.random.default_rng(0).random((40, 64))
@@ -117,7 +116,7 @@ class TestHeadScores:
 
     def test_without_any_head(self):
         scores = self.made(np.full((2, 2), np.nan))
-        assert "0 heads" in scores._repr_html_() and "no head was measured" in repr(scores)
+        assert "0 highest of 0 heads" in scores._repr_html_()
 
 
 class TestTables:
@@ -133,15 +132,7 @@ class TestTables:
         assert repr(found) == "No task can be <judged>."
         assert found._repr_html_() == "<p>No task can be &lt;judged&gt;.</p>"
 
-    def test_no_critical_condition_is_none(self):
-        result = capitals_and_elements().select(tasks="capitals")
-        some, none = result.critical(), result.select(conditions=["L1"]).critical()
-        assert len(some) == 1 and "L0" in some._repr_html_()
-        assert "NaN" not in some._repr_html_() and "&lt;NA&gt;" not in some._repr_html_()
-        for table in (none, none[["condition", "delta"]].round(3)):
-            assert repr(table) == "none" and table._repr_html_() == "<p>none</p>"
-
 
 def test_a_result_says_what_to_do_next():
     page = capitals_and_elements()._repr_html_()
-    assert page.endswith("dl.plots.depth_profile(result) draws it</p>") and "NaN" not in page and len(page) < 5000
+    assert page.endswith("head_map or block_map draws it</p>") and "NaN" not in page and len(page) < 5000

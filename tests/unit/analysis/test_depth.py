@@ -7,7 +7,7 @@ import pytest
 from made_results import exact
 from scipy.stats import spearmanr
 
-from depthlens.analysis import depth, open_book
+from depthlens.analysis import agreement, depth, differences
 from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
@@ -26,7 +26,7 @@ def test_a_task_at_chance_has_no_share_to_lose():
 
 def test_rank_agreement_is_spearman_of_every_pair_of_tasks():
     result = exact({"early": EARLY, "late": LATE, "again": EARLY, "guess": GUESS})
-    found, again, other = (depth.rank_agreement(result, seed=seed) for seed in (3, 3, 4))
+    found, again, other = (agreement.rank_agreement(result, seed=seed) for seed in (3, 3, 4))
     assert found.table.equals(again.table) and not found.table.equals(other.table)
     table = found.table.set_index(["task", "other"])
     assert len(table) == len(found.describe()) == 3
@@ -41,13 +41,13 @@ def test_two_models_are_compared_task_by_task():
     base, tuned = (
         made_results.sweep(steps, task="sums", model=model, seed=seed) for seed, model in enumerate(("base", "tuned"))
     )
-    found = depth.rank_agreement(base, tuned)
+    found = agreement.rank_agreement(base, tuned)
     (row,) = found.table.itertuples()
     assert (row.task, row.other) == ("sums of base", "sums of tuned") and row.n_parts == made_results.N_LAYERS
     assert row.spearman > 0.9 and row.ceiling < 1
     other = made_results.sweep(made_results.EARLY, task="facts", model="tuned")
     with pytest.raises(UserError, match="run both alike"):
-        depth.rank_agreement(base, other)
+        agreement.rank_agreement(base, other)
 
 
 def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
@@ -63,16 +63,16 @@ def test_critical_conditions_and_findings_in_words():
     found = depth.critical_by_task(result)
     assert found["early"][:3] == ["L0", "L1", "L2"]
     assert "guess" not in found
-    overlap = depth.critical_overlap(result)
+    overlap = differences.critical_overlap(result)
     (row,) = overlap.table.itertuples()
     assert row.more_task.startswith("L0, L1, L2") and row.more_other == "L5, L6, L7, L8"
     alone = set(found["early"]) ^ set(found["late"])
     shown = set(f"{row.more_task}, {row.more_other}".split(", "))
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
     assert row.scale == "of the score above the floor"
-    lines = overlap.describe()
-    assert lines[0].startswith("**4 layers** are shown to cost more under late than under early (L5, L6, L7, L8), and ")
-    assert "shown to cost more under early: L0, L1, L2" in lines[1]
+    (line,) = overlap.describe()
+    assert line.startswith(f"early and late: **{len(shown)}** conditions are shown to cost more under one of them; ")
+    assert line.endswith(f"; under early: {row.more_task}; under late: L5, L6, L7, L8.")
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers proved critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
@@ -84,9 +84,9 @@ def test_protocols_do_not_differ_by_what_a_broken_model_scores(written):
     chosen = EARLY if written is EARLY else (0.9, [0.25, 0.25, 0.25, *[0.9] * 6])
     result = exact({"chosen": chosen, "written": written})
     result.record["tasks"]["written"]["metrics"]["acc"]["floor"] = 0.0
-    overlap = depth.critical_overlap(result)
+    overlap = differences.critical_overlap(result)
     assert overlap.table[["more_task", "more_other"]].to_numpy().tolist() == [["none", "none"]]
-    assert overlap.describe()[0] == "No condition is shown to cost more under one of the tasks than under another."
+    assert "**0** conditions are shown to cost more" in overlap.describe()[0]
     assert overlap.table["both"].item().startswith("L0, L1, L2")
 
 
@@ -153,7 +153,7 @@ def both() -> Result:
 
 
 def test_what_the_book_is_worth(both):
-    (row,) = open_book.open_book_gain(both, CLOSED, OPENED).table.itertuples()
+    (row,) = differences.open_book_gain(both, CLOSED, OPENED).table.itertuples()
     docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
     gain = mean(np.clip(docs[OPENED] - docs[CLOSED], -1, 1))
     assert (row.metric, row.n, row.difference) == (ANSWER_LOGPROB, N, pytest.approx(float(gain.value)))
@@ -162,7 +162,7 @@ def test_what_the_book_is_worth(both):
 
 
 def test_what_serves_the_finding_and_what_the_knowing(both):
-    losses = open_book.open_book_losses(both, CLOSED, OPENED)
+    losses = differences.open_book_losses(both, CLOSED, OPENED)
     table = losses.table
     assert list(table["condition"]) == [f"L{i}" for i in range(LAYERS)]
     values = {t: g.pivot(index="doc_id", columns="condition", values="value") for t, g in both.docs.groupby("task")}
@@ -177,7 +177,7 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     finding, knowing = losses.describe()
     assert finding.startswith("Layers that cost more open-book: L1. The open book has more to lose")
     assert knowing == "Layers that cost more closed-book: L3."
-    (gain,) = open_book.open_book_gain(both, CLOSED, OPENED).describe()
+    (gain,) = differences.open_book_gain(both, CLOSED, OPENED).describe()
     assert (
         gain.startswith("The facts in the prompt change the whole model's score by **+0.")
         and "nats of the right answer" in gain
@@ -185,16 +185,16 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
 
 
 def test_where_the_losses_lie(both):
-    first, second = depth.describe_first_third(both)
+    shares = depth.loss_by_third(both, scale="importance").set_index(["task", "third"])
+    first, second = (shares.loc[(task, "first third")] for task in (CLOSED, OPENED))
     # 1.1 of 2.3 nats that are clipped to 1 a document, and 2.0 of 2.3
-    assert first.startswith("closed: the first third of the layers holds **4") and first.endswith("less than half.")
-    assert second.startswith("open: ") and "more than half" in second
+    assert first["ci_low"] > 0.4 and first["ci_high"] < 0.5 < second["ci_low"]
 
 
 def test_attentions_share():
     attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
     mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
-    shares = open_book.site_losses(concat([attn, mlp]))
+    shares = depth.site_losses(concat([attn, mlp]))
     table = shares.table
     assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
     whole = table[table["third"] == "all"].set_index("task")
@@ -208,7 +208,7 @@ def test_attentions_share():
 
 def test_mistakes(both):
     with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
-        open_book.open_book_losses(both, CLOSED, OPENED, metric="acc")
+        differences.open_book_losses(both, CLOSED, OPENED, metric="acc")
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
     with pytest.raises(UserError, match=r"were asked other documents \(111 are of one only\); pair tasks of the same"):
-        open_book.open_book_losses(fewer, CLOSED, OPENED)
+        differences.open_book_losses(fewer, CLOSED, OPENED)

@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
-from depthlens.analysis import depth, model_comparison, recovery
-from depthlens.analysis.layer_profiles import NO_LOSS
+from depthlens.analysis import depth, differences, recovery
+from depthlens.analysis.differences import compare_models
 from depthlens.analysis.means import mean
-from depthlens.analysis.model_comparison import compare_models
 from depthlens.analysis.results import Result, concat
+from depthlens.analysis.scores import NO_LOSS
 from depthlens.errors import UserError
 
 
 def test_difference_of_differences_by_layer():
     base, distilled = sweep(EARLY), sweep(LATE, model="distilled", seed=1)
-    table = model_comparison.layer_differences(base, distilled)
+    table = differences.layer_differences(base, distilled)
     losses = [-r.summary["delta"].iloc[1:].to_numpy() for r in (base, distilled)]
     np.testing.assert_allclose(table["base"], losses[0])
     np.testing.assert_allclose(table["distilled"], losses[1])
@@ -25,7 +25,7 @@ def test_difference_of_differences_by_layer():
     assert ((table["ci_low"] < table["difference"]) & (table["difference"] < table["ci_high"])).all()
     assert table.loc[table["proven"], "layer"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8], "both lose alike at L4"
     assert (table["p_adjusted"] >= np.minimum(table["p_value"], 1) - 0.02).all()  # drawn flips; no correction lowers p
-    swapped = model_comparison.layer_differences(distilled, base)
+    swapped = differences.layer_differences(distilled, base)
     np.testing.assert_allclose(swapped["difference"], -table["difference"])
     np.testing.assert_allclose(swapped["ci_low"], -table["ci_high"])
     np.testing.assert_allclose(swapped["p_value"], table["p_value"])
@@ -33,7 +33,7 @@ def test_difference_of_differences_by_layer():
 
 def test_losses_in_nats_are_at_most_one_a_document():
     base, distilled = nats(EARLY), nats(LATE, model="distilled", seed=1)
-    table = model_comparison.layer_differences(base, distilled)
+    table = differences.layer_differences(base, distilled)
     losses = [np.clip(r.document_losses("sums", "answer_logprob")["L2"], -1, 1) for r in (base, distilled)]
     row, gap = table.set_index("layer").loc[2], mean(losses[0]) - mean(losses[1])
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(map(float, gap.interval())))
@@ -42,7 +42,7 @@ def test_losses_in_nats_are_at_most_one_a_document():
 
 def test_nothing_lost_is_no_proof_of_equality():
     base, distilled = sweep(EARLY * 0), sweep(EARLY * 0, model="distilled")
-    table = model_comparison.layer_differences(base, distilled)
+    table = differences.layer_differences(base, distilled)
     assert (table["difference"] == 0).all() and (table["p_value"] == 1).all() and not table["proven"].any()
     assert (table["ci_high"] > 0).all() and (table["ci_low"] < 0).all()
     thirds = compare_models(base, distilled, scale="score").thirds
@@ -55,7 +55,7 @@ def test_nothing_lost_is_no_proof_of_equality():
 def test_a_model_at_chance_is_not_judged():
     base = sweep(EARLY, accuracy=0.2, chance=0.25)
     distilled = sweep(LATE, model="distilled", chance=0.25)
-    table = model_comparison.layer_differences(base, distilled)
+    table = differences.layer_differences(base, distilled)
     assert set(table["at_chance"]) == {"base"} and table["p_adjusted"].isna().all() and not table["proven"].any()
     found = compare_models(base, distilled, scale="score")
     (row,) = found.centres.itertuples()
@@ -112,13 +112,10 @@ def test_several_tasks_of_one_model_are_compared():
     found = depth.centre_of_mass(result)
     centres = found.table.set_index("task")
     assert centres.loc["guess", "unplaced"] == "at chance" and math.isnan(centres.loc["guess", "centre"])
-    (row,) = depth.centre_differences(result).itertuples()
-    assert (row.task, row.other) == ("facts", "solutions")
-    assert row.difference == pytest.approx(centres.loc["facts", "centre"] - centres.loc["solutions", "centre"])
-    assert row.ci_low < row.difference < row.ci_high < 0
+    gap = centres.loc["facts", "centre"] - centres.loc["solutions", "centre"]
     *_, guess, pair = found.describe()
     assert "guess: at chance, cannot judge" in guess
-    assert "The losses of facts are **less deep** than those of solutions" in pair
+    assert f"The losses of facts are **less deep** than those of solutions: {gap:+.3f} [" in pair
 
 
 def test_selected_layers_keep_their_depth():
@@ -138,15 +135,18 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": N - 2}, "task sums: documents 118, 119 of base are missing for d"),
-        ({"suffix": ".attn"}, r"task sums: conditions L0, L1, L2 and 6 more of base are missing"),
-        ({"task": "facts"}, "metrics acc of sums of base are missing for d"),
-        ({"record": {"seed": 3}}, "seed is 0 for base and 3 for d"),
-        ({"record": {"apply_chat_template": True}}, "apply_chat_template is None for base and True for d"),
+        ({"n": N - 2}, "task sums, metric acc, condition .*, doc_id 118: base alone has it; run both alike"),
+        ({"suffix": ".attn"}, "condition L0, doc_id 0: base alone has it"),
+        ({"task": "facts"}, "task facts, .*: d alone has it"),
+        ({"record": {"seed": 3}}, "task sums: seed is 0 for base and 3 for d"),
+        (
+            {"record": {"apply_chat_template": True}},
+            "task sums: apply_chat_template is None for base and True for d",
+        ),
     ],
 )
 def test_sweeps_that_differ_are_refused(change, message):
-    for compare in (model_comparison.layer_differences, compare_models):
+    for compare in (differences.layer_differences, compare_models):
         with pytest.raises(UserError, match=message):
             compare(sweep(EARLY), sweep(LATE, model="d", **change))
 
@@ -155,9 +155,9 @@ def test_examples_that_differ_and_several_models_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
     with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
-        model_comparison.layer_differences(base, Result(other.docs, record))
+        differences.layer_differences(base, Result(other.docs, record))
     both = Result(pd.concat([base.docs, other.docs]), base.record)
-    for call in (lambda: model_comparison.layer_differences(both, base), lambda: depth.centre_of_mass(both)):
+    for call in (lambda: differences.layer_differences(both, base), lambda: depth.centre_of_mass(both)):
         with pytest.raises(UserError, match=r"has models base, d; choose one with select\(models=...\)"):
             call()
 
@@ -228,5 +228,5 @@ def test_without_a_gap_nothing_is_recovered():
 def test_recovery_reads_transplants_only_and_refuses_other_documents():
     result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
     assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
-    with pytest.raises(UserError, match="task sums: documents 119 of base are missing for donor"):
+    with pytest.raises(UserError, match="task sums, metric acc, doc_id 119: base alone has it"):
         recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])

@@ -109,7 +109,7 @@ def test_scores_and_texts_are_those_of_the_torch_backend(pair):
 def test_a_whole_sweep_by_name(tmp_path):
     folder = str(tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096))
     whole, far = (
-        sweep.run_sweep(
+        sweep.run_by_name(
             folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2", limit=2, remote=r, progress=False, device="cpu"
         )
         for r in (False, "local")
@@ -134,7 +134,7 @@ def test_a_whole_sweep_by_name(tmp_path):
             "condition L1@noise is not done remotely; use @mean",
         ),
         (lambda lens: Engine(lens, backend="transformer_lens"), "TransformerLens needs the weights"),
-        (lambda lens: attention_patterns.read(lens, [[1, 2]], [[1]], print), "the attention pattern needs the weights"),
+        (lambda lens: attention_patterns.read(lens, [1, 2], [1], print), "the attention pattern needs the weights"),
     ],
 )
 def test_what_needs_the_weights_here_is_refused(pair, call, said, monkeypatch):

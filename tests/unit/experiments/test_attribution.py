@@ -13,8 +13,7 @@ from depthlens.ablations import heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments.attribution import attribute
-from depthlens.experiments.integrated_gradients import integrate, nodes
+from depthlens.experiments.attribution import attribute, nodes
 from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
@@ -46,7 +45,7 @@ def logprob(lens, request, heads=(), **way):
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
     means = measure_means(lens, [[*q.context, *q.continuation] for q in requests], "texts") if mode == "mean" else None
-    estimate, clean = attribute(lens, requests, mode=mode, means=lambda: means)
+    estimate, clean = attribute(lens, requests, means=means and (lambda: means))
     towards = means.mean["z"] if means else None
     assert estimate.shape == (len(requests), lens.dims.n_layers, lens.dims.n_heads)
     compared = 0
@@ -63,7 +62,7 @@ def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     assert estimate.abs().max() > 10 * SLOPE_TOLERANCE
 
 
-@pytest.fixture(params=[attribute, partial(integrate, steps=1)], ids=["slope", "path"])
+@pytest.fixture(params=[attribute, partial(attribute, steps=1)], ids=["slope", "path"])
 def estimate(request):
     return request.param
 
@@ -79,11 +78,12 @@ def test_batches_and_padding_change_nothing_and_the_model_is_left_alone(requests
 
 def test_out_of_memory_halves_the_batch(requests, estimate, monkeypatch):
     lens = tiny.lens("llama-gqa")
+    requests = [*requests, *(LoglikelihoodRequest(q.context[1:], q.continuation) for q in requests)]
     wanted, _ = estimate(lens, requests)
     real = lens.arch.mlp[2].forward
 
     def small(x):
-        if x.shape[0] > (1 if estimate is attribute else 3):  # one request, which a path walks in three groups
+        if x.shape[0] > 3:  # one request, which a path walks in three groups, and the texts that try the walk
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
@@ -143,7 +143,7 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)
     view = Answers(prepared)
     means = reference_of(prepared).measure(lens) if mode == "mean" else None
-    change, _ = attribute(lens, view.requests, mode=mode, means=lambda: means)
+    change, _ = attribute(lens, view.requests, means=means and (lambda: means))
     heads = [2] if site == "head" else list(lens.dims.query_heads(2 % lens.dims.n_kv_heads))
     name = "H2" if site == "head" else f"KV{2 % lens.dims.n_kv_heads}"
     suffix = "@mean" if mode == "mean" else ""
@@ -181,11 +181,11 @@ def test_the_rule_is_exact_to_its_degree(steps):
 def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
     means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
-    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4, mode=mode, means=lambda: means)
+    found, clean = attribute(lens, requests, steps=MANY_STEPS, groups=4, means=means and (lambda: means))
     heads = list(np.ndindex(3, lens.dims.n_heads))
     exact = changes(lens, requests, [[head] for head in heads], means).reshape(found.shape)
     assert np.abs(found.numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
-    slopes, same = attribute(lens, requests, mode=mode, means=lambda: means)
+    slopes, same = attribute(lens, requests, means=means and (lambda: means))
     assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
     assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
 
@@ -194,7 +194,7 @@ def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
     lens = tiny.lens("llama-gqa", num_hidden_layers=2, initializer_range=0.1)
     g = torch.Generator().manual_seed(6)
     requests = [LoglikelihoodRequest(tuple(torch.randint(0, 256, (6,), generator=g).tolist()), (n,)) for n in range(12)]
-    found, _ = integrate(lens, requests, steps=MANY_STEPS, groups=2)
+    found, _ = attribute(lens, requests, steps=MANY_STEPS, groups=2)
     pairs = [[(la, 0), (la, h)] for la in range(2) for h in (1, 2, 3)]
     rest = [
         [(la, h) for h in range(1, 4) if h != other[0][1]]
@@ -219,7 +219,7 @@ def test_groups_of_heads_add_up_to_their_removal_and_differ_between_requests():
 def test_families_with_jumps_come_closer_than_the_slope(family, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
     exact = changes(lens, requests, [[head] for head in np.ndindex(3, lens.dims.n_heads)])
-    found, clean = integrate(lens, requests, steps=MANY_STEPS, groups=4)
+    found, clean = attribute(lens, requests, steps=MANY_STEPS, groups=4)
     slopes, same = attribute(lens, requests)
     assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
     errors = [np.abs(e.flatten(1).numpy() - exact).mean() for e in (found, slopes)]
@@ -228,9 +228,10 @@ def test_families_with_jumps_come_closer_than_the_slope(family, requests):
 
 def test_an_attention_window_is_refused_where_it_would_cut(requests):
     lens = tiny.lens("mistral", sliding_window=8)
-    with pytest.raises(UserError, match="walk 12 tokens, and the attention window is 8"):
-        integrate(lens, requests, steps=1)
-    assert len(integrate(lens, requests[1:2], steps=1)[1]) == 1
+    for steps in (0, 1):
+        with pytest.raises(UserError, match="walk 12 tokens, and the attention window is 8"):
+            attribute(lens, requests, steps=steps)
+    assert len(attribute(lens, requests[1:2], steps=1)[1]) == 1
 
 
 def test_a_saturated_softmax_hides_a_head_from_the_slope_only():

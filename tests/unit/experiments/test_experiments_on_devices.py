@@ -10,7 +10,7 @@ from made_up_devices import TWO, spread
 from offloaded import SAME
 
 from depthlens.engine.references import measure_means
-from depthlens.experiments import attention_patterns, attribution, distillation, geometry, integrated_gradients
+from depthlens.experiments import attention_patterns, attribution, distillation, geometry
 from depthlens.experiments.head_detectors import DETECTORS, scores_by_token
 from depthlens.requests import LoglikelihoodRequest
 
@@ -26,13 +26,13 @@ def devices(monkeypatch):
 
 def by_means(lens):
     means = measure_means(lens, [[*TOKENS, *TOKENS[:2]]], "one text")
-    return {"mode": "mean", "means": lambda: means}
+    return {"means": lambda: means}
 
 
 MEASURES = {
     "slope": lambda lens: attribution.attribute(lens, REQUESTS)[0],
     "slope to means": lambda lens: attribution.attribute(lens, REQUESTS, **by_means(lens))[0],
-    "path": lambda lens: integrated_gradients.integrate(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
+    "path": lambda lens: attribution.attribute(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
     "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
     "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
     "patterns": lambda lens: attention_patterns.attention_pattern(lens, TOKENS, (4, 1), [2, 7]),

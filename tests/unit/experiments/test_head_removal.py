@@ -16,9 +16,7 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments.claim_sweeps import claim_curves
-from depthlens.experiments.head_removal import n_lists, removal_curve
-from depthlens.experiments.lists_of_heads import same_layers
-from depthlens.experiments.sufficiency import keep_only
+from depthlens.experiments.head_curves import keep_only, n_lists, removal_curve, same_layers
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
 
@@ -138,7 +136,6 @@ def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
     assert told == [("", 0, 12), ("", 4, 10), ("[1:]", 0, 10), ("@mean", 0, 10)]
     assert set(curves[0].tests["metric"]) == {"acc", "answer_logprob"}
     for wrong, said in (
-        ({"seeds": []}, "no seeds"),
         ({"ablate": ["heads"]}, "unknown view 'heads'"),
         ({"seed": 1}, "'seed'"),
     ):

@@ -100,7 +100,7 @@ def test_written_answers_and_means(lens):
 def test_a_model_at_chance_is_not_judged():
     race = dl.race(tiny.lens("llama-gqa"), "capitals_continuation", "layers", max_documents=40, **QUIET)
     assert set(race.decisions["decision"]) == {AT_CHANCE}
-    assert "capitals_continuation (acc): none of 5 conditions is judged, because 40 documents" in race.describe()[0]
+    assert "capitals_continuation (acc): no condition is judged, because 40 documents" in race.describe()[0]
 
 
 @pytest.mark.parametrize("solved, decision", [(7, SPARED), (4, AT_CHANCE)])
@@ -140,7 +140,21 @@ def command(tmp_path, capsys):
 
     def run(*more):
         with pytest.raises(SystemExit) as end:
-            main(["race", "organism", TASK, "--ablate", "L1,L4", "--out", str(tmp_path), "--store", "none", *more])
+            main(
+                [
+                    "sweep",
+                    "organism",
+                    TASK,
+                    "--race",
+                    "--ablate",
+                    "L1,L4",
+                    "--out",
+                    str(tmp_path),
+                    "--store",
+                    "none",
+                    *more,
+                ]
+            )
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 
@@ -151,7 +165,7 @@ def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(comman
     code, printed = command("--max-documents", "32")
     assert code == 0 and "critical" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
     race = dl.Race.load(tmp_path)
-    assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "race", "organism"]
+    assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "sweep", "organism"]
     assert command("--max-documents", "32")[0] == 0
     code, printed = command("--max-documents", "32", "--margin", "0.2")
     assert code == 2 and "holds another result (margin" in printed

@@ -169,7 +169,7 @@ def test_losses_are_those_of_removal_by_hand(family):
         assert joint.values[head] == pytest.approx(loss(among, others), abs=LOSS_TOLERANCE)
     assert np.abs(exact.values).max() > 100 * LOSS_TOLERANCE
     assert np.isnan(joint.values[0, 0]) and not joint.critical[0, 0]
-    assert exact.low[0, 0] <= exact.values[0, 0] <= exact.high[0, 0]
+    assert exact.frame.eval("low <= value <= high").iloc[0]
 
 
 @pytest.mark.parametrize("family", WITH_BIASES)
@@ -247,8 +247,8 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
         scores = scored(lens, method)
         assert set(scores.top(2)) == {retrieval, decoy} and scores.values[decoy] > 0.8
         assert np.sort(scores.values, axis=None)[-3] < 0.5
-        assert not (scores.low < 0).any() and not (scores.high > 1).any()  # heads that always or never do it have none
-        assert np.isnan(scores.spread).all()  # answers of one token
+        assert scores.frame["low"].min() >= 0 and scores.frame["high"].max() <= 1
+        assert scores.frame["spread"].isna().all()  # answers of one token
     for method in ("write_aware", "write_from_needle"):
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
@@ -259,12 +259,12 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
 def test_patterns_are_those_of_the_eager_kernel(family):
     lens = tiny.lens(family)
     sequences, asked = [random_tokens(7, 0), random_tokens(20, 1)], [[0, 3, 6], [19, 2]]
-    seen = {}
-    attention_patterns.read(lens, sequences, asked, lambda layer, i, p: seen.__setitem__((layer, i), p))
-    assert list(seen) == [(layer, i) for i in (0, 1) for layer in range(lens.dims.n_layers)]
-    for i, tokens in enumerate(sequences):
+    for tokens, positions in zip(sequences, asked, strict=True):
+        seen = {}
+        attention_patterns.read(lens, tokens, positions, lambda layer, p, v, seen=seen: seen.update({layer: p}))
+        assert list(seen) == list(range(lens.dims.n_layers))
         for layer, whole in enumerate(attentions(family, tokens)):
-            assert torch.allclose(seen[layer, i], whole[:, asked[i]], atol=ATTENTION_TOLERANCE)
+            assert torch.allclose(seen[layer], whole[:, positions], atol=ATTENTION_TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", pytest.param("deepseek-v3", marks=pytest.mark.nightly)])
@@ -275,7 +275,7 @@ def test_memory_at_4096_tokens_is_that_of_one_layer(family):
     def peak(n_layers):
         lens = tiny.lens(family, num_hidden_layers=n_layers, max_position_embeddings=n_pos)
         read = attention_patterns.read
-        return peak_bytes(lambda: read(lens, [random_tokens(n_pos, 5)], [asked], lambda layer, i, p: None)), lens.dims
+        return peak_bytes(lambda: read(lens, random_tokens(n_pos, 5), asked, lambda *a: None)), lens.dims
 
     few, dims = peak(2)
     many, _ = peak(6)
@@ -287,11 +287,11 @@ def test_memory_at_4096_tokens_is_that_of_one_layer(family):
 
 
 def test_what_cannot_be_read_is_refused(lens):
-    with pytest.raises(UserError, match="position 7 of sequence 1: it has 7 tokens"):
-        attention_patterns.read(lens, [(1, 2), random_tokens(7, 0)], [[0], [7]], lambda *a: None)
+    with pytest.raises(UserError, match="position 7: the sequence has 7 tokens"):
+        attention_patterns.read(lens, random_tokens(7, 0), [7], lambda *a: None)
     narrow = tiny.lens("mistral", sliding_window=6)
-    with pytest.raises(UserError, match="more than the 6 that attention sees at once"):
-        attention_patterns.read(narrow, [random_tokens(7, 0)], [[0]], lambda *a: None)
+    with pytest.raises(UserError, match="7 tokens are more than the 6 that attention sees at once"):
+        attention_patterns.read(narrow, random_tokens(7, 0), [0], lambda *a: None)
 
 
 def test_the_model_is_left_alone_even_after_an_exception():
@@ -299,11 +299,11 @@ def test_the_model_is_left_alone_even_after_an_exception():
     tokens = torch.tensor([random_tokens(9, 0)])
     config, before = dict(vars(lens.model.config)), lens.model(tokens).logits
 
-    def fail(layer, i, pattern):
+    def fail(layer, pattern, values):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        attention_patterns.read(lens, [random_tokens(9, 0)], [[8]], fail)
+        attention_patterns.read(lens, random_tokens(9, 0), [8], fail)
     assert vars(lens.model.config) == config
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in lens.model.modules())
     assert torch.equal(lens.model(tokens).logits, before)

@@ -16,7 +16,7 @@ import depthlens as dl
 from depthlens import cli, provenance
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
-from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_sweep
+from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_by_name
 from depthlens.tasks import harness
 
 CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
@@ -122,9 +122,9 @@ def test_mistakes_come_before_any_forward_pass(lens, monkeypatch, wrong):
         condition_sweep(lens, **{"tasks": [CHOICE], "ablate": "layers"} | wrong)
 
 
-def test_run_sweep_loads_by_name(tmp_path, layers):
+def test_a_model_is_loaded_by_its_name(tmp_path, layers):
     tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096)
-    result = run_sweep(str(tmp_path), [CHOICE], "layers", limit=LIMIT, seed=5, device="cpu", progress=False)
+    result = run_by_name(str(tmp_path), [CHOICE], "layers", limit=LIMIT, seed=5, device="cpu", progress=False)
     assert result.record["model"]["name"] == str(tmp_path)
     assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
     wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
@@ -186,12 +186,11 @@ def test_a_store_is_looked_into_and_left_as_it_is(lens, tmp_path):
     assert nothing.table["tokens"].sum() == nothing.seconds == 0
 
 
-@pytest.mark.parametrize("form", [["plan"], ["sweep", "--plan"]])
-def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, capsys, form):
+def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = saved("llama-gqa", max_position_embeddings=4096)
     with pytest.raises(SystemExit) as end:
-        cli.main([*form, model, CHOICE, "--ablate", "layers", "--limit", "3", "--store", "none"])
+        cli.main(["sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", "3", "--store", "none"])
     out = capsys.readouterr().out
     assert end.value.code == 0 and "72 rows." in out and "Here: about" in out
     assert "tokens are read" in out and "x fewer than one by one" in out and "GiB of memory" in out

@@ -316,5 +316,5 @@ def test_activation_deltas_of_equal_models_and_bad_prompts():
     table = distillation.activation_deltas(base, twin, ["one prompt"])
     assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
     windowed = tiny.lens("mistral", sliding_window=4)
-    with pytest.raises(UserError, match="prompt 0 has 5 tokens; the attention window is 4"):
+    with pytest.raises(UserError, match="walk 5 tokens, and the attention window is 4"):
         distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])

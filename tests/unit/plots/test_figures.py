@@ -13,10 +13,10 @@ from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import plots
-from depthlens.analysis import depth, head_lists, model_comparison, open_book
+from depthlens.analysis import depth, differences, head_lists
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.run_differences import CENTRE, SCORE
+from depthlens.analysis.run_comparison import ABOVE_FLOOR, CENTRE, SCORE
 
 N, N_LAYERS = 120, 6
 
@@ -106,7 +106,7 @@ def profiles(_):
     )
     yield Case(plots.profile_comparison(concat([one, GUESS])), 2, count={"centre": 1}, cannot_judge=1)
     base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
-    table = model_comparison.layer_differences(base, late)
+    table = differences.layer_differences(base, late)
     proven = table[table["p_adjusted"] < 0.05]
     yield Case(
         plots.loss_difference(base, late),
@@ -216,26 +216,22 @@ def geometry_figures(_):
 def run_figures(tmp_path):
     two = dl.compare(sweep(EARLY, n=120, model="base"), sweep(LATE, n=120, model="late", seed=1))
     rows = [two.profiles[two.profiles["run"] == run] for run in ("base", "late")]
-    placed = two.centres[two.centres["measure"] == CENTRE]["value"]
     yield Case(
         plots.run_profiles(two),
         1,
         y={"series": [r["share"] for r in rows]},
+        x={"shown": [r.loc[r["critical"], "depth"] for r in rows]},
         words=("base, late: loss by removed part",),
-        x={"critical": [r.loc[r["critical"], "depth"] for r in rows], "centre": [[at] for at in placed]},
     )
-    table = two.differences[two.differences["scale"] == SCORE]
-    y = {"difference": [table["difference"]], "shown": [table.loc[table["shown"], "difference"]]}
-    yield Case(plots.run_differences(two), 1, y=y, words=("late minus base",))
-    far = dl.compare(nats(EARLY * [20, *[1] * 8], model="a"), nats(LATE, model="b", seed=1))
-    yield Case(plots.run_profiles(far), 1, words=("loss of answer_logprob (nats, at most 1 a document)",))
-    stages = dl.compare(*steps(3), stages=True)
-    n_placed = stages.centres[stages.centres["measure"] == CENTRE]["value"].notna().sum()
-    yield Case(plots.run_map(stages), 3, count={"centre": n_placed, "hatch": 1}, cannot_judge=1)
-    of_words = stages.centres[(stages.centres["measure"] == CENTRE) & (stages.centres["task"] == "words")]
-    fig = plots.run_stages(stages)
-    np.testing.assert_allclose(by_gid(fig, "stages")[-1].get_ydata(), of_words["value"])
-    yield Case(fig, len(fig.axes), words=("step1", "step3"))
+    table = two.differences
+    of_scale = [table[table["scale"] == scale] for scale in (SCORE, ABOVE_FLOOR)]
+    y = {"series": [r["difference"] for r in of_scale], "shown": [r.loc[r["shown"], "difference"] for r in of_scale]}
+    yield Case(plots.run_differences(two), 2, y=y, words=("late minus base",))
+    stages = dl.compare(*steps(5), stages=True)
+    centres = stages.centres[stages.centres["measure"] == CENTRE]
+    each = [(stages.baselines, "baseline"), (centres, "value")]
+    y = [table.loc[table["task"] == task, column] for table, column in each for task in ("sums", "words")]
+    yield Case(plots.run_centres(stages), 4, y={"series": y}, words=("step1", "step5"))
     cards = dl.compare(*two_scorecards(tmp_path))
     count = {"effect": np.isfinite(cards.verdicts["effect"]).sum()}
     yield Case(plots.scorecards(cards), 3, count=count, words=("few", "flat", "shown", "reversed"))
@@ -263,7 +259,7 @@ def other_figures(_):
     )
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
     books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
-    losses = open_book.open_book_losses(made_results.same_documents(books), "closed", "open")
+    losses = differences.open_book_losses(made_results.same_documents(books), "closed", "open")
     fig = plots.open_book_losses(losses.table)
     marks = {round(float(x)): line.get_marker() for line in by_gid(fig, "gap") for x in line.get_xdata()}
     assert (marks[1], marks[2]) == ("^", "v")

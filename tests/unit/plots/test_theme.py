@@ -143,8 +143,9 @@ def test_a_map_of_heads_tells_each_head_and_has_its_cells_as_numbers():
     scores = HeadScores.of_cases("retrieval score", "", cases, {}, tested=False, bounded=True)
     about, table = bundle(plots.head_map(scores))
     assert [text.split(":")[0] for *_, text in about["points"]] == [f"L{a}.H{b}" for a in range(3) for b in range(4)]
-    assert f"{scores.values[0, 0]:.3g} [{scores.low[0, 0]:.3g}, {scores.high[0, 0]:.3g}]" in about["points"][0][2]
-    without = bundle(plots.head_map(replace(scores, low=None, high=None)))[0]["points"]
+    first = scores.frame.iloc[0]
+    assert f"{first['value']:.3g} [{first['low']:.3g}, {first['high']:.3g}]" in about["points"][0][2]
+    without = bundle(plots.head_map(replace(scores, frame=scores.frame.assign(low=np.nan, high=np.nan))))[0]["points"]
     assert without[0][2] == f"L0.H0: retrieval score {scores.values[0, 0]:.3g}", (
         "no interval was made, so none is missed"
     )

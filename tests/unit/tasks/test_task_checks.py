@@ -6,8 +6,8 @@ import mini_tasks
 import pytest
 
 from depthlens.errors import UserError
-from depthlens.experiments import condition_runs
-from depthlens.experiments.sweep import run_sweep
+from depthlens.experiments import sweep
+from depthlens.experiments.sweep import run_by_name
 from depthlens.tasks import harness
 
 DOCS = [
@@ -86,8 +86,8 @@ def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
     assert len(harness.prepare(lens, task("choice", docs, **function("right"))())[0].docs) == 3
 
 
-def test_run_sweep_tries_tasks_before_it_loads_the_model(task, tmp_path, monkeypatch):
+def test_a_sweep_by_name_tries_tasks_before_it_loads_the_model(task, tmp_path, monkeypatch):
     task("choice", **function("divide"))
-    monkeypatch.setattr(condition_runs.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(sweep.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match="document 0: scoring the answer"):
-        run_sweep("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
+        run_by_name("smollm2-135m", ["mine"], "layers", include_path=tmp_path)

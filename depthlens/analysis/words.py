@@ -1,6 +1,6 @@
-"""Numbers in text: digits with their places and values, and the words that stand for small numbers.
+"""Numbers in sentences: how those of results are written, in one way for all, and how those of a text are read.
 
-Limit: English, and words up to "twenty" and the tens; "twenty-five" is two words.
+Limit: English, and of numbers in words those up to "twenty" and the tens; "twenty-five" is two words.
 """
 
 from __future__ import annotations
@@ -16,6 +16,21 @@ ONES += "sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 WORDS = {w: Decimal(i) for i, w in enumerate(ONES)} | {w: Decimal(10 * i) for i, w in enumerate(TENS, 2)}
 WORDS |= {"once": Decimal(1), "twice": Decimal(2), "half": Decimal(2), "dozen": Decimal(12), "hundred": Decimal(100)}
+
+
+def bounds(low: float, high: float, spec: str = ".2f") -> str:
+    """The ends of a 95% interval: ``[0.10, 0.30]``; ``spec`` is of both numbers, as in a format string."""
+    return f"[{low:{spec}}, {high:{spec}}]"
+
+
+def estimate(value: float, low: float, high: float, spec: str = ".2f") -> str:
+    """A number with its 95% interval: ``0.20 [0.10, 0.30]``; without one, as of a single case, the number alone."""
+    return f"{value:{spec}} {bounds(low, high, spec)}" if low == low else f"{value:{spec}}"
+
+
+def plain(sentence: str) -> str:
+    """A sentence without the marks of Markdown that make a part of it bold, for terminals."""
+    return sentence.replace("**", "")
 
 
 def numbers(text: str) -> Iterator[tuple[int, int, Decimal]]:

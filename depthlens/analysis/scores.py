@@ -6,6 +6,7 @@ its share of the score above the floor, its share of all losses.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,15 +18,15 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.analysis import means, questions, stats
 from depthlens.analysis.means import Mean
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.stats import BASELINE, GROUP
 from depthlens.errors import UserError
 from depthlens.metrics import in_nats
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-_OF_TASK = ("version", "num_fewshot", "output_type")
-_OF_RUN = ("seed", "apply_chat_template", "system_instruction")
+# of a task and of a run: what has to be the same in two results
+_SETTINGS = ("version", "num_fewshot", "output_type", "seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
 AT_CHANCE, NO_LOSS = "at chance", "losses and gains of all layers may cancel"
 # before a share, a centre or a claim is judged: of fewer, intervals cover too seldom
@@ -33,7 +34,7 @@ FEWEST_QUESTIONS, FEWEST_SUBJECTS = 100, 10
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
+class Scores:
     """Scores of one model on one task under a layer sweep. Higher is better: other scores have their sign turned.
 
     Attributes:
@@ -48,7 +49,6 @@ class Profile:
         n_layers: Of the model.
         floor: What a broken model scores: chance among options, 0 for written answers and for scores that are never
             below; None if there is no such score.
-        binary: Whether all scores are 0 or 1.
         at_chance: See `depthlens.analysis.results`.
         sign: -1 where the sign was turned, else 1.
         units: What is independent of one another, by document: questions, or the subjects of a group
@@ -67,36 +67,33 @@ class Profile:
     documents: tuple[str, ...]
     n_layers: int
     floor: float | None
-    binary: bool
     at_chance: bool
     sign: float
     units: tuple[str, ...]
     broken: np.ndarray | None = None
 
-    def beyond(self, n: int) -> Profile:
-        """The profile without the first ``n`` layers of the model.
+    def of(self, *, documents: Sequence[int] | None = None, conditions: Any = slice(None)) -> Scores:
+        """Some documents and conditions, by their places."""
+        rows = range(len(self.base)) if documents is None else documents
+        return replace(
+            self,
+            values=self.values[list(rows)][:, conditions],
+            base=self.base[list(rows)],
+            layers=self.layers[conditions],
+            documents=tuple(self.documents[i] for i in rows),
+            units=tuple(self.units[i] for i in rows),
+            broken=None if self.broken is None else self.broken[list(rows)],
+        )
+
+    def beyond(self, n: int) -> Scores:
+        """The scores without the first ``n`` layers of the model.
 
         Raises:
             UserError: no other layer was removed.
         """
         if not (kept := self.layers >= n).any():
             raise UserError(f"task {self.task}: only layers below {n} were removed; sweep all layers")
-        if kept.all():
-            return self  # with what it has already computed
-        return replace(self, values=self.values[:, kept], layers=self.layers[kept])
-
-    def of_documents(self, at: Sequence[int]) -> Profile:
-        """The profile of some of its documents, by their places."""
-        documents, units = (tuple(names[i] for i in at) for names in (self.documents, self.units))
-        broken = None if self.broken is None else self.broken[list(at)]
-        return replace(
-            self,
-            values=self.values[list(at)],
-            base=self.base[list(at)],
-            documents=documents,
-            units=units,
-            broken=broken,
-        )
+        return self if kept.all() else self.of(conditions=kept)  # itself with what it has already computed
 
     @property
     def loss(self) -> np.ndarray:
@@ -127,17 +124,15 @@ class Profile:
         Raises:
             UserError: the metric has no floor.
         """
-        if self.broken is not None:
-            return self.mean_loss(weights) / self.mean(self.base - self.broken, bounded=False)
-        if self.floor is None:
+        floor = self.floor if self.broken is None else self.broken
+        if floor is None:
             fault = f"{self.metric} of task {self.task} has no chance level"
             raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
-        return self.mean_loss(weights) / self.mean(self.base - self.floor, bounded=False)
+        return self.mean_loss(weights) / self.mean(self.base - floor, bounded=False)
 
     def share(self, weights: np.ndarray) -> Mean:
         """Losses summed over layers with weights, as a share of the summed loss of all layers. Shape [layer, ...]."""
-        total = self.loss.sum(1)
-        return self.mean(self.loss @ weights, bounded=False) / self.mean(total, bounded=False)
+        return self.mean(self.loss @ weights, bounded=False) / self.mean(self.loss.sum(1), bounded=False)
 
     @property
     def centre(self) -> Mean:
@@ -161,9 +156,13 @@ class Profile:
         """
         third = layer_third(self.layers, self.n_layers)
         if missing := [name for i, name in enumerate(THIRDS) if i not in third]:
-            fault = f"task {self.task}: no layer of the {missing[0]} was removed ({self.n_layers} layers)"
-            raise UserError(f"{fault}; sweep all layers of a model of at least three")
+            raise UserError(f"task {self.task}: no layer of the {missing[0]} was removed; sweep all layers")
         return third
+
+    @property
+    def binary(self) -> bool:
+        """Whether all scores are 0 or 1."""
+        return stats.is_binary(np.abs(np.append(self.values, self.base)))
 
     def unusable(self, scale: str) -> str:
         """Why there is nothing to say on one of `depthlens.analysis.depth.SCALES`, "" if there is.
@@ -229,8 +228,8 @@ def labels(result: Result) -> dict[tuple[str, str], str]:
     return {(t, m): f"{t} {m.removesuffix(',none')}" if tasks.count(t) > 1 else t for t, m in pairs}
 
 
-def profiles(result: Result, suffix: str | None = None) -> list[Profile]:
-    """One profile a task and metric of a result of one model.
+def layer_scores(result: Result, suffix: str | None = None) -> list[Scores]:
+    """The scores of every task and metric of a layer sweep of one model.
 
     Args:
         result: A layer sweep.
@@ -240,34 +239,28 @@ def profiles(result: Result, suffix: str | None = None) -> list[Profile]:
     Raises:
         UserError: several models, or conditions that are not one a layer.
     """
-    arguments.result(result)
-    if len(models := result.docs["model"].unique()) > 1:
-        raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
-    names = labels(result)
-    return [_profile(result, row, names[row.task, row.metric], suffix) for row in result.baselines.itertuples()]
+    _one_model(result)
+    names, found = labels(result), []
+    for row in result.baselines.itertuples():
+        rows = result.docs[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
+        rows = rows[rows["layer"].notna() & rows["head"].isna()].drop_duplicates("condition").sort_values("layer")
+        if suffix is not None:
+            rows = rows[rows["condition"] == "L" + rows["layer"].astype("str") + suffix]
+        if rows["layer"].duplicated().any() or not len(rows):
+            fault = f"task {row.task} has not one condition a layer"
+            raise UserError(f"{fault}; give the result of a sweep of layers{suffix or ''}")
+        layers = rows["layer"].to_numpy(dtype=int)
+        found.append(scores_of(result, row, names[row.task, row.metric], list(rows["condition"]), layers))
+    return found
 
 
-def _profile(result: Result, row: Any, label: str, suffix: str | None) -> Profile:
-    rows = result.docs.loc[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
-    conditions = rows.drop_duplicates("condition").set_index("condition")
-    single = conditions.loc[conditions["layer"].notna() & conditions["head"].isna(), "layer"].sort_values()
-    if suffix is not None:
-        single = single[[name == f"L{layer}{suffix}" for name, layer in single.items()]]
-        if not len(single):
-            fault = f"task {row.task} has no condition L0{suffix}, L1{suffix} and so on"
-            raise UserError(f"{fault}; sweep layers{suffix}")
-    if single.duplicated().any() or not len(single):
-        raise UserError(f"task {row.task} has not one condition a layer; give the result of a layer sweep")
-    return profile_of(result, row, label, list(single.index), single.to_numpy(dtype=int))
-
-
-def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], layers: np.ndarray) -> Profile:
+def scores_of(result: Result, row: Any, label: str, conditions: Sequence[str], layers: np.ndarray) -> Scores:
     """The scores of one task and metric under some conditions.
 
     Args:
         result: A sweep.
         row: Of its `depthlens.Result.baselines`.
-        label: See `Profile`.
+        label: See `Scores`.
         conditions: Any, whose scores are the columns of ``values``.
         layers: The layer of each. Shape [condition].
     """
@@ -275,8 +268,10 @@ def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], 
     sign = 1.0 if info["higher_is_better"] else -1.0
     scores = sign * result.scores(row.task, row.metric, row.model)
     values, base = scores[list(conditions)].to_numpy(), scores[BASELINE].to_numpy()
-    broken = broken_condition(result.n_layers)
-    return Profile(
+    broken, floor = broken_condition(result.n_layers), info.get("floor", info["chance"])  # older records have no floor
+    if floor is None and values.min(initial=0) >= 0 and base.min() >= 0:
+        floor = 0.0
+    return Scores(
         model=row.model,
         task=row.task,
         metric=row.metric,
@@ -286,8 +281,7 @@ def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], 
         layers=layers,
         documents=tuple(questions.identities(result, row.task)),
         n_layers=result.n_layers,
-        floor=floor_of(result, row.task, info, bool(values.min(initial=0) >= 0 and base.min() >= 0)),
-        binary=stats.is_binary(np.abs(np.append(values, base))),
+        floor=None if floor is None else sign * float(floor),
         at_chance=bool(row.at_chance),
         sign=sign,
         units=tuple(questions.units(result, row.task)),
@@ -295,78 +289,50 @@ def profile_of(result: Result, row: Any, label: str, conditions: Sequence[str], 
     )
 
 
-def floor_of(result: Result, task: str, info: dict[str, Any], never_below_zero: bool) -> float | None:
-    """What a broken model scores: as recorded, else as far as older records tell; its sign is turned with the score's.
+def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "condition", "doc_id")) -> list[str]:
+    """Names of the models of two results that are of one model each, and were asked the same in the same way.
 
     Args:
-        result: Whose record to read.
-        task: Name of the task.
-        info: Of the metric.
-        never_below_zero: Whether no score is below 0, the floor of what is not recorded; else there is none.
-    """
-    sign = 1.0 if info["higher_is_better"] else -1.0
-    if "floor" in info:
-        floor = info["floor"]
-    elif result.record["tasks"][task].get("output_type") == "generate_until":
-        floor = 0.0 if info["higher_is_better"] else None
-    else:
-        floor = info["chance"]
-    if floor is not None:
-        return sign * float(floor)
-    return 0.0 if never_below_zero else None
-
-
-def comparable(a: Result, b: Result) -> None:
-    """Check that two results are of one model each, and of the same tasks and metrics asked alike.
+        a: A sweep.
+        b: Another.
+        columns: Of `depthlens.Result.docs`, in which they have to have the same rows.
 
     Raises:
         UserError: naming what differs.
     """
-    for result in (a, b):
-        if len(models := result.docs["model"].unique()) > 1:
-            raise UserError(f"a result has models {', '.join(models)}; choose one with select(models=...)")
-    names = [str(result.docs["model"].iloc[0]) for result in (a, b)]
-    metrics = [[f"{metric} of {task}" for task, metric in labels(result)] for result in (a, b)]
-    same("metrics", "", names, metrics)
-    pairs = [("", _OF_RUN, a.record, b.record)]
-    tasks = dict.fromkeys(task for task, _ in labels(a))
-    pairs += [(f"task {t}: ", _OF_TASK, a.record["tasks"][t], b.record["tasks"][t]) for t in tasks]
-    for where, fields, first, second in pairs:
-        for field in fields:
-            if first.get(field) != second.get(field):
-                fault = f"{field} is {first.get(field)!r} for {names[0]} and {second.get(field)!r} for {names[1]}"
-                raise UserError(f"{where}{fault}; run both alike")
+    models = [_one_model(result) for result in (a, b)]
+    rows = [pd.MultiIndex.from_frame(result.docs[list(columns)]).unique() for result in (a, b)]
+    if len(extra := rows[0].symmetric_difference(rows[1])):
+        which = ", ".join(f"{column} {value}" for column, value in zip(columns, extra[0], strict=True))
+        only = models[extra[0] in rows[1]]
+        raise UserError(f"{which}: {only} alone has it; run both alike, or choose with select(...)")
+    for task, key in itertools.product(a.docs["task"].unique(), _SETTINGS):
+        own, other = ((r.record | r.record["tasks"][task]).get(key) for r in (a, b))
+        if own != other:
+            fault = f"task {task}: {key} is {own!r} for {models[0]} and {other!r} for {models[1]}"
+            raise UserError(f"{fault}; run both alike")
+    return models
 
 
-def paired_profiles(base: Result, distilled: Result) -> list[tuple[Profile, Profile]]:
-    """Profiles of two models, task by task, after a check that they can be compared.
+def paired_scores(base: Result, distilled: Result) -> list[tuple[Scores, Scores]]:
+    """The scores of two models, task by task, after a check that they can be compared.
 
     Raises:
         UserError: naming what differs.
     """
-    comparable(base, distilled)
-    by_task = {(p.task, p.metric): p for p in profiles(distilled)}
-    pairs = [(p, by_task[p.task, p.metric]) for p in profiles(base)]
+    models = comparable(base, distilled)
+    by_task = {(s.task, s.metric): s for s in layer_scores(distilled)}
+    pairs = [(s, by_task[s.task, s.metric]) for s in layer_scores(base)]
     for a, b in pairs:
-        conditions = [list(r.scores(a.task, a.metric)) for r in (base, distilled)]
-        same("conditions", a.task, [a.model, b.model], conditions)
-        ids = [list(result.scores(a.task, a.metric).index) for result in (base, distilled)]
-        same("documents", a.task, [a.model, b.model], ids)
-        if not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents)):  # what they are is known
-            same("documents", a.task, [a.model, b.model], [a.documents, b.documents])
+        known = not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents))
+        if known and set(a.documents) != set(b.documents):
+            raise UserError(f"task {a.task}: {' and '.join(models)} were asked other documents; run both alike")
     # the ids are the same, and so are the documents: an older result does not say what they are
     return [(a, replace(b, documents=a.documents, units=a.units)) for a, b in pairs]
 
 
-def same(what: str, task: str, models: Sequence[str], values: Sequence[Sequence]) -> None:
-    """Refuse lists of two models that differ.
-
-    Raises:
-        UserError: naming up to three values that only one of them has.
-    """
-    for i, j in ((0, 1), (1, 0)):
-        if extra := [str(x) for x in values[i] if x not in set(values[j])]:
-            examples = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
-            where = f"task {task}: " if task else ""
-            fault = f"{where}{what} {examples} of {models[i]} are missing for {models[j]}"
-            raise UserError(f"{fault}; run both alike, or choose with select(...)")
+def _one_model(result: Result) -> str:
+    arguments.result(result)
+    if len(models := result.docs["model"].unique()) > 1:
+        raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
+    return str(models[0])

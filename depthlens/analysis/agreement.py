@@ -1,0 +1,250 @@
+"""Do two rankings of a model's parts agree: of two tasks, models or modes, of two head sweeps, or of two detectors?
+
+Losses are measured on documents, so that the noise of a correlation is known: `mode_agreement`, `rank_agreement` and
+`head_agreement` are tables of `depthlens.analysis.rank_correlations`, with ceiling and p-value.
+
+**Modes.** A part can be skipped, set to zero, replaced by its mean or by what another prompt gives, or disturbed by
+noise, with or without the first token. A finding about the part should not depend on the way. Hase et al. 2021 (arXiv
+2106.00786) and Zhang and Nanda 2024 (arXiv 2309.16042) show why modes differ: some take the model further from its
+training distribution than others.
+
+**Detectors** give each head one score. Two scores can correlate over all heads because both are high in the same
+layers, although within a layer they pick different heads. `detector_agreement` therefore permutes the heads of each
+layer, and compares both statistics, Spearman's correlation over heads and the number of heads that two lists of k
+share, with their values under these permutations::
+
+    p = (1 + number of permutations with a value at least as large) / (1 + number of permutations)
+
+All tests of one table are one family (Bonferroni). Limits: sampling noise of a score lowers a correlation. Detectors
+that are measured on the same needles share that noise. Agreement does not say that either detector finds what matters:
+two that look at attention agree on a decoy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments
+from depthlens.ablations import WORDS, parse_condition
+from depthlens.analysis import questions
+from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.head_effects import head_conditions
+from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.rank_correlations import COLUMNS, agreement, ranks, within_layers
+from depthlens.analysis.scores import Scores, labels, layer_scores, paired_scores
+from depthlens.analysis.stats import ALPHA, changes
+from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-1 for other parts)
+N_PERMUTATIONS = 9999
+OF_DETECTORS = [
+    "a", "b", "n_heads", "spearman", "expected_spearman", "p_spearman", "p_spearman_adjusted",
+    "n_shared", "expected_shared", "p_shared", "p_shared_adjusted", "heads",
+]  # fmt: skip
+
+
+def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
+    """How alike two modes rank the same parts by what their removal costs, for every two modes of a sweep.
+
+    Both losses come from the same documents. The p-value therefore compares different documents, so that a document
+    which is lost under every mode makes no agreement.
+
+    Args:
+        result: A sweep that holds the same single parts under several modes, e.g. ``layers,layers[1:],layers@mean`` or
+            ``heads,heads@resample``. Conditions of several parts are not compared.
+        seed: Of halves and permutations.
+
+    Returns:
+        One row a task (and metric, and model) that is not at chance, kind of part and pair of modes: task, parts, mode,
+        other (such as ``skip``, ``skip[1:]``, ``mean``, ``noise3``), and the columns of
+        `depthlens.analysis.rank_correlations` over the parts that both have. It is described by one sentence each.
+        Where no two modes have a part in common, there are no rows, and the sentence says so.
+    """
+    arguments.result(result)
+    modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
+    names, several = labels(result), result.docs["model"].nunique() > 1
+    rows, lines = [], []
+    for base in result.baselines.itertuples():
+        label = f"{names[base.task, base.metric]} of {base.model}" if several else names[base.task, base.metric]
+        if base.at_chance:
+            lines.append(f"{label}: at chance, cannot judge (n = {base.n}).")
+            continue
+        for site, found in modes.items():
+            tables = {mode: _losses(result, base, conditions) for mode, conditions in found.items()}
+            for row in agreement(tables, seed=seed):
+                rows.append({"task": label, "parts": site, "mode": row["a"], "other": row["b"], **row})
+                lines.append(f"{label}: {row['n_parts']} {site} by {row['a']} and by {row['b']}: {row['words']}.")
+    if not lines:
+        known = ", ".join(f"{mode} of {site}" for site, found in modes.items() for mode in found) or "no single parts"
+        lines = [f"The result has {known}: no two modes have parts in common, so that none can be compared."]
+    table = pd.DataFrame(rows, columns=["task", "parts", "mode", "other", *COLUMNS])
+    return DescribedTable(table, lines, record_of("mode_agreement", result, seed_of_halves=seed))
+
+
+def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
+    """The conditions that are one part each, by kind of part, mode and place."""
+    found: dict[str, dict[str, dict[Place, str]]] = {}
+    for text in conditions:
+        parts = parse_condition(text).ablations
+        if len(parts) == 1 and parts[0].site in WORDS:
+            (part,) = parts
+            mode = f"{part.mode}{part.seed or ''}" + (f"[{part.start}:]" if part.start else "")
+            found.setdefault(WORDS[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
+    return found
+
+
+def _losses(result: Result, base: Any, conditions: Mapping[Place, str]) -> pd.DataFrame:
+    """What every unit adds to the loss of each part, by its place."""
+    conditions = dict(sorted(conditions.items()))
+    losses = result.document_losses(base.task, base.metric, base.model)[list(conditions.values())]
+    units = questions.units(result, base.task).loc[losses.index]
+    found = changes(base.metric, losses.to_numpy(), units)
+    return pd.DataFrame(found.added, columns=pd.MultiIndex.from_tuples(conditions))
+
+
+def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0) -> DescribedTable:
+    """Whether two layer sweeps rank the layers alike: every two tasks of a model, or every task of two models.
+
+    That a base model and its fine-tuned one rank the layers alike is what Nepal et al. 2025 (arXiv 2506.22638) found.
+
+    Args:
+        result: A layer sweep.
+        other: A layer sweep of another model with the same tasks and documents; each task is then compared with itself.
+        seed: Of the halves.
+
+    Returns:
+        One row a pair that can be judged: task, other (both with the model where there are two), and the columns of
+        `depthlens.analysis.rank_correlations`. It is described by one sentence a pair.
+
+    Raises:
+        UserError: see `depthlens.analysis.loss_by_third`; or two sweeps that do not match.
+    """
+
+    def table_of(scores: Scores) -> pd.DataFrame:
+        return pd.DataFrame(scores.loss, columns=scores.layers)
+
+    if other is None:
+        results = [result]
+        groups = [{s.label: table_of(s) for s in layer_scores(result) if not s.at_chance}]
+    else:
+        results = [result, other]
+        pairs = [pair for pair in paired_scores(result, other) if not any(s.at_chance for s in pair)]
+        groups = [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
+    found = [row for tables in groups for row in agreement(tables, seed=seed)]
+    lines = [f"Layers by {row['a']} and by {row['b']}: {row['words']}." for row in found]
+    lines = lines or ["Fewer than two profiles can be judged, so no two can be compared."]
+    table = pd.DataFrame(found, columns=["a", "b", *COLUMNS]).rename(columns={"a": "task", "b": "other"})
+    return DescribedTable(table, lines, record_of("rank_agreement", *results, seed_of_halves=seed))
+
+
+def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
+    """Spearman's correlation over heads between two head sweeps of the same documents, by task and metric.
+
+    The p-value says whether the sweeps agree within layers, beyond what their profiles over depth explain.
+
+    Args:
+        a: A head sweep, e.g. exact.
+        b: Another, e.g. by attribution or integrated gradients.
+        seed: Of halves and permutations.
+
+    Returns:
+        One row a task and metric that both have: task, metric, and the columns of
+        `depthlens.analysis.rank_correlations` over the heads that both have. It is described by one sentence each.
+
+    Raises:
+        UserError: conditions that are not one head each.
+    """
+    rows, lines = [], []
+    own, rival = ({(base.task, base.metric): base for base in result.baselines.itertuples()} for result in (a, b))
+    for task, metric in sorted(own.keys() & rival.keys()):
+        bases = (a, own[task, metric]), (b, rival[task, metric])
+        tables = [_losses(result, base, head_conditions(result, task)) for result, base in bases]
+        for row in agreement(dict(zip("ab", tables, strict=True)), seed=seed):
+            rows.append({"task": task, "metric": metric, **row})
+            lines.append(f"{task}, {metric}: heads by the two sweeps: {row['words']}.")
+    table = pd.DataFrame(rows, columns=["task", "metric", *COLUMNS])
+    lines = lines or ["The two sweeps have no task, metric and head in common."]
+    return DescribedTable(table, lines, record_of("head_agreement", a, b, seed_of_halves=seed))
+
+
+def detector_agreement(
+    scores: Mapping[str, HeadScores], *, k: int = 10, n_permutations: int = N_PERMUTATIONS, seed: int = 0
+) -> DescribedTable:
+    """Whether detectors rank the same heads of a layer first: Spearman's correlation and shared top k, by permutation.
+
+    Args:
+        scores: Two or more scores of the heads of one model, by name. A score that falls as a head matters more must
+            be negated before.
+        k: Length of the lists of highest heads.
+        n_permutations: Permutations of the heads within their layers. The smallest p-value is 1 / (1 + this number),
+            before it is multiplied by the number of tests.
+        seed: Seed of the permutations.
+
+    Returns:
+        One row a pair: a, b, n_heads (that have both scores), spearman, expected_spearman (mean over the permutations:
+        what the layers alone explain), p_spearman (one-sided), p_spearman_adjusted (Bonferroni over both tests of all
+        pairs), n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared).
+        Two of which one scores all heads that both have alike have no row, and a sentence says so.
+
+    Raises:
+        UserError: scores of different shapes, or a ``k`` that does not fit.
+    """
+    for name, one in scores.items():
+        arguments.made_by(one, "critical", "scores of heads, such as retrieval_scores returns", f"scores[{name!r}]")
+    n_permutations = arguments.whole("n_permutations", n_permutations, 99)
+    rng = np.random.default_rng(arguments.check(seed=seed)["seed"])
+    rows, lines = [], []
+    for (a, one), (b, other) in combinations(scores.items(), 2):
+        if row := _pair(one, other, k, n_permutations, rng):
+            rows.append({"a": a, "b": b, **row})
+        else:
+            lines.append(f"{a} and {b}: one of them scores all heads alike, which ranks none.")
+    table = pd.DataFrame(rows, columns=OF_DETECTORS)
+    for column in ("p_spearman", "p_shared"):
+        table[f"{column}_adjusted"] = np.minimum(1.0, 2 * len(table) * table[column].astype(float))
+    lines = [_sentence(row, k) for row in table.itertuples()] + lines
+    model = next(iter(scores.values())).record.get("model", {})
+    record = {"made_by": "detector_agreement", "model": model, "detectors": {n: s.name for n, s in scores.items()}}
+    record |= {"k": k, "n_permutations": n_permutations, "seed": seed, "n": {n: s.n for n, s in scores.items()}}
+    return DescribedTable(table, lines, record)
+
+
+def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Both statistics of one pair, and what they are under ``n`` permutations; {} where a score ranks no head."""
+    if one.values.shape != other.values.shape:
+        raise UserError(f"scores have shapes {one.values.shape} and {other.values.shape}; give scores of one model")
+    layers, heads = both = np.nonzero(np.isfinite(one.values) & np.isfinite(other.values))
+    k = arguments.whole("k", k, 1, max(len(heads) - 1, 1), fix=f" ({len(heads)} heads have both scores)")
+    own, rival = (ranks(s.values[both]) for s in (one, other))
+    if not own.any() or not rival.any():
+        return {}
+    # the highest k, equal ones by layer and head as in `HeadScores.top`
+    first, second = (np.isin(np.arange(len(r)), np.argsort(-r, kind="stable")[:k]) for r in (own, rival))
+    orders = within_layers(layers, n, rng)
+    row: dict[str, Any] = {"n_heads": len(heads), "spearman": own @ rival, "n_shared": (first & second).sum()}
+    for name, seen, drawn in (
+        ("spearman", row["spearman"], rival[orders] @ own),
+        ("shared", row["n_shared"], second[orders] @ first.astype(float)),
+    ):
+        row[f"expected_{name}"] = drawn.mean()
+        row[f"p_{name}"] = (1 + (drawn >= seen - 1e-9).sum()) / (1 + n)  # values that differ by rounding are equal
+    return row | {"heads": ", ".join(f"L{layers[i]}.H{heads[i]}" for i in np.flatnonzero(first & second))}
+
+
+def _sentence(row: Any, k: int) -> str:
+    tests = (("ranks", row.p_spearman_adjusted), ("first heads", row.p_shared_adjusted))
+    shown = " and ".join(name for name, p in tests if p < ALPHA)
+    verdict = f"agree within layers in their {shown}" if shown else "do not provably agree within layers"
+    return (
+        f"{row.a} and {row.b} {verdict}: rho = {row.spearman:.2f} over {row.n_heads} heads "
+        f"(by layers alone {row.expected_spearman:.2g}, p = {row.p_spearman_adjusted:.2g}), {row.n_shared} of the "
+        f"first {k} shared (by layers alone {row.expected_shared:.2g}, p = {row.p_shared_adjusted:.2g})."
+    )

@@ -1,0 +1,307 @@
+"""Losses compared: of two tasks, of two models, of closed and open book.
+
+Everything is a `difference` of two means over units (`depthlens.analysis.means`): paired wherever both sides have the
+same questions, with step-down maxT over conditions. Losses in nats are at most 1 a document.
+
+* `critical_overlap`: which conditions are critical under two tasks, and which cost more under one.
+* `compare_models`: where in depth removing a layer costs one model more than another, made for a base model and what
+  distillation made of it (claim C6).
+* `open_book_gain`, `open_book_losses`: a closed-book task asks what only the weights know. Its open-book twin asks the
+  same documents with the facts in the prompt. A layer with a positive difference helps to find the answer in the
+  prompt, a layer with a negative one helps to recall it.
+
+Limits: a model (or task) that scores higher has more to lose, so that a difference in the metric's own unit may only
+say so. Shares (``scale="above_chance"``, ``scale="importance"``, the centre of mass) are free of that where damage is
+in proportion to the score. A model that knows the answer may use it although it could read it, so that an open book is
+not retrieval alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis import questions, stats
+from depthlens.analysis.depth import INTERVAL, critical_by_task, third_losses
+from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.means import Mean, max_t
+from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of
+from depthlens.analysis.stats import ALPHA, BASELINE
+from depthlens.analysis.words import bounds
+from depthlens.errors import UserError
+from depthlens.metrics import ANSWER_LOGPROB, metric_unit
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+ABOVE_FLOOR = "of the score above the floor"
+
+
+def difference(a: Mean, b: Mean, *, min_effect: float = 0.0) -> pd.DataFrame:
+    """One family of values minus another, unit by unit wherever both have the same.
+
+    Args:
+        a: One value a condition.
+        b: Values of the same conditions.
+        min_effect: The smallest difference that is called one.
+
+    Returns:
+        One row a condition: difference, ci_low, ci_high, p_value, p_adjusted (step-down maxT), shown.
+    """
+    gap = a - b
+    p = max_t(gap)
+    shown = (p < ALPHA) & (np.abs(gap.value) > min_effect)
+    return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": shown})
+
+
+def critical_overlap(result: Result) -> DescribedTable:
+    """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
+
+    That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
+    losses is tested instead, by step-down maxT over all conditions that both tasks have: of relative losses, ``loss /
+    (baseline - floor)``, where both tasks have a floor, and in the metric's own unit where both have the same metric
+    without one. The floor is what a broken model scores: chance among options, 0 for a written answer. Where the two
+    differ, a difference has to show with the lower one for both, too: else equal answers would differ by their floors.
+
+    Args:
+        result: A sweep.
+
+    Returns:
+        In `table` one row a pair of tasks that can be judged: task, other, both (critical under both), more_task and
+        more_other (shown to cost more there, and critical there), not_shown (critical under one alone, but no
+        difference is shown), scale (what was compared; "" where the losses have no common scale, and no difference can
+        be shown).
+        Conditions are texts, ``none`` if empty. `describe` begins with the pair that differs most.
+    """
+    rows = []
+    bases = {(row.task, row.metric): row for row in result.baselines.itertuples()}
+    pairs = {label: pair for pair, label in labels(result).items()}
+    for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
+        columns = [result.scores(*pairs[name]).columns for name in (task, other)]
+        names = [name for name in columns[0] if name in columns[1] and name != BASELINE]
+        scores = [scores_of(result, bases[pairs[name]], name, names, np.zeros(len(names))) for name in (task, other)]
+        sides, scale = _shown_sides(*scores)
+        side = dict(zip(names, sides, strict=True))
+        more, less = [c for c in a if side.get(c) == 1], [c for c in b if side.get(c) == -1]
+        alone = [*(c for c in a if c not in b), *(c for c in b if c not in a)]
+        kinds = [c for c in a if c in b], more, less, [c for c in alone if c not in (*more, *less)]
+        rows.append((len(more) + len(less), task, other, *(", ".join(kind) or "none" for kind in kinds), scale))
+    columns = ["n", "task", "other", "both", "more_task", "more_other", "not_shown", "scale"]
+    table = pd.DataFrame(rows, columns=columns)
+    said = (
+        "{task} and {other}: **{n}** conditions are shown to cost more under one of them; under {task}: {more_task}; "
+        "under {other}: {more_other}."
+    )
+    most_first = table.sort_values("n", ascending=False, kind="stable").to_dict("records")
+    lines = [said.format_map(row) for row in most_first]
+    lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
+    return DescribedTable(table[columns[1:]], lines, record_of("critical_overlap", result))
+
+
+def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:
+    """1 for each condition that is shown to cost more in the first, -1 in the second, else 0; and the scale."""
+    if a.floor is not None and b.floor is not None:
+        scale, lower = ABOVE_FLOOR, min(a.floor, b.floor)
+        floors = dict.fromkeys([(a.floor, b.floor), (lower, lower)])
+        losses = [(replace(a, floor=x).relative_loss(), replace(b, floor=y).relative_loss()) for x, y in floors]
+    elif a.metric == b.metric:
+        scale, losses = metric_unit(a.metric) or f"of {a.metric}", [(a.mean_loss(), b.mean_loss())]
+    else:
+        return np.zeros(len(a.layers)), ""
+    tables = [difference(*pair) for pair in losses]
+    sides = np.array([np.sign(table["difference"]) * table["shown"] for table in tables])  # [floors, condition]
+    return np.where((sides == sides[0]).all(0), sides[0], 0), scale
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelComparison(DescribedTable):
+    """Losses of two models by layer, by depth third and by their centre of mass.
+
+    Attributes:
+        table: One row a task and layer, see `layer_differences`.
+        sentences: See `describe`.
+        record: Models, tasks and settings.
+        thirds: One row a task that both models can be judged on, and third: task, third, base, distilled, difference
+            (base minus distilled), ci_low, ci_high.
+        centres: One row a task: task, n, base, distilled (centres as a share of depth, see
+            `depthlens.analysis.scores.Scores.centre`), shift (distilled minus base, above 0 where the losses
+            moved deeper), ci_low, ci_high, unplaced (why there is none: "MODEL: at chance"; "" if there is one).
+    """
+
+    thirds: pd.DataFrame
+    centres: pd.DataFrame
+
+
+def compare_models(base: Result, distilled: Result, *, scale: str = "importance") -> ModelComparison:
+    """Compare the losses of two models under the same layer sweep.
+
+    Args:
+        base: A layer sweep of one model.
+        distilled: The same sweep of the other: same tasks, metrics, documents, conditions and settings.
+        scale: Of ``thirds``: ``score``, ``above_chance`` or ``importance``; see `depthlens.analysis.depth`.
+
+    Returns:
+        The comparison. Its sentences say, for every task, what the whole models score, which layers cost one model
+        more, and whether the centre of the losses moved.
+
+    Raises:
+        UserError: the sweeps differ or are not layer sweeps, or the scale does not fit a metric.
+    """
+    pairs = paired_scores(base, distilled)
+    layers, thirds, centres = layer_differences(base, distilled), [], []
+    for a, b in pairs:
+        if not (a.unusable(scale) or b.unusable(scale)):
+            own, rival = (third_losses(s, scale) for s in (a, b))
+            columns = {"base": own.value, "distilled": rival.value, **(own - rival).columns()}
+            thirds.append(pd.DataFrame({"task": a.label, "third": THIRDS, **columns}))
+        row = {"task": a.label, "n": len(a.documents)}
+        row |= {side: float(s.centre.value) for side, s in (("base", a), ("distilled", b)) if not s.unplaced}
+        row["unplaced"] = "; ".join(f"{s.model}: {s.unplaced}" for s in (a, b) if s.unplaced)
+        centres.append(row | ({} if row["unplaced"] else (b.centre - a.centre).columns("shift")))
+    of_thirds = ["task", "third", "base", "distilled", "difference", *INTERVAL]
+    of_centres = ["task", "n", "base", "distilled", "shift", *INTERVAL, "unplaced"]
+    moved = pd.DataFrame(centres, columns=of_centres)
+    lines = [
+        line for pair, row in zip(pairs, moved.itertuples(), strict=True) for line in _sentences(*pair, layers, row)
+    ]
+    record = record_of("compare_models", base, distilled, scale=scale)
+    by_third = pd.concat([pd.DataFrame(columns=of_thirds), *thirds] if not thirds else thirds, ignore_index=True)
+    return ModelComparison(layers, lines, record, by_third[of_thirds], moved)
+
+
+def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
+    """Loss of base minus loss of distilled for every removed layer: above 0 the base loses more.
+
+    Args:
+        base: See `compare_models`.
+        distilled: See `compare_models`.
+
+    Returns:
+        One row a task and layer: task, layer, n, base, distilled (their losses), difference, ci_low, ci_high, p_value,
+        p_adjusted, proven (by step-down maxT, and above the metric's ``min_effect``), at_chance (the names of
+        models with nothing to lose; no test there).
+
+    Raises:
+        UserError: see `compare_models`.
+    """
+    tables = []
+    for a, b in paired_scores(base, distilled):
+        own, rival = a.mean_loss(), b.mean_loss()
+        columns = {"task": a.label, "layer": a.layers, "n": len(a.base), "base": own.value, "distilled": rival.value}
+        found = difference(own, rival, min_effect=base.metric_info(a.task, a.metric)["min_effect"])
+        table = pd.DataFrame(columns).join(found.rename(columns={"shown": "proven"}))
+        if at_chance := ", ".join(s.model for s in (a, b) if s.at_chance):
+            table = table.assign(p_value=np.nan, p_adjusted=np.nan, proven=False)
+        tables.append(table.assign(at_chance=at_chance))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, centre: Any) -> list[str]:
+    table, own, rival = layers[layers["task"] == a.label], a.sign * a.base, b.sign * b.base
+    change = stats.changes(a.metric, rival - own, a.units)
+    richer = f"; {(b if a.sign * change.value > 0 else a).model} has more to lose, so compare shares"
+    gap = f"{change.value:+.2f} {bounds(*change.interval(), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
+    scores = f"{b.model} scores {rival.mean():.2f} and {a.model} {own.mean():.2f} with nothing removed"
+    lines = [f"{scores}, {gap}{richer if change.p() < ALPHA else ''}."]
+    if at_chance := table["at_chance"].iloc[0]:
+        lines.append(f"{at_chance} at chance, cannot judge which layers matter to one model more.")
+    else:
+        for model, sign in ((b.model, -1), (a.model, 1)):
+            names = [f"L{row.layer}" for row in table.itertuples() if row.proven and sign * row.difference > 0]
+            some = f"**{len(names)} of {len(table)}** layers cost {model} more ({', '.join(names)})."
+            lines.append(some if names else f"no layer is proven to cost {model} more.")
+        lines.append(_moved(a, b, centre))
+    return [f"{a.label}: {line}" for line in lines]
+
+
+def _moved(a: Scores, b: Scores, centre: Any) -> str:
+    if centre.unplaced:
+        return f"{centre.unplaced}, cannot judge whether the losses moved in depth."
+    way = "deeper" if centre.ci_low > 0 else "towards the first layers" if centre.ci_high < 0 else ""
+    what = f"the centre of the losses moved **{way}**" if way else "no proven move of the centre of the losses"
+    places = f"from {centre.base:.2f} of depth in {a.model} to {centre.distilled:.2f} in {b.model}"
+    return f"{what}, {places}: {centre.shift:+.3f} {bounds(centre.ci_low, centre.ci_high, '+.3f')}."
+
+
+def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
+    """How much better the whole model scores open-book than closed-book.
+
+    Args:
+        result: A sweep of both tasks.
+        closed: The closed-book task.
+        opened: The open-book task.
+
+    Returns:
+        One row a metric that both have: metric, closed, opened (mean scores), difference (mean change), ci_low,
+        ci_high, p_value, n. It is described by one sentence a metric.
+
+    Raises:
+        UserError: an unknown task, or two that were asked other documents.
+    """
+    rows, lines = [], []
+    for metric in _shared(result, closed, opened):
+        without, with_book = (table[BASELINE].to_numpy() for table in _paired(result, closed, opened, metric))
+        change = stats.changes(metric, with_book - without, questions.units(result, closed).to_numpy())
+        row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
+        rows.append(row | change.columns())
+        unit = " nats of the right answer, at most 1 a question" if metric == ANSWER_LOGPROB else f" of {metric}"
+        amount = f"**{change.value:+.2f}** {bounds(*change.interval(), '+.2f')}{unit} (n = {len(without)})"
+        proven = "" if change.p() < ALPHA else ", not proven"
+        lines.append(f"The facts in the prompt change the whole model's score by {amount}{proven}.")
+    table = pd.DataFrame(rows, columns=["metric", "closed", "opened", "difference", *INTERVAL, "p_value", "n"])
+    return DescribedTable(table, lines, record_of("open_book_gain", result, closed=closed, opened=opened))
+
+
+def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANSWER_LOGPROB) -> DescribedTable:
+    """How much more each condition costs open-book than closed-book.
+
+    Args:
+        result: A sweep of both tasks.
+        closed: The closed-book task.
+        opened: The open-book task.
+        metric: A metric of both whose higher values are better.
+
+    Returns:
+        One row a condition: condition, layer, closed and opened (mean losses), difference (opened minus closed),
+        ci_low, ci_high, p_value, p_adjusted (step-down maxT), n. It is described by two sentences: the layers that cost
+        more open-book, and those that cost more closed-book.
+
+    Raises:
+        UserError: see `open_book_gain`; or the tasks do not have the metric in common.
+    """
+    if metric not in _shared(result, closed, opened):
+        raise UserError(f"tasks {closed} and {opened} have no metric {metric!r} in common; sweep with measure='both'")
+    tables, units = _paired(result, closed, opened, metric), questions.units(result, closed).to_numpy()
+    names = [name for name in tables[0] if name != BASELINE and name in tables[1]]
+    losses = [table[[BASELINE]].to_numpy() - table[names].to_numpy() for table in tables]  # [document, condition]
+    without, with_book = (stats.changes(metric, loss, units) for loss in losses)
+    found = difference(with_book, without)
+    layers = result.docs.drop_duplicates("condition").set_index("condition").loc[names, "layer"]
+    columns = {"closed": without.value, "opened": with_book.value, **found.drop(columns="shown"), "n": len(tables[0])}
+    table = layers.astype("Int64").reset_index().assign(**columns)
+    more, less = (
+        ", ".join(table.loc[found["shown"] & (np.sign(found["difference"]) == side), "condition"]) or "none"
+        for side in (1, -1)
+    )
+    lines = [
+        f"Layers that cost more open-book: {more}. The open book has more to lose, so that a layer which breaks the "
+        "model costs more there, too.",
+        f"Layers that cost more closed-book: {less}.",
+    ]
+    record = record_of("open_book_losses", result, closed=closed, opened=opened, metric=metric)
+    return DescribedTable(table, lines, record)
+
+
+def _shared(result: Result, closed: str, opened: str) -> list[str]:
+    """The metrics that both tasks have."""
+    first, second = (list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened))
+    return [metric for metric in first if metric in second]
+
+
+def _paired(result: Result, closed: str, opened: str, metric: str) -> list[pd.DataFrame]:
+    """Scores of both tasks, each documents x conditions."""
+    return questions.paired(result, (closed, opened), [result.scores(task, metric) for task in (closed, opened)])

@@ -1,0 +1,142 @@
+"""What a result says: its sentences and notes, and what notebooks and the command line show of it.
+
+The damage comes first, and every metric has a fair share of the rows that are shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis import block_losses, depth, head_effects, written_answers
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
+from depthlens.analysis.words import estimate
+from depthlens.errors import UserError
+
+if TYPE_CHECKING:
+    from depthlens.analysis.results import Result
+
+ROWS = 12
+_ROUNDED = 0.005
+_COLUMNS = ["condition", *GROUP, "n", "value", "delta", "bounded", "ci_low", "ci_high", "p_adjusted"]
+
+
+def describe(result: Result) -> list[str]:
+    """Sentences on heads, on blocks or on critical conditions, and on unreadable answers; model by model."""
+    models = result.docs["model"].unique()
+    if len(models) > 1:
+        return [f"{model}, {line}" for model in models for line in describe(result.select(models=model))]
+    rows = result.docs.loc[result.docs["condition"] != BASELINE, ["condition", "head"]].drop_duplicates()
+    if len(rows) and rows["head"].notna().all():
+        lines = head_effects.describe_heads(result)
+    elif rows["condition"].str.fullmatch(r"L\d+-\d+").any():
+        lines = block_losses.describe_blocks(result)
+    else:
+        lines = depth.describe_critical(result)
+    return lines + written_answers.describe(result)
+
+
+def sentence(result: Result, row: Any) -> str:
+    """What one condition costs, in plain words.
+
+    Args:
+        result: The result.
+        row: Of its `depthlens.Result.losses`.
+    """
+    several = result.docs["model"].nunique() > 1
+    if row.at_chance:
+        return f"{row.condition}: {cannot_judge(row, several=several)}."
+    where = f"{row.metric} of {row.task}{f' ({row.model})' if several else ''}"
+    if row.p_adjusted < ALPHA:
+        fall = row.bounded < 0
+        ends = (-row.ci_high, -row.ci_low) if fall else (row.ci_low, row.ci_high)
+        text = f"{where} {'falls' if fall else 'rises'} by {estimate(abs(row.bounded), *ends, '.2g')}"
+        few = ""
+    else:
+        text = f"no change of {where} is shown: {estimate(row.bounded, row.ci_low, row.ci_high, '.2g')}"
+        needed = result.needed_documents[row.model, row.task, row.metric]
+        few = f"; about {needed} documents would show a loss of {LOSS_THAT_MATTERS}" if needed else ""
+    text = f"{row.condition}: {text} (p_adjusted = {row.p_adjusted:.2g}{few})."
+    if abs(row.delta - row.bounded) > _ROUNDED:
+        text += f" Without the limit of 1 nat a document the change is {row.delta:+.2g}."
+    return text + written_answers.unreadable(result, row)
+
+
+def notes(result: Result) -> list[str]:
+    """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
+    several = result.docs["model"].nunique() > 1
+    rows = list(result.baselines.itertuples())
+    lines = [cannot_judge(row, several=several) for row in rows if row.at_chance]
+    for row in rows:
+        if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
+            what = f"about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} of samples"
+            lines.append(f"{_name(row, several)}: {what}, and here are {row.n}")
+    lines += [*written_answers.notes(result), *dict.fromkeys(_cut_prompts(result.record))]
+    if count := result.record.get("selected_conditions"):
+        lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
+    for task, about in result.record.get("tasks", {}).items():
+        skipped = about.get("skipped_metrics", {})
+        lines += [f"{task}: metric {metric} {why} and is left out" for metric, why in skipped.items()]
+    return lines
+
+
+def cannot_judge(row: Any, *, several: bool) -> str:
+    """Why nothing can be concluded from a task at chance.
+
+    Args:
+        row: Of `depthlens.Result.baselines`.
+        several: Whether there are several models, so that the model has to be named.
+    """
+    why = "nothing to lose" if math.isnan(row.chance) else f"chance {row.chance:.2g}, p = {row.p_chance:.2g}"
+    return f"{_name(row, several)} is at chance: cannot judge (baseline {row.baseline:.2g}, {why}, n = {row.n})"
+
+
+def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
+    """What to show of a result: see `depthlens.analysis.findings.Finding.display`.
+
+    The table has, group by group (model, task and metric), the baseline and the worst losses; the lines say how much is
+    left out, and what limits the conclusions.
+    """
+    summary = result.summary
+    try:
+        losses, limits = result.losses()[[*GROUP, "condition", "loss"]], result.notes
+    except UserError as error:  # an incomplete record must not hide the table
+        return str(error), summary[_COLUMNS].head(ROWS), []
+    table = summary.merge(losses, how="left").fillna({"loss": np.inf})
+    group = table.groupby(GROUP, sort=False).ngroup()
+    order = np.lexsort((-table["delta"].abs(), -table["loss"], group))  # the baseline of each group is the first
+    table = table.iloc[order]
+    # a fair share: the first row of every group, then the second of every group, and so on
+    turn, n_rows = table.groupby(GROUP, sort=False).cumcount(), max(ROWS, min(2 * (group.max() + 1), 2 * ROWS))
+    left = len(table) - n_rows
+    table = table.loc[table.index.isin(turn.sort_values(kind="stable").index[:n_rows]), _COLUMNS]
+    if table["bounded"].round(3).equals(table["delta"].round(3)):
+        table = table.drop(columns="bounded")
+    table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
+    lines = [f"{left} more rows in result.summary"] if left > 0 else []
+    lines += [*limits[:ROWS], *([f"{len(limits) - ROWS} more notes in result.notes"] if len(limits) > ROWS else [])]
+    counts = {c: summary[c].nunique() for c in ("model", "task", "metric", "condition")}
+    sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
+    head = f"Result of {sizes}; worst loss of each task and metric first"
+    return head, table, lines
+
+
+def _name(row: Any, several: bool) -> str:
+    return f"{row.task} {row.metric}" + (f" of {row.model}" if several else "")
+
+
+def _cut_prompts(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
+    """One line per task whose prompts were cut, of a result's record and of those it was joined from."""
+    parts = record.get("parts", ())
+    several = several or len({str(part.get("model")) for part in parts}) > 1
+    for part in parts:
+        yield from _cut_prompts(part, several=several)
+    for task, entry in () if parts else record.get("tasks", {}).items():
+        if n := entry.get("n_truncated"):
+            of = f" of {record['model']['name']}" if several and "model" in record else ""
+            lost = f"lost up to {entry['max_tokens_cut']} tokens at their left end"
+            yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"

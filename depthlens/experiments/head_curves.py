@@ -1,0 +1,261 @@
+"""The causal check of a list of heads: remove its first k together, or keep them alone, and score what is left.
+
+**Random lists.** A list matters where its curve differs from that of equally many random heads *of the same layers*;
+otherwise any heads of these layers would do. For every list, ``n_draws`` rivals are drawn. Each matches the list
+position by position (same layer), so that its first k are nested as those of the list are. It is drawn uniformly from
+*all* heads of these layers, those of the list included, so that the list is exchangeable with its rivals where nothing
+distinguishes its heads. All conditions of all lists are scored in one sweep, on the same documents.
+
+The list must come from other documents than those of the curve, because a list that was chosen on them looks worse than
+random for that alone; `depthlens.analysis.halves` gives two sets of documents.
+
+**Removal** asks whether heads are necessary. The band is the range of all draws at each k. The verdict is a rank test
+over the whole curve: the mean over k of the list against that of its draws, one-sided, p = (1 + number of draws at or
+below it) / (1 + n_draws), which is exact (Phipson and Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39). With 19 draws or
+fewer, p cannot be below 0.05. Where the layers have few heads, the list itself is often drawn; ``smallest_p`` of the
+tests says what p can then be expected.
+
+**Sufficiency** asks whether they are enough: only the first k are kept, all others are at their mean. Faithfulness of k
+kept heads is the share of what heads do for the score that is left,
+
+    f(k) = (m(kept) - m(none)) / (m(all) - m(none)),
+
+with m(none) the score where every head is at its mean (`@mean`), and m(all) that of the whole model. f is 0 where none
+is kept and 1 where all are. Its areas over the share of heads kept are **CPR**, the area under f, high where few heads
+restore the score, and **CMD**, the area between f and 1, low where they restore it and not more. CPR is ranked among
+those of the draws. Source: Mueller et al. 2025, MIB: A Mechanistic Interpretability Benchmark, arXiv 2504.13151. Theirs
+keeps edges or nodes and MLPs among them; here MLPs stay as they are, and only heads are kept or put at their mean.
+
+It misleads where the score without any head is not proven to be lower than the whole model's, because there is nothing
+to restore: such tasks are not judged. A list may be sufficient only together with MLPs that compensate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import comb
+from random import Random
+from typing import Any, Unpack
+
+from depthlens import arguments
+from depthlens.ablations import Ablation, Condition, Dims, Head, heads_condition
+from depthlens.analysis import removal_curve as removal
+from depthlens.analysis import sufficiency
+from depthlens.analysis.results import Result
+from depthlens.errors import UserError, unknown
+from depthlens.experiments.options import EvalOptions, settled
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.metrics import ANSWER_LOGPROB
+from depthlens.models.lens import Lens, one_thread
+
+MIN_DRAWS = 10
+SUFFIXES = ("", "[1:]", "@mean")
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of all heads, as in MIB from its fourth on: heads are fewer than edges
+Lists = dict[str, list[Head]]
+
+
+@one_thread
+def removal_curve(
+    lens: Lens,
+    tasks: str | Sequence[str],
+    lists: dict[str, Sequence[Head]],
+    *,
+    k: int | Sequence[int] = 8,
+    n_draws: int = 20,
+    metric: str | None = None,
+    suffix: str = "",
+    **options: Unpack[EvalOptions],
+) -> removal.RemovalCurve:
+    """Score tasks as the first k heads of each list are removed together, against random heads of the same layers.
+
+    Args:
+        lens: A loaded model.
+        tasks: One lm-eval task or several.
+        lists: Heads as (layer, head), most important first, by name; see `HeadScores.top`.
+        k: Remove 1, 2, ... up to so many; or the numbers themselves.
+        n_draws: Random rivals of each list; at least 10.
+        metric: Which metric of the tasks, where they have several; None takes each task's first.
+        suffix: How heads are removed, as it stands behind them in a condition: "" sets their z to zero, ``[1:]`` spares
+            the first token, ``@mean`` puts the mean in its place (see `condition_sweep`).
+        options: `EvalOptions`; ``measure="both"`` gives the task's metric and nats, and ``seed`` is also that of the
+            draws.
+
+    Raises:
+        UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
+            few draws; or anything that the sweep refuses.
+    """
+    if suffix not in SUFFIXES:
+        raise unknown("suffix", suffix, SUFFIXES)
+    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": suffix}
+    return removal.assemble(*_swept(lens, tasks, lists, options, **how))
+
+
+@one_thread
+def sufficiency_curve(
+    lens: Lens,
+    tasks: str | Sequence[str],
+    lists: dict[str, Sequence[Head]],
+    *,
+    k: int | Sequence[int] | None = None,
+    n_draws: int = 20,
+    metric: str | None = None,
+    **options: Unpack[EvalOptions],
+) -> sufficiency.SufficiencyCurve:
+    """Score tasks with only the first k heads of each list, all others at their mean, against random lists.
+
+    Args:
+        lens: A loaded model.
+        tasks: One lm-eval task or several.
+        lists: Heads as (layer, head), most important first, by name; rank many, e.g. by ``HeadScores.top``.
+        k: Keep 1, 2, ... up to so many; or the numbers themselves; None: 1, 2, 5, 10, 20 and 50% of all heads, as far
+            as the shortest list goes. Areas are exact only as far as these numbers reach: between the last one and all
+            heads a straight line is assumed.
+        n_draws: Random lists beside each list; at least 10.
+        metric: Which metric of the tasks, where they have several; None takes each task's first.
+        options: `EvalOptions`; ``measure`` is ``task`` or ``answer_logprob``, and ``seed`` also that of the draws.
+
+    Raises:
+        UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
+            few draws; or anything that the sweep refuses.
+    """
+    if options.get("measure") == "both":
+        raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
+    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "keep": True}
+    return sufficiency.assemble(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
+
+
+def _swept(
+    lens: Lens,
+    tasks: str | Sequence[str],
+    lists: dict[str, Sequence[Head]],
+    options: EvalOptions,
+    *,
+    k: int | Sequence[int] | None,
+    n_draws: int,
+    metric: str | None,
+    keep: bool = False,
+    suffix: str = "",
+) -> tuple[Result, dict[str, list[list[str]]], dict[str, Any]]:
+    """The sweep of lists and their random lists; conditions by list, for it and then each draw, by k; the record."""
+    arguments.loaded(lens)
+    settings, dims = settled(options), lens.dims
+    n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
+    n_all = dims.n_layers * dims.n_heads
+    ks, chosen = _sizes(k, _checked(lens, lists), n_all)
+    draws: dict[str, list[list[Head]]] = {}
+    for name, heads in chosen.items():
+        random = Random(f"{'sufficiency' if keep else 'removal'} {settings['seed']} {name}")
+        draws[name] = [same_layers(heads, dims.n_heads, random) for _ in range(n_draws)]
+
+    def named(heads: list[Head]) -> str:
+        return str(keep_only(heads, dims) if keep else heads_condition(heads, suffix))
+
+    conditions = {
+        name: [[named(order[:n]) for n in ks] for order in (heads, *draws[name])] for name, heads in chosen.items()
+    }
+    every = [c for orders in conditions.values() for order in orders for c in order]
+    every = [named([]), *every] if keep else every
+    result = _one_metric(condition_sweep(lens, tasks, list(dict.fromkeys(every)), **options), metric)
+    record = {**result.record, "k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws}
+    if keep:
+        return result, conditions, record | {"n_heads": n_all}
+    counts = {name: n_lists(heads, ks, dims.n_heads) for name, heads in chosen.items()}
+    return result, conditions, record | {"suffix": suffix, "n_lists": counts}
+
+
+def _checked(lens: Lens, lists: dict[str, Sequence[Head]]) -> Lists:
+    """Lists by name, each of heads that the model has, none of them twice.
+
+    Raises:
+        UserError: no list, or one with a head twice or one that the model does not have.
+    """
+    if not isinstance(lists, dict) or not lists:
+        raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
+    found = {name: arguments.heads(f"list {name!r}", heads) for name, heads in lists.items()}
+    for heads in found.values():
+        heads_condition(heads).validate(lens.dims)
+    return found
+
+
+def _sizes(k: int | Sequence[int] | None, lists: Lists, n_all: int) -> tuple[list[int], Lists]:
+    """How many heads are taken, and these of each list: 1 to ``k``, or the numbers themselves; None: `SHARES`.
+
+    Raises:
+        UserError: not a whole number from 1, or several; or more than a list has.
+    """
+    name = min(lists, key=lambda name: len(lists[name]))
+    shortest = len(lists[name])
+    if k is None:
+        ks = sorted({min(max(1, round(share * n_all)), n_all - 1, shortest) for share in SHARES})
+    else:
+        given: Any = arguments.plain(k)
+        several = isinstance(given, list | tuple) and len(given) > 0
+        ks = sorted({arguments.whole("k", n, 1) for n in (given if several else [given])})
+        ks = ks if several else list(range(1, ks[0] + 1))
+    if ks[-1] > shortest:
+        raise UserError(f"list {name!r} has {shortest} heads; k goes up to {ks[-1]}")
+    return ks, {name: heads[: ks[-1]] for name, heads in lists.items()}
+
+
+def keep_only(kept: Sequence[Head], dims: Dims) -> Condition:
+    """The condition under which every head but those ``kept`` is at its mean.
+
+    A layer without any of them is one ablation of its attention, since the output projection is linear and so the mean
+    of what attention adds is the projected mean of z; a KV group likewise.
+
+    Raises:
+        UserError: a head that the model does not have.
+    """
+    kept = [*dict.fromkeys(kept)]
+    Condition(tuple(Ablation(layer, "head", head) for layer, head in kept)).validate(dims)
+    others: list[Ablation] = []
+    for layer in range(dims.n_layers):
+        own = {head for at, head in kept if at == layer}
+        if not own:
+            others.append(Ablation(layer, "attn", mode="mean"))
+            continue
+        for group in range(dims.n_kv_heads):
+            heads = dims.query_heads(group)
+            if own.isdisjoint(heads) and len(heads) > 1:
+                others.append(Ablation(layer, "kv", group, "mean"))
+            else:
+                others += [Ablation(layer, "head", head, "mean") for head in heads if head not in own]
+    return Condition(tuple(others))
+
+
+def same_layers(heads: Sequence[Head], n_heads: int, random: Random) -> list[Head]:
+    """A random list matched to a list position by position: of the same layer, from all heads of that layer.
+
+    The list itself is one of the possible draws. So where it does not matter which heads of a layer are named, the list
+    and its draws are exchangeable, and the rank of the list among them is a test.
+    """
+    counts = Counter(layer for layer, _ in heads)
+    order = {layer: random.sample(range(n_heads), count) for layer, count in sorted(counts.items())}
+    return [(layer, order[layer].pop()) for layer, _ in heads]
+
+
+def n_lists(heads: Sequence[Head], ks: Sequence[int], n_heads: int) -> int:
+    """How many different curves can be drawn for a list: in each layer, the ways to choose heads for each step of k."""
+    ways = 1
+    for layer in {layer for layer, _ in heads}:
+        left = n_heads
+        for start, end in zip([0, *ks[:-1]], ks, strict=True):
+            size = sum(la == layer for la, _ in heads[start:end])
+            ways, left = ways * comb(left, size), left - size
+    return ways
+
+
+def _one_metric(result: Result, metric: str | None) -> Result:
+    """The metric that is named, or each task's own first, and `answer_logprob` beside it where it was measured.
+
+    Raises:
+        UserError: a task does not have it.
+    """
+    if metric is None:
+        return result.primary(with_logprob=True)
+    selected = result.select(metrics=metric)
+    if lost := set(result.docs["task"]) - set(selected.docs["task"]):
+        raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
+    both = {*selected.docs["metric"], *({ANSWER_LOGPROB} & set(result.docs["metric"]))}
+    return result.select(metrics=list(both))
