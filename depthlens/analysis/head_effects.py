@@ -46,10 +46,10 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     arrays = [np.full((dims["n_layers"], dims["n_heads"]), blank) for blank in (np.nan, np.nan, np.nan, False)]
     for array, column in zip(arrays, ("loss", "loss_low", "loss_high", "critical"), strict=True):
         array[tuple(np.transpose(list(heads)))] = rows[column]
-    *values, critical = arrays
+    values, low, high, critical = arrays
     kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name, n = f"{kind} of {metric}, {task}", int(rows["n"].max())
-    return HeadScores(name, loss_unit(metric), *values, n, critical, chosen.record)
+    return HeadScores(name, loss_unit(metric), values, low, high, n, critical, chosen.record)
 
 
 def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:
