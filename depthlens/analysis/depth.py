@@ -107,7 +107,7 @@ def centre_of_mass(result: Result) -> DescribedTable:
         lines.append(f"{scores.label}: {said.format_map(row)}.")
     for a, b in itertools.combinations([scores for scores in every if not scores.unplaced], 2):
         gap = a.centre - b.centre
-        low, high = gap.interval()
+        low, high = map(float, gap.interval())
         side = "" if low <= 0 <= high else "**deeper** than" if gap.value > 0 else "**less deep** than"
         side = side or "not proven to be deeper or less deep than"
         amount = f"{gap.value:+.3f} {bounds(low, high, '+.3f')} of depth"

@@ -204,7 +204,7 @@ def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, centre: Any) -> list[
     table, own, rival = layers[layers["task"] == a.label], a.sign * a.base, b.sign * b.base
     change = stats.changes(a.metric, rival - own, a.units)
     richer = f"; {(b if a.sign * change.value > 0 else a).model} has more to lose, so compare shares"
-    gap = f"{change.value:+.2f} {bounds(*change.interval(), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
+    gap = f"{change.value:+.2f} {bounds(*map(float, change.interval()), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
     scores = f"{b.model} scores {rival.mean():.2f} and {a.model} {own.mean():.2f} with nothing removed"
     lines = [f"{scores}, {gap}{richer if change.p() < ALPHA else ''}."]
     if at_chance := table["at_chance"].iloc[0]:
@@ -249,7 +249,7 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
         rows.append(row | change.columns())
         unit = " nats of the right answer, at most 1 a question" if metric == ANSWER_LOGPROB else f" of {metric}"
-        amount = f"**{change.value:+.2f}** {bounds(*change.interval(), '+.2f')}{unit} (n = {len(without)})"
+        amount = f"**{change.value:+.2f}** {bounds(*map(float, change.interval()), '+.2f')}{unit} (n = {len(without)})"
         proven = "" if change.p() < ALPHA else ", not proven"
         lines.append(f"The facts in the prompt change the whole model's score by {amount}{proven}.")
     table = pd.DataFrame(rows, columns=["metric", "closed", "opened", "difference", *INTERVAL, "p_value", "n"])

@@ -176,7 +176,8 @@ def anytime_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:
         gains = (np.log1p(scaled[:, None] * BETS) * times[:, None]).sum(0)
         return float(log_capital(gains)) - math.log(2 / alpha)
 
-    inside, ends = float(np.clip(values.mean(), -1 + 1e-9, 1 - 1e-9)), []
+    inside = float(np.clip(values.mean(), -1 + 1e-9, 1 - 1e-9))
+    ends: list[float] = []
     for sign in (1, -1):
         outside = -sign * (1 - 1e-9)
         refuted = evidence(outside, sign) >= 0

@@ -80,9 +80,9 @@ def agreement(losses: Mapping[str, pd.DataFrame], *, seed: int = 0) -> list[dict
     rows = []
     for (name, a), (other, b) in itertools.combinations(losses.items(), 2):
         if len(parts := a.columns.intersection(b.columns, sort=None)):
-            values = [table[parts].to_numpy(dtype=float) for table in (a, b)]
-            values[1] = values[1] if len(b) > 1 else values[1][0]
-            found = correlate(*values, parts.get_level_values(0).to_numpy(), seed=seed)
+            own, rival = (table[parts].to_numpy(dtype=float) for table in (a, b))
+            layers = parts.get_level_values(0).to_numpy()
+            found = correlate(own, rival if len(b) > 1 else rival[0], layers, seed=seed)
             rows.append({"a": name, "b": other, "words": in_words(found), **found._asdict()})
     return rows
 

@@ -72,7 +72,7 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
         rows[["site", "first", "last"]] = pd.DataFrame([_stretch(c) for c in conditions], index=rows.index)
         for end in ("low", "high"):
             rows[f"value_{end}"] = (rows["baseline"] + rows[f"ci_{end}"]).clip(*ends)
-        found = dict.fromkeys(("recovered", "ci_low", "ci_high"), np.nan) if no_gap else share.columns("recovered")
+        found = (share * np.nan if no_gap else share).columns("recovered")
         tables.append(rows.assign(**found).astype({"first": "Int64", "last": "Int64"})[COLUMNS])
     table = pd.concat(tables, ignore_index=True)
     return DescribedTable(table, _sentences(table), record_of("transplant_recovery", result, donor))

@@ -56,7 +56,7 @@ class TestBlockSweep:
         (line,) = (found for found in block_losses.describe_blocks(few) if "(acc)" in found)
         assert line.endswith(
             "none of 11 blocks of up to 2 layers is shown to cost less than 0.05 of the score above chance, and none "
-            "to cost anything (n = 4)."
+            "of them to cost anything (n = 4)."
         )
 
 
