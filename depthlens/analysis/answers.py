@@ -51,8 +51,8 @@ def answers(result: Result, condition: str, change: str = BROKEN, *, task: str |
     if task is not None:
         result = result.select(tasks=task)
     documents.only(result.docs, "condition", condition)
-    rows = result.primary().baselines[["task", "metric"]].itertuples(index=False, name=None)
-    found = pd.concat([_of_task(result, *row, condition) for row in rows], ignore_index=True)
+    rows = result.primary().baselines.itertuples()
+    found = pd.concat([_of_task(result, row.task, row.metric, condition) for row in rows], ignore_index=True)
     return found if change == ALL else found[found["change"] == change].reset_index(drop=True)
 
 

@@ -31,7 +31,7 @@ from depthlens.analysis.findings import DescribedTable, record_of
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of
 from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.analysis.words import bounds
+from depthlens.analysis.words import bounds, estimate
 from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, metric_unit
 
@@ -204,7 +204,8 @@ def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, centre: Any) -> list[
     table, own, rival = layers[layers["task"] == a.label], a.sign * a.base, b.sign * b.base
     change = stats.changes(a.metric, rival - own, a.units)
     richer = f"; {(b if a.sign * change.value > 0 else a).model} has more to lose, so compare shares"
-    gap = f"{change.value:+.2f} {bounds(*map(float, change.interval()), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
+    low, high = change.interval()
+    gap = f"{estimate(float(change.value), float(low), float(high), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
     scores = f"{b.model} scores {rival.mean():.2f} and {a.model} {own.mean():.2f} with nothing removed"
     lines = [f"{scores}, {gap}{richer if change.p() < ALPHA else ''}."]
     if at_chance := table["at_chance"].iloc[0]:
@@ -249,7 +250,8 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
         rows.append(row | change.columns())
         unit = " nats of the right answer, at most 1 a question" if metric == ANSWER_LOGPROB else f" of {metric}"
-        amount = f"**{change.value:+.2f}** {bounds(*map(float, change.interval()), '+.2f')}{unit} (n = {len(without)})"
+        low, high = change.interval()
+        amount = f"**{change.value:+.2f}** {bounds(float(low), float(high), '+.2f')}{unit} (n = {len(without)})"
         proven = "" if change.p() < ALPHA else ", not proven"
         lines.append(f"The facts in the prompt change the whole model's score by {amount}{proven}.")
     table = pd.DataFrame(rows, columns=["metric", "closed", "opened", "difference", *INTERVAL, "p_value", "n"])

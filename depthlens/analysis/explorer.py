@@ -59,8 +59,8 @@ class Explorer:
             critical = self.result.primary().critical()
         marked = set(critical[["task", "condition"]].itertuples(index=False, name=None))
         losses = self.result.primary().losses()
-        pairs = self.result.primary().baselines[["task", "metric", "baseline"]].itertuples(index=False, name=None)
-        tasks = [_task(self.result, *pair, losses[losses["task"] == pair[0]], marked) for pair in pairs]
+        rows = self.result.primary().baselines.itertuples()
+        tasks = [_task(self.result, row, losses[losses["task"] == row.task], marked) for row in rows]
         scale = max(0.3, float(losses["loss"].abs().max()))
         return {"tasks": tasks, "scale": scale, "start": _start(losses, marked, tasks)}
 
@@ -70,7 +70,7 @@ class Explorer:
         import anywidget  # only where there is a notebook
         import traitlets
 
-        class Widget(anywidget.AnyWidget):  # type: ignore[misc]
+        class Widget(anywidget.AnyWidget):
             _esm, _css = SCRIPT, STYLE
             data = traitlets.Dict().tag(sync=True)
             state = traitlets.Dict().tag(sync=True)
@@ -148,9 +148,8 @@ def page(result: Result, title: str) -> str:
     )
 
 
-def _task(
-    result: Result, task: str, metric: str, score: float, losses: pd.DataFrame, critical: set[tuple[str, str]]
-) -> dict[str, Any]:
+def _task(result: Result, row: Any, losses: pd.DataFrame, critical: set[tuple[str, str]]) -> dict[str, Any]:
+    task, metric, score = row.task, row.metric, row.baseline
     values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
     conditions = [BASELINE, *(name for name in values if name != BASELINE)]
     values, texts = values[conditions], texts[conditions]

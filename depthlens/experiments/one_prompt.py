@@ -174,7 +174,7 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
             found.append(values.cpu())
     says, probability, entropies = (torch.stack(found).numpy() for found in columns)
     words = np.vectorize(lambda token: lens.tokenizer.decode([int(token)]), otypes=[object])(says)
-    return LogitLens(tuple(lens.tokenizer.decode([t]) for t in tokens), words, probability, entropies)
+    return LogitLens(_words(lens, tokens), words, probability, entropies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,13 +217,13 @@ def attention(lens: Lens, text: str, heads: str | Sequence[Any] | None = None) -
     places = {name: i for i, name in enumerate(chosen)}
     pattern = np.zeros((len(chosen), len(tokens), len(tokens)), dtype=np.float32)
 
-    def see(layer: int, _: int, of_layer: torch.Tensor) -> None:
+    def see(layer: int, of_layer: torch.Tensor, _: torch.Tensor) -> None:
         for head, values in enumerate(of_layer):
             if (at := places.get(f"L{layer}.H{head}")) is not None:
                 pattern[at] = values.cpu()
 
-    attention_patterns.read(lens, [tokens], [range(len(tokens))], see)
-    return Attention(tuple(lens.tokenizer.decode([t]) for t in tokens), tuple(chosen), pattern)
+    attention_patterns.read(lens, tokens, range(len(tokens)), see)
+    return Attention(_words(lens, tokens), tuple(chosen), pattern)
 
 
 def _heads(lens: Lens, asked: Any) -> list[str]:
@@ -235,6 +235,10 @@ def _heads(lens: Lens, asked: Any) -> list[str]:
     return (
         [text] if part.site == "head" else [f"L{part.layer}.H{head}" for head in lens.dims.indices("head", part.layer)]
     )
+
+
+def _words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
+    return tuple(str(lens.tokenizer.decode([token])) for token in tokens)
 
 
 def _tokens(lens: Lens, text: str) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ def patch(
     conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
     found, differences = [], []
     for row, asked in zip(rows, answers, strict=True):
-        continuations = [_ids(lens, row[0], text) for text in asked] if asked else _likeliest(lens, row)
+        continuations = [_ids(lens, str(text)) for text in asked] if asked else _likeliest(lens, row)
         source, target = row if direction == RESTORE else row[::-1]
         sites = {ACTS_ON[condition.ablations[0].site] for condition in single}
         engine = Engine(
@@ -141,7 +141,7 @@ def patch(
     if (table["clean"] <= table["corrupted"]).any():
         at = int((table["clean"] <= table["corrupted"]).idxmax())
         raise UserError(f"pair {at}: the clean prompt does not make its answer likelier; give other answers or prompts")
-    tokens = [lens.tokenizer.decode([t]) for t in rows[0][0 if direction == BREAK else 1]]
+    tokens = [str(lens.tokenizer.decode([t])) for t in rows[0][0 if direction == BREAK else 1]]
     effect = means.mean(np.stack(found), bounded=False)
     return Patching(effect, tuple(map(str, single)), tuple(tokens), table, direction)
 
@@ -169,7 +169,7 @@ def _at(condition: Condition, position: int) -> Condition:
     return Condition((replace(part, mode="resample", start=position, stop=position + 1),))
 
 
-def _ids(lens: Lens, prompt: Sequence[int], answer: str) -> tuple[int, ...]:
+def _ids(lens: Lens, answer: str) -> tuple[int, ...]:
     ids = tuple(lens.tokenizer(answer, add_special_tokens=False).input_ids)
     if not ids:
         raise UserError(f"answer {answer!r} has no tokens; give some text")
@@ -180,7 +180,7 @@ def _likeliest(lens: Lens, row: tuple[tuple[int, ...], ...]) -> list[tuple[int, 
     import torch
 
     engine = Engine(lens, progress=False)
-    found = []
+    found: list[tuple[int, ...]] = []
     for tokens in row:
         ids = torch.tensor([tokens], device=lens.device)
         (logits,), _ = engine.backend.forward(ids, torch.ones_like(ids), [BASELINE], positions=[[len(tokens) - 1]])
