@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from depthlens.analysis.races import UNDECIDED, Evidence
-from depthlens.experiments.race import wave_end
+from depthlens.experiments.race import FIRST_WAVE, GROWTH
 
 MARGIN, ALPHA = 0.1, 0.05
 RIGHT = 0.7  # of the documents, without any removal
@@ -25,6 +25,11 @@ def binary(
     right = rng.random((n, 1)) < RIGHT
     drawn = rng.random((n, 1 if shared else len(mean)))
     return np.where(right, drawn < lost, -(drawn < won).astype(float))
+
+
+def wave_end(n_seen: int) -> int:
+    """Documents that have come after the next wave, where so many came before."""
+    return n_seen + max(FIRST_WAVE, n_seen // GROWTH)
 
 
 def race(losses: np.ndarray, next_wave: Callable[[int], int] = wave_end) -> tuple[list[str], np.ndarray]:

@@ -70,9 +70,7 @@ def holds(truth, matters, claim):
     return {SHOWN, SIGN} if size >= matters else {SIGN, SMALLER} if size > 0 else {SMALLER, REVERSED}
 
 
-@pytest.mark.parametrize(
-    ("claim", "never"), [(AT_LEAST, set()), (UNDER, {SIGN, SMALLER}), (MOVED, {REVERSED})], ids=str
-)
+@pytest.mark.parametrize(("claim", "never"), [(AT_LEAST, ()), (UNDER, (SIGN, SMALLER)), (MOVED, (REVERSED,))])
 def test_an_interval_that_contains_the_truth_says_nothing_that_is_false_of_it(claim, never):
     """V2: no truth is shown in one sample, and smaller or reversed in another."""
     grid = [x for x in np.linspace(-0.3, 0.3, 31) if min(abs(x), abs(abs(x) - 0.1)) > 1e-9]
