@@ -78,7 +78,7 @@ def test_an_interval_that_contains_the_truth_says_nothing_that_is_false_of_it(cl
     for low, truth, high in itertools.combinations(grid, 3):
         found.add(said := state(low, high, 0.1, claim))
         assert said in {OPEN} | holds(truth, 0.1, claim), (low, truth, high)
-    assert found == set(STATES) - never
+    assert found == set(STATES).difference(never)
 
 
 def test_the_worst_part_decides_and_of_equal_ones_the_nearest_to_failing():
