@@ -24,16 +24,15 @@ from depthlens.analysis.run_comparison import Comparison
 from depthlens.analysis.run_differences import ABOVE_FLOOR, CENTRE, SCORE
 from depthlens.analysis.run_families import Key
 from depthlens.errors import UserError
-from depthlens.look import GREY, INK, PALE, PALETTE
+from depthlens.look import INK, PALE
 from depthlens.metrics import LOGPROBS
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import PROVEN, named
-from depthlens.plots.layers import CRITICAL_LAYER, MAX_OVERLAID, SHARES, share_colours, share_ticks
-from depthlens.plots.panels import numbers
-from depthlens.plots.theme import CANNOT_JUDGE, MARKERS, Plot, counts, figure, themed, with_legend
+from depthlens.plots.effects import named
+from depthlens.plots.layers import CRITICAL_LAYER, SHARES, share_colours, share_ticks
+from depthlens.plots.panels import MAX_OVERLAID, lines, stems, tidy
+from depthlens.plots.theme import CANNOT_JUDGE, Plot, counts, figure, themed
 
 DEPTH = "depth (layer / last layer)"
-_FAR = 3.0  # times the third largest loss: one beyond it is written, not drawn
 
 
 class Panel(NamedTuple):
@@ -126,24 +125,17 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
     )
     for ax, panel in zip(panels.grid(fig, len(shown), columns, DEPTH, stacked=True), shown, strict=True):
         rows = panel.rows(comparison.profiles)
-        relative = bool(rows.groupby("run")["share"].apply(lambda s: s.notna().any()).any())
+        relative = bool(rows["share"].notna().any())
         panels.level(ax, 0, "zero")
-        for run in panel.runs:
-            _profile(ax, rows[rows["run"] == run], names.index(run), relative)
-        if not relative:
-            _end_before_far(ax, rows)
-        bottom, top = ax.get_ylim()
-        ax.set_ylim(bottom, top + (top - bottom) * 0.13 * len(panel.runs))
-        for row, run in enumerate(panel.runs):
-            _centre(ax, panel, comparison, run, names.index(run), 0.95 - 0.11 * row)
+        names_of = ("share", "share_low", "share_high") if relative else ("loss", "ci_low", "ci_high")
+        table = tidy(rows, "depth", *names_of, series=rows["run"], shown=rows["critical"])
+        table["idle"] = panels.idle_where(rows["at_chance"])
+        lines(ax, table, names, shown=CRITICAL_LAYER)
+        panels.centres(ax, [(names.index(run), *_centre(panel, comparison, run)) for run in panel.runs])
         panels.panel_title(ax, panel.title)
         unit = "share of score\nabove floor" if relative else f"loss of {_in_lines(panel.key.metric)}"
         ax.set(xlim=(-0.03, 1.03), ylabel=unit)
-    drawn = {run for panel in shown for run in panel.runs}
-    of_all = zip(names, panels.series_keys(names, mfc=None), strict=True)
-    keys = [*(key for run, key in of_all if run in drawn), panels.mark_key(CRITICAL_LAYER)]
-    keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="|", ms=9, mew=2))
-    return with_legend(fig, [*keys, panels.band_key()], 3)
+    return fig
 
 
 @themed
@@ -180,9 +172,9 @@ def run_map(comparison: Comparison, *, place: str = "", parts: str = "layers", t
         panels.panel_title(ax, panel.title)
     axes[-1].set_xlabel(DEPTH)
     panels.colour_bar(mesh, list(axes), SHARES, extend="both", ticks=share_ticks(1.0), format="%g")
-    keys = [panels.mark_key(CRITICAL_LAYER.replace("layer", "part"), ms=4)]
-    keys.append(panels.line_key("centre of mass, 95% interval", lw=1.5, marker="D", mec="white", ms=6))
-    return with_legend(fig, keys)
+    panels.key(axes[0], "mark", CRITICAL_LAYER.replace("layer", "part"), ms=4)
+    panels.key(axes[0], "line", panels.CENTRE, lw=1.5, marker="D", mec="white", ms=6)
+    return fig
 
 
 @themed
@@ -222,27 +214,15 @@ def run_differences(
         _title(comparison, shown, f"difference of losses, {parts}{unit}"),
         height=_height(len(shown), columns, 1.75),
     )
-    pairs = {}
     for ax, panel in zip(panels.grid(fig, len(shown), columns, "removed layer"), shown, strict=True):
-        panels.level(ax, 0, "zero")
-        of_panel = panel.rows(table)
-        for (run, reference), rows in of_panel.groupby(["run", "reference"], sort=False):
-            style = names.index(run)
-            pairs[style] = f"{run} minus {reference}"
-            x, y, low, high = numbers(rows, "layer", "difference", "ci_low", "ci_high")
-            x = x + (style - (len(names)) / 2) * 0.22
-            proven = rows["shown"].to_numpy(dtype=bool)
-            ax.vlines(x, low, high, color=PALETTE[style], lw=1, gid="interval")
-            ax.plot(x, y, MARKERS[style], ms=3.5, color=PALETTE[style], mfc="white", mew=0.9, gid="difference")
-            panels.marks(ax, x, y, proven, style, "shown")
+        rows = panel.rows(table)
+        pairs = dict(zip(rows["run"], rows["run"] + " minus " + rows["reference"], strict=True))
+        series = [pairs.get(run, run) for run in names]
+        stems(ax, tidy(rows, "layer", "difference", series=rows["run"].map(pairs)), series, aside=0.22)
         panels.panel_title(ax, panel.title)
         ax.set_ylabel("difference of\n" + ("shares" if scale == ABOVE_FLOOR else _in_lines(panel.key.metric)))
         panels.layer_axis(ax, _n_layers(panel.rows(comparison.profiles)))
-    keys = [
-        panels.line_key(label, color=PALETTE[style], marker=MARKERS[style], mfc="white", ms=4)
-        for style, label in sorted(pairs.items())
-    ]
-    return with_legend(fig, [*keys, panels.mark_key(f"shown ({PROVEN})"), panels.line_key("95% interval")], 2)
+    return fig
 
 
 @themed
@@ -282,11 +262,7 @@ def run_stages(comparison: Comparison, *, place: str = "", parts: str = "layers"
         ax.set_xticks(range(len(comparison.runs)), comparison.runs, **turned)
         for text in ax.get_xticklabels():
             text.set_parse_math(False)
-    keys = [
-        panels.mark_key("step shown (p < 0.05, corrected)"),
-        panels.line_key("stage, 95% interval", marker="o", mfc="white"),
-    ]
-    return with_legend(fig, [*keys, *panels.level_keys(fig)])
+    return fig
 
 
 # -- parts of the figures ------------------------------------------------------------------------------
@@ -314,41 +290,11 @@ def _n_layers(rows: pd.DataFrame) -> int:
     return round(float((known["layer"].astype(float) / known["depth"]).max())) + 1 if len(known) else 1
 
 
-def _profile(ax: Axes, rows: pd.DataFrame, style: int, relative: bool) -> None:
-    idle = bool(rows["at_chance"].any())
-    names = ("share", "share_low", "share_high") if relative and not idle else ("loss", "ci_low", "ci_high")
-    if relative and idle:
-        return  # its losses are not shares of anything; the bar at the top says so
-    x, *values = numbers(rows, "depth", *names)
-    panels.curve(ax, x, values, style, idle=idle)
-    panels.marks(ax, x, values[0], rows["critical"].to_numpy(dtype=bool), style, "critical")
-
-
-def _end_before_far(ax: Axes, rows: pd.DataFrame) -> None:
-    """Where few losses are far beyond all others, end the axis before them and write what they are."""
-    loss, low, high = numbers(rows, "loss", "ci_low", "ci_high")
-    ranked = np.sort(np.abs(loss))
-    n_runs = rows["run"].nunique()
-    far = np.abs(loss) > (_FAR * ranked[-2 * n_runs - 1] if len(loss) > 3 * n_runs else np.inf)
-    if not far.any():
-        return
-    bottom, top = panels.reach(loss[~far], low[~far], high[~far])
-    ax.set_ylim(bottom - 0.08 * (top - bottom), top + 0.08 * (top - bottom))
-    beyond = rows[far]
-    values = ", ".join(f"{row.condition} {row.loss:.3g}" for row in beyond.itertuples())
-    panels.note(ax, 1.01, 0.5, f"beyond the axis:\n{values}", rotation=90, ha="left", color=INK)
-
-
-def _centre(ax: Axes, panel: Panel, comparison: Comparison, run: str, style: int, height: float) -> None:
-    """The centre of mass of a run at the top of a panel, or why there is none."""
+def _centre(panel: Panel, comparison: Comparison, run: str) -> tuple[list[float], str]:
+    """The centre of mass of a run with its interval; or why there is none."""
     row = _centre_row(panel, comparison, run)
-    if row["why"]:
-        text = CANNOT_JUDGE if row["why"] == AT_CHANCE else f"{row['why']}: cannot judge"
-        panels.note(ax, 0.995, height, f"{run} {text}", ha="right", color=GREY)
-        return
-    look: dict[str, Any] = {"color": PALETTE[style], "transform": ax.get_xaxis_transform()}
-    ax.plot([row["ci_low"], row["ci_high"]], [height] * 2, lw=1.5, solid_capstyle="butt", **look)
-    ax.plot([row["value"]], [height], marker="|", ms=9, mew=2, gid="centre", **look)
+    why = CANNOT_JUDGE if row["why"] == AT_CHANCE else f"{row['why']}: cannot judge"
+    return [row["value"], row["ci_low"], row["ci_high"]], f"{run} {why}" if row["why"] else ""
 
 
 def _centre_row(panel: Panel, comparison: Comparison, run: str) -> pd.Series:
@@ -365,6 +311,7 @@ def _map_row(
     centre = _centre_row(panel, comparison, run)
     if not centre["why"]:
         loss[rows["layer"].to_numpy(int)] = rows["loss"].to_numpy(float) / rows["loss"].sum()
+    panels.keep(ax, rows.assign(series=run, value=loss[rows["layer"].to_numpy(int)]), "value")
     edges = (np.arange(n_layers + 1) - 0.5) / (n_layers - 1)
     look: dict[str, Any] = {"cmap": "RdBu_r", "norm": norm, "edgecolors": "white", "linewidth": 0.5}
     mesh = ax.pcolormesh(edges, [at - 0.46, at + 0.46], np.ma.masked_invalid(loss[None]), gid="shares", **look)
@@ -386,12 +333,9 @@ def _map_row(
 
 def _steps(ax: Axes, rows: pd.DataFrame, column: str, runs: Sequence[str]) -> None:
     """A value of every stage with its interval; filled where its step is shown."""
-    x = np.array([runs.index(run) for run in rows["run"]])
-    y, low, high = numbers(rows, column, "ci_low", "ci_high")
-    ax.vlines(x, low, high, color=PALETTE[0], lw=1.2, gid="interval")
-    ax.plot(x, y, "o-", color=PALETTE[0], ms=4, lw=1, mfc="white", gid="stages")
-    panels.marks(ax, x, y, rows["shown"].to_numpy(dtype=bool), 0, "shown")
+    table = rows.assign(x=[runs.index(run) for run in rows["run"]])
+    lines(ax, tidy(table, "x", column), bars=True, shown="step shown (p < 0.05, corrected)")
     ax.set_xlim(-0.5, len(runs) - 0.5)
-    if not np.isfinite(y).any():
+    if rows[column].isna().all():
         ax.set_yticks([])
         panels.note(ax, 0.5, 0.5, "at chance, or no loss shown", ha="center", color=INK)
