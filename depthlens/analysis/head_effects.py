@@ -92,9 +92,7 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     units = questions.units(result, task).loc[tables[0].index]
     bounded = bool((gap.abs() <= 2).all(axis=None))
     name, unit = f"loss of {metric}, {task} minus {other_task}", loss_unit(metric)
-    return HeadScores.of_cases(
-        name, unit, cases, result.record, tested=True, heads=heads, bounded=bounded, units=units
-    )
+    return HeadScores.of_cases(name, unit, cases, result.record, tested=True, heads=heads, bounded=bounded, units=units)
 
 
 def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:

@@ -222,14 +222,12 @@ def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
 
 def _verdicts(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a place, run and part of a claim, with the estimate that decides the part."""
-    places = dict.fromkeys(place for run in runs for place in run.verdicts)
     found = [
-        run.verdicts[place].drop_duplicates(["claim", "part"]).assign(place=place, run=run.name)
-        for place in places
+        parts.drop_duplicates(["claim", "part"]).assign(place=place, run=run.name)
         for run in runs
-        if place in run.verdicts
+        for place, parts in run.verdicts.items()
     ]
-    return _joined(found, VERDICTS)
+    return _joined(found, VERDICTS).sort_values("place", kind="stable", ignore_index=True)
 
 
 # -- what is compared ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from depthlens.plots.figure_data import MIME
+from depthlens.plots.theme import MIME
 
 _DOT = 9  # pixels: radius within which the pointer finds a point
 

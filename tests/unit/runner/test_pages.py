@@ -11,7 +11,7 @@ from notebook_suite import code, write
 
 from depthlens import paths
 from depthlens.errors import UserError
-from depthlens.plots.figure_data import MIME
+from depthlens.plots.theme import MIME
 from depthlens.runner import pages
 from depthlens.runner.index import gallery
 from depthlens.runner.notebook_files import read_notebook
