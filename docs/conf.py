@@ -18,7 +18,7 @@ import nbformat
 
 import depthlens
 from depthlens import look
-from depthlens.plots.figure_data import MIME
+from depthlens.plots.theme import MIME
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

@@ -68,50 +68,36 @@ class Case:
 
     Attributes:
         fig: The figure.
-        panels: Axes with data.
-        y: Numbers of the artists with a gid: of lines their heights, of maps their cells.
-        x: Places of the artists with a gid.
-        cells: Numbers of each map that has no gid.
-        marks: Places of all markers with a gid, by x and y.
+        panels: Axes with data, and colour bars.
+        values: Numbers of its table: of a series by its name, or of all rows.
+        shown: Layers of the table that are proven (or places along the x axis).
         count: How many artists have a gid.
         words: Texts that stand in it; line breaks do not count.
-        cannot_judge: How many panels or rows are called "at chance: cannot judge".
+        cannot_judge: How many texts say "at chance: cannot judge".
     """
 
     fig: Any
     panels: int
-    y: dict[str, list] = field(default_factory=dict)
-    x: dict[str, list] = field(default_factory=dict)
-    cells: list = field(default_factory=list)
-    marks: dict[str, list] = field(default_factory=dict)
+    values: Any = None
+    shown: Any = None
     count: dict[str, int] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     cannot_judge: int = 0
 
 
-def read(artist, what):
-    if hasattr(artist, "get_array") and hasattr(artist, "get_coordinates"):
-        return np.ma.filled(artist.get_array().astype(float), np.nan)
-    return np.asarray(artist.get_ydata() if what == "y" else artist.get_xdata(), dtype=float)
-
-
 def holds(case: Case) -> None:
     check(case.fig)
     assert len(case.fig.axes) == case.panels
-    for what in ("y", "x"):
-        for gid, wanted in getattr(case, what).items():
-            found = by_gid(case.fig, gid)
-            assert len(found) == len(wanted), gid
-            for artist, values in zip(found, wanted, strict=True):
-                values = np.asarray(values, dtype=float)
-                np.testing.assert_allclose(
-                    read(artist, what).reshape(values.shape), values, atol=0.15 if what == "x" else 1e-9
-                )
-    for mesh, grid in zip(meshes(case.fig) if case.cells else (), case.cells, strict=True):
-        np.testing.assert_allclose(read(mesh, "y"), grid)
-    assert {gid: points(case.fig, gid) for gid in case.marks} == case.marks
+    table = case.fig.table
+    assert set(table) <= set(theme.COLUMNS) and "value" in table
+    wanted = {} if case.values is None else case.values if isinstance(case.values, dict) else {None: case.values}
+    for series, values in wanted.items():
+        found = table["value"] if series is None else table.loc[table["series"] == series, "value"]
+        np.testing.assert_allclose(found.astype(float), np.ravel(np.asarray(values, dtype=float)), atol=1e-9)
+    if case.shown is not None:
+        rows = table[table["shown"].eq(True)] if "shown" in table else table[:0]
+        assert list(rows["layer" if "layer" in table else "x"]) == list(case.shown)
     assert {gid: len(by_gid(case.fig, gid)) for gid in case.count} == case.count
-    written = texts(case.fig)
-    flat = " ".join(written.split())
+    flat = " ".join(texts(case.fig).split())
     assert [words for words in case.words if words not in flat] == []
-    assert written.count(theme.CANNOT_JUDGE) == case.cannot_judge
+    assert flat.count(theme.CANNOT_JUDGE) == case.cannot_judge

@@ -17,7 +17,6 @@ as many layers (and heads); other models are compared by relative depth.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -203,8 +202,8 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
     tables = {name: _joined(rows[name], columns) for name, columns in COLUMNS.items()}
     tables |= {"settings": run_settings.table({run.name: run.results for run in runs}), "verdicts": _verdicts(runs)}
     models = {run.name: sorted({m for r in run.results.values() for m in r.docs["model"].unique()}) for run in runs}
-    record = {"made_by": "compare", "runs": list(models), "paths": [run.path for run in runs], "models": models}
-    record |= {"stages": stages}
+    record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
+    record["paths"] = [run.path for run in runs]
     return Comparison(**tables, notes=list(dict.fromkeys(notes)), sentences=list(_sentences(tables)), record=record)
 
 
@@ -219,14 +218,12 @@ def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFr
 
 def _verdicts(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a place, run and part of a claim, with the estimate that decides the part."""
-    places = dict.fromkeys(place for run in runs for place in run.verdicts)
     found = [
-        run.verdicts[place].drop_duplicates(["claim", "part"]).assign(place=place, run=run.name)
-        for place in places
+        parts.drop_duplicates(["claim", "part"]).assign(place=place, run=run.name)
         for run in runs
-        if place in run.verdicts
+        for place, parts in run.verdicts.items()
     ]
-    return _joined(found, VERDICTS)
+    return _joined(found, VERDICTS).sort_values("place", kind="stable", ignore_index=True)
 
 
 # -- what is compared ----------------------------------------------------------------------------------
@@ -267,16 +264,22 @@ def _kind(condition: str) -> tuple[str, int, int]:
 
 def _groups(by_run: Mapping[str, Measured]) -> list[list[str]]:
     """Names of runs, those with the same settings together."""
-    settings = pd.Series({run: json.dumps(one.deciding, sort_keys=True) for run, one in by_run.items()})
-    return [list(names) for names in settings.groupby(settings, sort=False).groups.values()]
+    groups: list[list[str]] = []
+    for run, one in by_run.items():
+        same = next((names for names in groups if by_run[names[0]].deciding == one.deciding), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    return groups
 
 
 def _only_some(measured: Mapping[tuple[str, ...], Mapping[str, Measured]], n_runs: int) -> list[str]:
     """What only some of the runs have."""
     missing = defaultdict(list)
-    for (*task, parts), by_run in measured.items():
-        if len(by_run) < (n_runs if parts == WHOLE else len(measured[*task, WHOLE])):
-            missing[" and ".join(by_run)].append(_name(*task, parts))
+    for key, by_run in measured.items():
+        if len(by_run) < (n_runs if key[3] == WHOLE else len(measured[*key[:3], WHOLE])):
+            missing[" and ".join(by_run)].append(_name(*key))
     return [f"only {names} has {'; '.join(what)}" for names, what in missing.items()]
 
 
@@ -293,7 +296,7 @@ def _pairs(
         if differs := run_settings.mismatches(first.deciding, by_run[names[0]].deciding):
             others = f"{' and '.join(names)} not compared with {first.run}"
             limits.append(f"{others}, whose settings differ ({first.run} first): {'; '.join(differs)}")
-        for own, reference in zip(names[1:], names if stages else names[:1] * len(names), strict=False):
+        for own, reference in zip(names[1:], names if stages else [names[0]] * len(names), strict=False):
             pair, more = _pair(by_run[own], by_run[reference])
             pairs += [pair] if pair else []
             limits += more

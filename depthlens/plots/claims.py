@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.patches import Patch
 
 from depthlens import arguments
 from depthlens.analysis.run_comparison import Comparison
@@ -21,12 +20,12 @@ from depthlens.claims.parts import MOVED, UNDER
 from depthlens.claims.scorecard_html import CHIPS
 from depthlens.claims.verdicts import DECIDES, Verdicts
 from depthlens.errors import UserError
-from depthlens.look import CLAIMED, CLAIMED_OPACITY, GREY, INK, PALETTE
+from depthlens.look import CLAIMED, CLAIMED_OPACITY, INK
 from depthlens.plots import panels
-from depthlens.plots.layers import MAX_OVERLAID
-from depthlens.plots.theme import DASHED, MARKERS, SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.panels import MAX_OVERLAID
+from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed
 
-_WHAT, _LINE, _RUN = 48, 0.15, 0.22  # characters in a line; inches of a line of text, and of a run
+_WHAT = 48  # characters in a line
 _LEAST, _MOST = -2.0, 4.0  # times what matters; what is beyond is drawn at the edge, as an arrow
 
 
@@ -69,63 +68,38 @@ def scorecards(comparison: Comparison, *, place: str = "", title: str | None = N
 
 
 def _forest(by_run: Mapping[str, pd.DataFrame], title: str | None, default: str) -> Plot:
-    rows = pd.concat([table.assign(run=run) for run, table in by_run.items()])
-    parts = list(rows.groupby(["claim", "part"], sort=True))
+    names = list(by_run)
+    rows = pd.concat([table.assign(series=run) for run, table in by_run.items()], ignore_index=True)
+    parts = rows.groupby(["claim", "part"], sort=True)
+    rows["y"] = parts.ngroup() + (rows["series"].map(names.index) + 0.5) / len(names)
+    for end, column in (("x", "effect"), ("low", "ci_low"), ("high", "ci_high")):
+        rows[end] = rows[column] / rows["matters"]
+    fig = figure(title, default, height=parts.ngroups * max(0.45, 0.22 * len(names) + 0.14) + 1.1)
+    ax = fig.subplots()
     texts = [textwrap.fill(f"{claim}{part}  {of['what'].iloc[0]}", _WHAT) for (claim, part), of in parts]
-    heights = [max(_LINE * (text.count("\n") + 1), _RUN * len(by_run)) + 0.14 for text in texts]
-    fig = figure(title, default, height=sum(heights) + 1.1)
-    what, ax, states = fig.subplots(1, 3, width_ratios=(3.1, 2.3, 1.9), sharey=True)
-    tops = np.cumsum([0.0, *heights])
-    for text, top, height, (_, of) in zip(texts, tops, heights, parts, strict=False):
-        _note(what, 0, top + height / 2, text, color=INK)
-        _claimed(ax, str(of["claimed"].iloc[0]), top, height)
-        for i, run in enumerate(by_run):
-            for row in of[of["run"] == run].itertuples():
-                y = top + height * (i + 0.5) / len(by_run)
-                _estimate(ax, row, y, i)
-                symbol, colour, ink = CHIPS[row.state]
-                box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
-                chip = f"{symbol} {row.state}"
-                _note(states, 0.02, y, chip, color=ink, bbox=box, gid=row.state)
-                _note(states, 0.62, y, f"n = {row.n}" if row.n else "–", color=GREY)
-    for side in (what, states):
-        side.set_axis_off()
-    ax.set(ylim=(tops[-1], 0), xlim=(_LEAST - 0.2, _MOST + 0.2), yticks=[], xticks=range(int(_LEAST), int(_MOST) + 1))
+    for i, (_, of) in enumerate(parts):
+        _claimed(ax, str(of["claimed"].iloc[0]), i)
+    panels.forest(ax, rows, names, (_LEAST, _MOST))
+    for row in rows.itertuples():
+        symbol, colour, ink = CHIPS[row.state]
+        box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
+        text = f"{symbol} {row.state}" + (f", n = {row.n}" if row.n else "")
+        panels.note(ax, 1.03, row.y, text, color=ink, bbox=box, transform=ax.get_yaxis_transform(), gid=row.state)
+    ax.set_yticks(np.arange(len(texts)) + 0.5, texts, multialignment="left", parse_math=False)
+    ax.tick_params(axis="y", length=0)
+    ax.set(ylim=(len(texts), 0), xlim=(_LEAST - 0.2, _MOST + 0.2), xticks=range(int(_LEAST), int(_MOST) + 1))
     ax.axvline(0, color=INK, lw=0.8, zorder=1)
     ax.axvline(1, color=INK, lw=1, ls=DASHED, zorder=1, gid="matters")
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("effect, in multiples of what matters", fontsize=SMALL)
-    keys = [
-        panels.line_key("what matters", ls=DASHED),
-        Patch(facecolor=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, label="claimed"),
-    ]
-    if len(by_run) > 1:
-        keys += panels.series_keys(by_run, ls="-", mfc=None)
-    else:
-        keys.append(panels.line_key("effect, 95% interval", marker="o", ms=4, lw=1.4))
-    return with_legend(fig, keys, 3)
+    panels.key(ax, "line", "what matters", ls=DASHED)
+    panels.key(ax, "area", "claimed", facecolor=CLAIMED, alpha=CLAIMED_OPACITY)
+    return fig
 
 
-def _note(ax: panels.Axes, x: float, y: float, text: str, **options: Any) -> None:
-    """Text beside a row, for which the layout has made room by the ratios of the widths."""
-    panels.note(ax, x, y, text, transform=ax.get_yaxis_transform(), in_layout=False, **options)
-
-
-def _claimed(ax: panels.Axes, claimed: str, top: float, height: float) -> None:
+def _claimed(ax: panels.Axes, claimed: str, row: int) -> None:
     """Shade where the claim would be shown."""
     below, above = (_LEAST - 0.2, -1.0 if claimed == MOVED else 1.0), (1.0, _MOST + 0.2)
     for low, high in {UNDER: [below], MOVED: [below, above]}.get(claimed, [above]):
-        ax.fill_between(
-            [low, high], top + 0.04, top + height - 0.04, color=CLAIMED, alpha=CLAIMED_OPACITY, lw=0, zorder=0
-        )
-
-
-def _estimate(ax: panels.Axes, row: Any, y: float, style: int) -> None:
-    effect, low, high = (np.array([row.effect, row.ci_low, row.ci_high]) / row.matters).clip(_LEAST, _MOST)
-    if not np.isfinite(effect):
-        panels.note(ax, _LEAST, y, "no estimate", transform=ax.transData, color=GREY)
-        return
-    colour = PALETTE[style]
-    ax.plot([low, high], [y, y], color=colour, lw=1.4, zorder=2, gid="interval")
-    marker = "<" if effect == _LEAST else ">" if effect == _MOST else MARKERS[style]
-    ax.plot([effect], [y], marker, color=colour, ms=4, zorder=3, gid="effect")
+        look: dict[str, Any] = {"color": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0, "zorder": 0}
+        ax.fill_between([low, high], row + 0.1, row + 0.9, **look)

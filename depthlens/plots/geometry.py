@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
-from matplotlib.axes import Axes
 
 from depthlens.analysis.geometry import Geometry, aligned, geometry_agreement
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import layer_scores
 from depthlens.errors import UserError
-from depthlens.look import INK
+from depthlens.look import GREY, INK, PALETTE
 from depthlens.plots import panels
 from depthlens.plots.effects import unit_of
-from depthlens.plots.panels import numbers
-from depthlens.plots.theme import CANNOT_JUDGE, SMALL, WIDTH, Plot, counts, figure, round_up, themed, with_legend
+from depthlens.plots.panels import cells, lines, tidy
+from depthlens.plots.theme import CANNOT_JUDGE, SMALL, WIDTH, Plot, counts, figure, round_up, themed
 
 _LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
 _PREDICTORS = {
@@ -44,19 +43,19 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
     """
-    table, n_layers = geometry.distances, geometry.n_layers
-    grid = table.pivot(index="size", columns="layer", values="distance")
-    grid = grid.reindex(index=range(1, n_layers + 1), columns=range(n_layers)).astype(float)
+    n_layers = geometry.n_layers
+    table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
     best = table.loc[table.groupby("size")["distance"].idxmin()]
     fig = figure(title, _title(geometry, "angular distance of blocks"), height=4.4, width=0.75 * WIDTH)
     ax = fig.subplots()
     limits = 0, round_up(float(table["distance"].max())) or 1.0
-    mesh = panels.cells(ax, grid.to_numpy(), limits, first_row=1, empty="white", gid="distances")
+    mesh = cells(ax, table, limits, rows=range(1, n_layers + 1), columns=range(n_layers), empty="white")
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
-    ax.plot(*numbers(best, "layer", "size"), ls="", gid="best", **dot)
+    ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.set(xlabel="first layer of the block", ylabel="layers in the block", ylim=(0.5, n_layers + 0.5))
     panels.colour_bar(mesh, ax, "angular distance of the block's input and output (1: opposite)")
-    return with_legend(fig, [panels.mark_key("smallest of its size", **dot)])
+    panels.key(ax, "mark", "smallest of its size", **dot)
+    return fig
 
 
 @themed
@@ -68,10 +67,9 @@ def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
         title: Above the figure.
     """
     single = geometry.distances[geometry.distances["size"] == 1]
-    ends = ("ci_low", "ci_high")
     parts = [
-        (geometry.influences, ("layer", "influence", *ends), "block influence\n(1 − mean cosine over tokens)"),
-        (single, ("layer", "distance", *ends), "angular distance\n(last token)"),
+        (tidy(geometry.influences, "layer", "influence"), "block influence\n(1 − mean cosine over tokens)"),
+        (tidy(single, "layer", "distance"), "angular distance\n(last token)"),
     ]
     return _curves(title, _title(geometry, "how much each layer changes the residual stream"), parts, "layer")
 
@@ -84,9 +82,8 @@ def logit_lens(geometry: Geometry, *, title: str | None = None) -> Plot:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
     """
-    parts = [
-        (geometry.logit_lens, ("depth", name, f"{name}_low", f"{name}_high"), label) for name, label in _LENSES.items()
-    ]
+    lens = geometry.logit_lens
+    parts = [(tidy(lens, "depth", name, f"{name}_low", f"{name}_high"), label) for name, label in _LENSES.items()]
     return _curves(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)")
 
 
@@ -113,9 +110,9 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
     fig = figure(title, f"Effect of a skipped layer on later ones{count}", height=4.3)
     axes = fig.subplots(1, 2, sharey=True)
     for ax, (where, name) in zip(axes, _WHERE.items(), strict=True):
-        grid = effects[effects["where"] == where].pivot(index="layer", columns="later", values="effect")
-        grid = grid.reindex(index=layers, columns=layers).astype(float)
-        mesh = panels.cells(ax, grid.to_numpy(), (0, top), empty="white", gid=where)
+        rows = effects[effects["where"] == where]
+        table = rows.assign(x=rows["later"], y=rows["layer"], value=rows["effect"])
+        mesh = cells(ax, table, (0, top), rows=layers, columns=layers, empty="white")
         ax.set(xlabel="later layer", xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
         panels.panel_title(ax, name)
     axes[0].set_ylabel("skipped layer")
@@ -150,14 +147,15 @@ def predictor_scatter(predictors: pd.DataFrame, result: Result, *, title: str | 
     fig = figure(title, default, height=2.0 * len(rows) + 0.6)
     axes = fig.subplots(len(rows), len(names), squeeze=False, sharex="col", sharey="row")
     for row, profile in zip(axes, rows, strict=True):
-        table, loss = aligned(predictors, profile), profile.loss.mean(0)
+        table = aligned(predictors, profile).reset_index().assign(task=profile.label, y=profile.loss.mean(0))
         for ax, name in zip(row, names, strict=True):
-            (x,) = numbers(table, name)
             panels.level(ax, 0, "no change")
-            colour = panels.colour_of(0, profile.at_chance)
-            ax.plot(x, loss, "o", ms=4, color=colour, mfc="white", mew=0.9, gid="layers")
-            if not profile.at_chance:
-                _name_layers(ax, x, loss, profile.layers)
+            dots = table.assign(x=table[name], series=name)
+            panels.keep(ax, dots)
+            colour = GREY if profile.at_chance else PALETTE[0]
+            ax.plot(dots["x"], dots["y"], "o", ms=4, color=colour, mfc="white", mew=0.9, gid="dots")
+            for dot in dots.nlargest(0 if profile.at_chance else _NAMED, "y").itertuples():
+                panels.beside(ax, dot.x, dot.y, f"L{dot.layer}")
             verdict = CANNOT_JUDGE if profile.at_chance else _rho(rho.loc[(profile.label, name)])
             panels.panel_title(ax, verdict, fontsize=SMALL)
             ax.margins(0.12)
@@ -177,28 +175,16 @@ def _rho(row: pd.Series) -> str:
     return f"ρ = {row['spearman']:.2f}{p}{ceiling}"
 
 
-def _name_layers(ax: Axes, x: np.ndarray, loss: np.ndarray, layers: np.ndarray) -> None:
-    """Name the layers that cost most, on the side of the dot where there is room."""
-    middle = (x.min() + x.max()) / 2
-    for i in np.argsort(-loss, kind="stable")[:_NAMED]:
-        side, align = (-6, "right") if x[i] > middle else (6, "left")
-        place: dict[str, Any] = {"xytext": (side, 0), "textcoords": "offset points", "ha": align, "va": "center"}
-        ax.annotate(f"L{layers[i]}", (x[i], loss[i]), gid="name", fontsize=SMALL, **place)
-
-
 def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _curves(
-    title: str | None, default: str, parts: Sequence[tuple[pd.DataFrame, tuple[str, ...], str]], xlabel: str
-) -> Plot:
-    """A panel for each part, a table with its columns and label: a line with its interval, on an axis from 0."""
+def _curves(title: str | None, default: str, parts: Sequence[tuple[pd.DataFrame, str]], xlabel: str) -> Plot:
+    """A panel for each table and what it is called: a line with its interval, on an axis from 0."""
     fig = figure(title, default, height=2.9)
-    for style, (ax, (table, columns, label)) in enumerate(zip(fig.subplots(1, len(parts)), parts, strict=True)):
-        x, *values = numbers(table, *columns)
-        panels.curve(ax, x, values, style, gid=columns[1])
-        ax.set_ylim(0, 1.05 * np.nanmax(values))
+    for ax, (table, label) in zip(fig.subplots(1, len(parts)), parts, strict=True):
+        lines(ax, table, limits=(0, np.inf), interval="95% interval over texts")
+        ax.set_ylim(0, 1.05 * float(table[["y", "low", "high"]].max(axis=None)))
         panels.whole_numbers(ax.xaxis, 7)
         ax.set(xlabel=xlabel, ylabel=label)
-    return with_legend(fig, [panels.band_key("95% interval over texts")])
+    return fig

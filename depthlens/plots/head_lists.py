@@ -1,19 +1,17 @@
-"""Figures of lists of heads: what removing their first k costs against random heads, and what two lists share.
+"""Figures of lists of heads: what removing or keeping their first k does, and what lists and detectors share.
 
-See `depthlens.plots` for what all figures have in common, `depthlens.experiments.head_curves` for the numbers.
+See `depthlens.plots` for what all figures have in common; the numbers are those of
+`depthlens.experiments.head_curves`, `depthlens.analysis.head_lists` and `depthlens.analysis.agreement`.
 """
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 
 from depthlens import arguments
 from depthlens.ablations import Head
@@ -21,16 +19,19 @@ from depthlens.analysis import head_lists
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.scores import labels
+from depthlens.analysis.stats import ALPHA
+from depthlens.analysis.sufficiency import CANNOT_JUDGE, SufficiencyCurve
+from depthlens.analysis.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import unit_of
-from depthlens.plots.panels import numbers
-from depthlens.plots.theme import SMALL, Plot, figure, themed, with_legend
+from depthlens.plots.effects import limits_of, unit_of
+from depthlens.plots.panels import PROVEN, cells, idle_where, lines, tidy
+from depthlens.plots.theme import SMALL, Plot, figure, themed
 
 OUTSIDE = "worse than every random draw"
-_DISTANCES = (5, 12, 20, 30, 42, 56, 72, 90)  # points from a dot to its name
-MAX_NAMED = 10  # heads of each list; all that are on both are named, too
+AGREES = f"agreement within layers ({PROVEN})"
+MAX_NAMED = 10  # heads of each list
 
 
 @themed
@@ -49,71 +50,96 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
         UserError: more lists than there are colours.
     """
     arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
-    lists = list(dict.fromkeys(curve.points["list"]))
-    if len(lists) > len(PALETTE):
-        raise UserError(f"{len(lists)} lists; a panel shows up to {len(PALETTE)}, draw fewer: {', '.join(lists)}")
+    lists = list(curve.points["list"].unique())
+    panels.at_most_four(lists, "lists")
+    of_list = ["list", "task", "metric"]
+    points = curve.points.merge(curve.band[[*of_list, "k", "low", "high"]], "left", on=[*of_list, "k"])
+    points = points.merge(curve.tests[[*of_list, "at_chance", "higher_is_better"]], on=of_list)
+    worse = points["value"] < points["low"], points["value"] > points["high"]
+    outside = np.where(points["higher_is_better"], *worse) & ~points["at_chance"]
+    table = tidy(points, "k", "value", series=points["list"], shown=outside, idle=idle_where(points["at_chance"]))
     bases, names = curve.result.baselines.to_dict("records"), labels(curve.result)
-    columns = min(len(bases), 3) if len(bases) != 4 else 2
-    width = theme.WIDTH if columns > 1 else 0.75 * theme.WIDTH
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
-    drawn = f"{models}: first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
-    fig = figure(title, f"{drawn}, n = {n} documents", height=2.6 * math.ceil(len(bases) / columns) + 1.1, width=width)
-    for ax, base in zip(panels.grid(fig, len(bases), columns, "heads removed together"), bases, strict=True):
-        points, bands, tests = (_of_task(t, base) for t in (curve.points, curve.band, curve.tests))
-        for style, name in enumerate(lists):
-            aside = (style - (len(lists) - 1) / 2) * 0.08  # so that lists do not hide each other's bars
-            rows, band, test = (table[table["list"] == name] for table in (points, bands, tests))
-            _draw_list(ax, rows, band, test.iloc[0], style, aside)
+    default = f"{models}: first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
+    fig, axes = panels.facets(title, f"{default}, n = {n} documents", len(bases), "heads removed together", each=2.6)
+    for ax, base in zip(axes, bases, strict=True):
+        key = base["model"], base["task"], base["metric"]
+        own, random, tests = (
+            t[(t["task"] == base["task"]) & (t["metric"] == base["metric"])] for t in (table, curve.band, curve.tests)
+        )
+        _random(ax, random, lists, own, "random heads of the same layers: all draws")
+        lines(ax, own, lists, bars=True, shown=OUTSIDE, aside=0.08, limits=limits_of(curve.result, *key))
         panels.level(ax, base["baseline"], "baseline")
         panels.level(ax, base["chance"], "chance")
-        panels.score_axis(ax, unit_of(curve.result, base["model"], base["task"], base["metric"]))
+        panels.score_axis(ax, unit_of(curve.result, *key))
         panels.whole_numbers(ax.xaxis, 9)
-        verdict = _verdict(tests, round(15 * (width / columns - 0.5)))
-        panels.note(ax, 0, 1.02, verdict, va="bottom")
-        panels.panel_title(ax, names[base["task"], base["metric"]], pad=11 * (verdict.count("\n") + 1) + 5)
-    keys = [
-        *panels.series_keys(f"{name}, with 95% interval" for name in lists),
-        panels.mark_key(OUTSIDE),
-        panels.band_key("random heads of the same layers: all draws"),
-        panels.line_key("mean of these draws", lw=0.7),
-        *panels.level_keys(fig),
-    ]
-    return with_legend(fig, keys, 3 if width == theme.WIDTH else 2)
+        p_values = ", ".join(f"{test.list} p = {test.p_value:.2g}" for test in tests.itertuples())
+        verdict = theme.CANNOT_JUDGE if tests["at_chance"].all() else f"against random: {p_values}"
+        panels.panel_title(ax, f"{names[base['task'], base['metric']]}\n{verdict}", fontsize=SMALL)
+    return fig
 
 
-def _of_task(table: pd.DataFrame, base: dict[Any, Any]) -> pd.DataFrame:
-    return table[(table["task"] == base["task"]) & (table["metric"] == base["metric"])]
+@themed
+def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
+    """Faithfulness by number of heads kept: one panel a task, one line a list, with random lists beside it.
+
+    The x axis is logarithmic, so that the few heads with which a curve rises can be told apart; the areas CPR
+    and CMD, above a panel, are over a linear share of heads. Faithfulness is 0 where no head is kept and 1 (dashed) in
+    the whole model. The shaded range holds all random lists, the thin line is their mean, and bars are 95% intervals.
+
+    Args:
+        curve: From `depthlens.sufficiency_curve`.
+        title: Above the figure; by default the model and the numbers of draws and documents.
+
+    Raises:
+        UserError: more lists than there are colours.
+    """
+    arguments.made_by(curve, "areas", "what depthlens.sufficiency_curve returned", "curve")
+    lists = list(curve.points["list"].unique())
+    panels.at_most_four(lists, "lists")
+    points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
+    table = tidy(points, "k", "faithfulness", series=points["list"], idle=np.where(points["judged"], "", CANNOT_JUDGE))
+    tasks = list(curve.areas["task"].unique())
+    models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
+    default = f"{models}: only the first k heads of a list kept, {curve.record['n_draws']} random lists"
+    fig, axes = panels.facets(title, f"{default}, n = {n} documents", len(tasks), "heads kept", each=2.8)
+    for ax, task in zip(axes, tasks, strict=True):
+        own, random, areas = (t[t["task"] == task] for t in (table, curve.band, curve.areas))
+        _random(ax, random[random["k"] > 0], lists, own, "random lists of the same layers")
+        lines(ax, own, lists, bars=True)
+        panels.level(ax, 1.0, "baseline", "whole model")
+        panels.level(ax, 0.0, "no change", "no head kept")
+        kept = [*curve.record["k"], curve.record["n_heads"]]
+        ax.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
+        ax.xaxis.set_major_locator(ticker.FixedLocator(kept))
+        ax.xaxis.set_major_formatter(ticker.ScalarFormatter())
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        said = [f"{a.list}: CPR {a.cpr:.2f}, CMD {a.cmd:.2f}, p = {a.p_value:.2g}" for a in areas.itertuples()]
+        verdict = "\n".join(said) if areas["judged"].any() else f"heads add nothing proven: {CANNOT_JUDGE}"
+        panels.panel_title(ax, f"{task}\n{verdict}", fontsize=SMALL)
+    axes[0].set_ylabel("faithfulness")
+    return fig
 
 
-def _draw_list(ax: Axes, points: pd.DataFrame, bands: pd.DataFrame, test: pd.Series, style: int, aside: float) -> None:
-    """One list, drawn ``aside`` of the whole numbers, and its random heads."""
-    colour = panels.colour_of(style, test["at_chance"])
-    k, value, low, high = numbers(points, "k", "value", "ci_low", "ci_high")
-    drawn, lowest, highest, mean = numbers(bands, "k", "low", "high", "mean")
-    panels.band(ax, drawn, lowest, highest, style, test["at_chance"], gid="band")
-    ax.plot(drawn, mean, color=colour, lw=0.7, alpha=0.8, gid="random")
-    ax.vlines(k + aside, low, high, color=colour, lw=0.8)
-    ax.plot(k + aside, value, color=colour, marker=panels.MARKERS[style], gid="list", **panels.LINE)
-    lowest, highest = numbers(bands.set_index("k").reindex(points["k"]), "low", "high")
-    outside = (value < lowest) if test["higher_is_better"] else (value > highest)
-    if not test["at_chance"]:
-        panels.marks(ax, k + aside, value, outside, style, "outside")
-
-
-def _verdict(tests: pd.DataFrame, width: int) -> str:
-    if tests["at_chance"].all():
-        return theme.CANNOT_JUDGE
-    p_values = (f"{name} p = {p:.2g}".replace(" ", "\xa0") for name, p in tests[["list", "p_value"]].to_numpy())
-    return textwrap.fill(f"against random: {', '.join(p_values)}", width).replace("\xa0", " ")
+def _random(ax: Axes, random: pd.DataFrame, lists: Sequence[str], table: pd.DataFrame, label: str) -> None:
+    """The random lists beside each list: all of them as a band, and their mean as a thin line."""
+    panels.keep(ax, random.assign(series=random["list"] + ": random heads", x=random["k"]), "mean")
+    for style, name in enumerate(lists):
+        rows, idle = random[random["list"] == name], (table.loc[table["series"] == name, "idle"] != "").any()
+        panels.band(ax, rows["k"], rows["low"], rows["high"], style, idle, gid="random band")
+        colour = GREY if idle else PALETTE[style]
+        ax.plot(rows["k"], rows["mean"], color=colour, lw=0.7, alpha=0.8, gid="random")
+    panels.key(ax, "area", label)
+    panels.key(ax, "line", "their mean", lw=0.7)
 
 
 @themed
 def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Plot:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
-    The first ten heads of each list are named, and in bold those on both. Dashed lines separate the heads on a list
-    from the others. The p-value is the probability that random lists with as many heads in each layer share at least as
-    many (`depthlens.analysis.head_overlap`).
+    Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
+    heads on a list from the others. The p-value is the probability that random lists with as many heads in each layer
+    share at least as many (`depthlens.analysis.head_overlap`).
 
     Args:
         a: Scores for the x axis.
@@ -126,29 +152,38 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     """
     *tops, scored = head_lists.both_tops(a, b, k)
     shared = set(tops[0]) & set(tops[1])
-    listed = sorted({*tops[0], *tops[1]})
-    others = scored.copy()
-    others[tuple(np.transpose(listed))] = False
+    layer, head = np.nonzero(scored)
+    table = pd.DataFrame({"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]})
+    at = list(zip(layer, head, strict=True))
+    only = [f"{s.name}: {_named(top, shared)}" for s, top in zip((a, b), tops, strict=True)]
+    groups = {
+        "other heads": ({*at} - {*tops[0], *tops[1]}, "o", PALE),
+        f"top {k} of {only[0]}": ({*tops[0]} - shared, "o", PALETTE[0]),
+        f"top {k} of {only[1]}": ({*tops[1]} - shared, "s", PALETTE[1]),
+        "on both lists": (shared, "D", INK),
+    }
     fig = figure(title, _overlap_title(a, b, k, int(scored.sum())), height=5.2)
     ax = fig.subplots()
-    ax.plot(a.values[others], b.values[others], "o", ms=3, color=PALE, mew=0, label="other heads", gid="others")
-    for label, heads, colour, marker, gid in (
-        (f"top {k}: {a.name}", set(tops[0]) - shared, PALETTE[0], "o", "top"),
-        (f"top {k}: {b.name}", set(tops[1]) - shared, PALETTE[1], "s", "top"),
-        ("on both lists", shared, INK, "D", "both"),
-    ):
-        x, y = ([s.values[head] for head in sorted(heads)] for s in (a, b))
-        ax.plot(x, y, marker, color=colour, ms=6, mec="white", mew=0.5, label=label, gid=gid)
+    for series, (heads, marker, colour) in groups.items():
+        rows = table[[h in heads for h in at]].assign(series=series)
+        panels.keep(ax, rows)
+        size = 3 if colour == PALE else 6
+        ax.plot(rows["x"], rows["y"], marker, color=colour, ms=size, mec="white", mew=0.5, gid="dots")
+        panels.key(ax, "mark", series, color=colour, marker=marker, ms=size)
     for s, line in ((a, ax.axvline), (b, ax.axhline)):
         ranked = np.sort(s.values[scored])[::-1]
         line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")
+    for h in shared:
+        panels.beside(ax, a.values[h], b.values[h], f"L{h[0]}.H{h[1]}")
     ax.margins(0.08)
     ax.set(**{f"{axis}label": s.name + (f" ({s.unit})" if s.unit else "") for axis, s in (("x", a), ("y", b))})
-    with_legend(fig, ax.get_legend_handles_labels()[0], 2)
-    fig.draw_without_rendering()  # lays the figure out, so that names can be put where there is room
-    places = {head: (float(a.values[head]), float(b.values[head])) for head in listed}
-    _name_dots(ax, places, {*tops[0][:MAX_NAMED], *tops[1][:MAX_NAMED], *shared}, shared, fig.dpi)
     return fig
+
+
+def _named(top: Sequence[Head], shared: set[Head]) -> str:
+    """The heads of a list that are not on both, the highest first."""
+    names = [f"L{layer}.H{head}" for layer, head in top if (layer, head) not in shared]
+    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])]) or "all on both lists"
 
 
 def _overlap_title(a: HeadScores, b: HeadScores, k: int, n: int) -> str:
@@ -160,47 +195,47 @@ def _overlap_title(a: HeadScores, b: HeadScores, k: int, n: int) -> str:
     return f"{model}: {counted} {chance}".removeprefix(": ")
 
 
-def _name_dots(
-    ax: Axes, places: dict[Head, tuple[float, float]], named: set[Head], bold: set[Head], dpi: int | float
-) -> None:
-    """Name dots at the nearest free place, outermost first, with a line where that is not next to it."""
-    point = dpi / 72
-    frame = ax.get_window_extent()
-    low, high = np.array([frame.x0, frame.y0]) / point, np.array([frame.x1, frame.y1]) / point
-    at = {head: ax.transData.transform(place) / point for head, place in places.items()}
-    taken = [np.array([*(xy - 4), *(xy + 4)]) for xy in at.values()]  # boxes: left, bottom, right, top
-    middle = np.mean(list(at.values()), axis=0)
-    for head in sorted(named, key=lambda h: -float(np.linalg.norm(at[h] - middle))):
-        name = f"L{head[0]}.H{head[1]}"
-        distance, box = _free_box(at[head], np.array([5.4 * len(name) + 2, 10.0]), low, high, taken)
-        taken.append(box)
-        line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 3} if distance > 5 else None
-        place = tuple((box[:2] + box[2:]) / 2 - at[head])
-        look: dict[str, Any] = {"fontsize": SMALL, "ha": "center", "va": "center", "arrowprops": line, "gid": "name"}
-        look["fontweight"] = "bold" if head in bold else "normal"
-        text = ax.annotate(name, places[head], xytext=place, textcoords="offset points", **look)
-        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+@themed
+def detector_agreement(agreement: DescribedTable, *, title: str | None = None) -> Plot:
+    """Spearman's correlation of every two detectors (below the diagonal) and the heads their top k share (above it).
 
-
-def _free_box(
-    dot: np.ndarray, size: np.ndarray, low: np.ndarray, high: np.ndarray, taken: Sequence[np.ndarray]
-) -> tuple[int, np.ndarray]:
-    """The box of a size around a dot that crosses the fewest others, and of these the nearest; and its distance.
+    A star is agreement within layers, significant after Bonferroni's correction: a number without one may come from
+    layers that both detectors prefer.
 
     Args:
-        dot: Its place. Shape [2].
-        size: Width and height of the box. Shape [2].
-        low: Lower left corner of the panel. Shape [2].
-        high: Upper right corner. Shape [2].
-        taken: Boxes in use: left, bottom, right, top. Each of shape [4].
+        agreement: From `depthlens.detector_agreement`.
+        title: Above the figure; by default the model and the number of heads.
+
+    Raises:
+        UserError: another table.
     """
-    turns = np.arange(16) * np.pi / 8
-    ways = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (len(_DISTANCES), 1))  # [box, axis]
-    distances = np.repeat(_DISTANCES, len(turns))
-    centres = dot + ways * (distances[:, None] + size / 2)
-    boxes = np.hstack([centres - size / 2, centres + size / 2])
-    inside = (boxes[:, :2] >= low).all(axis=1) & (boxes[:, 2:] <= high).all(axis=1)
-    others = np.array(taken)
-    crossed = ((boxes[:, None, :2] < others[:, 2:]) & (others[:, :2] < boxes[:, None, 2:])).all(axis=2).sum(axis=1)
-    best = np.lexsort((distances, crossed, ~inside))[0]
-    return int(distances[best]), boxes[best]
+    arguments.made_by(agreement, "sentences", "what depthlens.detector_agreement returned", "agreement")
+    table, record = agreement.table, agreement.record
+    if record.get("made_by") != "detector_agreement":
+        raise UserError("agreement is a table of something else; give what depthlens.detector_agreement returned")
+    names = list(dict.fromkeys([*table["a"], *table["b"]]))
+    below, above = (
+        pd.DataFrame(
+            {"x": table[x].map(names.index), "y": table[y].map(names.index), "value": value, "text": text, "p": p}
+        )
+        for x, y, value, text, p in (
+            ("a", "b", table["spearman"], table["spearman"].map("{:.2f}".format), table["p_spearman_adjusted"]),
+            ("b", "a", table["n_shared"] / record["k"], table["n_shared"].astype(str), table["p_shared_adjusted"]),
+        )
+    )
+    what = f"agreement of {len(names)} detectors over {theme.counts(table['n_heads'])} heads"
+    default = f"{record['model'].get('name', '')}: {what}".removeprefix(": ")
+    fig = figure(title, default, height=1.9 + 0.45 * len(names))
+    ax = fig.subplots()
+    pairs = pd.concat([below, above])
+    mesh = cells(ax, pairs, (-1, 1), rows=names, columns=range(len(names)), cmap="vlag_r")
+    for cell in pairs.itertuples():
+        text = cell.text.replace("-", "−") + (" ★" if cell.p < ALPHA else "")
+        ax.text(
+            cell.x, cell.y, text, ha="center", va="center", color=theme.ink_on(mesh.to_rgba(cell.value)), gid="number"
+        )
+    ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    label = f"Spearman's correlation (below the diagonal), share of the first {record['k']} heads (above it)"
+    panels.colour_bar(mesh, ax, label)
+    panels.key(ax, "mark", AGREES, marker="*")
+    return fig

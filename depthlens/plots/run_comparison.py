@@ -8,11 +8,11 @@ and log-likelihoods; the tables have all.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
+from matplotlib.axes import Axes
 
 from depthlens import arguments
 from depthlens.analysis import written_answers
@@ -20,9 +20,9 @@ from depthlens.analysis.run_comparison import ABOVE_FLOOR, CENTRE, KEY, Comparis
 from depthlens.errors import UserError
 from depthlens.metrics import LOGPROBS
 from depthlens.plots import panels
-from depthlens.plots.effects import PROVEN, named
-from depthlens.plots.layers import CRITICAL_LAYER, MAX_OVERLAID
-from depthlens.plots.theme import Plot, counts, figure, themed, with_legend
+from depthlens.plots.effects import named
+from depthlens.plots.layers import CRITICAL_LAYER
+from depthlens.plots.theme import Plot, counts, themed
 
 SHARE, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
 
@@ -45,15 +45,19 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
     """
     table = _checked(comparison).profiles
     relative = table.groupby([*KEY, "group"])["share"].transform("count") > 0
-    table = table.assign(
-        x=table["depth"], series=table["run"], shown=table["critical"], unit=np.where(relative, SHARE, "")
-    )
-    for to, share, loss in (("y", "share", "loss"), ("low", "share_low", "ci_low"), ("high", "share_high", "ci_high")):
-        table[to] = table[share].where(relative, table[loss])
-    fig, keys = _figure(comparison, table, place, parts, title, "loss by removed part", DEPTH)
-    for ax in fig.axes:
+    table = panels.tidy(table, "depth", "loss", series=table["run"], shown=table["critical"])
+    for to, share in (("y", "share"), ("low", "share_low"), ("high", "share_high")):
+        table[to] = table[share].where(relative, table[to])
+    table = table.assign(idle=panels.idle_where(table["at_chance"]), unit=np.where(relative, SHARE, ""))
+    fig, axes = _figure(comparison, table, place, parts, title, "loss by removed part", DEPTH, shown=CRITICAL_LAYER)
+    places = comparison.centres[comparison.centres["measure"] == CENTRE]
+    for ax, rows in axes:
         panels.level(ax, 0, "zero")
-    return with_legend(fig, [*keys, panels.mark_key(CRITICAL_LAYER), panels.band_key()], 3)
+        own = rows[[*KEY, "run"]].drop_duplicates().merge(places)
+        ends = own[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
+        why = [f"{row.run} {row.why}: cannot judge" if row.why else "" for row in own.itertuples()]
+        panels.centres(ax, zip(map(comparison.runs.index, own["run"]), ends, why, strict=True))
+    return fig
 
 
 @themed
@@ -73,13 +77,13 @@ def run_differences(
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
     """
-    table = _checked(comparison).differences.rename(columns={"layer": "x", "difference": "y"})
+    table = _checked(comparison).differences
     series, unit = table["run"] + " minus " + table["reference"], np.where(table["scale"] == ABOVE_FLOOR, SHARE, "")
-    table = table.assign(low=table["ci_low"], high=table["ci_high"], series=series, unit=unit)
-    fig, keys = _figure(comparison, table, place, parts, title, "difference of losses", "removed layer")
-    for ax in fig.axes:
+    table = panels.tidy(table, "layer", "difference", series=series, unit=unit)
+    fig, axes = _figure(comparison, table, place, parts, title, "difference of losses", "removed layer")
+    for ax, _ in axes:
         panels.level(ax, 0, "zero")
-    return with_legend(fig, [*keys, panels.mark_key(f"shown ({PROVEN})"), panels.band_key()], 3)
+    return fig
 
 
 @themed
@@ -102,12 +106,12 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
     whole = comparison.baselines.assign(parts=parts, unit="whole model", value=comparison.baselines["baseline"])
     known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
     table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
-    at = [comparison.runs.index(run) for run in table["run"]]
-    table = table.assign(x=at, y=table["value"], low=table["ci_low"], high=table["ci_high"], series="")
-    fig, _ = _figure(comparison, table, place, parts, title, "scores and centres", "")
-    for ax in fig.axes:
+    table["at"] = [comparison.runs.index(run) for run in table["run"]]
+    table = panels.tidy(table, "at", "value", series="")
+    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres", "")
+    for ax, _ in axes:
         ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
-    return with_legend(fig, [panels.mark_key(f"difference shown ({PROVEN})"), panels.band_key()])
+    return fig
 
 
 def drawable(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -135,27 +139,28 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
 
 
 def _figure(
-    comparison: Comparison, table: pd.DataFrame, place: str, parts: str, title: str | None, what: str, xlabel: str
-) -> tuple[Plot, list[Line2D]]:
-    """A panel for each task, metric and unit, with a line for each series; and their keys."""
+    comparison: Comparison,
+    table: pd.DataFrame,
+    place: str,
+    parts: str,
+    title: str | None,
+    what: str,
+    xlabel: str,
+    **look: Any,
+) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
+    """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
     shown = _panels(table, place, parts)
     if not shown:
         known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison, comparison.profiles))
         fault = f"no two runs with equal settings have {parts!r} in folder {place!r}"
         raise UserError(f"{fault} to be drawn; profiles there are: {known or 'none'}")
-    names = list(dict.fromkeys(name for *_, rows in shown for name in rows["series"]))
-    if len(names) > MAX_OVERLAID:
-        raise UserError(f"{len(names)} runs are more than {MAX_OVERLAID} colours; draw them with run_centres")
-    columns = 1 if len(shown) <= 3 else 2
-    n = counts(int(n) for *_, rows in shown for n in rows["n"])
+    names = list(dict.fromkeys(table["series"]))
+    panels.at_most_four(names, "runs")
+    columns, n = 1 if len(shown) <= 3 else 2, counts(int(n) for *_, rows in shown for n in rows["n"])
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {n} documents".strip()
-    fig = figure(title, default, height=1.9 * math.ceil(len(shown) / columns) + 1.3)
-    for ax, (task, metric, rows) in zip(panels.grid(fig, len(shown), columns, xlabel), shown, strict=True):
-        for style, name in enumerate(names):
-            of_series = rows[rows["series"] == name]
-            x, *values = panels.numbers(of_series, "x", "y", "low", "high")
-            panels.curve(ax, x, values, style, idle=of_series.get("at_chance", pd.Series()).any())
-            panels.marks(ax, x, values[0], of_series["shown"].to_numpy(dtype=bool), style, "shown")
+    fig, axes = panels.facets(title, default, len(shown), xlabel, each=1.9, columns=columns)
+    for ax, (task, metric, rows) in zip(axes, shown, strict=True):
+        panels.lines(ax, rows, names, **look)
         panels.panel_title(ax, f"{task} {metric.removesuffix(',none')}")
         ax.set_ylabel(rows["unit"].iloc[0] or named(metric, loss=True).replace(" (", "\n(").replace(", ", ",\n"))
-    return fig, panels.series_keys(names, mfc=None)
+    return fig, [(ax, rows) for ax, (*_, rows) in zip(axes, shown, strict=True)]

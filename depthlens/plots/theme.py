@@ -9,20 +9,18 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager, ft2font
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
-from scipy.optimize import isotonic_regression
-
-from depthlens.plots import figure_data
 
 P = ParamSpec("P")
 MARKERS = ("o", "s", "^", "D")
@@ -33,19 +31,54 @@ DASHED, DOTTED, DASH_DOTTED = (0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2))
 CANNOT_JUDGE = "at chance: cannot judge"
 
 
+MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV
+COLUMNS = ("panel", "series", "claim", "part", "model", "task", "metric", "condition", "layer", "head", "x", "y")
+COLUMNS += ("value", "low", "high", "p_adjusted", "shown")
+
+
 class Plot(Figure):
-    """A matplotlib `Figure` that any notebook can display, whatever the active backend.
+    """A matplotlib `Figure` that any notebook can display, whatever the active backend, with its numbers as a table.
 
     Attributes:
-        points: What to say of a point of a panel: panel, x, y and text.
+        drawn: The panels with the rows that they show.
+        keys: What the legend explains, by label: its place in the order, and how it looks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.points: list[tuple[Axes, float, float, str]] = []
+        self.drawn: list[tuple[Axes, pd.DataFrame]] = []
+        self.keys: dict[str, tuple[int, Artist]] = {}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """What the figure shows, one row a point or cell, with those of the columns `COLUMNS` that it has.
+
+        ``x`` and ``y`` are places on the axes where no other column has them; ``low`` and ``high`` are the ends of the
+        95% interval.
+        """
+        tables = []
+        for ax, rows in self.drawn:
+            places = {"x": "layer", "y": "head"}
+            double = [c for c, name in places.items() if {c, name} <= {*rows} and rows[c].equals(rows[name])]
+            tables.append(
+                rows.drop(columns=double).assign(panel=(ax.get_title("left") or ax.get_ylabel()).split("\n")[0])
+            )
+        table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return table[[c for c in COLUMNS if c in table and (table[c].notna() & (table[c] != "")).any()]]
+
+    def save(self, path: str | Path) -> None:
+        """Write the figure beside each other as PNG, as SVG and as the CSV of its table.
+
+        Args:
+            path: Of the files; their endings are added.
+        """
+        for ending in ("png", "svg"):
+            self.savefig(f"{path}.{ending}")
+        self.table.to_csv(f"{path}.csv", index=False)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {figure_data.MIME: figure_data.payload(self, self.points)}
+        title = " ".join(self.get_suptitle().split())
+        return {MIME: {"title": title, "csv": self.table.to_csv(index=False, float_format="%.6g")}}
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         buffer = io.BytesIO()
@@ -55,7 +88,7 @@ class Plot(Figure):
 
 
 def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
-    """Draw a figure in seaborn's ticks theme with text of 8 to 9 pt and two spines."""
+    """Draw a figure in seaborn's ticks theme with text of 8 to 9 pt and two spines, and its legend."""
     look = {"font.family": "DejaVu Sans", "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
     look |= {"axes.spines.top": False, "axes.spines.right": False}
     sizes = {f"{part}size": SMALL for part in ("xtick.label", "ytick.label", "legend.font")}
@@ -64,7 +97,9 @@ def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
     @wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Plot:
         with sns.axes_style("ticks", rc=look), sns.plotting_context("paper", rc=sizes):
-            return draw(*args, **kwargs)
+            fig = draw(*args, **kwargs)
+            _legend(fig)
+        return fig
 
     return inner
 
@@ -79,47 +114,20 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
     return fig
 
 
-def with_legend(fig: Plot, keys: Sequence[Artist], ncols: int | None = None) -> Plot:
-    """The figure with one legend below everything, of 3 or 4 columns unless ``ncols`` says otherwise.
-
-    There are fewer columns where so many are wider than the figure.
-    """
-    ncols = ncols or (4 if len(keys) <= 4 else 3)
-    for n in range(ncols, 0, -1):
+def _legend(fig: Plot) -> None:
+    """One legend below everything, of up to 4 columns: fewer where so many are wider than the figure."""
+    keys = [artist for _, artist in sorted(fig.keys.values(), key=lambda entry: entry[0])]
+    for n in range(4 if len(keys) <= 4 else 3, 0, -1) if keys else ():
         legend = fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=n, columnspacing=1.4)
-        if n == 1 or legend.get_window_extent().width <= fig.bbox.width:
+        if n == 1 or legend.get_window_extent().width <= 0.96 * fig.bbox.width:
             break
         legend.remove()
-    return fig
 
 
 def counts(sizes: Iterable[int]) -> str:
     """Numbers of documents in words: ``16``, or ``4 to 16`` where they differ."""
     sizes = list(sizes)
     return " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-
-
-def spread(places: ArrayLike, sizes: ArrayLike, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
-    """Move labels along a line as little as possible (least squares) so that they do not overlap.
-
-    With the room that labels need subtracted from their places, "in order and apart" becomes "not falling", which
-    isotonic regression solves exactly.
-
-    Args:
-        places: Where each label would like its middle to be, in rising order. Shape [label].
-        sizes: Length of each label along the line. Shape [label].
-        low: No label begins before.
-        high: No label ends after, as far as they fit.
-
-    Returns:
-        The middle of each label. Shape [label].
-    """
-    places, sizes = np.asarray(places, dtype=float), np.asarray(sizes, dtype=float)
-    if not len(places):
-        return places
-    room = np.cumsum(sizes) - sizes / 2 - sizes[0] / 2  # from the middle of the first label to that of each
-    level = isotonic_regression(places - room).x
-    return np.maximum(np.minimum(level, high - sizes[-1] / 2 - room[-1]), low + sizes[0] / 2) + room
 
 
 def round_up(value: float) -> float:

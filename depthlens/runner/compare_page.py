@@ -18,7 +18,7 @@ from depthlens.analysis.result_folder import DOCS_FILE
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
-from depthlens.plots.layers import MAX_OVERLAID
+from depthlens.plots.panels import MAX_OVERLAID
 from depthlens.plots.run_comparison import drawable
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import write_whole

@@ -24,7 +24,7 @@ from traitlets.config import Config
 from depthlens import look
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
-from depthlens.plots.figure_data import MIME
+from depthlens.plots.theme import MIME
 from depthlens.runner.notebook_files import Executed, read_notebook, write_whole
 
 _POLICY = (

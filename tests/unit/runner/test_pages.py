@@ -10,7 +10,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from notebook_suite import code, write
 
 from depthlens.errors import UserError
-from depthlens.plots.figure_data import MIME
+from depthlens.plots.theme import MIME
 from depthlens.runner.notebook_files import Executed, read_notebook
 from depthlens.runner.pages import gallery, notebook_page
 

@@ -1,0 +1,184 @@
+"""What all figures share: colours, the four pictures and their tables, and what goes into notebooks."""
+
+import base64
+import io
+import itertools
+
+import made_results
+import matplotlib.image
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import by_gid, check, luminance, nothing_leaks, points, texts  # noqa: F401 (a fixture for all of them)
+from made_results import EARLY, sweep
+from matplotlib.colors import to_rgb
+from nbclient import NotebookClient
+
+from depthlens import plots
+from depthlens.look import GREY, PALETTE
+from depthlens.plots import panels, theme
+from depthlens.plots.theme import MIME, themed
+
+
+def test_colours_differ_in_greyscale():
+    """By CIE L*: what is left of a colour in greyscale."""
+    levels = [116 * luminance(to_rgb(c)) ** (1 / 3) - 16 for c in PALETTE]
+    assert min(abs(a - b) for a, b in itertools.combinations(levels, 2)) > 10, levels
+    assert max(levels) < 75, "a line must stand out from white paper"
+    assert len(set(theme.MARKERS)) == len(PALETTE)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (0.4217, 0.43), (0.83, 0.83), (1.0, 1.0), (12.01, 13.0)])
+def test_round_up(value, expected):
+    assert theme.round_up(value) == expected
+
+
+def test_numbers_of_documents_in_words():
+    assert theme.counts([16]) == theme.counts(n for n in (16, 16)) == "16"
+    assert theme.counts([6, 4, 16]) == "4 to 16"
+
+
+def test_a_notebook_shows_half_the_pixels_there_are():
+    png, size = plots.prediction(["a"], [0.1], [0.2])._repr_png_()
+    height, width, _ = matplotlib.image.imread(io.BytesIO(png)).shape
+    assert (width, height) == (2 * size["width"], 2 * size["height"])
+
+
+NOTEBOOK = """
+from depthlens import plots
+{setup}
+plots.prediction(["a", "b"], [0.5, 0.2], [0.1, 0.6])
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_cell_shows_its_figure_exactly_once():
+    """In a kernel without any setup, and in one where pyplot and its inline backend are active."""
+    setups = ["", "import matplotlib.pyplot as plt; plt.plot([1]); plt.close()", "%matplotlib inline"]
+    cells = [nbformat.v4.new_code_cell(NOTEBOOK.format(setup=setup)) for setup in setups]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    for cell in notebook.cells:
+        images = [o["data"]["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        assert len(images) == 1
+        assert base64.b64decode(images[0]).startswith(b"\x89PNG")
+
+
+TABLE = pd.DataFrame(
+    {
+        "series": ["a"] * 3 + ["b"] * 3,
+        "x": [0, 1, 2] * 2,
+        "y": [0.5, 0.6, np.nan, 0.1, 0.2, 0.3],
+        "low": [-0.1, 0.5, np.nan, 0.0, 0.1, 0.2],
+        "high": [0.7, 0.7, np.nan, 0.2, 0.3, 1.4],
+        "shown": [False, True, False, True, False, False],
+        "idle": [""] * 3 + [theme.CANNOT_JUDGE] * 3,
+        "task": "t",
+    }
+)
+
+
+@themed
+def drawing(draw, *args, **options):
+    fig = theme.figure("Title", "", height=2.5)
+    draw(fig.subplots(), *args, **options)
+    return fig
+
+
+def heights(fig, gid):
+    return [line.get_ydata().tolist() for line in by_gid(fig, gid)]
+
+
+@pytest.mark.parametrize("draw", [panels.lines, panels.stems])
+def test_lines_and_stems_draw_their_table(draw):
+    fig = drawing(draw, TABLE, ("a", "b"), limits=(0, 1))
+    check(fig)
+    np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan], [0.1, 0.2, 0.3]])
+    assert heights(fig, "shown") == [[0.6]], "nothing is shown where nothing can be judged"
+    assert [line.get_color() for line in by_gid(fig, "series")] == [PALETTE[0], GREY]
+    ranges = by_gid(fig, "band") if draw is panels.lines else by_gid(fig, "interval")
+    ends = np.vstack([path.vertices for range_ in ranges for path in range_.get_paths()])[:, 1]
+    assert ends.min() == 0 and ends.max() == 1, "an interval leaves the range of its metric"
+    for label in ("a", f"b ({theme.CANNOT_JUDGE})", panels.INTERVAL, panels.SHOWN):
+        assert label in texts(fig)
+    assert list(fig.table) == ["series", "task", "x", "value", "low", "high", "shown"]
+    np.testing.assert_array_equal(fig.table["value"], TABLE["y"])
+    np.testing.assert_array_equal(fig.table["high"], TABLE["high"].clip(upper=1))
+
+
+def test_missing_layers_leave_a_gap_and_a_point_alone_has_a_bar():
+    rows = TABLE.iloc[[0, 1, 1]].assign(x=[0, 1, 4], layer=[0, 1, 4])
+    fig = drawing(panels.lines, rows, ["a"], gaps=True)
+    np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan, np.nan, 0.6]])
+    (bars,) = by_gid(fig, "interval")
+    assert [path.vertices[:, 0].tolist() for path in bars.get_paths()] == [[4, 4]]
+    assert list(fig.table) == ["series", "task", "layer", "value", "low", "high", "shown"], "x is the layer"
+
+
+def test_cells_draw_their_table():
+    rows = pd.DataFrame({"x": [0, 1, 0, 1], "y": [0, 0, 1, 1], "value": [0.5, -1.0, np.nan, np.nan]})
+    rows = rows.assign(shown=[True, False] * 2, gain=[False, True] * 2, idle=["", "", "why", "why"])
+    rows.loc[2:, ["shown", "gain"]] = False
+    fig = drawing(panels.cells, rows, (-1, 1), rows=["one", "two"], columns=range(3))
+    check(fig)
+    (mesh,) = by_gid(fig, "cells")
+    wanted = np.array([[0.5, -1, np.nan], [np.nan] * 3])
+    np.testing.assert_array_equal(np.ma.filled(mesh.get_array(), np.nan), wanted)
+    assert (points(fig, "shown"), points(fig, "gain")) == ([(0, 0)], [(1, 0)])
+    (hatch,) = by_gid(fig, "hatch")
+    assert hatch.get_xy() == (-0.5, 0.5) and hatch.get_height() == 1
+    assert {"one", "two", "why", panels.SHOWN, panels.GAIN} <= {*texts(fig).split("\n")}
+    assert list(fig.table["series"]) == ["one", "one", "two", "two"]
+    whole = drawing(panels.cells, rows.assign(idle="why"), (-1, 1), rows=range(2), columns=range(2))
+    assert by_gid(whole, "hatch")[0].get_height() == 2 and texts(whole).count("why") == 1
+
+
+def test_a_forest_draws_its_table_and_what_is_beyond_its_limits_as_arrows():
+    rows = pd.DataFrame({"series": "m", "x": [0.5, 9.0, np.nan], "y": [0.5, 1.5, 2.5], "low": [0, 8, np.nan]})
+    fig = drawing(panels.forest, rows.assign(high=[1, 10, np.nan]), ["m"], (-2, 4))
+    check(fig)
+    assert [(*line.get_xdata(), line.get_marker()) for line in by_gid(fig, "effect")] == [(0.5, "o"), (4, ">")]
+    assert by_gid(fig, "interval")[0].get_xdata().tolist() == [0, 1] and "no estimate" in texts(fig)
+    np.testing.assert_array_equal(fig.table["value"], [0.5, 9, np.nan])
+
+
+def test_a_legend_is_not_wider_than_its_figure():
+    for words, ncols in (("short", 4), ("as long as a sentence that explains a mark", 1)):
+        fig = drawing(lambda ax, words=words: [panels.key(ax, "mark", f"{words} {i}") for i in range(4)])
+        (legend,) = fig.legends
+        fig.draw_without_rendering()
+        assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == ncols
+        assert legend.get_window_extent().width <= fig.bbox.width
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "least", "greatest"),
+    [("chance_of_answer", True, 0, 1), ("misses", False, 0, 1), ("answer_logprob", True, -np.inf, 0)],
+)
+def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, greatest):
+    """Graded scores near an end of their range, of so few documents that Student's interval passes it."""
+    rng = np.random.default_rng(0)
+    values = {c: (1 - rng.beta(0.3, 5, 8)) if greatest == 1 else -rng.beta(0.3, 5, 8) for c in ("baseline", "L0", "L1")}
+    result = made_results.result({"t": values}, metric=metric, info={"higher_is_better": better, "chance": None})
+    base = result.baselines.iloc[0]
+    assert least <= base["ci_low"] and base["ci_high"] <= greatest
+    fig = plots.depth_profile(result)
+    ends = fig.table[["low", "high"]].to_numpy()
+    assert ends.min() >= least and ends.max() <= greatest
+    assert greatest in ends or least in ends, "an end was cut off"
+
+
+def test_a_figure_carries_its_table_and_saves_it(tmp_path):
+    result = sweep(EARLY)
+    fig = plots.depth_profile(result)
+    rows = result.summary.iloc[1:]
+    assert list(fig.table) == [c for c in theme.COLUMNS if c not in ("claim", "part", "head", "x", "y", "series")]
+    for column in ("layer", "value", "p_adjusted"):
+        np.testing.assert_allclose(fig.table[column].astype(float), rows[column].astype(float))
+    np.testing.assert_allclose(fig.table["low"], (rows["baseline"] + rows["ci_low"]).clip(lower=0))
+    about = fig._repr_mimebundle_()[MIME]
+    assert about["title"].startswith("base, sums")
+    np.testing.assert_allclose(pd.read_csv(io.StringIO(about["csv"]))["value"], rows["value"], atol=1e-6)
+    fig.save(tmp_path / "profile")
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".png", ".svg"]
