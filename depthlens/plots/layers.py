@@ -22,7 +22,6 @@ from depthlens.plots import panels, theme
 from depthlens.plots.effects import (
     FIELDS,
     Names,
-    even_limit,
     labels,
     model_dims,
     sweep_table,
@@ -119,7 +118,7 @@ def protocol_comparison(
     rows = table.groupby(FIELDS, sort=False)
     judged = table["bounded"].where(table["idle"] == "")
     table = table.assign(x=table["layer"], y=rows.ngroup(), value=judged)
-    limit = even_limit(judged, 0.1)
+    limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
     names = list(labels(table.drop_duplicates("y"), varying(table)))
     fig = figure(title, sweep_title(table, _SEVERAL), height=0.34 * len(names) + 1.6)
     ax = fig.subplots()

@@ -416,6 +416,7 @@ def forest(ax: Axes, table: pd.DataFrame, names: Sequence[str], limits: Limits) 
         limits: Ends of the x axis.
     """
     keep(ax, table.drop(columns="y"), "x")
+    ax.set_xlim(limits[0] - 0.2, limits[1] + 0.2)
     for row in table.itertuples():
         style = names.index(row.series)
         x, low, high = np.clip([row.x, row.low, row.high], *limits)
