@@ -167,11 +167,12 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     panels.colour_bar(mesh, ax, SHARES, ticks=share_ticks(limit), format="%g")
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (centre, *interval) in enumerate(places):
+        if np.isnan(centre):
+            continue
         for width, colour in ((3.5, "white"), (1.5, INK)):  # the line stands out from any cell
             ax.plot(interval, [row, row], color=colour, lw=width, solid_capstyle="butt")
         ax.plot(centre, row, "D", color=INK, mec="white", ms=6, gid="centre")
-        if np.isfinite(centre):
-            panels.key(ax, "line", panels.CENTRE, lw=1.5, marker="D", mec="white", ms=6)
+        panels.key(ax, "line", panels.CENTRE, lw=1.5, marker="D", mec="white", ms=6)
     for third in (1, 2):
         ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
     panels.key(ax, "line", "thirds of the depth", **_THIRDS)

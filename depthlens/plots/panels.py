@@ -411,12 +411,12 @@ def forest(ax: Axes, table: pd.DataFrame, names: Sequence[str], limits: Limits) 
 
     Args:
         ax: The panel.
-        table: ``x`` is the estimate, ``y`` its height; see `lines`.
+        table: ``x`` is the estimate, ``y`` its height, from 0 at the top; see `lines`.
         names: Of all series.
         limits: Ends of the x axis.
     """
     keep(ax, table.drop(columns="y"), "x")
-    ax.set_xlim(limits[0] - 0.2, limits[1] + 0.2)
+    ax.set(xlim=(limits[0] - 0.2, limits[1] + 0.2), ylim=(math.ceil(table["y"].max()), 0))
     for row in table.itertuples():
         style = names.index(row.series)
         x, low, high = np.clip([row.x, row.low, row.high], *limits)

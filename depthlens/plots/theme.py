@@ -32,7 +32,7 @@ CANNOT_JUDGE = "at chance: cannot judge"
 
 
 MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV
-COLUMNS = ("panel", "series", "claim", "part", "model", "task", "metric", "condition", "layer", "head", "x", "y")
+COLUMNS: tuple[str, ...] = ("panel", "series", "claim", "part", "model", "task", "metric", "condition", "layer", "head", "x", "y")
 COLUMNS += ("value", "low", "high", "p_adjusted", "shown")
 
 
