@@ -1,6 +1,3 @@
-from .blocks import block_map as block_map
-from .blocks import greedy_curve as greedy_curve
-from .blocks import race_course as race_course
 from .claims import scorecard as scorecard
 from .claims import scorecards as scorecards
 from .comparison import activation_deltas as activation_deltas
@@ -8,11 +5,14 @@ from .comparison import loss_difference as loss_difference
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
 from .comparison import weight_deltas as weight_deltas
-from .geometry import angular_map as angular_map
-from .geometry import effect_map as effect_map
-from .geometry import influence_profile as influence_profile
-from .geometry import logit_lens as logit_lens
-from .geometry import predictor_scatter as predictor_scatter
+from .depth import angular_map as angular_map
+from .depth import block_map as block_map
+from .depth import effect_map as effect_map
+from .depth import greedy_curve as greedy_curve
+from .depth import influence_profile as influence_profile
+from .depth import logit_lens as logit_lens
+from .depth import predictor_scatter as predictor_scatter
+from .depth import race_course as race_course
 from .head_lists import detector_agreement as detector_agreement
 from .head_lists import head_overlap as head_overlap
 from .head_lists import removal_curve as removal_curve

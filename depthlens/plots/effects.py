@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from depthlens import arguments
@@ -159,9 +158,3 @@ def sweep_title(table: pd.DataFrame, several: str, how: str = "") -> str:
     part = _ONE.get(sites[0], f"one {sites[0]}") if len(sites) == 1 else several
     done = _DONE[modes[0]] if len(modes) == 1 else "removed or replaced"
     return f"{', '.join(models)}{task}: {part} {done} at a time{how}, n = {counts(table['n'])} documents"
-
-
-def even_limit(values: Iterable[float], least: float) -> float:
-    """The end of a colour scale around 0: the largest size of some values, rounded up, or ``least``."""
-    sizes = np.abs([value for value in values if np.isfinite(value)])
-    return max(least, float(np.ceil(sizes.max() * 10) / 10)) if len(sizes) else 1.0

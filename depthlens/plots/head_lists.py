@@ -7,6 +7,7 @@ See `depthlens.plots` for what all figures have in common; the numbers are those
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -156,7 +157,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     table = pd.DataFrame({"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]})
     at = list(zip(layer, head, strict=True))
     only = [f"{s.name}: {_named(top, shared)}" for s, top in zip((a, b), tops, strict=True)]
-    groups = {
+    groups: dict[str, tuple[set[Any], str, str]] = {
         "other heads": ({*at} - {*tops[0], *tops[1]}, "o", PALE),
         f"top {k} of {only[0]}": ({*tops[0]} - shared, "o", PALETTE[0]),
         f"top {k} of {only[1]}": ({*tops[1]} - shared, "s", PALETTE[1]),

@@ -22,7 +22,6 @@ from depthlens.plots import panels, theme
 from depthlens.plots.effects import (
     FIELDS,
     Names,
-    even_limit,
     labels,
     model_dims,
     sweep_table,
@@ -119,7 +118,7 @@ def protocol_comparison(
     rows = table.groupby(FIELDS, sort=False)
     judged = table["bounded"].where(table["idle"] == "")
     table = table.assign(x=table["layer"], y=rows.ngroup(), value=judged)
-    limit = even_limit(judged, 0.1)
+    limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
     names = list(labels(table.drop_duplicates("y"), varying(table)))
     fig = figure(title, sweep_title(table, _SEVERAL), height=0.34 * len(names) + 1.6)
     ax = fig.subplots()
@@ -168,11 +167,12 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     panels.colour_bar(mesh, ax, SHARES, ticks=share_ticks(limit), format="%g")
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (centre, *interval) in enumerate(places):
+        if np.isnan(centre):
+            continue
         for width, colour in ((3.5, "white"), (1.5, INK)):  # the line stands out from any cell
             ax.plot(interval, [row, row], color=colour, lw=width, solid_capstyle="butt")
         ax.plot(centre, row, "D", color=INK, mec="white", ms=6, gid="centre")
-        if np.isfinite(centre):
-            panels.key(ax, "line", panels.CENTRE, lw=1.5, marker="D", mec="white", ms=6)
+        panels.key(ax, "line", panels.CENTRE, lw=1.5, marker="D", mec="white", ms=6)
     for third in (1, 2):
         ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
     panels.key(ax, "line", "thirds of the depth", **_THIRDS)

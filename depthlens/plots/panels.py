@@ -285,7 +285,7 @@ def stems(ax: Axes, table: pd.DataFrame, names: Sequence[str] = ("",), **options
     lines(ax, table, names, bars=True, **{"ls": "", "ms": 4, **options})
 
 
-def centres(ax: Axes, rows: Iterable[tuple[int, Sequence[Number], str]]) -> None:
+def centres(ax: Axes, rows: Iterable[tuple[int, np.ndarray, str]]) -> None:
     """Centres of mass with their intervals at the top of a panel, one below another; or why there is none.
 
     Args:
@@ -373,11 +373,11 @@ def cells(
         hatch(ax, numbers, columns, why.iloc[0])  # all of them are: once is enough
     else:
         for row, text in why[why != ""].items():
-            hatch(ax, range(int(row), int(row) + 1), columns, text)  # type: ignore[call-overload]
+            hatch(ax, range(int(row), int(row) + 1), columns, text)
     for kind, fill, label in (("shown", True, shown), ("gain", False, GAIN)):
         for row in table[table[kind]].itertuples() if kind in table else ():
             ink = theme.ink_on(mesh.to_rgba(row.value))
-            style = {"mfc": ink if fill else "none", "mew": 0 if fill else 0.8, "ms": mark}
+            style: dict[str, Any] = {"mfc": ink if fill else "none", "mew": 0 if fill else 0.8, "ms": mark}
             ax.plot(row.x, row.y, "o", color=ink, gid=kind, **style)
             key(ax, "mark", label, ms=4, mfc=INK if fill else "none")
     return mesh
@@ -411,11 +411,12 @@ def forest(ax: Axes, table: pd.DataFrame, names: Sequence[str], limits: Limits) 
 
     Args:
         ax: The panel.
-        table: ``x`` is the estimate, ``y`` its height; see `lines`.
+        table: ``x`` is the estimate, ``y`` its height, from 0 at the top; see `lines`.
         names: Of all series.
         limits: Ends of the x axis.
     """
     keep(ax, table.drop(columns="y"), "x")
+    ax.set(xlim=(limits[0] - 0.2, limits[1] + 0.2), ylim=(math.ceil(table["y"].max()), 0))
     for row in table.itertuples():
         style = names.index(row.series)
         x, low, high = np.clip([row.x, row.low, row.high], *limits)

@@ -65,9 +65,7 @@ class TokenStrip:
             about = f"token {i}: {weight:.3f}" if i <= self.query else f"token {i} comes later"
             text = html.escape(theme.visible(token, space=" ")).replace("⏎", "⏎<wbr>\n")
             spans.append(f'<span style="{seen}{frame}" title="{about}">{text}</span>')
-        box = (
-            "font-family:monospace;font-size:.85rem;line-height:1.6;white-space:pre-wrap;max-height:30rem;overflow:auto"
-        )
+        box = "font:.85rem/1.6 monospace;white-space:pre-wrap;max-height:30rem;overflow:auto"
         head = f"<p><strong>{html.escape(self.title)}</strong><br>largest weights: {html.escape(self.largest)}</p>"
         return f'{head}<div style="{box}">{"".join(spans)}</div>'
 
@@ -163,19 +161,16 @@ def prediction(
         title: Above the figure.
 
     Raises:
-        UserError: no tokens, different lengths, or numbers that are not probabilities.
+        UserError: no tokens, or different lengths.
     """
     names = [f'"{theme.visible(token)}"' if token else theme.visible(token) for token in tokens]
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if not names or before.shape != (len(names),) or after.shape != before.shape:
         shapes = f"probabilities of shape {before.shape} before and {after.shape} after"
         raise UserError(f"{len(names)} tokens, {shapes}; give one of each per token")
-    pairs = np.stack([before, after])
-    if not ((pairs >= 0) & (pairs <= 1 + 1e-6)).all():
-        raise UserError(f"probabilities run from {pairs.min():.3g} to {pairs.max():.3g}; allowed: 0 to 1")
-    order = np.lexsort((-pairs.max(axis=0), after > before))
+    order = np.lexsort((-np.maximum(before, after), after > before))
     names, before, after = [names[i] for i in order], before[order], after[order]
-    y, top = np.arange(len(names)), max(float(pairs.max()), 0.01)
+    y, top = np.arange(len(names)), max(before.max(), after.max(), 0.01)
     fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH)
     ax = fig.subplots()
     for series, values in (("nothing removed", before), (f"{condition} removed", after)):

@@ -32,8 +32,8 @@ CANNOT_JUDGE = "at chance: cannot judge"
 
 
 MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV
-COLUMNS = ("panel", "series", "claim", "part", "model", "task", "metric", "condition", "layer", "head", "x", "y")
-COLUMNS += ("value", "low", "high", "p_adjusted", "shown")
+COLUMNS: tuple[str, ...] = ("panel", "series", "claim", "part", "model", "task", "metric", "condition", "layer", "head")
+COLUMNS += ("x", "y", "value", "low", "high", "p_adjusted", "shown")
 
 
 class Plot(Figure):

@@ -138,7 +138,6 @@ def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
         "other, acc",
         "kv_retrieval, answer_logprob",
         "change of answer_logprob (nats, at most 1 a",
-        "the largest is",
     )
     holds(Case(fig, 6, words=said))
     assert len(by_gid(plots.head_map(many, metrics="acc"), "cells")) == 2

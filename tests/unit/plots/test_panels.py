@@ -144,7 +144,7 @@ def test_a_forest_draws_its_table_and_what_is_beyond_its_limits_as_arrows():
 
 
 def test_a_legend_is_not_wider_than_its_figure():
-    for words, ncols in (("short", 4), ("as long as a sentence that explains a mark", 1)):
+    for words, ncols in (("short", 4), ("as long as a sentence that explains a mark in a figure", 1)):
         fig = drawing(lambda ax, words=words: [panels.key(ax, "mark", f"{words} {i}") for i in range(4)])
         (legend,) = fig.legends
         fig.draw_without_rendering()
