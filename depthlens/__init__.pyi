@@ -41,7 +41,12 @@ from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_curves import removal_curve as removal_curve
 from .experiments.head_curves import sufficiency_curve as sufficiency_curve
 from .experiments.head_detectors import induction_scores as induction_scores
+from .experiments.one_prompt import ablated as ablated
+from .experiments.one_prompt import attention as attention
+from .experiments.one_prompt import generate as generate
+from .experiments.one_prompt import logit_lens as logit_lens
 from .experiments.options import EvalOptions as EvalOptions
+from .experiments.patching import patch as patch
 from .experiments.planning import plan as plan
 from .experiments.race import race as race
 from .experiments.reasoning_heads import attention_at_results as attention_at_results

@@ -134,6 +134,7 @@ def run(
 
 
 app.command()(experiments.with_options()(notebooks.compare))
+app.command()(experiments.with_options()(notebooks.answers))
 app.command()(experiments.with_options()(notebooks.gallery))
 app.command()(experiments.with_options("dtype")(exports.export))
 for command in (answers.list, answers.show, answers.prune):

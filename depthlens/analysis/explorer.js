@@ -223,10 +223,11 @@ export default {
 };
 
 // On a page the fragment of the address is the state, so that a finding can be sent.
-document.querySelectorAll(".depthlens-explorer[data-page]").forEach((place) => {
+document.querySelectorAll(".depthlens-explorer[data-page]").forEach((place, nth) => {
+  place.removeAttribute("data-page"); // each view of a page brings this script
   const data = JSON.parse(place.querySelector("script").textContent);
   const read = () => {
-    const given = new URLSearchParams(location.hash.slice(1));
+    const given = new URLSearchParams(nth ? "" : location.hash.slice(1)); // the first view has the address
     const named = data.tasks.findIndex((one) => one.name === given.get("task"));
     const at = named < 0 ? data.start.task : named;
     const condition = data.tasks[at].conditions.indexOf(given.get("without"));
@@ -238,7 +239,7 @@ document.querySelectorAll(".depthlens-explorer[data-page]").forEach((place) => {
   let own = location.hash;
   const go = explore(root, data, read(), (state) => {
     const words = { task: state.task_name, without: state.name, show: state.change, ...(state.find && { find: state.find }) };
-    if (own !== null) own = null;
+    if (own !== null || nth) own = null;
     else history.replaceState(null, "", `#${new URLSearchParams(words)}`);
   });
   addEventListener("hashchange", () => go(read()));

@@ -13,6 +13,7 @@ import json
 import warnings
 from functools import cached_property
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from depthlens.analysis import documents
 from depthlens.analysis.answers import BROKEN, answers, nats, questions_of
 from depthlens.analysis.stats import BASELINE, is_binary
 from depthlens.errors import UserError
+from depthlens.paths import write_files, writing_to
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -91,16 +93,30 @@ class Explorer:
         text = found[["question", "reference", "baseline_answer", "answer"]].agg("\n".join, axis=1)
         return found[text.str.lower().str.contains(state.get("find", "").lower(), regex=False)].reset_index(drop=True)
 
-    def html(self, *, with_script: bool = True) -> str:
-        """The view as a part of a page. Without its script it is the table that stands where no script runs."""
-        if not with_script:
-            return f'<div class="depthlens-explorer">{self.table()}</div>\n<style>{STYLE}</style>'
+    def html(self, most_bytes: int | None = None) -> str:
+        """The view as a part of a page; of more than ``most_bytes`` of answers the table that needs no script."""
         data = json.dumps(self.data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+        if most_bytes is not None and len(data) > most_bytes:
+            note = (
+                f"All answers take {len(data) / 1e6:.1f} MB: result.explore().save('answers.html') writes their page."
+            )
+            return f'<div class="depthlens-explorer">{self.table()}<p>{note}</p></div>\n<style>{STYLE}</style>'
         return (
             f'<div class="depthlens-explorer" data-page><div class="static">{self.table()}</div>\n'
             f'<script type="application/json">{data}</script></div>\n'
             f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write a page of its own with all answers, which loads nothing.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        path, title = Path(path), f"{self.result.docs['model'].iloc[0]}: what breaks?"
+        with writing_to(path.parent):
+            text = _page(title, self.html()).encode()
+            write_files(path.parent, {path.name: lambda file: file.write(text)})
 
     def table(self) -> str:
         """For each critical part its commonest new answers and some broken questions, as an HTML table."""
@@ -126,7 +142,7 @@ class Explorer:
         return sorted(found, key=lambda row: -row[2])[:MOST_PARTS]
 
     def _repr_mimebundle_(self, **_: Any) -> Any:
-        shown = {"text/html": self.html(), "text/plain": repr(self)}
+        shown = {"text/html": self.html(MOST_BYTES), "text/plain": repr(self)}
         widget, metadata = self.widget._repr_mimebundle_()
         return widget | shown, metadata
 
@@ -134,8 +150,8 @@ class Explorer:
         return f"Explorer of {', '.join(task['name'] for task in self.data['tasks'])}"
 
 
-def page(result: Result, title: str) -> str:
-    """A page of its own that holds the view, and loads nothing."""
+def _page(title: str, content: str) -> str:
+    """A page of its own that loads nothing."""
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_hash()}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -144,7 +160,7 @@ def page(result: Result, title: str) -> str:
         f"<title>{html.escape(title)}</title><style>:root {{ color-scheme: light dark }} "
         "body { background: light-dark(#fff, #14181c); max-width: 76rem; margin: 1rem auto; padding: 0 1rem } "
         "h1 { font: 600 1.3rem system-ui }</style></head>"
-        f"<body><main><h1>{html.escape(title)}</h1>{Explorer(result).html()}</main></body></html>"
+        f"<body><main><h1>{html.escape(title)}</h1>{content}</main></body></html>"
     )
 
 

@@ -136,6 +136,9 @@ def sweep(
             result = run_by_name(model, tasks, ablate, **options)
         result.record.update(asked=said, command=provenance.COMMAND.get())
         result.save(folder, overwrite=overwrite or race)
+        if not race:
+            result.explore().save(folder / "index.html")
     typer.echo(str(result))
-    files = ", ".join(str(folder / name) for name, content in result.contents().items() if content is not None)
+    names = [name for name, content in result.contents().items() if content is not None]
+    files = ", ".join(str(folder / name) for name in (["index.html"] * (not race) + names))
     typer.echo(f"\nWrote {files}; in Python result = dl.{type(result).__name__}.load({str(folder)!r}) reads them")

@@ -25,6 +25,7 @@ from .layers import open_book_losses as open_book_losses
 from .layers import protocol_comparison as protocol_comparison
 from .prompts import attention as attention
 from .prompts import prediction as prediction
+from .prompts import token_grid as token_grid
 from .run_comparison import run_centres as run_centres
 from .run_comparison import run_differences as run_differences
 from .run_comparison import run_profiles as run_profiles

@@ -13,6 +13,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,9 +136,9 @@ def _map(tokens: Sequence[str], weights: np.ndarray, title: str | None, default:
     return fig
 
 
-def _short(token: str) -> str:
+def _short(token: str, most: int = _CHARS) -> str:
     text = theme.visible(token, space="·")
-    return text if len(text) <= _CHARS else text[: _CHARS - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @themed
@@ -186,4 +187,46 @@ def prediction(
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", color=EMPTY, lw=0.6, zorder=0)
     ax.spines["left"].set_visible(False)
+    return fig
+
+
+@themed
+def token_grid(found: Any, *, title: str | None = None) -> Plot:
+    """What `depthlens.patch` or `depthlens.logit_lens` found, a row a part or depth and a column a token.
+
+    Patching has the effect as colour, and the logit lens the probability, with the likeliest next token in each cell.
+
+    Args:
+        found: What they returned.
+        title: Above the figure.
+
+    Example:
+        >>> depthlens.plots.token_grid(depthlens.logit_lens(lens, "The capital of Denmark is"))  # doctest: +SKIP
+    """
+    table, says = found.table, "says" in found.table
+    row, value, unit = (
+        ("depth", "probability", "probability of the likeliest next token")
+        if says
+        else ("part", "effect", "share of the difference between the prompts that moves")
+    )
+    names, n = [str(name) for name in table[row].unique()], len(found.tokens)
+    first = 0 if says else int(table.loc[table[value] != 0, "position"].min())  # patches do nothing before
+    columns, most = range(first, n), float(table[value].abs().max()) or 1.0
+    places = {name: y for y, name in enumerate(names)}
+    drawn = table[table["position"] >= first]
+    drawn = drawn.assign(x=drawn["position"], y=[places[str(name)] for name in drawn[row]], value=drawn[value])
+    width = min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns))
+    default = (
+        "What each layer would say after each token" if says else f"What a patch of one part does ({found.direction})"
+    )
+    fig = figure(title, default, height=0.19 * len(names) + 1.6, width=max(width, 4.5))
+    ax = fig.subplots()
+    limits, cmap = ((0, 1), theme.SCORES) if says else ((-most, most), "vlag")
+    mesh = cells(ax, drawn, limits, rows=names, columns=columns, cmap=cmap)
+    for cell in drawn.itertuples() if says else ():
+        ink = theme.ink_on(mesh.to_rgba(cell.value))
+        ax.text(cell.x, cell.y, _short(cell.says, 9), color=ink, ha="center", va="center", fontsize=theme.SMALL)
+    ax.set_xticks(columns, [_short(found.tokens[i]) for i in columns], parse_math=False, rotation=60, ha="right")
+    ax.set(xlabel="token", ylabel="after this many layers" if says else "")
+    panels.colour_bar(mesh, ax, unit)
     return fig

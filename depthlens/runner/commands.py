@@ -1,4 +1,4 @@
-"""The commands ``depthlens compare`` and ``depthlens gallery``; nothing heavy is imported until one is called."""
+"""The commands ``compare``, ``answers`` and ``gallery``; nothing heavy is imported until one is called."""
 
 from __future__ import annotations
 
@@ -36,6 +36,30 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
     for note in found.notes:
         typer.echo(f"Note: {note}")
     typer.echo(f"\nWrote {page}")
+
+
+def answers(run: str, condition: str, *, change: str = "broken", task: str | None = None) -> None:
+    """Print the answers that a removal changes, beside those of the whole model.
+
+    Example: depthlens answers runs/layers L11
+
+    Args:
+        run (RUN): A folder that `depthlens sweep` wrote.
+        condition (CONDITION): One of its conditions, such as L11.
+        change: broken (the score falls), repaired (it rises), changed (another answer with the same score) or all.
+        task (NAME): Of this task only.
+    """
+    say(f"reading {run}", run=run)
+    from depthlens.analysis.results import Result
+
+    found = Result.load(run).answers(condition, change, task=task)
+    for row in found.itertuples():
+        lines = row.question, row.reference, row.baseline_answer, row.answer
+        names = f"{row.task} {row.doc_id}", "right answer", "whole model", f"without {condition}"
+        for name, text in zip(names, lines, strict=True):
+            typer.echo(f"{name + ':':<24} {' / '.join(text.strip().splitlines())}")
+        typer.echo()
+    typer.echo(f"{len(found)} answers: {change}")
 
 
 def gallery(folder: str) -> None:

@@ -132,13 +132,17 @@ class Executed:
 
     @property
     def picture(self) -> str:
-        """What the index shows, as HTML: table or figure of the cell tagged ``opening``, else the first figure."""
-        for cell in sorted(self.nb.cells, key=lambda cell: not _is_tagged(cell, "opening")):
+        """What the index shows, as HTML: of the cell tagged ``opening`` or ``picture``, else the first figure."""
+
+        def shown(cell: Any) -> bool:
+            return _is_tagged(cell, "opening") or _is_tagged(cell, "picture")
+
+        for cell in sorted(self.nb.cells, key=lambda cell: not shown(cell)):
             for data in (output.get("data", {}) for output in cell.get("outputs", [])):
                 if "image/png" in data:
                     png = "".join(data["image/png"].split())
                     return f'<img alt="{html.escape(self.question)}" src="data:image/png;base64,{png}">'
-                if "text/html" in data and _is_tagged(cell, "opening"):
+                if "text/html" in data and shown(cell):
                     return data["text/html"]
         return ""
 

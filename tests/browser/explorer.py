@@ -20,7 +20,6 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from lab import BROWSERS, Browser, until  # noqa: E402
 
-from depthlens.analysis import explorer  # noqa: E402
 from depthlens.analysis.results import Result  # noqa: E402
 
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script> \u202eright to left\u202c 😀'
@@ -80,7 +79,7 @@ def main() -> None:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
-        page.write_text(explorer.page(made(), "What breaks"), encoding="utf-8")
+        made().explore().save(page)
         profile = Path(folder) / "profile"
         profile.mkdir()
         browser = Browser(program, profile)

@@ -69,7 +69,7 @@ def test_unknown_names_are_refused(wrong):
         written().answers(**wrong)
 
 
-def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote():
+def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote(tmp_path):
     view = written().explore()
     page = view.html()
     assert HOSTILE not in page and "<script>alert" not in page
@@ -77,8 +77,9 @@ def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote():
     (task,) = data["tasks"]
     assert task["conditions"] == ["baseline", "L0", "L1", "L1@mean"] and task["values"][2] == [0, 1, 0, 1]
     assert [task["texts"][i] for i in task["answers"][2]] == ["Lima", "Oslo", "y", HOSTILE]
-    assert "<script" not in view.html(with_script=False)
-    page = explorer.page(view.result, "t")
+    assert "<script" not in view.html(10) and "takes" not in view.html(10**6)
+    view.save(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
     assert explorer.script_hash() in page and not re.search(r"src=|href=|fetch\(|import", page), "loads nothing"
 
 
