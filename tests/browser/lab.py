@@ -238,7 +238,7 @@ def check_outputs(lab: Session) -> None:
                 assert "%|" not in plain(output), f"cell {cell} has a bar on standard error"
     setup = lab.cell("dl.setup_notebook")
     page = "".join(str(output.get("data", {}).get("text/html", "")) for output in lab.outputs(setup))
-    assert "layers ×" in page and "dl.layer_sweep(lens" in page, "the model is not described"
+    assert "n_layers" in page and "dl.layer_sweep(lens" in page, "the model is not described"
     assert re.search(r"\d+/\d+|rows from the store", lab.text(lab.cell("result = dl.layer_sweep"))), "no bar"
 
 
@@ -259,6 +259,19 @@ def check_run(lab: Session) -> None:
     lab.run_all()
     assert "rows from the store" in lab.text(lab.cell("result = dl.layer_sweep"))
     lab.looks_at(lab.cell("result = dl.layer_sweep"), "from_the_store")
+
+
+def check_explorer(lab: Session) -> None:
+    """Choose a part in the view of what breaks; the next cell reads which."""
+    shown = lab.add_and_run("view = result.explore()\nview")
+    lab.browser.value(f"window.show({shown})")
+    cells = f"window.cells()[{shown}].node.querySelectorAll('.depthlens-explorer .cell')"
+    until(lambda: lab.browser.value(f"{cells}.length") > 2, "the view")
+    lab.browser.value(f"{cells}[2].click()")
+    name = lab.browser.value(f"window.cells()[{shown}].node.querySelector('.say b').textContent")
+    lab.looks_at(shown, "explorer")
+    read = lab.text(lab.add_and_run("print(view.condition, set(view.documents['change']) <= {'broken'})"))
+    assert read.split() == [name, "True"], f"{name} is chosen, and the cell reads {read}"
 
 
 def check_interrupt(lab: Session) -> None:
@@ -306,7 +319,7 @@ def main() -> None:
         (folder / "profile").mkdir()
         with served(folder) as address, contextlib.closing(Browser(options.browser, folder / "profile")) as browser:
             lab = Session(browser, address, options.out)
-            for step in (check_run, check_interrupt):
+            for step in (check_run, check_explorer, check_interrupt):
                 before = time.monotonic()
                 try:
                     step(lab)
