@@ -34,7 +34,7 @@ def test_the_score_of_a_whole_model_has_wilsons_interval_and_the_exact_binomial_
 @pytest.mark.parametrize(("values", "chance", "better", "p", "at_chance"), [
     ([0] * 10, 0.25, True, 1.0, True), ([0] * 10, 0.0, True, 1.0, True), ([1] + [0] * 9, 0.0, True, 0.0, False),
     ([1] * 10, 0.25, True, 0.25**10, False), ([0] * 10, 0.75, False, 0.25**10, False),
-    ([1] * 10, None, True, None, False),
+    ([1] * 10, None, True, None, False), ([0] * 10, None, True, None, True), ([0] * 10, None, False, None, False),
 ])  # fmt: skip
 def test_chance(values, chance, better, p, at_chance):
     *_, found, said = stats.baseline(np.array(values, float), chance, better)

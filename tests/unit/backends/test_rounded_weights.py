@@ -140,9 +140,3 @@ def test_rounding_is_symmetric_to_the_nearest():
         assert all(len(row.unique()) <= levels * (2 if mode == "int4" else 1) for row in made.flatten(0, 1))
     vector = torch.randn(4)
     assert quantised.rounded(vector, "int4") is vector
-
-
-@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
-def test_other_backends_refuse_it(backend):
-    with pytest.raises(dl.UserError, match="L1@int4 can be computed by backend 'torch' only; use that"):
-        Engine(tiny.lens("llama-gqa"), backend=backend).loglikelihood(ASKED, [parse_condition("L1@int4")])

@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny
-import torch
 
 from depthlens.ablations import parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
-from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.requests import LoglikelihoodRequest
 
@@ -56,17 +53,3 @@ def test_a_mean_over_references_has_the_answers_of_all():
     assert both.docs["response"].tolist() == given and any(" | " in text for text in given)
     for flag in ("parsed", "complete"):
         assert both.docs[flag].equals(alone[0].docs[flag] & alone[1].docs[flag])
-
-
-def test_what_is_missing_is_said():
-    lens = tiny.lens("llama-gqa")
-    condition, tokens = parse_condition("L1.H0@resample"), torch.tensor([[1, 2]])
-    backend = TorchBackend(lens, measure_means(lens, [REFERENCE], "x"))
-    with pytest.raises(UserError, match="needs a reference prompt"):
-        backend.forward(tokens, torch.ones_like(tokens), [condition])
-    with (
-        pytest.raises(UserError, match="needs to know positions"),
-        TorchBackend(lens, with_sample(lens)).ablate([condition]),
-    ):
-        pass
-    assert lens.identify().obstacle is None, "hooks are left"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import tiny
 import torch
@@ -125,26 +122,6 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
     assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
     with pytest.raises(dl.UserError, match="is quantised already"):
         dl.load(str(tmp_path), quantize="nf4")
-
-
-def said_to_be(folder, place, **settings):
-    """A copy of a checkpoint whose configuration says that it is quantised."""
-    shutil.copytree(folder, place)
-    config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
-    return place
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"quant_method": "hqq", "bits": 4}, "model '.*' cannot be loaded: .*(?i:hqq)"),
-        ({"quant_method": "made-up"}, "Unknown quantization type, got made-up"),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_read_is_one_line(wide, tmp_path, settings, message):
-    with pytest.raises(dl.UserError, match=message):
-        dl.load(str(said_to_be(wide(), tmp_path / "model", **settings)))
 
 
 def test_what_reads_plain_weights_is_refused(wide, tmp_path):

@@ -9,7 +9,7 @@ from organism_prompts import sample
 
 from depthlens.errors import UserError
 from depthlens.models import loading
-from depthlens.organisms import builder, language, weights
+from depthlens.organisms import builder, language
 
 
 @cache
@@ -70,19 +70,6 @@ def test_bad_names_are_refused(name, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"depth": 3}, "unknown organism option 'depth'"),
-        ({"seed": True}, "seed True: give a whole number"),
-        ({"n_kv_heads": 8}, "n_kv_heads=8: give 4 or 2, or 1"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        weights.build(**options)
-
-
 def test_truth_knows_its_roles_and_tasks():
     truth = builder.truth("organism")
     assert [str(h) for h in truth.heads] == ["L1.H2", "L2.H1", "L3.H0", "L4.H3"]
@@ -137,20 +124,6 @@ def test_one_token_a_word_and_bos_in_front():
         assert tuple(tokenizer(asked.text).input_ids) == asked.tokens
         assert tokenizer.decode(asked.tokens, skip_special_tokens=True) == asked.text
     assert tokenizer("Ada nobody").input_ids[-1] == tokenizer.unk_token_id
-
-
-def test_the_two_questions_are_a_pair_and_positions_are_right():
-    for one, two in zip(prompts("one_hop"), prompts("two_hop"), strict=True):
-        differing = [i for i, (a, b) in enumerate(zip(one.tokens, two.tokens, strict=True)) if a != b]
-        assert differing == [45] and len(one.tokens) == 47
-        for asked in (one, two):
-            assert asked.tokens[asked.answer_at] == asked.answer_id
-            assert asked.text.split()[asked.answer_at - 1] == asked.answer
-        assert one.bridge_at == one.answer_at == two.bridge_at
-        key, bridge = one.tokens[-1], one.answer_id
-        assert two.tokens[two.bridge_at - 1] == key and two.tokens[two.answer_at - 1] == bridge
-        sep = language.vocabulary()["SEP"]
-        assert two.tokens[two.bridge_at + 1] == two.tokens[two.answer_at + 1] == sep
 
 
 def test_sampling_is_seeded_and_sized():

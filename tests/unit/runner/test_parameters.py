@@ -11,7 +11,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from notebook_suite import FIGURE, code, write
 
 import depthlens as dl
-from depthlens import cli, paths
+from depthlens import paths
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.errors import UserError
 from depthlens.models import loading
@@ -178,13 +178,6 @@ def test_names_of_folders(tmp_path):
     assert folder_name("org/name@main") == "org--name@main"
     (tmp_path / "my model").mkdir()
     assert folder_name(str(tmp_path / "my model")) == "my_model"
-
-
-def test_command(suite, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["run", "00_good", "--models", "organism,no/such", "--out", str(tmp_path / "out")])
-    assert end.value.code == 2 and not (tmp_path / "out").exists()
-    assert "no/such" in capsys.readouterr().err.splitlines()[-1]
 
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]

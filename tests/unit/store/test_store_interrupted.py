@@ -6,20 +6,16 @@ import re
 
 import pandas as pd
 import pytest
-import tiny
 import torch
 from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens import cli
-from depthlens.analysis.results import Result
 from depthlens.engine import wavefront, work
 from depthlens.engine.engine import Engine
 from depthlens.engine.writer import Writer
 from depthlens.errors import Interrupted
 from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
-from depthlens.store import parts as store_parts
 
 
 class TestInterrupted:
@@ -48,24 +44,6 @@ class TestInterrupted:
         assert 0 < done < total
         resumed = run(lens, tmp_path, tasks=[CHOICE])
         assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
-
-    def test_the_command_line(self, tmp_path, small_packs, monkeypatch, capsys):
-        model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
-        command = ["sweep", str(model), CHOICE, "--ablate", "layers", "--limit", str(LIMIT)]
-        command += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]
-        monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
-        with monkeypatch.context() as patch:
-            self.stopping(patch, after=1)
-            with pytest.raises(SystemExit) as end:
-                cli.main(command)
-        err = capsys.readouterr().err.splitlines()[-1]
-        assert end.value.code == 130 and err.startswith("Interrupted: ") and err.endswith("run the same again to go on")
-        assert not (tmp_path / "out" / "docs.parquet").exists()
-        with pytest.raises(SystemExit) as end:
-            cli.main(command)
-        assert end.value.code == 0
-        record = Result.load(tmp_path / "out").record["store"]
-        assert record["rows_read"] > 0 and record["rows_computed"] > 0 and record["location"] == str(tmp_path / "s")
 
 
 class TestTextsThatHaveEnded:

@@ -21,8 +21,6 @@ def test_groups_stand_for_their_tasks_and_order_is_kept(load):
 
 
 def test_unknown_task_suggests_the_nearest(load):
-    with pytest.raises(UserError, match="unknown task 'capitals_continuatoin'; did you mean capitals_contin"):
-        harness.load_tasks(["capitals_continuatoin"])
     with pytest.raises(UserError, match="unknown task 'mini_choise'; did you mean mini_choice"):
         load("mini_choise")
     with pytest.raises(UserError, match="unknown task 'mini_choice'.*include_path"):
@@ -62,11 +60,6 @@ def test_a_task_fixed_at_no_examples_refuses_some(load):
     assert load("mini_spaces", num_fewshot=0)["mini_spaces"].config.num_fewshot == 0
 
 
-def test_more_examples_than_there_are(load):
-    with pytest.raises(UserError, match="task mini_shots: its prompts cannot be made .*Sample larger"):
-        load("mini_shots", num_fewshot=6)
-
-
 def test_limit_takes_the_first_documents_and_may_be_larger_than_the_task(lens, load):
     assert list(harness.prepare(lens, load("mini_choice"), limit=2)[0].docs) == [0, 1]
-    assert len(harness.prepare(lens, load("mini_choice"), limit=99)[0].docs) == len(DOCUMENTS)
+    assert len(harness.prepare(lens, load("mini_choice"), limit=10**20)[0].docs) == len(DOCUMENTS)

@@ -10,7 +10,6 @@ import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.analysis import kinds_by_subtask
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
@@ -73,17 +72,6 @@ def test_baseline_is_lm_evals_on_every_document(lens, name):
     first = ours.docs["metric"].iloc[0]
     assert ours.primary().docs["metric"].unique().tolist() == [HEADLINES.get(name, first)]
     assert (HEADLINES.get(name, first) == first) == (name not in HEADLINES)
-
-
-@pytest.mark.nightly
-def test_mmlu_is_one_task_of_57_subjects(lens):
-    result = condition_sweep(lens, "mmlu", "L1", limit=1, progress=False)
-    assert list(result.docs["task"].unique()) == ["mmlu"]
-    assert result.docs["doc_id"].nunique() == len(hub.SUBJECTS) == 57
-    kinds = kinds_by_subtask(result, "mmlu")
-    assert set(kinds.values()) == {f"mmlu_{subject}" for subject in hub.SUBJECTS}
-    (row,) = result.baselines.itertuples()
-    assert row.ci_low <= row.baseline <= row.ci_high and row.n == 57
 
 
 def test_the_open_book_has_the_fact_before_the_very_question(lens):
