@@ -110,7 +110,12 @@ def lens(kind: str) -> Lens:
 
 def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
     """Log-likelihoods of the answers under the baseline and `ABLATE`."""
-    rows = Engine(lens, path=path, backend=backend, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
+    return scores(lens, expand(ABLATE, lens.dims), path=path, backend=backend)
+
+
+def scores(lens: Lens, conditions: list, **options) -> torch.Tensor:
+    """Log-likelihoods of the answers. Shape [condition, answer]."""
+    rows = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
     return torch.tensor([[answer.logprob for answer in row] for row in rows])
 
 

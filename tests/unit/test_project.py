@@ -19,8 +19,6 @@ from depthlens import paths
 
 ROOT = paths.data_dir().parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
-NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
 PYTHON = SpecifierSet(PROJECT["requires-python"])
 
 
@@ -37,25 +35,14 @@ def test_versions_agree():
     assert PROJECT["license"] == citation["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
     python, pip, through_pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert Requirement(python).specifier == PYTHON and pip == "pip"
-    assert re.fullmatch(r"-e \.\[(\w+)\]", *through_pip["pip"])[1] in EXTRAS
+    assert re.fullmatch(r"-e \.\[(\w+)\]", *through_pip["pip"])[1] in PROJECT["optional-dependencies"]
     binder = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
     assert PYTHON.contains(binder) and (ROOT / ".binder" / "requirements.txt").read_text().splitlines()[-1] == "-e ."
 
 
 @pytest.mark.slow
 def test_a_wheel_carries_data_and_notebooks(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        ".",
-    ]
+    command = [sys.executable, *"-m pip wheel -q --no-deps --no-build-isolation -w".split(), str(tmp_path), "."]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("depthlens-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import sys
 import types
 
 import pytest
 import tiny
-from refusals import calls, commands, folders, rules
+from refusals import calls, commands, rules
 
 import depthlens as dl
 from depthlens import arguments, cli
@@ -112,14 +111,6 @@ def test_rule(name, value, said):
 @pytest.mark.parametrize(("arguments", "said"), rows(commands.COMMANDS))
 def test_command(refused, arguments, said):
     told(refused(arguments), said)
-
-
-@pytest.mark.parametrize(("change", "said"), rows(folders.FOLDERS))
-def test_folder(model, unchecked, tmp_path, change, said):
-    copy = shutil.copytree(model, tmp_path / "copy")
-    with pytest.raises(UserError) as raised:
-        dl.load(change(copy) or copy)
-    told(str(raised.value), said)
 
 
 @pytest.fixture(scope="module")

@@ -89,10 +89,6 @@ def test_each_experiment_has_a_row_for_each_model_and_no_cell_is_empty():
         assert told == {name: costs["shown"](hours) for name, hours in costs["costs"](model).items()}
 
 
-SCALING = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-GPUS = (ROOT / "docs/howto/gpus_and_clusters.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_taken(command, monkeypatch, tmp_path):
     """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""

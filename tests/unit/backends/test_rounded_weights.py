@@ -7,16 +7,15 @@ import copy
 import pytest
 import tiny
 import torch
+from model_classes import CONTEXTS, scores
 
 import depthlens as dl
 from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats, of sums in another order
-CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
-ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 WRITTEN = [GenerateRequest(context, (), 6) for context in CONTEXTS]
 FAMILIES = ["llama-gqa", "qwen3-moe", "deepseek-v3"]
 CONDITIONS = [
@@ -60,9 +59,7 @@ def operated(lens: dl.Lens, condition: str) -> tuple[dl.Lens, str]:
 
 
 def logprobs(lens: dl.Lens, *conditions: str, path: str | None = None) -> torch.Tensor:
-    asked = [parse_condition(c).validate(lens.dims) for c in conditions]
-    rows = Engine(lens, path=path, progress=False).loglikelihood(ASKED, asked)
-    return torch.tensor([[answer.logprob for answer in row] for row in rows])
+    return scores(lens, [parse_condition(c).validate(lens.dims) for c in conditions], path=path)
 
 
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])

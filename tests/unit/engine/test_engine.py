@@ -21,11 +21,6 @@ LOGPROB_TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa")
-
-
-@pytest.fixture(scope="module")
 def requests():
     g = torch.Generator().manual_seed(1)
     made = []

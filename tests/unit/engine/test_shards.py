@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 from stores import WRITTEN, run
 
 from depthlens.engine.batches import cut
@@ -24,11 +23,6 @@ class InTurn:
             self.shards.append(shards[number])
             engine = Engine(lens, progress=False, **options)
             yield number, getattr(engine, method)(*shards[number]), engine.work
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.fixture

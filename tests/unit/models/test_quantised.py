@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from model_classes import scores
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
@@ -13,12 +14,11 @@ from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
 from depthlens.models.placement import tensors_of
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
 SCHEMES = list(arguments.SCHEMES)
 CASES = [*(("llama-gqa", scheme) for scheme in SCHEMES), ("qwen3-moe", "int8"), ("deepseek-v3", "nf4")]
-ASKED = [LoglikelihoodRequest(tuple(range(3 + i, 20 + 2 * i)), (5, 6 + i, 7)) for i in range(3)]
 ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
 
 
@@ -36,11 +36,6 @@ def wide(tmp_path_factory):
         return str(place)
 
     return folder
-
-
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
-    return torch.tensor([[answer.logprob for answer in row] for row in answers])
 
 
 @pytest.mark.parametrize("family, scheme", CASES)
