@@ -119,21 +119,7 @@ def command(tmp_path, capsys):
 
     def run(*more):
         with pytest.raises(SystemExit) as end:
-            main(
-                [
-                    "sweep",
-                    "organism",
-                    TASK,
-                    "--race",
-                    "--ablate",
-                    "L1,L4",
-                    "--out",
-                    str(tmp_path),
-                    "--store",
-                    "none",
-                    *more,
-                ]
-            )
+            main([*f"sweep organism {TASK} --race --ablate L1,L4 --store none --out".split(), str(tmp_path), *more])
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 

@@ -193,7 +193,6 @@ def test_attention_of_one_query_shades_the_prompt():
     ("tokens", "weights", "options", "message"),
     [
         (["a"] * 3, causal(4), {}, r"3 tokens and weights of shape \(4, 4\); give \[query, key\]"),
-        (["a"] * 4, causal(4) * 3, {}, "the largest row sums to 3; give attention weights after the softmax"),
         (["a"] * 61, causal(61), {}, "61 tokens do not fit a map of up to 60; choose an attending token with query="),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import fsspec
 import pytest
 import tiny
 import torch
-from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
+from stores import CHOICE, WRITTEN, counts, parts, run
 
 from depthlens import cli
 from depthlens.analysis.results import Result
@@ -86,12 +85,6 @@ class TestCommands:
         assert self.call(capsys, "store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
         assert not nowhere.exists()
         assert self.call(capsys, "store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
-
-    def test_show(self, at, capsys):
-        key = parts(at)[0].parent.parent.name
-        code, out, _ = self.call(capsys, "store", "show", f"{key}/{CHOICE}", "--store", at)
-        about = json.loads(out)
-        assert code == 0 and about["rows"] == 6 * LIMIT * 4 and about["model"] == "tiny-llama-gqa"
 
     def test_prune(self, lens, at, capsys):
         def prune(where: str, *more: str) -> tuple[str, int]:
