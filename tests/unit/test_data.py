@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.util
 import json
@@ -36,11 +35,6 @@ def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (TASKS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def facts(name: str) -> list[dict]:
-    with (DATA / "facts" / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def right(doc: dict) -> str:
     return doc["choices"][doc["answer"]]
 
@@ -58,31 +52,6 @@ def test_a_check_names_what_differs(generator, tmp_path, monkeypatch, capsys):
     assert generator.main([]) == 0
     (tmp_path / "tasks/arithmetic/test.jsonl").unlink()
     assert generator.main(["--check"]) == 1 and "missing: tasks/arithmetic/test.jsonl" in capsys.readouterr().err
-
-
-@SPLITS
-@pytest.mark.parametrize("family", ["capitals", "elements"])
-def test_options_of_facts(family, split):
-    """Answers are the facts under all protocols, four options differ, and a book tells all four and nothing else."""
-    name, subject, answer = {
-        "capitals": ("countries.csv", "country", "capital"),
-        "elements": ("elements.csv", "name", "symbol"),
-    }[family]
-    known = {row[subject]: row[answer] for row in facts(name)}
-    docs = [read(f"{family}/{kind}_{split}") for kind in ("choice", "open", "book")]
-    for doc, written, book in zip(*docs, strict=True):
-        assert right(doc) == known[doc["subject"]] == written["answer"] == book["text"]
-        assert doc["subject"] in doc["question"] and doc["question"] == written["question"] == book["question"]
-        assert len(set(doc["choices"])) == 4 and written["answer"] in written["accepted"]
-        told = [fact.removesuffix(".").rsplit(" is ", 1) for fact in book["facts"]]
-        assert sorted(option for _, option in told) == sorted(doc["choices"])
-        assert told[book["position"]][1] == book["text"]
-    if split == "test":
-        offered = Counter(choice for doc in docs[0] for choice in doc["choices"])
-        assert offered == {right(doc): 4 for doc in docs[0]}, "every answer is wrong three times"
-        shots = read(f"{family}/choice_fewshot")
-        assert not {doc["subject"] for doc in docs[0]} & {doc["subject"] for doc in shots}
-        assert not {*offered} & {right(doc) for doc in shots}
 
 
 @SPLITS

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trees import random_sequences, sees
 
-from depthlens.engine.prefix_tree import build, common_prefix, pack
+from depthlens.engine.prefix_tree import build, pack
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -46,11 +46,6 @@ def test_sequences_of_two_few_shot_prefixes_are_not_mixed():
     assert sorted(p.n_prefix for p in pack([*few_shot(1, 300), *few_shot(2, 300)], 10_000)) == [300, 300]
     (mixed,) = pack([*few_shot(1, 30), *few_shot(2, 30)], 10_000)  # too short to be worth a pack each
     assert (mixed.n_prefix, len(mixed.branches)) == (0, 2)
-
-
-def test_common_prefix():
-    assert common_prefix((1, 2, 3), (1, 2, 4)) == 2
-    assert common_prefix((), (1,)) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
