@@ -6,11 +6,8 @@ from pathlib import Path
 
 import mini_tasks
 import pytest
-import tiny
 
-from depthlens.analysis.results import concat
 from depthlens.errors import UserError
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
 EMBEDDED = "capitals_continuation"
@@ -53,21 +50,3 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
 def test_a_task_of_the_users_stands_before_an_embedded_one(tmp_path):
     write(tmp_path, "capitals", task=EMBEDDED)
     assert len(harness.load_tasks([EMBEDDED], include_path=tmp_path)[EMBEDDED].eval_docs) == len(DOCS)
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
-def swept(lens, folder, name="mine"):
-    return condition_sweep(lens, [name], "L1", limit=2, include_path=folder, num_fewshot=0, progress=False)
-
-
-def test_results_of_a_changed_task_are_not_joined(lens, tmp_path):
-    write(tmp_path)
-    first = swept(lens, tmp_path)
-    assert concat([first, swept(lens, tmp_path)]).docs.equals(first.docs)
-    write(tmp_path, docs=[DOCS[1], DOCS[0], *DOCS[2:]])
-    with pytest.raises(UserError, match="the results disagree on"):
-        concat([first, swept(lens, tmp_path)])
