@@ -8,7 +8,7 @@ import torch
 from backend_table import KINDS, reference_of
 from by_hand import made_needles
 from made_up_devices import ONE, TWO, spread
-from offloaded import SAME
+from transplants import ALIKE as SAME
 
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
