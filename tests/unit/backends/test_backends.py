@@ -46,6 +46,15 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(family):
                 assert drift < TOLERANCE, f"{way}, {family}, {kind}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 
 
+@pytest.mark.nightly
+def test_the_page_has_the_cells_that_are_measured():
+    """But for the digits of what is within the bound."""
+    page = backend_table.DOCS.read_text().split(backend_table.BEGIN)[1].split(backend_table.END)[0]
+    tables = page.strip(), backend_table.render(backend_table.whole()).strip()
+    said, now = (re.sub(r"(?<=\| )(0|\de-(0[5-9]|[1-9]\d))(?= \|)", "equal", text) for text in tables)
+    assert said == now, "run python tests/backend_table.py"
+
+
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
 VARIANTS = {
