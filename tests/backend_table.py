@@ -7,7 +7,6 @@ where the backend refuses the family. The table stands between two markers in do
 from __future__ import annotations
 
 import os
-import re
 from functools import cache
 from pathlib import Path
 
@@ -121,28 +120,6 @@ def render(table: Table) -> str:
             texts = ["not supported" if v is None else f"{v:.0e}" if v else "0" for v in cells.values()]
             lines.append(f"| {family} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
-
-
-def statements(text: str) -> dict[tuple[str, str, str], str]:
-    """What a rendered table says of each way, family and kind: ``ok``, ``wrong`` or ``not supported``."""
-    said, way, kinds = {}, "", []
-    for line in text.splitlines():
-        if title := re.fullmatch(r"`(.+)`", line):
-            way = title[1]
-        elif line.startswith("| family"):
-            kinds = [cell.strip() for cell in line.strip("|").split("|")][1:]
-        elif line.startswith("| "):
-            family, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-            for kind, cell in zip(kinds, cells, strict=True):
-                said[way, family, kind] = (
-                    cell if cell == "not supported" else "ok" if float(cell) < TOLERANCE else "wrong"
-                )
-    return said
-
-
-def committed() -> str:
-    """The table that docs/equality.md holds."""
-    return DOCS.read_text().split(BEGIN)[1].split(END)[0]
 
 
 def whole() -> Table:

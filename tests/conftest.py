@@ -39,6 +39,12 @@ def unchecked():
 
 
 @pytest.fixture(scope="module")
+def lens():
+    """A tiny model that reads long prompts."""
+    return tiny.lens("llama-gqa", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Folders of tiny models, each written once; a moved one is the other's distilled model."""
     root = tmp_path_factory.mktemp("models")

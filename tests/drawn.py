@@ -51,12 +51,6 @@ def luminance(colour) -> float:
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
-def meshes(fig) -> list:
-    """The maps of a figure without those of its colour bars."""
-    axes = [ax for ax in fig.axes if ax.get_label() != "<colorbar>"]
-    return [c for ax in axes for c in ax.collections if isinstance(c, mpl.collections.QuadMesh)]
-
-
 def points(fig, gid) -> list[tuple[int, int]]:
     """Places of the markers with a gid."""
     return sorted((round(x), round(y)) for line in by_gid(fig, gid) for x, y in line.get_xydata())

@@ -98,17 +98,7 @@ def gsm8k() -> dict[str, list[dict[str, Any]]]:
             "question": f"Ann has {a} books and buys {b} more. How many books does she have?",
             "answer": f"She has {a} + {b} = <<{a}+{b}={a + b}>>{a + b} books.\n#### {a + b}",
         }
-        for a, b in (
-            (1200, 34),
-            (5, 6),
-            (17, 8),
-            (9, 9),
-            (30, 12),
-            (2, 3),
-            (40, 2),
-            (11, 8),
-            *((a, 5) for a in range(50, 60)),
-        )
+        for a, b in ((1200, 34), (5, 6), (17, 8), *((a, 5) for a in range(40, 60)))
     ]
     return {"train": docs[2:], "test": docs[:3]}
 

@@ -1,14 +1,17 @@
 """Tiny random models of all of transformers' causal classes, and how depthlens takes each.
 
-    python tests/model_classes.py > docs/models.md
+    python tests/model_classes.py
 
-Every class gets the same small sizes, under the names that its configuration has for them.
+It writes the table of docs/models.md. Every class gets the same small sizes, under the names that its configuration
+has for them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -41,26 +44,7 @@ ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answe
 MORE = "layers do more than add"
 LARGE = 10**7  # parameters of a class that has other names for its sizes
 
-HEAD = f"""# Models
-
-How depthlens takes the causal language models of transformers {transformers.__version__}.
-`python tests/model_classes.py` makes this page: it tries a tiny random model of every class. Your own model is tried in
-the same way before it is swept, and one line says if it is not walked.
-
-- **walked**: all conditions share the layers that they have in common, which is fast.
-- **whole passes**: each pair of document and condition takes a forward pass with hooks, which is right and slow.
-  Integrated gradients, geometry, attention patterns and differences of activations are refused.
-- **whole passes, layers only**: as above, but attention, MLPs and heads cannot be removed apart from their layer.
-- **refused**: a part cannot be found, a layer is passed twice, or the logits are not those that the model's head gives.
-
-Where a layer does *more than add* what its attention and its MLP give to the residual stream, `@mean`, `@resample` and
-`@noise` of an attention or an MLP are refused, and so are effects of layers on later ones and differences of
-activations.
-
-*Difference* is the largest one of any log-likelihood between walk and whole passes, in nats, of the conditions
-`{ABLATE}` on six answers. *Experts* says in how many layers experts can be removed
-(`L1.E0`).
-"""
+PAGE, TABLE = Path(__file__).parents[1] / "docs" / "models.md", "| class | how | why | difference | experts |\n"
 
 # kinds that the wavefront walks, beside those of `tiny.FAMILIES`
 WALKED = (
@@ -110,7 +94,12 @@ def lens(kind: str) -> Lens:
 
 def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
     """Log-likelihoods of the answers under the baseline and `ABLATE`."""
-    rows = Engine(lens, path=path, backend=backend, progress=False).loglikelihood(ASKED, expand(ABLATE, lens.dims))
+    return scores(lens, expand(ABLATE, lens.dims), path=path, backend=backend)
+
+
+def scores(lens: Lens, conditions: list, **options) -> torch.Tensor:
+    """Log-likelihoods of the answers. Shape [condition, answer]."""
+    rows = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
     return torch.tensor([[answer.logprob for answer in row] for row in rows])
 
 
@@ -136,12 +125,10 @@ def taken(kind: str) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Print a page."""
+    """Write the table of the page, and the version in what stands above it."""
     warnings.simplefilter("ignore")
     logging.set_verbosity(logging.CRITICAL)
-    print(HEAD)
-    print("| class | how | why | difference | experts |\n|---|---|---|---|---|")
-    found: dict[str, tuple[str, ...]] = {}
+    head, found = PAGE.read_text().split(TABLE)[0], {}
     for kind, name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
         of_text = f"{kind}_text"
         if name in found or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(of_text) == name:
@@ -150,7 +137,10 @@ def main() -> None:
             found[name] = taken(kind)
         except Exception as e:  # noqa: BLE001 - whatever a class raises when it is built small goes into the table
             found[name] = "not tried", f"a tiny one cannot be built ({type(e).__name__})"
-        print(f"| {' | '.join((name, *found[name], *[''] * (4 - len(found[name]))))} |", flush=True)
+        print(name, *found[name], flush=True)
+    rows = [f"| {' | '.join((name, *about, *[''] * (4 - len(about))))} |\n" for name, about in found.items()]
+    head = re.sub(r"transformers [\d.]+\d", f"transformers {transformers.__version__}", head)
+    PAGE.write_text(f"{head}{TABLE}|---|---|---|---|---|\n{''.join(rows)}")
 
 
 if __name__ == "__main__":

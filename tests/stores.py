@@ -9,7 +9,6 @@ import depthlens as dl
 
 CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 LIMIT = 3
-N_CHOICE = 6 * LIMIT * 4  # rows of the first: baseline and five layers, four options a document
 
 
 def run(lens: Any, where: Any, ablate: Any = "layers", tasks: Any = (CHOICE, WRITTEN), **options: Any) -> dl.Result:

@@ -17,7 +17,6 @@ import pytest
 import tiny
 import transplants
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import depthlens as dl
 from depthlens import paths
@@ -37,7 +36,8 @@ from depthlens.tasks import harness
 COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "out"}
 MAX_CELLS = 28
 # what these notebooks remove one at a time, whole; the others choose
-LAYERS = ("00_tour", "01_protocols", "02_knowledge_and_retrieval", "03_reasoning", "08_geometry", "09_claims")
+KNOWLEDGE = "02_knowledge_and_retrieval"
+LAYERS = ("00_tour", "01_protocols", KNOWLEDGE, "03_reasoning", "08_geometry", "09_claims")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
 NAMES = list(execute.suite())
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
@@ -260,25 +260,9 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "given", "said"),
-    [
-        (
-            "02_knowledge_and_retrieval",
-            {"tasks": ["capitals_default", "elements_open_book", "kv_retrieval_4"]},
-            "asked",
-        ),
-        ("05_retrieval_heads", {"model": "gpt2"}, "the attention pattern walks through the layers of"),
-    ],
-)
-def test_what_a_notebook_cannot_use_is_told_before_its_first_sweep(models, tmp_path, monkeypatch, name, given, said):
-    for later in ("layer_sweep", "load", "recalled_needles"):
+def test_tasks_that_ask_other_questions_are_told_before_the_first_sweep(models, monkeypatch):
+    for later in ("layer_sweep", "load"):
         monkeypatch.setattr(dl, later, lambda *a, **k: pytest.fail("it computes"))
-    values = DEFAULTS[name] | {"model": models["model"], "limit": 2, "num_fewshot": 0} | given
-    if values["model"] == "gpt2":
-        config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=tiny.VOCAB, n_positions=8192)
-        GPT2LMHeadModel(config).save_pretrained(tmp_path)
-        tiny.tokenizer().save_pretrained(tmp_path)
-        values["model"] = str(tmp_path)
-    with pytest.raises(UserError, match=said):
-        in_process(name, values)
+    given = {"tasks": ["capitals_default", "elements_open_book", "kv_retrieval_4"], "model": models["model"]}
+    with pytest.raises(UserError, match="asked"):
+        in_process(KNOWLEDGE, DEFAULTS[KNOWLEDGE] | given | {"limit": 2, "num_fewshot": 0})

@@ -80,7 +80,6 @@ ENTRIES = [
 LOAD = [
     *((load(name), f"model {name!r}: give an alias") for name in (None, 3)),
     (load(offload=True), "offload True: give 'disk', or leave it out"),
-    (load(remote="yes"), "remote 'yes': give True, False, or 'local' to simulate a server"),
 ]
 SWEEPS = [
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
@@ -89,7 +88,6 @@ SWEEPS = [
         for x in ("900:", [2, 400])
     ),
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
-    *((layer_sweep(store=store), f"store {store!r}: give a folder or URL") for store in (False, 3, "")),
     *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
     (condition_sweep(ablate=["L1", 3]), "condition 3: write L12, L12.attn"),
     (condition_sweep(ablate=[]), "nothing to ablate in []; give layers"),
@@ -100,7 +98,6 @@ SWEEPS = [
     (next_token(prompt=""), "prompt '': give some text"),
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
     *((greedy(tolerance=x), f"tolerance {x!r}: give a number, at least 0") for x in (-0.1, None, math.nan)),
-    (lambda e: dl.greedy_removal(e.organism, ONE, metric="f1", **QUICK), "unknown metric 'f1'; "),
     (greedy(limit=8), "is at chance with every layer in place: nothing to lose; take"),
     (free_text(texts="one"), "unknown text set 'one'"),
     (free_text(max_new_tokens=9999), "are 10001 tokens; the model reads 4096 in all"),
@@ -151,7 +148,6 @@ HEADS = [
     *((removal(k=k), f"k {k!r}: give a whole number, at least 1") for k in (0, "x", True)),
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
-    (removal(metric="f1"), "unknown metric 'f1'; "),
     (removal(suffix="@noise"), "unknown suffix '@noise'"),
     (sufficiency(lists={}), "lists {}: give at least one list"),
     (sufficiency(k=3), "list 'found' has 2 heads; k goes up to 3"),
@@ -178,7 +174,6 @@ DONORS = [
     (lambda e: dl.activation_deltas(e.lens, e.lens, ["a", ""]), "prompt 1 has 0 tokens; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
-    (depth_geometry(texts=["a text", 5]), "texts ['a text', 5]: give a list of at least one text"),
     (depth_geometry(texts="C5"), "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),
     (depth_geometry(texts=["A text.", "b"]), "text 1 ('b') has fewer than 2 tokens (1); "),
     (depth_geometry(max_tokens=1), "max_tokens 1: give a whole number, at least 2"),
@@ -218,7 +213,6 @@ RESULTS = [
         (lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
         for k in (0, 99, "3", True)
     ),
-    (lambda e: dl.HeadScores.load("/nowhere"), "'/nowhere' holds no heads.parquet; give a folder that HeadScores"),
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
     (lambda e: e.heads.head_losses("v"), "unknown task 'v'"),
     (lambda e: head_lists.head_roles(e.scores, e.scores), "was not tested; give losses, e.g. method='exact'"),
@@ -227,14 +221,12 @@ RESULTS = [
     (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
     (lambda e: dl.analysis.site_losses(e.result), "removes no attn; sweep with ablate='attn,mlp'"),
     (lambda e: dl.analysis.open_book_gain(e.result, "x", ONE), "unknown task 'x'"),
-    (lambda e: subgroups.split_by_kind(e.result, "x", {0: "a"}), "unknown task 'x'"),
     (lambda e: subgroups.split_by_kind(e.result, ONE, {99: "a"}), "none of the 4 documents of organism_one_hop in the"),
     (lambda e: subgroups.kinds_by_value(task(), "wrods"), f"unknown field of the documents of {ONE} 'wrods'; "),
     (lambda e: subgroups.kinds_by_value(task(), "key", {99: "a"}), f"no document of {ONE} has a key among 99; "),
     (lambda e: subgroups.kinds_by_third(task(), "key"), "holds no numbers; "),
     (lambda e: dl.compare(), "0 runs; a comparison needs two or more"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
-    (lambda e: dl.Comparison.load("/nowhere"), "'/nowhere' holds no settings.parquet; give a folder that"),
     (lambda e: dl.runner.write_comparison(e.result, e.tmp / "x"), "comparison is a Result; give what"),
     (lambda e: dl.claims.Evidence(letters=[e.result, "x"]), f"letters {NO_RESULT}"),
     (lambda e: dl.claims.Evidence(heads=e.result), "heads is a Result; give what depthlens.removal_curve returned"),
@@ -257,7 +249,6 @@ def task():
 
 PLOTS = [
     (lambda e: dl.plots.depth_profile("x"), f"result {NO_RESULT}"),
-    (lambda e: dl.plots.depth_profile(e.result, metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: dl.plots.depth_profile(e.result, value="x"), "value 'x' is not known; allowed: 'value', 'delta'"),
     *((lambda e, f=f: f(e.heads), "no condition removes a single layer ")
       for f in (dl.plots.depth_profile, dl.plots.protocol_comparison)),
@@ -267,8 +258,6 @@ PLOTS = [
     (lambda e: dl.plots.head_map(e.scores, tasks="x"), "tasks= and metrics= choose within a Result"),
     (lambda e: dl.plots.head_map(e.result), "no condition removes a single head (L0"),
     (lambda e: dl.plots.head_overlap(e.scores, e.scores, k=24), "k 24: 24 heads have both scores; give a whole number"),
-    (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
-    (lambda e: dl.plots.recovery_curve("x", e.result), f"result {NO_RESULT}"),
     (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
     (lambda e: dl.plots.greedy_curve(e.result), "greedy is a Result; give what depthlens.greedy_removal returned"),
     (lambda e: dl.plots.scorecard("x"), "verdicts is a str; give what depthlens.claims.judge returned"),

@@ -17,14 +17,6 @@ USAGE = [
         ["sweep", "m", "t", "--plan", "--ablate", "L1", "--gen-kwargs", "temperature"],
         "gen_kwargs 'temperature': give settings by name, e.g. ",
     ),
-    (["models", "all"], "unexpected extra argument"),
-    (["run", "all"], "Missing option '--out'"),
-    (
-        ["run", "00_tour", "--out", "{out}", "-p", "limit"],
-        "Option '-p' requires 2 arguments; 'depthlens --help' lists",
-    ),
-    (["compare", "{tmp}", "{foreign}"], "Missing option '--out'; 'depthlens compare --help' lists"),
-    (["store", "show"], "Missing argument"),
 ]
 
 
@@ -40,7 +32,6 @@ SWEEPS = [
     (sweep("smollm-135m"), "unknown model 'smollm-135m'; did you mean smollm2-135m, "),
     (sweep(" "), "model ' ': give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"),
     (sweep("./no/such"), "model './no/such' is no directory and no .gguf file; give an alias"),
-    (sweep("weights.gguf"), "model 'weights.gguf' is no directory and no .gguf file"),
     (sweep("qwen3-8b"), "model 'qwen3-8b' cannot be loaded: We couldn't connect to"),
     (sweep("owner/not a model"), "'owner/not a model' cannot be loaded: "),
     (sweep("organism", offload="disk"), "offload 'disk' reads layers of files onto one device: not with"),
@@ -49,7 +40,6 @@ SWEEPS = [
         "remote=True: a server has main revisions of the hub, in its own dtype; leave all else out",
     ),
     (sweep(remote=True, offload="disk"), "offload 'disk' reads layers of files onto one device: not with remote"),
-    (sweep(remote=True, dtype="float32"), "remote=True: a server has main revisions of the hub, in its own dtype"),
     (sweep("{model}", "capitals_continuatoin"), "unknown task 'capitals_continuatoin'; did you mean capitals_contin"),
     (sweep("{model}", TASK, TASK), f"tasks ['{TASK}', '{TASK}']: give a name or a list of names, each once"),
     (sweep(ablate="layer"), "condition 'layer': cannot read 'layer'; write L12, L12.attn"),
@@ -59,7 +49,6 @@ SWEEPS = [
     (sweep(ablate="L1.H1@resample", resample_prompt=" "), "resample_prompts [' ']: give a list of prompts"),
     (sweep(ablate="layers@donor"), "condition L0@donor takes weights from a donor; give donor=NAME"),
     (sweep(donor="{model}"), "is used by @donor conditions only; give both, or neither"),
-    (sweep(donor="gpt5", ablate="L1@donor"), "unknown model 'gpt5'; "),
     (sweep(donor="organism", ablate="L1@donor"), "are no pair: "),
     (
         sweep(donor="{model}", ablate="L1@donor", backend="nnsight"),
@@ -74,7 +63,6 @@ SWEEPS = [
     (sweep(include_path="{file}"), "give a folder that exists, with your task YAML files"),
     (sweep(out=" "), "folder ' ': give the path of a folder, such as runs/mine"),
     (sweep(out="{file}/below"), "file/below'); name a folder you can write to"),
-    (sweep(out="/proc/depthlens"), "No such file or directory: '/proc/depthlens'); name a folder"),
     (sweep(store=""), "store '': give a folder or URL, 'auto' for the usual one, or None to do without"),
     (sweep(store="{file}"), "cannot be opened ("),
     (sweep(store="nosuch://x"), "store 'nosuch://x' cannot be opened (ValueError at "),
@@ -97,7 +85,6 @@ STORE = [
     (["store", "list", "--store", "none"], "there is no store (DEPTHLENS_STORE or --store says none); name one"),
     (["store", "list", "--store", "{foreign}"], "is a folder with other things in it (notes.txt, ...)"),
     (["store", "show", "nope", "--store", "{kept}"], "no part begins with 'nope'; "),
-    (["store", "prune", "--store", "{kept}"], "Missing option '--where'"),
     *(
         (["store", "prune", "--store", "{kept}", "--where", where], f"--where {where!r} cannot be asked (")
         for where in ("", "tsak == 'a'", "rows +", "rows + 1")
@@ -106,11 +93,9 @@ STORE = [
 OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),
     (["gallery", "{file}"], "no folder "),
-    (["gallery", ""], "folder '': "),
     (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give folders that"),
     (["compare", "{tmp}", "{tmp}", "--out", "{out}"], "is given twice; give each run once"),
     (["compare", "{tmp}", "{foreign}", "--out", ""], "out '': give the path of a folder"),
-    (["export", "gpt5", "L1", "--out", "{out}"], "unknown model 'gpt5'; "),
     (["export", "gpt5", "L1.Q2", "--out", "{out}"], "cannot read 'L1.Q2'; write L12"),
     (["export", "gpt5", "L1", "--out", "{out}", "--result", "{foreign}"], "holds no "),
     (["export", "{model}", "L1", "--out", "{foreign}"], "exists and is not an empty folder; name a new one"),

@@ -17,18 +17,13 @@ DIMS = Dims(n_layers=6, n_heads=4, n_kv_heads=2, d_model=32, d_head=8)
         "baseline",
         "L0",
         "L12",
-        "L12.attn",
-        "L12.mlp",
         "L12.H3",
-        "L12.KV1",
         "L8-11",
         "L3.H1+L9.H2",
         "L12.H3@mean",
-        "L12.H3@resample",
         "L3.KV1@resample",
         "L12@resample",
         "L8-11[1:]@resample",
-        "L12.mlp@resample",
     ]
     + ["L4@mean", "L8-11@mean", "L2.attn+L2.mlp", "L0-1+L3+L5.KV0@mean", "L1.attn@mean+L1.mlp"]
     + ["L12[1:]", "L12.attn[1:]", "L12.H3[1:]@mean", "L8-11[1:]", "L12.KV1[1:]@resample", "L2.mlp[17:]@noise3"]
@@ -43,13 +38,10 @@ def test_canonical_text_survives_a_round_trip(text):
     ("text", "canonical"),
     [
         ("L9+L8", "L8-9"),
-        ("L8-8", "L8"),
         ("L9.H2+L3.H1", "L3.H1+L9.H2"),
         (" L1 + L2 ", "L1-2"),
-        ("L1+L2@mean", "L1+L2@mean"),
         ("L1[0:]", "L1"),
         ("L1[01:]@noise0", "L1[1:]@noise"),
-        ("L1.H0@noise03", "L1.H0@noise3"),
         ("L2[1:]+L1[1:]", "L1-2[1:]"),
         ("L2[1:]+L2.H1", "L2.H1+L2[1:]"),
     ],
@@ -80,13 +72,8 @@ def test_random_conditions_round_trip_and_are_hashable():
     ("text", "message"),
     [
         ("12", "cannot read '12'"),
-        ("L12.H", "cannot read"),
-        ("L-1", "cannot read"),
-        ("L3,L4", "cannot read"),
-        ("L1+", "cannot read"),
         ("L3@zero", "cannot read 'L3@zero'; write .* @mean, @resample, @noise .*, @int8, @int4 or @donor"),
         ("L5-3", "runs backwards"),
-        ("L3-5.attn", "cannot read"),
         ("L3+L3", "names one part twice"),
         ("L3+L3[1:]", "names one part twice"),
         ("L3.H1@noise+L3.H1@noise1", "names one part twice"),
@@ -96,13 +83,9 @@ def test_random_conditions_round_trip_and_are_hashable():
         ("L3[-1:]", "cannot read"),
         ("L3@mean[1:]", "cannot read"),
         ("L3[1:].H1", "cannot read"),
-        ("L3@mean3", "cannot read"),
         ("L3[1:]@donor", r"L3\[1:\]@donor: start 1 does not fit site 'layer' and mode 'donor'; leave it out"),
         ("embed@noise", "mode 'noise' does not fit site 'embed'; allowed: donor"),
         ("L3@int3", "cannot read"),
-        ("L3[1:]@int4", "start 1 does not fit"),
-        ("L3[1:]x2", "cannot read"),
-        ("L3@noise+L4@int4", "@noise and @int4 do not go together"),
     ],
 )
 def test_malformed_conditions_are_refused(text, message):
@@ -114,7 +97,6 @@ def test_malformed_conditions_are_refused(text, message):
     ("text", "message"),
     [
         ("L6", r"layer 6 does not exist; layers are 0\.\.5"),
-        ("L0-6", "layer 6 does not exist"),
         ("L2.H4", r"head 4 does not exist; heads are 0\.\.3"),
         ("L2.KV2", r"KV group 2 does not exist; KV groups are 0\.\.1"),
     ],
@@ -185,12 +167,9 @@ def test_words_take_a_first_position_and_a_seed(spec, count, first, last):
     ("spec", "message"),
     [
         ("whole[1:]@donor", "start 1 does not fit"),
-        ("whole@mean", "mode 'mean' does not fit site 'embed'; allowed: donor"),
         ("whole", "removal does not fit site 'embed'; allowed: donor"),
-        ("heads:2", "cannot read"),
         ("experts", "the model has no experts; give layers, attn or mlp"),
         ("layers[]", r"cannot read 'layers\[\]'"),
-        ("layers@noise1.5", "cannot read"),
         ("top:x[1:]", "size 'x' in 'top:x'"),
     ],
 )

@@ -1,13 +1,18 @@
-"""The house: imports go down the table of docs/architecture.md, never in a circle, and stay small and light."""
+"""The house: imports go down a table, modules are short, processes import what they use, names are listed."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import depthlens as dl
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "depthlens"
@@ -107,3 +112,74 @@ assert not {{"torch", "transformers", "lm_eval"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+SPACES = ("analysis", "backends", "claims", "organisms", "plots", "runner", "tasks")
+NAMES = [f"dl.{name}" for name in dl.__all__] + [
+    f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__
+]
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_there_and_documented(name):
+    *path, last = name.split(".")[1:]
+    owner = getattr(dl, path[0]) if path else dl
+    assert getattr(owner, last) is not None and last in dir(owner)
+    assert f"`{name}`" in PAGE.read_text() or f"`{name}(" in PAGE.read_text()
+
+
+def test_the_page_lists_nothing_else():
+    listed = set(re.findall(r"^\| `(dl\.[\w.]+)", PAGE.read_text(), re.MULTILINE))
+    assert listed <= {*NAMES} and len(listed) > 60
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="No depthlens attribute layer_sweeps"):
+        dl.layer_sweeps  # noqa: B018
+
+
+PEERS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
+OURS = {"depthlens", "lazy_loader", "jaxtyping", "xxhash", "platformdirs", "psutil", "safetensors", "scipy"}
+TABLES = {"numpy", "pandas", "pyarrow", "fsspec", "dateutil", "pytz", "six", "cloudpickle", "zstandard"}
+COMMANDS = {"typer", "click", "rich", "shellingham", "annotated_doc", "markdown_it", "mdurl", "pygments", "colorama"}
+COMMANDS |= {"pydantic", "pydantic_core", "annotated_types", "typing_inspection"}  # of typer
+COMMANDS |= {"numpy", "tqdm", "depthlens", "lazy_loader", "platformdirs", "typing_extensions", "filelock"}
+RUN = """
+from depthlens import cli
+try:
+    cli.main({arguments!r})
+except SystemExit:
+    pass
+"""
+LIST = """
+import json, sys
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def imported(code: str) -> set[str]:
+    """Every module that a process has imported at the end."""
+    done = subprocess.run([sys.executable, "-c", code + LIST], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def packages(modules: set[str]) -> set[str]:
+    """Packages that are not of Python; extension modules that Cython makes names for are not counted."""
+    found = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    return {name for name in found if not name.startswith(("_", "google", "cython_runtime"))}
+
+
+def test_looking_up_a_sweep_imports_little_more_than_transformers():
+    peers, found = imported(PEERS), imported(f"{PEERS}; import depthlens as dl; dl.load; dl.layer_sweep\n")
+    assert packages(found) - packages(peers) <= OURS | TABLES
+    assert not {"transformers.modeling_utils", "torch._dynamo", "torch.distributed.tensor", "scipy.stats"} & found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [(["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"})],
+)
+def test_commands_that_need_no_model_import_no_library_of_models(arguments, allowed):
+    found = packages(imported(RUN.format(arguments=arguments)))
+    assert found <= COMMANDS | allowed

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 
 import depthlens as dl
@@ -16,11 +15,6 @@ from depthlens import arguments
 pytestmark = pytest.mark.usefixtures("unchecked")
 TASKS = ["capitals_default", "kv_retrieval_4"]
 QUIET = {"store": None, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.mark.parametrize(

@@ -7,28 +7,16 @@ import json
 import re
 
 import pytest
-from embedded_data import (
-    COPY,
-    GROUPS,
-    HUB,
-    LETTERS,
-    N_DOCS,
-    NAMED,
-    NEW,
-    ORGANISM,
-    ORGANISM_DEPTH,
-    TASKS,
-    UUIDS,
-    WRITTEN,
-)
 
+from depthlens.paths import tasks_dir
 from depthlens.tasks import harness
 from depthlens.tasks.prepared_task import identity
 
 pytestmark = pytest.mark.slow
 
-# prompts and answers of the first documents of every task; of these two it is read what they are
-SHA256 = "24ab4859365fba3e72db906ae84c1c7d6968d5ee547c824367b08baa6d823935"
+HUB = {"openbookqa_open", "gsm8k_copy"}  # their documents are downloaded
+# groups, and of every task its version, documents, prompts and answers; of these two it is read what they are
+SHA256 = "994adc2f6196cb6e9bf65bb92b298a2a3e2ac663f6bb472b6c43751d55b2c373"
 BUS = (
     "Question: A bus starts with 18 people. At the first stop 6 people get off and 2 people get on. "
     "How many people are on the bus then?\n"
@@ -38,12 +26,6 @@ RENDERED = {
         "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
         "D",
     ),
-    "capitals_open_book": (
-        "The capital of Bhutan is Thimphu.\nThe capital of India is New Delhi.\nThe capital of the Maldives is Malé.\n"
-        "The capital of Uzbekistan is Tashkent.\nQ: What is the capital of Bhutan?\nA:",
-        "Thimphu",
-    ),
-    "arithmetic_default": (f"{BUS}A. 14\nB. 25\nC. 24\nD. 26\nAnswer:", "A"),
     "arithmetic_cot": (
         f"{BUS}Answer:",
         "After people get off there are 18 - 6 = 12 people.\n"
@@ -65,8 +47,8 @@ def tasks(tmp_path_factory) -> dict:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-        return manager.load(list(N_DOCS))["tasks"]
+        manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+        return manager.load([name for name in manager.all_subtasks if name not in HUB])["tasks"]
 
 
 def target(task, doc: dict) -> str:
@@ -85,41 +67,15 @@ def test_the_protocols_of_a_family_ask_the_same_documents_and_families_do_not(ta
         assert len(members) >= 4 and all(known_as(name) == known_as(members[0]) for name in members[1:])
     names = [*(f"{family}_default" for family in families), "kv_retrieval_4", "kv_retrieval_8", "organism_one_hop"]
     known = [one for name in names for one in known_as(name)]
-    assert len(set(known)) == len(known) == sum(N_DOCS[name] for name in names)
-
-
-def test_tasks_and_groups():
-    ours = harness.task_manager([*N_DOCS, *HUB])
-    assert set(ours.all_subtasks) == {*N_DOCS, *HUB}
-    assert {group: ours.task_index[group].cfg["task"] for group in ours.all_groups} == GROUPS
+    assert len(set(known)) == len(known)
 
 
 @pytest.mark.nightly
 def test_names_do_not_collide_with_those_of_lm_eval():
     from lm_eval.tasks import TaskManager
 
-    assert not {*N_DOCS, *HUB, *GROUPS} & {*TaskManager().all_tasks}
-
-
-@pytest.mark.parametrize("name", N_DOCS)
-def test_settings_and_examples(tasks, name):
-    task = tasks[name]
-    docs = list(task.task_docs)
-    assert len(docs) == N_DOCS[name]
-    assert task.config.metadata["version"] == (1.0 if name in NEW else 2.1 if name.startswith("arithmetic") else 1.1)
-    assert task.config.num_fewshot != 0, "lm-eval lets nobody change a 0 in the YAML; leaving it out means 0"
-    assert task.higher_is_better() and all(task.higher_is_better().values())
-    assert next(TASKS.glob(f"*/{name}.yaml")).read_text(encoding="utf-8").startswith("# ")
-    shots = [task.doc_to_text(shot) for shot in task.fewshot_docs()]
-    prefixes = {}
-    for seed in (0, 1, 2, 0):  # every document has the same examples, the same again under the same seed
-        task.set_fewshot_seed(seed)
-        found = {task.fewshot_context(doc, 2).removesuffix(task.fewshot_context(doc, 0)) for doc in docs[:2]}
-        assert len(found) == 1 and prefixes.setdefault(seed, found) == found
-    used = [{shot for shot in shots if shot in prefix} for (prefix,) in prefixes.values()]
-    assert [len(one) for one in used] == [2, 2, 2] and len(set.union(*used)) == 6  # three seeds share none
-    first = next(shot for shot in task.fewshot_docs() if task.doc_to_text(shot) in used[0])
-    assert f"{task.doc_to_text(first)} {target(task, first)}\n\n" in min(prefixes[0])
+    ours = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    assert not {*ours.all_tasks} & {*TaskManager().all_tasks}
 
 
 def test_prompts_and_answers(tasks):
@@ -128,11 +84,14 @@ def test_prompts_and_answers(tasks):
         for name, task in tasks.items()
     }
     assert {name: shown[name] for name in RENDERED} == RENDERED
-    every = [
-        (name, task.fewshot_context(doc, 0), target(task, doc))
-        for name, task in tasks.items()
-        for doc in list(task.task_docs)[:4]
-    ]
+    manager = harness.task_manager([*tasks])
+    every: list = [{group: manager.task_index[group].cfg["task"] for group in sorted(manager.all_groups)}]
+    for name, task in sorted(tasks.items()):
+        docs = list(task.task_docs)
+        every.append((name, task.config.metadata["version"], len(docs)))
+        for seed in (0, 1):
+            task.set_fewshot_seed(seed)
+            every += [(task.fewshot_context(doc, n), target(task, doc)) for doc in docs[:4] for n in (0, 2)]
     assert hashlib.sha256(json.dumps(every).encode()).hexdigest() == SHA256
 
 
@@ -148,22 +107,20 @@ def score(task, doc: dict, response: str) -> dict[str, float]:
     return scores
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(*WRITTEN, *NAMED, *LETTERS, "kv_retrieval_uuid", *UUIDS, "arithmetic_direct", "arithmetic_cot", COPY),
-        *(name for name in [*ORGANISM, *ORGANISM_DEPTH] if name.endswith("generative")),
-    ],
-)
-def test_the_reference_answer_is_right_and_that_of_another_document_is_wrong(tasks, name):
-    task = tasks[name]
+def test_the_reference_answer_is_right_and_that_of_another_document_is_wrong(tasks):
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            check_references(name, task)
+
+
+def check_references(name, task):
     docs, space = list(task.task_docs)[:40], "" if name.startswith("organism") else " "
     for doc, other in zip(docs, docs[1:] + docs[:1], strict=True):
         own, theirs = target(task, doc), target(task, other)
-        if name == COPY:
+        if name == "solution_copy":
             own, theirs = (f"{d['text']}\n#### {d['answer']}" for d in (doc, other))
         numbers = [re.findall(r"\w+", text)[-1] for text in (own, theirs)]
-        same = own == theirs or (name in (COPY, "arithmetic_cot") and numbers[0] == numbers[1])
+        same = own == theirs or (name in ("solution_copy", "arithmetic_cot") and numbers[0] == numbers[1])
         assert set(score(task, doc, f"{space}{own}").values()) == {1.0}
         assert set(score(task, doc, f"{space}{theirs}").values()) == {float(same)}
         assert set(score(task, doc, "").values()) == {0.0}
@@ -195,18 +152,9 @@ def test_letters_are_found_or_known_not_to_be_there(tasks, response, letter):
             [" brasilia.", " The capital of Brazil is **Brasília**.", " Brasília, a planned city", " Brasilia\n\nQ: W"],
             [" Rio de Janeiro, not Brasília", " The capital of Brazil is Rio de Janeiro", " Bra"],
         ),
-        ("capitals_generative", "Haiti", [" Port au Prince"], [" Port"]),
         ("capitals_generative", "Chad", [" N’Djaména", " Ndjamena"], []),
-        (
-            *("capitals_generative", "the United States"),
-            [" Washington", " Washington D.C.", " Washington, DC"],
-            [" New York"],
-        ),
         ("capitals_generative", "Antigua and Barbuda", [" Saint John's.", " St Johns"], [" St. George's"]),
-        ("capitals_generative", "Mongolia", [" Ulan Bator (formerly Urga)"], []),
-        ("elements_generative", "iodine", [" I"], [" In"]),
         ("elements_generative", "sodium", [" Na (from Latin natrium)", " The symbol of sodium is Na."], [" So"]),
-        ("elements_generative", "copper", [" Answer: Cu"], []),
         ("kv_retrieval_4", None, [" {0}.\nQ: What", " code {0}"], [" 1{0}", " 12 and {0}"]),
         ("kv_retrieval_uuid", None, [" {0}", ' "{0}"}}'], [' "{0:.30}"']),
         ("arithmetic_direct", None, [" {0} people.", " ${0}."], [" -{0}", " 12 or {0}"]),

@@ -60,15 +60,3 @@ def fault(page: Path, link: str) -> str | None:
 def test_links_lead_somewhere(page):
     inside = [link for link in links(page.read_text(encoding="utf-8")) if not re.match(r"[a-z]+:", link)]
     assert {link: fault(page, link) for link in inside if fault(page, link)} == {}
-
-
-def test_every_page_is_on_the_site():
-    listed = set()
-    for page in (ROOT / "docs").glob("*.md"):
-        for block in re.findall(
-            r"^```\{toctree\}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-        ):
-            listed |= {line for line in block.splitlines() if line and not line.startswith(":")}
-    names = {p.relative_to(ROOT / "docs").with_suffix("").as_posix() for p in PAGES if p.is_relative_to(ROOT / "docs")}
-    assert names - listed == {"index"}
-    assert {name for name in listed - names if not name.startswith("made/")} == set()

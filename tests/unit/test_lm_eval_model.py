@@ -75,11 +75,6 @@ def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manag
     ours = evaluate("depthlens", manager, model_args={"pretrained": lens}, **chat)
     equal(ours, peer)
     assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")
-    result = sweep.condition_sweep(lens, TASKS, "L1", limit=3, progress=False, **chat)
-    written = result.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
-    plain = sweep.condition_sweep(lens, TASKS, "L1", limit=3, progress=False)
-    assert written != plain.docs.query("condition == 'baseline' and task == 'kv_retrieval_4'")["response"].tolist()
-    assert (result.record["apply_chat_template"], result.record["system_instruction"]) == (True, "Be brief.")
 
 
 @pytest.mark.parametrize("condition", ["L2[1:]", "L1.H3[1:]@noise3"])
@@ -97,10 +92,8 @@ def test_conditions_that_depend_on_positions_are_those_of_a_sweep(lens, manager,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"condition": "L99"}, "layer 99 does not exist"),
         ({"condition": "L1@mean"}, "lm-eval has no other texts to take it from; use depthlens sweep"),
         ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
-        ({"condition": "L1@donor"}, "takes weights from a donor; give donor=NAME"),
     ],
 )
 def test_wrong_model_arguments_are_one_line(lens, arguments, said):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import depthlens as dl
-from depthlens import cli, progress
+from depthlens import progress
 
 CHOICE = "capitals_continuation"
 
@@ -67,14 +67,3 @@ def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, monkeypatch, caps
     known = {"what": CHOICE, "done": 24, "total": 72, "held": 24, "unit": "row"}
     assert told[0] == known | {"per_second": None, "seconds_left": None}
     assert told[-1]["done"] == 72
-
-
-def test_sweep_with_json(tmp_path, monkeypatch, capsys):
-    model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
-    monkeypatch.setenv(progress.ENVIRONMENT, "")
-    command = ["sweep", str(model), CHOICE, "--ablate", "L1", "--limit", "1", "--out", str(tmp_path / "out"), "--json"]
-    with pytest.raises(SystemExit) as end:
-        cli.main([*command, "--store", "none"])
-    out, err = capsys.readouterr()
-    told = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
-    assert end.value.code == 0 and told[-1]["done"] == told[-1]["total"] == 8 and "Wrote" in out

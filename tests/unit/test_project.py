@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib import metadata
 
 import pytest
 import yaml
@@ -21,8 +19,6 @@ from depthlens import paths
 
 ROOT = paths.data_dir().parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()}
-NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
 PYTHON = SpecifierSet(PROJECT["requires-python"])
 
 
@@ -32,14 +28,6 @@ def test_a_benchmark_can_be_imported(path, monkeypatch):
     runpy.run_path(str(path))
 
 
-def test_requirements_are_ranges_and_the_installed_versions_lie_in_them():
-    for requirement in [*NEEDED, *(r for extra in EXTRAS.values() for r in extra)]:
-        operators = {spec.operator for spec in requirement.specifier}
-        assert ">=" in operators and not operators & {"==", "===", "~="}, requirement
-    for requirement in [*NEEDED, *EXTRAS["dev"]]:
-        assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True), requirement
-
-
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == depthlens.__version__ == citation["version"]
@@ -47,41 +35,14 @@ def test_versions_agree():
     assert PROJECT["license"] == citation["license"] == "MIT" and "MIT License" in (ROOT / "LICENSE").read_text()
     python, pip, through_pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert Requirement(python).specifier == PYTHON and pip == "pip"
-    assert re.fullmatch(r"-e \.\[(\w+)\]", *through_pip["pip"])[1] in EXTRAS
+    assert re.fullmatch(r"-e \.\[(\w+)\]", *through_pip["pip"])[1] in PROJECT["optional-dependencies"]
     binder = (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
     assert PYTHON.contains(binder) and (ROOT / ".binder" / "requirements.txt").read_text().splitlines()[-1] == "-e ."
 
 
-def test_make_targets_and_ci():
-    targets = ["demo", "test", "test-all", "check", "lab", "wheel", "badges", "lint", "clean"]
-    done = subprocess.run(["make", "-C", str(ROOT), "--dry-run", *targets], capture_output=True, text=True, check=True)
-    for command in (
-        "depthlens run 00_tour 01_protocols 09_claims --profile demo -p draws 0 --out runs/demo",
-        "-m ruff check .",
-        "-m mypy",
-        'tests -m "not nightly"',
-        "jupyterlab --ServerApp.root_dir=. notebooks/00_tour.ipynb",
-        "env/bin/depthlens run 00_tour --profile smoke",
-    ):
-        assert command in done.stdout
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK) and "make test" in script.read_text()
-
-
 @pytest.mark.slow
 def test_a_wheel_carries_data_and_notebooks(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        ".",
-    ]
+    command = [sys.executable, *"-m pip wheel -q --no-deps --no-build-isolation -w".split(), str(tmp_path), "."]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("depthlens-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

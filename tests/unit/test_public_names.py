@@ -1,35 +1,13 @@
-"""Public names: found on first use, known to `dir`, and each of them listed in docs/api.md."""
-
-from __future__ import annotations
+"""Names that other tools have: the error says what the name is here."""
 
 import copy
 import operator
 import re
-from pathlib import Path
 
 import pytest
 import tiny
 
 import depthlens as dl
-
-SPACES = ("analysis", "backends", "claims", "organisms", "plots", "runner", "tasks")
-NAMES = [f"dl.{name}" for name in dl.__all__] + [
-    f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__
-]
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_public_name_is_there_and_documented(name):
-    *path, last = name.split(".")[1:]
-    owner = getattr(dl, path[0]) if path else dl
-    assert getattr(owner, last) is not None and last in dir(owner)
-    assert f"`{name}`" in PAGE.read_text() or f"`{name}(" in PAGE.read_text()
-
-
-def test_the_page_lists_nothing_else():
-    listed = set(re.findall(r"^\| `(dl\.[\w.]+)", PAGE.read_text(), re.MULTILINE))
-    assert listed <= {*NAMES} and len(listed) > 60
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,14 @@ line. The tests' type checker is off meanwhile: no user has one.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import shutil
 import sys
 import types
 
-import mini_tasks
-import nbformat
 import pytest
 import tiny
-from refusals import calls, commands, folders, rules
+from refusals import calls, commands, rules
 
 import depthlens as dl
 from depthlens import arguments, cli
@@ -117,14 +113,6 @@ def test_command(refused, arguments, said):
     told(refused(arguments), said)
 
 
-@pytest.mark.parametrize(("change", "said"), rows(folders.FOLDERS))
-def test_folder(model, unchecked, tmp_path, change, said):
-    copy = shutil.copytree(model, tmp_path / "copy")
-    with pytest.raises(UserError) as raised:
-        dl.load(change(copy) or copy)
-    told(str(raised.value), said)
-
-
 @pytest.fixture(scope="module")
 def made():
     """What calls are given: loaded models and results."""
@@ -146,40 +134,3 @@ def test_call(made, unchecked, tmp_path, do, said):
         do(made)
     told(str(raised.value), said)
     assert list(tmp_path.iterdir()) == []
-
-
-# -- and what is beside a mistake --
-
-
-def test_more_documents_than_there_are_mean_all(call, model, tmp_path):
-    folder = mini_tasks.write(tmp_path)
-
-    def n_docs(limit):
-        out = tmp_path / str(limit)
-        arguments = ["sweep", model, "mini_choice", "--include-path", folder, "--ablate", "L1", "--limit", limit]
-        code, _, told = call([*arguments, "--out", out])
-        assert code == 0, told
-        return json.loads((out / "record.json").read_text())["tasks"]["mini_choice"]["n_docs"]
-
-    assert n_docs(10**4) == n_docs(10**20) == len(mini_tasks.DOCUMENTS)
-
-
-def test_none_is_no_store_in_any_case_of_letters(call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["sweep", "organism", "organism_one_hop", "--ablate", "L1", "--limit", 2, "--out", "out"]
-    assert call([*arguments, "--store", "None"])[0] == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert json.loads((tmp_path / "out" / "record.json").read_text())["store"] is None
-    assert parts.open_store("none") is parts.open_store("NONE") is None
-
-
-@pytest.mark.nightly
-def test_a_value_that_only_the_kernel_can_judge_stops_a_notebook_in_its_first_cells(call, tmp_path):
-    out = tmp_path / "out"
-    code, _, told = call(["run", "00_tour", "-p", "num_fewshot", "99", "-p", "model", "organism", "--out", out])
-    assert code == 1  # the notebook ran and failed; the others of a suite still run
-    errors = [line for line in told if line.startswith("Error: ")]
-    assert len(errors) == 1 and "Traceback" not in "".join(told)
-    said = r"Error: notebook 00_tour, cell \d: task .*: its prompts cannot be made .*: 99 examples are asked for"
-    assert re.match(said, errors[0])
-    assert nbformat.read(out / "00_tour.ipynb", 4).cells and (out / "index.html").is_file()

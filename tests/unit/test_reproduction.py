@@ -89,31 +89,6 @@ def test_each_experiment_has_a_row_for_each_model_and_no_cell_is_empty():
         assert told == {name: costs["shown"](hours) for name, hours in costs["costs"](model).items()}
 
 
-def test_settings_and_differences_are_explained_and_used():
-    explained = re.findall(r"^- \*\*([SD]\d+)\*\* ", PAGE, re.MULTILINE)
-    used = {code for _, row in ROWS for cell in row[3:5] for code in re.findall(r"[SD]\d+", cell)}
-    assert len(explained) == len(set(explained)) and set(explained) == used
-
-
-def test_every_experiment_is_run_by_the_notebook_of_its_row():
-    for model, (experiment, notebook, command, *_) in ROWS:
-        name, arguments = parsed(command.strip("`"))
-        if notebook == "none":
-            assert name == "sweep", f"{experiment} of {model}"
-        else:
-            assert (name, arguments["names"]) == ("run", [notebook]) and arguments["profile"] in PROFILES
-
-
-SCALING = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-GPUS = (ROOT / "docs/howto/gpus_and_clusters.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("command", re.findall(r"^depthlens sweep .*$", SCALING + GPUS, re.MULTILINE))
-def test_commands_for_large_models_are_read(command):
-    name, arguments = parsed(command)
-    assert name == "sweep" and arguments["ablate"] == "layers"
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_taken(command, monkeypatch, tmp_path):
     """Names, profile, parameters and tasks are checked as before a run; only the hub is not asked for the models."""
@@ -128,16 +103,6 @@ def test_commands_are_taken(command, monkeypatch, tmp_path):
     run = execute.prepare(arguments["names"], out=tmp_path, **asked)
     chosen = list(dict.fromkeys(Path(one.name).name for one in run.notebooks))
     assert arguments["names"] == ["all"] or chosen == arguments["names"]
-
-
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("depthlens sweep")])
-def test_a_sweep_is_planned(here, saved, capsys, command):
-    """What it asks for can be asked of a tiny model, over documents in the schemas of the hub."""
-    _, name, _, *arguments = shlex.split(command)
-    model = saved("llama-gqa", max_position_embeddings=16384)
-    with pytest.raises(SystemExit) as end:
-        cli.main([name, model, *arguments, "--plan", "--limit", "1", "--store", "none"])
-    assert end.value.code == 0 and "tokens are read" in capsys.readouterr().out
 
 
 def asked() -> dict[tuple[str, int | None], set[str]]:

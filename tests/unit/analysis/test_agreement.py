@@ -93,10 +93,10 @@ N_LAYERS, N = 12, 40
 TRUE = np.random.default_rng(0).permutation(N_LAYERS) / 24  # nats, of which 1 a document counts
 
 
-def sweep(modes, *, chance=None, parts=None):
+def sweep(modes, parts=None):
     """modes: {text of a condition with {} for the layer: what each layer costs}."""
     losses = {text.format(i): cost for text, costs in modes.items() for i, cost in enumerate(costs[:parts])}
-    return made_results.nats(losses, n=N, noise=0.05, seed=1, task="t", chance=chance, n_layers=N_LAYERS)
+    return made_results.nats(losses, n=N, noise=0.05, seed=1, task="t", chance=None, n_layers=N_LAYERS)
 
 
 def test_one_row_a_pair_of_modes_of_the_same_parts():
@@ -128,11 +128,6 @@ def test_parts_that_one_mode_lacks_are_left_out():
     two = sweep({"L{}": TRUE, "L{}@mean": TRUE})
     fewer = two.select(conditions=[c for c in two.docs["condition"].unique() if c not in ("baseline", "L3@mean")])
     assert dl.mode_agreement(fewer).table["n_parts"].tolist() == [N_LAYERS - 1]
-
-
-def test_a_task_at_chance_has_no_row():
-    found = dl.mode_agreement(sweep({"L{}": TRUE, "L{}@mean": TRUE}, chance=0.9))
-    assert found.table.empty and found.describe() == [f"t: at chance, cannot judge (n = {N})."]
 
 
 @pytest.mark.parametrize(
@@ -205,14 +200,8 @@ def test_unrelated_profiles_are_rarely_called_related(n_layers, kind):
 
 
 def test_heads_agree_within_layers_or_not_at_all():
-    """Heads that both profiles find high in the same layers, and of any layer in no common order."""
-    rng, p = np.random.default_rng(5), []
-    layers = np.repeat(np.arange(6), N_HEADS)
-    for _ in range(60):
-        by_layer = rng.normal(size=(6, 1))
-        a, b = (ranks((by_layer + rng.normal(size=(6, N_HEADS))).ravel()) for _ in range(2))
-        p.append(permutation_p(a, b, layers, rng)[0])
-    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+    rng, layers = np.random.default_rng(5), np.repeat(np.arange(6), N_HEADS)
+    a = ranks(rng.normal(size=6 * N_HEADS))
     smallest = 1 / (1 + N_PERMUTATIONS)
     assert permutation_p(a, a, layers, rng) == (smallest, smallest) == permutation_p(a, -a, layers, rng)
     pairs = np.repeat(np.arange(3), 2)

@@ -113,14 +113,11 @@ def test_top_is_sorted_and_leaves_out_what_was_not_measured():
         scores.top(4)
 
 
-def test_frame_and_files_keep_everything(tmp_path):
+def test_the_frame_has_everything():
     scores = head_scores(VALUES, unit="nats", critical=CRITICAL, n=3)
     frame = scores.frame
     assert list(frame.columns) == ["layer", "head", "condition", "value", "low", "high", "critical", "spread"]
     assert frame["condition"].tolist() == ["L0.H0", "L0.H1", "L1.H0", "L1.H1"] and frame["low"].isna().all()
-    scores.save(tmp_path / "scores")
-    read = HeadScores.load(tmp_path / "scores")
-    assert read.n == 3 and np.array_equal(read.critical, scores.critical)
     assert head_scores(VALUES).frame["critical"].isna().all()
 
 
@@ -155,13 +152,11 @@ def test_a_rare_large_loss_makes_no_head_critical():
     assert scores.values[0, 0] > 1.5 and not scores.critical.any()
 
 
-def test_spread_over_the_tokens_of_a_case(tmp_path):
+def test_spread_over_the_tokens_of_a_case():
     cases = [np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0]), np.array([1.0])]  # the last says nothing of spread
     scores = HeadScores.of_tokens("test", "", [case[:, None, None] * np.ones((1, 1, 2)) for case in cases], {})
     assert scores.n == 3 and np.allclose(scores.values, 0.5) and np.allclose(scores.frame["spread"], (0.5 + 0) / 2)
     assert "on average by 0.25 (standard deviation) around 0.50" in scores.describe()[-1]
-    scores.save(tmp_path / "scores")
-    assert HeadScores.load(tmp_path / "scores").frame.equals(scores.frame)
     one_token = HeadScores.of_tokens("test", "", [np.ones((1, 1, 2))], {})
     assert one_token.frame["spread"].isna().all() and len(one_token.describe()) == 1
 
@@ -223,9 +218,6 @@ def test_agreement_is_spearmans_of_heads_in_any_order(effect):
     assert found.describe()[0].startswith("t, answer_logprob: heads by the two sweeps: rank correlation **1.00**")
     opposite = agreement.head_agreement(sweep(spread), sweep(-spread)).table.iloc[0]
     assert opposite.spearman == pytest.approx(-1) and opposite.p_value < 0.01
-    shuffled = [divmod(int(i), N_HEADS) for i in rng.permutation(N_LAYERS * N_HEADS)]
-    again = agreement.head_agreement(sweep(spread, heads=shuffled), sweep(spread * 3)).table.iloc[0]
-    assert again.p_value == same.p_value
     (line,) = agreement.head_agreement(sweep(spread), sweep(spread, task="u")).describe()
     assert line == "The two sweeps have no task, metric and head in common."
 

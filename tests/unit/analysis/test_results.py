@@ -46,26 +46,6 @@ def test_baselines(result):
     assert table["at_chance"].tolist() == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("values", "info", "at_chance"),
-    [
-        ([1] * 5 + [0] * 15, {"chance": None}, False),  # no chance level to be at
-        ([0] * 20, {"chance": None}, True),  # but a score of 0 has nothing to lose
-        ([0] * 20, {"chance": 0}, True),
-        ([1] + [0] * 19, {"chance": 0}, False),
-        ([1, 1, 0, 0], {"chance": 0.25}, True),  # 50% of four documents: too few to tell from chance
-        ([0] * 18 + [1] * 2, {"chance": 0.75, "higher_is_better": False}, False),  # few errors
-        ([0] * 5 + [1] * 15, {"chance": 0.75, "higher_is_better": False}, True),
-        ([0] * 20, {"chance": None, "higher_is_better": False}, False),  # an error rate of 0 is perfect
-        ([0.6, 0.7, 0.8, 0.7] * 2, {"chance": 0.25}, False),
-        ([0.2, 0.3, 0.25, 0.25], {"chance": 0.25}, True),
-    ],
-)
-def test_at_chance(values, info, at_chance):
-    result = Result(docs_of({"baseline": values}), record_of(capitals={"acc": info}))
-    assert result.baselines["at_chance"].tolist() == [at_chance]
-
-
 def test_critical_excludes_chance_and_names_it(result):
     message = r"elements acc is at chance: cannot judge \(baseline 0.25, chance 0.25"
     with pytest.warns(UserWarning, match=message):

@@ -35,21 +35,15 @@ EGGS = "Question: Kate has 10 eggs and Emma has 8. They share them among two chi
         ("They have 10 + 8 = 18 eggs.\nEach gets 19 / 2 = 9.5.", "miscopied"),
         ("They have 10 + 8 = 17 eggs.\nEach gets 19 / 2 = 9.5.", "miscomputed"),  # the first line decides
         ("", "no steps"),
-        ("10 = 10", "no steps"),  # nothing is calculated
         ("10 - 10 = 0\n8 / 0 = 0", "miscomputed"),
         ("They have 10+8=<<10+8=18>>18 eggs. Each gets 18/2=$<<18/2=9>>9.00", "otherwise"),
         ("10 + 8 = 18 + 2 = 21", "miscomputed"),
-        ("2 - 10 = 8", "miscomputed"),
-        ("10 eggs + 8 eggs = <<10+8=18>>18", "otherwise"),
         ("10 eggs + 8 eggs = 19", "no steps"),  # calculated in words
-        ("10 + 8 = eighteen", "no steps"),
         ("= = 10 + = 8 - ( = 2", "no steps"),
         (" 1 2 ( x - + 3" * 500, "no steps"),  # and in no time
         (" 1 - 2" * 2000 + " = 3", "miscopied"),
         ("8 - 8 + " * 2000 + " 10 = 10", "miscomputed"),  # too long to be a step
-        ("10 8 + = 18", "miscomputed"),  # cannot be calculated
         ("(that is 10 + 8 = 18) and a box 8 + 2 = 10", "otherwise"),
-        ("- 10 + 8 = 18\n- 18 / 2 = 9", "otherwise"),
         ("8 / 10 = 0.80\n10 / 8 = 1.25", "otherwise"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from backend_table import batch_logits
 from transformer_lens.factories import architecture_adapter_factory
 
-from depthlens import backends, cli
+from depthlens import backends
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.torch import Backend, TorchBackend
 from depthlens.engine.engine import Engine
@@ -47,10 +47,12 @@ def test_every_kind_of_condition_equals_a_model_that_was_cut(family):
 
 
 @pytest.mark.nightly
-def test_the_page_says_what_was_measured():
-    now = backend_table.statements(backend_table.render(backend_table.whole()))
-    assert len(now) == len(backend_table.WAYS) * len(tiny.FAMILIES) * len(backend_table.KINDS)
-    assert backend_table.statements(backend_table.committed()) == now, "run python tests/backend_table.py"
+def test_the_page_has_the_cells_that_are_measured():
+    """But for the digits of what is within the bound."""
+    page = backend_table.DOCS.read_text().split(backend_table.BEGIN)[1].split(backend_table.END)[0]
+    tables = page.strip(), backend_table.render(backend_table.whole()).strip()
+    said, now = (re.sub(r"(?<=\| )(0|\de-(0[5-9]|[1-9]\d))(?= \|)", "equal", text) for text in tables)
+    assert said == now, "run python tests/backend_table.py"
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -137,15 +139,6 @@ def test_a_cached_step_equals_the_whole_sequence(name, family):
     last, cache = backend.forward(rows[:, 8:], mask, conditions, cache=cache)
     assert cache.get_seq_length() == len(TOKENS)
     assert torch.allclose(torch.cat(last), batch_logits(backend, conditions)[:, -1], atol=TOLERANCE)
-
-
-def test_the_command_line_takes_a_backend(tmp_path, capsys):
-    folder = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
-    call = ["sweep", str(folder), "capitals_continuation", "--ablate", "L1,L3.H2", "--limit", "1", "--device", "cpu"]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*call, "--num-fewshot", "0", "--backend", "nnsight", "--out", str(tmp_path / "out")])
-    assert ended.value.code == 0, capsys.readouterr().err
-    assert '"backend": "nnsight"' in (tmp_path / "out" / "record.json").read_text()
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------

@@ -10,41 +10,23 @@ import pytest
 import surgery
 import tiny
 import torch
+from transplants import requests
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.nnsight import NnsightBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns, sweep
 from depthlens.models import loading, remote
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 
 TASK = "capitals_continuation"
 # float32 rounding of one order of operations against another, over five layers
 TOLERANCE = backend_table.TOLERANCE
 TOKENS = backend_table.TOKENS
 KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not in text and "@noise" not in text}
-WORDS = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
-
-
-def requests(n=5):
-    draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 250, (n, 12), generator=draw).tolist()
-    return [LoglikelihoodRequest((1, 2, 3, *row[: 4 + i]), tuple(row[9 - i % 3 :])) for i, row in enumerate(tokens)]
-
-
-def every_kind(dims):
-    conditions = [expand(word + mode, dims) for mode in ("", "@mean") for word in WORDS if ":" not in word or not mode]
-    return list(dict.fromkeys(c for found in conditions for c in found)) + [
-        parse_condition(text)
-        for text in (
-            "L0.H1+L0.H2@mean+L2.attn+L2.mlp+L3",
-            "L1[1:]",
-            "L0.H1[1:]+L0.H2[9:]@mean+L2.attn[2:]@mean+L3[11:]",
-        )
-    ]
 
 
 def scores(lens, conditions, **options):
@@ -92,15 +74,14 @@ def test_scores_and_texts_are_those_of_the_torch_backend(pair):
     first, others = here.mean["z"].unbind(1)
     assert not torch.allclose(first, others, atol=0.01), "first tokens and others have the same mean"
     torch.testing.assert_close(there.mean, here.mean, rtol=0, atol=TOLERANCE)
-    conditions = every_kind(whole.dims)
+    conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
     wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there)
     torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
     assert got[1] == wanted[1]
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
     asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
-    some = [*conditions[:: len(conditions) // 8], *conditions[-3:]]
     texts = [
-        Engine(lens, progress=False, means=means).generate_until(asked, some)
+        Engine(lens, progress=False, means=means).generate_until(asked, conditions)
         for lens, means in ((whole, here), (far, there))
     ]
     assert texts[1] == texts[0] and len({t for row in texts[0] for t in row}) > 5

@@ -7,16 +7,15 @@ import copy
 import pytest
 import tiny
 import torch
+from model_classes import CONTEXTS, scores
 
 import depthlens as dl
 from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats, of sums in another order
-CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
-ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 WRITTEN = [GenerateRequest(context, (), 6) for context in CONTEXTS]
 FAMILIES = ["llama-gqa", "qwen3-moe", "deepseek-v3"]
 CONDITIONS = [
@@ -60,9 +59,7 @@ def operated(lens: dl.Lens, condition: str) -> tuple[dl.Lens, str]:
 
 
 def logprobs(lens: dl.Lens, *conditions: str, path: str | None = None) -> torch.Tensor:
-    asked = [parse_condition(c).validate(lens.dims) for c in conditions]
-    rows = Engine(lens, path=path, progress=False).loglikelihood(ASKED, asked)
-    return torch.tensor([[answer.logprob for answer in row] for row in rows])
+    return scores(lens, [parse_condition(c).validate(lens.dims) for c in conditions], path=path)
 
 
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
@@ -140,9 +137,3 @@ def test_rounding_is_symmetric_to_the_nearest():
         assert all(len(row.unique()) <= levels * (2 if mode == "int4" else 1) for row in made.flatten(0, 1))
     vector = torch.randn(4)
     assert quantised.rounded(vector, "int4") is vector
-
-
-@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
-def test_other_backends_refuse_it(backend):
-    with pytest.raises(dl.UserError, match="L1@int4 can be computed by backend 'torch' only; use that"):
-        Engine(tiny.lens("llama-gqa"), backend=backend).loglikelihood(ASKED, [parse_condition("L1@int4")])

@@ -19,11 +19,6 @@ from depthlens.requests import LoglikelihoodRequest
 TASK = "capitals_continuation"
 
 
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
-
-
 class TestAsked:
     def test_options_count_before_the_environment(self, monkeypatch):
         assert cluster.asked({}) is None

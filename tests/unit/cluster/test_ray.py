@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 import transplants
 from ray_nodes import Nodes, wait_for
 from stores import CHOICE, WRITTEN, counts, run
@@ -134,3 +135,12 @@ class TestLosses:
         assert found["killed"] == lost
         assert equal(alone.docs, found["result"].docs)
         assert found["result"].record["store"]["rows_computed"] == alone.record["work"]["rows"]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    pytest.importorskip("ray")
+    torch.set_num_threads(1)
+    made = Nodes(3)
+    yield made
+    made.close()

@@ -25,17 +25,12 @@ ENDS = [257, *range(0, 256, 5)]  # a fifth of all tokens, so that lengths matter
 FAVOURITES = list(range(100, 180))
 GREEDY = [
     {"repetition_penalty": 1.7},
-    {"encoder_repetition_penalty": 3.0},
     {"no_repeat_ngram_size": 1},
-    {"encoder_no_repeat_ngram_size": 1},
     {"bad_words_ids": [[t] for t in FAVOURITES] + [[t, t] for t in range(180, 200)]},
     {"sequence_bias": [[[t], -4.0] for t in FAVOURITES] + [[[3, 65], 9.0]]},
     {"min_length": 8, "eos_token_id": ENDS},
-    {"min_new_tokens": 6, "eos_token_id": ENDS},
-    {"forced_bos_token_id": 65},
     {"forced_eos_token_id": 90},
     {"exponential_decay_length_penalty": (2, 2.0), "eos_token_id": ENDS},
-    {"suppress_tokens": FAVOURITES},
     {"begin_suppress_tokens": FAVOURITES},
     {"no_repeat_ngram_size": 2, "min_new_tokens": 4, "suppress_tokens": [65, 66], "renormalize_logits": True},
 ]
@@ -48,11 +43,8 @@ DRAWN = [
 ]
 REFUSED = {
     "num_beams": 4,
-    "num_return_sequences": 2,
     "penalty_alpha": 0.6,
-    "prompt_lookup_num_tokens": 3,
     "guidance_scale": 1.5,
-    "watermarking_config": {"bias": 2.5},
     "stop_strings": ["\n"],
 }
 

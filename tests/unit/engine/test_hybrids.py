@@ -7,12 +7,11 @@ import copy
 import model_classes
 import pytest
 import torch
-from model_classes import ASKED
+from model_classes import ASKED, scores
 from torch import nn
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.engine.engine import Engine
 
 SAME = 1e-4  # nats, of sums in another order
 nightly = pytest.mark.nightly
@@ -21,11 +20,6 @@ HYBRIDS = ["qwen3_next", pytest.param("qwen3_5_text", marks=nightly)]
 
 
 OTHERS = ["gpt_bigcode", "falcon", "llama4_text", "qwen3_5_text"]
-
-
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
-    return torch.tensor([[answer.logprob for answer in row] for row in answers])
 
 
 class Nothing(nn.Module):

@@ -13,11 +13,6 @@ from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa")
-
-
 def with_free(monkeypatch, n_bytes):
     monkeypatch.setattr(work, "free_bytes", lambda device: n_bytes)
 

@@ -6,14 +6,11 @@ import dataclasses
 
 import pytest
 import tiny
-import torch
 
 import depthlens as dl
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
-from depthlens.organisms import weights
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 READ = [LoglikelihoodRequest((5, 6, 7), (8, 9)), LoglikelihoodRequest((5, 6), (10,))]
@@ -66,28 +63,3 @@ def test_half_precision_that_overflows_is_told_to_use_float32():
     lens.model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
     with pytest.raises(UserError, match=r"\(float16\); use dtype=float32"):
         ask(lens)
-
-
-def test_what_was_computed_before_stays(tmp_path, monkeypatch):
-    """A condition that breaks a later pack does not lose the packs before it."""
-    monkeypatch.setattr("depthlens.engine.work.CPU_STATE_BYTES", 1 << 13)
-    built = weights.build()
-    lens = dl.Lens(built.model, built.tokenizer, "organism")
-    walk, n = Wavefront.run, 0
-
-    def walked(self, *args, **kwargs):
-        nonlocal n
-        n += 1
-        if n == 3:
-            lens.model.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
-        return walk(self, *args, **kwargs)
-
-    options = {"limit": 8, "store": str(tmp_path), "progress": False}
-    whole = dl.layer_sweep(lens, "organism_one_hop", **options | {"store": None})
-    monkeypatch.setattr(Wavefront, "run", walked)
-    kept = lens.model.model.layers[3].mlp.down_proj.weight[0, 0].item()
-    with pytest.raises(UserError, match="not finite"):
-        dl.layer_sweep(lens, "organism_one_hop", **options)
-    lens.model.model.layers[3].mlp.down_proj.weight[0, 0] = kept
-    resumed = dl.layer_sweep(lens, "organism_one_hop", **options)
-    assert resumed.record["store"]["rows_read"] > 0 and resumed.docs.equals(whole.docs)

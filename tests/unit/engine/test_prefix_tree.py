@@ -1,4 +1,4 @@
-"""Prefix trees: every sequence can be read back along its path, and shared tokens stand once."""
+"""Prefix trees, where shared tokens stand once and every sequence can be read back, and shards of rows."""
 
 import random
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from trees import random_sequences, sees
 
-from depthlens.engine.prefix_tree import build, common_prefix, pack
+from depthlens.engine.batches import cut
+from depthlens.engine.prefix_tree import build, pack
+from depthlens.requests import LoglikelihoodRequest
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -48,11 +50,6 @@ def test_sequences_of_two_few_shot_prefixes_are_not_mixed():
     assert (mixed.n_prefix, len(mixed.branches)) == (0, 2)
 
 
-def test_common_prefix():
-    assert common_prefix((1, 2, 3), (1, 2, 4)) == 2
-    assert common_prefix((), (1,)) == 0
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_exits_say_who_is_an_ancestor_whatever_the_order_of_sequences(seed):
     sequences = random_sequences(seed)
@@ -62,3 +59,21 @@ def test_exits_say_who_is_an_ancestor_whatever_the_order_of_sequences(seed):
     assert torch.equal((i <= i[:, None]) & (i[:, None] < exits), sees(p))
     for path, at in zip(p.paths, group, strict=True):
         assert tuple(p.tokens[n] for n in path) == tuple(sequences[at])
+
+
+def requests(lens, n=12, prefix="a long shared start "):
+    texts = [(prefix + chr(97 + i) * (3 + i % 4), " yes" if i % 2 else " no") for i in range(n)]
+    return [LoglikelihoodRequest(*(tuple(lens.tokenizer(t).input_ids) for t in pair)) for pair in texts]
+
+
+@pytest.mark.parametrize(("docs", "conditions"), [(100, 31), (3, 31), (1, 31), (40, 1), (1, 1)])
+def test_every_row_is_in_one_shard_and_neighbours_share_their_beginnings(lens, docs, conditions):
+    asked, known = requests(lens, docs), docs // 2  # of the others, a condition is known
+    products = [([*range(known)], [*range(conditions)]), ([*range(known, docs)], [*range(1, conditions)] or [0])]
+    products = [(members, group) for members, group in products if members]
+    shards = cut(asked, products, 12)
+    rows = sorted((c, r) for members, group in shards for c in group for r in members)
+    assert rows == sorted((c, r) for members, group in products for c in group for r in members)
+    assert min(12, len(rows)) / 2 <= len(shards) <= 12 + 2 * conditions
+    for members, _ in shards:
+        assert [asked[r].context for r in members] == sorted(asked[r].context for r in members)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import surgery
 import tiny
 import torch
 
 from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.backends.row_edits import noise
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
+from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
@@ -126,3 +129,86 @@ def test_sparing_all_tokens_changes_nothing_and_none_is_the_part_itself():
     clean, late, later, whole, zero, spared = (row[0].logprob for row in answers)
     assert late == later == pytest.approx(clean, abs=LOGPROB_TOLERANCE) and zero == whole
     assert abs(spared - whole) > 0.01 and abs(spared - clean) > 0.01
+
+
+REFERENCE = [7, 80, 33, 120, 9, 41]
+
+
+def with_sample(lens):
+    return sample(lens, measure_means(lens, [REFERENCE], "one prompt"), REFERENCE)
+
+
+def test_the_reference_itself_is_left_as_it_is():
+    lens = tiny.lens("llama-gqa")
+    same = LoglikelihoodRequest(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
+    asked = [parse_condition(text) for text in ("baseline", "L2.H1@resample", "L1-3@resample")]
+    (clean,), *others = Engine(lens, means=with_sample(lens), progress=False).loglikelihood([same], asked)
+    assert [row[0].logprob for row in others] == pytest.approx([clean.logprob] * 2, abs=LOGPROB_TOLERANCE)
+
+
+def test_head_sweep_means_over_references():
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    options = {"layers": [1], "limit": 2, "mode": "resample", "num_fewshot": 0, "progress": False}
+    one, two = "The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."
+    first = head_sweep(lens, "capitals_continuation", resample_prompts=[one], **options)
+    second = head_sweep(lens, "capitals_continuation", resample_prompts=[two], **options)
+    both = head_sweep(lens, "capitals_continuation", resample_prompts=[one, two], **options)
+    assert np.allclose(both.docs["value"], (first.docs["value"] + second.docs["value"]) / 2)
+    assert not np.allclose(first.docs["value"], second.docs["value"])
+    assert both.record["resample_prompts"] == [one, two]
+    assert both.record["conditions"][1] == "L1.H0@resample"
+
+
+def test_a_mean_over_references_has_the_answers_of_all():
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    prompts = ["The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."]
+    options = {"limit": 8, "store": None, "progress": False}
+    *alone, both = (
+        condition_sweep(lens, ["capitals_default", "kv_retrieval_4"], "L1@resample", resample_prompts=some, **options)
+        for some in ([prompts[0]], [prompts[1]], prompts)
+    )
+    given = [" | ".join(dict.fromkeys(pair)) for pair in zip(*(r.docs["response"] for r in alone), strict=True)]
+    assert both.docs["response"].tolist() == given and any(" | " in text for text in given)
+    for flag in ("parsed", "complete"):
+        assert both.docs[flag].equals(alone[0].docs[flag] & alone[1].docs[flag])
+
+
+TOLERANCE = 1e-5  # float32
+
+
+def of(text):
+    (ablation,) = parse_condition(text).ablations
+    return ablation
+
+
+def test_a_part_that_writes_nothing_gets_no_noise():
+    lens = surgery.rough_lens("llama-gqa")
+    with torch.no_grad():
+        lens.arch.o_proj[2].weight[:, : lens.dims.d_head] = 0
+        lens.arch.mlp[2].down_proj.weight.zero_()
+    request = [LoglikelihoodRequest((1, 2, 3), (4, 5))]
+    conditions = [parse_condition(text) for text in ("baseline", "L2.H0@noise", "L2.mlp@noise", "L2.H1@noise")]
+    clean, head, mlp, other = (
+        row[0].logprob for row in Engine(lens, progress=False).loglikelihood(request, conditions)
+    )
+    assert head == mlp == pytest.approx(clean, abs=TOLERANCE) and abs(other - clean) > 0.01
+
+
+def test_it_depends_on_seed_layer_site_index_and_position_only():
+    texts = ["L2@noise", "L3@noise", "L2.attn@noise", "L2.mlp@noise", "L2.H0@noise", "L2.H1@noise", "L2.KV0@noise"]
+    ablations = [of(text) for text in [*texts, "L2@noise1", "L2@noise4294967296"]]
+    near, far = torch.arange(300)[None], torch.tensor([[299, 255, 256, 7]])
+    drawn = [noise(a, near, 8) for a in ablations]
+    for i, one in enumerate(drawn):
+        for other in drawn[:i]:
+            assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 0.1, "of 2400 numbers"
+        assert len({tuple(row) for row in one[0].tolist()}) == 300, "a position repeats another"
+        assert torch.equal(noise(ablations[i], far, 8)[0], one[0][[299, 255, 256, 7]])
+        assert torch.equal(noise(ablations[i], near[:, :5], 8), one[:, :5])
+    assert torch.equal(noise(of("L2[1:]@noise"), near, 8), drawn[0])  # sparing moves nothing
+    assert abs(drawn[0].mean()) < 0.1 and abs(drawn[0].std() - 1) < 0.05
+
+
+def test_it_is_that_of_the_same_numbers_drawn_again():
+    wanted = surgery.noise(3, 2, "head", 1, 270, 12)
+    assert torch.equal(noise(of("L2.H1@noise3"), torch.arange(270)[None], 12)[0], wanted)

@@ -54,17 +54,6 @@ def test_a_class_that_is_not_walked_is_right_and_says_why(kind, caplog):
     assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    tried("mixtral phi3 smollm3 olmo2 gemma2 gemma3_text cohere2 gpt_oss".split(), ["phi3", "gemma2", "gpt_oss"]),
-)
-def test_three_backends_agree(kind):
-    lens = model_classes.lens(kind)
-    wanted = logprobs(lens, None)
-    for backend in ("nnsight", "transformer_lens"):
-        assert torch.allclose(logprobs(lens, None, backend), wanted, atol=SAME), backend
-
-
 def by_model(model, request) -> float:
     """Log-likelihood of a continuation by the model's own forward pass."""
     with torch.no_grad():

@@ -117,10 +117,3 @@ class TestGreedy:
                 n += 1
         assert false / 200 <= most and n > 100
         assert abs(mean_judged / n) < 0.01, "the choice has not changed the mean on the judging half"
-
-    def test_a_store_keeps_the_steps(self, lens, tmp_path):
-        options = {"tolerance": 0.3, "max_layers": 2, "limit": 8, "store": str(tmp_path), "progress": False}
-        first = dl.greedy_removal(lens, CHOICE, **options)
-        second = dl.greedy_removal(lens, CHOICE, **options)
-        pd.testing.assert_frame_equal(first.steps, second.steps)
-        assert second.result.record["parts"][0]["store"]["rows_computed"] == 0

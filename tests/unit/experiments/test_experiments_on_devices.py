@@ -1,18 +1,21 @@
-"""What walks the layers beside sweeps gives the same on a model over two made-up devices, and mixes no tensors."""
+"""On two made-up devices a model gives what it gives on one, value for value, and mixes no tensors."""
 
 import made_up_devices
 import numpy as np
 import pytest
 import tiny
 import torch
+from backend_table import KINDS, reference_of
 from by_hand import made_needles
-from made_up_devices import TWO, spread
-from offloaded import SAME
+from made_up_devices import ONE, TWO, spread
+from transplants import ALIKE as SAME
 
+from depthlens.ablations import BASELINE, parse_condition
+from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments import attention_patterns, attribution, distillation, geometry
 from depthlens.experiments.head_detectors import DETECTORS, scores_by_token
-from depthlens.requests import LoglikelihoodRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 REQUESTS = [LoglikelihoodRequest((1, 2, 3, 4 + i, 60), (9, 8 + i)) for i in range(3)]
 TOKENS = [1, 50, 3, 9, 120, 7, 33, 8]
@@ -57,3 +60,25 @@ def test_two_models_are_compared_layer_by_layer_where_they_are():
     for deltas in (lambda b, d: distillation.activation_deltas(b, d, ["one prompt"]), distillation.weight_deltas):
         found, wanted = deltas(*both), deltas(base, donor)
         np.testing.assert_allclose(found["relative"], wanted["relative"], rtol=1e-4)
+
+
+SCORED = [LoglikelihoodRequest((1, 2, 3, 4 + i), (9, 8 + i, 7)[: 2 + i % 2]) for i in range(4)]
+WRITTEN = [GenerateRequest((1, 2, 3, 4 + i, 30 + i), ("\n",), 3) for i in range(3)]
+
+
+def answers(lens, path, means=None, conditions=None):
+    conditions = conditions or [BASELINE, *map(parse_condition, KINDS.values())]
+    engine = Engine(lens, path=path, means=means, progress=False)
+    return engine.loglikelihood(SCORED, conditions), engine.generate_until(WRITTEN, conditions[::3])
+
+
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [("llama-gqa", "padded_rows"), ("deepseek-v2", "wavefront")],
+)
+def test_two_devices_give_the_answers_of_one_value_for_value(family, path):
+    whole = tiny.lens(family)
+    one, two = spread(whole, ONE), spread(whole, TWO)
+    assert [str(device) for device in two.devices] == ["cpu:1", "cpu:2"]
+    expected = answers(one, path, reference_of(one))
+    assert answers(two, path, reference_of(two)) == expected

@@ -1,7 +1,6 @@
 """One prompt from several sides: texts, a model under a condition, the logit lens and attention."""
 
 import pytest
-import tiny
 import torch
 
 from depthlens.ablations import parse_condition
@@ -10,11 +9,6 @@ from depthlens.experiments import one_prompt
 
 PROMPT = "the cat sat on"
 CONDITIONS = ["L2", "L1.H3+L3.mlp", "L1.attn[1:]", "L2[3:6]", "L4[2]", "L1.H2@resample", "L3.mlp@noise"]
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa")
 
 
 def logits(lens):

@@ -70,27 +70,6 @@ def test_a_second_race_computes_nothing_and_a_first_may_be_cut_short(lens, tmp_p
     pd.testing.assert_frame_equal(again.losses, whole.losses)
 
 
-def test_an_interrupted_race_goes_on(lens, tmp_path, monkeypatch):
-    options = {"progress": False, "store": str(tmp_path)}
-    undisturbed = dl.race(lens, TASK, SOME, **QUIET)
-    waves = []
-
-    def stop(self, *args, **kwargs):
-        waves.append(1)
-        if len(waves) == 3:
-            raise KeyboardInterrupt
-        return score(self, *args, **kwargs)
-
-    score = dl.Engine.loglikelihood
-    monkeypatch.setattr(dl.Engine, "loglikelihood", stop)
-    with pytest.raises(KeyboardInterrupt):
-        dl.race(lens, TASK, SOME, **options)
-    monkeypatch.undo()
-    resumed = dl.race(lens, TASK, SOME, **options)
-    pd.testing.assert_frame_equal(resumed.decisions, undisturbed.decisions)
-    assert 0 < resumed.record["store"]["rows_computed"] < undisturbed.record["work"]["rows"]
-
-
 def test_written_answers_and_means(lens):
     race = dl.race(lens, "organism_two_hop_generative", "L1.H2,L0.H0,L5@mean", max_documents=60, **QUIET)
     assert race.decisions["decision"].tolist()[0] == CRITICAL
@@ -140,21 +119,7 @@ def command(tmp_path, capsys):
 
     def run(*more):
         with pytest.raises(SystemExit) as end:
-            main(
-                [
-                    "sweep",
-                    "organism",
-                    TASK,
-                    "--race",
-                    "--ablate",
-                    "L1,L4",
-                    "--out",
-                    str(tmp_path),
-                    "--store",
-                    "none",
-                    *more,
-                ]
-            )
+            main([*f"sweep organism {TASK} --race --ablate L1,L4 --store none --out".split(), str(tmp_path), *more])
         printed = capsys.readouterr()
         return end.value.code, printed.out + printed.err
 

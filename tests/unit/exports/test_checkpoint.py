@@ -17,14 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import depthlens as dl
 from depthlens.ablations import expand, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.exports import checkpoint
-from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
 
 SAME = 1e-5  # nats: removed parts are zeros instead of absent, and sums take another order
-CONTEXTS = [tuple(range(5, 17)), tuple(range(5, 14)), (40, 41, 42, 43, 44)]
-ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answer in ((7, 8), (7, 9, 10))]
 CONDITIONS = ["L1", "L1-2", "L0+L3.mlp", "L2.attn", "L1.H1+L3.KV0", "L0+L2.H0+L2.H1", "L0+L2@int4+L3.mlp@int8+L3.H1"]
 FAMILIES = ["qwen2", "qwen3-moe", "deepseek-v3"]
 # sliding windows by layer, layers without positions, norms after parts, one matrix for queries, keys and values
@@ -32,9 +28,7 @@ CLASSES = ["gemma2", "gemma3_text", "smollm3", "phi3", "olmo2", "mixtral", "qwen
 
 
 def logprobs(lens: dl.Lens, condition: str) -> torch.Tensor:
-    conditions = [parse_condition(condition).validate(lens.dims)]
-    (row,) = Engine(lens, progress=False).loglikelihood(ASKED, conditions)
-    return torch.tensor([answer.logprob for answer in row])
+    return model_classes.scores(lens, [parse_condition(condition).validate(lens.dims)])[0]
 
 
 def assert_is_condition(lens: dl.Lens, condition: str, out: Path) -> dl.Lens:

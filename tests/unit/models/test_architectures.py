@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
-from depthlens.models.architectures import bind, hidden, with_hidden
+from depthlens.models.architectures import bind
 
 DIMS = {
     "llama-mha": Dims(5, 4, 4, 32, 8),
@@ -38,32 +38,6 @@ def test_every_family_binds_to_its_own_modules(family):
         assert len(parts) == len(set(map(id, parts))) == arch.dims.n_layers
     for layer, attn, o_proj, mlp in zip(arch.layers, arch.attn, arch.o_proj, arch.mlp, strict=True):
         assert layer.self_attn is attn and attn.o_proj is o_proj and layer.mlp is mlp
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
-def test_parts_do_what_their_names_say(family):
-    """Layer by layer: the output is the input + attention + MLP of its norm, and so `sublayers` gives them."""
-    model = tiny.model(family)
-    arch, seen = bind(model), {}
-
-    def keep(name):
-        return lambda module, args, kwargs, output: seen.__setitem__(name, (args, kwargs, hidden(output)))
-
-    for i in range(arch.dims.n_layers):
-        arch.layers[i].register_forward_hook(keep(("layer", i)), with_kwargs=True)
-    with torch.no_grad():
-        output = model(torch.tensor([[1, 2, 3, 4, 5]]))
-        x = arch.embed(torch.tensor([[1, 2, 3, 4, 5]]))
-        for i, layer in enumerate(arch.layers):
-            args, kwargs, resid_post = seen["layer", i]
-            with arch.sublayers(i) as given:
-                layer(*args, **kwargs)
-            x = x + given["attn"]
-            mlp_norm = layer.get_submodule(arch.family.mlp_norm)
-            assert torch.allclose(hidden(arch.mlp[i](mlp_norm(x))), given["mlp"], atol=1e-5)
-            x = x + given["mlp"]
-            assert torch.allclose(x, resid_post, atol=1e-5)
-        assert torch.allclose(arch.logits(x), output.logits, atol=1e-5)
 
 
 def test_a_part_that_is_missing_is_named():
@@ -105,14 +79,3 @@ def test_compiled_modules_are_refused(path):
     model.forward = torch.compile(model.forward, backend="eager")
     with pytest.raises(UserError, match="^LlamaForCausalLM is compiled, "):
         bind(model)
-
-
-def test_block_output_as_tensor_and_as_tuple():
-    states, other = torch.ones(2, 3, 4), torch.zeros(2, 3, 4)
-    assert hidden(states) is states
-    assert hidden((states, "cache")) is states
-    assert with_hidden(states, other) is other
-    replaced = with_hidden((states, "cache", None), other)
-    assert replaced[0] is other and replaced[1:] == ("cache", None)
-    # a batch of two is not taken for a tuple of two
-    assert hidden(states).shape == (2, 3, 4)

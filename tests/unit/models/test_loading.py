@@ -136,6 +136,28 @@ def test_pickled_weights_are_refused_unread(copy, tmp_path):
 # -- what cannot be loaded --
 
 
+def without_tokenizer(folder):
+    for path in folder.glob("tokenizer*.json"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "Unrecognized model in"),
+        (without_tokenizer, "Couldn't instantiate the backend tokenizer"),
+        (lambda folder: change_config(folder, intermediate_size=64), "has shape [32, 48], not [32, 64]"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(copy, spoil, said):
+    spoil(copy)
+    assert said in refusal(str(copy))
+
+
+def test_a_gguf_file_that_ends_early_is_one_line(tmp_path):
+    assert "m.gguf' cannot be loaded: " in refusal(tiny.gguf_head(tmp_path / "m.gguf"))
+
+
 def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
     change_config(copy, num_hidden_layers=7)
     message = refusal(str(copy))

@@ -35,8 +35,6 @@ def test_what_a_name_stands_for(tmp_path):
         ("smollm2-135m@main", "revision 'main' of 'smollm2-135m' does not exist; give owner/name@revision of the hub"),
         ("owner/name@", "revision '' of 'owner/name' does not exist; give owner/name@revision of the hub"),
         ("@step100", "model '': give an alias"),
-        ("qwen3-8@main", "unknown model 'qwen3-8'"),
-        ("./none@main", "model './none' is no directory and no .gguf file"),
         ("smollm2-135m[:0]", "layers '0' of 'smollm2-135m' does not exist; give"),
         ("organism[:4]", "layers '4' of 'organism' does not exist; give"),
         ("organism:seed=1@x", "organism option seed=1@x in 'organism:seed=1@x'"),

@@ -10,8 +10,9 @@ import pytest
 import tiny
 import torch
 import transplants
-from offloaded import SAME, TASK, layers_in_memory, requests, scores
 from safetensors.torch import load_file, save_file
+from transplants import ALIKE as SAME
+from transplants import layers_in_memory, requests, scores
 
 from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
@@ -105,7 +106,7 @@ def test_generation_is_refused_before_anything_runs(saved):
     with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
         Engine(lens, progress=False).generate_until([GenerateRequest((1, 2), ("\n",), 3)], expand("layers", lens.dims))
     with pytest.raises(UserError, match="task kv_retrieval_4: to write text an offloaded model"):
-        sweep.layer_sweep(lens, [TASK, "kv_retrieval_4"], limit=1, progress=False)
+        sweep.layer_sweep(lens, ["capitals_continuation", "kv_retrieval_4"], limit=1, progress=False)
 
 
 @pytest.mark.parametrize(("family", "offloaded"), [("llama-gqa", "disk"), ("qwen3-moe", None), ("deepseek-v3", "disk")])

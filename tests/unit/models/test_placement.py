@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 from accelerate import dispatch_model
-from offloaded import SAME, scores
+from transplants import ALIKE as SAME
+from transplants import scores
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import tiny
 import torch
+from model_classes import scores
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
@@ -16,12 +14,11 @@ from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
 from depthlens.models.placement import tensors_of
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
 SCHEMES = list(arguments.SCHEMES)
 CASES = [*(("llama-gqa", scheme) for scheme in SCHEMES), ("qwen3-moe", "int8"), ("deepseek-v3", "nf4")]
-ASKED = [LoglikelihoodRequest(tuple(range(3 + i, 20 + 2 * i)), (5, 6 + i, 7)) for i in range(3)]
 ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
 
 
@@ -39,11 +36,6 @@ def wide(tmp_path_factory):
         return str(place)
 
     return folder
-
-
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
-    return torch.tensor([[answer.logprob for answer in row] for row in answers])
 
 
 @pytest.mark.parametrize("family, scheme", CASES)
@@ -125,26 +117,6 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
     assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
     with pytest.raises(dl.UserError, match="is quantised already"):
         dl.load(str(tmp_path), quantize="nf4")
-
-
-def said_to_be(folder, place, **settings):
-    """A copy of a checkpoint whose configuration says that it is quantised."""
-    shutil.copytree(folder, place)
-    config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
-    return place
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"quant_method": "hqq", "bits": 4}, "model '.*' cannot be loaded: .*(?i:hqq)"),
-        ({"quant_method": "made-up"}, "Unknown quantization type, got made-up"),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_read_is_one_line(wide, tmp_path, settings, message):
-    with pytest.raises(dl.UserError, match=message):
-        dl.load(str(said_to_be(wide(), tmp_path / "model", **settings)))
 
 
 def test_what_reads_plain_weights_is_refused(wide, tmp_path):

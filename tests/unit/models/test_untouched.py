@@ -31,6 +31,7 @@ CHOICE, WRITTEN = "capitals_continuation", "capitals_generative"
 LONG = {"max_position_embeddings": 1024}
 HEAD = 3.0  # the head's own weights, as multiples of the embedding's
 QUIET = {"limit": 2, "store": None, "progress": False}
+FREE = {"store": None, "progress": False}
 SHORT = {"gen_kwargs": {"max_gen_toks": 6}}
 SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # else lm-eval sets generators
 TEXTS = ["one text of some length", "another one, which is longer"]
@@ -124,6 +125,10 @@ EXPERIMENTS = {
     "TransformerLens": conditions("L1", "L2.H1", backend="transformer_lens"),
     "heads": lambda lens: dl.head_sweep(lens, CHOICE, layers=[1], **QUIET),
     "attribution": lambda lens: dl.head_sweep(lens, CHOICE, method="attribution", **QUIET),
+    "race": lambda lens: dl.race(lens, CHOICE, "layers", limit=4, **FREE),
+    "plan": lambda lens: dl.plan(lens, CHOICE, "layers", limit=2, store=None),
+    "curve": lambda lens: dl.removal_curve(lens, CHOICE, {"a": [(0, 1)]}, k=[1], n_draws=10, **QUIET),
+    "free text": lambda lens: dl.free_text(lens, "L1", n_prompts=2, prompt_tokens=4, max_new_tokens=4, **FREE),
     "blocks": lambda lens: dl.block_sweep(lens, CHOICE, max_size=2, **QUIET),
     "next token": lambda lens: dl.next_token(lens, "abc", ["L1"]),
     "attention": lambda lens: dl.attention_pattern(lens, [1, 2, 3, 4], (1, 2), [2, 3]),

@@ -16,7 +16,7 @@ import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import differences, head_lists
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.results import concat
 from depthlens.analysis.run_comparison import CENTRE
 
 N, N_LAYERS = 120, 6
@@ -48,12 +48,8 @@ def profiles(_):
     yield Case(plots.depth_profile(one), 1, one.summary["value"].iloc[1:], [0, 3], {"baseline": 1, "chance": 1}, said)
     said = ("T", "change of accuracy from baseline")
     yield Case(plots.depth_profile(one, value="delta", title="T"), 1, delta(one), [0, 3], {"chance": 0}, said)
-    few = Result(one.docs[one.docs["doc_id"] < 4], one.record)
-    yield Case(plots.depth_profile(few), 1, shown=[], words=("n = 4 documents",))
     scores = {task: PROTOCOLS.select(tasks=task).summary["value"].iloc[1:] for task in ("continuation", "guess")}
     yield Case(plots.depth_profile(PROTOCOLS), 1, scores, [0, 3] * 2, {"series": 3, "baseline": 3}, cannot_judge=1)
-    many = concat([PROTOCOLS, *(layers(f"kv_{i}") for i in range(4))])
-    yield Case(plots.depth_profile(many), 7, count={"series": 7, "shown": 6}, cannot_judge=1)
     graded = layers("summaries", "rouge", scale=37.5, chance=None)
     yield Case(plots.depth_profile(concat([one, graded])), 2, words=("accuracy", "rouge"))
     sites = concat([one, layers(site=".attn"), layers(site="@donor")])
@@ -73,7 +69,6 @@ def profiles(_):
     both = {r.docs["model"].iloc[0]: -delta(r) for r in BOTH}
     said = ("a, b: loss by removed layer, n = 120 documents", "centre of mass, 95% interval")
     yield Case(plots.profile_comparison(*BOTH), 1, both, [0, 3] * 2, {"centre": 2}, said)
-    yield Case(plots.profile_comparison(concat([one, GUESS])), 2, count={"centre": 1}, cannot_judge=1)
     base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
     table = differences.layer_differences(base, late)
     proven = table.loc[table["p_adjusted"] < 0.05, "layer"]
@@ -113,8 +108,6 @@ def head_figures(_):
     own["retrieval: random heads"] = [0.925] * 4
     said = ("m: first k heads of a list removed, 2 random draws", "retrieval p = 0.04", "worse than every random draw")
     yield Case(plots.removal_curve(curve), 2, own, [1, 1], {"random": 4}, said)
-    lower = plots.removal_curve(made_results.removal_curve(("copy",), better=False))
-    yield Case(lower, 1, shown=[1])
     guess = plots.removal_curve(made_results.removal_curve(("guess",)))
     yield Case(guess, 1, shown=[], count={"series": 2}, cannot_judge=3)
     rng = np.random.default_rng(0)

@@ -66,7 +66,6 @@ def cases():
     values = [*changes(one), *[np.nan] * 24]
     yield Case(plots.head_map(hard, top=2), 4, values, [1, 3], {"hatch": 1, "top": 2}, cannot_judge=1)
     yield Case(plots.head_map(kv, top=1), 2, changes(kv), [2], {"group": 0}, ("KV group", "L2.KV1"))
-    yield Case(plots.head_map(concat([one, kv])), 4, words=("head", "KV group"))
     yield Case(plots.head_map(concat([one, sweep(mode="@mean")])), 4, words=("removed", "mean"))
     yield Case(plots.head_map(sweep(layers=[1, 3])), 2, changes(sweep(layers=[1, 3])), words=("not measured",))
     gain = sweep(base=0.5, kept={(2, 3): 1.9})
@@ -193,7 +192,6 @@ def test_attention_of_one_query_shades_the_prompt():
     ("tokens", "weights", "options", "message"),
     [
         (["a"] * 3, causal(4), {}, r"3 tokens and weights of shape \(4, 4\); give \[query, key\]"),
-        (["a"] * 4, causal(4) * 3, {}, "the largest row sums to 3; give attention weights after the softmax"),
         (["a"] * 61, causal(61), {}, "61 tokens do not fit a map of up to 60; choose an attending token with query="),
     ],
 )

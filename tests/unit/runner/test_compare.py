@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pandas as pd
 import pytest
@@ -122,23 +121,12 @@ def test_many_sentences_are_folded_and_those_on_settings_are_not(tmp_path):
     assert "more, in which no difference is shown" in page
 
 
-DAMAGED = [
-    (
-        lambda f: (f / "docs.parquet").write_text("cut"),
-        r"'.*late' does not hold what Result.save writes .*; make it again",
-    ),
-    (lambda f: (f / "record.json").write_text("{}"), r"the record says nothing of metric 'acc'"),
-    (shutil.rmtree, r"run '.*late' holds no results; give folders that"),
-]
-
-
-@pytest.mark.parametrize(("damage", "said"), DAMAGED)
-def test_a_damaged_run_is_one_line_and_nothing_is_written(runs, call, tmp_path, damage, said):
-    damage(runs[1])
+def test_a_damaged_run_is_one_line_and_nothing_is_written(runs, call, tmp_path):
+    (runs[1] / "docs.parquet").write_text("cut")
     code, printed, told = call(*runs, "--out", tmp_path / "out")
     errors = [line for line in told.splitlines() if not line.endswith(" ...")]
     assert code == 2 and printed == "" and len(errors) == 1, told
-    assert re.match(f"Error: {said}", errors[0]), errors
+    assert re.match(r"Error: '.*late' does not hold what Result.save writes .*; make it again", errors[0]), errors
     assert not (tmp_path / "out").exists()
 
 

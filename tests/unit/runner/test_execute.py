@@ -123,23 +123,6 @@ def test_special_cases_in_a_folder_that_has_results(suite, out, capfd):
     assert list(statuses(out).values()) == ["ok", "failed", "ok", "failed", "ok", "failed"]
 
 
-def test_a_bug_of_ours_leaves_whole_pages(suite, out, monkeypatch):
-    """In the second cell of a notebook; what an earlier run found stays."""
-    write(suite, "06_stops", new_markdown_cell("# Stopped?"), code("print('begun')"), code("1"))
-    write(suite, "07_never", new_markdown_cell("# Never?"), code("1"))
-
-    def stops(nb, *args, on_cell_start, **kwargs):
-        on_cell_start(nb.cells[1], 1)
-        raise RuntimeError("a bug of ours")
-
-    monkeypatch.setattr(execute.NBClientEngine, "execute_notebook", stops)
-    with pytest.raises(RuntimeError, match="a bug of ours"):
-        execute.run(["06_stops", "02_plain", "07_never"], out=out, progress=False)
-    assert statuses(out) == {"00_good": "ok", "01_bad": "failed", "02_plain": "ok", "06_stops": "interrupted"}
-    assert "06_stops, cell 2: interrupted" in (out / "06_stops.html").read_text()
-    assert len(json.loads((out / "record.json").read_text())["notebooks"]) == 3
-
-
 def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
     slow = code("import time; time.sleep(120)")
     write(suite, "08_slow", new_markdown_cell("# Slow?"), code("print('begun')"), slow)

@@ -111,9 +111,3 @@ def test_what_is_no_notebook_is_named(tmp_path, text):
     (tmp_path / "x.ipynb").mkdir() if text is None else (tmp_path / "x.ipynb").write_text(text)
     with pytest.raises(UserError, match="x.ipynb' is not a notebook"):
         gallery(tmp_path)
-
-
-def test_a_gallery_of_nothing_is_refused(tmp_path):
-    for folder, said in ((tmp_path / "x", "no folder"), (tmp_path, "no notebooks in")):
-        with pytest.raises(UserError, match=said):
-            gallery(folder)

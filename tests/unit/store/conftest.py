@@ -1,12 +1,6 @@
 """One tiny model for the tests of a module, and packs that are small."""
 
 import pytest
-import tiny
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=4096)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save
-from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
+from stores import CHOICE, LIMIT, counts, parts, run
 from torch.nn import functional as F
 
 import depthlens as dl
@@ -19,20 +19,6 @@ from depthlens.store.parts import Store
 
 
 class TestTheModelIsKnownByWhatItComputes:
-    def test_changed_weights_are_another_model(self, tmp_path):
-        lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-        first = run(lens, tmp_path, tasks=[CHOICE])
-        before = lens.fingerprint
-        weight = lens.model.model.layers[2].mlp.down_proj.weight
-        weight.mul_(2)
-        assert lens.fingerprint != before
-        second = run(lens, tmp_path, tasks=[CHOICE])
-        assert counts(second)[0] == 0 and not second.docs.equals(first.docs)
-        weight.div_(2)
-        assert lens.fingerprint == before
-        weight.data = weight.data * 2  # without a trace in the version counter
-        assert lens.fingerprint != before
-
     def test_hooks_and_replaced_methods_are_not_kept(self, tmp_path, caplog):
         lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
         whole = run(lens, tmp_path, tasks=[CHOICE])
@@ -47,14 +33,6 @@ class TestTheModelIsKnownByWhatItComputes:
         assert lens.identify().obstacle == "has a forward method of its own in model.layers.1.mlp"
         del mlp.forward
         assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0
-
-    def test_another_tokenizer_or_dtype_is_another_address(self, tmp_path):
-        lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-        run(lens, tmp_path, tasks=[WRITTEN])
-        lens.model.generation_config.repetition_penalty = 1.3
-        assert counts(run(lens, tmp_path, tasks=[WRITTEN]))[0] == 0
-        lens.model.bfloat16()
-        assert counts(run(lens, tmp_path, tasks=[WRITTEN]))[0] == 0
 
     def test_parts_tell_what_made_them(self, lens, tmp_path):
         run(lens, tmp_path, tasks=[CHOICE])

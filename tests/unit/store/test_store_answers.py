@@ -7,11 +7,9 @@ import pandas as pd
 import pytest
 import tiny
 from stores import CHOICE, LIMIT, counts, parts, run
-from torch import nn
 
 import depthlens as dl
 from depthlens.ablations import parse_condition
-from depthlens.analysis.results import Result
 from depthlens.engine import engine, references
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store import answer_cache
@@ -19,23 +17,7 @@ from depthlens.store import parts as store_parts
 from depthlens.store.answer_cache import AnswerCache
 
 
-@pytest.fixture(scope="module")
-def alone(lens) -> Result:
-    return run(lens, None)
-
-
 class TestNothingIsComputedTwice:
-    def test_a_second_sweep_reads_everything_and_is_the_first(self, lens, alone, tmp_path, monkeypatch):
-        first = run(lens, tmp_path / "s")
-        assert first.docs.equals(alone.docs)
-        n_rows = counts(first)[1]
-        assert counts(first)[0] == 0 and n_rows == 6 * LIMIT * (4 + 1)  # four options, and a text
-
-        monkeypatch.setattr(nn.Module, "__call__", None)
-        second = run(lens, tmp_path / "s")
-        assert second.docs.equals(alone.docs) and counts(second) == (n_rows, 0)
-        pd.testing.assert_frame_equal(second.summary, alone.summary)
-
     def test_more_documents_conditions_or_measures_compute_what_is_missing(self, lens, tmp_path):
         run(lens, tmp_path, tasks=[CHOICE])
         more = run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 2)

@@ -37,13 +37,6 @@ class TestDamage:
             path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
         self.recovers(lens, at, parts(at), caplog)
 
-    @pytest.mark.parametrize("seed", range(2))
-    def test_one_bit_flipped(self, lens, at, caplog, seed):
-        chance = random.Random(seed)
-        path = chance.choice(parts(at))
-        flip(path, 4 + chance.randrange(40), chance.randrange(8))  # of a page: what describes the pages may read equal
-        self.recovers(lens, at, [path], caplog)
-
     @pytest.mark.parametrize("seed", range(8))
     def test_a_bit_flipped_anywhere_gives_no_wrong_answer(self, lens, at, seed):
         """What describes the pages has no checksum: such a part may be read, and reads as it was written."""

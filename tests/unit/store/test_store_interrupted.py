@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
-import tiny
 import torch
 from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens import cli
-from depthlens.analysis.results import Result
 from depthlens.engine import wavefront, work
 from depthlens.engine.engine import Engine
 from depthlens.engine.writer import Writer
 from depthlens.errors import Interrupted
 from depthlens.requests import GenerateRequest
 from depthlens.store import answer_cache
-from depthlens.store import parts as store_parts
 
 
 class TestInterrupted:
@@ -48,24 +49,6 @@ class TestInterrupted:
         assert 0 < done < total
         resumed = run(lens, tmp_path, tasks=[CHOICE])
         assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
-
-    def test_the_command_line(self, tmp_path, small_packs, monkeypatch, capsys):
-        model = tiny.save(tmp_path / "model", "llama-gqa", max_position_embeddings=4096)
-        command = ["sweep", str(model), CHOICE, "--ablate", "layers", "--limit", str(LIMIT)]
-        command += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]
-        monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
-        with monkeypatch.context() as patch:
-            self.stopping(patch, after=1)
-            with pytest.raises(SystemExit) as end:
-                cli.main(command)
-        err = capsys.readouterr().err.splitlines()[-1]
-        assert end.value.code == 130 and err.startswith("Interrupted: ") and err.endswith("run the same again to go on")
-        assert not (tmp_path / "out" / "docs.parquet").exists()
-        with pytest.raises(SystemExit) as end:
-            cli.main(command)
-        assert end.value.code == 0
-        record = Result.load(tmp_path / "out").record["store"]
-        assert record["rows_read"] > 0 and record["rows_computed"] > 0 and record["location"] == str(tmp_path / "s")
 
 
 class TestTextsThatHaveEnded:
@@ -138,3 +121,35 @@ class TestPacksAreBoundedInTime:
         with limit.measured(100):
             pass
         assert limit.work == 100 / 50 * answer_cache.KEEP_SECONDS
+
+
+nightly = pytest.mark.nightly
+OTHERS = ("offload", "donor", "sampling")
+
+
+class TestProcesses:
+    """`killed.py` forks its children from one that has imported everything; by hand with 50 kills of a real model."""
+
+    def script(self, *arguments: object) -> dict:
+        path = Path(__file__).parents[2] / "killed.py"
+        done = subprocess.run(
+            [sys.executable, str(path), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["plain", "generation", *(pytest.param(k, marks=nightly) for k in OTHERS)])
+    def test_stopped_three_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path, kind):
+        found = self.script("stops", tmp_path, "--kind", kind, "--kills", 3)
+        assert found["kills"] == 3 and found["equal"]
+        assert found["rows_again"] <= found["kills"] * found["most_rows_of_a_pack"], "a stop loses at most one pack"
+
+    @pytest.mark.nightly
+    def test_four_at_once_are_as_one(self, tmp_path):
+        found = self.script("together", tmp_path)
+        assert found["equal"] and found["rows"] > 1000

@@ -77,6 +77,12 @@ EXPERIMENTS = {
     "resample": lambda lens, store, donor: docs(
         lens, store, ["L1.H0@resample"], [CHOICE], limit=2, resample_prompts=REFERENCES
     ),
+    "mean by TransformerLens": lambda lens, store, donor: docs(
+        lens, store, ["L1@mean"], [CHOICE], limit=1, backend="transformer_lens"
+    ),
+    "resample by nnsight": lambda lens, store, donor: docs(
+        lens, store, ["L1.H0@resample"], [CHOICE], limit=1, resample_prompts=REFERENCES, backend="nnsight"
+    ),
     "written": lambda lens, store, donor: docs(lens, store, tasks=[WRITTEN], limit=2),
     "written with means": lambda lens, store, donor: docs(lens, store, ["L1@mean"], [WRITTEN], limit=2),
     "attribution": lambda lens, store, donor: heads(lens, store),
@@ -124,17 +130,3 @@ def test_asked_twice_it_is_computed_once(models, donors, tmp_path, monkeypatch, 
         second = ask(str(tmp_path))
     assert second.equals(first)
     assert list(tmp_path.glob("*/*/*.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("backend", "ablate", "references"),
-    [("transformer_lens", ["L1@mean"], None), ("nnsight", ["L1.H0@resample"], REFERENCES)],
-)
-def test_of_other_backends_too(models, tmp_path, monkeypatch, backend, ablate, references):
-    options = {"tasks": [CHOICE], "limit": 1, "backend": backend, "resample_prompts": references}
-    first = run(models["in memory"], tmp_path, ablate, **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(nn.Module, "__call__", None)
-        second = run(models["in memory"], tmp_path, ablate, **options)
-    assert second.docs.equals(first.docs) and second.record["store"]["rows_computed"] == 0
-    assert first.record["store"]["rows_computed"] > 0

@@ -82,13 +82,7 @@ def test_repeats_are_drawn_anew_and_filters_see_all_of_them(lens, folder, sweep)
         ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
         ({"gen_kwargs": {"beams": 4}}, "task mini_writing: unknown generation option 'beams'; "),
         ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
-        ({"gen_kwargs": "temperature=1"}, "gen_kwargs 'temperature=1': give settings by name"),
         ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
-        (
-            {"enable_thinking": True, "apply_chat_template": True, "task": "mini_choice"},
-            "apply_chat_template: the tokenizer of tiny-llama-gqa has no chat template",
-        ),
-        ({"enable_thinking": True}, "enable_thinking is an argument of the chat template; give apply_chat_template"),
     ],
 )
 def test_what_cannot_be_is_one_line(sweep, options, said):

@@ -1,12 +1,15 @@
-"""Loading lm-eval tasks: names, groups, examples, limits and options that are refused."""
+"""Loading lm-eval tasks: names, groups, examples, documents by number, limits, and options that are refused."""
 
 from __future__ import annotations
 
 import datasets
+import mini_tasks
 import pytest
+import tiny
 from mini_tasks import DOCUMENTS
 
 from depthlens.errors import UserError
+from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
 
@@ -21,8 +24,6 @@ def test_groups_stand_for_their_tasks_and_order_is_kept(load):
 
 
 def test_unknown_task_suggests_the_nearest(load):
-    with pytest.raises(UserError, match="unknown task 'capitals_continuatoin'; did you mean capitals_contin"):
-        harness.load_tasks(["capitals_continuatoin"])
     with pytest.raises(UserError, match="unknown task 'mini_choise'; did you mean mini_choice"):
         load("mini_choise")
     with pytest.raises(UserError, match="unknown task 'mini_choice'.*include_path"):
@@ -62,11 +63,88 @@ def test_a_task_fixed_at_no_examples_refuses_some(load):
     assert load("mini_spaces", num_fewshot=0)["mini_spaces"].config.num_fewshot == 0
 
 
-def test_more_examples_than_there_are(load):
-    with pytest.raises(UserError, match="task mini_shots: its prompts cannot be made .*Sample larger"):
-        load("mini_shots", num_fewshot=6)
-
-
 def test_limit_takes_the_first_documents_and_may_be_larger_than_the_task(lens, load):
     assert list(harness.prepare(lens, load("mini_choice"), limit=2)[0].docs) == [0, 1]
-    assert len(harness.prepare(lens, load("mini_choice"), limit=99)[0].docs) == len(DOCUMENTS)
+    assert len(harness.prepare(lens, load("mini_choice"), limit=10**20)[0].docs) == len(DOCUMENTS)
+
+
+ON_VALIDATION = {"test_split": None, "validation_split": "test"}
+SPLITS = {
+    "a test split only": {},
+    "the first ones of it": {"fewshot_config": {"sampler": "first_n"}},
+    "as lm-eval means it": {"fewshot_split": "test"},
+    "evaluated on its validation split": ON_VALIDATION,
+    "which the examples name": ON_VALIDATION | {"fewshot_split": "test"},
+}
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """Prompts of a task of some sums, with examples from some splits."""
+
+    def make(kind, n, n_docs=8):
+        docs = {"test": [{"q": f"{i}+{i}", "a": str(2 * i)} for i in range(n_docs)]}
+        config = {"output_type": "loglikelihood", "doc_to_text": "{{q}}=", "doc_to_target": "{{a}}"}
+        mini_tasks.write_task(tmp_path, "sums", docs, **config, **SPLITS[kind])
+        tasks = harness.load_tasks("sums", include_path=tmp_path, num_fewshot=n)
+        (prepared,) = harness.prepare(tiny.lens("llama-gqa"), tasks)
+        return [instance.args[0] for instance in prepared.task.instances]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_a_document_is_never_its_own_example(prompts, kind):
+    for prompt in prompts(kind, 3):
+        *examples, question = prompt.split("\n\n")
+        assert len(examples) == 3 and not any(example.startswith(question) for example in examples)
+
+
+def test_there_have_to_be_enough_other_documents(prompts):
+    assert len(prompts("a test split only", 2, n_docs=3)) == 3
+    with pytest.raises(UserError, match="task sums: its prompts cannot be made .*Sample larger than"):
+        prompts("a test split only", 2, n_docs=2)
+
+
+N = len(DOCUMENTS)
+ALL = list(range(N))
+
+
+@pytest.mark.parametrize(
+    ("samples", "wanted"),
+    [
+        (range(0, N, 2), ALL[0:N:2]),
+        ([3, 1], [1, 3]),
+        ("1::2", ALL[1::2]),
+        ("-2:", ALL[-2:]),
+        (":99", ALL),
+        ({"mini_shots": "2:4"}, ALL[2:4]),
+        ({"mini_choice": [0]}, ALL),  # a task that is not named keeps all
+        (None, ALL),
+    ],
+)
+def test_documents_keep_their_numbers_prompts_and_answers(lens, load, samples, wanted):
+    tasks = ("mini_shots", "mini_choice")
+    (whole, _), (some, _) = (
+        harness.prepare(lens, load(*tasks, num_fewshot=1, samples=s), samples=s) for s in (None, samples)
+    )
+    assert list(some.docs) == wanted
+    assert {i: some.docs[i] for i in wanted} == {i: whole.docs[i] for i in wanted}
+    ends = [
+        {(i.doc_id, i.idx): i.args[0][-len(DOCUMENTS[i.doc_id]["q"]) - 3 :] for i in p.task.instances}
+        for p in (whole, some)
+    ]
+    assert ends[1] == {key: text for key, text in ends[0].items() if key[0] in wanted}
+    assert some.asked["doc_id"].tolist() == wanted
+
+
+def test_a_sweep_of_both_halves_is_the_sweep_of_all(lens, load):
+    def run(samples):
+        return condition_sweep(lens, load("mini_choice"), "L2", samples=samples, progress=False)
+
+    whole, even, odd = (run(s) for s in (None, "::2", range(1, N, 2)))
+    assert (even.record["samples"], odd.record["samples"], whole.record["samples"]) == ("::2", f"1:{N}:2", None)
+    scores = whole.scores("mini_choice", "acc")
+    for half, ids in ((even, ALL[::2]), (odd, ALL[1::2])):
+        part = half.scores("mini_choice", "acc")
+        assert part.index.tolist() == ids and part.equals(scores.loc[ids])
