@@ -89,8 +89,8 @@ class ConditionRuns:
         self.asked = _asked(lens, tasks, options)
         if lens.stream and (writing := [task.name for task in self.asked if task.written]):
             raise UserError(f"task {writing[0]}: {NO_GENERATION}")
-        if isinstance(n := resample_prompts, int):
-            first = cast(Prepared, self.asked[0])
+        if isinstance(resample_prompts, int):
+            first, n = cast(Prepared, self.asked[0]), resample_prompts
             resample_prompts = prompts_of_others(first, n, seed=options["seed"]) if resamples else None
         prompts = _tokens(lens, self.conditions, resample_prompts)
         self.references = _references(self.asked, self.conditions, prompts)
