@@ -18,12 +18,8 @@ HEADS = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 
 SHAPES: dict[str, PreTrainedConfig] = {
     "llama-3.1-8b": LlamaConfig(
         **HEADS,
-        **{
-            "num_hidden_layers": 32,
-            "intermediate_size": 14336,
-            "vocab_size": 128256,
-            "max_position_embeddings": 131072,
-        },
+        **{"num_hidden_layers": 32, "intermediate_size": 14336},
+        **{"vocab_size": 128256, "max_position_embeddings": 131072},
         rope_parameters={**ROPE, "original_max_position_embeddings": 8192},
     ),
     "qwen3-8b": Qwen3Config(

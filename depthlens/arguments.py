@@ -204,7 +204,11 @@ _SHARE = Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N",
 _STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` checks it
 _DEVICE = Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1"))
 _REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
-_PROMPTS = Rule(lambda value: _is_list(value, _is_text), "a list of prompts, none of them empty", "TEXT")
+_PROMPTS = Rule(
+    lambda value: _is_list(value, _is_text) or _number(int, 1).fits(value),
+    "a list of prompts, none of them empty, or how many are made",
+    "TEXT",
+)
 PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
 _ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
 
@@ -306,7 +310,7 @@ class SourceOptions(TypedDict, total=False):
     """
 
     donor: Annotated[str | None, Option(Rule(_is_text, "a model", "MODEL"))]
-    resample_prompts: Annotated[Sequence[str] | None, Option(_PROMPTS, flag="--resample-prompt", many=True)]
+    resample_prompts: Annotated[Sequence[str] | int | None, Option(_PROMPTS, flag="--resample-prompt", many=True)]
 
 
 OPTIONS, LOADING, SOURCES = map(_options_of, (EvalOptions, LoadOptions, SourceOptions))

@@ -1,6 +1,6 @@
 """Samples like ours with known truth, and how often each interval of the package covers it.
 
-Used by tests/unit/analysis/test_coverage.py and, with more samples, by benchmarks/coverage.py. A case makes the mean
+Used by tests/unit/analysis/test_coverage.py and, with more samples, by benchmarks/simulations.py. A case makes the mean
 that the package makes, from n units that are drawn at random. Its truth is the value of very many.
 """
 

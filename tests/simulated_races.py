@@ -1,4 +1,4 @@
-"""Losses of simulated sweeps, and races on them; `benchmarks/racing_errors.py` runs more of them than the tests."""
+"""Losses of simulated sweeps, and races on them; `benchmarks/simulations.py` runs more of them than the tests."""
 
 from __future__ import annotations
 

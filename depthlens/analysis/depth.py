@@ -83,7 +83,7 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
 def centre_of_mass(result: Result) -> DescribedTable:
     """How deep a task's losses are: the centre of mass of its losses over depth, as a share of the model's depth.
 
-    docs/methods.md has how often the interval covers the truth in simulations, which `benchmarks/coverage.py` repeats.
+    docs/methods.md has how often the interval covers the truth in the simulations of `benchmarks/simulations.py`.
 
     Args:
         result: A layer sweep.

@@ -1,4 +1,6 @@
-r"""The effect of removing every head, estimated from gradients: attribution patching and integrated gradients.
+r"""What removing each head costs on given tokens: by removal, or estimated for all heads from gradients.
+
+The estimates are attribution patching and integrated gradients.
 
 L is a scalar, here log p of an answer. The output z of a head at position p is moved to its replacement r in a straight
 line, ``z(a) = z + a (r - z)``, with r = 0 (zero ablation) or the mean of a reference set for tokens of the same class
@@ -24,17 +26,18 @@ model, which takes fewer passes; here few heads are moved, because the way of ma
 Cost: the layers below the one that is moved are not run again. With n_layers layers, n_heads heads in each and g
 groups, a step costs g * n_layers / 2 forward and as many backward passes, and the exact sweep
 n_layers * n_heads / 2 forward passes: the ratio is about n_heads / (2 * g * steps). With 9 heads in each layer it gains
-little or nothing over the exact sweep, with 32 about five times (`benchmarks/heads.py`). It misleads where heads of one
-layer replace each other, where few requests are asked, so that a head meets few groups, and where removal switches
+little or nothing over the exact sweep, with 32 about five times (`benchmarks/sweeps.py`). It misleads where heads of
+one layer replace each other, where few requests are asked, so that a head meets few groups, and where removal switches
 experts of a mixture, since slopes do not see a jump.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -44,8 +47,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens import arguments
+from depthlens.ablations import BASELINE, Head, heads_condition
 from depthlens.backends.row_edits import Means, classes
+from depthlens.cluster import pool
 from depthlens.engine import walk_check, work
+from depthlens.engine.engine import Engine
 from depthlens.engine.tree_attention import walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide, wide_type
@@ -53,6 +59,7 @@ from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
+EXACT, ATTRIBUTION = "exact", "attribution"
 MODES = ("zero", "mean")
 STEPS = {"attribution": 0, "integrated_gradients": 1}  # by method
 GROUPS = 3
@@ -135,8 +142,16 @@ def attribute(
             change = path.integral(nodes(steps), n_groups, chosen)
             return torch.cat([path.clean[:, None], change.flatten(1)], 1).cpu().numpy()
 
-        ordered = sorted(members, key=lambda i: _length(requests[i]))  # rows are padded to the longest
-        return _in_batches(ordered, [_length(requests[i]) for i in ordered], most, run)
+        at_once, left = most, sorted(members, key=lambda i: _length(requests[i]))  # rows are padded to the longest
+        while left:
+            longest = [_length(requests[i]) for i in left]
+            n = next((n for n in range(1, len(left)) if (n + 1) * longest[n] > at_once), len(left))
+            values = work.tried(partial(run, left[:n]), smaller=n > 1)
+            if values is None:  # memory ran out
+                at_once = n * longest[n - 1] // 2
+            else:
+                yield left[:n], values
+                left = left[n:]
 
     names = ["clean", *(f"L{layer}.H{head}" for layer in chosen for head in range(dims.n_heads))]
     cases = requests if weights is None else list(zip(requests, map(tuple, weights), strict=True))
@@ -145,27 +160,6 @@ def attribute(
     found = torch.full((len(requests), dims.n_layers, dims.n_heads), torch.nan, dtype=clean.dtype)
     found[:, chosen] = torch.stack(each, 1).unflatten(1, (len(chosen), dims.n_heads))
     return found, clean
-
-
-def _in_batches(
-    members: list[int], lengths: list[int], most: int, run: Callable[[list[int]], np.ndarray]
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Run cases, shortest first, in batches of at most so many tokens; where memory runs out, the batch is halved.
-
-    Yields:
-        Indices of a batch and what ``run`` made of them: one row of numbers for each.
-    """
-    start = 0
-    while start < len(members):
-        end = start + 1
-        while end < len(members) and (end + 1 - start) * lengths[end] <= most:
-            end += 1
-        values = work.tried(partial(run, members[start:end]), smaller=end > start + 1)
-        if values is None:
-            most = (end - start) * lengths[end - 1] // 2
-            continue
-        yield members[start:end], values
-        start = end
 
 
 def _length(request: LoglikelihoodRequest) -> int:
@@ -299,3 +293,89 @@ def _groups(
     digest = hashlib.sha256(repr((request.context, request.continuation)).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8]))
     return torch.tensor(rng.permuted(np.tile(np.arange(n_heads) % n_groups, (n_layers, 1)), axis=1))
+
+
+def removed_alone(
+    lens: Lens, heads: Sequence[Head] | None, method: str, *, name: str = "heads", at_least: int = 1
+) -> list[Head] | None:
+    """Heads of the argument ``name`` that are to be removed, without repetition; None for all.
+
+    Raises:
+        UserError: a method that removes none, fewer than ``at_least``, or one that the model does not have.
+    """
+    if heads is None:
+        return None
+    if method != EXACT:
+        raise UserError(
+            f"{name} with method {method!r}: only 'exact' removes heads, others score all; leave {name} out"
+        )
+    unique = list(dict.fromkeys(arguments.heads(name, heads)))
+    if len(unique) < at_least:
+        raise UserError(f"{name} names {len(unique)} heads; give at least {at_least}")
+    heads_condition(unique).validate(lens.dims)
+    return unique
+
+
+def engine_of(lens: Lens, options: Mapping[str, Any], cache: AnswerCache) -> Engine:
+    """The engine that options of an experiment ask for."""
+    about = {name: options[name] for name in ("batch_tokens", "progress")}
+    return Engine(lens, cache=cache, workers=pool.workers_of(options), **about)
+
+
+def losses(
+    lens: Lens,
+    requests: Sequence[LoglikelihoodRequest],
+    method: str,
+    options: Mapping[str, Any],
+    cache: AnswerCache,
+    *,
+    weights: Sequence[Sequence[float]] | None = None,
+    heads: Sequence[Head] | None = None,
+    given_others: bool = False,
+) -> tuple[Float[np.ndarray, "request n_layers n_heads"], Float[np.ndarray, " request"]]:
+    """Loss by removing each head.
+
+    Args:
+        lens: A loaded model.
+        requests: What is written.
+        method: ``exact``, or one of `STEPS`.
+        options: batch_tokens, progress, and those of workers.
+        cache: Where answers or estimates are read and stored.
+        weights: Per request, which tokens of its continuation count (1) and which do not (0); None: all.
+        heads: Which heads, with ``exact``; None: every head of the model.
+        given_others: Remove each when all the others of ``heads`` are removed already, in place of alone.
+
+    Returns:
+        Losses in nats, 0 for heads that were not removed, and the log-probabilities to which they are added: of the
+        whole model, or without any of the heads. Both are sums over the tokens that count.
+    """
+    if method != EXACT:
+        how: dict[str, Any] = {name: options[name] for name in ("batch_tokens", "progress")}
+        change, clean = attribute(lens, requests, steps=STEPS[method], weights=weights, cache=cache, **how)
+        return -change.numpy(), clean.numpy()
+    parts = [part for i, q in enumerate(requests) for part in _parts(i, q, weights[i] if weights else None)]
+    shape = lens.dims.n_layers, lens.dims.n_heads
+    chosen = list(np.ndindex(shape)) if heads is None else list(heads)
+    if given_others:
+        conditions = [heads_condition(chosen), *(heads_condition([h for h in chosen if h != head]) for head in chosen)]
+    else:
+        conditions = [BASELINE, *(heads_condition([head]) for head in chosen)]
+    engine, asked = engine_of(lens, options, cache), [part for _, part in parts]
+    answers = engine.loglikelihood(asked, conditions, desc="heads removed")
+    logprobs = np.zeros((len(requests), len(conditions)))
+    np.add.at(logprobs, [i for i, _ in parts], np.array([[a.logprob for a in row] for row in answers]).T)
+    found = np.zeros((len(requests), *shape))
+    for i, head in enumerate(chosen, 1):
+        found[:, *head] = (logprobs[:, 0] - logprobs[:, i]) * (-1 if given_others else 1)
+    return found, logprobs[:, 0]
+
+
+def _parts(
+    i: int, request: LoglikelihoodRequest, weights: Sequence[float] | None
+) -> Iterator[tuple[int, LoglikelihoodRequest]]:
+    """The tokens of a request that count, each run of neighbours after everything before it."""
+    tokens, at = (*request.context, *request.continuation), len(request.context)
+    for counts, run in groupby(weights or [1.0] * len(request.continuation)):
+        start, at = at, at + len(list(run))
+        if counts:
+            yield i, LoglikelihoodRequest(tokens[:start], tokens[start:at])

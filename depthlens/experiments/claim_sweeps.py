@@ -9,9 +9,10 @@ from depthlens.ablations import Head
 from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import broken_condition
+from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
+from depthlens.experiments.condition_runs import load_tasks, settled
 from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
-from depthlens.experiments.options import EvalOptions, load_tasks, settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import TOKEN_LOGPROB
 from depthlens.models.lens import Lens, one_thread

@@ -112,14 +112,13 @@ def sweep(
     on = ", here and on workers of Ray" if cluster.asked(options) else ""
     progress.write_json(json)
     progress.say(f"loading {' and '.join(models)} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
-    asked: dict[str, Any] = {"model": model, "tasks": tasks, "ablate": ablate}
     if plan or out is None:
         from depthlens.experiments.planning import plan as experiment
         from depthlens.experiments.sweep import run_by_name
 
-        return typer.echo(str(run_by_name(**asked, experiment=experiment, **options)))
+        return typer.echo(str(run_by_name(model, tasks, ablate, experiment=experiment, **options)))
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents} if race else {}
-    said = asked | {"tasks": sorted(tasks), "ablate": sorted(ablate.split(","))} | own
+    said = {"model": model, "tasks": sorted(tasks), "ablate": sorted(ablate.split(",")), **own}
     said |= {name: value for name, value in options.items() if name not in _ANYWHERE}
     from depthlens.analysis.result_folder import claimed
 
@@ -129,11 +128,10 @@ def sweep(
 
         pool.workers_of(options)  # its errors come before the model is loaded
         if race:
-            from depthlens.experiments.race import race as run
+            from depthlens.experiments.race import race as racing
 
-            result = run_by_name(**asked, experiment=functools.partial(run, **own), **options)
-        else:
-            result = run_by_name(model, tasks, ablate, **options)
+            options["experiment"] = functools.partial(racing, **own)
+        result = run_by_name(model, tasks, ablate, **options)
         result.record.update(asked=said, command=provenance.COMMAND.get())
         result.save(folder, overwrite=overwrite or race)
         if not race:

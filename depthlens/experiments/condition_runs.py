@@ -1,4 +1,4 @@
-"""Tasks under conditions: what every sweep, race and plan runs of its tasks, and how results are put together."""
+"""Tasks under conditions: options of experiments, what sweeps, races and plans run, and how results are made of it."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, reduce
 from operator import and_
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 import pandas as pd
 
-from depthlens import arguments
+from depthlens import arguments, cluster
 from depthlens.ablations import Condition, expand
 from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
 from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
+from depthlens.arguments import EvalOptions
 from depthlens.cluster import pool
 from depthlens.engine import tree_attention, work
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
-from depthlens.errors import UserError
-from depthlens.experiments.measured import made_record
-from depthlens.experiments.options import EvalOptions, load_tasks, prepare, recorded, settled
+from depthlens.errors import UserError, unknown
+from depthlens.experiments.texts import made_record
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import pairs
-from depthlens.models.lens import NO_GENERATION, Lens, one_thread
+from depthlens.models.lens import NO_GENERATION, Lens
 from depthlens.store.answer_cache import AnswerCache, AnswerRows, AnswerStore
+from depthlens.tasks import harness
 from depthlens.tasks.measures import Answers, FreeText, prompts_of_others, reference_of
 from depthlens.tasks.prepared_task import Prepared, described, renumbered
 
+OF_TASKS = ("limit", "samples", "num_fewshot", "include_path", "seed")
+OF_CHAT = ("apply_chat_template", "system_instruction", "think_end_token", "enable_thinking")
+# what experiments do not have that ask no conditions of tasks
+OF_CONDITIONS = ("measure", "backend", "gen_kwargs", *OF_CHAT)
 AskedTask = Prepared | FreeText
 Tasks = str | Sequence[str] | dict[str, Any]
 Ablate = str | Iterable[str | Condition]
-Run = Callable[[AskedTask, Reference | None], tuple[list[list[Any]], AnswerCache]]
+Run = Callable[[AskedTask, Reference | None], list[list[Any]]]
 
 
 class ConditionRuns:
@@ -45,7 +50,8 @@ class ConditionRuns:
         tasks: Names, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: See `depthlens.ablations.expand`.
         options: All of `EvalOptions`.
-        resample_prompts: Prompts of ``@resample``.
+        resample_prompts: Prompts of ``@resample``, or how many are made of the first task's documents that are not
+            evaluated.
         donor: Model of ``@donor``.
 
     Attributes:
@@ -54,6 +60,7 @@ class ConditionRuns:
         references: What takes the place of parts, by task: one for each prompt of ``@resample``.
         record: What is run and how; `run` adds the work that it was.
         store: Where answers are kept.
+        caches: Those that were asked so far.
 
     Raises:
         UserError: for anything asked for that does not exist.
@@ -66,14 +73,14 @@ class ConditionRuns:
         ablate: Ablate,
         options: EvalOptions,
         *,
-        resample_prompts: Sequence[str] | None = None,
+        resample_prompts: Sequence[str] | int | None = None,
         donor: str | Path | Lens | None = None,
     ) -> None:
         arguments.loaded(lens)
         resample_prompts = arguments.check(resample_prompts=resample_prompts)["resample_prompts"]
         self.lens, self.options = lens, options
         self.conditions = expand(ablate, lens.dims)
-        if any(c.uses("resample") for c in self.conditions):
+        if resamples := any(c.uses("resample") for c in self.conditions):
             lens.needs_weights("@resample")
         self.joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
         self.store = AnswerStore(options["store"], self.joined)  # its errors come before the tasks are made
@@ -82,8 +89,12 @@ class ConditionRuns:
         self.asked = _asked(lens, tasks, options)
         if lens.stream and (writing := [task.name for task in self.asked if task.written]):
             raise UserError(f"task {writing[0]}: {NO_GENERATION}")
+        if isinstance(resample_prompts, int):
+            first, n = cast(Prepared, self.asked[0]), resample_prompts
+            resample_prompts = prompts_of_others(first, n, seed=options["seed"]) if resamples else None
         prompts = _tokens(lens, self.conditions, resample_prompts)
         self.references = _references(self.asked, self.conditions, prompts)
+        self.caches: list[AnswerCache] = []
         self._work, self._seconds = Work(), 0.0
         said = ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]
         self.record: dict[str, Any] = {"ablate": said}
@@ -106,8 +117,8 @@ class ConditionRuns:
 
     def run(
         self, task: AskedTask, reference: Reference | None, conditions: Sequence[Condition] | None = None
-    ) -> tuple[list[list[Any]], AnswerCache]:
-        """Answers to a task, indexed [condition][request], and where they are kept.
+    ) -> list[list[Any]]:
+        """Answers to a task, indexed [condition][request].
 
         Args:
             task: One of `asked`, or a part of its documents.
@@ -116,6 +127,7 @@ class ConditionRuns:
         """
         conditions = self.conditions if conditions is None else conditions
         cache, means, record = self.cache(task, reference), None, self.record
+        self.caches.append(cache)
         if reference is not None and AnswerRows(cache, task.requests, conditions).unfinished:
             means = reference.measure(self.joined)
         engine = self.engine(cache, means=means, progress=self.options["progress"], workers=self._workers)
@@ -130,7 +142,7 @@ class ConditionRuns:
         if self._workers:
             record["workers"] = self._workers.describe()
         record["work"] = vars(self._work) | {"seconds": self._seconds}
-        return answers, cache
+        return answers
 
     def result(self, run: Run | None = None) -> Result:
         """Run everything, in another way than by `run` where one is given; put documents and record together."""
@@ -138,16 +150,12 @@ class ConditionRuns:
         frames: list[pd.DataFrame] = []
         records: dict[str, dict] = {}
         asked: dict[str, pd.DataFrame] = {}
-        caches: list[AnswerCache] = []
         for task in self.asked:
-            runs = []
-            for reference in self.references[task.name]:
-                answers, cache = run(task, reference)
-                runs.append(frame_of(self.lens.name, task, self.conditions, answers))
-                caches.append(cache)
+            references = self.references[task.name]
+            runs = [frame_of(self.lens.name, task, self.conditions, run(task, of)) for of in references]
             frame = runs[0] if len(runs) == 1 else _mean_of(runs)
             frames.append(renumbered(frame, task.member))
-            about = task.describe(frame) | ({"reference": reference.name} if reference else {})
+            about = task.describe(frame) | ({"reference": references[-1].name} if references[-1] else {})
             if task.name in records:  # the task's own metrics came before
                 first = records[task.name]
                 cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
@@ -157,7 +165,7 @@ class ConditionRuns:
             asked[task.name] = renumbered(questions, task.member)
         about = {"tasks": described(records, {task.name: task.member for task in self.asked})}
         about["conditions"] = [str(c) for c in self.conditions]
-        record = made_record(self.lens, self.store, caches, **about, **self.record)
+        record = made_record(self.lens, self.store, self.caches, **about, **self.record)
         return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
 
 
@@ -174,7 +182,7 @@ def _asked(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Aske
 
 
 def _references(
-    asked: Sequence[AskedTask], conditions: Sequence[Condition], prompts: Sequence[Sequence[int]] = ()
+    asked: Sequence[AskedTask], conditions: Sequence[Condition], prompts: Sequence[Sequence[int]]
 ) -> dict[str, list[Reference | None]]:
     """What takes the place of parts, by task: one for each prompt of ``@resample``; None where nothing does."""
     found: dict[str, list[Reference | None]] = {}
@@ -226,41 +234,61 @@ def frame_of(
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})
 
 
-@one_thread
-def resample_prompts(
-    lens: Lens,
-    task: str,
-    ablate: Ablate,
-    *,
-    n: int = 2,
-    **options: Unpack[EvalOptions],
-) -> list[str] | None:
-    """Prompts for the ``@resample`` conditions of a sweep: those of documents of its task that it does not evaluate.
-
-    They have the form of the prompts that are scored, with as many examples, and end with their reference answers
-    (`depthlens.tasks.measures`). Whether enough documents are left for ``@mean`` is checked, too, so that a
-    notebook says so before its first sweep.
+def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> EvalOptions:
+    """All options, those that were not given at their defaults.
 
     Args:
-        lens: A loaded model.
-        task: One lm-eval task; of a group its first one gives the prompts.
-        ablate: See `depthlens.ablations.expand`.
-        n: How many. A sweep runs its ``@resample`` conditions once with each, and scores are means over them.
-        options: `EvalOptions`, as the sweep has them.
-
-    Returns:
-        What ``resample_prompts`` of `depthlens.condition_sweep` takes: None where no condition resamples.
+        given: What the caller gave.
+        without: Options that the experiment does not have.
+        own: Defaults of the experiment's own.
 
     Raises:
-        UserError: fewer documents are left, or anything asked for that does not exist.
+        UserError: an option that does not exist, or a value that it cannot have.
     """
-    arguments.loaded(lens)
-    n = arguments.whole("n", n, 1, of=" of prompts")
-    chosen = settled(options)
-    conditions = expand(ablate, lens.dims)
-    if not any(c.uses("resample") or c.uses("mean") for c in conditions):
-        return None
-    asked = _asked(lens, load_tasks(task, chosen), chosen)
-    _references(asked, conditions)
-    resamples = any(c.uses("resample") for c in conditions)
-    return prompts_of_others(cast(Prepared, asked[0]), n, seed=chosen["seed"]) if resamples else None
+    allowed = [name for name in arguments.OPTIONS if name not in without]
+    for name in given:
+        if name not in allowed:
+            raise unknown("option", name, allowed)
+    defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
+    options = cast(EvalOptions, arguments.check(**{**defaults, **own, **given}))
+    cluster.asked(options)  # refuses workers of which only the size is given
+    return options
+
+
+def refuse_workers(options: EvalOptions, what: str, fix: str) -> None:
+    """Raise a `UserError` where workers are given to something that runs in one process."""
+    for name in cluster.NAMES:
+        if (value := dict(options)[name]) is not None:
+            raise UserError(f"{name} {value!r}: {what} runs in one process; leave it out{fix}")
+
+
+def recorded(options: EvalOptions) -> dict[str, Any]:
+    """What a record holds of the options."""
+    values = dict(options)
+    path = options["include_path"]
+    written = {"include_path": None if path is None else str(path), "samples": harness.recorded(options["samples"])}
+    return {name: values[name] for name in arguments.OPTIONS if name not in arguments.UNRECORDED} | written
+
+
+def task_options(options: EvalOptions) -> dict[str, Any]:
+    """The options that decide what documents and examples a task has."""
+    values = dict(options)
+    return {name: values[name] for name in OF_TASKS}
+
+
+def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
+    """What a record of head scores holds of the tasks."""
+    chosen = {name: value for name, value in task_options(options).items() if name != "include_path"}
+    return {"tasks": [*names], **chosen, "samples": harness.recorded(options["samples"])}
+
+
+def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, Any]:
+    """The lm-eval tasks of some names; see `depthlens.tasks.harness.load_tasks`."""
+    wanted = arguments.names("tasks", names, "capitals_continuation")
+    return harness.load_tasks(wanted, gen_kwargs=options["gen_kwargs"], **task_options(options))
+
+
+def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared]:
+    """The requests of tasks for a model; see `depthlens.tasks.harness.prepare`."""
+    values: dict[str, Any] = {**options}
+    return harness.prepare(lens, tasks, **{name: values[name] for name in ("limit", "samples", "seed", *OF_CHAT)})

@@ -25,7 +25,7 @@ from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
-from depthlens.experiments.measured import means_of_cases
+from depthlens.experiments.texts import table_of_means
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import ALONE, Lens, one_thread
@@ -73,19 +73,12 @@ def transplant(
         UserError: the two are no pair, a part does not exist or is named twice, or the base is inside a transplant.
     """
     arguments.loaded(base)
-    whole, single = {"layers": layers, "attn": attn, "mlp": mlp}, {"heads": heads, "kv": kv}
-    n_layers = base.dims.n_layers
-    parts = [
-        Ablation(layer, "layer" if name == "layers" else name, mode="donor")
-        for name, chosen in whole.items()
-        for layer in arguments.layers(name, chosen, n_layers)
-    ]
-    parts += [
-        Ablation(layer, "head" if name == "heads" else name, i, "donor")
-        for name, chosen in single.items()
-        for layer, i in arguments.heads(name, chosen)
-    ]
-    parts += [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
+    parts = [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
+    for name, some in {"layers": layers, "attn": attn, "mlp": mlp}.items():
+        of_model = arguments.layers(name, some, base.dims.n_layers)
+        parts += [Ablation(layer, name.removesuffix("s"), mode="donor") for layer in of_model]
+    for name, pairs in {"heads": heads, "kv": kv}.items():
+        parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in arguments.heads(name, pairs)]
     condition = Condition(tuple(parts)).validate(base.dims)
     joined = with_donor(base, donor)
     with ALONE:
@@ -200,8 +193,8 @@ def activation_deltas(
         store: Where the deltas on single prompts are found and kept; see `depthlens.layer_sweep`.
 
     Returns:
-        One row a layer and part: layer, part (``attn_out``, ``mlp_out``, ``resid_post``), n (prompts), relative,
-        relative_low, relative_high, cosine, cosine_low, cosine_high (intervals are missing for one prompt).
+        One row a layer and part: layer, part (``attn_out``, ``mlp_out``, ``resid_post``), relative, relative_low,
+        relative_high, cosine, cosine_low, cosine_high (intervals are missing for one prompt), n (prompts).
 
     Raises:
         UserError: the two are no pair, there are no prompts, one is empty, or one is longer than the attention window.
@@ -234,10 +227,8 @@ def activation_deltas(
     names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
     values = cache.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
     values = values.reshape(len(rows), -1, len(_MEASURES))
-    table = pd.DataFrame(itertools.product(range(n_layers), _PARTS), columns=["layer", "part"]).assign(n=len(rows))
-    for i, (name, limits) in enumerate(_MEASURES.items()):
-        table = table.join(means_of_cases(name, values[..., i], limits, f"{name}_"))
-    return table
+    measures = {name: (values[..., i], limits) for i, (name, limits) in enumerate(_MEASURES.items())}
+    return table_of_means(["layer", "part"], itertools.product(range(n_layers), _PARTS), measures)
 
 
 _PARTS = ("attn_out", "mlp_out", "resid_post")

@@ -18,9 +18,7 @@ import torch
 from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import mean
 from depthlens.errors import UserError
-from depthlens.experiments import text_sets
-from depthlens.experiments.measured import measured
-from depthlens.experiments.text_sets import Texts
+from depthlens.experiments.texts import Texts, encoded, measured, named
 from depthlens.models.architectures import Routing, body_of, replaced_forwards
 from depthlens.models.lens import Lens, one_thread
 from depthlens.store.answer_cache import Where
@@ -41,7 +39,7 @@ def expert_choices(
 
     Args:
         lens: A loaded model with experts.
-        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
+        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.texts`); None: the
             embedded ones. The prompts of a task tell what a removal may cost there.
         limit: Only the first so many; ``c4`` needs it.
         max_tokens: Of longer texts, only the first so many tokens are read.
@@ -56,21 +54,21 @@ def expert_choices(
     Raises:
         UserError: a model without experts, weights that are on a server, or texts that cannot be read.
     """
-    rows = text_sets.encoded(lens, texts, limit, max_tokens, "a count of chosen experts", walked=False)
+    rows = encoded(lens, texts, limit, max_tokens, "a count of chosen experts", walked=False)
     dims = lens.dims
     if not dims.n_experts:
         raise UserError(f"model {lens.name!r} has no experts; give a mixture of experts")
     experts = [(layer, expert) for layer, n in enumerate(dims.n_experts) for expert in range(n)]
     names = [f"L{layer}.E{expert}" for layer, expert in experts]
-    about: dict[str, Any] = {"label": "experts", "method": "experts that are chosen", "store": store}
-    counts, record = measured(lens, rows, names, lambda i: _counts(lens, rows[i]), progress=progress, **about)
+    how: dict[str, Any] = {"store": store, "progress": progress, "method": "experts that are chosen"}
+    counts, record = measured(lens, rows, names, lambda i: _counts(lens, rows[i]), "experts", **how)
     lengths = np.array([len(row) for row in rows])
     share = mean(counts, bounded=False) / mean(lengths, bounded=False)
     low, high = np.clip(share.interval(), 0, 1)
     tokens = counts.sum(0).astype(int)
     table = pd.DataFrame(experts, columns=["layer", "expert"]).assign(condition=names, tokens=tokens)
     table = table.assign(share=share.value, ci_low=low, ci_high=high, n=len(rows))
-    read = {"source": text_sets.named(texts), "n": len(rows), "tokens": int(lengths.sum())}
+    read = {"source": named(texts), "n": len(rows), "tokens": int(lengths.sum())}
     record |= {"made_by": "expert_choices", "texts": read, "max_tokens": max_tokens}
     return DescribedTable(table, _sentences(table, int(lengths.sum())), record)
 

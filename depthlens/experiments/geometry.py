@@ -44,9 +44,7 @@ from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
 from depthlens.errors import unknown
-from depthlens.experiments import text_sets
-from depthlens.experiments.measured import means_of_cases, measured
-from depthlens.experiments.text_sets import Texts
+from depthlens.experiments.texts import Texts, encoded, measured, named, table_of_means
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
@@ -74,7 +72,7 @@ def depth_geometry(
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
-        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
+        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.texts`); None: the
             embedded ones.
         limit: Only the first so many; ``c4`` needs it. None: all, but 16 where no texts are named.
         max_tokens: Of longer texts, only the first so many tokens are read.
@@ -87,7 +85,7 @@ def depth_geometry(
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
     """
     lens_positions = arguments.whole("lens_positions", lens_positions, 1)
-    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
+    rows = encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
     names = [
@@ -95,22 +93,17 @@ def depth_geometry(
         *(f"influence {layer}" for layer in depths[:-1]),
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
-    how: dict[str, Any] = {"label": "geometry", "method": f"geometry, lens at {lens_positions}", "store": store}
-    values, record = measured(
-        lens, rows, names, lambda i: _measure(lens, rows[i], lens_positions), progress=progress, **how
-    )
+    how: dict[str, Any] = {"store": store, "progress": progress, "method": f"geometry, lens at {lens_positions}"}
+    values, record = measured(lens, rows, names, lambda i: _measure(lens, rows[i], lens_positions), "geometry", **how)
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
-    by_measure = [
-        means_of_cases(name, by_depth[:, i :: len(LENS)], limits, f"{name}_")
-        for i, (name, limits) in enumerate(LENS.items())
-    ]
+    of_lens = {name: (by_depth[:, i :: len(LENS)], limits) for i, (name, limits) in enumerate(LENS.items())}
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
-    read = {"source": text_sets.named(texts), "n": len(rows), "digest": digest}
+    read = {"source": named(texts), "n": len(rows), "digest": digest}
     record |= {"texts": read, "max_tokens": max_tokens, "lens_positions": lens_positions}
     return Geometry(
-        _table(["layer", "size"], places, means_of_cases("distance", distance, (0.0, 1.0)), len(rows)),
-        _table(["layer"], depths[:-1], means_of_cases("influence", influence, (0.0, 2.0)), len(rows)),
-        _table(["depth"], depths, pd.concat(by_measure, axis=1), len(rows)),
+        table_of_means(["layer", "size"], places, {"distance": (distance, (0.0, 1.0))}),
+        table_of_means(["layer"], depths[:-1], {"influence": (influence, (0.0, 2.0))}),
+        table_of_means(["depth"], depths, of_lens),
         record,
     )
 
@@ -194,7 +187,7 @@ def layer_effects(
 
     Args:
         lens: A loaded model; an offloaded one reads its layers once a text.
-        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.text_sets`); None: the
+        texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.texts`); None: the
             embedded ones.
         limit: Only the first so many; ``c4`` needs it. None: all, but 16 where no texts are named.
         reduce: The effect on a text is the ``max`` or the ``mean`` over its positions.
@@ -216,7 +209,7 @@ def layer_effects(
     if reduce not in REDUCE:
         raise unknown("reduce", reduce, REDUCE)
     seed = arguments.check(seed=seed)["seed"]
-    rows = text_sets.encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
+    rows = encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     skip_first = arguments.whole("skip_first", skip_first, 0, min(map(len, rows)) - 2, fix=", as the texts are")
     # seeded by text, so that a text's split does not depend on how many others there are
     splits = [int(np.random.default_rng([seed, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
@@ -229,9 +222,9 @@ def layer_effects(
 
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
-    how: dict[str, Any] = {"label": "geometry", "method": f"effects, {reduce}, spare {skip_first}", "store": store}
-    values, _ = measured(lens, cases, names, measure, progress=progress, **how)
-    return _table(["layer", "later", "where"], places, means_of_cases("effect", values, (0.0, np.inf)), len(rows))
+    how: dict[str, Any] = {"store": store, "progress": progress, "method": f"effects, {reduce}, spare {skip_first}"}
+    values, _ = measured(lens, cases, names, measure, "geometry", **how)
+    return table_of_means(["layer", "later", "where"], places, {"effect": (values, (0.0, np.inf))})
 
 
 @torch.no_grad()
@@ -268,7 +261,3 @@ def text_effects(
     if not x[0].isfinite().all():
         raise lens.not_finite(BASELINE)
     return found
-
-
-def _table(keys: list[str], places: Sequence[Any], numbers: pd.DataFrame, n: int) -> pd.DataFrame:
-    return pd.DataFrame(places, columns=keys).join(numbers).assign(n=n)

@@ -43,8 +43,9 @@ from depthlens.ablations import Ablation, Condition, Dims, Head, heads_condition
 from depthlens.analysis import removal_curve as removal
 from depthlens.analysis import sufficiency
 from depthlens.analysis.results import Result
+from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
-from depthlens.experiments.options import EvalOptions, settled
+from depthlens.experiments.condition_runs import settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens, one_thread
@@ -121,7 +122,7 @@ def sufficiency_curve(
     """
     if options.get("measure") == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
-    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "keep": True}
+    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": "@mean", "keep": True}
     return sufficiency.assemble(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
 
 
@@ -134,15 +135,15 @@ def _swept(
     k: int | Sequence[int] | None,
     n_draws: int,
     metric: str | None,
+    suffix: str,
     keep: bool = False,
-    suffix: str = "",
 ) -> tuple[Result, dict[str, list[list[str]]], dict[str, Any]]:
     """The sweep of lists and their random lists; conditions by list, for it and then each draw, by k; the record."""
     arguments.loaded(lens)
     settings, dims = settled(options), lens.dims
     n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     n_all = dims.n_layers * dims.n_heads
-    ks, chosen = _sizes(k, _checked(lens, lists), n_all)
+    ks, chosen = _taken(lens, k, lists, n_all)
     draws: dict[str, list[list[Head]]] = {}
     for name, heads in chosen.items():
         random = Random(f"{'sufficiency' if keep else 'removal'} {settings['seed']} {name}")
@@ -157,41 +158,33 @@ def _swept(
     every = [c for orders in conditions.values() for order in orders for c in order]
     every = [named([]), *every] if keep else every
     result = _one_metric(condition_sweep(lens, tasks, list(dict.fromkeys(every)), **options), metric)
-    record = {**result.record, "k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws}
-    if keep:
-        return result, conditions, record | {"n_heads": n_all}
     counts = {name: n_lists(heads, ks, dims.n_heads) for name, heads in chosen.items()}
-    return result, conditions, record | {"suffix": suffix, "n_lists": counts}
+    about = {"k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws, "n_heads": n_all, "n_lists": counts}
+    return result, conditions, result.record | about | {"suffix": suffix}
 
 
-def _checked(lens: Lens, lists: dict[str, Sequence[Head]]) -> Lists:
-    """Lists by name, each of heads that the model has, none of them twice.
-
-    Raises:
-        UserError: no list, or one with a head twice or one that the model does not have.
-    """
-    if not isinstance(lists, dict) or not lists:
-        raise UserError(f"lists {lists!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
-    found = {name: arguments.heads(f"list {name!r}", heads) for name, heads in lists.items()}
-    for heads in found.values():
-        heads_condition(heads).validate(lens.dims)
-    return found
-
-
-def _sizes(k: int | Sequence[int] | None, lists: Lists, n_all: int) -> tuple[list[int], Lists]:
+def _taken(
+    lens: Lens, k: int | Sequence[int] | None, given: dict[str, Sequence[Head]], n_all: int
+) -> tuple[list[int], Lists]:
     """How many heads are taken, and these of each list: 1 to ``k``, or the numbers themselves; None: `SHARES`.
 
     Raises:
-        UserError: not a whole number from 1, or several; or more than a list has.
+        UserError: no list, one with a head twice or one that the model does not have, or sizes that are no whole
+            numbers from 1 or more than a list has.
     """
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"lists {given!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
+    lists = {name: arguments.heads(f"list {name!r}", heads) for name, heads in given.items()}
+    for heads in lists.values():
+        heads_condition(heads).validate(lens.dims)
     name = min(lists, key=lambda name: len(lists[name]))
     shortest = len(lists[name])
     if k is None:
         ks = sorted({min(max(1, round(share * n_all)), n_all - 1, shortest) for share in SHARES})
     else:
-        given: Any = arguments.plain(k)
-        several = isinstance(given, list | tuple) and len(given) > 0
-        ks = sorted({arguments.whole("k", n, 1) for n in (given if several else [given])})
+        sizes: Any = arguments.plain(k)
+        several = isinstance(sizes, list | tuple) and len(sizes) > 0
+        ks = sorted({arguments.whole("k", n, 1) for n in (sizes if several else [sizes])})
         ks = ks if several else list(range(1, ks[0] + 1))
     if ks[-1] > shortest:
         raise UserError(f"list {name!r} has {shortest} heads; k goes up to {ks[-1]}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import pandas as pd
 import psutil
@@ -21,12 +21,11 @@ import torch
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition
+from depthlens.arguments import EvalOptions
 from depthlens.engine import prefix_tree, work
 from depthlens.engine.engine import Engine
-from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks
-from depthlens.experiments.options import EvalOptions, refuse_workers, settled
+from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, refuse_workers, settled
 from depthlens.models.lens import Lens, one_thread
-from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, WrittenAnswer
 
 SECONDS = 2.0  # of trying
 TOKENS = 8  # that are written to try how fast it goes, where whole texts would take longer
@@ -77,7 +76,7 @@ def plan(
     ablate: Ablate,
     *,
     donor: str | Path | Lens | None = None,
-    resample_prompts: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | int | None = None,
     **options: Unpack[EvalOptions],
 ) -> Plan:
     """What `depthlens.condition_sweep` with the same arguments would cost; two seconds of each task are tried.
@@ -98,69 +97,38 @@ def plan(
     chosen = settled(options)
     refuse_workers(chosen, "plan", "")
     runs = ConditionRuns(lens, tasks, ablate, chosen, donor=donor, resample_prompts=resample_prompts)
-    rows, seconds, peak_bytes = [], 0.0, 0
-    for task in runs.asked:
-        counting = _Counting()
-        for reference in runs.references[task.name]:
-            counting.engine = runs.engine(runs.cache(task, reference), progress=False)
-            task.run(cast(Engine, counting), runs.conditions)
-        about = {"task": task.name, "conditions": len(runs.conditions), "documents": len(task.asked)}
-        rows.append(about | counting.counts)
-        seconds, peak_bytes = seconds + counting.seconds, max(peak_bytes, counting.peak_bytes)
-    return Plan(pd.DataFrame(rows), seconds, peak_bytes)
+    counts, seconds, peaks = zip(*(_costs(runs, task) for task in runs.asked), strict=True)
+    about = [{"task": of.name, "conditions": len(runs.conditions), "documents": len(of.asked)} for of in runs.asked]
+    return Plan(pd.DataFrame(about).join(pd.DataFrame(counts)), sum(seconds), max(peaks))
 
 
-class _Counting:
-    """Stands for an engine: what it is asked is counted and a part of it is timed, and its answers say nothing.
-
-    Attributes:
-        engine: The engine.
-        counts: `COUNTS`.
-        seconds: What all of it would take.
-        peak_bytes: Memory when most is in use.
-    """
-
-    engine: Engine
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(COUNTS, 0)
-        self.seconds, self.peak_bytes = 0.0, 0
-        self._tried: dict[bool, tuple[float, float | None]] = {}  # by whether texts are written
-
-    def loglikelihood(
-        self, requests: Sequence[Any], conditions: Sequence[Condition], desc: str = ""
-    ) -> list[list[LoglikelihoodAnswer]]:
-        """Count what `Engine.loglikelihood` would compute."""
-        self._count(requests, conditions, None)
-        return [[LoglikelihoodAnswer(0.0, False) for _ in requests] for _ in conditions]
-
-    def generate_until(
-        self, requests: Sequence[GenerateRequest], conditions: Sequence[Condition], desc: str = ""
-    ) -> list[list[WrittenAnswer]]:
-        """Count what `Engine.generate_until` would write, if texts are as long as those that are tried."""
-        self.engine.check_writing(conditions)
-        self._count(requests, conditions, work.text_lengths(self.engine.lens, requests))
-        return [[WrittenAnswer("", True) for _ in requests] for _ in conditions]
-
-    def _count(self, requests: Sequence[Any], conditions: Sequence[Condition], lengths: list[int] | None) -> None:
-        rows = self.engine.cache.rows(requests, conditions)
-        self.counts["known"] += rows.n_known
+def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float, int]:
+    """`COUNTS` of a task, the seconds that all of it takes, and memory when most is in use."""
+    counts, seconds, peak_bytes, tried = dict.fromkeys(COUNTS, 0), 0.0, 0, None
+    requests: Sequence[Any] = task.requests
+    for reference in runs.references[task.name]:
+        engine = runs.engine(runs.cache(task, reference), progress=False)
+        lengths = None
+        if task.written:
+            engine.check_writing(runs.conditions)
+            lengths = work.text_lengths(runs.lens, requests)
+        rows = engine.cache.rows(requests, runs.conditions)
+        counts["known"] += rows.n_known
         if not rows.unfinished:
-            return
-        writes = lengths is not None
-        if writes not in self._tried:
-            self._tried[writes] = _tried(self.engine, requests, conditions, writes=writes)
-        rate, mean = self._tried[writes]
+            continue
+        tried = tried or _tried(engine, requests, runs.conditions, writes=task.written)
+        rate, mean = tried
         if lengths and mean is not None:
             lengths = [round(mean)] * len(lengths)
-        self.seconds += self.engine.expected(rows, lengths) / rate
-        read = [q.inputs if lengths is None else q.context for q in requests]
+        seconds += engine.expected(rows, lengths) / rate
+        read = [q.context if task.written else q.inputs for q in requests]
         for members, group in rows.missing():
-            self.counts["rows"] += len(members) * len(group)
-            self.counts["tokens"] += prefix_tree.n_distinct([read[r] for r in members])
-            self.counts["unshared_tokens"] += len(group) * sum(len(read[r]) for r in members)
-            self.counts["written_tokens"] += len(group) * sum(lengths[r] for r in members) if lengths else 0
-        self.peak_bytes = max(self.peak_bytes, _peak_bytes(self.engine, read, conditions, lengths))
+            counts["rows"] += len(members) * len(group)
+            counts["tokens"] += prefix_tree.n_distinct([read[r] for r in members])
+            counts["unshared_tokens"] += len(group) * sum(len(read[r]) for r in members)
+            counts["written_tokens"] += len(group) * sum(lengths[r] for r in members) if lengths else 0
+        peak_bytes = max(peak_bytes, _peak_bytes(engine, read, runs.conditions, lengths))
+    return counts, seconds, peak_bytes
 
 
 def _tried(
@@ -171,31 +139,29 @@ def _tried(
     From some requests under some conditions, twice as many as before until it took half of `SECONDS`, or all of it for
     texts. Where one text may take longer, a few of its tokens are written.
     """
+
+    def timed(requests: Sequence[Any], conditions: Sequence[Condition]) -> tuple[float, work.Work]:
+        """Seconds of some work that is not stored, and what it was."""
+        trial, began = engine.like(), time.monotonic()
+        (trial.generate_until if writes else trial.loglikelihood)(requests, conditions)
+        return time.monotonic() - began, trial.work
+
     usable = [c for c in conditions if not c.uses("mean") and not c.uses("resample")] or [BASELINE]
     some = usable[:: max(1, len(usable) // (16 if writes else 8))]  # decoding steps are faster with many rows
     asked = list(requests)
     if writes:
         few = [replace(request, max_new_tokens=min(TOKENS, request.max_new_tokens)) for request in asked]
-        took, _ = _timed(engine, few[:1], [BASELINE], writes=True)
+        took, _ = timed(few[:1], [BASELINE])
         if took * asked[0].max_new_tokens / few[0].max_new_tokens > SECONDS:
             asked = few
     n, start = 4, time.monotonic()
     while True:
-        took, done = _timed(engine, asked[:n], some, writes=writes)
+        took, done = timed(asked[:n], some)
         if time.monotonic() - start > (SECONDS if writes else SECONDS / 2) or n >= len(asked):
             break
         n *= 2
     whole_texts = writes and asked[0] == requests[0]
     return done.layer_tokens / max(took, 1e-9), done.written_tokens / max(1, done.rows) if whole_texts else None
-
-
-def _timed(
-    engine: Engine, requests: Sequence[Any], conditions: Sequence[Condition], *, writes: bool
-) -> tuple[float, work.Work]:
-    """Seconds of some work that is not stored, and what it was."""
-    trial, began = engine.like(), time.monotonic()
-    (trial.generate_until if writes else trial.loglikelihood)(requests, conditions)
-    return time.monotonic() - began, trial.work
 
 
 def _peak_bytes(

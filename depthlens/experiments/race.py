@@ -21,13 +21,12 @@ from depthlens.analysis import questions, races
 from depthlens.analysis.races import Evidence, Race
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.written_answers import headline
+from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError
-from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, frame_of
-from depthlens.experiments.measured import made_record
-from depthlens.experiments.options import EvalOptions, settled
+from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, frame_of, settled
+from depthlens.experiments.texts import made_record
 from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
-from depthlens.store.answer_cache import AnswerCache
 from depthlens.tasks.measures import FreeText
 from depthlens.tasks.prepared_task import renumbered
 
@@ -47,7 +46,7 @@ def race(
     margin: int | float = MARGIN,
     alpha: int | float = ALPHA,
     max_documents: int | None = None,
-    resample_prompts: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | int | None = None,
     donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
 ) -> Race:
@@ -100,28 +99,21 @@ def race(
             still = decided == races.UNDECIDED  # what is decided stays so
             decided[still] = np.reshape(evidence.decisions(), decided.shape)[still]
             bar.update(int(still.sum() - (decided == races.UNDECIDED).sum()))
-    record = made_record(
-        lens,
-        runs.store,
-        [cache for course in courses for cache in course.caches],
-        tasks={course.task: {"metric": course.metric} for course in courses},
-        conditions=[str(condition) for condition in conditions],
-        margin=margin,
-        alpha=alpha,
-        max_documents=max_documents,
-        n_documents={course.task: len(course.documents) for course in courses},
-        n_baseline={course.task: course.n_seen for course in courses},
-        **runs.record,
-    )
+    asked = {"conditions": [*map(str, conditions)], "margin": margin, "alpha": alpha, "max_documents": max_documents}
+    counts = {
+        "n_documents": {c.task: len(c.documents) for c in courses},
+        "n_baseline": {c.task: c.n_seen for c in courses},
+    }
+    about = {"tasks": {c.task: {"metric": c.metric} for c in courses}, **asked, **counts, **runs.record}
+    record = made_record(lens, runs.store, runs.caches, **about)
     losses = pd.concat([table for course in courses for table in course.losses], ignore_index=True)
     keys = ["task", "condition"]
     found = losses.groupby(keys, sort=False)["loss"].agg(n="size", loss="mean", values=list)
-    about = [(c.task, c.metric, str(of), of.layer, of.head) for c in courses for of in conditions]
-    found = pd.DataFrame(about, columns=["task", "metric", "condition", "layer", "head"]).join(found, on=keys)
+    rows = [(c.task, c.metric, str(of), of.layer, of.head) for c in courses for of in conditions]
+    found = pd.DataFrame(rows, columns=["task", "metric", "condition", "layer", "head"]).join(found, on=keys)
     at_chance = [[course.at_chance(alpha)] for course in courses]
     found.insert(5, "decision", np.where(at_chance, races.AT_CHANCE, decided).ravel())
-    intervals = [races.anytime_interval(np.array(values), alpha) for values in found.pop("values")]
-    found[["ci_low", "ci_high"]] = intervals
+    found[["ci_low", "ci_high"]] = [races.anytime_interval(np.array(of), alpha) for of in found.pop("values")]
     return Race(found.astype({"layer": "Int64", "head": "Int64"}), losses, record)
 
 
@@ -137,7 +129,6 @@ class _Course:
         metric: By which the task is judged, once it is known.
         above_chance: Gains of bets that the whole model is above chance; None where there is no chance level.
         losses: Tables of losses, wave by wave.
-        caches: Where answers are kept.
     """
 
     task: str
@@ -147,7 +138,6 @@ class _Course:
     metric: str = ""
     above_chance: np.ndarray | None = None
     losses: list[pd.DataFrame] = field(default_factory=list)
-    caches: list[AnswerCache] = field(default_factory=list)
 
     def at_chance(self, alpha: float) -> bool:
         """Whether the documents so far do not show that the whole model is above chance."""
@@ -173,9 +163,7 @@ class _Course:
             assert not isinstance(member, FreeText), "no task of lm-eval"
             part = member.part([doc_id for of, doc_id in coming if of == name])
             (reference,) = runs.references[name]
-            answers, cache = runs.run(part, reference, conditions)
-            self.caches.append(cache)
-            frame = frame_of(name, part, conditions, answers)
+            frame = frame_of(name, part, conditions, runs.run(part, reference, conditions))
             self.metric = self.metric or headline(name, list(frame["metric"].unique()))
             info = part.describe(frame)["metrics"][self.metric]
             frame = renumbered(frame[frame["metric"] == self.metric], part.member)

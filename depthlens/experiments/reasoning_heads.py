@@ -1,8 +1,19 @@
 """Which heads carry computation: what their removal costs on computed and on copied numbers of worked solutions.
 
-The loss on the tokens of worked solutions, teacher-forced, is measured separately for *computed* numbers, *copied*
-numbers and plain *text* (`depthlens.experiments.worked_solutions`). Removing a head that helps to write any number
-raises the loss on both kinds of numbers. Removing a head that computes raises the contrast, computed minus copied.
+**Tokens by kind.** A number in a solution is **computed** where its value does not occur before: not in the question,
+not earlier in the solution, not in the few-shot examples. It is **copied** where its value occurs in the question or
+earlier in the solution. Everything that is not a number is **text**. Two kinds of numbers could be both, and are left
+out: a number that is written as a result (after ``=``) and whose value occurs before by chance, and a number that
+occurs only in the examples, or in the question as a word ("two").
+
+``53 - 12 = 41``: 53 and 12 are copied from the question, 41 is computed; where ``41 + 17 = 58`` follows, 41 is copied.
+
+Limits: what the model knows without the prompt (7 days a week) is computed by this rule, and so is a number that the
+solution merely introduces.
+
+**Heads.** The loss on the tokens of worked solutions, teacher-forced, is measured separately for the three kinds.
+Removing a head that helps to write any number raises the loss on both kinds of numbers. Removing a head that computes
+raises the contrast, computed minus copied.
 
 The whole model is less sure of computed numbers than of copied ones, and where it is less sure, any damage costs more.
 So the *normalised* contrast measures each loss in units of the whole model's own surprisal on tokens of that kind,
@@ -23,7 +34,10 @@ what a position holds may have been gathered from other positions by earlier lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Unpack
 
 import numpy as np
@@ -35,18 +49,203 @@ from torch import Tensor
 from depthlens import arguments, cluster
 from depthlens.ablations import Head
 from depthlens.analysis.head_scores import HeadScores, ReasoningScores
+from depthlens.analysis.words import WORDS, numbers
+from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attention_patterns
-from depthlens.experiments.attribution import address
-from depthlens.experiments.head_losses import ATTRIBUTION, EXACT, engine_of, losses, removed_alone
-from depthlens.experiments.measured import made_record, measured
-from depthlens.experiments.options import WITHOUT_CONDITIONS, EvalOptions, settled, task_options, tasks_record
-from depthlens.experiments.worked_solutions import KINDS, Solution, worked_solutions
+from depthlens.experiments.attribution import ATTRIBUTION, EXACT, address, losses, removed_alone
+from depthlens.experiments.condition_runs import OF_CONDITIONS, load_tasks, prepare, settled, task_options, tasks_record
+from depthlens.experiments.texts import made_record, measured
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
+from depthlens.tasks.measures import Answers, Text, align
+from depthlens.tasks.prepared_task import identity
 
+KINDS = ("computed", "copied", "text")
 SOURCES = ("operands", "previous_result", "question", "rest")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring tokens of one kind.
+
+    Attributes:
+        kind: ``computed``, ``copied`` or ``text``.
+        start: Position of the first token, in ``context + continuation``.
+        end: Position after the last.
+    """
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ComputedNumber:
+    """A computed number, and the token positions of the numbers that it could come from.
+
+    Attributes:
+        tokens: The number itself.
+        operands: Numbers before it on its line, since the last result there.
+        previous: The last result before it that is not among the operands.
+    """
+
+    tokens: tuple[int, ...]
+    operands: tuple[int, ...]
+    previous: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One worked solution.
+
+    Attributes:
+        doc_id: Document of the task.
+        text: Prompt and solution.
+        spans: Tokens of the solution by kind, in order; what is left out is in none.
+        results: The computed numbers, in order.
+        question: Token positions of the question (few-shot examples are not a part of it).
+        n_unclear: Numbers that were left out.
+        doc_hash: What the document is; see `depthlens.tasks.prepared_task.identity`.
+    """
+
+    doc_id: int
+    text: Text
+    spans: tuple[Span, ...]
+    results: tuple[ComputedNumber, ...]
+    question: tuple[int, ...]
+    n_unclear: int
+    doc_hash: str = ""
+
+    def request(self, span: Span) -> LoglikelihoodRequest:
+        """The tokens of a span, after everything before them."""
+        tokens = self.text.tokens
+        return LoglikelihoodRequest(tokens[: span.start], tokens[span.start : span.end])
+
+    def frame(self, logprobs: Sequence[float] | None = None) -> pd.DataFrame:
+        """The spans in reading order: kind, text, n_tokens, and nats_per_token where their log-probabilities are given.
+
+        Args:
+            logprobs: Of each span, in nats, e.g. by `Engine.loglikelihood` of its `request`.
+        """
+        whole = self.text.context + self.text.continuation
+        offsets = self.text.offsets
+        rows = [
+            (s.kind, whole[offsets[s.start][0] : offsets[s.end - 1][1]].strip(" "), s.end - s.start) for s in self.spans
+        ]
+        table = pd.DataFrame(rows, columns=["kind", "text", "n_tokens"])
+        if logprobs is not None:
+            table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
+        return table
+
+    def n_tokens(self, kind: str) -> int:
+        return sum(s.end - s.start for s in self.spans if s.kind == kind)
+
+
+def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
+    """Every number of a solution: start, end, and ``computed``, ``copied`` or None where it could be both.
+
+    Args:
+        solution: The worked solution.
+        question: What was asked.
+        examples: What comes before the question.
+    """
+    known = {value for _, _, value in numbers(question)}
+    words = re.findall(r"[a-z]+", question.lower())
+    unclear = {value for _, _, value in numbers(examples)} | {WORDS[w] for w in words if w in WORDS}
+    found: list[tuple[int, int, str | None]] = []
+    for start, end, value in numbers(solution):
+        is_result = solution[:start].rstrip(" $-").endswith("=")
+        if value in known:
+            # after "=" it is a result that happens to stand before; a repeated "x = 41 = 41" is too rare to matter
+            kind = None if is_result else "copied"
+        else:
+            kind = None if value in unclear else "computed"
+        found.append((start, end, kind))
+        known.add(value)
+    return found
+
+
+def take_apart(doc_id: int, text: Text, question: str) -> Solution:
+    """Spans and results of a solution.
+
+    Args:
+        doc_id: Document of the task.
+        text: Prompt (which ends with the question) and solution.
+        question: The question as text; where the prompt does not hold it, the whole prompt is the question.
+    """
+    at = max(text.context.rfind(question.strip()), 0)
+    found = kinds(text.continuation, text.context[at:], text.context[:at])
+    n = len(text.request.context)
+    kind_of: dict[int, str | None] = dict.fromkeys(range(n, len(text.tokens)), "text")
+    number_of: dict[int, int] = {}
+    places: list[tuple[int, str | None, tuple[int, ...]]] = []
+    shift = len(text.context)
+    for start, end, kind in found:
+        tokens = tuple(p for p in text.positions(shift + start, shift + end) if p >= n)
+        places.append((start, kind, tokens))
+        # a token that holds the end of one number and the start of the next is of no one kind
+        kind_of |= {p: kind if kind_of[p] == "text" else None for p in tokens}
+        number_of |= dict.fromkeys(tokens, start)
+    runs = [(kind, [*run]) for (kind, _), run in groupby(kind_of, lambda p: (kind_of[p], number_of.get(p)))]
+    asked = text.positions(at, len(text.context))  # with the spaces between them
+    return Solution(
+        doc_id,
+        text,
+        tuple(Span(kind, run[0], run[-1] + 1) for kind, run in runs if kind),
+        tuple(_results(text.continuation, places)),
+        tuple(range(min(asked, default=0), max(asked, default=-1) + 1)),
+        sum(kind is None for _, kind, _ in places),
+    )
+
+
+def _results(solution: str, places: list[tuple[int, str | None, tuple[int, ...]]]) -> Iterator[ComputedNumber]:
+    last: tuple[int, ...] = ()
+    operands: list[int] = []
+    line_end = 0
+    for start, kind, tokens in places:
+        if "\n" in solution[line_end:start]:
+            operands = []
+        line_end = start
+        if kind == "computed" and tokens:
+            previous = tuple(p for p in last if p not in operands)
+            yield ComputedNumber(tokens, tuple(operands), previous)
+            last, operands = tokens, []
+        else:
+            operands += tokens
+
+
+@one_thread
+def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[EvalOptions]) -> list[Solution]:
+    """Worked solutions of generative lm-eval tasks: their reference answers, taken apart.
+
+    Args:
+        lens: The model that reads them.
+        tasks: One lm-eval task (or group) or several, e.g. ``arithmetic_cot`` or ``gsm8k``.
+        options: `EvalOptions`: limit, samples, num_fewshot, include_path, seed.
+
+    Raises:
+        UserError: unknown task, one that is not generative, or one whose answers compute nothing.
+    """
+    arguments.loaded(lens)
+    chosen = settled(options)
+    names = arguments.names("tasks", tasks, "arithmetic_cot")
+    found = []
+    for prepared in prepare(lens, load_tasks(names, chosen), chosen):
+        if prepared.output_type != "generate_until":
+            raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
+        for doc_id, (context, solution) in Answers(prepared).pairs.items():
+            text = align(prepared.encoder, prepared.name, context, solution)
+            doc = prepared.docs[doc_id]
+            found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
+            found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
+    if not any(s.results for s in found):
+        raise UserError(
+            f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it; "
+            "take another task"
+        )
+    return found
 
 
 @one_thread
@@ -76,7 +275,7 @@ def reasoning_scores(
         UserError: anything asked for that does not exist, or tasks without worked solutions.
     """
     arguments.loaded(lens)
-    chosen = settled(options, without=WITHOUT_CONDITIONS)
+    chosen = settled(options, without=OF_CONDITIONS)
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
     removed = removed_alone(lens, heads, method)
@@ -84,20 +283,20 @@ def reasoning_scores(
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = worked_solutions(lens, names, **task_options(chosen))
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]  # tokens of a kind
-    of = {kind: [s for s, other in cells if other == kind] for kind in KINDS}  # solutions that have some
-    with_both = [s for s in of["computed"] if s in of["copied"]]
-    lacking = [f"solutions has {kind} tokens" for kind in KINDS if not of[kind]]
-    lacking += [] if with_both else ["solutions has both computed and copied numbers"]
-    if lacking:
-        raise UserError(f"tasks {', '.join(names)}: none of {len(solved)} {lacking[0]}; take more documents")
+    index = {cell: i for i, cell in enumerate(cells)}
+    rows = {kind: [i for (_, other), i in index.items() if other == kind] for kind in KINDS}
+    kinds_of_numbers = KINDS[:2]
+    with_both = [s for s in range(len(solved)) if all((s, kind) in index for kind in kinds_of_numbers)]
+    needed = {f"{kind} tokens": rows[kind] for kind in KINDS} | {"both computed and copied numbers": with_both}
+    if lacking := [name for name, some in needed.items() if not some]:
+        fault = f"none of {len(solved)} solutions has {lacking[0]}"
+        raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents")
     of_method = EXACT if method == EXACT else address(method, 0)
     cache = answers.entry(f"solutions {' '.join(names)}", method=of_method)
     requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
-    lost, clean = losses(engine_of(lens, chosen, cache), requests, method, weights=weights, heads=removed)
+    lost, clean = losses(lens, requests, method, chosen, cache, weights=weights, heads=removed)
     n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
     lost, clean = lost / n_tokens[:, None, None], clean / n_tokens
-    index = {cell: i for i, cell in enumerate(cells)}
-    rows = {kind: [index[s, kind] for s in of[kind]] for kind in KINDS}
     about = {"documents": [s.doc_hash for s in solved], "n_unclear": sum(s.n_unclear for s in solved)}
     about["baseline"] = {
         kind: {"n_tokens": int(n_tokens[at].sum()), "nats_per_token": float(clean[at].mean())}
@@ -109,7 +308,7 @@ def reasoning_scores(
     def scores(name: str, values: np.ndarray, unit: str = "nats") -> HeadScores:
         return HeadScores.of_cases(f"loss on {name}{suffix}", unit, values, record, tested=True, heads=removed)
 
-    both = {kind: [index[s, kind] for s in with_both] for kind in ("computed", "copied")}
+    both = {kind: [index[s, kind] for s in with_both] for kind in kinds_of_numbers}
     kinds = {kind: scores(f"{kind} tokens", lost[at]) for kind, at in rows.items()}
     kinds["contrast"] = scores("computed minus copied tokens", lost[both["computed"]] - lost[both["copied"]])
     relative = [ratio_cases(lost[at], -clean[at]) for at in both.values()]
@@ -164,7 +363,7 @@ def attention_at_results(
         UserError: see `reasoning_scores`.
     """
     arguments.loaded(lens)
-    chosen = settled(options, without=(*WITHOUT_CONDITIONS, *cluster.NAMES, "batch_tokens"))
+    chosen = settled(options, without=(*OF_CONDITIONS, *cluster.NAMES, "batch_tokens"))
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]
     dims = lens.dims
@@ -181,12 +380,9 @@ def attention_at_results(
         unit="solution",
         progress=chosen["progress"],
     )
-    totals = values.sum(0)
     n = sum(len(s.results) for s in solved)
-    layer, head = (x.ravel() for x in np.indices(shape[:2]))
-    table = pd.DataFrame({"layer": layer, "head": head, "condition": dims.head_names})
-    for i, source in enumerate(SOURCES):
-        table[source] = totals[..., i].ravel() / n
+    table = pd.DataFrame(np.ndindex(shape[:2]), columns=["layer", "head"]).assign(condition=dims.head_names)
+    table[[*SOURCES]] = values.sum(0).reshape(-1, len(SOURCES)) / n
     return table.assign(n=n)
 
 

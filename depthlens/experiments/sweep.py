@@ -1,4 +1,17 @@
-"""Conditions x task -> `Result`: every layer, sublayer, head or block removed in turn, on equal documents."""
+"""Conditions x task -> `Result`: parts removed in turn on equal documents, blocks and more and more layers, free text.
+
+A layer that can be removed alone need not be removable together with others. Single removals therefore say how much
+each layer matters, and nothing about how many layers are needed. Two experiments answer that:
+
+* `block_sweep` removes every contiguous block up to a size. Blocks are what the depth-pruning literature cuts
+  (Gromov et al. 2024, arXiv 2403.17887).
+* `greedy_removal` removes, step by step, the layer that costs least in addition to those that are removed already (Song
+  et al. 2024, SLEB, arXiv 2402.09025, with a task in place of perplexity), until the score has fallen too far.
+
+The cheapest of many removals would look too cheap on the documents that chose it, because its loss is partly luck.
+`greedy_removal` therefore chooses layers and stops on one half of the documents, and judges on the other
+(`depthlens.analysis.block_removal`).
+"""
 
 from __future__ import annotations
 
@@ -7,23 +20,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from depthlens import arguments
-from depthlens.ablations import INDEXED, WORDS, Dims, expand
-from depthlens.analysis.results import Result
+import pandas as pd
+
+from depthlens import arguments, cluster
+from depthlens.ablations import INDEXED, WORDS, Ablation, Condition, Dims, expand
+from depthlens.analysis.block_removal import Greedy, Tried, follow
+from depthlens.analysis.results import Result, concat
+from depthlens.analysis.stats import BASELINE
+from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attribution
-from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks
-from depthlens.experiments.options import EvalOptions, load_tasks, refuse_workers, settled
+from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks, load_tasks, refuse_workers, settled
+from depthlens.experiments.texts import EMBEDDED, Texts, chosen, named
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, names
 from depthlens.models.lens import Lens, one_thread
-from depthlens.requests import LoglikelihoodAnswer, LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache
+from depthlens.requests import LoglikelihoodAnswer
+from depthlens.tasks.measures import NAME, FreeText
 
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", *attribution.STEPS)
 HEAD_MODES = ("zero", "mean", "resample")
+MIN_DOCS = 4  # of a greedy removal: two choose and two judge
+OF_FREE_TEXT = ("backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
 
 
 @one_thread
@@ -32,7 +52,7 @@ def condition_sweep(
     tasks: Tasks,
     ablate: Ablate,
     *,
-    resample_prompts: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | int | None = None,
     donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
@@ -48,7 +68,8 @@ def condition_sweep(
         ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
             `depthlens.ablations.expand`.
         resample_prompts: Prompts whose parts ``@resample`` conditions put in place, each in turn; scores are means over
-            them. `depthlens.resample_prompts` makes some.
+            them. A number makes so many, where a condition resamples: of documents of the first task that are not
+            evaluated, in the form of the prompts that are scored, with their reference answers.
         donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model
             (`depthlens.models.pairs.with_donor`).
         options: `EvalOptions`.
@@ -70,7 +91,7 @@ def run_by_name(
     *,
     experiment: Callable[..., Any] = condition_sweep,
     donor: str | None = None,
-    resample_prompts: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | int | None = None,
     **options: Any,
 ) -> Any:
     """An experiment on a model by its name; what needs no weights is checked before they are read.
@@ -129,7 +150,7 @@ def head_sweep(
     method: str = "exact",
     mode: str = "zero",
     steps: int | None = None,
-    resample_prompts: Sequence[str] | None = None,
+    resample_prompts: Sequence[str] | int | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
     """Remove every attention head, every group of heads that share keys and values, or every expert, one at a time.
@@ -167,11 +188,11 @@ def head_sweep(
         if method != "integrated_gradients":
             raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
         steps = arguments.whole("steps", steps, 1)
-    chosen = _layers("layers" if layers is None else layers, lens.dims)
+    of_layers = _layers("layers" if layers is None else layers, lens.dims)
     every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
-    ablate = [str(condition) for layer in chosen for condition in every if condition.layer == layer]
+    ablate = [str(condition) for layer in of_layers for condition in every if condition.layer == layer]
     if not ablate:
-        raise UserError(f"layers {chosen}: they have no {WORDS[site]}; {every[0]} is the first of {lens.name!r}")
+        raise UserError(f"layers {of_layers}: they have no {WORDS[site]}; {every[0]} is the first of {lens.name!r}")
     if method == "exact":
         options = {"measure": "both", **options}
         result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
@@ -190,7 +211,7 @@ def head_sweep(
     runs = ConditionRuns(lens, tasks, ablate, settings, resample_prompts=resample_prompts)
     runs.record |= {"method": method} | ({"steps": steps} if steps else {})
     how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "progress": settings["progress"]}
-    how |= {"steps": steps, "layers": chosen, "n_in_layer": len(ablate) // len(chosen)}
+    how |= {"steps": steps, "layers": of_layers, "n_in_layer": len(ablate) // len(of_layers)}
     return runs.result(partial(_estimated, runs, of_method=attribution.address(method, steps, mode), **how))
 
 
@@ -198,32 +219,194 @@ def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
     """Layers by their numbers, or those that a text such as ``layers:4`` names."""
     if not isinstance(layers, str):
         return arguments.layers("layers", layers, dims.n_layers)
-    try:
-        return sorted({ablation.layer for condition in expand(layers, dims) for ablation in condition.ablations})
-    except UserError as error:
-        raise UserError(f"layers {layers!r}: {error}") from None
+    return sorted({ablation.layer for condition in expand(layers, dims) for ablation in condition.ablations})
 
 
 def _estimated(
-    runs: ConditionRuns, task: AskedTask, reference: Reference | None, *, of_method: str, n_in_layer: int, **how: Any
-) -> tuple[list[list[Any]], AnswerCache]:
+    runs: ConditionRuns, task: Any, reference: Reference | None, *, of_method: str, n_in_layer: int, **how: Any
+) -> list[list[Any]]:
     """What `ConditionRuns.run` gives, estimated from gradients.
 
     Args:
         runs: Heads, or groups of them, that are removed.
-        task: One of those of ``runs``.
+        task: The reference answers of one task of ``runs``.
         reference: What takes the place of z.
         of_method: What the store calls the estimates.
         n_in_layer: Heads, or groups of them, in a layer.
         how: Arguments of `attribution.attribute`.
     """
     cache = runs.store.entry(task.name, method=of_method + (f" {reference.keys['mean']}" if reference else ""))
-    requests = cast(Sequence[LoglikelihoodRequest], task.requests)  # those of reference answers
+    runs.caches.append(cache)
     means = (lambda: reference.measure(runs.lens)) if reference else None
-    change, clean = attribution.attribute(runs.lens, requests, means=means, cache=cache, **how)
+    change, clean = attribution.attribute(runs.lens, task.requests, means=means, cache=cache, **how)
     change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
     answers = []
     for c in runs.conditions:
         values = clean + change[:, c.layer, c.ablations[0].index] if c else clean
         answers.append([LoglikelihoodAnswer(float(value), False) for value in values])
-    return answers, cache
+    return answers
+
+
+@one_thread
+def free_text(
+    lens: Lens,
+    ablate: Ablate = "layers",
+    *,
+    texts: Texts = None,
+    n_prompts: int | None = 24,
+    prompt_tokens: int = 32,
+    max_new_tokens: int = 64,
+    donor: str | Path | Lens | None = None,
+    **options: Unpack[EvalOptions],
+) -> Result:
+    """Let a model continue plain texts under every condition; how much it repeats itself and how strange the text is.
+
+    Args:
+        lens: A loaded model.
+        ablate: What to remove; see `depthlens.condition_sweep`.
+        texts: Texts that begin the prompts, or the name of a set: ``embedded`` or ``c4``
+            (`depthlens.experiments.texts`); None: the embedded ones.
+        n_prompts: The first so many texts; None: all.
+        prompt_tokens: So many tokens of a text are given, from its start on; all of a shorter one.
+        max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.
+        donor: See `depthlens.condition_sweep`.
+        options: backend, batch_tokens, store, progress.
+
+    Returns:
+        A result with the task ``free_text``, a document for each prompt, and the metrics ``repetition`` (share of
+        4-grams that occurred before) and ``nats_per_token`` (log perplexity of what was written, under the whole
+        model); lower is better for both. The texts are the responses.
+
+    Raises:
+        UserError: more tokens than the model reads, or anything that
+            `depthlens.condition_sweep` refuses.
+    """
+    arguments.loaded(lens)
+    settled(options, without=[name for name in arguments.OPTIONS if name not in OF_FREE_TEXT])
+    prompt_tokens = arguments.whole("prompt_tokens", prompt_tokens, 1)
+    max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
+    if n_prompts is not None:
+        n_prompts = arguments.whole("n_prompts", n_prompts, 2, fix=", or None for all")
+    read = chosen(EMBEDDED if texts is None else texts, n_prompts)
+    rows = [tuple(lens.tokenizer(text).input_ids[:prompt_tokens]) for text in read]
+    if (both := prompt_tokens + max_new_tokens) > lens.max_length:
+        fault = f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {both} tokens"
+        raise UserError(f"{fault}; the model reads {lens.max_length} in all")
+    view = FreeText(lens, rows, max_new_tokens)
+    result = condition_sweep(lens, {NAME: view}, ablate, donor=donor, **options)
+    settings = {"prompt_tokens": prompt_tokens, "max_new_tokens": max_new_tokens, "n_prompts": len(rows)}
+    result.record[NAME] = {**settings, "texts": named(texts)}
+    return result
+
+
+@one_thread
+def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **options: Unpack[EvalOptions]) -> Result:
+    """Remove every contiguous block of 1 to ``max_size`` layers, one block at a time.
+
+    Args:
+        lens: A loaded model.
+        tasks: One lm-eval task (or group) or several.
+        max_size: Layers of the largest block, where the model has so many.
+        options: `EvalOptions`.
+
+    Returns:
+        Every document under the baseline and every block; single layers are those of a layer sweep.
+
+    Raises:
+        UserError: ``max_size`` is no number of layers, or anything that a sweep refuses.
+    """
+    arguments.loaded(lens)
+    max_size = arguments.whole("max_size", max_size, 1, of=" of layers")
+    return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
+
+
+@one_thread
+def greedy_removal(
+    lens: Lens,
+    tasks: str,
+    *,
+    tolerance: float = 0.1,
+    max_layers: int | None = None,
+    metric: str | None = None,
+    **options: Unpack[EvalOptions],
+) -> Greedy:
+    """Remove layers one after another, each time the one that costs least, until the score falls by more than allowed.
+
+    One half of the documents chooses and stops; the other judges what is gone in the end, so that its interval is not
+    flattered.
+
+    Args:
+        lens: A loaded model.
+        tasks: One lm-eval task.
+        tolerance: How far the mean score of the choosing half may fall below the whole model's, in the metric's unit.
+        max_layers: Largest number of layers to remove; None, or as many as the model has: all but one.
+        metric: Which metric; None takes the task's first.
+        options: `EvalOptions`. With a store the steps of an earlier call are read.
+
+    Returns:
+        The steps; see `Greedy`.
+
+    Raises:
+        UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
+            than four documents, or anything that a sweep refuses.
+    """
+    arguments.loaded(lens)
+    n_layers = lens.dims.n_layers
+    asked = n_layers if max_layers is None else max_layers
+    asked = arguments.whole("max_layers", asked, 1, fix=", or leave it out")
+    tolerance = arguments.number("tolerance", tolerance, 0)
+    results: list[Result] = []
+
+    def tried(gone: list[int]) -> Tried:
+        left = [layer for layer in range(n_layers) if layer not in gone]
+        conditions = {layer: str(_without([*gone, layer])) for layer in left}
+        result = condition_sweep(lens, tasks, list(conditions.values()), **options)
+        results.append(_same_baseline(result.select(metrics=_metric(result, metric)), results))
+        table = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
+        return table[BASELINE].to_numpy(), {layer: table[name].to_numpy() for layer, name in conditions.items()}
+
+    first = tried([])
+    task, name = results[0].docs[["task", "metric"]].iloc[0]
+    better = results[0].metric_info(task, name)["higher_is_better"]
+    rows, stopped = follow(
+        lambda gone: tried(gone) if gone else first,
+        tolerance=tolerance,
+        max_removed=min(asked, n_layers - 1),
+        sign=1.0 if better else -1.0,
+        metric=name,
+    )
+    steps = pd.DataFrame(rows).astype({"layer": "Int64"})
+    order = [row["layer"] for row in rows[1:]]
+    steps["removed"] = [BASELINE, *(str(_without(order[: i + 1])) for i in range(len(order)))]
+    record = {"task": tasks, "metric": name, "tolerance": tolerance, "n_layers": n_layers, "higher_is_better": better}
+    return Greedy(steps, concat(results), stopped, record)
+
+
+def _same_baseline(result: Result, earlier: Sequence[Result]) -> Result:
+    """A sweep with the baseline of the first one, because in other batches its last digits may differ."""
+    if not earlier:
+        return result
+    first, docs = earlier[0].docs, result.docs
+    rows = [first[first["condition"] == BASELINE], docs[docs["condition"] != BASELINE]]
+    return Result(pd.concat(rows, ignore_index=True), result.record, result.asked)
+
+
+def _without(layers: Sequence[int]) -> Condition:
+    return Condition(tuple(Ablation(layer) for layer in sorted(layers)))
+
+
+def _metric(result: Result, asked: str | None) -> str:
+    """The metric asked for, or the task's first, of a task that can be judged."""
+    known = list(dict.fromkeys(result.docs["metric"]))
+    if result.docs["task"].nunique() > 1:
+        raise UserError(f"greedy removal follows one task; {', '.join(result.docs['task'].unique())} are several")
+    if asked is not None and asked not in known:
+        raise unknown("metric", asked, known)
+    metric = asked or known[0]
+    row = next(r for r in result.baselines.itertuples() if r.metric == metric)
+    if row.at_chance:
+        fault = f"{row.task} ({metric}) is at chance with every layer in place"
+        raise UserError(f"{fault}: nothing to lose; take another task")
+    if row.n < MIN_DOCS:
+        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {MIN_DOCS}")
+    return metric

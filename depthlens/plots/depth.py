@@ -1,7 +1,7 @@
 """Figures of depth: its geometry, what predicts losses, how much of it a task needs, and when each part was decided.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.geometry`,
-`depthlens.experiments.block_removal` and `depthlens.experiments.race`.
+`depthlens.experiments.sweep` and `depthlens.experiments.race`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import math
 
 import depthlens as dl
 from depthlens.analysis import block_losses, geometry, head_lists, recovery, subgroups
-from depthlens.experiments import attention_patterns, text_sets
+from depthlens.experiments import attention_patterns, texts
 from depthlens.tasks import harness
 
 TASK, ONE, NATS = "capitals_continuation", "organism_one_hop", "answer_logprob"
@@ -183,7 +183,7 @@ DONORS = [
         (layer_effects(texts=["A text."], skip_first=n), f"skip_first {n}: give a whole number from 0 to 5")
         for n in (-1, 9)
     ),
-    (lambda e: text_sets.chosen("c4", None), "text set c4 has 364,608 texts; say how many of them are read"),
+    (lambda e: texts.chosen("c4", None), "text set c4 has 364,608 texts; say how many of them are read"),
     (lambda e: geometry.geometry_predictors(3), "geometry is a int; give what depthlens.experiments.geometry.depth_"),
     (lambda e: geometry.geometry_agreement("x", e.result), "predictors is a str; give a table such as"),
 ]

@@ -10,7 +10,7 @@ from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import changes, documents_for_loss, needed_documents
 from depthlens.errors import UserError
 
-LEAST = 0.92  # that benchmarks/coverage.py finds, of 300 samples and more
+LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
 SOME = ["change, 3% lost and 1% won", "share of the first third (nats)", "change of L0 (0/1, subjects)"]
 FULL = [(case, n, 300) for case in CASES for n in (30, 100, 300)]
 

@@ -23,7 +23,7 @@ from depthlens.claims.parts import SHOWN, state, worst
 from depthlens.errors import UserError
 
 ROOT = Path(__file__).parents[3]
-ERRORS = runpy.run_path(str(ROOT / "benchmarks/claim_errors.py"))
+ERRORS = runpy.run_path(str(ROOT / "benchmarks/simulations.py"))
 ALPHA, POWER = 0.05, 0.8
 N_LAYERS, N_DRAWS, MOST = 12, 30, 3  # of 30 draws at 5% more than three are shown in 6%
 LAYERS = np.arange(N_LAYERS)

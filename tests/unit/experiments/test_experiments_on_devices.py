@@ -14,7 +14,7 @@ from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments import attention_patterns, attribution, distillation, geometry
-from depthlens.experiments.head_detectors import DETECTORS, scores_by_token
+from depthlens.experiments.retrieval_heads import DETECTORS, scores_by_token
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 REQUESTS = [LoglikelihoodRequest((1, 2, 3, 4 + i, 60), (9, 8 + i)) for i in range(3)]

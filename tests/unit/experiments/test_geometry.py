@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from depthlens.analysis.geometry import geometry_agreement
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
-from depthlens.experiments import text_sets
+from depthlens.experiments import texts
 from depthlens.models import loading
 
 FAMILIES = ("llama-gqa", "deepseek-v3")
@@ -227,7 +227,7 @@ def test_many_positions_are_unembedded_in_parts(monkeypatch):
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(hub.write(tmp_path))
     wanted = [doc["text"] for doc in hub.DATA_SETS["allenai/c4"]["en"]["validation"]]
-    assert text_sets.chosen("c4", 3) == wanted[:3] and text_sets.chosen("c4", 100) == wanted
+    assert texts.chosen("c4", 3) == wanted[:3] and texts.chosen("c4", 100) == wanted
     lens = tiny.lens("llama-gqa")
     by_name, by_hand = (geo.depth_geometry(lens, texts, limit=2, progress=False) for texts in ("c4", wanted))
     assert by_name.record["texts"]["source"] == "c4" and by_hand.record["texts"]["source"] == "given"
@@ -240,16 +240,16 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
 def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        text_sets.chosen("c4", 2)
+        texts.chosen("c4", 2)
     assert str(caught.value) == (
         "text set c4 cannot be downloaded (HF_HUB_OFFLINE=1); go online, or use the embedded texts"
     )
 
 
 def test_embedded_by_name_and_by_default_are_the_same():
-    assert text_sets.chosen("embedded", 2) == text_sets.chosen(None, None)[:2] == text_sets.plain_texts()[:2]
-    assert len(text_sets.chosen(None, None)) == text_sets.FIRST < len(text_sets.chosen("embedded", None))
-    assert len(text_sets.chosen(None, 20)) == 20
+    assert texts.chosen("embedded", 2) == texts.chosen(None, None)[:2] == texts.plain_texts()[:2]
+    assert len(texts.chosen(None, None)) == texts.FIRST < len(texts.chosen("embedded", None))
+    assert len(texts.chosen(None, 20)) == 20
 
 
 def test_predictors_are_one_row_a_layer():

@@ -9,7 +9,7 @@ from by_hand import attentions, logprobs
 from scipy import stats as sps
 
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.experiments import worked_solutions
+from depthlens.experiments import reasoning_heads
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.reasoning_heads import (
     SOURCES,
@@ -35,7 +35,7 @@ def reasoning(lens):
 
 @pytest.fixture(scope="module")
 def solved(lens):
-    return worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
+    return reasoning_heads.worked_solutions(lens, "arithmetic_cot", limit=3, num_fewshot=0)
 
 
 def tokens_of(solution, kind):
@@ -46,12 +46,12 @@ def tokens_of(solution, kind):
 def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
     found = reasoning["exact"]
     for head in [(0, 1), (3, 2)]:
-        by_kind = {kind: [] for kind in worked_solutions.KINDS}
+        by_kind = {kind: [] for kind in reasoning_heads.KINDS}
         for solution in solved:
             lost = logprobs(lens, solution.text.tokens) - logprobs(lens, solution.text.tokens, [head])
-            for kind in worked_solutions.KINDS:
+            for kind in reasoning_heads.KINDS:
                 by_kind[kind].append(lost[tokens_of(solution, kind)].mean())
-        for kind in worked_solutions.KINDS:
+        for kind in reasoning_heads.KINDS:
             assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found.contrast.values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
@@ -71,7 +71,7 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
     for solution, of_whole in zip(solved, whole.numpy(), strict=True):
-        requests, weights = zip(*(weighted_tokens(solution, kind) for kind in worked_solutions.KINDS), strict=True)
+        requests, weights = zip(*(weighted_tokens(solution, kind) for kind in reasoning_heads.KINDS), strict=True)
         assert np.allclose(attribute(lens, requests, weights=weights)[0].numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
 
 
@@ -109,7 +109,7 @@ def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
     table = attention_at_results(lens, "arithmetic_cot", **options, progress=False)
     assert list(table.columns) == ["layer", "head", "condition", *SOURCES, "n"]
     assert np.allclose(table[list(SOURCES)].sum(axis=1), 1)
-    solved = worked_solutions.worked_solutions(lens, "arithmetic_cot", **options)
+    solved = reasoning_heads.worked_solutions(lens, "arithmetic_cot", **options)
     mass = {source: np.zeros((lens.dims.n_layers, lens.dims.n_heads)) for source in SOURCES}
     n = 0
     for solution in solved:
@@ -130,20 +130,20 @@ def test_numbers_of_a_solution_are_computed_or_copied():
     question = "Question: Ann has 53 pens, gives away 12 and buys 17. Two friends help.\nAnswer:"
     solution = " There are 53 - 12 = 41.\nThen 41 + 17 = 58, or 1,058.5 with 2 of 7th at 12 = 12 and 99.\n#### 58"
     found = [
-        (solution[a:b], kind) for a, b, kind in worked_solutions.kinds(solution, question, examples="Question: 99\n\n")
+        (solution[a:b], kind) for a, b, kind in reasoning_heads.kinds(solution, question, examples="Question: 99\n\n")
     ]
     assert found == [
         ("53", "copied"), ("12", "copied"), ("41", "computed"), ("41", "copied"), ("17", "copied"), ("58", "computed"),
         ("1,058.5", "computed"), ("2", None), ("12", "copied"), ("12", None), ("99", None), ("58", "copied"),
     ]  # fmt: skip
     gsm8k = "48/2 = <<48/2=24>>24 clips, 48+24 = <<48+24=72>>72.\n#### 72"
-    kinds = [kind for _, _, kind in worked_solutions.kinds(gsm8k, "48 clips to 2 friends")]
+    kinds = [kind for _, _, kind in reasoning_heads.kinds(gsm8k, "48 clips to 2 friends")]
     assert kinds == ["copied"] * 4 + ["computed"] + ["copied"] * 5 + ["computed"] + ["copied"] * 2
-    assert [v for *_, v in worked_solutions.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
+    assert [v for *_, v in reasoning_heads.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
 
 
 def test_spans_cover_the_solution_and_results_know_their_operands(lens):
-    for solution in worked_solutions.worked_solutions(lens, "arithmetic_cot", limit=4, num_fewshot=1):
+    for solution in reasoning_heads.worked_solutions(lens, "arithmetic_cot", limit=4, num_fewshot=1):
         tokens, n = solution.text.tokens, len(solution.text.request.context)
 
         def read(positions, tokens=tokens):
@@ -153,7 +153,7 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
         covered = [p for s in solution.spans for p in range(s.start, s.end)]
         assert covered == sorted(set(covered)) and covered[0] == n
         assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
-            end - start for start, end, kind in worked_solutions.kinds(
+            end - start for start, end, kind in reasoning_heads.kinds(
                 solution.text.continuation, solution.text.context[at:], solution.text.context[:at]) if kind is None
         )  # fmt: skip
         assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
@@ -166,7 +166,7 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
     text = align(
         Encoder(lens), "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
     )
-    found = worked_solutions.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
+    found = reasoning_heads.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
 
     def letters(positions):
         return "".join((text.context + text.continuation)[p] for p in positions)

@@ -14,8 +14,7 @@ from depthlens.analysis.head_lists import head_roles
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.head_detectors import scores_by_token
-from depthlens.experiments.retrieval_heads import retrieval_scores
+from depthlens.experiments.retrieval_heads import retrieval_scores, scores_by_token
 from depthlens.organisms import language
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import needles as prompts

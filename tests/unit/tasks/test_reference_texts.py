@@ -103,14 +103,17 @@ def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens
     """Two examples come before each, as the task says."""
     task = prepared("choice")
     options = {"include_path": folder, "limit": 20, "measure": "answer_logprob"}
-    prompts = dl.resample_prompts(lens, task.name, "layers,L1@resample", **options)
+    asked, again = (
+        dl.condition_sweep(
+            lens, task.name, "L1,L1@resample", resample_prompts=some, store=None, progress=False, **options
+        )
+        for some in (2, 2)
+    )
+    prompts = asked.record["resample_prompts"]
     shots = [line for text in prompts for line in re.findall(r"Q: (\w+ \d+)\?", text)]
     assert len(prompts) == 2 and len(shots) == 6 and shots[2] != shots[5], "two questions, with two examples each"
     assert not any(asked in shots[i : i + 2] for i, asked in ((0, shots[2]), (3, shots[5]))), "none is its own example"
     assert all(re.fullmatch(r"(Q: .+\? (yes|no) \d+\s+){2}Q: shot \d\? (yes|no) \d", text) for text in prompts)
-    assert dl.resample_prompts(lens, task.name, ["L1@resample"], **options) == prompts, "examples are seeded"
-    asked = dl.condition_sweep(
-        lens, task.name, ["L1", "L1@resample"], resample_prompts=prompts, store=None, progress=False, **options
-    )
+    assert again.record["resample_prompts"] == prompts, "examples are seeded"
     losses = asked.losses().set_index("condition")["loss"]
-    assert asked.record["resample_prompts"] == prompts and losses["L1"] != losses["L1@resample"]
+    assert losses["L1"] != losses["L1@resample"]

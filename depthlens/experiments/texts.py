@@ -1,4 +1,4 @@
-"""Texts that a model reads where no task is asked: those that come with depthlens, and C4.
+"""Texts that a model reads where no task is asked, and numbers that are measured of them and kept in the store.
 
 C4 (Raffel et al. 2020, arXiv 1910.10683) is what angular distances are usually taken over (Gromov et al. 2024). Its
 validation texts are streamed from the hub, from the first on, so that no more is downloaded than is read.
@@ -9,14 +9,20 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from depthlens import arguments
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments, provenance
+from depthlens.analysis.means import mean
 from depthlens.engine.walk_check import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
 from depthlens.progress import quiet
+from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, cache_usage
 
 Texts = str | Sequence[str] | None
 EMBEDDED, C4 = arguments.TEXT_SETS
@@ -103,3 +109,68 @@ def _c4(limit: int | None) -> list[str]:
     except (OSError, datasets.exceptions.DatasetsError) as error:
         why = "HF_HUB_OFFLINE=1" if os.environ.get("HF_HUB_OFFLINE") == "1" else first_line(error)
         raise UserError(f"text set c4 cannot be downloaded ({why}); go online, or use the embedded texts") from None
+
+
+def measured(
+    lens: Lens,
+    cases: Sequence[Any],
+    names: Sequence[str],
+    measure: Callable[[int], np.ndarray],
+    label: str,
+    *,
+    method: str,
+    store: Where,
+    shape: Sequence[int] = (-1,),
+    unit: str = "text",
+    progress: bool = False,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Measure every case that the store does not have.
+
+    Args:
+        lens: The model.
+        cases: What each case is, as far as it decides the numbers: plain values, which the store hashes.
+        names: What each number is.
+        measure: The numbers of the case with that index, in the order of ``names``.
+        label: Of what the store has numbers.
+        method: What the numbers are; the progress bar says it, too.
+        store: Where numbers are found and kept.
+        shape: Of the numbers of a case.
+        unit: What a case is called in the bar.
+        progress: Show it.
+
+    Returns:
+        The numbers of all cases, of shape [case, *shape], and what a record holds of them.
+    """
+    answers = AnswerStore(store, lens)
+    cache = answers.entry(label, method=method)
+
+    def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for i in members:
+            yield [i], measure(i).reshape(1, -1)
+
+    values = cache.numbers(cases, names, run, desc=method, unit=unit, progress=progress)
+    return values.reshape(len(cases), *shape), made_record(lens, answers, [cache])
+
+
+def made_record(lens: Lens, answers: AnswerStore, caches: Sequence[AnswerCache], **about: Any) -> dict[str, Any]:
+    """What a record holds: the model, what the experiment says, use of the store, versions, time and machine."""
+    record = {"model": lens.describe(answers.fingerprint), **about, "store": cache_usage(caches)}
+    return record | provenance.environment() | provenance.where_and_when()
+
+
+def table_of_means(
+    keys: list[str], places: Iterable[Any], measures: Mapping[str, tuple[np.ndarray, tuple[float, float]]]
+) -> pd.DataFrame:
+    """One row a place: means over cases, the ends of their 95% intervals, and the number of cases.
+
+    Args:
+        keys: Columns that name a place.
+        places: What each of the numbers of a case is of.
+        measures: Numbers of shape [case, place] by name, and the limits of what they can be.
+    """
+    table = pd.DataFrame(places, columns=keys)
+    for name, (values, limits) in measures.items():
+        found, prefix = mean(values, bounded=False), name if len(measures) > 1 else "ci"
+        low, high = np.clip(found.interval(), *limits)
+        table = table.assign(**{name: found.value, f"{prefix}_low": low, f"{prefix}_high": high})
+    return table.assign(n=len(values))
