@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.block_removal import Greedy
+from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.races import Race
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.analysis.scores import Scores, broken_condition
 

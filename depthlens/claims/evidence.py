@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from depthlens import arguments
+from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError, unknown

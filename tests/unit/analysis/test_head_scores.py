@@ -10,10 +10,10 @@ from made_results import head_scores, removal_curve
 
 import depthlens as dl
 from depthlens.analysis import agreement, head_effects
+from depthlens.analysis.head_curves import Costs, interaction_table
 from depthlens.analysis.head_lists import head_roles
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.means import mean
-from depthlens.analysis.removal_contrasts import Costs, interaction_table
 from depthlens.analysis.results import concat
 from depthlens.errors import UserError
 

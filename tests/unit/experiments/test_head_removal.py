@@ -10,7 +10,7 @@ import tiny
 
 import depthlens as dl
 from depthlens.ablations import Ablation, Condition
-from depthlens.analysis import sufficiency as analysis
+from depthlens.analysis import head_curves as analysis
 from depthlens.analysis.head_lists import head_overlap
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
