@@ -54,12 +54,8 @@ class Finding:
     record: dict[str, Any]
 
     def __post_init__(self) -> None:
-        try:
-            # as it will be after it was written and read
-            object.__setattr__(self, "record", json.loads(json.dumps(arguments.plain(self.record))))
-        except TypeError as error:
-            fault = f"the record cannot be written as JSON: {error}"
-            raise UserError(f"{fault}; leave out what is not a value") from error
+        # as it will be after it was written and read
+        object.__setattr__(self, "record", json.loads(json.dumps(arguments.plain(self.record))))
 
     def describe(self) -> list[str]:
         """What the numbers say, one sentence each."""
@@ -244,6 +240,11 @@ def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]
         for result in results
     ]
     return {"made_by": made_by, "made_from": sources, **settings}
+
+
+def joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """Tables below one another, with these columns; one without rows where there are no tables."""
+    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
 
 
 def paragraphs(lines: Sequence[str]) -> str:

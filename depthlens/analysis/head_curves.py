@@ -13,7 +13,7 @@ documents as they are. See `depthlens.experiments.head_curves` for the definitio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, ClassVar
@@ -56,50 +56,25 @@ NO_GAP = (
 )
 
 
-class HeadCurve(Finding):
-    """What a curve of heads removed and one of heads kept have in common.
-
-    Attributes:
-        VERDICTS: Name of the table that judges each list, and which of its columns are shown.
-        result: Every document under every condition.
-        record: Lists, draws and settings.
-    """
-
-    VERDICTS: ClassVar[tuple[str, Sequence[str]]]
-
-    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
-        """What is shown: the verdict on each list."""
-        name, columns = self.VERDICTS
-        table = getattr(self, name)
-        lists, tasks = (", ".join(dict.fromkeys(table[column])) for column in ("list", "task"))
-        ks, draws = ", ".join(map(str, self.record["k"])), self.record["n_draws"]
-        head = f"{type(self).__name__} of {lists} on {tasks}: {ks} heads together, against {draws} random lists each"
-        return head, table[[*KEYS, *columns]], []
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class RemovalCurve(HeadCurve):
+class RemovalCurve(Finding):
     """Scores of tasks as the first k heads of lists are removed, and as random heads are.
 
     Attributes:
-        points: list, task, metric, k, value, ci_low, ci_high (95% interval of the value). k = 0: nothing removed.
-        band: list, task, metric, k, low, high (range of all draws), mean, n_draws.
         tests: list, task, metric, value, random (means over k > 0), low, high (range over draws), p_value, smallest_p
             (expected of the costliest list), separates (p_value below 0.05), at_chance.
+        points: list, task, metric, k, value, ci_low, ci_high (95% interval of the value). k = 0: nothing removed.
+        band: list, task, metric, k, low, high (range of all draws), mean, n_draws.
         result: Every document under every condition.
         record: Lists, draws and settings.
     """
 
     RECORD: ClassVar[str] = "removal_curve.json"
     NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
-    VERDICTS: ClassVar[tuple[str, Sequence[str]]] = (
-        "tests",
-        ["value", "random", "low", "high", "p_value", "separates", "at_chance"],
-    )
 
+    tests: pd.DataFrame
     points: pd.DataFrame
     band: pd.DataFrame
-    tests: pd.DataFrame
     result: Result
     record: dict[str, Any]
 
@@ -250,7 +225,7 @@ def removal(result: Result, conditions: Conditions, record: dict[str, Any]) -> R
             row["smallest_p"] = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
             tests.append(row | {"separates": p < ALPHA, "at_chance": bool(base.at_chance)})
     tables = (pd.concat(parts, ignore_index=True) for parts in (points, band))
-    return RemovalCurve(*tables, pd.DataFrame(tests), result, record)
+    return RemovalCurve(pd.DataFrame(tests), *tables, result, record)
 
 
 def _tasks(result: Result) -> Iterator[tuple[Any, pd.DataFrame, pd.Series, bool]]:
@@ -268,31 +243,27 @@ def _band(draws: np.ndarray, **about: Any) -> pd.DataFrame:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SufficiencyCurve(HeadCurve):
+class SufficiencyCurve(Finding):
     """What is left of the scores of tasks as only the first k heads of lists are kept, and as random heads are.
 
     Attributes:
-        points: list, task, metric, k, share (k of all heads), value (mean score), faithfulness, ci_low, ci_high (95%
-            interval of faithfulness). From k = 0, none kept, to all heads.
-        band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
         areas: list, task, metric, cpr, cpr_low, cpr_high, cmd, cmd_low, cmd_high (95% intervals), random_cpr (mean of
             the random lists), random_low, random_high (their range), p_value (rank of CPR among them; NaN where not
             judged), separates (higher than all of them), gap (m(all) - m(none), higher is better; of nats
             clipped to 1 a document), gap_low, gap_high, judged (the gap is proven and the whole model above chance).
+        points: list, task, metric, k, share (k of all heads), value (mean score), faithfulness, ci_low, ci_high (95%
+            interval of faithfulness). From k = 0, none kept, to all heads.
+        band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
         result: Every document under every condition.
         record: Lists, draws and settings.
     """
 
     RECORD: ClassVar[str] = "sufficiency_curve.json"
     NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.sufficiency(...) draws it"
-    VERDICTS: ClassVar[tuple[str, Sequence[str]]] = (
-        "areas",
-        ["cpr", "cmd", "random_cpr", "random_low", "random_high", "p_value", "gap", "judged"],
-    )
 
+    areas: pd.DataFrame
     points: pd.DataFrame
     band: pd.DataFrame
-    areas: pd.DataFrame
     result: Result
     record: dict[str, Any]
 
@@ -391,4 +362,4 @@ def sufficiency(result: Result, conditions: Conditions, record: dict[str, Any], 
             row |= {f"gap{end}": (gap.value, *gap.interval())[i] for i, end in ENDS}
             table.append(row | {"judged": judged})
     tables = (pd.concat(parts, ignore_index=True) for parts in (points, band))
-    return SufficiencyCurve(*tables, pd.DataFrame(table), result, record)
+    return SufficiencyCurve(pd.DataFrame(table), *tables, result, record)

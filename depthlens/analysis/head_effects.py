@@ -110,17 +110,11 @@ def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
 
 
 def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
-    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first).
-
-    Raises:
-        UserError: no scored head on one of the sides.
-    """
+    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first)."""
     positive, scored = np.zeros_like(scores.values, dtype=bool), np.isfinite(scores.values)
     for head in heads:
         positive[head] = True
     inside, outside = scores.values[positive & scored], scores.values[~positive & scored]
-    if not len(inside) or not len(outside):
-        raise UserError("auroc needs scored heads on both sides")
     return float(scipy.stats.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
 
 

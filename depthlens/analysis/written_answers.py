@@ -12,7 +12,7 @@ layer which only carries the format seems to carry the reasoning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,11 @@ from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-FLEXIBLE, STRICT = "flexible-extract", "strict-match"
+FLEXIBLE = "flexible-extract"
+SAID = {
+    "unparsed": "answers that cannot be read are {}",
+    "cut_off": "cut off at the greatest number of tokens are {}; with more tokens (max_gen_toks) they may be right",
+}
 
 
 def headline(task: str, metrics: Sequence[str]) -> str:
@@ -95,12 +99,8 @@ def describe(result: Result) -> list[str]:
         rows = result.docs[(result.docs[["task", "metric"]] == [row.task, row.metric]).all(axis=1)]
         if row.metric in LOGPROBS or rows[PARSED].isna().any():
             continue
-        table, told = unparsed(result, row.task, row.metric), []
-        if table["unparsed"].any():
-            told.append(f"answers that cannot be read are {_most(table, 'unparsed')}")
-        if table["cut_off"].any():
-            more = "with more tokens (max_gen_toks) they may be right"
-            told.append(f"cut off at the greatest number of tokens are {_most(table, 'cut_off')}; {more}")
+        table = unparsed(result, row.task, row.metric)
+        told = [said.format(_most(table, column)) for column, said in SAID.items() if table[column].any()]
         if told:
             lines.append(f"{row.task} {row.metric}: {'; '.join(told)}.")
     return lines
@@ -128,16 +128,3 @@ def unreadable(result: Result, row: Any) -> str:
         return ""
     share = 1 - rows.groupby("condition")[PARSED].mean()
     return f" Answers that cannot be read: {share[BASELINE]:.0%} with nothing removed, {share[row.condition]:.0%} then."
-
-
-def notes(result: Result) -> Iterator[str]:
-    """One line for each task that is scored both with and without regard to its format: by how much they differ."""
-    several = result.docs["model"].nunique() > 1
-    scores = result.baselines.set_index(["model", "task", "metric"])["baseline"]
-    for (model, task, metric), score in scores.items():
-        strict = metric.replace(FLEXIBLE, STRICT)
-        if strict != metric and (model, task, strict) in scores.index:
-            of = f" of {model}" if several else ""
-            gap = scores[model, task, strict] - score
-            told = f"{metric} stands for the task; {strict} also asks for the format of the answer"
-            yield f"{task}{of}: {told} ({gap:+.2f} with nothing removed)"

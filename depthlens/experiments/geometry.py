@@ -108,10 +108,10 @@ def depth_geometry(
     read = {"source": text_sets.named(texts), "n": len(rows), "digest": digest}
     record |= {"texts": read, "max_tokens": max_tokens, "lens_positions": lens_positions}
     return Geometry(
-        _table(["layer", "size"], places, means_of_cases("distance", distance, (0.0, 1.0)), len(rows)),
-        _table(["layer"], depths[:-1], means_of_cases("influence", influence, (0.0, 2.0)), len(rows)),
-        _table(["depth"], depths, pd.concat(by_measure, axis=1), len(rows)),
-        record,
+        distances=_table(["layer", "size"], places, means_of_cases("distance", distance, (0.0, 1.0)), len(rows)),
+        influences=_table(["layer"], depths[:-1], means_of_cases("influence", influence, (0.0, 2.0)), len(rows)),
+        logit_lens=_table(["depth"], depths, pd.concat(by_measure, axis=1), len(rows)),
+        record=record,
     )
 
 
