@@ -43,11 +43,10 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     chosen = result.select(tasks=task, metrics=metric)
     heads, dims = head_conditions(chosen, task), chosen.record["model"]["dims"]
     rows = chosen.losses().set_index("condition").loc[list(heads.values())]
-    measured = rows[["layer", "head", "loss", "loss_low", "loss_high", "critical"]]
-    measured = measured.set_axis(["layer", "head", "value", "low", "high", "critical"], axis=1)
+    rows = rows.drop(columns="value").rename(columns={"loss": "value", "loss_low": "low", "loss_high": "high"})
     kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name, n, shape = f"{kind} of {metric}, {task}", int(rows["n"].max()), (dims["n_layers"], dims["n_heads"])
-    return HeadScores.of_heads(name, loss_unit(metric), measured, shape, n, chosen.record)
+    return HeadScores.of_heads(name, loss_unit(metric), rows, shape, n, chosen.record)
 
 
 def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:

@@ -63,7 +63,7 @@ def sentence(result: Result, row: Any) -> str:
     text = f"{row.condition}: {text} (p_adjusted = {row.p_adjusted:.2g}{few})."
     if abs(row.delta - row.bounded) > _ROUNDED:
         text += f" Without the limit of 1 nat a document the change is {row.delta:+.2g}."
-    return text + written_answers.unreadable(result, row)
+    return text
 
 
 def notes(result: Result) -> list[str]:

@@ -303,34 +303,28 @@ def _pair(own: Measured, reference: Measured) -> tuple[list[Pair], list[str]]:
 
 def _tables(parts: str, by_run: Mapping[str, Measured], pairs: Sequence[Pair]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Rows of the tables, each with the name of its table."""
-    n_tests: Any = len(pairs)
-    name, of_run, gap = "baselines", _whole_model, _whole_models
-    if parts != WHOLE:
-        name, of_run, gap = "centres", _placed, _moved
-        n_tests = len(pairs) * np.array([1, *[len(THIRDS)] * len(THIRDS)])
-        for one in by_run.values():
-            yield "profiles", _profile(one)
-        for own, reference, _ in pairs:
-            for rows in _losses(own, reference, len(pairs)):
-                yield "differences", rows
+    whole = parts == WHOLE
+    for one in () if whole else by_run.values():
+        yield "profiles", _profile(one)
+    for own, reference, _ in () if whole else pairs:
+        for rows in _losses(own, reference, len(pairs)):
+            yield "differences", rows
+    if re.split(r"[\[@]", parts)[0] not in (WHOLE, *OVER_DEPTH):
+        return
     tests: dict[str, dict[str, Any]] = {}
-    if re.split(r"[\[@]", parts)[0] in (WHOLE, *OVER_DEPTH):
-        for own, reference, documents in pairs:
-            difference = gap(own, reference)
-            about = {"reference": reference.run, "documents": documents}
-            tests[own.run] = about | _test(difference, difference.p() * n_tests)
-        for run, one in by_run.items():
-            yield name, of_run(one).assign(run=run, **NO_TEST | tests.get(run, {}))
+    n_tests = len(pairs) * np.array(1 if whole else [1, *[len(THIRDS)] * len(THIRDS)])
+    for own, reference, documents in pairs:
+        gap = _whole_models(own, reference) if whole else _moved(own, reference)
+        tests[own.run] = {"reference": reference.run, "documents": documents, **_test(gap, gap.p() * n_tests)}
+    for run, one in by_run.items():
+        table = pd.DataFrame(one.baseline, index=[0]) if whole else _placed(one)
+        yield "baselines" if whole else "centres", table.assign(run=run, **NO_TEST | tests.get(run, {}))
 
 
 def _test(gap: Mean, p: np.ndarray) -> dict[str, np.ndarray]:
     """A difference, its interval, its corrected p-value, and whether it is shown."""
     p = np.where(np.isnan(gap.value), np.nan, np.minimum(p, 1.0))
     return dict(zip(TEST, map(np.atleast_1d, (gap.value, *gap.interval(), p, p < ALPHA)), strict=True))
-
-
-def _whole_model(one: Measured) -> pd.DataFrame:
-    return pd.DataFrame(one.baseline, index=[0])
 
 
 def _whole_models(own: Measured, reference: Measured) -> Mean:

@@ -13,14 +13,14 @@ layer which only carries the format seems to carry the reasoning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis import documents, questions, stats
 from depthlens.analysis.documents import PARSED
-from depthlens.analysis.stats import BASELINE, GROUP
+from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError
 from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
 
@@ -114,17 +114,3 @@ def _most(table: pd.DataFrame, column: str) -> str:
         return text
     worst = int(np.argmax(others))
     return f"{text} and at most {others[worst]:.0%} under a condition ({table['condition'].iloc[worst + 1]})"
-
-
-def unreadable(result: Result, row: Any) -> str:
-    """How many answers cannot be read under a condition, as a sentence; "" where there are none or it is not known.
-
-    Args:
-        result: The result.
-        row: Of its `depthlens.Result.losses`.
-    """
-    rows = result.docs[(result.docs[GROUP] == [row.model, row.task, row.metric]).all(axis=1)]
-    if rows[PARSED].isna().any() or rows[PARSED].all():
-        return ""
-    share = 1 - rows.groupby("condition")[PARSED].mean()
-    return f" Answers that cannot be read: {share[BASELINE]:.0%} with nothing removed, {share[row.condition]:.0%} then."
