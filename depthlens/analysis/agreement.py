@@ -135,7 +135,7 @@ def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0
     else:
         pairs = [pair for pair in paired_scores(result, other) if not any(s.at_chance for s in pair)]
         results, tables = [result, other], [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
-    cases = [({}, of_pair) for of_pair in tables]
+    cases: list[Any] = [({}, of_pair) for of_pair in tables]
     none = "Fewer than two profiles can be judged, so no two can be compared."
     found = told(cases, {"task": "a", "other": "b"}, "Layers by {a} and by {b}: {words}.", none, seed)
     return DescribedTable.of("rank_agreement", *results, **found, seed_of_halves=seed)

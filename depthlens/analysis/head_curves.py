@@ -184,7 +184,7 @@ def interaction_table(found: list[Costs]) -> pd.DataFrame:
         every, at_chance = (first + second, first, second), one.at_chance or two.at_chance
         shown = all(part.p() < ALPHA for part in every)  # all of them have to be, so that none is corrected
         same = abs(sum(np.sign(part.value) for part in every)) == len(every)
-        row = {"list": a, "other_list": b, "task": one.task, "other_task": two.task}
+        row: dict[str, Any] = {"list": a, "other_list": b, "task": one.task, "other_task": two.task}
         row |= {"metric": one.metric, "other_metric": two.metric, **every[0].columns("effect")}
         row |= {"on_task": first.value, "p_on_task": first.p(), "on_other": second.value, "p_on_other": second.p()}
         double = shown and same and not at_chance
@@ -224,8 +224,8 @@ def removal(result: Result, conditions: Conditions, record: dict[str, Any]) -> R
             row |= {"low": random.min(), "high": random.max(), "p_value": p, "p_cheaper": p_cheaper}
             row["smallest_p"] = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
             tests.append(row | {"separates": p < ALPHA, "at_chance": bool(base.at_chance)})
-    tables = (pd.concat(parts, ignore_index=True) for parts in (points, band))
-    return RemovalCurve(pd.DataFrame(tests), *tables, result, record)
+    tables = [pd.concat(parts, ignore_index=True) for parts in (points, band)]
+    return RemovalCurve(pd.DataFrame(tests), tables[0], tables[1], result, record)
 
 
 def _tasks(result: Result) -> Iterator[tuple[Any, pd.DataFrame, pd.Series, bool]]:
@@ -361,5 +361,5 @@ def sufficiency(result: Result, conditions: Conditions, record: dict[str, Any], 
             row |= {"separates": judged and not at_least.any()}
             row |= {f"gap{end}": (gap.value, *gap.interval())[i] for i, end in ENDS}
             table.append(row | {"judged": judged})
-    tables = (pd.concat(parts, ignore_index=True) for parts in (points, band))
-    return SufficiencyCurve(pd.DataFrame(table), *tables, result, record)
+    tables = [pd.concat(parts, ignore_index=True) for parts in (points, band)]
+    return SufficiencyCurve(pd.DataFrame(table), tables[0], tables[1], result, record)
