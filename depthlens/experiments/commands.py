@@ -139,6 +139,6 @@ def sweep(
         if not race:
             result.explore().save(folder / "index.html")
     typer.echo(str(result))
-    names = [name for name, content in result.contents().items() if content is not None]
-    files = ", ".join(str(folder / name) for name in (["index.html"] * (not race) + names))
+    written = [name for name, content in result.contents().items() if content is not None]
+    files = ", ".join(str(folder / name) for name in (["index.html"] * (not race) + written))
     typer.echo(f"\nWrote {files}; in Python result = dl.{type(result).__name__}.load({str(folder)!r}) reads them")

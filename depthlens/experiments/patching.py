@@ -19,6 +19,7 @@ from depthlens import arguments
 from depthlens.ablations import BASELINE, WORDS, Condition, expand
 from depthlens.analysis import means
 from depthlens.analysis.means import Mean
+from depthlens.analysis.words import estimate
 from depthlens.backends.row_edits import ACTS_ON, Means
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import sample
@@ -64,6 +65,17 @@ class Patching:
         """The k rows of `table` with the largest effects."""
         return self.table.nlargest(arguments.whole("k", k, 1), "effect").reset_index(drop=True)
 
+    def describe(self) -> list[str]:
+        """What the patches that move most do, one sentence each."""
+        if (self.differences["clean"] <= self.differences["corrupted"]).any():
+            return ["The clean prompt does not make its answer likelier: cannot judge the patches."]
+        moved = "restores" if self.direction == RESTORE else "breaks"
+        return [
+            f"Patching {row.part} at token {row.position} ({row.token.strip()!r}) {moved} "
+            f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference between the answers."
+            for row in self.top(3).itertuples()
+        ]
+
     def __repr__(self) -> str:
         return f"Patching ({self.direction}) of {len(self.parts)} parts at {len(self.tokens)} tokens\n{self.top()}"
 
@@ -98,8 +110,8 @@ def patch(
         Effects by part and position, means over the pairs.
 
     Raises:
-        UserError: prompts of unlike numbers, prompts of a pair with unlike numbers of tokens or without a difference,
-            or answers that the model prefers on the corrupted prompt as on the clean one.
+        UserError: prompts of unlike numbers, or prompts of a pair with unlike numbers of tokens or without a
+            difference.
 
     Example:
         >>> found = depthlens.patch(lens, "The capital of France is", "The capital of Italy is")  # doctest: +SKIP
@@ -138,9 +150,6 @@ def patch(
         found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
         differences.append((whole, patched[0]) if direction == RESTORE else (patched[0], whole))
     table = pd.DataFrame(differences, columns=["clean", "corrupted"])
-    if (table["clean"] <= table["corrupted"]).any():
-        at = int((table["clean"] <= table["corrupted"]).idxmax())
-        raise UserError(f"pair {at}: the clean prompt does not make its answer likelier; give other answers or prompts")
     tokens = [str(lens.tokenizer.decode([t])) for t in rows[0][0 if direction == BREAK else 1]]
     effect = means.mean(np.stack(found), bounded=False)
     return Patching(effect, tuple(map(str, single)), tuple(tokens), table, direction)

@@ -184,7 +184,7 @@ def run(
                 label = f"[{number}/{len(report.notebooks)}] {notebook.name}"
                 if progress:
                     bars.say(label, notebook=notebook.name)
-                _execute(notebook, report, {"desc": label} if on_terminal else False)
+                execute_notebook(notebook, report, {"desc": label} if on_terminal else False)
         except KeyboardInterrupt:
             pass  # the report says it
         finally:
@@ -270,7 +270,7 @@ def folder_name(model: str) -> str:
     return re.sub(r"[^\w.@=,+-]", "_", name)
 
 
-def _execute(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] | bool) -> None:
+def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] | bool) -> None:
     """Execute one notebook; its file is saved at every cell, its page and the index when it ends."""
     nb = load_notebook_node(str(suite().get(run.source, run.source)))
     if run.parameters:

@@ -209,13 +209,14 @@ def _views(name: str, value: Any) -> None:
 RULES: dict[str, Callable[[str, Any], object]] = {
     **{name: rule for name, rule in arguments.RULES.items() if name not in ("store", "donor")},  # no notebook has them
     **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _rule(PositiveInt)),
-    **dict.fromkeys(("removed", "rounded", "top"), _rule(PositiveInt)),
+    **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _rule(PositiveInt)),
     **dict.fromkeys(("context_lengths", "ks"), _rule(Annotated[list[PositiveInt], Some])),
     **dict.fromkeys(("head_limit", "texts"), _rule(AtLeastTwo | None)),
     "model": lambda name, value: names.find(value),
-    **dict.fromkeys(("organism", "distilled", "position", "prompt", "written_retrieval"), _rule(Text)),
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt", "written_retrieval"), _rule(Text)),
+    "prompt_answers": _rule(Annotated[list[Text], Field(min_length=2, max_length=2)]),
     **dict.fromkeys(("more", "knowledge"), _rule(list[Text])),
-    **dict.fromkeys(("ways", *ROLES), _rule(Annotated[list[Text], Some])),
+    **dict.fromkeys(("ways", "prompt_conditions", *ROLES), _rule(Annotated[list[Text], Some])),
     **dict.fromkeys(("base", "control"), _rule(Annotated[list[Text], Field(max_length=1)])),
     "check": _rule(Annotated[int, Field(ge=3)]),
     "depths": _rule(Annotated[list[Annotated[float, Field(ge=0, le=1)]], Some]),

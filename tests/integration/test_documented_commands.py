@@ -164,7 +164,7 @@ def test_command(call, desk, beginning):
 @pytest.mark.parametrize("beginning", CHECKED)
 def test_values_of_a_run_of_notebooks_are_taken(desk, monkeypatch, beginning):
     ran = []
-    monkeypatch.setattr(execute, "_execute", lambda run, *others: ran.append(run))
+    monkeypatch.setattr(execute, "execute_notebook", lambda run, *others: ran.append(run))
     with pytest.raises(SystemExit) as ended:
         cli.main(shlex.split(line_of(beginning))[1:])
     (run,) = ran

@@ -71,7 +71,9 @@ def test_file_title_sections_and_prose(name):
         text = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)|\b[cC]laim C\d\b|95%", "", text)
         assert not re.search(r"\d", text), re.search(r".*[0-9].*", text)[0]
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-    for cell in code(nb):  # logic lives in the package
+    for cell in code(nb):  # logic lives in the package, but for a hook that shows how one is written by hand
+        if "by-hand" in cell.metadata.get("tags", []):
+            continue
         assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)], cell.id
 
 
@@ -223,7 +225,8 @@ def test_the_index_lists_what_they_found(report):
         page = (report.out / f"{run.name}.html").read_text()
         assert not re.search(r"</summary>\s*</details>", page), "what is to be folded stands open below an empty fold"
     assert index.count('class="depthlens-scorecard"') == 1, "the verdicts are a table there"
-    assert index.count("data:image/png;base64,") == len(NAMES) - 1 and "No headline result" not in index
+    assert index.count('<script type="application/json">') == 1, "the answers that break open it"
+    assert index.count("data:image/png;base64,") == len(NAMES) - 2 and "No headline result" not in index
 
 
 def in_process(name: str, values: dict) -> str:

@@ -99,14 +99,24 @@ def test_every_cell_equals_a_hook(parts):
             assert ours == pytest.approx(by_hand, abs=LOGITS), (part, at)
 
 
+def likelier_first(lens, pair, answers):
+    """Two answers, first that which the clean prompt makes likelier than the corrupted one does."""
+    right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
+    with torch.no_grad():
+        logits = [lens.model(**lens.tokenizer(text, return_tensors="pt")).logits[0, -1] for text in pair]
+    clean, corrupted = (float(x[right] - x[wrong]) for x in logits)
+    return answers if clean > corrupted else answers[::-1]
+
+
 def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
     lens = tiny.lens("llama-gqa")
     one = patch(lens, "the cat sat", "the dog sat", answer=("a", "b"), **QUIET)
     assert np.isnan(one.table["ci_low"]).all()
-    pairs = ["the cat sat", "the hen sat"], ["the dog sat", "the fox sat"]
-    likely = [patch(lens, *pair, **QUIET) for pair in zip(*pairs, strict=True)]
-    both = patch(lens, *pairs, **QUIET)
-    np.testing.assert_allclose(both.effect.value, np.mean([x.effect.value for x in likely], axis=0), atol=1e-6)
+    pairs = [("the cat sat", "the dog sat"), ("the hen sat", "the fox sat")]
+    answers = [likelier_first(lens, pair, told) for pair, told in zip(pairs, [("a", "b"), ("c", "d")], strict=True)]
+    each = [patch(lens, *pair, answer=told, **QUIET) for pair, told in zip(pairs, answers, strict=True)]
+    both = patch(lens, *zip(*pairs, strict=True), answer=answers, **QUIET)
+    np.testing.assert_allclose(both.effect.value, np.mean([x.effect.value for x in each], axis=0), atol=1e-6)
     assert (both.table["ci_low"] <= both.table["effect"]).all() and np.isfinite(both.table["ci_low"]).all()
 
 
