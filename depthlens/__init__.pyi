@@ -14,14 +14,14 @@ from .analysis.agreement import detector_agreement as detector_agreement
 from .analysis.agreement import mode_agreement as mode_agreement
 from .analysis.block_removal import Greedy as Greedy
 from .analysis.geometry import Geometry as Geometry
+from .analysis.head_curves import RemovalCurve as RemovalCurve
+from .analysis.head_curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.head_scores import HeadScores as HeadScores
 from .analysis.head_scores import ReasoningScores as ReasoningScores
 from .analysis.races import Race as Race
-from .analysis.removal_curve import RemovalCurve as RemovalCurve
 from .analysis.results import Result as Result
 from .analysis.results import concat as concat
 from .analysis.run_comparison import Comparison as Comparison
-from .analysis.sufficiency import SufficiencyCurve as SufficiencyCurve
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
 from .engine.engine import next_token as next_token

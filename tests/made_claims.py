@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
+from depthlens.analysis.head_curves import Costs
 from depthlens.analysis.means import mean
-from depthlens.analysis.removal_contrasts import Costs
 from depthlens.analysis.scores import Scores
 from depthlens.claims import heads
 from depthlens.claims.claims import recovered

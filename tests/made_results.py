@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.block_removal import Greedy
+from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.races import Race
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
 from depthlens.analysis.scores import Scores, broken_condition
 
@@ -186,9 +186,9 @@ def removal_curve(tasks=tuple(RIGHT), *, better=True, times=1) -> RemovalCurve:
     lists = {name: [(0, int(condition[-1]))] for name, condition in LISTS.items()}
     draws = {name: [[(0, 2)], [(0, 3)]] for name in LISTS}
     return RemovalCurve(
+        pd.DataFrame(tests, columns=[*keys, *of_test]),
         pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
         pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
-        pd.DataFrame(tests, columns=[*keys, *of_test]),
         result(scores, info={"higher_is_better": better}),
         {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}},
     )

@@ -23,7 +23,7 @@ two that look at attention agree on a decoy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,13 +32,13 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import questions
-from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.head_effects import head_conditions
+from depthlens.analysis.head_lists import both_tops
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.rank_correlations import COLUMNS, agreement, ranks, within_layers
+from depthlens.analysis.rank_correlations import ranks, told, within_layers
 from depthlens.analysis.scores import Scores, labels, layer_scores, paired_scores
 from depthlens.analysis.stats import ALPHA, changes
-from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -49,6 +49,11 @@ OF_DETECTORS = [
     "a", "b", "n_heads", "spearman", "expected_spearman", "p_spearman", "p_spearman_adjusted",
     "n_shared", "expected_shared", "p_shared", "p_shared_adjusted", "heads",
 ]  # fmt: skip
+DETECTORS = (
+    "{a} and {b} {verdict}: rho = {spearman:.2f} over {n_heads} heads (by layers alone {expected_spearman:.2g}, p = "
+    "{p_spearman_adjusted:.2g}), {n_shared} of the first {k} shared (by layers alone {expected_shared:.2g}, p = "
+    "{p_shared_adjusted:.2g})."
+)
 
 
 def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
@@ -66,27 +71,21 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
         One row a task (and metric, and model) that is not at chance, kind of part and pair of modes: task, parts, mode,
         other (such as ``skip``, ``skip[1:]``, ``mean``, ``noise3``), and the columns of
         `depthlens.analysis.rank_correlations` over the parts that both have. It is described by one sentence each.
-        Where no two modes have a part in common, there are no rows, and the sentence says so.
+        Tasks at chance have no rows. Where no two modes have a part in common, the sentence says so.
     """
     arguments.result(result)
     modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
     names, several = labels(result), result.docs["model"].nunique() > 1
-    rows, lines = [], []
-    for base in result.baselines.itertuples():
+    cases = []
+    for base in result.baselines[~result.baselines["at_chance"]].itertuples():
         label = f"{names[base.task, base.metric]} of {base.model}" if several else names[base.task, base.metric]
-        if base.at_chance:
-            lines.append(f"{label}: at chance, cannot judge (n = {base.n}).")
-            continue
         for site, found in modes.items():
             tables = {mode: _losses(result, base, conditions) for mode, conditions in found.items()}
-            for row in agreement(tables, seed=seed):
-                rows.append({"task": label, "parts": site, "mode": row["a"], "other": row["b"], **row})
-                lines.append(f"{label}: {row['n_parts']} {site} by {row['a']} and by {row['b']}: {row['words']}.")
-    if not lines:
-        known = ", ".join(f"{mode} of {site}" for site, found in modes.items() for mode in found) or "no single parts"
-        lines = [f"The result has {known}: no two modes have parts in common, so that none can be compared."]
-    table = pd.DataFrame(rows, columns=["task", "parts", "mode", "other", *COLUMNS])
-    return DescribedTable(table, lines, record_of("mode_agreement", result, seed_of_halves=seed))
+            cases.append(({"task": label, "parts": site}, tables))
+    said = "{task}: {n_parts} {parts} by {a} and by {b}: {words}."
+    none = "No task that is not at chance has parts that were removed in two modes, so that none can be compared."
+    columns = {"task": "task", "parts": "parts", "mode": "a", "other": "b"}
+    return DescribedTable.of("mode_agreement", result, **told(cases, columns, said, none, seed), seed_of_halves=seed)
 
 
 def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
@@ -132,17 +131,14 @@ def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0
         return pd.DataFrame(scores.loss, columns=scores.layers)
 
     if other is None:
-        results = [result]
-        groups = [{s.label: table_of(s) for s in layer_scores(result) if not s.at_chance}]
+        results, tables = [result], [{s.label: table_of(s) for s in layer_scores(result) if not s.at_chance}]
     else:
-        results = [result, other]
         pairs = [pair for pair in paired_scores(result, other) if not any(s.at_chance for s in pair)]
-        groups = [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
-    found = [row for tables in groups for row in agreement(tables, seed=seed)]
-    lines = [f"Layers by {row['a']} and by {row['b']}: {row['words']}." for row in found]
-    lines = lines or ["Fewer than two profiles can be judged, so no two can be compared."]
-    table = pd.DataFrame(found, columns=["a", "b", *COLUMNS]).rename(columns={"a": "task", "b": "other"})
-    return DescribedTable(table, lines, record_of("rank_agreement", *results, seed_of_halves=seed))
+        results, tables = [result, other], [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
+    cases: list[Any] = [({}, of_pair) for of_pair in tables]
+    none = "Fewer than two profiles can be judged, so no two can be compared."
+    found = told(cases, {"task": "a", "other": "b"}, "Layers by {a} and by {b}: {words}.", none, seed)
+    return DescribedTable.of("rank_agreement", *results, **found, seed_of_halves=seed)
 
 
 def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
@@ -162,17 +158,16 @@ def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
     Raises:
         UserError: conditions that are not one head each.
     """
-    rows, lines = [], []
     own, rival = ({(base.task, base.metric): base for base in result.baselines.itertuples()} for result in (a, b))
+    cases = []
     for task, metric in sorted(own.keys() & rival.keys()):
         bases = (a, own[task, metric]), (b, rival[task, metric])
         tables = [_losses(result, base, head_conditions(result, task)) for result, base in bases]
-        for row in agreement(dict(zip("ab", tables, strict=True)), seed=seed):
-            rows.append({"task": task, "metric": metric, **row})
-            lines.append(f"{task}, {metric}: heads by the two sweeps: {row['words']}.")
-    table = pd.DataFrame(rows, columns=["task", "metric", *COLUMNS])
-    lines = lines or ["The two sweeps have no task, metric and head in common."]
-    return DescribedTable(table, lines, record_of("head_agreement", a, b, seed_of_halves=seed))
+        cases.append(({"task": task, "metric": metric}, dict(zip("ab", tables, strict=True))))
+    said = "{task}, {metric}: heads by the two sweeps: {words}."
+    none = "The two sweeps have no task, metric and head in common."
+    found = told(cases, {"task": "task", "metric": "metric"}, said, none, seed)
+    return DescribedTable.of("head_agreement", a, b, **found, seed_of_halves=seed)
 
 
 def detector_agreement(
@@ -197,8 +192,6 @@ def detector_agreement(
     Raises:
         UserError: scores of different shapes, or a ``k`` that does not fit.
     """
-    for name, one in scores.items():
-        arguments.made_by(one, "critical", "scores of heads, such as retrieval_scores returns", f"scores[{name!r}]")
     n_permutations = arguments.whole("n_permutations", n_permutations, 99)
     rng = np.random.default_rng(arguments.check(seed=seed)["seed"])
     rows, lines = [], []
@@ -207,27 +200,23 @@ def detector_agreement(
             rows.append({"a": a, "b": b, **row})
         else:
             lines.append(f"{a} and {b}: one of them scores all heads alike, which ranks none.")
-    table = pd.DataFrame(rows, columns=OF_DETECTORS)
-    for column in ("p_spearman", "p_shared"):
-        table[f"{column}_adjusted"] = np.minimum(1.0, 2 * len(table) * table[column].astype(float))
-    lines = [_sentence(row, k) for row in table.itertuples()] + lines
-    model = next(iter(scores.values())).record.get("model", {})
-    record = {"made_by": "detector_agreement", "model": model, "detectors": {n: s.name for n, s in scores.items()}}
-    record |= {"k": k, "n_permutations": n_permutations, "seed": seed, "n": {n: s.n for n, s in scores.items()}}
-    return DescribedTable(table, lines, record)
+    for row, name in product(rows, ("p_spearman", "p_shared")):
+        row[f"{name}_adjusted"] = min(1.0, 2 * len(rows) * row[name])
+    record = {"model": next(iter(scores.values())).record.get("model", {}), "k": k, "n_permutations": n_permutations}
+    record |= {"detectors": {n: s.name for n, s in scores.items()}, "n": {n: s.n for n, s in scores.items()}}
+    record["seed"] = seed
+    lines = [_sentence(row, k) for row in rows] + lines
+    return DescribedTable.of("detector_agreement", rows=rows, columns=OF_DETECTORS, lines=lines, **record)
 
 
 def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Generator) -> dict[str, Any]:
     """Both statistics of one pair, and what they are under ``n`` permutations; {} where a score ranks no head."""
-    if one.values.shape != other.values.shape:
-        raise UserError(f"scores have shapes {one.values.shape} and {other.values.shape}; give scores of one model")
-    layers, heads = both = np.nonzero(np.isfinite(one.values) & np.isfinite(other.values))
-    k = arguments.whole("k", k, 1, max(len(heads) - 1, 1), fix=f" ({len(heads)} heads have both scores)")
-    own, rival = (ranks(s.values[both]) for s in (one, other))
+    *tops, scored = both_tops(one, other, k)
+    layers, heads = np.nonzero(scored)
+    own, rival = (ranks(s.values[scored]) for s in (one, other))
     if not own.any() or not rival.any():
         return {}
-    # the highest k, equal ones by layer and head as in `HeadScores.top`
-    first, second = (np.isin(np.arange(len(r)), np.argsort(-r, kind="stable")[:k]) for r in (own, rival))
+    first, second = (np.array([head in top for head in zip(layers, heads, strict=True)]) for top in tops)
     orders = within_layers(layers, n, rng)
     row: dict[str, Any] = {"n_heads": len(heads), "spearman": own @ rival, "n_shared": (first & second).sum()}
     for name, seen, drawn in (
@@ -239,12 +228,8 @@ def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Gen
     return row | {"heads": ", ".join(f"L{layers[i]}.H{heads[i]}" for i in np.flatnonzero(first & second))}
 
 
-def _sentence(row: Any, k: int) -> str:
-    tests = (("ranks", row.p_spearman_adjusted), ("first heads", row.p_shared_adjusted))
-    shown = " and ".join(name for name, p in tests if p < ALPHA)
-    verdict = f"agree within layers in their {shown}" if shown else "do not provably agree within layers"
-    return (
-        f"{row.a} and {row.b} {verdict}: rho = {row.spearman:.2f} over {row.n_heads} heads "
-        f"(by layers alone {row.expected_spearman:.2g}, p = {row.p_spearman_adjusted:.2g}), {row.n_shared} of the "
-        f"first {k} shared (by layers alone {row.expected_shared:.2g}, p = {row.p_shared_adjusted:.2g})."
-    )
+def _sentence(row: dict[str, Any], k: int) -> str:
+    tests = {"ranks": row["p_spearman_adjusted"], "first heads": row["p_shared_adjusted"]}
+    shown = [name for name, p in tests.items() if p < ALPHA]
+    verdict = f"agree within layers in their {' and '.join(shown)}" if shown else "do not provably agree within layers"
+    return DETECTORS.format(verdict=verdict, k=k, **row)

@@ -11,7 +11,6 @@ from depthlens import arguments
 from depthlens.analysis.races import log_capital, log_gains
 from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
-from depthlens.analysis.words import bounds
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
 
@@ -22,6 +21,15 @@ COLUMNS = [
     *GROUP, "n", "n_blocks", "largest", "condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted",
     "margin", "unit", "proven", "at_chance",
 ]  # fmt: skip
+AT_CHANCE = "{task} ({metric}): at chance, cannot judge (n = {n})."
+NONE = (
+    "{task} ({metric}): none of {n_blocks} blocks of up to {largest} layers is shown to cost less than {margin:g} "
+    "{unit}, and {proven} of them to cost anything (n = {n})."
+)
+LARGEST = (
+    "{task} ({metric}): the largest block that is shown to cost less than {margin:g} {unit} is **{condition}** ({size} "
+    "layers; up to {largest} were tried): {delta:+.2g} [{ci_low:+.2g}, {ci_high:+.2g}], n = {n}."
+)
 MARGIN = 0.05  # of the score above chance, or of the metric's unit
 
 
@@ -103,15 +111,7 @@ def _not_under(profile: Scores, margin: np.ndarray) -> np.ndarray:
 def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
     """One sentence a task and metric: the largest block whose loss is shown to be under ``margin``."""
     lines = []
-    for row in largest_sparable(result, margin=margin).itertuples():
-        name, limit = f"{row.task} ({row.metric})", f"less than {row.margin:g} {row.unit}"
-        if row.at_chance:
-            lines.append(f"{name}: at chance, cannot judge (n = {row.n}).")
-        elif pd.isna(row.size):
-            tried = f"none of {row.n_blocks} blocks of up to {row.largest} layers is shown to cost {limit}"
-            lines.append(f"{name}: {tried}, and {row.proven or 'none'} of them to cost anything (n = {row.n}).")
-        else:
-            block = f"**{row.condition}** ({row.size} layers; up to {row.largest} were tried)"
-            amount = f"{row.delta:+.2g} {bounds(row.ci_low, row.ci_high, '+.2g')}, n = {row.n}"
-            lines.append(f"{name}: the largest block that is shown to cost {limit} is {block}: {amount}.")
+    for row in largest_sparable(result, margin=margin).to_dict("records"):
+        said = AT_CHANCE if row["at_chance"] else NONE if pd.isna(row["size"]) else LARGEST
+        lines.append(said.format_map(row | {"proven": row["proven"] or "none"}))
     return lines

@@ -73,10 +73,6 @@ class Greedy(Finding):
         low, high = sorted(sign * last[["ci_low", "ci_high"]])
         return "within" if high <= tolerance or not self.removed else "beyond" if low > tolerance else "open"
 
-    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
-        """What is shown: the sentence and the steps."""
-        return self.describe()[0], self.steps, []
-
     def describe(self) -> list[str]:
         """How many layers one half of the documents let go, and what that costs on the other: one sentence."""
         last = self.steps[self.steps["within"]].iloc[-1]

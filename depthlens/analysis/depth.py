@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.findings import DescribedTable, joined
 from depthlens.analysis.means import Mean
 from depthlens.analysis.scores import THIRDS, Scores, labels, layer_scores
 from depthlens.analysis.stats import BASELINE
@@ -72,12 +71,10 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
     Raises:
         UserError: the result has no single-layer conditions, or the scale does not fit a metric.
     """
-    tables = [pd.DataFrame(columns=["task", "third", "loss", *INTERVAL])]
-    for scores in layer_scores(result):
-        if not scores.unusable(scale):
-            found = third_losses(scores, scale).columns("loss")
-            tables.append(pd.DataFrame({"task": scores.label, "third": THIRDS, **found}))
-    return pd.concat(tables[1:] or tables, ignore_index=True)[list(tables[0])]
+    usable = [scores for scores in layer_scores(result) if not scores.unusable(scale)]
+    found = [(scores.label, third_losses(scores, scale).columns("loss")) for scores in usable]
+    tables = [pd.DataFrame({"task": label, "third": THIRDS, **columns}) for label, columns in found]
+    return joined(tables, ["task", "third", "loss", *INTERVAL])
 
 
 def centre_of_mass(result: Result) -> DescribedTable:
@@ -112,8 +109,8 @@ def centre_of_mass(result: Result) -> DescribedTable:
         side = side or "not proven to be deeper or less deep than"
         amount = f"{gap.value:+.3f} {bounds(low, high, '+.3f')} of depth"
         lines.append(f"The losses of {a.label} are {side} those of {b.label}: {amount}.")
-    table = pd.DataFrame(rows, columns=["task", "n", "centre", *INTERVAL, "unplaced"])
-    return DescribedTable(table, lines, record_of("centre_of_mass", result))
+    columns = ["task", "n", "centre", *INTERVAL, "unplaced"]
+    return DescribedTable.of("centre_of_mass", result, rows=rows, columns=columns, lines=lines)
 
 
 def site_losses(result: Result) -> DescribedTable:
@@ -136,25 +133,25 @@ def site_losses(result: Result) -> DescribedTable:
     of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
     if missing := [site for site, conditions in of_site.items() if not conditions]:
         raise UserError(f"the result removes no {missing[0]}; sweep with ablate='attn,mlp'")
-    rows, lines = [], []
+    tables, lines = [], []
     for attn, mlp in zip(*(layer_scores(result.select(conditions=of_site[site])) for site in SITES), strict=True):
         if attn.at_chance:
             continue
         both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])
-        of_attn = np.arange(len(both.layers)) < len(attn.layers)
-        for i, third in enumerate([*THIRDS, "all"]):
-            inside = (both.thirds == i) | (third == "all")
-            part, weights = both.of(conditions=inside), of_attn[inside].astype(float)
-            losses = part.loss.mean(0)
-            row = {"task": attn.label, "third": third, "attn": losses @ weights, "mlp": losses @ (1 - weights)}
-            rows.append(row | ({} if part.unplaced else part.share(weights).columns("share")))
-        if both.unplaced:
-            lines.append(f"{attn.label}: {both.unplaced}, cannot judge what attention's share is.")
-        else:
-            amount = "**{share:.0%}** [{ci_low:.0%}, {ci_high:.0%}]".format_map(rows[-1])
-            lines.append(f"{attn.label}: attention holds {amount} of what single sublayers cost, MLPs the rest.")
-    table = pd.DataFrame(rows, columns=["task", "third", "attn", "mlp", "share", *INTERVAL])
-    return DescribedTable(table, lines, record_of("site_losses", result))
+        inside = np.column_stack([both.thirds[:, None] == np.arange(3), both.thirds >= 0]).astype(float)
+        of_attn = inside * (np.arange(len(both.layers)) < len(attn.layers))[:, None]  # [attention and MLP, third]
+        part, total = (both.mean(both.loss @ weights, bounded=False) for weights in (of_attn, inside))
+        sums = {"task": attn.label, "third": [*THIRDS, "all"], "attn": part.value, "mlp": total.value - part.value}
+        table = pd.DataFrame(sums | (part / total).columns("share"))
+        judged = (total.interval()[0] > 0) & (both.too_few == "")
+        table.loc[~judged, ["share", *INTERVAL]] = np.nan
+        tables.append(table)
+        amount = "**{share:.0%}** [{ci_low:.0%}, {ci_high:.0%}]".format_map(table.iloc[-1])
+        said = f"attention holds {amount} of what single sublayers cost, MLPs the rest"
+        why = f"{both.unplaced}, cannot judge what attention's share is"
+        lines.append(f"{attn.label}: {why if both.unplaced else said}.")
+    columns = ["task", "third", "attn", "mlp", "share", *INTERVAL]
+    return DescribedTable.of("site_losses", result, rows=joined(tables, columns), columns=columns, lines=lines)
 
 
 def critical_by_task(result: Result) -> dict[str, list[str]]:
@@ -182,17 +179,11 @@ def describe_critical(result: Result) -> list[str]:
         if row.at_chance:
             sentences.append(f"{label}: at chance, cannot judge ({score}).")
             continue
-        conditions, every = critical[label], list(losses.loc[losses["task"] == row.task, "condition"].unique())
-        rest = [c for c in every if c not in conditions]
-        which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(conditions) / 4 else ", ".join(conditions) or "none"
-        count = f"**{len(conditions)} of {len(every)}** {removed_parts(every)} proved critical ({which})"
+        every = losses.loc[losses["task"] == row.task, "condition"].unique()
+        rest = [c for c in every if c not in critical[label]]
+        which = ", ".join(critical[label]) or "none"
+        which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(every) / 5 else which
+        what = "layers" if all(re.fullmatch(r"L\d+", condition) for condition in every) else "conditions"
+        count = f"**{len(critical[label])} of {len(every)}** {what} proved critical ({which})"
         sentences.append(f"{label}: {count}; {score}.")
     return sentences
-
-
-def removed_parts(conditions: Sequence[str]) -> str:
-    """What conditions remove, one each: ``layers``, ``heads``, or ``conditions`` where it is neither."""
-    for form, word in ((r"L\d+", "layers"), (r"L\d+\.H\d+", "heads")):
-        if all(re.fullmatch(form, condition) for condition in conditions):
-            return word
-    return "conditions"

@@ -27,18 +27,25 @@ import pandas as pd
 
 from depthlens.analysis import questions, stats
 from depthlens.analysis.depth import INTERVAL, critical_by_task, third_losses
-from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.findings import DescribedTable, joined, record_of
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of
 from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.analysis.words import bounds, estimate
-from depthlens.errors import UserError
+from depthlens.analysis.words import estimate
 from depthlens.metrics import ANSWER_LOGPROB, metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 ABOVE_FLOOR = "of the score above the floor"
+UNPLACED = "{unplaced}, cannot judge whether the losses moved in depth."
+MOVED = (
+    "{moved}, from {base:.2f} of depth in {a} to {distilled:.2f} in {b}: {shift:+.3f} [{ci_low:+.3f}, {ci_high:+.3f}]."
+)
+BOOK = (
+    "The facts in the prompt change the whole model's score by **{difference:+.2f}** [{ci_low:+.2f}, {ci_high:+.2f}] "
+    "{unit} (n = {n})"
+)
 
 
 def difference(a: Mean, b: Mean, *, min_effect: float = 0.0) -> pd.DataFrame:
@@ -99,7 +106,7 @@ def critical_overlap(result: Result) -> DescribedTable:
     most_first = table.sort_values("n", ascending=False, kind="stable").to_dict("records")
     lines = [said.format_map(row) for row in most_first]
     lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
-    return DescribedTable(table[columns[1:]], lines, record_of("critical_overlap", result))
+    return DescribedTable.of("critical_overlap", result, rows=table, columns=columns[1:], lines=lines)
 
 
 def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:
@@ -166,11 +173,12 @@ def compare_models(base: Result, distilled: Result, *, scale: str = "importance"
     of_centres = ["task", "n", "base", "distilled", "shift", *INTERVAL, "unplaced"]
     moved = pd.DataFrame(centres, columns=of_centres)
     lines = [
-        line for pair, row in zip(pairs, moved.itertuples(), strict=True) for line in _sentences(*pair, layers, row)
+        line
+        for pair, row in zip(pairs, moved.to_dict("records"), strict=True)
+        for line in _sentences(*pair, layers, row)
     ]
     record = record_of("compare_models", base, distilled, scale=scale)
-    by_third = pd.concat([pd.DataFrame(columns=of_thirds), *thirds] if not thirds else thirds, ignore_index=True)
-    return ModelComparison(layers, lines, record, by_third[of_thirds], moved)
+    return ModelComparison(layers, lines, record, joined(thirds, of_thirds), moved)
 
 
 def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
@@ -200,32 +208,26 @@ def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, centre: Any) -> list[str]:
+def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, centre: dict[str, Any]) -> list[str]:
     table, own, rival = layers[layers["task"] == a.label], a.sign * a.base, b.sign * b.base
     change = stats.changes(a.metric, rival - own, a.units)
-    richer = f"; {(b if a.sign * change.value > 0 else a).model} has more to lose, so compare shares"
     low, high = change.interval()
     gap = f"{estimate(float(change.value), float(low), float(high), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
+    richer = f"; {(b if a.sign * change.value > 0 else a).model} has more to lose, so compare shares"
     scores = f"{b.model} scores {rival.mean():.2f} and {a.model} {own.mean():.2f} with nothing removed"
     lines = [f"{scores}, {gap}{richer if change.p() < ALPHA else ''}."]
     if at_chance := table["at_chance"].iloc[0]:
         lines.append(f"{at_chance} at chance, cannot judge which layers matter to one model more.")
     else:
         for model, sign in ((b.model, -1), (a.model, 1)):
-            names = [f"L{row.layer}" for row in table.itertuples() if row.proven and sign * row.difference > 0]
+            names = [f"L{layer}" for layer in table.loc[table["proven"] & (sign * table["difference"] > 0), "layer"]]
             some = f"**{len(names)} of {len(table)}** layers cost {model} more ({', '.join(names)})."
             lines.append(some if names else f"no layer is proven to cost {model} more.")
-        lines.append(_moved(a, b, centre))
+        way = "deeper" if centre["ci_low"] > 0 else "towards the first layers" if centre["ci_high"] < 0 else ""
+        moved = f"the centre of the losses moved **{way}**" if way else "no proven move of the centre of the losses"
+        said = UNPLACED if centre["unplaced"] else MOVED
+        lines.append(said.format(**centre | {"moved": moved, "a": a.model, "b": b.model}))
     return [f"{a.label}: {line}" for line in lines]
-
-
-def _moved(a: Scores, b: Scores, centre: Any) -> str:
-    if centre.unplaced:
-        return f"{centre.unplaced}, cannot judge whether the losses moved in depth."
-    way = "deeper" if centre.ci_low > 0 else "towards the first layers" if centre.ci_high < 0 else ""
-    what = f"the centre of the losses moved **{way}**" if way else "no proven move of the centre of the losses"
-    places = f"from {centre.base:.2f} of depth in {a.model} to {centre.distilled:.2f} in {b.model}"
-    return f"{what}, {places}: {centre.shift:+.3f} {bounds(centre.ci_low, centre.ci_high, '+.3f')}."
 
 
 def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
@@ -243,19 +245,21 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
     Raises:
         UserError: an unknown task, or two that were asked other documents.
     """
-    rows, lines = [], []
+    rows = []
     for metric in _shared(result, closed, opened):
         without, with_book = (table[BASELINE].to_numpy() for table in _paired(result, closed, opened, metric))
         change = stats.changes(metric, with_book - without, questions.units(result, closed).to_numpy())
         row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
         rows.append(row | change.columns())
-        unit = " nats of the right answer, at most 1 a question" if metric == ANSWER_LOGPROB else f" of {metric}"
-        low, high = change.interval()
-        amount = f"**{change.value:+.2f}** {bounds(float(low), float(high), '+.2f')}{unit} (n = {len(without)})"
-        proven = "" if change.p() < ALPHA else ", not proven"
-        lines.append(f"The facts in the prompt change the whole model's score by {amount}{proven}.")
-    table = pd.DataFrame(rows, columns=["metric", "closed", "opened", "difference", *INTERVAL, "p_value", "n"])
-    return DescribedTable(table, lines, record_of("open_book_gain", result, closed=closed, opened=opened))
+    units = {ANSWER_LOGPROB: "nats of the right answer, at most 1 a question"}
+    lines = [
+        BOOK.format(unit=units.get(row["metric"], f"of {row['metric']}"), **row)
+        + ("." if row["p_value"] < ALPHA else ", not proven.")
+        for row in rows
+    ]
+    columns = ["metric", "closed", "opened", "difference", *INTERVAL, "p_value", "n"]
+    tasks = {"closed": closed, "opened": opened}
+    return DescribedTable.of("open_book_gain", result, rows=rows, columns=columns, lines=lines, **tasks)
 
 
 def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANSWER_LOGPROB) -> DescribedTable:
@@ -275,15 +279,13 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
     Raises:
         UserError: see `open_book_gain`; or the tasks do not have the metric in common.
     """
-    if metric not in _shared(result, closed, opened):
-        raise UserError(f"tasks {closed} and {opened} have no metric {metric!r} in common; sweep with measure='both'")
     tables, units = _paired(result, closed, opened, metric), questions.units(result, closed).to_numpy()
     names = [name for name in tables[0] if name != BASELINE and name in tables[1]]
     losses = [table[[BASELINE]].to_numpy() - table[names].to_numpy() for table in tables]  # [document, condition]
     without, with_book = (stats.changes(metric, loss, units) for loss in losses)
     found = difference(with_book, without)
     layers = result.docs.drop_duplicates("condition").set_index("condition").loc[names, "layer"]
-    columns = {"closed": without.value, "opened": with_book.value, **found.drop(columns="shown"), "n": len(tables[0])}
+    columns = {"closed": without.value, "opened": with_book.value, **found, "n": len(tables[0])}
     table = layers.astype("Int64").reset_index().assign(**columns)
     more, less = (
         ", ".join(table.loc[found["shown"] & (np.sign(found["difference"]) == side), "condition"]) or "none"
@@ -294,8 +296,9 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
         "model costs more there, too.",
         f"Layers that cost more closed-book: {less}.",
     ]
-    record = record_of("open_book_losses", result, closed=closed, opened=opened, metric=metric)
-    return DescribedTable(table, lines, record)
+    about = {"closed": closed, "opened": opened, "metric": metric}
+    shown = [column for column in table if column != "shown"]
+    return DescribedTable.of("open_book_losses", result, rows=table, columns=shown, lines=lines, **about)
 
 
 def _shared(result: Result, closed: str, opened: str) -> list[str]:

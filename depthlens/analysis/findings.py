@@ -5,14 +5,12 @@ after their fields, and the rest as one JSON file, all together or not at all. A
 as a curve with the `depthlens.Result` below it, writes the files of that one unchanged and its own beside them, so that
 ``Result.load`` of the same folder works, too.
 
-What is `derived` from a finding is computed once, and again after a table or a record of it was edited: what is said
-and saved always belongs to what the finding holds.
+What is `derived` from a finding is computed once. To change a table or a record, make a new finding of it.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import html
 import json
 import re
@@ -26,7 +24,7 @@ import pandas as pd
 import pyarrow
 
 from depthlens import arguments
-from depthlens.analysis.result_folder import CIRCUMSTANCES, RECORD_FILE, differences, refuse_other
+from depthlens.analysis.result_folder import RECORD_FILE, differences, refuse_other
 from depthlens.analysis.words import plain
 from depthlens.errors import UserError, blaming
 from depthlens.paths import writable_folder, write_files, writing_to
@@ -56,12 +54,8 @@ class Finding:
     record: dict[str, Any]
 
     def __post_init__(self) -> None:
-        try:
-            # as it will be after it was written and read
-            object.__setattr__(self, "record", json.loads(json.dumps(arguments.plain(self.record))))
-        except TypeError as error:
-            fault = f"the record cannot be written as JSON: {error}"
-            raise UserError(f"{fault}; leave out what is not a value") from error
+        # as it will be after it was written and read
+        object.__setattr__(self, "record", json.loads(json.dumps(arguments.plain(self.record))))
 
     def describe(self) -> list[str]:
         """What the numbers say, one sentence each."""
@@ -111,7 +105,6 @@ class Finding:
             value = getattr(self, name)
             if isinstance(value, Finding):
                 found |= value.contents()
-                own["of"] = _digest(value.record)
             elif name in tables:
                 found[tables[name]] = value
             else:
@@ -190,33 +183,17 @@ class Finding:
             own = {"record": own}
         for name, of in cls._inside().items():
             values[name] = of._read(folder)
-            if own["of"] != _digest(values[name].record):
-                raise UserError(f"{cls.RECORD} and {of.RECORD} belong to different results; make it again")
         return cls(**{name: own[name] for name in own.keys() & {f.name for f in fields(cls)}} | values)
-
-    def kept(self) -> dict[str, Any]:
-        """What was derived from the tables and records as they are now, by name; empty after one was edited."""
-        own, state = vars(self), self._state()
-        if "_kept" not in own or not all(map(_equal, own["_kept"][0], state)):
-            own["_kept"] = copy.deepcopy(state), {}
-        return own["_kept"][1]
-
-    def _state(self) -> list[Any]:
-        """Its tables and records, with those of findings inside."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return [part for value in values for part in (value._state() if isinstance(value, Finding) else [value])]
 
 
 class derived(cached_property[V]):
-    """A property of a `Finding` that is computed once for what it holds; a table is given as a copy."""
+    """A property of a `Finding` that is computed once; a table is given as a copy, which its reader may edit."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None:
-            return self
-        kept, name = instance.kept(), str(self.attrname)
-        if name not in kept:
-            kept[name] = self.func(instance)
-        return copy.copy(kept[name])
+        return copy.copy(super().__get__(instance, owner))
+
+    def __set__(self, instance: Any, value: Any) -> None:  # a property with it is asked each time, and so can copy
+        raise AttributeError(f"{self.attrname} follows from what the finding holds")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,6 +214,23 @@ class DescribedTable(Finding):
         object.__setattr__(self, "table", self.table.reset_index(drop=True))
         super().__post_init__()
 
+    @classmethod
+    def of(
+        cls, made_by: str, *results: Result, rows: Any, columns: Sequence[str], lines: Sequence[str], **settings: Any
+    ) -> DescribedTable:
+        """A table with the record of how it was made.
+
+        Args:
+            made_by: The function that made it.
+            results: What it was made from.
+            rows: Of the table: anything that pandas makes one of.
+            columns: Of the table, in order.
+            lines: What it says; see `describe`.
+            settings: More entries of the record.
+        """
+        table = pd.DataFrame(rows, columns=list(columns))
+        return DescribedTable(table, lines, record_of(made_by, *results, **settings))
+
 
 def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]:
     """The record of a table: the function that made it, what it was made from, and its settings."""
@@ -248,19 +242,14 @@ def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]
     return {"made_by": made_by, "made_from": sources, **settings}
 
 
+def joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """Tables below one another, with these columns; one without rows where there are no tables."""
+    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
+
+
 def paragraphs(lines: Sequence[str]) -> str:
     """Lines as paragraphs of HTML, escaped, with what Markdown marks as bold; empty ones are left out."""
     return BOLD.sub(r"<b>\1</b>", "".join(f"<p>{html.escape(line)}</p>" for line in lines if line))
-
-
-def _digest(record: dict) -> str:
-    """A short name of a record's content without its circumstances."""
-    content = {key: value for key, value in record.items() if key not in CIRCUMSTANCES}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _equal(old: Any, new: Any) -> bool:
-    return old.equals(new) if isinstance(old, pd.DataFrame) else bool(old == new)
 
 
 def _write(content: Any, file: IO[bytes]) -> None:

@@ -43,11 +43,10 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     chosen = result.select(tasks=task, metrics=metric)
     heads, dims = head_conditions(chosen, task), chosen.record["model"]["dims"]
     rows = chosen.losses().set_index("condition").loc[list(heads.values())]
-    measured = rows[["layer", "head", "loss", "loss_low", "loss_high", "critical"]]
-    measured = measured.set_axis(["layer", "head", "value", "low", "high", "critical"], axis=1)
+    rows = rows.drop(columns="value").rename(columns={"loss": "value", "loss_low": "low", "loss_high": "high"})
     kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name, n, shape = f"{kind} of {metric}, {task}", int(rows["n"].max()), (dims["n_layers"], dims["n_heads"])
-    return HeadScores.of_heads(name, loss_unit(metric), measured, shape, n, chosen.record)
+    return HeadScores.of_heads(name, loss_unit(metric), rows, shape, n, chosen.record)
 
 
 def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:
@@ -110,17 +109,11 @@ def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
 
 
 def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
-    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first).
-
-    Raises:
-        UserError: no scored head on one of the sides.
-    """
+    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first)."""
     positive, scored = np.zeros_like(scores.values, dtype=bool), np.isfinite(scores.values)
     for head in heads:
         positive[head] = True
     inside, outside = scores.values[positive & scored], scores.values[~positive & scored]
-    if not len(inside) or not len(outside):
-        raise UserError("auroc needs scored heads on both sides")
     return float(scipy.stats.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
 
 

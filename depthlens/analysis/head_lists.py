@@ -51,7 +51,7 @@ def head_roles(
         One row a head: layer, head, condition, copy, alone, together (NaN where not tested), role.
 
     Raises:
-        UserError: scores of different shapes, or losses that were not tested.
+        UserError: scores of different shapes.
     """
     table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.frame["value"])
     costs = {}
@@ -61,8 +61,6 @@ def head_roles(
             continue
         if scores.values.shape != copying.values.shape:
             raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
-        if scores.critical is None:
-            raise UserError(f"{name} ({scores.name}) was not tested; give losses, e.g. method='exact'")
         table[name] = scores.frame["value"]
         costs[name] = (table[name] >= needed) & scores.frame["critical"].astype(bool)
     copy = table["copy"] >= copies
@@ -134,9 +132,8 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
     if a.values.shape != b.values.shape:
         raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
     scored = np.isfinite(a.values) & np.isfinite(b.values)
-    n, k = int(scored.sum()), arguments.plain(k)
-    if not (type(k) is int and 1 <= k < n):
-        raise UserError(f"k {k!r}: {n} heads have both scores; give a whole number from 1 to {max(n - 1, 1)}")
+    n = int(scored.sum())
+    k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")
     both = a.frame["value"].notna() & b.frame["value"].notna()
     first, second = (replace(s, frame=s.frame[both]).top(k) for s in (a, b))
     return first, second, scored
@@ -145,7 +142,7 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
 def head_overlap(
     a: Sequence[Head] | HeadScores,
     b: Sequence[Head] | HeadScores,
-    n_heads_in_all: int | Sequence[int] | None = None,
+    n_heads_in_all: int | Sequence[int] = (),
     *,
     k: int | None = None,
 ) -> Overlap:
@@ -166,22 +163,14 @@ def head_overlap(
         k: Of scores: how many heads of each are compared.
 
     Raises:
-        UserError: an empty list, a head twice, more heads than there are, a list and scores, or scores of models of
-            different sizes.
+        UserError: no list, more heads than a layer has, or scores of models of different sizes.
     """
     if isinstance(a, HeadScores) and isinstance(b, HeadScores) and k is not None:
         a, b, scored = both_tops(a, b, k)
         n_heads_in_all = scored.sum(axis=1).tolist()
-    if n_heads_in_all is None:
-        raise UserError("head_overlap: give two scores and k, or two lists and the number of heads of each layer")
-    lists = [arguments.heads("list", heads) for heads in (a, b)]
-    first, second = sets = [set(heads) for heads in lists]
+    first, second = sets = [set(arguments.heads("list", heads)) for heads in (a, b)]
     layers = None if isinstance(n_heads_in_all, int | np.integer) else [int(n) for n in n_heads_in_all]
     n_in_all = int(n_heads_in_all) if layers is None else sum(layers)  # type: ignore[arg-type]
-    for heads, unique in zip(lists, sets, strict=True):
-        if not heads or len(unique) < len(heads) or len(unique) > n_in_all:
-            fault = f"a list of {len(heads)} heads, {len(unique)} of them different, of {n_in_all}"
-            raise UserError(f"{fault}; give at least one head, each once")
     common, lengths = sets[0] & sets[1], [len(heads) for heads in sets]
     expected, p = (math.nan, math.nan) if layers is None else _within_layers(first, second, layers, len(common))
     anywhere = lengths[0] * lengths[1] / n_in_all, float(scipy.stats.hypergeom.sf(len(common) - 1, n_in_all, *lengths))
@@ -191,8 +180,6 @@ def head_overlap(
 
 def _within_layers(a: set[Head], b: set[Head], layers: Sequence[int], n: int) -> tuple[float, float]:
     """Mean of the overlap where each list is permuted within its layers, and probability of at least ``n``."""
-    if beyond := [head for head in sorted(a | b) if head[0] >= len(layers)]:
-        raise UserError(f"layer {beyond[0][0]} does not exist; {len(layers)} layers are given")
     counts = [np.bincount([layer for layer, _ in heads], minlength=len(layers)) for heads in (a, b)]
     chances = np.ones(1)  # of 0, 1, 2 .. heads in common
     for layer, (size, *of_lists) in enumerate(zip(layers, *counts, strict=True)):

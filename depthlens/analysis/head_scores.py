@@ -7,11 +7,9 @@ heads tested, of cases that are clipped to [-1, 1]. No torch in here: plots read
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -239,13 +237,3 @@ class ReasoningScores(Finding):
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
         """What is shown: the sentences."""
         return "", pd.DataFrame(), self.describe()
-
-    @classmethod
-    def _read(cls, folder: Path) -> Self:
-        if not (folder / f"{KINDS[0]}.parquet").exists():
-            return super()._read(folder)
-        # as version 0.2 wrote it: a table a kind
-        record = json.loads((folder / cls.RECORD).read_text(encoding="utf-8"))
-        tables = {kind: pd.read_parquet(folder / f"{kind}.parquet").assign(kind=kind) for kind in KINDS}
-        about = {kind: {key: record["scores"][kind][key] for key in ("name", "unit", "n")} for kind in KINDS}
-        return cls(pd.concat(tables.values(), ignore_index=True), about, record["record"])

@@ -93,7 +93,7 @@ class Race(Finding):
         record: What was asked, with ``n_documents`` and ``n_baseline`` by task (`docs/files.md`), and ``work``.
     """
 
-    NEXT: ClassVar[str] = "next: dl.plots.race_course(...) draws it"
+    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.race_course(...) draws it"
 
     decisions: pd.DataFrame
     losses: pd.DataFrame
@@ -124,12 +124,6 @@ class Race(Finding):
                 said = f"no condition is judged, because {n} documents do not show the whole model to be above chance"
             lines.append(f"{task} ({metric}): {said}.")
         return [*lines, f"The probability that any of these decisions is wrong is at most {self.record['alpha']:g}."]
-
-    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
-        """What is shown: the first decisions, and the sentences."""
-        head, table, rest = super().display()
-        columns = ["task", "condition", "decision", "n", "loss", "ci_low", "ci_high"]
-        return head, table[columns], [*rest, *self.describe()]
 
 
 def log_gains(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import scipy
 
 from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis import questions, stats
-from depthlens.analysis.findings import DescribedTable, record_of
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import Mean
 from depthlens.analysis.scores import comparable, labels
 from depthlens.analysis.stats import ALPHA, BASELINE
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 NO_GAP = "the donor is not proven better than the base"
+SHARE = "{bold}{condition} recovers {recovered:.2f} [{ci_low:.2f}, {ci_high:.2f}] of the gap{bold}"
 ONE, BOTTOM, TOP = "of one layer", "from the bottom", "from the top"
 COLUMNS = [
     "task", "metric", "condition", "site", "first", "last", "n", "value", "value_low", "value_high", "base", "donor",
@@ -75,7 +76,7 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
         found = (share * np.nan if no_gap else share).columns("recovered")
         tables.append(rows.assign(**found).astype({"first": "Int64", "last": "Int64"})[COLUMNS])
     table = pd.concat(tables, ignore_index=True)
-    return DescribedTable(table, _sentences(table), record_of("transplant_recovery", result, donor))
+    return DescribedTable.of("transplant_recovery", result, donor, rows=table, columns=COLUMNS, lines=_sentences(table))
 
 
 def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -108,13 +109,15 @@ def _sentences(table: pd.DataFrame) -> list[str]:
             continue
         by_kind = series(rows)
         for kind, chosen in by_kind.items():
-            lines.append(f"{task}, transplants {kind}: {_best(chosen)} ({levels}).")
-            if not kind.endswith(ONE):
-                lines.append(f"{task}, transplants {kind}: {_half(chosen)}.")
-        rest = rows.drop(index=[i for chosen in by_kind.values() for i in chosen.index])
-        for _, row in rest.iterrows():
+            smallest_first = chosen.assign(layers=chosen["last"] - chosen["first"]).sort_values("layers", kind="stable")
+            best = chosen.loc[smallest_first["recovered"].idxmax()]
+            some = "" if best["p_adjusted"] < ALPHA and best["recovered"] > 0 else ", not proven to help"
+            half = "" if kind.endswith(ONE) else f"; {_half(chosen)}"
+            most = SHARE.format(bold="**", **best)
+            lines.append(f"{task}, transplants {kind}: {most}, the most of {len(chosen)}{some}{half} ({levels}).")
+        for _, row in rows.drop(index=[i for chosen in by_kind.values() for i in chosen.index]).iterrows():
             proven = "" if row["p_adjusted"] < ALPHA else ", no proven change"
-            lines.append(f"{task}: {_share(row)}{proven} ({levels}).")
+            lines.append(f"{task}: {SHARE.format(bold='', **row)}{proven} ({levels}).")
     return lines
 
 
@@ -130,19 +133,7 @@ def _half(chosen: pd.DataFrame) -> str:
     if enough.empty:
         return "none surely recovers half of the gap"
     smallest = enough.loc[(enough["last"] - enough["first"]).idxmin()]
-    return f"half of the gap is surely recovered from **{smallest['condition']}** on: {_share(smallest)}"
-
-
-def _best(chosen: pd.DataFrame) -> str:
-    smallest_first = chosen.assign(layers=chosen["last"] - chosen["first"]).sort_values("layers", kind="stable")
-    best = chosen.loc[smallest_first["recovered"].idxmax()]
-    if best["p_adjusted"] < ALPHA and best["recovered"] > 0:
-        return f"**{_share(best)}**, the most of {len(chosen)}"
-    return f"none of {len(chosen)} is proven to help; {_share(best)}"
-
-
-def _share(row: pd.Series) -> str:
-    return "{condition} recovers {recovered:.2f} [{ci_low:.2f}, {ci_high:.2f}] of the gap".format_map(row)
+    return f"half of the gap is surely recovered from **{smallest['condition']}** on"
 
 
 def recovered_share(

@@ -63,7 +63,7 @@ def sentence(result: Result, row: Any) -> str:
     text = f"{row.condition}: {text} (p_adjusted = {row.p_adjusted:.2g}{few})."
     if abs(row.delta - row.bounded) > _ROUNDED:
         text += f" Without the limit of 1 nat a document the change is {row.delta:+.2g}."
-    return text + written_answers.unreadable(result, row)
+    return text
 
 
 def notes(result: Result) -> list[str]:
@@ -75,7 +75,7 @@ def notes(result: Result) -> list[str]:
         if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
             what = f"about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} of samples"
             lines.append(f"{_name(row, several)}: {what}, and here are {row.n}")
-    lines += [*written_answers.notes(result), *dict.fromkeys(_cut_prompts(result.record))]
+    lines += dict.fromkeys(_cut_prompts(result.record))
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
     for task, about in result.record.get("tasks", {}).items():
@@ -106,14 +106,12 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
         losses, limits = result.losses()[[*GROUP, "condition", "loss"]], result.notes
     except UserError as error:  # an incomplete record must not hide the table
         return str(error), summary[_COLUMNS].head(ROWS), []
-    table = summary.merge(losses, how="left").fillna({"loss": np.inf})
-    group = table.groupby(GROUP, sort=False).ngroup()
-    order = np.lexsort((-table["delta"].abs(), -table["loss"], group))  # the baseline of each group is the first
-    table = table.iloc[order]
-    # a fair share: the first row of every group, then the second of every group, and so on
-    turn, n_rows = table.groupby(GROUP, sort=False).cumcount(), max(ROWS, min(2 * (group.max() + 1), 2 * ROWS))
-    left = len(table) - n_rows
-    table = table.loc[table.index.isin(turn.sort_values(kind="stable").index[:n_rows]), _COLUMNS]
+    table = summary.merge(losses, how="left").fillna({"loss": np.inf}).assign(size=summary["delta"].abs())
+    table = table.sort_values(["loss", "size"], ascending=False, kind="stable")  # the baselines are the first
+    groups = table.groupby(GROUP, sort=False)
+    table = table.iloc[np.argsort(groups.ngroup(), kind="stable")]
+    table = table.groupby(GROUP, sort=False)[_COLUMNS].head(max(2, ROWS // groups.ngroups))[: 2 * ROWS]
+    left = len(summary) - len(table)
     if table["bounded"].round(3).equals(table["delta"].round(3)):
         table = table.drop(columns="bounded")
     table["p_adjusted"] = [f"{p:.2g}" if p == p else "" for p in table["p_adjusted"]]
@@ -121,22 +119,18 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     lines += [*limits[:ROWS], *([f"{len(limits) - ROWS} more notes in result.notes"] if len(limits) > ROWS else [])]
     counts = {c: summary[c].nunique() for c in ("model", "task", "metric", "condition")}
     sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
-    head = f"Result of {sizes}; worst loss of each task and metric first"
-    return head, table, lines
+    return f"Result of {sizes}; worst loss of each task and metric first", table, lines
 
 
 def _name(row: Any, several: bool) -> str:
     return f"{row.task} {row.metric}" + (f" of {row.model}" if several else "")
 
 
-def _cut_prompts(record: Mapping[str, Any], *, several: bool = False) -> Iterator[str]:
+def _cut_prompts(record: Mapping[str, Any]) -> Iterator[str]:
     """One line per task whose prompts were cut, of a result's record and of those it was joined from."""
-    parts = record.get("parts", ())
-    several = several or len({str(part.get("model")) for part in parts}) > 1
-    for part in parts:
-        yield from _cut_prompts(part, several=several)
-    for task, entry in () if parts else record.get("tasks", {}).items():
+    for part in record.get("parts", ()):
+        yield from _cut_prompts(part)
+    for task, entry in record.get("tasks", {}).items():
         if n := entry.get("n_truncated"):
-            of = f" of {record['model']['name']}" if several and "model" in record else ""
             lost = f"lost up to {entry['max_tokens_cut']} tokens at their left end"
-            yield f"{task}{of}: {n} prompts are longer than the model reads and {lost}"
+            yield f"{task}: {n} prompts are longer than the model reads and {lost}"

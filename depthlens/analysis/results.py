@@ -59,9 +59,6 @@ class Result(Finding):
     asked: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.docs, pd.DataFrame) or not isinstance(self.record, dict):
-            kinds = f"{type(self.docs).__name__} and {type(self.record).__name__}"
-            raise UserError(f"a result is made of a table of documents and a record, not of {kinds}; give these two")
         object.__setattr__(self, "docs", documents.normalise(self.docs))
         if self.asked is not None:
             object.__setattr__(self, "asked", questions.of(questions.normalise(self.asked), self.docs))
@@ -254,9 +251,7 @@ class Result(Finding):
         if conditions is None:
             return result_words.describe(result)
         table = result.losses()
-        names = arguments.chosen("condition", conditions, result.docs["condition"].unique())
-        if BASELINE in names:
-            raise UserError("the baseline is what the others are compared with; name another condition")
+        names = arguments.chosen("condition", conditions, table["condition"].unique())
         rows = table[table["condition"].isin(names)]
         return [result_words.sentence(result, row) for row in rows.itertuples()]
 
@@ -350,8 +345,6 @@ def concat(results: Sequence[Result]) -> Result:
     Raises:
         UserError: two results disagree on a score, or on what a task is.
     """
-    if not isinstance(results, Sequence) or not results:
-        raise UserError("no results to join; give at least one, in a list")
     for result in results:
         arguments.result(result)
     key = [*GROUP, "condition", "doc_id"]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,10 +28,10 @@ import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import run_settings, stats
-from depthlens.analysis.findings import Finding
+from depthlens.analysis.findings import Finding, joined
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import THIRDS, Scores, layer_third, scores_of
+from depthlens.analysis.scores import THIRDS, Scores, layer_third, one_model, scores_of
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 
@@ -176,30 +175,26 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
         stages: Whether they are stages of training in order: each is compared with the one before it.
 
     Raises:
-        UserError: fewer than two runs, a result of several models, or runs with nothing in common.
+        UserError: a result of several models, or runs with nothing in common.
     """
-    if len(runs) < 2:
-        raise UserError(f"{len(runs)} runs; a comparison needs two or more")
     measured: dict[tuple[str, ...], dict[str, Measured]] = {}
     for run in runs:
         for key, one in _measured(run):
             measured.setdefault(key, {})[run.name] = one
     judged = [place for run in runs for place in run.verdicts]
     if not any(len(by_run) > 1 for by_run in measured.values()) and len(set(judged)) == len(judged):
-        each = [f"{run} has {_name(*key)}" for key, by_run in measured.items() if key[3] == WHOLE for run in by_run]
-        fault = f"the runs have no task and metric in common ({'; '.join(each) or 'verdicts alone'})"
-        raise UserError(f"{fault}; compare runs of the same tasks")
+        raise UserError("no two runs have a task and metric in common; compare two or more of the same tasks")
     rows: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
-    notes = _only_some(measured, len(runs))
+    notes: list[str] = []
     for key, by_run in measured.items():
-        groups = _groups(by_run)
-        pairs, limits = _pairs(by_run, groups, stages)
-        notes += [f"{key[0]}: {key[1]}: {limit}" if key[0] else f"{key[1]}: {limit}" for limit in limits]
-        numbers = {run: i + 1 for i, names in enumerate(groups) for run in names}
+        if len(by_run) < (len(runs) if key[3] == WHOLE else len(measured[*key[:3], WHOLE])):
+            notes.append(f"only {' and '.join(by_run)} has {_name(*key)}")
+        pairs, groups, limits = _pairs(by_run, stages)
+        notes += [f"{key[0]}: {key[1]}: {limit}".removeprefix(": ") for limit in limits]
         for name, table in _tables(key[3], by_run, pairs):
             about = dict(zip(KEY, key, strict=True))
-            rows[name].append(table.assign(**about, group=table["run"].map(numbers)))
-    tables = {name: _joined(rows[name], columns) for name, columns in COLUMNS.items()}
+            rows[name].append(table.assign(**about, group=table["run"].map(groups)))
+    tables = {name: joined(rows[name], columns) for name, columns in COLUMNS.items()}
     tables |= {"settings": run_settings.table({run.name: run.results for run in runs}), "verdicts": _verdicts(runs)}
     models = {run.name: sorted({m for r in run.results.values() for m in r.docs["model"].unique()}) for run in runs}
     record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
@@ -212,10 +207,6 @@ def _name(place: str, task: str, metric: str, parts: str) -> str:
     return f"{name} {metric.removesuffix(',none')}" + ("" if parts == WHOLE else f", {parts}")
 
 
-def _joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
-
-
 def _verdicts(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a place, run and part of a claim, with the estimate that decides the part."""
     found = [
@@ -223,7 +214,7 @@ def _verdicts(runs: Sequence[Run]) -> pd.DataFrame:
         for run in runs
         for place, parts in run.verdicts.items()
     ]
-    return _joined(found, VERDICTS).sort_values("place", kind="stable", ignore_index=True)
+    return joined(found, VERDICTS).sort_values("place", kind="stable", ignore_index=True)
 
 
 # -- what is compared ----------------------------------------------------------------------------------
@@ -232,9 +223,7 @@ def _verdicts(runs: Sequence[Run]) -> pd.DataFrame:
 def _measured(run: Run) -> Iterator[tuple[tuple[str, ...], Measured]]:
     """Everything that a run measured, by the values of `KEY`."""
     for place, result in run.results.items():
-        if len(models := result.docs["model"].unique()) > 1:
-            where = f"run {run.name!r}" + (f", {place}" if place else "")
-            raise UserError(f"{where}: it has models {', '.join(models)}; compare one with select(models=...)")
+        one_model(result)
         losses, dims = result.losses(), (result.record.get("model") or {}).get("dims") or {}
         kinds = [_kind(condition) for condition in losses["condition"]]
         losses[["parts", "at", "number"]] = pd.DataFrame(kinds, losses.index, ["parts", "at", "number"])
@@ -262,59 +251,38 @@ def _kind(condition: str) -> tuple[str, int, int]:
     return WORDS[first.site] + first.suffix, first.layer, first.index
 
 
-def _groups(by_run: Mapping[str, Measured]) -> list[list[str]]:
-    """Names of runs, those with the same settings together."""
-    groups: list[list[str]] = []
-    for run, one in by_run.items():
-        same = next((names for names in groups if by_run[names[0]].deciding == one.deciding), None)
-        if same is None:
-            groups.append([run])
-        else:
-            same.append(run)
-    return groups
+def _pairs(by_run: Mapping[str, Measured], stages: bool) -> tuple[list[Pair], dict[str, int], list[str]]:
+    """Runs and what they are compared with, numbers of groups of equal settings, and what limits the comparison.
 
-
-def _only_some(measured: Mapping[tuple[str, ...], Mapping[str, Measured]], n_runs: int) -> list[str]:
-    """What only some of the runs have."""
-    missing = defaultdict(list)
-    for key, by_run in measured.items():
-        if len(by_run) < (n_runs if key[3] == WHOLE else len(measured[*key[:3], WHOLE])):
-            missing[" and ".join(by_run)].append(_name(*key))
-    return [f"only {names} has {'; '.join(what)}" for names, what in missing.items()]
-
-
-def _pairs(
-    by_run: Mapping[str, Measured], groups: Sequence[Sequence[str]], stages: bool
-) -> tuple[list[Pair], list[str]]:
-    """Runs and what they are compared with, and what limits that.
-
-    It is the first run with the same settings, or for stages the one before.
+    A run is compared with the first of the same settings, or for stages with the last before it.
     """
-    pairs, limits = [], []
-    for names in groups:
-        first = by_run[groups[0][0]]
-        if differs := run_settings.mismatches(first.deciding, by_run[names[0]].deciding):
-            others = f"{' and '.join(names)} not compared with {first.run}"
-            limits.append(f"{others}, whose settings differ ({first.run} first): {'; '.join(differs)}")
-        for own, reference in zip(names[1:], names if stages else [names[0]] * len(names), strict=False):
-            pair, more = _pair(by_run[own], by_run[reference])
-            pairs += [pair] if pair else []
-            limits += more
-    return pairs, limits
+    pairs: list[Pair] = []
+    groups: dict[str, int] = {}
+    limits: list[str] = []
+    for run, own in by_run.items():
+        same = [name for name in groups if by_run[name].deciding == own.deciding]
+        if same:
+            pair, more = _pair(own, by_run[same[-1 if stages else 0]])
+            pairs, limits = [*pairs, *pair], [*limits, *more]
+        elif groups:
+            first = next(iter(by_run.values()))
+            differs = "; ".join(run_settings.mismatches(first.deciding, own.deciding))
+            limits.append(f"{run} not compared with {first.run}, whose settings differ ({first.run} first): {differs}")
+        groups[run] = groups[same[0]] if same else len({*groups.values()}) + 1
+    return pairs, groups, limits
 
 
-def _pair(own: Measured, reference: Measured) -> tuple[Pair | None, list[str]]:
+def _pair(own: Measured, reference: Measured) -> tuple[list[Pair], list[str]]:
     """A run and its reference on the documents of the smaller one, with the same conditions if these are comparable.
 
     Returns:
-        The pair, or None if they have other documents; and what limits the comparison.
+        The pair, none if they have other documents; and what limits the comparison.
     """
     names, both = f"{own.run} and {reference.run}", (own, reference)
     sizes, known = [len(one.scores.documents) for one in both], set(reference.scores.documents)
     shared = [name for name in own.scores.documents if name in known]
     if len(shared) < max(FEWEST, min(sizes)):
-        fault = f"different documents ({len(shared)} are of both)" if shared else "different documents"
-        return None, [f"{names} have {fault}, so that they are not compared"]
+        return [], [f"{names} have different documents ({len(shared)} are of both), so that they are not compared"]
     documents, limits = "the same documents", []
     if sizes[0] != sizes[1]:
         documents = f"the {len(shared)} documents that both have"
@@ -327,7 +295,7 @@ def _pair(own: Measured, reference: Measured) -> tuple[Pair | None, list[str]]:
         if len(common) < max(map(len, conditions)):
             limits.append(f"{names} have {len(common)} of {max(map(len, conditions))} conditions in common")
         conditions = [common, common]
-    return (own.of(conditions[0], shared), reference.of(conditions[1], shared), documents), limits
+    return [(own.of(conditions[0], shared), reference.of(conditions[1], shared), documents)], limits
 
 
 # -- rows of the tables --------------------------------------------------------------------------------
@@ -335,34 +303,28 @@ def _pair(own: Measured, reference: Measured) -> tuple[Pair | None, list[str]]:
 
 def _tables(parts: str, by_run: Mapping[str, Measured], pairs: Sequence[Pair]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Rows of the tables, each with the name of its table."""
-    n_tests: Any = len(pairs)
-    name, of_run, gap = "baselines", _whole_model, _whole_models
-    if parts != WHOLE:
-        name, of_run, gap = "centres", _placed, _moved
-        n_tests = len(pairs) * np.array([1, *[len(THIRDS)] * len(THIRDS)])
-        for one in by_run.values():
-            yield "profiles", _profile(one)
-        for own, reference, _ in pairs:
-            for rows in _losses(own, reference, len(pairs)):
-                yield "differences", rows
+    whole = parts == WHOLE
+    for one in () if whole else by_run.values():
+        yield "profiles", _profile(one)
+    for own, reference, _ in () if whole else pairs:
+        for rows in _losses(own, reference, len(pairs)):
+            yield "differences", rows
+    if re.split(r"[\[@]", parts)[0] not in (WHOLE, *OVER_DEPTH):
+        return
     tests: dict[str, dict[str, Any]] = {}
-    if re.split(r"[\[@]", parts)[0] in (WHOLE, *OVER_DEPTH):
-        for own, reference, documents in pairs:
-            difference = gap(own, reference)
-            about = {"reference": reference.run, "documents": documents}
-            tests[own.run] = about | _test(difference, difference.p() * n_tests)
-        for run, one in by_run.items():
-            yield name, of_run(one).assign(run=run, **NO_TEST | tests.get(run, {}))
+    n_tests = len(pairs) * np.array(1 if whole else [1, *[len(THIRDS)] * len(THIRDS)])
+    for own, reference, documents in pairs:
+        gap = _whole_models(own, reference) if whole else _moved(own, reference)
+        tests[own.run] = {"reference": reference.run, "documents": documents, **_test(gap, gap.p() * n_tests)}
+    for run, one in by_run.items():
+        table = pd.DataFrame(one.baseline, index=[0]) if whole else _placed(one)
+        yield "baselines" if whole else "centres", table.assign(run=run, **NO_TEST | tests.get(run, {}))
 
 
 def _test(gap: Mean, p: np.ndarray) -> dict[str, np.ndarray]:
     """A difference, its interval, its corrected p-value, and whether it is shown."""
     p = np.where(np.isnan(gap.value), np.nan, np.minimum(p, 1.0))
     return dict(zip(TEST, map(np.atleast_1d, (gap.value, *gap.interval(), p, p < ALPHA)), strict=True))
-
-
-def _whole_model(one: Measured) -> pd.DataFrame:
-    return pd.DataFrame(one.baseline, index=[0])
 
 
 def _whole_models(own: Measured, reference: Measured) -> Mean:
@@ -372,20 +334,12 @@ def _whole_models(own: Measured, reference: Measured) -> Mean:
 
 
 def _profile(one: Measured) -> pd.DataFrame:
-    losses, scores = one.losses, one.scores
+    scores = one.scores
     share = scores.relative_loss() if one.has_room else scores.mean_loss() * np.nan
-    low, high = share.interval()
-    critical = (losses["p_adjusted"] < ALPHA) & (losses["loss"] > losses["min_effect"]) & ~losses["at_chance"]
-    return losses.assign(
-        run=one.run,
-        depth=np.where(scores.layers >= 0, scores.depth, np.nan),
-        ci_low=losses["loss_low"],
-        ci_high=losses["loss_high"],
-        share=share.value,
-        share_low=low,
-        share_high=high,
-        critical=critical.to_numpy(dtype=bool),
-    )
+    columns = dict(zip(("share_low", "share_high"), share.interval(), strict=True))
+    columns |= {"share": share.value, "depth": np.where(scores.layers >= 0, scores.depth, np.nan)}
+    ends = {"loss_low": "ci_low", "loss_high": "ci_high"}
+    return one.losses.drop(columns=[*ends.values()]).rename(columns=ends).assign(run=one.run, **columns)
 
 
 def _losses(own: Measured, reference: Measured, n_pairs: int) -> Iterator[pd.DataFrame]:
@@ -409,21 +363,15 @@ def _losses(own: Measured, reference: Measured, n_pairs: int) -> Iterator[pd.Dat
 def _places(scores: Scores) -> Mean:
     """Centre of mass and the thirds' shares of all losses, NaN where they cannot be placed. Shape [4]."""
     inside = (layer_third(scores.layers, scores.n_layers)[:, None] == np.arange(len(THIRDS))).astype(float)
-    if not inside.any(0).all():
-        inside[:] = np.nan
-    found = scores.share(np.column_stack([scores.depth, inside]))
-    return found * np.nan if _unplaced(scores) else found
-
-
-def _unplaced(scores: Scores) -> str:
-    """Why the losses cannot be placed in depth; "" if they can."""
-    return scores.unplaced if scores.n_layers >= len(THIRDS) else f"fewer than {len(THIRDS)} layers"
+    weights = inside if inside.any(0).all() else inside * np.nan
+    found = scores.share(np.column_stack([scores.depth, weights]))
+    return found * np.nan if scores.unplaced else found
 
 
 def _placed(one: Measured) -> pd.DataFrame:
-    found, n = _places(one.scores), len(one.scores.documents)
-    rows = {"measure": [CENTRE, *THIRDS], "n": n, "value": found.value, "why": _unplaced(one.scores)}
-    return pd.DataFrame(rows | dict(zip(("ci_low", "ci_high"), found.interval(), strict=True)))
+    found = _places(one.scores).columns("value")
+    about = {"measure": [CENTRE, *THIRDS], "n": len(one.scores.documents), "why": one.scores.unplaced}
+    return pd.DataFrame(about | found).drop(columns="p_value")
 
 
 def _moved(own: Measured, reference: Measured) -> Mean:

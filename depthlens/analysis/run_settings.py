@@ -13,7 +13,6 @@ The commit is a circumstance: versions are compared, and most commits change no 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ _CIRCUMSTANCES = {
 _MODEL = {f"model {key}" for key in ("name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter")}
 _DECIDING_VERSIONS = {"version of depthlens", "version of lm-eval"}
 _LEFT_OUT = ("conditions", "depthlens", "model", "parts", "tasks", "versions")  # read in another way, or derived
-_OF_TASK_LEFT_OUT = ("metrics", "skipped_metrics", "sha256", "file")  # the last two of version 0.2
+_OF_TASK_LEFT_OUT = ("metrics", "skipped_metrics", "file")
 _LONGEST = 60  # characters of a value
 
 
@@ -122,8 +121,4 @@ def text(value: Any) -> str:
     if value is None:
         return "none"
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if len(shown) <= _LONGEST:
-        return shown
-    # different values have different texts, also where they begin alike
-    end = f"... #{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
-    return shown[: _LONGEST - len(end)] + end
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis import means, questions, stats
+from depthlens.analysis import means, questions
 from depthlens.analysis.means import Mean
 from depthlens.analysis.stats import BASELINE, GROUP
 from depthlens.errors import UserError
@@ -159,11 +159,6 @@ class Scores:
             raise UserError(f"task {self.task}: no layer of the {missing[0]} was removed; sweep all layers")
         return third
 
-    @property
-    def binary(self) -> bool:
-        """Whether all scores are 0 or 1."""
-        return stats.is_binary(np.abs(np.append(self.values, self.base)))
-
     def unusable(self, scale: str) -> str:
         """Why there is nothing to say on one of `depthlens.analysis.depth.SCALES`, "" if there is.
 
@@ -182,6 +177,8 @@ class Scores:
         """
         if self.at_chance or self.too_few:
             return AT_CHANCE if self.at_chance else self.too_few
+        if self.n_layers < len(THIRDS):
+            return f"fewer than {len(THIRDS)} layers"
         return "" if self.mean(self.loss.sum(1), bounded=False).interval()[0] > 0 else NO_LOSS
 
 
@@ -239,7 +236,7 @@ def layer_scores(result: Result, suffix: str | None = None) -> list[Scores]:
     Raises:
         UserError: several models, or conditions that are not one a layer.
     """
-    _one_model(result)
+    one_model(result)
     names, found = labels(result), []
     for row in result.baselines.itertuples():
         rows = result.docs[(result.docs["task"] == row.task) & (result.docs["metric"] == row.metric)]
@@ -300,7 +297,7 @@ def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "cond
     Raises:
         UserError: naming what differs.
     """
-    models = [_one_model(result) for result in (a, b)]
+    models = [one_model(result) for result in (a, b)]
     rows = [pd.MultiIndex.from_frame(result.docs[list(columns)]).unique() for result in (a, b)]
     if len(extra := rows[0].symmetric_difference(rows[1])):
         which = ", ".join(f"{column} {value}" for column, value in zip(columns, extra[0], strict=True))
@@ -331,7 +328,8 @@ def paired_scores(base: Result, distilled: Result) -> list[tuple[Scores, Scores]
     return [(a, replace(b, documents=a.documents, units=a.units)) for a, b in pairs]
 
 
-def _one_model(result: Result) -> str:
+def one_model(result: Result) -> str:
+    """The model of a result; several are refused."""
     arguments.result(result)
     if len(models := result.docs["model"].unique()) > 1:
         raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")

@@ -26,17 +26,14 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal, DivisionByZero, InvalidOperation
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from depthlens.analysis.findings import DescribedTable, record_of
-from depthlens.analysis.means import mean
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.questions import units
 from depthlens.analysis.scores import THIRDS, layer_third
 from depthlens.analysis.stats import BASELINE
-from depthlens.analysis.words import WORDS, estimate, numbers
+from depthlens.analysis.words import WORDS, numbers
 from depthlens.analysis.written_answers import headline
-from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -133,26 +130,19 @@ def classify_solutions(result: Result, task: str, questions: Sequence[str]) -> D
         problems stay solved, and what goes wrong first in the others.
 
     Raises:
-        UserError: the result does not have that task, it is not written, or it has more documents than there are
-            questions.
+        UserError: the result does not have that task.
     """
     result = result.select(tasks=task)
-    output_type = result.record["tasks"][task].get("output_type", "generate_until")
-    if output_type != "generate_until":
-        raise UserError(f"task {task} is {output_type}; mistakes are looked for in what a model writes")
     table = result.select(metrics=headline(task, list(result.docs["metric"].unique()))).docs
-    if (last := table["doc_id"].max()) >= len(questions):
-        raise UserError(f"{len(questions)} questions of task {task}, and the result has document {last}; give them all")
     table["kind"] = [
         RIGHT if row.value == 1 else first_mistake(row.response, questions[row.doc_id]) for row in table.itertuples()
     ]
     right = table[table["condition"] == BASELINE].set_index("doc_id")["kind"] == RIGHT
     table["solved"] = table["doc_id"].map(right)
     table["unit"] = table["doc_id"].map(units(result, task))
-    table = table[["condition", "layer", "doc_id", "unit", "kind", "solved", "response"]].reset_index(drop=True)
+    columns = ["condition", "layer", "doc_id", "unit", "kind", "solved", "response"]
     lines = sentences(table, result.n_layers)
-    record = record_of("classify_solutions", result, task=task)
-    return DescribedTable(table, lines, record)
+    return DescribedTable.of("classify_solutions", result, rows=table, columns=columns, lines=lines, task=task)
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,47 +159,20 @@ def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     return counts.div(counts.sum(axis=1), axis=0)
 
 
-def by_third(table: pd.DataFrame, n_layers: int) -> pd.DataFrame:
-    """Share of the problems solved with nothing removed that end as each kind, by depth third of the removed layer.
-
-    Args:
-        table: Of `classify_solutions`.
-        n_layers: Of the model.
-
-    Returns:
-        One row a third and kind: third, kind, share, ci_low, ci_high, n (documents); none where no problem is solved.
-    """
-    single = table[table["solved"] & table["layer"].notna()]
-    rows = []
-    for i, third in enumerate(THIRDS):
-        part = single[layer_third(single["layer"].astype(int), n_layers) == i]
-        if part.empty:
-            continue
-        counts = pd.crosstab([part["unit"], part["doc_id"]], part["kind"])
-        counts = counts.reindex(columns=[RIGHT, *MISTAKES], fill_value=0)
-        shares = counts.div(counts.sum(axis=1), axis=0)  # [document, kind]
-        found = mean(shares.to_numpy(), shares.index.get_level_values("unit"))
-        low, high = np.clip(found.interval(), 0, 1)
-        rows += [(third, *row, len(shares)) for row in zip(counts.columns, found.value, low, high, strict=True)]
-    return pd.DataFrame(rows, columns=["third", "kind", "share", "ci_low", "ci_high", "n"])
-
-
 def sentences(table: pd.DataFrame, n_layers: int) -> list[str]:
     """One sentence a depth third: how many solved problems stay solved, and what goes wrong first in the others.
 
     Args:
-        table: See `by_third`.
-        n_layers: See `by_third`.
+        table: Of `classify_solutions`.
+        n_layers: Of the model.
     """
-    n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
-    if n_solved < 2:
-        return [f"The whole model solves {n_solved or 'none'} of {n} problems: too few to see what a removal breaks."]
+    shares, n = by_layer(table), table.loc[table["solved"], "doc_id"].nunique()
+    if shares.empty:
+        return ["The whole model solves none of the problems, or no single layer was removed."]
+    thirds = shares.groupby(layer_third(shares.index, n_layers)).mean().rename(index=dict(enumerate(THIRDS)))
     lines = []
-    for third, part in by_third(table, n_layers).groupby("third", sort=False):
-        shares = {r.kind: estimate(r.share, r.ci_low, r.ci_high, ".0%") for r in part.itertuples()}
-        wrong = ", ".join(f"{shares[kind]} {kind}" for kind in MISTAKES)
-        lines.append(
-            f"Without one layer of the {third}, {shares[RIGHT]} of the {n_solved} problems that the whole model solves "
-            f"stay solved; by their first mistake, {wrong}."
-        )
+    for third, row in thirds.iterrows():
+        wrong = ", ".join(f"{row[kind]:.0%} {kind}" for kind in MISTAKES)
+        kept = f"{row[RIGHT]:.0%} of the {n} problems that the whole model solves stay solved"
+        lines.append(f"Without one layer of the {third}, {kept}; by their first mistake, {wrong}.")
     return lines

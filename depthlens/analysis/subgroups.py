@@ -29,7 +29,7 @@ def kinds_by_value(task: Any, field: str, names: Mapping[Any, str] | None = None
         Kind by document id.
 
     Raises:
-        UserError: the documents have no such field, or none has a value that is named.
+        UserError: the documents have no such field.
     """
     kinds: dict[int, str] = {}
     for doc_id, doc in enumerate(task.eval_docs):
@@ -37,9 +37,6 @@ def kinds_by_value(task: Any, field: str, names: Mapping[Any, str] | None = None
             raise unknown(f"field of the documents of {task.config.task}", field, list(doc))
         if names is None or doc[field] in names:
             kinds[doc_id] = f"{field} {doc[field]}" if names is None else names[doc[field]]
-    if not kinds:
-        among = ", ".join(map(str, names or ()))
-        raise UserError(f"no document of {task.config.task} has a {field} among {among}; give values that occur")
     return kinds
 
 
@@ -47,11 +44,9 @@ def kinds_by_third(task: Any, field: str) -> dict[int, str]:
     """The kind of each document by the size of a number in it: ``first``, ``middle`` or ``last`` third of its range.
 
     Raises:
-        UserError: see `kinds_by_value`, or the field holds no numbers.
+        UserError: see `kinds_by_value`.
     """
     values = sorted({doc[field] for doc in task.eval_docs if isinstance(doc.get(field), int | float)})
-    if not values:
-        raise UserError(f"field {field!r} of the documents of {task.config.task} holds no numbers; use kinds_by_value")
     low, span = values[0], values[-1] - values[0] or 1
     thirds = [f"{field} in the {third} third" for third in ("first", "middle", "last")]
     names = {value: thirds[min(2, int(3 * (value - low) / span))] for value in values}

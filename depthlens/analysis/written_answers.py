@@ -12,22 +12,26 @@ layer which only carries the format seems to carry the reasoning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis import documents, questions, stats
 from depthlens.analysis.documents import PARSED
-from depthlens.analysis.stats import BASELINE, GROUP
+from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError
 from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-FLEXIBLE, STRICT = "flexible-extract", "strict-match"
+FLEXIBLE = "flexible-extract"
+SAID = {
+    "unparsed": "answers that cannot be read are {}",
+    "cut_off": "cut off at the greatest number of tokens are {}; with more tokens (max_gen_toks) they may be right",
+}
 
 
 def headline(task: str, metrics: Sequence[str]) -> str:
@@ -95,12 +99,8 @@ def describe(result: Result) -> list[str]:
         rows = result.docs[(result.docs[["task", "metric"]] == [row.task, row.metric]).all(axis=1)]
         if row.metric in LOGPROBS or rows[PARSED].isna().any():
             continue
-        table, told = unparsed(result, row.task, row.metric), []
-        if table["unparsed"].any():
-            told.append(f"answers that cannot be read are {_most(table, 'unparsed')}")
-        if table["cut_off"].any():
-            more = "with more tokens (max_gen_toks) they may be right"
-            told.append(f"cut off at the greatest number of tokens are {_most(table, 'cut_off')}; {more}")
+        table = unparsed(result, row.task, row.metric)
+        told = [said.format(_most(table, column)) for column, said in SAID.items() if table[column].any()]
         if told:
             lines.append(f"{row.task} {row.metric}: {'; '.join(told)}.")
     return lines
@@ -114,30 +114,3 @@ def _most(table: pd.DataFrame, column: str) -> str:
         return text
     worst = int(np.argmax(others))
     return f"{text} and at most {others[worst]:.0%} under a condition ({table['condition'].iloc[worst + 1]})"
-
-
-def unreadable(result: Result, row: Any) -> str:
-    """How many answers cannot be read under a condition, as a sentence; "" where there are none or it is not known.
-
-    Args:
-        result: The result.
-        row: Of its `depthlens.Result.losses`.
-    """
-    rows = result.docs[(result.docs[GROUP] == [row.model, row.task, row.metric]).all(axis=1)]
-    if rows[PARSED].isna().any() or rows[PARSED].all():
-        return ""
-    share = 1 - rows.groupby("condition")[PARSED].mean()
-    return f" Answers that cannot be read: {share[BASELINE]:.0%} with nothing removed, {share[row.condition]:.0%} then."
-
-
-def notes(result: Result) -> Iterator[str]:
-    """One line for each task that is scored both with and without regard to its format: by how much they differ."""
-    several = result.docs["model"].nunique() > 1
-    scores = result.baselines.set_index(["model", "task", "metric"])["baseline"]
-    for (model, task, metric), score in scores.items():
-        strict = metric.replace(FLEXIBLE, STRICT)
-        if strict != metric and (model, task, strict) in scores.index:
-            of = f" of {model}" if several else ""
-            gap = scores[model, task, strict] - score
-            told = f"{metric} stands for the task; {strict} also asks for the format of the answer"
-            yield f"{task}{of}: {told} ({gap:+.2f} with nothing removed)"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from depthlens import arguments
+from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError, unknown
@@ -128,9 +129,12 @@ class Evidence:
         return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
 
 
+_KEPT: WeakKeyDictionary[Result, dict[str, list[Scores]]] = WeakKeyDictionary()
+
+
 def _profiles(result: Result, suffix: str) -> list[Scores]:
     """The profiles of a result, made once for all claims and fields that take it."""
-    kept: dict[Any, list[Scores]] = result.kept()
+    kept = _KEPT.setdefault(result, {})
     if suffix not in kept:
         kept[suffix] = layer_scores(result.primary(), suffix)
     return kept[suffix]

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from depthlens.analysis import questions
+from depthlens.analysis.head_curves import TIMES, Costs, RemovalCurve, costs
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.means import ALPHA, Mean
-from depthlens.analysis.removal_contrasts import TIMES, Costs, costs
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import too_few
 from depthlens.claims.evidence import Evidence

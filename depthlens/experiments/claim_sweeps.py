@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from depthlens.ablations import Head
-from depthlens.analysis.removal_curve import RemovalCurve
+from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import broken_condition
 from depthlens.arguments import EvalOptions

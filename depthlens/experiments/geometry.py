@@ -101,10 +101,10 @@ def depth_geometry(
     read = {"source": named(texts), "n": len(rows), "digest": digest}
     record |= {"texts": read, "max_tokens": max_tokens, "lens_positions": lens_positions}
     return Geometry(
-        table_of_means(["layer", "size"], places, {"distance": (distance, (0.0, 1.0))}),
-        table_of_means(["layer"], depths[:-1], {"influence": (influence, (0.0, 2.0))}),
-        table_of_means(["depth"], depths, of_lens),
-        record,
+        distances=table_of_means(["layer", "size"], places, {"distance": (distance, (0.0, 1.0))}),
+        influences=table_of_means(["layer"], depths[:-1], {"influence": (influence, (0.0, 2.0))}),
+        logit_lens=table_of_means(["depth"], depths, of_lens),
+        record=record,
     )
 
 

@@ -40,8 +40,7 @@ from typing import Any, Unpack
 
 from depthlens import arguments
 from depthlens.ablations import Ablation, Condition, Dims, Head, heads_condition
-from depthlens.analysis import removal_curve as removal
-from depthlens.analysis import sufficiency
+from depthlens.analysis import head_curves
 from depthlens.analysis.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
@@ -67,7 +66,7 @@ def removal_curve(
     metric: str | None = None,
     suffix: str = "",
     **options: Unpack[EvalOptions],
-) -> removal.RemovalCurve:
+) -> head_curves.RemovalCurve:
     """Score tasks as the first k heads of each list are removed together, against random heads of the same layers.
 
     Args:
@@ -89,7 +88,7 @@ def removal_curve(
     if suffix not in SUFFIXES:
         raise unknown("suffix", suffix, SUFFIXES)
     how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": suffix}
-    return removal.assemble(*_swept(lens, tasks, lists, options, **how))
+    return head_curves.removal(*_swept(lens, tasks, lists, options, **how))
 
 
 @one_thread
@@ -102,7 +101,7 @@ def sufficiency_curve(
     n_draws: int = 20,
     metric: str | None = None,
     **options: Unpack[EvalOptions],
-) -> sufficiency.SufficiencyCurve:
+) -> head_curves.SufficiencyCurve:
     """Score tasks with only the first k heads of each list, all others at their mean, against random lists.
 
     Args:
@@ -123,7 +122,7 @@ def sufficiency_curve(
     if options.get("measure") == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": "@mean", "keep": True}
-    return sufficiency.assemble(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
+    return head_curves.sufficiency(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
 
 
 def _swept(

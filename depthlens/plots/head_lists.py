@@ -18,11 +18,10 @@ from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis import head_lists
 from depthlens.analysis.findings import DescribedTable
+from depthlens.analysis.head_curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.removal_curve import RemovalCurve
 from depthlens.analysis.scores import labels
 from depthlens.analysis.stats import ALPHA
-from depthlens.analysis.sufficiency import CANNOT_JUDGE, SufficiencyCurve
 from depthlens.errors import UserError
 from depthlens.look import GREY, INK, PALE, PALETTE
 from depthlens.plots import panels, theme

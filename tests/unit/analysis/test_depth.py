@@ -207,7 +207,7 @@ def test_attentions_share():
 
 
 def test_mistakes(both):
-    with pytest.raises(UserError, match="have no metric 'acc' in common; sweep with measure='both'"):
+    with pytest.raises(UserError, match="unknown metric 'acc'"):
         differences.open_book_losses(both, CLOSED, OPENED, metric="acc")
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
     with pytest.raises(UserError, match=r"were asked other documents \(111 are of one only\); pair tasks of the same"):

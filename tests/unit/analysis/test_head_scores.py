@@ -9,11 +9,11 @@ import scipy.stats as sps
 from made_results import head_scores, removal_curve
 
 import depthlens as dl
-from depthlens.analysis import agreement, head_effects
+from depthlens.analysis import agreement, head_curves, head_effects
+from depthlens.analysis.head_curves import Costs, interaction_table
 from depthlens.analysis.head_lists import head_roles
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.means import mean
-from depthlens.analysis.removal_contrasts import Costs, interaction_table
 from depthlens.analysis.results import concat
 from depthlens.errors import UserError
 
@@ -23,29 +23,14 @@ N = 20
 def test_separations_and_dissociations():
     lines = removal_curve().describe()
     assert len(lines) == 6 + 3
-    separates = "retrieval on copy (acc): separates from random heads; k = 1: 0.1 against 0.925 [0.9, 0.95"
-    assert lines[0].startswith(separates) and lines[0].endswith("outside the band at k = 1.")
+    assert lines[0].startswith(
+        "retrieval on copy (acc): separates from random heads; mean over k = 1: 0.1 against 0.925"
+    )
     assert lines[1].startswith("reasoning on copy (acc): does not separate from random heads;")
     assert "at chance, cannot judge" in lines[4]
-    double = "Double dissociation of retrieval and reasoning between copy and sums: interaction 2.2 ["
+    double = "Double dissociation of retrieval and reasoning between copy (acc) and sums (acc): interaction 2.2 ["
     assert lines[6].startswith(double)
     assert lines[7] == "retrieval and reasoning between copy and guess: at chance, cannot judge."
-
-
-def test_what_a_list_is_specific_to():
-    made = removal_curve()
-    retrieval, reasoning = made.describe(specific_to="copy")
-    assert retrieval.startswith("retrieval costs, beyond random heads of the same layers, 0.8")
-    assert ", difference to sums 1.1 [" in retrieval and retrieval.endswith(": specific to copy.")
-    assert reasoning.endswith(": not shown to be more than random heads cost, so not specific to copy.")
-    (row,) = made.excess.query("list == 'retrieval' and task == 'copy'").itertuples()
-    assert row.excess == pytest.approx((19 + 18) / 2 / N - 2 / N) and row.ci_low < row.excess < row.ci_high
-    for sentence in made.describe(specific_to="guess"):
-        assert sentence.endswith("at chance, so that its specificity cannot be judged.")
-    with pytest.raises(UserError, match="unknown task 'facts'"):
-        made.describe(specific_to="facts")
-    with pytest.raises(UserError, match="the curve has the task copy alone"):
-        removal_curve(tasks=("copy",)).describe(specific_to="copy")
 
 
 def test_differences_by_hand():
@@ -54,19 +39,15 @@ def test_differences_by_hand():
     share = 1 - 0.25  # above chance
     assert row.on_task == pytest.approx((19 - 2) / N / share) and row.on_other == pytest.approx((19 - 3) / N / share)
     assert row.effect == pytest.approx(row.on_task + row.on_other) and row.double
-    (row,) = made.specificity.query("list == 'retrieval' and task == 'copy'").itertuples()
-    assert row.effect == pytest.approx(((18.5 - 2) - (18.5 - 19)) / N / share)
-    (row,) = made.ratio.query("list == 'retrieval' and task == 'copy'").itertuples()
-    assert row.effect == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
+    copy, _ = head_curves.costs(made.result, made.record)
+    ratio = copy.lists["retrieval"] - copy.random["retrieval"] * 3
+    assert ratio.value == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
     # by document: 2 keep their answer, 16 lose it, and 2 lose it to one or both of the random heads, too
     by_document = np.r_[[0.0] * 2, [1.0] * 16, 1 - 1.5, 1 - 3]
     imaginary = 2 * (0.5 / N) ** 2 * (1 + 3**2)  # half a document lost and half one won, of the list and three times
     half = sps.t.ppf(0.975, N - 1) * np.sqrt(by_document.var(ddof=1) / N + imaginary)
-    assert (row.ci_low, row.ci_high) == pytest.approx((row.effect - half, row.effect + half))
-    (own,) = made.cost.query("list == 'retrieval' and task == 'copy'").itertuples()
-    assert own.cost == pytest.approx(18 / N) and own.ci_low < own.cost < own.ci_high and own.n == N
-    (row,) = made.ratio.query("list == 'reasoning' and task == 'copy'").itertuples()
-    assert row.effect == pytest.approx((20 - 19) / N - 3 * (20 - 18.5) / N)
+    assert ratio.interval() == pytest.approx((ratio.value - half, ratio.value + half))
+    assert copy.lists["retrieval"].value == pytest.approx(18 / N) and copy.lists["retrieval"].n == N
 
 
 def test_documents_of_two_tasks_are_paired_where_they_ask_the_same():
@@ -229,5 +210,3 @@ def test_auroc(effect):
     assert head_effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
     assert head_effects.auroc(head_scores(np.ones((2, 2))), {(0, 0)}) == 0.5
     assert head_effects.auroc(head_scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
-    with pytest.raises(UserError, match="both sides"):
-        head_effects.auroc(ranked, set())

@@ -200,7 +200,10 @@ def test_recovered_shares_have_their_true_value_and_place():
 
 def test_recovery_in_words():
     said = recovery.transplant_recovery(*transplants(SHARES, n=200)).describe()
-    assert any("from the top: half of the gap is surely recovered from **L5-8@donor** on" in line for line in said)
+    assert any(
+        "from the top: " in line and "half of the gap is surely recovered from **L5-8@donor** on" in line
+        for line in said
+    )
     assert any("L2.H1@donor recovers 0.00" in line and "no proven change" in line for line in said)
     said = recovery.transplant_recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
     assert "**L0-4@donor recovers 1.00" in said.describe()[0], "of equal ones the smaller"

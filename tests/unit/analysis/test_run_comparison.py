@@ -90,7 +90,7 @@ def test_runs_on_other_documents_are_not_compared():
     late = sweep(LATE, model="late")
     found = compared(sweep(EARLY), Result(late.docs.assign(doc_id=late.docs["doc_id"] + 1000), late.record))
     assert len(found.differences) == 0 and not found.baselines["reference"].any() and len(found.profiles) > 0
-    assert found.notes == ["sums: b and a have different documents, so that they are not compared"]
+    assert found.notes == ["sums: b and a have different documents (0 are of both), so that they are not compared"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_circumstances_are_shown_and_keep_nothing_from_being_compared(change):
 def test_of_three_runs_those_with_equal_settings_are_compared():
     found = compared(sweep(EARLY), with_record(sweep(LATE), seed=9), with_record(sweep(LATE, seed=1), seed=9))
     assert found.baselines["reference"].tolist() == ["", "", "b"]
-    assert found.notes == ["sums: b and c not compared with a, whose settings differ (a first): seed 0 and 9"]
+    assert found.notes == ["sums: b not compared with a, whose settings differ (a first): seed 0 and 9"]
 
 
 def test_models_with_other_numbers_of_layers_are_compared_by_relative_depth():
@@ -171,7 +171,7 @@ def test_conditions_tasks_and_families_of_one_run_alone_are_named():
     both = concat([sweep(EARLY), sweep(EARLY, task="more"), sweep(EARLY, suffix="@mean")])
     found = compared(both, sweep(EARLY).select(conditions=["L0", "L1", "L2", "L3"]))
     assert found.differences["condition"].unique().tolist() == ["L0", "L1", "L2", "L3"]
-    assert "only a has sums acc, layers@mean; more acc" in found.notes
+    assert {"only a has sums acc, layers@mean", "only a has more acc"} <= set(found.notes)
     assert "sums: b and a have 4 of 9 conditions in common" in found.notes
 
 
@@ -191,9 +191,9 @@ def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number(
 @pytest.mark.parametrize(
     ("results", "said"),
     [
-        ([sweep(EARLY)], "1 runs; a comparison needs two or more"),
-        ([sweep(EARLY), sweep(EARLY, task="others")], "the runs have no task and metric in common .*b has others acc"),
-        ([sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")])], "run 'b': it has models base, z; compare one"),
+        ([sweep(EARLY)], "no two runs have a task and metric in common"),
+        ([sweep(EARLY), sweep(EARLY, task="others")], "no two runs have a task and metric in common"),
+        ([sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")])], "the result has models base, z; choose one"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(results, said):

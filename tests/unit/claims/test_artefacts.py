@@ -45,7 +45,7 @@ TESTED = {
     "A12": "tasks/test_reference_texts.py::test_texts_are_prompts_without_examples_and_their_answers",
     "A13": "engine/test_token_places.py::test_the_first_token_is_that_of_the_sequence_and_not_of_the_batch",
     "A14": "analysis/test_documents.py::test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so",
-    "A15": "analysis/test_documents.py::test_flexible_extract_stands_for_a_task_and_the_format_is_noted",
+    "A15": "analysis/test_documents.py::test_flexible_extract_stands_for_a_task",
     "A16": "claims/test_claims.py::test_distillation_moves_losses_and_transplants_recover_the_gap",
 }
 
