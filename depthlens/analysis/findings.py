@@ -5,7 +5,8 @@ after their fields, and the rest as one JSON file, all together or not at all. A
 as a curve with the `depthlens.Result` below it, writes the files of that one unchanged and its own beside them, so that
 ``Result.load`` of the same folder works, too.
 
-What is `derived` from a finding is computed once. To change a table or a record, make a new finding of it.
+What is `derived` from a finding is computed once, and again after a table or a record of it was edited: what is said
+and saved always belongs to what the finding holds.
 """
 
 from __future__ import annotations
@@ -185,15 +186,29 @@ class Finding:
             values[name] = of._read(folder)
         return cls(**{name: own[name] for name in own.keys() & {f.name for f in fields(cls)}} | values)
 
+    def kept(self) -> dict[str, Any]:
+        """What was derived from the tables and records as they are now, by name; empty after one was edited."""
+        own, state = vars(self), self._state()
+        if "_kept" not in own or not all(map(_equal, own["_kept"][0], state)):
+            own["_kept"] = copy.deepcopy(state), {}
+        return own["_kept"][1]
+
+    def _state(self) -> list[Any]:
+        """Its tables and records, with those of findings inside."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return [part for value in values for part in (value._state() if isinstance(value, Finding) else [value])]
+
 
 class derived(cached_property[V]):
-    """A property of a `Finding` that is computed once; a table is given as a copy, which its reader may edit."""
+    """A property of a `Finding` that is computed once for what it holds; a table is given as a copy."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return copy.copy(super().__get__(instance, owner))
-
-    def __set__(self, instance: Any, value: Any) -> None:  # a property with it is asked each time, and so can copy
-        raise AttributeError(f"{self.attrname} follows from what the finding holds")
+        if instance is None:
+            return self
+        kept, name = instance.kept(), str(self.attrname)
+        if name not in kept:
+            kept[name] = self.func(instance)
+        return copy.copy(kept[name])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -257,3 +272,7 @@ def _write(content: Any, file: IO[bytes]) -> None:
         content.to_parquet(file, index=False)
     else:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _equal(old: Any, new: Any) -> bool:
+    return old.equals(new) if isinstance(old, pd.DataFrame) else bool(old == new)

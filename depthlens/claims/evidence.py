@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -129,12 +128,9 @@ class Evidence:
         return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
 
 
-_KEPT: WeakKeyDictionary[Result, dict[str, list[Scores]]] = WeakKeyDictionary()
-
-
 def _profiles(result: Result, suffix: str) -> list[Scores]:
     """The profiles of a result, made once for all claims and fields that take it."""
-    kept = _KEPT.setdefault(result, {})
+    kept: dict[Any, list[Scores]] = result.kept()
     if suffix not in kept:
         kept[suffix] = layer_scores(result.primary(), suffix)
     return kept[suffix]
