@@ -101,7 +101,7 @@ def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
         subjects: Units that the documents belong to, instead of questions: a number of them.
     """
     by_field = {}
-    hard = {topic: rng.standard_normal(n) for topic in {topic for topic, _ in ROLES.values()}}
+    hard = {topic: rng.standard_normal(n) for topic in dict.fromkeys(topic for topic, _ in ROLES.values())}
     fragile = {topic: rng.gamma(2.0, 0.5, n) for topic in hard}
     for model, of in (("model", tasks), ("control", control)):
         for name, (topic, written) in ROLES.items() if of else ():

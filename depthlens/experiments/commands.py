@@ -121,6 +121,7 @@ def sweep(
     said = {"model": model, "tasks": sorted(tasks), "ablate": sorted(ablate.split(",")), **own}
     said |= {name: value for name, value in options.items() if name not in _ANYWHERE}
     from depthlens.analysis.result_folder import claimed
+    from depthlens.analysis.words import plain
 
     with claimed(out, said, overwrite=overwrite) as folder:
         from depthlens.cluster import pool
@@ -136,7 +137,7 @@ def sweep(
         result.save(folder, overwrite=overwrite or race)
         if not race:
             result.explore().save(folder / "index.html")
-    typer.echo(str(result))
+    typer.echo("\n".join(map(plain, result.describe())) if race else str(result))
     written = [name for name, content in result.contents().items() if content is not None]
     files = ", ".join(str(folder / name) for name in (["index.html"] * (not race) + written))
     typer.echo(f"\nWrote {files}; in Python result = dl.{type(result).__name__}.load({str(folder)!r}) reads them")

@@ -134,11 +134,6 @@ def test_the_page_lists_nothing_else():
     assert listed <= {*NAMES} and len(listed) > 60
 
 
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="No depthlens attribute layer_sweeps"):
-        dl.layer_sweeps  # noqa: B018
-
-
 PEERS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 OURS = {"depthlens", "lazy_loader", "jaxtyping", "xxhash", "platformdirs", "psutil", "safetensors", "scipy"}
 TABLES = {"numpy", "pandas", "pyarrow", "fsspec", "dateutil", "pytz", "six", "cloudpickle", "zstandard"}

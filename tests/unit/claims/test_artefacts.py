@@ -143,12 +143,12 @@ def test_a_broken_chooser_that_scores_more_than_guessing_shows_nothing():
 def test_the_more_documents_the_surer_is_a_trend_that_all_tasks_share():
     """V8: agreement between tasks is nothing that speaks against the claim."""
     world = {"tasks": {"rest": Task(np.zeros(N_LAYERS), ERRORS["by_thirds"](N_LAYERS, 0.6, 0.3, 0.15, 0.1))}}
-    lows = []
+    widths = []
     for n in (150, 600, 2400):
         (part,) = BY_ID["C7"].parts(drawn(world, 0, n))
         assert part.state == SHOWN, part.sentence
-        lows.append(part.main.low)
-    assert lows == sorted(lows)
+        widths.append(part.main.high - part.main.low)
+    assert widths == sorted(widths, reverse=True)
 
 
 @pytest.mark.slow

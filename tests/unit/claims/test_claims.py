@@ -161,7 +161,7 @@ def test_views_and_seeds_stand_beside_and_take_nothing_away():
     found = judge(Evidence(**both(views=("",), seeds=2)), claims="C1").parts
     first = found[found["part"] == "a"].set_index("view")
     assert list(first.index) == [DECIDES, "first token spared", "mean ablation", "few-shot seed 1", "few-shot seed 2"]
-    assert first.loc[DECIDES, "state"] == "shown" and "sweep layers[1:]" in first.loc["first token spared", "why"]
+    assert first.loc[DECIDES, "state"] == "shown" and "sweep of layers[1:]" in first.loc["first token spared", "why"]
     assert first.loc[DECIDES, "effect"] == pytest.approx(first["effect"].iloc[-2:].mean())
 
 
@@ -189,7 +189,7 @@ def test_evidence_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="2 and 3 few-shot seeds"):
         judge(Evidence(letters=viewed(FLAT, seeds=2), generation=viewed(FLAT, seeds=3)), claims="C2")
     blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
-    with pytest.raises(UserError, match="sweep layers"):
+    with pytest.raises(UserError, match="sweep of layers"):
         judge(Evidence(letters=blocks, continuation=blocks), claims="C1")
 
 
