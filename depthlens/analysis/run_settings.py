@@ -13,6 +13,7 @@ The commit is a circumstance: versions are compared, and most commits change no 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -121,4 +122,8 @@ def text(value: Any) -> str:
     if value is None:
         return "none"
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+    if len(shown) <= _LONGEST:
+        return shown
+    # different values have different texts, also where they begin alike
+    end = f"... #{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
+    return shown[: _LONGEST - len(end)] + end
