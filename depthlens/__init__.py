@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     try:
         return _found(name)
     except AttributeError:
-        if name.startswith("_") or name in __all__:  # a fault inside a module of ours is told as it is
+        if name.startswith("_") or name in __all__:  # a fault inside a module of ours is raised as it is
             raise
     from depthlens.errors import OF_PACKAGE, refuse_name
 

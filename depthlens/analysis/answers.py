@@ -72,7 +72,7 @@ def _of_task(result: Result, task: str, metric: str, condition: str) -> pd.DataF
             "baseline_value": values[BASELINE],
             "value": values[condition],
             "loss": loss,
-            "nats": nats(result, task, values.index)[condition] if condition in values else np.nan,
+            "nats": nats(result, task, values.index)[condition],
             "change": np.select([loss > 0, loss < 0, texts[BASELINE] != texts[condition]], CHANGES[:3], SAME),
         }
     )

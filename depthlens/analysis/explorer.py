@@ -10,7 +10,6 @@ import base64
 import hashlib
 import html
 import json
-import warnings
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -44,27 +43,28 @@ class Explorer:
     """The answers of a sweep, to be looked at. Made by `depthlens.Result.explore`.
 
     Attributes:
-        result: The sweep, with the metric that stands for each task.
+        result: The sweep. Of each task the metric that stands for it is shown.
+        model: Name of its model.
+
+    Raises:
+        UserError: several models, or a result that removes nothing.
     """
 
     def __init__(self, result: Result) -> None:
-        models = result.docs["model"].unique()
-        if len(models) > 1:
-            raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
+        self.model = documents.only(result.docs, "model", None)
+        if result.losses().empty:
+            raise UserError("the result removes nothing, so that no answer breaks; sweep at least one condition")
         self.result = result
 
     @cached_property
     def data(self) -> dict[str, Any]:
         """What the script reads: questions, right answers, answers and scores of every task."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # tasks at chance have no critical part, and are shown
-            critical = self.result.primary().critical()
-        marked = set(critical[["task", "condition"]].itertuples(index=False, name=None))
-        losses = self.result.primary().losses()
-        rows = self.result.primary().baselines.itertuples()
-        tasks = [_task(self.result, row, losses[losses["task"] == row.task], marked) for row in rows]
+        primary = self.result.primary()
+        losses = primary.losses()
+        rows = primary.baselines.itertuples()
+        tasks = [_task(self.result, row, losses[losses["task"] == row.task]) for row in rows]
         scale = max(0.3, float(losses["loss"].abs().max()))
-        return {"tasks": tasks, "scale": scale, "start": _start(losses, marked, tasks)}
+        return {"tasks": tasks, "scale": scale, "start": _start(losses, tasks)}
 
     @cached_property
     def widget(self) -> Any:
@@ -113,7 +113,7 @@ class Explorer:
         Raises:
             UserError: the file cannot be written.
         """
-        path, title = Path(path), f"{self.result.docs['model'].iloc[0]}: what breaks?"
+        path, title = Path(path), f"{self.model}: what breaks?"
         with writing_to(path.parent):
             text = _page(title, self.html()).encode()
             write_files(path.parent, {path.name: lambda file: file.write(text)})
@@ -164,13 +164,15 @@ def _page(title: str, content: str) -> str:
     )
 
 
-def _task(result: Result, row: Any, losses: pd.DataFrame, critical: set[tuple[str, str]]) -> dict[str, Any]:
+def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
     task, metric, score = row.task, row.metric, row.baseline
     values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
     conditions = [BASELINE, *(name for name in values if name != BASELINE)]
     values, texts = values[conditions], texts[conditions]
     codes, names = pd.factorize(texts.to_numpy().ravel())
-    rows = losses.set_index("condition").reindex(conditions)[["loss", "loss_low", "loss_high"]].fillna(0.0)
+    rows = losses.set_index("condition").reindex(conditions)
+    costs = rows[["loss", "loss_low", "loss_high"]].fillna(0.0).round(4)
+    critical = rows["critical"].eq(True)  # the baseline has no loss
     asked, likelihoods = questions_of(result, task, values.index), nats(result, task, values.index)
     binary = is_binary(values.to_numpy())
     return {
@@ -181,10 +183,7 @@ def _task(result: Result, row: Any, losses: pd.DataFrame, critical: set[tuple[st
         "binary": binary,
         "conditions": conditions,
         "rows": _rows(task, conditions),
-        "losses": [
-            [*map(_rounded, row), (task, name) in critical]
-            for name, row in zip(conditions, rows.to_numpy(), strict=True)
-        ],
+        "losses": costs.astype(object).assign(critical=critical).to_numpy().tolist(),
         "ids": values.index.tolist(),
         "questions": asked["question"].tolist(),
         "references": asked["reference"].tolist(),
@@ -213,17 +212,12 @@ def _rows(task: str, conditions: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _start(losses: pd.DataFrame, critical: set[tuple[str, str]], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+def _start(losses: pd.DataFrame, tasks: list[dict[str, Any]]) -> dict[str, Any]:
     """What is shown first: the costliest critical layer or head beyond the first two layers, which break every text."""
-    names = pd.MultiIndex.from_frame(losses[["task", "condition"]])
-    ranks = losses.assign(critical=names.isin(list(critical)), later=losses["layer"].fillna(0) >= 2)
+    ranks = losses.assign(later=losses["layer"].fillna(0) >= 2)
     best = ranks.sort_values(["critical", "later", "loss"], kind="stable").iloc[-1]
     at = [task["name"] for task in tasks].index(best["task"])
     return {"task": at, "condition": tasks[at]["conditions"].index(best["condition"]), "change": BROKEN}
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 4)
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -1,7 +1,7 @@
 """One task's scores by removed layer, document by document.
 
-`profiles` makes them from a layer sweep. What they say is a `depthlens.analysis.means.Mean`: the loss of each layer,
-its share of the score above the floor, its share of all losses.
+`layer_scores` makes them from a layer sweep. What they say is a `depthlens.analysis.means.Mean`: the loss of each
+layer, its share of the score above the floor, its share of all losses.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def _of_third(deep: bool) -> Callable[[Scores], Mean]:
 def _placed(profile: Scores) -> Scores:
     """The profile with losses that can be shared out: a layer whose removal gains has none.
 
-    Which layers gain is told, for either half of the questions, by the other half: with the same documents the noise of
+    Either half of the questions says which layers gain in the other half: with the same documents the noise of
     a layer that does nothing would count as a loss.
 
     Raises:

@@ -135,9 +135,9 @@ def sweep(
         result = run_by_name(model, tasks, ablate, **options)
         result.record.update(asked=said, command=provenance.COMMAND.get())
         result.save(folder, overwrite=overwrite or race)
-        if not race:
+        if page := not race and not result.losses().empty:
             result.explore().save(folder / "index.html")
     typer.echo("\n".join(map(plain, result.describe())) if race else str(result))
     written = [name for name, content in result.contents().items() if content is not None]
-    files = ", ".join(str(folder / name) for name in (["index.html"] * (not race) + written))
+    files = ", ".join(str(folder / name) for name in (["index.html"] * page + written))
     typer.echo(f"\nWrote {files}; in Python result = dl.{type(result).__name__}.load({str(folder)!r}) reads them")

@@ -13,10 +13,10 @@ import torch
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition, expand, parse_condition
-from depthlens.backends.row_edits import ACTS_ON, Means, RowWeights
+from depthlens.backends.row_edits import Means, RowWeights
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import sample
+from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.geometry import residual_streams
@@ -91,7 +91,7 @@ def ablated(lens: Lens, condition: str | Condition, *, resample_prompt: str | No
     """
     arguments.loaded(lens)
     lens.needs_weights("ablated")
-    chosen = parse_condition(condition).validate(lens.dims) if isinstance(condition, str) else condition
+    chosen = parse_condition(str(condition)).validate(lens.dims)
     pairs.require(lens, [chosen], "torch")
     backend = TorchBackend(lens, _reference(lens, [chosen], resample_prompt))
     body = body_of(lens.model)
@@ -173,8 +173,8 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         for found, values in zip(columns, (best.indices, best.values.exp(), entropy), strict=True):
             found.append(values.cpu())
     says, probability, entropies = (torch.stack(found).numpy() for found in columns)
-    words = np.vectorize(lambda token: lens.tokenizer.decode([int(token)]), otypes=[object])(says)
-    return LogitLens(_words(lens, tokens), words, probability, entropies)
+    texts = np.array(words(lens, says.ravel().tolist()), dtype=object).reshape(says.shape)
+    return LogitLens(words(lens, tokens), texts, probability, entropies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +223,7 @@ def attention(lens: Lens, text: str, heads: str | Sequence[Any] | None = None) -
                 pattern[at] = values.cpu()
 
     attention_patterns.read(lens, tokens, range(len(tokens)), see)
-    return Attention(_words(lens, tokens), tuple(chosen), pattern)
+    return Attention(words(lens, tokens), tuple(chosen), pattern)
 
 
 def _heads(lens: Lens, asked: Any) -> list[str]:
@@ -237,7 +237,8 @@ def _heads(lens: Lens, asked: Any) -> list[str]:
     )
 
 
-def _words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
+def words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token."""
     return tuple(str(lens.tokenizer.decode([token])) for token in tokens)
 
 
@@ -250,9 +251,14 @@ def _tokens(lens: Lens, text: str) -> tuple[int, ...]:
 
 def _reference(lens: Lens, conditions: Sequence[Condition], prompt: str | None) -> Means | None:
     """The states of the prompt that ``@resample`` conditions take, if there are any."""
-    sites = {ACTS_ON[a.site] for c in conditions for a in c.ablations if a.mode == "resample"}
-    if not sites:
+    if not any(c.uses("resample") for c in conditions):
         return None
     if prompt is None:
         raise UserError("@resample takes the states of another prompt; give resample_prompt='...'")
-    return sample(lens, Means("the given prompt"), _tokens(lens, prompt), sites)
+    return states_of(lens, _tokens(lens, prompt), conditions)
+
+
+def states_of(lens: Lens, tokens: Sequence[int], conditions: Sequence[Condition]) -> Means:
+    """What a prompt has at the sites that ``@resample`` conditions ask for."""
+    (reference,) = Reference("another prompt", ()).with_prompts([tokens], conditions)
+    return reference.measure(lens)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, WORDS, Condition, expand
 from depthlens.analysis import means
 from depthlens.analysis.means import Mean
 from depthlens.analysis.words import estimate
-from depthlens.backends.row_edits import ACTS_ON, Means
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import sample
 from depthlens.errors import UserError, unknown
+from depthlens.experiments.one_prompt import states_of, words
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 
@@ -40,8 +40,8 @@ class Patching:
             pairs; without an interval where there is one pair. Shape [part, pos].
         parts: Text of each part, such as ``L12`` or ``L12.H3``. Shape [part].
         tokens: Text of each token of the first pair's prompt into which is patched. Shape [pos].
-        differences: Logit of the right answer minus that of the wrong one, by pair: on the clean and on the corrupted
-            prompt. Columns ``clean`` and ``corrupted``.
+        differences: Log-probability of the right answer minus that of the wrong one (of one token each, the difference
+            of their logits), by pair: on the clean and on the corrupted prompt. Columns ``clean`` and ``corrupted``.
         direction: ``restore`` or ``break``.
     """
 
@@ -116,7 +116,7 @@ def patch(
     Example:
         >>> found = depthlens.patch(lens, "The capital of France is", "The capital of Italy is")  # doctest: +SKIP
         >>> found.top(3)  # doctest: +SKIP
-        >>> depthlens.plots.patching(found)  # doctest: +SKIP
+        >>> depthlens.plots.token_grid(found)  # doctest: +SKIP
     """
     arguments.loaded(lens)
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
@@ -137,22 +137,17 @@ def patch(
     for row, asked in zip(rows, answers, strict=True):
         continuations = [_ids(lens, str(text)) for text in asked] if asked else _likeliest(lens, row)
         source, target = row if direction == RESTORE else row[::-1]
-        sites = {ACTS_ON[condition.ablations[0].site] for condition in single}
-        engine = Engine(
-            lens,
-            batch_tokens=batch_tokens,
-            means=sample(lens, Means("the other prompt"), source, sites),
-            progress=progress,
-        )
+        states = states_of(lens, source, conditions)
+        engine = Engine(lens, batch_tokens=batch_tokens, means=states, progress=progress)
         patched = _difference(engine, target, continuations, [BASELINE, *conditions])
         (whole,) = _difference(engine.like(), source, continuations, [BASELINE])
         by_place = (patched[1:] - patched[0]) / (whole - patched[0])
         found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
         differences.append((whole, patched[0]) if direction == RESTORE else (patched[0], whole))
     table = pd.DataFrame(differences, columns=["clean", "corrupted"])
-    tokens = [str(lens.tokenizer.decode([t])) for t in rows[0][0 if direction == BREAK else 1]]
     effect = means.mean(np.stack(found), bounded=False)
-    return Patching(effect, tuple(map(str, single)), tuple(tokens), table, direction)
+    tokens = words(lens, rows[0][1 if direction == RESTORE else 0])
+    return Patching(effect, tuple(map(str, single)), tokens, table, direction)
 
 
 def _texts(*given: str | Sequence[str]) -> list[list[str]]:
@@ -163,12 +158,10 @@ def _texts(*given: str | Sequence[str]) -> list[list[str]]:
 
 
 def _check(rows: Sequence[tuple[tuple[int, ...], ...]], pairs: Sequence[tuple[str, ...]]) -> None:
-    lengths = [tuple(map(len, row)) for row in rows]
-    if wrong := next((i for i, pair in enumerate(lengths) if set(pair) != {lengths[0][0]} or not pair[0]), None):
-        a, b = lengths[wrong]
-        raise UserError(f"pair {wrong}: prompts of {a} and {b} tokens; all have to be as long as {lengths[0][0]}")
-    if len(set(lengths[0])) > 1:
-        raise UserError(f"the prompts have {lengths[0][0]} and {lengths[0][1]} tokens; give prompts of equally many")
+    n = len(rows[0][0])
+    for i, (a, b) in enumerate(rows):
+        if {len(a), len(b)} != {n}:
+            raise UserError(f"pair {i}: prompts of {len(a)} and {len(b)} tokens; give prompts of {n}, as the first")
     if same := next((pair for pair, row in zip(pairs, rows, strict=True) if row[0] == row[1]), None):
         raise UserError(f"clean and corrupted are both {same[0]!r}; give prompts that differ")
 
@@ -186,14 +179,10 @@ def _ids(lens: Lens, answer: str) -> tuple[int, ...]:
 
 
 def _likeliest(lens: Lens, row: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
-    import torch
-
-    engine = Engine(lens, progress=False)
-    found: list[tuple[int, ...]] = []
-    for tokens in row:
-        ids = torch.tensor([tokens], device=lens.device)
-        (logits,), _ = engine.backend.forward(ids, torch.ones_like(ids), [BASELINE], positions=[[len(tokens) - 1]])
-        found.append((int(logits.argmax()),))
+    ids = torch.tensor(row, device=lens.device)
+    backend = Engine(lens, progress=False).backend
+    logits, _ = backend.forward(ids, torch.ones_like(ids), [BASELINE] * 2, positions=[[ids.shape[1] - 1]] * 2)
+    found: list[tuple[int, ...]] = [(int(one.argmax()),) for one in logits]
     if found[0] == found[1]:
         text = lens.tokenizer.decode(list(found[0]))
         raise UserError(f"the likeliest next token of both prompts is {text!r}; give answer=(right, wrong)")

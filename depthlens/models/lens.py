@@ -95,7 +95,7 @@ class Lens:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or hasattr(type(self), name) or name in type(self).__dataclass_fields__:
-            return object.__getattribute__(self, name)  # a fault inside a property is told as it is
+            return object.__getattribute__(self, name)  # a fault inside a property is raised as it is
         refuse_name("a Lens", name, OF_LENS, dir(type(self)))
 
     @property

@@ -204,7 +204,7 @@ def prepare(
 ) -> RunReport:
     """Check everything that can be checked before a run, and write nothing; see `run`."""
     out = Path(arguments.PATH("out", out))
-    pages.executed(out)  # a broken notebook there is told now and not after the first one
+    pages.executed(out)  # a broken notebook there is refused now and not after the first one
     known = suite()
     named = {} if names in ("all", ["all"]) else _named(names, known)
     files = known | named

@@ -133,16 +133,12 @@ class Executed:
     @property
     def picture(self) -> str:
         """What the index shows, as HTML: of the cell tagged ``opening`` or ``picture``, else the first figure."""
-
-        def shown(cell: Any) -> bool:
-            return _is_tagged(cell, "opening") or _is_tagged(cell, "picture")
-
-        for cell in sorted(self.nb.cells, key=lambda cell: not shown(cell)):
+        for cell in sorted(self.nb.cells, key=lambda cell: not _is_tagged(cell, "opening", "picture")):
             for data in (output.get("data", {}) for output in cell.get("outputs", [])):
                 if "image/png" in data:
                     png = "".join(data["image/png"].split())
                     return f'<img alt="{html.escape(self.question)}" src="data:image/png;base64,{png}">'
-                if "text/html" in data and shown(cell):
+                if "text/html" in data and _is_tagged(cell, "opening", "picture"):
                     return data["text/html"]
         return ""
 
@@ -183,5 +179,6 @@ class Executed:
         return defaults | self.run.get("parameters", {})
 
 
-def _is_tagged(cell: NotebookNode, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
+def _is_tagged(cell: NotebookNode, *tags: str) -> bool:
+    """Whether a cell has one of some tags."""
+    return not {*tags}.isdisjoint(cell.metadata.get("tags", []))

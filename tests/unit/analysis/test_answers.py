@@ -104,3 +104,11 @@ def test_the_table_without_a_script_tells_the_commonest_new_answers():
     result = made_results.result_of(losses, metric="exact_match", n_layers=2)
     table = result.explore().table()
     assert "L0, sums" in table and "é0 (30)" in table and "L1," not in table
+
+
+def test_what_cannot_be_looked_at_is_refused():
+    nothing = made_results.result_of({"baseline": [1, 0]})
+    several = made_results.concat([made_results.result_of({"baseline": [1], "L0": [0]}, model=m) for m in ("a", "b")])
+    for result, told in ((nothing, "removes nothing"), (several, "several models")):
+        with pytest.raises(UserError, match=told):
+            result.explore()
