@@ -9,6 +9,7 @@ from . import runner as runner
 from . import tasks as tasks
 from .ablations import Ablation as Ablation
 from .ablations import Condition as Condition
+from .ablations import Head as Head
 from .ablations import parse_condition as parse_condition
 from .analysis.agreement import detector_agreement as detector_agreement
 from .analysis.agreement import mode_agreement as mode_agreement
@@ -24,7 +25,6 @@ from .analysis.results import concat as concat
 from .analysis.run_comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
-from .engine.engine import next_token as next_token
 from .errors import UserError as UserError
 from .experiments.attention_patterns import attention_pattern as attention_pattern
 from .experiments.claim_sweeps import claim_curves as claim_curves
@@ -41,6 +41,7 @@ from .experiments.one_prompt import ablated as ablated
 from .experiments.one_prompt import attention as attention
 from .experiments.one_prompt import generate as generate
 from .experiments.one_prompt import logit_lens as logit_lens
+from .experiments.one_prompt import next_token as next_token
 from .experiments.patching import patch as patch
 from .experiments.planning import plan as plan
 from .experiments.race import race as race

@@ -94,11 +94,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_head(value: Any) -> bool:
-    """Whether a value is (layer, head)."""
-    return _is_list(value, _is_whole) and len(value) == 2
-
-
 def _is_list(value: Any, fits: Callable[[Any], object]) -> bool:
     """Whether a value is a list of such items."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
@@ -382,12 +377,6 @@ def layers(name: str, value: Any, n_layers: int) -> list[int]:
     """Layers of a model as a list; any other value is refused."""
     give = f"a list of layers, e.g. [0, 1]; layers are 0..{n_layers - 1}"
     return list(Rule(lambda v: _is_list(v, lambda n: _is_whole(n) and n < n_layers), give)(name, value))
-
-
-def heads(name: str, value: Any) -> list[tuple[int, int]]:
-    """Heads as (layer, head), in a list; any other value is refused."""
-    give = "a list of heads as (layer, head), e.g. [(3, 0)]"
-    return [(layer, head) for layer, head in Rule(lambda v: _is_list(v, _is_head), give)(name, value)]
 
 
 def loaded(lens: Any) -> None:

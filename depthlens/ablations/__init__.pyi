@@ -9,7 +9,9 @@ from .conditions import WORDS as WORDS
 from .conditions import Ablation as Ablation
 from .conditions import Condition as Condition
 from .conditions import Dims as Dims
-from .conditions import Head as Head
 from .conditions import expand as expand
 from .conditions import heads_condition as heads_condition
 from .conditions import parse_condition as parse_condition
+from .heads import AnyHead as AnyHead
+from .heads import Head as Head
+from .heads import heads_of as heads_of

@@ -39,6 +39,7 @@ from itertools import groupby
 from typing import Any
 
 from depthlens import arguments
+from depthlens.ablations.heads import Head
 from depthlens.errors import UserError
 
 ENDS = ("embed", "unembed")  # sites outside the layers
@@ -312,12 +313,9 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     return named, {"mode": mode, "start": first, "stop": last, "seed": int(seed or 0)}
 
 
-Head = tuple[int, int]  # layer, head
-
-
 def heads_condition(heads: Sequence[Head], suffix: str = "") -> Condition:
     """The condition that removes heads together: zero ablation of their z, or what a suffix such as ``@mean`` says."""
-    return parse_condition("+".join(f"L{layer}.H{head}{suffix}" for layer, head in heads) or "baseline")
+    return parse_condition("+".join(f"{Head(*head)}{suffix}" for head in heads) or "baseline")
 
 
 def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]:

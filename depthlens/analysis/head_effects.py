@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy
 
-from depthlens.ablations import Head
+from depthlens.ablations import AnyHead, Head, heads_of
 from depthlens.analysis import questions
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import BASELINE, loss_unit
@@ -108,10 +108,10 @@ def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
     return float(scipy.stats.spearmanr(a.values[measured], b.values[measured]).statistic), int(measured.sum())
 
 
-def auroc(scores: HeadScores, heads: Collection[Head]) -> float:
+def auroc(scores: HeadScores, heads: Collection[AnyHead]) -> float:
     """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first)."""
     positive, scored = np.zeros_like(scores.values, dtype=bool), np.isfinite(scores.values)
-    for head in heads:
+    for head in heads_of("heads", [*heads]):
         positive[head] = True
     inside, outside = scores.values[positive & scored], scores.values[~positive & scored]
     return float(scipy.stats.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
@@ -135,4 +135,5 @@ def head_conditions(result: Result, task: str) -> dict[Head, str]:
     heads = parts[["layer", "head"]]
     if heads.isna().any(axis=None) or heads.duplicated().any() or parts.empty:
         raise UserError(f"task {task} has conditions that are not one head each; give the result of a head sweep")
-    return dict(sorted(zip(heads.astype(int).itertuples(index=False, name=None), parts["condition"], strict=True)))
+    named = (Head(*pair) for pair in heads.astype(int).itertuples(index=False, name=None))
+    return dict(sorted(zip(named, parts["condition"], strict=True)))

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy
 
 from depthlens import arguments
-from depthlens.ablations import Head
+from depthlens.ablations import AnyHead, Head, heads_of
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
@@ -71,7 +71,7 @@ def head_roles(
     return table.assign(role=np.select([copy & single, joint, copy, single], roles, "neither"))
 
 
-def compare_with_truth(named: dict[str, Collection[Head]], true: Collection[Head]) -> pd.DataFrame:
+def compare_with_truth(named: dict[str, Collection[AnyHead]], true: Collection[AnyHead]) -> pd.DataFrame:
     """What each method of finding heads misses and names wrongly, where the heads that matter are known.
 
     Args:
@@ -81,13 +81,13 @@ def compare_with_truth(named: dict[str, Collection[Head]], true: Collection[Head
     Returns:
         One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
     """
-    known = set(true)
+    known = set(heads_of("true", [*true]))
+    lists = {method: set(heads_of(method, [*heads])) for method, heads in named.items()}
     rows = {
-        method: {"named": set(heads), "missed": known - set(heads), "wrong": set(heads) - known}
-        for method, heads in named.items()
+        method: {"named": heads, "missed": known - heads, "wrong": heads - known} for method, heads in lists.items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.map(lambda heads: ", ".join(f"L{a}.H{b}" for a, b in sorted(heads)) or "none")
+    return table.map(lambda heads: ", ".join(map(str, sorted(heads))) or "none")
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
 
 
 def head_overlap(
-    a: Sequence[Head] | HeadScores,
-    b: Sequence[Head] | HeadScores,
+    a: Sequence[AnyHead] | HeadScores,
+    b: Sequence[AnyHead] | HeadScores,
     n_heads_in_all: int | Sequence[int] = (),
     *,
     k: int | None = None,
@@ -156,7 +156,7 @@ def head_overlap(
     distribution of the sum is the convolution, and p is exact.
 
     Args:
-        a: Heads as (layer, head), or scores.
+        a: Heads, or scores.
         b: The same.
         n_heads_in_all: Of lists: the heads of each layer that could be on a list, from the first layer on:
             ``[n_heads] * n_layers``. A single number, ``n_layers * n_heads``, gives no test within layers.
@@ -168,7 +168,7 @@ def head_overlap(
     if isinstance(a, HeadScores) and isinstance(b, HeadScores) and k is not None:
         a, b, scored = both_tops(a, b, k)
         n_heads_in_all = scored.sum(axis=1).tolist()
-    first, second = sets = [set(arguments.heads("list", heads)) for heads in (a, b)]
+    first, second = sets = [set(heads_of("list", heads)) for heads in (a, b)]
     layers = None if isinstance(n_heads_in_all, int | np.integer) else [int(n) for n in n_heads_in_all]
     n_in_all = int(n_heads_in_all) if layers is None else sum(layers)  # type: ignore[arg-type]
     common, lengths = sets[0] & sets[1], [len(heads) for heads in sets]

@@ -148,13 +148,13 @@ class HeadScores(Finding):
         return self.frame.dropna(subset="value").sort_values("value", ascending=False, kind="stable")[:k]
 
     def top(self, k: int) -> list[Head]:
-        """The ``k`` highest heads as (layer, head), highest first; equal ones by layer and head.
+        """The ``k`` highest heads, highest first; equal ones by layer and head.
 
         Raises:
             UserError: ``k`` is not a number of heads that there are.
         """
         k = arguments.whole("k", k, 1, int(self.frame["value"].count()), of=" of heads")
-        return [(int(layer), int(head)) for layer, head in self.highest(k)[["layer", "head"]].to_numpy()]
+        return [Head(int(layer), int(head)) for layer, head in self.highest(k)[["layer", "head"]].to_numpy()]
 
     def describe(self) -> list[str]:
         """How the scores are spread over the heads, and over the tokens of a case where that is known."""

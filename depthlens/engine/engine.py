@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
-import torch
-
 from depthlens import arguments, backends, progress
-from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.ablations import Condition
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
@@ -26,8 +23,7 @@ from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
 from depthlens.models import pairs
-from depthlens.models.architectures import wide
-from depthlens.models.lens import ALONE, NO_GENERATION, Lens, one_thread
+from depthlens.models.lens import ALONE, NO_GENERATION, Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerRows
 
@@ -211,44 +207,3 @@ class Engine:
     def _walked(self) -> walk_check.Found:
         """Whether the wavefront computes what the model does."""
         return walk_check.found(self.lens)
-
-
-@one_thread
-def next_token(
-    lens: Lens, prompt: str, conditions: Sequence[str | Condition] = (), k: int = 8, backend: str = "torch"
-) -> pd.DataFrame:
-    """Probability of the next token after a prompt, under the baseline and other conditions.
-
-    Args:
-        lens: A loaded model.
-        prompt: Text, encoded as the tokenizer does by default.
-        conditions: Beside the baseline, which always comes first.
-        k: How many of the likeliest tokens of each condition are kept (their union is shown for all).
-        backend: What applies the conditions.
-
-    Returns:
-        One row a token, one column a condition (its text form), sorted by the baseline's probability.
-
-    Raises:
-        UserError: empty prompt, or a condition that the model does not have.
-    """
-    arguments.loaded(lens)
-    k = arguments.whole("k", k, 1)
-    tokens = lens.tokenizer(prompt).input_ids if isinstance(prompt, str) else []
-    if not tokens:
-        raise UserError(f"prompt {prompt!r}: give some text")
-    columns = expand(conditions, lens.dims) if conditions else [BASELINE]
-    pairs.require(lens, columns, backend)
-    rows = torch.tensor([tokens] * len(columns), device=lens.device)
-    last = [[len(tokens) - 1]] * len(columns)
-    with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
-        engine = Engine(lens, backend=backend, progress=False)  # libraries are imported here, which takes seconds
-        logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
-    probs = wide(torch.cat(logits)).softmax(-1)  # [condition, d_vocab]
-    likeliest = probs.topk(k).indices.flatten().unique()
-    frame = pd.DataFrame(
-        probs[:, likeliest].T.cpu().numpy(),
-        index=pd.Index([lens.tokenizer.decode([t]) for t in likeliest.tolist()], name="token"),
-        columns=[str(c) for c in columns],
-    )
-    return frame.sort_values("baseline", ascending=False)

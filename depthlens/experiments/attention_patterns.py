@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Ablation, Condition
+from depthlens.ablations import BASELINE, Ablation, AnyHead, Condition, heads_of
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
@@ -65,14 +65,14 @@ def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> F
 
 @one_thread
 def attention_pattern(
-    lens: Lens, tokens: Sequence[int], head: tuple[int, int], asked: Sequence[int]
+    lens: Lens, tokens: Sequence[int], head: AnyHead, asked: Sequence[int]
 ) -> Float[Tensor, "asked pos"]:
     """Attention of one head from some positions of one sequence.
 
     Args:
         lens: A loaded model.
         tokens: Token ids.
-        head: (layer, head).
+        head: ``L17.H3``, (17, 3) or `Head`.
         asked: Positions that look.
 
     Returns:
@@ -82,7 +82,7 @@ def attention_pattern(
         UserError: a head or position that does not exist, or see `read`.
     """
     arguments.loaded(lens)
-    ((layer, number),) = arguments.heads("head", [head])
+    ((layer, number),) = heads_of("head", [head])
     Condition((Ablation(layer, "head", number),)).validate(lens.dims)
     seen: list[Tensor] = []
 

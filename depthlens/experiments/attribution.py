@@ -47,7 +47,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Head, heads_condition
+from depthlens.ablations import BASELINE, AnyHead, Head, heads_condition, heads_of
 from depthlens.backends.row_edits import Means, classes
 from depthlens.cluster import pool
 from depthlens.engine import walk_check, work
@@ -296,7 +296,7 @@ def _groups(
 
 
 def removed_alone(
-    lens: Lens, heads: Sequence[Head] | None, method: str, *, name: str = "heads", at_least: int = 1
+    lens: Lens, heads: Sequence[AnyHead] | None, method: str, *, name: str = "heads", at_least: int = 1
 ) -> list[Head] | None:
     """Heads of the argument ``name`` that are to be removed, without repetition; None for all.
 
@@ -309,7 +309,7 @@ def removed_alone(
         raise UserError(
             f"{name} with method {method!r}: only 'exact' removes heads, others score all; leave {name} out"
         )
-    unique = list(dict.fromkeys(arguments.heads(name, heads)))
+    unique = list(dict.fromkeys(heads_of(name, heads)))
     if len(unique) < at_least:
         raise UserError(f"{name} names {len(unique)} heads; give at least {at_least}")
     heads_condition(unique).validate(lens.dims)

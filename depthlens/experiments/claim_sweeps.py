@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Unpack
 
-from depthlens.ablations import Head
+from depthlens.ablations import AnyHead
 from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import broken_condition
@@ -73,7 +73,7 @@ def claim_sweeps(
 def claim_curves(
     lens: Lens,
     tasks: str | Sequence[str],
-    lists: dict[str, Sequence[Head]],
+    lists: dict[str, Sequence[AnyHead]],
     *,
     k: int | Sequence[int],
     n_draws: int = 40,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from depthlens import arguments
-from depthlens.ablations import ENDS, Ablation, Condition
+from depthlens.ablations import ENDS, Ablation, AnyHead, Condition, heads_of
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
@@ -47,7 +47,7 @@ def transplant(
     layers: Iterable[int] = (),
     attn: Iterable[int] = (),
     mlp: Iterable[int] = (),
-    heads: Iterable[tuple[int, int]] = (),
+    heads: Iterable[AnyHead] = (),
     kv: Iterable[tuple[int, int]] = (),
     embeddings: bool = False,
 ) -> Iterator[Condition]:
@@ -62,7 +62,7 @@ def transplant(
         layers: Whole layers.
         attn: Layers whose attention is transplanted.
         mlp: Layers whose MLP is transplanted.
-        heads: Single query heads, as (layer, head).
+        heads: Single query heads, each as ``L17.H3``, (17, 3) or `Head`.
         kv: Key/value heads with the query heads that read them, as (layer, group).
         embeddings: Also the embedding, the final norm and the unembedding: with all layers this is the donor itself.
 
@@ -78,7 +78,7 @@ def transplant(
         of_model = arguments.layers(name, some, base.dims.n_layers)
         parts += [Ablation(layer, name.removesuffix("s"), mode="donor") for layer in of_model]
     for name, pairs in {"heads": heads, "kv": kv}.items():
-        parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in arguments.heads(name, pairs)]
+        parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in heads_of(name, pairs)]
     condition = Condition(tuple(parts)).validate(base.dims)
     joined = with_donor(base, donor)
     with ALONE:

@@ -39,7 +39,7 @@ from random import Random
 from typing import Any, Unpack
 
 from depthlens import arguments
-from depthlens.ablations import Ablation, Condition, Dims, Head, heads_condition
+from depthlens.ablations import Ablation, AnyHead, Condition, Dims, Head, heads_condition, heads_of
 from depthlens.analysis import head_curves
 from depthlens.analysis.results import Result
 from depthlens.arguments import EvalOptions
@@ -59,7 +59,7 @@ Lists = dict[str, list[Head]]
 def removal_curve(
     lens: Lens,
     tasks: str | Sequence[str],
-    lists: dict[str, Sequence[Head]],
+    lists: dict[str, Sequence[AnyHead]],
     *,
     k: int | Sequence[int] = 8,
     n_draws: int = 20,
@@ -72,7 +72,7 @@ def removal_curve(
     Args:
         lens: A loaded model.
         tasks: One lm-eval task or several.
-        lists: Heads as (layer, head), most important first, by name; see `HeadScores.top`.
+        lists: Heads, most important first, by name; see `HeadScores.top`.
         k: Remove 1, 2, ... up to so many; or the numbers themselves.
         n_draws: Random rivals of each list; at least 10.
         metric: Which metric of the tasks, where they have several; None takes each task's first.
@@ -95,7 +95,7 @@ def removal_curve(
 def sufficiency_curve(
     lens: Lens,
     tasks: str | Sequence[str],
-    lists: dict[str, Sequence[Head]],
+    lists: dict[str, Sequence[AnyHead]],
     *,
     k: int | Sequence[int] | None = None,
     n_draws: int = 20,
@@ -107,7 +107,7 @@ def sufficiency_curve(
     Args:
         lens: A loaded model.
         tasks: One lm-eval task or several.
-        lists: Heads as (layer, head), most important first, by name; rank many, e.g. by ``HeadScores.top``.
+        lists: Heads, most important first, by name; rank many, e.g. by ``HeadScores.top``.
         k: Keep 1, 2, ... up to so many; or the numbers themselves; None: 1, 2, 5, 10, 20 and 50% of all heads, as far
             as the shortest list goes. Areas are exact only as far as these numbers reach: between the last one and all
             heads a straight line is assumed.
@@ -128,7 +128,7 @@ def sufficiency_curve(
 def _swept(
     lens: Lens,
     tasks: str | Sequence[str],
-    lists: dict[str, Sequence[Head]],
+    lists: dict[str, Sequence[AnyHead]],
     options: EvalOptions,
     *,
     k: int | Sequence[int] | None,
@@ -163,7 +163,7 @@ def _swept(
 
 
 def _taken(
-    lens: Lens, k: int | Sequence[int] | None, given: dict[str, Sequence[Head]], n_all: int
+    lens: Lens, k: int | Sequence[int] | None, given: dict[str, Sequence[AnyHead]], n_all: int
 ) -> tuple[list[int], Lists]:
     """How many heads are taken, and these of each list: 1 to ``k``, or the numbers themselves; None: `SHARES`.
 
@@ -173,7 +173,7 @@ def _taken(
     """
     if not isinstance(given, dict) or not given:
         raise UserError(f"lists {given!r}: give at least one list of heads by name, e.g. {{'found': scores.top(8)}}")
-    lists = {name: arguments.heads(f"list {name!r}", heads) for name, heads in given.items()}
+    lists = {name: heads_of(f"list {name!r}", heads) for name, heads in given.items()}
     for heads in lists.values():
         heads_condition(heads).validate(lens.dims)
     name = min(lists, key=lambda name: len(lists[name]))
@@ -224,7 +224,7 @@ def same_layers(heads: Sequence[Head], n_heads: int, random: Random) -> list[Hea
     """
     counts = Counter(layer for layer, _ in heads)
     order = {layer: random.sample(range(n_heads), count) for layer, count in sorted(counts.items())}
-    return [(layer, order[layer].pop()) for layer, _ in heads]
+    return [Head(layer, order[layer].pop()) for layer, _ in heads]
 
 
 def n_lists(heads: Sequence[Head], ks: Sequence[int], n_heads: int) -> int:

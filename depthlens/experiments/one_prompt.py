@@ -1,9 +1,9 @@
-"""One prompt from several sides: texts under conditions, what each layer would say, and where heads look."""
+"""One prompt from several sides: what comes next under conditions, what each layer would say, and where heads look."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from depthlens import arguments
-from depthlens.ablations import BASELINE, Condition, expand, parse_condition
+from depthlens import arguments, progress
+from depthlens.ablations import BASELINE, AnyHead, Condition, Head, expand, parse_condition
 from depthlens.backends.row_edits import Means, RowWeights
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
@@ -24,6 +24,61 @@ from depthlens.models import pairs
 from depthlens.models.architectures import body_of, replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import GenerateRequest
+
+
+@one_thread
+def next_token(
+    lens: Lens,
+    prompt: str,
+    conditions: str | Sequence[str | Condition] = (),
+    k: int = 8,
+    backend: str = "torch",
+    *,
+    resample_prompts: str | Sequence[str] = (),
+) -> pd.DataFrame:
+    """Probability of the next token after a prompt, under the baseline and other conditions.
+
+    Args:
+        lens: A loaded model.
+        prompt: Text, encoded as the tokenizer does by default.
+        conditions: Beside the baseline, which always comes first.
+        k: How many of the likeliest tokens of each condition are kept (their union is shown for all).
+        backend: What applies the conditions.
+        resample_prompts: What ``@resample`` conditions take the states of. With several prompts probabilities are means
+            over them.
+
+    Returns:
+        One row a token, one column a condition (its text form), sorted by the baseline's probability.
+
+    Raises:
+        UserError: an empty prompt, a condition that the model does not have, or ``@resample`` without prompts.
+
+    Example:
+        >>> depthlens.next_token(lens, "The capital of Denmark is", ["L11"], k=3)  # doctest: +SKIP
+    """
+    arguments.loaded(lens)
+    k = arguments.whole("k", k, 1)
+    tokens = _tokens(lens, prompt)
+    columns = expand(conditions, lens.dims) if conditions else [BASELINE]
+    pairs.require(lens, columns, backend)
+    rows = torch.tensor([tokens] * len(columns), device=lens.device)
+    last = [[len(tokens) - 1]] * len(columns)
+    others = [resample_prompts] if isinstance(resample_prompts, str) else [*resample_prompts]
+    found = []
+    with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
+        for other in others or [None]:
+            reference = _reference(lens, columns, other, "resample_prompts=['...']")
+            engine = Engine(lens, backend=backend, means=reference, progress=False)  # importing libraries is slow
+            logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
+            found.append(wide(torch.cat(logits)).softmax(-1))
+    probs = torch.stack(found).mean(0)  # [condition, d_vocab]
+    likeliest = probs.topk(k).indices.flatten().unique()
+    frame = pd.DataFrame(
+        probs[:, likeliest].T.cpu().numpy(),
+        index=pd.Index(words(lens, likeliest.tolist()), name="token"),
+        columns=[str(c) for c in columns],
+    )
+    return frame.sort_values("baseline", ascending=False)
 
 
 @one_thread
@@ -183,12 +238,12 @@ class Attention:
 
     Attributes:
         tokens: Text of each token. Shape [pos].
-        heads: Names, such as ``L17.H3``. Shape [head].
+        heads: Those that are shown. Shape [head].
         pattern: Share of a token's attention that goes to each token. Shape [head, query, key].
     """
 
     tokens: tuple[str, ...]
-    heads: tuple[str, ...]
+    heads: tuple[Head, ...]
     pattern: np.ndarray
 
     def __repr__(self) -> str:
@@ -196,7 +251,7 @@ class Attention:
 
 
 @one_thread
-def attention(lens: Lens, text: str, heads: str | Sequence[Any] | None = None) -> Attention:
+def attention(lens: Lens, text: str, heads: AnyHead | Sequence[AnyHead] | None = None) -> Attention:
     """Where heads look in a text: a layer's, some, or all.
 
     Args:
@@ -213,28 +268,28 @@ def attention(lens: Lens, text: str, heads: str | Sequence[Any] | None = None) -
     arguments.loaded(lens)
     tokens = _tokens(lens, text)
     asked = [heads] if isinstance(heads, str) or (heads and isinstance(heads[0], int)) else heads
-    chosen = lens.dims.head_names if asked is None else [name for one in asked for name in _heads(lens, one)]
-    places = {name: i for i, name in enumerate(chosen)}
+    layers = [f"L{layer}" for layer in range(lens.dims.n_layers)]
+    chosen = [head for one in (layers if asked is None else asked) for head in _heads(lens, one)]
+    places = {head: i for i, head in enumerate(chosen)}
     pattern = np.zeros((len(chosen), len(tokens), len(tokens)), dtype=np.float32)
 
     def see(layer: int, of_layer: torch.Tensor, _: torch.Tensor) -> None:
         for head, values in enumerate(of_layer):
-            if (at := places.get(f"L{layer}.H{head}")) is not None:
+            if (at := places.get(Head(layer, head))) is not None:
                 pattern[at] = values.cpu()
 
     attention_patterns.read(lens, tokens, range(len(tokens)), see)
     return Attention(words(lens, tokens), tuple(chosen), pattern)
 
 
-def _heads(lens: Lens, asked: Any) -> list[str]:
+def _heads(lens: Lens, asked: AnyHead) -> list[Head]:
     """The heads of a layer, or one head."""
-    text = asked if isinstance(asked, str) else "L{}.H{}".format(*asked)
+    text = asked if isinstance(asked, str) else str(Head(*asked))
     (part,) = parse_condition(text).validate(lens.dims).ablations
     if part.site not in ("layer", "head"):
         raise UserError(f"{text} is no layer or head; write L17 or L17.H3")
-    return (
-        [text] if part.site == "head" else [f"L{part.layer}.H{head}" for head in lens.dims.indices("head", part.layer)]
-    )
+    numbers = [part.index] if part.site == "head" else lens.dims.indices("head", part.layer)
+    return [Head(part.layer, number) for number in numbers]
 
 
 def words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
@@ -249,12 +304,14 @@ def _tokens(lens: Lens, text: str) -> tuple[int, ...]:
     return tokens
 
 
-def _reference(lens: Lens, conditions: Sequence[Condition], prompt: str | None) -> Means | None:
+def _reference(
+    lens: Lens, conditions: Sequence[Condition], prompt: str | None, give: str = "resample_prompt='...'"
+) -> Means | None:
     """The states of the prompt that ``@resample`` conditions take, if there are any."""
     if not any(c.uses("resample") for c in conditions):
         return None
     if prompt is None:
-        raise UserError("@resample takes the states of another prompt; give resample_prompt='...'")
+        raise UserError(f"@resample takes the states of another prompt; give {give}")
     return states_of(lens, _tokens(lens, prompt), conditions)
 
 

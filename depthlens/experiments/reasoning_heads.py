@@ -47,7 +47,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments, cluster
-from depthlens.ablations import Head
+from depthlens.ablations import AnyHead
 from depthlens.analysis.head_scores import HeadScores, ReasoningScores
 from depthlens.analysis.words import WORDS, numbers
 from depthlens.arguments import EvalOptions
@@ -254,7 +254,7 @@ def reasoning_scores(
     tasks: str | Sequence[str] = "arithmetic_cot",
     *,
     method: str = EXACT,
-    heads: Sequence[Head] | None = None,
+    heads: Sequence[AnyHead] | None = None,
     **options: Unpack[EvalOptions],
 ) -> ReasoningScores:
     """Score every head by what its removal costs on computed, copied and plain tokens of worked solutions.

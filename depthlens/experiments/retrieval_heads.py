@@ -57,7 +57,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Head, heads_condition
+from depthlens.ablations import BASELINE, AnyHead, heads_condition
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.arguments import EvalOptions
 from depthlens.engine.engine import Engine
@@ -199,8 +199,8 @@ def retrieval_scores(
     tasks: str | Sequence[str] | None = None,
     *,
     method: str = "copy_paste",
-    heads: Sequence[Head] | None = None,
-    given_removed: Sequence[Head] | None = None,
+    heads: Sequence[AnyHead] | None = None,
+    given_removed: Sequence[AnyHead] | None = None,
     needles: Sequence[Needle] | None = None,
     only_recalled: bool = True,
     n_needles: int = 2,

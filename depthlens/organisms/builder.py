@@ -28,10 +28,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from depthlens import arguments
+from depthlens.ablations import Head
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import language
 
-Head = tuple[int, int]  # layer, head
 N_HEADS = 4  # of a layer
 PREFIX = "organism"  # names of organisms begin with it
 MOST_LAYERS = 48
@@ -251,7 +251,7 @@ class Truth:
         Raises:
             UserError: no head has this role.
         """
-        places = {h.role: (h.layer, h.head) for h in self.heads}
+        places = {h.role: Head(h.layer, h.head) for h in self.heads}
         if role not in places:
             raise unknown("role", role, places)
         return places[role]
@@ -271,7 +271,7 @@ class Truth:
     def _where(self, field: str, task: str) -> frozenset[Head]:
         if task not in self.tasks:
             raise unknown("organism task", task, self.tasks)
-        return frozenset((h.layer, h.head) for h in self.heads if task in getattr(h, field))
+        return frozenset(Head(h.layer, h.head) for h in self.heads if task in getattr(h, field))
 
 
 def truth(organism: str | Options) -> Truth:

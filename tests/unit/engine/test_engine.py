@@ -10,7 +10,7 @@ import trees
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
-from depthlens.engine.engine import PATHS, Engine, next_token
+from depthlens.engine.engine import PATHS, Engine
 from depthlens.engine.writer import cut
 from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -186,13 +186,6 @@ def test_fast_path_equals_plain_rows_on_every_family(family, kernel, on_plain_ro
     fast = Engine(lens, batch_tokens=64, progress=False)
     assert same(fast.loglikelihood(asked, conditions), answers)
     assert fast.generate_until(written, conditions) == texts
-
-
-def test_next_token_probabilities(lens):
-    frame = next_token(lens, "abc", ["L1", "L2.H0"], k=4)
-    assert list(frame.columns) == ["baseline", "L1", "L2.H0"]
-    wanted = lens.model(torch.tensor([lens.tokenizer("abc").input_ids])).logits[0, -1].softmax(-1).max().item()
-    assert frame["baseline"].iloc[0] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from depthlens.ablations import parse_condition
+from depthlens.ablations import Head, parse_condition
 from depthlens.errors import UserError
 from depthlens.experiments import one_prompt
 
@@ -28,6 +28,20 @@ def test_a_model_under_a_condition_writes_what_the_engine_writes_and_is_restored
             text = lens.tokenizer.decode(written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
             assert text == texts[str(parse_condition(condition))].iloc[0]
     assert not torch.equal(changed, whole) and torch.equal(logits(lens), whole)
+
+
+def test_next_token_probabilities_are_the_models_and_means_over_resample_prompts(lens):
+    prompts = ["a dog ran to", "my head is on"]
+    under = "L1.H2@resample"
+    both = one_prompt.next_token(lens, PROMPT, ["L1", under], k=256, resample_prompts=prompts)
+    assert list(both.columns) == ["baseline", "L1", under]
+    assert both["baseline"].iloc[0] == pytest.approx(logits(lens)[0, -1].softmax(-1).max().item(), rel=1e-5)
+    each = []
+    for prompt in prompts:
+        with one_prompt.ablated(lens, under, resample_prompt=prompt):
+            each.append(logits(lens)[0, -1].softmax(-1))
+    assert both[under].max() == pytest.approx(torch.stack(each).mean(0).max().item(), rel=1e-5)
+    assert not torch.allclose(*each)
 
 
 def test_contexts_are_nested_and_restored_after_an_exception(lens):
@@ -68,9 +82,9 @@ def test_attention_is_the_models_own(lens):
     assert every.pattern.shape[0] == lens.dims.n_layers * lens.dims.n_heads
     torch.testing.assert_close(torch.tensor(every.pattern), torch.cat([x[0] for x in own]), atol=1e-5, rtol=0)
     some = one_prompt.attention(lens, PROMPT, ["L2", (3, 1), "L0.H2"])
-    assert some.heads == ("L2.H0", "L2.H1", "L2.H2", "L2.H3", "L3.H1", "L0.H2")
+    assert some.heads == ((2, 0), (2, 1), (2, 2), (2, 3), (3, 1), (0, 2))
     assert (some.pattern[4] == every.pattern[13]).all()
-    assert one_prompt.attention(lens, PROMPT, (3, 1)).heads == ("L3.H1",)
+    assert one_prompt.attention(lens, PROMPT, (3, 1)).heads == (Head(3, 1),)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +92,7 @@ def test_attention_is_the_models_own(lens):
     [
         (lambda lens: one_prompt.generate(lens, ""), "give some text"),
         (lambda lens: one_prompt.generate(lens, "a", "L1@resample"), "give resample_prompt"),
+        (lambda lens: one_prompt.next_token(lens, "a", "L1@resample"), "give resample_prompts"),
         (lambda lens: one_prompt.logit_lens(lens, ""), "give some text"),
         (lambda lens: one_prompt.attention(lens, "a", "L1.mlp"), "no layer or head"),
         (lambda lens: one_prompt.attention(lens, "a", "L9"), "layer 9 does not exist"),
