@@ -9,7 +9,7 @@ import pandas as pd
 
 from depthlens.analysis import documents
 from depthlens.analysis.stats import BASELINE
-from depthlens.errors import unknown
+from depthlens.errors import UserError, unknown
 from depthlens.metrics import ANSWER_LOGPROB
 
 if TYPE_CHECKING:
@@ -23,8 +23,15 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def answers(result: Result, condition: str, change: str = BROKEN, *, task: str | None = None) -> pd.DataFrame:
-    """The answers that a condition changes, by the metric that stands for each task.
+def answers(
+    result: Result,
+    condition: str,
+    change: str = BROKEN,
+    *,
+    task: str | None = None,
+    against: Result | None = None,
+) -> pd.DataFrame:
+    """The answers that a condition changes, by the metric that stands for each task; or how two models differ.
 
     Args:
         result: A sweep of one model.
@@ -32,6 +39,8 @@ def answers(result: Result, condition: str, change: str = BROKEN, *, task: str |
         change: ``broken``: the score falls; ``repaired``: it rises; ``changed``: the answer is another one with the
             same score; ``all``: every document.
         task: Of this task only.
+        against: A sweep of another model on the same documents: its whole model is the baseline. With the condition
+            ``baseline`` these are the documents on which two whole models differ.
 
     Returns:
         One row a document, the largest loss first: ``task``, ``metric``, ``doc_id``, ``question``, ``reference`` (the
@@ -52,28 +61,36 @@ def answers(result: Result, condition: str, change: str = BROKEN, *, task: str |
         result = result.select(tasks=task)
     documents.only(result.docs, "condition", condition)
     rows = result.primary().baselines.itertuples()
-    found = pd.concat([_of_task(result, row.task, row.metric, condition) for row in rows], ignore_index=True)
+    whole = result if against is None else against
+    found = pd.concat([_of_task(result, row.task, row.metric, condition, whole) for row in rows], ignore_index=True)
     return found if change == ALL else found[found["change"] == change].reset_index(drop=True)
 
 
-def _of_task(result: Result, task: str, metric: str, condition: str) -> pd.DataFrame:
-    values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
+def _of_task(result: Result, task: str, metric: str, condition: str, whole: Result) -> pd.DataFrame:
+    value, text = (documents.table(result.docs, column, task, metric)[condition] for column in ("value", "response"))
+    shared = value.index.intersection(documents.table(whole.docs, "value", task, metric).index)
+    asked, same = (questions_of(run, task, shared) for run in (result, whole))
+    if shared.empty or not asked.equals(same):
+        raise UserError(f"the results ask different questions of task {task}; give two with the same documents")
+    value, text = value[shared], text[shared]
+    before, said = (
+        documents.table(whole.docs, column, task, metric)[BASELINE][shared] for column in ("value", "response")
+    )
     sign = 1.0 if result.metric_info(task, metric)["higher_is_better"] else -1.0
-    loss = sign * (values[BASELINE] - values[condition])
-    asked = questions_of(result, task, values.index)
+    loss = sign * (before - value)
     table = pd.DataFrame(
         {
             "task": task,
             "metric": metric,
             "question": asked["question"],
             "reference": asked["reference"],
-            "baseline_answer": texts[BASELINE],
-            "answer": texts[condition],
-            "baseline_value": values[BASELINE],
-            "value": values[condition],
+            "baseline_answer": said,
+            "answer": text,
+            "baseline_value": before,
+            "value": value,
             "loss": loss,
-            "nats": nats(result, task, values.index)[condition],
-            "change": np.select([loss > 0, loss < 0, texts[BASELINE] != texts[condition]], CHANGES[:3], SAME),
+            "nats": logprobs(result, task, shared)[condition] - logprobs(whole, task, shared)[BASELINE],
+            "change": np.select([loss > 0, loss < 0, said != text], CHANGES[:3], SAME),
         }
     )
     return table.reset_index().sort_values(["loss", "nats"], ascending=[False, True], kind="stable")[COLUMNS]
@@ -87,10 +104,9 @@ def questions_of(result: Result, task: str, ids: pd.Index) -> pd.DataFrame:
     return asked[["question", "reference"]].reindex(ids).fillna("")
 
 
-def nats(result: Result, task: str, ids: pd.Index) -> pd.DataFrame:
-    """Change of the right answer's log-likelihood, documents by conditions; NaN where it was not measured."""
+def logprobs(result: Result, task: str, ids: pd.Index) -> pd.DataFrame:
+    """Log-likelihood of the right answer, documents by conditions; NaN where it was not measured."""
     docs = result.docs[result.docs["task"] == task]
     if not (docs["metric"] == ANSWER_LOGPROB).any():
         return pd.DataFrame(np.nan, index=ids, columns=list(docs["condition"].unique()))
-    scores = documents.table(docs, "value", task, ANSWER_LOGPROB).reindex(ids)
-    return scores.sub(scores[BASELINE], axis=0)
+    return documents.table(docs, "value", task, ANSWER_LOGPROB).reindex(ids)

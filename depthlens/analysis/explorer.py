@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis import documents
-from depthlens.analysis.answers import BROKEN, answers, nats, questions_of
+from depthlens.analysis.answers import BROKEN, answers, logprobs, questions_of
 from depthlens.analysis.stats import BASELINE, is_binary
 from depthlens.errors import UserError
 from depthlens.paths import write_files, writing_to
@@ -173,7 +173,8 @@ def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
     rows = losses.set_index("condition").reindex(conditions)
     costs = rows[["loss", "loss_low", "loss_high"]].fillna(0.0).round(4)
     critical = rows["critical"].eq(True)  # the baseline has no loss
-    asked, likelihoods = questions_of(result, task, values.index), nats(result, task, values.index)
+    asked, likelihoods = questions_of(result, task, values.index), logprobs(result, task, values.index)
+    likelihoods = likelihoods.sub(likelihoods[BASELINE], axis=0)
     binary = is_binary(values.to_numpy())
     return {
         "name": task,

@@ -152,9 +152,11 @@ class Result(Finding):
         """
         return documents.table(self.docs, "value", task, metric, model)
 
-    def answers(self, condition: str, change: str = "broken", *, task: str | None = None) -> pd.DataFrame:
-        """The answers that a condition changes; see `depthlens.analysis.answers.answers`."""
-        return changed_answers.answers(self, condition, change, task=task)
+    def answers(
+        self, condition: str, change: str = "broken", *, task: str | None = None, against: Result | None = None
+    ) -> pd.DataFrame:
+        """The answers that a condition changes, or in which two models differ: see `depthlens.analysis.answers`."""
+        return changed_answers.answers(self, condition, change, task=task, against=against)
 
     def explore(self) -> Explorer:
         """What breaks: a map of the removed parts, and the answers that each of them changes.

@@ -38,7 +38,9 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
     typer.echo(f"\nWrote {page}")
 
 
-def answers(run: str, condition: str, *, change: str = "broken", task: str | None = None) -> None:
+def answers(
+    run: str, condition: str, *, change: str = "broken", task: str | None = None, against: str | None = None
+) -> None:
     """Print the answers that a removal changes, beside those of the whole model.
 
     Example: depthlens answers runs/layers L11
@@ -48,15 +50,19 @@ def answers(run: str, condition: str, *, change: str = "broken", task: str | Non
         condition (CONDITION): One of its conditions, such as L11.
         change: broken (the score falls), repaired (it rises), changed (another answer with the same score) or all.
         task (NAME): Of this task only.
+        against (RUN): A run of another model on the same documents, whose whole model is the baseline. With the
+            condition baseline: the documents on which two models differ.
     """
     say(f"reading {run}", run=run)
     from depthlens.analysis.results import Result
+    from depthlens.analysis.stats import BASELINE
 
-    found = Result.load(run).answers(condition, change, task=task)
+    other = None if against is None else Result.load(against)
+    found = Result.load(run).answers(condition, change, task=task, against=other)
+    names = ("whole model" if other is None else against), f"without {condition}" if condition != BASELINE else run
     for row in found.itertuples():
         lines = row.question, row.reference, row.baseline_answer, row.answer
-        names = f"{row.task} {row.doc_id}", "right answer", "whole model", f"without {condition}"
-        for name, text in zip(names, lines, strict=True):
+        for name, text in zip((f"{row.task} {row.doc_id}", "right answer", *names), lines, strict=True):
             typer.echo(f"{name + ':':<24} {' / '.join(text.strip().splitlines())}")
         typer.echo()
     typer.echo(f"{len(found)} answers: {change}")

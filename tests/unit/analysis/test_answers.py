@@ -47,6 +47,19 @@ def test_each_answer_is_broken_repaired_changed_or_the_same():
     assert not len(result.answers("L1@mean")), "nothing changes"
 
 
+def test_two_models_differ_where_one_answers_otherwise():
+    result, other = written(), written()
+    other.docs["model"] = "base"
+    as_l1 = other.docs["condition"].map({"baseline": "L1", "L1": "baseline"})  # the other model answers as without L1
+    other = Result(other.docs.assign(condition=as_l1.fillna(other.docs["condition"])), other.record, other.asked)
+    broken, repaired = (other.answers("baseline", change, against=result) for change in ("broken", "repaired"))
+    pd.testing.assert_frame_equal(broken, result.answers("L1"))
+    pd.testing.assert_frame_equal(repaired, result.answers("L1", "repaired"))
+    elsewhere = Result(other.docs, other.record, other.asked.assign(question="Who?"))
+    with pytest.raises(UserError, match="ask different questions of task capitals"):
+        elsewhere.answers("baseline", against=result)
+
+
 def test_a_metric_that_is_better_when_lower_breaks_where_it_rises():
     found = made_results.result_of({"baseline": [2.0, 3.0], "L0": [1.0, 4.0]}, metric="bits_per_byte", better=False)
     assert found.answers("L0")["doc_id"].tolist() == [1] and found.answers("L0", "repaired")["doc_id"].tolist() == [0]
