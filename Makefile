@@ -34,7 +34,7 @@ lab: $(INSTALLED)  ## open the tour in JupyterLab, beside the other notebooks
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_tour.ipynb
 
 labtest: $(INSTALLED_DEV)  ## run a notebook in a real JupyterLab in Chromium or Chrome; screenshots in build/labtest
-	$(BIN)/python tests/browser/explorer.py
+	$(BIN)/python tests/browser/views.py
 	$(BIN)/python tests/browser/lab.py $(if $(CHROME),--browser $(CHROME))
 
 # `make docs RUN=FOLDER` shows the notebooks of a run that is there

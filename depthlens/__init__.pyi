@@ -26,7 +26,6 @@ from .analysis.run_comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
 from .errors import UserError as UserError
-from .experiments.attention_patterns import attention_pattern as attention_pattern
 from .experiments.claim_sweeps import claim_curves as claim_curves
 from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas

@@ -1,18 +1,9 @@
-"""What breaks: the answers that each removal changes, as a view for JupyterLab and as HTML for a page.
-
-The script `explorer.js` draws both. In JupyterLab it is a widget (anywidget), whose state the next cell can read; on a
-page it stands in the HTML, with its data, and loads nothing. Where no script runs, a table stands in its place.
-"""
+"""What breaks: the answers that each removal changes, as a view for JupyterLab and as HTML for a page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,25 +12,18 @@ import pandas as pd
 from depthlens.analysis import documents
 from depthlens.analysis.answers import BROKEN, answers, logprobs, questions_of
 from depthlens.analysis.stats import BASELINE, is_binary
+from depthlens.analysis.views import View
 from depthlens.errors import UserError
-from depthlens.paths import write_files, writing_to
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
-SCRIPT, STYLE = ((files(__package__) / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
 MOST_PARTS, MOST_ANSWERS, MOST_QUESTIONS = 8, 3, 5  # of the table that stands where no script runs
-MOST_BYTES = 2_000_000  # of data inside another page
 HEADS = "L#.H#"
 FEWEST = 3  # conditions of one form that have a row of their own
 
 
-def script_hash() -> str:
-    """What a content security policy names so that this script may run, and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
-
-
-class Explorer:
+class Explorer(View):
     """The answers of a sweep, to be looked at. Made by `depthlens.Result.explore`.
 
     Attributes:
@@ -56,6 +40,11 @@ class Explorer:
             raise UserError("the result removes nothing, so that no answer breaks; sweep at least one condition")
         self.result = result
 
+    @property
+    def title(self) -> str:
+        """Of a page of its own."""
+        return f"{self.model}: what breaks?"
+
     @cached_property
     def data(self) -> dict[str, Any]:
         """What the script reads: questions, right answers, answers and scores of every task."""
@@ -65,19 +54,6 @@ class Explorer:
         tasks = [_task(self.result, row, losses[losses["task"] == row.task]) for row in rows]
         scale = max(0.3, float(losses["loss"].abs().max()))
         return {"tasks": tasks, "scale": scale, "start": _start(losses, tasks)}
-
-    @cached_property
-    def widget(self) -> Any:
-        """The widget that JupyterLab shows."""
-        import anywidget  # only where there is a notebook
-        import traitlets
-
-        class Widget(anywidget.AnyWidget):
-            _esm, _css = SCRIPT, STYLE
-            data = traitlets.Dict().tag(sync=True)
-            state = traitlets.Dict().tag(sync=True)
-
-        return Widget(data=self.data, state=self.data["start"])
 
     @property
     def condition(self) -> str:
@@ -92,31 +68,6 @@ class Explorer:
         found = answers(self.result, self.condition, state["change"], task=self.data["tasks"][state["task"]]["name"])
         text = found[["question", "reference", "baseline_answer", "answer"]].agg("\n".join, axis=1)
         return found[text.str.lower().str.contains(state.get("find", "").lower(), regex=False)].reset_index(drop=True)
-
-    def html(self, most_bytes: int | None = None) -> str:
-        """The view as a part of a page; of more than ``most_bytes`` of answers the table that needs no script."""
-        data = json.dumps(self.data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-        if most_bytes is not None and len(data) > most_bytes:
-            note = (
-                f"All answers take {len(data) / 1e6:.1f} MB: result.explore().save('answers.html') writes their page."
-            )
-            return f'<div class="depthlens-explorer">{self.table()}<p>{note}</p></div>\n<style>{STYLE}</style>'
-        return (
-            f'<div class="depthlens-explorer" data-page><div class="static">{self.table()}</div>\n'
-            f'<script type="application/json">{data}</script></div>\n'
-            f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write a page of its own with all answers, which loads nothing.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        path, title = Path(path), f"{self.model}: what breaks?"
-        with writing_to(path.parent):
-            text = _page(title, self.html()).encode()
-            write_files(path.parent, {path.name: lambda file: file.write(text)})
 
     def table(self) -> str:
         """For each critical part its commonest new answers and some broken questions, as an HTML table."""
@@ -141,27 +92,8 @@ class Explorer:
         ]
         return sorted(found, key=lambda row: -row[2])[:MOST_PARTS]
 
-    def _repr_mimebundle_(self, **_: Any) -> Any:
-        shown = {"text/html": self.html(MOST_BYTES), "text/plain": repr(self)}
-        widget, metadata = self.widget._repr_mimebundle_()
-        return widget | shown, metadata
-
     def __repr__(self) -> str:
         return f"Explorer of {', '.join(task['name'] for task in self.data['tasks'])}"
-
-
-def _page(title: str, content: str) -> str:
-    """A page of its own that loads nothing."""
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_hash()}"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>:root {{ color-scheme: light dark }} "
-        "body { background: light-dark(#fff, #14181c); max-width: 76rem; margin: 1rem auto; padding: 0 1rem } "
-        "h1 { font: 600 1.3rem system-ui }</style></head>"
-        f"<body><main><h1>{html.escape(title)}</h1>{content}</main></body></html>"
-    )
 
 
 def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:

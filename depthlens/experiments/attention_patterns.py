@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, Ablation, AnyHead, Condition, heads_of
+from depthlens.ablations import BASELINE
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide
-from depthlens.models.lens import Lens, one_thread
+from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
 See = Callable[[int, Tensor, Tensor], None]  # layer, pattern [n_heads, asked, pos], values [n_kv_heads, pos, d]
@@ -61,37 +61,6 @@ def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> F
     rows = PatternRows(pack, lens, asked, see)
     (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], asked, layout=rows)
     return final
-
-
-@one_thread
-def attention_pattern(
-    lens: Lens, tokens: Sequence[int], head: AnyHead, asked: Sequence[int]
-) -> Float[Tensor, "asked pos"]:
-    """Attention of one head from some positions of one sequence.
-
-    Args:
-        lens: A loaded model.
-        tokens: Token ids.
-        head: ``L17.H3``, (17, 3) or `Head`.
-        asked: Positions that look.
-
-    Returns:
-        Attention weights in float32, on the CPU.
-
-    Raises:
-        UserError: a head or position that does not exist, or see `read`.
-    """
-    arguments.loaded(lens)
-    ((layer, number),) = heads_of("head", [head])
-    Condition((Ablation(layer, "head", number),)).validate(lens.dims)
-    seen: list[Tensor] = []
-
-    def see(at: int, pattern: Tensor, _: Tensor) -> None:
-        if at == layer:
-            seen.append(pattern[number].cpu())
-
-    read(lens, tokens, asked, see)
-    return seen[0]
 
 
 class PatternRows(Layout):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 
 from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, AnyHead, Condition, Head, expand, parse_condition
+from depthlens.analysis.views import View
 from depthlens.backends.row_edits import Means, RowWeights
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
@@ -24,6 +27,8 @@ from depthlens.models import pairs
 from depthlens.models.architectures import body_of, replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import GenerateRequest
+
+N_MOST = 4  # tokens that a head looks at, where not all are shown
 
 
 @one_thread
@@ -232,41 +237,86 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
     return LogitLens(words(lens, tokens), texts, probability, entropies)
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """Where heads look, by `attention`.
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(View):
+    """Where heads look, by `attention`: in Jupyter one token is chosen, and each head shades what it looks at.
 
     Attributes:
         tokens: Text of each token. Shape [pos].
         heads: Those that are shown. Shape [head].
-        pattern: Share of a token's attention that goes to each token. Shape [head, query, key].
+        pattern: Share of a token's attention that goes to each token, after the softmax: a row sums to 1, or to less
+            where the model has a sink outside the text. Shape [head, query, key].
+        query: The token that is chosen first.
     """
 
     tokens: tuple[str, ...]
     heads: tuple[Head, ...]
     pattern: np.ndarray
+    query: int
+
+    @property
+    def title(self) -> str:
+        """Of a page of its own."""
+        return "Where heads look"
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the script reads; weights are thousandths, of each token those of the tokens up to itself."""
+        weights = self.pattern[:, *np.tril_indices(len(self.tokens))]
+        return {
+            "tokens": self.tokens,
+            "heads": list(map(str, self.heads)),
+            "weights": np.round(1000 * weights).astype(int).tolist(),
+            "start": {"query": self.query},
+        }
+
+    @property
+    def largest(self) -> pd.DataFrame:
+        """Of each head the tokens that ``query`` looks at most: ``head``, ``token``, ``position``, ``weight``."""
+        rows = []
+        for head, weights in zip(self.heads, self.pattern[:, self.query], strict=True):
+            for key in np.argsort(-weights, kind="stable")[:N_MOST]:
+                rows.append({"head": str(head), "token": self.tokens[key], "position": key, "weight": weights[key]})
+        return pd.DataFrame(rows)
+
+    def table(self) -> str:
+        """What stands where no script runs: `largest`."""
+        token = escape(self.tokens[self.query])
+        return f"<p>Token {self.query} {token} looks at:</p>{self.largest.round(3).to_html(index=False)}"
 
     def __repr__(self) -> str:
-        return f"Attention of {len(self.heads)} heads over {len(self.tokens)} tokens"
+        return (
+            f"Attention of {len(self.heads)} heads over {len(self.tokens)} tokens; the last one looks at\n"
+            f"{self.largest.head(20).round(3).to_string(index=False)}"
+        )
 
 
 @one_thread
-def attention(lens: Lens, text: str, heads: AnyHead | Sequence[AnyHead] | None = None) -> Attention:
+def attention(
+    lens: Lens,
+    text: str | Sequence[int],
+    heads: AnyHead | Sequence[AnyHead] | None = None,
+    *,
+    query: int = -1,
+) -> Attention:
     """Where heads look in a text: a layer's, some, or all.
 
     Args:
         lens: A loaded model.
-        text: Any.
+        text: Any; or its token ids.
         heads: A layer such as ``L17``, a head such as ``L17.H3`` or ``(17, 3)``, or a list of heads; None: all.
+        query: The token that is chosen first where it is shown; negative counts from the end.
 
     Raises:
-        UserError: an empty text, or a head or layer that the model does not have.
+        UserError: an empty text, a head or layer that the model does not have, or a query that the text does not have.
 
     Example:
         >>> depthlens.attention(lens, "The capital of Denmark is", "L23.H4")  # doctest: +SKIP
     """
     arguments.loaded(lens)
     tokens = _tokens(lens, text)
+    if not -len(tokens) <= query < len(tokens):
+        raise UserError(f"query {query}: the text has tokens 0..{len(tokens) - 1}")
     asked = [heads] if isinstance(heads, str) or (heads and isinstance(heads[0], int)) else heads
     layers = [f"L{layer}" for layer in range(lens.dims.n_layers)]
     chosen = [head for one in (layers if asked is None else asked) for head in _heads(lens, one)]
@@ -279,7 +329,7 @@ def attention(lens: Lens, text: str, heads: AnyHead | Sequence[AnyHead] | None =
                 pattern[at] = values.cpu()
 
     attention_patterns.read(lens, tokens, range(len(tokens)), see)
-    return Attention(words(lens, tokens), tuple(chosen), pattern)
+    return Attention(words(lens, tokens), tuple(chosen), pattern, query % len(tokens))
 
 
 def _heads(lens: Lens, asked: AnyHead) -> list[Head]:
@@ -297,8 +347,8 @@ def words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
     return tuple(str(lens.tokenizer.decode([token])) for token in tokens)
 
 
-def _tokens(lens: Lens, text: str) -> tuple[int, ...]:
-    tokens = tuple(lens.tokenizer(text).input_ids) if isinstance(text, str) else ()
+def _tokens(lens: Lens, text: str | Sequence[int]) -> tuple[int, ...]:
+    tokens = tuple(lens.tokenizer(text).input_ids if isinstance(text, str) else text or ())
     if not tokens:
         raise UserError(f"prompt {text!r}: give some text")
     return tokens

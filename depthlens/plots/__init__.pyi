@@ -23,7 +23,6 @@ from .layers import first_mistakes as first_mistakes
 from .layers import loss_shares as loss_shares
 from .layers import open_book_losses as open_book_losses
 from .layers import protocol_comparison as protocol_comparison
-from .prompts import attention as attention
 from .prompts import prediction as prediction
 from .prompts import token_grid as token_grid
 from .run_comparison import run_centres as run_centres

@@ -1,139 +1,21 @@
-"""One prompt: what one head attends to, and which token comes next.
-
-Short prompts are drawn as a map of all queries and keys. Others are shown for one query: the prompt as text, every
-token shaded by the attention weight that the query gives it. It is plain HTML, so that it needs neither a network nor
-a script.
-
-Attention is causal: no token attends to a later one. A row of weights sums to 1, or to less where the model has a sink
-outside the prompt.
-"""
+"""One prompt: which token comes next, and what was found for each of its tokens."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from numpy.typing import ArrayLike
 
 from depthlens.errors import UserError
-from depthlens.look import EMPTY, GREY, PALE, PALETTE
+from depthlens.look import EMPTY, PALE, PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.panels import cells
-from depthlens.plots.theme import Plot, figure, round_up, themed
+from depthlens.plots.theme import Plot, figure, themed
 
-MAP_TOKENS = 60  # more do not fit a page in 8 pt
-UNIT = "attention weight"
-_SLACK = 0.01  # a row of bfloat16 weights sums to 1 within this
 _CHARS = 12  # characters of one token that are drawn
-
-
-@dataclass(frozen=True)
-class TokenStrip:
-    """A prompt as text, every token shaded by the attention weight that one of them, which is framed, gives it.
-
-    Attributes:
-        title: Above the text.
-        table: One row a token: token, weight (missing for tokens after the query).
-        query: Number of the attending token.
-    """
-
-    title: str
-    table: pd.DataFrame
-    query: int
-
-    @property
-    def largest(self) -> str:
-        """The four tokens with the largest weights."""
-        rows = self.table.nlargest(4, "weight")
-        return ", ".join(f"{_short(row.token)} (token {row.Index}) {row.weight:.2f}" for row in rows.itertuples())
-
-    def __repr__(self) -> str:
-        return f"{self.title}\nlargest weights: {self.largest}"
-
-    def _repr_html_(self) -> str:
-        shades, most = colormaps[theme.SCORES], self.table["weight"].max() or 1.0
-        spans = []
-        for i, token, weight in self.table[["token", "weight"]].itertuples(name=None):
-            fill = shades(weight / most)
-            seen = f"background:{to_hex(fill)};color:{theme.ink_on(fill)}" if i <= self.query else f"color:{GREY}"
-            frame = ";outline:2px solid currentColor" if i == self.query else ""
-            about = f"token {i}: {weight:.3f}" if i <= self.query else f"token {i} comes later"
-            text = html.escape(theme.visible(token, space=" ")).replace("⏎", "⏎<wbr>\n")
-            spans.append(f'<span style="{seen}{frame}" title="{about}">{text}</span>')
-        box = "font:.85rem/1.6 monospace;white-space:pre-wrap;max-height:30rem;overflow:auto"
-        head = f"<p><strong>{html.escape(self.title)}</strong><br>largest weights: {html.escape(self.largest)}</p>"
-        return f'{head}<div style="{box}">{"".join(spans)}</div>'
-
-
-def attention(
-    tokens: Sequence[str], weights: ArrayLike, head: str, *, query: int | None = None, title: str | None = None
-) -> Plot | TokenStrip:
-    """Attention of one head on one prompt: all queries and keys, or the prompt shaded by what one query attends to.
-
-    Args:
-        tokens: Text of each token of the prompt; white space is made visible.
-        weights: Attention weights after the softmax, shape [query, key]; or [key], those of one query.
-        head: Name of the head, as in conditions: ``"L9.H6"``.
-        query: Position whose weights are drawn over the text (negative counts from the end); without it the map of
-            all, for up to 60 tokens. The last position by default where ``weights`` is [key].
-        title: Above the figure.
-
-    Returns:
-        A figure of the map; or, of one query, text that notebooks and pages show.
-
-    Raises:
-        UserError: no tokens, weights of another shape or that are not causal attention weights, a query that does not
-            exist, or too many tokens for a map.
-    """
-    n, weights = len(tokens), np.asarray(weights, dtype=float)
-    if query is None and weights.ndim == 1:
-        query = -1
-    _check(n, weights, query)
-    if query is None:
-        return _map(tokens, weights, title, f"{head}: attention of every token (row)")
-    query %= n
-    row = np.where(np.arange(n) <= query, weights if weights.ndim == 1 else weights[query], np.nan)
-    default = f"{head}: what token {query} ({theme.visible(tokens[query])}) attends to"
-    return TokenStrip(default if title is None else title, pd.DataFrame({"token": tokens, "weight": row}), query)
-
-
-def _check(n: int, weights: np.ndarray, query: int | None) -> None:
-    if not n or weights.shape not in ((n, n), (n,)):
-        raise UserError(f"{n} tokens and weights of shape {weights.shape}; give [query, key], or [key] of one query")
-    if query is not None and not -n <= query < n:
-        raise UserError(f"query {query} does not exist; the prompt has tokens 0..{n - 1}")
-    rows, queries = np.atleast_2d(weights), np.arange(n) if weights.ndim == 2 else np.array([query or 0]) % n
-    later = rows[np.arange(n) > queries[:, None]]
-    if not (np.isfinite(rows).all() and rows.min() >= 0 and rows.sum(axis=1).max() <= 1 + _SLACK) or later.any():
-        fault = f"weights run from {rows.min():.3g}, and the largest row sums to {rows.sum(1).max():.3g}"
-        fix = "give attention weights after the softmax as [query, key]: 0 for later tokens, with a sum of 1 at most"
-        raise UserError(f"{fault}; {fix}")
-    if query is None and n > MAP_TOKENS:
-        fix = "choose an attending token with query=, e.g. query=-1 for the last"
-        raise UserError(f"{n} tokens do not fit a map of up to {MAP_TOKENS}; {fix}")
-
-
-@themed
-def _map(tokens: Sequence[str], weights: np.ndarray, title: str | None, default: str) -> Plot:
-    n, names = len(tokens), [_short(token) for token in tokens]
-    room = 0.075 * max(map(len, names)) + 0.35  # inches for the names
-    size = min(theme.WIDTH - room, max(2.8, 0.25 * n))
-    fig = figure(title, default, height=size + room + 0.9, width=size + room)
-    ax = fig.subplots()
-    y, x = np.tril_indices(n)  # no token attends to a later one
-    table = pd.DataFrame({"x": x, "y": y, "value": weights[y, x]})
-    limits, edges = (0, round_up(float(weights.max())) or 1.0), "white" if n <= 40 else "none"
-    mesh = cells(ax, table, limits, rows=names, columns=range(n), empty="white", edgecolors=edges)
-    ax.set_xticks(range(n), names, parse_math=False, rotation=90)
-    ax.set(xlabel="attended token (key)", ylabel="attending token (query)", aspect="equal")
-    panels.colour_bar(mesh, ax, UNIT)
-    return fig
 
 
 def _short(token: str, most: int = _CHARS) -> str:

@@ -1,7 +1,7 @@
 """Executed notebooks in, web pages out that need no network, and an index over those of a folder.
 
 Each page is one file with its styles, figures and their numbers inside. A content security policy forbids the browser
-every request and every script but that of the view of answers (`depthlens.analysis.explorer`), so that a page looks the
+every request and every script but that of the view of answers (`depthlens.analysis.views`), so that a page looks the
 same offline, in a mail and in ten years. LaTeX is shown as it is written, because rendering it would need a script. The
 pages' templates and styles are in ``templates``.
 
@@ -23,7 +23,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from depthlens import look
-from depthlens.analysis import explorer
+from depthlens.analysis import views
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.plots.theme import MIME
@@ -31,7 +31,7 @@ from depthlens.runner.notebook_files import Executed, read_notebook, write_whole
 
 _POLICY = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-    f'img-src data:; font-src data:; script-src {explorer.script_hash()}">'
+    f'img-src data:; font-src data:; script-src {views.script_hash()}">'
 )
 # Best form first. Widgets and javascript are left out because neither works without a script.
 _SHOWN = ["text/html", "text/markdown", "image/png", "image/svg+xml", "image/jpeg", "text/plain"]

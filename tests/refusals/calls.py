@@ -256,8 +256,6 @@ PLOTS = [
     *((lambda e, f=f: f("x"), "comparison is a str; give what depthlens.compare returned")
       for f in (dl.plots.run_profiles, dl.plots.run_centres, dl.plots.scorecards)),
     (lambda e: dl.plots.prediction([], [], []), "0 tokens"),
-    (lambda e: dl.plots.attention(["a"] * 4, [[0.25] * 4] * 4, "L0.H0"), "row sums to 1; give attention weights after"),
-    (lambda e: dl.plots.attention(["a"], [[1.0]], "L0.H0", query=4), "query 4 does not exist; the prompt has tokens 0"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import made_results
 import pandas as pd
 import pytest
 
-from depthlens.analysis import explorer
+from depthlens.analysis import views
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 
@@ -93,7 +93,7 @@ def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote(tmp_
     assert "<script" not in view.html(10) and "takes" not in view.html(10**6)
     view.save(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert explorer.script_hash() in page and not re.search(r"src=|href=|fetch\(|import", page), "loads nothing"
+    assert views.script_hash() in page and not re.search(r"src=|href=|fetch\(|import", page), "loads nothing"
 
 
 def test_rows_of_buttons_are_one_a_form_and_one_a_layer_of_heads():

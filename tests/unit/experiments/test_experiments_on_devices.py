@@ -13,7 +13,7 @@ from transplants import ALIKE as SAME
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.experiments import attention_patterns, attribution, distillation, geometry
+from depthlens.experiments import attribution, distillation, geometry, one_prompt
 from depthlens.experiments.retrieval_heads import DETECTORS, scores_by_token
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -38,7 +38,7 @@ MEASURES = {
     "path": lambda lens: attribution.attribute(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
     "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
     "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
-    "patterns": lambda lens: attention_patterns.attention_pattern(lens, TOKENS, (4, 1), [2, 7]),
+    "patterns": lambda lens: one_prompt.attention(lens, TOKENS, "L4.H1").pattern[:, [2, 7]],
     **{name: lambda lens, name=name: np.concatenate(scores_by_token(lens, made_needles(), name)) for name in DETECTORS},
 }
 OF_LATENT_ATTENTION = ("effects", *DETECTORS)

@@ -84,7 +84,11 @@ def test_attention_is_the_models_own(lens):
     some = one_prompt.attention(lens, PROMPT, ["L2", (3, 1), "L0.H2"])
     assert some.heads == ((2, 0), (2, 1), (2, 2), (2, 3), (3, 1), (0, 2))
     assert (some.pattern[4] == every.pattern[13]).all()
-    assert one_prompt.attention(lens, PROMPT, (3, 1)).heads == (Head(3, 1),)
+    one = one_prompt.attention(lens, lens.tokenizer(PROMPT).input_ids, (3, 1), query=4)
+    assert one.heads == (Head(3, 1),) and (one.pattern[0] == some.pattern[4]).all()
+    row = one.pattern[0, 4]
+    assert one.largest["position"].iloc[0] == row.argmax() and one.largest["weight"].iloc[0] == row.max()
+    assert one.data["weights"][0][10:15] == [round(1000 * float(weight)) for weight in row[:5]]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,7 @@ def test_attention_is_the_models_own(lens):
         (lambda lens: one_prompt.next_token(lens, "a", "L1@resample"), "give resample_prompts"),
         (lambda lens: one_prompt.logit_lens(lens, ""), "give some text"),
         (lambda lens: one_prompt.attention(lens, "a", "L1.mlp"), "no layer or head"),
+        (lambda lens: one_prompt.attention(lens, "abc", query=3), "query 3: the text has tokens 0..2"),
         (lambda lens: one_prompt.attention(lens, "a", "L9"), "layer 9 does not exist"),
         (lambda lens: one_prompt.ablated(lens, "L9").__enter__(), "layer 9 does not exist"),
     ],

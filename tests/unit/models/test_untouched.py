@@ -131,7 +131,7 @@ EXPERIMENTS = {
     "free text": lambda lens: dl.free_text(lens, "L1", n_prompts=2, prompt_tokens=4, max_new_tokens=4, **FREE),
     "blocks": lambda lens: dl.block_sweep(lens, CHOICE, max_size=2, **QUIET),
     "next token": lambda lens: dl.next_token(lens, "abc", ["L1"]),
-    "attention": lambda lens: dl.attention_pattern(lens, [1, 2, 3, 4], (1, 2), [2, 3]),
+    "attention": lambda lens: dl.attention(lens, [1, 2, 3, 4], (1, 2)).pattern,
     "geometry": lambda lens: dl.depth_geometry(lens, TEXTS, store=None, progress=False),
     "effects": lambda lens: dl.layer_effects(lens, TEXTS, store=None, progress=False),
     "induction": lambda lens: dl.induction_scores(lens, progress=False),

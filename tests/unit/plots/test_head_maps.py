@@ -1,7 +1,6 @@
 """Maps of heads, and attention of one head on one prompt as a map and as shaded text."""
 
 import itertools
-import re
 
 import made_results
 import numpy as np
@@ -14,13 +13,9 @@ from drawn import (  # noqa: F401 (a fixture for all of them)
     nothing_leaks,
     points,
 )
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 
 from depthlens import plots
 from depthlens.analysis.results import Result, concat
-from depthlens.errors import UserError
-from depthlens.look import GREY
 from depthlens.plots.heads import CRITICAL_HEAD
 
 N_LAYERS, N_HEADS, N_KV, N = 6, 4, 2, 40
@@ -140,64 +135,6 @@ def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
     )
     holds(Case(fig, 6, words=said))
     assert len(by_gid(plots.head_map(many, metrics="acc"), "cells")) == 2
-
-
-PROMPT = ["<s>", "The", " key", " of", " 7f", "$x$", " is", " 巴", ".", "\n", "\t", "Key", ":"]
-
-
-def causal(n, seed=0):
-    logits = np.where(np.tri(n) > 0, np.random.default_rng(seed).normal(size=(n, n)) * 2, -np.inf)
-    weights = np.exp(logits)
-    return weights / weights.sum(1, keepdims=True)
-
-
-def test_attention_map():
-    n, weights = len(PROMPT), causal(len(PROMPT))
-    fig = plots.attention(PROMPT, weights, "L9.H6")
-    ax = fig.axes[0]
-    cells = mesh(fig)
-    grid = cells.get_array()
-    assert grid.shape == (n, n) and (grid.mask == (np.tri(n) == 0)).all(), "the half above the diagonal is empty"
-    np.testing.assert_allclose(grid[np.tri(n) > 0].data, weights[np.tri(n) > 0])
-    rows, columns = ([t.get_text() for t in axis.get_ticklabels()] for axis in (ax.yaxis, ax.xaxis))
-    assert rows == columns and rows[:6] == ["<s>", "The", "·key", "·of", "·7f", "$x$"]
-    assert rows[7:11] == ["·\\u5df4", ".", "⏎", "⇥"]
-    assert ax.get_ylim() == (n - 0.5, -0.5) and cells.get_clim() == (0, 1.0)
-    assert "L9.H6" in fig.get_suptitle() and "query" in ax.get_ylabel() and "key" in ax.get_xlabel()
-    check(fig)
-
-
-def test_attention_of_one_query_shades_the_prompt():
-    weights = causal(len(PROMPT))
-    strip = plots.attention(PROMPT, weights, "L9.H6", query=6)
-    spans = re.findall(r'<span style="([^"]*)" title="([^"]*)">([^<]*(?:<wbr>\n)?)</span>', strip._repr_html_())
-    written = "".join(text for *_, text in spans).replace("<wbr>\n", "")
-    assert written == "".join(PROMPT).replace("<", "&lt;").replace(">", "&gt;").replace("巴", "\\u5df4").replace(
-        "\n", "⏎"
-    ).replace("\t", "⇥")
-    shades = [to_hex(colour) for colour in colormaps["mako_r"](weights[6, :7] / weights[6].max())]
-    assert [style.split(";")[0] for style, *_ in spans] == [f"background:{x}" for x in shades] + [f"color:{GREY}"] * 6
-    assert [i for i, (style, *_) in enumerate(spans) if "outline" in style] == [6]
-    best = int(weights[6].argmax())
-    assert (
-        f"(token {best}) {weights[6, best]:.2f}" in repr(strip)
-        and strip.title == "L9.H6: what token 6 (␣is) attends to"
-    )
-    assert spans[7][1] == "token 7 comes later" and strip.table["weight"].isna().sum() == 6
-    last, same = plots.attention(PROMPT, weights[-1], "L9.H6"), plots.attention(PROMPT, weights, "L9.H6", query=-1)
-    assert "what token 12 (:) attends to" in last.title and last._repr_html_() == same._repr_html_()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "weights", "options", "message"),
-    [
-        (["a"] * 3, causal(4), {}, r"3 tokens and weights of shape \(4, 4\); give \[query, key\]"),
-        (["a"] * 61, causal(61), {}, "61 tokens do not fit a map of up to 60; choose an attending token with query="),
-    ],
-)
-def test_attention_refusals(tokens, weights, options, message):
-    with pytest.raises(UserError, match=message):
-        plots.attention(tokens, weights, "L0.H0", **options)
 
 
 def test_prediction():

@@ -1,5 +1,5 @@
-// What breaks: buttons for the removed parts, and the answers that each of them changes.
-// One file for two places: anywidget calls `render` in JupyterLab; on pages the last lines find the explorer.
+// What breaks: buttons for the removed parts, and the answers that each of them changes. And where heads look.
+// One file for two places: anywidget calls `render` in JupyterLab; on pages the last lines find the views.
 const LABELS = { broken: "right → wrong", repaired: "wrong → right", changed: "other answer, same score", all: "all" };
 const SCORED = { ...LABELS, broken: "worse", repaired: "better" };
 const AT_ONCE = 60; // rows that are drawn before the reader scrolls on
@@ -208,12 +208,68 @@ export const explore = (root, data, state, changed = () => {}) => {
   return go;
 };
 
+// Where heads look: one token is chosen, and each head shades what this token looks at.
+const attend = (root, data, state, changed) => {
+  const name = (k) => `${data.tokens[k].replaceAll("\n", "⏎").trim()} (${k})`;
+  const say = make("p", { className: "say" });
+  const choices = data.tokens.map((token, q) => {
+    const button = make("button", { className: "token", type: "button" }, token);
+    button.onclick = () => go({ query: q }, true);
+    button.onmouseenter = () => draw(q);
+    return button;
+  });
+  const chooser = make("div", { className: "tokens", role: "group", ariaLabel: "token that looks" }, ...choices);
+  chooser.onmouseleave = () => draw(state.query);
+  const heads = data.heads.map((head, h) => {
+    const look = (q) => ({ className: "token", onmouseenter: () => draw(q), onclick: () => go({ query: q }) });
+    const tokens = data.tokens.map((token, q) => make("span", look(q), token));
+    const strip = make("div", { className: "tokens", onmouseleave: () => draw(state.query) }, ...tokens);
+    const most = make("small");
+    return { weights: data.weights[h], tokens, most, box: make("div", {}, make("b", {}, head), " ", most, strip) };
+  });
+  root.replaceChildren(say, chooser, make("div", { className: "heads" }, ...heads.map(({ box }) => box)));
+  const draw = (query) => {
+    say.replaceChildren("Token ", make("b", {}, name(query)), " looks at what is shaded. Point at another token, or choose it.");
+    choices.forEach((button, q) => {
+      button.setAttribute("aria-pressed", q === query);
+      button.tabIndex = q === query ? 0 : -1;
+    });
+    for (const { weights, tokens, most } of heads) {
+      const row = weights.slice((query * (query + 1)) / 2, ((query + 1) * (query + 2)) / 2); // thousandths, up to itself
+      const largest = Math.max(...row, 1);
+      tokens.forEach((span, k) => {
+        span.style.setProperty("--share", `${Math.round((100 * (row[k] ?? 0)) / largest)}%`);
+        span.classList.toggle("later", k > query);
+        span.title = k > query ? "comes later" : `token ${k}: ${(row[k] / 1000).toFixed(3)}`;
+      });
+      const order = row.map((_, k) => k).sort((a, b) => row[b] - row[a]).slice(0, 3);
+      most.textContent = order.map((k) => `${name(k)} ${(row[k] / 1000).toFixed(2)}`).join(", ");
+    }
+  };
+  const go = (update, focus = false) => {
+    Object.assign(state, update);
+    draw(state.query);
+    if (focus) choices[state.query].focus();
+    changed({ ...state });
+  };
+  chooser.onkeydown = (event) => {
+    const next = state.query + ({ ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? 0);
+    if (next === state.query || !choices[next]) return;
+    event.preventDefault();
+    go({ query: next }, true);
+  };
+  go({});
+  return go;
+};
+
+const start = (root, data, ...others) => (data.tasks ? explore : attend)(root, data, ...others);
+
 export default {
   render: ({ model, el }) => {
     el.classList.add("depthlens-explorer");
     const root = el.appendChild(make("div"));
     let own;
-    const go = explore(root, model.get("data"), { ...model.get("data").start, ...model.get("state") }, (state) => {
+    const go = start(root, model.get("data"), { ...model.get("data").start, ...model.get("state") }, (state) => {
       own = state;
       model.set("state", state);
       model.save_changes();
@@ -223,9 +279,17 @@ export default {
 };
 
 // On a page the fragment of the address is the state, so that a finding can be sent.
-document.querySelectorAll(".depthlens-explorer[data-page]").forEach((place, nth) => {
+let explorers = 0;
+for (const place of document.querySelectorAll(".depthlens-explorer[data-page]")) {
   place.removeAttribute("data-page"); // each view of a page brings this script
   const data = JSON.parse(place.querySelector("script").textContent);
+  const root = make("div");
+  place.querySelector(".static").replaceWith(root);
+  if (!data.tasks) {
+    start(root, data, data.start, () => {});
+    continue;
+  }
+  const nth = explorers++;
   const read = () => {
     const given = new URLSearchParams(nth ? "" : location.hash.slice(1)); // the first view has the address
     const named = data.tasks.findIndex((one) => one.name === given.get("task"));
@@ -234,8 +298,6 @@ document.querySelectorAll(".depthlens-explorer[data-page]").forEach((place, nth)
     const change = given.get("show") in LABELS ? given.get("show") : data.start.change;
     return { task: at, condition: condition > 0 ? condition : data.start.condition, change, find: given.get("find") ?? "" };
   };
-  const root = make("div");
-  place.querySelector(".static").replaceWith(root);
   let own = location.hash;
   const go = explore(root, data, read(), (state) => {
     const words = { task: state.task_name, without: state.name, show: state.change, ...(state.find && { find: state.find }) };
@@ -243,4 +305,4 @@ document.querySelectorAll(".depthlens-explorer[data-page]").forEach((place, nth)
     else history.replaceState(null, "", `#${new URLSearchParams(words)}`);
   });
   addEventListener("hashchange", () => go(read()));
-});
+}

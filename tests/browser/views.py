@@ -1,8 +1,9 @@
-"""Use the view of what breaks in a real browser: click, keys, text filter, address, and texts that attack.
+"""Use the views in a real browser: what breaks (click, keys, text filter, address), and where heads look.
 
-    python tests/browser/explorer.py
+    python tests/browser/views.py
 
-A made-up result is opened in headless Chromium. Prints one line a step; the exit code is 1 where one fails.
+Made-up findings, with texts that attack, are opened in headless Chromium. Prints one line a step; the exit code is 1
+where one fails.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -20,7 +22,9 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from lab import BROWSERS, Browser, until  # noqa: E402
 
+from depthlens.ablations import Head  # noqa: E402
 from depthlens.analysis.results import Result  # noqa: E402
+from depthlens.experiments.one_prompt import Attention  # noqa: E402
 
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script> \u202eright to left\u202c 😀'
 SAY, ROWS = "document.querySelector('.say').textContent", "document.querySelectorAll('tbody tr').length"
@@ -38,7 +42,17 @@ STEPS = (
     ("a fragment is read", "location.hash = '#task=sums&without=L0&show=all&find=number+3?'", f"{ROWS} === 1"),
     ("a mark jumps to its part", "FIND(''); MARK(0.99)", f"{SAY}.startsWith('Without L8,')"),
     ("scrolling draws the rest", "scrollTo(0, 1e6)", f"{ROWS} === 120"),
-    ("texts stay texts", "", "window.hit === undefined && !document.querySelector('tbody img, tbody script')"),
+)
+SHADES = "[...document.querySelectorAll('.heads .token')].map(token => token.style.getPropertyValue('--share')).join()"
+LOOKS = (
+    ("opens on the chosen token", "", f"{SAY}.startsWith('Token x (3) looks')"),
+    ("each head shades what it looks at", "", f"{SHADES} === '0%,0%,100%,25%,100%,0%,0%,0%'"),
+    ("a click chooses a token", "document.querySelectorAll('button.token')[1].click()", f"{SAY}.includes('(1) looks')"),
+    ("the other tokens come later", "", f"{SHADES} === '0%,100%,0%,0%,100%,100%,0%,0%'"),
+    ("an arrow goes to the next token", "document.activeElement && KEY('ArrowRight')", f"{SAY}.includes('(2) looks')"),
+)
+ALWAYS = (
+    ("texts stay texts", "", "window.hit === undefined && !document.querySelector('main img, tbody script')"),
     ("nothing is loaded", "", "performance.getEntriesByType('resource').length === 0"),
     ("the console is silent", "", "window.seen.length === 0"),
 )
@@ -74,26 +88,39 @@ def made() -> Result:
     return Result(docs.assign(response=texts), record, asked)
 
 
+def looks() -> Attention:
+    """Two heads over four tokens: the first looks back, the second at the first token."""
+    first = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0.8, 0.2]]
+    second = [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+    return Attention(("a", HOSTILE, "\n", "x"), (Head(0, 0), Head(1, 2)), np.array([first, second]), 3)
+
+
+def check(browser: Browser, page: Path, first: str, steps: Sequence[tuple[str, str, str]]) -> int:
+    """Open a page and take steps; returns how many failed."""
+    failed = 0
+    browser.send("Page.navigate", url=page.as_uri())
+    until(lambda: browser.value(f"document.querySelectorAll('{first}').length"), "the view")
+    for name, action, wanted in (*steps, *ALWAYS):
+        browser.value(f"void (() => {{ {action} }})()")
+        ends = time.monotonic() + 3
+        while not (held := browser.value(wanted)) and time.monotonic() < ends:
+            time.sleep(0.05)
+        print(f"{'ok    ' if held else 'FAILED'} {name}" + ("" if held else f": {browser.value(SAY)}"))
+        failed += not held
+    return failed
+
+
 def main() -> None:
     program = next(filter(None, map(shutil.which, BROWSERS)), None) or sys.exit("no Chromium or Chrome")
-    failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
-        made().explore().save(page)
-        profile = Path(folder) / "profile"
+        answers, attention, profile = (Path(folder) / name for name in ("answers.html", "attention.html", "profile"))
+        made().explore().save(answers)
+        looks().save(attention)
         profile.mkdir()
         browser = Browser(program, profile)
         browser.send("Page.enable")
         browser.send("Page.addScriptToEvaluateOnNewDocument", source=TOOLS)
-        browser.send("Page.navigate", url=page.as_uri())
-        until(lambda: browser.value("document.querySelectorAll('.cell').length"), "the view")
-        for name, action, wanted in STEPS:
-            browser.value(f"void (() => {{ {action} }})()")
-            ends = time.monotonic() + 3
-            while not (held := browser.value(wanted)) and time.monotonic() < ends:
-                time.sleep(0.05)
-            print(f"{'ok    ' if held else 'FAILED'} {name}" + ("" if held else f": {browser.value(SAY)}"))
-            failed += not held
+        failed = check(browser, answers, ".cell", STEPS) + check(browser, attention, "button.token", LOOKS)
         browser.close()
     sys.exit(failed > 0)
 
