@@ -313,7 +313,7 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     return named, {"mode": mode, "start": first, "stop": last, "seed": int(seed or 0)}
 
 
-def heads_condition(heads: Sequence[Head], suffix: str = "") -> Condition:
+def heads_condition(heads: Sequence[tuple[int, int]], suffix: str = "") -> Condition:
     """The condition that removes heads together: zero ablation of their z, or what a suffix such as ``@mean`` says."""
     return parse_condition("+".join(f"{Head(*head)}{suffix}" for head in heads) or "baseline")
 

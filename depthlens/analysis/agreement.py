@@ -100,7 +100,7 @@ def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
     return found
 
 
-def _losses(result: Result, base: Any, conditions: Mapping[Place, str]) -> pd.DataFrame:
+def _losses(result: Result, base: Any, conditions: Mapping[Any, str]) -> pd.DataFrame:
     """What every unit adds to the loss of each part, by its place."""
     conditions = dict(sorted(conditions.items()))
     losses = result.document_losses(base.task, base.metric, base.model)[list(conditions.values())]

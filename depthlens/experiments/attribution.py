@@ -355,7 +355,7 @@ def losses(
         return -change.numpy(), clean.numpy()
     parts = [part for i, q in enumerate(requests) for part in _parts(i, q, weights[i] if weights else None)]
     shape = lens.dims.n_layers, lens.dims.n_heads
-    chosen = list(np.ndindex(shape)) if heads is None else list(heads)
+    chosen = [Head(*at) for at in np.ndindex(shape)] if heads is None else list(heads)
     if given_others:
         conditions = [heads_condition(chosen), *(heads_condition([h for h in chosen if h != head]) for head in chosen)]
     else:

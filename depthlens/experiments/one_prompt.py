@@ -68,7 +68,7 @@ def next_token(
     pairs.require(lens, columns, backend)
     rows = torch.tensor([tokens] * len(columns), device=lens.device)
     last = [[len(tokens) - 1]] * len(columns)
-    others = [resample_prompts] if isinstance(resample_prompts, str) else [*resample_prompts]
+    others: list[str | None] = [resample_prompts] if isinstance(resample_prompts, str) else [*resample_prompts]
     found = []
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
         for other in others or [None]:
@@ -317,9 +317,11 @@ def attention(
     tokens = _tokens(lens, text)
     if not -len(tokens) <= query < len(tokens):
         raise UserError(f"query {query}: the text has tokens 0..{len(tokens) - 1}")
-    asked = [heads] if isinstance(heads, str) or (heads and isinstance(heads[0], int)) else heads
-    layers = [f"L{layer}" for layer in range(lens.dims.n_layers)]
-    chosen = [head for one in (layers if asked is None else asked) for head in _heads(lens, one)]
+    if heads is None:
+        heads = [f"L{layer}" for layer in range(lens.dims.n_layers)]
+    one = isinstance(heads, str) or (len(heads) > 0 and isinstance(heads[0], int))
+    asked: Sequence[Any] = [heads] if one else heads
+    chosen = [head for part in asked for head in _heads(lens, part)]
     places = {head: i for i, head in enumerate(chosen)}
     pattern = np.zeros((len(chosen), len(tokens), len(tokens)), dtype=np.float32)
 

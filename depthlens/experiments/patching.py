@@ -9,21 +9,27 @@ one walk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, WORDS, Condition, expand
+from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, Head, expand, heads_condition, heads_of
 from depthlens.analysis import means
 from depthlens.analysis.means import Mean
 from depthlens.analysis.words import estimate
+from depthlens.backends.row_edits import hooks
+from depthlens.engine import work
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.one_prompt import states_of, words
+from depthlens.models.architectures import replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 
@@ -89,6 +95,7 @@ def patch(
     *,
     answer: tuple[str, str] | Sequence[tuple[str, str]] | None = None,
     direction: str = RESTORE,
+    into: AnyHead | None = None,
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> Patching:
@@ -103,6 +110,9 @@ def patch(
             space before them): one pair for all prompts, or one for each. None: the likeliest next token of each.
         direction: ``restore``: from the clean prompt into the corrupted one (denoising: what is sufficient);
             ``break``: the other way round (noising: what is needed).
+        into: A head, the receiver: of the ``heads`` below it only what goes straight into it is patched (path patching,
+            Wang et al. 2022, arXiv 2211.00593). It reads as if a head had written what it writes on the other prompt;
+            all other parts read what they read before. Answers are of one token.
         batch_tokens: See `depthlens.condition_sweep`.
         progress: Whether a bar is shown.
 
@@ -110,8 +120,8 @@ def patch(
         Effects by part and position, means over the pairs.
 
     Raises:
-        UserError: prompts of unlike numbers, or prompts of a pair with unlike numbers of tokens or without a
-            difference.
+        UserError: prompts of unlike numbers, prompts of a pair with unlike numbers of tokens or without a difference,
+            or a path from other parts than heads or to a head without any below it.
 
     Example:
         >>> found = depthlens.patch(lens, "The capital of France is", "The capital of Italy is")  # doctest: +SKIP
@@ -129,6 +139,12 @@ def patch(
     rows = [tuple(tuple(lens.tokenizer(text).input_ids) for text in pair) for pair in pairs]
     _check(rows, pairs)
     single = expand(parts, lens.dims)[1:]
+    if into is not None:
+        (receiver,) = heads_of("into", [into])
+        heads_condition([receiver]).validate(lens.dims)
+        single = [part for part in single if part.ablations[0].layer < receiver.layer]
+        if parts != WORDS["head"] or not single:
+            raise UserError(f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer")
     n_pos = len(rows[0][0])
     first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
     # before the first token that differs all states are the same, and a patch does nothing
@@ -139,8 +155,12 @@ def patch(
         source, target = row if direction == RESTORE else row[::-1]
         states = states_of(lens, source, conditions)
         engine = Engine(lens, batch_tokens=batch_tokens, means=states, progress=progress)
-        patched = _difference(engine, target, continuations, [BASELINE, *conditions])
+        patched = _difference(engine, target, continuations, [BASELINE, *([] if into else conditions)])
         (whole,) = _difference(engine.like(), source, continuations, [BASELINE])
+        if into is not None:
+            change = states.sample["z"] - states_of(lens, target, conditions).sample["z"]
+            by_path = _paths(lens, target, change, conditions, receiver, continuations)
+            patched = np.append(patched, by_path)
         by_place = (patched[1:] - patched[0]) / (whole - patched[0])
         found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
         differences.append((whole, patched[0]) if direction == RESTORE else (patched[0], whole))
@@ -148,6 +168,62 @@ def patch(
     effect = means.mean(np.stack(found), bounded=False)
     tokens = words(lens, rows[0][1 if direction == RESTORE else 0])
     return Patching(effect, tuple(map(str, single)), tokens, table, direction)
+
+
+@torch.no_grad()
+def _paths(
+    lens: Lens,
+    target: tuple[int, ...],
+    change: Float[Tensor, "n_layers pos n_heads d_head"],
+    senders: Sequence[Condition],
+    into: Head,
+    answers: Sequence[tuple[int, ...]],
+) -> np.ndarray:
+    """Difference of the answers' logits where one sender writes its change into what the receiver reads.
+
+    Shape [sender].
+    """
+    if any(len(ids) != 1 for ids in answers):
+        raise UserError("into: answers of several tokens; give answers of one token each")
+    found = []
+    tokens = torch.tensor([target], device=lens.device)
+    size = max(1, work.choose(lens).batch_tokens // len(target))
+    for chunk in (senders[i : i + size] for i in range(0, len(senders), size)):
+        written = torch.zeros(len(chunk), len(target), lens.dims.d_model, dtype=lens.dtype, device=lens.device)
+        for row, ((sender,), at) in enumerate((part.ablations, part.ablations[0].start) for part in chunk):
+            z = torch.zeros_like(change[0, 0])
+            z[sender.index] = change[sender.layer, at, sender.index]
+            project = lens.arch.o_proj[sender.layer]
+            written[row, at] = project(z.flatten()) - project(torch.zeros_like(z).flatten())
+
+        with replaced_forwards([(lens.arch.layers[into.layer], _receiver(lens, into, written))]):
+            logits = wide(lens.model(tokens.expand(len(chunk), -1), use_cache=False).logits[:, -1])
+        found.append((logits[:, answers[0][0]] - logits[:, answers[1][0]]).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _receiver(lens: Lens, into: Head, written: Float[Tensor, "row pos d_model"]) -> Callable[..., Any]:
+    """The forward of the receiver's layer in which the receiver alone reads what is written into the layer's input."""
+    layer, width = into.layer, lens.dims.d_head
+    forward = lens.arch.layers[layer].forward
+    before, after = into.head * width, (into.head + 1) * width
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        read: list[Tensor] = []
+
+        def keep(z: Tensor) -> Tensor:
+            read.append(z)
+            return z
+
+        def put(z: Tensor) -> Tensor:
+            return torch.cat([z[..., :before], read[0][..., before:after], z[..., after:]], -1)
+
+        with hooks(lens.arch, layer, {"z": keep}):
+            forward(x + written, *args, **kwargs)
+        with hooks(lens.arch, layer, {"z": put}):
+            return forward(x, *args, **kwargs)
+
+    return call
 
 
 def _texts(*given: str | Sequence[str]) -> list[list[str]]:

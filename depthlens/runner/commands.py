@@ -59,7 +59,7 @@ def answers(
 
     other = None if against is None else Result.load(against)
     found = Result.load(run).answers(condition, change, task=task, against=other)
-    names = ("whole model" if other is None else against), f"without {condition}" if condition != BASELINE else run
+    names = against or "whole model", run if condition == BASELINE else f"without {condition}"
     for row in found.itertuples():
         lines = row.question, row.reference, row.baseline_answer, row.answer
         for name, text in zip((f"{row.task} {row.doc_id}", "right answer", *names), lines, strict=True):

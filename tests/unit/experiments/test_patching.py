@@ -99,6 +99,71 @@ def test_every_cell_equals_a_hook(parts):
             assert ours == pytest.approx(by_hand, abs=LOGITS), (part, at)
 
 
+def test_a_path_equals_hooks_by_hand():
+    """Each head of L0 and L1 into L2.H1: the receiver's attention alone sees the residual with the sender's change."""
+    lens = tiny.lens("llama-gqa")
+    answers = likelier_first(lens, ("the cat sat", "the dog sat"), ("a", "b"))
+    found = patch(lens, "the cat sat", "the dog sat", "heads", answer=answers, into="L2.H1", **QUIET)
+    assert found.parts == tuple(f"L{layer}.H{head}" for layer in (0, 1) for head in range(lens.dims.n_heads))
+    clean, corrupted = (lens.tokenizer(text, return_tensors="pt").input_ids for text in ("the cat sat", "the dog sat"))
+    right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
+    layers, width = lens.model.model.layers, lens.dims.d_head
+    rotary = lens.model.model.rotary_emb
+
+    @torch.no_grad()
+    def z_of(tokens, layer):
+        kept = []
+        hook = layers[layer].self_attn.o_proj.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+        logits = lens.model(tokens).logits[0, -1]
+        hook.remove()
+        return kept[0], float(logits[right] - logits[wrong])
+
+    whole, base = (z_of(tokens, 0)[1] for tokens in (clean, corrupted))
+    mine = slice(width, 2 * width)
+    mask = torch.full((1, 1, 11, 11), -torch.inf).triu(1)
+    for i, part in enumerate(found.parts):
+        layer, head = i // lens.dims.n_heads, i % lens.dims.n_heads
+        own = slice(head * width, (head + 1) * width)
+        change = (z_of(clean, layer)[0] - z_of(corrupted, layer)[0])[0]
+        for at in range(clean.shape[1]):
+            with torch.no_grad():
+                residual = lens.model(corrupted, output_hidden_states=True).hidden_states[2].clone()
+                residual[0, at] += layers[layer].self_attn.o_proj.weight[:, own] @ change[at, own]
+                kept = []
+                o_proj = layers[2].self_attn.o_proj
+                hook = o_proj.register_forward_pre_hook(lambda module, args, kept=kept: kept.append(args[0].clone()))
+                places = rotary(residual, torch.arange(clean.shape[1])[None])
+                layers[2].self_attn(
+                    layers[2].input_layernorm(residual), position_embeddings=places, attention_mask=mask
+                )
+                hook.remove()
+
+                def put(module, args, kept=kept):
+                    z = args[0].clone()
+                    z[..., mine] = kept[0][..., mine]
+                    return (z,)
+
+                hook = o_proj.register_forward_pre_hook(put)
+                logits = lens.model(corrupted).logits[0, -1]
+                hook.remove()
+            ours = base + found.effect.value[i, at] * (whole - base)
+            assert ours == pytest.approx(float(logits[right] - logits[wrong]), abs=LOGITS), (part, at)
+
+
+def test_on_an_organism_the_path_into_the_copying_head_comes_from_the_previous_token_head_alone():
+    lens = dl.load("organism", device="cpu")
+    prompt = organism_prompts.sample(1, "one_hop")[0]
+    words, place = prompt.text.split(), prompt.answer_at - 1
+    other = next(i - 1 for i, word in enumerate(words) if word == "SEP" and words[i - 1] != prompt.answer)
+    changed = list(words)
+    changed[place - 1], changed[other - 1] = words[other - 1], words[place - 1]
+    answers = prompt.answer, words[other]
+    found = patch(lens, prompt.text, " ".join(changed), "heads", answer=answers, into="L2.H1", **QUIET)
+    table = found.table.set_index(["part", "position"])["effect"]
+    carriers = [("L1.H2", place + 1), ("L1.H2", other + 1)]
+    assert table[carriers].max() > FOUND and table.drop(carriers).abs().max() < NOTHING
+
+
 def likelier_first(lens, pair, answers):
     """Two answers, first that which the clean prompt makes likelier than the corrupted one does."""
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
@@ -128,6 +193,9 @@ def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
         (["a", "b"], ["c"], {}, "2 clean and 1 corrupted"),
         ("the cat", "the dog", {"parts": "kv"}, "kv"),
         ("the cat", "the dog", {"direction": "up"}, "up"),
+        ("the cat", "the dog", {"parts": "mlp", "into": "L2.H1"}, "a path goes from heads into one of a later layer"),
+        ("the cat", "the dog", {"parts": "heads", "into": "L0.H1"}, "a path goes from heads"),
+        ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
         ("the cat", "the dog", {"answer": [("a", "b"), ("a", "b")]}, "2 pairs of answers"),
     ],
 )
