@@ -128,7 +128,7 @@ def _links(app: Any, docname: str, source: list[str]) -> None:
     """Links between the pages of the repository, as links of the site."""
     text, up = source[0], "../" * docname.count("/")
     if docname == "index":  # opens as the README does
-        text = text.replace("% README", (ROOT / "README.md").read_text().partition("\n## Your own model")[0])
+        text = text.replace("% README", (ROOT / "README.md").read_text().partition("\n## Documentation")[0])
     text = re.sub(r"\]\((?:\.\./)*docs/", f"]({up}", text)
     for path, name in OUTSIDE.items():
         text = re.sub(rf"\]\((?:\.\./)*{re.escape(path)}", f"]({up}made/{name}.md", text)
