@@ -79,9 +79,10 @@ class Explorer(View):
             asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
             rows.append([f"{name}, {task}", f"{loss:.2f}", str(len(broken)), new, asked])
         columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        cells = (zip(columns, map(html.escape, row), strict=True) for row in rows)
+        lines = ("".join(f'<td data-label="{column}">{cell}</td>' for column, cell in row) for row in cells)
         heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
-        return f"<table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        return f"<table><thead><tr>{heads}</tr></thead>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
     def _costliest(self) -> list[tuple[str, str, float]]:
         found = [
