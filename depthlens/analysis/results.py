@@ -27,8 +27,8 @@ from depthlens import arguments
 from depthlens.analysis import answers as changed_answers
 from depthlens.analysis import documents, head_effects, questions, result_words, stats, written_answers
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
-from depthlens.analysis.explorer import Explorer
-from depthlens.analysis.findings import Finding, derived
+from depthlens.analysis.explorer import Explorer, glance
+from depthlens.analysis.findings import Finding, derived, paragraphs
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.result_folder import DOCS_FILE, QUESTIONS_FILE, RECORD_FILE, SUMMARY_FILE
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
@@ -335,6 +335,11 @@ class Result(Finding):
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
         """What is shown: the worst losses of each task and metric, and what limits the conclusions."""
         return result_words.displayed(self)
+
+    def _repr_html_(self) -> str:
+        """In JupyterLab: the losses as small squares, three broken answers, and what limits the conclusions."""
+        head, _, lines = self.display()
+        return paragraphs([head.partition(";")[0]]) + glance(self) + paragraphs([*lines, self.NEXT])
 
 
 def concat(results: Sequence[Result]) -> Result:
