@@ -71,10 +71,12 @@ def notes(result: Result) -> list[str]:
     several = result.docs["model"].nunique() > 1
     rows = list(result.baselines.itertuples())
     lines = [cannot_judge(row, several=several) for row in rows if row.at_chance]
+    few: dict[str, list[str]] = {}  # names by what is said of them, so that equal notes stand once
     for row in rows:
         if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
             what = f"about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} of samples"
-            lines.append(f"{_name(row, several)}: {what}, and here are {row.n}")
+            few.setdefault(f"{what}, and here are {row.n}", []).append(_name(row, several))
+    lines += [f"{', '.join(names)}: {text}" for text, names in few.items()]
     lines += dict.fromkeys(_cut_prompts(result.record))
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")

@@ -338,8 +338,12 @@ class Result(Finding):
 
     def _repr_html_(self) -> str:
         """In JupyterLab: the losses as small squares, three broken answers, and what limits the conclusions."""
-        head, _, lines = self.display()
-        return paragraphs([head.partition(";")[0]]) + glance(self) + paragraphs([*lines, self.NEXT])
+        try:
+            picture, limits = glance(self), self.notes
+        except UserError:  # the record lacks what losses need: the table says what
+            return super()._repr_html_()
+        head = self.display()[0].partition(";")[0]
+        return paragraphs([head]) + picture + paragraphs([*limits, self.NEXT])
 
 
 def concat(results: Sequence[Result]) -> Result:
