@@ -94,6 +94,7 @@ def run(
     parameter: list[Any] | None = None,
     profile: str = "demo",
     models: str | None = None,
+    no_answers: bool = False,
     json: bool = False,
     **options: Any,
 ) -> None:
@@ -110,6 +111,7 @@ def run(
         profile (NAME): Parameter values: smoke (seconds: every cell runs, on the first layers of each model and too few
             documents for findings), demo (minutes), scorecard (hours) or paper (the study's models, on a GPU).
         models (A,B,...): Models to run on, one after another: a folder each, and one index.
+        no_answers: Leave the texts of questions and answers out of the views of what breaks.
         json: Write progress as lines of JSON to standard error.
         options: Where answers are kept, and workers.
     """
@@ -118,6 +120,8 @@ def run(
     store = parts.open_store(options["store"])  # one that cannot be used is refused before anything else is done
     if options["store"] != parts.DEFAULT:  # kernels work in other folders
         os.environ[parts.ENVIRONMENT] = options["store"] if store is None or "://" in store.location else store.root
+    if no_answers:  # kernels read it
+        os.environ["DEPTHLENS_NO_ANSWERS"] = "yes"
     cluster.configure(options)
     progress.write_json(json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)

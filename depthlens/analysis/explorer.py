@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_PARTS, MOST_ANSWERS, MOST_QUESTIONS = 8, 3, 5  # of the table that stands where no script runs
 HEADS = "L#.H#"
+NO_ANSWERS = "DEPTHLENS_NO_ANSWERS"  # of an environment: no view has the texts of questions and answers
 FEWEST = 3  # conditions of one form that have a row of their own
 
 
@@ -52,6 +54,9 @@ class Explorer(View):
         losses = primary.losses()
         rows = primary.baselines.itertuples()
         tasks = [_task(self.result, row, losses[losses["task"] == row.task]) for row in rows]
+        if os.environ.get(NO_ANSWERS):
+            for task in tasks:
+                task |= {name: [""] * len(task[name]) for name in ("questions", "references", "texts")}
         scale = max(0.3, float(losses["loss"].abs().max()))
         return {"tasks": tasks, "scale": scale, "start": _start(losses, tasks)}
 
@@ -77,7 +82,8 @@ class Explorer(View):
             common = broken["answer"].value_counts().head(MOST_ANSWERS)
             new = "; ".join(f"{_short(answer)} ({count})" for answer, count in common.items())
             asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
-            rows.append([f"{name}, {task}", f"{loss:.2f}", str(len(broken)), new, asked])
+            texts = ("", "") if os.environ.get(NO_ANSWERS) else (new, asked)
+            rows.append([f"{name}, {task}", f"{loss:.2f}", str(len(broken)), *texts])
         columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
         cells = (zip(columns, map(html.escape, row), strict=True) for row in rows)
         lines = ("".join(f'<td data-label="{column}">{cell}</td>' for column, cell in row) for row in cells)
@@ -166,6 +172,8 @@ def glance(result: Result) -> str:
         text = f"{html.escape(base.task)}, {base.metric} {base.baseline:.2f}"
         lines.append(f'<p style="line-height:1.2;margin:.2em 0">{"".join(squares)} {text}</p>')
     best = _costliest_later(losses)
+    if os.environ.get(NO_ANSWERS):
+        return "".join(lines)
     for row in answers(result, best.condition, task=best.task).head(3).itertuples():
         said = (html.escape(_short(text)) for text in (row.question, row.baseline_answer, row.answer))
         lines.append("<p>{} <b>{}</b> becomes <b>{}</b> without {}</p>".format(*said, best.condition))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -75,6 +76,7 @@ def sweep(
     margin: float = 0.1,
     alpha: float = 0.05,
     max_documents: int | None = None,
+    no_answers: bool = False,
     json: bool = False,
     **options: Any,
 ) -> None:
@@ -96,6 +98,7 @@ def sweep(
         margin (X): Loss that a spared part of a race stays below, in the metric's unit.
         alpha (X): Probability that any decision of a race is wrong.
         max_documents (N): Documents of each task after which a race ends. [default: all]
+        no_answers: Leave the texts of questions and answers out of index.html.
         json: Write progress as lines of JSON to standard error.
         options: Options of the model, of tasks, and of what is put in the place of parts.
     """
@@ -120,6 +123,7 @@ def sweep(
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents} if race else {}
     said = {"model": model, "tasks": sorted(tasks), "ablate": sorted(ablate.split(",")), **own}
     said |= {name: value for name, value in options.items() if name not in _ANYWHERE}
+    from depthlens.analysis.explorer import NO_ANSWERS
     from depthlens.analysis.result_folder import claimed
     from depthlens.analysis.words import plain
 
@@ -136,6 +140,8 @@ def sweep(
         result.record.update(asked=said, command=provenance.COMMAND.get())
         result.save(folder, overwrite=overwrite or race)
         if page := not race and not result.losses().empty:
+            if no_answers:
+                os.environ[NO_ANSWERS] = "yes"
             result.explore().save(folder / "index.html")
     typer.echo("\n".join(map(plain, result.describe())) if race else str(result))
     written = [name for name, content in result.contents().items() if content is not None]

@@ -7,7 +7,7 @@ import made_results
 import pandas as pd
 import pytest
 
-from depthlens.analysis import views
+from depthlens.analysis import explorer, views
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 
@@ -45,6 +45,14 @@ def test_each_answer_is_broken_repaired_changed_or_the_same():
     assert result.answers("L1", "changed")["answer"].tolist() == ["y"]
     assert result.answers("L1", "all")["change"].tolist() == ["broken", "changed", "same", "repaired"], "by loss"
     assert not len(result.answers("L1@mean")), "nothing changes"
+
+
+def test_without_answers_no_view_has_a_text(monkeypatch):
+    monkeypatch.setenv(explorer.NO_ANSWERS, "yes")
+    view = written().explore()
+    page = view.html() + view.table() + explorer.glance(written())
+    assert not any(text in page for text in ("Italy", "Rome", "Lima", "Oslo")) and "L1" in page
+    assert view.data["tasks"][0]["answers"][0] != view.data["tasks"][0]["answers"][2], "what changed is known"
 
 
 def test_two_models_differ_where_one_answers_otherwise():
