@@ -413,8 +413,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),
     "open book/losses": lambda: a.open_book_losses(result("sites"), "closed", "opened"),
     "subtasks": lambda: a.split_by_kind(result("group"), "facts", a.kinds_by_subtask(result("group"), "facts")),
-    **{f"models/{s}": lambda s=s: a.compare_models(result("binary"), result("other", "distilled"), scale=s)
-       for s in ("score", "above_chance", "importance")},
     "models/ranks": lambda: a.rank_agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
     "models/compared": lambda: compared(result("binary"), result("other", "distilled")),

@@ -7,8 +7,6 @@ from .depth import centre_of_mass as centre_of_mass
 from .depth import critical_by_task as critical_by_task
 from .depth import loss_by_third as loss_by_third
 from .depth import site_losses as site_losses
-from .differences import ModelComparison as ModelComparison
-from .differences import compare_models as compare_models
 from .differences import critical_overlap as critical_overlap
 from .differences import open_book_gain as open_book_gain
 from .differences import open_book_losses as open_book_losses

@@ -21,16 +21,12 @@ from depthlens.paths import locked
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
-# entries of a record that decide no number
-CIRCUMSTANCES = (
-    *("command", "depthlens", "git_commit", "platform", "python", "store", "time"),
-    *("tree_attention", "versions", "work", "workers"),
-)
-# entries at any depth that follow from others, are numbers, or say where and how it was computed
-_DERIVED = (
-    *("ablate", "asked", "baseline", "batch_tokens", "metrics", "parts", "skipped_metrics"),
-    *("attention_kernel", "device", "file", "notes", "offload", "remote"),
-)
+# entries of a record, at any depth, that decide no number: where and how it was computed, or what follows from others
+CIRCUMSTANCES = {
+    *("ablate", "asked", "attention_kernel", "baseline", "batch_tokens", "command", "depthlens", "device", "file"),
+    *("git_commit", "metrics", "notes", "offload", "parts", "platform", "python", "remote", "skipped_metrics", "store"),
+    *("time", "tree_attention", "versions", "work", "workers"),
+}
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
 
 
@@ -82,7 +78,7 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], st
 def _settings(record: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
     """What decides the content of a folder: name and value of each entry of a record, and of those inside."""
     for key, value in record.items():
-        if key in (*CIRCUMSTANCES, *_DERIVED) or (within and key == "name"):  # equal models may have several names
+        if key in CIRCUMSTANCES or (within and key == "name"):  # equal models may have several names
             continue
         if isinstance(value, Mapping):
             yield from _settings(value, f"{within}{key} ")

@@ -88,7 +88,7 @@ def loss_difference(base: Result, distilled: Result, *, title: str | None = None
         title: Above the figure; by default the models and the number of documents.
 
     Raises:
-        UserError: see `depthlens.analysis.compare_models`.
+        UserError: the sweeps differ or are not layer sweeps.
     """
     table = differences.layer_differences(base, distilled)
     tasks = layer_scores(base)

@@ -61,7 +61,6 @@ MADE = {
     "reasoning scores": reasoning,
     "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept())),
     "centres": lambda: dl.analysis.centre_of_mass(swept()),
-    "comparison": lambda: dl.analysis.compare_models(swept(), swept("d", seed=1)),
     "runs": lambda: dl.compare(swept(), swept("d", seed=1)),
     "race": lambda: made_results.race([CRITICAL, SPARED, UNDECIDED]),
 }

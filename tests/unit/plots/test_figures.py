@@ -17,7 +17,7 @@ from depthlens import plots
 from depthlens.analysis import differences, head_lists
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import concat
-from depthlens.analysis.run_comparison import CENTRE
+from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
 
 N, N_LAYERS = 120, 6
 
@@ -149,16 +149,16 @@ def geometry_figures(_):
 
 def run_figures(tmp_path):
     two = dl.compare(sweep(EARLY, n=120, model="base"), sweep(LATE, n=120, model="late", seed=1))
-    rows = {run: two.profiles[two.profiles["run"] == run] for run in ("base", "late")}
-    shares, critical = {run: r["share"] for run, r in rows.items()}, two.profiles.loc[two.profiles["critical"], "layer"]
+    rows = two.of(SHARE)
+    shares = {run: rows.loc[rows["run"] == run, "value"] for run in two.runs}
+    critical = rows.loc[rows["critical"], "layer"]
     said = ("base, late: loss by removed part",)
     yield Case(plots.run_profiles(two), 1, shares, critical, {"centre": 2}, said)
-    table = two.differences
+    table = two.of(LOSS, SHARE, compared=True)
     shown = table.loc[table["shown"], "layer"]
     yield Case(plots.run_differences(two), 2, table["difference"], shown, words=("late minus base",))
     stages = dl.compare(*steps(5), stages=True)
-    centres = stages.centres[stages.centres["measure"] == CENTRE]
-    values = pd.concat([stages.baselines["baseline"], centres["value"]]).dropna()
+    values = stages.of(SCORE, CENTRE)["value"].dropna()
     fig = plots.run_centres(stages)
     np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
     yield Case(fig, 4, words=("step1", "step5"))
