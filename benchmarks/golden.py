@@ -250,7 +250,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "sufficiency curve": lambda m: dl.sufficiency_curve(m, FACTS, LISTS, **CURVE, **NATS),
     "free text": lambda m: dl.free_text(m, ["L1", "L3.attn", "L2.H1"], **FREE, **QUIET),
     "experts": lambda _: sweep(tiny("qwen3-moe"), FACTS, ["L1.E2", "L3.E0+L2.H1"]),
-    "choices of experts": lambda _: dl.expert_choices(tiny("qwen3-moe"), TEXTS, **QUIET),
 }
 
 

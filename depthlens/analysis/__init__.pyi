@@ -26,7 +26,6 @@ from .means import mean as mean
 from .recovery import transplant_recovery as transplant_recovery
 from .scores import layer_third as layer_third
 from .scores import third_conditions as third_conditions
-from .solution_errors import classify_solutions as classify_solutions
 from .stats import documents_for_loss as documents_for_loss
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third

@@ -19,7 +19,6 @@ from .head_lists import removal_curve as removal_curve
 from .head_lists import sufficiency as sufficiency
 from .heads import head_map as head_map
 from .layers import depth_profile as depth_profile
-from .layers import first_mistakes as first_mistakes
 from .layers import loss_shares as loss_shares
 from .layers import open_book_losses as open_book_losses
 from .layers import protocol_comparison as protocol_comparison

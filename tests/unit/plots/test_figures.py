@@ -193,11 +193,6 @@ def other_figures(_):
     assert table[1] == "costs more in the open-book task" and table[2] == "costs more in the closed-book task"
     assert finds.item() > 0 > knows.item()
     yield Case(fig, 1, losses.sort_values("layer")["difference"], words=("open minus closed",))
-    kinds = pd.DataFrame({"condition": ["baseline", "L0", "L1"], "layer": pd.array([None, 0, 1], "Int64"), "doc_id": 0})
-    kinds = kinds.assign(kind=["right", "miscopied", "right"], solved=True, response="")
-    fig = plots.first_mistakes(kinds)
-    assert fig.table.groupby("layer")["value"].sum().tolist() == [1, 1]
-    yield Case(fig, 1, words=("still right", "miscopied", "no steps"))
 
 
 SETS = {
