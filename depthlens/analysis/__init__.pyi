@@ -29,5 +29,4 @@ from .scores import third_conditions as third_conditions
 from .stats import documents_for_loss as documents_for_loss
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
-from .subgroups import kinds_by_value as kinds_by_value
 from .subgroups import split_by_kind as split_by_kind

@@ -1,15 +1,14 @@
-"""Losses compared: of two tasks, of two models, of closed and open book.
+"""Losses compared: of two tasks, of closed and open book; `depthlens.compare` compares models.
 
 Everything is a `difference` of two means over units (`depthlens.analysis.means`): paired wherever both sides have the
 same questions, with step-down maxT over conditions. Losses in nats are at most 1 a document.
 
 * `critical_overlap`: which conditions are critical under two tasks, and which cost more under one.
-* `layer_differences`: which layers cost one model more than another. `depthlens.compare` says more of two models.
 * `open_book_gain`, `open_book_losses`: a closed-book task asks what only the weights know. Its open-book twin asks the
   same documents with the facts in the prompt. A layer with a positive difference helps to find the answer in the
   prompt, a layer with a negative one helps to recall it.
 
-Limits: a model (or task) that scores higher has more to lose, so that a difference in the metric's own unit may only
+Limits: a task that scores higher has more to lose, so that a difference in the metric's own unit may only
 say so. Shares (of the score above the floor or of all losses, the centre of mass) are free of that where damage is in
 proportion to the score. A model that knows the answer may use it although it could read it, so that an open book is
 not retrieval alone.
@@ -28,7 +27,7 @@ from depthlens.analysis import questions, stats
 from depthlens.analysis.depth import INTERVAL, critical_by_task
 from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import Mean, max_t
-from depthlens.analysis.scores import Scores, labels, paired_scores, scores_of
+from depthlens.analysis.scores import Scores, labels, scores_of
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.metrics import ANSWER_LOGPROB, metric_unit
 
@@ -42,21 +41,19 @@ BOOK = (
 )
 
 
-def difference(a: Mean, b: Mean, *, min_effect: float = 0.0) -> pd.DataFrame:
+def difference(a: Mean, b: Mean) -> pd.DataFrame:
     """One family of values minus another, unit by unit wherever both have the same.
 
     Args:
         a: One value a condition.
         b: Values of the same conditions.
-        min_effect: The smallest difference that is called one.
 
     Returns:
         One row a condition: difference, ci_low, ci_high, p_value, p_adjusted (step-down maxT), shown.
     """
     gap = a - b
     p = max_t(gap)
-    shown = (p < ALPHA) & (np.abs(gap.value) > min_effect)
-    return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": shown})
+    return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": p < ALPHA})
 
 
 def critical_overlap(result: Result) -> DescribedTable:
@@ -118,33 +115,6 @@ def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:
     return np.where((sides == sides[0]).all(0), sides[0], 0), scale
 
 
-def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
-    """Loss of base minus loss of distilled for every removed layer: above 0 the base loses more.
-
-    Args:
-        base: A layer sweep of one model.
-        distilled: The same sweep of the other: same tasks, metrics, documents, conditions and settings.
-
-    Returns:
-        One row a task and layer: task, layer, n, base, distilled (their losses), difference, ci_low, ci_high, p_value,
-        p_adjusted, proven (by step-down maxT, and above the metric's ``min_effect``), at_chance (the names of
-        models with nothing to lose; no test there).
-
-    Raises:
-        UserError: the sweeps differ or are not layer sweeps.
-    """
-    tables = []
-    for a, b in paired_scores(base, distilled):
-        own, rival = a.mean_loss(), b.mean_loss()
-        columns = {"task": a.label, "layer": a.layers, "n": len(a.base), "base": own.value, "distilled": rival.value}
-        found = difference(own, rival, min_effect=base.metric_info(a.task, a.metric)["min_effect"])
-        table = pd.DataFrame(columns).join(found.rename(columns={"shown": "proven"}))
-        if at_chance := ", ".join(s.model for s in (a, b) if s.at_chance):
-            table = table.assign(p_value=np.nan, p_adjusted=np.nan, proven=False)
-        tables.append(table.assign(at_chance=at_chance))
-    return pd.concat(tables, ignore_index=True)
-
-
 def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
     """How much better the whole model scores open-book than closed-book.
 
@@ -161,7 +131,8 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         UserError: an unknown task, or two that were asked other documents.
     """
     rows = []
-    for metric in _shared(result, closed, opened):
+    metrics = [list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened)]
+    for metric in (metric for metric in metrics[0] if metric in metrics[1]):
         without, with_book = (table[BASELINE].to_numpy() for table in _paired(result, closed, opened, metric))
         change = stats.changes(metric, with_book - without, questions.units(result, closed).to_numpy())
         row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
@@ -214,12 +185,6 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
     about = {"closed": closed, "opened": opened, "metric": metric}
     shown = [column for column in table if column != "shown"]
     return DescribedTable.of("open_book_losses", result, rows=table, columns=shown, lines=lines, **about)
-
-
-def _shared(result: Result, closed: str, opened: str) -> list[str]:
-    """The metrics that both tasks have."""
-    first, second = (list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened))
-    return [metric for metric in first if metric in second]
 
 
 def _paired(result: Result, closed: str, opened: str, metric: str) -> list[pd.DataFrame]:

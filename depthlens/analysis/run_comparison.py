@@ -28,6 +28,7 @@ from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import run_settings, stats
 from depthlens.analysis.findings import Finding, joined
 from depthlens.analysis.means import Mean, max_t
+from depthlens.analysis.result_folder import mismatches
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import AT_CHANCE, Scores, one_model, scores_of
 from depthlens.analysis.stats import ALPHA, BASELINE
@@ -234,7 +235,7 @@ def _matched(own: Measured, reference: Measured) -> tuple[list[tuple[Measured, M
         The two, if they can be compared, and what limits the comparison.
     """
     both, names = (own, reference), f"{own.run} and {reference.run}"
-    if differs := run_settings.mismatches(reference.deciding, own.deciding):
+    if differs := mismatches(reference.deciding, own.deciding):
         fault = f"{own.run} not compared with {reference.run}, whose settings differ ({reference.run} first)"
         return [], [f"{fault}: {'; '.join(differs)}"]
     sizes, known = [len(one.scores.documents) for one in both], set(reference.scores.documents)

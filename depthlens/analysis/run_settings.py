@@ -13,14 +13,12 @@ The commit is a circumstance: versions are compared, and most commits change no 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from depthlens.analysis.result_folder import CIRCUMSTANCES
+from depthlens.analysis.result_folder import CIRCUMSTANCES, text
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -34,7 +32,6 @@ _MATCHED = {
 _MODEL = {f"model {key}" for key in ("name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter")}
 _DECIDING_VERSIONS = {"depthlens", "version of lm-eval"}
 _LEFT_OUT = ("conditions", "metrics", "model", "parts", "skipped_metrics", "tasks", "versions")  # read in another way
-_LONGEST = 60  # characters of a value
 
 
 def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
@@ -77,12 +74,6 @@ def deciding(named: Mapping[str, Any], conditions: pd.Series) -> dict[str, Any]:
     return kept
 
 
-def mismatches(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """In words, every setting in which two runs differ: ``num_fewshot 0 and 5``. Both are of `deciding`."""
-    names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
-    return [f"{name.removeprefix('task ')} {text(a.get(name))} and {text(b.get(name))}" for name in names]
-
-
 def table(runs: Mapping[str, Mapping[str, Result]]) -> pd.DataFrame:
     """One row a setting and run, for the first metric of every task.
 
@@ -105,15 +96,3 @@ def table(runs: Mapping[str, Mapping[str, Result]]) -> pd.DataFrame:
             about = *where, name.removeprefix("task "), kind_of(name), equal
             rows += [(*about, run, text(value)) for run, value in values.items()]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"equal": "bool"})
-
-
-def text(value: Any) -> str:
-    """A value of a record in one short line."""
-    if value is None:
-        return "none"
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if len(shown) <= _LONGEST:
-        return shown
-    # different values have different texts, also where they begin alike
-    end = f"... #{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
-    return shown[: _LONGEST - len(end)] + end

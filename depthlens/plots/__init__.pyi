@@ -1,7 +1,6 @@
 from .claims import scorecard as scorecard
 from .claims import scorecards as scorecards
 from .comparison import activation_deltas as activation_deltas
-from .comparison import loss_difference as loss_difference
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
 from .comparison import weight_deltas as weight_deltas

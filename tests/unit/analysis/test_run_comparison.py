@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
-from depthlens.analysis import depth, differences
-from depthlens.analysis.means import mean
+from depthlens.analysis import depth
+from depthlens.analysis.means import max_t, mean
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, Comparison, Run, compare_runs
+from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, Run, compare_runs
 from depthlens.errors import UserError
 
 MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])
@@ -58,11 +58,11 @@ def test_a_planted_difference_is_found_everywhere():
 def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     a, b = sweep(EARLY), sweep(LATE, model="late", seed=1)
     found = compared(a, b)
-    expected = differences.layer_differences(b, a)
-    table = found.of(LOSS, compared=True)
-    columns = {"difference": "difference", "difference_low": "ci_low", "difference_high": "ci_high"}
-    for column, other in {**columns, "p_adjusted": "p_adjusted"}.items():
-        np.testing.assert_allclose(table[column], expected[other])
+    losses, others = (mean(r.document_losses("sums", "acc").to_numpy()) for r in (a, b))
+    table, gap = found.of(LOSS, compared=True), others - losses
+    wanted = (gap.value, *gap.interval(), max_t(gap))
+    for column, values in zip(TEST, wanted, strict=False):
+        np.testing.assert_allclose(table[column], values)
     profile, share = (found.of(measure)[found.of(measure)["run"] == "a"] for measure in (LOSS, SHARE))
     np.testing.assert_allclose(profile["value"], a.losses()["loss"])
     np.testing.assert_allclose(profile["depth"], np.arange(N_LAYERS) / (N_LAYERS - 1))
@@ -195,6 +195,16 @@ def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number(
 def test_what_cannot_be_compared_is_refused(results, said):
     with pytest.raises(UserError, match=said):
         compared(*results)
+
+
+def test_losses_in_nats_are_at_most_one_a_document():
+    found = compared(nats(EARLY), nats(LATE, model="late", seed=1)).of(LOSS, compared=True).set_index("condition")
+    losses = [
+        np.clip(r.document_losses("sums", "answer_logprob")["L2"], -1, 1) for r in (nats(EARLY), nats(LATE, seed=1))
+    ]
+    gap = mean(losses[1]) - mean(losses[0])
+    assert found.loc["L2", "difference_low"] == pytest.approx(float(gap.interval()[0]))
+    assert found.index[found["shown"]].tolist() == ["L0", "L1", "L2", "L6", "L7", "L8"], "in the middle both lose alike"
 
 
 def test_one_document_is_too_few_for_a_difference():

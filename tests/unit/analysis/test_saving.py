@@ -282,7 +282,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     ("changes", "said"),
     [
         ({"model": "organism:seed=2"}, "model organism, not organism:seed=2"),
-        ({"flags": ("--donor", "organism:seed=2")}, "donor None, not organism:seed=2"),
+        ({"flags": ("--donor", "organism:seed=2")}, "donor none, not organism:seed=2"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
 )

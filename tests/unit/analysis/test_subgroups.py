@@ -23,13 +23,6 @@ def result():
     return dl.condition_sweep(lens, [TASK, "kv_retrieval_4"], ["L0", "L1"], limit=9, **options)
 
 
-def test_kinds_are_the_fields_values(task):
-    kinds, docs = subgroups.kinds_by_value(task, "position"), list(task.eval_docs)
-    assert kinds == {i: f"position {doc['position']}" for i, doc in enumerate(docs)}
-    named = subgroups.kinds_by_value(task, "position", {0: "at the start"})
-    assert named == {i: "at the start" for i, doc in enumerate(docs) if doc["position"] == 0}
-
-
 def test_thirds_of_the_range(task):
     kinds = subgroups.kinds_by_third(task, "position")
     for i, doc in enumerate(task.eval_docs):

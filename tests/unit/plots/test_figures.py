@@ -69,13 +69,6 @@ def profiles(_):
     both = {r.docs["model"].iloc[0]: -delta(r) for r in BOTH}
     said = ("a, b: loss by removed layer, n = 120 documents", "centre of mass, 95% interval")
     yield Case(plots.profile_comparison(*BOTH), 1, both, [0, 3] * 2, {"centre": 2}, said)
-    base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
-    table = differences.layer_differences(base, late)
-    proven = table.loc[table["p_adjusted"] < 0.05, "layer"]
-    said = ("base loses more", "late loses more", "proven (adjusted p < 0.05)")
-    yield Case(plots.loss_difference(base, late), 1, table["difference"], proven, {"series": 2}, said)
-    at_chance = sweep(EARLY, accuracy=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d")
-    yield Case(plots.loss_difference(*at_chance), 1, shown=[], cannot_judge=2)
 
 
 def transplants(_):
