@@ -97,7 +97,7 @@ class Measured:
 
     def derived(self) -> dict[str, Mean]:
         """What follows from the losses, by measure; NaN where there is nothing to lose, or losses cannot be placed."""
-        s, found = self.scores, {}
+        s, found = self.scores, dict[str, Mean]()
         if self.parts != WHOLE and s.floor is not None:
             judged = not s.at_chance and s.base.mean() > s.floor
             found[SHARE] = s.relative_loss() if judged else s.mean_loss() * np.nan
@@ -239,7 +239,7 @@ def _matched(own: Measured, reference: Measured) -> tuple[list[tuple[Measured, M
         fault = f"{own.run} not compared with {reference.run}, whose settings differ ({reference.run} first)"
         return [], [f"{fault}: {'; '.join(differs)}"]
     sizes, known = [len(one.scores.documents) for one in both], set(reference.scores.documents)
-    shared, limits = [name for name in own.scores.documents if name in known], []
+    shared, limits = [name for name in own.scores.documents if name in known], list[str]()
     if len(shared) < max(FEWEST, min(sizes)):
         return [], [f"{names} have different documents ({len(shared)} are of both), so that they are not compared"]
     if sizes[0] != sizes[1]:
