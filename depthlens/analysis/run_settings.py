@@ -42,8 +42,8 @@ def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
             name: {key: value for key, value in one.items() if key not in _LEFT_OUT and kind_of(key) == DECIDES}
             for name, one in of_task["subtasks"].items()
         }
-    parts = {"": result.record, "task ": of_task}
-    parts |= {"model ": result.record.get("model") or {}, "version of ": result.record.get("versions") or {}}
+    parts = {"": result.record, "model ": result.record.get("model") or {}}
+    parts |= {"version of ": result.record.get("versions") or {}, "task ": of_task}
     named = {f"{of}{key}": value for of, part in parts.items() for key, value in part.items() if key not in _LEFT_OUT}
     info = result.metric_info(task, metric)
     return named | {"higher_is_better": info["higher_is_better"], "min_effect": info["min_effect"]}
