@@ -312,7 +312,7 @@ def _sentences(settings: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
     for row in table[table["measure"].isin(SAID)].to_dict("records"):
         about = row | dict(zip(("what", "losses"), SAID[row["measure"]], strict=True))
         about |= {"name": _name(*(row[c] for c in KEY)), "verdict": "**shown**" if row["shown"] else "not shown"}
-        if row["why"]:
+        if row["why"] and (row["measure"], row["why"]) != (CENTRE, AT_CHANCE):  # that is said of the score
             yield IDLE.format_map(about)
         if not np.isnan(row["difference"]):
             yield DIFFERENCE.format_map(about)

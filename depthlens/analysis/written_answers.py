@@ -102,9 +102,12 @@ def describe(result: Result) -> list[str]:
         table = unparsed(result, row.task, row.metric)
         told = []
         for column, said in SAID.items():
-            base, worst = table[column].iloc[0], table.loc[table[column].fillna(0).idxmax()]
-            most = f"{base:.0%} with nothing removed and at most {worst[column]:.0%} ({worst['condition']})"
-            told += [said.format(most)] if table[column].any() else []
+            worst = table.loc[table[column].fillna(0)[::-1].idxmax()]  # of equal ones the last
+            base, most = (
+                f"{table[column].iloc[0]:.0%} with nothing removed",
+                f"{worst[column]:.0%} ({worst['condition']})",
+            )
+            told += [said.format(f"{base} and at most {most}")] if table[column].any() else []
         if told:
             lines.append(f"{row.task} {row.metric}: {'; '.join(told)}.")
     return lines
