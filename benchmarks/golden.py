@@ -250,7 +250,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "sufficiency curve": lambda m: dl.sufficiency_curve(m, FACTS, LISTS, **CURVE, **NATS),
     "free text": lambda m: dl.free_text(m, ["L1", "L3.attn", "L2.H1"], **FREE, **QUIET),
     "experts": lambda _: sweep(tiny("qwen3-moe"), FACTS, ["L1.E2", "L3.E0+L2.H1"]),
-    "choices of experts": lambda _: dl.expert_choices(tiny("qwen3-moe"), TEXTS, **QUIET),
 }
 
 
@@ -413,8 +412,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),
     "open book/losses": lambda: a.open_book_losses(result("sites"), "closed", "opened"),
     "subtasks": lambda: a.split_by_kind(result("group"), "facts", a.kinds_by_subtask(result("group"), "facts")),
-    **{f"models/{s}": lambda s=s: a.compare_models(result("binary"), result("other", "distilled"), scale=s)
-       for s in ("score", "above_chance", "importance")},
     "models/ranks": lambda: a.rank_agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
     "models/compared": lambda: compared(result("binary"), result("other", "distilled")),

@@ -31,7 +31,6 @@ from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
 from .experiments.distillation import transplant as transplant
 from .experiments.distillation import weight_deltas as weight_deltas
-from .experiments.expert_choices import expert_choices as expert_choices
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_curves import removal_curve as removal_curve

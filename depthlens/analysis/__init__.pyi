@@ -7,8 +7,6 @@ from .depth import centre_of_mass as centre_of_mass
 from .depth import critical_by_task as critical_by_task
 from .depth import loss_by_third as loss_by_third
 from .depth import site_losses as site_losses
-from .differences import ModelComparison as ModelComparison
-from .differences import compare_models as compare_models
 from .differences import critical_overlap as critical_overlap
 from .differences import open_book_gain as open_book_gain
 from .differences import open_book_losses as open_book_losses
@@ -28,9 +26,7 @@ from .means import mean as mean
 from .recovery import transplant_recovery as transplant_recovery
 from .scores import layer_third as layer_third
 from .scores import third_conditions as third_conditions
-from .solution_errors import classify_solutions as classify_solutions
 from .stats import documents_for_loss as documents_for_loss
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
-from .subgroups import kinds_by_value as kinds_by_value
 from .subgroups import split_by_kind as split_by_kind

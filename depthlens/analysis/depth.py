@@ -29,8 +29,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.findings import DescribedTable, joined
-from depthlens.analysis.means import Mean
-from depthlens.analysis.scores import THIRDS, Scores, labels, layer_scores
+from depthlens.analysis.scores import THIRDS, labels, layer_scores
 from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.words import bounds
 from depthlens.errors import UserError, unknown
@@ -41,21 +40,6 @@ if TYPE_CHECKING:
 SCALES = ("score", "above_chance", "importance")
 SITES = ("attn", "mlp")
 INTERVAL = ["ci_low", "ci_high"]
-
-
-def third_losses(scores: Scores, scale: str) -> Mean:
-    """Loss in each depth third on one of `SCALES`. Shape [3].
-
-    Raises:
-        UserError: an unknown scale, or a metric that has no chance level to fall to.
-    """
-    if scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
-    inside = (scores.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
-    if scale == "importance":
-        return scores.share(inside)
-    weights = inside / inside.sum(0)
-    return scores.mean_loss(weights) if scale == "score" else scores.relative_loss(weights)
 
 
 def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFrame:
@@ -71,9 +55,16 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
     Raises:
         UserError: the result has no single-layer conditions, or the scale does not fit a metric.
     """
-    usable = [scores for scores in layer_scores(result) if not scores.unusable(scale)]
-    found = [(scores.label, third_losses(scores, scale).columns("loss")) for scores in usable]
-    tables = [pd.DataFrame({"task": label, "third": THIRDS, **columns}) for label, columns in found]
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    tables = []
+    for scores in layer_scores(result):
+        if scores.unplaced if scale == "importance" else scores.at_chance:
+            continue
+        inside = (scores.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
+        means = {"importance": scores.share, "score": scores.mean_loss, "above_chance": scores.relative_loss}
+        loss = means[scale](inside if scale == "importance" else inside / inside.sum(0))
+        tables.append(pd.DataFrame({"task": scores.label, "third": THIRDS, **loss.columns("loss")}))
     return joined(tables, ["task", "third", "loss", *INTERVAL])
 
 

@@ -1,68 +1,59 @@
-"""Losses compared: of two tasks, of two models, of closed and open book.
+"""Losses compared: of two tasks, of closed and open book; `depthlens.compare` compares models.
 
 Everything is a `difference` of two means over units (`depthlens.analysis.means`): paired wherever both sides have the
 same questions, with step-down maxT over conditions. Losses in nats are at most 1 a document.
 
 * `critical_overlap`: which conditions are critical under two tasks, and which cost more under one.
-* `compare_models`: where in depth removing a layer costs one model more than another, made for a base model and what
-  distillation made of it (claim C6).
 * `open_book_gain`, `open_book_losses`: a closed-book task asks what only the weights know. Its open-book twin asks the
   same documents with the facts in the prompt. A layer with a positive difference helps to find the answer in the
   prompt, a layer with a negative one helps to recall it.
 
-Limits: a model (or task) that scores higher has more to lose, so that a difference in the metric's own unit may only
-say so. Shares (``scale="above_chance"``, ``scale="importance"``, the centre of mass) are free of that where damage is
-in proportion to the score. A model that knows the answer may use it although it could read it, so that an open book is
+Limits: a task that scores higher has more to lose, so that a difference in the metric's own unit may only
+say so. Shares (of the score above the floor or of all losses, the centre of mass) are free of that where damage is in
+proportion to the score. A model that knows the answer may use it although it could read it, so that an open book is
 not retrieval alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis import questions, stats
-from depthlens.analysis.depth import INTERVAL, critical_by_task, third_losses
-from depthlens.analysis.findings import DescribedTable, joined, record_of
+from depthlens.analysis.depth import INTERVAL, critical_by_task
+from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.means import Mean, max_t
-from depthlens.analysis.scores import THIRDS, Scores, labels, paired_scores, scores_of
+from depthlens.analysis.scores import Scores, labels, scores_of
 from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.analysis.words import estimate
 from depthlens.metrics import ANSWER_LOGPROB, metric_unit
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 ABOVE_FLOOR = "of the score above the floor"
-UNPLACED = "{unplaced}, cannot judge whether the losses moved in depth."
-MOVED = (
-    "{moved}, from {base:.2f} of depth in {a} to {distilled:.2f} in {b}: {shift:+.3f} [{ci_low:+.3f}, {ci_high:+.3f}]."
-)
 BOOK = (
     "The facts in the prompt change the whole model's score by **{difference:+.2f}** [{ci_low:+.2f}, {ci_high:+.2f}] "
     "{unit} (n = {n})"
 )
 
 
-def difference(a: Mean, b: Mean, *, min_effect: float = 0.0) -> pd.DataFrame:
+def difference(a: Mean, b: Mean) -> pd.DataFrame:
     """One family of values minus another, unit by unit wherever both have the same.
 
     Args:
         a: One value a condition.
         b: Values of the same conditions.
-        min_effect: The smallest difference that is called one.
 
     Returns:
         One row a condition: difference, ci_low, ci_high, p_value, p_adjusted (step-down maxT), shown.
     """
     gap = a - b
     p = max_t(gap)
-    shown = (p < ALPHA) & (np.abs(gap.value) > min_effect)
-    return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": shown})
+    return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": p < ALPHA})
 
 
 def critical_overlap(result: Result) -> DescribedTable:
@@ -124,112 +115,6 @@ def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:
     return np.where((sides == sides[0]).all(0), sides[0], 0), scale
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ModelComparison(DescribedTable):
-    """Losses of two models by layer, by depth third and by their centre of mass.
-
-    Attributes:
-        table: One row a task and layer, see `layer_differences`.
-        sentences: See `describe`.
-        record: Models, tasks and settings.
-        thirds: One row a task that both models can be judged on, and third: task, third, base, distilled, difference
-            (base minus distilled), ci_low, ci_high.
-        centres: One row a task: task, n, base, distilled (centres as a share of depth, see
-            `depthlens.analysis.scores.Scores.centre`), shift (distilled minus base, above 0 where the losses
-            moved deeper), ci_low, ci_high, unplaced (why there is none: "MODEL: at chance"; "" if there is one).
-    """
-
-    thirds: pd.DataFrame
-    centres: pd.DataFrame
-
-
-def compare_models(base: Result, distilled: Result, *, scale: str = "importance") -> ModelComparison:
-    """Compare the losses of two models under the same layer sweep.
-
-    Args:
-        base: A layer sweep of one model.
-        distilled: The same sweep of the other: same tasks, metrics, documents, conditions and settings.
-        scale: Of ``thirds``: ``score``, ``above_chance`` or ``importance``; see `depthlens.analysis.depth`.
-
-    Returns:
-        The comparison. Its sentences say, for every task, what the whole models score, which layers cost one model
-        more, and whether the centre of the losses moved.
-
-    Raises:
-        UserError: the sweeps differ or are not layer sweeps, or the scale does not fit a metric.
-    """
-    pairs = paired_scores(base, distilled)
-    layers, thirds, centres = layer_differences(base, distilled), [], []
-    for a, b in pairs:
-        if not (a.unusable(scale) or b.unusable(scale)):
-            own, rival = (third_losses(s, scale) for s in (a, b))
-            columns = {"base": own.value, "distilled": rival.value, **(own - rival).columns()}
-            thirds.append(pd.DataFrame({"task": a.label, "third": THIRDS, **columns}))
-        row = {"task": a.label, "n": len(a.documents)}
-        row |= {side: float(s.centre.value) for side, s in (("base", a), ("distilled", b)) if not s.unplaced}
-        row["unplaced"] = "; ".join(f"{s.model}: {s.unplaced}" for s in (a, b) if s.unplaced)
-        centres.append(row | ({} if row["unplaced"] else (b.centre - a.centre).columns("shift")))
-    of_thirds = ["task", "third", "base", "distilled", "difference", *INTERVAL]
-    of_centres = ["task", "n", "base", "distilled", "shift", *INTERVAL, "unplaced"]
-    moved = pd.DataFrame(centres, columns=of_centres)
-    lines = [
-        line
-        for pair, row in zip(pairs, moved.to_dict("records"), strict=True)
-        for line in _sentences(*pair, layers, row)
-    ]
-    record = record_of("compare_models", base, distilled, scale=scale)
-    return ModelComparison(layers, lines, record, joined(thirds, of_thirds), moved)
-
-
-def layer_differences(base: Result, distilled: Result) -> pd.DataFrame:
-    """Loss of base minus loss of distilled for every removed layer: above 0 the base loses more.
-
-    Args:
-        base: See `compare_models`.
-        distilled: See `compare_models`.
-
-    Returns:
-        One row a task and layer: task, layer, n, base, distilled (their losses), difference, ci_low, ci_high, p_value,
-        p_adjusted, proven (by step-down maxT, and above the metric's ``min_effect``), at_chance (the names of
-        models with nothing to lose; no test there).
-
-    Raises:
-        UserError: see `compare_models`.
-    """
-    tables = []
-    for a, b in paired_scores(base, distilled):
-        own, rival = a.mean_loss(), b.mean_loss()
-        columns = {"task": a.label, "layer": a.layers, "n": len(a.base), "base": own.value, "distilled": rival.value}
-        found = difference(own, rival, min_effect=base.metric_info(a.task, a.metric)["min_effect"])
-        table = pd.DataFrame(columns).join(found.rename(columns={"shown": "proven"}))
-        if at_chance := ", ".join(s.model for s in (a, b) if s.at_chance):
-            table = table.assign(p_value=np.nan, p_adjusted=np.nan, proven=False)
-        tables.append(table.assign(at_chance=at_chance))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _sentences(a: Scores, b: Scores, layers: pd.DataFrame, centre: dict[str, Any]) -> list[str]:
-    table, own, rival = layers[layers["task"] == a.label], a.sign * a.base, b.sign * b.base
-    change = stats.changes(a.metric, rival - own, a.units)
-    low, high = change.interval()
-    gap = f"{estimate(float(change.value), float(low), float(high), '+.2f')} (p = {change.p():.2g}, n = {len(own)})"
-    richer = f"; {(b if a.sign * change.value > 0 else a).model} has more to lose, so compare shares"
-    scores = f"{b.model} scores {rival.mean():.2f} and {a.model} {own.mean():.2f} with nothing removed"
-    lines = [f"{scores}, {gap}{richer if change.p() < ALPHA else ''}."]
-    if at_chance := table["at_chance"].iloc[0]:
-        lines.append(f"{at_chance} at chance, cannot judge which layers matter to one model more.")
-    else:
-        for model, sign in ((b.model, -1), (a.model, 1)):
-            names = [f"L{layer}" for layer in table.loc[table["proven"] & (sign * table["difference"] > 0), "layer"]]
-            some = f"**{len(names)} of {len(table)}** layers cost {model} more ({', '.join(names)})."
-            lines.append(some if names else f"no layer is proven to cost {model} more.")
-        way = "deeper" if centre["ci_low"] > 0 else "towards the first layers" if centre["ci_high"] < 0 else ""
-        moved = f"the centre of the losses moved **{way}**" if way else "no proven move of the centre of the losses"
-        said = UNPLACED if centre["unplaced"] else MOVED
-        lines.append(said.format(**centre | {"moved": moved, "a": a.model, "b": b.model}))
-    return [f"{a.label}: {line}" for line in lines]
-
-
 def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
     """How much better the whole model scores open-book than closed-book.
 
@@ -246,7 +131,8 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         UserError: an unknown task, or two that were asked other documents.
     """
     rows = []
-    for metric in _shared(result, closed, opened):
+    metrics = [list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened)]
+    for metric in (metric for metric in metrics[0] if metric in metrics[1]):
         without, with_book = (table[BASELINE].to_numpy() for table in _paired(result, closed, opened, metric))
         change = stats.changes(metric, with_book - without, questions.units(result, closed).to_numpy())
         row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
@@ -299,12 +185,6 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
     about = {"closed": closed, "opened": opened, "metric": metric}
     shown = [column for column in table if column != "shown"]
     return DescribedTable.of("open_book_losses", result, rows=table, columns=shown, lines=lines, **about)
-
-
-def _shared(result: Result, closed: str, opened: str) -> list[str]:
-    """The metrics that both tasks have."""
-    first, second = (list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened))
-    return [metric for metric in first if metric in second]
 
 
 def _paired(result: Result, closed: str, opened: str, metric: str) -> list[pd.DataFrame]:

@@ -243,18 +243,13 @@ class DescribedTable(Finding):
             lines: What it says; see `describe`.
             settings: More entries of the record.
         """
-        table = pd.DataFrame(rows, columns=list(columns))
-        return DescribedTable(table, lines, record_of(made_by, *results, **settings))
-
-
-def record_of(made_by: str, *results: Result, **settings: Any) -> dict[str, Any]:
-    """The record of a table: the function that made it, what it was made from, and its settings."""
-    sources = [
-        {key: result.record[key] for key in _OF_RESULT if key in result.record}
-        | {"tasks": sorted(set(result.docs["task"]))}
-        for result in results
-    ]
-    return {"made_by": made_by, "made_from": sources, **settings}
+        sources = [
+            {key: result.record[key] for key in _OF_RESULT if key in result.record}
+            | {"tasks": sorted(set(result.docs["task"]))}
+            for result in results
+        ]
+        record = {"made_by": made_by, "made_from": sources, **settings}
+        return DescribedTable(pd.DataFrame(rows, columns=list(columns)), lines, record)
 
 
 def joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:

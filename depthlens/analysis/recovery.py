@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scipy
 
 from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis import questions, stats
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 NO_GAP = "the donor is not proven better than the base"
-SHARE = "{bold}{condition} recovers {recovered:.2f} [{ci_low:.2f}, {ci_high:.2f}] of the gap{bold}"
+SHARE = "**{condition} recovers {recovered:.2f} [{ci_low:.2f}, {ci_high:.2f}] of the gap**"
 ONE, BOTTOM, TOP = "of one layer", "from the bottom", "from the top"
 COLUMNS = [
     "task", "metric", "condition", "site", "first", "last", "n", "value", "value_low", "value_high", "base", "donor",
@@ -51,7 +50,7 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
         these are one stretch of one site, else missing), n, value, value_low, value_high (score, with the interval of
         its difference from the base), base, donor, recovered, ci_low, ci_high, p_adjusted (of the difference from the
         base; step-down maxT over the sweep), no_gap ("" or why no share is given). It is described by sentences on
-        the best of each series of transplants, and on the smallest that surely recovers half of the gap.
+        the best of each series of transplants.
 
     Raises:
         UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
@@ -101,6 +100,7 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _sentences(table: pd.DataFrame) -> list[str]:
+    """The best of each series, the smaller of equal ones, and every transplant that is in none."""
     lines = []
     for task, rows in table.groupby("task", sort=False):
         levels = "base {base:.2f}, donor {donor:.2f}, n = {n:.0f}".format_map(rows.iloc[0])
@@ -108,32 +108,15 @@ def _sentences(table: pd.DataFrame) -> list[str]:
             lines.append(f"{task}: {why}, cannot judge transplants ({levels}).")
             continue
         by_kind = series(rows)
-        for kind, chosen in by_kind.items():
+        alone = rows.drop(index=[i for chosen in by_kind.values() for i in chosen.index])
+        groups = [(f", transplants {kind}", chosen) for kind, chosen in by_kind.items()]
+        for what, chosen in [*groups, *(("", alone.loc[[i]]) for i in alone.index)]:
             smallest_first = chosen.assign(layers=chosen["last"] - chosen["first"]).sort_values("layers", kind="stable")
             best = chosen.loc[smallest_first["recovered"].idxmax()]
-            some = "" if best["p_adjusted"] < ALPHA and best["recovered"] > 0 else ", not proven to help"
-            half = "" if kind.endswith(ONE) else f"; {_half(chosen)}"
-            most = SHARE.format(bold="**", **best)
-            lines.append(f"{task}, transplants {kind}: {most}, the most of {len(chosen)}{some}{half} ({levels}).")
-        for _, row in rows.drop(index=[i for chosen in by_kind.values() for i in chosen.index]).iterrows():
-            proven = "" if row["p_adjusted"] < ALPHA else ", no proven change"
-            lines.append(f"{task}: {SHARE.format(bold='', **row)}{proven} ({levels}).")
+            most = f", the most of {len(chosen)}" if what else ""
+            proven = "" if best["p_adjusted"] < ALPHA and best["recovered"] > 0 else ", not proven to help"
+            lines.append(f"{task}{what}: {SHARE.format_map(best)}{most}{proven} ({levels}).")
     return lines
-
-
-def _half(chosen: pd.DataFrame) -> str:
-    """The smallest transplant of a series that surely recovers half of the gap.
-
-    The smallest is sought among all of the series, so that each lower bound is moved out by the ratio of the normal
-    quantiles of the level that Bonferroni corrects and of 95%.
-    """
-    wider = scipy.stats.norm.isf(ALPHA / 2 / len(chosen)) / scipy.stats.norm.isf(ALPHA / 2)
-    low = chosen["recovered"] - wider * (chosen["recovered"] - chosen["ci_low"])
-    enough = chosen[(low >= 0.5) & (chosen["p_adjusted"] < ALPHA)]
-    if enough.empty:
-        return "none surely recovers half of the gap"
-    smallest = enough.loc[(enough["last"] - enough["first"]).idxmin()]
-    return f"half of the gap is surely recovered from **{smallest['condition']}** on"
 
 
 def recovered_share(

@@ -9,6 +9,7 @@ before anything is written. This module imports neither torch nor pandas.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,13 @@ from depthlens.paths import locked
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
-# entries of a record that decide no number
-CIRCUMSTANCES = (
-    *("command", "depthlens", "git_commit", "platform", "python", "store", "time"),
-    *("tree_attention", "versions", "work", "workers"),
-)
-# entries at any depth that follow from others, are numbers, or say where and how it was computed
-_DERIVED = (
-    *("ablate", "asked", "baseline", "batch_tokens", "metrics", "parts", "skipped_metrics"),
-    *("attention_kernel", "device", "file", "notes", "offload", "remote"),
-)
+# entries of a record, at any depth, that decide no number: where and how it was computed, or what follows from others
+CIRCUMSTANCES = {
+    *("ablate", "asked", "attention_kernel", "baseline", "batch_tokens", "command", "depthlens", "device", "file"),
+    *("git_commit", "metrics", "notes", "offload", "parts", "platform", "python", "remote", "skipped_metrics", "store"),
+    *("time", "tree_attention", "versions", "work", "workers"),
+}
+_LONGEST = 60  # characters of a value in a sentence
 _FIX = "name another folder, or replace it (--overwrite, in Python overwrite=True)"
 
 
@@ -82,7 +80,7 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], st
 def _settings(record: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
     """What decides the content of a folder: name and value of each entry of a record, and of those inside."""
     for key, value in record.items():
-        if key in (*CIRCUMSTANCES, *_DERIVED) or (within and key == "name"):  # equal models may have several names
+        if key in CIRCUMSTANCES or (within and key == "name"):  # equal models may have several names
             continue
         if isinstance(value, Mapping):
             yield from _settings(value, f"{within}{key} ")
@@ -92,7 +90,7 @@ def _settings(record: Mapping[str, Any], within: str = "") -> Iterator[tuple[str
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first entry that decides something and differs in two records, in words; "" if in none."""
-    return _first_difference(dict(_settings(old)), dict(_settings(new)))
+    return next(iter(mismatches(dict(_settings(old)), dict(_settings(new)), ", not ")), "")
 
 
 def _differs_from_asked(record: Any, asked: Mapping[str, Any]) -> str:
@@ -100,16 +98,22 @@ def _differs_from_asked(record: Any, asked: Mapping[str, Any]) -> str:
     own = record.get("record", record)  # of a race it is inside
     if "asked" not in own and own["tasks"]:  # made in Python: it is compared when there is a result
         return ""
-    return _first_difference(own["asked"], json.loads(json.dumps(asked)))
+    return next(iter(mismatches(own["asked"], json.loads(json.dumps(asked)), ", not ")), "")
 
 
-def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    for name, value in {**dict.fromkeys(old), **new}.items():
-        if old.get(name) != value:
-            return f"{name} {_short(old.get(name))}, not {_short(value)}"
-    return ""
+def mismatches(a: Mapping[str, Any], b: Mapping[str, Any], between: str = " and ") -> list[str]:
+    """In words, every setting in which two runs differ: ``num_fewshot 0 and 5``."""
+    names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
+    return [f"{name.removeprefix('task ')} {text(a.get(name))}{between}{text(b.get(name))}" for name in names]
 
 
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else repr(value) if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def text(value: Any) -> str:
+    """A value of a record in one short line."""
+    if value is None:
+        return "none"
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(shown) <= _LONGEST:
+        return shown
+    # different values have different texts, also where they begin alike
+    end = f"... #{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
+    return shown[: _LONGEST - len(end)] + end

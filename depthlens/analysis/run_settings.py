@@ -13,61 +13,48 @@ The commit is a circumstance: versions are compared, and most commits change no 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+from depthlens.analysis.result_folder import CIRCUMSTANCES, text
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 DECIDES, CIRCUMSTANCE, MODEL = "decides", "circumstance", "model"
 COLUMNS = ["place", "task", "setting", "kind", "equal", "run", "value"]
-_CIRCUMSTANCES = {
-    *("ablate", "asked", "asked_tasks", "batch_tokens", "command", "git_commit", "include_path", "limit", "measure"),
-    *("platform", "python", "samples", "selected_conditions", "store", "time", "tree_attention", "work", "workers"),
-    *("model device", "model offload", "model remote", "model attention_kernel"),
-    *("task n_docs", "task n_truncated", "task max_tokens_cut", "task n_replaced_examples", "task file"),
+_MATCHED = {
+    *("asked_tasks", "include_path", "limit", "measure", "samples", "selected_conditions"),
+    *("n_docs", "n_truncated", "max_tokens_cut", "n_replaced_examples"),
 }
 _MODEL = {f"model {key}" for key in ("name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter")}
-_DECIDING_VERSIONS = {"version of depthlens", "version of lm-eval"}
-_LEFT_OUT = ("conditions", "depthlens", "model", "parts", "tasks", "versions")  # read in another way, or derived
-_OF_TASK_LEFT_OUT = ("metrics", "skipped_metrics", "file")
-_LONGEST = 60  # characters of a value
+_DECIDING_VERSIONS = {"depthlens", "version of lm-eval"}
+_LEFT_OUT = ("conditions", "metrics", "model", "parts", "skipped_metrics", "tasks", "versions")  # read in another way
 
 
 def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
     """Every setting of a task and metric by name; ``model ...`` are those of the model, ``task ...`` of the task."""
-    record = result.record
-    named = {key: value for key, value in record.items() if key not in _LEFT_OUT}
-    named |= {f"model {key}": value for key, value in (record.get("model") or {}).items()}
-    versions = {**(record.get("versions") or {})}
-    versions.pop("python", None)
-    if "depthlens" in record:
-        versions["depthlens"] = record["depthlens"]
-    named |= {f"version of {name}": value for name, value in versions.items()}
-    of_task = {key: value for key, value in record["tasks"][task].items() if key not in _OF_TASK_LEFT_OUT}
+    of_task = dict(result.record["tasks"][task])
     if "subtasks" in of_task:  # of a group
-        of_task["subtasks"] = {name: _deciding(one) for name, one in of_task["subtasks"].items()}
-    named |= {f"task {key}": value for key, value in of_task.items()}
+        of_task["subtasks"] = {
+            name: {key: value for key, value in one.items() if key not in _LEFT_OUT and kind_of(key) == DECIDES}
+            for name, one in of_task["subtasks"].items()
+        }
+    parts = {"": result.record, "model ": result.record.get("model") or {}}
+    parts |= {"version of ": result.record.get("versions") or {}, "task ": of_task}
+    named = {f"{of}{key}": value for of, part in parts.items() for key, value in part.items() if key not in _LEFT_OUT}
     info = result.metric_info(task, metric)
     return named | {"higher_is_better": info["higher_is_better"], "min_effect": info["min_effect"]}
 
 
-def _deciding(subtask: Mapping[str, Any]) -> dict[str, Any]:
-    kept = (key for key in subtask if key not in _OF_TASK_LEFT_OUT and kind_of(f"task {key}") == DECIDES)
-    return {key: subtask[key] for key in kept}
-
-
 def kind_of(setting: str) -> str:
     """Whether a setting `DECIDES` scores, is a `CIRCUMSTANCE` or is of the `MODEL`."""
-    if setting in _MODEL:
-        return MODEL
-    if setting in _CIRCUMSTANCES or (setting.startswith("version of ") and setting not in _DECIDING_VERSIONS):
-        return CIRCUMSTANCE
-    return DECIDES
+    if setting in _MODEL or setting in _DECIDING_VERSIONS:
+        return MODEL if setting in _MODEL else DECIDES
+    idle = setting.startswith("version of ") or setting.rpartition(" ")[2] in {*CIRCUMSTANCES, *_MATCHED}
+    return CIRCUMSTANCE if idle else DECIDES
 
 
 def deciding(named: Mapping[str, Any], conditions: pd.Series) -> dict[str, Any]:
@@ -85,12 +72,6 @@ def deciding(named: Mapping[str, Any], conditions: pd.Series) -> dict[str, Any]:
     if isinstance(kept.get("donor"), dict):
         kept["donor"] = kept["donor"].get("fingerprint")
     return kept
-
-
-def mismatches(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """In words, every setting in which two runs differ: ``num_fewshot 0 and 5``. Both are of `deciding`."""
-    names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
-    return [f"{name.removeprefix('task ')} {text(a.get(name))} and {text(b.get(name))}" for name in names]
 
 
 def table(runs: Mapping[str, Mapping[str, Result]]) -> pd.DataFrame:
@@ -115,15 +96,3 @@ def table(runs: Mapping[str, Mapping[str, Result]]) -> pd.DataFrame:
             about = *where, name.removeprefix("task "), kind_of(name), equal
             rows += [(*about, run, text(value)) for run, value in values.items()]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"equal": "bool"})
-
-
-def text(value: Any) -> str:
-    """A value of a record in one short line."""
-    if value is None:
-        return "none"
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if len(shown) <= _LONGEST:
-        return shown
-    # different values have different texts, also where they begin alike
-    end = f"... #{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
-    return shown[: _LONGEST - len(end)] + end

@@ -159,15 +159,6 @@ class Scores:
             raise UserError(f"task {self.task}: no layer of the {missing[0]} was removed; sweep all layers")
         return third
 
-    def unusable(self, scale: str) -> str:
-        """Why there is nothing to say on one of `depthlens.analysis.depth.SCALES`, "" if there is.
-
-        A share of the losses needs losses that can be placed. The other scales need a score above chance.
-        """
-        if scale == "importance":
-            return self.unplaced
-        return AT_CHANCE if self.at_chance else ""
-
     @cached_property
     def unplaced(self) -> str:
         """Why the losses cannot be placed in depth, "" if they can.

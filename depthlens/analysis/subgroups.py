@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from depthlens.analysis import questions
@@ -17,41 +18,25 @@ from depthlens.analysis.results import Result
 from depthlens.errors import UserError, unknown
 
 
-def kinds_by_value(task: Any, field: str, names: Mapping[Any, str] | None = None) -> dict[int, str]:
-    """The kind of each document, by the value of one of its fields.
+def kinds_by_third(task: Any, field: str) -> dict[int, str]:
+    """The kind of each document by the size of a number in it: ``first``, ``middle`` or ``last`` third of its range.
 
     Args:
         task: A task from `depthlens.load_tasks`.
-        field: Name of the field.
-        names: What to call each value; values that are not named are left out. None: ``field value``.
+        field: Name of the field that has the number; documents without one are left out.
 
     Returns:
         Kind by document id.
 
     Raises:
-        UserError: the documents have no such field.
+        UserError: no document has such a number.
     """
-    kinds: dict[int, str] = {}
-    for doc_id, doc in enumerate(task.eval_docs):
-        if field not in doc:
-            raise unknown(f"field of the documents of {task.config.task}", field, list(doc))
-        if names is None or doc[field] in names:
-            kinds[doc_id] = f"{field} {doc[field]}" if names is None else names[doc[field]]
-    return kinds
-
-
-def kinds_by_third(task: Any, field: str) -> dict[int, str]:
-    """The kind of each document by the size of a number in it: ``first``, ``middle`` or ``last`` third of its range.
-
-    Raises:
-        UserError: see `kinds_by_value`.
-    """
-    values = sorted({doc[field] for doc in task.eval_docs if isinstance(doc.get(field), int | float)})
-    low, span = values[0], values[-1] - values[0] or 1
-    thirds = [f"{field} in the {third} third" for third in ("first", "middle", "last")]
-    names = {value: thirds[min(2, int(3 * (value - low) / span))] for value in values}
-    kinds = kinds_by_value(task, field, names)
-    return dict(sorted(kinds.items(), key=lambda item: (thirds.index(item[1]), item[0])))
+    docs = list(task.eval_docs)
+    values = pd.Series({i: doc[field] for i, doc in enumerate(docs) if isinstance(doc.get(field), int | float)})
+    if values.empty:
+        raise unknown(f"field of the documents of {task.config.task}", field, list(docs[0]))
+    thirds = ((values - values.min()) / (np.ptp(values) or 1) * 3).astype(int).clip(upper=2).sort_values(kind="stable")
+    return {int(i): f"{field} in the {('first', 'middle', 'last')[third]} third" for i, third in thirds.items()}
 
 
 def kinds_by_subtask(result: Result, task: str) -> dict[int, str]:
@@ -79,7 +64,8 @@ def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result
     Args:
         result: Any result that holds the task.
         task: Its name.
-        kinds: Kind by document id; documents without one are left out.
+        kinds: Kind by document id, such as ``{i: doc["type"] for i, doc in enumerate(loaded.eval_docs)}``; documents
+            without one are left out.
 
     Returns:
         A result of that task alone; p-values are corrected within each kind.

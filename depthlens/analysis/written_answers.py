@@ -100,17 +100,14 @@ def describe(result: Result) -> list[str]:
         if row.metric in LOGPROBS or rows[PARSED].isna().any():
             continue
         table = unparsed(result, row.task, row.metric)
-        told = [said.format(_most(table, column)) for column, said in SAID.items() if table[column].any()]
+        told = []
+        for column, said in SAID.items():
+            worst = table.loc[table[column].fillna(0)[::-1].idxmax()]  # of equal ones the last
+            base, most = (
+                f"{table[column].iloc[0]:.0%} with nothing removed",
+                f"{worst[column]:.0%} ({worst['condition']})",
+            )
+            told += [said.format(f"{base} and at most {most}")] if table[column].any() else []
         if told:
             lines.append(f"{row.task} {row.metric}: {'; '.join(told)}.")
     return lines
-
-
-def _most(table: pd.DataFrame, column: str) -> str:
-    """A share with nothing removed and the largest under a condition; ``table`` is of `unparsed`."""
-    base, *others = table[column]
-    text = f"{base:.0%} with nothing removed"
-    if not len(others):
-        return text
-    worst = int(np.argmax(others))
-    return f"{text} and at most {others[worst]:.0%} under a condition ({table['condition'].iloc[worst + 1]})"

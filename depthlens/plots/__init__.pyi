@@ -1,7 +1,6 @@
 from .claims import scorecard as scorecard
 from .claims import scorecards as scorecards
 from .comparison import activation_deltas as activation_deltas
-from .comparison import loss_difference as loss_difference
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
 from .comparison import weight_deltas as weight_deltas
@@ -19,7 +18,6 @@ from .head_lists import removal_curve as removal_curve
 from .head_lists import sufficiency as sufficiency
 from .heads import head_map as head_map
 from .layers import depth_profile as depth_profile
-from .layers import first_mistakes as first_mistakes
 from .layers import loss_shares as loss_shares
 from .layers import open_book_losses as open_book_losses
 from .layers import protocol_comparison as protocol_comparison

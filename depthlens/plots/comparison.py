@@ -1,7 +1,7 @@
-"""Figures of two models or more: profiles side by side, differences, transplants, and what training changed.
+"""Figures of two models or more: profiles side by side, transplants, and what training changed.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.depth`,
-`depthlens.analysis.differences`, `depthlens.analysis.recovery` and `depthlens.experiments.distillation`.
+`depthlens.analysis.recovery` and `depthlens.experiments.distillation`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from depthlens.analysis import depth, differences, recovery
+from depthlens.analysis import depth, recovery
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import Scores, labels, layer_scores
 from depthlens.analysis.stats import ALPHA
@@ -21,7 +21,7 @@ from depthlens.look import GREY
 from depthlens.plots import panels
 from depthlens.plots.effects import limits_of, model_dims, unit_of
 from depthlens.plots.layers import CRITICAL_LAYER
-from depthlens.plots.panels import MAX_OVERLAID, PROVEN, cells, idle_where, lines, stems, tidy
+from depthlens.plots.panels import MAX_OVERLAID, PROVEN, cells, idle_where, lines, tidy
 from depthlens.plots.theme import SMALL, Plot, counts, figure, round_up, themed
 
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
@@ -73,37 +73,6 @@ def profile_comparison(*results: Result, title: str | None = None) -> Plot:
         i, first = own[0]
         ax.set_ylabel(f"loss of\n{_unit(results[i], first)}")
         panels.layer_axis(ax, max(p.n_layers for p in every))
-    return fig
-
-
-@themed
-def loss_difference(base: Result, distilled: Result, *, title: str | None = None) -> Plot:
-    """Loss of base minus loss of distilled by removed layer, one panel a task: above 0 the base needs the layer more.
-
-    Bars are 95% intervals, and markers are filled where the difference is proven by step-down maxT over layers.
-
-    Args:
-        base: A layer sweep of one model.
-        distilled: The same sweep of the other.
-        title: Above the figure; by default the models and the number of documents.
-
-    Raises:
-        UserError: see `depthlens.analysis.compare_models`.
-    """
-    table = differences.layer_differences(base, distilled)
-    tasks = layer_scores(base)
-    names = tasks[0].model, layer_scores(distilled)[0].model
-    series = [f"{name} loses more" for name in names]
-    default = f"{' minus '.join(names)}: difference of the losses by removed layer, n = {_n_documents(tasks)} documents"
-    table = tidy(table, "layer", "difference", shown=table["proven"], idle=idle_where(table["at_chance"] != ""))
-    table["series"] = panels.by_sign(table, series)
-    fig, axes = panels.facets(title, default, len(tasks), "removed layer", each=1.75, columns=1, stacked=True)
-    for ax, profile in zip(axes, tasks, strict=True):
-        rows = table[table["task"] == profile.label]
-        stems(ax, rows, series)
-        panels.panel_title(ax, profile.label)
-        ax.set_ylabel(f"difference of losses\n{_unit(base, profile)}")
-        panels.layer_axis(ax, profile.n_layers)
     return fig
 
 

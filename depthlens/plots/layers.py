@@ -1,4 +1,4 @@
-"""What each removed layer costs: profiles, protocols side by side, shares of the losses, open book, first mistakes.
+"""What each removed layer costs: profiles, protocols side by side, shares of the losses, open book.
 
 See `depthlens.plots` for what all figures have in common.
 """
@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import AsinhNorm
 
-from depthlens.analysis import depth, solution_errors
+from depthlens.analysis import depth
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.stats import ALPHA, GROUP, loss_unit
 from depthlens.errors import UserError
-from depthlens.look import EMPTY, GREY, INK, PALETTE
+from depthlens.look import GREY, INK, PALETTE
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import (
@@ -216,38 +216,6 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
     stems(ax, table, names)
     panels.layer_axis(ax, int(table["layer"].max()) + 1)
     ax.set(xlabel="layer", ylabel=f"open minus closed\n({unit})")
-    return fig
-
-
-@themed
-def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Plot:
-    """What becomes of the solved problems without each layer: still right, or by what goes wrong first.
-
-    Args:
-        table: Of `depthlens.analysis.classify_solutions`.
-        title: Above the figure.
-
-    Raises:
-        UserError: the whole model solves none of the problems, or no single layer was removed.
-    """
-    shares = solution_errors.by_layer(table)
-    n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
-    if not n_solved:
-        raise UserError(f"the whole model solves none of {n} problems, so that no layer's removal can break any")
-    if shares.empty:
-        raise UserError("no condition removes a single layer; give the result of a layer sweep")
-    default = f"First mistake without one layer, in the {n_solved} of {n} problems that the whole model solves"
-    fig = figure(title, default, height=3.0)
-    ax = fig.subplots()
-    floor = np.zeros(len(shares))
-    for kind, colour in zip((solution_errors.RIGHT, *solution_errors.MISTAKES), (EMPTY, *PALETTE), strict=True):
-        panels.keep(ax, pd.DataFrame({"layer": shares.index, "series": kind, "y": shares[kind]}))
-        ax.bar(shares.index, shares[kind], 0.92, bottom=floor, color=colour, lw=0)
-        panels.key(ax, "area", "still right" if kind == solution_errors.RIGHT else kind, facecolor=colour, alpha=1)
-        floor += shares[kind].to_numpy()
-    ax.set(xlabel="removed layer", ylabel="share of these problems", ylim=(0, 1))
-    ax.set_xlim(shares.index.min() - 0.6, shares.index.max() + 0.6)
-    panels.whole_numbers(ax.xaxis)
     return fig
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from depthlens import arguments
 from depthlens.analysis import written_answers
-from depthlens.analysis.run_comparison import ABOVE_FLOOR, CENTRE, KEY, Comparison
+from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.metrics import LOGPROBS
 from depthlens.plots import panels
@@ -24,7 +23,7 @@ from depthlens.plots.effects import named
 from depthlens.plots.layers import CRITICAL_LAYER
 from depthlens.plots.theme import Plot, counts, themed
 
-SHARE, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
+SHARES, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
 
 
 @themed
@@ -43,14 +42,15 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
     Raises:
         UserError: more runs than there are colours, or nothing to draw.
     """
-    table = _checked(comparison).profiles
-    relative = table.groupby([*KEY, "group"])["share"].transform("count") > 0
-    table = panels.tidy(table, "depth", "loss", series=table["run"], shown=table["critical"])
-    for to, share in (("y", "share"), ("low", "share_low"), ("high", "share_high")):
-        table[to] = table[share].where(relative, table[to])
-    table = table.assign(idle=panels.idle_where(table["at_chance"]), unit=np.where(relative, SHARE, ""))
+    table = _checked(comparison).of(LOSS, SHARE)
+    of_share = table["measure"] == SHARE
+    relative = table["value"].where(of_share).groupby([table[c] for c in (*KEY, "group")]).transform("count") > 0
+    table = table[of_share == relative]
+    unit = table["measure"].map({LOSS: "", SHARE: SHARES})
+    table = panels.tidy(table, "depth", "value", series=table["run"], shown=table["critical"], unit=unit)
+    table = table.assign(idle=panels.idle_where(table["why"] != ""))
     fig, axes = _figure(comparison, table, place, parts, title, "loss by removed part", DEPTH, shown=CRITICAL_LAYER)
-    places = comparison.centres[comparison.centres["measure"] == CENTRE]
+    places = comparison.of(CENTRE)
     for ax, rows in axes:
         panels.level(ax, 0, "zero")
         own = rows[[*KEY, "run"]].drop_duplicates().merge(places)
@@ -77,9 +77,10 @@ def run_differences(
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
     """
-    table = _checked(comparison).differences
-    series, unit = table["run"] + " minus " + table["reference"], np.where(table["scale"] == ABOVE_FLOOR, SHARE, "")
-    table = panels.tidy(table, "layer", "difference", series=series, unit=unit)
+    table = _pairs(_checked(comparison))
+    series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
+    ends = "difference_low", "difference_high"
+    table = panels.tidy(table, "layer", "difference", *ends, series=series, unit=unit)
     fig, axes = _figure(comparison, table, place, parts, title, "difference of losses", "removed layer")
     for ax, _ in axes:
         panels.level(ax, 0, "zero")
@@ -101,9 +102,9 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
     Raises:
         UserError: nothing to draw.
     """
-    centres = _checked(comparison).centres
-    centres = centres[(centres["measure"] == CENTRE) & (centres["parts"] == parts)]
-    whole = comparison.baselines.assign(parts=parts, unit="whole model", value=comparison.baselines["baseline"])
+    centres = _checked(comparison).of(CENTRE)
+    centres = centres[centres["parts"] == parts]
+    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model")
     known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
     table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
     table["at"] = [comparison.runs.index(run) for run in table["run"]]
@@ -114,15 +115,22 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
     return fig
 
 
-def drawable(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Folders and kinds of part over depth that a table of the comparison has for two runs with equal settings."""
-    pairs = comparison.centres[["place", "parts"]].drop_duplicates().itertuples(index=False, name=None)
-    return [(place, parts) for place, parts in pairs if _panels(table, place, parts)]
+def drawable(comparison: Comparison, tested: bool = False) -> list[tuple[str, str]]:
+    """Folders and kinds of part over depth of two runs with equal settings; of those whose losses are tested."""
+    places = comparison.of(CENTRE)[["place", "parts"]].drop_duplicates().itertuples(index=False, name=None)
+    table = _pairs(comparison) if tested else comparison.of(LOSS)
+    return [(place, parts) for place, parts in places if _panels(table, place, parts)]
 
 
 def _checked(comparison: Comparison) -> Comparison:
-    arguments.made_by(comparison, "profiles", "what depthlens.compare returned", "comparison")
+    arguments.made_by(comparison, "verdicts", "what depthlens.compare returned", "comparison")
     return comparison
+
+
+def _pairs(comparison: Comparison) -> pd.DataFrame:
+    """Differences of losses."""
+    rows = comparison.of(LOSS, SHARE, compared=True)
+    return rows.drop(columns="n").rename(columns={"measure": "scale", "n_paired": "n"})
 
 
 def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:
@@ -151,7 +159,7 @@ def _figure(
     """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
     shown = _panels(table, place, parts)
     if not shown:
-        known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison, comparison.profiles))
+        known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
         fault = f"no two runs with equal settings have {parts!r} in folder {place!r}"
         raise UserError(f"{fault} to be drawn; profiles there are: {known or 'none'}")
     names = list(dict.fromkeys(table["series"]))

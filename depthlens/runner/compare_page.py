@@ -15,7 +15,7 @@ import pandas as pd
 from depthlens import __version__, arguments, plots
 from depthlens.analysis import result_folder
 from depthlens.analysis.result_folder import DOCS_FILE
-from depthlens.analysis.run_comparison import Comparison
+from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.plots.panels import MAX_OVERLAID
@@ -25,6 +25,7 @@ from depthlens.runner.notebook_files import write_whole
 
 PAGE = "index.html"
 _FEW = 12  # rows of a table that is not folded
+_UNTOLD = ["group", "condition", "critical"]  # what tables of numbers of a whole run do not show
 _SETTINGS = "Only a setting that decides a score keeps runs from being compared; a circumstance changes it by rounding."
 _HOW = (
     "A difference is always the run minus its reference, and it is tested as a difference: that something is critical, "
@@ -45,7 +46,7 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
     Raises:
         UserError: the folder cannot be written, or holds results of a sweep or something else.
     """
-    arguments.made_by(comparison, "sentences", "what depthlens.compare returned", "comparison")
+    arguments.made_by(comparison, "verdicts", "what depthlens.compare returned", "comparison")
     folder = writable_folder(out)
     if (folder / DOCS_FILE).exists():
         raise UserError(f"{str(out)!r} holds results of a sweep, which are never replaced; name another folder")
@@ -63,7 +64,7 @@ def comparison_page(comparison: Comparison) -> str:
         "compare.html.j2",
         ("base.css", "compare.css"),
         title=f"Comparison: {', '.join(comparison.runs)}",
-        about="each stage is compared with the one before" if comparison.stages else "compared with the first run",
+        about=f"compared with the {'stage before' if comparison.record['stages'] else 'first run'}",
         sections=_sections(comparison),
         footer=f"depthlens {__version__}",
     )
@@ -78,14 +79,14 @@ def _sections(c: Comparison) -> Iterator[dict[str, Any]]:
     differs = c.settings[~c.settings["equal"].astype(bool)]
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
     yield _section("Settings that differ", _SETTINGS, tables=settings)
-    yield _section("Whole models", tables={"Scores with nothing removed": c.baselines.drop(columns=["group", "model"])})
-    drawn = [(plots.run_profiles, c.profiles), (plots.run_differences, c.differences), (plots.run_centres, c.profiles)]
+    yield _section("Whole models", tables={"Scores with nothing removed": c.of(SCORE).drop(columns=_UNTOLD)})
+    drawn = [(plots.run_profiles, False), (plots.run_differences, True), (plots.run_centres, False)]
     if len(c.runs) > MAX_OVERLAID:
         drawn = drawn[-1:]
-    figures = [draw(c, place=place, parts=parts) for draw, table in drawn for place, parts in drawable(c, table)]
-    differences = c.differences[c.differences["shown"].astype(bool)].drop(columns="shown")
-    centres = c.centres.drop(columns="group")
-    tables = {"Differences of losses that are shown": differences, "Centres of mass and thirds": centres}
+    figures = [draw(c, place=place, parts=parts) for draw, tested in drawn for place, parts in drawable(c, tested)]
+    losses = c.of(LOSS, SHARE, compared=True)
+    shown = losses[losses["shown"]].drop(columns=["group", "shown", "why"])
+    tables = {"Differences of losses that are shown": shown, "Centres of mass": c.of(CENTRE).drop(columns=_UNTOLD)}
     yield _section("Losses", figures=figures, tables=tables)
     cards = [plots.scorecards(c, place=place) for place in c.verdicts["place"].unique() if len(drawn) > 1]
     states = _by_run(c, c.verdicts, ["place", "claim"], "claim_state")

@@ -214,7 +214,7 @@ RESULTS = [
     (lambda e: dl.analysis.site_losses(e.result), "removes no attn; sweep with ablate='attn,mlp'"),
     (lambda e: dl.analysis.open_book_gain(e.result, "x", ONE), "unknown task 'x'"),
     (lambda e: subgroups.split_by_kind(e.result, ONE, {99: "a"}), "none of the 4 documents of organism_one_hop in the"),
-    (lambda e: subgroups.kinds_by_value(task(), "wrods"), f"unknown field of the documents of {ONE} 'wrods'; "),
+    (lambda e: subgroups.kinds_by_third(task(), "wrods"), f"unknown field of the documents of {ONE} 'wrods'; "),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
     (lambda e: dl.runner.write_comparison(e.result, e.tmp / "x"), "comparison is a Result; give what"),

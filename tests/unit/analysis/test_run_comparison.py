@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
-from depthlens.analysis import depth, differences
-from depthlens.analysis.means import mean
+from depthlens.analysis import depth
+from depthlens.analysis.means import max_t, mean
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.run_comparison import ABOVE_FLOOR, CENTRE, SCORE, Comparison, Run, compare_runs
+from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, Run, compare_runs
 from depthlens.errors import UserError
 
 MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])
@@ -22,6 +21,15 @@ def compared(*results, names="abcdefgh", **options) -> Comparison:
     return compare_runs(runs, **options)
 
 
+def gaps(found: Comparison) -> pd.DataFrame:
+    """Differences of losses."""
+    return found.of(LOSS, SHARE, compared=True)
+
+
+def centre_of(found: Comparison, run: str) -> pd.Series:
+    return found.of(CENTRE).set_index("run").loc[run]
+
+
 def with_record(result: Result, task=(), **changes) -> Result:
     tasks = {name: entry | dict(task) for name, entry in result.record["tasks"].items()}
     return Result(result.docs, result.record | {"tasks": tasks} | changes)
@@ -30,21 +38,19 @@ def with_record(result: Result, task=(), **changes) -> Result:
 def test_equal_runs_do_not_differ_in_anything():
     found = compared(sweep(EARLY), sweep(EARLY))
     assert found.settings["equal"].all() and list(found.notes) == []
-    assert not found.differences["shown"].any() and (found.differences["difference"] == 0).all()
-    assert not found.baselines["shown"].any() and not found.centres["shown"].any()
-    assert (found.differences["p_adjusted"] == 1).all()
+    assert not found.table["shown"].any() and (gaps(found)["difference"] == 0).all()
+    assert (gaps(found)["p_adjusted"] == 1).all() and len(gaps(found)) == 2 * N_LAYERS
     assert "**" not in "".join(found.describe()) and repr(found).splitlines() == found.describe()
 
 
 def test_a_planted_difference_is_found_everywhere():
     found = compared(sweep(EARLY, n=120), sweep(LATE, n=120, model="late", seed=1))
-    table = found.differences[found.differences["scale"] == SCORE].set_index("condition")
+    table = found.of(LOSS, compared=True).set_index("condition")
     assert table.index[~table["shown"]].tolist() == ["L4"], "both lose alike there"
     assert (table.loc[["L0", "L1", "L2"], "difference"] < 0).all(), "run minus reference"
-    shares = found.differences[found.differences["scale"] == ABOVE_FLOOR].set_index("condition")
+    shares = found.of(SHARE, compared=True).set_index("condition")
     assert set(shares.index[shares["shown"]]) >= {"L0", "L1", "L7", "L8"}
-    centre = found.centres[found.centres["measure"] == CENTRE].set_index("run")
-    assert centre.loc["b", "shown"] and centre.loc["b", "difference"] > 0.4
+    assert centre_of(found, "b")["shown"] and centre_of(found, "b")["difference"] > 0.4
     said = "sums acc, layers: the centre of mass of the losses of b is 0.88, a difference of "
     assert any(line.startswith(said) and "from a that is **shown**" in line for line in found.describe())
 
@@ -52,28 +58,25 @@ def test_a_planted_difference_is_found_everywhere():
 def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     a, b = sweep(EARLY), sweep(LATE, model="late", seed=1)
     found = compared(a, b)
-    expected = differences.layer_differences(b, a)
-    table = found.differences[found.differences["scale"] == SCORE]
-    for column in ("difference", "ci_low", "ci_high", "p_adjusted"):
-        np.testing.assert_allclose(table[column], expected[column])
-    profile = found.profiles[found.profiles["run"] == "a"]
-    np.testing.assert_allclose(profile["loss"], a.losses()["loss"])
+    losses, others = (mean(r.document_losses("sums", "acc").to_numpy()) for r in (a, b))
+    table, gap = found.of(LOSS, compared=True), others - losses
+    wanted = (gap.value, *gap.interval(), max_t(gap))
+    for column, values in zip(TEST, wanted, strict=False):
+        np.testing.assert_allclose(table[column], values)
+    profile, share = (found.of(measure)[found.of(measure)["run"] == "a"] for measure in (LOSS, SHARE))
+    np.testing.assert_allclose(profile["value"], a.losses()["loss"])
     np.testing.assert_allclose(profile["depth"], np.arange(N_LAYERS) / (N_LAYERS - 1))
-    np.testing.assert_allclose(profile["share"], a.losses()["loss"] / a.baselines["baseline"].item())
+    np.testing.assert_allclose(share["value"], a.losses()["loss"] / a.baselines["baseline"].item())
     assert profile.loc[profile["critical"], "condition"].tolist() == a.critical()["condition"].tolist()
-    assert ((profile["share_low"] <= profile["share"]) & (profile["share"] <= profile["share_high"])).all()
-    centre = found.centres[(found.centres["run"] == "a") & (found.centres["measure"] == CENTRE)]
-    assert centre["value"].item() == pytest.approx(depth.centre_of_mass(a).table["centre"].item())
-    thirds = found.centres[(found.centres["run"] == "a") & (found.centres["measure"] != CENTRE)]
-    np.testing.assert_allclose(thirds["value"], depth.loss_by_third(a, scale="importance")["loss"])
+    assert ((share["ci_low"] <= share["value"]) & (share["value"] <= share["ci_high"])).all()
+    assert centre_of(found, "a")["value"] == pytest.approx(depth.centre_of_mass(a).table["centre"].item())
 
 
 def test_documents_of_a_smaller_run_are_paired_with_the_same_ones_of_a_larger():
     large, small = sweep(EARLY, n=60), sweep(EARLY, n=60)
     small = Result(small.docs[small.docs["doc_id"] < 25], small.record)
     found = compared(large, small)
-    assert set(found.differences["n"]) == {25}
-    assert (found.differences["difference"] == 0).all()
+    assert set(gaps(found)["n_paired"]) == {25} and (gaps(found)["difference"] == 0).all()
     assert any("are compared on the 25 documents that both have" in note for note in found.notes)
 
 
@@ -82,14 +85,14 @@ def test_false_differences_are_as_rare_as_stated():
     n, wrong = 60, 0
     for seed in range(n):
         results = [sweep(MILD, n=40, chance=0.25, seed=2 * seed + i, model=m) for i, m in enumerate("ab")]
-        wrong += compared(*results).differences["shown"].any()
+        wrong += gaps(compared(*results))["shown"].any()
     assert wrong <= 10  # at 5% a family and two scales, 11 of 60 or more happen in less than 1 of 100 runs
 
 
 def test_runs_on_other_documents_are_not_compared():
     late = sweep(LATE, model="late")
     found = compared(sweep(EARLY), Result(late.docs.assign(doc_id=late.docs["doc_id"] + 1000), late.record))
-    assert len(found.differences) == 0 and not found.baselines["reference"].any() and len(found.profiles) > 0
+    assert not found.table["reference"].any() and len(found.of(LOSS)) > 0
     assert found.notes == ["sums: b and a have different documents (0 are of both), so that they are not compared"]
 
 
@@ -105,8 +108,8 @@ def test_runs_on_other_documents_are_not_compared():
 )
 def test_runs_of_other_settings_are_not_compared_and_both_values_are_said(change, said):
     found = compared(sweep(EARLY), with_record(sweep(LATE, model="late"), **change))
-    assert len(found.differences) == 0 and not found.baselines["reference"].any()
-    assert found.baselines["group"].tolist() == [1, 2] and len(found.profiles) == 2 * N_LAYERS
+    assert not found.table["reference"].any()
+    assert found.of(SCORE)["group"].tolist() == [0, 1] and len(found.of(LOSS)) == 2 * N_LAYERS
     (note,) = found.notes
     assert note == f"sums: b not compared with a, whose settings differ (a first): {said}"
     name = said.rsplit(" and ")[0].rsplit(" ", 1)[0]
@@ -128,14 +131,8 @@ def test_runs_of_other_settings_are_not_compared_and_both_values_are_said(change
 )
 def test_circumstances_are_shown_and_keep_nothing_from_being_compared(change):
     found = compared(sweep(EARLY), with_record(sweep(LATE, model="late", seed=1), **change))
-    assert found.differences["shown"].any() and not found.settings["equal"].all()
+    assert gaps(found)["shown"].any() and not found.settings["equal"].all()
     assert "No setting that decides scores differs" in found.describe()[0] or "donor" in change
-
-
-def test_of_three_runs_those_with_equal_settings_are_compared():
-    found = compared(sweep(EARLY), with_record(sweep(LATE), seed=9), with_record(sweep(LATE, seed=1), seed=9))
-    assert found.baselines["reference"].tolist() == ["", "", "b"]
-    assert found.notes == ["sums: b not compared with a, whose settings differ (a first): seed 0 and 9"]
 
 
 def test_models_with_other_numbers_of_layers_are_compared_by_relative_depth():
@@ -144,16 +141,15 @@ def test_models_with_other_numbers_of_layers_are_compared_by_relative_depth():
     values = {f"L{i}": right & ~row for i, row in enumerate(lost)}
     deep = with_record(result_of({"baseline": right} | values, model="deep"), model={"dims": {"n_layers": n}})
     found = compared(sweep(EARLY), deep)
-    assert len(found.differences) == 0
-    centre = found.centres[(found.centres["run"] == "b") & (found.centres["measure"] == CENTRE)]
-    assert centre["shown"].item() and centre["difference"].item() > 0.4
-    assert found.profiles.groupby("run")["depth"].max().tolist() == [1, 1]
+    assert len(gaps(found)) == 0
+    assert centre_of(found, "b")["shown"] and centre_of(found, "b")["difference"] > 0.4
+    assert found.table.groupby("run")["depth"].max().tolist() == [1, 1]
     assert any("the models of b and a have other shapes, so that no loss" in note for note in found.notes)
 
 
 def test_scores_of_whole_models_are_compared_by_paired_tests():
     a, b = (result_of({"baseline": np.arange(40) < n, "L0": np.zeros(40)}, model=str(n)) for n in (30, 12))
-    row = compared(a, b).baselines.loc[1]
+    row = compared(a, b).of(SCORE).iloc[1]
     assert row["difference"] == pytest.approx(-18 / 40) and row["shown"]
     change = mean(np.r_[np.zeros(12), -np.ones(18), np.zeros(10)])
     assert row["p_adjusted"] == pytest.approx(float(change.p()))
@@ -161,16 +157,16 @@ def test_scores_of_whole_models_are_compared_by_paired_tests():
 
 def test_a_run_at_chance_is_called_so_and_nothing_is_concluded():
     found = compared(sweep(EARLY, chance=0.25), sweep(EARLY, accuracy=0.25, chance=0.25, model="weak", seed=3))
-    assert len(found.differences) == 0
-    assert "sums acc: cannot judge the losses of b (**at chance**)." in found.describe()
-    assert math.isnan(found.centres.loc[found.centres["run"] == "b", "value"].iloc[0])
-    assert found.profiles.loc[found.profiles["run"] == "b", "share"].isna().all()
+    assert len(gaps(found)) == 0
+    assert "sums acc: cannot judge the losses of b (at chance)." in found.describe()
+    weak = found.table[(found.table["run"] == "b") & found.table["measure"].isin([SHARE, CENTRE])]
+    assert len(weak) == N_LAYERS + 1 and weak["value"].isna().all() and (weak["why"] == "at chance").all()
 
 
 def test_conditions_tasks_and_families_of_one_run_alone_are_named():
     both = concat([sweep(EARLY), sweep(EARLY, task="more"), sweep(EARLY, suffix="@mean")])
     found = compared(both, sweep(EARLY).select(conditions=["L0", "L1", "L2", "L3"]))
-    assert found.differences["condition"].unique().tolist() == ["L0", "L1", "L2", "L3"]
+    assert gaps(found)["condition"].unique().tolist() == ["L0", "L1", "L2", "L3"]
     assert {"only a has sums acc, layers@mean", "only a has more acc"} <= set(found.notes)
     assert "sums: b and a have 4 of 9 conditions in common" in found.notes
 
@@ -178,14 +174,14 @@ def test_conditions_tasks_and_families_of_one_run_alone_are_named():
 def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number():
     steps = [sweep((1 - w) * EARLY + w * LATE, n=120, model=f"step{i}", seed=i) for i, w in enumerate((0, 0.5, 1))]
     found, others = compared(*steps, stages=True), compared(*steps)
-    assert found.baselines["reference"].tolist() == ["", "a", "b"]
-    assert others.baselines["reference"].tolist() == ["", "a", "a"]
-    centre = found.centres[found.centres["measure"] == CENTRE].set_index("run")
+    assert found.of(SCORE)["reference"].tolist() == ["", "a", "b"]
+    assert others.of(SCORE)["reference"].tolist() == ["", "a", "a"]
+    centre = found.of(CENTRE).set_index("run")
     assert centre.loc[["b", "c"], "shown"].all() and (centre.loc[["b", "c"], "difference"] > 0).all()
-    two = compared(*steps[:2], stages=True).differences["p_adjusted"].to_numpy()
-    three = found.differences[found.differences["run"] == "b"]["p_adjusted"].to_numpy()
+    two = gaps(compared(*steps[:2], stages=True))["p_adjusted"].to_numpy()
+    three = gaps(found).query("run == 'b'")["p_adjusted"].to_numpy()
     np.testing.assert_allclose(three, np.minimum(1, 2 * two))
-    assert found.stages and found.runs == ["a", "b", "c"]
+    assert found.record["stages"] and found.runs == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +197,16 @@ def test_what_cannot_be_compared_is_refused(results, said):
         compared(*results)
 
 
+def test_losses_in_nats_are_at_most_one_a_document():
+    found = compared(nats(EARLY), nats(LATE, model="late", seed=1)).of(LOSS, compared=True).set_index("condition")
+    losses = [
+        np.clip(r.document_losses("sums", "answer_logprob")["L2"], -1, 1) for r in (nats(EARLY), nats(LATE, seed=1))
+    ]
+    gap = mean(losses[1]) - mean(losses[0])
+    assert found.loc["L2", "difference_low"] == pytest.approx(float(gap.interval()[0]))
+    assert found.index[found["shown"]].tolist() == ["L0", "L1", "L2", "L6", "L7", "L8"], "in the middle both lose alike"
+
+
 def test_one_document_is_too_few_for_a_difference():
     few = [Result(r.docs[r.docs["doc_id"] == 0], r.record) for r in (nats(EARLY), nats(LATE, seed=1))]
-    assert len(compared(*few).differences) == 0
+    assert len(gaps(compared(*few))) == 0

@@ -61,7 +61,6 @@ MADE = {
     "reasoning scores": reasoning,
     "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept())),
     "centres": lambda: dl.analysis.centre_of_mass(swept()),
-    "comparison": lambda: dl.analysis.compare_models(swept(), swept("d", seed=1)),
     "runs": lambda: dl.compare(swept(), swept("d", seed=1)),
     "race": lambda: made_results.race([CRITICAL, SPARED, UNDECIDED]),
 }
@@ -283,7 +282,7 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     ("changes", "said"),
     [
         ({"model": "organism:seed=2"}, "model organism, not organism:seed=2"),
-        ({"flags": ("--donor", "organism:seed=2")}, "donor None, not organism:seed=2"),
+        ({"flags": ("--donor", "organism:seed=2")}, "donor none, not organism:seed=2"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
 )

@@ -114,25 +114,6 @@ def test_the_router_is_whole_again_after_an_error():
     assert all("forward" not in vars(module) for module in lens.model.modules())
 
 
-def test_choices_are_counted():
-    lens = model_classes.lens("deepseek_v3")
-    texts = ["one two three four five six", "seven eight nine ten"]
-    found = dl.expert_choices(lens, texts, store=None, progress=False)
-    n_tokens = sum(len(lens.tokenizer(text).input_ids) for text in texts)
-    assert list(found.table["condition"]) == [f"L{layer}.E{i}" for layer in (1, 2, 3) for i in range(4)]
-    assert found.table.groupby("layer")["tokens"].sum().eq(2 * n_tokens).all()  # each token passes two
-    with torch.no_grad():
-        chosen = []
-        handle = lens.arch.mlp[2].gate.register_forward_hook(lambda m, args, out: chosen.append(out[2].flatten()))
-        for text in texts:
-            lens.model(torch.tensor([lens.tokenizer(text).input_ids]))
-        handle.remove()
-    assert found.table.query("layer == 2")["tokens"].tolist() == torch.cat(chosen).bincount(minlength=4).tolist()
-    assert "experts were chosen for none of" in found.describe()[0]
-    with pytest.raises(dl.UserError, match="has no experts"):
-        dl.expert_choices(tiny.lens("llama-gqa"), texts, store=None)
-
-
 @pytest.mark.parametrize(
     "kind, text, message",
     [

@@ -17,7 +17,7 @@ from depthlens import plots
 from depthlens.analysis import differences, head_lists
 from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import concat
-from depthlens.analysis.run_comparison import CENTRE
+from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
 
 N, N_LAYERS = 120, 6
 
@@ -69,13 +69,6 @@ def profiles(_):
     both = {r.docs["model"].iloc[0]: -delta(r) for r in BOTH}
     said = ("a, b: loss by removed layer, n = 120 documents", "centre of mass, 95% interval")
     yield Case(plots.profile_comparison(*BOTH), 1, both, [0, 3] * 2, {"centre": 2}, said)
-    base, late = sweep(EARLY), sweep(LATE, model="late", seed=1)
-    table = differences.layer_differences(base, late)
-    proven = table.loc[table["p_adjusted"] < 0.05, "layer"]
-    said = ("base loses more", "late loses more", "proven (adjusted p < 0.05)")
-    yield Case(plots.loss_difference(base, late), 1, table["difference"], proven, {"series": 2}, said)
-    at_chance = sweep(EARLY, accuracy=0.2, chance=0.25), sweep(LATE, chance=0.25, model="d")
-    yield Case(plots.loss_difference(*at_chance), 1, shown=[], cannot_judge=2)
 
 
 def transplants(_):
@@ -149,16 +142,16 @@ def geometry_figures(_):
 
 def run_figures(tmp_path):
     two = dl.compare(sweep(EARLY, n=120, model="base"), sweep(LATE, n=120, model="late", seed=1))
-    rows = {run: two.profiles[two.profiles["run"] == run] for run in ("base", "late")}
-    shares, critical = {run: r["share"] for run, r in rows.items()}, two.profiles.loc[two.profiles["critical"], "layer"]
+    rows = two.of(SHARE)
+    shares = {run: rows.loc[rows["run"] == run, "value"] for run in two.runs}
+    critical = rows.loc[rows["critical"], "layer"]
     said = ("base, late: loss by removed part",)
     yield Case(plots.run_profiles(two), 1, shares, critical, {"centre": 2}, said)
-    table = two.differences
+    table = two.of(LOSS, SHARE, compared=True)
     shown = table.loc[table["shown"], "layer"]
     yield Case(plots.run_differences(two), 2, table["difference"], shown, words=("late minus base",))
     stages = dl.compare(*steps(5), stages=True)
-    centres = stages.centres[stages.centres["measure"] == CENTRE]
-    values = pd.concat([stages.baselines["baseline"], centres["value"]]).dropna()
+    values = stages.of(SCORE, CENTRE)["value"].dropna()
     fig = plots.run_centres(stages)
     np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
     yield Case(fig, 4, words=("step1", "step5"))
@@ -193,11 +186,6 @@ def other_figures(_):
     assert table[1] == "costs more in the open-book task" and table[2] == "costs more in the closed-book task"
     assert finds.item() > 0 > knows.item()
     yield Case(fig, 1, losses.sort_values("layer")["difference"], words=("open minus closed",))
-    kinds = pd.DataFrame({"condition": ["baseline", "L0", "L1"], "layer": pd.array([None, 0, 1], "Int64"), "doc_id": 0})
-    kinds = kinds.assign(kind=["right", "miscopied", "right"], solved=True, response="")
-    fig = plots.first_mistakes(kinds)
-    assert fig.table.groupby("layer")["value"].sum().tolist() == [1, 1]
-    yield Case(fig, 1, words=("still right", "miscopied", "no steps"))
 
 
 SETS = {

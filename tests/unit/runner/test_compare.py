@@ -15,7 +15,7 @@ from depthlens.analysis.run_comparison import Comparison
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("settings", "baselines", "profiles", "differences", "centres", "verdicts")
+TABLES = ("table", "settings", "verdicts")
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     files = [*(f"{t}.parquet" for t in TABLES), "index.html", "record.json"]
     assert sorted(p.name for p in out.iterdir()) == sorted(files)
     found = Comparison.load(out)
-    assert found.runs == ["base", "late"] and found.differences["shown"].any()
+    assert found.runs == ["base", "late"] and found.table["shown"].any()
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "<script" not in page and "http://" not in page
     assert "default-src 'none'" in page and "from base that is <strong>shown</strong>" in page
     assert all(f"<h2>{title}</h2>" in page for title in ("What is shown", "Whole models", "How to read this"))
     assert call(*runs, "--out", out)[0] == 0, "the same comparison is written again"
     assert call(*runs[::-1], "--out", out)[0] == 2, "another comparison"
-    assert pd.read_parquet(out / "baselines.parquet")["run"].tolist() == ["base", "late"]
+    assert pd.read_parquet(out / "table.parquet")["run"].unique().tolist() == ["base", "late"]
 
 
 def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
@@ -68,15 +68,15 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
     for folder, loss in zip(folders, (EARLY, LATE), strict=True):
         sweep(loss, model=folder.name).save(folder / "00_tour")
     found = dl.compare(*folders)
-    places = found.baselines[["place", "task"]].drop_duplicates().to_numpy().tolist()
+    places = found.table[["place", "task"]].drop_duplicates().to_numpy().tolist()
     assert places == [["00_tour", "sums"], ["09_claims", "letters"]]
     assert set(found.verdicts["place"]) == {"09_claims"}
     page = page_of(found, tmp_path / "out")
     assert "<h2>Scorecards</h2>" in page and "09_claims few, flat: loss by removed part, layers" in page
     one = dl.compare(folders[0] / "00_tour", folders[1] / "00_tour")
-    assert set(one.baselines["place"]) == {""} and one.runs == ["few/00_tour", "flat/00_tour"]
+    assert set(one.table["place"]) == {""} and one.runs == ["few/00_tour", "flat/00_tour"]
     alone = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders))
-    assert len(alone.verdicts) and len(alone.baselines) == 0
+    assert len(alone.verdicts) and len(alone.table) == 0
     other = scorecard(tmp_path / "other", EARLY[:1].repeat(12) * 0.2, "other", seed=5)
     apart = dl.compare(folders[0], other)
     assert len(apart.verdicts)
@@ -88,7 +88,7 @@ def test_names_and_places_of_runs(tmp_path):
     for name, place in (("task", "x"), ("setting", "y")):
         sweep(EARLY, model=name, record={"time": name}).save(tmp_path / name / place)
     found = dl.compare(tmp_path / "task", tmp_path / "setting")
-    assert len(found.differences) and "<th>task</th>" in page_of(found, tmp_path / "out")
+    assert found.table["reference"].any() and "<th>task</th>" in page_of(found, tmp_path / "out")
 
 
 def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
@@ -97,7 +97,7 @@ def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
         result.save(name)
     assert call(*names, "--stages", "--out", tmp_path / "out")[0] == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "each stage is compared with the one before" in page
+    assert "compared with the stage before" in page
     assert "scores and centres, layers" in page and "loss by removed part" not in page, "more runs than colours"
 
 
