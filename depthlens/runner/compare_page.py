@@ -18,8 +18,8 @@ from depthlens.analysis.result_folder import DOCS_FILE
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
+from depthlens.plots.comparison import drawable
 from depthlens.plots.panels import MAX_OVERLAID
-from depthlens.plots.run_comparison import drawable
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import write_whole
 
@@ -79,18 +79,16 @@ def _sections(c: Comparison) -> Iterator[dict[str, Any]]:
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
     yield _section("Settings that differ", _SETTINGS, tables=settings)
     yield _section("Whole models", tables={"Scores with nothing removed": c.baselines.drop(columns=["group", "model"])})
-    drawn = [(plots.run_profiles, c.profiles), (plots.run_differences, c.differences), (plots.run_centres, c.profiles)]
-    if len(c.runs) > MAX_OVERLAID:
-        drawn = drawn[-1:]
+    drawn = [(plots.profile_comparison, c.profiles), (plots.loss_difference, c.differences)]
+    drawn = [*(drawn if len(c.runs) <= MAX_OVERLAID else []), (plots.run_centres, c.profiles)]
     figures = [draw(c, place=place, parts=parts) for draw, table in drawn for place, parts in drawable(c, table)]
     differences = c.differences[c.differences["shown"].astype(bool)].drop(columns="shown")
     centres = c.centres.drop(columns="group")
     tables = {"Differences of losses that are shown": differences, "Centres of mass and thirds": centres}
     yield _section("Losses", figures=figures, tables=tables)
-    cards = [plots.scorecards(c, place=place) for place in c.verdicts["place"].unique() if len(drawn) > 1]
     states = _by_run(c, c.verdicts, ["place", "claim"], "claim_state")
     estimates = c.verdicts.drop(columns=["why", "sentence"])
-    yield _section("Scorecards", figures=cards, tables={"Verdicts": states, "Estimates": estimates})
+    yield _section("Scorecards", tables={"Verdicts": states, "Estimates": estimates})
     yield _section("How to read this", _HOW)
 
 
