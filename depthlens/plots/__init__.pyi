@@ -4,7 +4,6 @@ from .comparison import loss_difference as loss_difference
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
 from .comparison import run_centres as run_centres
-from .comparison import weight_deltas as weight_deltas
 from .heads import head_map as head_map
 from .heads import head_overlap as head_overlap
 from .heads import removal_curve as removal_curve
@@ -13,7 +12,6 @@ from .layers import angular_map as angular_map
 from .layers import block_map as block_map
 from .layers import depth_profile as depth_profile
 from .layers import effect_map as effect_map
-from .layers import first_mistakes as first_mistakes
 from .layers import influence_profile as influence_profile
 from .layers import logit_lens as logit_lens
 from .layers import loss_shares as loss_shares

@@ -10,7 +10,6 @@ import textwrap
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from depthlens import arguments
 from depthlens.claims.parts import MOVED, UNDER
@@ -22,6 +21,9 @@ from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed
 
 _WHAT = 48  # characters in a line
 _LEAST, _MOST = -2.0, 4.0  # times what matters; what is beyond is drawn at the edge, as an arrow
+_BEYOND = [(1.0, 3.2)]  # where a claim would be shown: from where, and how far
+_CLAIMED = {UNDER: [(-2.2, 3.2)], MOVED: [(-2.2, 1.2), *_BEYOND]}
+_SHADE: dict[str, Any] = {"facecolor": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0}
 
 
 @themed
@@ -45,7 +47,7 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
     panels.keep(ax, rows.assign(**times), "value")
     ax.set(xlim=(_LEAST - 0.2, _MOST + 0.2), ylim=(len(rows) - 0.5, -0.5))
     for y, (row, ends) in enumerate(zip(rows.itertuples(), times.to_numpy(dtype=float), strict=True)):
-        _claimed(ax, row.claimed, y)
+        ax.broken_barh(_CLAIMED.get(row.claimed, _BEYOND), (y - 0.4, 0.8), gid="claimed", zorder=0, **_SHADE)
         x, low, high = np.clip(ends, _LEAST, _MOST)
         if np.isfinite(x):
             marker = "<" if x == _LEAST else ">" if x == _MOST else "o"
@@ -66,13 +68,5 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
     ax.set_xlabel("effect, in multiples of what matters", fontsize=SMALL)
     panels.key(ax, "series", "effect, 95% interval", color=PALETTE[0], marker="o")
     panels.key(ax, "line", "what matters", ls=DASHED)
-    panels.key(ax, "area", "claimed", facecolor=CLAIMED, alpha=CLAIMED_OPACITY)
+    panels.key(ax, "area", "claimed", **_SHADE)
     return fig
-
-
-def _claimed(ax: Axes, claimed: str, y: int) -> None:
-    """Shade where the claim would be shown."""
-    below, above = (_LEAST - 0.2, -1.0 if claimed == MOVED else 1.0), (1.0, _MOST + 0.2)
-    for low, high in {UNDER: [below], MOVED: [below, above]}.get(claimed, [above]):
-        look: dict[str, Any] = {"color": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 0, "zorder": 0}
-        ax.fill_between([low, high], y - 0.4, y + 0.4, **look)

@@ -30,10 +30,11 @@ from depthlens.metrics import LOGPROBS
 from depthlens.plots import panels
 from depthlens.plots.effects import axis_of, named
 from depthlens.plots.layers import CRITICAL_LAYER
-from depthlens.plots.panels import PROVEN, curves, idle_where, maps, tidy
-from depthlens.plots.theme import SMALL, Plot, counts, round_up, themed
+from depthlens.plots.panels import PROVEN, curves, idle_where, tidy
+from depthlens.plots.theme import SMALL, Plot, counts, themed
 
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
+SHARE, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
 DIFFERS, SAME = f"differs from the base ({PROVEN})", "no change"
 _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "relative": {"unit": "size of the difference\nrelative to the base's", "least": 0, "greatest": math.inf, SAME: 0},
@@ -146,36 +147,6 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
 
 
 @themed
-def weight_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot:
-    """How much training changed each weight matrix, relative to its size: one row a matrix, one column a layer.
-
-    Matrices outside the layers are named below. A change that is missing or infinite is left grey.
-
-    Args:
-        deltas: From `depthlens.experiments.distillation.weight_deltas`: layer (missing outside the layers), matrix,
-            relative.
-        title: Above the figure.
-
-    Raises:
-        UserError: no matrix in a layer.
-    """
-    table = deltas.assign(
-        value=deltas["relative"].astype(float).replace(np.inf, np.nan),
-        series=deltas["matrix"].str.removesuffix(".weight"),
-    )
-    inside, outside = table[table["layer"].notna()], table[table["layer"].isna()]
-    if inside.empty:
-        raise UserError("the table has no matrix in a layer; give the weight deltas of a pair")
-    names = list(inside["series"].unique())
-    others = ", ".join(f"{name} {value:.2g}" for name, value in zip(outside["series"], outside["value"], strict=True))
-    table = inside.assign(x=inside["layer"].astype(int), y=inside["series"].map(names.index))
-    limits = 0, round_up(float(table["value"].max())) or 1.0
-    look: dict[str, Any] = {"rows": names, "columns": range(table["x"].max() + 1), "height": 0.24 * len(names) + 1.5}
-    look |= {"xlabel": "layer" + (f" (outside the layers: {others})" if others else "")}
-    return maps(title, "Change of the weights", table, limits, "size of the change relative to the weights", **look)[0]
-
-
-@themed
 def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot:
     """How far two models' activations are apart by layer: size of the difference and cosine, one line a part.
 
@@ -216,9 +187,6 @@ def _share_axis(ax: Axes, levels: pd.Series) -> None:
     right.set_ylabel("share of the gap", fontsize=SMALL)
 
 
-SHARE, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
-
-
 @themed
 def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None) -> Plot:
     """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
@@ -253,7 +221,7 @@ def drawable(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, str
     return [(place, parts) for place, parts in pairs if _panels(table, place, parts)]
 
 
-def _compared(runs: Sequence[Result | Comparison]) -> Comparison:
+def _compared(runs: Sequence[Any]) -> Comparison:
     """The comparison that is given, or that of some results."""
     if len(runs) != 1 or isinstance(runs[0], Result):
         for run in runs:
@@ -261,8 +229,9 @@ def _compared(runs: Sequence[Result | Comparison]) -> Comparison:
         models = [str(run.docs["model"].iloc[0]) for run in runs]
         names = [name if models.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(models, 1)]
         return compare_runs([Run(name, {"": run}) for name, run in zip(names, runs, strict=True)])
-    arguments.made_by(runs[0], "profiles", "what depthlens.compare returned", "comparison")
-    return runs[0]
+    (comparison,) = runs
+    arguments.made_by(comparison, "profiles", "what depthlens.compare returned", "comparison")
+    return comparison  # type: ignore[no-any-return]
 
 
 def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:

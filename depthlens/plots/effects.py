@@ -22,16 +22,8 @@ FIELDS = [*GROUP, "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SITES |= {"head": "head", "kv": "KV group", "expert": "expert"}  # several a layer
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
-_DONE = {
-    "removed": "removed",
-    "mean": "replaced by the mean of what it adds",
-    "resample": "replaced by another prompt's",
-    "noise": "disturbed by noise of its norm",
-    "int8": "computed with weights of 8 bits",
-    "int4": "computed with weights of 4 bits",
-    "donor": "replaced by the donor's",
-    "twice": "run twice",
-}
+_DONE = {"removed": "removed", "mean": "replaced by the mean of what it adds", "donor": "replaced by the donor's"}
+_DONE |= {"twice": "run twice"}  # others by their name in conditions
 
 
 def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[str], fix: str) -> pd.DataFrame:
@@ -140,5 +132,5 @@ def sweep_title(table: pd.DataFrame, several: str, how: str = "") -> str:
     models, tasks, _, sites, modes = (list(table[f].unique()) for f in FIELDS)
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     part = _ONE.get(sites[0], f"one {sites[0]}") if len(sites) == 1 else several
-    done = _DONE[modes[0]] if len(modes) == 1 else "removed or replaced"
+    done = _DONE.get(modes[0], f"under @{modes[0]}") if len(modes) == 1 else "removed or replaced"
     return f"{', '.join(models)}{task}: {part} {done} at a time{how}, n = {counts(table['n'])} documents"

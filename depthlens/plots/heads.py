@@ -31,18 +31,9 @@ from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import labels as task_labels
 from depthlens.errors import UserError
-from depthlens.look import EMPTY, GREY, INK, PALE, PALETTE
+from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import (
-    FIELDS,
-    Names,
-    axis_of,
-    labels,
-    model_dims,
-    sweep_table,
-    sweep_title,
-    varying,
-)
+from depthlens.plots.effects import FIELDS, Names, axis_of, labels, model_dims, sweep_table, sweep_title, varying
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
 from depthlens.plots.theme import SMALL, Plot, figure, themed
 
@@ -50,17 +41,14 @@ LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to re
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
 _COUNTS = {"head": "n_heads", "KV group": "n_kv_heads", "expert": "n_experts"}
+OUTSIDE = "worse than every random draw"
+MAX_NAMED = 10  # heads of each list
 _FAR = 2.0  # times the 99th percentile: a largest value from here on does not end the scale
 
 
 @themed
 def head_map(
-    scores: Result | HeadScores | Sequence[HeadScores],
-    *,
-    tasks: Names = None,
-    metrics: Names = None,
-    top: int | None = None,
-    title: str | None = None,
+    scores: Any, *, tasks: Names = None, metrics: Names = None, top: int | None = None, title: str | None = None
 ) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
@@ -100,7 +88,9 @@ def head_map(
         limits, label, extend = _scale(of_unit)
         named = _top(rows, top)
         mesh = _draw(ax, rows, limits, named, (72 * wide, 72 * high))
-        panels.panel_title(ax, _title(rows, named), fontsize=SMALL)
+        largest = ", ".join(name.partition("@")[0] for name in named["condition"])
+        lines = rows["name"].iloc[0], f"largest: {largest}" if largest else ""
+        panels.panel_title(ax, "\n".join(filter(None, lines)), fontsize=SMALL)
         panels.colour_bar(mesh, ax, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
     return fig
 
@@ -112,8 +102,9 @@ def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[pd.Da
     how = "" if method == "exact" else f" (estimated by {method})"
     title = sweep_title(table, f"one {' or '.join(table['site'].unique())}", how)
     fields = varying(table)
+    baseline = "baseline " + table["baseline"].map("{:.2f}".format).str.replace("-", "−")
     table = table.assign(
-        name=labels(table, fields) if fields else "",
+        name=labels(table, fields) + ", " + baseline if fields else baseline,
         head=table["index"],
         value=table["bounded"].where(table["idle"] == ""),
         unit="change of " + table["unit"] + " from baseline",
@@ -135,7 +126,7 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
         worse = int(s.critical is not None or finite.min() < 0 or finite.max() > 1)
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
         about = {"series": s.name, "name": s.name if len(scores) > 1 else "", "unit": unit, "worse": worse}
-        about |= {"shown": s.frame["critical"].eq(True).fillna(False), "gain": False, "idle": "", "baseline": np.nan}
+        about |= {"shown": s.frame["critical"].eq(True).fillna(False), "gain": False, "idle": ""}
         maps.append(_sized(s.frame.assign(**about), s.record, s.record.get("model", {}).get("name", ""), "head"))
     names = list(dict.fromkeys(s.name for s in scores))
     what = names[0] if len(names) == 1 else "scores of heads"
@@ -157,15 +148,6 @@ def _top(rows: pd.DataFrame, k: int | None) -> pd.DataFrame:
     """The k heads with the largest loss or score above 0, the largest first."""
     size = rows["value"] * (rows["worse"] if rows["worse"].iloc[0] else 1)
     return rows.loc[size[size > 0].sort_values(ascending=False, kind="stable").index[: k or 0]]
-
-
-def _title(rows: pd.DataFrame, named: pd.DataFrame) -> str:
-    """What is above a map: its name, the score of the whole model, and the heads that are framed."""
-    first = rows.iloc[0]
-    baseline = f"baseline {first['baseline']:.2f}".replace("-", "−") if math.isfinite(first["baseline"]) else ""
-    heads = ", ".join(name.partition("@")[0] for name in named["condition"])
-    lines = (", ".join(filter(None, (first["name"], baseline))), f"largest: {heads}" if heads else "")
-    return "\n".join(filter(None, lines))
 
 
 def _scale(table: pd.DataFrame) -> tuple[tuple[float, float], str, str]:
@@ -206,15 +188,9 @@ def _draw(
         frame = Rectangle((head.layer - 0.5, head.head - 0.5), 1, 1, fc="none", ec=INK, lw=1, zorder=3, gid="top")
         ax.add_patch(frame).set_clip_on(False)
         panels.key(ax, "mark", "the largest, named above the map", marker="s", ms=7, mfc="none")
-    ax.set(ylabel=first["site"])
-    step = 1 if high > 10 else first["group"] * 2 ** max(0, math.ceil(math.log2(11 / high / first["group"])))
-    ax.set_yticks(range(0, len(heads), step))
+    ax.set_ylabel(first["site"])
+    panels.whole_numbers(ax.yaxis, int(size[1] / 14))
     return mesh
-
-
-OUTSIDE = "worse than every random draw"
-AGREES = f"agreement within layers ({PROVEN})"
-MAX_NAMED = 10  # heads of each list
 
 
 @themed
@@ -239,18 +215,24 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     worse = points["value"] < points["low"], points["value"] > points["high"]
     outside = np.where(points["higher_is_better"], *worse) & ~points["at_chance"]
     table = tidy(points, "k", "value", shown=outside, idle=idle_where(points["at_chance"]))
-    of_panel = []
+    said = []
     for row in curve.result.baselines.itertuples():
         tests = curve.tests[(curve.tests["task"] == row.task) & (curve.tests["metric"] == row.metric)]
         p_values = ", ".join(f"{test.list} p = {test.p_value:.2g}" for test in tests.itertuples())
         verdict = theme.CANNOT_JUDGE if tests["at_chance"].all() else f"against random: {p_values}"
-        axis = axis_of(curve.result, row.model, row.task, row.metric) | {"baseline": row.baseline, "chance": row.chance}
         about = {"task": row.task, "metric": row.metric, "panel": f"{names[row.task, row.metric]}\n{verdict}"}
-        of_panel.append(about | {name: axis[name] for name in ("unit", "least", "greatest", "baseline", "chance")})
+        about |= axis_of(curve.result, row.model, row.task, row.metric)
+        said.append(about | {"baseline": row.baseline, "chance": row.chance})
+    of_panel = pd.DataFrame(said).drop(columns="n_layers")  # the x axis is of heads
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
-    look = {"xlabel": "heads removed together", "each": 2.6, "levels": ("baseline", "chance"), "aside": 0.08}
-    random = "random heads of the same layers: all draws"
-    return _of_lists(title, what, curve, table, of_panel, shown=OUTSIDE, random=random, **look)[0]
+    look: dict[str, Any] = {
+        "xlabel": "heads removed together",
+        "each": 2.6,
+        "levels": ("baseline", "chance"),
+        "aside": 0.08,
+    }
+    look |= {"shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
+    return _of_lists(title, what, curve, table, of_panel, **look)[0]
 
 
 @themed
@@ -278,9 +260,9 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
         about = {"task": task, "metric": metric, "panel": f"{task}\n{verdict}", "unit": "faithfulness"}
         of_panel.append(about | {"whole model": 1.0, "no head kept": 0.0})
     what = f"only the first k heads of a list kept, {curve.record['n_draws']} random lists"
-    look = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
-    random = "random lists of the same layers"
-    fig, axes = _of_lists(title, what, curve, table, of_panel, random=random, **look)
+    look: dict[str, Any] = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
+    look["random"] = "random lists of the same layers"
+    fig, axes = _of_lists(title, what, curve, table, pd.DataFrame(of_panel), **look)
     kept = [*curve.record["k"], curve.record["n_heads"]]
     for ax, _ in axes:
         ax.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
@@ -290,17 +272,12 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
 
 
 def _of_lists(
-    title: str | None,
-    what: str,
-    curve: RemovalCurve | SufficiencyCurve,
-    points: pd.DataFrame,
-    of_panel: Any,
-    **look: Any,
+    title: str | None, what: str, curve: Any, points: pd.DataFrame, of_panel: pd.DataFrame, **look: Any
 ) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
     """Lists with their random lists beside them; ``of_panel`` is what is said of each task and metric."""
     random = curve.band[curve.band["k"].isin(points["k"])]
     random = random.assign(series=random["list"] + RANDOM, x=random["k"], y=random["mean"])
-    table = pd.concat([points.assign(series=points["list"]), random]).merge(pd.DataFrame(of_panel))
+    table = pd.concat([points.assign(series=points["list"]), random]).merge(of_panel)
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
     names = list(points["list"].unique())
     return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
@@ -324,43 +301,28 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
     """
     *tops, scored = head_lists.both_tops(a, b, k)
-    shared = set(tops[0]) & set(tops[1])
+    first, second = map(set, tops)
     layer, head = np.nonzero(scored)
-    table = pd.DataFrame({"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]})
-    at = list(zip(layer, head, strict=True))
-    only = [f"{s.name}: {_named(top, shared)}" for s, top in zip((a, b), tops, strict=True)]
-    groups: dict[str, tuple[set[Any], str, str]] = {
-        "other heads": ({*at} - {*tops[0], *tops[1]}, "o", PALE),
-        f"top {k} of {only[0]}": ({*tops[0]} - shared, "o", PALETTE[0]),
-        f"top {k} of {only[1]}": ({*tops[1]} - shared, "s", PALETTE[1]),
-        "on both lists": (shared, "D", INK),
-    }
+    on = [((*h,) in first) + 2 * ((*h,) in second) for h in zip(layer, head, strict=True)]  # 0: on neither list
+    names = [f"top {k} of {s.name}: {_named(top, first & second)}" for s, top in zip((a, b), tops, strict=True)]
+    names += ["on both lists", "others"]
+    numbers = {"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]}
+    table = pd.DataFrame(numbers | {"series": [names[i - 1] for i in on]})
+    table = tidy(table, "x", "y", idle=np.where(table["series"] == "others", "on neither list", ""))
+    axes = [s.name + (f" ({s.unit})" if s.unit else "") for s in (a, b)]
     model = a.record.get("model", {}).get("name", "")
     common = head_lists.head_overlap(a, b, k=k)
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
-    fig = figure(title, default, height=5.2)
-    ax = fig.subplots()
-    for series, (heads, marker, colour) in groups.items():
-        rows = table[[h in heads for h in at]].assign(series=series)
-        panels.keep(ax, rows)
-        size = 3 if colour == PALE else 6
-        ax.plot(rows["x"], rows["y"], marker, color=colour, ms=size, mec="white", mew=0.5, gid="dots")
-        panels.key(ax, "mark", series, color=colour, marker=marker, ms=size)
+    look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 5, "mfc": None}
+    fig, ((ax, _),) = curves(title, default, table.assign(unit=axes[1]), names, **look)
     for s, line in ((a, ax.axvline), (b, ax.axhline)):
         ranked = np.sort(s.values[scored])[::-1]
         line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")
-    for h in shared:
-        _beside(ax, a.values[h], b.values[h], f"L{h[0]}.H{h[1]}")
+    for h in first & second:
+        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(f"L{h[0]}.H{h[1]}", (a.values[h], b.values[h]), fontsize=SMALL, gid="name", **place)
     ax.margins(0.08)
-    ax.set(**{f"{axis}label": s.name + (f" ({s.unit})" if s.unit else "") for axis, s in (("x", a), ("y", b))})
     return fig
-
-
-def _beside(ax: Axes, x: float, y: float, name: str) -> None:
-    """Name a dot, on the side that is towards the middle of the panel."""
-    left = x > sum(ax.get_xlim()) / 2
-    place = {"xytext": (-6 if left else 6, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
-    ax.annotate(name, (x, y), va="center", fontsize=SMALL, gid="name", **place)  # type: ignore[arg-type]
 
 
 def _named(top: Sequence[Head], shared: set[Head]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import AsinhNorm
 
-from depthlens.analysis import depth, solution_errors, stats
+from depthlens.analysis import depth
 from depthlens.analysis.block_losses import block_table
 from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.results import Result
@@ -24,20 +24,16 @@ from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import (
-    FIELDS,
-    Names,
-    labels,
-    named,
-    sweep_table,
-    sweep_title,
-    varying,
-)
+from depthlens.plots.effects import FIELDS, Names, labels, named, sweep_table, sweep_title, varying
 from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, maps, tidy
 from depthlens.plots.theme import SMALL, WIDTH, Plot, round_up, themed
 
 SHARES = "share of the row's summed loss (red: loss)"
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
+PROVEN_BLOCK = "proven loss (corrected over blocks)"
+_LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
+_WHERE = {"all": "skipped at all positions", "future": "skipped before t, measured from t on"}
+_SHARE_TICKS = (-1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0)
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
 _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
@@ -119,16 +115,9 @@ def protocol_comparison(
     limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
     firsts = table.drop_duplicates("y")
     names, n_layers = list(labels(firsts, varying(table))), table["n_layers"].max()
-    fig, (ax,) = maps(
-        title,
-        sweep_title(table, _SEVERAL),
-        table,
-        (-limit, limit),
-        f"change of {units[0]} from baseline",
-        **_layer_rows(names, n_layers),
-        cmap="RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r",
-        shown=CRITICAL_LAYER,
-    )
+    label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
+    look = _layer_rows(names, n_layers) | {"cmap": cmap, "shown": CRITICAL_LAYER}
+    fig, (ax,) = maps(title, sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look)
     for y, baseline in zip(firsts["y"], firsts["baseline"], strict=True):
         ax.text(n_layers - 0.2, y, f"baseline {baseline:.2f}", va="center", fontsize=SMALL)
     return fig
@@ -153,16 +142,16 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     parts = []
     for y, p in enumerate(rows):
         share = np.nan if p.unplaced else p.loss.mean(0) / p.loss.mean(0).sum()
-        idle = p.unplaced and f"{p.unplaced}: cannot judge"
-        parts.append(
-            pd.DataFrame({"task": p.task, "metric": p.metric, "layer": p.layers, "value": share, "idle": idle, "y": y})
-        )
-    table = pd.concat(parts).assign(x=lambda t: t["layer"])
+        about = {"task": p.task, "metric": p.metric, "idle": p.unplaced and f"{p.unplaced}: cannot judge", "y": y}
+        parts.append(pd.DataFrame(about | {"layer": p.layers, "x": p.layers, "value": share}))
+    table = pd.concat(parts)
     limit = max(float(np.nanmax(np.abs(table["value"]), initial=0)), 3 / n_layers)
     default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
     look = _layer_rows([p.label.replace(" ", "\n", 1) for p in rows], n_layers) | {"cmap": "RdBu_r"}
-    bar = {"ticks": share_ticks(limit), "format": "%g"}
-    fig, (ax,) = maps(title, default, table, share_colours(limit, n_layers), SHARES, bar=bar, **look)
+    bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
+    # even up to an even share and by the logarithm beyond, because one early layer can hold nearly everything
+    colours = AsinhNorm(1 / n_layers, -limit, limit)
+    fig, (ax,) = maps(title, default, table, colours, SHARES, bar=bar, **look)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (centre, *interval) in enumerate(places):
         if np.isnan(centre):
@@ -175,19 +164,6 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
         ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
     panels.key(ax, "line", "thirds of the depth", **_THIRDS)
     return fig
-
-
-def share_colours(limit: float, n_layers: int) -> AsinhNorm:
-    """Colours of shares of the losses: even up to an even share, and by the logarithm beyond.
-
-    One early layer can hold nearly everything, and is not to hide the others.
-    """
-    return AsinhNorm(1 / n_layers, -limit, limit)
-
-
-def share_ticks(limit: float) -> list[float]:
-    """Shares for the scale of such colours."""
-    return [t for t in (-1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0) if abs(t) <= limit]
 
 
 @themed
@@ -210,44 +186,15 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
     table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
     table = table.assign(unit=f"open minus closed\n({unit})", n_layers=table["layer"].max() + 1)
+    look: dict[str, Any] = {"xlabel": "layer", "levels": ("zero",), "bars": True, "ls": "", "ms": 4}
     default = f"Loss in the open-book minus loss in the closed-book task, n = {table['n'].max()}"
-    return curves(title, default, table, names, xlabel="layer", each=1.7, stems=True, levels=("zero",))[0]
-
-
-@themed
-def first_mistakes(table: pd.DataFrame, *, title: str | None = None) -> Plot:
-    """What becomes of the solved problems without each layer: still right, or by what goes wrong first.
-
-    Args:
-        table: Of `depthlens.analysis.classify_solutions`.
-        title: Above the figure.
-
-    Raises:
-        UserError: the whole model solves none of the problems, or no single layer was removed.
-    """
-    shares = solution_errors.by_layer(table)
-    n, n_solved = (t["doc_id"].nunique() for t in (table, table[table["solved"]]))
-    if not n_solved:
-        raise UserError(f"the whole model solves none of {n} problems, so that no layer's removal can break any")
-    if shares.empty:
-        raise UserError("no condition removes a single layer; give the result of a layer sweep")
-    kinds = [solution_errors.RIGHT, *solution_errors.MISTAKES]
-    table = shares[kinds].rename(columns=dict(zip(kinds, range(len(kinds)), strict=True))).rename_axis(columns="y")
-    table = table.stack().rename("value").reset_index().assign(x=lambda t: t["layer"])
-    default = f"First mistake without one layer, in the {n_solved} of {n} problems that the whole model solves"
-    look = _layer_rows(["still right", *solution_errors.MISTAKES], shares.index.max() + 1)
-    return maps(title, default, table, (0, 1), "share of these problems", **look)[0]
+    return curves(title, default, table, names, each=1.7, **look)[0]
 
 
 def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
     """Size and axes of a map with one column a layer, and rows with names."""
     height = 0.37 * len(names) + 1.6
     return {"rows": names, "columns": range(n_layers), "height": height, "xlabel": "removed layer"}
-
-
-PROVEN = "proven loss (corrected over blocks)"
-_LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
-_WHERE = {"all": "skipped at all positions", "future": "skipped before t, measured from t on"}
 
 
 @themed
@@ -264,13 +211,14 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     n_layers = geometry.n_layers
     table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
     best = table.loc[table.groupby("size")["distance"].idxmin()]
-    limits, size = (0, round_up(float(table["distance"].max())) or 1.0), {"height": 4.4, "width": 0.75 * WIDTH}
-    label = "angular distance of the block's input and output (1: opposite)"
-    axes = {"xlabel": "first layer of the block", "ylabel": "layers in the block"}
-    look: dict[str, Any] = {"rows": range(1, n_layers + 1), "columns": range(n_layers), "empty": "white"}
-    fig, (ax,) = maps(
-        title, _title(geometry, "angular distance of blocks"), table, limits, label, **size, **axes, **look
+    limits, default = (
+        (0, round_up(float(table["distance"].max())) or 1.0),
+        _title(geometry, "angular distance of blocks"),
     )
+    label = "angular distance of the block's input and output (1: opposite)"
+    look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers in the block", "empty": "white"}
+    look |= {"rows": range(1, n_layers + 1), "columns": range(n_layers), "height": 4.4, "width": 0.75 * WIDTH}
+    fig, (ax,) = maps(title, default, table, limits, label, **look)
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
     ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.invert_yaxis()
@@ -366,22 +314,21 @@ def block_map(result: Result, *, title: str | None = None) -> Plot:
     table = block_table(result)
     bases = result.baselines[["task", "metric", "baseline", "n", "at_chance"]]
     table = table.merge(bases.assign(idle=idle_where(bases["at_chance"])), on=["task", "metric"], suffixes=("", "_all"))
-    judged = table["idle"] == ""
+    judged, rows = table["idle"] == "", table.itertuples()
+    titles = [f"{row.task}, {row.metric}: {row.baseline:.2f} with every layer, n = {row.n}" for row in rows]
     table = table.assign(
         x=table["start"],
         y=table["size"],
         value=table["loss"].where(judged),
-        shown=judged & (table["p_adjusted"] < stats.ALPHA) & (table["loss"] > 0),
+        shown=judged & (table["p_adjusted"] < ALPHA) & (table["loss"] > 0),
         unit=table["metric"].map(partial(named, loss=True)),
-        panel=[
-            f"{row.task}, {row.metric}: {row.baseline:.2f} with every layer, n = {row.n}" for row in table.itertuples()
-        ],
+        panel=titles,
     )
     sizes, columns = range(1, table["size"].max() + 1), range((table["start"] + table["size"]).max())
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers", "rows": sizes, "columns": columns}
     look |= {"height": (0.16 * len(sizes) + 1.25) * len(bases) + 0.5, "edgecolors": "none", "mark": 1.25}
     default = "Loss by removing a block of layers"
-    fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN, **look)
+    fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN_BLOCK, **look)
     for ax in axes:
         ax.invert_yaxis()
     panels.key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)

@@ -1,4 +1,4 @@
-"""The pictures that figures are made of: lines with bands (or stems) in panels, and grids of cells.
+"""The pictures that figures are made of: lines with bands or bars in panels, and grids of cells.
 
 A figure is a tidy table and one call of `curves` or `maps`. The table has a row for each point or cell. Of its columns
 these are read; all but the places are optional:
@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,6 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.collections import QuadMesh
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -68,7 +65,7 @@ _KEYS: dict[str, dict[str, Any]] = {
 # -- panels and axes -----------------------------------------------------------------------------------
 
 
-def grid(fig: Figure, n: int, columns: int, xlabel: str, *, stacked: bool = False) -> list[Axes]:
+def grid(fig: Figure, n: int, columns: int, xlabel: str) -> list[Axes]:
     """Axes of n panels in rows, with the x axis named at the foot of each column.
 
     Args:
@@ -76,14 +73,10 @@ def grid(fig: Figure, n: int, columns: int, xlabel: str, *, stacked: bool = Fals
         n: Number of panels.
         columns: Panels in a row.
         xlabel: Of the x axes.
-        stacked: Whether the x axis has numbers only at the foot of each column, because all panels have the same.
     """
     axes = [fig.add_subplot(math.ceil(n / columns), columns, i + 1) for i in range(n)]
-    for i, ax in enumerate(axes):
-        if i + columns >= n:
-            ax.set_xlabel(xlabel)
-        elif stacked:
-            ax.tick_params(labelbottom=False)
+    for ax in axes[-columns:]:
+        ax.set_xlabel(xlabel)
     return axes
 
 
@@ -159,10 +152,9 @@ def curves(
     xlabel: str = "",
     each: Number = 2.2,
     columns: int | None = None,
-    stacked: bool = False,
     **look: Any,
 ) -> tuple[theme.Plot, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure of lines with bands, or of stems: the figure, and each panel with its rows.
+    """A figure of lines with bands or bars: the figure, and each panel with its rows.
 
     Args:
         title: Above the figure.
@@ -173,7 +165,6 @@ def curves(
         xlabel: Of the x axes.
         each: Inches: height of a panel.
         columns: Panels in a row.
-        stacked: Whether all panels of a column have the same x axis, with numbers at its foot.
         **look: See `_lines`.
 
     Raises:
@@ -186,7 +177,7 @@ def curves(
     parts = [rows for _, rows in table.groupby(["panel", "unit", "group"], sort=False)]
     columns = columns or {1: 1, 2: 2, 4: 2}.get(len(parts), 3)
     fig = theme.figure(title, default, height=each * math.ceil(len(parts) / columns) + 1.2)
-    axes = grid(fig, len(parts), columns, xlabel, stacked=stacked)
+    axes = grid(fig, len(parts), columns, xlabel)
     for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
         first = rows.iloc[0]
         for kind in levels:
@@ -223,7 +214,6 @@ def _lines(
     table: pd.DataFrame,
     names: Sequence[str],
     *,
-    stems: bool = False,
     bars: bool = False,
     shown: str = SHOWN,
     interval: str = INTERVAL,
@@ -237,7 +227,6 @@ def _lines(
         ax: The panel.
         table: Its rows.
         names: Of all series of the figure.
-        stems: Whether points stand alone, each with its interval as a bar.
         bars: Whether intervals are drawn as bars.
         shown: What filled markers are, for the legend.
         interval: What bands or bars are.
@@ -245,7 +234,6 @@ def _lines(
         aside: How far neighbouring series are drawn apart along the x axis, so that they do not hide each other.
         **look: Of the lines, for matplotlib.
     """
-    bars, look = bars or stems, {"ls": "", "ms": 4, **look} if stems else look
     if "least" in table:
         drawn = ["y", "low", "high"]
         table = table.assign(**table[drawn].clip(table["least"], table["greatest"], axis=0))
@@ -327,7 +315,7 @@ def maps(
     across: int = 1,
     xlabel: str = "",
     ylabel: str = "",
-    bar: Mapping[str, Any] = MappingProxyType({}),
+    bar: Mapping[str, Any] | None = None,
     **look: Any,
 ) -> tuple[theme.Plot, list[Axes]]:
     """A figure of grids of cells: the figure, and its panels.
@@ -359,7 +347,7 @@ def maps(
             beside = {"orientation": "vertical", "fraction": 0.15, "pad": 0.01, "aspect": 12}
             colour_bar(mesh, ax, label + rows["unit"].iloc[0], **beside)
     if limits is not None:
-        colour_bar(mesh, axes, label, **bar)
+        colour_bar(mesh, axes, label, **(bar or {}))
     return fig, axes
 
 
@@ -375,7 +363,7 @@ def cells(
     shown: str = SHOWN,
     mark: Number = 4,
     **options: Any,
-) -> QuadMesh:
+) -> Any:
     """A cell for each row of a table: dots where it is ``shown``, rings where it is a proven ``gain``.
 
     The first row is on top. Rows and columns are numbered at the middles of the cells.
@@ -437,11 +425,10 @@ def hatch(ax: Axes, rows: range, columns: range, text: str = "") -> None:
         ax.text(*middle, text, ha="center", va="center", fontsize=SMALL, bbox=box)
 
 
-def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: Any) -> Colorbar:
+def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: Any) -> None:
     """The scale of a map below its panels."""
     axes = [axes] if isinstance(axes, Axes) else list(axes)
     place = {"orientation": "horizontal", "aspect": 45, "fraction": 0.06, "pad": 0.02, **options}
     figure: Any = axes[0].figure
     bar = figure.colorbar(mesh, ax=axes, label=label, **place)
     bar.outline.set_visible(False)
-    return bar

@@ -141,12 +141,7 @@ def _short(token: str, most: int = _CHARS) -> str:
 
 @themed
 def prediction(
-    tokens: Iterable[str],
-    before: ArrayLike,
-    after: ArrayLike,
-    *,
-    condition: str = "the part",
-    title: str | None = None,
+    tokens: Iterable[str], before: ArrayLike, after: ArrayLike, *, condition: str = "the part", title: str | None = None
 ) -> Plot:
     """Probability of each next token with and without an ablation.
 
@@ -202,11 +197,7 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
         >>> depthlens.plots.token_grid(depthlens.logit_lens(lens, "The capital of Denmark is"))  # doctest: +SKIP
     """
     table, says = found.table, "says" in found.table
-    row, value, unit = (
-        ("depth", "probability", "probability of the likeliest next token")
-        if says
-        else ("part", "effect", "share of the difference between the prompts that moves")
-    )
+    row, value = ("depth", "probability") if says else ("part", "effect")
     rows = [str(name) for name in table[row].unique()]
     first = 0 if says else int(table.loc[table[value] != 0, "position"].min())  # patches do nothing before
     most, columns = float(table[value].abs().max()) or 1.0, [_short(token) for token in found.tokens[first:]]
@@ -217,6 +208,7 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     if says:
         drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])
         look["ylabel"], default = "after this many layers", "What each layer would say after each token"
-        return maps(title, default, drawn, (0, 1), unit, **look)[0]
+        return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look)[0]
     default = f"What a patch of one part does ({found.direction})"
+    unit = "share of the difference between the prompts that moves"
     return maps(title, default, drawn, (-most, most), unit, cmap="vlag", **look)[0]

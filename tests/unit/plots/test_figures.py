@@ -78,11 +78,6 @@ def transplants():
     moved["layers x to the last"] = [0.9] * 5 + [0.2]
     said = ("share of the gap", "base with layers of donor, n = 120 documents", "differs from the base")
     yield Case(plots.recovery_curve(result, donor), 1, moved, count={"base": 1, "donor": 1}, words=said)
-    deltas = [(la, m, 0.01 * la + 0.1 * i, 1 - 0.001 * la) for la in range(6) for i, m in enumerate("qkv")]
-    deltas += [(None, "embed.weight", np.inf, np.nan), (None, "unembed.weight", 0.0, 1.0)]
-    weights = pd.DataFrame(deltas, columns=["layer", "matrix", "relative", "cosine"]).astype({"layer": "Int64"})
-    said = ("layer (outside the layers: embed nan, unembed 0)",)
-    yield Case(plots.weight_deltas(weights), 2, weights["relative"].iloc[:-2], words=said)
     parts = pd.MultiIndex.from_product([("attn_out", "mlp_out"), range(5)], names=["part", "layer"])
     acts = pd.DataFrame({"relative": 0.1 * parts.get_level_values(1)}, index=parts).reset_index()
     ends = {"relative_low": 0.0, "relative_high": 0.5, "cosine": 0.99, "cosine_low": 0.9, "cosine_high": 1.0, "n": 8}
@@ -165,11 +160,6 @@ def other_figures():
     assert table[1] == "costs more in the open-book task" and table[2] == "costs more in the closed-book task"
     assert finds.item() > 0 > knows.item()
     yield Case(fig, 1, losses.sort_values("layer")["difference"], words=("open minus closed",))
-    kinds = pd.DataFrame({"condition": ["baseline", "L0", "L1"], "layer": pd.array([None, 0, 1], "Int64"), "doc_id": 0})
-    kinds = kinds.assign(kind=["right", "miscopied", "right"], solved=True, response="")
-    fig = plots.first_mistakes(kinds)
-    assert fig.table.groupby("layer")["value"].sum().tolist() == [1, 1]
-    yield Case(fig, 2, words=("still right", "miscopied", "no steps"))
 
 
 SETS = {

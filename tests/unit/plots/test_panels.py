@@ -101,14 +101,14 @@ def heights(fig, gid):
     return [line.get_ydata().tolist() for line in by_gid(fig, gid)]
 
 
-@pytest.mark.parametrize("stems", [False, True])
-def test_lines_and_stems_draw_their_table(stems):
-    fig = curves("Title", "", TABLE.assign(least=0, greatest=1), ("a", "b"), stems=stems)
+@pytest.mark.parametrize("bars", [False, True])
+def test_lines_draw_their_table(bars):
+    fig = curves("Title", "", TABLE.assign(least=0, greatest=1), ("a", "b"), bars=bars)
     check(fig)
     np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan], [0.1, 0.2, 0.3]])
     assert heights(fig, "shown") == [[0.6]], "nothing is shown where nothing can be judged"
     assert [line.get_color() for line in by_gid(fig, "series")] == [PALETTE[0], GREY]
-    ranges = by_gid(fig, "interval" if stems else "band")
+    ranges = by_gid(fig, "interval" if bars else "band")
     ends = np.vstack([path.vertices for range_ in ranges for path in range_.get_paths()])[:, 1]
     assert ends.min() == 0 and ends.max() == 1, "an interval leaves the range of its metric"
     for label in ("a", f"b ({theme.CANNOT_JUDGE})", panels.INTERVAL, panels.SHOWN):
