@@ -59,8 +59,8 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
         box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
         text = f"{symbol} {row.state}" + (f", n = {row.n}" if row.n else "")
         panels.note(ax, 1.03, y, text, color=ink, bbox=box, transform=ax.get_yaxis_transform(), gid=row.state)
-    names = [textwrap.fill(f"{row.claim}{row.part}  {row.what}", _WHAT) for row in rows.itertuples()]
-    ax.set_yticks(range(len(names)), names, multialignment="left", parse_math=False)
+    texts = [textwrap.fill(f"{row.claim}{row.part}  {row.what}", _WHAT) for row in rows.itertuples()]
+    ax.set_yticks(range(len(texts)), texts, multialignment="left", parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.axvline(0, color=INK, lw=0.8, zorder=1)
     ax.axvline(1, color=INK, lw=1, ls=DASHED, zorder=1, gid="matters")

@@ -231,7 +231,7 @@ def _compared(runs: Sequence[Any]) -> Comparison:
         return compare_runs([Run(name, {"": run}) for name, run in zip(names, runs, strict=True)])
     (comparison,) = runs
     arguments.made_by(comparison, "profiles", "what depthlens.compare returned", "comparison")
-    return comparison  # type: ignore[no-any-return]
+    return comparison
 
 
 def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:

@@ -37,6 +37,7 @@ from depthlens.plots.effects import FIELDS, Names, axis_of, labels, model_dims, 
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
 from depthlens.plots.theme import SMALL, Plot, figure, themed
 
+Scored = Result | HeadScores | Sequence[HeadScores]
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
@@ -48,7 +49,7 @@ _FAR = 2.0  # times the 99th percentile: a largest value from here on does not e
 
 @themed
 def head_map(
-    scores: Any, *, tasks: Names = None, metrics: Names = None, top: int | None = None, title: str | None = None
+    scores: Scored, *, tasks: Names = None, metrics: Names = None, top: int | None = None, title: str | None = None
 ) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
@@ -72,7 +73,7 @@ def head_map(
     else:
         if tasks is not None or metrics is not None:
             raise UserError("tasks= and metrics= choose within a Result; give the scores themselves to draw fewer")
-        maps, default = _of_scores([scores] if isinstance(scores, HeadScores | str) else scores)
+        maps, default = _of_scores([scores] if isinstance(scores, HeadScores) else scores)
     if top is not None:
         arguments.whole("top", top, 1, of=" of heads")
         top = min(top, MAX_TOP)
@@ -117,7 +118,7 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
     """A table for each score; scores that were tested against 0, or that pass below it, are losses."""
     if not scores:
         raise UserError("no scores; give at least one")
-    maps, models = [], dict.fromkeys(s.record.get("model", {}).get("name", "") for s in scores if hasattr(s, "record"))
+    maps, models = [], []
     for s in scores:
         arguments.made_by(s, "critical", "a head sweep, or scores of heads", "scores")
         finite = s.values[np.isfinite(s.values)]
@@ -127,10 +128,11 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
         about = {"series": s.name, "name": s.name if len(scores) > 1 else "", "unit": unit, "worse": worse}
         about |= {"shown": s.frame["critical"].eq(True).fillna(False), "gain": False, "idle": ""}
-        maps.append(_sized(s.frame.assign(**about), s.record, s.record.get("model", {}).get("name", ""), "head"))
+        models.append(s.record.get("model", {}).get("name", ""))
+        maps.append(_sized(s.frame.assign(**about), s.record, models[-1], "head"))
     names = list(dict.fromkeys(s.name for s in scores))
     what = names[0] if len(names) == 1 else "scores of heads"
-    title = f"{', '.join(filter(None, models))}: {what}, n = {theme.counts(s.n for s in scores)}"
+    title = f"{', '.join(filter(None, dict.fromkeys(models)))}: {what}, n = {theme.counts(s.n for s in scores)}"
     return maps, title.removeprefix(": ")
 
 
@@ -305,16 +307,21 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     layer, head = np.nonzero(scored)
     on = [((*h,) in first) + 2 * ((*h,) in second) for h in zip(layer, head, strict=True)]  # 0: on neither list
     names = [f"top {k} of {s.name}: {_named(top, first & second)}" for s, top in zip((a, b), tops, strict=True)]
-    names += ["on both lists", "others"]
+    names += ["on both lists", "other heads"]
+    axes = [s.name + (f" ({s.unit})" if s.unit else "") for s in (a, b)]
     numbers = {"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]}
     table = pd.DataFrame(numbers | {"series": [names[i - 1] for i in on]})
-    table = tidy(table, "x", "y", idle=np.where(table["series"] == "others", "on neither list", ""))
-    axes = [s.name + (f" ({s.unit})" if s.unit else "") for s in (a, b)]
+    table = tidy(table, "x", "y", unit=axes[1])
+    others, table = (table[(table["series"] == names[-1]) == other] for other in (True, False))
     model = a.record.get("model", {}).get("name", "")
     common = head_lists.head_overlap(a, b, k=k)
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
-    look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 5, "mfc": None}
-    fig, ((ax, _),) = curves(title, default, table.assign(unit=axes[1]), names, **look)
+    look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
+    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look)
+    panels.keep(ax, others)
+    dot: dict[str, Any] = {"color": PALE, "ms": 3}
+    ax.plot(others["x"], others["y"], "o", zorder=1, gid="others", **dot)
+    panels.key(ax, "mark", names[-1], **dot)
     for s, line in ((a, ax.axvline), (b, ax.axhline)):
         ranked = np.sort(s.values[scored])[::-1]
         line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")

@@ -246,7 +246,8 @@ def _lines(
         colour = GREY if why else PALETTE[style]
         beside = table[table["series"] == name + RANDOM]
         if len(beside):
-            _band(ax, *beside[["x", "low", "high"]].to_numpy(dtype=float).T, colour, hatched=why, gid="random band")
+            x, low, high = beside[["x", "low", "high"]].to_numpy(dtype=float).T
+            _band(ax, x, low, high, colour, hatched=why, gid="random band")
             ax.plot(beside["x"], beside["y"], color=colour, lw=0.7, alpha=0.8, gid="random")
             key(ax, "area", random)
             key(ax, "line", "their mean", lw=0.7)

@@ -79,7 +79,7 @@ def _sections(c: Comparison) -> Iterator[dict[str, Any]]:
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
     yield _section("Settings that differ", _SETTINGS, tables=settings)
     yield _section("Whole models", tables={"Scores with nothing removed": c.baselines.drop(columns=["group", "model"])})
-    drawn = [(plots.profile_comparison, c.profiles), (plots.loss_difference, c.differences)]
+    drawn: list[Any] = [(plots.profile_comparison, c.profiles), (plots.loss_difference, c.differences)]
     drawn = [*(drawn if len(c.runs) <= MAX_OVERLAID else []), (plots.run_centres, c.profiles)]
     figures = [draw(c, place=place, parts=parts) for draw, table in drawn for place, parts in drawable(c, table)]
     differences = c.differences[c.differences["shown"].astype(bool)].drop(columns="shown")
