@@ -93,7 +93,7 @@ class Race(Finding):
         record: What was asked, with ``n_documents`` and ``n_baseline`` by task (`docs/files.md`), and ``work``.
     """
 
-    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.race_course(...) draws it"
+    NEXT: ClassVar[str] = "next: describe() says it in words, decisions has when each was decided"
 
     decisions: pd.DataFrame
     losses: pd.DataFrame

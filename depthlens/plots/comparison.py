@@ -1,79 +1,108 @@
-"""Figures of two models or more: profiles side by side, transplants, and what training changed.
+"""Figures of several models or runs: profiles side by side, differences, transplants, and what training changed.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.depth`,
-`depthlens.analysis.recovery` and `depthlens.experiments.distillation`.
+`depthlens.analysis.differences`, `depthlens.analysis.recovery` and `depthlens.experiments.distillation`.
+
+Figures of runs are of a `depthlens.analysis.run_comparison.Comparison`. One is of one folder and one kind of part, and
+has a panel for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands
+for it is drawn, and log-likelihoods; the tables have all.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from depthlens.analysis import depth, recovery
+from depthlens import arguments
+from depthlens.analysis import recovery, written_answers
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import Scores, labels, layer_scores
+from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison, Run, compare_runs
+from depthlens.analysis.scores import labels
 from depthlens.analysis.stats import ALPHA
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.look import GREY
+from depthlens.metrics import LOGPROBS
 from depthlens.plots import panels
-from depthlens.plots.effects import limits_of, model_dims, unit_of
+from depthlens.plots.effects import axis_of, named
 from depthlens.plots.layers import CRITICAL_LAYER
-from depthlens.plots.panels import MAX_OVERLAID, PROVEN, cells, idle_where, lines, tidy
-from depthlens.plots.theme import SMALL, Plot, counts, figure, round_up, themed
+from depthlens.plots.panels import PROVEN, curves, idle_where, tidy
+from depthlens.plots.theme import SMALL, Plot, counts, themed
 
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
-DIFFERS = f"differs from the base ({PROVEN})"
-_WEIGHTS = {"relative": "size of the change relative to the weights", "cosine": "1 − cosine of old and new weights"}
-_ACTIVATIONS = {"relative": "size of the difference\nrelative to the base's", "cosine": "cosine of base and donor"}
-_SAME = {"relative": 0, "cosine": 1}  # where nothing has changed
-_RANGE = {"relative": (0, math.inf), "cosine": (-1, 1)}
+SHARES, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
+DIFFERS, SAME = f"differs from the base ({PROVEN})", "no change"
+_ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "relative": {"unit": "size of the difference\nrelative to the base's", "least": 0, "greatest": math.inf, SAME: 0},
+    "cosine": {"unit": "cosine of base and donor", "least": -1, "greatest": 1, SAME: 1},
+}
 
 
 @themed
-def profile_comparison(*results: Result, title: str | None = None) -> Plot:
-    """What removing each layer costs, one panel a task and one line a model, with the centre of mass of every profile.
+def profile_comparison(
+    *runs: Result | Comparison, place: str = "", parts: str = "layers", title: str | None = None
+) -> Plot:
+    """What removing each layer costs, one panel a task and one line a model or run, with the centre of mass of each.
 
-    Filled markers are critical layers, bands 95% intervals. The bar at the top of a panel is the centre of mass with
-    its interval. Panels share the axis of layers, so that tasks of one model can be compared, too; losses of different
-    metrics cannot.
+    Losses are shares of the score above the floor where the metric has one, else in its unit. Filled markers are
+    critical layers, bands 95% intervals. The bar at the top of a panel is the centre of mass with its interval. Models
+    with other numbers of layers are drawn over relative depth.
 
     Args:
-        results: Layer sweeps of up to four models, one each; tasks that only some have are drawn for these.
-        title: Above the figure; by default the models and the number of documents.
+        runs: Layer sweeps of two to four models; or what `depthlens.compare` returned.
+        place: Folder of the results below the runs.
+        parts: Kind of part, such as ``layers`` or ``attn@mean``.
+        title: Above the figure.
 
     Raises:
-        UserError: no results or more than there are colours, or results that are not layer sweeps of one model.
+        UserError: no two results, more than there are colours, or nothing to draw.
     """
-    if not 1 <= len(results) <= MAX_OVERLAID:
-        raise UserError(f"{len(results)} results; give one to {MAX_OVERLAID}, one a model")
-    models = [layer_scores(result) for result in results]
-    places = [depth.centre_of_mass(result).table.set_index("task") for result in results]
-    every = [p for own in models for p in own]
-    names = [own[0].model for own in models]
-    names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
-    series = names if len(names) > 1 else [""]
-    tasks = list(dict.fromkeys(p.label for p in every))
-    default = f"{', '.join(names)}: loss by removed layer, n = {_n_documents(every)} documents"
-    columns = 1 if len(tasks) <= 4 else 2
-    fig, axes = panels.facets(title, default, len(tasks), "removed layer", each=1.75, columns=columns, stacked=True)
-    for ax, task in zip(axes, tasks, strict=True):
-        own = [(i, p) for i, of_model in enumerate(models) for p in of_model if p.label == task]
-        panels.level(ax, 0, "zero")
-        lines(
-            ax,
-            pd.concat([_losses(results[i], p).assign(series=series[i]) for i, p in own]),
-            series,
-            shown=CRITICAL_LAYER,
-        )
-        panels.centres(ax, [(i, *_centre(p, places[i].loc[task])) for i, p in own if not p.at_chance])
-        panels.panel_title(ax, task)
-        i, first = own[0]
-        ax.set_ylabel(f"loss of\n{_unit(results[i], first)}")
-        panels.layer_axis(ax, max(p.n_layers for p in every))
-    return fig
+    comparison = _compared(runs)
+    table, ends = comparison.of(LOSS, SHARE), ["centre", "centre_low", "centre_high"]
+    of_share = table["measure"] == SHARE
+    relative = table["value"].where(of_share).groupby([table[c] for c in (*KEY, "group")]).transform("count") > 0
+    table = table[of_share == relative]
+    unit, idle = table["measure"].map({LOSS: "", SHARE: SHARES}), idle_where(table["why"] != "")
+    table = tidy(table, "depth", "value", series=table["run"], shown=table["critical"], unit=unit, idle=idle)
+    names = dict(zip(["value", "ci_low", "ci_high", "why"], [*ends, "unplaced"], strict=True))
+    places = comparison.of(CENTRE).rename(columns=names)
+    table = table.merge(places[[*KEY, "run", *names.values()]], "left", on=[*KEY, "run"])
+    table, xlabel = table.fillna({"unplaced": ""}), DEPTH
+    table = table[(table["place"] == place) & (table["parts"] == parts)]
+    if (table.groupby("layer")["depth"].nunique() <= 1).all():  # as many layers
+        last = (table["layer"] / table["depth"]).fillna(1).max().round()
+        table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
+    look = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
+    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
+
+
+@themed
+def loss_difference(
+    *runs: Result | Comparison, place: str = "", parts: str = "layers", title: str | None = None
+) -> Plot:
+    """Loss of each run minus that of the run that it is compared with, by removed layer: one panel a task and scale.
+
+    Bands are 95% intervals, and markers are filled where the difference is shown.
+
+    Args:
+        runs: Layer sweeps of two to four models, which are compared with the first; or what `depthlens.compare`
+            returned.
+        place: Folder of the results below the runs.
+        parts: Kind of part over depth.
+        title: Above the figure.
+
+    Raises:
+        UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
+    """
+    comparison = _compared(runs)
+    table = _pairs(comparison)
+    series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
+    table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
+    look = {"levels": ("zero",), "xlabel": "removed layer"}
+    return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
 
 
 @themed
@@ -93,72 +122,26 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
     """
     table = recovery.transplant_recovery(result, donor).table
-    groups = [
-        (str(task), str(site), series)
-        for (task, site), rows in table.dropna(subset=["first"]).groupby(["task", "site"], sort=False)
-        if (series := recovery.series(rows))
-    ]
-    if not groups:
-        raise UserError("no series of transplanted layers to draw; sweep bottom@donor, top@donor or layers@donor")
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
     pairs = {label: pair for pair, label in labels(result).items()}
+    parts = [
+        _transplants(rows, kind).assign(
+            **axis_of(result, names[0], *pairs[str(task)]),
+            panel=str(task) if site == "layer" else f"{task}, {site}",
+            chance=result.metric_info(*pairs[str(task)])["chance"],
+        )
+        for (task, site), of_site in table.dropna(subset=["first"]).groupby(["task", "site"], sort=False)
+        for kind, rows in recovery.series(of_site).items()
+    ]
+    if not parts:
+        raise UserError("no series of transplanted layers to draw; sweep bottom@donor, top@donor or layers@donor")
     default = f"{names[0]} with layers of {names[1]}, n = {counts(table['n'])} documents"
-    fig, axes = panels.facets(title, default, len(groups), "layer x", each=2.5, columns=min(len(groups), 2))
-    for ax, (label, site, series) in zip(axes, groups, strict=True):
-        task, metric = pairs[label]
-        rows = pd.concat([_transplants(rows, name) for name, rows in series.items()])
-        lines(ax, rows, list(_SERIES.values()), shown=DIFFERS, limits=limits_of(result, names[0], task, metric))
-        levels = rows.iloc[0]
-        panels.level(ax, levels["base"], "base")
-        panels.level(ax, levels["donor"], "donor")
-        panels.level(ax, result.metric_info(task, metric)["chance"], "chance")
-        panels.panel_title(ax, label if site == "layer" else f"{label}, {site}")
-        n_layers = model_dims(result.record, names[0]).get("n_layers")
-        panels.layer_axis(ax, n_layers or int(rows["last"].max()) + 1)
-        panels.score_axis(ax, unit_of(result, names[0], task, metric))
-        _share_axis(ax, levels)
-    return fig
-
-
-@themed
-def weight_deltas(deltas: pd.DataFrame, *, value: str = "relative", title: str | None = None) -> Plot:
-    """How much training changed each weight matrix: a map of matrices by layer, with those outside the layers beside.
-
-    Args:
-        deltas: From `depthlens.experiments.distillation.weight_deltas`: layer (missing outside the layers), matrix,
-            relative, cosine.
-        value: ``relative``, or ``cosine`` (drawn as 1 - cosine). A value that is missing or infinite is left grey.
-        title: Above the figure.
-
-    Raises:
-        UserError: an unknown value, a missing column, or no matrix in a layer.
-    """
-    if value not in _WEIGHTS:
-        raise unknown("value", value, _WEIGHTS)
-    panels.require(deltas, ("layer", "matrix", value), "give some deltas")
-    change = deltas[value].astype(float).replace(np.inf, np.nan)
-    table = deltas.assign(
-        value=change if value == "relative" else 1 - change, matrix=deltas["matrix"].str.removesuffix(".weight")
-    )
-    inside, outside = table[table["layer"].notna()], table[table["layer"].isna()]
-    if inside.empty:
-        raise UserError("the table has no matrix in a layer; give the weight deltas of a pair")
-    names, n_layers = list(inside["matrix"].unique()), int(inside["layer"].max()) + 1
-    # cosines of equal weights differ from 1 by rounding
-    limits = 0, round_up(float(table["value"].max())) if table["value"].max() > 1e-9 else 1.0
-    fig = figure(title, "Change of the weights", height=0.24 * max(len(names), len(outside)) + 1.5)
-    ratios = [n_layers, max(1.0, n_layers / 30)] if len(outside) else [1]
-    axes = fig.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
-    inside = inside.assign(x=inside["layer"].astype(int), y=inside["matrix"].map(names.index))
-    mesh = cells(axes[0], inside, limits, rows=names, columns=range(n_layers))
-    axes[0].set_xlabel("layer")
-    if len(outside):
-        ends = outside.assign(x=0, y=range(len(outside)))
-        cells(axes[1], ends, limits, rows=list(outside["matrix"]), columns=range(1), empty="none")
-        axes[1].yaxis.tick_right()
-        axes[1].tick_params(length=0)
-        axes[1].set(xticks=[], ylim=(len(names) - 0.5, -0.5))  # cells as high as those of the layers
-    panels.colour_bar(mesh, axes, _WEIGHTS[value])
+    table = pd.concat(parts, ignore_index=True)
+    columns = min(table["panel"].nunique(), 2)
+    look: dict[str, Any] = {"xlabel": "layer x", "each": 2.5, "shown": DIFFERS, "levels": ("base", "donor", "chance")}
+    fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, **look)
+    for ax, rows in axes:
+        _share_axis(ax, rows.iloc[0])
     return fig
 
 
@@ -172,54 +155,16 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot
         title: Above the figure; by default with the number of prompts, where the table has it (``n``).
 
     Raises:
-        UserError: a missing column, no rows, or more parts than there are colours.
+        UserError: more parts than there are colours.
     """
-    ends = [f"{measure}{end}" for measure in _ACTIVATIONS for end in ("", "_low", "_high")]
-    panels.require(deltas, ("layer", "part", *ends), "give some deltas")
-    parts = list(deltas["part"].unique())
-    panels.at_most_four(parts, "parts")
+    rows = deltas.sort_values("layer")
+    table = pd.concat(
+        tidy(rows, "layer", measure, f"{measure}_low", f"{measure}_high").assign(**axis)
+        for measure, axis in _ACTIVATIONS.items()
+    ).assign(series=lambda t: t["part"], n_layers=deltas["layer"].max() + 1)
     count = f", n = {deltas['n'].max()} shared prompts" if "n" in deltas else ""
-    fig = figure(title, f"Change of the activations{count}", height=3.1)
-    for ax, (measure, label) in zip(fig.subplots(1, 2), _ACTIVATIONS.items(), strict=True):
-        table = tidy(deltas.sort_values("layer"), "layer", measure, f"{measure}_low", f"{measure}_high")
-        lines(ax, table.assign(series=table["part"]), parts, limits=_RANGE[measure])
-        panels.level(ax, _SAME[measure], "no change")
-        panels.layer_axis(ax, int(deltas["layer"].max()) + 1)
-        ax.set(xlabel="layer", ylabel=label)
-    return fig
-
-
-def _unit(result: Result, profile: Scores) -> str:
-    return unit_of(result, profile.model, profile.task, profile.metric, loss=True)
-
-
-def _n_documents(every: list[Scores]) -> str:
-    return counts(len(p.documents) for p in every)
-
-
-def _losses(result: Result, profile: Scores) -> pd.DataFrame:
-    """The losses of a profile as a table for drawing."""
-    table = result.losses()
-    of_profile = (table["task"] == profile.task) & (table["metric"] == profile.metric) & table["layer"].notna()
-    rows = table[of_profile].sort_values("layer")
-    least, greatest = limits_of(result, profile.model, profile.task, profile.metric)
-    ends = rows[["loss_low", "loss_high"]].clip(least - greatest, greatest - least)
-    critical = (rows["p_adjusted"] < ALPHA) & (rows["loss"] > rows["min_effect"])
-    return tidy(
-        rows.assign(**ends),
-        "layer",
-        "loss",
-        "loss_low",
-        "loss_high",
-        shown=critical,
-        idle=idle_where(rows["at_chance"]),
-    )
-
-
-def _centre(profile: Scores, centre: pd.Series) -> tuple[np.ndarray, str]:
-    """A centre of mass on the axis of layers, with its interval; or why there is none."""
-    at = centre[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float) * (profile.n_layers - 1)
-    return at, centre["unplaced"] and f"{centre['unplaced']}: cannot judge"
+    default, parts = f"Change of the activations{count}", list(deltas["part"].unique())
+    return curves(title, default, table, parts, xlabel="layer", each=1.9, levels=(SAME,))[0]
 
 
 def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -239,3 +184,87 @@ def _share_axis(ax: Axes, levels: pd.Series) -> None:
     right = ax.secondary_yaxis("right", functions=(lambda v: (v - base) / gap, lambda s: base + s * gap))
     right.set_yticks([0, 0.5, 1])
     right.set_ylabel("share of the gap", fontsize=SMALL)
+
+
+@themed
+def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None) -> Plot:
+    """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
+
+    Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
+
+    Args:
+        comparison: Of `depthlens.compare`, of any number of runs.
+        place: Folder of the results below the runs.
+        parts: Kind of part over depth.
+        title: Above the figure.
+
+    Raises:
+        UserError: nothing to draw.
+    """
+    centres = _compared([comparison]).of(CENTRE)
+    centres = centres[centres["parts"] == parts]
+    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model")
+    known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
+    table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
+    table["at"] = [comparison.runs.index(run) for run in table["run"]]
+    table = tidy(table, "at", "value", series="")
+    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres")
+    for ax, _ in axes:
+        ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
+    return fig
+
+
+def drawable(comparison: Comparison, tested: bool = False) -> list[tuple[str, str]]:
+    """Folders and kinds of part over depth of two runs with equal settings; of those whose losses are tested."""
+    places = comparison.of(CENTRE)[["place", "parts"]].drop_duplicates().itertuples(index=False, name=None)
+    table = _pairs(comparison) if tested else comparison.of(LOSS)
+    return [(place, parts) for place, parts in places if _panels(table, place, parts)]
+
+
+def _pairs(comparison: Comparison) -> pd.DataFrame:
+    """Differences of losses."""
+    rows = comparison.of(LOSS, SHARE, compared=True)
+    return rows.drop(columns="n").rename(columns={"measure": "scale", "n_paired": "n"})
+
+
+def _compared(runs: Sequence[Any]) -> Comparison:
+    """The comparison that is given, or that of some results."""
+    if len(runs) != 1 or isinstance(runs[0], Result):
+        for run in runs:
+            arguments.result(run)
+        models = [str(run.docs["model"].iloc[0]) for run in runs]
+        names = [name if models.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(models, 1)]
+        return compare_runs([Run(name, {"": run}) for name, run in zip(names, runs, strict=True)])
+    (comparison,) = runs
+    arguments.made_by(comparison, "verdicts", "what depthlens.compare returned", "comparison")
+    return comparison
+
+
+def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """Task, metric and rows of each panel: of pairs, or of two runs or more with equal settings."""
+    rows = table[(table["place"] == place) & (table["parts"] == parts)]
+    metrics = rows.groupby("task")["metric"].unique()
+    by = ["task", "metric", *(column for column in ("group", "unit") if column in rows)]
+    return [
+        (task, metric, of_panel)
+        for (task, metric, *_), of_panel in rows.groupby(by, sort=False)
+        if (of_panel["run"].nunique() > 1 or "scale" in rows)
+        and (metric in LOGPROBS or metric == written_answers.headline(task, list(metrics[task])))
+    ]
+
+
+def _figure(
+    comparison: Comparison, table: pd.DataFrame, place: str, parts: str, title: str | None, what: str, **look: Any
+) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
+    """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
+    shown = _panels(table, place, parts)
+    if not shown:
+        known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
+        fault = f"no two runs with equal settings have {parts!r} in folder {place!r}"
+        raise UserError(f"{fault} to be drawn; profiles there are: {known or 'none'}")
+    table = pd.concat(rows.assign(panel=f"{task} {metric.removesuffix(',none')}") for task, metric, rows in shown)
+    units = table["metric"].map(lambda metric: named(metric, loss=True).replace(" (", "\n(").replace(", ", ",\n"))
+    table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
+    default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
+    names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
+    return curves(title, default, table, names, each=1.9, columns=columns, **look)

@@ -11,10 +11,10 @@ from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, loss_unit
+from depthlens.analysis.stats import BASELINE, GROUP, loss_unit
 from depthlens.errors import UserError
 from depthlens.metrics import limits, metric_unit
-from depthlens.plots.panels import ACCURACY, Limits, idle_where
+from depthlens.plots.panels import ACCURACY, idle_where
 from depthlens.plots.theme import counts
 
 Names = str | Sequence[str] | None
@@ -22,16 +22,8 @@ FIELDS = [*GROUP, "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SITES |= {"head": "head", "kv": "KV group", "expert": "expert"}  # several a layer
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
-_DONE = {
-    "removed": "removed",
-    "mean": "replaced by the mean of what it adds",
-    "resample": "replaced by another prompt's",
-    "noise": "disturbed by noise of its norm",
-    "int8": "computed with weights of 8 bits",
-    "int4": "computed with weights of 4 bits",
-    "donor": "replaced by the donor's",
-    "twice": "run twice",
-}
+_DONE = {"removed": "removed", "mean": "replaced by the mean of what it adds", "donor": "replaced by the donor's"}
+_DONE |= {"twice": "run twice"}  # others by their name in conditions
 
 
 def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[str], fix: str) -> pd.DataFrame:
@@ -46,9 +38,8 @@ def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[st
 
     Returns:
         The columns of `Result.losses`, those of `FIELDS` in words, and by row: ``index`` (of a head in its layer),
-        ``low`` and ``high`` (ends of the interval of ``bounded``), ``shown`` (a proven loss), ``gain`` (a proven gain),
-        ``idle`` (why nothing can be judged), ``unit``, ``worse`` (sign of a loss), ``least`` and ``greatest`` (scores
-        that there can be).
+        ``low`` and ``high`` (ends of the interval of ``bounded``), ``shown`` (a proven loss), ``idle`` (why nothing can
+        be judged), and those of `axis_of`.
 
     Raises:
         UserError: an unknown task or metric, or no condition that is such a part.
@@ -64,16 +55,10 @@ def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[st
         raise UserError(f"no condition removes a single {sites[0]} ({others}); {fix}")
     table = table[table["condition"].isin(parts)]
     part = table["condition"].map(parts)
-    groups = [
-        {
-            **dict(zip(GROUP, key, strict=True)),
-            "unit": unit_of(result, *key, loss=True),
-            "worse": -1 if result.metric_info(*key[1:])["higher_is_better"] else 1,
-            **dict(zip(("least", "greatest"), limits_of(result, *key), strict=True)),
-        }
+    axes = [
+        dict(zip(GROUP, key, strict=True)) | axis_of(result, *key, loss=True)
         for key in table[GROUP].drop_duplicates().itertuples(index=False, name=None)
     ]
-    proven = (table["p_adjusted"] < ALPHA) & ~table["at_chance"]
     return table.assign(
         site=[SITES[p.site] for p in part],
         mode=["removed" if p.mode in ("skip", "zero") else p.mode for p in part],
@@ -81,10 +66,9 @@ def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[st
         index=[p.index for p in part],
         low=table["ci_low"],
         high=table["ci_high"],
-        shown=proven & (table["loss"] > table["min_effect"]),
-        gain=proven & (table["loss"] < -table["min_effect"]),
+        shown=table["critical"],
         idle=idle_where(table["at_chance"]),
-    ).merge(pd.DataFrame(groups), on=GROUP)
+    ).merge(pd.DataFrame(axes), on=GROUP)
 
 
 def model_dims(record: dict, model: str) -> dict[str, Any]:
@@ -93,13 +77,8 @@ def model_dims(record: dict, model: str) -> dict[str, Any]:
     return next((m["dims"] for m in models if m.get("name", model) == model and m.get("dims")), {})
 
 
-def group_size(dims: dict[str, Any]) -> int:
-    """Query heads that share keys and values; 1 where it is not known."""
-    return dims["n_heads"] // dims["n_kv_heads"] if dims.get("n_kv_heads") else 1
-
-
-def unit_of(result: Result, model: str, task: str, metric: str, *, loss: bool = False) -> str:
-    """What a metric is called on an axis: accuracy where it is a share of documents, else its name and unit.
+def axis_of(result: Result, model: str, task: str, metric: str, *, loss: bool = False) -> dict[str, Any]:
+    """Columns that say on which axis a metric is drawn.
 
     Args:
         result: Of a sweep.
@@ -107,28 +86,25 @@ def unit_of(result: Result, model: str, task: str, metric: str, *, loss: bool = 
         task: Name of the task.
         metric: Name of the metric.
         loss: Whether changes are drawn, which are bounded (`depthlens.metrics.loss_unit`).
+
+    Returns:
+        ``unit`` (accuracy where the metric is a share of documents, else its name and unit), ``least`` and ``greatest``
+        (scores that there can be), ``worse`` (sign of a loss), and ``n_layers`` (of the model).
     """
-    values = _scores(result, model, task, metric)
-    if result.metric_info(task, metric)["higher_is_better"] and stats.is_binary(values):
-        return ACCURACY
-    return named(metric, loss=loss)
-
-
-def limits_of(result: Result, model: str, task: str, metric: str) -> Limits:
-    """The least and the greatest score that there can be."""
-    values = _scores(result, model, task, metric)
-    return limits(metric, values.min(), values.max())
+    docs, higher_is_better = result.docs, result.metric_info(task, metric)["higher_is_better"]
+    own = (docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric)
+    values, n_layers = docs.loc[own, "value"], docs.loc[own, "layer"].fillna(-1).max() + 1
+    n_layers = max(n_layers, model_dims(result.record, model).get("n_layers", 0))
+    unit = ACCURACY if higher_is_better and stats.is_binary(values) else named(metric, loss=loss)
+    least, greatest = limits(metric, values.min(), values.max())
+    ends = {"least": least, "greatest": greatest}
+    return {"unit": unit, **ends, "worse": -1 if higher_is_better else 1, "n_layers": n_layers}
 
 
 def named(metric: str, *, loss: bool = False) -> str:
-    """A metric with its unit; see `unit_of`."""
+    """A metric with its unit; see `axis_of`."""
     unit = loss_unit(metric) if loss else metric_unit(metric)
     return metric.removesuffix(",none") + (f" ({unit})" if unit else "")
-
-
-def _scores(result: Result, model: str, task: str, metric: str) -> pd.Series:
-    docs = result.docs
-    return docs.loc[(docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric), "value"]
 
 
 def varying(table: pd.DataFrame) -> list[str]:
@@ -156,5 +132,5 @@ def sweep_title(table: pd.DataFrame, several: str, how: str = "") -> str:
     models, tasks, _, sites, modes = (list(table[f].unique()) for f in FIELDS)
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     part = _ONE.get(sites[0], f"one {sites[0]}") if len(sites) == 1 else several
-    done = _DONE[modes[0]] if len(modes) == 1 else "removed or replaced"
+    done = _DONE.get(modes[0], f"under @{modes[0]}") if len(modes) == 1 else "removed or replaced"
     return f"{', '.join(models)}{task}: {part} {done} at a time{how}, n = {counts(table['n'])} documents"

@@ -1,12 +1,13 @@
-"""Layer x head maps of losses and scores.
+"""Figures of heads: maps of losses and scores, and what removing or keeping the first k of lists does.
 
-Changes from baseline are coloured from red (worse) over white (none) to blue (better), scores from 0 to 1 from light
-to dark; both scales are perceptually uniform, and colour-blind readers and grey prints distinguish them (seaborn's
-vlag and mako). One scale holds for all panels of a unit. It ends at the largest value, or earlier where a few heads
-are far beyond the rest, which would otherwise look white; the figure then says so. Heads are named as in conditions:
-L9.H6 is head 6 of layer 9.
+**Maps.** Changes from baseline are coloured from red (worse) over white (none) to blue (better), scores from 0 to 1
+from light to dark; both scales are perceptually uniform, and colour-blind readers and grey prints distinguish them
+(seaborn's vlag and mako). One scale holds for all panels of a unit. It ends at the largest value, or earlier where a
+few heads are far beyond the rest, which would otherwise look white; the figure then says so. Heads are named as in
+conditions: L9.H6 is head 6 of layer 9.
 
-See `depthlens.plots` for what all figures have in common.
+See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.head_curves`
+and `depthlens.analysis.head_lists`.
 """
 
 from __future__ import annotations
@@ -18,44 +19,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from depthlens import arguments
-from depthlens.ablations import INDEXED
+from depthlens.ablations import INDEXED, Head
+from depthlens.analysis import head_lists
+from depthlens.analysis.head_curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
+from depthlens.analysis.scores import labels as task_labels
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import (
-    FIELDS,
-    Names,
-    group_size,
-    labels,
-    model_dims,
-    sweep_table,
-    sweep_title,
-    varying,
-)
-from depthlens.plots.panels import PROVEN, cells
+from depthlens.plots.effects import FIELDS, Names, axis_of, labels, model_dims, sweep_table, sweep_title, varying
+from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
 from depthlens.plots.theme import SMALL, Plot, figure, themed
 
+Scored = Result | HeadScores | Sequence[HeadScores]
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
 _COUNTS = {"head": "n_heads", "KV group": "n_kv_heads", "expert": "n_experts"}
+OUTSIDE = "worse than every random draw"
+MAX_NAMED = 10  # heads of each list
 _FAR = 2.0  # times the 99th percentile: a largest value from here on does not end the scale
 
 
 @themed
 def head_map(
-    scores: Result | HeadScores | Sequence[HeadScores],
-    *,
-    tasks: Names = None,
-    metrics: Names = None,
-    top: int | None = None,
-    title: str | None = None,
+    scores: Scored, *, tasks: Names = None, metrics: Names = None, top: int | None = None, title: str | None = None
 ) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
@@ -79,7 +73,7 @@ def head_map(
     else:
         if tasks is not None or metrics is not None:
             raise UserError("tasks= and metrics= choose within a Result; give the scores themselves to draw fewer")
-        maps, default = _of_scores([scores] if isinstance(scores, HeadScores | str) else scores)
+        maps, default = _of_scores([scores] if isinstance(scores, HeadScores) else scores)
     if top is not None:
         arguments.whole("top", top, 1, of=" of heads")
         top = min(top, MAX_TOP)
@@ -95,7 +89,9 @@ def head_map(
         limits, label, extend = _scale(of_unit)
         named = _top(rows, top)
         mesh = _draw(ax, rows, limits, named, (72 * wide, 72 * high))
-        panels.panel_title(ax, _title(rows, named), fontsize=SMALL)
+        largest = ", ".join(name.partition("@")[0] for name in named["condition"])
+        lines = rows["name"].iloc[0], f"largest: {largest}" if largest else ""
+        panels.panel_title(ax, "\n".join(filter(None, lines)), fontsize=SMALL)
         panels.colour_bar(mesh, ax, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
     return fig
 
@@ -106,74 +102,54 @@ def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[pd.Da
     method = result.record.get("method", "exact").replace("_", " ")
     how = "" if method == "exact" else f" (estimated by {method})"
     title = sweep_title(table, f"one {' or '.join(table['site'].unique())}", how)
-    fields, maps = varying(table), []
-    for i, (_, rows) in enumerate(table.groupby(FIELDS, sort=False)):
-        first = rows.iloc[0]
-        dims = model_dims(result.record, first["model"])
-        maps.append(
-            rows.assign(
-                map=i,
-                name=labels(rows, fields) if fields else "",
-                head=rows["index"],
-                value=rows["bounded"].where(rows["idle"] == ""),
-                unit=f"change of {first['unit']} from baseline",
-                group=group_size(dims) if first["site"] == "head" else 1,
-                layers=max(rows["layer"].max() + 1, dims.get("n_layers", 0)),
-                heads=max([rows["index"].max() + 1, *np.atleast_1d(dims.get(_COUNTS[first["site"]], 0))]),
-            )
-        )
-    return maps, title
+    fields = varying(table)
+    baseline = "baseline " + table["baseline"].map("{:.2f}".format).str.replace("-", "−")
+    table = table.assign(
+        name=labels(table, fields) + ", " + baseline if fields else baseline,
+        head=table["index"],
+        value=table["bounded"].where(table["idle"] == ""),
+        unit="change of " + table["unit"] + " from baseline",
+    )
+    parts = table.groupby(FIELDS, sort=False)
+    return [_sized(rows, result.record, key[0], key[FIELDS.index("site")]) for key, rows in parts], title
 
 
 def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
     """A table for each score; scores that were tested against 0, or that pass below it, are losses."""
     if not scores:
         raise UserError("no scores; give at least one")
-    maps = []
-    for i, s in enumerate(scores):
+    maps, models = [], []
+    for s in scores:
         arguments.made_by(s, "critical", "a head sweep, or scores of heads", "scores")
         finite = s.values[np.isfinite(s.values)]
         if not len(finite):
             raise UserError(f"{s.name}: no head has a score; give scores of at least one")
         worse = int(s.critical is not None or finite.min() < 0 or finite.max() > 1)
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
-        model = s.record.get("model", {})
-        maps.append(
-            s.frame.assign(
-                map=i,
-                series=s.name,
-                name=s.name if len(scores) > 1 else "",
-                shown=False if s.critical is None else s.critical.ravel(),
-                gain=False,
-                idle="",
-                site="head",
-                baseline=np.nan,
-                unit=unit,
-                worse=worse,
-                group=group_size(model.get("dims", {})),
-                layers=s.values.shape[0],
-                heads=s.values.shape[1],
-            )
-        )
-    models = filter(None, dict.fromkeys(s.record.get("model", {}).get("name", "") for s in scores))
+        about = {"series": s.name, "name": s.name if len(scores) > 1 else "", "unit": unit, "worse": worse}
+        about |= {"shown": s.frame["critical"].eq(True).fillna(False), "gain": False, "idle": ""}
+        models.append(s.record.get("model", {}).get("name", ""))
+        maps.append(_sized(s.frame.assign(**about), s.record, models[-1], "head"))
     names = list(dict.fromkeys(s.name for s in scores))
     what = names[0] if len(names) == 1 else "scores of heads"
-    return maps, f"{', '.join(models)}: {what}, n = {theme.counts(s.n for s in scores)}".removeprefix(": ")
+    title = f"{', '.join(filter(None, dict.fromkeys(models)))}: {what}, n = {theme.counts(s.n for s in scores)}"
+    return maps, title.removeprefix(": ")
+
+
+def _sized(rows: pd.DataFrame, record: dict[str, Any], model: str, site: str) -> pd.DataFrame:
+    """The table of a panel with the numbers of layers, of heads in each, and of heads that share keys and values."""
+    dims = model_dims(record, model)
+    heads = max([rows["head"].max() + 1, *np.atleast_1d(dims.get(_COUNTS[site], 0))])
+    layers, group = max(rows["layer"].max() + 1, dims.get("n_layers", 0)), 1
+    if site == "head" and dims.get("n_kv_heads"):
+        group = dims["n_heads"] // dims["n_kv_heads"]
+    return rows.assign(site=site, layers=layers, heads=heads, group=group)
 
 
 def _top(rows: pd.DataFrame, k: int | None) -> pd.DataFrame:
     """The k heads with the largest loss or score above 0, the largest first."""
     size = rows["value"] * (rows["worse"] if rows["worse"].iloc[0] else 1)
     return rows.loc[size[size > 0].sort_values(ascending=False, kind="stable").index[: k or 0]]
-
-
-def _title(rows: pd.DataFrame, named: pd.DataFrame) -> str:
-    """What is above a map: its name, the score of the whole model, and the heads that are framed."""
-    first = rows.iloc[0]
-    baseline = f"baseline {first['baseline']:.2f}".replace("-", "−") if math.isfinite(first["baseline"]) else ""
-    heads = ", ".join(name.partition("@")[0] for name in named["condition"])
-    lines = (", ".join(filter(None, (first["name"], baseline))), f"largest: {heads}" if heads else "")
-    return "\n".join(filter(None, lines))
 
 
 def _scale(table: pd.DataFrame) -> tuple[tuple[float, float], str, str]:
@@ -214,7 +190,149 @@ def _draw(
         frame = Rectangle((head.layer - 0.5, head.head - 0.5), 1, 1, fc="none", ec=INK, lw=1, zorder=3, gid="top")
         ax.add_patch(frame).set_clip_on(False)
         panels.key(ax, "mark", "the largest, named above the map", marker="s", ms=7, mfc="none")
-    ax.set(ylabel=first["site"])
-    step = 1 if high > 10 else first["group"] * 2 ** max(0, math.ceil(math.log2(11 / high / first["group"])))
-    ax.set_yticks(range(0, len(heads), step))
+    ax.set_ylabel(first["site"])
+    panels.whole_numbers(ax.yaxis, int(size[1] / 14))
     return mesh
+
+
+@themed
+def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
+    """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
+
+    The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
+    worse than every draw; the p-values above a panel are those of the rank test over the whole curve. Bars are 95%
+    intervals of the score itself.
+
+    Args:
+        curve: From `depthlens.removal_curve`.
+        title: Above the figure; by default the model and the numbers of draws and documents.
+
+    Raises:
+        UserError: more lists than there are colours.
+    """
+    arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
+    of_list, names = ["list", "task", "metric"], task_labels(curve.result)
+    points = curve.points.merge(curve.band[[*of_list, "k", "low", "high"]], "left", on=[*of_list, "k"])
+    points = points.merge(curve.tests[[*of_list, "at_chance", "higher_is_better"]], on=of_list)
+    worse = points["value"] < points["low"], points["value"] > points["high"]
+    outside = np.where(points["higher_is_better"], *worse) & ~points["at_chance"]
+    table = tidy(points, "k", "value", shown=outside, idle=idle_where(points["at_chance"]))
+    said = []
+    for row in curve.result.baselines.itertuples():
+        tests = curve.tests[(curve.tests["task"] == row.task) & (curve.tests["metric"] == row.metric)]
+        p_values = ", ".join(f"{test.list} p = {test.p_value:.2g}" for test in tests.itertuples())
+        verdict = theme.CANNOT_JUDGE if tests["at_chance"].all() else f"against random: {p_values}"
+        about = {"task": row.task, "metric": row.metric, "panel": f"{names[row.task, row.metric]}\n{verdict}"}
+        about |= axis_of(curve.result, row.model, row.task, row.metric)
+        said.append(about | {"baseline": row.baseline, "chance": row.chance})
+    of_panel = pd.DataFrame(said).drop(columns="n_layers")  # the x axis is of heads
+    what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
+    look: dict[str, Any] = {
+        "xlabel": "heads removed together",
+        "each": 2.6,
+        "levels": ("baseline", "chance"),
+        "aside": 0.08,
+    }
+    look |= {"shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
+    return _of_lists(title, what, curve, table, of_panel, **look)[0]
+
+
+@themed
+def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
+    """Faithfulness by number of heads kept: one panel a task, one line a list, with random lists beside it.
+
+    The x axis is logarithmic, so that the few heads with which a curve rises can be told apart; the areas CPR
+    and CMD, above a panel, are over a linear share of heads. Faithfulness is 0 where no head is kept and 1 (dashed) in
+    the whole model. The shaded range holds all random lists, the thin line is their mean, and bars are 95% intervals.
+
+    Args:
+        curve: From `depthlens.sufficiency_curve`.
+        title: Above the figure; by default the model and the numbers of draws and documents.
+
+    Raises:
+        UserError: more lists than there are colours.
+    """
+    arguments.made_by(curve, "areas", "what depthlens.sufficiency_curve returned", "curve")
+    points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
+    table = tidy(points, "k", "faithfulness", idle=np.where(points["judged"], "", CANNOT_JUDGE))
+    of_panel = []
+    for (task, metric), areas in curve.areas.groupby(["task", "metric"], sort=False):
+        said = [f"{a.list}: CPR {a.cpr:.2f}, CMD {a.cmd:.2f}, p = {a.p_value:.2g}" for a in areas.itertuples()]
+        verdict = "\n".join(said) if areas["judged"].any() else f"heads add nothing proven: {CANNOT_JUDGE}"
+        about = {"task": task, "metric": metric, "panel": f"{task}\n{verdict}", "unit": "faithfulness"}
+        of_panel.append(about | {"whole model": 1.0, "no head kept": 0.0})
+    what = f"only the first k heads of a list kept, {curve.record['n_draws']} random lists"
+    look: dict[str, Any] = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
+    look["random"] = "random lists of the same layers"
+    fig, axes = _of_lists(title, what, curve, table, pd.DataFrame(of_panel), **look)
+    kept = [*curve.record["k"], curve.record["n_heads"]]
+    for ax, _ in axes:
+        ax.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
+        ax.set_xticks(kept, kept)
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+    return fig
+
+
+def _of_lists(
+    title: str | None, what: str, curve: Any, points: pd.DataFrame, of_panel: pd.DataFrame, **look: Any
+) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
+    """Lists with their random lists beside them; ``of_panel`` is what is said of each task and metric."""
+    random = curve.band[curve.band["k"].isin(points["k"])]
+    random = random.assign(series=random["list"] + RANDOM, x=random["k"], y=random["mean"])
+    table = pd.concat([points.assign(series=points["list"]), random]).merge(of_panel)
+    models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
+    names = list(points["list"].unique())
+    return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
+
+
+@themed
+def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Plot:
+    """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
+
+    Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
+    heads on a list from the others. The p-value is the probability that random lists with as many heads in each layer
+    share at least as many (`depthlens.analysis.head_overlap`).
+
+    Args:
+        a: Scores for the x axis.
+        b: Scores for the y axis, of the same heads.
+        k: Length of both lists.
+        title: Above the figure; by default the model and the overlap in numbers.
+
+    Raises:
+        UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
+    """
+    *tops, scored = head_lists.both_tops(a, b, k)
+    first, second = map(set, tops)
+    layer, head = np.nonzero(scored)
+    on = [((*h,) in first) + 2 * ((*h,) in second) for h in zip(layer, head, strict=True)]  # 0: on neither list
+    names = [f"top {k} of {s.name}: {_named(top, first & second)}" for s, top in zip((a, b), tops, strict=True)]
+    names += ["on both lists", "other heads"]
+    axes = [s.name + (f" ({s.unit})" if s.unit else "") for s in (a, b)]
+    numbers = {"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]}
+    table = pd.DataFrame(numbers | {"series": [names[i - 1] for i in on]})
+    table = tidy(table, "x", "y", unit=axes[1])
+    others, table = (table[(table["series"] == names[-1]) == other] for other in (True, False))
+    model = a.record.get("model", {}).get("name", "")
+    common = head_lists.head_overlap(a, b, k=k)
+    default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
+    look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
+    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look)
+    panels.keep(ax, others)
+    dot: dict[str, Any] = {"color": PALE, "ms": 3}
+    ax.plot(others["x"], others["y"], "o", zorder=1, gid="others", **dot)
+    panels.key(ax, "mark", names[-1], **dot)
+    for s, line in ((a, ax.axvline), (b, ax.axhline)):
+        ranked = np.sort(s.values[scored])[::-1]
+        line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")
+    for h in first & second:
+        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(f"L{h[0]}.H{h[1]}", (a.values[h], b.values[h]), fontsize=SMALL, gid="name", **place)
+    ax.margins(0.08)
+    return fig
+
+
+def _named(top: Sequence[Head], shared: set[Head]) -> str:
+    """The heads of a list that are not on both, the highest first."""
+    names = [f"L{layer}.H{head}" for layer, head in top if (layer, head) not in shared]
+    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])]) or "all on both lists"

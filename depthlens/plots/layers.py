@@ -1,10 +1,13 @@
-"""What each removed layer costs: profiles, protocols side by side, shares of the losses, open book.
+"""Figures over the layers of one model: what removing each costs, blocks of them, and the geometry of depth.
 
-See `depthlens.plots` for what all figures have in common.
+See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.sweep`,
+`depthlens.experiments.block_removal` and `depthlens.experiments.geometry`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,27 +15,25 @@ import pandas as pd
 from matplotlib.colors import AsinhNorm
 
 from depthlens.analysis import depth
+from depthlens.analysis.block_losses import block_table
+from depthlens.analysis.geometry import Geometry
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.stats import ALPHA, GROUP, loss_unit
 from depthlens.errors import UserError
-from depthlens.look import GREY, INK, PALETTE
+from depthlens.look import EMPTY, INK
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import (
-    FIELDS,
-    Names,
-    labels,
-    model_dims,
-    sweep_table,
-    sweep_title,
-    varying,
-)
-from depthlens.plots.panels import MAX_OVERLAID, PROVEN, cells, lines, stems, tidy
-from depthlens.plots.theme import SMALL, Plot, figure, themed
+from depthlens.plots.effects import FIELDS, Names, labels, named, sweep_table, sweep_title, varying
+from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, maps, tidy
+from depthlens.plots.theme import SMALL, WIDTH, Plot, round_up, themed
 
 SHARES = "share of the row's summed loss (red: loss)"
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
+PROVEN_BLOCK = "proven loss (corrected over blocks)"
+_LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
+_WHERE = {"all": "skipped at all positions", "future": "skipped before t, measured from t on"}
+_SHARE_TICKS = (-1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0)
 _THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
 _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
@@ -62,36 +63,30 @@ def depth_profile(
     table = sweep_table(result, tasks, metrics, _LAYER_SITES, _FIX)
     default = sweep_title(table, _SEVERAL)
     if value == "delta":
-        span = table["greatest"] - table["least"]
         unit = "change of " + table["unit"] + " from baseline"
-        table = table.assign(baseline=0.0, chance=np.nan, least=-span, greatest=span, unit=unit)
+        span = table["greatest"] - table["least"]
+        table = table.assign(baseline=0.0, chance=np.nan, unit=unit, least=-span, greatest=span)
     fields = varying(table)
     for across in ([], ["model", "task"], GROUP, FIELDS):
         inner = [f for f in fields if f not in across]
         if labels(table, inner).nunique() <= MAX_OVERLAID or across is FIELDS:
             break
-    groups = [rows for _, rows in table.groupby(["unit", *across], sort=False)]
     outer = [f for f in fields if f in across]
-    if len(groups) > 1 and not outer:  # split by unit alone: the metric names the panels
+    several = table.groupby(["unit", *across], sort=False).ngroups > 1
+    if several and not outer:  # split by unit alone: the metric names the panels
         outer, inner = ["metric"], [f for f in inner if f != "metric"]
-    names = list(labels(table, inner).unique()) if inner else [""]
     goes = table["mode"].isin(("removed", "mean")).all()
+    table = table.assign(
+        series=labels(table, inner) if inner else "",
+        panel=labels(table, outer) if several else "",
+        x=table["layer"],
+        y=table["baseline"] + table["bounded"],
+        low=table["baseline"] + table["ci_low"],
+        high=table["baseline"] + table["ci_high"],
+    )
     axis = "removed layer" if goes else "layer"  # one that is rounded, disturbed or run twice stays
-    fig, axes = panels.facets(title, default, len(groups), axis)
-    for ax, rows in zip(axes, groups, strict=True):
-        rows = rows.assign(series=labels(rows, inner) if inner else "", x=rows["layer"], y=rows["baseline"])
-        for column, change in (("y", "bounded"), ("low", "ci_low"), ("high", "ci_high")):
-            rows[column] = (rows["baseline"] + rows[change]).clip(rows["least"], rows["greatest"])
-        lines(ax, rows, names, shown=CRITICAL_LAYER, gaps=True)
-        for (name, idle, baseline), _ in rows.groupby(["series", "idle", "baseline"], sort=False):
-            panels.level(ax, baseline, "baseline", color=GREY if idle else PALETTE[names.index(name)])
-        for chance in rows["chance"].unique():
-            panels.level(ax, chance, "chance")
-        panels.layer_axis(ax, _n_layers(result, rows))
-        panels.score_axis(ax, rows["unit"].iloc[0])
-        if len(groups) > 1:
-            panels.panel_title(ax, labels(rows, outer).iloc[0])
-    return fig
+    names = list(table["series"].unique())
+    return curves(title, default, table, names, levels=("baseline", "chance"), xlabel=axis, shown=CRITICAL_LAYER)[0]
 
 
 @themed
@@ -115,20 +110,16 @@ def protocol_comparison(
     table = sweep_table(result, tasks, metrics, _LAYER_SITES, _FIX)
     if len(units := list(table["unit"].unique())) > 1:
         raise UserError(f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]")
-    rows = table.groupby(FIELDS, sort=False)
     judged = table["bounded"].where(table["idle"] == "")
-    table = table.assign(x=table["layer"], y=rows.ngroup(), value=judged)
+    table = table.assign(x=table["layer"], y=table.groupby(FIELDS, sort=False).ngroup(), value=judged)
     limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
-    names = list(labels(table.drop_duplicates("y"), varying(table)))
-    fig = figure(title, sweep_title(table, _SEVERAL), height=0.34 * len(names) + 1.6)
-    ax = fig.subplots()
-    cmap = "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
-    columns = range(_n_layers(result, table))
-    mesh = cells(ax, table, (-limit, limit), rows=names, columns=columns, cmap=cmap, shown=CRITICAL_LAYER)
-    for y, baseline in rows["baseline"].first().reset_index(drop=True).items():
-        ax.text(len(columns) - 0.2, y, f"baseline {baseline:.2f}", va="center", fontsize=SMALL)
-    ax.set_xlabel("removed layer")
-    panels.colour_bar(mesh, ax, f"change of {units[0]} from baseline")
+    firsts = table.drop_duplicates("y")
+    names, n_layers = list(labels(firsts, varying(table))), table["n_layers"].max()
+    label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
+    look = _layer_rows(names, n_layers) | {"cmap": cmap, "shown": CRITICAL_LAYER}
+    fig, (ax,) = maps(title, sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look)
+    for y, baseline in zip(firsts["y"], firsts["baseline"], strict=True):
+        ax.text(n_layers - 0.2, y, f"baseline {baseline:.2f}", va="center", fontsize=SMALL)
     return fig
 
 
@@ -151,20 +142,16 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     parts = []
     for y, p in enumerate(rows):
         share = np.nan if p.unplaced else p.loss.mean(0) / p.loss.mean(0).sum()
-        idle = p.unplaced and f"{p.unplaced}: cannot judge"
-        parts.append(
-            pd.DataFrame({"task": p.task, "metric": p.metric, "layer": p.layers, "value": share, "idle": idle, "y": y})
-        )
-    table = pd.concat(parts).assign(x=lambda t: t["layer"])
-    default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
-    fig = figure(title, default, height=0.4 * len(rows) + 1.6)
-    ax = fig.subplots()
-    names = [p.label.replace(" ", "\n", 1) for p in rows]
+        about = {"task": p.task, "metric": p.metric, "idle": p.unplaced and f"{p.unplaced}: cannot judge", "y": y}
+        parts.append(pd.DataFrame(about | {"layer": p.layers, "x": p.layers, "value": share}))
+    table = pd.concat(parts)
     limit = max(float(np.nanmax(np.abs(table["value"]), initial=0)), 3 / n_layers)
-    colours = share_colours(limit, n_layers)
-    mesh = cells(ax, table, colours, rows=names, columns=range(n_layers), cmap="RdBu_r")
-    ax.set_xlabel("removed layer")
-    panels.colour_bar(mesh, ax, SHARES, ticks=share_ticks(limit), format="%g")
+    default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
+    look = _layer_rows([p.label.replace(" ", "\n", 1) for p in rows], n_layers) | {"cmap": "RdBu_r"}
+    bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
+    # even up to an even share and by the logarithm beyond, because one early layer can hold nearly everything
+    colours = AsinhNorm(1 / n_layers, -limit, limit)
+    fig, (ax,) = maps(title, default, table, colours, SHARES, bar=bar, **look)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (centre, *interval) in enumerate(places):
         if np.isnan(centre):
@@ -177,19 +164,6 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
         ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
     panels.key(ax, "line", "thirds of the depth", **_THIRDS)
     return fig
-
-
-def share_colours(limit: float, n_layers: int) -> AsinhNorm:
-    """Colours of shares of the losses: even up to an even share, and by the logarithm beyond.
-
-    One early layer can hold nearly everything, and is not to hide the others.
-    """
-    return AsinhNorm(1 / n_layers, -limit, limit)
-
-
-def share_ticks(limit: float) -> list[float]:
-    """Shares for the scale of such colours."""
-    return [t for t in (-1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0) if abs(t) <= limit]
 
 
 @themed
@@ -210,16 +184,152 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
         raise UserError("the table has rows that are of no single layer, or none; give that of a layer sweep")
     table = tidy(versus.sort_values("layer"), "layer", "difference")
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
-    table = table.assign(series=panels.by_sign(table, names), shown=table["p_adjusted"] < ALPHA)
-    fig = figure(title, f"Loss in the open-book minus loss in the closed-book task, n = {table['n'].max()}", height=2.9)
-    ax = fig.subplots()
-    stems(ax, table, names)
-    panels.layer_axis(ax, int(table["layer"].max()) + 1)
-    ax.set(xlabel="layer", ylabel=f"open minus closed\n({unit})")
+    table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
+    table = table.assign(unit=f"open minus closed\n({unit})", n_layers=table["layer"].max() + 1)
+    look: dict[str, Any] = {"xlabel": "layer", "levels": ("zero",), "bars": True, "ls": "", "ms": 4}
+    default = f"Loss in the open-book minus loss in the closed-book task, n = {table['n'].max()}"
+    return curves(title, default, table, names, each=1.7, **look)[0]
+
+
+def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
+    """Size and axes of a map with one column a layer, and rows with names."""
+    height = 0.37 * len(names) + 1.6
+    return {"rows": names, "columns": range(n_layers), "height": height, "xlabel": "removed layer"}
+
+
+@themed
+def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
+    """Angular distance between the input and the output of every block of layers, by first layer and size.
+
+    The dot in each row is the block of that size whose input and output are nearest in angle: the one that pruning by
+    angular distance removes (Gromov et al. 2024).
+
+    Args:
+        geometry: From `depthlens.depth_geometry`.
+        title: Above the figure.
+    """
+    n_layers = geometry.n_layers
+    table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
+    best = table.loc[table.groupby("size")["distance"].idxmin()]
+    limits, default = (
+        (0, round_up(float(table["distance"].max())) or 1.0),
+        _title(geometry, "angular distance of blocks"),
+    )
+    label = "angular distance of the block's input and output (1: opposite)"
+    look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers in the block", "empty": "white"}
+    look |= {"rows": range(1, n_layers + 1), "columns": range(n_layers), "height": 4.4, "width": 0.75 * WIDTH}
+    fig, (ax,) = maps(title, default, table, limits, label, **look)
+    dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
+    ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
+    ax.invert_yaxis()
+    panels.key(ax, "mark", "smallest of its size", **dot)
     return fig
 
 
-def _n_layers(result: Result, table: pd.DataFrame) -> int:
-    """Layers of the largest model: those that it has, or up to the last one of a table."""
-    known = [model_dims(result.record, model).get("n_layers", 0) for model in table["model"].unique()]
-    return max(*known, int(table["layer"].max()) + 1)
+@themed
+def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
+    """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
+
+    Args:
+        geometry: From `depthlens.depth_geometry`.
+        title: Above the figure.
+    """
+    single = geometry.distances[geometry.distances["size"] == 1]
+    parts = {
+        "block influence\n(1 − mean cosine over tokens)": tidy(geometry.influences, "layer", "influence"),
+        "angular distance\n(last token)": tidy(single, "layer", "distance"),
+    }
+    default = _title(geometry, "how much each layer changes the residual stream")
+    return _over_texts(title, default, parts, "layer")
+
+
+@themed
+def logit_lens(geometry: Geometry, *, title: str | None = None) -> Plot:
+    """What the unembedding reads from the residual stream by depth: probability of the final top-1 token, and entropy.
+
+    Args:
+        geometry: From `depthlens.depth_geometry`.
+        title: Above the figure.
+    """
+    lens = geometry.logit_lens
+    parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
+    return _over_texts(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)")
+
+
+@themed
+def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
+    """How much skipping one layer changes what each later one adds: at all positions, and at future ones only.
+
+    Both panels share one scale. It ends at the largest effect, or at the 95th percentile of all where a few are far
+    beyond; the colour bar then ends in a point.
+
+    Args:
+        effects: From `depthlens.layer_effects`.
+        title: Above the figure.
+
+    """
+    layers = range(int(effects["later"].max()) + 1)
+    largest, usual = float(effects["effect"].max()), float(effects["effect"].quantile(0.95))
+    top = round_up(largest if largest < 2 * usual else usual) or 1.0
+    count = f", n = {effects['n'].max()} texts" if "n" in effects else ""
+    names = {"x": effects["later"], "y": effects["layer"], "value": effects["effect"]}
+    table = effects.assign(**names, panel=effects["where"].map(_WHERE)).sort_values("where")
+    label = "change of what the later layer adds, relative to its size"
+    look: dict[str, Any] = {"rows": layers, "columns": layers, "empty": "white", "height": 4.3, "across": 2}
+    look |= {"xlabel": "later layer", "ylabel": "skipped layer"}
+    look |= {"bar": {"extend": "max" if largest > top else "neither"}}
+    fig, axes = maps(title, f"Effect of a skipped layer on later ones{count}", table, (0, top), label, **look)
+    for ax in axes:
+        ax.set(xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
+    return fig
+
+
+def _title(geometry: Geometry, what: str) -> str:
+    return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
+
+
+def _over_texts(title: str | None, default: str, parts: Mapping[str, pd.DataFrame], xlabel: str) -> Plot:
+    """A panel for each table, by what it is called: a line with its interval over texts, on an axis from 0."""
+    table = pd.concat([rows.assign(unit=unit, least=0, greatest=np.inf) for unit, rows in parts.items()])
+    look: dict[str, Any] = {"xlabel": xlabel, "each": 1.8, "interval": "95% interval over texts"}
+    fig, axes = curves(title, default, table, **look)
+    for ax, _ in axes:
+        ax.set_ylim(bottom=0)
+    return fig
+
+
+@themed
+def block_map(result: Result, *, title: str | None = None) -> Plot:
+    """Loss by removing every contiguous block: one panel a task and metric, first layer of the block by its size.
+
+    A dot marks blocks whose loss is significant by step-down maxT. A task at chance is hatched.
+
+    Args:
+        result: A block sweep.
+        title: Above the figure.
+
+    Raises:
+        UserError: the result has no blocks.
+    """
+    table = block_table(result)
+    bases = result.baselines[["task", "metric", "baseline", "n", "at_chance"]]
+    table = table.merge(bases.assign(idle=idle_where(bases["at_chance"])), on=["task", "metric"], suffixes=("", "_all"))
+    judged, rows = table["idle"] == "", table.itertuples()
+    titles = [f"{row.task}, {row.metric}: {row.baseline:.2f} with every layer, n = {row.n}" for row in rows]
+    table = table.assign(
+        x=table["start"],
+        y=table["size"],
+        value=table["loss"].where(judged),
+        shown=judged & (table["p_adjusted"] < ALPHA) & (table["loss"] > 0),
+        unit=table["metric"].map(partial(named, loss=True)),
+        panel=titles,
+    )
+    sizes, columns = range(1, table["size"].max() + 1), range((table["start"] + table["size"]).max())
+    look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers", "rows": sizes, "columns": columns}
+    look |= {"height": (0.16 * len(sizes) + 1.25) * len(bases) + 0.5, "edgecolors": "none", "mark": 1.25}
+    default = "Loss by removing a block of layers"
+    fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN_BLOCK, **look)
+    for ax in axes:
+        ax.invert_yaxis()
+    panels.key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)
+    return fig

@@ -1,18 +1,27 @@
-"""Panels, and the pictures that figures are made of: lines with bands, stems, a grid of cells, and a forest.
+"""The pictures that figures are made of: lines with bands or bars in panels, and grids of cells.
 
-Each picture is drawn from a table with a row for each point. Its columns are ``x`` and ``y`` (of a grid ``value``,
-too), the ends ``low`` and ``high`` of the interval, and where there are several ``series``. ``shown`` is whether a
-point is proven, and ``idle`` why nothing can be judged, "" where it can. `tidy` makes such a table of another one. Its
-other columns, such as ``task`` and ``p_adjusted``, stay in the table of the figure (`depthlens.plots.Plot.table`).
+A figure is a tidy table and one call of `curves` or `maps`. The table has a row for each point or cell. Of its columns
+these are read; all but the places are optional:
 
-``gid`` is the name of an artist, by which tests find it. The number of a series (``style``) chooses colour and marker.
+- ``x`` and ``y``, and the ends ``low`` and ``high`` of the interval (of a grid column, row and ``value``);
+- ``panel`` (its title), ``unit`` (the name of its y axis) and ``group``: each has panels of its own;
+- ``series``: what is a line of its own;
+- ``shown``, whether a point is proven, ``gain``, whether it is a proven gain, and ``idle``, why nothing can be judged,
+  "" where it can;
+- ``text``: what is written in a cell;
+- ``least`` and ``greatest``: the range of the metric, which nothing leaves;
+- ``n_layers``: the x axis is the layers of such a model, and a line is broken where some are missing;
+- ``centre``, ``centre_low``, ``centre_high`` and ``unplaced``: a centre of mass at the top of the panel, or why not.
+
+Its other columns, such as ``task`` and ``p_adjusted``, stay in the table of the figure (`depthlens.plots.Plot.table`).
+``gid`` is the name of an artist, by which tests find it. The place of a series among all chooses colour and marker.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +29,6 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.collections import QuadMesh
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,10 +47,12 @@ PROVEN, GAIN = f"adjusted p < {ALPHA}", "significant gain"
 SHOWN, INTERVAL, CENTRE = f"proven ({PROVEN})", "95% interval", "centre of mass, 95% interval"
 MAX_OVERLAID = len(PALETTE)  # series in one panel
 LINE: dict[str, Any] = {"lw": 1.2, "ms": 3.5, "mfc": "white", "mew": 0.8}
-_REFERENCE, _NOTHING = {"color": INK, "ls": DASHED}, {"color": GREY, "ls": DOTTED}
-_LEVELS: dict[str, dict[str, Any]] = dict.fromkeys(("baseline", "base", "threshold"), _REFERENCE)
-_LEVELS |= {"donor": {"color": INK, "ls": theme.DASH_DOTTED}}
-_LEVELS |= dict.fromkeys(("chance", "no change", "tolerance"), _NOTHING)
+RANDOM = ": random heads"  # added to the name of a list: its random lists, drawn as a band with their mean
+ZERO = "zero"
+LEVELS: dict[str, dict[str, Any]] = {ZERO: {"color": INK, "lw": 0.8}}
+LEVELS |= dict.fromkeys(("baseline", "base", "whole model"), {"color": INK, "ls": DASHED})
+LEVELS |= {"donor": {"color": INK, "ls": theme.DASH_DOTTED}}
+LEVELS |= dict.fromkeys(("chance", "no change", "no head kept"), {"color": GREY, "ls": DOTTED})
 
 _KEYS: dict[str, dict[str, Any]] = {
     "series": {"ms": 5, "mfc": "white"},
@@ -56,61 +65,24 @@ _KEYS: dict[str, dict[str, Any]] = {
 # -- panels and axes -----------------------------------------------------------------------------------
 
 
-def grid(fig: Figure, n: int, columns: int, xlabel: str, *, stacked: bool = False) -> list[Axes]:
+def grid(fig: Figure, n: int, columns: int, xlabel: str) -> list[Axes]:
     """Axes of n panels in rows, with the x axis named at the foot of each column.
 
     Args:
         fig: Where they are added.
         n: Number of panels.
         columns: Panels in a row.
-        xlabel: Of the x axis.
-        stacked: Whether the x axis has numbers only at the foot of each column, because all panels have the same.
+        xlabel: Of the x axes.
     """
     axes = [fig.add_subplot(math.ceil(n / columns), columns, i + 1) for i in range(n)]
-    for i, ax in enumerate(axes):
-        if i + columns >= n:
-            ax.set_xlabel(xlabel)
-        elif stacked:
-            ax.tick_params(labelbottom=False)
+    for ax in axes[-columns:]:
+        ax.set_xlabel(xlabel)
     return axes
-
-
-def facets(
-    title: str | None,
-    default: str,
-    n: int,
-    xlabel: str,
-    *,
-    each: Number = 2.2,
-    columns: int | None = None,
-    stacked: bool = False,
-) -> tuple[theme.Plot, list[Axes]]:
-    """A figure of n panels, each so many inches high: see `depthlens.plots.theme.figure` and `grid`."""
-    columns = columns or {1: 1, 2: 2, 4: 2}.get(n, 3)
-    fig = theme.figure(title, default, height=each * math.ceil(n / columns) + 1.2)
-    return fig, grid(fig, n, columns, xlabel, stacked=stacked)
 
 
 def whole_numbers(axis: Axis, nbins: int = 12) -> None:
     """Ticks at whole numbers, ``nbins`` of them or fewer."""
     axis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=nbins))
-
-
-def layer_axis(ax: Axes, n_layers: int) -> None:
-    """An x axis of layers with room for markers on both sides."""
-    spec = ax.get_subplotspec()
-    ax.set_xlim(-0.7, n_layers - 0.3)
-    whole_numbers(ax.xaxis, 12 if spec is None or spec.get_gridspec().ncols == 1 else 7)
-
-
-def score_axis(ax: Axes, unit: str) -> None:
-    """A y axis of scores; accuracies share one range, so that only the first panel of a row names it."""
-    if unit == ACCURACY:
-        ax.set_ylim(-0.02, 1.02)
-        ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
-    spec = ax.get_subplotspec()
-    if unit != ACCURACY or spec is None or spec.is_first_col():
-        ax.set_ylabel(unit)
 
 
 def panel_title(ax: Axes, text: str, **options: Any) -> None:
@@ -126,29 +98,6 @@ def note(ax: Axes, x: Number, y: Number, text: str, **options: Any) -> None:
     """Small text at a place given as shares of the panel's width and height."""
     look = {"fontsize": SMALL, "va": "center", "transform": ax.transAxes, "parse_math": False}
     ax.text(x, y, text, **{**look, **options})
-
-
-def beside(ax: Axes, x: Number, y: Number, name: str) -> None:
-    """Name a dot, on the side that is towards the middle of the panel."""
-    left = x > sum(ax.get_xlim()) / 2
-    place = {"xytext": (-6 if left else 6, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
-    ax.annotate(name, (x, y), va="center", fontsize=SMALL, gid="name", **place)  # type: ignore[arg-type]
-
-
-def name_rows(ax: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a map, the first of which is row 0."""
-    ax.set_yticks(range(len(names)), names)
-    for text in ax.get_yticklabels():
-        text.set_parse_math(False)
-
-
-def level(ax: Axes, value: Number | None, kind: str, label: str = "", **options: Any) -> None:
-    """A horizontal line at a value that is there, with a key of its kind (or another label); at zero without one."""
-    look = _LEVELS.get(kind, {"color": INK, "lw": 0.8})
-    if value is not None and math.isfinite(value):
-        ax.axhline(value, **{"lw": 1, "zorder": 1.5, "gid": kind, **look, **options})
-        if kind in _LEVELS:
-            key(ax, "line", label or kind, **look)
 
 
 def key(ax: Axes, kind: str, label: str, **options: Any) -> None:
@@ -190,85 +139,136 @@ def idle_where(at_chance: Any) -> Any:
     return np.where(at_chance, theme.CANNOT_JUDGE, "")
 
 
-def require(table: pd.DataFrame, columns: Sequence[str], fix: str) -> None:
-    """Refuse a table that has no rows or lacks a column.
-
-    Raises:
-        UserError: naming the columns that are missing, or how to get rows.
-    """
-    if missing := [c for c in columns if c not in table.columns]:
-        raise UserError(f"the table lacks column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
-    if table.empty:
-        raise UserError(f"the table has no rows; {fix}")
-
-
-def at_most_four(names: Sequence[str], what: str) -> None:
-    """Refuse more series than there are colours.
-
-    Raises:
-        UserError: naming them.
-    """
-    if len(names) > MAX_OVERLAID:
-        fault = f"{len(names)} {what}; a panel shows up to {MAX_OVERLAID}, draw fewer"
-        raise UserError(f"{fault}: {', '.join(map(str, names))}")
-
-
 # -- lines and stems -----------------------------------------------------------------------------------
 
 
-def lines(
-    ax: Axes,
+def curves(
+    title: str | None,
+    default: str,
     table: pd.DataFrame,
     names: Sequence[str] = ("",),
     *,
+    levels: Sequence[str] = (),
+    xlabel: str = "",
+    each: Number = 2.2,
+    columns: int | None = None,
+    **look: Any,
+) -> tuple[theme.Plot, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure of lines with bands or bars: the figure, and each panel with its rows.
+
+    Args:
+        title: Above the figure.
+        default: The title for None.
+        table: See `depthlens.plots.panels`. A missing ``y`` leaves a gap.
+        names: Of all series of the figure, in order: the place of a series here is its style.
+        levels: Names of `LEVELS`: columns with values at which each panel has a horizontal line, or ``zero``.
+        xlabel: Of the x axes.
+        each: Inches: height of a panel.
+        columns: Panels in a row.
+        **look: See `_lines`.
+
+    Raises:
+        UserError: more series than there are colours.
+    """
+    if len(names) > MAX_OVERLAID:
+        raise UserError(f"{len(names)} series; a figure shows up to {MAX_OVERLAID}, draw fewer: {', '.join(names)}")
+    missing: dict[str, Any] = dict.fromkeys(("panel", "unit", "group", "series", "idle"), "") | {ZERO: 0.0}
+    table = table.assign(**{column: value for column, value in missing.items() if column not in table})
+    parts = [rows for _, rows in table.groupby(["panel", "unit", "group"], sort=False)]
+    columns = columns or {1: 1, 2: 2, 4: 2}.get(len(parts), 3)
+    fig = theme.figure(title, default, height=each * math.ceil(len(parts) / columns) + 1.2)
+    axes = grid(fig, len(parts), columns, xlabel)
+    for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
+        first = rows.iloc[0]
+        for kind in levels:
+            _level(ax, rows, names, kind)
+        _lines(ax, rows, names, **look)
+        if "centre" in rows:
+            _centres(ax, rows[rows["idle"] == ""].drop_duplicates("series"), names)
+        if pd.api.types.is_integer_dtype(rows["x"]):
+            whole_numbers(ax.xaxis, 12 if columns == 1 else 7)
+        if "n_layers" in rows:
+            ax.set_xlim(-0.7, rows["n_layers"].max() - 0.3)
+        if first["unit"] == ACCURACY:
+            ax.set_ylim(-0.02, 1.02)
+            ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
+        if i % columns == 0 or parts[i - 1]["unit"].iloc[0] != first["unit"]:
+            ax.set_ylabel(first["unit"]).set_parse_math(False)
+        panel_title(ax, first["panel"])
+    return fig, list(zip(axes, parts, strict=True))
+
+
+def _level(ax: Axes, rows: pd.DataFrame, names: Sequence[str], kind: str) -> None:
+    """A horizontal line of one kind in a panel; baselines that differ have the colours of their series."""
+    own = rows.dropna(subset=kind).drop_duplicates(["series", kind])
+    by_series = kind == "baseline" and own[kind].nunique() > 1
+    for row in (own if by_series else own.drop_duplicates(kind)).to_dict("records"):
+        colour = {"color": GREY if row["idle"] else PALETTE[names.index(row["series"])]} if by_series else {}
+        ax.axhline(row[kind], **{"lw": 1, "zorder": 1.5, "gid": kind, **LEVELS[kind], **colour})
+    if len(own) and kind != ZERO:
+        key(ax, "line", kind, **LEVELS[kind])
+
+
+def _lines(
+    ax: Axes,
+    table: pd.DataFrame,
+    names: Sequence[str],
+    *,
+    bars: bool = False,
     shown: str = SHOWN,
     interval: str = INTERVAL,
-    bars: bool = False,
-    gaps: bool = False,
+    random: str = "",
     aside: Number = 0,
-    limits: Limits = (-math.inf, math.inf),
     **look: Any,
 ) -> None:
     """A line for each series, with its interval as a band; markers are filled where a point is shown.
 
     Args:
         ax: The panel.
-        table: See `depthlens.plots.panels`. A missing ``y`` leaves a gap.
-        names: Of all series of the figure, in order: the place of a series here is its style.
+        table: Its rows.
+        names: Of all series of the figure.
+        bars: Whether intervals are drawn as bars.
         shown: What filled markers are, for the legend.
         interval: What bands or bars are.
-        bars: Whether intervals are drawn as bars.
-        gaps: Whether the line is broken where whole numbers along the x axis are missing.
+        random: What the band of a series whose name ends with `RANDOM` is.
         aside: How far neighbouring series are drawn apart along the x axis, so that they do not hide each other.
-        limits: The least and the greatest value that there can be: no interval goes beyond.
         **look: Of the lines, for matplotlib.
     """
-    table = table.assign(low=table["low"].clip(*limits), high=table["high"].clip(*limits))
+    if "least" in table:
+        drawn = ["y", "low", "high"]
+        table = table.assign(**table[drawn].clip(table["least"], table["greatest"], axis=0))
     keep(ax, table)
     for style, name in enumerate(names):
-        rows = table[table["series"] == name] if "series" in table else table
+        rows = table[table["series"] == name]
         if rows.empty:
             continue
-        why = rows["idle"].max() if "idle" in rows else ""
-        if gaps:
+        why = rows["idle"].max()
+        colour = GREY if why else PALETTE[style]
+        beside = table[table["series"] == name + RANDOM]
+        if len(beside):
+            x, low, high = beside[["x", "low", "high"]].to_numpy(dtype=float).T
+            _band(ax, x, low, high, colour, hatched=why, gid="random band")
+            ax.plot(beside["x"], beside["y"], color=colour, lw=0.7, alpha=0.8, gid="random")
+            key(ax, "area", random)
+            key(ax, "line", "their mean", lw=0.7)
+        if "n_layers" in rows:
             whole = range(int(rows["x"].min()), int(rows["x"].max()) + 1)
             rows = rows.set_index("x").reindex(whole).rename_axis("x").reset_index()
         x, y, low, high = (rows[column].to_numpy(dtype=float) for column in ("x", "y", "low", "high"))
         x = x + (style - (len(names) - 1) / 2) * aside
-        colour = GREY if why else PALETTE[style]
         ax.plot(x, y, marker=MARKERS[style], **{**LINE, "gid": "series", "color": colour, **look})
         if name:
             label = f"{name} ({why})" if why else name
             key(ax, "series", label, color=colour, marker=MARKERS[style], ls=look.get("ls", "-"))
         elif why:
             note(ax, 1, 1, why, ha="right", va="top", color=GREY)
-        beside = np.pad(np.isfinite(y + low), 1)
-        alone = beside[1:-1] & ~beside[:-2] & ~beside[2:]  # a band has no width at a point without neighbours
-        barred = beside[1:-1] if bars else alone
+        known = np.pad(np.isfinite(y + low), 1)
+        alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a band has no width at a point without neighbours
+        barred = known[1:-1] if bars else alone
         ax.vlines(x[barred], low[barred], high[barred], color=colour, lw=1, gid="interval")
         if not bars:
-            band(ax, x, low, high, style, why, gid="band")
-        if beside.any():
+            _band(ax, x, low, high, colour, hatched=why, gid="band")
+        if known.any():
             kind, paint = ("line", "color") if bars else ("area", "facecolor")
             key(ax, kind, interval, **{paint: colour if len(names) == 1 else INK})
         where = rows["shown"].eq(True).to_numpy() if "shown" in rows and not why else np.zeros(len(rows), dtype=bool)
@@ -279,47 +279,77 @@ def lines(
             key(ax, "mark", shown, color=colour if len(names) == 1 else INK)
 
 
-def stems(ax: Axes, table: pd.DataFrame, names: Sequence[str] = ("",), **options: Any) -> None:
-    """A marker with its interval as a bar for each point; filled where it is shown. See `lines`."""
-    level(ax, 0, "zero")
-    lines(ax, table, names, bars=True, **{"ls": "", "ms": 4, **options})
-
-
-def centres(ax: Axes, rows: Iterable[tuple[int, np.ndarray, str]]) -> None:
-    """Centres of mass with their intervals at the top of a panel, one below another; or why there is none.
-
-    Args:
-        ax: The panel, with all else that it shows.
-        rows: Of each centre its style, the centre with both ends of its interval, and why there is none.
-    """
-    rows = list(rows)
+def _centres(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    """Centres of mass with their intervals at the top of a panel, one below another; or why there is none."""
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom, top + (top - bottom) * 0.13 * len(rows))
-    for i, (style, (centre, *interval), why) in enumerate(rows):
+    for i, row in enumerate(rows.itertuples()):
         height = 0.95 - 0.11 * i
-        if why:
-            note(ax, 0.995, height, why, ha="right", color=GREY)
+        if row.unplaced:
+            said = f"{row.series} {row.unplaced}: cannot judge".strip()
+            note(ax, 0.995, height, said, ha="right", color=GREY)
             continue
-        look: dict[str, Any] = {"color": PALETTE[style], "transform": ax.get_xaxis_transform()}
-        ax.plot(interval, [height] * 2, lw=1.5, solid_capstyle="butt", **look)
-        ax.plot([centre], [height], marker="|", ms=9, mew=2, gid="centre", **look)
+        look: dict[str, Any] = {"color": PALETTE[names.index(row.series)], "transform": ax.get_xaxis_transform()}
+        ax.plot([row.centre_low, row.centre_high], [height] * 2, lw=1.5, solid_capstyle="butt", **look)
+        ax.plot([row.centre], [height], marker="|", ms=9, mew=2, gid="centre", **look)
         key(ax, "line", CENTRE, lw=1.5, marker="|", ms=9, mew=2)
 
 
-def by_sign(rows: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
-    """The series of differences: the first name where ``y`` is positive, else the second."""
-    return np.where(rows["y"] > 0, *names)
-
-
-def band(ax: Axes, x: Any, low: Any, high: Any, style: int, idle: Any = False, **options: Any) -> None:
+def _band(ax: Axes, x: Any, low: Any, high: Any, colour: str, *, hatched: str, gid: str) -> None:
     """A range as a filled area, hatched where nothing can be judged."""
-    colour = GREY if idle else PALETTE[style]
-    hatched = {"hatch": "////", "facecolor": "none", "edgecolor": colour, "alpha": 0.5}
-    look: dict[str, Any] = hatched if idle else {"color": colour, "alpha": 0.16}
-    ax.fill_between(np.asarray(x, dtype=float), low, high, lw=0, **look, **options)
+    look: dict[str, Any] = {"hatch": "////", "facecolor": "none", "edgecolor": colour, "alpha": 0.5}
+    ax.fill_between(x, low, high, lw=0, gid=gid, **(look if hatched else {"color": colour, "alpha": 0.16}))
 
 
 # -- a grid of cells -----------------------------------------------------------------------------------
+
+
+def maps(
+    title: str | None,
+    default: str,
+    table: pd.DataFrame,
+    limits: Limits | Normalize | None,
+    label: str,
+    *,
+    height: Number,
+    width: Number = theme.WIDTH,
+    across: int = 1,
+    xlabel: str = "",
+    ylabel: str = "",
+    bar: Mapping[str, Any] | None = None,
+    **look: Any,
+) -> tuple[theme.Plot, list[Axes]]:
+    """A figure of grids of cells: the figure, and its panels.
+
+    Args:
+        title: Above the figure.
+        default: The title for None.
+        table: See `cells` and `depthlens.plots.panels`.
+        limits: See `cells`; None: each panel has colours from 0 up to its own largest value, and a scale beside it.
+        label: Of the scale; with the ``unit`` of the panel where each has its own.
+        height: Of the figure, in inches.
+        width: Of the figure, in inches.
+        across: Panels in a row.
+        xlabel: Of the x axes.
+        ylabel: Of the y axes.
+        bar: Of the scale, for matplotlib.
+        **look: See `cells`.
+    """
+    table = table if "panel" in table else table.assign(panel="")
+    parts = [rows for _, rows in table.groupby("panel", sort=False)]
+    fig = theme.figure(title, default, height=height, width=width)
+    axes = grid(fig, len(parts), across, xlabel)
+    for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
+        top = max(1e-9, float(np.nanmax(rows["value"].to_numpy(dtype=float), initial=0)))
+        mesh = cells(ax, rows, limits or (0, top), **look)
+        panel_title(ax, rows["panel"].iloc[0])
+        ax.set_ylabel("" if i % across else ylabel)
+        if limits is None and not ("idle" in rows and rows["idle"].iloc[0]):
+            beside = {"orientation": "vertical", "fraction": 0.15, "pad": 0.01, "aspect": 12}
+            colour_bar(mesh, ax, label + rows["unit"].iloc[0], **beside)
+    if limits is not None:
+        colour_bar(mesh, axes, label, **(bar or {}))
+    return fig, axes
 
 
 def cells(
@@ -328,13 +358,13 @@ def cells(
     limits: Limits | Normalize,
     *,
     rows: range | Sequence[str],
-    columns: range,
+    columns: range | Sequence[str],
     cmap: str | Colormap = theme.SCORES,
     empty: str = EMPTY,
     shown: str = SHOWN,
     mark: Number = 4,
     **options: Any,
-) -> QuadMesh:
+) -> Any:
     """A cell for each row of a table: dots where it is ``shown``, rings where it is a proven ``gain``.
 
     The first row is on top. Rows and columns are numbered at the middles of the cells.
@@ -345,41 +375,44 @@ def cells(
             left empty. A row that is ``idle`` is hatched and says why.
         limits: The numbers at the ends of the colours, between which they are even; or how numbers become colours.
         rows: Numbers or names of the rows.
-        columns: Numbers of the columns.
+        columns: Numbers or names of the columns.
         cmap: The colours.
         empty: Colour of an empty cell.
         shown: What dots are, for the legend.
         mark: Points: size of dots and rings.
         **options: Of the mesh, for matplotlib.
     """
-    numbers = rows if isinstance(rows, range) else range(len(rows))
-    named = table if numbers is rows else table.drop(columns="y").assign(series=[rows[y] for y in table["y"]])
+    down, across = (names if isinstance(names, range) else range(len(names)) for names in (rows, columns))
+    named = table if down is rows else table.drop(columns="y").assign(series=[rows[y] for y in table["y"]])
     keep(ax, named, "value")
-    values = table.pivot(index="y", columns="x", values="value").reindex(index=numbers, columns=columns)
-    x, y = np.array([*columns, columns[-1] + 1]) - 0.5, np.array([*numbers, numbers[-1] + 1]) - 0.5
+    values = table.pivot(index="y", columns="x", values="value").reindex(index=down, columns=across)
+    x, y = (np.array([*numbers, numbers[-1] + 1]) - 0.5 for numbers in (across, down))
     look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.5, "gid": "cells", **options}
     norm = limits if isinstance(limits, Normalize) else Normalize(*limits)
     mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values.to_numpy(dtype=float)), cmap=cmap, norm=norm, **look)
     ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), facecolor=empty)
-    whole_numbers(ax.xaxis)
-    if isinstance(rows, range):
-        whole_numbers(ax.yaxis)
-    else:
-        name_rows(ax, rows)
+    for axis, names, rotation in ((ax.xaxis, columns, 90), (ax.yaxis, rows, 0)):
+        if isinstance(names, range):
+            whole_numbers(axis)
+        else:
+            axis.set_ticks(range(len(names)), names, rotation=rotation, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     why = table.groupby("y")["idle"].first() if "idle" in table else pd.Series(dtype=str)
     if len(why) and why.nunique() == 1 and why.iloc[0]:
-        hatch(ax, numbers, columns, why.iloc[0])  # all of them are: once is enough
+        hatch(ax, down, across, why.iloc[0])  # all of them are: once is enough
     else:
         for row, text in why[why != ""].items():
-            hatch(ax, range(int(row), int(row) + 1), columns, text)
+            hatch(ax, range(int(row), int(row) + 1), across, text)
     for kind, fill, label in (("shown", True, shown), ("gain", False, GAIN)):
         for row in table[table[kind]].itertuples() if kind in table else ():
             ink = theme.ink_on(mesh.to_rgba(row.value))
             style: dict[str, Any] = {"mfc": ink if fill else "none", "mew": 0 if fill else 0.8, "ms": mark}
             ax.plot(row.x, row.y, "o", color=ink, gid=kind, **style)
             key(ax, "mark", label, ms=4, mfc=INK if fill else "none")
+    for cell in table.itertuples() if "text" in table else ():
+        ink = theme.ink_on(mesh.to_rgba(cell.value))
+        ax.text(cell.x, cell.y, cell.text, color=ink, ha="center", va="center", fontsize=SMALL, gid="text")
     return mesh
 
 
@@ -393,38 +426,10 @@ def hatch(ax: Axes, rows: range, columns: range, text: str = "") -> None:
         ax.text(*middle, text, ha="center", va="center", fontsize=SMALL, bbox=box)
 
 
-def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: Any) -> Colorbar:
+def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: Any) -> None:
     """The scale of a map below its panels."""
     axes = [axes] if isinstance(axes, Axes) else list(axes)
     place = {"orientation": "horizontal", "aspect": 45, "fraction": 0.06, "pad": 0.02, **options}
     figure: Any = axes[0].figure
     bar = figure.colorbar(mesh, ax=axes, label=label, **place)
     bar.outline.set_visible(False)
-    return bar
-
-
-# -- a forest ------------------------------------------------------------------------------------------
-
-
-def forest(ax: Axes, table: pd.DataFrame, names: Sequence[str], limits: Limits) -> None:
-    """An estimate with its interval along the x axis for each row; what is beyond the limits is an arrow at the edge.
-
-    Args:
-        ax: The panel.
-        table: ``x`` is the estimate, ``y`` its height, from 0 at the top; see `lines`.
-        names: Of all series.
-        limits: Ends of the x axis.
-    """
-    keep(ax, table.drop(columns="y"), "x")
-    ax.set(xlim=(limits[0] - 0.2, limits[1] + 0.2), ylim=(math.ceil(table["y"].max()), 0))
-    for row in table.itertuples():
-        style = names.index(row.series)
-        x, low, high = np.clip([row.x, row.low, row.high], *limits)
-        if not math.isfinite(x):
-            note(ax, limits[0], row.y, "no estimate", transform=ax.transData, color=GREY)
-            continue
-        marker = "<" if x == limits[0] else ">" if x == limits[1] else MARKERS[style]
-        ax.plot([low, high], [row.y, row.y], color=PALETTE[style], lw=1.4, zorder=2, gid="interval")
-        ax.plot([x], [row.y], marker, color=PALETTE[style], ms=4, zorder=3, gid="effect")
-        label = row.series or "effect, 95% interval"
-        key(ax, "series", label, color=PALETTE[style], marker=MARKERS[style])

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, PALE, PALETTE
 from depthlens.plots import panels, theme
-from depthlens.plots.panels import cells
+from depthlens.plots.panels import maps
 from depthlens.plots.theme import Plot, figure, themed
 
 _CHARS = 12  # characters of one token that are drawn
@@ -25,12 +25,7 @@ def _short(token: str, most: int = _CHARS) -> str:
 
 @themed
 def prediction(
-    tokens: Iterable[str],
-    before: ArrayLike,
-    after: ArrayLike,
-    *,
-    condition: str = "the part",
-    title: str | None = None,
+    tokens: Iterable[str], before: ArrayLike, after: ArrayLike, *, condition: str = "the part", title: str | None = None
 ) -> Plot:
     """Probability of each next token with and without an ablation.
 
@@ -63,7 +58,7 @@ def prediction(
     ax.plot(before, y, "o", mfc="none", mec=PALETTE[0], mew=1.5, ms=8.5, gid="before")
     panels.key(ax, "mark", "nothing removed", mfc="none", mec=PALETTE[0], mew=1.5)
     panels.key(ax, "mark", f"{condition} removed", marker="s", color=PALETTE[1])
-    panels.name_rows(ax, names)
+    ax.set_yticks(y, names, parse_math=False)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(-0.025 * top, 1.04 * top))
     ax.set_xlabel("probability of the next token")
     ax.tick_params(axis="y", length=0)
@@ -86,29 +81,18 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
         >>> depthlens.plots.token_grid(depthlens.logit_lens(lens, "The capital of Denmark is"))  # doctest: +SKIP
     """
     table, says = found.table, "says" in found.table
-    row, value, unit = (
-        ("depth", "probability", "probability of the likeliest next token")
-        if says
-        else ("part", "effect", "share of the difference between the prompts that moves")
-    )
-    names, n = [str(name) for name in table[row].unique()], len(found.tokens)
+    row, value = ("depth", "probability") if says else ("part", "effect")
+    rows = [str(name) for name in table[row].unique()]
     first = 0 if says else int(table.loc[table[value] != 0, "position"].min())  # patches do nothing before
-    columns, most = range(first, n), float(table[value].abs().max()) or 1.0
-    places = {name: y for y, name in enumerate(names)}
+    most, columns = float(table[value].abs().max()) or 1.0, [_short(token) for token in found.tokens[first:]]
     drawn = table[table["position"] >= first]
-    drawn = drawn.assign(x=drawn["position"], y=[places[str(name)] for name in drawn[row]], value=drawn[value])
-    width = min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns))
-    default = (
-        "What each layer would say after each token" if says else f"What a patch of one part does ({found.direction})"
-    )
-    fig = figure(title, default, height=0.19 * len(names) + 1.6, width=max(width, 4.5))
-    ax = fig.subplots()
-    limits, cmap = ((0, 1), theme.SCORES) if says else ((-most, most), "vlag")
-    mesh = cells(ax, drawn, limits, rows=names, columns=columns, cmap=cmap)
-    for cell in drawn.itertuples() if says else ():
-        ink = theme.ink_on(mesh.to_rgba(cell.value))
-        ax.text(cell.x, cell.y, _short(cell.says, 9), color=ink, ha="center", va="center", fontsize=theme.SMALL)
-    ax.set_xticks(columns, [_short(found.tokens[i]) for i in columns], parse_math=False, rotation=60, ha="right")
-    ax.set(xlabel="token", ylabel="after this many layers" if says else "")
-    panels.colour_bar(mesh, ax, unit)
-    return fig
+    drawn = drawn.assign(x=drawn["position"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
+    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": 0.19 * len(rows) + 1.7, "xlabel": "token"}
+    look["width"] = max(4.5, min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns)))
+    if says:
+        drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])
+        look["ylabel"], default = "after this many layers", "What each layer would say after each token"
+        return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look)[0]
+    default = f"What a patch of one part does ({found.direction})"
+    unit = "share of the difference between the prompts that moves"
+    return maps(title, default, drawn, (-most, most), unit, cmap="vlag", **look)[0]

@@ -18,8 +18,8 @@ from depthlens.analysis.result_folder import DOCS_FILE
 from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder
+from depthlens.plots.comparison import drawable
 from depthlens.plots.panels import MAX_OVERLAID
-from depthlens.plots.run_comparison import drawable
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import write_whole
 
@@ -80,7 +80,7 @@ def _sections(c: Comparison) -> Iterator[dict[str, Any]]:
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
     yield _section("Settings that differ", _SETTINGS, tables=settings)
     yield _section("Whole models", tables={"Scores with nothing removed": c.of(SCORE).drop(columns=_UNTOLD)})
-    drawn = [(plots.run_profiles, False), (plots.run_differences, True), (plots.run_centres, False)]
+    drawn: list[Any] = [(plots.profile_comparison, False), (plots.loss_difference, True), (plots.run_centres, False)]
     if len(c.runs) > MAX_OVERLAID:
         drawn = drawn[-1:]
     figures = [draw(c, place=place, parts=parts) for draw, tested in drawn for place, parts in drawable(c, tested)]
@@ -88,10 +88,9 @@ def _sections(c: Comparison) -> Iterator[dict[str, Any]]:
     shown = losses[losses["shown"]].drop(columns=["group", "shown", "why"])
     tables = {"Differences of losses that are shown": shown, "Centres of mass": c.of(CENTRE).drop(columns=_UNTOLD)}
     yield _section("Losses", figures=figures, tables=tables)
-    cards = [plots.scorecards(c, place=place) for place in c.verdicts["place"].unique() if len(drawn) > 1]
     states = _by_run(c, c.verdicts, ["place", "claim"], "claim_state")
     estimates = c.verdicts.drop(columns=["why", "sentence"])
-    yield _section("Scorecards", figures=cards, tables={"Verdicts": states, "Estimates": estimates})
+    yield _section("Scorecards", tables={"Verdicts": states, "Estimates": estimates})
     yield _section("How to read this", _HOW)
 
 

@@ -242,7 +242,7 @@ PLOTS = [
     (lambda e: dl.plots.depth_profile(e.result, value="x"), "value 'x' is not known; allowed: 'value', 'delta'"),
     *((lambda e, f=f: f(e.heads), "no condition removes a single layer ")
       for f in (dl.plots.depth_profile, dl.plots.protocol_comparison)),
-    (lambda e: dl.plots.profile_comparison(), "0 results; give one to 4, one a model"),
+    (lambda e: dl.plots.profile_comparison(), "no two runs have a task and metric in common"),
     (lambda e: dl.plots.head_map("x"), "scores is a str; give a head sweep, or scores of heads"),
     (lambda e: dl.plots.head_map([]), "no scores; give at least one"),
     (lambda e: dl.plots.head_map(e.scores, tasks="x"), "tasks= and metrics= choose within a Result"),
@@ -251,10 +251,9 @@ PLOTS = [
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: dl.plots.recovery_curve("x", e.result), f"result {NO_RESULT}"),
     (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
-    (lambda e: dl.plots.greedy_curve(e.result), "greedy is a Result; give what depthlens.greedy_removal returned"),
     (lambda e: dl.plots.scorecard("x"), "verdicts is a str; give what depthlens.claims.judge returned"),
     *((lambda e, f=f: f("x"), "comparison is a str; give what depthlens.compare returned")
-      for f in (dl.plots.run_profiles, dl.plots.run_centres, dl.plots.scorecards)),
+      for f in (dl.plots.profile_comparison, dl.plots.run_centres)),
     (lambda e: dl.plots.prediction([], [], []), "0 tokens"),
 ]  # fmt: skip
 

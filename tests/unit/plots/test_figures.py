@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
-from made_results import EARLY, LATE, nats, steps, sweep, two_scorecards
+from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import differences, head_lists
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.results import concat
 from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
 
@@ -39,10 +38,9 @@ def delta(result, task=None):
 TASKS = "continuation", "guess", "written"
 GUESS = layers("guess", base=0.25)
 PROTOCOLS = concat([layers("continuation"), GUESS, layers("written", "exact_match", base=0.8, chance=None)])
-BOTH = layers(model="a"), layers(model="b", base=0.6)
 
 
-def profiles(_):
+def profiles():
     one = layers()
     said = ("tiny, capitals: one layer removed at a time, n = 120 documents", "95% interval", "critical", "chance")
     yield Case(plots.depth_profile(one), 1, one.summary["value"].iloc[1:], [0, 3], {"baseline": 1, "chance": 1}, said)
@@ -66,12 +64,9 @@ def profiles(_):
     shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
     said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
     yield Case(plots.loss_shares(concat([one, GUESS])), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
-    both = {r.docs["model"].iloc[0]: -delta(r) for r in BOTH}
-    said = ("a, b: loss by removed layer, n = 120 documents", "centre of mass, 95% interval")
-    yield Case(plots.profile_comparison(*BOTH), 1, both, [0, 3] * 2, {"centre": 2}, said)
 
 
-def transplants(_):
+def transplants():
     """The last two layers hold what the donor knows more; each condition with its share of the gap."""
     order, last = np.arange(N) / N, N_LAYERS - 1
     shares = {f"L{k}@donor": 0 for k in range(N_LAYERS)} | {f"L0-{k}@donor": max(0, k - 3) / 2 for k in range(1, 6)}
@@ -83,11 +78,6 @@ def transplants(_):
     moved["layers x to the last"] = [0.9] * 5 + [0.2]
     said = ("share of the gap", "base with layers of donor, n = 120 documents", "differs from the base")
     yield Case(plots.recovery_curve(result, donor), 1, moved, count={"base": 1, "donor": 1}, words=said)
-    deltas = [(la, m, 0.01 * la + 0.1 * i, 1 - 0.001 * la) for la in range(6) for i, m in enumerate("qkv")]
-    deltas += [(None, "embed.weight", np.inf, np.nan), (None, "unembed.weight", 0.0, 1.0)]
-    weights = pd.DataFrame(deltas, columns=["layer", "matrix", "relative", "cosine"]).astype({"layer": "Int64"})
-    without_infinite = weights["relative"].replace(np.inf, np.nan)
-    yield Case(plots.weight_deltas(weights), 3, without_infinite, words=("unembed",))
     parts = pd.MultiIndex.from_product([("attn_out", "mlp_out"), range(5)], names=["part", "layer"])
     acts = pd.DataFrame({"relative": 0.1 * parts.get_level_values(1)}, index=parts).reset_index()
     ends = {"relative_low": 0.0, "relative_high": 0.5, "cosine": 0.99, "cosine_low": 0.9, "cosine_high": 1.0, "n": 8}
@@ -95,7 +85,7 @@ def transplants(_):
     yield Case(plots.activation_deltas(acts.assign(**ends)), 2, y, words=("n = 8 shared prompts", "no change"))
 
 
-def head_figures(_):
+def head_figures():
     curve = made_results.removal_curve(("copy", "sums"))
     own = {name: curve.points.loc[curve.points["list"] == name, "value"] for name in curve.points["list"].unique()}
     own["retrieval: random heads"] = [0.925] * 4
@@ -109,22 +99,12 @@ def head_figures(_):
     values[1, 6:] = np.nan  # only heads with both scores can be on both lists
     a, b = (made_results.head_scores(v, who) for who, v in zip(("copying", "loss"), values, strict=True))
     common = head_lists.head_overlap(a, b, k=5)
-    said = (f"m: {common.n} of the top 5 heads", f"{common.expected:.2g} expected of lists", "(36 heads)", "L3.H2")
-    said += (f"p = {common.p_value:.2g}", "top 5 of copying: L4.H5, ")
+    said = (f"m: the top 5 of 36 heads by two scores have {common}", "L3.H2", "top 5 of copying: L4.H5, ")
     yield Case(plots.head_overlap(a, b, k=5), 1, {"on both lists": [2.5]}, count={"name": common.n}, words=said)
-    noise = rng.normal(size=(4, 12, 6)) + 4 * np.array([1, 1, 0, 0])[:, None, None] * rng.normal(size=(12, 6))
-    found = dl.detector_agreement(
-        {f"d{i}": made_results.head_scores(v) for i, v in enumerate(noise)}, k=5, n_permutations=999
-    )
-    fig = plots.detector_agreement(found)
-    agrees = int((found.table[["p_spearman_adjusted", "p_shared_adjusted"]] < 0.05).sum(axis=None))
-    assert sum("★" in text.get_text() for text in fig.axes[0].texts) == agrees > 0
-    said = (f"{found.table['spearman'][0]:.2f}", "agreement of 4 detectors over 72 heads")
-    yield Case(fig, 2, [*found.table["spearman"], *found.table["n_shared"] / 5], words=said)
 
 
-def geometry_figures(_):
-    g, effects, cheap = geometries.measured()
+def geometry_figures():
+    g, effects, _ = geometries.measured()
     single = g.distances[g.distances["size"] == 1]["distance"]
     fig, sizes = plots.angular_map(g), g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
     (best,) = (line for line in fig.axes[0].lines if line.get_gid() == "best")
@@ -135,48 +115,42 @@ def geometry_figures(_):
     yield Case(plots.logit_lens(g, title="My lens"), 2, both, words=("My lens", "entropy (nats)", "final top-1 token"))
     both = [*(effects.loc[effects["where"] == where, "effect"] for where in ("all", "future"))]
     yield Case(plots.effect_map(effects), 3, np.concatenate(both), words=("skipped layer", "later layer"))
-    scatter = plots.predictor_scatter(cheap, made_results.exact(geometries.ACCURACIES))
-    said = ("loss (accuracy)", "ρ = ", "(noise allows ")
-    yield Case(scatter, 6, count={"dots": 6, "name": 6}, words=said, cannot_judge=3)
 
 
-def run_figures(tmp_path):
-    two = dl.compare(sweep(EARLY, n=120, model="base"), sweep(LATE, n=120, model="late", seed=1))
+def run_figures():
+    base, late = sweep(EARLY, n=120, model="base"), sweep(LATE, n=120, model="late", seed=1)
+    two = dl.compare(base, late)
     rows = two.of(SHARE)
     shares = {run: rows.loc[rows["run"] == run, "value"] for run in two.runs}
     critical = rows.loc[rows["critical"], "layer"]
-    said = ("base, late: loss by removed part",)
-    yield Case(plots.run_profiles(two), 1, shares, critical, {"centre": 2}, said)
+    said = ("base, late: loss by removed part", "removed layer", "centre of mass, 95% interval")
+    for given in ((two,), (base, late)):
+        yield Case(plots.profile_comparison(*given), 1, shares, critical, {"centre": 2}, said)
     table = two.of(LOSS, SHARE, compared=True)
     shown = table.loc[table["shown"], "layer"]
-    yield Case(plots.run_differences(two), 2, table["difference"], shown, words=("late minus base",))
+    yield Case(plots.loss_difference(two), 2, table["difference"], shown, words=("late minus base",))
+    shorter = plots.profile_comparison(base, sweep(LATE[:6], n=120, model="late", n_layers=6))
+    yield Case(shorter, 1, words=("depth (layer / last layer)",))
+    guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
+    yield Case(plots.profile_comparison(*guesses), 1, shown=[], cannot_judge=2)
     stages = dl.compare(*steps(5), stages=True)
     values = stages.of(SCORE, CENTRE)["value"].dropna()
     fig = plots.run_centres(stages)
     np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
     yield Case(fig, 4, words=("step1", "step5"))
-    cards = dl.compare(*two_scorecards(tmp_path))
-    count = {"effect": np.isfinite(cards.verdicts["effect"]).sum()}
-    yield Case(plots.scorecards(cards), 1, count=count, words=("few", "flat", "shown", "reversed"))
     alone = made_results.verdicts(made_results.FEW, "m")
     parts = alone.parts[alone.parts["view"] == "decides"]
-    said = (f"m: {alone.headline}", "✓ shown, n = 150", "? open")
-    yield Case(plots.scorecard(alone), 1, parts["effect"] / parts["matters"], words=said)
+    times, count = parts["effect"] / parts["matters"], {"effect": np.isfinite(parts["effect"]).sum()}
+    said = (f"m: {alone.headline}", "✓ shown, n = 150", "? open", "no estimate")
+    yield Case(plots.scorecard(alone), 1, times, count=count, words=said)
 
 
-def other_figures(_):
-    kinds = [CRITICAL, SPARED, UNDECIDED]
-    fig = plots.race_course(made_results.race(kinds * 20))
-    assert len({bar.get_facecolor() for bar in fig.axes[0].patches}) == 3
-    said = ("the 40 of 60 that took longest", "costs less than 0.1", "undecided")
-    yield Case(fig, 1, [20 + i for i in range(20, 60)], words=said)
+def other_figures():
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
     made = made_results.result(
         {"t": {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}}, n_layers=4
     )
     yield Case(plots.block_map(made), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
-    halves = {"judging half of the documents": [0.0, -0.02], "choosing half": [0.0, -0.01]}
-    yield Case(plots.greedy_curve(made_results.greedy()), 1, halves, words=("none", "tolerance"))
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
     books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
     losses = differences.open_book_losses(made_results.same_documents(books), "closed", "open").table
@@ -199,6 +173,6 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_figures_draw_their_tables(name, tmp_path):
-    for case in SETS[name](tmp_path):
+def test_figures_draw_their_tables(name):
+    for case in SETS[name]():
         holds(case)

@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 
 from depthlens import plots
+from depthlens.errors import UserError
 from depthlens.look import GREY, PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.theme import MIME, themed
@@ -86,18 +87,28 @@ def drawing(draw, *args, **options):
     return fig
 
 
+@themed
+def curves(*args, **options):
+    return panels.curves(*args, **options)[0]
+
+
+def test_more_series_than_colours_are_refused():
+    with pytest.raises(UserError, match="5 series; a figure shows up to 4, draw fewer: a, b, c, d, e"):
+        curves("Title", "", TABLE, "abcde")
+
+
 def heights(fig, gid):
     return [line.get_ydata().tolist() for line in by_gid(fig, gid)]
 
 
-@pytest.mark.parametrize("draw", [panels.lines, panels.stems])
-def test_lines_and_stems_draw_their_table(draw):
-    fig = drawing(draw, TABLE, ("a", "b"), limits=(0, 1))
+@pytest.mark.parametrize("bars", [False, True])
+def test_lines_draw_their_table(bars):
+    fig = curves("Title", "", TABLE.assign(least=0, greatest=1), ("a", "b"), bars=bars)
     check(fig)
     np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan], [0.1, 0.2, 0.3]])
     assert heights(fig, "shown") == [[0.6]], "nothing is shown where nothing can be judged"
     assert [line.get_color() for line in by_gid(fig, "series")] == [PALETTE[0], GREY]
-    ranges = by_gid(fig, "band") if draw is panels.lines else by_gid(fig, "interval")
+    ranges = by_gid(fig, "interval" if bars else "band")
     ends = np.vstack([path.vertices for range_ in ranges for path in range_.get_paths()])[:, 1]
     assert ends.min() == 0 and ends.max() == 1, "an interval leaves the range of its metric"
     for label in ("a", f"b ({theme.CANNOT_JUDGE})", panels.INTERVAL, panels.SHOWN):
@@ -108,8 +119,8 @@ def test_lines_and_stems_draw_their_table(draw):
 
 
 def test_missing_layers_leave_a_gap_and_a_point_alone_has_a_bar():
-    rows = TABLE.iloc[[0, 1, 1]].assign(x=[0, 1, 4], layer=[0, 1, 4])
-    fig = drawing(panels.lines, rows, ["a"], gaps=True)
+    rows = TABLE.iloc[[0, 1, 1]].assign(x=[0, 1, 4], layer=[0, 1, 4], n_layers=6)
+    fig = curves("Title", "", rows, ["a"])
     np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan, np.nan, 0.6]])
     (bars,) = by_gid(fig, "interval")
     assert [path.vertices[:, 0].tolist() for path in bars.get_paths()] == [[4, 4]]
@@ -132,15 +143,6 @@ def test_cells_draw_their_table():
     assert list(fig.table["series"]) == ["one", "one", "two", "two"]
     whole = drawing(panels.cells, rows.assign(idle="why"), (-1, 1), rows=range(2), columns=range(2))
     assert by_gid(whole, "hatch")[0].get_height() == 2 and texts(whole).count("why") == 1
-
-
-def test_a_forest_draws_its_table_and_what_is_beyond_its_limits_as_arrows():
-    rows = pd.DataFrame({"series": "m", "x": [0.5, 9.0, np.nan], "y": [0.5, 1.5, 2.5], "low": [0, 8, np.nan]})
-    fig = drawing(panels.forest, rows.assign(high=[1, 10, np.nan]), ["m"], (-2, 4))
-    check(fig)
-    assert [(*line.get_xdata(), line.get_marker()) for line in by_gid(fig, "effect")] == [(0.5, "o"), (4, ">")]
-    assert by_gid(fig, "interval")[0].get_xdata().tolist() == [0, 1] and "no estimate" in texts(fig)
-    np.testing.assert_array_equal(fig.table["value"], [0.5, 9, np.nan])
 
 
 def test_a_legend_is_not_wider_than_its_figure():
