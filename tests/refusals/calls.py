@@ -185,7 +185,6 @@ DONORS = [
 # as papermill hands them over: a notebook's first cells pass them on to `setup_notebook`
 PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
-    *((start(tasks=tasks), f"tasks {tasks!r}: give a list of task names") for tasks in (None, "capitals")),
     (start(num_fewshot=99), ": its prompts cannot be made ("),
 ]
 RESULTS = [
@@ -264,7 +263,7 @@ def run(names="00_tour", **options):
 
 
 RUNS = [
-    *((run(names), "no notebook named; give 'all' or any of: 00_tour") for names in (3, None, [], [3])),
+    *((run(names), f"notebooks {names!r}: give a name or a list of names") for names in (3, [])),
     (run(profile=3), "unknown profile 3; allowed: "),
     *((run(out=out), f"out {out!r}: give the path of a folder") for out in (None, "")),
 ]

@@ -92,7 +92,8 @@ STORE = [
 ]
 OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),
-    (["gallery", "{file}"], "no folder "),
+    (["gallery", " "], "folder ' ': give the path of a folder"),
+    (sweep(out="{page}"), "index.html' is another page and would be replaced; name another folder"),
     (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give folders that"),
     (["compare", "{tmp}", "{tmp}", "--out", "{out}"], "is given twice; give each run once"),
     (["compare", "{tmp}", "{foreign}", "--out", ""], "out '': give the path of a folder"),

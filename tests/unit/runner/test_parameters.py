@@ -24,7 +24,7 @@ from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import declared, fit, read_profile
 from depthlens.tasks import harness
 
-WHOLE = "of notebook 00_good: input should be a valid integer.*; its default is 5"
+WHOLE = "of notebook 00_good: Input should be a valid integer.*; its default is 5"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def profiles(suite, tmp_path):
         ("demo: {00_good: {limt: 3}}", "profile demo of .*profiles.yml: unknown parameter 'limt'; did you mean limit"),
         ("demo: {00_good: {limit: many}}", "profile demo of .*profiles.yml: parameter limit = 'many'"),
         ("demo: {_all: {nothing: 3}}", "profile demo of .*profiles.yml: .*'nothing'"),
-        ("demo: {00_god: {limit: 3}}", "unknown notebook '00_god'.*profiles.yml"),
+        ("demo: {00_god: {limit: 3}}", "profiles.yml: unknown notebook '00_god'; did you mean 00_good"),
         ("demo: {_extends: smoke}\nsmok: {}", "profiles.yml does not map profiles to parameters: 'smoke'"),
         ("demo: [1", "profiles.yml does not map"),
     ],
@@ -98,14 +98,14 @@ def test_values_of_a_profile_are_held_against_the_rules_of_the_notebook(suite, t
 
 def test_a_profile_extends_another_notebook_by_notebook(profiles):
     content = (
-        "demo: {_all: {limit: 2, model: a}, _order: [02_plain], 00_good: {threshold: 0.1, tasks: [x]}, 02_plain: }\n"
+        "demo: {_all: {limit: 2, model: a}, _layers: 3, 00_good: {threshold: 0.1, tasks: [x]}, 02_plain: }\n"
         "more: {_extends: demo, _all: {model: b}, 00_good: {tasks: [y], verbose: true}, 01_bad: {limit: 7}}\n"
     )
-    values, order, _ = profiles(content, "more")
+    values, n_layers = profiles(content, "more")
     assert values["00_good"] == {"limit": 2, "model": "b", "threshold": 0.1, "tasks": ["y"], "verbose": True}
     assert values["01_bad"] == {"limit": 7} and values["02_plain"] == {}
-    assert order == ["02_plain"]
-    assert profiles(content).values["00_good"] == {"limit": 2, "model": "a", "threshold": 0.1, "tasks": ["x"]}
+    assert n_layers == 3
+    assert profiles(content)[0]["00_good"] == {"limit": 2, "model": "a", "threshold": 0.1, "tasks": ["x"]}
 
 
 def test_declared_reads_what_papermill_would_skip():
@@ -227,15 +227,18 @@ def test_one_document_has_no_halves(folder):
     ("parameter", "value", "said"),
     [
         ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
-        ("attention_layers", 0, "attention_layers 0: input should be greater than 0"),
-        ("base", ["a", "b"], "base ['a', 'b']: list should have at most 1 item"),
-        ("depths", [0.5, 2], "depths [0.5, 2]: input should be less than or equal to 1"),
+        ("attention_layers", 0, "attention_layers 0: give a whole number, at least 1"),
+        ("base", ["a", "b"], "base ['a', 'b']: give a list of 0 to 1, each a text"),
+        ("depths", [0.5, 2], "depths [0.5, 2]: give a list of at least 1, each a number from 0 to 1"),
+        ("draws", 9, "draws 9: give a whole number, at least 10, or 0"),
         ("knowledge", ["capitals_generativ"], "unknown task 'capitals_generativ'; did you mean capitals_generative"),
-        ("layers", 3, "layers 3: input should be a valid "),
+        ("layers", 3, "layers 3: give layers, as [3, 4]"),
         ("layers", [3, 9], "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..4"),
-        ("prompt", " ", "prompt ' ': string should have at least 1 character"),
-        ("seeds", [0, -1], "seeds [0, -1]: input should be greater than or equal to 0"),
-        ("views", ["layers@mean"], "views ['layers@mean']: name layers among them"),
+        ("prompt", " ", "prompt ' ': give a text that is not empty"),
+        ("prompt_answers", ["a"], "prompt_answers ['a']: give a list of 2, each a text"),
+        ("seeds", [0, -1], "seeds [0, -1]: give a list of at least 1, each a whole number, at least 0"),
+        ("tasks", "capitals", "tasks 'capitals': give a list of at least 1, each a text"),
+        ("views", ["layers@mean"], "views ['layers@mean']: give a list of ways, with layers among them"),
         ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
     ],
 )
