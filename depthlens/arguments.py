@@ -389,19 +389,9 @@ def loaded(lens: Any) -> None:
     if isinstance(lens, str | os.PathLike):
         name = os.fspath(lens)
         raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
-    made_by(lens, "dims", "a loaded model, such as dl.load('smollm2-135m')", "lens")
+    if not hasattr(lens, "dims"):
+        raise UserError(f"lens is a {type(lens).__name__}; give a loaded model, such as dl.load('smollm2-135m')")
     lens.bind()
-
-
-def result(value: Any, name: str = "result") -> None:
-    """Refuse a value that is not the result of a sweep."""
-    made_by(value, "docs", "what a sweep returned, or dl.Result.load(folder)", name)
-
-
-def made_by(value: Any, field: str, what: str, name: str) -> None:
-    """Refuse a value without the field ``field``; ``what`` says which object is needed and where to get one."""
-    if not hasattr(value, field):
-        raise UserError(f"{name} is a {type(value).__name__}; give {what}")
 
 
 def slice_of(text: str) -> slice:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthlens import arguments
 from depthlens.analysis.run_comparison import Comparison
 from depthlens.claims.parts import MOVED, UNDER
 from depthlens.claims.scorecard_html import CHIPS
@@ -36,11 +35,7 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
     Args:
         verdicts: Of `depthlens.claims.judge`.
         title: Above the figure; by default the models, and how many claims are in which state.
-
-    Raises:
-        UserError: no verdicts.
     """
-    arguments.made_by(verdicts, "states", "what depthlens.claims.judge returned", "verdicts")
     models = verdicts.record.get("models", [])
     rows = verdicts.parts[verdicts.parts["view"] == DECIDES]
     return _forest({"": rows}, title, f"{', '.join(models)}: {verdicts.headline}" if models else verdicts.headline)
@@ -58,7 +53,6 @@ def scorecards(comparison: Comparison, *, place: str = "", title: str | None = N
     Raises:
         UserError: no verdicts there, or more runs than there are colours.
     """
-    arguments.made_by(comparison, "verdicts", "what depthlens.compare returned", "comparison")
     table = comparison.verdicts[comparison.verdicts["place"] == place]
     by_run = {run: table[table["run"] == run] for run in comparison.runs if run in set(table["run"])}
     if not by_run or len(comparison.runs) > MAX_OVERLAID:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 
-from depthlens import arguments
 from depthlens.analysis import races, stats
 from depthlens.analysis.block_losses import block_table
 from depthlens.analysis.block_removal import Greedy
@@ -248,7 +247,6 @@ def greedy_curve(greedy: Greedy, *, title: str | None = None) -> Plot:
         greedy: From `depthlens.greedy_removal`.
         title: Above the figure.
     """
-    arguments.made_by(greedy, "steps", "what depthlens.greedy_removal returned", "greedy")
     steps, record = greedy.steps, greedy.record
     default = f"Layers removed one after another: {record['task']}, judged on {steps['n'].iloc[0]} documents"
     table = tidy(steps, "step", "delta")
@@ -280,7 +278,6 @@ def race_course(race: Race, *, title: str | None = None) -> Plot:
         race: From `depthlens.race`.
         title: Above the figure.
     """
-    arguments.made_by(race, "decisions", "what depthlens.race returned", "race")
     groups = list(race.decisions.groupby(["task", "metric"], sort=False))
     shown = [rows.nlargest(MOST_ROWS, "n").sort_index() for _, rows in groups]
     seen = counts(race.decisions["n"])

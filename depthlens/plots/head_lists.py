@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis import head_lists
 from depthlens.analysis.findings import DescribedTable
@@ -49,7 +48,6 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     Raises:
         UserError: more lists than there are colours.
     """
-    arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
     lists = list(curve.points["list"].unique())
     panels.at_most_four(lists, "lists")
     of_list = ["list", "task", "metric"]
@@ -94,7 +92,6 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
     Raises:
         UserError: more lists than there are colours.
     """
-    arguments.made_by(curve, "areas", "what depthlens.sufficiency_curve returned", "curve")
     lists = list(curve.points["list"].unique())
     panels.at_most_four(lists, "lists")
     points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
@@ -209,7 +206,6 @@ def detector_agreement(agreement: DescribedTable, *, title: str | None = None) -
     Raises:
         UserError: another table.
     """
-    arguments.made_by(agreement, "sentences", "what depthlens.detector_agreement returned", "agreement")
     table, record = agreement.table, agreement.record
     if record.get("made_by") != "detector_agreement":
         raise UserError("agreement is a table of something else; give what depthlens.detector_agreement returned")

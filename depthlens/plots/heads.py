@@ -131,7 +131,6 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
         raise UserError("no scores; give at least one")
     maps = []
     for i, s in enumerate(scores):
-        arguments.made_by(s, "critical", "a head sweep, or scores of heads", "scores")
         finite = s.values[np.isfinite(s.values)]
         if not len(finite):
             raise UserError(f"{s.name}: no head has a score; give scores of at least one")

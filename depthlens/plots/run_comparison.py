@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from depthlens import arguments
 from depthlens.analysis import written_answers
 from depthlens.analysis.run_comparison import ABOVE_FLOOR, CENTRE, KEY, Comparison
 from depthlens.errors import UserError
@@ -43,7 +42,7 @@ def run_profiles(comparison: Comparison, *, place: str = "", parts: str = "layer
     Raises:
         UserError: more runs than there are colours, or nothing to draw.
     """
-    table = _checked(comparison).profiles
+    table = comparison.profiles
     relative = table.groupby([*KEY, "group"])["share"].transform("count") > 0
     table = panels.tidy(table, "depth", "loss", series=table["run"], shown=table["critical"])
     for to, share in (("y", "share"), ("low", "share_low"), ("high", "share_high")):
@@ -77,7 +76,7 @@ def run_differences(
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
     """
-    table = _checked(comparison).differences
+    table = comparison.differences
     series, unit = table["run"] + " minus " + table["reference"], np.where(table["scale"] == ABOVE_FLOOR, SHARE, "")
     table = panels.tidy(table, "layer", "difference", series=series, unit=unit)
     fig, axes = _figure(comparison, table, place, parts, title, "difference of losses", "removed layer")
@@ -101,7 +100,7 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
     Raises:
         UserError: nothing to draw.
     """
-    centres = _checked(comparison).centres
+    centres = comparison.centres
     centres = centres[(centres["measure"] == CENTRE) & (centres["parts"] == parts)]
     whole = comparison.baselines.assign(parts=parts, unit="whole model", value=comparison.baselines["baseline"])
     known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
@@ -118,11 +117,6 @@ def drawable(comparison: Comparison, table: pd.DataFrame) -> list[tuple[str, str
     """Folders and kinds of part over depth that a table of the comparison has for two runs with equal settings."""
     pairs = comparison.centres[["place", "parts"]].drop_duplicates().itertuples(index=False, name=None)
     return [(place, parts) for place, parts in pairs if _panels(table, place, parts)]
-
-
-def _checked(comparison: Comparison) -> Comparison:
-    arguments.made_by(comparison, "profiles", "what depthlens.compare returned", "comparison")
-    return comparison
 
 
 def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:
