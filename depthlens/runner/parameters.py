@@ -1,8 +1,8 @@
 """Parameters of notebooks: which ones a notebook declares, their values in a profile, and whether a value is allowed.
 
 The cell tagged ``parameters`` is read as Python and not line by line as papermill does, because papermill skips a line
-whose comment contains an equals sign, and a parameter that is skipped could not be checked. A value must have the type
-of the default. Numbers may also be null, which the notebooks use for "no limit".
+whose comment contains an equals sign, and a parameter that is skipped could not be checked. Values are checked by the
+rules of their names; what another notebook calls by a name of its own is that notebook's affair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
@@ -55,52 +54,33 @@ def declared(nb: NotebookNode, name: str) -> dict[str, object]:
 
 
 def assign(values: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
-    """For each notebook those of the values whose parameters it declares, checked against its defaults.
+    """For each notebook those of the values whose parameters it declares; see `fit`.
 
     Args:
-        values: Values by parameter; text is read as YAML unless the default is text.
+        values: Values by parameter.
         defaults: For each notebook its declared parameters.
 
     Raises:
-        UserError: a parameter that no notebook declares, or a value of another type than the default.
+        UserError: a parameter that no notebook declares.
     """
     declared_somewhere = sorted({parameter for known in defaults.values() for parameter in known})
     for parameter in values:
         if parameter not in declared_somewhere:
             raise unknown("parameter", parameter, declared_somewhere, f"(of {', '.join(defaults)})")
     return {
-        name: {p: fit(value, known[p], p, name) for p, value in values.items() if p in known}
-        for name, known in defaults.items()
+        name: {p: fit(value, known[p]) for p, value in values.items() if p in known} for name, known in defaults.items()
     }
 
 
-def fit(value: object, default: object, parameter: str, notebook: str) -> object:
-    """The value as the notebook gets it: of the type of the default.
-
-    Raises:
-        UserError: it cannot be read, or has another type than the default.
-    """
-    adapter, read = TypeAdapter(_type_of(default)), value
-    if isinstance(value, str) and not isinstance(default, str):
-        text = {"": "''", "None": "null"}.get(value.strip(), value)
-        with contextlib.suppress(yaml.YAMLError, ValidationError):
-            return adapter.validate_python(yaml.safe_load(text), strict=True)
-        with contextlib.suppress(yaml.YAMLError):  # of text pydantic makes numbers (1e-3) and names (`no`, `1`)
-            read = yaml.load(text, yaml.BaseLoader)
-    try:
-        return adapter.validate_python(read, strict=not isinstance(value, str))
-    except ValidationError as error:
-        what = f"parameter {parameter} = {value!r} of notebook {notebook}"
-        raise UserError(f"{what}: {error.errors()[0]['msg']}; its default is {default!r}") from None
-
-
-def _type_of(default: object) -> Any:
-    """The type of a default; of None, and of a collection that is empty or mixed, nothing is known."""
-    if isinstance(default, list) and len({type(item) for item in default}) == 1:
-        return list[_type_of(default[0])]  # type: ignore[misc]  # made while it runs
-    if isinstance(default, int | float) and not isinstance(default, bool):
-        return type(default) | None
-    return Any if default is None else type(default)
+def fit(value: object, default: object) -> object:
+    """The value as the notebook gets it: text is read as Python or YAML, unless the default is text, too."""
+    if not isinstance(value, str) or isinstance(default, str) or not value.strip():
+        return value
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # `1e-3` and `None`, which are text in YAML
+        return ast.literal_eval(value.strip())
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(value)
+    return value
 
 
 def check_values(values: Mapping[str, Any], notebook: str) -> None:
@@ -220,7 +200,7 @@ def read_profile(
         all are.
 
     Raises:
-        UserError: it does not exist, or has a value that its notebook does not take.
+        UserError: it does not exist, or names a notebook or parameter that does not.
     """
     if profile is None:
         return {name: {} for name in defaults}, None

@@ -106,9 +106,9 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
 
 @pytest.mark.parametrize("profile", yaml.safe_load((paths.notebooks_dir() / "profiles.yml").read_text()))
 def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
-    """Values for undeclared parameters and of a wrong type are refused by `read_profile` itself."""
+    """Undeclared parameters are refused by `read_profile` itself."""
     aliases = {row.alias for row in names.NAMED}
-    for name, given in read_profile(PROFILES, profile, DEFAULTS).values.items():
+    for name, given in read_profile(PROFILES, profile, DEFAULTS)[0].items():
         values = DEFAULTS[name] | given
         assert values["model"] in aliases and values["out"] is None, "depthlens run chooses the folder"
         tasks = parameters.named(values, parameters.TASKS)
