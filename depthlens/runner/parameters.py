@@ -18,7 +18,7 @@ import yaml
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
 from depthlens.arguments import FLAG, TEXT, WHOLE, Rule, list_of, numeric, one_of, or_none
-from depthlens.errors import UserError, concerning, unknown
+from depthlens.errors import UserError, blaming, concerning, unknown
 from depthlens.models import names
 from depthlens.models.names import NAMED
 
@@ -187,9 +187,6 @@ def read_profile(
 ) -> tuple[dict[str, dict[str, object]], int | None]:
     """A profile of a file; the values of a notebook replace those under ``_all``.
 
-    A profile with ``_extends`` has the values of another one where it gives none of its own, ``_all`` and each notebook
-    taken by themselves.
-
     Args:
         path: The file.
         profile: Name of the profile; None: the notebooks' defaults.
@@ -204,15 +201,12 @@ def read_profile(
     """
     if profile is None:
         return {name: {} for name in defaults}, None
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        own = dict(content[profile]) if profile in content else None
-        base = dict(content[own.pop("_extends")]) if own and "_extends" in own else {}
-    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} does not map profiles to parameters: {' '.join(str(error).split())}") from None
-    if own is None:
-        raise unknown("profile", profile, content, f"profiles are in {path}")
-    own = base | {k: (base.get(k) or {}) | v if isinstance(v, dict) else v for k, v in own.items()}
+    kinds = OSError, yaml.YAMLError, TypeError, ValueError, AttributeError
+    with blaming(f"{path} does not map profiles to parameters", "repair it", kinds):
+        profiles = {name: dict(of) for name, of in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    if profile not in profiles:
+        raise unknown("profile", profile, profiles, f"profiles are in {path}")
+    own = profiles[profile]
     shared, n_layers = own.pop("_all", {}), own.pop("_layers", None)
     with concerning(f"profile {profile} of {path}"):
         values = assign(shared, defaults)

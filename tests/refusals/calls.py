@@ -244,13 +244,4 @@ PLOTS = [
 ]  # fmt: skip
 
 
-def run(names="00_tour", **options):
-    return lambda e: dl.runner.run(names, **{"out": e.tmp / "out", **options})
-
-
-RUNS = [
-    *((run(names), f"notebooks {names!r}: give a name or a list of names") for names in (3, [])),
-    (run(profile=3), "unknown profile 3; allowed: "),
-    *((run(out=out), f"out {out!r}: give the path of a folder") for out in (None, "")),
-]
-CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS, *RUNS]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS]

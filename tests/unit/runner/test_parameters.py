@@ -24,6 +24,7 @@ from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import declared, fit, read_profile
 from depthlens.tasks import harness
 
+MODELS = ["organism:seed=1", "organism"]
 WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 1"
 
 
@@ -46,6 +47,12 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
             {"parameters": {"tasks": "[capitals, capitols_default]"}},
             "unknown task 'capitols_default'; did you mean cap",
         ),
+        ({"models": ["organism", "no/such"]}, "model 'no/such'"),
+        ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
+        ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
+        ({"models": MODELS, "parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
+        ({"names": [3]}, r"notebooks \[3\]: give a name or a list of names"),
+        ({"out": None}, "out None: give the path of a folder"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, monkeypatch, arguments, message):
@@ -77,8 +84,8 @@ def profiles(suite, tmp_path):
         ("demo: {00_good: {limt: 3}}", "profile demo of .*profiles.yml: unknown parameter 'limt'; did you mean limit"),
         ("demo: {_all: {nothing: 3}}", "profile demo of .*profiles.yml: .*'nothing'"),
         ("demo: {00_god: {limit: 3}}", "profiles.yml: unknown notebook '00_god'; did you mean 00_good"),
-        ("demo: {_extends: smoke}\nsmok: {}", "profiles.yml does not map profiles to parameters: 'smoke'"),
-        ("demo: [1", "profiles.yml does not map"),
+        ("demo: [1", "profiles.yml does not map profiles to parameters"),
+        ("demo: 3", "profiles.yml does not map profiles to parameters"),
     ],
 )
 def test_bad_profiles_name_their_file(profiles, content, message):
@@ -94,16 +101,10 @@ def test_values_of_a_profile_are_held_against_the_rules_of_the_notebook(suite, t
     (suite / "profiles.yml").write_text(own)
 
 
-def test_a_profile_extends_another_notebook_by_notebook(profiles):
-    content = (
-        "demo: {_all: {limit: 2, model: a}, _layers: 3, 00_good: {threshold: 0.1, tasks: [x]}, 02_plain: }\n"
-        "more: {_extends: demo, _all: {model: b}, 00_good: {tasks: [y], verbose: true}, 01_bad: {limit: 7}}\n"
-    )
-    values, n_layers = profiles(content, "more")
-    assert values["00_good"] == {"limit": 2, "model": "b", "threshold": 0.1, "tasks": ["y"], "verbose": True}
-    assert values["01_bad"] == {"limit": 7} and values["02_plain"] == {}
-    assert n_layers == 3
-    assert profiles(content)[0]["00_good"] == {"limit": 2, "model": "a", "threshold": 0.1, "tasks": ["x"]}
+def test_a_profile_has_values_for_all_notebooks_and_for_one(profiles):
+    values, n_layers = profiles("demo: {_all: {limit: 2, model: a}, _layers: 3, 00_good: {limit: 7}, 02_plain: }")
+    assert values["00_good"] == {"limit": 7, "model": "a"}
+    assert (values["01_bad"], values["02_plain"], n_layers) == ({"limit": 2}, {}, 3)
 
 
 def test_declared_reads_what_papermill_would_skip():
@@ -134,9 +135,6 @@ def test_text_is_read_unless_the_default_is_text(text, default, value):
     assert fit(text, default) == value
 
 
-MODELS = ["organism:seed=1", "organism"]
-
-
 @pytest.mark.slow
 def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_running(suite, tmp_path):
     fails = code("if 'seed' in model:\n    raise ValueError('too short')")
@@ -154,24 +152,6 @@ def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_
         assert notebook["parameters"]["model"] == model and notebook["name"] == f"{folder}/03_model"
         assert f'href="{folder}/03_model.html"' in index
         assert f'href="{os.pardir}/index.html"' in (out / folder / "03_model.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"models": ["organism", "no/such"]}, "model 'no/such'"),
-        ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
-        ({"models": ["organism", ""]}, "models .*: give a name or a list of names"),
-        ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
-        ({"parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
-        ({"parameters": {"limit": -1}}, "limit -1: give a whole number"),
-    ],
-)
-def test_mistakes_are_found_before_the_first_notebook(suite, tmp_path, change, said):
-    given = {"names": "00_good", "models": MODELS, "profile": "demo"} | change
-    with pytest.raises(UserError, match=said):
-        execute.run(given.pop("names"), out=tmp_path / "out", progress=False, **given)
-    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_folders(tmp_path):
