@@ -84,11 +84,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _is_whole(value: Any) -> bool:
-    """Whether a value is a whole number from 0; a bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def _is_text(value: Any) -> bool:
     """Whether a value is a text that is not empty."""
     return isinstance(value, str) and bool(value.strip())
@@ -107,7 +102,7 @@ def _are_different(value: Any, fits: Callable[[Any], object]) -> bool:
 def _are_samples(value: Any) -> bool:
     """Whether a value chooses documents of a task, or of several by name."""
     some = value.values() if isinstance(value, Mapping) and value else [value]
-    return all(re.fullmatch(_SLICE, s) if isinstance(s, str) else _are_different(s, _is_whole) for s in some)
+    return all(re.fullmatch(_SLICE, s) if isinstance(s, str) else _are_different(s, WHOLE.fits) for s in some)
 
 
 def _are_devices(value: Any) -> bool:
@@ -122,10 +117,15 @@ def _is_path(value: Any) -> bool:
 
 def _is_share(value: Any) -> bool:
     """Whether a value is a share of one GPU, or a whole number of them."""
-    return bool(_number(float, 0).fits(value) and (0 < value <= 1 or value % 1 == 0 < value))
+    return bool(numeric(float, 0).fits(value) and (0 < value <= 1 or value % 1 == 0 < value))
 
 
-def _number(kind: type, low: int | float, high: int | float = math.inf, of: str = "", fix: str = "") -> Rule:
+def or_none(rule: Rule) -> Rule:
+    """The rule of a value that may be left out."""
+    return replace(rule, fits=lambda value: value is None or rule.fits(value), give=f"{rule.give}, or leave it out")
+
+
+def numeric(kind: type, low: int | float, high: int | float = math.inf, of: str = "", fix: str = "") -> Rule:
     """The rule of a number from ``low`` to ``high``, both included; of an int as ``kind`` it is a whole one."""
     kinds = int if kind is int else int | float
 
@@ -137,7 +137,14 @@ def _number(kind: type, low: int | float, high: int | float = math.inf, of: str 
     return Rule(fits, f"{what}{of}{span}{fix}", "N", kind)
 
 
-def _one_of(*allowed: str) -> Rule:
+def list_of(item: Rule, low: int = 1, high: int | float = math.inf) -> Rule:
+    """The rule of a list of ``low`` to ``high`` items, for each of which there is a rule."""
+    size = f"at least {low}" if high == math.inf else f"{low}" if low == high else f"{low} to {high}"
+    return Rule(lambda v: _is_list(v, item.fits) and low <= len(v) <= high, f"a list of {size}, each {item.give}")
+
+
+def one_of(*allowed: str) -> Rule:
+    """The rule of one of some names."""
     return Rule(lambda value: isinstance(value, str) and value in allowed, metavar="NAME", allowed=allowed)
 
 
@@ -158,7 +165,9 @@ def _read_settings(text: str) -> Any:
     return text if None in found.values() else found
 
 
-_FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
+FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
+TEXT = Rule(_is_text, "a text that is not empty")
+WHOLE = numeric(int, 0)
 
 
 class Option(NamedTuple):
@@ -200,7 +209,7 @@ _STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` 
 _DEVICE = Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1"))
 _REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
 _PROMPTS = Rule(
-    lambda value: _is_list(value, _is_text) or _number(int, 1).fits(value),
+    lambda value: _is_list(value, _is_text) or numeric(int, 1).fits(value),
     "a list of prompts, none of them empty, or how many are made",
     "TEXT",
 )
@@ -245,24 +254,24 @@ class EvalOptions(TypedDict, total=False):
         worker_gpus: GPUs of each worker, below 1 a share of one; by default as many as the model has here.
     """
 
-    limit: Annotated[int | None, Option(_number(int, 1, of=" of documents"))]
+    limit: Annotated[int | None, Option(numeric(int, 1, of=" of documents"))]
     samples: Annotated[str | Sequence[int] | Mapping[str, str | Sequence[int]] | None, Option(_SAMPLES)]
-    num_fewshot: Annotated[int | None, Option(_number(int, 0, of=" of examples"))]
+    num_fewshot: Annotated[int | None, Option(numeric(int, 0, of=" of examples"))]
     include_path: Annotated[str | Path | None, Option(_FOLDER)]
-    seed: Annotated[int, Option(_number(int, 0, 2**32 - 1), 0)]
-    apply_chat_template: Annotated[bool, Option(_FLAG, False)]
+    seed: Annotated[int, Option(numeric(int, 0, 2**32 - 1), 0)]
+    apply_chat_template: Annotated[bool, Option(FLAG, False)]
     system_instruction: Annotated[str | None, Option(Rule(lambda value: isinstance(value, str), "a text", "TEXT"))]
     gen_kwargs: Annotated[Mapping[str, Any] | None, Option(_SETTINGS)]
     think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
-    enable_thinking: Annotated[bool | None, Option(_FLAG, flag="--enable-thinking/--no-thinking")]
-    measure: Annotated[str, Option(_one_of(*MEASURES), "task")]
-    backend: Annotated[str, Option(_one_of(*BACKENDS), "torch")]
-    batch_tokens: Annotated[int | None, Option(_number(int, 1))]
+    enable_thinking: Annotated[bool | None, Option(FLAG, flag="--enable-thinking/--no-thinking")]
+    measure: Annotated[str, Option(one_of(*MEASURES), "task")]
+    backend: Annotated[str, Option(one_of(*BACKENDS), "torch")]
+    batch_tokens: Annotated[int | None, Option(numeric(int, 1))]
     store: Annotated[Any, Option(_STORE, "auto")]
-    progress: Annotated[bool, Option(_FLAG, True)]
-    workers: Annotated[int | None, Option(_number(int, 1))]
+    progress: Annotated[bool, Option(FLAG, True)]
+    workers: Annotated[int | None, Option(numeric(int, 1))]
     ray: Annotated[str | None, Option(_ADDRESS)]
-    worker_cpus: Annotated[int | None, Option(_number(int, 1, of=" of CPU threads"))]
+    worker_cpus: Annotated[int | None, Option(numeric(int, 1, of=" of CPU threads"))]
     worker_gpus: Annotated[float | None, Option(_SHARE)]
 
 
@@ -289,9 +298,9 @@ class LoadOptions(TypedDict, total=False):
         remote: Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.
     """
 
-    dtype: Annotated[str, Option(_one_of(*DTYPES), "auto")]
+    dtype: Annotated[str, Option(one_of(*DTYPES), "auto")]
     device: Annotated[str, Option(_DEVICE, "auto")]
-    quantize: Annotated[str | None, Option(_one_of(*SCHEMES))]
+    quantize: Annotated[str | None, Option(one_of(*SCHEMES))]
     offload: Annotated[str | None, Option(Rule(lambda value: value == "disk", "'disk'", "disk"))]
     remote: Annotated[bool | str, Option(_REMOTE, False)]
 
@@ -314,15 +323,11 @@ UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ra
 COMMANDS = OPTIONS | LOADING | SOURCES
 
 
-def _or_none(rule: Rule) -> Rule:
-    return replace(rule, fits=lambda value: value is None or rule.fits(value), give=f"{rule.give}, or leave it out")
-
-
 RULES: dict[str, Rule] = {
-    **{name: o.rule if o.default is not None else _or_none(o.rule) for name, o in COMMANDS.items()},
-    "out": _or_none(PATH),
+    **{name: o.rule if o.default is not None else or_none(o.rule) for name, o in COMMANDS.items()},
+    "out": or_none(PATH),
     "tasks": _names("capitals_continuation"),
-    "text_set": _one_of(*TEXT_SETS),
+    "text_set": one_of(*TEXT_SETS),
 }
 
 
@@ -350,12 +355,12 @@ def read(texts: Mapping[str, Any]) -> dict[str, Any]:
 
 def whole(name: str, value: Any, low: int, high: int | float = math.inf, *, of: str = "", fix: str = "") -> int:
     """A whole number from ``low`` up to ``high``, both included; any other value is refused."""
-    return _number(int, low, high, of, fix)(name, value)
+    return numeric(int, low, high, of, fix)(name, value)
 
 
 def number(name: str, value: Any, low: int | float, high: int | float = math.inf, *, fix: str = "") -> int | float:
     """A number from ``low`` to ``high``, both included; any other value is refused, and so is NaN."""
-    return _number(float, low, high, fix=fix)(name, value)
+    return numeric(float, low, high, fix=fix)(name, value)
 
 
 def names(name: str, value: Any, example: str) -> list[str]:
@@ -376,7 +381,7 @@ def chosen(name: str, value: Any, known: Iterable[Any]) -> list[str]:
 def layers(name: str, value: Any, n_layers: int) -> list[int]:
     """Layers of a model as a list; any other value is refused."""
     give = f"a list of layers, e.g. [0, 1]; layers are 0..{n_layers - 1}"
-    return list(Rule(lambda v: _is_list(v, lambda n: _is_whole(n) and n < n_layers), give)(name, value))
+    return list(Rule(list_of(numeric(int, 0, n_layers - 1), 0).fits, give)(name, value))
 
 
 def loaded(lens: Any) -> None:
@@ -384,19 +389,9 @@ def loaded(lens: Any) -> None:
     if isinstance(lens, str | os.PathLike):
         name = os.fspath(lens)
         raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
-    made_by(lens, "dims", "a loaded model, such as dl.load('smollm2-135m')", "lens")
+    if not hasattr(lens, "dims"):
+        raise UserError(f"lens is a {type(lens).__name__}; give a loaded model, such as dl.load('smollm2-135m')")
     lens.bind()
-
-
-def result(value: Any, name: str = "result") -> None:
-    """Refuse a value that is not the result of a sweep."""
-    made_by(value, "docs", "what a sweep returned, or dl.Result.load(folder)", name)
-
-
-def made_by(value: Any, field: str, what: str, name: str) -> None:
-    """Refuse a value without the field ``field``; ``what`` says which object is needed and where to get one."""
-    if not hasattr(value, field):
-        raise UserError(f"{name} is a {type(value).__name__}; give {what}")
 
 
 def slice_of(text: str) -> slice:

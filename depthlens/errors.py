@@ -86,6 +86,15 @@ def refuse_name(owner: str, name: str, other: dict[str, tuple[str, ...]], known:
 
 
 @contextlib.contextmanager
+def concerning(what: str) -> Iterator[None]:
+    """Within it the message of a `UserError` begins with what it concerns, e.g. ``"notebook 00_tour"``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+@contextlib.contextmanager
 def blaming(fault: str, fix: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
     """Turn errors that files or functions of the user raise into a one-line `UserError` with that cause.
 

@@ -5,8 +5,8 @@ texts of other documents, which sweeps have.
 
 Importing this module registers the model, after which ``lm_eval.simple_evaluate(model="depthlens", ...)`` works.
 lm-eval's command line imports only the models that it ships, so ``python -m depthlens.lm_eval_model`` takes its place:
-it registers ours, knows the embedded tasks and passes every argument on. A wrong name of a task or a model ends as one
-line and exit code 2.
+it registers ours, knows the embedded tasks and passes every argument on. A wrong name of a model ends as one line and
+exit code 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from depthlens import paths
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.progress import say
 
 
@@ -32,13 +32,6 @@ def main() -> None:
         def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
             theirs = [include_path] if isinstance(include_path, str | Path) else include_path or ()
             super().__init__(*args, include_path=[str(paths.tasks_dir()), *map(str, theirs)], **kwargs)
-
-        def match_tasks(self, task_list: list[str]) -> list[str]:
-            matches = super().match_tasks(task_list)
-            for name in task_list if not matches else ():
-                if not Path(name).is_dir():
-                    raise unknown("task", name, sorted(self.all_tasks), "your own YAML files need --include_path")
-            return matches
 
     lm_eval.tasks.TaskManager = TaskManager  # each of its commands imports it from there
     try:

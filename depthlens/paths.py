@@ -19,6 +19,8 @@ from depthlens import arguments
 from depthlens.errors import UserError, blaming
 
 LOCK = ".depthlens.lock"
+PAGE = "index.html"
+_OUR_PAGES = "<title>depthlens: ", "depthlens-explorer"  # an index of notebooks, a view of answers
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -59,6 +61,13 @@ def writable_folder(path: Path | str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     return folder
+
+
+def refuse_foreign_page(folder: Path) -> None:
+    """Refuse a folder whose ``index.html`` depthlens did not write: it would be replaced."""
+    page = folder / PAGE
+    if page.is_file() and not any(mark in page.read_text("utf-8", "replace") for mark in _OUR_PAGES):
+        raise UserError(f"{str(page)!r} is another page and would be replaced; name another folder, or move it")
 
 
 @contextmanager

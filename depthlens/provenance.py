@@ -36,11 +36,8 @@ def git_commit() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """The entries that all records share."""
+    """The entries that all records share; machine and time may differ between equal runs."""
     ours = {"depthlens": version("depthlens"), "python": platform.python_version()}
-    return {**ours, "git_commit": git_commit(), "versions": ours | {name: version(name) for name in PACKAGES}}
-
-
-def where_and_when() -> dict[str, str]:
-    """The machine and the time, in which two equal runs may differ."""
-    return {"platform": platform.platform(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    versions = ours | {name: version(name) for name in PACKAGES}
+    where_and_when = {"platform": platform.platform(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {**ours, "git_commit": git_commit(), "versions": versions, **where_and_when}

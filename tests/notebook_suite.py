@@ -58,9 +58,7 @@ def make(folder: Path) -> Path:
         code("print('never')"),
     )
     write(folder, "02_plain", new_markdown_cell("# Plain?"), code("print('<b>7</b> layers')", "headline"))
-    (folder / "profiles.yml").write_text(
-        "smoke:\n  _all: {limit: 2}\n  _order: [02_plain, 00_good]\n  00_good: {model: smollm2-135m}\ndemo: {}\n"
-    )
+    (folder / "profiles.yml").write_text("smoke:\n  _all: {limit: 2}\n  00_good: {model: smollm2-135m}\ndemo: {}\n")
     return folder
 
 

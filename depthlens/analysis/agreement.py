@@ -73,7 +73,6 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
         `depthlens.analysis.rank_correlations` over the parts that both have. It is described by one sentence each.
         Tasks at chance have no rows. Where no two modes have a part in common, the sentence says so.
     """
-    arguments.result(result)
     modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
     names, several = labels(result), result.docs["model"].nunique() > 1
     cases = []

@@ -43,7 +43,6 @@ def block_table(result: Result) -> pd.DataFrame:
     Raises:
         UserError: the result has no block.
     """
-    arguments.result(result)
     rows = result.losses()
     layers = rows["condition"].str.extract(r"^L(\d+)(?:-(\d+))?$").astype("Int64")
     rows = rows.assign(start=layers[0], size=layers[1].fillna(layers[0]) - layers[0] + 1)[layers[0].notna()]

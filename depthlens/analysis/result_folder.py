@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from depthlens.errors import UserError
-from depthlens.paths import locked
+from depthlens.paths import locked, refuse_foreign_page
 
 DOCS_FILE, QUESTIONS_FILE = "docs.parquet", "questions.parquet"
 SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
@@ -46,6 +46,7 @@ def claimed(out: str | Path, asked: Mapping[str, Any], *, overwrite: bool) -> It
     """
     with locked(out) as folder:
         if not overwrite:
+            refuse_foreign_page(folder)
             refuse_other(folder, FILES, lambda record: _differs_from_asked(record, asked))
         yield folder
 

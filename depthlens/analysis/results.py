@@ -356,8 +356,6 @@ def concat(results: Sequence[Result]) -> Result:
     Raises:
         UserError: two results disagree on a score, or on what a task is.
     """
-    for result in results:
-        arguments.result(result)
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)

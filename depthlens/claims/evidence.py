@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from depthlens import arguments
 from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
@@ -74,16 +73,12 @@ class Evidence:
 
     def __post_init__(self) -> None:
         for name in (*MODEL_FIELDS, "control", "transplants"):
-            for sweep in self.results(name):
-                arguments.result(sweep, name)
             _refuse_same_seeds(name, self.results(name))
         models = sorted({m for name in MODEL_FIELDS for r in self.results(name) for m in r.docs["model"].unique()})
         if len(models) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
         if self.heads is None:
             return
-        for curve in self.curves:
-            arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "heads")
         pairs = list(zip(self.curves[0].tests["list"], self.curves[0].tests["task"], strict=True))
         if self.head_tasks is None:
             known = ", ".join(f"{heads!r}" for heads in dict.fromkeys(heads for heads, _ in pairs))

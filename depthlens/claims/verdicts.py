@@ -92,7 +92,6 @@ def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> V
     Raises:
         UserError: an unknown claim, or a result that is not the sweep that its field asks for.
     """
-    arguments.made_by(evidence, "letters", "depthlens.claims.Evidence(...)", "evidence")
     ids = [claim.id for claim in CLAIMS]
     chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
     rows = [row for claim in CLAIMS if claim.id in chosen for row in _rows(claim.id, claim.parts(evidence))]

@@ -155,7 +155,7 @@ def measured(
 def made_record(lens: Lens, answers: AnswerStore, caches: Sequence[AnswerCache], **about: Any) -> dict[str, Any]:
     """What a record holds: the model, what the experiment says, use of the store, versions, time and machine."""
     record = {"model": lens.describe(answers.fingerprint), **about, "store": cache_usage(caches)}
-    return record | provenance.environment() | provenance.where_and_when()
+    return record | provenance.environment()
 
 
 def table_of_means(

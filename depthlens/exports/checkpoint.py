@@ -197,7 +197,6 @@ def _cost(lens: Lens, condition: Condition, result: Result | None) -> pd.DataFra
     """
     if result is None:
         return None
-    arguments.result(result)
     models = [part["model"] for part in result.record.get("parts", [result.record])]
     if lens.fingerprint not in [model["fingerprint"] for model in models]:
         names = ", ".join(model["name"] for model in models)
@@ -254,7 +253,6 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
     import lm_eval  # slow to import
     from lm_eval.models.huggingface import HFLM
 
-    arguments.result(result)
     name, record = str(parse_condition(condition)), result.record
     docs = result.select(conditions=[name]).docs.query("condition == @name")
     model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=8)

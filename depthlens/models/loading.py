@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from depthlens import arguments, progress
-from depthlens.errors import UserError
+from depthlens.errors import UserError, blaming
 from depthlens.models import names, placement, quantised
 from depthlens.models.architectures import Architecture, bind, rotary_settings
 from depthlens.models.lens import Lens
@@ -231,16 +231,15 @@ def smollm2() -> Path:
     cache = Path(os.environ.get("DEPTHLENS_CACHE") or platformdirs.user_cache_dir("depthlens"))
     if (target := cache / FOLDER).is_dir():
         return target
-    try:
+    fix = "free about 1.2 GB there or set DEPTHLENS_CACHE to another folder"
+    # safetensors has its own error for a full disk
+    with blaming(f"embedded model cannot be written to {cache}", fix, (OSError, SafetensorError)):
         cache.mkdir(parents=True, exist_ok=True)
         # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as work:
             built = convert(download(Path(work)), Path(work) / "model")
             if not target.is_dir():  # else another process has made it meanwhile
                 os.replace(built, target)
-    except (OSError, SafetensorError) as e:  # safetensors has its own error for a full disk
-        fault = f"embedded model cannot be written to {cache}: {getattr(e, 'strerror', None) or e}"
-        raise UserError(f"{fault}; free about 1.2 GB there or set DEPTHLENS_CACHE to another folder") from e
     return target
 
 

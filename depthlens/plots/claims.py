@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from depthlens import arguments
 from depthlens.claims.parts import MOVED, UNDER
 from depthlens.claims.scorecard_html import CHIPS
 from depthlens.claims.verdicts import DECIDES, Verdicts
@@ -33,11 +32,7 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
     Args:
         verdicts: Of `depthlens.claims.judge`.
         title: Above the figure; by default the models, and how many claims are in which state.
-
-    Raises:
-        UserError: no verdicts.
     """
-    arguments.made_by(verdicts, "states", "what depthlens.claims.judge returned", "verdicts")
     rows = verdicts.parts[verdicts.parts["view"] == DECIDES]
     names = {"effect": "value", "ci_low": "low", "ci_high": "high"}
     times = rows[[*names]].div(rows["matters"], axis=0).rename(columns=names)

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from depthlens import arguments
 from depthlens.analysis import recovery, written_answers
 from depthlens.analysis.results import Result
 from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison, Run, compare_runs
@@ -230,13 +229,10 @@ def _pairs(comparison: Comparison) -> pd.DataFrame:
 def _compared(runs: Sequence[Any]) -> Comparison:
     """The comparison that is given, or that of some results."""
     if len(runs) != 1 or isinstance(runs[0], Result):
-        for run in runs:
-            arguments.result(run)
         models = [str(run.docs["model"].iloc[0]) for run in runs]
         names = [name if models.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(models, 1)]
         return compare_runs([Run(name, {"": run}) for name, run in zip(names, runs, strict=True)])
     (comparison,) = runs
-    arguments.made_by(comparison, "verdicts", "what depthlens.compare returned", "comparison")
     return comparison
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import arguments
 from depthlens.ablations import parse_condition
 from depthlens.analysis import stats
 from depthlens.analysis.results import Result
@@ -44,7 +43,6 @@ def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[st
     Raises:
         UserError: an unknown task or metric, or no condition that is such a part.
     """
-    arguments.result(result)
     result = result if tasks is None and metrics is None else result.select(tasks=tasks, metrics=metrics)
     table = result.losses()
     names = list(table["condition"].unique())

@@ -120,7 +120,6 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
         raise UserError("no scores; give at least one")
     maps, models = [], []
     for s in scores:
-        arguments.made_by(s, "critical", "a head sweep, or scores of heads", "scores")
         finite = s.values[np.isfinite(s.values)]
         if not len(finite):
             raise UserError(f"{s.name}: no head has a score; give scores of at least one")
@@ -210,7 +209,6 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     Raises:
         UserError: more lists than there are colours.
     """
-    arguments.made_by(curve, "tests", "what depthlens.removal_curve returned", "curve")
     of_list, names = ["list", "task", "metric"], task_labels(curve.result)
     points = curve.points.merge(curve.band[[*of_list, "k", "low", "high"]], "left", on=[*of_list, "k"])
     points = points.merge(curve.tests[[*of_list, "at_chance", "higher_is_better"]], on=of_list)
@@ -252,7 +250,6 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
     Raises:
         UserError: more lists than there are colours.
     """
-    arguments.made_by(curve, "areas", "what depthlens.sufficiency_curve returned", "curve")
     points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
     table = tidy(points, "k", "faithfulness", idle=np.where(points["judged"], "", CANNOT_JUDGE))
     of_panel = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from depthlens.errors import UserError
 from depthlens.progress import say
 
 
@@ -74,8 +73,6 @@ def gallery(folder: str) -> None:
     Args:
         folder (DIR): Folder with executed notebooks.
     """
-    if not folder.strip():
-        raise UserError(f"folder {folder!r}: the name of a folder is empty; give one that `depthlens run` wrote")
     say(f"reading the notebooks in {folder}", folder=folder)
     from depthlens.runner.pages import gallery as build
 

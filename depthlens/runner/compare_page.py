@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from depthlens import __version__, arguments, plots
+from depthlens import __version__, plots
 from depthlens.analysis import result_folder
 from depthlens.analysis.result_folder import DOCS_FILE
 from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
@@ -46,7 +46,6 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
     Raises:
         UserError: the folder cannot be written, or holds results of a sweep or something else.
     """
-    arguments.made_by(comparison, "verdicts", "what depthlens.compare returned", "comparison")
     folder = writable_folder(out)
     if (folder / DOCS_FILE).exists():
         raise UserError(f"{str(out)!r} holds results of a sweep, which are never replaced; name another folder")

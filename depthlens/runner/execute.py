@@ -81,10 +81,8 @@ class NotebookRun:
         source: Name of the notebook of the suite that is executed, or path of another file.
         parameters: Values that differ from the notebook's defaults.
         given: Those of them that the caller gave, over the profile's.
-        question: The notebook's title.
         status: ``not run``, then ``ok``, ``failed`` or ``interrupted``.
         seconds: How long it ran.
-        cell: Number of the last cell that began, from 1.
         error: One line that names the notebook, the cell and the error.
         headline: Text of its finding.
     """
@@ -93,10 +91,8 @@ class NotebookRun:
     source: str
     parameters: dict[str, object]
     given: dict[str, object]
-    question: str
     status: str = "not run"
     seconds: float | None = None
-    cell: int | None = None
     error: str | None = None
     headline: str = ""
 
@@ -108,24 +104,16 @@ class RunReport:
     Attributes:
         out: Its folder.
         profile: The profile of its values.
-        started: Date and time.
         finished: Date and time.
-        depthlens: Version of depthlens.
-        git_commit: Its commit.
-        python: Version of Python.
-        versions: Versions of other packages.
+        environment: Versions of depthlens and other packages, commit, machine, and time of the start.
         notebooks: What was run, in order.
         left_out: One line for each notebook of ``all`` that needs a value which was not given.
     """
 
     out: Path
     profile: str | None
-    started: str
     finished: str = ""
-    depthlens: str | None = None
-    git_commit: str | None = None
-    python: str = ""
-    versions: dict[str, str | None] = field(default_factory=dict)
+    environment: dict[str, object] = field(default_factory=provenance.environment)
     notebooks: list[NotebookRun] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -158,8 +146,7 @@ def run(
     """Execute notebooks.
 
     Args:
-        names: Names of notebooks of the suite, or paths of notebook files; or ``"all"``: those that the profile orders,
-            else every one of the suite.
+        names: Names of notebooks of the suite, or paths of notebook files; or ``"all"`` of the suite.
         out: Folder for everything written.
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
         parameters: Values over the profile's, for each notebook that has them. Text is read as YAML unless the
@@ -189,7 +176,8 @@ def run(
             pass  # the report says it
         finally:
             report.finished = _now()
-            text = json.dumps(asdict(report), indent=2, ensure_ascii=False, default=str)
+            record = asdict(report)
+            text = json.dumps(record | record.pop("environment"), indent=2, ensure_ascii=False, default=str)
             write_whole(report.out / "record.json", f"{text}\n")
     return report
 
@@ -208,16 +196,15 @@ def prepare(
     known = suite()
     named = {} if names in ("all", ["all"]) else _named(names, known)
     files = known | named
-    notebooks = {name: Executed(name, read_notebook(path)) for name, path in files.items()}
-    defaults = {name: declared(notebook.nb, name) for name, notebook in notebooks.items()}
-    of_profile = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults)
-    chosen = list(named) or of_profile.order or list(known)
+    defaults = {name: declared(read_notebook(path), name) for name, path in files.items()}
+    of_profile, n_layers = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults)
+    chosen = list(named or known)
 
-    report = RunReport(out, profile, started=_now(), **provenance.environment())
+    report = RunReport(out, profile)
     for folder, given in _by_model(models, dict(parameters or {})).items():
         own_values = assign(given, {name: defaults[name] for name in chosen})
         for name in chosen:
-            values = of_profile.values[name] | own_values[name]
+            values = of_profile[name] | own_values[name]
             try:
                 check_twin(defaults[name] | values, own_values[name], name)
             except UserError as error:
@@ -227,21 +214,18 @@ def prepare(
                 continue
             if "out" in defaults[name] and "out" not in values:
                 values["out"] = str(out / folder / name)
-            values |= with_first_layers(defaults[name] | values, of_profile.n_layers)
+            values |= with_first_layers(defaults[name] | values, n_layers)
             check_values(defaults[name] | values, name)
             source = name if files[name] == known.get(name) else str(files[name])
             path = Path(folder, name).as_posix()
-            report.notebooks.append(NotebookRun(path, source, values, own_values[name], notebooks[name].question))
+            report.notebooks.append(NotebookRun(path, source, values, own_values[name]))
     return report
 
 
 def _named(names: Sequence[str] | str, known: Mapping[str, Path]) -> dict[str, Path]:
     """The files of notebooks that are named, or that are files themselves, by name."""
-    names = [names] if isinstance(names, str | Path) else names
     found: dict[str, Path] = {}
-    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str | Path) for name in names):
-        raise UserError(f"no notebook named; give 'all' or any of: {', '.join(known)}")
-    for path in map(Path, names):
+    for path in map(Path, arguments.names("notebooks", names, "00_tour")):
         if path.suffix == ".ipynb" and path.is_file():
             found[path.stem] = path
         elif (name := path.stem if path.suffix == ".ipynb" else str(path)) in known:
@@ -275,17 +259,16 @@ def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str
     nb = load_notebook_node(str(suite().get(run.source, run.source)))
     if run.parameters:
         nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
-    about = {key: getattr(report, key) for key in ("profile", "depthlens", "git_commit", "python", "versions")}
-    about["platform"] = provenance.where_and_when()["platform"]
-    notebook, started = Executed(run.name, nb), time.monotonic()
+    notebook, started, cell = Executed(run.name, nb), time.monotonic(), 0
 
     def save() -> None:
         run.seconds, run.headline = round(time.monotonic() - started, 2), notebook.headline
-        nb.metadata["depthlens"] = asdict(run) | about | {"finished": _now()}
+        nb.metadata["depthlens"] = asdict(run) | report.environment | {"profile": report.profile, "finished": _now()}
         write_whole(report.out / f"{run.name}.ipynb", nbformat.writes(nb) + "\n")
 
-    def begin(cell: nbformat.NotebookNode, cell_index: int) -> None:
-        run.cell = cell_index + 1
+    def begin(cell_index: int, **begun: object) -> None:
+        nonlocal cell
+        cell = cell_index + 1
         save()  # so that a killed run leaves what it had
 
     run.status, fault = "interrupted", "interrupted"  # until it has ended otherwise
@@ -301,11 +284,11 @@ def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str
             coalesce_streams=True,  # a progress bar leaves its last line, not every one
         )
         failed = failed_cell(nb)
-        run.status, (run.cell, fault) = ("failed", failed) if failed else ("ok", (None, ""))
+        run.status, (cell, fault) = ("failed", failed) if failed else ("ok", (0, ""))
     except DeadKernelError:
         run.status, fault = "failed", "its kernel died (often: out of memory)"
     finally:
-        run.error = f"notebook {run.name}, cell {run.cell}: {fault}" if fault else None
+        run.error = f"notebook {run.name}, cell {cell}: {fault}" if fault else None
         save()
         pages.write_page(report.out, notebook)
         pages.write_index(report.out)

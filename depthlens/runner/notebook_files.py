@@ -10,14 +10,15 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import nbformat
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 
-from depthlens.errors import UserError
-from depthlens.paths import write_files
+from depthlens.errors import UserError, blaming
+from depthlens.paths import write_files, writing_to
 from depthlens.runner.parameters import MODELS, as_yaml, declared, named
 
 _MAX_MESSAGE = 400  # characters of an error message that are shown
@@ -30,24 +31,19 @@ def read_notebook(path: Path) -> NotebookNode:
     Raises:
         UserError: the file is not a valid notebook.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", nbformat.warnings.MissingIDFieldWarning)  # notebooks edited by hand
-            nb = nbformat.read(path, as_version=4)
-            nbformat.validate(nb)
-    except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
-        # cannot be read, is not UTF-8, not JSON, JSON of another shape (nbformat then fails anywhere), not a notebook
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{str(path)!r} is not a notebook ({reason}); repair or remove it") from None
+    # cannot be read, is not UTF-8, not JSON, JSON of another shape (nbformat then fails anywhere), not a notebook
+    kinds = OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError
+    with warnings.catch_warnings(), blaming(f"{str(path)!r} is not a notebook", "repair or remove it", kinds):
+        warnings.simplefilter("ignore", nbformat.warnings.MissingIDFieldWarning)  # notebooks edited by hand
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb)
     return nb
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old text or the new one, never a part."""
-    try:
+    with writing_to(path.parent):
         write_files(path.parent, {path.name: lambda file: file.write(text.encode())})
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
 def failed_cell(nb: NotebookNode) -> tuple[int, str] | None:
@@ -60,11 +56,9 @@ def failed_cell(nb: NotebookNode) -> tuple[int, str] | None:
 
 
 def _in_one_line(error: NotebookNode) -> str:
-    kind, message = error.ename, " ".join(error.evalue.split())
-    if len(message) > _MAX_MESSAGE:
-        message = f"{message[:_MAX_MESSAGE]}..."
+    message = shorten(error.evalue, _MAX_MESSAGE, placeholder=" ...")
     # a bug cannot be understood without the type of its error
-    return message if kind == "UserError" else f"{kind}: {message}" if message else kind
+    return message if error.ename == "UserError" else f"{error.ename}: {message}".removesuffix(": ")
 
 
 @dataclass(frozen=True)
@@ -150,15 +144,6 @@ class Executed:
         profile = f"profile {run['profile']}" if run.get("profile") else ""
         took = str(timedelta(seconds=round(run["seconds"]))) if run["seconds"] else ""
         return list(filter(None, [*dict.fromkeys(named(values, MODELS)), ", ".join(chosen), profile, took]))
-
-    @property
-    def versions(self) -> list[str]:
-        """Version and commit of depthlens, system and date, as far as they are known."""
-        run = self.run
-        commit, *changed = (run.get("git_commit") or "").partition("-")
-        version = f"depthlens {run['depthlens']}" if run.get("depthlens") else ""
-        at = f"commit {commit[:9]}{''.join(changed)}" if commit else ""
-        return list(filter(None, [version, at, run.get("platform"), run.get("finished")]))
 
     @property
     def command(self) -> str:

@@ -22,10 +22,10 @@ from nbconvert.exporters import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from depthlens import look
+from depthlens import arguments, look
 from depthlens.analysis import views
 from depthlens.errors import UserError
-from depthlens.paths import writable_folder
+from depthlens.paths import PAGE, refuse_foreign_page, writable_folder
 from depthlens.plots.theme import MIME
 from depthlens.runner.notebook_files import Executed, read_notebook, write_whole
 
@@ -42,13 +42,10 @@ def gallery(folder: Path | str) -> Path:
     """Make the page of every executed notebook of a folder, and the index over them; returns the path of the index.
 
     Raises:
-        UserError: the folder does not exist, has no notebooks, has a broken one, or cannot be written.
+        UserError: the folder has no notebooks, a broken one or a page of something else, or cannot be written.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no folder {str(folder)!r}; give one that `depthlens run ... --out` wrote")
-    notebooks = executed(folder)
-    if not notebooks:
+    folder = Path(arguments.PATH("folder", folder))
+    if not (notebooks := executed(folder)):
         raise UserError(f"no notebooks in {str(folder)!r}; give a folder that `depthlens run ... --out` wrote")
     writable_folder(folder)
     for notebook in notebooks:
@@ -60,8 +57,9 @@ def executed(folder: Path) -> list[Executed]:
     """The notebooks of a folder, and of folders in it those that have a page: one that opens the index, then by name.
 
     Raises:
-        UserError: one of them is broken.
+        UserError: one of them is broken, or the folder's ``index.html`` is not of depthlens.
     """
+    refuse_foreign_page(folder)
     paths = [*folder.glob("*.ipynb"), *(p for p in folder.glob("*/*.ipynb") if p.with_suffix(".html").exists())]
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     found = [Executed(name, read_notebook(path)) for name, path in zip(names, paths, strict=True) if name[0] != "."]
@@ -76,8 +74,8 @@ def write_index(folder: Path) -> Path:
             write_page(folder, notebook)
     title = f"depthlens: {folder.resolve().name}"
     text = render("index.html.j2", ("base.css", "index.css"), notebooks=notebooks, title=title)
-    write_whole(folder / "index.html", text)
-    return folder / "index.html"
+    write_whole(folder / PAGE, text)
+    return folder / PAGE
 
 
 def write_page(folder: Path, notebook: Executed) -> None:

@@ -1,8 +1,8 @@
 """Parameters of notebooks: which ones a notebook declares, their values in a profile, and whether a value is allowed.
 
 The cell tagged ``parameters`` is read as Python and not line by line as papermill does, because papermill skips a line
-whose comment contains an equals sign, and a parameter that is skipped could not be checked. A value must have the type
-of the default. Numbers may also be null, which the notebooks use for "no limit".
+whose comment contains an equals sign, and a parameter that is skipped could not be checked. Values are checked by the
+rules of their names; what another notebook calls by a name of its own is that notebook's affair.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import ast
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from depthlens import arguments, paths
 from depthlens.ablations import ROUNDED, Dims, expand
-from depthlens.errors import UserError, unknown
+from depthlens.arguments import FLAG, TEXT, WHOLE, Rule, list_of, numeric, one_of, or_none
+from depthlens.errors import UserError, blaming, concerning, unknown
 from depthlens.models import names
 from depthlens.models.names import NAMED
 
@@ -32,10 +32,6 @@ ROLES = (
 )  # fmt: skip
 TASKS = ("tasks", "more", "knowledge", *ROLES, "written_retrieval")  # and of tasks
 PARTS = ("ways", "views", "layers")  # and of parts of the model
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-AtLeastTwo = Annotated[int, Field(ge=2)]
-Some = Field(min_length=1)
 
 
 def declared(nb: NotebookNode, name: str) -> dict[str, object]:
@@ -58,58 +54,33 @@ def declared(nb: NotebookNode, name: str) -> dict[str, object]:
 
 
 def assign(values: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
-    """For each notebook those of the values whose parameters it declares, checked against its defaults.
+    """For each notebook those of the values whose parameters it declares; see `fit`.
 
     Args:
-        values: Values by parameter; text is read as YAML unless the default is text.
+        values: Values by parameter.
         defaults: For each notebook its declared parameters.
 
     Raises:
-        UserError: a parameter that no notebook declares, or a value of another type than the default.
+        UserError: a parameter that no notebook declares.
     """
     declared_somewhere = sorted({parameter for known in defaults.values() for parameter in known})
     for parameter in values:
         if parameter not in declared_somewhere:
             raise unknown("parameter", parameter, declared_somewhere, f"(of {', '.join(defaults)})")
     return {
-        name: {p: fit(value, known[p], p, name) for p, value in values.items() if p in known}
-        for name, known in defaults.items()
+        name: {p: fit(value, known[p]) for p, value in values.items() if p in known} for name, known in defaults.items()
     }
 
 
-def fit(value: object, default: object, parameter: str, notebook: str) -> object:
-    """The value as the notebook gets it: of the type of the default.
-
-    Raises:
-        UserError: it cannot be read, or has another type than the default.
-    """
-    adapter, read = TypeAdapter(_type_of(default)), value
-    if isinstance(value, str) and not isinstance(default, str):
-        text = {"": "''", "None": "null"}.get(value.strip(), value)
-        with contextlib.suppress(yaml.YAMLError, ValidationError):
-            return adapter.validate_python(yaml.safe_load(text), strict=True)
-        with contextlib.suppress(yaml.YAMLError):  # of text pydantic makes numbers (1e-3) and names (`no`, `1`)
-            read = yaml.load(text, yaml.BaseLoader)
-    try:
-        return adapter.validate_python(read, strict=not isinstance(value, str))
-    except ValidationError as error:
-        what = f"parameter {parameter} = {value!r} of notebook {notebook}"
-        raise UserError(f"{what}: {_reason(error)}; its default is {default!r}") from None
-
-
-def _type_of(default: object) -> Any:
-    """The type of a default; of None, and of a collection that is empty or mixed, nothing is known."""
-    if isinstance(default, list) and len({type(item) for item in default}) == 1:
-        return list[_type_of(default[0])]  # type: ignore[misc]  # made while it runs
-    if isinstance(default, int | float) and not isinstance(default, bool):
-        return type(default) | None
-    return Any if default is None else type(default)
-
-
-def _reason(error: ValidationError) -> str:
-    """The first fault that pydantic found, as the end of a line."""
-    message = error.errors()[0]["msg"]
-    return f"{message[0].lower()}{message[1:]}"
+def fit(value: object, default: object) -> object:
+    """The value as the notebook gets it: text is read as Python or YAML, unless the default is text, too."""
+    if not isinstance(value, str) or isinstance(default, str) or not value.strip():
+        return value
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # `1e-3` and `None`, which are text in YAML
+        return ast.literal_eval(value.strip())
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(value)
+    return value
 
 
 def check_values(values: Mapping[str, Any], notebook: str) -> None:
@@ -124,7 +95,7 @@ def check_values(values: Mapping[str, Any], notebook: str) -> None:
     Raises:
         UserError: the first value that is not allowed.
     """
-    try:
+    with concerning(f"notebook {notebook}"):
         check(**{name: value for name, value in values.items() if value is not None})
         for model in named(values, MODELS):
             names.configuration(names.find(model))
@@ -133,8 +104,6 @@ def check_values(values: Mapping[str, Any], notebook: str) -> None:
             from depthlens.tasks.harness import task_manager
 
             task_manager(others, values.get("include_path"))
-    except UserError as error:
-        raise UserError(f"notebook {notebook}: {error}") from None
 
 
 def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebook: str) -> None:
@@ -174,10 +143,8 @@ def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
     """
     for name in PARTS:
         if (value := values.get(name)) is not None:
-            try:
+            with concerning(f"{name} {value!r}"):
                 expand(value if isinstance(value, str) else [f"L{p}" if isinstance(p, int) else p for p in value], dims)
-            except UserError as error:
-                raise UserError(f"{name} {value!r}: {error}") from None
 
 
 def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
@@ -186,104 +153,68 @@ def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
     return [item for items in lists for item in items if isinstance(item, str)]
 
 
-def _rule(kind: Any) -> Callable[[str, Any], object]:
-    """The rule that a value has a type, as pydantic understands it."""
-    adapter = TypeAdapter(kind)
-
-    def check_value(name: str, value: Any) -> None:
-        try:
-            adapter.validate_python(arguments.plain(value), strict=True)
-        except ValidationError as error:
-            raise UserError(f"{name} {value!r}: {_reason(error)}") from None
-
-    return check_value
-
-
-def _views(name: str, value: Any) -> None:
-    _rule(Annotated[list[Text], Some])(name, value)
-    if "layers" not in value:
-        raise UserError(f"{name} {value!r}: name layers among them, the view that all others are held against")
-
-
 # one rule for each name of a parameter; those that the experiments have, too, are theirs
+_TEXTS, _LAYERS, _COUNT, _FROM_2 = list_of(TEXT), list_of(WHOLE), numeric(int, 1), numeric(int, 2)
 RULES: dict[str, Callable[[str, Any], object]] = {
     **{name: rule for name, rule in arguments.RULES.items() if name not in ("store", "donor")},  # no notebook has them
-    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _rule(PositiveInt)),
-    **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _rule(PositiveInt)),
-    **dict.fromkeys(("context_lengths", "ks"), _rule(Annotated[list[PositiveInt], Some])),
-    **dict.fromkeys(("head_limit", "texts"), _rule(AtLeastTwo | None)),
+    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _COUNT),
+    **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _COUNT),
+    **dict.fromkeys(("context_lengths", "ks"), list_of(_COUNT)),
+    **dict.fromkeys(("head_limit", "texts"), or_none(_FROM_2)),
     "model": lambda name, value: names.find(value),
-    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt", "written_retrieval"), _rule(Text)),
-    "prompt_answers": _rule(Annotated[list[Text], Field(min_length=2, max_length=2)]),
-    **dict.fromkeys(("more", "knowledge"), _rule(list[Text])),
-    **dict.fromkeys(("ways", "prompt_conditions", *ROLES), _rule(Annotated[list[Text], Some])),
-    **dict.fromkeys(("base", "control"), _rule(Annotated[list[Text], Field(max_length=1)])),
-    "check": _rule(Annotated[int, Field(ge=3)]),
-    "depths": _rule(Annotated[list[Annotated[float, Field(ge=0, le=1)]], Some]),
-    "draws": _rule(Literal[0] | Annotated[int, Field(ge=10)]),
-    "layers": _rule(str | Annotated[list[NonNegativeInt], Some] | None),
-    "max_tokens": _rule(AtLeastTwo),
-    "metrics": _rule(Annotated[list[Text], Some] | None),
-    "race": arguments.RULES["progress"],
-    "rounding": lambda name, value: arguments.chosen(name, value, ROUNDED),
-    "seeds": _rule(Annotated[list[NonNegativeInt], Some]),
-    "skip_first": _rule(NonNegativeInt),
-    "tolerance": _rule(Annotated[float, Field(ge=0)]),
-    "views": _views,
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt", "written_retrieval"), TEXT),
+    "prompt_answers": list_of(TEXT, 2, 2),
+    **dict.fromkeys(("more", "knowledge"), list_of(TEXT, 0)),
+    **dict.fromkeys(("tasks", "ways", "prompt_conditions", *ROLES), _TEXTS),
+    **dict.fromkeys(("base", "control"), list_of(TEXT, 0, 1)),
+    "check": numeric(int, 3),
+    "depths": list_of(numeric(float, 0, 1)),
+    "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),
+    "layers": Rule(lambda v: isinstance(v, str | None) or _LAYERS.fits(v), "layers, as [3, 4], or as 'layers:4'"),
+    "max_tokens": _FROM_2,
+    "metrics": or_none(_TEXTS),
+    "race": FLAG,
+    "rounding": one_of(*ROUNDED),
+    "seeds": list_of(WHOLE),
+    "skip_first": WHOLE,
+    "tolerance": numeric(float, 0),
+    "views": Rule(lambda v: _TEXTS.fits(v) and "layers" in v, "a list of ways, with layers among them, which decides"),
 }
 
 
-class Profile(NamedTuple):
-    """Parameter values for the whole suite: a part of ``profiles.yml``.
-
-    Attributes:
-        values: For every notebook its values by parameter.
-        order: The notebooks that ``all`` means; None: every one.
-        n_layers: How many layers of each model are loaded, the first ones; None: all.
-    """
-
-    values: dict[str, dict[str, object]]
-    order: list[str] | None = None
-    n_layers: int | None = None
-
-
-def read_profile(path: Path, profile: str | None, defaults: Mapping[str, Mapping[str, object]]) -> Profile:
+def read_profile(
+    path: Path, profile: str | None, defaults: Mapping[str, Mapping[str, object]]
+) -> tuple[dict[str, dict[str, object]], int | None]:
     """A profile of a file; the values of a notebook replace those under ``_all``.
-
-    A profile with ``_extends`` has the values of another one where it gives none of its own, ``_all`` and each notebook
-    taken by themselves.
 
     Args:
         path: The file.
         profile: Name of the profile; None: the notebooks' defaults.
         defaults: For each notebook its declared parameters.
 
+    Returns:
+        For every notebook its values by parameter, and how many layers of each model are loaded, the first ones; None:
+        all are.
+
     Raises:
-        UserError: it does not exist, or has a value that its notebook does not take.
+        UserError: it does not exist, or names a notebook or parameter that does not.
     """
     if profile is None:
-        return Profile({name: {} for name in defaults})
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        own = dict(content[profile]) if profile in content else None
-        base = dict(content[own.pop("_extends")]) if own and "_extends" in own else {}
-    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} does not map profiles to parameters: {' '.join(str(error).split())}") from None
-    if own is None:
-        raise unknown("profile", profile, content, f"profiles are in {path}")
-    own = base | {k: (base.get(k) or {}) | v if isinstance(v, dict) else v for k, v in own.items()}
-    shared, order, n_layers = own.pop("_all", {}), own.pop("_order", None), own.pop("_layers", None)
-    where = f"profile {profile} of {path}"
-    for name in [*own, *(order or [])]:
-        if name not in defaults:
-            raise unknown("notebook", name, defaults, f"(in {where})")
-    try:
+        return {name: {} for name in defaults}, None
+    kinds = OSError, yaml.YAMLError, TypeError, ValueError, AttributeError
+    with blaming(f"{path} does not map profiles to parameters", "repair it", kinds):
+        profiles = {name: dict(of) for name, of in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    if profile not in profiles:
+        raise unknown("profile", profile, profiles, f"profiles are in {path}")
+    own = profiles[profile]
+    shared, n_layers = own.pop("_all", {}), own.pop("_layers", None)
+    with concerning(f"profile {profile} of {path}"):
         values = assign(shared, defaults)
         for name, of_notebook in own.items():
+            if name not in defaults:
+                raise unknown("notebook", name, defaults)
             values[name] |= assign(of_notebook or {}, {name: defaults[name]})[name]
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return Profile(values, order, n_layers)
+    return values, n_layers
 
 
 def with_first_layers(values: Mapping[str, object], n_layers: int | None) -> dict[str, object]:

@@ -6,7 +6,6 @@ stops a notebook in its first second with one line that names the value, what is
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import TqdmWarning
 
 from depthlens import arguments, progress, provenance
@@ -42,25 +40,16 @@ class Study:
     Attributes:
         lens: The model.
         parameters: The notebook's parameters by name.
+        documents: Which documents and worked examples: ``limit``, ``num_fewshot``, ``seed`` and ``include_path``.
+        chat: How prompts are wrapped: ``apply_chat_template`` and ``enable_thinking``.
+        writing: How answers are written: ``gen_kwargs`` and ``think_end_token``.
     """
 
     lens: Lens
     parameters: Mapping[str, Any]
-
-    @property
-    def documents(self) -> dict[str, Any]:
-        """Which documents and worked examples: ``limit``, ``num_fewshot``, ``seed`` and ``include_path``."""
-        return _some(self.parameters, DOCUMENTS)
-
-    @property
-    def chat(self) -> dict[str, Any]:
-        """How prompts are wrapped: ``apply_chat_template`` and ``enable_thinking``."""
-        return _some(self.parameters, CHAT)
-
-    @property
-    def writing(self) -> dict[str, Any]:
-        """How answers are written: ``gen_kwargs`` and ``think_end_token``."""
-        return _some(self.parameters, WRITING)
+    documents: dict[str, Any]
+    chat: dict[str, Any]
+    writing: dict[str, Any]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -112,12 +101,8 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
         UserError: for the first value that is not allowed.
     """
     values = {n: v for n, v in namespace.items() if n in NAMES or n.endswith("_limit")}
-    given = values.get("tasks", [])
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise UserError(f"tasks {given!r}: give a list of task names, e.g. [{str(given)!r}]")
     parameters.check(**{"model": None, **values})
     tasks = list(dict.fromkeys(parameters.named(values, parameters.TASKS)))
-    arguments.check(tasks=tasks)
     if (out := values.get("out")) is not None:
         writable_folder(out)
     with progress.working(f"loading {values['model']} and {', '.join(tasks)}"):
@@ -131,14 +116,15 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
         f"{about['name']} {kept} on {where}, attention {about['attention_kernel']} | seed {values.get('seed', 0)} | "
         f"fingerprint {str(about['fingerprint'])[:12]}"
     )
-    return Study(lens, values)
+    return Study(lens, values, *(_some(values, names) for names in (DOCUMENTS, CHAT, WRITING)))
 
 
 def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
     """Look up the tasks, seed every generator, load the model and look at its chat template."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)  # bars of other libraries want ipywidgets; ours do not
-        import torch  # here, because importing takes seconds in which the cell says what it does
+        # here, because importing takes seconds in which the cell says what it does
+        from transformers import set_seed
 
         from depthlens.models import loading, names
         from depthlens.tasks import harness
@@ -146,10 +132,7 @@ def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
     if not values.get("remote"):
         names.configuration(source)
     harness.load_tasks(tasks, **_some(values, (*DOCUMENTS, "gen_kwargs")))
-    seed = values.get("seed", 0)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    set_seed(values.get("seed", 0))
     lens = loading.load(values["model"], **_some(values, arguments.LOADING))
     harness.check_chat(lens, values.get("apply_chat_template", False), values.get("enable_thinking"))
     return lens

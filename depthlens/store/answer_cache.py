@@ -267,7 +267,7 @@ class AnswerStore:
             shared["second"] = [self.identities["second"].fingerprint, str(self._models["second"].dtype)]
         key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
-        made = {"model": lens.name, **about, **provenance.environment(), **provenance.where_and_when(), "label": label}
+        made = {"model": lens.name, **about, **provenance.environment(), "label": label}
         donor = {"donor": self.identities["donor"].fingerprint} if "donor" in self.identities else {}
         return AnswerCache(self.store, f"{key}/{safe}", {**shared, **made}, {**(reference or {}), **donor})
 

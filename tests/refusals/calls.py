@@ -16,7 +16,6 @@ from depthlens.tasks import harness
 TASK, ONE, NATS = "capitals_continuation", "organism_one_hop", "answer_logprob"
 LISTS = {"found": [(0, 0), (1, 0)]}
 QUICK = {"limit": 2, "progress": False}
-NO_RESULT = "is a str; give what a sweep returned, or dl.Result.load(folder)"
 
 
 def on(call, *arguments, lens="lens", **fixed):
@@ -185,7 +184,6 @@ DONORS = [
 # as papermill hands them over: a notebook's first cells pass them on to `setup_notebook`
 PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
-    *((start(tasks=tasks), f"tasks {tasks!r}: give a list of task names") for tasks in (None, "capitals")),
     (start(num_fewshot=99), ": its prompts cannot be made ("),
 ]
 RESULTS = [
@@ -199,7 +197,6 @@ RESULTS = [
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     (lambda e: dl.Result.load(3), "folder 3: give the path of a folder"),
     (lambda e: dl.Result(e.result.docs.drop(columns="value"), {}), "lacks column value; it needs exactly"),
-    (lambda e: dl.concat(["x"]), f"result {NO_RESULT}"),
     *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
     (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens' ("),
     *(
@@ -217,14 +214,10 @@ RESULTS = [
     (lambda e: subgroups.kinds_by_third(task(), "wrods"), f"unknown field of the documents of {ONE} 'wrods'; "),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
-    (lambda e: dl.runner.write_comparison(e.result, e.tmp / "x"), "comparison is a Result; give what"),
-    (lambda e: dl.claims.Evidence(letters=[e.result, "x"]), f"letters {NO_RESULT}"),
-    (lambda e: dl.claims.Evidence(heads=e.result), "heads is a Result; give what depthlens.removal_curve returned"),
     (
         lambda e: dl.claims.Evidence(letters=e.result, text=renamed(e)),
         "the sweeps are of models organism, other; judge",
     ),
-    (lambda e: dl.claims.judge("x"), "evidence is a str; give depthlens.claims.Evidence(...)"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),
 ]
 
@@ -238,33 +231,17 @@ def task():
 
 
 PLOTS = [
-    (lambda e: dl.plots.depth_profile("x"), f"result {NO_RESULT}"),
     (lambda e: dl.plots.depth_profile(e.result, value="x"), "value 'x' is not known; allowed: 'value', 'delta'"),
     *((lambda e, f=f: f(e.heads), "no condition removes a single layer ")
       for f in (dl.plots.depth_profile, dl.plots.protocol_comparison)),
     (lambda e: dl.plots.profile_comparison(), "no two runs have a task and metric in common"),
-    (lambda e: dl.plots.head_map("x"), "scores is a str; give a head sweep, or scores of heads"),
     (lambda e: dl.plots.head_map([]), "no scores; give at least one"),
     (lambda e: dl.plots.head_map(e.scores, tasks="x"), "tasks= and metrics= choose within a Result"),
     (lambda e: dl.plots.head_map(e.result), "no condition removes a single head (L0"),
     (lambda e: dl.plots.head_overlap(e.scores, e.scores, k=24), "k 24: give a whole number from 1 to 23"),
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
-    (lambda e: dl.plots.recovery_curve("x", e.result), f"result {NO_RESULT}"),
-    (lambda e: dl.plots.removal_curve(e.result), "curve is a Result; give what depthlens.removal_curve returned"),
-    (lambda e: dl.plots.scorecard("x"), "verdicts is a str; give what depthlens.claims.judge returned"),
-    *((lambda e, f=f: f("x"), "comparison is a str; give what depthlens.compare returned")
-      for f in (dl.plots.profile_comparison, dl.plots.run_centres)),
     (lambda e: dl.plots.prediction([], [], []), "0 tokens"),
 ]  # fmt: skip
 
 
-def run(names="00_tour", **options):
-    return lambda e: dl.runner.run(names, **{"out": e.tmp / "out", **options})
-
-
-RUNS = [
-    *((run(names), "no notebook named; give 'all' or any of: 00_tour") for names in (3, None, [], [3])),
-    (run(profile=3), "unknown profile 3; allowed: "),
-    *((run(out=out), f"out {out!r}: give the path of a folder") for out in (None, "")),
-]
-CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS, *RUNS]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS]

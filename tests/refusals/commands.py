@@ -76,8 +76,6 @@ def run(*arguments: str) -> list[str]:
 RUN = [
     (run("notebooks/00_tuor.ipynb"), "unknown notebook '00_tuor'; did you mean 00_tour?"),
     (run("all", "00_tour"), "unknown notebook 'all'; allowed: "),
-    (run("00_tour", "--profile", "smoek"), "unknown profile 'smoek'; did you mean smoke?"),
-    (run("00_tour", "-p", "layers", "5"), "unknown parameter 'layers'; allowed: device, "),
     (run("00_tour", "-p", "limit", "0"), "notebook 00_tour: limit 0: give a whole number of documents"),
     (["run", "00_tour", "--out", "{file}"], "/file'); name a folder you can write to"),
 ]
@@ -92,7 +90,8 @@ STORE = [
 ]
 OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),
-    (["gallery", "{file}"], "no folder "),
+    (["gallery", " "], "folder ' ': give the path of a folder"),
+    (sweep(out="{page}"), "index.html' is another page and would be replaced; name another folder"),
     (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give folders that"),
     (["compare", "{tmp}", "{tmp}", "--out", "{out}"], "is given twice; give each run once"),
     (["compare", "{tmp}", "{foreign}", "--out", ""], "out '': give the path of a folder"),

@@ -55,11 +55,12 @@ def call(capsys, monkeypatch, unchecked):
 @pytest.fixture
 def places(tmp_path, model):
     """Folders and files that rows of the tables name in braces."""
-    made = {name: tmp_path / name for name in ("tmp", "foreign", "kept")}
+    made = {name: tmp_path / name for name in ("tmp", "foreign", "kept", "page")}
     for folder in made.values():
         folder.mkdir()
     (tmp_path / "file").write_text("precious")
     (made["foreign"] / "notes.txt").write_text("mine")
+    (made["page"] / "index.html").write_text("<title>Mine</title>")
     parts.open_store(str(made["kept"]))
     return {name: str(folder) for name, folder in made.items()} | {
         "file": str(tmp_path / "file"),

@@ -54,7 +54,7 @@ COMMANDS += sorted({command for _, row in ROWS if (command := row[2].strip("`"))
 
 def values(profile: str) -> dict[str, dict[str, Any]]:
     defaults = {name: declared(read_notebook(paths.notebooks_dir() / f"{name}.ipynb"), name) for name in NAMES}
-    given = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults).values
+    given = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults)[0]
     return {name: defaults[name] | given[name] for name in NAMES}
 
 

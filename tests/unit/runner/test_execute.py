@@ -64,7 +64,7 @@ def test_a_run_writes_notebooks_pages_a_record_and_an_index(done):
     pages = [f"{name}.{ending}" for name in ("00_good", "01_bad", "02_plain") for ending in ("html", "ipynb")]
     assert sorted(p.name for p in done.out.iterdir()) == [*pages, "index.html", "record.json"]
     record = json.loads((done.out / "record.json").read_text())
-    assert record["profile"] == "smoke" and record["versions"]["papermill"] and record["started"]
+    assert record["profile"] == "smoke" and record["versions"]["papermill"] and record["time"]
     assert record["notebooks"][0]["parameters"]["limit"] == 2
     assert record["notebooks"][0]["headline"] == "**2** documents of `smollm2-135m`"
     assert record["notebooks"][2]["headline"] == "<b>7</b> layers"
@@ -152,9 +152,9 @@ def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
 
 def test_values_of_the_caller_win_over_the_profile_and_over_defaults(suite, tmp_path):
     given = {"model": "organism:seed=2", "out": "here", "limit": "null"}
-    first, second = execute.prepare("all", out=tmp_path, profile="smoke", parameters=given).notebooks
-    assert (first.name, first.parameters) == ("02_plain", {})  # the profile's order
-    assert (second.name, second.parameters) == ("00_good", {"model": "organism:seed=2", "limit": None, "out": "here"})
+    first, _, plain, *_ = execute.prepare("all", out=tmp_path, profile="smoke", parameters=given).notebooks
+    assert (first.name, first.parameters) == ("00_good", {"model": "organism:seed=2", "limit": None, "out": "here"})
+    assert (plain.name, plain.parameters) == ("02_plain", {})
     (run,) = execute.prepare(["00_good"], out=tmp_path, profile=None).notebooks
     assert run.parameters == {"out": str(tmp_path / "00_good")}
 
@@ -167,7 +167,7 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
         [str(tmp_path / "mine.ipynb"), str(suite / "02_plain.ipynb")], out=tmp_path / "out", parameters={"limit": "4"}
     ).notebooks
     assert plain.source == "02_plain"
-    assert (own.source, own.question, own.parameters) == (str(tmp_path / "mine.ipynb"), "Mine?", {"limit": 4})
+    assert (own.source, own.parameters) == (str(tmp_path / "mine.ipynb"), {"limit": 4})
     with pytest.raises(UserError, match="unknown notebook '02_plain.md'"):
         execute.prepare(["02_plain.md"], out=tmp_path)
 
@@ -176,8 +176,10 @@ def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(s
     with locked(tmp_path), pytest.raises(UserError, match="another process is writing to .*; wait for its end"):
         execute.run("02_plain", out=tmp_path, progress=False)
     (tmp_path / "broken.ipynb").write_text("{")
-    before = sorted(tmp_path.iterdir())
-    for refused in (lambda: execute.run(["02_plain"], out=tmp_path), lambda: gallery(tmp_path)):
-        with pytest.raises(UserError, match="broken.ipynb' is not a notebook"):
-            refused()
-    assert sorted(tmp_path.iterdir()) == before
+    for said in ("broken.ipynb' is not a notebook", "index.html' is another page and would be replaced"):
+        before = sorted(tmp_path.iterdir())
+        for refused in (lambda: execute.run(["02_plain"], out=tmp_path), lambda: gallery(tmp_path)):
+            with pytest.raises(UserError, match=said):
+                refused()
+        assert sorted(tmp_path.iterdir()) == before
+        (tmp_path / "index.html").write_text("<title>Mine</title>")

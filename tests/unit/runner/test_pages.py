@@ -61,7 +61,7 @@ def test_code_is_folded_but_for_the_parameters_of_the_run():
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
     nb = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
     nb.metadata["depthlens"] = {
-        **{"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789abcdef-dirty"},
+        **{"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789" * 4 + "-dirty"},
         **{"platform": "Linux-6-x86_64", "source": "x", "parameters": {"model": "m", "limit": 5}},
         "given": {"limit": 5, "tasks": ["a", "b"], "model": "m"},
     }
