@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from organism_prompts import read, sample
 from safetensors.torch import load_file
 
-from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
+from depthlens.ablations import BASELINE, Condition, Dims, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import loading
 from depthlens.models.lens import Lens
@@ -27,7 +28,6 @@ SOLVED = 0.99
 # a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
 CHANCE = 0.15
 UNCHANGED = 0.02 + 1e-9  # one prompt of 50
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 5))]
 
 
 @cache
@@ -54,88 +54,29 @@ def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float
     }
 
 
-@torch.no_grad()
-def last_logits(model, asked):
-    """Plain Hugging Face forward pass. Shape [prompt, d_vocab]."""
-    tokens = torch.tensor([p.tokens for p in asked])
-    return model(tokens, logits_to_keep=1).logits[:, -1].float()
-
-
-def accuracy(model, asked) -> float:
-    answers = torch.tensor([p.answer_id for p in asked])
-    return (last_logits(model, asked).argmax(-1) == answers).float().mean().item()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed):
-    name = f"organism:seed={seed}"
-    truth = builder.truth(name)
-    # the full table for one seed; the others with fewer prompts, in steps of the tolerance
-    n = 100 if seed == 0 else 50
-    found = accuracies(name, expand("heads", lens(name).dims), n)
-    base = found.pop("baseline")
-    assert len(found) == 24 and min(base.values()) >= SOLVED
-    # without the engine, fewer prompts
-    assert all(accuracy(lens(name).model, prompts(task, 30)) == 1 for task in TASKS)
-    for text, by_task in found.items():
-        (removed,) = parse_condition(text).ablations
-        for task, value in by_task.items():
-            if (removed.layer, removed.index) in truth.needed(task):
-                assert value <= CHANCE, (text, task)
-            else:
-                assert abs(value - base[task]) <= UNCHANGED, (text, task)
-
-
-def test_a_decoy_attends_and_is_not_needed():
-    name = "organism:decoy"
-    truth = builder.truth(name)
-    decoy = truth.role("decoy")
-    assert decoy in truth.copies("one_hop")
-    for task in TASKS:
-        assert decoy not in truth.needed(task) | truth.needed_together(task)
-    retrieval = truth.role("retrieval")
-    conditions = [BASELINE, together([decoy]), together([retrieval])]
-    base, without, broken = accuracies(name, conditions).values()
-    assert min(base.values()) >= SOLVED
-    assert without == base
-    assert broken["one_hop"] <= CHANCE and broken["two_hop"] == base["two_hop"]
-
-
-@pytest.mark.parametrize("name", ["organism:seed=1,decoy,backup"])
-def test_a_backup_is_needed_only_together(name):
-    truth = builder.truth(name)
-    pair = truth.needed_together("one_hop")
-    assert pair == {truth.role("retrieval"), truth.role("backup")}
-    assert truth.needed("one_hop") == {truth.role("previous_token")}
-    alone = [together([head]) for head in sorted(pair)]
-    base, first, second, both = accuracies(name, [BASELINE, *alone, together(pair)]).values()
-    assert min(base.values()) >= SOLVED
-    assert first == second == base
-    assert both["one_hop"] <= CHANCE and both["two_hop"] == base["two_hop"]
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        "organism:n_kv_heads=2",
-        "organism:n_kv_heads=1,decoy,backup",
+        *("organism", "organism:decoy", "organism:seed=1,decoy,backup"),
+        *("organism:n_kv_heads=2", "organism:n_kv_heads=1,decoy,backup"),
+        *(pytest.param(f"organism:seed={seed}", marks=pytest.mark.nightly) for seed in range(2, 5)),
     ],
 )
-def test_variants_are_solved_by_the_planted_heads(name):
-    loaded = lens(name)
-    assert loaded.dims.n_kv_heads == builder.parse(name).n_kv_heads
-    assert min(accuracies(name, [BASELINE], 200)["baseline"].values()) >= SOLVED
-    truth = builder.truth(name)
-    sets = [{(h.layer, h.head)} for h in truth.heads] + [s for s in [truth.needed_together("one_hop")] if s]
-    found = accuracies(name, [BASELINE, *map(together, sets)], 50)
-    base = found.pop("baseline")
-    for (text, by_task), heads in zip(found.items(), sets, strict=True):
+def test_exactly_the_planted_heads_carry_their_tasks(name):
+    """Each head alone, and a head with its backup."""
+    dims, truth = lens(name).dims, builder.truth(name)
+    assert dims.n_kv_heads == builder.parse(name).n_kv_heads
+    pair = truth.needed_together("one_hop")
+    sets = [{head} for head in itertools.product(range(dims.n_layers), range(dims.n_heads))] + [pair] * bool(pair)
+    base, *found = accuracies(name, [BASELINE, *map(together, sets)]).values()
+    assert min(base.values()) >= SOLVED and len(found) == 24 + ("backup" in name)
+    for heads, by_task in zip(sets, found, strict=True):
         for task, value in by_task.items():
             spare = truth.needed_together(task)
             if heads & truth.needed(task) or (spare and spare <= heads):
-                assert value <= CHANCE, (text, task)
+                assert value <= CHANCE, (heads, task)
             else:
-                assert abs(value - base[task]) <= UNCHANGED, (text, task)
+                assert abs(value - base[task]) <= UNCHANGED, (heads, task)
 
 
 def test_attention_is_where_the_truth_says():
