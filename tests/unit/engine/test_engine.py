@@ -1,6 +1,7 @@
 """The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
 
 import functools
+import json
 
 import pytest
 import tiny
@@ -125,23 +126,10 @@ def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):
         Engine(lens, progress=False).loglikelihood(requests, [parse_condition("baseline")])
 
 
-class Bar(progress.Bar):
-    """Remembers where it was."""
-
-    def __init__(self, **options):
-        self.seen = []
-        super().__init__(**options)
-        if not self.disable:
-            Bar.last = self
-
-    def update(self, n=1):
-        super().update(n)
-        self.seen.append(self.n)
-
-
 @pytest.mark.parametrize(("path", "cramped"), [("wavefront", True), ("padded_rows", False)])
-def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, path, cramped):
-    monkeypatch.setattr("depthlens.progress.Bar", Bar)
+def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, capsys, path, cramped):
+    monkeypatch.setenv(progress.ENVIRONMENT, "-")
+    monkeypatch.setattr(progress, "EVERY", 0)
     if cramped:
         cramp(monkeypatch, lens, 70)
     conditions = expand("layers", lens.dims)
@@ -150,8 +138,9 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
     prompts = [GenerateRequest(q.context, (), 8) for q in requests]
     for kind, asked in (("loglikelihood", requests), ("generate_until", prompts)):
         getattr(Engine(lens, path=path, batch_tokens=batch), kind)(asked, conditions)
-        assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
-        assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
+        told = map(json.loads, capsys.readouterr().err.splitlines())
+        done = [line["done"] for line in told if line["total"] == total]
+        assert done[-1] == max(done) == total and len({*done}) >= least and (cramped or done == sorted(done))
 
 
 ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"

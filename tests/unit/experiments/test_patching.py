@@ -126,9 +126,6 @@ def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
         ("the cat", "the cats", {}, "7 and 8 tokens"),
         ("the cat", "the cat", {}, "give prompts that differ"),
         (["a", "b"], ["c"], {}, "2 clean and 1 corrupted"),
-        ("the cat", "the dog", {"parts": "kv"}, "kv"),
-        ("the cat", "the dog", {"direction": "up"}, "up"),
-        ("the cat", "the dog", {"answer": [("a", "b"), ("a", "b")]}, "2 pairs of answers"),
     ],
 )
 def test_what_cannot_be_patched_is_refused(clean, corrupted, options, told):

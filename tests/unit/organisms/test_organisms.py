@@ -25,7 +25,7 @@ from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
 
 SOLVED = 0.99
-# a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
+# a word of the prompt at random is right once in 26 times; with 50 prompts, 0.15 is far from it and from solved
 CHANCE = 0.15
 UNCHANGED = 0.02 + 1e-9  # one prompt of 50
 
@@ -36,7 +36,7 @@ def lens(name: str) -> Lens:
 
 
 @cache
-def prompts(task: str, n: int = 100):
+def prompts(task: str, n: int = 50):
     return sample(n, task, seed=11)
 
 
@@ -44,7 +44,7 @@ def together(heads) -> Condition:
     return parse_condition("+".join(f"L{layer}.H{head}" for layer, head in sorted(heads)))
 
 
-def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float]]:
+def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]]:
     """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
     asked = [LoglikelihoodRequest(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
     answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
@@ -83,7 +83,7 @@ def test_attention_is_where_the_truth_says():
     built = weights.build(seed=2, decoy=True)
     built.model.set_attn_implementation("eager")
     for task in TASKS:
-        asked = prompts(task)[:50]
+        asked = prompts(task)
         with torch.no_grad():
             seen = built.model(torch.tensor([p.tokens for p in asked]), output_attentions=True).attentions
         rows = torch.arange(len(asked))
