@@ -95,9 +95,9 @@ def model(family: str, **changes: object):
     return built.float().eval()
 
 
-def save(folder: Path, family: str, **changes: object) -> Path:
-    """The tiny model and its tokenizer as a folder, as a user has one."""
-    model(family, **changes).save_pretrained(folder)
+def save(folder: Path, of: str | Lens, **changes: object) -> Path:
+    """The tiny model of a family, or a model that is there, and the tokenizer as a folder, as a user has one."""
+    (model(of, **changes) if isinstance(of, str) else of.model).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -12,8 +12,6 @@ import gsm8k
 import nbformat
 import papermill
 import pytest
-import tiny
-import transplants
 import yaml
 
 from depthlens import paths
@@ -117,15 +115,10 @@ def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(saved):
     """A tiny model and its twin, by the parameters that name them."""
-    lens = tiny.lens("llama-gqa", num_hidden_layers=4, max_position_embeddings=8192)
-    made = {"model": lens, "distilled": transplants.other(lens)}
-    folders = {name: tmp_path_factory.mktemp("models") / name for name in made}
-    for name, folder in folders.items():
-        made[name].model.save_pretrained(folder)
-        tiny.tokenizer().save_pretrained(folder)
-    return {name: str(folder) for name, folder in folders.items()}
+    size = {"num_hidden_layers": 4, "max_position_embeddings": 8192}
+    return {"model": saved(**size), "distilled": saved(moved=True, **size)}
 
 
 @pytest.mark.parametrize("profile", ["smoke", "demo"])

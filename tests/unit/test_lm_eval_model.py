@@ -131,15 +131,3 @@ def test_the_command_finds_embedded_tasks_wherever_it_runs(run):
     )
     assert code == 0 and told == ["loading lm-eval and its tasks ..."]
     assert "acc" in next(line for line in printed.splitlines() if line.startswith("|organism_one_hop"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["pretrained=organism", "--tasks", "organism_one_hip"], "unknown task 'organism_one_hip'; did you mean"),
-        (["pretrained=organisn", "--tasks", "organism_one_hop"], "unknown model 'organisn'; did you mean organism"),
-    ],
-)
-def test_wrong_names_on_its_command_line_are_one_line(run, arguments, said):
-    code, printed, told = run("--model_args", *arguments)
-    assert (code, printed) == (2, "") and len(told) == 2 and told[1].startswith(f"Error: {said}")

@@ -149,7 +149,7 @@ def test_the_reference_itself_is_left_as_it_is():
 def test_a_mean_over_references_has_the_answers_of_all():
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     prompts = ["The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."]
-    options = {"limit": 8, "store": None, "progress": False}
+    options = {"limit": 8, "measure": "both", "store": None, "progress": False}
     *alone, both = (
         condition_sweep(lens, ["capitals_default", "kv_retrieval_4"], "L1@resample", resample_prompts=some, **options)
         for some in ([prompts[0]], [prompts[1]], prompts)

@@ -12,7 +12,7 @@ import tiny
 from by_hand import logprobs
 
 import depthlens as dl
-from depthlens import cli, provenance
+from depthlens import provenance
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_by_name
@@ -178,12 +178,10 @@ def test_a_store_is_looked_into_and_left_as_it_is(lens, tmp_path):
     assert nothing.table["tokens"].sum() == nothing.seconds == 0
 
 
-def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     model = saved("llama-gqa", max_position_embeddings=4096)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", "3", "--store", "none"])
-    out = capsys.readouterr().out
-    assert end.value.code == 0 and "72 rows." in out and "Here: about" in out
+    code, out, _ = call("sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", 3, "--store", "none")
+    assert code == 0 and "72 rows." in out and "Here: about" in out
     assert "tokens are read" in out and "x fewer than one by one" in out and "GiB of memory" in out
     assert list(tmp_path.iterdir()) == []

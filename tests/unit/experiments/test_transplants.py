@@ -128,8 +128,8 @@ def test_reference_means_and_donors_in_one_condition():
         same(row, scores(cut, [removals(condition)], means=means)[0], str(condition))
 
 
-def test_a_failing_read_of_the_donor_leaves_the_base_whole(folders, monkeypatch):
-    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+def test_a_failing_read_of_the_donor_leaves_the_base_whole(saved, monkeypatch):
+    base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True), offload="disk")
     clean, shape = logits(base.model), attributes(base.model)
 
     def fail(self, key):
@@ -165,22 +165,22 @@ TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 
 
 @pytest.fixture(scope="module")
-def swept(folders):
-    base = loading.load(folders("llama-gqa"))
+def swept(saved):
+    base = loading.load(saved("llama-gqa"))
     ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
     return condition_sweep(
-        base, [TASK, WRITTEN], ablate, limit=4, donor=folders("llama-gqa", moved=True), measure="both", progress=False
+        base, [TASK, WRITTEN], ablate, limit=4, donor=saved("llama-gqa", moved=True), measure="both", progress=False
     )
 
 
-def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_path):
+def test_transplants_go_through_sweep_statistics_and_record(swept, saved, tmp_path):
     assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
     assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
     summary = swept.summary
     assert not summary[["value", "delta"]].isna().any().any()
     one = summary[summary["condition"] == "L2@donor"]
     assert set(one["layer"]) == {2} and summary.loc[summary["condition"] == "L0-2@donor", "layer"].isna().all()
-    donor = loading.load(folders("llama-gqa", moved=True))
+    donor = loading.load(saved("llama-gqa", moved=True))
     alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], limit=4, measure="both", progress=False)
     mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
     assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
@@ -188,18 +188,18 @@ def test_transplants_go_through_sweep_statistics_and_record(swept, folders, tmp_
     pd.testing.assert_series_equal(mine["value"], alone.docs["value"], rtol=0, atol=SAME)
     swept.save(tmp_path)
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["donor"]["name"] == folders("llama-gqa", moved=True)
+    assert record["donor"]["name"] == saved("llama-gqa", moved=True)
     assert record["donor"]["fingerprint"] == donor.fingerprint != record["model"]["fingerprint"]
 
 
-def test_a_remote_model_takes_no_transplant(folders):
-    base, donor = loading.load(folders("llama-gqa"), remote="local"), folders("llama-gqa", moved=True)
+def test_a_remote_model_takes_no_transplant(saved):
+    base, donor = loading.load(saved("llama-gqa"), remote="local"), saved("llama-gqa", moved=True)
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
 
 
-def test_a_twin_made_inside_a_transplant_is_the_base(folders):
-    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True))
+def test_a_twin_made_inside_a_transplant_is_the_base(saved):
+    base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True))
     clean = logits(base.model)
     with distillation.transplant(base, donor, layers=[1]):
         wrapped = base.nnsight
@@ -208,8 +208,8 @@ def test_a_twin_made_inside_a_transplant_is_the_base(folders):
     same(found, clean)
 
 
-def test_lm_eval_model(folders):
-    base, donor = folders("llama-gqa"), loading.load(folders("llama-gqa", moved=True))
+def test_lm_eval_model(saved):
+    base, donor = saved("llama-gqa"), loading.load(saved("llama-gqa", moved=True))
     model = DepthlensLM(base, condition="L1@donor", donor=donor)
     found = model.engine.loglikelihood(requests(), [model.condition])
     together = distillation.with_donor(loading.load(base), donor)
@@ -217,9 +217,9 @@ def test_lm_eval_model(folders):
 
 
 @pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", False), ("deepseek-v3", True)])
-def test_weight_deltas_by_hand(folders, family, streamed):
-    base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
-    table = distillation.weight_deltas(base, folders(family, moved=True) if streamed else donor)
+def test_weight_deltas_by_hand(saved, family, streamed):
+    base, donor = loading.load(saved(family)), loading.load(saved(family, moved=True))
+    table = distillation.weight_deltas(base, saved(family, moved=True) if streamed else donor)
     mine, its = base.model.state_dict(), donor.model.state_dict()
     names = {"embed.weight": "model.embed_tokens.weight", "final_norm.weight": "model.norm.weight"}
     names["unembed.weight"] = "lm_head.weight"
@@ -258,10 +258,10 @@ def taken_apart(lens, tokens):
 
 
 @pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
-def test_activation_deltas_by_hand(folders, family, streamed):
-    base, donor = loading.load(folders(family)), loading.load(folders(family, moved=True))
+def test_activation_deltas_by_hand(saved, family, streamed):
+    base, donor = loading.load(saved(family)), loading.load(saved(family, moved=True))
     rows = [list(b"a longer prompt than that"), "other text", list(b"ab")]
-    table = distillation.activation_deltas(base, folders(family, moved=True) if streamed else donor, rows)
+    table = distillation.activation_deltas(base, saved(family, moved=True) if streamed else donor, rows)
     tokens = [base.tokenizer(r).input_ids if isinstance(r, str) else r for r in rows]
     kept = [(taken_apart(base, t), taken_apart(donor, t)) for t in tokens]
     assert table["layer"].tolist() == [i for i in range(5) for _ in range(3)] and set(table["n"]) == {3}

@@ -42,7 +42,7 @@ def test_an_offloaded_model_is_the_model_loaded_whole(saved, family):
     torch.testing.assert_close(scores(streamed, conditions), wanted, rtol=0, atol=SAME)
     for note in notes:
         note.remove()
-    assert set(map(len, held)) == {1} and layers_in_memory(streamed) == []
+    assert max(map(len, held)) == 1 and layers_in_memory(streamed) == []
     assert streamed.fingerprint == whole.fingerprint
     assert streamed.describe() == whole.describe() | {"offload": "disk"} and whole.describe()["offload"] is None
     # called whole, as by hand in a notebook
@@ -110,10 +110,10 @@ def test_generation_is_refused_before_anything_runs(saved):
 
 
 @pytest.mark.parametrize(("family", "offloaded"), [("llama-gqa", "disk"), ("qwen3-moe", None), ("deepseek-v3", "disk")])
-def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
-    whole = loading.load(folders(family)), loading.load(folders(family, moved=True))
-    base = loading.load(folders(family), offload=offloaded)
-    together = distillation.with_donor(base, folders(family, moved=True))
+def test_a_donor_by_name_is_the_donor_in_memory(saved, family, offloaded):
+    whole = loading.load(saved(family)), loading.load(saved(family, moved=True))
+    base = loading.load(saved(family), offload=offloaded)
+    together = distillation.with_donor(base, saved(family, moved=True))
     conditions = transplants.conditions_for(base)
     wanted = distillation.with_donor(*whole)
     transplants.same(transplants.scores(together, conditions), transplants.scores(wanted, conditions))
@@ -124,8 +124,8 @@ def test_a_donor_by_name_is_the_donor_in_memory(folders, family, offloaded):
     assert together.donor.fingerprint == whole[1].fingerprint
 
 
-def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(folders, monkeypatch):
-    base, donor = loading.load(folders("llama-gqa")), loading.load(folders("llama-gqa", moved=True), offload="disk")
+def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(saved, monkeypatch):
+    base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True), offload="disk")
     together, read, resident = distillation.with_donor(base, donor), [], donor.resident
 
     def noted(layer):

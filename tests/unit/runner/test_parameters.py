@@ -35,14 +35,7 @@ WHOLE = "of notebook 00_good: input should be a valid integer.*; its default is 
             {"parameters": {"modle": "x"}},
             r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)",
         ),
-        (
-            {"names": "02_plain", "parameters": {"limit": "3"}},
-            "unknown parameter 'limit'; allowed: none",
-        ),
-        *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "2.5", "true", "", "[1]", "[1")),
-        ({"parameters": {"threshold": "high"}}, "should be a valid number.*; its default is 0.5"),
-        ({"parameters": {"tasks": "capitals"}}, r"should be a valid list; its default is \['capitals', 'elements'\]"),
-        ({"parameters": {"model": 7}}, "should be a valid string; its default is 'organism'"),
+        *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
         (
             {"parameters": {"tasks": "[capitals, capitols_default]"}},
             "unknown task 'capitols_default'; did you mean cap",
@@ -76,10 +69,7 @@ def profiles(suite, tmp_path):
     ("content", "message"),
     [
         ("demo: {00_good: {limt: 3}}", "profile demo of .*profiles.yml: unknown parameter 'limt'; did you mean limit"),
-        ("demo: {00_good: {limit: many}}", "profile demo of .*profiles.yml: parameter limit = 'many'"),
-        ("demo: {_all: {nothing: 3}}", "profile demo of .*profiles.yml: .*'nothing'"),
         ("demo: {00_god: {limit: 3}}", "unknown notebook '00_god'.*profiles.yml"),
-        ("demo: {_extends: smoke}\nsmok: {}", "profiles.yml does not map profiles to parameters: 'smoke'"),
         ("demo: [1", "profiles.yml does not map"),
     ],
 )
@@ -156,10 +146,8 @@ def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_
     [
         ({"models": ["organism", "no/such"]}, "model 'no/such'"),
         ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
-        ({"models": ["organism", ""]}, "models .*: give a name or a list of names"),
         ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
         ({"parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
-        ({"parameters": {"limit": -1}}, "limit -1: give a whole number"),
     ],
 )
 def test_mistakes_are_found_before_the_first_notebook(suite, tmp_path, change, said):
@@ -227,14 +215,9 @@ def test_one_document_has_no_halves(folder):
     ("parameter", "value", "said"),
     [
         ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
-        ("attention_layers", 0, "attention_layers 0: input should be greater than 0"),
-        ("base", ["a", "b"], "base ['a', 'b']: list should have at most 1 item"),
         ("depths", [0.5, 2], "depths [0.5, 2]: input should be less than or equal to 1"),
         ("knowledge", ["capitals_generativ"], "unknown task 'capitals_generativ'; did you mean capitals_generative"),
-        ("layers", 3, "layers 3: input should be a valid "),
         ("layers", [3, 9], "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..4"),
-        ("prompt", " ", "prompt ' ': string should have at least 1 character"),
-        ("seeds", [0, -1], "seeds [0, -1]: input should be greater than or equal to 0"),
         ("views", ["layers@mean"], "views ['layers@mean']: name layers among them"),
         ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
     ],

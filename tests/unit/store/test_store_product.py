@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
+import edits
 import pandas as pd
-import peft
 import pytest
-import tiny
 import torch
 from stores import CHOICE, WRITTEN, run
 from torch import nn
@@ -17,30 +18,9 @@ REFERENCES = ["a reference prompt"]
 MIXED = ["L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("base"), "llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """A model of the same shape with other weights."""
-    at = tmp_path_factory.mktemp("donor")
-    model = tiny.model("llama-gqa", max_position_embeddings=4096)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.up_proj.weight.mul_(2)
-    model.save_pretrained(at)
-    tiny.tokenizer().save_pretrained(at)
-    return at
-
-
 def adapted(folder) -> dl.Lens:
     lens = dl.load(folder)
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    peft.inject_adapter_in_model(config, lens.model)
-    lens.model.eval().requires_grad_(False)
+    edits.adapted(lens.model, random.Random(0))
     return lens
 
 
@@ -107,13 +87,13 @@ CASES += [("adapted", "written with means", None), ("adapted", "attribution", No
 
 
 @pytest.fixture(scope="module")
-def models(folder):
-    return {name: load(folder) for name, load in MODELS.items()}
+def models(saved):
+    return {name: load(saved(max_position_embeddings=4096)) for name, load in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
-def donors(other):
-    return {name: load(other) for name, load in DONORS.items()}
+def donors(saved):
+    return {name: load(saved(moved=True, max_position_embeddings=4096)) for name, load in DONORS.items()}
 
 
 @pytest.mark.parametrize(("model", "experiment", "donor"), CASES)
