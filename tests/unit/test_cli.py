@@ -76,7 +76,6 @@ def test_interrupted_sweep(sweeps, tmp_path, call):
     [
         (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "OUT"], "loading organism for capitals"),
         (["run", "00_tuor", "--out", "OUT"], "reading 00_tuor"),
-        (["run", "all", "--profile", "smoek", "--out", "OUT"], "reading all notebooks"),
         (["store", "list"], "reading the store STORE"),
         (["gallery", "OUT"], "reading the notebooks in OUT"),
     ],

@@ -17,7 +17,7 @@ from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments import attention_patterns, sweep
+from depthlens.experiments import sweep
 from depthlens.models import loading, remote
 from depthlens.requests import GenerateRequest
 
@@ -98,8 +98,6 @@ def test_a_whole_sweep_by_name(tmp_path):
             lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
             "condition L1@noise is not done remotely; use @mean",
         ),
-        (lambda lens: Engine(lens, backend="transformer_lens"), "TransformerLens needs the weights"),
-        (lambda lens: attention_patterns.read(lens, [1, 2], [1], print), "the attention pattern needs the weights"),
     ],
 )
 def test_what_needs_the_weights_here_is_refused(pair, call, said, monkeypatch):

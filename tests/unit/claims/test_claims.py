@@ -170,7 +170,6 @@ def test_missing_evidence_says_what_to_give():
     assert found.states == {claim.id: "open" for claim in CLAIMS} and found.headline == "7 claims: 7 open."
     for claim, row in zip(CLAIMS, found.table.itertuples(), strict=True):
         assert all(f"{field}=" in row.sentence for field in claim.needs) and row.n == 0 and np.isnan(row.effect)
-        assert claim.test and claim.statement == row.statement
     some = judge(Evidence(**both()), claims=["C7", "C1"])
     assert list(some.states) == ["C1", "C7"] and some.describe()[1].startswith("C1a shown: Scored by letters, ")
 

@@ -66,21 +66,13 @@ class TestResults:
 
 
 @pytest.mark.nightly
-class TestRefusals:
-    def refused(self, lens, nodes, match, **options):
-        with pytest.raises(UserError, match=match) as error:
-            sweep(lens, nodes, "L0", tasks=[CHOICE], **options)
-        assert "\n" not in str(error.value)
-
-    def test_more_workers_than_the_cluster_can_give(self, nodes, lens):
-        self.refused(lens, nodes, "workers 3: Ray has room for 1 with 2 CPUs and 0 GPUs each", worker_cpus=2)
-        with pytest.raises(UserError, match=r"workers 4: Ray has room for 3 with 1 CPUs and 0 GPUs each"):
-            run(lens, None, workers=4, ray=nodes.address)
-
-    def test_a_model_that_was_changed_here(self, nodes, folder):
-        changed = dl.load(folder)
-        changed.model.model.layers[2].mlp.up_proj.weight.data.mul_(1.5)
-        self.refused(changed, nodes, r"is another on a worker \(fingerprint\); load .* saved where workers see it")
+def test_a_model_that_was_changed_here_and_too_many_workers_are_refused(nodes, lens, folder):
+    changed = dl.load(folder)
+    changed.model.model.layers[2].mlp.up_proj.weight.data.mul_(1.5)
+    with pytest.raises(UserError, match=r"is another on a worker \(fingerprint\); load .* saved where workers see it"):
+        sweep(changed, nodes, "L0", tasks=[CHOICE])
+    with pytest.raises(UserError, match=r"workers 4: Ray has room for 3 with 1 CPUs and 0 GPUs each"):
+        run(lens, None, workers=4, ray=nodes.address)
 
 
 def swept(lens: dl.Lens, folder: Path | None = None, limit: int = 40, **options: Any) -> dl.Result:

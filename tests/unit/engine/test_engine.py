@@ -3,6 +3,7 @@
 import functools
 import json
 
+import by_hand
 import pytest
 import tiny
 import torch
@@ -32,14 +33,11 @@ def requests():
 
 @functools.cache
 def alone(lens, request, condition):
-    """Log-likelihood of one request from one forward pass of the whole sequence."""
-    tokens = torch.tensor([[*request.context, *request.continuation]])
+    """The log-likelihood of a request, or the text that Hugging Face writes, from whole passes of one row."""
     with TorchBackend(lens).ablate([condition]):
-        logprobs = lens.model(tokens).logits[0].log_softmax(-1)
-    n = len(request.context)
-    picked = [logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation)]
-    greedy = all(logprobs[n + i - 1].argmax().item() == t for i, t in enumerate(request.continuation))
-    return sum(picked), greedy
+        if isinstance(request, LoglikelihoodRequest):
+            return by_hand.scored(lens.model, request)
+        return cut(by_hand.written(lens, request), request.until)
 
 
 @pytest.mark.parametrize("budget", [1, 40, 4096])
@@ -53,20 +51,6 @@ def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, re
             assert answer.is_greedy == greedy
 
 
-def hf_generate(lens, request, condition):
-    with TorchBackend(lens).ablate([condition]):
-        out = lens.model.generate(
-            torch.tensor([request.context]),
-            max_new_tokens=request.max_new_tokens,
-            do_sample=False,
-            pad_token_id=258,
-        )
-    return cut(lens.tokenizer.decode(out[0, len(request.context) :], skip_special_tokens=True), request.until)
-
-
-written_alone = functools.cache(hf_generate)  # whatever the budget
-
-
 @pytest.mark.parametrize("budget", [1, 90, 4096])
 def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
     conditions = expand("L0,L3,L2.attn,L1.H3,L1-2", lens.dims)
@@ -74,7 +58,7 @@ def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
     texts = Engine(lens, batch_tokens=budget, progress=False).generate_until(asked, conditions)
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(asked, row, strict=True):
-            assert text == written_alone(lens, request, condition), str(condition)
+            assert text == alone(lens, request, condition), str(condition)
 
 
 def same(answers, wanted):
@@ -199,4 +183,4 @@ def test_texts_behind_a_shared_prefix_whenever_rows_end(lens, n_shared):
     conditions = expand("L0,L1+L3,L3,L2.attn,L4.H1,L1-2", lens.dims)
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     for condition, row in zip(conditions, texts, strict=True):
-        assert row == [hf_generate(lens, q, condition) for q in asked], str(condition)
+        assert row == [alone(lens, q, condition) for q in asked], str(condition)

@@ -218,12 +218,6 @@ def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
             measure(broken, TEXTS, progress=False)
 
 
-def test_many_positions_are_unembedded_in_parts(monkeypatch):
-    monkeypatch.setattr(geo, "UNEMBEDDED", 7)
-    again = geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
-    pd.testing.assert_frame_equal(again.logit_lens, geometries.measured()[0].logit_lens, rtol=SAME)
-
-
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(hub.write(tmp_path))
     wanted = [doc["text"] for doc in hub.DATA_SETS["allenai/c4"]["en"]["validation"]]

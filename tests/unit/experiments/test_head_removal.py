@@ -126,29 +126,22 @@ def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separa
     assert found["p_value"]["one-hop", ONE] < 0.3 and found["p_value"]["noise", ONE] == 1
     assert not found["separates"].any(), "of sixteen lists, no one can be called unusual at 0.05"
     assert found["value"]["two-hop", TWO] < 0.5 < found["random"]["two-hop", TWO]
-    told, rows = curve.describe(), curve.interactions.set_index(["list", "other_list"])
-    assert "there are 16 such lists, so that the costliest has a p of about 0.078." in told[0]
+    rows = curve.interactions.set_index(["list", "other_list"])
     double = {("one-hop", "two-hop"): True, ("one-hop", "noise"): False, ("two-hop", "noise"): False}
     assert rows["double"].to_dict() == double
-    assert told[7].startswith("No double dissociation is shown of one-hop and noise")
 
 
 def test_accuracy_and_nats_side_by_side_are_seeded(organism):
     lens, truth = organism
     lists = {"one-hop": [truth.role("retrieval"), (4, 0), (5, 1)], "two-hop": [truth.role("output"), (0, 1), (2, 2)]}
     options = {"k": [1, 3], "n_draws": 10, "limit": 6, "progress": False}
-    both = removal_curve(lens, [ONE, TWO], lists, measure="both", **options)
-    for table in (both.points, both.band, both.tests):
-        keys = ["list", "task", "metric", *(["k"] if "k" in table else [])]
-        assert set(table["metric"]) == {"acc", "answer_logprob"} and not table.duplicated(keys).any()
+    both, nats = (removal_curve(lens, [ONE, TWO], lists, measure=m, **options) for m in ("both", "answer_logprob"))
     assert len(both.tests) == 2 * 2 * 2 and len(both.interactions) == 2 and set(both.points["k"]) == {0, 1, 3}
     assert (both.interactions["metric"] == both.interactions["other_metric"]).all(), "nats only with nats"
-    nats = removal_curve(lens, [ONE, TWO], lists, measure="answer_logprob", **options)
     own = both.tests[both.tests["metric"] == "answer_logprob"].reset_index(drop=True)
-    assert np.allclose(own["value"], nats.tests["value"]) and np.allclose(own["p_value"], nats.tests["p_value"])
-    assert both.record["draws"] == nats.record["draws"]
+    assert np.allclose(own[["value", "p_value"]], nats.tests[["value", "p_value"]])
     other = removal_curve(lens, ONE, lists, seed=2, **options)
-    assert other.record["draws"] != both.record["draws"]
+    assert other.record["draws"] != both.record["draws"] == nats.record["draws"]
 
 
 # -- overlap --------------------------------------------------------------------------------------------------
@@ -253,8 +246,6 @@ def test_planted_heads_suffice_and_noise_does_not(restored):
         better = (table["cpr"] - table["random_cpr"])[:, task]
         assert table.loc[("planted", task), "separates"] and better["planted"] > 0.2 > 0.05 > better["noise"]
         assert table.loc[("planted", task), "p_value"] == pytest.approx(1 / (1 + 10))
-    said = restored.describe()
-    assert len(said) == 4 and "4 heads (17%) restore" in said[0] and "CPR" in said[0] and "planted" in repr(restored)
 
 
 def test_a_task_whose_heads_add_nothing_is_not_judged():

@@ -123,9 +123,7 @@ def test_a_task_gives_needles_and_attribution_agrees():
     assert np.allclose(estimate.values, -change.mean(0).numpy(), atol=LOSS_TOLERANCE)
     path = retrieval_scores(lens, "organism_one_hop", method="integrated_gradients", **options)
     assert set(path.top(2)) == truth.needed("one_hop"), "which the way to removal shows"
-    assert path.name == "loss on needle tokens, by integrated gradients"
     assert len(set(exact.record["documents"])) == 4 and exact.record["documents"] == copying.record["documents"]
-    assert "attribution" in estimate.name and estimate.unit == exact.unit == "nats" and copying.unit == ""
 
 
 def test_needles_that_are_not_recalled_do_not_count():

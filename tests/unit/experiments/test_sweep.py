@@ -12,7 +12,6 @@ import tiny
 from by_hand import logprobs
 
 import depthlens as dl
-from depthlens import provenance
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_by_name
@@ -77,15 +76,6 @@ def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
     assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25}
 
 
-@pytest.mark.parametrize("site", ["attn", "mlp"])
-def test_sublayer_sweeps(lens, layers, site):
-    result = layer_sweep(lens, CHOICE, site=site, limit=LIMIT, progress=False)
-    assert list(result.docs["condition"].unique()) == ["baseline", *(f"L{i}.{site}" for i in range(5))]
-    assert result.docs.loc[result.docs["condition"] == f"L3.{site}", "layer"].unique().tolist() == [3]
-    pd.testing.assert_frame_equal(baseline(result), baseline(layers))
-    assert result.record["ablate"] == site
-
-
 def test_the_baseline_does_not_depend_on_what_else_is_swept(lens, layers):
     other = condition_sweep(lens, [WRITTEN, CHOICE], ["L4", "L0.H0"], limit=LIMIT, batch_tokens=300, progress=False)
     for task in (CHOICE, WRITTEN):
@@ -121,11 +111,6 @@ def test_a_model_is_loaded_by_its_name(tmp_path, layers):
     assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
     wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
     pd.testing.assert_frame_equal(result.docs.drop(columns="model"), wanted.drop(columns="model"))
-
-
-def test_a_machine_without_git_still_gets_its_record(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert provenance.git_commit() is None
 
 
 COUNTED = ("rows", "unshared_tokens", "written_tokens")

@@ -164,24 +164,14 @@ def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
 TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 
 
-@pytest.fixture(scope="module")
-def swept(saved):
-    base = loading.load(saved("llama-gqa"))
+def test_transplants_go_through_sweep_statistics_and_record(saved, tmp_path):
+    base, donor = loading.load(saved()), loading.load(saved(moved=True))
+    options = {"limit": 4, "measure": "both", "progress": False}
     ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
-    return condition_sweep(
-        base, [TASK, WRITTEN], ablate, limit=4, donor=saved("llama-gqa", moved=True), measure="both", progress=False
-    )
-
-
-def test_transplants_go_through_sweep_statistics_and_record(swept, saved, tmp_path):
+    swept = condition_sweep(base, [TASK, WRITTEN], ablate, donor=saved(moved=True), **options)
     assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
     assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
-    summary = swept.summary
-    assert not summary[["value", "delta"]].isna().any().any()
-    one = summary[summary["condition"] == "L2@donor"]
-    assert set(one["layer"]) == {2} and summary.loc[summary["condition"] == "L0-2@donor", "layer"].isna().all()
-    donor = loading.load(saved("llama-gqa", moved=True))
-    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], limit=4, measure="both", progress=False)
+    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], **options)
     mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
     assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
     assert mine["response"].tolist() == alone.docs["response"].tolist()
@@ -196,16 +186,6 @@ def test_a_remote_model_takes_no_transplant(saved):
     base, donor = loading.load(saved("llama-gqa"), remote="local"), saved("llama-gqa", moved=True)
     with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
         condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
-
-
-def test_a_twin_made_inside_a_transplant_is_the_base(saved):
-    base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True))
-    clean = logits(base.model)
-    with distillation.transplant(base, donor, layers=[1]):
-        wrapped = base.nnsight
-    with torch.no_grad(), wrapped.trace(TOKENS):
-        found = wrapped.lm_head.output.save()
-    same(found, clean)
 
 
 def test_lm_eval_model(saved):
@@ -244,9 +224,6 @@ def test_weight_deltas_of_equal_and_zero_weights():
     table = distillation.weight_deltas(base, donor)
     assert (table["relative"] == 0).all()
     assert table.loc[table["matrix"].str.endswith("bias"), "cosine"].isna().all()
-    donor.model.model.layers[1].self_attn.q_proj.bias.data += 1
-    moved = distillation.weight_deltas(base, donor).query("relative > 0")
-    assert moved["matrix"].tolist() == ["self_attn.q_proj.bias"] and moved["relative"].tolist() == [float("inf")]
 
 
 def taken_apart(lens, tokens):
@@ -276,11 +253,7 @@ def test_activation_deltas_by_hand(saved, family, streamed):
         assert 0 <= row.relative_low < row.relative < row.relative_high
 
 
-def test_activation_deltas_of_equal_models_and_bad_prompts():
-    base = tiny.lens("llama-gqa")
-    twin = Lens(copy.deepcopy(base.model), base.tokenizer, "same")
-    table = distillation.activation_deltas(base, twin, ["one prompt"])
-    assert (table["relative"] == 0).all() and table["relative_low"].isna().all()
+def test_activation_deltas_of_prompts_that_a_window_cuts_are_refused():
     windowed = tiny.lens("mistral", sliding_window=4)
     with pytest.raises(UserError, match="walk 5 tokens, and the attention window is 4"):
         distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])

@@ -48,13 +48,6 @@ def test_a_page_opens_with_what_was_found_and_only_describes_figures_of_other_li
     assert 'alt="Q?"' in text and "text/csv" not in text
 
 
-def test_code_is_folded_but_for_the_parameters_of_the_run():
-    cells = [code("a = 1", "parameters"), code("a = 2", "injected-parameters"), code("print(a)")]
-    text = page(new_notebook(cells=cells))
-    assert re.findall(r"<details class=\"code\"( open)?", text) == ["", " open", ""]
-    assert "<summary>Parameters of this run" in text
-
-
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
     nb = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
     nb.metadata["depthlens"] = {
