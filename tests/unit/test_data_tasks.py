@@ -75,16 +75,19 @@ def test_prompts_and_answers(tasks):
     assert hashlib.sha256(json.dumps(every).encode()).hexdigest() == SHA256
 
 
-def score(task, doc: dict, response: str) -> dict[str, float]:
-    """Scores by filter name, through lm-eval's own filters and process_results."""
+def filtered(task, doc: dict, response: str) -> dict[str, str]:
+    """What lm-eval's own filters make of a response, by the filter's name."""
     request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
     request.resps = [response]
-    scores = {}
     for ensemble in task._filters:
         ensemble.apply([request])
-        filtered = request.filtered_resps[ensemble.name]
-        scores[ensemble.name] = float(task.process_results(doc, [filtered])["exact_match"])
-    return scores
+    return request.filtered_resps
+
+
+def score(task, doc: dict, response: str) -> dict[str, float]:
+    """Scores by filter name."""
+    found = filtered(task, doc, response).items()
+    return {name: float(task.process_results(doc, [left])["exact_match"]) for name, left in found}
 
 
 def test_the_reference_answer_is_right_and_that_of_another_document_is_wrong(tasks):
@@ -118,10 +121,7 @@ def test_letters_are_found_or_known_not_to_be_there(tasks, response, letter):
     task = tasks["capitals_letters_generative"]
     doc = task.task_docs[0]  # D is right
     assert score(task, doc, response) == {"letter": float(letter == "D")}
-    request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
-    request.resps = [response]
-    task._filters[0].apply([request])
-    assert request.filtered_resps["letter"] == (letter or "[invalid]")
+    assert filtered(task, doc, response) == {"letter": letter or "[invalid]"}
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,8 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
     prompt, answer = TOKENS[0].tolist(), [9, 8, 7]
     means = measure_means(lens, [[*prompt, *answer], [1, 2, 3, 4]], "two texts")
     seen = {"layer": [], "attn": [], "mlp": [], "z": []}
-    modules = {
-        "layer": lens.arch.layers[1],
-        "attn": lens.arch.attn[1],
-        "mlp": lens.arch.mlp[1],
-        "z": lens.arch.o_proj[1],
-    }
+    a = lens.arch
+    modules = {"layer": a.layers[1], "attn": a.attn[1], "mlp": a.mlp[1], "z": a.o_proj[1]}
     for text in ([*prompt, *answer], [1, 2, 3, 4]):
         for site, (args, out) in recorded(lens, text, modules)[0].items():
             seen[site].append((args[0] if site == "z" else out - args[0] if site == "layer" else out).double())

@@ -21,7 +21,7 @@ from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"
-N_DOCS, N_DRAWS = 10, 60
+N_DOCS, N_DRAWS = 10, 20
 
 
 @pytest.fixture(scope="module")

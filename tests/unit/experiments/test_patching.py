@@ -47,10 +47,9 @@ def test_planted_heads_are_found_at_their_tokens_and_nothing_else(task, copying,
 
 @pytest.mark.parametrize("parts", ["layers", "attn", "mlp", "heads"])
 def test_every_cell_equals_a_hook(parts):
-    lens, d = tiny.lens("llama-gqa"), tiny.lens("llama-gqa").dims.d_head
-    modules = {"layers": lens.arch.layers, "attn": lens.arch.attn, "mlp": lens.arch.mlp, "heads": lens.arch.o_proj}[
-        parts
-    ]
+    lens = tiny.lens("llama-gqa")
+    a, d = lens.arch, lens.dims.d_head
+    modules = {"layers": a.layers, "attn": a.attn, "mlp": a.mlp, "heads": a.o_proj}[parts]
     pair, answers = ("the cat sat", "the dog sat"), ("a", "b")
     found = patch(lens, *pair, parts, answer=answers, **QUIET)
     clean, corrupted = (lens.tokenizer(text).input_ids for text in pair)

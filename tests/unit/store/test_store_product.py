@@ -14,8 +14,6 @@ from torch import nn
 import depthlens as dl
 
 TEXTS = ["one text", "another one"]
-REFERENCES = ["a reference prompt"]
-MIXED = ["L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"]
 
 
 def adapted(folder) -> dl.Lens:
@@ -37,43 +35,42 @@ DONORS = {
 }
 
 
-def docs(*arguments, **options) -> pd.DataFrame:
-    return run(*arguments, **options).docs
+def swept(*ablate, task=CHOICE, **options):
+    """A sweep of two documents; with the donor, if a condition takes one."""
+
+    def ask(lens, store, donor) -> pd.DataFrame:
+        more = {"donor": donor} if "@donor" in str(ablate) else {}
+        more |= {"resample_prompts": ["a reference prompt"]} if "@resample" in str(ablate) else {}
+        return run(lens, store, [*ablate], [task], **{"limit": 2} | options | more).docs
+
+    return ask
 
 
-def heads(lens, store, **options) -> pd.DataFrame:
-    options = {"method": "attribution", "limit": 2, "store": store, "progress": False} | options
-    return dl.head_sweep(lens, CHOICE, **options).docs
+def attributed(mode):
+    options = {"method": "attribution", "limit": 2, "mode": mode, "progress": False}
+    return lambda lens, store, donor: dl.head_sweep(lens, CHOICE, store=store, **options).docs
 
 
-def geometry(lens, store) -> pd.DataFrame:
+def geometry(lens, store, donor) -> pd.DataFrame:
     found = dl.depth_geometry(lens, TEXTS, store=store, progress=False)
     return pd.concat([found.distances, found.influences, found.logit_lens])
 
 
 EXPERIMENTS = {
-    "layers": lambda lens, store, donor: docs(lens, store, tasks=[CHOICE], limit=2),
-    "mean": lambda lens, store, donor: docs(lens, store, ["L1@mean", "L2.attn@mean"], [CHOICE], limit=2),
-    "resample": lambda lens, store, donor: docs(
-        lens, store, ["L1.H0@resample"], [CHOICE], limit=2, resample_prompts=REFERENCES
-    ),
-    "mean by TransformerLens": lambda lens, store, donor: docs(
-        lens, store, ["L1@mean"], [CHOICE], limit=1, backend="transformer_lens"
-    ),
-    "resample by nnsight": lambda lens, store, donor: docs(
-        lens, store, ["L1.H0@resample"], [CHOICE], limit=1, resample_prompts=REFERENCES, backend="nnsight"
-    ),
-    "written": lambda lens, store, donor: docs(lens, store, tasks=[WRITTEN], limit=2),
-    "written with means": lambda lens, store, donor: docs(lens, store, ["L1@mean"], [WRITTEN], limit=2),
-    "attribution": lambda lens, store, donor: heads(lens, store),
-    "attribution of means": lambda lens, store, donor: heads(lens, store, mode="mean"),
-    "geometry": lambda lens, store, donor: geometry(lens, store),
+    "layers": swept("layers"),
+    "mean": swept("L1@mean", "L2.attn@mean"),
+    "resample": swept("L1.H0@resample"),
+    "mean by TransformerLens": swept("L1@mean", limit=1, backend="transformer_lens"),
+    "resample by nnsight": swept("L1.H0@resample", limit=1, backend="nnsight"),
+    "written": swept("layers", task=WRITTEN),
+    "written with means": swept("L1@mean", task=WRITTEN),
+    "attribution": attributed("zero"),
+    "attribution of means": attributed("mean"),
+    "geometry": geometry,
     "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False),
-    "donor": lambda lens, store, donor: docs(lens, store, ["L1@donor", "L2.H1@donor"], [CHOICE], limit=2, donor=donor),
-    "donor, mean and resample": lambda lens, store, donor: docs(
-        lens, store, MIXED, [CHOICE], limit=2, donor=donor, resample_prompts=REFERENCES
-    ),
-    "written with a donor": lambda lens, store, donor: docs(lens, store, ["L1@donor"], [WRITTEN], limit=2, donor=donor),
+    "donor": swept("L1@donor", "L2.H1@donor"),
+    "donor, mean and resample": swept("L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"),
+    "written with a donor": swept("L1@donor", task=WRITTEN),
     "weight deltas": lambda lens, store, donor: dl.weight_deltas(lens, donor, store=store),
     "activation deltas": lambda lens, store, donor: dl.activation_deltas(lens, donor, TEXTS, store=store),
 }
