@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 
 import nbformat
 import numpy as np
@@ -15,7 +14,6 @@ from nbclient import NotebookClient
 
 import depthlens as dl
 from depthlens import progress
-from depthlens.errors import Interrupted, UserError
 
 BAR = """
 from depthlens import progress
@@ -85,13 +83,6 @@ def test_the_set_up_cell_does_not_ask_for_ipywidgets_and_completion_offers_publi
     assert any("fingerprint" in text for text in texts) and not any("ipywidgets" in text for text in texts)
     offered = "".join(output.text for output in completed)  # a kernel may send it in pieces
     assert offered.splitlines() == ["dl True", "dl.plots True", "dl.analysis True", "options True"]
-
-
-def test_plain_python_shows_the_traceback():
-    for error in (UserError("a value"), Interrupted("rows are kept")):
-        assert isinstance(error, KeyboardInterrupt | ValueError)
-        text = "".join(traceback.format_exception(error))
-        assert text.endswith(f"{type(error).__name__}: {error}\n")
 
 
 def test_html_is_short_and_texts_stay_texts():
