@@ -28,7 +28,7 @@ NIGHTLY = [pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2)]
 def test_planted_heads_are_found_at_their_tokens_and_nothing_else(task, copying, seed, direction):
     """Two facts change subjects: the previous-token head carries it at both facts, the copying head at the end."""
     lens = dl.load(dl.organisms.Options(seed=seed).name, device="cpu")
-    prompt = organism_prompts.sample(1, task, seed=seed)[0]
+    prompt = organism_prompts.sample(1, task, seed=seed, n_chains=4, n_fillers=4)[0]
     words = prompt.text.split()
     facts = [i - 1 for i, word in enumerate(words) if word == "SEP"]
     place = prompt.answer_at - 1  # without <bos>

@@ -54,12 +54,14 @@ def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]
     }
 
 
+MORE = ("decoy", "n_kv_heads=2", "seed=1,decoy,backup", "seed=2", "seed=3", "seed=4")
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *("organism", "organism:decoy", "organism:seed=1,decoy,backup"),
-        *("organism:n_kv_heads=2", "organism:n_kv_heads=1,decoy,backup"),
-        *(pytest.param(f"organism:seed={seed}", marks=pytest.mark.nightly) for seed in range(2, 5)),
+        *("organism", "organism:n_kv_heads=1,decoy,backup"),
+        *(pytest.param(f"organism:{more}", marks=pytest.mark.nightly) for more in MORE),
     ],
 )
 def test_exactly_the_planted_heads_carry_their_tasks(name):
