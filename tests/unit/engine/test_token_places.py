@@ -131,21 +131,6 @@ def test_sparing_all_tokens_changes_nothing_and_none_is_the_part_itself():
     assert abs(spared - whole) > 0.01 and abs(spared - clean) > 0.01
 
 
-REFERENCE = [7, 80, 33, 120, 9, 41]
-
-
-def with_sample(lens):
-    return sample(lens, measure_means(lens, [REFERENCE], "one prompt"), REFERENCE)
-
-
-def test_the_reference_itself_is_left_as_it_is():
-    lens = tiny.lens("llama-gqa")
-    same = LoglikelihoodRequest(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
-    asked = [parse_condition(text) for text in ("baseline", "L2.H1@resample", "L1-3@resample")]
-    (clean,), *others = Engine(lens, means=with_sample(lens), progress=False).loglikelihood([same], asked)
-    assert [row[0].logprob for row in others] == pytest.approx([clean.logprob] * 2, abs=LOGPROB_TOLERANCE)
-
-
 def test_a_mean_over_references_has_the_answers_of_all():
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     prompts = ["The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."]
