@@ -19,7 +19,7 @@ from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading, remote
-from depthlens.requests import GenerateRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 TASK = "capitals_continuation"
 # float32 rounding of one order of operations against another, over five layers
@@ -28,8 +28,8 @@ TOKENS = backend_table.TOKENS
 KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not in text and "@noise" not in text}
 
 
-def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
+def scores(lens, asked, conditions, **options):
+    answers = Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
     return (
         torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64),
         [[a.is_greedy for a in row] for row in answers],
@@ -59,9 +59,12 @@ def test_scores_and_texts_are_those_of_the_torch_backend(pair, family):
     assert not torch.allclose(first, others, atol=0.01), "first tokens and others have the same mean"
     torch.testing.assert_close(there.mean, here.mean, rtol=0, atol=TOLERANCE)
     conditions = [BASELINE, *(parse_condition(text) for text in KINDS.values())]
-    wanted, got = scores(whole, conditions, means=here), scores(far, conditions, means=there)
+    context = requests()[0].context
+    likeliest = int(whole.model(torch.tensor([context])).logits[0, -1].argmax())
+    scored = [*requests(), LoglikelihoodRequest(context, (likeliest,))]
+    wanted, got = scores(whole, scored, conditions, means=here), scores(far, scored, conditions, means=there)
     torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=TOLERANCE)
-    assert got[1] == wanted[1]
+    assert got[1] == wanted[1] and wanted[1][0][-1], "the likeliest token is said to be it"
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
     asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
     texts = [
