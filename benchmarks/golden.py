@@ -243,7 +243,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "layer effects": lambda m: dl.layer_effects(m, TEXTS, **QUIET),
     "weight deltas": lambda m: dl.weight_deltas(m, tiny("llama", 1), store=None),
     "activation deltas": lambda m: dl.activation_deltas(m, tiny("llama", 1), TEXTS, store=None),
-    "transplant": lambda m: transplanted(m, tiny("llama", 1)),
     "race": lambda m: dl.race(m, FACTS, "layers", max_documents=48, margin=0.5, **NATS),
     "greedy": lambda m: dl.greedy_removal(m, FACTS, tolerance=5.0, max_layers=2, limit=8, **NATS),
     "removal curve": lambda m: dl.removal_curve(m, FACTS, LISTS, **CURVE, **NATS),
@@ -253,12 +252,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
 }
 
 
-def transplanted(base: dl.Lens, donor: dl.Lens) -> torch.Tensor:
-    """Logits of a model that is called by hand within a transplant."""
-    with dl.transplant(base, donor, layers=[1], mlp=[3], heads=[(2, 1)]), torch.no_grad():
-        return base.model(torch.arange(40, 60)[None]).logits[0]
-
-
 # Organisms and the embedded model -------------------------------------------------------------------------------------
 
 ORGANISMS: dict[str, dict[str, Any]] = {
@@ -266,7 +259,8 @@ ORGANISMS: dict[str, dict[str, Any]] = {
     "decoy and backup": {"decoy": True, "backup": True, "n_kv_heads": 2, "seed": 3},
     "deep": {"n_layers": 9, "retrieval_layer": 4, "reasoning_layer": 6, "seed": 5},
 }
-DETECTORS = ("copy_paste", "query_to_gold", "write_aware", "write_from_needle")
+EXACTLY = ("exact", "attribution", "integrated_gradients")
+METHODS = ("copy_paste", "query_to_gold", "write_aware", "write_from_needle", *EXACTLY)
 HOP, HOPS = "organism_one_hop", ["organism_one_hop", "organism_two_hop"]
 
 
@@ -276,8 +270,8 @@ def organism(name: str) -> dl.Lens:
     return dl.Lens(built.model.to(PRECISION), built.tokenizer, f"organism-{name}")
 
 
-def retrieval(name: str, method: str, **options: Any) -> dl.HeadScores:
-    return dl.retrieval_scores(organism(name), HOP, method=method, limit=8, **options, **SHORT)
+def retrieval(name: str, method: str) -> dl.HeadScores:
+    return dl.retrieval_scores(organism(name), HOP, method=method, limit=8, **SHORT)
 
 
 @functools.cache
@@ -292,23 +286,14 @@ def larger_models() -> Cases:
         for word in ("layers", "attn", "heads"):
             yield f"organism/{of}/{word}", lambda of=of, word=word: sweep(organism(of), HOPS, word, **few)
         yield f"organism/{of}/written", lambda of=of: write(organism(of), "layers,L2.H1", f"{HOP}_generative")
-        for method in (*DETECTORS, "exact", "attribution", "integrated_gradients"):
+        for method in METHODS:
             yield f"organism/{of}/retrieval/{method}", lambda of=of, method=method: retrieval(of, method)
-        yield f"organism/{of}/given removed", lambda of=of: retrieval(of, "exact", given_removed=[(2, 1), (4, 1)])
-        yield f"organism/{of}/detectors", lambda of=of: dl.detector_agreement({m: retrieval(of, m) for m in DETECTORS})
     tasks: dict[str, dict[str, Any]] = {
         **{FACTS: {}, "kv_retrieval_4": {"num_fewshot": 0, "limit": 2}},
         **{WRITTEN: {"gen_kwargs": {"max_gen_toks": 8}}, "arithmetic_continuation": {"limit": 2}},
     }
     for task, options in tasks.items():
         yield f"embedded/{task}", lambda task=task, o=options: sweep(embedded(), task, "layers", **o).docs
-    yield "embedded/chat", lambda: sweep(embedded(), FACTS, "layers", limit=3, num_fewshot=0, **PROMPT).docs
-    heads = {"exact": 16, "attribution": None, "integrated gradients of layers": 16}  # and of which layer
-    for name, layer in heads.items():
-        o = HEADS[name] | ({"layers": [layer]} if layer else {})
-        yield f"embedded/heads/{name}", lambda o=o: dl.head_sweep(embedded(), FACTS, limit=4, **o, **SHORT).docs
-    needles = {"n_needles": 2, "depths": [0.3, 0.7], "context_lengths": [256]}
-    yield "embedded/copy-paste", lambda: dl.retrieval_scores(embedded(), **needles, **QUIET)
 
 
 # Made-up results ------------------------------------------------------------------------------------------------------

@@ -2,15 +2,13 @@
 
 Usage::
 
-    python benchmarks/speed.py [--work 0-shot,5-shot] [--peers hf,bridge] [--repeats 3] [--conditions 2]
+    python benchmarks/speed.py [--work 0-shot,5-shot] [--peers hf,checkpoint] [--repeats 3] [--conditions 2]
     python benchmarks/speed.py --task gsm8k --num-fewshot 5 --documents 32
     python benchmarks/speed.py --model llama-3.1-8b --device cuda --work "0-shot,5-shot,256 written tokens"
 
 Peers
     hf          lm-eval's ``hf`` model with a hook that skips the layer or zeroes the head, at its best batch size
     checkpoint  the authors' way: delete the layer, save a checkpoint, load it, run lm-eval's ``hf`` on it
-    bridge      ``hf`` whose forward pass is a plain TransformerLens ``run_with_hooks``
-    nnsight     ``hf`` whose forward pass is a plain nnsight trace with ``layer.skip``
 
 A peer pays the same for every condition, so it is timed on ``--conditions`` of them and scaled to all; ours runs all.
 Scores of both sides are compared on the conditions that the peer ran. ``--model`` takes another model, also by a name
@@ -85,15 +83,10 @@ def hooked(lens: dl.Lens, condition: Condition) -> Iterator[None]:
 def lm_eval(prepared: harness.Prepared, batch_size: int, n: int | None = None, **model: Any) -> list:
     """What lm-eval's ``hf`` model gives of the task's requests: log-likelihoods or texts."""
     with quiet():
-        lm = (model.pop("kind", HFLM))(batch_size=batch_size, **model)
+        lm = HFLM(batch_size=batch_size, **model)
         if prepared.written:
             return lm.generate_until(prepared.task.instances[:n], disable_tqdm=True)
         return [nats for nats, _ in lm.loglikelihood(prepared.task.instances[:n], disable_tqdm=True)]
-
-
-def forward(run: Callable[[torch.Tensor], torch.Tensor]) -> type[HFLM]:
-    """lm-eval's ``hf`` with another forward pass."""
-    return type("Forward", (HFLM,), {"_model_call": lambda self, tokens, *args, **kwargs: run(tokens)})
 
 
 def peers(lens: dl.Lens, prepared: harness.Prepared) -> dict[str, Callable]:
@@ -110,29 +103,7 @@ def peers(lens: dl.Lens, prepared: harness.Prepared) -> dict[str, Callable]:
         with tempfile.TemporaryDirectory() as folder:
             return run(pretrained=str(dl.export(lens, condition, folder).folder), dtype="float32", device="cpu")
 
-    def bridge(condition: Condition) -> list:
-        seen: dict[str, torch.Tensor] = {}
-
-        def keep(value: torch.Tensor, hook: Any) -> None:
-            seen["resid_pre"] = value
-
-        ends = {"hook_in": keep, "hook_out": lambda value, hook: seen["resid_pre"]}
-        hooks = [(f"blocks.{a.layer}.{name}", hook) for a in condition.ablations for name, hook in ends.items()]
-        return run(kind=forward(lambda tokens: lens.bridge.run_with_hooks(tokens, fwd_hooks=hooks)), **own)
-
-    def nnsight(condition: Condition) -> list:
-        def traced(tokens: torch.Tensor) -> torch.Tensor:
-            with lens.nnsight.trace(tokens):
-                for ablation in condition.ablations:
-                    layer = lens.nnsight.model.layers[ablation.layer]
-                    layer.skip(layer.input)
-                logits = lens.nnsight.lm_head.output.save()
-            return logits
-
-        return run(kind=forward(traced), **own)
-
-    scored = {"checkpoint": checkpoint, "bridge": bridge, "nnsight": nnsight}
-    return {"hf": hf} if prepared.written else {"hf": hf, **scored}
+    return {"hf": hf, "checkpoint": checkpoint}
 
 
 def compared(ours: list[Any], theirs: list[Any]) -> str:

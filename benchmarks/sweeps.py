@@ -1,13 +1,16 @@
-"""The same sweep in several ways, alternating: methods for heads, backends, the store, and workers.
+"""The same work in several ways, alternating: methods for heads, backends, the store, workers, a race, and patching.
 
 Usage::
 
-    python benchmarks/sweeps.py [--ways methods,backends,store,workers] [--repeats 3] [--documents 16]
+    python benchmarks/sweeps.py [--ways methods,races,patching] [--repeats 3] [--documents 16]
 
 - ``methods``: attribution and integrated gradients of all heads against the exact sweep, and how well they rank heads.
 - ``backends``: TransformerLens and nnsight against the fast path.
 - ``store``: what keeping answers costs a sweep that is computed, and what it saves one that is not.
 - ``workers``: this process against one worker of Ray and two, of one thread each, which hold the model beforehand.
+- ``races``: a race of all layers on all documents, its work, and which layers are critical in it and not in the sweep.
+- ``patching``: what attention writes, at every layer and token of a prompt, put into another one by `dl.patch` and by a
+  loop of TransformerLens hooks over the same grid.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import typer
 from shared import alternating, show
 
 import depthlens as dl
+from depthlens.analysis.races import CRITICAL
 from depthlens.analysis.rank_correlations import in_words
 
 TASKS = ("capitals_continuation", "kv_retrieval_4_continuation")
@@ -63,7 +68,56 @@ def workers(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> Non
     show("all layers by workers", seconds)
 
 
-WAYS = {way.__name__: way for way in (methods, backends, store, workers)}
+def races(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> None:
+    race = partial(dl.race, lens, TASKS[0], "layers", store=None, progress=False)
+    seconds, found = alternating({"sweep": partial(sweep, limit=None), "race": race}, repeats)
+    critical = {"sweep": {*found["sweep"].primary().critical()["condition"]}, "race": {*found["race"].of(CRITICAL)}}
+    work = {name: result.record["work"]["layer_tokens"] for name, result in found.items()}
+    told = {
+        name: f"{len(of)}, of which {len(of - critical['sweep'])} not in the sweep" for name, of in critical.items()
+    }
+    show("all layers by a race", seconds, work=work, critical=told)
+
+
+PROMPT = "{} went to the market with a list that her old mother had written, and there she bought some"
+
+
+def by_hooks(bridge: torch.nn.Module, tokens: list[torch.Tensor], answers: list[int], n_layers: int) -> np.ndarray:
+    """The usual way: one forward pass with a hook for each cell. Shape [layer, pos]."""
+
+    def put(value: torch.Tensor, hook: object, source: torch.Tensor, at: int) -> torch.Tensor:
+        value[:, at] = source[:, at]
+        return value
+
+    def difference(logits: torch.Tensor) -> float:
+        return float(logits[0, -1, answers[0]] - logits[0, -1, answers[1]])
+
+    clean, cache = bridge.run_with_cache(tokens[0])
+    whole, base = difference(clean), difference(bridge(tokens[1]))
+    found = np.zeros((n_layers, tokens[0].shape[1]))
+    for layer, at in np.ndindex(found.shape):
+        name = f"blocks.{layer}.hook_attn_out"
+        hook = partial(put, source=cache[name], at=at)
+        found[layer, at] = difference(bridge.run_with_hooks(tokens[1], fwd_hooks=[(name, hook)]))
+    return (found - base) / (whole - base)
+
+
+@torch.no_grad()
+def patching(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> None:
+    rows = [lens.tokenizer(PROMPT.format(name)).input_ids for name in ("Alice", "Robert")]
+    texts, tokens = [lens.tokenizer.decode(row) for row in rows], [torch.tensor([row]) for row in rows]
+    answers = [int(lens.model(row).logits[0, -1].topk(3).indices[i]) for i, row in enumerate(tokens)]
+    words = tuple(lens.tokenizer.decode([answer]) for answer in answers)
+    ways = {
+        "depthlens": lambda: dl.patch(lens, *texts, "attn", answer=words, progress=False).effect.value,
+        "TransformerLens hooks": lambda: by_hooks(lens.bridge, tokens, answers, lens.dims.n_layers),
+    }
+    seconds, found = alternating(ways, repeats)
+    apart = {name: np.abs(effects - found["depthlens"]).max() for name, effects in found.items()}
+    show(f"patching of {found['depthlens'].shape} layers and tokens", seconds, apart=apart)
+
+
+WAYS = {way.__name__: way for way in (methods, backends, store, workers, races, patching)}
 
 
 def main(ways: str = ",".join(WAYS), repeats: int = 3, documents: int = 16, num_fewshot: int = 0) -> None:

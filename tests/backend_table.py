@@ -26,22 +26,9 @@ DOCS = Path(__file__).parents[1] / "docs" / "equality.md"
 BEGIN, END = "<!-- backend table: begin -->", "<!-- backend table: end -->"
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
 TOLERANCE = 1e-4
+SITES = {"layer": "L2", "attn": "L2.attn", "mlp": "L2.mlp", "head": "L2.H1", "KV": "L2.KV0"}
 KINDS = {
-    "layer": "L2",
-    "layer @mean": "L2@mean",
-    "layer @resample": "L2@resample",
-    "attn": "L2.attn",
-    "attn @mean": "L2.attn@mean",
-    "attn @resample": "L2.attn@resample",
-    "mlp": "L2.mlp",
-    "mlp @mean": "L2.mlp@mean",
-    "mlp @resample": "L2.mlp@resample",
-    "head": "L2.H1",
-    "head @mean": "L2.H1@mean",
-    "head @resample": "L2.H1@resample",
-    "KV": "L2.KV0",
-    "KV @mean": "L2.KV0@mean",
-    "KV @resample": "L2.KV0@resample",
+    **{f"{s} {m}".strip(): text + m for s, text in SITES.items() for m in ("", "@mean", "@resample")},
     "block": "L1-2",
     "sum": "L0.H1+L2.attn+L3",
     "layer [1:]": "L2[1:]",

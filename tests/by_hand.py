@@ -61,6 +61,27 @@ def logprobs(lens, tokens, heads=(), fraction=1.0, towards=None):
     return found[:-1].gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()
 
 
+def scored(model, request):
+    """Log-likelihood of a continuation by the model's own pass, and whether each of its tokens is the likeliest."""
+    tokens, n = torch.tensor([[*request.context, *request.continuation]]), len(request.context)
+    with torch.no_grad():
+        logprobs = model(tokens, use_cache=False).logits[0].log_softmax(-1)[n - 1 : -1]
+    asked = tokens[0, n:]
+    return logprobs.gather(-1, asked[:, None]).sum().item(), bool((logprobs.argmax(-1) == asked).all())
+
+
+def logprob(model, request):
+    return scored(model, request)[0]
+
+
+def written(lens, request, model=None):
+    """What `generate` writes greedily to one prompt, by the lens's model or another one."""
+    tokens, n = torch.tensor([request.context]), request.max_new_tokens
+    options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": n, "do_sample": False, "pad_token_id": 258}
+    new = (model or lens.model).generate(tokens, **options)[0, len(request.context) :]
+    return lens.tokenizer.decode(new, skip_special_tokens=True)
+
+
 def made_needles():
     """Two needles among random tokens: one with its sentence and question, one without."""
     made = []

@@ -20,6 +20,8 @@ import tiny
 import torch
 import transplants
 
+from depthlens import cli
+
 CORES = torch.get_num_threads()
 
 
@@ -45,28 +47,28 @@ def lens():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Folders of tiny models, each written once; a moved one is the other's distilled model."""
+def saved(tmp_path_factory):
+    """Folders of tiny models, each written once; a moved one is the distilled model of the other."""
     root = tmp_path_factory.mktemp("models")
 
-    def folder(family, moved=False):
-        place = root / f"{family}-{moved}"
+    def folder(family="llama-gqa", moved=False, **changes):
+        place = root / "-".join(map(str, (family, moved, *changes.values())))
         if not place.exists():
-            base = surgery.rough_lens(family)
-            (transplants.other(base) if moved else base).model.save_pretrained(place)
-            tiny.tokenizer().save_pretrained(place)
+            base = surgery.rough_lens(family, **changes)
+            tiny.save(place, transplants.other(base) if moved else base)
         return str(place)
 
     return folder
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Folders of tiny models, each written once."""
-    root = tmp_path_factory.mktemp("models")
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: its exit code, standard output and standard error."""
 
-    def folder(family="llama-gqa", **changes):
-        place = root / "-".join([family, *map(str, changes.values())])
-        return str(place if place.exists() else tiny.save(place, family, **changes))
+    def run(*typed: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*map(str, typed)])
+        return ended.value.code, *capsys.readouterr()
 
-    return folder
+    return run

@@ -35,17 +35,7 @@ import depthlens as dl
 from depthlens.engine import batches
 from depthlens.store import answer_cache
 
-KINDS = {
-    "plain": {"ablate": "layers", "tasks": ["capitals_continuation"]},
-    "offload": {"ablate": "layers", "tasks": ["capitals_continuation"], "load": {"offload": "disk"}},
-    "donor": {"ablate": "layers@donor", "tasks": ["capitals_continuation"]},
-    "generation": {"ablate": "layers", "tasks": ["capitals_generative"]},
-    "sampling": {
-        "ablate": "layers",
-        "tasks": ["capitals_generative"],
-        "gen_kwargs": {"temperature": 1.2, "top_p": 0.9},
-    },
-}
+KINDS = ("plain", "offload", "donor", "generation", "sampling")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -108,14 +98,13 @@ def ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def sweep(kind: str, model: str, donor: str, store: str | None, limit: int) -> dl.Result:
-    about = KINDS[kind]
-    lens = dl.load(model, **about.get("load", {}))
-    options = {"donor": donor} if kind == "donor" else {}
-    options |= {"gen_kwargs": about["gen_kwargs"]} if "gen_kwargs" in about else {}
-    return dl.condition_sweep(
-        lens, about["tasks"], about["ablate"], limit=limit, store=store, progress=False, **options
-    )
+def sweep(kind: str, model: str, donor: str, store: str) -> dl.Result:
+    lens = dl.load(model, offload="disk" if kind == "offload" else None)
+    task = "capitals_generative" if kind in ("generation", "sampling") else "capitals_continuation"
+    options: dict[str, Any] = {"donor": donor} if kind == "donor" else {}
+    options |= {"gen_kwargs": {"temperature": 1.2, "top_p": 0.9}} if kind == "sampling" else {}
+    ablate = "layers@donor" if kind == "donor" else "layers"
+    return dl.condition_sweep(lens, task, ablate, limit=8, store=store, progress=False, **options)
 
 
 def equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -124,7 +113,7 @@ def equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return same and bool(np.allclose(one["value"], other["value"], rtol=0, atol=1e-4))
 
 
-def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: int, seed: int) -> dict[str, Any]:
+def stops(kind: str, model: str, donor: str, folder: Path, wanted: int) -> dict[str, Any]:
     """Stop a sweep at random moments and resume it, as often as wanted; new stores as sweeps come to their end.
 
     Returns:
@@ -135,20 +124,20 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int, limit: i
 
     def alone() -> None:
         log.watch()
-        sweep(kind, model, donor, str(folder / "alone"), limit).save(folder / "wanted")
+        sweep(kind, model, donor, str(folder / "alone")).save(folder / "wanted")
 
     assert os.waitpid(fork(alone), 0)[1] == 0
     times = [when for _, when, _ in log.lines()]
     lasts = times[-1] - times[0]
     undisturbed = dl.Result.load(folder / "wanted").docs
-    chance = random.Random(seed)
+    chance = random.Random(0)
     done, killed, same, again, largest = 0, 0, True, 0, 0
     while killed < wanted or not done:
         store, out, log = folder / f"store-{done}", folder / f"out-{done}", Log(folder / f"log-{done}")
 
         def work(store: Path = store, out: Path = out, log: Log = log) -> None:
             log.watch()
-            sweep(kind, model, donor, str(store), limit).save(out)
+            sweep(kind, model, donor, str(store)).save(out)
 
         while not (out / "docs.parquet").exists():
             known = len(log.lines())
@@ -208,16 +197,12 @@ def main() -> None:
     parser.add_argument("what", choices=["stops", "together"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="plain")
-    parser.add_argument("--limit", type=int, default=8, help="documents of each task")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--keep-seconds", type=float, default=0.02, help="what a pack may take; the library's own: 10")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is shared by children: one that is killed would keep it for ever
     tqdm.monitor_interval = 0  # a thread that may hold the lock while a child is forked
-    answer_cache.KEEP_SECONDS = args.keep_seconds
+    answer_cache.KEEP_SECONDS = 0.02  # what a pack may take; the library's own: 10
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "together":
         print(json.dumps(together(args.folder)))
@@ -228,7 +213,7 @@ def main() -> None:
         made.save_pretrained(args.folder / name)
         tiny.tokenizer().save_pretrained(args.folder / name)
     model, donor = str(args.folder / "model"), str(args.folder / "donor")
-    print(json.dumps(stops(args.kind, model, donor, args.folder, args.kills, args.limit, args.seed)))
+    print(json.dumps(stops(args.kind, model, donor, args.folder, args.kills)))
 
 
 if __name__ == "__main__":

@@ -39,12 +39,6 @@ def widened(lens: dl.Lens, copies: int = COPIES) -> dl.Lens:
     return dl.Lens(model, lens.tokenizer, f"{lens.name} with {copies} copies of each head")
 
 
-def copies_of(role: str, truth: dl.organisms.Truth) -> set[tuple[int, int]]:
-    """The heads of a widened organism that a planted head was divided into."""
-    layer, head = truth.role(role)
-    return {(layer, head * COPIES + i) for i in range(COPIES)}
-
-
 def evidence(*, true: bool, seed: int = 0, swapped: bool = False) -> dl.claims.Evidence:
     """What C5 takes: lists by attribution on some documents, removed on others, by setting heads to zero.
 

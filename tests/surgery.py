@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 
+import by_hand
 import numpy as np
 import tiny
 import torch
@@ -161,6 +162,4 @@ def logits(lens, condition, means, tokens):
 
 def logprob(lens, condition, means, request):
     """Log-likelihood of a request by the model that was cut."""
-    tokens, n = torch.tensor([*request.context, *request.continuation]), len(request.context)
-    logprobs = logits(lens, condition, means, tokens).log_softmax(-1)[n - 1 : -1]
-    return logprobs.gather(-1, tokens[n:, None]).sum().item()
+    return by_hand.logprob(cut(lens, condition, means), request)

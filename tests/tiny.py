@@ -7,23 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    DeepseekV2Config,
-    DeepseekV2ForCausalLM,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from depthlens.models.lens import Lens
 
@@ -73,31 +57,31 @@ LATENT = {
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 12}
 
 FAMILIES = {
-    "llama-mha": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
-    "llama-gqa": (LlamaForCausalLM, LlamaConfig, {}),
-    "llama-mqa": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 1}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12}),  # n_heads * d_head = 48, d_model = 32
-    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, MOE),
-    "deepseek-v2": (DeepseekV2ForCausalLM, DeepseekV2Config, LATENT),
-    "deepseek-v3": (DeepseekV3ForCausalLM, DeepseekV3Config, LATENT),
+    "llama-mha": ("llama", {"num_key_value_heads": 4}),
+    "llama-gqa": ("llama", {}),
+    "llama-mqa": ("llama", {"num_key_value_heads": 1}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 12}),  # n_heads * d_head = 48, d_model = 32
+    "qwen3-moe": ("qwen3_moe", MOE),
+    "deepseek-v2": ("deepseek_v2", LATENT),
+    "deepseek-v3": ("deepseek_v3", LATENT),
 }
 
 
 def model(family: str, **changes: object):
     """A seeded random model of a family, a few thousand parameters, float32."""
-    cls, config_cls, extra = FAMILIES[family]
+    kind, extra = FAMILIES[family]
     torch.manual_seed(sum(map(ord, family)))
-    built = cls(config_cls(**(BASE | extra | changes)))
+    built = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | extra | changes)))
     assert sum(p.numel() for p in built.parameters()) < 300_000, "the tiny model is not tiny"
     built.generation_config.eos_token_id = 257
     return built.float().eval()
 
 
-def save(folder: Path, family: str, **changes: object) -> Path:
-    """The tiny model and its tokenizer as a folder, as a user has one."""
-    model(family, **changes).save_pretrained(folder)
+def save(folder: Path, of: str | Lens, **changes: object) -> Path:
+    """The tiny model of a family, or a model that is there, and the tokenizer as a folder, as a user has one."""
+    (model(of, **changes) if isinstance(of, str) else of.model).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -66,9 +66,3 @@ def test_other_options_of_any_kind(lens):
     scores = dl.induction_scores(lens, n_texts=np.int64(2), length=np.int64(8), seed=np.int64(1), **QUIET)
     assert scores.top(np.int64(2)) == scores.top(2)
     assert dl.next_token(lens, "abc", k=torch.tensor(2)).shape == dl.next_token(lens, "abc", k=2).shape
-
-
-@pytest.mark.parametrize("limit", [np.float64(3), np.int64(0), np.bool_(True), np.array([3])])
-def test_what_is_no_whole_number_is_refused(lens, limit):
-    with pytest.raises(dl.UserError, match="limit .*: give a whole number of documents, at least 1"):
-        dl.layer_sweep(lens, TASKS, limit=limit, **QUIET)

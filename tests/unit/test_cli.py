@@ -11,15 +11,8 @@ import made_results
 import pytest
 
 import depthlens as dl
-from depthlens import arguments, cli
+from depthlens import arguments
 from depthlens.models import names
-
-
-def call(capsys, *typed: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(list(typed))
-    captured = capsys.readouterr()
-    return ended.value.code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -37,8 +30,8 @@ def sweeps(monkeypatch):
     return calls
 
 
-def test_version(capsys):
-    code, out, _ = call(capsys, "--version")
+def test_version(call):
+    code, out, _ = call("--version")
     assert code == 0 and out == f"depthlens {dl.__version__}\n"
 
 
@@ -49,13 +42,13 @@ DEFAULTS = {name: option.default for name, option in arguments.COMMANDS.items()}
 del DEFAULTS["progress"]  # which is no option of commands
 
 
-def test_sweep_passes_everything_on_and_records_the_command(sweeps, tmp_path, capsys):
+def test_sweep_passes_everything_on_and_records_the_command(sweeps, tmp_path, call):
     out = tmp_path / "out"
     values = NAMES | TEXTS | NUMBERS | {"include_path": str(tmp_path), "out": str(out)}
     options = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     options += ["--gen-kwargs", "max_gen_toks=64,temperature=0.6,until=x", "--no-thinking", "--apply-chat-template"]
     options += ["--remote", "--resample-prompt", "One.", "--resample-prompt", "Two."]
-    code, text, err = call(capsys, "sweep", "organism", "capitals", "hard", "--ablate", "layers", *options)
+    code, text, err = call("sweep", "organism", "capitals", "hard", "--ablate", "layers", *options)
     assert (code, err) == (0, "loading organism and organism:seed=2 for capitals, hard ...\n")
     ((given, found),) = sweeps
     assert given == ("organism", ["capitals", "hard"], "layers")
@@ -67,13 +60,13 @@ def test_sweep_passes_everything_on_and_records_the_command(sweeps, tmp_path, ca
     assert command[:3] == ["depthlens", "sweep", "organism"] and command[-3:] == ["One.", "--resample-prompt", "Two."]
 
 
-def test_sweep_defaults(sweeps, tmp_path, capsys):
-    call(capsys, "sweep", "organism", "capitals", "--ablate", "L3,L5.H2", "--out", str(tmp_path))
+def test_sweep_defaults(sweeps, tmp_path, call):
+    call("sweep", "organism", "capitals", "--ablate", "L3,L5.H2", "--out", str(tmp_path))
     assert sweeps == [(("organism", ["capitals"], "L3,L5.H2"), DEFAULTS)]
 
 
-def test_interrupted_sweep(sweeps, tmp_path, capsys):
-    code, out, err = call(capsys, "sweep", "organism", "stopped", "--ablate", "layers", "--out", str(tmp_path))
+def test_interrupted_sweep(sweeps, tmp_path, call):
+    code, out, err = call("sweep", "organism", "stopped", "--ablate", "layers", "--out", str(tmp_path))
     assert (code, out, err.splitlines()[1:]) == (130, "", ["Interrupted: run the same again to go on"])
     assert list(tmp_path.iterdir()) == []
 
@@ -83,20 +76,19 @@ def test_interrupted_sweep(sweeps, tmp_path, capsys):
     [
         (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "OUT"], "loading organism for capitals"),
         (["run", "00_tuor", "--out", "OUT"], "reading 00_tuor"),
-        (["run", "all", "--profile", "smoek", "--out", "OUT"], "reading all notebooks"),
         (["store", "list"], "reading the store STORE"),
         (["gallery", "OUT"], "reading the notebooks in OUT"),
     ],
 )
-def test_the_first_line_says_what_begins(sweeps, tmp_path, capsys, monkeypatch, typed, said):
+def test_the_first_line_says_what_begins(sweeps, tmp_path, call, monkeypatch, typed, said):
     typed = [text.replace("OUT", str(tmp_path / "out")) for text in typed]
     monkeypatch.setenv("DEPTHLENS_STORE", str(tmp_path / "store"))
     said = said.replace("OUT", str(tmp_path / "out")).replace("STORE", str(tmp_path / "store"))
-    _, _, err = call(capsys, *typed)
+    _, _, err = call(*typed)
     assert err.splitlines()[0] == f"{said} ..."
     if typed[0] in ("sweep", "run"):
         monkeypatch.setenv("DEPTHLENS_PROGRESS", "")  # so that what --json sets is taken back
-        _, _, err = call(capsys, *typed, "--json", *(["--overwrite"] if typed[0] == "sweep" else []))
+        _, _, err = call(*typed, "--json", *(["--overwrite"] if typed[0] == "sweep" else []))
         assert json.loads(err.splitlines()[0])["status"] == said
 
 
@@ -115,9 +107,9 @@ def runs(monkeypatch):
     return state
 
 
-def test_run_passes_parameters_as_pairs(runs, capsys, tmp_path):
+def test_run_passes_parameters_as_pairs(runs, call, tmp_path):
     pairs = ["-p", "limit", "-1", "--profile", "smoke", "-p", "model", "a b"]
-    code, out, err = call(capsys, "run", "00_tour", *pairs, "--out", str(tmp_path))
+    code, out, err = call("run", "00_tour", *pairs, "--out", str(tmp_path))
     assert (code, err, out) == (0, "reading 00_tour ...\n", f"Wrote {tmp_path / 'index.html'}\n")
     values = {"limit": "-1", "model": "a b"}
     assert runs.calls == [
@@ -125,29 +117,24 @@ def test_run_passes_parameters_as_pairs(runs, capsys, tmp_path):
     ]
 
 
-def test_run_tells_each_failed_notebook_in_one_line_and_has_the_demo_profile(runs, capsys, tmp_path):
+def test_run_tells_each_failed_notebook_in_one_line_and_has_the_demo_profile(runs, call, tmp_path):
     runs.report = types.SimpleNamespace(errors=["notebook 01, cell 4: KeyError: 'x'"], exit_code=1)
-    code, out, err = call(capsys, "run", "all", "--out", str(tmp_path))
+    code, out, err = call("run", "all", "--out", str(tmp_path))
     assert code == 1 and err.splitlines()[1:] == ["Error: notebook 01, cell 4: KeyError: 'x'"] and "index.html" in out
     ((names, options),) = runs.calls
     assert names == ["all"] and (options["profile"], options["parameters"]) == ("demo", {})
 
 
-def test_models_prints_a_table(capsys, monkeypatch):
-    rows = (names.Named("smollm2-135m", "a", "llama", "135M", "small"), names.Named("x", "b", "qwen3", "8B", "large"))
-    monkeypatch.setattr(names, "NAMED", rows)
-    code, out, _ = call(capsys, "models")
-    assert code == 0
-    assert out == (
-        "alias         source  family  size  role\n"
-        "smollm2-135m  a       llama   135M  small\n"
-        "x             b       qwen3   8B    large\n"
-    )
+def test_models_prints_a_table(call):
+    code, out, _ = call("models")
+    head, *rows = out.splitlines()
+    assert code == 0 and head.split() == ["alias", "source", "family", "size", "role"]
+    assert rows[0].split()[0] == "smollm2-135m" and len(rows) == len(names.NAMED)
 
 
-def test_a_reader_that_has_enough_ends_a_command_in_silence(monkeypatch, capsys):
+def test_a_reader_that_has_enough_ends_a_command_in_silence(monkeypatch, call):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", closed)
-        assert call(capsys, "models") == (74, "", "")
+        assert call("models") == (74, "", "")

@@ -46,14 +46,6 @@ def test_documents_are_those_of_the_release_and_generated(generator):
     assert generator.main(["--check"]) == 0
 
 
-def test_a_check_names_what_differs(generator, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generator, "DATA", tmp_path)
-    monkeypatch.setattr(generator, "TASKS", tmp_path / "tasks")
-    assert generator.main([]) == 0
-    (tmp_path / "tasks/arithmetic/test.jsonl").unlink()
-    assert generator.main(["--check"]) == 1 and "missing: tasks/arithmetic/test.jsonl" in capsys.readouterr().err
-
-
 @SPLITS
 def test_word_problems_and_what_is_made_of_them(split):
     """Every step is right and leads to the answer, which no number of the problem is; options and copies follow."""

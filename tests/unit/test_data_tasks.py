@@ -17,21 +17,6 @@ pytestmark = pytest.mark.slow
 HUB = {"openbookqa_open", "gsm8k_copy"}  # their documents are downloaded
 # groups, and of every task its version, documents, prompts and answers; of these two it is read what they are
 SHA256 = "994adc2f6196cb6e9bf65bb92b298a2a3e2ac663f6bb472b6c43751d55b2c373"
-BUS = (
-    "Question: A bus starts with 18 people. At the first stop 6 people get off and 2 people get on. "
-    "How many people are on the bus then?\n"
-)
-RENDERED = {
-    "capitals_default": (
-        "What is the capital of Bhutan?\nA. New Delhi\nB. Tashkent\nC. Malé\nD. Thimphu\nAnswer:",
-        "D",
-    ),
-    "arithmetic_cot": (
-        f"{BUS}Answer:",
-        "After people get off there are 18 - 6 = 12 people.\n"
-        "After people get on there are 12 + 2 = 14 people.\n#### 14",
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +64,6 @@ def test_names_do_not_collide_with_those_of_lm_eval():
 
 
 def test_prompts_and_answers(tasks):
-    shown = {
-        name: (task.fewshot_context(task.task_docs[0], 0), target(task, task.task_docs[0]))
-        for name, task in tasks.items()
-    }
-    assert {name: shown[name] for name in RENDERED} == RENDERED
     manager = harness.task_manager([*tasks])
     every: list = [{group: manager.task_index[group].cfg["task"] for group in sorted(manager.all_groups)}]
     for name, task in sorted(tasks.items()):
@@ -95,16 +75,19 @@ def test_prompts_and_answers(tasks):
     assert hashlib.sha256(json.dumps(every).encode()).hexdigest() == SHA256
 
 
-def score(task, doc: dict, response: str) -> dict[str, float]:
-    """Scores by filter name, through lm-eval's own filters and process_results."""
+def filtered(task, doc: dict, response: str) -> dict[str, str]:
+    """What lm-eval's own filters make of a response, by the filter's name."""
     request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
     request.resps = [response]
-    scores = {}
     for ensemble in task._filters:
         ensemble.apply([request])
-        filtered = request.filtered_resps[ensemble.name]
-        scores[ensemble.name] = float(task.process_results(doc, [filtered])["exact_match"])
-    return scores
+    return request.filtered_resps
+
+
+def score(task, doc: dict, response: str) -> dict[str, float]:
+    """Scores by filter name."""
+    found = filtered(task, doc, response).items()
+    return {name: float(task.process_results(doc, [left])["exact_match"]) for name, left in found}
 
 
 def test_the_reference_answer_is_right_and_that_of_another_document_is_wrong(tasks):
@@ -138,10 +121,7 @@ def test_letters_are_found_or_known_not_to_be_there(tasks, response, letter):
     task = tasks["capitals_letters_generative"]
     doc = task.task_docs[0]  # D is right
     assert score(task, doc, response) == {"letter": float(letter == "D")}
-    request = task.construct_requests(doc=doc, ctx="", metadata=(task.config.task, 0, 1))
-    request.resps = [response]
-    task._filters[0].apply([request])
-    assert request.filtered_resps["letter"] == (letter or "[invalid]")
+    assert filtered(task, doc, response) == {"letter": letter or "[invalid]"}
 
 
 @pytest.mark.parametrize(

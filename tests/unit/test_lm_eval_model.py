@@ -12,7 +12,6 @@ from depthlens import lm_eval_model, paths
 from depthlens.ablations import parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
-from depthlens.experiments import sweep
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.progress import quiet
 
@@ -77,18 +76,6 @@ def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manag
     assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")
 
 
-@pytest.mark.parametrize("condition", ["L2[1:]", "L1.H3[1:]@noise3"])
-def test_conditions_that_depend_on_positions_are_those_of_a_sweep(lens, manager, condition):
-    ours = evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": condition})
-    result = sweep.condition_sweep(
-        lens, TASKS[0], condition, limit=3, seed=0, measure="answer_logprob", store=None, progress=False
-    )
-    for _, doc in result.docs.groupby("doc_id"):
-        clean, value = doc["value"]
-        options = [float(logprob) for logprob, _ in ours[TASKS[0]][doc["doc_id"].iloc[0]][1]]
-        assert min(abs(value - x) for x in options) < 1e-3 < min(abs(clean - x) for x in options)
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -131,9 +118,3 @@ def test_the_command_finds_embedded_tasks_wherever_it_runs(run):
     )
     assert code == 0 and told == ["loading lm-eval and its tasks ..."]
     assert "acc" in next(line for line in printed.splitlines() if line.startswith("|organism_one_hop"))
-
-
-def test_a_wrong_model_on_its_command_line_is_one_line(run):
-    code, printed, told = run("--model_args", "pretrained=organisn", "--tasks", "organism_one_hop")
-    assert (code, printed) == (2, "") and len(told) == 2
-    assert told[1].startswith("Error: unknown model 'organisn'; did you mean organism")

@@ -42,12 +42,6 @@ class TestBar:
         assert lines((tmp_path / "lines").read_text())[-1]["done"] == 2
         assert "task: 100%" in capsys.readouterr().err
 
-    def test_a_bar_that_is_off_tells_nothing(self, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        with progress.Bar(total=2, desc="task", disable=True) as bar:
-            bar.update(2)
-        assert capsys.readouterr() == ("", "")
-
     def test_not_every_update_is_a_line(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         monkeypatch.setattr(progress, "EVERY", 3600)

@@ -17,7 +17,7 @@ import tiny
 from refusals import calls, commands, rules
 
 import depthlens as dl
-from depthlens import arguments, cli
+from depthlens import arguments
 from depthlens.errors import UserError
 from depthlens.store import parts
 
@@ -28,32 +28,8 @@ TASK = commands.TASK
 FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("refusals") / "model", "llama-gqa", max_position_embeddings=4096)
-
-
 @pytest.fixture
-def call(capsys, monkeypatch, unchecked):
-    """Run the command line: exit code, lines on standard output, lines on standard error."""
-    monkeypatch.setenv(parts.ENVIRONMENT, "none")  # what --store sets is taken back
-
-    def run(arguments) -> tuple[int, list[str], list[str]]:
-        for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
-            for handler in getattr(logger, "handlers", []):
-                if type(handler) is logging.StreamHandler:
-                    monkeypatch.setattr(handler, "stream", sys.stderr)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(a) for a in arguments])
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out.splitlines(), printed.err.splitlines()
-
-    return run
-
-
-@pytest.fixture
-def places(tmp_path, model):
+def places(tmp_path, saved):
     """Folders and files that rows of the tables name in braces."""
     made = {name: tmp_path / name for name in ("tmp", "foreign", "kept", "page")}
     for folder in made.values():
@@ -65,7 +41,7 @@ def places(tmp_path, model):
     return {name: str(folder) for name, folder in made.items()} | {
         "file": str(tmp_path / "file"),
         "out": str(tmp_path / "out"),
-        "model": str(model),
+        "model": saved(max_position_embeddings=4096),
     }
 
 
@@ -74,14 +50,19 @@ def filled(value, places):
 
 
 @pytest.fixture
-def refused(call, places, tmp_path, monkeypatch):
+def refused(call, unchecked, places, tmp_path, monkeypatch):
     """Run a command that must be refused: returns its one line; nothing may be written."""
     monkeypatch.chdir(tmp_path / "tmp")
+    monkeypatch.setenv(parts.ENVIRONMENT, "none")  # what --store sets is taken back
 
     def run(arguments) -> str:
-        code, printed, told = call([filled(a, places) for a in arguments])
-        assert code == 2 and printed == [], (code, printed, told)
-        errors = [line for line in told if not line.endswith(" ...")]  # what is begun is told, too
+        for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+            for handler in getattr(logger, "handlers", []):
+                if type(handler) is logging.StreamHandler:
+                    monkeypatch.setattr(handler, "stream", sys.stderr)
+        code, printed, told = call(*(filled(a, places) for a in arguments))
+        assert code == 2 and printed == "", (code, printed, told)
+        errors = [line for line in told.splitlines() if not line.endswith(" ...")]  # what is begun is told, too
         assert len(errors) == 1 and errors[0].startswith("Error: "), told
         assert (tmp_path / "file").read_text() == "precious"
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -3,12 +3,12 @@
 import pytest
 import tiny
 import torch
+from by_hand import recorded
 
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.models.architectures import hidden
 
 # float32 rounding of one matmul order against another, over five layers with activations of order 10
 SURGERY_TOLERANCE = 2e-4
@@ -59,19 +59,12 @@ def by_class(seen):
 def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
     prompt, answer = TOKENS[0].tolist(), [9, 8, 7]
     means = measure_means(lens, [[*prompt, *answer], [1, 2, 3, 4]], "two texts")
-    seen = {}
-    handles = [
-        lens.arch.attn[1].register_forward_hook(lambda m, a, o: seen.setdefault("attn", []).append(o[0].double())),
-        lens.arch.mlp[1].register_forward_hook(lambda m, a, o: seen.setdefault("mlp", []).append(hidden(o).double())),
-        lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: seen.setdefault("z", []).append(a[0].double())),
-        lens.arch.layers[1].register_forward_hook(
-            lambda m, a, o: seen.setdefault("layer", []).append((hidden(o) - a[0]).double())
-        ),
-    ]
+    seen = {"layer": [], "attn": [], "mlp": [], "z": []}
+    a = lens.arch
+    modules = {"layer": a.layers[1], "attn": a.attn[1], "mlp": a.mlp[1], "z": a.o_proj[1]}
     for text in ([*prompt, *answer], [1, 2, 3, 4]):
-        lens.model(torch.tensor([text]))
-    for h in handles:
-        h.remove()
+        for site, (args, out) in recorded(lens, text, modules)[0].items():
+            seen[site].append((args[0] if site == "z" else out - args[0] if site == "layer" else out).double())
     for site in ("layer", "attn", "mlp", "z"):
         wanted = by_class(seen[site])
         assert torch.allclose(means.mean[site][1].flatten(1).double(), wanted, atol=1e-5), site

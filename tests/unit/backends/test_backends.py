@@ -13,7 +13,7 @@ from transformer_lens.factories import architecture_adapter_factory
 
 from depthlens import backends
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends.torch import Backend, TorchBackend
+from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -128,19 +128,6 @@ def test_likelihoods_and_texts_are_those_of_the_fast_engine(family, changes, req
             assert engine.generate_until(asked, conditions) == texts, name
 
 
-@pytest.mark.parametrize(("family", "name"), [("llama-gqa", "transformer_lens"), ("deepseek-v2", "nnsight")])
-def test_a_cached_step_equals_the_whole_sequence(name, family):
-    lens = surgery.rough_lens(family)
-    backend = backends.get(name, lens)
-    conditions = [BASELINE, parse_condition("L1"), parse_condition("L2.H1")]
-    rows, mask = TOKENS.repeat(3, 1), torch.ones(3, len(TOKENS), dtype=torch.long)
-    _, cache = backend.forward(rows[:, :6], mask[:, :6], conditions)
-    _, cache = backend.forward(rows[:, 6:8], mask[:, :8], conditions, cache=cache)
-    last, cache = backend.forward(rows[:, 8:], mask, conditions, cache=cache)
-    assert cache.get_seq_length() == len(TOKENS)
-    assert torch.allclose(torch.cat(last), batch_logits(backend, conditions)[:, -1], atol=TOLERANCE)
-
-
 # --- heads ---------------------------------------------------------------------------------------------------------
 
 
@@ -219,20 +206,3 @@ def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backen
         Engine(fresh, backend="transformer_lens")
     with pytest.raises(UserError, match=re.escape(said)):
         _ = fresh.bridge
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_conditions_that_do_not_fit_are_refused(lens, name):
-    backend = backends.get(name, lens)
-    for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
-        with pytest.raises(UserError, match=said):
-            batch_logits(backend, [BASELINE, parse_condition(text)])
-
-
-def test_backends_are_offered_by_name(lens):
-    assert backends.BACKENDS == ("torch", "transformer_lens", "nnsight")
-    for name in backends.BACKENDS:
-        backend = backends.get(name, lens)
-        assert backend.name == name and isinstance(backend, Backend)
-    with pytest.raises(UserError, match="unknown backend 'jax'; allowed: torch, transformer_lens, nnsight"):
-        backends.get("jax", lens)

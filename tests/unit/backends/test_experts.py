@@ -9,6 +9,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from by_hand import written
 from model_classes import scores
 from torch import nn
 
@@ -61,14 +62,6 @@ def one_group(kind):
     return lens
 
 
-def assert_writes(model, lens, asked, answers):
-    """The answers are what a model writes greedily."""
-    for answer, request in zip(answers, asked, strict=True):
-        tokens = torch.tensor([request.context])
-        theirs = model.generate(tokens, max_new_tokens=request.max_new_tokens, do_sample=False)
-        assert answer == lens.tokenizer.decode(theirs[0, len(request.context) :], skip_special_tokens=True)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_removal_is_what_a_model_without_the_expert_computes(kind):
     lens = one_group(kind)
@@ -98,7 +91,7 @@ def test_written_texts_are_those_of_a_model_without_the_expert(kind):
     conditions = [BASELINE, parse_condition(f"L{LAST}.E0"), parse_condition("L1.E2")]
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     for row, model in zip(texts, [lens.model, without(lens, LAST, 0).model, without(lens, 1, 2).model], strict=True):
-        assert_writes(model, lens, asked, row)
+        assert row == [written(lens, request, model) for request in asked]
 
 
 def test_the_router_is_whole_again_after_an_error():
@@ -118,9 +111,7 @@ def test_the_router_is_whole_again_after_an_error():
     "kind, text, message",
     [
         ("llama-gqa", "L1.E0", "layer 1 has no experts"),
-        ("deepseek-v3", "L0.E0", "layer 0 has no experts"),
         ("deepseek-v3", "L3.E4", "expert 4 does not exist; experts are 0..3"),
-        ("qwen3-moe", "L1.E0@mean", "allowed: zero"),
         ("qwen3-moe", "L1.E0+L1.mlp@int4", "an MLP that has other weights"),
         ("qwen3-moe", "L1.E0+L1.E1+L1.E2+L1.E3", "all are removed"),
     ],

@@ -12,7 +12,6 @@ from model_classes import CONTEXTS, scores
 import depthlens as dl
 from depthlens.ablations import parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.models import quantised
 from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats, of sums in another order
@@ -124,16 +123,3 @@ def test_a_layer_is_rounded_as_it_is_now(path):
     layers[1].mlp.down_proj.weight.data.mul_(-1)
     found.append(logprobs(lens, "L1@int4", path=path)[0])
     assert torch.allclose(found[2], found[0], atol=SAME) and not torch.allclose(found[1], found[0], atol=SAME)
-
-
-def test_rounding_is_symmetric_to_the_nearest():
-    weight = torch.tensor([[0.0, 0.7, -0.26, 0.049], [0.0, 0.0, 0.0, 0.0]])
-    wanted = torch.tensor([[0.0, 0.7, -0.3, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert torch.allclose(quantised.rounded(weight, "int4"), wanted)
-    wide = torch.randn(3, 2, 256, generator=torch.Generator().manual_seed(0))
-    for mode, levels in (("int8", 255), ("int4", 15)):
-        made = quantised.rounded(wide, mode)
-        assert torch.equal(quantised.rounded(made, mode), made)
-        assert all(len(row.unique()) <= levels * (2 if mode == "int4" else 1) for row in made.flatten(0, 1))
-    vector = torch.randn(4)
-    assert quantised.rounded(vector, "int4") is vector

@@ -101,11 +101,6 @@ def test_a_sentence_has_effect_interval_what_matters_and_n():
     against = Part(costs.question, costs.main, but="random heads cost as much")
     assert against.state == OPEN and against.sentence == f"{said}, but random heads cost as much."
     assert part(0.1, 0.2, why="9 questions are too few").sentence.endswith("(n = 120), but 9 questions are too few.")
-    assert parts.missing(costs.question, "not measured").sentence == "Removing L3 costs …: not measured."
-    depth = Part(Question("The losses moved by {effect}", "of depth", 0.05, MOVED), Estimate(-0.07, -0.09, -0.051, 300))
-    assert depth.sentence == (
-        "The losses moved by -0.07 of depth [-0.09, -0.05]; the claim is either way at least 0.05 (n = 300)."
-    )
 
 
 def test_views_and_seeds_stand_beside_and_what_has_no_value_says_why():

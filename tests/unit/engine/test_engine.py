@@ -1,7 +1,9 @@
 """The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
 
 import functools
+import json
 
+import by_hand
 import pytest
 import tiny
 import torch
@@ -31,14 +33,11 @@ def requests():
 
 @functools.cache
 def alone(lens, request, condition):
-    """Log-likelihood of one request from one forward pass of the whole sequence."""
-    tokens = torch.tensor([[*request.context, *request.continuation]])
+    """The log-likelihood of a request, or the text that Hugging Face writes, from whole passes of one row."""
     with TorchBackend(lens).ablate([condition]):
-        logprobs = lens.model(tokens).logits[0].log_softmax(-1)
-    n = len(request.context)
-    picked = [logprobs[n + i - 1, t].item() for i, t in enumerate(request.continuation)]
-    greedy = all(logprobs[n + i - 1].argmax().item() == t for i, t in enumerate(request.continuation))
-    return sum(picked), greedy
+        if isinstance(request, LoglikelihoodRequest):
+            return by_hand.scored(lens.model, request)
+        return cut(by_hand.written(lens, request), request.until)
 
 
 @pytest.mark.parametrize("budget", [1, 40, 4096])
@@ -52,20 +51,6 @@ def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, re
             assert answer.is_greedy == greedy
 
 
-def hf_generate(lens, request, condition):
-    with TorchBackend(lens).ablate([condition]):
-        out = lens.model.generate(
-            torch.tensor([request.context]),
-            max_new_tokens=request.max_new_tokens,
-            do_sample=False,
-            pad_token_id=258,
-        )
-    return cut(lens.tokenizer.decode(out[0, len(request.context) :], skip_special_tokens=True), request.until)
-
-
-written_alone = functools.cache(hf_generate)  # whatever the budget
-
-
 @pytest.mark.parametrize("budget", [1, 90, 4096])
 def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
     conditions = expand("L0,L3,L2.attn,L1.H3,L1-2", lens.dims)
@@ -73,7 +58,7 @@ def test_generation_equals_hugging_face_for_every_row(lens, requests, budget):
     texts = Engine(lens, batch_tokens=budget, progress=False).generate_until(asked, conditions)
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(asked, row, strict=True):
-            assert text == written_alone(lens, request, condition), str(condition)
+            assert text == alone(lens, request, condition), str(condition)
 
 
 def same(answers, wanted):
@@ -84,25 +69,18 @@ def same(answers, wanted):
     )
 
 
+@pytest.mark.parametrize(("kind", "room"), [("loglikelihood", 100), ("generate_until", 70)])
 @pytest.mark.parametrize("path", PATHS)
-def test_out_of_memory_halves_the_budget_and_loses_nothing(lens, requests, monkeypatch, path):
+def test_out_of_memory_takes_fewer_rows_at_once_and_loses_nothing(lens, requests, monkeypatch, path, kind, room):
     conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
-    wanted = Engine(lens, progress=False).loglikelihood(requests, conditions)
+    # all contexts have 81 tokens: one tree of them does not pass
+    asked = requests if kind == "loglikelihood" else [GenerateRequest(q.context, (), 5) for q in requests]
+    wanted = getattr(Engine(lens, progress=False), kind)(asked, conditions)
     engine = Engine(lens, path=path, batch_tokens=4096, progress=False)
-    sizes = cramp(monkeypatch, lens, 100)
-    assert same(engine.loglikelihood(requests, conditions), wanted)
-    assert max(sizes) > 100 >= sizes[-1]
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_out_of_memory_while_writing_splits_rows_and_loses_nothing(lens, requests, monkeypatch, path):
-    conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
-    asked = [GenerateRequest(q.context, (), 5) for q in requests]
-    wanted = Engine(lens, progress=False).generate_until(asked, conditions)
-    engine = Engine(lens, path=path, batch_tokens=4096, progress=False)
-    sizes = cramp(monkeypatch, lens, 70)  # all contexts have 81 tokens: one tree of them does not pass
-    assert engine.generate_until(asked, conditions) == wanted
-    assert max(sizes) > 70 >= sizes[-1]
+    sizes = cramp(monkeypatch, lens, room)
+    found = getattr(engine, kind)(asked, conditions)
+    assert same(found, wanted) if kind == "loglikelihood" else found == wanted
+    assert max(sizes) > room >= sizes[-1]
 
 
 def cramp(monkeypatch, lens, tokens):
@@ -125,23 +103,10 @@ def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):
         Engine(lens, progress=False).loglikelihood(requests, [parse_condition("baseline")])
 
 
-class Bar(progress.Bar):
-    """Remembers where it was."""
-
-    def __init__(self, **options):
-        self.seen = []
-        super().__init__(**options)
-        if not self.disable:
-            Bar.last = self
-
-    def update(self, n=1):
-        super().update(n)
-        self.seen.append(self.n)
-
-
 @pytest.mark.parametrize(("path", "cramped"), [("wavefront", True), ("padded_rows", False)])
-def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, path, cramped):
-    monkeypatch.setattr("depthlens.progress.Bar", Bar)
+def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, capsys, path, cramped):
+    monkeypatch.setenv(progress.ENVIRONMENT, "-")
+    monkeypatch.setattr(progress, "EVERY", 0)
     if cramped:
         cramp(monkeypatch, lens, 70)
     conditions = expand("layers", lens.dims)
@@ -150,8 +115,9 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
     prompts = [GenerateRequest(q.context, (), 8) for q in requests]
     for kind, asked in (("loglikelihood", requests), ("generate_until", prompts)):
         getattr(Engine(lens, path=path, batch_tokens=batch), kind)(asked, conditions)
-        assert Bar.last.n == Bar.last.total == total and len(set(Bar.last.seen)) >= least
-        assert max(Bar.last.seen) == total and (cramped or Bar.last.seen == sorted(Bar.last.seen))
+        told = map(json.loads, capsys.readouterr().err.splitlines())
+        done = [line["done"] for line in told if line["total"] == total]
+        assert done[-1] == max(done) == total and len({*done}) >= least and (cramped or done == sorted(done))
 
 
 ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"
@@ -203,4 +169,4 @@ def test_texts_behind_a_shared_prefix_whenever_rows_end(lens, n_shared):
     conditions = expand("L0,L1+L3,L3,L2.attn,L4.H1,L1-2", lens.dims)
     texts = Engine(lens, progress=False).generate_until(asked, conditions)
     for condition, row in zip(conditions, texts, strict=True):
-        assert row == [hf_generate(lens, q, condition) for q in asked], str(condition)
+        assert row == [alone(lens, q, condition) for q in asked], str(condition)

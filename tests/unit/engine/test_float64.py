@@ -1,21 +1,18 @@
-"""Models in float64 are computed in float64, and torch's default type changes nothing."""
+"""Models in float64 are computed in float64."""
 
 from __future__ import annotations
-
-import copy
 
 import backend_table
 import pytest
 import surgery
-import tiny
 import torch
-from model_classes import ASKED
+from by_hand import written
 
-from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.experiments import attribution, geometry
+from depthlens.experiments import attribution
 from depthlens.models.lens import Lens
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-9  # nats: norms of transformers are taken in float32, but of the same numbers
 EAGER = 1e-5  # transformers' own eager attention, which TransformerLens uses, has a softmax in float32
@@ -51,10 +48,7 @@ def test_texts_are_those_of_the_model(lens, backend, path):
     """Prompts of unequal lengths: in float64 eager attention makes NaN of padding."""
     asked = [GenerateRequest(REQUEST.context[:n], (), 8) for n in (6, 4, 6, 2)]
     found = Engine(lens, backend=backend, path=path, progress=False).generate_until(asked, [BASELINE])[0]
-    for text, request in zip(found, asked, strict=True):
-        tokens = torch.tensor([request.context])
-        new = lens.model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False)
-        assert text == lens.tokenizer.decode(new[0, len(request.context) :], skip_special_tokens=True)
+    assert found == [written(lens, request) for request in asked]
 
 
 def test_gradients_are_in_float64(lens):
@@ -62,29 +56,3 @@ def test_gradients_are_in_float64(lens):
         change, clean = attribution.attribute(lens, [REQUEST], steps=steps)
         assert change.dtype == clean.dtype == torch.float64
         assert clean.item() == pytest.approx(surgery.logprob(lens, BASELINE, None, REQUEST), abs=SAME, rel=0)
-
-
-def answers(lens):
-    """What every path makes of a model."""
-    means = backend_table.reference_of(lens)
-    conditions = expand("L1,L2@mean,L2.H1[1:]@resample,L2.mlp@noise,L0.KV1@mean,L3@int4", lens.dims)
-    drawn = Sampling(temperature=1.0, seed=1, draw=0)
-    texts = [GenerateRequest(q.context, (), 6, sampling=s) for q in ASKED for s in (None, drawn)]
-    found: list = []
-    for backend, path, _ in WAYS:
-        conditions = conditions if backend == "torch" else conditions[:-1]
-        engine = Engine(lens, backend=backend, path=path, means=means, progress=False)
-        found += [a.logprob for row in engine.loglikelihood(ASKED, conditions) for a in row]
-        found += [str(a) for row in engine.generate_until(texts, conditions) for a in row]
-    measured = geometry.depth_geometry(lens, ["a text of some length", "another"], progress=False, store="none")
-    return [*found, measured.distances.to_numpy().tolist(), measured.influences.to_numpy().tolist()]
-
-
-def test_the_default_type_changes_nothing():
-    lens = tiny.lens("llama-gqa")
-    before = answers(Lens(copy.deepcopy(lens.model), lens.tokenizer, lens.name))
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert answers(lens) == before
-    finally:
-        torch.set_default_dtype(torch.float32)

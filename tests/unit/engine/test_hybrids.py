@@ -7,6 +7,7 @@ import copy
 import model_classes
 import pytest
 import torch
+from by_hand import logprob
 from model_classes import ASKED, scores
 from torch import nn
 
@@ -54,14 +55,7 @@ def by_hand(lens, layer, site):
     else:
         path = family.mixes(layer) if site == "attn" else family.mlp
         layers[layer].set_submodule(path, Nothing(layers[layer].get_submodule(path)))
-    found = []
-    for request in ASKED:
-        tokens = torch.tensor([[*request.context, *request.continuation]])
-        with torch.no_grad():
-            logprobs = model(tokens, use_cache=False).logits[0].log_softmax(-1)
-        start = len(request.context) - 1
-        found.append(sum(float(logprobs[start + i, token]) for i, token in enumerate(request.continuation)))
-    return torch.tensor(found)
+    return torch.tensor([logprob(model, request) for request in ASKED])
 
 
 @pytest.mark.parametrize("kind", [*POSITIONS, *HYBRIDS])

@@ -12,45 +12,24 @@ from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
-
-def with_free(monkeypatch, n_bytes):
-    monkeypatch.setattr(work, "free_bytes", lambda device: n_bytes)
+CPU = work.Budget(work.CPU_BATCH_TOKENS, work.CPU_STATE_BYTES, work.CPU_KEY_BYTES, work.CPU_UNEMBED_ROWS)
 
 
-def test_plenty_of_memory_gives_what_is_fastest_on_a_cpu(lens, monkeypatch):
-    with_free(monkeypatch, 1 << 40)
+@pytest.mark.parametrize(
+    ("device", "free", "budget"),
+    [
+        ("cpu", 1 << 40, CPU),
+        ("cuda", 64 << 30, work.Budget(work.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, work.GPU_UNEMBED_ROWS)),
+        ("cpu", 1 << 22, {"state_bytes": 1 << 19, "key_bytes": 1 << 20}),
+        ("cuda", 1 << 27, {"unembed_rows": (1 << 23) // (2 * 4 * tiny.VOCAB)}),
+        ("cpu", 0, {"batch_tokens": work.MIN_BATCH_TOKENS, "unembed_rows": 1}),
+    ],
+)
+def test_budgets_are_shares_of_what_is_free(lens, monkeypatch, device, free, budget):
+    monkeypatch.setattr(work, "free_bytes", lambda device: free)
+    monkeypatch.setattr(Lens, "device", torch.device(device))
     chosen = work.choose(lens)
-    assert chosen == work.Budget(
-        work.CPU_BATCH_TOKENS,
-        work.CPU_STATE_BYTES,
-        work.CPU_KEY_BYTES,
-        work.CPU_UNEMBED_ROWS,
-    )
-
-
-def test_little_memory_gives_less_of_everything_and_never_nothing(lens, monkeypatch):
-    with_free(monkeypatch, 1 << 22)
-    chosen = work.choose(lens)
-    assert work.MIN_BATCH_TOKENS < chosen.batch_tokens < work.CPU_BATCH_TOKENS
-    assert chosen.batch_tokens * work.chunk_bytes(lens) <= 1 << 20
-    assert (chosen.state_bytes, chosen.key_bytes) == (1 << 19, 1 << 20)
-    with_free(monkeypatch, 0)
-    nothing = work.choose(lens)
-    assert (nothing.batch_tokens, nothing.unembed_rows) == (work.MIN_BATCH_TOKENS, 1)
-
-
-def test_a_gpu_gets_its_share_of_what_is_free_and_no_fixed_cap_on_keys(lens, monkeypatch):
-    with_free(monkeypatch, 64 << 30)
-    monkeypatch.setattr(Lens, "device", torch.device("cuda"))
-    chosen = work.choose(lens)
-    assert chosen == work.Budget(work.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, work.GPU_UNEMBED_ROWS)
-
-
-def test_logits_of_a_block_fit_into_their_share_of_a_gpu(lens, monkeypatch):
-    with_free(monkeypatch, 1 << 27)
-    monkeypatch.setattr(Lens, "device", torch.device("cuda"))
-    rows = work.choose(lens).unembed_rows
-    assert rows == (1 << 23) // (2 * 4 * tiny.VOCAB) and rows < work.GPU_UNEMBED_ROWS
+    assert chosen == budget if isinstance(budget, work.Budget) else vars(chosen) == vars(chosen) | budget
 
 
 def test_answers_do_not_depend_on_how_many_positions_are_unembedded_together(lens):

@@ -27,12 +27,6 @@ def test_paths_spell_the_sequences(seed, max_tokens, extra):
     assert sorted(seen) == list(range(len(sequences)))
 
 
-def test_a_tree_has_one_node_for_each_distinct_start():
-    sequences = random_sequences(7)
-    (p,) = pack(sequences, 10_000)
-    assert p.n_tokens == len({s[:n] for s in sequences for n in range(1, len(s) + 1)})
-
-
 def test_prefix_branches_and_parents_of_a_small_tree():
     p = build([(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 7)], [0, 1, 2])
     assert (p.n_prefix, p.tokens) == (2, [1, 2, 3, 4, 5, 6, 7])

@@ -13,7 +13,7 @@ from depthlens.backends.row_edits import noise
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
-from depthlens.experiments.sweep import condition_sweep, head_sweep
+from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
@@ -131,42 +131,17 @@ def test_sparing_all_tokens_changes_nothing_and_none_is_the_part_itself():
     assert abs(spared - whole) > 0.01 and abs(spared - clean) > 0.01
 
 
-REFERENCE = [7, 80, 33, 120, 9, 41]
-
-
-def with_sample(lens):
-    return sample(lens, measure_means(lens, [REFERENCE], "one prompt"), REFERENCE)
-
-
-def test_the_reference_itself_is_left_as_it_is():
-    lens = tiny.lens("llama-gqa")
-    same = LoglikelihoodRequest(tuple(REFERENCE[:4]), tuple(REFERENCE[4:]))
-    asked = [parse_condition(text) for text in ("baseline", "L2.H1@resample", "L1-3@resample")]
-    (clean,), *others = Engine(lens, means=with_sample(lens), progress=False).loglikelihood([same], asked)
-    assert [row[0].logprob for row in others] == pytest.approx([clean.logprob] * 2, abs=LOGPROB_TOLERANCE)
-
-
-def test_head_sweep_means_over_references():
-    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-    options = {"layers": [1], "limit": 2, "mode": "resample", "num_fewshot": 0, "progress": False}
-    one, two = "The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."
-    first = head_sweep(lens, "capitals_continuation", resample_prompts=[one], **options)
-    second = head_sweep(lens, "capitals_continuation", resample_prompts=[two], **options)
-    both = head_sweep(lens, "capitals_continuation", resample_prompts=[one, two], **options)
-    assert np.allclose(both.docs["value"], (first.docs["value"] + second.docs["value"]) / 2)
-    assert not np.allclose(first.docs["value"], second.docs["value"])
-    assert both.record["resample_prompts"] == [one, two]
-    assert both.record["conditions"][1] == "L1.H0@resample"
-
-
 def test_a_mean_over_references_has_the_answers_of_all():
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     prompts = ["The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."]
-    options = {"limit": 8, "store": None, "progress": False}
+    options = {"limit": 8, "measure": "both", "store": None, "progress": False}
     *alone, both = (
         condition_sweep(lens, ["capitals_default", "kv_retrieval_4"], "L1@resample", resample_prompts=some, **options)
         for some in ([prompts[0]], [prompts[1]], prompts)
     )
+    one, other = (result.docs["value"].to_numpy() for result in alone)
+    assert np.allclose(both.docs["value"], (one + other) / 2) and not np.allclose(one, other)
+    assert both.record["resample_prompts"] == prompts
     given = [" | ".join(dict.fromkeys(pair)) for pair in zip(*(r.docs["response"] for r in alone), strict=True)]
     assert both.docs["response"].tolist() == given and any(" | " in text for text in given)
     for flag in ("parsed", "complete"):
@@ -207,8 +182,3 @@ def test_it_depends_on_seed_layer_site_index_and_position_only():
         assert torch.equal(noise(ablations[i], near[:, :5], 8), one[:, :5])
     assert torch.equal(noise(of("L2[1:]@noise"), near, 8), drawn[0])  # sparing moves nothing
     assert abs(drawn[0].mean()) < 0.1 and abs(drawn[0].std() - 1) < 0.05
-
-
-def test_it_is_that_of_the_same_numbers_drawn_again():
-    wanted = surgery.noise(3, 2, "head", 1, 270, 12)
-    assert torch.equal(noise(of("L2.H1@noise3"), torch.arange(270)[None], 12)[0], wanted)

@@ -8,7 +8,7 @@ from trees import random_sequences, sees
 
 from depthlens.engine import tree_attention
 from depthlens.engine.prefix_tree import build, pack
-from depthlens.engine.tree_attention import BlockTree, BranchTree, Layout, fused, unfused
+from depthlens.engine.tree_attention import BlockTree, Layout, fused
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
@@ -61,14 +61,6 @@ def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
         assert torch.allclose(got, plain(q[:rows], k[:rows], v[:rows], 0.3, sees(p)), atol=TOLERANCE)
 
 
-def test_half_precision(kernel):
-    p = PACKS["prefix and branches"]()
-    q, k, v = drawn(2, p.n_tokens, dtype=torch.bfloat16)
-    got = Layout(p, CPU).attention(0, q, k, v, 0.3)
-    wanted = plain(*(x.float() for x in (q, k, v)), 0.3, sees(p))
-    assert got.dtype == torch.bfloat16 and (got.float() - wanted).abs().max() < 3e-2  # a few units in the last place
-
-
 @pytest.mark.parametrize("name", PACKS)
 def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
     p = PACKS[name]()
@@ -95,26 +87,6 @@ def test_compiled_flex_attention_equals_one_masked_softmax():
             assert torch.allclose(tree.attention(*part, 0.3), plain(*part, 0.3, sees(p)), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("attend", [fused, unfused])
-@pytest.mark.parametrize("masking", ["causal", "mask", "none"])
-def test_a_part_comes_with_the_log_of_its_denominator(attend, masking, monkeypatch):
-    monkeypatch.setattr(tree_attention, "SCORES_PER_QUERY", 3)  # unfused: a few queries at once
-    g = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(2, 3, 5, 8, generator=g) for _ in range(3))
-    visible = torch.ones(5, 5, dtype=torch.bool)
-    mask = None
-    if masking == "causal":
-        visible = visible.tril()
-    if masking == "mask":
-        visible = torch.rand(2, 1, 5, 5, generator=g) < 0.5
-        visible |= torch.eye(5, dtype=torch.bool)
-        mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
-    scores = (q @ k.transpose(-1, -2) * 0.5).masked_fill(~visible, -torch.inf)
-    out, lse = attend(q, k, v, 0.5, mask, masking == "causal")
-    assert torch.allclose(lse, scores.logsumexp(-1), atol=TOLERANCE)
-    assert torch.allclose(out, scores.softmax(-1) @ v, atol=TOLERANCE)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("d_value", "masked"), [(64, False), (48, True)])
 def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, masked):
@@ -125,17 +97,6 @@ def test_calls_of_cuda_kernels_fit_their_signatures_and_shapes(dtype, d_value, m
     out, lse = fused(q, k, v, 0.1, mask, False)
     assert (out.shape, out.dtype) == ((2, 4, 50, d_value), dtype)
     assert (lse.shape, lse.dtype) == ((2, 4, 50), torch.float32)
-
-
-def test_rows_of_masks_start_where_cuda_kernels_want_them():
-    tree = BranchTree(PACKS["several blocks"](), CPU, torch.float32)
-    strides = [stride for _, _, mask in tree.buckets if mask is not None for stride in mask.stride()[:3]]
-    assert strides and all(stride % tree_attention.MASK_ALIGNMENT == 0 for stride in strides)
-
-
-def test_prompts_that_do_not_branch_hold_no_mask():
-    tree = BranchTree(PACKS["prompts that do not branch"](), CPU, torch.float32)
-    assert len(tree.buckets) == 2 and all(mask is None for _, _, mask in tree.buckets)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

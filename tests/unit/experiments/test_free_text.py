@@ -55,16 +55,3 @@ def test_every_text_is_the_greedy_one_and_is_judged_by_the_whole_model(lens, res
             nats = -logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None]).mean().item()
             assert tables["nats_per_token"].loc[i, condition] == pytest.approx(nats, abs=LOGPROB_TOLERANCE)
     assert texts["baseline"].tolist() != texts["L2"].tolist()
-
-
-def test_the_result_is_described_and_says_what_was_asked(lens, result):
-    info = {m: result.metric_info("free_text", m) for m in ("repetition", "nats_per_token")}
-    assert not any(i["higher_is_better"] for i in info.values()) and all(i["chance"] is None for i in info.values())
-    assert not result.baselines["at_chance"].any()
-    assert {line.split(":")[0] for line in result.describe()} >= {"free_text repetition", "free_text nats_per_token"}
-    assert result.questions()["question"].tolist() == [
-        t[: len(q)] for t, q in zip(TEXTS, result.questions()["question"], strict=True)
-    ]
-    assert result.record["free_text"] == {
-        "prompt_tokens": PROMPT, "max_new_tokens": NEW, "n_prompts": 3, "texts": "given",
-    }  # fmt: skip

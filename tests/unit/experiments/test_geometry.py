@@ -218,12 +218,6 @@ def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
             measure(broken, TEXTS, progress=False)
 
 
-def test_many_positions_are_unembedded_in_parts(monkeypatch):
-    monkeypatch.setattr(geo, "UNEMBEDDED", 7)
-    again = geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)
-    pd.testing.assert_frame_equal(again.logit_lens, geometries.measured()[0].logit_lens, rtol=SAME)
-
-
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(hub.write(tmp_path))
     wanted = [doc["text"] for doc in hub.DATA_SETS["allenai/c4"]["en"]["validation"]]
@@ -237,31 +231,6 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     assert effects.equals(geo.layer_effects(lens, wanted, limit=2, progress=False))
 
 
-def test_c4_offline_is_one_line_with_the_fix(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
-        texts.chosen("c4", 2)
-    assert str(caught.value) == (
-        "text set c4 cannot be downloaded (HF_HUB_OFFLINE=1); go online, or use the embedded texts"
-    )
-
-
-def test_embedded_by_name_and_by_default_are_the_same():
-    assert texts.chosen("embedded", 2) == texts.chosen(None, None)[:2] == texts.plain_texts()[:2]
-    assert len(texts.chosen(None, None)) == texts.FIRST < len(texts.chosen("embedded", None))
-    assert len(texts.chosen(None, 20)) == 20
-
-
-def test_predictors_are_one_row_a_layer():
-    g, _, table = geometries.measured()
-    assert table.columns.tolist() == ["layer", "block_influence", "angular_distance", "entropy_drop"]
-    assert table["layer"].tolist() == list(range(g.n_layers))
-    assert table["block_influence"].tolist() == g.influences["influence"].tolist()
-    assert table["angular_distance"].tolist() == g.distances.query("size == 1")["distance"].tolist()
-    entropy = g.logit_lens["entropy"].tolist()
-    np.testing.assert_allclose(table["entropy_drop"], [a - b for a, b in zip(entropy, entropy[1:], strict=False)])
-
-
 def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
     table = geometry_agreement(cheap.sample(frac=1, random_state=1), exact(ACCURACIES)).table.set_index("predictor")
@@ -272,11 +241,3 @@ def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
         assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
         assert table.loc[name, "other_reliability"] == 1
     assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])
-
-
-def test_agreement_of_what_does_not_fit_raises():
-    cheap = geometries.measured()[2]
-    with pytest.raises(KeyError):
-        geometry_agreement(cheap.head(3), exact(ACCURACIES))
-    few = geometry_agreement(cheap, exact(ACCURACIES, layers=(0, 4)))
-    assert all("cannot judge: a rank correlation needs 3 parts, and here are 2" in line for line in few.describe())

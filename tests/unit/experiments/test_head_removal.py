@@ -16,12 +16,12 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
 from depthlens.experiments.claim_sweeps import claim_curves
-from depthlens.experiments.head_curves import keep_only, n_lists, removal_curve, same_layers
+from depthlens.experiments.head_curves import keep_only, removal_curve, same_layers
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"
-N_DOCS, N_DRAWS = 10, 60
+N_DOCS, N_DRAWS = 10, 20
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,6 @@ def test_rivals_lie_in_the_same_layers_and_are_any_of_their_heads():
     for place in range(4):
         times = Counter(rival[place] for rival in drawn)
         assert len(times) == 8 and max(times.values()) < 2 * 400 / 8, "every head of the layer, equally often"
-
-
-def test_how_many_curves_there_are():
-    heads = [(0, 0), (0, 1), (1, 0), (0, 2)]
-    assert n_lists(heads, [4], 4) == 4 * 4  # of three heads out of four, and one of four
-    assert n_lists(heads, [1, 2, 3, 4], 4) == 4 * 3 * 2 * 4
-    assert n_lists(heads, [2, 4], 4) == 6 * 2 * 4
-    assert n_lists(heads[:1], [1], 9) == 9
 
 
 @pytest.mark.parametrize(
@@ -125,12 +117,8 @@ def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
     told = [(c.record["suffix"], c.record["seed"], c.record["n_draws"]) for c in curves]
     assert told == [("", 0, 12), ("", 4, 10), ("[1:]", 0, 10), ("@mean", 0, 10)]
     assert set(curves[0].tests["metric"]) == {"acc", "answer_logprob"}
-    for wrong, said in (
-        ({"ablate": ["heads"]}, "unknown view 'heads'"),
-        ({"seed": 1}, "'seed'"),
-    ):
-        with pytest.raises(UserError, match=said):
-            claim_curves(lens, TWO, lists, **options | wrong)
+    with pytest.raises(UserError, match="unknown view 'heads'"):
+        claim_curves(lens, TWO, lists, ablate=["heads"], **options)
 
 
 def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separate(curve):
@@ -138,29 +126,22 @@ def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separa
     assert found["p_value"]["one-hop", ONE] < 0.3 and found["p_value"]["noise", ONE] == 1
     assert not found["separates"].any(), "of sixteen lists, no one can be called unusual at 0.05"
     assert found["value"]["two-hop", TWO] < 0.5 < found["random"]["two-hop", TWO]
-    told, rows = curve.describe(), curve.interactions.set_index(["list", "other_list"])
-    assert "there are 16 such lists, so that the costliest has a p of about 0.078." in told[0]
+    rows = curve.interactions.set_index(["list", "other_list"])
     double = {("one-hop", "two-hop"): True, ("one-hop", "noise"): False, ("two-hop", "noise"): False}
     assert rows["double"].to_dict() == double
-    assert told[7].startswith("No double dissociation is shown of one-hop and noise")
 
 
 def test_accuracy_and_nats_side_by_side_are_seeded(organism):
     lens, truth = organism
     lists = {"one-hop": [truth.role("retrieval"), (4, 0), (5, 1)], "two-hop": [truth.role("output"), (0, 1), (2, 2)]}
     options = {"k": [1, 3], "n_draws": 10, "limit": 6, "progress": False}
-    both = removal_curve(lens, [ONE, TWO], lists, measure="both", **options)
-    for table in (both.points, both.band, both.tests):
-        keys = ["list", "task", "metric", *(["k"] if "k" in table else [])]
-        assert set(table["metric"]) == {"acc", "answer_logprob"} and not table.duplicated(keys).any()
+    both, nats = (removal_curve(lens, [ONE, TWO], lists, measure=m, **options) for m in ("both", "answer_logprob"))
     assert len(both.tests) == 2 * 2 * 2 and len(both.interactions) == 2 and set(both.points["k"]) == {0, 1, 3}
     assert (both.interactions["metric"] == both.interactions["other_metric"]).all(), "nats only with nats"
-    nats = removal_curve(lens, [ONE, TWO], lists, measure="answer_logprob", **options)
     own = both.tests[both.tests["metric"] == "answer_logprob"].reset_index(drop=True)
-    assert np.allclose(own["value"], nats.tests["value"]) and np.allclose(own["p_value"], nats.tests["p_value"])
-    assert both.record["draws"] == nats.record["draws"]
+    assert np.allclose(own[["value", "p_value"]], nats.tests[["value", "p_value"]])
     other = removal_curve(lens, ONE, lists, seed=2, **options)
-    assert other.record["draws"] != both.record["draws"]
+    assert other.record["draws"] != both.record["draws"] == nats.record["draws"]
 
 
 # -- overlap --------------------------------------------------------------------------------------------------
@@ -176,11 +157,8 @@ def test_overlap_is_that_of_all_lists_counted():
     assert found.expected_anywhere == pytest.approx(np.mean(common))
     assert found.p_anywhere == pytest.approx(np.mean(np.array(common) >= 2))
     assert np.isnan(found.p_value)
-    assert "2 heads in common, no more than any heads of the model explain (1 expected, p = 0.2)" in str(found)
     nothing = head_overlap(one, heads[3:5], len(heads))
     assert nothing.n == 0 and nothing.p_anywhere == pytest.approx(1) and nothing.jaccard == 0
-    long = head_overlap([(i, 0) for i in range(10)], [(i, 0) for i in range(1, 11)], 270)
-    assert long.p_anywhere < 1e-10 and "more than any heads of the model explain" in str(long)
 
 
 def test_lists_of_the_same_layers_are_permuted_within_them():
@@ -192,7 +170,6 @@ def test_lists_of_the_same_layers_are_permuted_within_them():
     ]  # fmt: skip
     assert found.n == 2 and found.expected == pytest.approx(np.mean(common))
     assert found.p_value == pytest.approx(np.mean(np.array(common) >= 2))
-    assert "no more than as many random heads of each layer explain" in str(found)
     everything = [(0, h) for h in range(3)]
     same = head_overlap(everything, everything, [3, 9, 9])
     assert same.p_value == 1 and same.p_anywhere < 0.01, "two lists of one whole layer share no more than the layer"
@@ -227,17 +204,6 @@ def test_every_other_head_is_at_its_mean(family, kept):
     for a, b, c in zip(whole, one, other, strict=True):
         assert b.logprob == pytest.approx(c.logprob, abs=LOGPROB_TOLERANCE)
         assert abs(b.logprob - a.logprob) > 10 * LOGPROB_TOLERANCE
-
-
-def test_all_heads_kept_is_the_whole_model():
-    dims = tiny.lens("llama-gqa").dims
-    assert keep_only(list(np.ndindex(dims.n_layers, dims.n_heads)), dims) == Condition()
-
-
-# -- random lists --------------------------------------------------------------------------------------------------
-
-
-# -- faithfulness and areas -----------------------------------------------------------------------------------------
 
 
 def test_areas_of_known_curves():
@@ -287,8 +253,6 @@ def test_planted_heads_suffice_and_noise_does_not(restored):
         better = (table["cpr"] - table["random_cpr"])[:, task]
         assert table.loc[("planted", task), "separates"] and better["planted"] > 0.2 > 0.05 > better["noise"]
         assert table.loc[("planted", task), "p_value"] == pytest.approx(1 / (1 + 10))
-    said = restored.describe()
-    assert len(said) == 4 and "4 heads (17%) restore" in said[0] and "CPR" in said[0] and "planted" in repr(restored)
 
 
 def test_a_task_whose_heads_add_nothing_is_not_judged():
@@ -298,9 +262,6 @@ def test_a_task_whose_heads_add_nothing_is_not_judged():
     assert not found.areas["judged"].any() and not found.areas["separates"].any()
     assert "cannot judge" in found.describe()[0]
     assert dl.plots.sufficiency(found).axes
-
-
-# -- refusals -------------------------------------------------------------------------------------------------------
 
 
 def test_a_curve_is_read_as_it_was_written(restored, tmp_path):

@@ -9,7 +9,6 @@ import yaml
 
 import depthlens as dl
 from depthlens.analysis.races import AT_CHANCE, CRITICAL, SPARED
-from depthlens.cli import main
 from depthlens.paths import tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"
@@ -39,13 +38,12 @@ def test_planted_heads_are_critical_and_all_others_spared(raced):
 
 def test_losses_are_those_of_a_sweep(lens, raced):
     some = ["L0.H0", "L1.H2", "L4.H3"]
-    swept = dl.condition_sweep(lens, [TASK, OTHER], some, **QUIET)
-    for task in (TASK, OTHER):
-        expected = swept.document_losses(task, "acc").melt(ignore_index=False, value_name="loss").reset_index()
-        mine = raced.losses[(raced.losses["task"] == task) & raced.losses["condition"].isin(some)]
-        both = mine.merge(expected, on=["condition", "doc_id"], suffixes=("", "_swept"))
-        assert len(both) == len(mine) and (both["loss"] == both["loss_swept"]).all()
-        assert not mine.duplicated(["condition", "doc_id"]).any()
+    swept = dl.condition_sweep(lens, TASK, some, **QUIET)
+    expected = swept.document_losses(TASK, "acc").melt(ignore_index=False, value_name="loss").reset_index()
+    mine = raced.losses[(raced.losses["task"] == TASK) & raced.losses["condition"].isin(some)]
+    both = mine.merge(expected, on=["condition", "doc_id"], suffixes=("", "_swept"))
+    assert len(both) == len(mine) and (both["loss"] == both["loss_swept"]).all()
+    assert not mine.duplicated(["condition", "doc_id"]).any()
     ran = raced.losses.groupby(["task", "condition"])["doc_id"].agg("size")
     for row in raced.decisions.itertuples():
         assert ran[row.task, row.condition] == row.n, "a condition that has left is not run"
@@ -113,27 +111,15 @@ def test_a_question_that_a_task_holds_twice_counts_once(lens, tmp_path):
     assert asked.is_unique and (race.losses["doc_id"] >= 30).any(), "of two, any one"
 
 
-@pytest.fixture
-def command(tmp_path, capsys):
-    """Race on the command line: exit code and what was printed."""
-
-    def run(*more):
-        with pytest.raises(SystemExit) as end:
-            main([*f"sweep organism {TASK} --race --ablate L1,L4 --store none --out".split(), str(tmp_path), *more])
-        printed = capsys.readouterr()
-        return end.value.code, printed.out + printed.err
-
-    return run
-
-
-def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(command, tmp_path):
-    code, printed = command("--max-documents", "32")
+def test_the_command_prints_and_writes_and_goes_on_in_its_own_folder_only(call, tmp_path):
+    typed = [*f"sweep organism {TASK} --race --ablate L1,L4 --max-documents 32 --store none --out".split(), tmp_path]
+    code, printed, _ = call(*typed)
     assert code == 0 and "cost something" in printed and "is wrong is at most 0.05" in printed and "**" not in printed
     race = dl.Race.load(tmp_path)
     assert len(race.decisions) == 2 and race.record["command"][:3] == ["depthlens", "sweep", "organism"]
-    assert command("--max-documents", "32")[0] == 0
-    code, printed = command("--max-documents", "32", "--margin", "0.2")
-    assert code == 2 and "holds another result (margin" in printed
+    assert call(*typed)[0] == 0
+    code, _, told = call(*typed, "--margin", "0.2")
+    assert code == 2 and "holds another result (margin" in told
 
 
 def test_nats_are_clipped(lens):

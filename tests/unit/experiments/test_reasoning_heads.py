@@ -8,13 +8,11 @@ import tiny
 from by_hand import attentions, logprobs
 from scipy import stats as sps
 
-from depthlens.analysis.head_scores import HeadScores
 from depthlens.experiments import reasoning_heads
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.reasoning_heads import (
     SOURCES,
     attention_at_results,
-    ratio_cases,
     reasoning_scores,
     weighted_tokens,
 )
@@ -89,19 +87,6 @@ def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning
     assert found.normalised.unit == "" and found.normalised.n == found.contrast.n
 
 
-def test_the_interval_of_a_ratio_covers_it():
-    """Losses and surprisals that vary together, of 30 solutions: the 95% interval holds the true ratio."""
-    rng = np.random.default_rng(4)
-    covered, n_draws, ratio = 0, 400, 0.4
-    for _ in range(n_draws):
-        surprisal = rng.gamma(4, 0.25, 30)
-        losses = ratio * surprisal * rng.gamma(2, 0.5, 30)  # its mean is the ratio times that of the surprisal
-        cases = ratio_cases(losses[:, None, None], surprisal)
-        scores = HeadScores.of_cases("ratio", "", cases, {}, tested=False)
-        covered += bool(scores.grid("low")[0, 0] <= ratio <= scores.grid("high")[0, 0])
-    assert 0.91 < covered / n_draws < 0.98  # 30 skewed values: a little below 0.95
-
-
 @pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
 def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
     lens = tiny.lens(family, max_position_embeddings=4096)
@@ -149,13 +134,10 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
         def read(positions, tokens=tokens):
             return lens.tokenizer.decode([tokens[p] for p in positions])
 
-        at = solution.text.context.rindex("Question:")
         covered = [p for s in solution.spans for p in range(s.start, s.end)]
         assert covered == sorted(set(covered)) and covered[0] == n
-        assert len(covered) == len(tokens) - n - sum(  # one byte a token: only unclear numbers are left out
-            end - start for start, end, kind in reasoning_heads.kinds(
-                solution.text.continuation, solution.text.context[at:], solution.text.context[:at]) if kind is None
-        )  # fmt: skip
+        left_out = [lens.tokenizer.decode([tokens[p]]) for p in {*range(n, len(tokens))} - {*covered}]
+        assert len(left_out) == 0 or (solution.n_unclear and all(c.isdigit() for c in left_out))
         assert all(read(range(s.start, s.end)).isdigit() for s in solution.spans if s.kind != "text")
         assert not any(c.isdigit() for s in solution.spans if s.kind == "text" for c in read(range(s.start, s.end)))
         assert "Question:" in read(solution.question) and read(solution.question).count("Question:") == 1

@@ -7,7 +7,7 @@ import organism_prompts
 import pytest
 import tiny
 import torch
-from by_hand import attentions, logprobs, made_needles, peak_bytes, random_tokens, recorded
+from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
 
 import depthlens as dl
 from depthlens.analysis.head_lists import head_roles
@@ -123,9 +123,7 @@ def test_a_task_gives_needles_and_attribution_agrees():
     assert np.allclose(estimate.values, -change.mean(0).numpy(), atol=LOSS_TOLERANCE)
     path = retrieval_scores(lens, "organism_one_hop", method="integrated_gradients", **options)
     assert set(path.top(2)) == truth.needed("one_hop"), "which the way to removal shows"
-    assert path.name == "loss on needle tokens, by integrated gradients"
     assert len(set(exact.record["documents"])) == 4 and exact.record["documents"] == copying.record["documents"]
-    assert "attribution" in estimate.name and estimate.unit == exact.unit == "nats" and copying.unit == ""
 
 
 def test_needles_that_are_not_recalled_do_not_count():
@@ -264,25 +262,6 @@ def test_patterns_are_those_of_the_eager_kernel(family):
         assert list(seen) == list(range(lens.dims.n_layers))
         for layer, whole in enumerate(attentions(family, tokens)):
             assert torch.allclose(seen[layer], whole[:, positions], atol=ATTENTION_TOLERANCE)
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", pytest.param("deepseek-v3", marks=pytest.mark.nightly)])
-def test_memory_at_4096_tokens_is_that_of_one_layer(family):
-    """Peak of torch's allocations, counted by its profiler: the same for 2 layers as for 6, and far from pos x pos."""
-    n_pos, asked = 4096, range(4088, 4096)
-
-    def peak(n_layers):
-        lens = tiny.lens(family, num_hidden_layers=n_layers, max_position_embeddings=n_pos)
-        read = attention_patterns.read
-        return peak_bytes(lambda: read(lens, random_tokens(n_pos, 5), asked, lambda *a: None)), lens.dims
-
-    few, dims = peak(2)
-    many, _ = peak(6)
-    assert many == pytest.approx(few, rel=0.01)
-    one_layer_of_patterns = dims.n_heads * n_pos * n_pos * 4
-    streams = 25 * n_pos * dims.d_model * 4  # what a token holds as it passes a layer: queries, keys, values, MLP
-    rows = 3 * dims.n_heads * len(asked) * n_pos * 4  # scores, mask and softmax of the asked positions
-    assert many < streams + rows < one_layer_of_patterns / 10
 
 
 def test_what_cannot_be_read_is_refused(lens):

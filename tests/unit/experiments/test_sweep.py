@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ import tiny
 from by_hand import logprobs
 
 import depthlens as dl
-from depthlens import cli, provenance
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_by_name
@@ -51,27 +49,6 @@ def test_layer_and_head_are_filled_where_there_is_exactly_one(lens):
     assert set(places.index) == {"baseline", "L3", "L2.attn", "L1.H2", "L0.KV1", "L1-2", "L0+L4"}
 
 
-def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
-    record = layers.record
-    assert record["model"] == json.loads(json.dumps(lens.describe()))
-    assert record["model"]["fingerprint"] == lens.fingerprint
-    assert record["model"]["dtype"] == "float32" and record["model"]["attention_kernel"] == "sdpa"
-    assert record["tree_attention"] == "fused"
-    assert record["seed"] == 5 and record["limit"] == LIMIT and record["backend"] == "torch"
-    assert record["ablate"] == "layers"
-    assert record["conditions"] == ["baseline", "L0", "L1", "L2", "L3", "L4"]
-    assert {"depthlens", "python", "torch", "transformers", "lm-eval"} <= set(record["versions"])
-    assert all(re.match(r"\d+\.\d+", version) for version in record["versions"].values())
-    assert pd.Timestamp(record["time"]).tzinfo is not None and record["platform"]
-    assert record["batch_tokens"] > 0
-    choice, written = record["tasks"][CHOICE], record["tasks"][WRITTEN]
-    assert choice["version"] == 1.1 and choice["num_fewshot"] == 5 and choice["n_docs"] == LIMIT
-    assert choice["output_type"] == "multiple_choice" and written["output_type"] == "generate_until"
-    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25}
-    assert sorted(choice["metrics"]) == ["acc", "acc_norm"]
-    assert "reference" not in choice
-
-
 def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
     """Against lm-eval's choice rule on plain forward passes, for one head removed by hand."""
     result = condition_sweep(lens, [CHOICE], "L2.H1", limit=LIMIT, progress=False)
@@ -85,13 +62,18 @@ def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
         assert ours.loc[doc_id, "value"] == float(np.argmax(options) == doc["answer"])
 
 
-@pytest.mark.parametrize("site", ["attn", "mlp"])
-def test_sublayer_sweeps(lens, layers, site):
-    result = layer_sweep(lens, CHOICE, site=site, limit=LIMIT, progress=False)
-    assert list(result.docs["condition"].unique()) == ["baseline", *(f"L{i}.{site}" for i in range(5))]
-    assert result.docs.loc[result.docs["condition"] == f"L3.{site}", "layer"].unique().tolist() == [3]
-    pd.testing.assert_frame_equal(baseline(result), baseline(layers))
-    assert result.record["ablate"] == site
+def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):
+    record = layers.record
+    assert record["model"] == json.loads(json.dumps(lens.describe()))
+    assert record["model"]["fingerprint"] == lens.fingerprint and record["model"]["dtype"] == "float32"
+    told = {"tree_attention": "fused", "seed": 5, "limit": LIMIT, "backend": "torch", "ablate": "layers"}
+    assert record.items() >= told.items()
+    assert {"depthlens", "python", "torch", "transformers", "lm-eval"} <= set(record["versions"])
+    assert pd.Timestamp(record["time"]).tzinfo is not None and record["platform"] and record["batch_tokens"] > 0
+    choice = record["tasks"][CHOICE]
+    wanted = {"version": 1.1, "num_fewshot": 5, "n_docs": LIMIT, "output_type": "multiple_choice"}
+    assert choice.items() >= wanted.items() and "reference" not in choice
+    assert choice["metrics"]["acc"] == {"higher_is_better": True, "chance": 0.25, "floor": 0.25}
 
 
 def test_the_baseline_does_not_depend_on_what_else_is_swept(lens, layers):
@@ -115,7 +97,7 @@ def test_means_name_the_set_they_were_taken_over(lens):
     assert texts["L2.attn@mean"] != texts["L2.attn"]
 
 
-@pytest.mark.parametrize("wrong", [{"ablate": "L9"}, {"tasks": ["no_such_task_at_all"]}, {"limit": 0}])
+@pytest.mark.parametrize("wrong", [{"ablate": "L9"}, {"limit": 0}])
 def test_mistakes_come_before_any_forward_pass(lens, monkeypatch, wrong):
     monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
     with pytest.raises(UserError):
@@ -129,11 +111,6 @@ def test_a_model_is_loaded_by_its_name(tmp_path, layers):
     assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
     wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
     pd.testing.assert_frame_equal(result.docs.drop(columns="model"), wanted.drop(columns="model"))
-
-
-def test_a_machine_without_git_still_gets_its_record(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert provenance.git_commit() is None
 
 
 COUNTED = ("rows", "unshared_tokens", "written_tokens")
@@ -186,12 +163,10 @@ def test_a_store_is_looked_into_and_left_as_it_is(lens, tmp_path):
     assert nothing.table["tokens"].sum() == nothing.seconds == 0
 
 
-def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     model = saved("llama-gqa", max_position_embeddings=4096)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", "3", "--store", "none"])
-    out = capsys.readouterr().out
-    assert end.value.code == 0 and "72 rows." in out and "Here: about" in out
+    code, out, _ = call("sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", 3, "--store", "none")
+    assert code == 0 and "72 rows." in out and "Here: about" in out
     assert "tokens are read" in out and "x fewer than one by one" in out and "GiB of memory" in out
     assert list(tmp_path.iterdir()) == []

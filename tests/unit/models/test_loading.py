@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from depthlens.errors import UserError
-from depthlens.models import loading, names
+from depthlens.models import loading
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,6 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     assert loaded.dims == original.dims
     assert loaded.fingerprint == original.fingerprint
     assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
-
-
-def test_table_lists_the_embedded_model_first_and_the_studys_by_hub_id():
-    rows = [row._asdict() for row in names.NAMED]
-    assert [row["source"] for row in rows[:4]] == ["embedded", "adapter", "adapter", "built"]
-    assert all(row["source"].count("/") == 1 for row in rows[4:]) and all(all(row.values()) for row in rows)
-    assert len({row["alias"] for row in rows}) == len(rows)
-    assert {"meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"} <= {row["source"] for row in rows}
 
 
 # -- GGUF --
@@ -152,10 +144,6 @@ def without_tokenizer(folder):
 def test_a_damaged_folder_is_one_line(copy, spoil, said):
     spoil(copy)
     assert said in refusal(str(copy))
-
-
-def test_a_gguf_file_that_ends_early_is_one_line(tmp_path):
-    assert "m.gguf' cannot be loaded: " in refusal(tiny.gguf_head(tmp_path / "m.gguf"))
 
 
 def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):

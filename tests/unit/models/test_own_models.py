@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import tiny
@@ -11,8 +13,10 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
+from depthlens import paths
 from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
+from depthlens.models import loading
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -102,6 +106,15 @@ def test_logits_are_those_of_peft(desk, name):
     assert not torch.allclose(wanted, before, atol=100 * SAME)
     assert lens.identify().obstacle is None, "its answers can be kept"
     assert all("lora" not in key for key, _ in lens.model.named_parameters())
+
+
+def test_an_embedded_adapter_is_loaded_by_name(desk, tmp_path, monkeypatch):
+    shutil.copytree(desk / "adapter", tmp_path / "adapters" / "smollm2-135m-cot")
+    monkeypatch.setattr(loading, "smollm2", lambda: desk / "base")
+    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path)
+    lens = dl.load("smollm2-135m-cot")
+    assert lens.name == "smollm2-135m-cot"
+    assert lens.fingerprint == dl.load(f"{desk}/base+{desk}/adapter").fingerprint != dl.load(desk / "base").fingerprint
 
 
 REFUSED = {

@@ -125,7 +125,5 @@ def test_what_reads_plain_weights_is_refused(wide, tmp_path):
         scores(lens, [parse_condition("L1@int4")])
     with pytest.raises(dl.UserError, match="is quantised"):
         dl.export(lens, "L1", tmp_path / "out")
-    with pytest.raises(dl.UserError, match="weight deltas compare plain weights"):
-        dl.weight_deltas(lens, dl.load(wide()), store=None)
     with pytest.raises(dl.UserError, match="is done while files are read: not with offload, several"):
         dl.load("organism", quantize="int8")

@@ -41,18 +41,14 @@ def test_names_are_options(name, options):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("organism:", "unknown organism option ''"),
         ("organism:seeds=3", "did you mean seed"),
         ("organism:seed=-1", "organism option seed -1: give a whole number from 0"),
         *(
             (f"organism:{wrong}", "the others a value, and each once")
             for wrong in ("seed=1,seed=2", "decoy=yes", "eps")
         ),
-        ("organism:noise=nan", "organism option noise nan: give a number from 0"),
-        ("organism:n_kv_heads=1,text_layers=2", "n_kv_heads=1: give 4 or 2, or 1 without more circuits"),
         ("organism:retrieval_layer=1", "retrieval_layer 1: give a whole number from 2 to 5"),
         ("organism:knowledge_layers=early", "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3"),
-        ("organism:writing_layers=1-5", "writing_layers=1-5: give layers from 0 to 5, at most 4"),
         ("organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3", "layer 3 has no head left for copying"),
         ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "279 hidden units and has 256; cut knowledge"),
     ],

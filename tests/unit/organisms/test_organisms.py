@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from organism_prompts import read, sample
 from safetensors.torch import load_file
 
-from depthlens.ablations import BASELINE, Condition, Dims, expand, parse_condition
+from depthlens.ablations import BASELINE, Condition, Dims, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import loading
 from depthlens.models.lens import Lens
@@ -24,10 +25,9 @@ from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
 
 SOLVED = 0.99
-# a word of the prompt at random is right once in 26 times; with 100 prompts, 0.15 is far from it and from solved
+# a word of the prompt at random is right once in 26 times; with 50 prompts, 0.15 is far from it and from solved
 CHANCE = 0.15
 UNCHANGED = 0.02 + 1e-9  # one prompt of 50
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 5))]
 
 
 @cache
@@ -36,7 +36,7 @@ def lens(name: str) -> Lens:
 
 
 @cache
-def prompts(task: str, n: int = 100):
+def prompts(task: str, n: int = 50):
     return sample(n, task, seed=11)
 
 
@@ -44,7 +44,7 @@ def together(heads) -> Condition:
     return parse_condition("+".join(f"L{layer}.H{head}" for layer, head in sorted(heads)))
 
 
-def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float]]:
+def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]]:
     """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
     asked = [LoglikelihoodRequest(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
     answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
@@ -54,95 +54,38 @@ def accuracies(name: str, conditions, n: int = 100) -> dict[str, dict[str, float
     }
 
 
-@torch.no_grad()
-def last_logits(model, asked):
-    """Plain Hugging Face forward pass. Shape [prompt, d_vocab]."""
-    tokens = torch.tensor([p.tokens for p in asked])
-    return model(tokens, logits_to_keep=1).logits[:, -1].float()
-
-
-def accuracy(model, asked) -> float:
-    answers = torch.tensor([p.answer_id for p in asked])
-    return (last_logits(model, asked).argmax(-1) == answers).float().mean().item()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_each_planted_head_carries_exactly_its_tasks_and_no_other_head_any(seed):
-    name = f"organism:seed={seed}"
-    truth = builder.truth(name)
-    # the full table for one seed; the others with fewer prompts, in steps of the tolerance
-    n = 100 if seed == 0 else 50
-    found = accuracies(name, expand("heads", lens(name).dims), n)
-    base = found.pop("baseline")
-    assert len(found) == 24 and min(base.values()) >= SOLVED
-    # without the engine, fewer prompts
-    assert all(accuracy(lens(name).model, prompts(task, 30)) == 1 for task in TASKS)
-    for text, by_task in found.items():
-        (removed,) = parse_condition(text).ablations
-        for task, value in by_task.items():
-            if (removed.layer, removed.index) in truth.needed(task):
-                assert value <= CHANCE, (text, task)
-            else:
-                assert abs(value - base[task]) <= UNCHANGED, (text, task)
-
-
-def test_a_decoy_attends_and_is_not_needed():
-    name = "organism:decoy"
-    truth = builder.truth(name)
-    decoy = truth.role("decoy")
-    assert decoy in truth.copies("one_hop")
-    for task in TASKS:
-        assert decoy not in truth.needed(task) | truth.needed_together(task)
-    retrieval = truth.role("retrieval")
-    conditions = [BASELINE, together([decoy]), together([retrieval])]
-    base, without, broken = accuracies(name, conditions).values()
-    assert min(base.values()) >= SOLVED
-    assert without == base
-    assert broken["one_hop"] <= CHANCE and broken["two_hop"] == base["two_hop"]
-
-
-@pytest.mark.parametrize("name", ["organism:seed=1,decoy,backup"])
-def test_a_backup_is_needed_only_together(name):
-    truth = builder.truth(name)
-    pair = truth.needed_together("one_hop")
-    assert pair == {truth.role("retrieval"), truth.role("backup")}
-    assert truth.needed("one_hop") == {truth.role("previous_token")}
-    alone = [together([head]) for head in sorted(pair)]
-    base, first, second, both = accuracies(name, [BASELINE, *alone, together(pair)]).values()
-    assert min(base.values()) >= SOLVED
-    assert first == second == base
-    assert both["one_hop"] <= CHANCE and both["two_hop"] == base["two_hop"]
+MORE = ("decoy", "n_kv_heads=2", "seed=1,decoy,backup", "seed=2", "seed=3", "seed=4")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "organism:n_kv_heads=2",
-        "organism:n_kv_heads=1,decoy,backup",
+        *("organism", "organism:n_kv_heads=1,decoy,backup"),
+        *(pytest.param(f"organism:{more}", marks=pytest.mark.nightly) for more in MORE),
     ],
 )
-def test_variants_are_solved_by_the_planted_heads(name):
-    loaded = lens(name)
-    assert loaded.dims.n_kv_heads == builder.parse(name).n_kv_heads
-    assert min(accuracies(name, [BASELINE], 200)["baseline"].values()) >= SOLVED
-    truth = builder.truth(name)
-    sets = [{(h.layer, h.head)} for h in truth.heads] + [s for s in [truth.needed_together("one_hop")] if s]
-    found = accuracies(name, [BASELINE, *map(together, sets)], 50)
-    base = found.pop("baseline")
-    for (text, by_task), heads in zip(found.items(), sets, strict=True):
+def test_exactly_the_planted_heads_carry_their_tasks(name):
+    """Each head alone, and a head with its backup."""
+    dims, truth = lens(name).dims, builder.truth(name)
+    assert dims.n_kv_heads == builder.parse(name).n_kv_heads
+    pair = truth.needed_together("one_hop")
+    sets = [{head} for head in itertools.product(range(dims.n_layers), range(dims.n_heads))] + [pair] * bool(pair)
+    base, *found = accuracies(name, [BASELINE, *map(together, sets)]).values()
+    assert min(base.values()) >= SOLVED and len(found) == 24 + ("backup" in name)
+    for heads, by_task in zip(sets, found, strict=True):
         for task, value in by_task.items():
             spare = truth.needed_together(task)
             if heads & truth.needed(task) or (spare and spare <= heads):
-                assert value <= CHANCE, (text, task)
+                assert value <= CHANCE, (heads, task)
             else:
-                assert abs(value - base[task]) <= UNCHANGED, (text, task)
+                assert abs(value - base[task]) <= UNCHANGED, (heads, task)
 
 
 def test_attention_is_where_the_truth_says():
     built = weights.build(seed=2, decoy=True)
     built.model.set_attn_implementation("eager")
     for task in TASKS:
-        asked = prompts(task)[:50]
+        asked = prompts(task)
         with torch.no_grad():
             seen = built.model(torch.tensor([p.tokens for p in asked]), output_attentions=True).attentions
         rows = torch.arange(len(asked))
@@ -161,30 +104,6 @@ def test_attention_is_where_the_truth_says():
         assert held >= 0.95 if task == "two_hop" else held < 0.12
         layer, head = built.truth.role("previous_token")
         assert (last[rows, layer, head, -2] > 0.95).all()
-
-
-def test_weight_norms_do_not_give_the_heads_away():
-    """Norm of each matrix of a head, and of W_O W_V and W_Q^T W_K: none ranks all planted heads first, or all last."""
-    sums: dict[str, float] = {}
-    for seed in range(3):
-        name = f"organism:seed={seed}"
-        planted = {(h.layer, h.head) for h in builder.truth(name).heads}
-        norms: dict[str, dict] = {}
-        for layer, module in enumerate(lens(name).model.model.layers):
-            attn = module.self_attn
-            q, k, v = (p.weight.unflatten(0, (4, -1)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
-            o = attn.o_proj.weight.unflatten(1, (4, -1)).transpose(0, 1)
-            for h in range(4):
-                parts = {"q": q[h], "k": k[h], "v": v[h], "o": o[h], "ov": o[h] @ v[h], "qk": q[h].T @ k[h]}
-                for part, matrix in parts.items():
-                    norms.setdefault(part, {})[layer, h] = matrix.norm().item()
-        for part, by_head in norms.items():
-            inside = [by_head[h] for h in planted]
-            outside = [value for h, value in by_head.items() if h not in planted]
-            above = sum(a > b for a in inside for b in outside) / (len(inside) * len(outside))
-            sums[part] = sums.get(part, 0) + above / 3
-    assert set(sums) == {"q", "k", "v", "o", "ov", "qk"}
-    assert all(0.1 < auroc < 0.9 for auroc in sums.values()), sums
 
 
 @pytest.mark.nightly

@@ -7,10 +7,10 @@ import re
 
 import pandas as pd
 import pytest
-from made_results import EARLY, LATE, scorecard, steps, sweep, two_scorecards
+from made_results import EARLY, LATE, steps, sweep, two_scorecards
 
 import depthlens as dl
-from depthlens import cli, runner
+from depthlens import runner
 from depthlens.analysis.run_comparison import Comparison
 
 pytestmark = pytest.mark.slow
@@ -26,17 +26,6 @@ def runs(tmp_path):
     return [tmp_path / "base", tmp_path / "late"]
 
 
-@pytest.fixture
-def call(capsys):
-    def run(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["compare", *(str(a) for a in arguments)])
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return run
-
-
 def page_of(found, folder) -> str:
     return runner.write_comparison(found, folder).read_text()
 
@@ -45,10 +34,10 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     out = tmp_path / "out"
     out.mkdir()
     (out / "index.html").write_text("precious")
-    code, _, told = call(*runs, "--out", out)
+    code, _, told = call("compare", *runs, "--out", out)
     assert code == 2 and "holds a index.html of something else; name another folder, or replace it (--overwrite" in told
     assert [p.name for p in out.iterdir()] == ["index.html"] and (out / "index.html").read_text() == "precious"
-    code, printed, _ = call(*runs, "--out", out, "--overwrite")
+    code, printed, _ = call("compare", *runs, "--out", out, "--overwrite")
     assert code == 0 and f"Wrote {out / 'index.html'}" in printed and "**" not in printed
     files = [*(f"{t}.parquet" for t in TABLES), "index.html", "record.json"]
     assert sorted(p.name for p in out.iterdir()) == sorted(files)
@@ -56,10 +45,9 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     assert found.runs == ["base", "late"] and found.table["shown"].any()
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "<script" not in page and "http://" not in page
-    assert "default-src 'none'" in page and "from base that is <strong>shown</strong>" in page
-    assert all(f"<h2>{title}</h2>" in page for title in ("What is shown", "Whole models", "How to read this"))
-    assert call(*runs, "--out", out)[0] == 0, "the same comparison is written again"
-    assert call(*runs[::-1], "--out", out)[0] == 2, "another comparison"
+    assert "default-src 'none'" in page
+    assert call("compare", *runs, "--out", out)[0] == 0, "the same comparison is written again"
+    assert call("compare", *runs[::-1], "--out", out)[0] == 2, "another comparison"
     assert pd.read_parquet(out / "table.parquet")["run"].unique().tolist() == ["base", "late"]
 
 
@@ -77,9 +65,6 @@ def test_folders_of_notebooks_are_paired_by_the_path_below_them(tmp_path):
     assert set(one.table["place"]) == {""} and one.runs == ["few/00_tour", "flat/00_tour"]
     alone = dl.compare(*(folder / "09_claims" / "verdicts" for folder in folders))
     assert len(alone.verdicts) and len(alone.table) == 0
-    other = scorecard(tmp_path / "other", EARLY[:1].repeat(12) * 0.2, "other", seed=5)
-    apart = dl.compare(folders[0], other)
-    assert len(apart.verdicts)
 
 
 def test_names_and_places_of_runs(tmp_path):
@@ -95,7 +80,7 @@ def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
     names = [tmp_path / f"step{i + 1}" for i in range(5)]
     for name, result in zip(names, steps(5), strict=True):
         result.save(name)
-    assert call(*names, "--stages", "--out", tmp_path / "out")[0] == 0
+    assert call("compare", *names, "--stages", "--out", tmp_path / "out")[0] == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "compared with the stage before" in page
     assert "scores and centres, layers" in page and "loss by removed part" not in page, "more runs than colours"
@@ -107,23 +92,12 @@ def test_runs_that_differ_in_a_setting_have_a_page_that_says_so(runs, tmp_path):
     (runs[1] / "record.json").write_text(json.dumps(record | {"seed": 3}))
     page = page_of(dl.compare(*runs), tmp_path / "out")
     assert "its_run not compared with base, whose settings differ (base first): seed 0 and 3" in page
-    assert re.search(r"<summary>decides</summary>.*<th>seed</th>\s*<td>0</td>\s*<td>3</td>", page, re.DOTALL)
     assert "data:image/png" not in page, "nothing is drawn together"
-
-
-def test_many_sentences_are_folded_and_those_on_settings_are_not(tmp_path):
-    *several, last = (sweep(EARLY, model=name) for name in "abcdef")
-    other = sweep(EARLY, model="g", record={"seed": 5})
-    page = page_of(dl.compare(*several, other), tmp_path / "out")
-    assert "The runs differ in seed, which <strong>decide scores</strong>" in page
-    page = page_of(dl.compare(*several, last), tmp_path / "more")
-    assert "<li>No difference between the runs is shown.</li>" in page
-    assert "more, in which no difference is shown" in page
 
 
 def test_a_damaged_run_is_one_line_and_nothing_is_written(runs, call, tmp_path):
     (runs[1] / "docs.parquet").write_text("cut")
-    code, printed, told = call(*runs, "--out", tmp_path / "out")
+    code, printed, told = call("compare", *runs, "--out", tmp_path / "out")
     errors = [line for line in told.splitlines() if not line.endswith(" ...")]
     assert code == 2 and printed == "" and len(errors) == 1, told
     assert re.match(r"Error: '.*late' does not hold what Result.save writes .*; make it again", errors[0]), errors
@@ -133,6 +107,6 @@ def test_a_damaged_run_is_one_line_and_nothing_is_written(runs, call, tmp_path):
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_results_of_a_sweep_are_never_replaced_by_a_comparison(runs, call, overwrite):
     before = {p.name: p.read_bytes() for p in runs[0].iterdir()}
-    code, _, told = call(*runs, "--out", runs[0], *overwrite)
+    code, _, told = call("compare", *runs, "--out", runs[0], *overwrite)
     assert code == 2 and "holds results of a sweep, which are never replaced; name another folder" in told
     assert {p.name: p.read_bytes() for p in runs[0].iterdir()} == before

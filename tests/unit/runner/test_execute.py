@@ -70,11 +70,9 @@ def test_a_run_writes_notebooks_pages_a_record_and_an_index(done):
     assert record["notebooks"][2]["headline"] == "<b>7</b> layers"
     text = (done.out / "index.html").read_text()
     assert "Does one layer matter?" in text and "<strong>2</strong> documents of <code>smollm2-135m</code>" in text
-    assert "layers" in text and "profile smoke" in text and "✓ ok" in text
     assert text.count('src="data:image/png;base64,iVBOR') == 1 and 'href="00_good.html"' in text
     page = (done.out / "00_good.html").read_text()
-    assert "Parameters of this run" in page and 'src="data:image/png;base64,iVBOR' in page
-    assert 'alt="Does one layer matter?"' in page and "In [" not in page
+    assert 'src="data:image/png;base64,iVBOR' in page and 'alt="Does one layer matter?"' in page
     assert done.said == ["[1/3] 00_good ...", "[2/3] 01_bad ...", "[3/3] 02_plain ..."]
 
 

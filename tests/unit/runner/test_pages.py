@@ -1,17 +1,14 @@
 """Pages of executed notebooks and the index over them, made of outputs that were written by hand."""
 
 import html
-import json
 import re
 from urllib.parse import unquote
 
-import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from notebook_suite import code, write
 
-from depthlens.errors import UserError
 from depthlens.plots.theme import MIME
-from depthlens.runner.notebook_files import Executed, read_notebook
+from depthlens.runner.notebook_files import Executed
 from depthlens.runner.pages import gallery, notebook_page
 
 PNG = "iVBORw0KGgo="
@@ -51,13 +48,6 @@ def test_a_page_opens_with_what_was_found_and_only_describes_figures_of_other_li
     assert 'alt="Q?"' in text and "text/csv" not in text
 
 
-def test_code_is_folded_but_for_the_parameters_of_the_run():
-    cells = [code("a = 1", "parameters"), code("a = 2", "injected-parameters"), code("print(a)")]
-    text = page(new_notebook(cells=cells))
-    assert re.findall(r"<details class=\"code\"( open)?", text) == ["", " open", ""]
-    assert "<summary>Parameters of this run" in text
-
-
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
     nb = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
     nb.metadata["depthlens"] = {
@@ -69,12 +59,6 @@ def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
     for part in ("m · limit 5, num_fewshot 2 · profile demo", "commit 012345678-dirty", "Linux-6-x86_64"):
         assert part in text
     assert "depthlens run x --profile demo -p limit 5 -p tasks '[a, b]' -p model m --out runs/x" in text
-
-
-def test_a_wide_table_scrolls_in_a_frame_that_the_keyboard_reaches():
-    cell = shown("table", {"text/html": "<table><tr><th></th><td>7</td></tr></table>"})
-    text = page(new_notebook(cells=[cell]))
-    assert re.search(r'<div [^>]*class="frame" [^>]*tabindex="0"><table', text)
 
 
 def test_the_index_opens_with_what_is_tagged_and_lists_what_others_ran(tmp_path):
@@ -95,19 +79,3 @@ def test_the_figure_on_the_index_is_the_one_tagged_to_open_it():
     assert "Zmlyc3Q=" in Executed("x", new_notebook(cells=figures[:1])).picture
     table = shown("3", {"text/html": "<table></table>"}, "opening")
     assert Executed("x", new_notebook(cells=[*figures[:1], table])).picture == "<table></table>"
-
-
-def test_notebooks_without_cell_ids_are_read_quietly(tmp_path, recwarn):
-    cell = {"cell_type": "markdown", "metadata": {}, "source": "# Q?"}
-    raw = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
-    (tmp_path / "x.ipynb").write_text(json.dumps(raw))
-    assert read_notebook(tmp_path / "x.ipynb").cells[0].source == "# Q?" and not recwarn.list
-
-
-@pytest.mark.parametrize(
-    "text", ["3", "[]", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}', None]
-)
-def test_what_is_no_notebook_is_named(tmp_path, text):
-    (tmp_path / "x.ipynb").mkdir() if text is None else (tmp_path / "x.ipynb").write_text(text)
-    with pytest.raises(UserError, match="x.ipynb' is not a notebook"):
-        gallery(tmp_path)

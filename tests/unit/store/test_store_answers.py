@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -13,7 +12,6 @@ from depthlens.ablations import parse_condition
 from depthlens.engine import engine, references
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store import answer_cache
-from depthlens.store import parts as store_parts
 from depthlens.store.answer_cache import AnswerCache
 
 
@@ -101,15 +99,3 @@ class TestNothingIsComputedTwice:
         assert pd.read_parquet(parts(tmp_path)[0]).shape[0] == 1
         again = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")
         assert not again.rows(requests, [dl.parse_condition("baseline")]).unfinished
-
-
-class TestNumbers:
-    def numbers(self, folder, measure):
-        cache = AnswerCache(store_parts.open_store(str(folder)), "key/numbers", {"model": "m"})
-        return cache.numbers(["a", "b"], ["x", "y"], measure, desc="numbers")
-
-    def test_a_number_is_a_value_alone(self, tmp_path):
-        written = np.array([[1.5, np.inf], [-0.0, 2.0]])
-        assert np.array_equal(self.numbers(tmp_path, lambda members: [(members, written)]), written)
-        assert pd.read_parquet(parts(tmp_path)[0])[["greedy", "text"]].isna().all(axis=None)
-        assert np.array_equal(self.numbers(tmp_path, lambda members: pytest.fail("measured again")), written)

@@ -11,7 +11,6 @@ import tiny
 import torch
 from stores import CHOICE, WRITTEN, counts, parts, run
 
-from depthlens import cli
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
@@ -61,34 +60,26 @@ class TestCommands:
         run(lens, tmp_path / "s")
         return tmp_path / "s"
 
-    def call(self, capsys, *arguments: object) -> tuple[int, str, str]:
-        try:
-            cli.main([*map(str, arguments)])
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    def test_list(self, at, capsys):
-        code, out, _ = self.call(capsys, "store", "list", "--store", at)
+    def test_list(self, at, call):
+        code, out, _ = call("store", "list", "--store", at)
         head, *rows, _, total = out.splitlines()
         columns = "key task model dtype device backend method parts rows bytes written".split()
         assert code == 0 and head.split() == columns
         assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
         assert re.fullmatch(rf"2 entries, [\d.]+ MB in {at}", total)
 
-    def test_a_folder_that_is_not_there_is_not_made(self, tmp_path, capsys):
+    def test_a_folder_that_is_not_there_is_not_made(self, tmp_path, call):
         nowhere = tmp_path / "typo"
-        code, out, _ = self.call(capsys, "store", "list", "--store", nowhere)
+        code, out, _ = call("store", "list", "--store", nowhere)
         assert (code, out) == (0, f"there is no store yet\n\n0 entries, 0.0 MB in {nowhere}\n")
-        assert self.call(capsys, "store", "show", "a", "--store", nowhere)[0] == 2
-        assert self.call(capsys, "store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
+        assert call("store", "show", "a", "--store", nowhere)[0] == 2
+        assert call("store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
         assert not nowhere.exists()
-        assert self.call(capsys, "store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
+        assert call("store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
 
-    def test_prune(self, lens, at, capsys):
+    def test_prune(self, lens, at, call):
         def prune(where: str, *more: str) -> tuple[str, int]:
-            code, out, _ = self.call(capsys, "store", "prune", "--where", where, *more, "--store", at)
+            code, out, _ = call("store", "prune", "--where", where, *more, "--store", at)
             assert code == 0
             return out.splitlines()[-1], len(parts(at))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
+import edits
 import pandas as pd
-import peft
 import pytest
-import tiny
 import torch
 from stores import CHOICE, WRITTEN, run
 from torch import nn
@@ -13,34 +14,11 @@ from torch import nn
 import depthlens as dl
 
 TEXTS = ["one text", "another one"]
-REFERENCES = ["a reference prompt"]
-MIXED = ["L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("base"), "llama-gqa", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """A model of the same shape with other weights."""
-    at = tmp_path_factory.mktemp("donor")
-    model = tiny.model("llama-gqa", max_position_embeddings=4096)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.mlp.up_proj.weight.mul_(2)
-    model.save_pretrained(at)
-    tiny.tokenizer().save_pretrained(at)
-    return at
 
 
 def adapted(folder) -> dl.Lens:
     lens = dl.load(folder)
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    peft.inject_adapter_in_model(config, lens.model)
-    lens.model.eval().requires_grad_(False)
+    edits.adapted(lens.model, random.Random(0))
     return lens
 
 
@@ -57,43 +35,42 @@ DONORS = {
 }
 
 
-def docs(*arguments, **options) -> pd.DataFrame:
-    return run(*arguments, **options).docs
+def swept(*ablate, task=CHOICE, **options):
+    """A sweep of two documents; with the donor, if a condition takes one."""
+
+    def ask(lens, store, donor) -> pd.DataFrame:
+        more = {"donor": donor} if "@donor" in str(ablate) else {}
+        more |= {"resample_prompts": ["a reference prompt"]} if "@resample" in str(ablate) else {}
+        return run(lens, store, [*ablate], [task], **{"limit": 2} | options | more).docs
+
+    return ask
 
 
-def heads(lens, store, **options) -> pd.DataFrame:
-    options = {"method": "attribution", "limit": 2, "store": store, "progress": False} | options
-    return dl.head_sweep(lens, CHOICE, **options).docs
+def attributed(mode):
+    options = {"method": "attribution", "limit": 2, "mode": mode, "progress": False}
+    return lambda lens, store, donor: dl.head_sweep(lens, CHOICE, store=store, **options).docs
 
 
-def geometry(lens, store) -> pd.DataFrame:
+def geometry(lens, store, donor) -> pd.DataFrame:
     found = dl.depth_geometry(lens, TEXTS, store=store, progress=False)
     return pd.concat([found.distances, found.influences, found.logit_lens])
 
 
 EXPERIMENTS = {
-    "layers": lambda lens, store, donor: docs(lens, store, tasks=[CHOICE], limit=2),
-    "mean": lambda lens, store, donor: docs(lens, store, ["L1@mean", "L2.attn@mean"], [CHOICE], limit=2),
-    "resample": lambda lens, store, donor: docs(
-        lens, store, ["L1.H0@resample"], [CHOICE], limit=2, resample_prompts=REFERENCES
-    ),
-    "mean by TransformerLens": lambda lens, store, donor: docs(
-        lens, store, ["L1@mean"], [CHOICE], limit=1, backend="transformer_lens"
-    ),
-    "resample by nnsight": lambda lens, store, donor: docs(
-        lens, store, ["L1.H0@resample"], [CHOICE], limit=1, resample_prompts=REFERENCES, backend="nnsight"
-    ),
-    "written": lambda lens, store, donor: docs(lens, store, tasks=[WRITTEN], limit=2),
-    "written with means": lambda lens, store, donor: docs(lens, store, ["L1@mean"], [WRITTEN], limit=2),
-    "attribution": lambda lens, store, donor: heads(lens, store),
-    "attribution of means": lambda lens, store, donor: heads(lens, store, mode="mean"),
-    "geometry": lambda lens, store, donor: geometry(lens, store),
+    "layers": swept("layers"),
+    "mean": swept("L1@mean", "L2.attn@mean"),
+    "resample": swept("L1.H0@resample"),
+    "mean by TransformerLens": swept("L1@mean", limit=1, backend="transformer_lens"),
+    "resample by nnsight": swept("L1.H0@resample", limit=1, backend="nnsight"),
+    "written": swept("layers", task=WRITTEN),
+    "written with means": swept("L1@mean", task=WRITTEN),
+    "attribution": attributed("zero"),
+    "attribution of means": attributed("mean"),
+    "geometry": geometry,
     "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False),
-    "donor": lambda lens, store, donor: docs(lens, store, ["L1@donor", "L2.H1@donor"], [CHOICE], limit=2, donor=donor),
-    "donor, mean and resample": lambda lens, store, donor: docs(
-        lens, store, MIXED, [CHOICE], limit=2, donor=donor, resample_prompts=REFERENCES
-    ),
-    "written with a donor": lambda lens, store, donor: docs(lens, store, ["L1@donor"], [WRITTEN], limit=2, donor=donor),
+    "donor": swept("L1@donor", "L2.H1@donor"),
+    "donor, mean and resample": swept("L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"),
+    "written with a donor": swept("L1@donor", task=WRITTEN),
     "weight deltas": lambda lens, store, donor: dl.weight_deltas(lens, donor, store=store),
     "activation deltas": lambda lens, store, donor: dl.activation_deltas(lens, donor, TEXTS, store=store),
 }
@@ -107,13 +84,13 @@ CASES += [("adapted", "written with means", None), ("adapted", "attribution", No
 
 
 @pytest.fixture(scope="module")
-def models(folder):
-    return {name: load(folder) for name, load in MODELS.items()}
+def models(saved):
+    return {name: load(saved(max_position_embeddings=4096)) for name, load in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
-def donors(other):
-    return {name: load(other) for name, load in DONORS.items()}
+def donors(saved):
+    return {name: load(saved(moved=True, max_position_embeddings=4096)) for name, load in DONORS.items()}
 
 
 @pytest.mark.parametrize(("model", "experiment", "donor"), CASES)

@@ -67,16 +67,6 @@ def test_generation_requests_are_what_lm_eval_asks_for(lens, load, lm_evals_own,
     assert ours == Counter((context, frozenset(stop), n) for context, stop, n in lm.written)
 
 
-def test_stop_strings_hold_the_end_of_text_and_long_prompts_leave_room_to_write(lens, load):
-    writing, defaults = harness.prepare(lens, load("mini_writing", "mini_defaults"))
-    assert {q.until for q in writing.requests} == {("\n", "e", "<eos>")}
-    assert {q.max_new_tokens for q in writing.requests} == {7}
-    assert len(writing.requests[3].context) == CONTEXT - 7
-    asked = writing.task.instances[3].args[0]
-    assert lens.tokenizer.decode(writing.requests[3].context) == asked[-(CONTEXT - 7) :]
-    assert "<eos>" in defaults.requests[0].until and defaults.requests[0].max_new_tokens == 5
-
-
 @pytest.mark.parametrize("instruction", [None, "Be brief."])
 @pytest.mark.parametrize(("template", "think_end"), [(SYSTEM, None), (REASONING, "</think>")])
 def test_chat_prompts_are_those_of_lm_eval(folder, load, noting, template, think_end, instruction):

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from mini_tasks import DOCUMENTS, LIKELIHOODS, WRITTEN
 
 from depthlens.engine.engine import LoglikelihoodAnswer
@@ -73,20 +72,6 @@ def test_the_response_of_a_vote_is_all_that_was_drawn(lens, load):
     assert parsed == {"exact_match,first": False, "exact_match,vote": False}
 
 
-def test_rolling_metrics_are_nats_per_unit_of_each_document(lens, load):
-    result = condition_sweep(lens, load("mini_rolling"), "L2", progress=False)
-    table = result.docs.query("condition == 'baseline'").pivot(index="doc_id", columns="metric", values="value")
-    assert sorted(table.columns) == ["bits_per_byte", "nats_per_byte", "nats_per_word"]
-    tokens = torch.tensor([[lens.tokenizer.bos_token_id, *lens.tokenizer(DOCUMENTS[0]["text"]).input_ids]])
-    logprobs = lens.model(tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])
-    nats = -logprobs.sum().item()  # one token is one byte here
-    assert table.loc[0, "nats_per_byte"] == pytest.approx(nats / 11, abs=1e-4)
-    assert table.loc[0, "bits_per_byte"] == pytest.approx(nats / 11 / math.log(2), abs=1e-4)
-    assert table.loc[0, "nats_per_word"] == pytest.approx(nats / 2, abs=1e-4)
-    about = result.record["tasks"]["mini_rolling"]["metrics"]
-    assert not any(about[m]["higher_is_better"] for m in about)
-
-
 def test_metrics_of_the_whole_set_are_told_as_skipped(lens, load):
     result = condition_sweep(lens, load("mini_choice"), "L2", progress=False)
     about = result.record["tasks"]["mini_choice"]
@@ -94,17 +79,6 @@ def test_metrics_of_the_whole_set_are_told_as_skipped(lens, load):
     assert about["skipped_metrics"] == {"mcc": "has no value per document"}
     with pytest.raises(UserError, match=r"task mini_set_only: no metric has a value per document \(mcc\)"):
         condition_sweep(lens, load("mini_set_only"), "L2", progress=False)
-
-
-def test_several_filters_name_the_metric_with_its_filter(lens, load):
-    (prepared,) = harness.prepare(lens, load("mini_filters"), limit=2)
-    scored = list(prepared.score([" yes", "..four"]))
-    assert scored == [
-        ("exact_match,whole", 0, 1.0, " yes", True, None),
-        ("exact_match,whole", 1, 0.0, "..four", True, None),
-        ("exact_match,first-letter", 0, 0.0, " yes", True, None),
-        ("exact_match,first-letter", 1, 0.0, "..four", True, None),
-    ]
 
 
 @pytest.mark.parametrize(
