@@ -29,16 +29,16 @@ TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("depthlens.claims"), 
 
 
 def scorecard(verdicts: Verdicts) -> str:
-    """A heading and the table, one row a claim; its id is that of the claim."""
-    rows = [(row, CHIPS[row.state], _bar(row)) for row in verdicts.table.itertuples()]
+    """A heading and the table, one row a claim, whose id is that of the claim; those without an estimate are folded."""
+    every = [*verdicts.table.itertuples()]
+    rows = [(row, CHIPS[row.state], _bar(row)) for row in every if math.isfinite(row.effect)]
+    missing = [row for row in every if not math.isfinite(row.effect)]
     template = TEMPLATES.get_template("scorecard.html.j2")
-    return template.render(rows=rows, headline=verdicts.headline, look=look, wide=WIDE)
+    return template.render(rows=rows, missing=missing, headline=verdicts.headline, look=look, wide=WIDE)
 
 
 def _bar(row: Any) -> dict[str, float]:
-    """Where on its bar effect, interval, 0 and what matters are, and the claimed side; empty without an estimate."""
-    if not math.isfinite(row.effect):
-        return {}
+    """Where on its bar effect, interval, 0 and what matters are, and the claimed side."""
     shown = {"zero": 0.0, "matters": row.matters, "low": row.ci_low, "high": row.ci_high, "effect": row.effect}
     least, span = min(shown.values()), max(shown.values()) - min(shown.values())
     at = {name: round(8 + (WIDE - 16) * (value - least) / span, 1) for name, value in shown.items()}
