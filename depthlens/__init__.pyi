@@ -56,7 +56,6 @@ from .experiments.sweep import free_text as free_text
 from .experiments.sweep import greedy_removal as greedy_removal
 from .experiments.sweep import head_sweep as head_sweep
 from .experiments.sweep import layer_sweep as layer_sweep
-from .exports.checkpoint import Export as Export
 from .exports.checkpoint import export as export
 from .exports.checkpoint import hf_scores as hf_scores
 from .models.lens import Lens as Lens

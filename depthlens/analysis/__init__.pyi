@@ -1,8 +1,5 @@
 from .agreement import head_agreement as head_agreement
 from .agreement import rank_agreement as rank_agreement
-from .block_losses import block_table as block_table
-from .block_losses import largest_sparable as largest_sparable
-from .block_removal import halves as halves
 from .depth import centre_of_mass as centre_of_mass
 from .depth import critical_by_task as critical_by_task
 from .depth import loss_by_third as loss_by_third
@@ -16,17 +13,13 @@ from .geometry import geometry_predictors as geometry_predictors
 from .head_effects import auroc as auroc
 from .head_effects import head_contrast as head_contrast
 from .head_effects import rank_correlation as rank_correlation
-from .head_lists import Overlap as Overlap
 from .head_lists import compare_with_truth as compare_with_truth
 from .head_lists import head_overlap as head_overlap
 from .head_lists import head_roles as head_roles
-from .means import Mean as Mean
 from .means import max_t as max_t
 from .means import mean as mean
 from .recovery import transplant_recovery as transplant_recovery
-from .scores import layer_third as layer_third
 from .scores import third_conditions as third_conditions
-from .stats import documents_for_loss as documents_for_loss
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
 from .subgroups import split_by_kind as split_by_kind

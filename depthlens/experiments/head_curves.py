@@ -7,7 +7,7 @@ position by position (same layer), so that its first k are nested as those of th
 distinguishes its heads. All conditions of all lists are scored in one sweep, on the same documents.
 
 The list must come from other documents than those of the curve, because a list that was chosen on them looks worse than
-random for that alone; `depthlens.analysis.halves` gives two sets of documents.
+random for that alone; `depthlens.analysis.block_removal.halves` gives two sets of documents.
 
 **Removal** asks whether heads are necessary. The band is the range of all draws at each k. The verdict is a rank test
 over the whole curve: the mean over k of the list against that of its draws, one-sided, p = (1 + number of draws at or

@@ -19,4 +19,3 @@ from .layers import open_book_losses as open_book_losses
 from .layers import protocol_comparison as protocol_comparison
 from .prompts import prediction as prediction
 from .prompts import token_grid as token_grid
-from .theme import Plot as Plot

@@ -1,5 +1,3 @@
 from .compare_page import write_comparison as write_comparison
-from .execute import RunReport as RunReport
 from .execute import run as run
 from .pages import gallery as gallery
-from .session import setup_notebook as setup_notebook

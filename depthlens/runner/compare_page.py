@@ -20,6 +20,7 @@ from depthlens.errors import UserError
 from depthlens.paths import writable_folder
 from depthlens.plots.comparison import drawable
 from depthlens.plots.panels import MAX_OVERLAID
+from depthlens.plots.theme import Plot
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import write_whole
 
@@ -98,7 +99,7 @@ def _section(
     text: str = "",
     lines: Sequence[str] = (),
     rest: Sequence[str] = (),
-    figures: Sequence[plots.Plot] = (),
+    figures: Sequence[Plot] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, Any]:
     """The values of a section for the template."""
