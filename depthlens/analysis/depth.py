@@ -172,9 +172,9 @@ def describe_critical(result: Result) -> list[str]:
             continue
         every = losses.loc[losses["task"] == row.task, "condition"].unique()
         rest = [c for c in every if c not in critical[label]]
-        which = ", ".join(critical[label]) or "none"
+        which = ", ".join(critical[label])
         which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(every) / 5 else which
         what = "layers" if all(re.fullmatch(r"L\d+", condition) for condition in every) else "conditions"
-        count = f"**{len(critical[label])} of {len(every)}** {what} proved critical ({which})"
+        count = f"**{len(critical[label])} of {len(every)}** {what} are critical{which and f' ({which})'}"
         sentences.append(f"{label}: {count}; {score}.")
     return sentences

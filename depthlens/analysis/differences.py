@@ -90,10 +90,7 @@ def critical_overlap(result: Result) -> DescribedTable:
         rows.append((len(more) + len(less), task, other, *(", ".join(kind) or "none" for kind in kinds), scale))
     columns = ["n", "task", "other", "both", "more_task", "more_other", "not_shown", "scale"]
     table = pd.DataFrame(rows, columns=columns)
-    said = (
-        "{task} and {other}: **{n}** conditions are shown to cost more under one of them; under {task}: {more_task}; "
-        "under {other}: {more_other}."
-    )
+    said = "**{n}** removals cost one task more than the other; {task}: {more_task}; {other}: {more_other}."
     most_first = table.sort_values("n", ascending=False, kind="stable").to_dict("records")
     lines = [said.format_map(row) for row in most_first]
     lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]

@@ -109,7 +109,7 @@ class Part:
         """The part in one sentence with its numbers."""
         q, main = self.question, self.main
         if not math.isfinite(main.effect):
-            return f"{q.what.replace('{effect}', '…')}: {main.why}."
+            return f"No estimate: {main.why}."
         effect, low, high, matters = map(self.number, (main.effect, main.low, main.high, q.matters))
         text = q.what.replace("{effect}", f"{effect} {q.of} [{low}, {high}]")
         text += f"; the claim is {q.claim} {matters} (n = {main.n})"

@@ -54,7 +54,7 @@ def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
     """One layer costs what removing the others gains: its loss is shown, and the sum of all is not."""
     result = exact({"mixed": (0.6, [0.1, *[0.68] * (N_LAYERS - 1)])})
     (critical,), (centre,) = depth.describe_critical(result), depth.centre_of_mass(result).describe()
-    assert f"**1 of {N_LAYERS}** layers proved critical (L0)" in critical
+    assert f"**1 of {N_LAYERS}** layers are critical (L0)" in critical
     assert centre == f"mixed: losses and gains of all layers may cancel, cannot judge (n = {N_DOCS})."
 
 
@@ -71,10 +71,10 @@ def test_critical_conditions_and_findings_in_words():
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
     assert row.scale == "of the score above the floor"
     (line,) = overlap.describe()
-    assert line.startswith(f"early and late: **{len(shown)}** conditions are shown to cost more under one of them; ")
-    assert line.endswith(f"; under early: {row.more_task}; under late: L5, L6, L7, L8.")
+    assert line.startswith(f"**{len(shown)}** removals cost one task more than the other; early: ")
+    assert line.endswith(f"; early: {row.more_task}; late: L5, L6, L7, L8.")
     early, _, guess = result.describe()
-    assert f"**{len(found['early'])} of {N_LAYERS}** layers proved critical (L0, L1, L2" in early
+    assert f"**{len(found['early'])} of {N_LAYERS}** layers are critical (L0, L1, L2" in early
     assert "at chance, cannot judge" in guess
 
 
@@ -86,14 +86,14 @@ def test_protocols_do_not_differ_by_what_a_broken_model_scores(written):
     result.record["tasks"]["written"]["metrics"]["acc"]["floor"] = 0.0
     overlap = differences.critical_overlap(result)
     assert overlap.table[["more_task", "more_other"]].to_numpy().tolist() == [["none", "none"]]
-    assert "**0** conditions are shown to cost more" in overlap.describe()[0]
+    assert "**0** removals cost one task more" in overlap.describe()[0]
     assert overlap.table["both"].item().startswith("L0, L1, L2")
 
 
 def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical():
     without = [0.9 if layer == 7 else 0.3 for layer in range(N_LAYERS)]
     (all_but,) = exact({"everywhere": (0.9, without)}).describe()
-    assert f"**{N_LAYERS - 1} of {N_LAYERS}** layers proved critical (all but L7)" in all_but
+    assert f"**{N_LAYERS - 1} of {N_LAYERS}** layers are critical (all but L7)" in all_but
 
 
 def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():

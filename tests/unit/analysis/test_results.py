@@ -161,7 +161,7 @@ def test_scores_and_losses_of_documents():
 
 def test_a_whole_result_is_described_by_what_was_removed(result):
     critical, chance = result.describe()
-    assert critical.startswith("capitals: **1 of 2** layers proved critical (L0)") and "at chance" in chance
+    assert critical.startswith("capitals: **1 of 2** layers are critical (L0)") and "at chance" in chance
     assert result.describe(tasks="elements") == [chance]
     blocks = Result(result.docs.replace({"condition": {"L1": "L0-1"}}), result.record)
     assert "of 2 blocks of up to 2 layers is shown to cost less than 0.05" in blocks.describe(tasks="capitals")[0]
