@@ -134,8 +134,6 @@ def state(low: float, high: float, matters: float, claim: str = AT_LEAST) -> str
         if low < 0 < high and max(-low, high) < matters:
             return SMALLER
         low, high = (low, high) if low + high > 0 else (-high, -low)
-        if low <= -matters:  # wide on both sides
-            return OPEN
     if claim == UNDER:
         return SHOWN if high < matters else REVERSED if low >= matters else OPEN
     if low >= matters:

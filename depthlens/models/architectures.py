@@ -389,7 +389,7 @@ def with_hidden(output: Tensor | tuple, value: Tensor) -> Tensor | tuple:
 
 
 class Routing(TorchFunctionMode):
-    """Within the context a router cannot choose the experts that are masked, and what it chooses is kept.
+    """Within the context a router cannot choose the experts that are masked.
 
     A removed expert gets no logit from its router, which cannot choose it. In its place the router chooses the next
     best one, and the weights of those chosen are made as the model makes them: from the logits that are left. This is
@@ -402,16 +402,12 @@ class Routing(TorchFunctionMode):
     Args:
         n_experts: Experts that the router chooses among.
         removed: Which of them each token must do without. One row, or one position, serves all. Shape [row, pos,
-            n_experts]; None: no token must.
-
-    Attributes:
-        chosen: The experts that the last choice among all experts took. Shape [token, k]; None: there was none.
+            n_experts].
     """
 
-    def __init__(self, n_experts: int, removed: Bool[Tensor, "#row #pos n_experts"] | None = None) -> None:
+    def __init__(self, n_experts: int, removed: Bool[Tensor, "#row #pos n_experts"]) -> None:
         super().__init__()
         self.n_experts, self.removed = n_experts, removed
-        self.chosen: Int[Tensor, "token k"] | None = None
 
     def around(self, router: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:
         """A router and a forward of it that runs within the context."""
@@ -427,7 +423,6 @@ class Routing(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.topk, torch.Tensor.topk) and args[0].shape[-1] == self.n_experts:
             chosen = func(self._without(args[0]), *args[1:], **kwargs)[1]
-            self.chosen = chosen.flatten(0, -2)
             # where fewer experts are left than a token passes, a removed one is chosen with the weight that it has: 0
             return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
         found = func(*args, **kwargs)
@@ -435,8 +430,6 @@ class Routing(TorchFunctionMode):
         return self._without(found) if is_score and found.shape[-1] == self.n_experts else found
 
     def _without(self, scores: Float[Tensor, "*token n_experts"]) -> Float[Tensor, "*token n_experts"]:
-        if self.removed is None:
-            return scores
         n = scores.numel() // self.removed.numel()
         removed = self.removed.repeat((1, n, 1) if self.removed.shape[1] == 1 else (n, 1, 1))
         return scores.masked_fill(removed.reshape(scores.shape), -torch.inf)
