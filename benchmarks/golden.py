@@ -33,6 +33,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import depthlens as dl
+from depthlens.analysis import block_losses, scores, stats
 from depthlens.provenance import git_commit
 
 PRECISION = torch.float64  # of tiny models and organisms
@@ -237,7 +238,7 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "reasoning/exact": lambda m: dl.reasoning_scores(m, limit=3, **SHORT),
     "reasoning/attribution": lambda m: dl.reasoning_scores(m, limit=3, method="attribution", **SHORT),
     "attention at results": lambda m: dl.attention_at_results(m, limit=3, **SHORT),
-    "attention": lambda m: dl.attention_pattern(m, [*range(40, 60)], (2, 1), [0, 7, 19]),
+    "attention": lambda m: dl.attention(m, [*range(40, 60)], (2, 1)).pattern[0, [0, 7, 19]],
     "next token": lambda m: dl.next_token(m, TEXTS[0], ["L2", "L1.H2+L3.mlp"], k=20),
     "geometry": lambda m: dl.depth_geometry(m, TEXTS, **QUIET),
     "layer effects": lambda m: dl.layer_effects(m, TEXTS, **QUIET),
@@ -392,7 +393,7 @@ ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
 OF_HEADS = ("summary", "critical")
 OTHERS: dict[str, Callable[[], Any]] = {
     "modes": lambda: dl.mode_agreement(result("letters")),
-    "blocks": lambda: {"table": a.block_table(result("blocks")), "largest": a.largest_sparable(result("blocks"))},
+    "blocks": lambda: {"table": block_losses.block_table(result("blocks")), "largest": block_losses.largest_sparable(result("blocks"))},
     "sites": lambda: a.site_losses(result("sites")),
     "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),
     "open book/losses": lambda: a.open_book_losses(result("sites"), "closed", "opened"),
@@ -404,8 +405,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
     "means": lambda: {"p": (m := a.mean(draws(3)) - a.mean(draws(4))).p(), "max t": a.max_t(m), "ends": m.interval()},
-    "documents": lambda: {"loss": a.documents_for_loss(0.1, 30)},
-    "thirds of layers": lambda: {"of": a.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
+    "documents": lambda: {"loss": stats.documents_for_loss(0.1, 30)},
+    "thirds of layers": lambda: {"of": scores.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
     "heads/contrast": lambda: a.head_contrast(result("heads"), "copy", "sums", "answer_logprob"),
     "heads/agreement": lambda: a.head_agreement(result("heads"), result("heads", seed=1)),
