@@ -393,7 +393,10 @@ ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
 OF_HEADS = ("summary", "critical")
 OTHERS: dict[str, Callable[[], Any]] = {
     "modes": lambda: dl.mode_agreement(result("letters")),
-    "blocks": lambda: {"table": block_losses.block_table(result("blocks")), "largest": block_losses.largest_sparable(result("blocks"))},
+    "blocks": lambda: {
+        "table": block_losses.block_table(result("blocks")),
+        "largest": block_losses.largest_sparable(result("blocks")),
+    },
     "sites": lambda: a.site_losses(result("sites")),
     "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),
     "open book/losses": lambda: a.open_book_losses(result("sites"), "closed", "opened"),
