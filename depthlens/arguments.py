@@ -252,6 +252,12 @@ class EvalOptions(TypedDict, total=False):
             that is started on this machine.
         worker_cpus: CPU threads of each worker; by default its share of a local machine's cores, else 1.
         worker_gpus: GPUs of each worker, below 1 a share of one; by default as many as the model has here.
+
+    Example:
+        >>> options = dl.EvalOptions(limit=8, measure="both", progress=False)
+        >>> result = dl.condition_sweep(lens, "organism_one_hop", ["L2"], **options)
+        >>> result.docs["metric"].unique().tolist()
+        ['acc', 'answer_logprob']
     """
 
     limit: Annotated[int | None, Option(numeric(int, 1, of=" of documents"))]

@@ -23,7 +23,13 @@ class _OneLine:
 
 
 class UserError(_OneLine, ValueError):
-    """The caller asked for something that does not exist or cannot be done."""
+    """The caller asked for something that does not exist or cannot be done.
+
+    Example:
+        >>> dl.parse_condition("layer 3")
+        Traceback (most recent call last):
+        depthlens.errors.UserError: condition 'layer 3': cannot read 'layer 3'; write ...
+    """
 
 
 class Interrupted(_OneLine, KeyboardInterrupt):

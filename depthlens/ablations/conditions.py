@@ -126,6 +126,10 @@ class Ablation:
             token. Where the part computes with other weights, or twice, always 0.
         stop: The position before which it ends; 0: the end of the sequence.
         seed: Of the noise; 0 for other modes.
+
+    Example:
+        >>> dl.Condition((dl.Ablation(9, "head", 3, mode="mean"),)) == dl.parse_condition("L9.H3@mean")
+        True
     """
 
     layer: int
@@ -182,6 +186,11 @@ class Condition:
     """A frozen set of ablations in sorted order; the empty one is the baseline.
 
     What is within a part that is replaced as a whole changes nothing; a head's own mode comes before its KV group's.
+
+    Example:
+        >>> condition = dl.parse_condition("L3+L9.H3@mean")
+        >>> condition.first_layer, condition.uses("mean")
+        (3, True)
     """
 
     ablations: tuple[Ablation, ...] = ()
@@ -278,6 +287,10 @@ def parse_condition(text: str) -> Condition:
 
     Raises:
         UserError: a part does not follow the grammar.
+
+    Example:
+        >>> str(dl.parse_condition("L9.H3 + L3-4"))
+        'L3-4+L9.H3'
     """
     if not isinstance(text, str):
         raise UserError(f"condition {text!r}: write {GRAMMAR}")

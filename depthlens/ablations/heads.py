@@ -22,9 +22,9 @@ class Head(NamedTuple("Head", [("layer", int), ("head", int)])):
         UserError: anything else.
 
     Example:
-        >>> Head("L17.H3") == Head(17, 3) == (17, 3)
+        >>> dl.Head("L17.H3") == dl.Head(17, 3) == (17, 3)
         True
-        >>> Head(17, 3)
+        >>> dl.Head(17, 3)
         L17.H3
     """
 

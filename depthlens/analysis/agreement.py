@@ -72,6 +72,12 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
         other (such as ``skip``, ``skip[1:]``, ``mean``, ``noise3``), and the columns of
         `depthlens.analysis.rank_correlations` over the parts that both have. It is described by one sentence each.
         Tasks at chance have no rows. Where no two modes have a part in common, the sentence says so.
+
+    Example:
+        >>> modes = dl.condition_sweep(lens, "organism_one_hop", ["layers", "layers[1:]"], limit=12)
+        >>> dl.mode_agreement(modes).table[["task", "parts", "mode", "other"]]
+                       task   parts  mode     other
+        0  organism_one_hop  layers  skip  skip[1:]
     """
     modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
     names, several = labels(result), result.docs["model"].nunique() > 1
@@ -124,6 +130,11 @@ def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0
 
     Raises:
         UserError: see `depthlens.analysis.loss_by_third`; or two sweeps that do not match.
+
+    Example:
+        >>> dl.analysis.rank_agreement(both).table[["task", "other"]]
+                       task             other
+        0  organism_one_hop  organism_two_hop
     """
 
     def table_of(scores: Scores) -> pd.DataFrame:
@@ -156,6 +167,12 @@ def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
 
     Raises:
         UserError: conditions that are not one head each.
+
+    Example:
+        >>> dl.analysis.head_agreement(heads, estimated).table[["task", "metric"]]
+                       task          metric
+        0  organism_one_hop  answer_logprob
+        1  organism_two_hop  answer_logprob
     """
     own, rival = ({(base.task, base.metric): base for base in result.baselines.itertuples()} for result in (a, b))
     cases = []
@@ -190,6 +207,12 @@ def detector_agreement(
 
     Raises:
         UserError: scores of different shapes, or a ``k`` that does not fit.
+
+    Example:
+        >>> found = dl.detector_agreement({"copying": copying, "removal": scores}, k=2, n_permutations=99)
+        >>> found.table[["a", "b", "n_heads", "n_shared"]]
+                a        b  n_heads  n_shared
+        0  copying  removal       24         1
     """
     n_permutations = arguments.whole("n_permutations", n_permutations, 99)
     rng = np.random.default_rng(arguments.check(seed=seed)["seed"])

@@ -50,10 +50,6 @@ def answers(
 
     Raises:
         UserError: the result has no such condition or task, several models, or the change is none of these.
-
-    Example:
-        >>> result = depthlens.layer_sweep(lens, "capitals_generative", limit=20)  # doctest: +SKIP
-        >>> depthlens.analysis.answers(result, "L11")[["question", "baseline_answer", "answer"]]  # doctest: +SKIP
     """
     if change not in CHANGES:
         raise unknown("change", change, CHANGES)

@@ -30,6 +30,10 @@ def halves(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     Raises:
         UserError: fewer than two documents.
+
+    Example:
+        >>> dl.analysis.halves(5)
+        ((0, 2, 4), (1, 3))
     """
     n = arguments.whole("n", n, 2, of=" of documents")
     return tuple(range(0, n, 2)), tuple(range(1, n, 2))
@@ -47,6 +51,12 @@ class Greedy(Finding):
         result: All conditions tried, on all documents.
         stopped: Why it ended.
         record: task, metric, tolerance, n_layers, higher_is_better.
+
+    Example:
+        >>> greedy.removed
+        [5]
+        >>> greedy.verdict
+        'within'
     """
 
     RECORD: ClassVar[str] = "greedy.json"

@@ -54,6 +54,13 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
 
     Raises:
         UserError: the result has no single-layer conditions, or the scale does not fit a metric.
+
+    Example:
+        >>> dl.analysis.loss_by_third(result)[["third", "loss"]].round(1)
+                  third  loss
+        0   first third   0.4
+        1  middle third   0.7
+        2    last third   0.0
     """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
@@ -82,6 +89,11 @@ def centre_of_mass(result: Result) -> DescribedTable:
 
     Raises:
         UserError: the result has no single-layer conditions.
+
+    Example:
+        >>> found = dl.analysis.centre_of_mass(result)
+        >>> found.table.columns.tolist()
+        ['task', 'n', 'centre', 'ci_low', 'ci_high', 'unplaced']
     """
     rows, lines, every = [], [], layer_scores(result)
     for scores in every:
@@ -119,6 +131,11 @@ def site_losses(result: Result) -> DescribedTable:
 
     Raises:
         UserError: the result lacks one of the two sites.
+
+    Example:
+        >>> sites = dl.condition_sweep(lens, "organism_one_hop", ["attn", "mlp"], limit=12)
+        >>> dl.analysis.site_losses(sites).table["third"].tolist()
+        ['first third', 'middle third', 'last third', 'all']
     """
     names = [c for c in result.docs["condition"].unique() if c != BASELINE]
     of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
@@ -149,6 +166,10 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
     """Conditions that are critical, for each task that can be judged, in order of depth.
 
     The keys have the metric's name where a task has several.
+
+    Example:
+        >>> dl.analysis.critical_by_task(both)
+        {'organism_one_hop': ['L1', 'L2'], 'organism_two_hop': ['L1', 'L3', 'L4']}
     """
     names, losses = labels(result), result.losses()
     judged = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}

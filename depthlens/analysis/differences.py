@@ -74,6 +74,11 @@ def critical_overlap(result: Result) -> DescribedTable:
         difference is shown), scale (what was compared; "" where the losses have no common scale, and no difference can
         be shown).
         Conditions are texts, ``none`` if empty. `describe` begins with the pair that differs most.
+
+    Example:
+        >>> dl.analysis.critical_overlap(both).table[["both", "more_task", "more_other"]]
+          both more_task more_other
+        0   L1        L2     L3, L4
     """
     rows = []
     bases = {(row.task, row.metric): row for row in result.baselines.itertuples()}
@@ -126,6 +131,12 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
 
     Raises:
         UserError: an unknown task, or two that were asked other documents.
+
+    Example:
+        >>> gain = dl.analysis.open_book_gain(book, "capitals", "capitals_open_book")
+        >>> gain.table[["metric", "closed", "opened", "difference"]].round(2)
+          metric  closed  opened  difference
+        0    acc     0.6     0.9         0.3
     """
     rows = []
     metrics = [list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened)]
@@ -161,6 +172,14 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
 
     Raises:
         UserError: see `open_book_gain`; or the tasks do not have the metric in common.
+
+    Example:
+        >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
+        >>> versus.table[["condition", "closed", "opened"]].round(2)
+          condition  closed  opened
+        0        L0     0.5     0.7
+        1        L1     0.1     0.6
+        2        L2     0.0     0.0
     """
     tables, units = _paired(result, closed, opened, metric), questions.units(result, closed).to_numpy()
     names = [name for name in tables[0] if name != BASELINE and name in tables[1]]

@@ -219,6 +219,12 @@ class DescribedTable(Finding):
         table: The numbers. The function that made it lists the columns.
         sentences: What they say; see `describe`.
         record: Model, tasks and settings.
+
+    Example:
+        >>> found = dl.analysis.critical_overlap(both)
+        >>> sentences = found.describe()
+        >>> found.record["made_by"]
+        'critical_overlap'
     """
 
     table: pd.DataFrame

@@ -33,6 +33,12 @@ class Geometry(Finding):
         logit_lens: depth (layers passed, 0 to n_layers), then probability, rank (the median over positions of a text;
             1 is the top) and entropy (nats), each with its ``_low`` and ``_high``, n.
         record: Model, texts and settings.
+
+    Example:
+        >>> geometry.n_layers
+        6
+        >>> geometry.influences.columns.tolist()
+        ['layer', 'influence', 'ci_low', 'ci_high', 'n']
     """
 
     NEXT: ClassVar[str] = "next: dl.plots.influence_profile, angular_map and logit_lens draw it"
@@ -53,6 +59,10 @@ def geometry_predictors(geometry: Geometry) -> pd.DataFrame:
 
     Returns:
         One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
+
+    Example:
+        >>> dl.analysis.geometry_predictors(geometry).columns.tolist()
+        ['layer', 'block_influence', 'angular_distance', 'entropy_drop']
     """
     single, entropy = geometry.distances[geometry.distances["size"] == 1], geometry.logit_lens["entropy"]
     table = geometry.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
@@ -78,6 +88,11 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     Raises:
         UserError: no layer sweep.
         KeyError: a removed layer without predictors.
+
+    Example:
+        >>> predictors = dl.analysis.geometry_predictors(geometry)
+        >>> dl.analysis.geometry_agreement(predictors, result).table["predictor"].tolist()
+        ['block_influence', 'angular_distance', 'entropy_drop']
     """
     cases = []
     for scores in (scores for scores in layer_scores(result) if not scores.at_chance):

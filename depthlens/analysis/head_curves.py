@@ -67,6 +67,12 @@ class RemovalCurve(Finding):
         band: list, task, metric, k, low, high (range of all draws), mean, n_draws.
         result: Every document under every condition.
         record: Lists, draws and settings.
+
+    Example:
+        >>> curve.tests.query("separates")[["list", "task"]]
+                list  task
+        0  retrieval  copy
+        3  reasoning  sums
     """
 
     RECORD: ClassVar[str] = "removal_curve.json"
@@ -256,6 +262,11 @@ class SufficiencyCurve(Finding):
         band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
         result: Every document under every condition.
         record: Lists, draws and settings.
+
+    Example:
+        >>> kept.areas[["list", "task", "metric"]]
+              list              task metric
+        0  copying  organism_one_hop    acc
     """
 
     RECORD: ClassVar[str] = "sufficiency_curve.json"

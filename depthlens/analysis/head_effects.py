@@ -66,6 +66,10 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
 
     Raises:
         UserError: a task or metric that is not there, or other documents.
+
+    Example:
+        >>> dl.analysis.head_contrast(heads, "organism_two_hop", "organism_one_hop", "acc").top(2)
+        [L3.H0, L4.H3]
     """
     metric, tasks = _metric(result, task, metric), (task, other_task)
     heads, dims = head_conditions(result, task), result.record["model"]["dims"]
@@ -103,13 +107,23 @@ def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
 
     Scores do not keep their cases, so that nothing is known of noise here; `depthlens.analysis.head_agreement` compares
     two sweeps.
+
+    Example:
+        >>> correlation, n_heads = dl.analysis.rank_correlation(copying, scores)
+        >>> n_heads
+        24
     """
     measured = np.isfinite(a.values) & np.isfinite(b.values)
     return float(scipy.stats.spearmanr(a.values[measured], b.values[measured]).statistic), int(measured.sum())
 
 
 def auroc(scores: HeadScores, heads: Collection[AnyHead]) -> float:
-    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first)."""
+    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first).
+
+    Example:
+        >>> dl.analysis.auroc(copying, ["L2.H1"])
+        1.0
+    """
     positive, scored = np.zeros_like(scores.values, dtype=bool), np.isfinite(scores.values)
     for head in heads_of("heads", [*heads]):
         positive[head] = True

@@ -52,6 +52,12 @@ def head_roles(
 
     Raises:
         UserError: scores of different shapes.
+
+    Example:
+        >>> roles = dl.analysis.head_roles(copying, scores, copies=0.5)
+        >>> roles.query("role != 'neither'")[["condition", "role"]]
+          condition                  role
+        9     L2.H1  copies and is needed
     """
     table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.frame["value"])
     costs = {}
@@ -80,6 +86,13 @@ def compare_with_truth(named: dict[str, Collection[AnyHead]], true: Collection[A
 
     Returns:
         One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
+
+    Example:
+        >>> true = dl.organisms.truth("organism").needed("one_hop")
+        >>> dl.analysis.compare_with_truth({"copying": copying.top(1), "removal": scores.top(2)}, true)
+                        named missed wrong
+        copying         L2.H1  L1.H2  none
+        removal  L1.H2, L2.H1   none  none
     """
     known = set(heads_of("true", [*true]))
     lists = {method: set(heads_of(method, [*heads])) for method, heads in named.items()}
@@ -103,6 +116,11 @@ class Overlap:
             more than that.
         jaccard: Heads on both, as a share of heads on either.
         heads: The common ones.
+
+    Example:
+        >>> found = dl.analysis.head_overlap(["L2.H1", "L4.H3"], ["L2.H1", "L3.H0"], [4] * 6)
+        >>> found.n, found.heads, round(found.p_value, 2)
+        (1, (L2.H1,), 0.25)
     """
 
     n: int
@@ -164,6 +182,10 @@ def head_overlap(
 
     Raises:
         UserError: no list, more heads than a layer has, or scores of models of different sizes.
+
+    Example:
+        >>> dl.analysis.head_overlap(copying, scores, k=2).heads
+        (L2.H1,)
     """
     if isinstance(a, HeadScores) and isinstance(b, HeadScores) and k is not None:
         a, b, scored = both_tops(a, b, k)

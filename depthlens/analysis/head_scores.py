@@ -38,6 +38,12 @@ class HeadScores(Finding):
             several; NaN where there is none).
         n: Cases that the values are means over.
         record: Model, task and settings: what is needed to repeat it.
+
+    Example:
+        >>> copying.top(1)
+        [L2.H1]
+        >>> copying.values.shape
+        (6, 4)
     """
 
     FILES: ClassVar[dict[str, str]] = {"frame": "heads.parquet"}
@@ -200,6 +206,11 @@ class ReasoningScores(Finding):
         frame: One row a kind and head: kind, and the columns of `HeadScores.frame`.
         scores: What else `HeadScores` has of each kind: name, unit and n.
         record: What all five share.
+
+    Example:
+        >>> sorted(reasoning.kinds)
+        ['computed', 'contrast', 'copied', 'normalised', 'text']
+        >>> chosen = reasoning.contrast.top(3)
     """
 
     FILES: ClassVar[dict[str, str]] = {"frame": "kinds.parquet"}

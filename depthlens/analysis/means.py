@@ -47,6 +47,12 @@ class Mean:
         units: Names of the units. Shape [unit].
         n: Units; of several samples those of the smallest.
         extra: What `IMAGINARY` documents add to the squared standard error. Shape [...].
+
+    Example:
+        >>> found = dl.analysis.mean(result.document_losses("organism_one_hop", "acc")["L2"].to_numpy())
+        >>> low, high = found.interval()
+        >>> found.n, sorted(found.columns("loss"))
+        (12, ['ci_high', 'ci_low', 'loss', 'p_value'])
     """
 
     value: np.ndarray
@@ -122,6 +128,11 @@ def mean(
         values: Shape [document, ...].
         units: The unit of each document; None: each is its own, and row i is the same in every mean. Shape [document].
         bounded: Whether a document adds between -1 and 1, so that `IMAGINARY` documents are counted in the error.
+
+    Example:
+        >>> losses = dl.analysis.mean(result.document_losses("organism_one_hop", "acc").to_numpy())
+        >>> losses.value.shape, losses.n
+        ((6,), 12)
     """
     values = np.asarray(values, dtype=float)
     n_docs, value = len(values), values.mean(0)
@@ -151,6 +162,11 @@ def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
 
     Returns:
         Shape [condition]. With drawn flips no value is below ``1 / (1 + n_flips)``.
+
+    Example:
+        >>> losses = dl.analysis.mean(result.document_losses("organism_one_hop", "acc").to_numpy())
+        >>> dl.analysis.max_t(losses) < 0.05
+        array([False,  True,  True, False, False, False])
     """
     if not len(found.value):
         return np.empty(0)

@@ -91,6 +91,15 @@ class Race(Finding):
             ``undecided``; or ``at chance`` where the whole model is not shown to be above it.
         losses: One row a task, condition and document: task, condition, doc_id, wave, loss.
         record: What was asked, with ``n_documents`` and ``n_baseline`` by task (`docs/files.md`), and ``work``.
+
+    Example:
+        >>> race.of("critical")
+        ['L0']
+        >>> race.decisions[["condition", "decision", "n"]]
+          condition   decision   n
+        0        L0   critical  20
+        1        L1     spared  21
+        2        L2  undecided  22
     """
 
     NEXT: ClassVar[str] = "next: describe() says it in words, decisions has when each was decided"

@@ -54,6 +54,12 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
 
     Raises:
         UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
+
+    Example:
+        >>> dl.analysis.transplant_recovery(moved, whole).table[["condition", "no_gap"]].head(2)
+            condition                                        no_gap
+        0    L0@donor  the donor is not proven better than the base
+        1  L0-1@donor  the donor is not proven better than the base
     """
     comparable(result, donor, ("task", "metric", "doc_id"))
     conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses("donor")]

@@ -46,6 +46,14 @@ class Result(Finding):
             written answer ended before it had as many tokens as were allowed (NA for choices).
         record: JSON-able; ``record["tasks"][task]["metrics"][metric]`` has ``higher_is_better``, ``chance``.
         asked: What `questions` reads; None where it is not known.
+
+    Example:
+        >>> result.critical()["condition"].tolist()
+        ['L1', 'L2']
+        >>> result.summary[["condition", "n", "value"]].round(2).head(2)
+          condition   n  value
+        0  baseline  12    1.0
+        1        L0  12    1.0
     """
 
     FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
@@ -155,7 +163,12 @@ class Result(Finding):
     def answers(
         self, condition: str, change: str = "broken", *, task: str | None = None, against: Result | None = None
     ) -> pd.DataFrame:
-        """The answers that a condition changes, or in which two models differ: see `depthlens.analysis.answers`."""
+        """The answers that a condition changes, or in which two models differ: see `depthlens.analysis.answers`.
+
+        Example:
+            >>> result.answers("L2")[["question", "baseline_answer", "answer"]].columns.tolist()
+            ['question', 'baseline_answer', 'answer']
+        """
         return changed_answers.answers(self, condition, change, task=task, against=against)
 
     def explore(self) -> Explorer:
@@ -355,6 +368,11 @@ def concat(results: Sequence[Result]) -> Result:
 
     Raises:
         UserError: two results disagree on a score, or on what a task is.
+
+    Example:
+        >>> attention = dl.layer_sweep(lens, "organism_one_hop", site="attn", limit=12)
+        >>> dl.concat([result, attention]).summary["condition"].nunique()
+        13
     """
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)

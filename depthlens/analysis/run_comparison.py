@@ -126,6 +126,12 @@ class Comparison(Finding):
         notes: What was not compared, and why.
         sentences: See `describe`.
         record: Runs, models, and whether the runs are stages.
+
+    Example:
+        >>> comparison.runs
+        ['step1', 'step2']
+        >>> comparison.of("centre of mass")["task"].unique().tolist()
+        ['sums', 'words']
     """
 
     table: pd.DataFrame

@@ -193,6 +193,10 @@ def layer_third(layers: Any, n_layers: int) -> Any:
     Args:
         layers: A whole number, or an array or Series of them.
         n_layers: Of the model.
+
+    Example:
+        >>> dl.analysis.layer_third(12, n_layers=30)
+        1
     """
     return layers * 3 // n_layers
 
@@ -203,7 +207,12 @@ def broken_condition(n_layers: int) -> str:
 
 
 def third_conditions(n_layers: int) -> list[str]:
-    """The thirds of a model's layers as conditions, first to last: ``L0-9``, ``L10-19``, ``L20-29`` of 30 layers."""
+    """The thirds of a model's layers as conditions, first to last: ``L0-9``, ``L10-19``, ``L20-29`` of 30 layers.
+
+    Example:
+        >>> dl.analysis.third_conditions(30)
+        ['L0-9', 'L10-19', 'L20-29']
+    """
     thirds = pd.Series(range(n_layers)).groupby(layer_third(np.arange(n_layers), n_layers)).agg(["min", "max"])
     return [f"L{first}-{last}" if last > first else f"L{first}" for first, last in thirds.itertuples(index=False)]
 

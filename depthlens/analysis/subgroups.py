@@ -30,6 +30,11 @@ def kinds_by_third(task: Any, field: str) -> dict[int, str]:
 
     Raises:
         UserError: no document has such a number.
+
+    Example:
+        >>> task = dl.load_tasks("kv_retrieval_8")["kv_retrieval_8"]
+        >>> sorted(set(dl.analysis.kinds_by_third(task, "position").values()))
+        ['position in the first third', 'position in the last third', 'position in the middle third']
     """
     docs = list(task.eval_docs)
     values = pd.Series({i: doc[field] for i, doc in enumerate(docs) if isinstance(doc.get(field), int | float)})
@@ -51,6 +56,10 @@ def kinds_by_subtask(result: Result, task: str) -> dict[int, str]:
 
     Raises:
         UserError: the result has no such task, or it is no group.
+
+    Example:
+        >>> dl.analysis.kinds_by_subtask(subjects, "mmlu")
+        {0: 'mmlu_anatomy', 1: 'mmlu_anatomy', 2: 'mmlu_virology', 3: 'mmlu_virology'}
     """
     result = result.select(tasks=task)
     if (found := questions.subtasks(result, task)) is None:
@@ -72,6 +81,11 @@ def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result
 
     Raises:
         UserError: the result has no such task, or no document with a kind.
+
+    Example:
+        >>> kinds = dl.analysis.kinds_by_subtask(subjects, "mmlu")
+        >>> dl.analysis.split_by_kind(subjects, "mmlu", kinds).docs["task"].unique().tolist()
+        ['mmlu, mmlu_anatomy', 'mmlu, mmlu_virology']
     """
     chosen = result.select(tasks=task)
     docs = _renamed(chosen.docs, kinds)

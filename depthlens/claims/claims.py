@@ -405,6 +405,13 @@ class Claim:
         needs: The fields of `Evidence` it takes; one of them is enough where ``any_of``.
         questions: Of the parts; they are named where evidence is missing.
         any_of: See ``needs``.
+
+    Example:
+        >>> claim = dl.claims.CLAIMS[2]
+        >>> claim
+        C3: Knowledge and retrieval depend mostly on shallow layers.
+        >>> claim.needs
+        ('continuation', 'retrieval', 'text', 'long_text', 'tokens')
     """
 
     id: str

@@ -52,6 +52,11 @@ class Evidence:
 
     Raises:
         UserError: sweeps of different models; few-shot seeds that are one; or ``head_tasks`` that do not fit ``heads``.
+
+    Example:
+        >>> evidence = dl.claims.Evidence(letters=letters, continuation=facts)
+        >>> evidence.n_seeds("letters", "continuation")
+        1
     """
 
     letters: Seeds = None

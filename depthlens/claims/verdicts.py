@@ -38,6 +38,14 @@ class Verdicts(Finding):
             ``state`` and a ``sentence``, and else names the estimate that stands beside it. ``worst`` marks the part
             that decides the claim.
         record: The models.
+
+    Example:
+        >>> verdicts.states
+        {'C1': 'shown', 'C2': 'open'}
+        >>> verdicts.table[["claim", "state"]]
+          claim  state
+        0    C1  shown
+        1    C2   open
     """
 
     NEXT: ClassVar[str] = (
@@ -91,6 +99,11 @@ def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> V
 
     Raises:
         UserError: an unknown claim, or a result that is not the sweep that its field asks for.
+
+    Example:
+        >>> verdicts = dl.claims.judge(dl.claims.Evidence(letters=letters, continuation=facts), claims="C1")
+        >>> verdicts.states
+        {'C1': 'shown'}
     """
     ids = [claim.id for claim in CLAIMS]
     chosen = ids if claims is None else arguments.chosen("claim", claims, ids)

@@ -49,6 +49,12 @@ class Engine:
 
     Raises:
         UserError: unknown backend or path, a backend that the model does not have, or a budget below 1.
+
+    Example:
+        >>> (task,) = dl.tasks.prepare(lens, dl.load_tasks("organism_one_hop"), limit=2)
+        >>> answers = dl.Engine(lens).loglikelihood(task.requests, [dl.parse_condition("L2")])
+        >>> len(answers), len(answers[0]) == len(task.requests)
+        (1, True)
     """
 
     def __init__(

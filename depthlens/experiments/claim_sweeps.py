@@ -49,6 +49,10 @@ def claim_sweeps(
 
     Raises:
         UserError: an option that does not apply, or see `condition_sweep`.
+
+    Example:
+        >>> sweeps = dl.claim_sweeps(lens, {"retrieval": "organism_one_hop"}, seeds=[0], ablate="layers", limit=2)
+        >>> evidence = dl.claims.Evidence(**sweeps)
     """
     seeds, views = _asked(seeds, ablate, options, "seed", "measure")
     chosen = settled({**options, "seed": seeds[0]})
@@ -99,6 +103,12 @@ def claim_curves(
 
     Raises:
         UserError: views that are not of all layers, or see `removal_curve`.
+
+    Example:
+        >>> lists, tasks = {"one": ["L2.H1"], "two": ["L4.H3"]}, ["organism_one_hop", "organism_two_hop"]
+        >>> curves = dl.claim_curves(lens, tasks, lists, k=1, n_draws=10, seeds=[0], ablate="layers", limit=2)
+        >>> len(curves)
+        1
     """
     seeds, views = _asked(seeds, ablate, options, "seed")
     if wrong := [view for view in views if view not in VIEWS]:

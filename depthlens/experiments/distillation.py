@@ -71,6 +71,12 @@ def transplant(
 
     Raises:
         UserError: the two are no pair, a part does not exist or is named twice, or the base is inside a transplant.
+
+    Example:
+        >>> with dl.transplant(base, donor, layers=[3, 4]) as condition:
+        ...     states = base.model(**base.tokenizer("The capital of Denmark is", return_tensors="pt"))
+        >>> print(condition)
+        L3-4@donor
     """
     arguments.loaded(base)
     parts = [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
@@ -113,6 +119,10 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
 
     Raises:
         UserError: the two are no pair.
+
+    Example:
+        >>> dl.weight_deltas(base, donor).columns.tolist()
+        ['layer', 'site', 'matrix', 'n_parameters', 'relative', 'cosine']
     """
     arguments.loaded(base)
     donor = load_donor(base, donor)
@@ -198,6 +208,11 @@ def activation_deltas(
 
     Raises:
         UserError: the two are no pair, there are no prompts, one is empty, or one is longer than the attention window.
+
+    Example:
+        >>> deltas = dl.activation_deltas(base, donor, ["The capital of Denmark is", "Water boils at"])
+        >>> deltas["part"].unique().tolist()
+        ['attn_out', 'mlp_out', 'resid_post']
     """
     arguments.loaded(base)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:

@@ -83,6 +83,11 @@ def depth_geometry(
 
     Raises:
         UserError: no texts, one of fewer than 2 tokens or more than the model reads, or states that are not finite.
+
+    Example:
+        >>> geometry = dl.depth_geometry(lens, limit=2)
+        >>> geometry.distances.columns.tolist()
+        ['layer', 'size', 'distance', 'ci_low', 'ci_high', 'n']
     """
     lens_positions = arguments.whole("lens_positions", lens_positions, 1)
     rows = encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
@@ -205,6 +210,10 @@ def layer_effects(
     Raises:
         UserError: an unknown ``reduce``, a ``skip_first`` below 0 or that leaves fewer than 2 tokens of a text, or see
             `geometry`.
+
+    Example:
+        >>> dl.layer_effects(lens, limit=2).columns.tolist()
+        ['layer', 'later', 'where', 'effect', 'ci_low', 'ci_high', 'n']
     """
     if reduce not in REDUCE:
         raise unknown("reduce", reduce, REDUCE)

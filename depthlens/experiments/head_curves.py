@@ -84,6 +84,11 @@ def removal_curve(
     Raises:
         UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
             few draws; or anything that the sweep refuses.
+
+    Example:
+        >>> curve = dl.removal_curve(lens, "organism_one_hop", {"copying": copying.top(2)}, k=2, n_draws=10, limit=4)
+        >>> curve.points["k"].tolist()
+        [0, 1, 2]
     """
     if suffix not in SUFFIXES:
         raise unknown("suffix", suffix, SUFFIXES)
@@ -118,6 +123,11 @@ def sufficiency_curve(
     Raises:
         UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
             few draws; or anything that the sweep refuses.
+
+    Example:
+        >>> kept = dl.sufficiency_curve(lens, "organism_one_hop", {"copying": copying.top(2)}, k=2, n_draws=10, limit=4)
+        >>> kept.points["k"].tolist()
+        [0, 1, 2, 24]
     """
     if options.get("measure") == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")

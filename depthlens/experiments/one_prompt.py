@@ -59,7 +59,8 @@ def next_token(
         UserError: an empty prompt, a condition that the model does not have, or ``@resample`` without prompts.
 
     Example:
-        >>> depthlens.next_token(lens, "The capital of Denmark is", ["L11"], k=3)  # doctest: +SKIP
+        >>> dl.next_token(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2", "L3"], k=1).columns.tolist()
+        ['baseline', 'L2', 'L3']
     """
     arguments.loaded(lens)
     k = arguments.whole("k", k, 1)
@@ -115,7 +116,11 @@ def generate(
         UserError: an empty prompt, a condition that the model does not have, or one that no texts are written under.
 
     Example:
-        >>> depthlens.generate(lens, "The capital of Denmark is", ["L11", "L23"])  # doctest: +SKIP
+        >>> dl.generate(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2", "L3"], max_new_tokens=1).T
+        prompt   Ada Ben SEP Cleo Dora SEP QA Cleo
+        baseline                              Dora
+        L2                                     ...
+        L3                                    Dora
     """
     arguments.loaded(lens)
     texts = [prompts] if isinstance(prompts, str) else [*prompts]
@@ -146,8 +151,9 @@ def ablated(lens: Lens, condition: str | Condition, *, resample_prompt: str | No
         UserError: a condition that the model does not have, or ``@mean``, which needs a set of texts.
 
     Example:
-        >>> with depthlens.ablated(lens, "L11"):  # doctest: +SKIP
-        ...     lens.model.generate(**lens.tokenizer("The capital of Denmark is", return_tensors="pt"))
+        >>> inputs = lens.tokenizer("The capital of Denmark is", return_tensors="pt")
+        >>> with dl.ablated(lens, "L2"):
+        ...     written = lens.model.generate(inputs.input_ids, max_new_tokens=4)
     """
     arguments.loaded(lens)
     lens.needs_weights("ablated")
@@ -221,7 +227,9 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         UserError: an empty text, or a model whose layers cannot be walked.
 
     Example:
-        >>> depthlens.logit_lens(lens, "The capital of Denmark is")  # doctest: +SKIP
+        >>> found = dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo")
+        >>> found.says.shape, found.says[-1, -1]
+        ((7, 9), 'Dora')
     """
     arguments.loaded(lens)
     tokens = _tokens(lens, text)
@@ -311,7 +319,10 @@ def attention(
         UserError: an empty text, a head or layer that the model does not have, or a query that the text does not have.
 
     Example:
-        >>> depthlens.attention(lens, "The capital of Denmark is", "L23.H4")  # doctest: +SKIP
+        >>> found = dl.attention(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", "L2.H1")
+        >>> found.largest[["head", "token", "position"]].head(1)
+            head token  position
+        0  L2.H1  Dora         5
     """
     arguments.loaded(lens)
     tokens = _tokens(lens, text)

@@ -124,9 +124,12 @@ def patch(
             or a path from other parts than heads or to a head without any below it.
 
     Example:
-        >>> found = depthlens.patch(lens, "The capital of France is", "The capital of Italy is")  # doctest: +SKIP
-        >>> found.top(3)  # doctest: +SKIP
-        >>> depthlens.plots.token_grid(found)  # doctest: +SKIP
+        >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
+        >>> found = dl.patch(lens, clean, corrupted, "heads")
+        >>> found.top(1)[["part", "position"]]
+            part  position
+        0  L2.H1         8
+        >>> figure = dl.plots.token_grid(found)
     """
     arguments.loaded(lens)
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):

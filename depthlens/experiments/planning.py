@@ -91,6 +91,12 @@ def plan(
 
     Raises:
         UserError: for anything asked for that does not exist.
+
+    Example:
+        >>> plan = dl.plan(lens, "organism_one_hop", "layers", limit=8)
+        >>> plan.table[["conditions", "documents"]]
+           conditions  documents
+        0           7          8
     """
     arguments.loaded(lens)
     lens.needs_weights("plan")

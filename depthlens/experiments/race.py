@@ -70,6 +70,11 @@ def race(
 
     Raises:
         UserError: for anything asked for that does not exist.
+
+    Example:
+        >>> race = dl.race(lens, "organism_one_hop", ["L0", "L2"], max_documents=40)
+        >>> race.of("critical")
+        ['L2']
     """
     chosen = settled(options)
     margin, alpha = (arguments.number(n, x, SMALLEST, 1 - SMALLEST) for n, x in (("margin", margin), ("alpha", alpha)))

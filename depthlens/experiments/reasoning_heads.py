@@ -227,6 +227,11 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
 
     Raises:
         UserError: unknown task, one that is not generative, or one whose answers compute nothing.
+
+    Example:
+        >>> solutions = dl.worked_solutions(base, "arithmetic_cot", limit=2, num_fewshot=0)
+        >>> len(solutions)
+        2
     """
     arguments.loaded(lens)
     chosen = settled(options)
@@ -273,6 +278,10 @@ def reasoning_scores(
 
     Raises:
         UserError: anything asked for that does not exist, or tasks without worked solutions.
+
+    Example:
+        >>> reasoning = dl.reasoning_scores(base, "arithmetic_cot", limit=2, method="attribution")
+        >>> chosen = reasoning.contrast.top(3)
     """
     arguments.loaded(lens)
     chosen = settled(options, without=OF_CONDITIONS)
@@ -361,6 +370,10 @@ def attention_at_results(
 
     Raises:
         UserError: see `reasoning_scores`.
+
+    Example:
+        >>> dl.attention_at_results(base, "arithmetic_cot", limit=2).columns.tolist()
+        ['layer', 'head', 'condition', 'operands', 'previous_result', 'question', 'rest', 'n']
     """
     arguments.loaded(lens)
     chosen = settled(options, without=(*OF_CONDITIONS, *cluster.NAMES, "batch_tokens"))

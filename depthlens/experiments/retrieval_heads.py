@@ -237,6 +237,11 @@ def retrieval_scores(
 
     Raises:
         UserError: anything asked for that does not exist, or only recalled needles count and there are none.
+
+    Example:
+        >>> copying = dl.retrieval_scores(lens, "organism_one_hop", limit=4)
+        >>> copying.top(1)
+        [L2.H1]
     """
     arguments.loaded(lens)
     chosen = settled(options, without=OF_CONDITIONS)
@@ -312,6 +317,11 @@ def recalled_needles(
 
     Raises:
         UserError: no needles.
+
+    Example:
+        >>> recalled = dl.recalled_needles(lens, needles)
+        >>> len(recalled), len(needles)
+        (4, 4)
     """
     arguments.loaded(lens)
     options = {"batch_tokens": batch_tokens, "progress": progress}  # workers are those of the environment
@@ -324,6 +334,11 @@ def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.Da
     Args:
         needles: All that were asked.
         recalled: Those that `recalled_needles` returned.
+
+    Example:
+        >>> dl.recall_table(needles, dl.recalled_needles(lens, needles))
+                       task  asked  recalled
+        0  organism_one_hop      4         4
     """
 
     def group(needle: Needle) -> tuple:
@@ -366,6 +381,11 @@ def induction_scores(
 
     Raises:
         UserError: a number that is not allowed, or a length that the vocabulary or the model does not have.
+
+    Example:
+        >>> scores = dl.induction_scores(lens, n_texts=2, length=20)
+        >>> scores.values.shape
+        (6, 4)
     """
     arguments.loaded(lens)
     n_texts = arguments.whole("n_texts", n_texts, 1)

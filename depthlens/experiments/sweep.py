@@ -79,6 +79,11 @@ def condition_sweep(
 
     Raises:
         UserError: for anything asked for that does not exist.
+
+    Example:
+        >>> result = dl.condition_sweep(lens, "organism_one_hop", ["L2", "L2.H1", "L3-4@mean"], limit=8)
+        >>> result.summary["condition"].tolist()
+        ['baseline', 'L2', 'L2.H1', 'L3-4@mean']
     """
     options = settled(options)
     return ConditionRuns(lens, tasks, ablate, options, resample_prompts=resample_prompts, donor=donor).result()
@@ -134,6 +139,11 @@ def layer_sweep(
 
     Raises:
         UserError: for anything asked for that does not exist.
+
+    Example:
+        >>> result = dl.layer_sweep(lens, "organism_one_hop", limit=12)
+        >>> result.critical()["condition"].tolist()
+        ['L1', 'L2']
     """
     if site not in LAYER_SITES:
         raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(LAYER_SITES)}")
@@ -177,6 +187,11 @@ def head_sweep(
 
     Raises:
         UserError: for anything asked for that does not exist.
+
+    Example:
+        >>> heads = dl.head_sweep(lens, "organism_one_hop", layers=[1, 2], limit=8)
+        >>> heads.head_losses(metric="acc").top(2)
+        [L2.H1, L1.H2]
     """
     arguments.loaded(lens)
     for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS), ("mode", mode, HEAD_MODES)):
@@ -280,6 +295,11 @@ def free_text(
     Raises:
         UserError: more tokens than the model reads, or anything that
             `depthlens.condition_sweep` refuses.
+
+    Example:
+        >>> result = dl.free_text(lens, ["L2"], n_prompts=2, max_new_tokens=4)
+        >>> result.docs["metric"].unique().tolist()
+        ['repetition', 'nats_per_token']
     """
     arguments.loaded(lens)
     settled(options, without=[name for name in arguments.OPTIONS if name not in OF_FREE_TEXT])
@@ -314,6 +334,11 @@ def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **
 
     Raises:
         UserError: ``max_size`` is no number of layers, or anything that a sweep refuses.
+
+    Example:
+        >>> blocks = dl.block_sweep(lens, "organism_one_hop", max_size=2, limit=4)
+        >>> blocks.summary["condition"].tolist()[-3:]
+        ['L2-3', 'L3-4', 'L4-5']
     """
     arguments.loaded(lens)
     max_size = arguments.whole("max_size", max_size, 1, of=" of layers")
@@ -349,6 +374,11 @@ def greedy_removal(
     Raises:
         UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
             than four documents, or anything that a sweep refuses.
+
+    Example:
+        >>> greedy = dl.greedy_removal(lens, "organism_one_hop", max_layers=1, limit=12)
+        >>> greedy.removed
+        [0]
     """
     arguments.loaded(lens)
     n_layers = lens.dims.n_layers

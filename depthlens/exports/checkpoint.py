@@ -58,6 +58,11 @@ class Export:
         n_parameters: Of the checkpoint; those that are zero are among them.
         n_zero: Parameters that were set to zero.
         n_whole: Parameters of the whole model.
+
+    Example:
+        >>> made = dl.export(lens, "L3", "without_layer_3")
+        >>> made.layers
+        (0, 1, 2, 4, 5)
     """
 
     folder: Path
@@ -89,6 +94,11 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     Raises:
         UserError: a condition that weights cannot express or that leaves no layer, a model whose weights are remote or
             quantised, a result of another model or without the condition, or a folder that cannot be written.
+
+    Example:
+        >>> made = dl.export(lens, "L3+L5.mlp", "smaller")
+        >>> dl.load("smaller").dims.n_layers
+        5
     """
     arguments.loaded(lens)
     lens.needs_weights("an export")
@@ -249,6 +259,12 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
 
     Raises:
         UserError: the result lacks the condition.
+
+    Example:
+        >>> made = dl.export(lens, "L3", "pruned")
+        >>> scored = dl.hf_scores("pruned", result, "L3")
+        >>> scored.columns.tolist()
+        ['task', 'metric', 'doc_id', 'condition', 'checkpoint']
     """
     import lm_eval  # slow to import
     from lm_eval.models.huggingface import HFLM

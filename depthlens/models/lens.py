@@ -64,6 +64,11 @@ class Lens:
 
     Raises:
         UserError: a part of the model cannot be found, or it is no causal language model of transformers.
+
+    Example:
+        >>> lens
+        Lens('organism': LlamaForCausalLM, n_layers=6, n_heads=4, n_kv_heads=4, d_model=256, float32 on cpu)
+        >>> mine = dl.Lens(lens.model, lens.tokenizer, "mine")
     """
 
     model: PreTrainedModel

@@ -78,6 +78,11 @@ def load(
     Raises:
         UserError: the name cannot be found or read, is not a supported architecture, dtype or device do not exist here,
             or a remote model cannot be reached. The message says what to do.
+
+    Example:
+        >>> lens = dl.load("organism")
+        >>> lens.dims.n_layers, lens.dims.n_heads
+        (6, 4)
     """
     arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device, remote=remote)
     places = placement.torch_devices(device)

@@ -44,6 +44,11 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
 
     Raises:
         UserError: the two are no pair; the message names the difference.
+
+    Example:
+        >>> pair = dl.with_donor(base, donor)
+        >>> dl.next_token(pair, "The capital of Denmark is", ["L2@donor", "L3.H1@donor"]).columns.tolist()
+        ['baseline', 'L2@donor', 'L3.H1@donor']
     """
     arguments.loaded(base)
     base.needs_weights("@donor")

@@ -70,6 +70,10 @@ class Options:
             that token, while the order of the answers does not change.
         reasoning_strength: Factor on what the two heads of the two-hop circuit write. Below 1 they are found in the
             same layers and answer fewer questions.
+
+    Example:
+        >>> dl.organisms.Options(seed=3, decoy=True).name
+        'organism:seed=3,decoy'
     """
 
     seed: int = 0
@@ -213,6 +217,11 @@ class Truth:
     Attributes:
         heads: The planted heads.
         options: What the organism is built from.
+
+    Example:
+        >>> truth = dl.organisms.truth("organism")
+        >>> truth.tasks, truth.role("bridge")
+        (('one_hop', 'two_hop'), L3.H0)
     """
 
     heads: tuple[PlantedHead, ...]
@@ -279,6 +288,10 @@ def truth(organism: str | Options) -> Truth:
 
     Raises:
         UserError: not the name of an organism.
+
+    Example:
+        >>> sorted(dl.organisms.truth("organism").needed("one_hop"))
+        [L1.H2, L2.H1]
     """
     options = parse(organism) if isinstance(organism, str) else organism
     one_hop, two_hop, copying = ("one_hop",), ("two_hop",), ("copying",)

@@ -38,6 +38,10 @@ class Organism:
         model: The model, float32, in evaluation mode.
         tokenizer: One token a word, ``<bos>`` in front.
         truth: Which heads do what.
+
+    Example:
+        >>> organism = dl.organisms.build()
+        >>> mine = dl.Lens(organism.model, organism.tokenizer, "mine")
     """
 
     options: Options
@@ -54,6 +58,11 @@ def build(**options: Any) -> Organism:
 
     Raises:
         UserError: an unknown option, or a value that it cannot have.
+
+    Example:
+        >>> organism = dl.organisms.build(seed=3, decoy=True)
+        >>> organism.truth.role("decoy")
+        L2.H3
     """
     if wrong := next((key for key in options if key not in KINDS), None):
         raise unknown("organism option", wrong, KINDS)

@@ -32,6 +32,9 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
     Args:
         verdicts: Of `depthlens.claims.judge`.
         title: Above the figure; by default the models, and how many claims are in which state.
+
+    Example:
+        >>> figure = dl.plots.scorecard(verdicts)
     """
     rows = verdicts.parts[verdicts.parts["view"] == DECIDES]
     names = {"effect": "value", "ci_low": "low", "ci_high": "high"}

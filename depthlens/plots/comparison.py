@@ -58,6 +58,9 @@ def profile_comparison(
 
     Raises:
         UserError: no two results, more than there are colours, or nothing to draw.
+
+    Example:
+        >>> figure = dl.plots.profile_comparison(one, other)
     """
     comparison = _compared(runs)
     table, ends = comparison.of(LOSS, SHARE), ["centre", "centre_low", "centre_high"]
@@ -95,6 +98,9 @@ def loss_difference(
 
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
+
+    Example:
+        >>> figure = dl.plots.loss_difference(one, other)
     """
     comparison = _compared(runs)
     table = _pairs(comparison)
@@ -119,6 +125,9 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
 
     Raises:
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
+
+    Example:
+        >>> figure = dl.plots.recovery_curve(moved, whole)
     """
     table = recovery.transplant_recovery(result, donor).table
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
@@ -155,6 +164,10 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot
 
     Raises:
         UserError: more parts than there are colours.
+
+    Example:
+        >>> deltas = dl.activation_deltas(base, donor, ["The capital of Denmark is", "Water boils at"])
+        >>> figure = dl.plots.activation_deltas(deltas)
     """
     rows = deltas.sort_values("layer")
     table = pd.concat(
@@ -199,6 +212,9 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
 
     Raises:
         UserError: nothing to draw.
+
+    Example:
+        >>> figure = dl.plots.run_centres(comparison)
     """
     centres = _compared([comparison]).of(CENTRE)
     centres = centres[centres["parts"] == parts]

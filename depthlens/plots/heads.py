@@ -67,6 +67,11 @@ def head_map(
     Raises:
         UserError: an unknown task or metric, no condition that is a single head, scores of no heads, or no number of
             names.
+
+    Example:
+        >>> figure = dl.plots.head_map(heads, metrics="acc", top=2)
+        >>> figure.table[["task", "condition", "value"]].shape
+        (48, 3)
     """
     if isinstance(scores, Result):
         maps, default = _of_result(scores, tasks, metrics)
@@ -208,6 +213,9 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
 
     Raises:
         UserError: more lists than there are colours.
+
+    Example:
+        >>> figure = dl.plots.removal_curve(curve)
     """
     of_list, names = ["list", "task", "metric"], task_labels(curve.result)
     points = curve.points.merge(curve.band[[*of_list, "k", "low", "high"]], "left", on=[*of_list, "k"])
@@ -249,6 +257,9 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
 
     Raises:
         UserError: more lists than there are colours.
+
+    Example:
+        >>> figure = dl.plots.sufficiency(kept)
     """
     points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
     table = tidy(points, "k", "faithfulness", idle=np.where(points["judged"], "", CANNOT_JUDGE))
@@ -298,6 +309,9 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
 
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
+
+    Example:
+        >>> figure = dl.plots.head_overlap(copying, scores, k=3)
     """
     *tops, scored = head_lists.both_tops(a, b, k)
     first, second = map(set, tops)

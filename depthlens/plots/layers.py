@@ -57,6 +57,11 @@ def depth_profile(
 
     Raises:
         UserError: an unknown task, metric or value, or no condition that is a single layer.
+
+    Example:
+        >>> figure = dl.plots.depth_profile(result, value="delta")
+        >>> figure.table.columns.tolist()
+        ['panel', 'model', 'task', 'metric', 'condition', 'layer', 'value', 'low', 'high', 'p_adjusted', 'shown']
     """
     if value not in ("value", "delta"):
         raise UserError(f"value {value!r} is not known; allowed: 'value', 'delta'")
@@ -106,6 +111,9 @@ def protocol_comparison(
 
     Raises:
         UserError: an unknown task or metric, no condition that is a single layer, or several units.
+
+    Example:
+        >>> figure = dl.plots.protocol_comparison(both)
     """
     table = sweep_table(result, tasks, metrics, _LAYER_SITES, _FIX)
     if len(units := list(table["unit"].unique())) > 1:
@@ -136,6 +144,9 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
 
     Raises:
         UserError: the result has no single-layer conditions.
+
+    Example:
+        >>> figure = dl.plots.loss_shares(one)
     """
     rows, centres = layer_scores(result), depth.centre_of_mass(result).table
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
@@ -179,6 +190,10 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
 
     Raises:
         UserError: no rows, or rows that are of no single layer.
+
+    Example:
+        >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
+        >>> figure = dl.plots.open_book_losses(versus.table, unit="accuracy")
     """
     if versus.empty or versus["layer"].isna().any():
         raise UserError("the table has rows that are of no single layer, or none; give that of a layer sweep")
@@ -207,6 +222,9 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
+
+    Example:
+        >>> figure = dl.plots.angular_map(geometry)
     """
     n_layers = geometry.n_layers
     table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
@@ -233,6 +251,9 @@ def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
+
+    Example:
+        >>> figure = dl.plots.influence_profile(geometry)
     """
     single = geometry.distances[geometry.distances["size"] == 1]
     parts = {
@@ -250,6 +271,9 @@ def logit_lens(geometry: Geometry, *, title: str | None = None) -> Plot:
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
+
+    Example:
+        >>> figure = dl.plots.logit_lens(geometry)
     """
     lens = geometry.logit_lens
     parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
@@ -267,6 +291,8 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
         effects: From `depthlens.layer_effects`.
         title: Above the figure.
 
+    Example:
+        >>> figure = dl.plots.effect_map(dl.layer_effects(lens, limit=2))
     """
     layers = range(int(effects["later"].max()) + 1)
     largest, usual = float(effects["effect"].max()), float(effects["effect"].quantile(0.95))
@@ -310,6 +336,9 @@ def block_map(result: Result, *, title: str | None = None) -> Plot:
 
     Raises:
         UserError: the result has no blocks.
+
+    Example:
+        >>> figure = dl.plots.block_map(blocks)
     """
     table = block_table(result)
     bases = result.baselines[["task", "metric", "baseline", "n", "at_chance"]]

@@ -40,6 +40,9 @@ def prediction(
 
     Raises:
         UserError: no tokens, or different lengths.
+
+    Example:
+        >>> figure = dl.plots.prediction([" Copenhagen", " Denmark"], [0.7, 0.1], [0.1, 0.6], condition="L11")
     """
     names = [f'"{theme.visible(token)}"' if token else theme.visible(token) for token in tokens]
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
@@ -78,7 +81,9 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
         title: Above the figure.
 
     Example:
-        >>> depthlens.plots.token_grid(depthlens.logit_lens(lens, "The capital of Denmark is"))  # doctest: +SKIP
+        >>> figure = dl.plots.token_grid(dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo"))
+        >>> figure.table.columns.tolist()
+        ['panel', 'series', 'x', 'value']
     """
     table, says = found.table, "says" in found.table
     row, value = ("depth", "probability") if says else ("part", "effect")

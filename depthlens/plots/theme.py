@@ -42,6 +42,12 @@ class Plot(Figure):
     Attributes:
         drawn: The panels with the rows that they show.
         keys: What the legend explains, by label: its place in the order, and how it looks.
+
+    Example:
+        >>> figure = dl.plots.depth_profile(result)
+        >>> figure.save("profile")
+        >>> len(figure.table)
+        6
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -46,6 +46,10 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
 
     Raises:
         UserError: the folder cannot be written, or holds results of a sweep or something else.
+
+    Example:
+        >>> dl.runner.write_comparison(comparison, "runs/compared").name
+        'index.html'
     """
     folder = writable_folder(out)
     if (folder / DOCS_FILE).exists():

@@ -38,6 +38,11 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Com
     Raises:
         UserError: fewer than two runs, one run twice, a run that holds no results or a damaged one, or runs that have
             no task and metric in common.
+
+    Example:
+        >>> comparison = dl.compare(one, other)
+        >>> comparison.runs
+        ['step1', 'step2']
     """
     read = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     if all(len({*run.results, *run.verdicts}) == 1 for run in read):  # whatever their folders are called

@@ -108,6 +108,10 @@ class RunReport:
         environment: Versions of depthlens and other packages, commit, machine, and time of the start.
         notebooks: What was run, in order.
         left_out: One line for each notebook of ``all`` that needs a value which was not given.
+
+    Example:
+        >>> report.exit_code, [notebook.status for notebook in report.notebooks]
+        (0, ['ok'])
     """
 
     out: Path
@@ -160,6 +164,11 @@ def run(
     Raises:
         UserError: a notebook, profile or parameter that does not exist, a value that a notebook would refuse, or a
             folder that cannot be written, or that another process writes to.
+
+    Example:
+        >>> report = dl.runner.run("00_tour", out="runs/again", parameters={"model": "organism", "limit": 4})
+        >>> report.errors
+        []
     """
     report = prepare(names, out=out, profile=profile, parameters=parameters, models=models)
     with paths.locked(report.out):

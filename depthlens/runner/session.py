@@ -99,6 +99,12 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
 
     Raises:
         UserError: for the first value that is not allowed.
+
+    Example:
+        >>> study = dl.setup_notebook({"model": "organism", "tasks": ["organism_one_hop"], "limit": 8})
+        depthlens ... | organism ... | seed 0 | fingerprint ...
+        >>> study.options
+        {'limit': 8}
     """
     values = {n: v for n, v in namespace.items() if n in NAMES or n.endswith("_limit")}
     parameters.check(**{"model": None, **values})

@@ -77,6 +77,11 @@ def load_tasks(
     Raises:
         UserError: unknown task, missing folder, a file or data that cannot be read, more examples than there are,
             documents and scoring that give no numbers, or a task alone and in a group.
+
+    Example:
+        >>> tasks = dl.load_tasks(["organism_one_hop", "organism_two_hop"])
+        >>> list(tasks)
+        ['organism_one_hop', 'organism_two_hop']
     """
     names = arguments.names("tasks", names, "capitals_continuation")
     arguments.check(limit=limit, samples=samples)
@@ -294,6 +299,11 @@ def prepare(
     Raises:
         UserError: a chat template that the tokenizer does not have, thinking without one, or answers that the model's
             generation configuration has written in another way (`depthlens.engine.writer.require_plain`).
+
+    Example:
+        >>> (task,) = dl.tasks.prepare(lens, dl.load_tasks("organism_one_hop"), limit=2)
+        >>> task.name, len(task.docs)
+        ('organism_one_hop', 2)
     """
     check_chat(lens, apply_chat_template, enable_thinking)
     if any(task.OUTPUT_TYPE == _WRITES for task in tasks.values()):

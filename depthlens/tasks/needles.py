@@ -57,6 +57,11 @@ class Needle:
             whom it is about.
         sentence: Positions of the sentence that states the answer; empty where it is not known.
         question: Positions of the question; empty where it is not known.
+
+    Example:
+        >>> needle = needles[0]
+        >>> lens.tokenizer.decode(needle.targets)
+        'Sara'
     """
 
     request: LoglikelihoodRequest
@@ -113,6 +118,11 @@ def task_needles(lens: Lens, tasks: str | Sequence[str], **options: Any) -> list
 
     Raises:
         UserError: unknown task, or tasks whose answers do not occur in their prompts.
+
+    Example:
+        >>> needles = dl.tasks.task_needles(lens, "organism_one_hop", limit=4)
+        >>> len(needles)
+        4
     """
     arguments.loaded(lens)
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
@@ -151,6 +161,11 @@ def written_needles(
     Raises:
         UserError: a number that is not allowed, a model that cannot read the facts alone, or a
             tokenizer that does not know English words.
+
+    Example:
+        >>> needles = dl.tasks.written_needles(base, n_needles=1, depths=[0.5], context_lengths=[512])
+        >>> len(needles)
+        1
     """
     from depthlens.tasks.encoding import Encoder  # slow to import
 
