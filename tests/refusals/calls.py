@@ -99,14 +99,17 @@ HEADS = [
     (race(measure="both"), "measure 'both': a race judges one score"),
     (retrieval(method="guess"), "unknown method 'guess'; allowed: copy_paste, query_to_gold, write_aware, "),
     (retrieval(heads=[(0, 0)]), "heads with method 'copy_paste': only 'exact' removes heads"),
-    *((retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads as") for x in (3, ["L1.H1"], [(0, -1)])),
+    *(
+        (retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads, such as")
+        for x in (3, ["L1.Q1"], [(0, -1)])
+    ),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
     *((retrieval(depths=[x]), f"depths {x!r}: give a number from 0 to 1") for x in (2, "a")),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
     (lambda e: dl.retrieval_scores(e.organism), "does not know English words; give tasks="),
     (reasoning(tasks=TASK), "worked solutions need a generative task"),
     *((removal(lists=x), f"lists {x!r}: give at least one list of heads by name") for x in ({}, None, [(0, 0)])),
-    (removal(lists={"a": "L0.H0"}), "list 'a' 'L0.H0': give a list of heads as (layer, head)"),
+    (removal(lists={"a": "L0.H0"}), "list 'a' 'L0.H0': give a list of heads, such as ['L17.H3']"),
     (removal(lists={"a": [(0, 9)]}), "head 9 does not exist; heads are 0..3"),
     (removal(lists={"a": [(0, 0), (0, 0)]}, k=2), "names one part twice; name it once"),
     (removal(k=0), "k 0: give a whole number, at least 1"),
@@ -116,7 +119,7 @@ HEADS = [
 ]
 DONORS = [
     (transplant(layers=[99]), "layers [99]: give a list of layers, e.g. [0, 1]; layers are 0..5"),
-    (transplant(heads=[3]), "heads [3]: give a list of heads as (layer, head)"),
+    (transplant(heads=[3]), "heads [3]: give a list of heads, such as ['L17.H3']"),
     (lambda e: dl.transplant(e.organism, e.lens, layers=[1]).__enter__(), "are no pair: "),
     (lambda e: dl.transplant(e.organism, "gpt5", layers=[1]).__enter__(), "unknown model 'gpt5'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
