@@ -156,7 +156,7 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
         about = {"task": p.task, "metric": p.metric, "idle": p.unplaced and f"{p.unplaced}: cannot judge", "y": y}
         parts.append(pd.DataFrame(about | {"layer": p.layers, "x": p.layers, "value": share}))
     table = pd.concat(parts)
-    limit = max(float(np.nanmax(np.abs(table["value"]), initial=0)), 3 / n_layers)
+    limit = max(float(table["value"].abs().fillna(0).max()), 3 / n_layers)
     default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
     look = _layer_rows([p.label.replace(" ", "\n", 1) for p in rows], n_layers) | {"cmap": "RdBu_r"}
     bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
