@@ -58,16 +58,19 @@ def answers(
     documents.only(result.docs, "condition", condition)
     rows = result.primary().baselines.itertuples()
     whole = result if against is None else against
-    found = pd.concat([_of_task(result, row.task, row.metric, condition, whole) for row in rows], ignore_index=True)
+    found = pd.concat([of_task(result, row.task, row.metric, condition, whole) for row in rows], ignore_index=True)
+    if found.empty:
+        raise UserError("the results have no question in common; give two of the same documents")
     return found if change == ALL else found[found["change"] == change].reset_index(drop=True)
 
 
-def _of_task(result: Result, task: str, metric: str, condition: str, whole: Result) -> pd.DataFrame:
+def of_task(result: Result, task: str, metric: str, condition: str, whole: Result) -> pd.DataFrame:
+    """The answers under a condition beside those of a whole model, of the questions that both results ask."""
     value, text = (documents.table(result.docs, column, task, metric)[condition] for column in ("value", "response"))
     shared = value.index.intersection(documents.table(whole.docs, "value", task, metric).index)
     asked, same = (questions_of(run, task, shared) for run in (result, whole))
-    if shared.empty or not asked.equals(same):
-        raise UserError(f"the results ask different questions of task {task}; give two with the same documents")
+    shared = shared[(asked == same).all(axis=1)]
+    asked = asked.loc[shared]
     value, text = value[shared], text[shared]
     before, said = (
         documents.table(whole.docs, column, task, metric)[BASELINE][shared] for column in ("value", "response")

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
+from depthlens.analysis import answers as changed_answers
 from depthlens.analysis import run_settings, stats
 from depthlens.analysis.findings import Finding, joined
 from depthlens.analysis.means import Mean, max_t
@@ -46,6 +47,7 @@ VALUES = [
 ]  # fmt: skip
 TEST = ["difference", "difference_low", "difference_high", "p_adjusted", "shown"]
 TESTS = [*KEY, "run", "measure", "condition", "reference", "n_paired", *TEST]
+ANSWERS = ["place", "run", "compared_with", *changed_answers.COLUMNS]
 VERDICTS = [
     "place", "claim", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
     "claimed", "unit", "n", "tasks", "why", "sentence",
@@ -122,6 +124,8 @@ class Comparison(Finding):
             (n_layers - 1)) and ``critical``; ``centre of mass`` of the losses as a share of depth. ``why`` nothing can
             be judged.
         settings: One row a setting and run; see `depthlens.analysis.run_settings.table`.
+        answers: One row a document on which a run's whole model answers otherwise than that of ``compared_with``, with
+            the columns of `depthlens.Result.answers`; ``baseline_answer`` is that of ``compared_with``.
         verdicts: One row a run and part of a claim, with the estimate that decides the part.
         notes: What was not compared, and why.
         sentences: See `describe`.
@@ -136,6 +140,7 @@ class Comparison(Finding):
 
     table: pd.DataFrame
     settings: pd.DataFrame
+    answers: pd.DataFrame
     verdicts: pd.DataFrame
     notes: Sequence[str]
     sentences: Sequence[str]
@@ -196,7 +201,18 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
     record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
     record["paths"] = [run.path for run in runs]
     sentences = list(_sentences(settings, table))
-    return Comparison(table, settings, verdicts, list(dict.fromkeys(notes)), sentences, record)
+    answers = joined(list(_answers(table, {run.name: run for run in runs})), ANSWERS)
+    return Comparison(table, settings, answers, verdicts, list(dict.fromkeys(notes)), sentences, record)
+
+
+def _answers(table: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[pd.DataFrame]:
+    """The documents that whole models answer differently, of every two that are compared."""
+    compared = table[(table["measure"] == SCORE) & (table["reference"] != "")]
+    for row in compared.drop_duplicates(["place", "task", "run", "reference"]).itertuples():
+        own, whole = (runs[name].results[row.place] for name in (row.run, row.reference))
+        found = changed_answers.of_task(own, row.task, row.metric, BASELINE, whole)
+        found = found[found["answer"] != found["baseline_answer"]]
+        yield found.assign(place=row.place, run=row.run, compared_with=row.reference)
 
 
 def _name(place: str, task: str, metric: str, parts: str) -> str:

@@ -92,6 +92,8 @@ def _sections(c: Comparison) -> Iterator[dict[str, Any]]:
     shown = losses[losses["shown"]].drop(columns=["group", "shown", "why"])
     tables = {"Differences of losses that are shown": shown, "Centres of mass": c.of(CENTRE).drop(columns=_UNTOLD)}
     yield _section("Losses", figures=figures, tables=tables)
+    answers = c.answers.drop(columns=["metric", "baseline_value", "value", "loss", "nats"])
+    yield _section("Answers of the whole models that differ", tables={"Documents": answers})
     states = _by_run(c, c.verdicts, ["place", "claim"], "claim_state")
     estimates = c.verdicts.drop(columns=["why", "sentence"])
     yield _section("Scorecards", tables={"Verdicts": states, "Estimates": estimates})

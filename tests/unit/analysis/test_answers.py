@@ -7,6 +7,7 @@ import made_results
 import pandas as pd
 import pytest
 
+import depthlens as dl
 from depthlens.analysis import explorer, views
 from depthlens.analysis.results import Result
 from depthlens.errors import UserError
@@ -64,7 +65,7 @@ def test_two_models_differ_where_one_answers_otherwise():
     pd.testing.assert_frame_equal(broken, result.answers("L1"))
     pd.testing.assert_frame_equal(repaired, result.answers("L1", "repaired"))
     elsewhere = Result(other.docs, other.record, other.asked.assign(question="Who?"))
-    with pytest.raises(UserError, match="ask different questions of task capitals"):
+    with pytest.raises(UserError, match="no question in common"):
         elsewhere.answers("baseline", against=result)
 
 
@@ -133,3 +134,13 @@ def test_what_cannot_be_looked_at_is_refused():
     for result, told in ((nothing, "removes nothing"), (several, "several models")):
         with pytest.raises(UserError, match=told):
             result.explore()
+
+
+def test_a_comparison_lists_the_documents_on_which_whole_models_differ():
+    result, other = written(), written()
+    other.docs["model"] = "distilled"
+    as_l1 = other.docs["condition"].map({"baseline": "L1", "L1": "baseline"})
+    other = Result(other.docs.assign(condition=as_l1.fillna(other.docs["condition"])), other.record, other.asked)
+    found = dl.compare(result, other).answers
+    assert found[["baseline_answer", "answer"]].to_numpy().tolist() == [["Rome", "Lima"], ["x", "y"], ["Paris", "Oslo"]]
+    assert found["change"].tolist() == ["broken", "changed", "repaired"] and set(found["run"]) == {"distilled"}

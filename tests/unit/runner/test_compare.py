@@ -15,7 +15,7 @@ from depthlens.analysis.run_comparison import Comparison
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("table", "settings", "verdicts")
+TABLES = ("table", "settings", "answers", "verdicts")
 
 
 @pytest.fixture
