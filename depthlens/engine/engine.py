@@ -51,10 +51,11 @@ class Engine:
         UserError: unknown backend or path, a backend that the model does not have, or a budget below 1.
 
     Example:
-        >>> (task,) = dl.tasks.prepare(lens, dl.load_tasks("organism_one_hop"), limit=2)
-        >>> answers = dl.Engine(lens).loglikelihood(task.requests, [dl.parse_condition("L2")])
-        >>> len(answers), len(answers[0]) == len(task.requests)
-        (1, True)
+        >>> from depthlens import requests
+        >>> request = requests.LoglikelihoodRequest((1, 2, 3), (4,))  # token ids of a prompt, and of its answer
+        >>> ((answer,),) = dl.Engine(lens, progress=False).loglikelihood([request], [dl.parse_condition("L2")])
+        >>> answer.logprob < 0
+        True
     """
 
     def __init__(
