@@ -42,12 +42,6 @@ def block_table(result: Result) -> pd.DataFrame:
 
     Raises:
         UserError: the result has no block.
-
-    Example:
-        >>> dl.analysis.block_table(blocks)[["start", "size", "critical"]].tail(2)
-            start  size  critical
-        13      2     3      True
-        14      3     3     False
     """
     rows = result.losses()
     layers = rows["condition"].str.extract(r"^L(\d+)(?:-(\d+))?$").astype("Int64")
@@ -80,11 +74,6 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
 
     Raises:
         UserError: the result has no block, or the margin is below 0.
-
-    Example:
-        >>> dl.analysis.largest_sparable(blocks, margin=0.5)[["task", "n_blocks", "largest"]]
-                       task  n_blocks  largest
-        0  organism_one_hop        15        3
     """
     table = block_table(result)
     margin, found = arguments.number("margin", margin, 0), []

@@ -30,10 +30,6 @@ def halves(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     Raises:
         UserError: fewer than two documents.
-
-    Example:
-        >>> dl.analysis.halves(5)
-        ((0, 2, 4), (1, 3))
     """
     n = arguments.whole("n", n, 2, of=" of documents")
     return tuple(range(0, n, 2)), tuple(range(1, n, 2))

@@ -193,10 +193,6 @@ def layer_third(layers: Any, n_layers: int) -> Any:
     Args:
         layers: A whole number, or an array or Series of them.
         n_layers: Of the model.
-
-    Example:
-        >>> dl.analysis.layer_third(12, n_layers=30)
-        1
     """
     return layers * 3 // n_layers
 

@@ -167,10 +167,6 @@ def documents_for_loss(loss: float, n_conditions: int, *, alpha: float = ALPHA, 
         n_conditions: Conditions that are compared with the baseline.
         alpha: Family-wise level.
         power: Probability that the condition is found.
-
-    Example:
-        >>> dl.analysis.documents_for_loss(0.1, n_conditions=30)
-        135
     """
     lost = math.floor(math.log2(n_conditions / alpha)) + 2  # the fewest with n_conditions * 2 ** (1 - lost) < alpha
     n = np.arange(lost, math.ceil((lost + 10) * 6 / loss))

@@ -299,11 +299,6 @@ def prepare(
     Raises:
         UserError: a chat template that the tokenizer does not have, thinking without one, or answers that the model's
             generation configuration has written in another way (`depthlens.engine.writer.require_plain`).
-
-    Example:
-        >>> (task,) = dl.tasks.prepare(lens, dl.load_tasks("organism_one_hop"), limit=2)
-        >>> task.name, len(task.docs)
-        ('organism_one_hop', 2)
     """
     check_chat(lens, apply_chat_template, enable_thinking)
     if any(task.OUTPUT_TYPE == _WRITES for task in tasks.values()):
