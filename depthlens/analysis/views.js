@@ -213,7 +213,7 @@ const attend = (root, data, state, changed) => {
   const name = (k) => `${data.tokens[k].replaceAll("\n", "⏎").trim()} (${k})`;
   const say = make("p", { className: "say" });
   const choices = data.tokens.map((token, q) => {
-    const button = make("button", { className: "token", type: "button" }, token);
+    const button = make("button", { className: "token", type: "button", ariaLabel: name(q) }, token);
     button.onclick = () => go({ query: q }, true);
     button.onmouseenter = () => draw(q);
     return button;
