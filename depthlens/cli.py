@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from depthlens import __version__, cluster, progress, provenance
+from depthlens import __version__, cluster, paths, progress, provenance
 from depthlens.errors import UserError
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
@@ -121,7 +121,7 @@ def run(
     if options["store"] != parts.DEFAULT:  # kernels work in other folders
         os.environ[parts.ENVIRONMENT] = options["store"] if store is None or "://" in store.location else store.root
     if no_answers:  # kernels read it
-        os.environ["DEPTHLENS_NO_ANSWERS"] = "yes"
+        os.environ[paths.NO_ANSWERS] = "yes"
     cluster.configure(options)
     progress.write_json(json)
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)

@@ -20,6 +20,7 @@ from depthlens.errors import UserError, blaming
 
 LOCK = ".depthlens.lock"
 PAGE = "index.html"
+NO_ANSWERS = "DEPTHLENS_NO_ANSWERS"  # of an environment: no view has the texts of questions and answers
 _OUR_PAGES = "<title>depthlens: ", "depthlens-explorer"  # an index of notebooks, a view of answers
 _PACKAGE = Path(__file__).resolve().parent
 

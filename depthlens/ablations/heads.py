@@ -54,9 +54,9 @@ def heads_of(name: str, value: Any) -> list[Head]:
         UserError: a value that is no list of heads.
     """
     given = arguments.plain(value)
-    if not isinstance(given, list | tuple):
-        raise UserError(f"{name} {value!r}: give a list of heads, such as ['L17.H3'] or [(17, 3)]")
     try:
+        if isinstance(given, str):  # a list of its characters
+            raise TypeError
         return [Head(one) if isinstance(one, str) else Head(*one) for one in given]
     except (TypeError, UserError):
         raise UserError(f"{name} {value!r}: give a list of heads, such as ['L17.H3'] or [(17, 3)]") from None

@@ -67,14 +67,12 @@ def answers(
 def of_task(result: Result, task: str, metric: str, condition: str, whole: Result) -> pd.DataFrame:
     """The answers under a condition beside those of a whole model, of the questions that both results ask."""
     value, text = (documents.table(result.docs, column, task, metric)[condition] for column in ("value", "response"))
-    shared = value.index.intersection(documents.table(whole.docs, "value", task, metric).index)
+    before, said = (documents.table(whole.docs, column, task, metric)[BASELINE] for column in ("value", "response"))
+    shared = value.index.intersection(before.index)
     asked, same = (questions_of(run, task, shared) for run in (result, whole))
     shared = shared[(asked == same).all(axis=1)]
     asked = asked.loc[shared]
-    value, text = value[shared], text[shared]
-    before, said = (
-        documents.table(whole.docs, column, task, metric)[BASELINE][shared] for column in ("value", "response")
-    )
+    value, text, before, said = (column[shared] for column in (value, text, before, said))
     sign = 1.0 if result.metric_info(task, metric)["higher_is_better"] else -1.0
     loss = sign * (before - value)
     table = pd.DataFrame(

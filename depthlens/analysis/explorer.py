@@ -15,13 +15,13 @@ from depthlens.analysis.answers import BROKEN, answers, logprobs, questions_of
 from depthlens.analysis.stats import BASELINE, is_binary
 from depthlens.analysis.views import View
 from depthlens.errors import UserError
+from depthlens.paths import NO_ANSWERS
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 MOST_PARTS, MOST_ANSWERS, MOST_QUESTIONS = 8, 3, 5  # of the table that stands where no script runs
 HEADS = "L#.H#"
-NO_ANSWERS = "DEPTHLENS_NO_ANSWERS"  # of an environment: no view has the texts of questions and answers
 FEWEST = 3  # conditions of one form that have a row of their own
 
 

@@ -26,7 +26,7 @@ import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import answers as changed_answers
-from depthlens.analysis import run_settings, stats
+from depthlens.analysis import run_settings, stats, written_answers
 from depthlens.analysis.findings import Finding, joined
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.result_folder import mismatches
@@ -208,11 +208,12 @@ def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
 def _answers(table: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[pd.DataFrame]:
     """The documents that whole models answer differently, of every two that are compared."""
     compared = table[(table["measure"] == SCORE) & (table["reference"] != "")]
-    for row in compared.drop_duplicates(["place", "task", "run", "reference"]).itertuples():
-        own, whole = (runs[name].results[row.place] for name in (row.run, row.reference))
-        found = changed_answers.of_task(own, row.task, row.metric, BASELINE, whole)
+    for (place, task, name, other), rows in compared.groupby(["place", "task", "run", "reference"], sort=False):
+        own, whole = (runs[one].results[place] for one in (name, other))
+        metric = written_answers.headline(task, list(rows["metric"]))
+        found = changed_answers.of_task(own, task, metric, BASELINE, whole)
         found = found[found["answer"] != found["baseline_answer"]]
-        yield found.assign(place=row.place, run=row.run, compared_with=row.reference)
+        yield found.assign(place=place, run=name, compared_with=other)
 
 
 def _name(place: str, task: str, metric: str, parts: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from depthlens import arguments, cluster, progress, provenance
+from depthlens import arguments, cluster, paths, progress, provenance
 from depthlens.errors import UserError
 
 Command = Callable[..., None]
@@ -123,7 +123,6 @@ def sweep(
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents} if race else {}
     said = {"model": model, "tasks": sorted(tasks), "ablate": sorted(ablate.split(",")), **own}
     said |= {name: value for name, value in options.items() if name not in _ANYWHERE}
-    from depthlens.analysis.explorer import NO_ANSWERS
     from depthlens.analysis.result_folder import claimed
     from depthlens.analysis.words import plain
 
@@ -141,7 +140,7 @@ def sweep(
         result.save(folder, overwrite=overwrite or race)
         if page := not race and not result.losses().empty:
             if no_answers:
-                os.environ[NO_ANSWERS] = "yes"
+                os.environ[paths.NO_ANSWERS] = "yes"
             result.explore().save(folder / "index.html")
     typer.echo("\n".join(map(plain, result.describe())) if race else str(result))
     written = [name for name, content in result.contents().items() if content is not None]

@@ -31,6 +31,7 @@ from depthlens.errors import UserError, unknown
 from depthlens.experiments.one_prompt import states_of, words
 from depthlens.models.architectures import replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
+from depthlens.models.placement import moved
 from depthlens.requests import LoglikelihoodRequest
 
 PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"])
@@ -222,7 +223,7 @@ def _receiver(lens: Lens, into: Head, written: Float[Tensor, "row pos d_model"])
             return torch.cat([z[..., :before], read[0][..., before:after], z[..., after:]], -1)
 
         with hooks(lens.arch, layer, {"z": keep}):
-            forward(x + written, *args, **kwargs)
+            forward(x + moved(written, x.device), *args, **kwargs)
         with hooks(lens.arch, layer, {"z": put}):
             return forward(x, *args, **kwargs)
 
