@@ -93,12 +93,14 @@ class PackedTrees(Batches):
         super().__post_init__()
         self._rate = WorkRate(self.lens)
         self._forks = [fork_layer(condition, self.lens.dims.n_layers) for condition in self.rows.conditions]
+        self._starts = [min((a.start for a in c.ablations), default=0) for c in self.rows.conditions]
 
     def run(self) -> None:
         """Answer every request under every condition."""
         order = sorted(self.rows.unfinished, key=lambda c: self._forks[c])  # the baseline last: see decoding.Decoding
         if self.writes:
             return self._write_all(order)
+        order.sort(key=lambda c: self._starts[c])  # those that are edited from the same position on walk together
         # every row of a pack lives through all layers: their states bound the size of a pack
         row_bytes = self.lens.dims.d_model * self.lens.dtype.itemsize
         for group in (order[i : i + MAX_OPEN_ROWS] for i in range(0, len(order), MAX_OPEN_ROWS)):
@@ -154,7 +156,9 @@ class PackedTrees(Batches):
         n_layers = self.lens.dims.n_layers
         read = sum(n_layers - self._forks[c] for c in group)
         written = sum(self.max_new[r] for r in pack.sequences)
-        return pack.n_tokens * (read + (0 if walked else n_layers)) + n_layers * len(group) * written
+        before = 0 if self.writes else min(pack.n_prefix, *(self._starts[c] for c in group))
+        clean = 0 if walked else n_layers * pack.n_tokens
+        return clean + (pack.n_tokens - before) * read + n_layers * len(group) * written
 
     def compute(self, members: list[int], group: list[int], clean: CleanRow) -> None:
         """Answer some requests under some conditions, and store the answers.

@@ -27,7 +27,7 @@ block, the kernel would have to check every block for it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -85,9 +85,12 @@ class Layout:
         pack: The prefix tree.
         device: Where tokens are embedded.
         keep: Called with the layer, the condition of a row, and its keys and values as they pass; None: nothing is.
+        before: Keys and values of the prefix's first tokens by layer, each of shape [n_kv_heads, pos, d], where rows
+            hold the tokens after them only.
+        n_before: How many these are.
 
     Attributes:
-        tokens: Shape [pos].
+        tokens: Those that rows hold. Shape [pos].
         position_ids: Shape [1, pos].
         n_prefix: Number of prefix tokens; they come first.
         rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
@@ -95,13 +98,19 @@ class Layout:
     """
 
     def __init__(
-        self, pack: Pack, device: torch.device, keep: Callable[[int, int, Tensor, Tensor], None] | None = None
+        self,
+        pack: Pack,
+        device: torch.device,
+        keep: Callable[[int, int, Tensor, Tensor], None] | None = None,
+        before: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+        n_before: int = 0,
     ) -> None:
         self.rows: list[int] = []
         self.rotary: Any = None
         self.keep = keep
-        self.tokens = torch.tensor(pack.tokens, device=device)
-        self.position_ids: Tensor = torch.tensor([pack.depths], device=device)
+        self._before, self._n_before = before, n_before
+        self.tokens = torch.tensor(pack.tokens[n_before:], device=device)
+        self.position_ids: Tensor = torch.tensor([pack.depths[n_before:]], device=device)
         self.n_prefix = pack.n_prefix
         self._make = lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about)
         self._trees: dict[tuple[bool, torch.device, torch.dtype], Any] = {}
@@ -119,6 +128,9 @@ class Layout:
         if self.keep is not None:
             for condition, k, v in zip(self.rows, key, value, strict=True):
                 self.keep(layer, condition, k, v)
+        if self._before is not None:
+            before = (x[:, : self._n_before].expand(len(key), -1, -1, -1) for x in self._before[layer])
+            key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
         flex = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
         made = flex, query.device, query.dtype
         if made not in self._trees:
@@ -262,21 +274,27 @@ class BranchTree:
         self.buckets = [_bucket(pack, branches, device, dtype) for branches in _by_length(pack.branches)]
 
     def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
-        """See `Layout.attention`."""
-        n_kv, p = key.shape[1], self.n_prefix
+        """See `Layout.attention`; where there are fewer queries than keys, the first ones are left out."""
+        n_kv, before = key.shape[1], key.shape[2] - query.shape[2]
+        p = self.n_prefix - before  # queries of the prefix
         q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
         rows, _, group, pos, _ = q.shape
         out = query.new_empty(rows, n_kv, group, pos, value.shape[-1])
         if p:
             # causal within the prefix: folding the group would break the triangle, so here it joins the heads
-            k, v = (x[:, :, None, :p].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
-            out[..., :p, :] = attend(query[:, :, :p], k, v, scale, None, True)[0].unflatten(1, (n_kv, group))
+            k, v = (x[:, :, None, : self.n_prefix].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
+            first = attend(query[:, :, :p], k[:, :, before:], v[:, :, before:], scale, None, True)
+            if before:
+                first = (merge(*first, *attend(query[:, :, :p], k[:, :, :before], v[:, :, :before], scale)),)
+            out[..., :p, :] = first[0].unflatten(1, (n_kv, group))
         if pos > p:
-            q_own, k_own, v_own = q[..., p:, :], key[:, :, None, p:], value[:, :, None, p:]
+            q_own, k_own, v_own = q[..., p:, :], key[:, :, None, self.n_prefix :], value[:, :, None, self.n_prefix :]
             parts = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
             own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
-            if p:
-                prefix, lse = attend(q_own.flatten(2, 3), key[:, :, :p], value[:, :, :p], scale)
+            if self.n_prefix:
+                prefix, lse = attend(
+                    q_own.flatten(2, 3), key[:, :, : self.n_prefix], value[:, :, : self.n_prefix], scale
+                )
                 own = merge(own, own_lse, prefix.unflatten(2, (group, -1)), lse.unflatten(2, (group, -1)))
             out[..., p:, :] = own
         return out.flatten(1, 2)
@@ -354,10 +372,12 @@ class BlockTree:
 
     def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `Layout.attention`."""
+        before = key.shape[2] - query.shape[2]  # queries that are left out
+        padded = ((query, before), (key, 0), (value, 0))
         # contiguous, whatever module they come from: the compiler tells strides apart, too
-        q, k, v = (functional.pad(x, (0, 0, 0, self.padding)).contiguous() for x in (query, key, value))
+        q, k, v = (functional.pad(x, (0, 0, first, self.padding)).contiguous() for x, first in padded)
         out = self._compiled(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
-        return out[:, :, : query.shape[2]]
+        return out[:, :, before : before + query.shape[2]]
 
 
 @functools.cache

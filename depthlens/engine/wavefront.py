@@ -6,6 +6,9 @@ pass (one that skips it from a later position on passes with them, and then gets
 visited once for all conditions, a single-layer sweep costs half its naive layer passes, and only the positions that are
 asked for are unembedded. The scores are those of `depthlens.backends.torch`.
 
+Rows that are edited at late positions only (patches) hold the tokens from there on. The tokens before are those of the
+clean row at every layer, and so are their keys and values.
+
 Conditions that are too many to walk together walk in groups. The clean row walks with the first one and is kept
 (`CleanRow`), so that the others fork off it at once.
 """
@@ -39,18 +42,32 @@ class CleanRow:
     Attributes:
         layers: Layers before which its residual stream is kept: those that conditions fork off at.
         inputs: Residual streams before these layers. Each of shape [pos, d_model].
+        keys: Keys and values of the prefix, by layer, where rows that hold its last tokens only are to come. Each of
+            shape [n_kv_heads, pos, d].
         final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
             was walked.
     """
 
     layers: frozenset[int] = frozenset()
     inputs: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     final: Tensor | None = None
+
+    def keep(self, layer: int, _: int, key: Tensor, value: Tensor) -> None:
+        """Keep the keys and values of a layer, as they pass; for `Layout`."""
+        self.keys[layer] = key, value
 
 
 def fork_layer(condition: Condition, n_layers: int) -> int:
     """The layer at which a condition leaves the clean row; ``n_layers`` for the baseline, which never does."""
     return n_layers if condition.first_layer is None else condition.first_layer
+
+
+def n_before(pack: Pack, conditions: Sequence[Condition], positions: Sequence[int]) -> int:
+    """How many tokens of the prefix conditions share with the clean row at every layer; 0 where it gains nothing."""
+    first = min((a.start for condition in conditions for a in condition.ablations), default=0)
+    n = min(first, pack.n_prefix, *positions)
+    return n if n * len(conditions) > pack.n_tokens else 0  # the clean row has to go first
 
 
 def skip_mode(condition: Condition, layer: int) -> str | None:
@@ -106,31 +123,42 @@ class Wavefront:
         Returns:
             Final residual stream, before the last norm.
         """
-        layout, clean = layout or Layout(pack, self.lens.device), clean or CleanRow()
-        arch, n_layers, walked = self.lens.arch, self.lens.dims.n_layers, clean.final is not None
+        arch, n_layers, device, clean = self.lens.arch, self.lens.dims.n_layers, self.lens.device, clean or CleanRow()
+        before = 0 if layout else n_before(pack, conditions, positions)
+        walked = clean.final is not None and (not before or bool(clean.keys))
+        layout, at = layout or Layout(pack, device, clean.keep if before else None), torch.tensor([*positions])
         x = arch.embed(layout.tokens)
-        layout.rotary = arch.angles(x[None], layout.position_ids)
-        at = torch.tensor([*positions], device=self.lens.device_of(n_layers - 1))
-        rows = {} if walked else {CLEAN: x}  # residual streams by condition, each [pos, d_model]; none is written to
+        # residual streams by condition, each [pos, d_model]; none is written to
+        rows: dict[int, Tensor] = {} if walked else {CLEAN: x}
+        walks = [(layout, rows, at)]
+        if before:  # rows without the tokens before walk beside the clean row, which has them
+            walks.append((Layout(pack, device, None, clean.keys, before), {}, at - before))
+        own, forked, kept = walks[-1]
+        for some, *_ in walks:
+            some.rotary = arch.angles(x[None], some.position_ids)
         forks = [fork_layer(condition, n_layers) for condition in conditions]
         from_donor = donor_layers(conditions)
         with walking(self.lens.model):
             for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
                 device = self.lens.device_of(layer)
-                layout.rotary, rows = moved(layout.rotary, device), {c: moved(row, device) for c, row in rows.items()}
+                for some, of_some, _ in walks:
+                    some.rotary = moved(some.rotary, device)
+                    of_some.update((c, moved(row, device)) for c, row in of_some.items())
                 if layer in clean.layers and not walked:
                     clean.inputs[layer] = rows[CLEAN]
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
-                    rows[c] = clean.inputs[layer] if walked else rows[CLEAN]
+                    forked[c] = (clean.inputs[layer] if walked else rows[CLEAN])[before:]
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
                         with RowWeights([conditions[c]], self.lens).embeddings():
-                            rows[c] = moved(arch.embed(layout.tokens[None])[0], device)
+                            forked[c] = moved(arch.embed(own.tokens[None])[0], device)
                 donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
-                    keep = at if layer == n_layers - 1 else None
-                    passed(pack.n_tokens * self._layer(rows, conditions, layer, layout, keep))
-        clean.final = rows[CLEAN][at] if clean.final is None else clean.final
-        return torch.stack([rows[c][at] if c in rows else clean.final for c in range(len(conditions))])
+                    for some, of_some, asked in walks:
+                        keep = moved(asked, device) if layer == n_layers - 1 else None
+                        passed(len(some.tokens) * self._layer(of_some, conditions, layer, some, keep))
+        clean.final = clean.final if walked else rows[CLEAN][moved(at, device)]
+        kept = moved(kept, device)
+        return torch.stack([forked[c][kept] if c in forked else clean.final for c in range(len(conditions))])
 
     def _layer(
         self, rows: dict[int, Tensor], conditions: Sequence[Condition], layer: int, layout: Layout, keep: Any

@@ -7,6 +7,7 @@ import pytest
 import surgery
 import tiny
 import torch
+import trees
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.row_edits import noise
@@ -106,6 +107,33 @@ def test_scores_depend_on_neither_order_nor_packs_nor_groups(requests, monkeypat
     found = engine.loglikelihood(requests[::-1], conditions[::-1])
     for row, other in zip(wanted, found[::-1], strict=True):
         assert [a.logprob for a in row] == pytest.approx([a.logprob for a in other[::-1]], abs=LOGPROB_TOLERANCE)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize("kernel", ["chosen", "flex"])
+def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, kernel, monkeypatch):
+    """As patches are: from the token on at which the first of them is edited, whoever walked before."""
+    if kernel == "flex":
+        trees.with_flex_attention(monkeypatch)
+    lens = surgery.rough_lens("llama-gqa")
+    means, prefix = means_of(lens), drawn(12, 7)
+    asked = [LoglikelihoodRequest(prefix + own, (5,)) for own in ((), (8, 9), (8, 3, 2))[: 3 if branches else 1]]
+    texts = [f"L{layer}.{part}[{at}:]@resample" for layer in (0, 2, 4) for part in ("attn", "H1") for at in range(3, 12)]
+    conditions = [BASELINE, *map(parse_condition, texts), *map(parse_condition, ["L1[11:]@mean", "L3.mlp[9:]@noise"])]
+    work = {}
+    for group in (5, 128):
+        monkeypatch.setattr("depthlens.engine.batches.MAX_OPEN_ROWS", group)
+        engine = Engine(lens, means=means, batch_tokens=64, progress=False)
+        answers = engine.loglikelihood(asked, conditions)
+        work[group] = engine.work.layer_tokens
+        for condition, row in zip(conditions, answers, strict=True):
+            wanted = [surgery.logprob(lens, condition, means, q) for q in asked]
+            assert [a.logprob for a in row] == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
+    # 128: all walk from the first one's token on; 5: from that of each five on, beside a clean row each
+    n_tokens = 12 + 4 * branches
+    passes = sum(5 - c.first_layer for c in conditions[1:])
+    assert work[128] == 5 * n_tokens + (n_tokens - 3) * passes
+    assert work[5] < 5 * n_tokens * -(-len(conditions) // 5) + (n_tokens - 6) * passes
 
 
 def test_the_first_token_is_that_of_the_sequence_and_not_of_the_batch():

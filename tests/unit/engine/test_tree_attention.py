@@ -59,6 +59,11 @@ def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
         got = layout.attention(0, q[:rows], k[:rows], v[:rows], 0.3)
         assert got.shape == (rows, 4, p.n_tokens, d_value)
         assert torch.allclose(got, plain(q[:rows], k[:rows], v[:rows], 0.3, sees(p)), atol=TOLERANCE)
+    for before in {p.n_prefix // 2, min(p.n_prefix, p.n_tokens - 1)} - {0}:  # tokens that all rows have in common
+        k[:, :, :before], v[:, :, :before] = k[:1, :, :before], v[:1, :, :before]
+        later = Layout(p, CPU, before={0: (k[0], v[0])}, n_before=before)
+        got = later.attention(0, *(x[:, :, before:] for x in (q, k, v)), 0.3)
+        assert torch.allclose(got, plain(q, k, v, 0.3, sees(p))[:, :, before:], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", PACKS)
