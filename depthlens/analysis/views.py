@@ -19,7 +19,8 @@ from typing import Any
 from depthlens.paths import write_files, writing_to
 
 SCRIPT, STYLE = ((files(__package__) / f"views.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-MOST_BYTES = 2_000_000  # of data inside another page
+MOST_BYTES = 2_000_000  # inside another page
+_DATA = '<script type="application/json">'
 
 
 def script_hash() -> str:
@@ -57,15 +58,12 @@ class View:
 
         return Widget(data=self.data, state=self.data["start"])
 
-    def html(self, most_bytes: int | None = None) -> str:
-        """The view as a part of a page; of more than ``most_bytes`` of data the table that needs no script."""
+    def html(self) -> str:
+        """The view as a part of a page."""
         data = json.dumps(self.data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-        if most_bytes is not None and len(data) > most_bytes:
-            note = f"All of it takes {len(data) / 1e6:.1f} MB: save('page.html') of this view writes a page of its own."
-            return f'<div class="depthlens-explorer">{self.table()}<p>{note}</p></div>\n<style>{STYLE}</style>'
         return (
             f'<div class="depthlens-explorer" data-page><div class="static">{self.table()}</div>\n'
-            f'<script type="application/json">{data}</script></div>\n'
+            f"{_DATA}{data}</script></div>\n"
             f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
         )
 
@@ -77,16 +75,28 @@ class View:
         """
         path = Path(path)
         with writing_to(path.parent):
-            text = _page(self.title, self.html()).encode()
+            text = page(self.title, self.html()).encode()
             write_files(path.parent, {path.name: lambda file: file.write(text)})
 
     def _repr_mimebundle_(self, **_: Any) -> Any:
-        shown = {"text/html": self.html(MOST_BYTES), "text/plain": repr(self)}
+        shown = {"text/html": self.html(), "text/plain": repr(self)}
         widget, metadata = self.widget._repr_mimebundle_()
         return widget | shown, metadata
 
 
-def _page(title: str, content: str) -> str:
+def is_large(content: str) -> bool:
+    """Whether HTML is a view that stands in a page of its own and not inside another one."""
+    return len(content) > MOST_BYTES and _DATA in content
+
+
+def brief(content: str, href: str) -> str:
+    """What stands inside another page in place of a large view: its table, and a link to its own page."""
+    table = content.partition(_DATA)[0].replace(" data-page", "", 1)
+    link = f'<p><a href="{html.escape(href)}">All answers</a> ({len(content) / 1e6:.1f} MB)</p>'
+    return f"{table}{link}</div>\n<style>{STYLE}</style>"
+
+
+def page(title: str, content: str) -> str:
     """A page of its own that loads nothing."""
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_hash()}"
     return (

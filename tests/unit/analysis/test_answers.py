@@ -99,7 +99,6 @@ def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote(tmp_
     (task,) = data["tasks"]
     assert task["conditions"] == ["baseline", "L0", "L1", "L1@mean"] and task["values"][2] == [0, 1, 0, 1]
     assert [task["texts"][i] for i in task["answers"][2]] == ["Lima", "Oslo", "y", HOSTILE]
-    assert "<script" not in view.html(10) and "takes" not in view.html(10**6)
     view.save(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert views.script_hash() in page and not re.search(r"src=|href=|fetch\(|import", page), "loads nothing"

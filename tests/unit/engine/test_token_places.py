@@ -118,7 +118,9 @@ def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, kern
     lens = surgery.rough_lens("llama-gqa")
     means, prefix = means_of(lens), drawn(12, 7)
     asked = [LoglikelihoodRequest(prefix + own, (5,)) for own in ((), (8, 9), (8, 3, 2))[: 3 if branches else 1]]
-    texts = [f"L{layer}.{part}[{at}:]@resample" for layer in (0, 2, 4) for part in ("attn", "H1") for at in range(3, 12)]
+    texts = [
+        f"L{layer}.{part}[{at}:]@resample" for layer in (0, 2, 4) for part in ("attn", "H1") for at in range(3, 12)
+    ]
     conditions = [BASELINE, *map(parse_condition, texts), *map(parse_condition, ["L1[11:]@mean", "L3.mlp[9:]@noise"])]
     work = {}
     for group in (5, 128):
