@@ -9,7 +9,7 @@ from typing import Any
 import lazy_loader
 
 _found, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:
