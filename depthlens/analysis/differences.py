@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -95,11 +95,15 @@ def critical_overlap(result: Result) -> DescribedTable:
         rows.append((len(more) + len(less), task, other, *(", ".join(kind) or "none" for kind in kinds), scale))
     columns = ["n", "task", "other", "both", "more_task", "more_other", "not_shown", "scale"]
     table = pd.DataFrame(rows, columns=columns)
-    said = "**{n}** removals cost one task more than the other; {task}: {more_task}; {other}: {more_other}."
-    most_first = table.sort_values("n", ascending=False, kind="stable").to_dict("records")
-    lines = [said.format_map(row) for row in most_first]
+    lines = [_more_in_words(row) for row in table.sort_values("n", ascending=False, kind="stable").itertuples()]
     lines = lines or ["Fewer than two tasks can be judged, so no two can be compared."]
     return DescribedTable.of("critical_overlap", result, rows=table, columns=columns[1:], lines=lines)
+
+
+def _more_in_words(row: Any) -> str:
+    sides = (row.task, row.other, row.more_task), (row.other, row.task, row.more_other)
+    told = [f"{one} loses more than {other} without **{parts}**" for one, other, parts in sides if parts != "none"]
+    return f"{'; '.join(told) or f'No removal is shown to cost {row.task} and {row.other} unequally'}."
 
 
 def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:

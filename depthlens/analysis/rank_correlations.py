@@ -203,8 +203,8 @@ def in_words(row: Any) -> str:
         return f"cannot judge: {row.note}"
     text = f"rank correlation **{row.spearman:.2f}**"
     if not math.isnan(row.ceiling):
-        verdict = "chance does not explain it" if row.p_value <= ALPHA else "chance explains it"
-        text += f", of {row.ceiling:.2f} that noise leaves of equal orders; {verdict} (p = {row.p_value:.2g})"
+        verdict = "more than chance" if row.p_value <= ALPHA else "may be chance"
+        text += f" (equal orders would give {row.ceiling:.2f} with so much noise), {verdict} (p = {row.p_value:.2g})"
         if row.smallest_p > ALPHA:
             text += f"; p cannot be below {row.smallest_p:.2g}"
     return f"{text}; {row.note}" if row.note else text

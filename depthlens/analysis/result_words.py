@@ -55,12 +55,9 @@ def sentence(result: Result, row: Any) -> str:
         fall = row.bounded < 0
         ends = (-row.ci_high, -row.ci_low) if fall else (row.ci_low, row.ci_high)
         text = f"{where} {'falls' if fall else 'rises'} by {estimate(abs(row.bounded), *ends, '.2g')}"
-        few = ""
     else:
         text = f"no change of {where} is shown: {estimate(row.bounded, row.ci_low, row.ci_high, '.2g')}"
-        needed = result.needed_documents[row.model, row.task, row.metric]
-        few = f"; about {needed} documents would show a loss of {LOSS_THAT_MATTERS}" if needed else ""
-    text = f"{row.condition}: {text} (p_adjusted = {row.p_adjusted:.2g}{few})."
+    text = f"{row.condition}: {text} (p_adjusted = {row.p_adjusted:.2g})."
     if abs(row.delta - row.bounded) > _ROUNDED:
         text += f" Without the limit of 1 nat a document the change is {row.delta:+.2g}."
     return text

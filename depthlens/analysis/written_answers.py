@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 FLEXIBLE = "flexible-extract"
 SAID = {
-    "unparsed": "answers that cannot be read are {}",
-    "cut_off": "cut off at the greatest number of tokens are {}; with more tokens (max_gen_toks) they may be right",
+    "unparsed": "{} cannot be read",
+    "cut_off": "{} are cut off at the greatest number of tokens and may be right with more (max_gen_toks)",
 }
 
 
@@ -103,11 +103,8 @@ def describe(result: Result) -> list[str]:
         told = []
         for column, said in SAID.items():
             worst = table.loc[table[column].fillna(0)[::-1].idxmax()]  # of equal ones the last
-            base, most = (
-                f"{table[column].iloc[0]:.0%} with nothing removed",
-                f"{worst[column]:.0%} ({worst['condition']})",
-            )
-            told += [said.format(f"{base} and at most {most}")] if table[column].any() else []
+            shares = f"{table[column].iloc[0]:.0%} of its answers, and {worst[column]:.0%} under {worst['condition']},"
+            told += [said.format(shares)] if table[column].any() else []
         if told:
-            lines.append(f"{row.task} {row.metric}: {'; '.join(told)}.")
+            lines.append(f"{row.task} {row.metric}, whole model: {'; '.join(told)}.")
     return lines

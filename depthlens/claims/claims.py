@@ -33,7 +33,7 @@ ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
 DEEPER = "without L0 and L1"
 SUFFIX = {ALL: "", DEEPER: "", SPARED: "[1:]", MEANS: "@mean"}
 
-HARMLESS = Question("Scored by {name}, the model loses {effect} without one of the later layers", ANSWERS, 0.10, UNDER)
+HARMLESS = Question("Scored by {name}, a later layer costs {effect} on average", ANSWERS, 0.10, UNDER)
 CRITICAL = Question("Scored by {name}, L0 or L1 costs {effect} more than a later layer on average", ANSWERS, 0.10)
 WRITTEN = Question("A layer beyond the first third costs {effect} more if {name} is written, not chosen", ANSWERS, 0.10)
 SHALLOW = Question("The first third holds more of the loss for {name} than for plain text, by {effect}", LOSS, 0.15)
@@ -93,7 +93,7 @@ def matched(a: Scores, b: Scores) -> tuple[Scores, Scores]:
             pairs.append((i, j))
     chosen = few.of(documents=[i for i, _ in pairs]), many.of(documents=[j for _, j in pairs])
     if lacking := chosen[0].too_few or chosen[1].too_few:
-        raise UserError(f"{lacking} of {few.label} and {many.label} with matched log-odds")
+        raise UserError(f"of {few.label} and {many.label} with matched log-odds, {lacking}")
     return chosen if few is a else chosen[::-1]
 
 
@@ -391,7 +391,7 @@ def _spread(effects: Sequence[Mean]) -> Iterator[str]:
 
 
 def _not_measured(fields: Sequence[str]) -> str:
-    return f"not measured; give depthlens.claims.Evidence its {', '.join(f'{name}=' for name in fields)}"
+    return f"not measured: the evidence has no {' and no '.join(fields)}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -232,6 +232,6 @@ def test_words():
     rng = np.random.default_rng(9)
     x, y, _ = profiles(0.9, rng)
     text = in_words(correlate(losses(x, 60, 1, rng), losses(y, 60, 1, rng), LAYERS))
-    assert text.startswith("rank correlation **0.") and " that noise leaves of equal orders; " in text
+    assert text.startswith("rank correlation **0.") and " (equal orders would give 0." in text
     short = in_words(correlate(losses(x[:6], 60, 1, rng), losses(y[:6], 60, 1, rng), LAYERS[:6]))
     assert "(p = 0.017)" in text and "p cannot be below 0.083" in short

@@ -44,8 +44,8 @@ def test_score_wrong_and_unparsed_add_up_to_one():
 
 def test_sentences_say_how_many_cannot_be_read():
     result = written()
-    expected = "answers that cannot be read are 10% with nothing removed and at most 90% (L0)."
-    assert result.describe()[-1] == f"worked {FLEXIBLE}: {expected}"
+    expected = "whole model: 10% of its answers, and 90% under L0, cannot be read."
+    assert result.describe()[-1] == f"worked {FLEXIBLE}, {expected}"
     clean = written(could_be_read=dict.fromkeys(VALUES, [1] * 10))
     assert "read" not in " ".join([*clean.describe(), *clean.describe("L0")])
 
