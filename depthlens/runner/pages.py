@@ -113,7 +113,8 @@ def notebook_page(notebook: Executed, files: Sequence[str] = ()) -> str:
         template_name="classic",
         raw_template=_text("notebook.html.j2"),
         embed_images=True,
-        config=Config(NbConvertBase={"display_data_priority": _SHOWN}),
+        # the bar of a cell that was interrupted is many outputs
+        config=Config(NbConvertBase={"display_data_priority": _SHOWN}, CoalesceStreamsPreprocessor={"enabled": True}),
     )
     css = _styles("base.css", "notebook.css") + _code_css()
     resources = {"policy": _POLICY, "css": css, "notebook": notebook, "files": files, "figure_type": MIME}

@@ -97,3 +97,10 @@ def test_a_large_view_is_a_page_beside_and_the_page_and_the_index_have_its_table
             assert (f'<a href="{link}">All answers</a>' in text) == bool(own)
             assert ("data-page" in text) != bool(own) and "broken questions" in text
     assert view.html() in (tmp_path / "sub" / "a" / "answers1.html").read_text()
+
+
+def test_the_bar_of_an_interrupted_cell_is_one_log():
+    cell = code("work()")
+    cell.outputs = [new_output("stream", name="stderr", text=f"\r{i} rows") for i in range(9)]
+    text = page(new_notebook(cells=[new_markdown_cell("# Q?"), cell]))
+    assert text.count("<summary>Log") == 1 and "8 rows" in text and "7 rows" not in text
