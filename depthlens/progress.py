@@ -34,7 +34,7 @@ class Bar(tqdm):
     def __init__(self, **options: Any) -> None:
         self._sink = os.environ.get(ENVIRONMENT, "")
         # standard error by default; as JSON goes there, what tqdm writes beside its state goes nowhere
-        file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and _in_kernel() else None
+        file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and in_kernel() else None
         super().__init__(**{"mininterval": EVERY, "miniters": 1, "smoothing": 0, "file": file, **options})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
@@ -53,7 +53,7 @@ class Bar(tqdm):
         return super().display(msg, pos)
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     """Whether this process is the kernel of a notebook; a terminal's IPython is none."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
@@ -67,7 +67,7 @@ def working(what: str) -> Bar:
     Args:
         what: In words, such as ``"loading smollm2-135m"``.
     """
-    silent = bool(os.environ.get(ENVIRONMENT)) or not _in_kernel()
+    silent = bool(os.environ.get(ENVIRONMENT)) or not in_kernel()
     # within another one it takes the same line
     return Bar(desc=what, bar_format="{desc}: {elapsed}", position=0, disable=silent)
 

@@ -122,6 +122,10 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
         f"{about['name']} {kept} on {where}, attention {about['attention_kernel']} | seed {values.get('seed', 0)} | "
         f"fingerprint {str(about['fingerprint'])[:12]}"
     )
+    if progress.in_kernel():
+        from IPython.display import HTML, display
+
+        display(HTML("<style>.jp-RenderedHTMLCommon table :is(td, th) { text-align: left }</style>"))
     return Study(lens, values, *(_some(values, names) for names in (DOCUMENTS, CHAT, WRITING)))
 
 
