@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from depthlens import arguments
 from depthlens.ablations import BASELINE
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout
@@ -48,7 +47,6 @@ def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> F
     Raises:
         UserError: a position that the sequence does not have, or a sequence that is longer than a sliding window.
     """
-    arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
     walk_check.require(lens, "the attention pattern")
     window = walk_check.window_of(lens)

@@ -119,7 +119,6 @@ def attribute(
         UserError: an offloaded model or one that cannot be walked layer by layer, or requests that are longer than the
             model's attention window.
     """
-    arguments.loaded(lens)
     what = "integrated gradients" if steps else "attribution"
     lens.needs_weights(what)
     lens.needs_heads(what)

@@ -124,7 +124,6 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
         >>> dl.weight_deltas(base, donor).columns.tolist()
         ['layer', 'site', 'matrix', 'n_parameters', 'relative', 'cosine']
     """
-    arguments.loaded(base)
     donor = load_donor(base, donor)
     if lens := next((lens for lens in (base, donor) if quantised.method_of(lens.model.config)), None):
         fault = f"weight deltas compare plain weights, and those of {lens.name!r} are quantised"
@@ -214,7 +213,6 @@ def activation_deltas(
         >>> deltas["part"].unique().tolist()
         ['attn_out', 'mlp_out', 'resid_post']
     """
-    arguments.loaded(base)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise UserError(f"prompts {prompts!r}: give a list of at least one text")
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]

@@ -62,7 +62,6 @@ def next_token(
         >>> dl.next_token(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2", "L3"], k=1).columns.tolist()
         ['baseline', 'L2', 'L3']
     """
-    arguments.loaded(lens)
     k = arguments.whole("k", k, 1)
     tokens = _tokens(lens, prompt)
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
@@ -122,7 +121,6 @@ def generate(
         L2                                     ...
         L3                                    Dora
     """
-    arguments.loaded(lens)
     texts = [prompts] if isinstance(prompts, str) else [*prompts]
     limit = arguments.whole("max_new_tokens", max_new_tokens, 1)
     under = expand(conditions, lens.dims) if conditions else [BASELINE]
@@ -231,7 +229,6 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         >>> found.says.shape, found.says[-1, -1]
         ((7, 9), 'Dora')
     """
-    arguments.loaded(lens)
     tokens = _tokens(lens, text)
     columns: tuple[list[Any], ...] = ([], [], [])
     for state in residual_streams(lens, tokens):
@@ -324,7 +321,6 @@ def attention(
             head token  position
         0  L2.H1  Dora         5
     """
-    arguments.loaded(lens)
     tokens = _tokens(lens, text)
     if not -len(tokens) <= query < len(tokens):
         raise UserError(f"query {query}: the text has tokens 0..{len(tokens) - 1}")

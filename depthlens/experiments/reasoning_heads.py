@@ -233,7 +233,6 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
         >>> len(solutions)
         2
     """
-    arguments.loaded(lens)
     chosen = settled(options)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     found = []
@@ -283,7 +282,6 @@ def reasoning_scores(
         >>> reasoning = dl.reasoning_scores(base, "arithmetic_cot", limit=2, method="attribution")
         >>> chosen = reasoning.contrast.top(3)
     """
-    arguments.loaded(lens)
     chosen = settled(options, without=OF_CONDITIONS)
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
@@ -375,7 +373,6 @@ def attention_at_results(
         >>> dl.attention_at_results(base, "arithmetic_cot", limit=2).columns.tolist()
         ['layer', 'head', 'condition', 'operands', 'previous_result', 'question', 'rest', 'n']
     """
-    arguments.loaded(lens)
     chosen = settled(options, without=(*OF_CONDITIONS, *cluster.NAMES, "batch_tokens"))
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]

@@ -243,7 +243,6 @@ def retrieval_scores(
         >>> copying.top(1)
         [L2.H1]
     """
-    arguments.loaded(lens)
     chosen = settled(options, without=OF_CONDITIONS)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -323,7 +322,6 @@ def recalled_needles(
         >>> len(recalled), len(needles)
         (4, 4)
     """
-    arguments.loaded(lens)
     options = {"batch_tokens": batch_tokens, "progress": progress}  # workers are those of the environment
     return _recalled(engine_of(lens, options, AnswerStore(store, lens).entry("needles")), needles)
 
@@ -387,7 +385,6 @@ def induction_scores(
         >>> scores.values.shape
         (6, 4)
     """
-    arguments.loaded(lens)
     n_texts = arguments.whole("n_texts", n_texts, 1)
     seed = arguments.check(seed=seed)["seed"]
     texts = _texts_read_twice(lens, n_texts, length, seed)

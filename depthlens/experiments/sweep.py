@@ -193,7 +193,6 @@ def head_sweep(
         >>> heads.head_losses(metric="acc").top(2)
         [L2.H1, L1.H2]
     """
-    arguments.loaded(lens)
     for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS), ("mode", mode, HEAD_MODES)):
         if value not in allowed:
             raise unknown(name, value, tuple(allowed))
@@ -301,7 +300,6 @@ def free_text(
         >>> result.docs["metric"].unique().tolist()
         ['repetition', 'nats_per_token']
     """
-    arguments.loaded(lens)
     settled(options, without=[name for name in arguments.OPTIONS if name not in OF_FREE_TEXT])
     prompt_tokens = arguments.whole("prompt_tokens", prompt_tokens, 1)
     max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
@@ -340,7 +338,6 @@ def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **
         >>> blocks.summary["condition"].tolist()[-3:]
         ['L2-3', 'L3-4', 'L4-5']
     """
-    arguments.loaded(lens)
     max_size = arguments.whole("max_size", max_size, 1, of=" of layers")
     return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
 
@@ -380,7 +377,6 @@ def greedy_removal(
         >>> greedy.removed
         [0]
     """
-    arguments.loaded(lens)
     n_layers = lens.dims.n_layers
     asked = n_layers if max_layers is None else max_layers
     asked = arguments.whole("max_layers", asked, 1, fix=", or leave it out")
