@@ -313,7 +313,8 @@ def attention(
         query: The token that is chosen first where it is shown; negative counts from the end.
 
     Raises:
-        UserError: an empty text, a head or layer that the model does not have, or a query that the text does not have.
+        UserError: an empty text, or a head or layer that the model does not have.
+        IndexError: a query that the text does not have.
 
     Example:
         >>> found = dl.attention(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", "L2.H1")
@@ -322,8 +323,7 @@ def attention(
         0  L2.H1  Dora         5
     """
     tokens = _tokens(lens, text)
-    if not -len(tokens) <= query < len(tokens):
-        raise UserError(f"query {query}: the text has tokens 0..{len(tokens) - 1}")
+    query = range(len(tokens))[query]
     if heads is None:
         heads = [f"L{layer}" for layer in range(lens.dims.n_layers)]
     one = isinstance(heads, str) or (len(heads) > 0 and isinstance(heads[0], int))
@@ -338,7 +338,7 @@ def attention(
                 pattern[at] = values.cpu()
 
     attention_patterns.read(lens, tokens, range(len(tokens)), see)
-    return Attention(words(lens, tokens), tuple(chosen), pattern, query % len(tokens))
+    return Attention(words(lens, tokens), tuple(chosen), pattern, query)
 
 
 def _heads(lens: Lens, asked: AnyHead) -> list[Head]:

@@ -245,10 +245,8 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
             found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
             found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
     if not any(s.results for s in found):
-        raise UserError(
-            f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it; "
-            "take another task"
-        )
+        fault = f"tasks {', '.join(names)}: none of {len(found)} answers computes a number"
+        raise UserError(f"{fault}; take another task")
     return found
 
 
