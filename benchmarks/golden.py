@@ -414,7 +414,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "heads/contrast": lambda: a.head_contrast(result("heads"), "copy", "sums", "answer_logprob"),
     "heads/agreement": lambda: a.head_agreement(result("heads"), result("heads", seed=1)),
     "heads/detectors": lambda: dl.detector_agreement({"one": copy(0), "two": copy(1)}, k=4),
-    "heads/overlap": lambda: {**vars(a.head_overlap(copy(0).top(6), copy(1).top(6), len(ALL_HEADS))), "heads": None},
+    "heads/overlap": lambda: {**vars(a.head_overlap(copy(0).top(6), copy(1).top(6), [4] * 6)), "heads": None},
     "heads/roles": lambda: a.head_roles(copy(0), copy(1)),
     "heads/auroc": lambda: [a.auroc(copy(0), copy(1).top(5)), *a.rank_correlation(copy(0), copy(1))],
     "heads/truth": lambda: a.compare_with_truth({"one": copy(0).top(5)}, copy(1).top(4)),

@@ -32,7 +32,7 @@ from depthlens.analysis.findings import DescribedTable, joined
 from depthlens.analysis.scores import THIRDS, labels, layer_scores
 from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.words import bounds
-from depthlens.errors import UserError, unknown
+from depthlens.errors import unknown
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -139,8 +139,6 @@ def site_losses(result: Result) -> DescribedTable:
     """
     names = [c for c in result.docs["condition"].unique() if c != BASELINE]
     of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
-    if missing := [site for site, conditions in of_site.items() if not conditions]:
-        raise UserError(f"the result removes no {missing[0]}; sweep with ablate='attn,mlp'")
     tables, lines = [], []
     for attn, mlp in zip(*(layer_scores(result.select(conditions=of_site[site])) for site in SITES), strict=True):
         if attn.at_chance:

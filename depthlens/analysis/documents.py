@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from depthlens.analysis.stats import GROUP
-from depthlens.errors import UserError, first_line, unknown
+from depthlens.errors import UserError, unknown
 
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
 PARSED = "parsed"  # whether a written answer could be read; may be left out where it is not known
@@ -20,19 +20,13 @@ def normalise(docs: pd.DataFrame) -> pd.DataFrame:
     """The columns in order and of one type each; ``parsed`` and ``complete`` are NA where it says neither.
 
     Raises:
-        UserError: a column is missing or unknown, has an empty cell, or is of the wrong type.
+        UserError: a column is missing, or has an empty cell.
     """
-    faults = [f"lacks column {c}" for c in DOCS_COLUMNS if c not in docs]
-    faults += [f"has unknown column {c}" for c in docs if c not in (*DOCS_COLUMNS, *_OPTIONAL)]
-    faults += [f"has a row without {c}" for c in (*_TEXTS, "doc_id") if c in docs and docs[c].isna().any()]
-    if faults:
-        needed = f"it needs exactly {', '.join(DOCS_COLUMNS)}, and may have {' and '.join(_OPTIONAL)}"
-        raise UserError(f"the table of documents {faults[0]}; {needed}")
     docs = docs.reindex(columns=[*DOCS_COLUMNS, *_OPTIONAL])
-    try:
-        return docs.astype(_DTYPES).reset_index(drop=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the table of documents has a column of the wrong type: {first_line(error)}") from error
+    if lacking := [c for c in (*_TEXTS, "doc_id") if docs[c].isna().any()]:
+        fault = f"the table of documents lacks column {lacking[0]}, or a value in it"
+        raise UserError(f"{fault}; it needs {', '.join(DOCS_COLUMNS)}")
+    return docs.astype(_DTYPES).reset_index(drop=True)
 
 
 def only(docs: pd.DataFrame, column: str, name: str | None) -> str:
@@ -44,7 +38,7 @@ def only(docs: pd.DataFrame, column: str, name: str | None) -> str:
     names = list(docs[column].unique())
     if name is None:
         if len(names) > 1:
-            raise UserError(f"there are several {column}s; name one of {', '.join(names)}")
+            raise UserError(f"there are several {column}s; name or select one of {', '.join(names)}")
         return names[0]
     if name not in names:
         raise unknown(column, name, names)

@@ -285,37 +285,13 @@ class SufficiencyCurve(Finding):
         return [(RESTORED if row["judged"] else NO_GAP).format_map(row) for row in rows]
 
 
-def faithfulness(kept: np.ndarray, none: np.ndarray, whole: np.ndarray, *, higher_is_better: bool = True) -> np.ndarray:
-    """``(m(kept) - m(none)) / (m(all) - m(none))``; NaN where the whole model is not better than none.
-
-    Args:
-        kept: Mean scores with some heads kept. Shape [curve, k].
-        none: With none. Shape [curve].
-        whole: With all. Shape [curve].
-        higher_is_better: Of the metric.
-    """
-    sign = 1 if higher_is_better else -1
-    gap = sign * (whole - none)[..., None]
-    return sign * (kept - none[..., None]) / np.where(gap > 0, gap, np.nan)
-
-
-def areas(f: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """CPR, the area under faithfulness, and CMD, the area between it and 1, by the trapezoidal rule.
-
-    Args:
-        f: Faithfulness. Shape [curve, point].
-        shares: Share of heads kept, from 0 to 1. Shape [point].
-
-    Returns:
-        CPR and CMD of each curve, each of shape [curve].
-    """
-    return np.trapezoid(f, shares, axis=-1), np.trapezoid(np.abs(1 - f), shares, axis=-1)
-
-
 def with_intervals(
     values: np.ndarray, shares: np.ndarray, units: Any = None, *, higher_is_better: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Faithfulness by number of heads kept, then CPR and CMD, each with its 95% interval.
+
+    Faithfulness is ``(m(kept) - m(none)) / (m(all) - m(none))``, NaN where the whole model is not better than none. CPR
+    is the area under it, and CMD that between it and 1, by the trapezoidal rule.
 
     Args:
         values: Scores: with no head kept first, and with all last. Shape [document, k].
@@ -361,10 +337,9 @@ def sufficiency(result: Result, conditions: Conditions, record: dict[str, Any], 
             (f, *ends), found = with_intervals(own, shares, units, higher_is_better=better)
             numbers = {"value": own.mean(0), "faithfulness": f, "ci_low": ends[0], "ci_high": ends[1]}
             points.append(pd.DataFrame(about | {"k": ks, "share": shares, **numbers}))
-            means = np.array([draw.mean(0) for draw in draws])  # [draw, k]
-            rivals = faithfulness(means, means[:, 0], means[:, -1], higher_is_better=better)
-            band.append(_band(rivals, **about, k=ks, share=shares))
-            random, _ = areas(rivals, shares)
+            of_draws = [with_intervals(draw, shares, units, higher_is_better=better) for draw in draws]
+            band.append(_band(np.array([of_k[0] for of_k, _ in of_draws]), **about, k=ks, share=shares))
+            random = np.array([areas[0, 0] for _, areas in of_draws])
             at_least = random >= found[0, 0]  # NaN where there is nothing to restore
             row = about | {f"{area}{end}": found[i, j] for j, area in enumerate(("cpr", "cmd")) for i, end in ENDS}
             row |= {"random_cpr": random.mean(), "random_low": random.min(), "random_high": random.max()}

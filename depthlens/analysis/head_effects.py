@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 
 from depthlens.ablations import AnyHead, Head, heads_of
-from depthlens.analysis import questions
+from depthlens.analysis import documents, questions
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import BASELINE, loss_unit
 from depthlens.errors import UserError
@@ -39,7 +39,7 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     Raises:
         UserError: several metrics and none named, or conditions that are not single heads.
     """
-    metric = _metric(result, task, metric)
+    metric = documents.only(result.select(tasks=task).docs, "metric", metric)
     chosen = result.select(tasks=task, metrics=metric)
     heads, dims = head_conditions(chosen, task), chosen.record["model"]["dims"]
     rows = chosen.losses().set_index("condition").loc[list(heads.values())]
@@ -71,7 +71,7 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
         >>> dl.analysis.head_contrast(heads, "organism_two_hop", "organism_one_hop", "acc").top(2)
         [L3.H0, L4.H3]
     """
-    metric, tasks = _metric(result, task, metric), (task, other_task)
+    metric, tasks = documents.only(result.select(tasks=task).docs, "metric", metric), (task, other_task)
     heads, dims = head_conditions(result, task), result.record["model"]["dims"]
     tables = [result.document_losses(name, metric)[list(heads.values())] for name in tasks]
     tables = [table.clip(-1, 1) for table in tables] if in_nats(metric) else tables
@@ -129,14 +129,6 @@ def auroc(scores: HeadScores, heads: Collection[AnyHead]) -> float:
         positive[head] = True
     inside, outside = scores.values[positive & scored], scores.values[~positive & scored]
     return float(scipy.stats.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
-
-
-def _metric(result: Result, task: str, metric: str | None) -> str:
-    """The metric that is asked for, or the only one that the task has."""
-    metrics = list(result.select(tasks=task, metrics=metric).docs["metric"].unique())
-    if len(metrics) > 1:
-        raise UserError(f"there are several metrics; name one of {', '.join(metrics)}")
-    return metrics[0]
 
 
 def head_conditions(result: Result, task: str) -> dict[Head, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,11 +109,7 @@ class Overlap:
     Attributes:
         n: Heads on both.
         expected: How many two random lists with as many heads in each layer have in common on average.
-        p_value: Probability that two such lists have at least ``n`` in common; NaN where the layers are not known.
-        expected_anywhere: As ``expected``, of random lists of these lengths, from any layer.
-        p_anywhere: As ``p_value``, of such lists (hypergeometric). Two lists that only prefer the same layers overlap
-            more than that.
-        jaccard: Heads on both, as a share of heads on either.
+        p_value: Probability that two such lists have at least ``n`` in common.
         heads: The common ones.
 
     Example:
@@ -126,29 +121,20 @@ class Overlap:
     n: int
     expected: float
     p_value: float
-    expected_anywhere: float
-    p_anywhere: float
-    jaccard: float
     heads: tuple[Head, ...]
 
     def __str__(self) -> str:
-        if math.isnan(self.p_value):
-            p, expected, of = self.p_anywhere, self.expected_anywhere, "any heads of the model"
-        else:
-            p, expected, of = self.p_value, self.expected, "as many random heads of each layer"
-        amount = "more than" if p < ALPHA else "no more than"
-        heads = "head" if self.n == 1 else "heads"
-        return f"{self.n} {heads} in common, {amount} {of} explain ({expected:.2g} expected, p = {p:.2g})"
+        amount = "more than" if self.p_value < ALPHA else "no more than"
+        said = f"{self.n} {'head' if self.n == 1 else 'heads'} in common, {amount} as many random heads of each layer"
+        return f"{said} explain ({self.expected:.2g} expected, p = {self.p_value:.2g})"
 
 
 def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[Head], np.ndarray]:
     """The first ``k`` heads by each of two scores, among the heads that have both, and which heads these are.
 
     Raises:
-        UserError: scores of models of different sizes, or a ``k`` that does not fit the heads that have both.
+        UserError: a ``k`` that does not fit the heads that have both.
     """
-    if a.values.shape != b.values.shape:
-        raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
     scored = np.isfinite(a.values) & np.isfinite(b.values)
     n = int(scored.sum())
     k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")
@@ -160,7 +146,7 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
 def head_overlap(
     a: Sequence[AnyHead] | HeadScores,
     b: Sequence[AnyHead] | HeadScores,
-    n_heads_in_all: int | Sequence[int] = (),
+    n_heads: Sequence[int] = (),
     *,
     k: int | None = None,
 ) -> Overlap:
@@ -169,19 +155,18 @@ def head_overlap(
     Of two scores the first ``k`` heads are compared, among the heads that have both: a head that was not measured could
     be on no list. `depthlens.plots.head_overlap` draws these.
 
-    Where the layers are known, the heads of each list are permuted within their layers. In a layer of h heads, of which
-    one list has x and the other y, the number in common is then hypergeometric. The layers are independent, so that the
-    distribution of the sum is the convolution, and p is exact.
+    The heads of each list are permuted within their layers. In a layer of h heads, of which one list has x and the
+    other y, the number in common is then hypergeometric. The layers are independent, so that the distribution of the
+    sum is the convolution, and p is exact.
 
     Args:
         a: Heads, or scores.
         b: The same.
-        n_heads_in_all: Of lists: the heads of each layer that could be on a list, from the first layer on:
-            ``[n_heads] * n_layers``. A single number, ``n_layers * n_heads``, gives no test within layers.
+        n_heads: Of lists: the heads of each layer that could be on a list, such as ``[9] * 30``.
         k: Of scores: how many heads of each are compared.
 
     Raises:
-        UserError: no list, more heads than a layer has, or scores of models of different sizes.
+        UserError: no list, or a ``k`` that does not fit the heads that have both scores.
 
     Example:
         >>> dl.analysis.head_overlap(copying, scores, k=2).heads
@@ -189,24 +174,12 @@ def head_overlap(
     """
     if isinstance(a, HeadScores) and isinstance(b, HeadScores) and k is not None:
         a, b, scored = both_tops(a, b, k)
-        n_heads_in_all = scored.sum(axis=1).tolist()
-    first, second = sets = [set(heads_of("list", heads)) for heads in (a, b)]
-    layers = None if isinstance(n_heads_in_all, int | np.integer) else [int(n) for n in n_heads_in_all]
-    n_in_all = int(n_heads_in_all) if layers is None else sum(layers)  # type: ignore[arg-type]
-    common, lengths = sets[0] & sets[1], [len(heads) for heads in sets]
-    expected, p = (math.nan, math.nan) if layers is None else _within_layers(first, second, layers, len(common))
-    anywhere = lengths[0] * lengths[1] / n_in_all, float(scipy.stats.hypergeom.sf(len(common) - 1, n_in_all, *lengths))
-    jaccard = len(common) / len(sets[0] | sets[1])
-    return Overlap(len(common), expected, p, *anywhere, jaccard, tuple(sorted(common)))
-
-
-def _within_layers(a: set[Head], b: set[Head], layers: Sequence[int], n: int) -> tuple[float, float]:
-    """Mean of the overlap where each list is permuted within its layers, and probability of at least ``n``."""
-    counts = [np.bincount([layer for layer, _ in heads], minlength=len(layers)) for heads in (a, b)]
+        n_heads = scored.sum(axis=1).tolist()
+    lists = [set(heads_of("list", heads)) for heads in (a, b)]
+    common = lists[0] & lists[1]
+    counts = [np.bincount([layer for layer, _ in heads], minlength=len(n_heads)) for heads in lists]
     chances = np.ones(1)  # of 0, 1, 2 .. heads in common
-    for layer, (size, *of_lists) in enumerate(zip(layers, *counts, strict=True)):
-        if max(of_lists) > size:
-            fault = f"a list has {max(of_lists)} heads of layer {layer}, which has {size}"
-            raise UserError(f"{fault}; give the number of heads of each layer")
+    for size, *of_lists in zip(n_heads, *counts, strict=True):
         chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(of_lists) + 1), size, *of_lists))
-    return float(np.arange(len(chances)) @ chances), float(min(1.0, chances[n:].sum()))
+    expected, p = float(np.arange(len(chances)) @ chances), float(min(1.0, chances[len(common) :].sum()))
+    return Overlap(len(common), expected, p, tuple(sorted(common)))

@@ -8,7 +8,7 @@ heads tested, of cases that are clipped to [-1, 1]. No torch in here: plots read
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +21,8 @@ from depthlens.analysis.means import ALPHA, max_t, mean
 from depthlens.analysis.words import estimate
 from depthlens.metrics import MIN_NATS
 
-COLUMNS = ["value", "low", "high", "critical", "spread"]
-N_SHOWN = 10  # highest heads that a notebook shows, and whose spread over tokens `describe` speaks of
+COLUMNS = ["value", "low", "high", "critical"]
+N_SHOWN = 10  # highest heads that a notebook shows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,8 +34,7 @@ class HeadScores(Finding):
         unit: "", or one that begins with "nats" (`depthlens.metrics.loss_unit`).
         frame: One row a head: layer, head, condition ("L9.H6"); value (NaN where the head was not measured); low, high
             (95% interval; NaN for one case); critical (above 0 by step-down maxT and, in nats, at least `MIN_NATS`; NA
-            where it was not tested); spread (standard deviation over the tokens of one case, mean over the cases with
-            several; NaN where there is none).
+            where it was not tested).
         n: Cases that the values are means over.
         record: Model, task and settings: what is needed to repeat it.
 
@@ -66,7 +65,7 @@ class HeadScores(Finding):
         Args:
             name: What is measured.
             unit: See `HeadScores`.
-            measured: One row a head: layer, head, value, and low, high, critical and spread where they are known.
+            measured: One row a head: layer, head, value, and low, high and critical where they are known.
             shape: Layers, and heads of each.
             n: See `HeadScores`.
             record: See `HeadScores`.
@@ -115,25 +114,6 @@ class HeadScores(Finding):
             measured["critical"] = (p < ALPHA) & (found.value > (MIN_NATS if unit.startswith("nats") else 0.0))
         return cls.of_heads(name, unit, measured, shape, n, record)
 
-    @classmethod
-    def of_tokens(
-        cls, name: str, unit: str, cases: Sequence[np.ndarray], record: dict[str, Any], *, bounded: bool = False
-    ) -> HeadScores:
-        """Like `of_cases`, where each case is a mean over its tokens; ``spread`` says how much these differ.
-
-        Args:
-            name: What is measured.
-            unit: "", "nats" or "logits".
-            cases: Each of shape [token, n_layers, n_heads].
-            record: See `HeadScores`.
-            bounded: See `of_cases`.
-        """
-        means = np.stack([case.mean(0) for case in cases])
-        scores = cls.of_cases(name, unit, means, record, tested=False, bounded=bounded)
-        several = [case.std(0) for case in cases if len(case) > 1]
-        spread = np.mean(several, axis=0).ravel() if several else np.nan
-        return replace(scores, frame=scores.frame.assign(spread=spread))
-
     def grid(self, column: str) -> np.ndarray:
         """A column of numbers of ``frame``. Shape [n_layers, n_heads]."""
         shape = self.frame["layer"].max() + 1, self.frame["head"].max() + 1
@@ -163,21 +143,14 @@ class HeadScores(Finding):
         return [Head(int(layer), int(head)) for layer, head in self.highest(k)[["layer", "head"]].to_numpy()]
 
     def describe(self) -> list[str]:
-        """How the scores are spread over the heads, and over the tokens of a case where that is known."""
+        """How the scores are spread over the heads, in one sentence."""
         (row,), value = self.highest(1).itertuples(), self.frame["value"]
         unit = f" {self.unit}" if self.unit else ""
         tested = "" if self.critical is None else f"**{self.critical.sum()} of {value.count()}** heads are critical; "
-        lines = [
+        return [
             f"{self.name}: {tested}the highest of {value.count()} heads is {row.condition} with "
             f"{estimate(row.value, row.low, row.high)}{unit}, the median head has {value.median():.3f} (n = {self.n})."
         ]
-        rows = self.highest()
-        if rows["spread"].notna().all():
-            lines.append(
-                f"{self.name}: from token to token of one case the {len(rows)} highest heads vary on average by "
-                f"{rows['spread'].mean():.2f} (standard deviation) around {rows['value'].mean():.2f}."
-            )
-        return lines
 
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
         """What is shown: the highest heads."""

@@ -25,8 +25,6 @@ _OPTIONAL = (HASH, SUBTASK)
 
 def normalise(table: pd.DataFrame) -> pd.DataFrame:
     """The columns in order and of one type each; choices are lists of text, or None; optional ones text, or NA."""
-    if lacking := [c for c in COLUMNS if c not in table.columns]:
-        raise UserError(f"the table of questions lacks column {', '.join(lacking)}; it needs {', '.join(COLUMNS)}")
     choices = pd.Series([None if c is None else [str(o) for o in c] for c in table["choices"]], dtype=object)
     text = {"task": "str", "question": "str", "reference": "str", "doc_id": "int64"}
     optional = {c: table[c].reset_index(drop=True) if c in table.columns else pd.NA for c in _OPTIONAL}

@@ -70,8 +70,6 @@ def refuse_other(folder: Path, files: Sequence[str], differs: Callable[[Any], st
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         why = differs(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, UserError):
-            raise
         name = RECORD_FILE if RECORD_FILE in existing else existing[0]
         raise UserError(f"{str(folder)!r} holds a {name} of something else; {_FIX}") from e
     if why:

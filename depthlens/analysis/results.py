@@ -126,17 +126,8 @@ class Result(Finding):
 
         ``min_effect`` is the smallest change that is called an effect, because tiny changes of a continuous score can
         be significant, too.
-
-        Raises:
-            UserError: the record has no such metric.
         """
-        try:
-            info = self.record["tasks"][task]["metrics"][metric]
-        except KeyError:
-            raise UserError(
-                f"the record says nothing of metric {metric!r} of task {task!r}; "
-                "record['tasks'][task]['metrics'][metric] needs higher_is_better and chance"
-            ) from None
+        info = self.record["tasks"][task]["metrics"][metric]
         return {"higher_is_better": True, "chance": None, "min_effect": 0.0, **info}
 
     @property
@@ -351,12 +342,8 @@ class Result(Finding):
 
     def _repr_html_(self) -> str:
         """In JupyterLab: the losses as small squares, three broken answers, and what limits the conclusions."""
-        try:
-            picture, limits = glance(self), self.notes
-        except UserError:  # the record lacks what losses need: the table says what
-            return super()._repr_html_()
         head = self.display()[0].partition(";")[0]
-        return paragraphs([head]) + picture + paragraphs([*limits, self.NEXT])
+        return paragraphs([head]) + glance(self) + paragraphs([*self.notes, self.NEXT])
 
 
 def concat(results: Sequence[Result]) -> Result:
@@ -379,11 +366,9 @@ def concat(results: Sequence[Result]) -> Result:
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)
     clash = docs[docs.duplicated(key)]
     if len(clash):
-        row = clash.iloc[0]
-        raise UserError(
-            f"the results disagree on {len(clash)} scores, first on {row['model']} {row['task']} "
-            f"{row['metric']} {row['condition']} document {row['doc_id']}; join results of the same settings"
-        )
+        first = " ".join(map(str, clash.iloc[0][key]))
+        fault = f"the results disagree on {len(clash)} scores, first on {first}"
+        raise UserError(f"{fault}; join results of the same settings")
     parts = [r.record for r in results]
     record = _agreed(parts) | {"tasks": _joined_tasks(parts), "parts": parts}
     if any("selected_conditions" in r for r in parts):

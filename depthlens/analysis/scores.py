@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import means, questions
+from depthlens.analysis import documents, means, questions
 from depthlens.analysis.means import Mean
 from depthlens.analysis.stats import BASELINE, GROUP
 from depthlens.errors import UserError
@@ -325,6 +325,4 @@ def paired_scores(base: Result, distilled: Result) -> list[tuple[Scores, Scores]
 
 def one_model(result: Result) -> str:
     """The model of a result; several are refused."""
-    if len(models := result.docs["model"].unique()) > 1:
-        raise UserError(f"the result has models {', '.join(models)}; choose one with select(models=...)")
-    return str(models[0])
+    return documents.only(result.docs, "model", None)

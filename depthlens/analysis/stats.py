@@ -115,8 +115,6 @@ def summarise(docs: pd.DataFrame, units: Units | None = None) -> pd.DataFrame:
     Raises:
         UserError: no baseline, or a condition without a number for each document of the baseline, which it names.
     """
-    if docs.empty:
-        raise UserError("no documents to summarise; run a sweep with at least one document")
     groups = docs.groupby(GROUP, sort=False, observed=True)
     parts = [_summarise_group(key, group, (units or {}).get(key[1])) for key, group in groups]
     return pd.concat(parts, ignore_index=True)[SUMMARY_COLUMNS]

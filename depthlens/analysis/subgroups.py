@@ -80,7 +80,7 @@ def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result
         A result of that task alone; p-values are corrected within each kind.
 
     Raises:
-        UserError: the result has no such task, or no document with a kind.
+        UserError: the result has no such task.
 
     Example:
         >>> kinds = dl.analysis.kinds_by_subtask(subjects, "mmlu")
@@ -89,9 +89,6 @@ def split_by_kind(result: Result, task: str, kinds: Mapping[int, str]) -> Result
     """
     chosen = result.select(tasks=task)
     docs = _renamed(chosen.docs, kinds)
-    if docs.empty:
-        n = chosen.docs["doc_id"].nunique()
-        raise UserError(f"none of the {n} documents of {task} in the result has a kind; give some of them one")
     counts = docs.groupby("task")["doc_id"].nunique()
     names = [name for name in dict.fromkeys(f"{task}, {kind}" for kind in kinds.values()) if name in counts]
     docs = pd.concat([docs[docs["task"] == name] for name in names])

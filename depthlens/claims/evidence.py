@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
@@ -82,12 +80,9 @@ class Evidence:
         models = sorted({m for name in MODEL_FIELDS for r in self.results(name) for m in r.docs["model"].unique()})
         if len(models) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
-        if self.heads is None:
+        if self.heads is None or self.head_tasks is None:
             return
         pairs = list(zip(self.curves[0].tests["list"], self.curves[0].tests["task"], strict=True))
-        if self.head_tasks is None:
-            known = ", ".join(f"{heads!r}" for heads in dict.fromkeys(heads for heads, _ in pairs))
-            raise UserError(f"heads without head_tasks; say the task that each list is for, by its name ({known})")
         for name, task in self.head_tasks.items():
             if (name, task) not in pairs:
                 raise unknown("list and task", f"{name}: {task}", [f"{a}: {b}" for a, b in pairs])
@@ -112,14 +107,10 @@ class Evidence:
             raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
         return counts[0] if counts else 1
 
-    def profiles(self, name: str, suffix: str = "", seed: int = 0, like: str | None = None) -> list[Scores]:
-        """The profiles of a field under one view, of the tasks of the field ``like``."""
+    def profiles(self, name: str, suffix: str = "", seed: int = 0) -> list[Scores]:
+        """The profiles of a field under one view."""
         found = self.results(name)
-        chosen = _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
-        if like is None:
-            return chosen
-        tasks = {str(task) for result in self.results(like) for task in result.docs["task"].unique()}
-        return [profile for profile in chosen if profile.task in tasks]
+        return _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
 
     @property
     def models(self) -> list[str]:
@@ -147,9 +138,6 @@ def _refuse_same_seeds(name: str, results: Sequence[Result]) -> None:
         if shared := sum(map(len, drawn)) - len(set().union(*drawn)):
             fault = f"{name}: few-shot seeds share {shared} examples of task {task}"
             raise UserError(f"{fault}; give seeds or fewer examples, so that they share none")
-    tables = [result.docs.sort_values(["task", "metric", "condition", "doc_id"])["value"] for result in results]
-    if any(np.array_equal(tables[0], table) for table in tables[1:]):
-        raise UserError(f"{name} has two few-shot seeds with the same scores; their examples are the same, so give one")
 
 
 def _several(given: Any) -> list[Any]:

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from depthlens import arguments
 from depthlens.ablations import BASELINE
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout
@@ -46,14 +45,11 @@ def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> F
         The final residual stream at the asked positions, before the last norm.
 
     Raises:
-        UserError: a position that the sequence does not have, or a sequence that is longer than a sliding window.
+        UserError: a sequence that is longer than a sliding window.
     """
-    arguments.loaded(lens)
     lens.needs_weights("the attention pattern")
     walk_check.require(lens, "the attention pattern")
     window = walk_check.window_of(lens)
-    if outside := [p for p in asked if not 0 <= p < len(tokens)]:
-        raise UserError(f"position {outside[0]}: the sequence has {len(tokens)} tokens, counted from 0")
     if window is not None and len(tokens) > window:
         fault = f"{len(tokens)} tokens are more than the {window} that attention sees at once in {lens.name}"
         raise UserError(f"{fault}; their patterns cannot be read, give fewer")

@@ -119,7 +119,6 @@ def attribute(
         UserError: an offloaded model or one that cannot be walked layer by layer, or requests that are longer than the
             model's attention window.
     """
-    arguments.loaded(lens)
     what = "integrated gradients" if steps else "attribution"
     lens.needs_weights(what)
     lens.needs_heads(what)
@@ -295,23 +294,17 @@ def _groups(
     return torch.tensor(rng.permuted(np.tile(np.arange(n_heads) % n_groups, (n_layers, 1)), axis=1))
 
 
-def removed_alone(
-    lens: Lens, heads: Sequence[AnyHead] | None, method: str, *, name: str = "heads", at_least: int = 1
-) -> list[Head] | None:
+def removed_alone(lens: Lens, heads: Sequence[AnyHead] | None, method: str, name: str = "heads") -> list[Head] | None:
     """Heads of the argument ``name`` that are to be removed, without repetition; None for all.
 
     Raises:
-        UserError: a method that removes none, fewer than ``at_least``, or one that the model does not have.
+        UserError: a method that removes none, or a head that the model does not have.
     """
     if heads is None:
         return None
     if method != EXACT:
-        raise UserError(
-            f"{name} with method {method!r}: only 'exact' removes heads, others score all; leave {name} out"
-        )
+        raise UserError(f"{name} with method {method!r}: only 'exact' removes heads; leave {name} out")
     unique = list(dict.fromkeys(heads_of(name, heads)))
-    if len(unique) < at_least:
-        raise UserError(f"{name} names {len(unique)} heads; give at least {at_least}")
     heads_condition(unique).validate(lens.dims)
     return unique
 

@@ -10,7 +10,7 @@ from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import broken_condition
 from depthlens.arguments import EvalOptions
-from depthlens.errors import UserError, unknown
+from depthlens.errors import unknown
 from depthlens.experiments.condition_runs import load_tasks, settled
 from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
 from depthlens.experiments.sweep import condition_sweep
@@ -42,19 +42,19 @@ def claim_sweeps(
             same, so give one.
         ablate: The views: all layers skipped, with the first token spared, and by their mean. The first half of the
             layers is removed, too: what such a model scores is the measured floor.
-        options: `EvalOptions`, but for ``seed`` and ``measure``.
+        options: `EvalOptions`; ``seed`` is that of each sweep, and so is ``measure`` for ``tokens``.
 
     Returns:
         One result a seed for each role, as `depthlens.claims.Evidence` takes them.
 
     Raises:
-        UserError: an option that does not apply, or see `condition_sweep`.
+        UserError: see `condition_sweep`.
 
     Example:
         >>> sweeps = dl.claim_sweeps(lens, {"retrieval": "organism_one_hop"}, seeds=[0], ablate="layers", limit=2)
         >>> evidence = dl.claims.Evidence(**sweeps)
     """
-    seeds, views = _asked(seeds, ablate, options, "seed", "measure")
+    views = [ablate] if isinstance(ablate, str) else [*ablate]
     chosen = settled({**options, "seed": seeds[0]})
     tasks = {role: harness.names_of(load_tasks(names, chosen)) for role, names in roles.items()}
     scored = list(dict.fromkeys(name for role, names in tasks.items() if role != TOKENS for name in names))
@@ -96,7 +96,7 @@ def claim_curves(
         seeds: As `claim_sweeps` has them. The first is that of the curve that decides.
         ablate: As `claim_sweeps` has it: heads are set to zero, spared at the first token, and replaced by their mean
             where layers are. The views other than the first take the first seed.
-        options: `EvalOptions`, but for ``seed``; ``measure`` is ``both`` by default.
+        options: `EvalOptions`; ``seed`` is that of each curve, and ``measure`` is ``both`` by default.
 
     Returns:
         The curve that decides, then those of the other seeds, then those of the other views.
@@ -110,7 +110,7 @@ def claim_curves(
         >>> len(curves)
         1
     """
-    seeds, views = _asked(seeds, ablate, options, "seed")
+    views = [ablate] if isinstance(ablate, str) else [*ablate]
     if wrong := [view for view in views if view not in VIEWS]:
         raise unknown("view", wrong[0], VIEWS)
     ways = [("", seed) for seed in seeds]
@@ -121,12 +121,3 @@ def claim_curves(
         draws = min(n_draws, MIN_DRAWS) if i else n_draws
         curves.append(removal_curve(lens, tasks, lists, k=k, n_draws=draws, suffix=suffix, **of_way))
     return curves
-
-
-def _asked(
-    seeds: Sequence[int], ablate: str | Sequence[str], options: EvalOptions, *own: str
-) -> tuple[list[int], list[str]]:
-    """Seeds and views as lists; options that are not for the caller are refused."""
-    if given := [name for name in own if name in options]:
-        raise UserError(f"option {given[0]!r} is set for each sweep; leave it out, and give seeds= and roles=")
-    return [*seeds], [ablate] if isinstance(ablate, str) else [*ablate]

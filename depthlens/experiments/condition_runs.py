@@ -76,7 +76,6 @@ class ConditionRuns:
         resample_prompts: Sequence[str] | int | None = None,
         donor: str | Path | Lens | None = None,
     ) -> None:
-        arguments.loaded(lens)
         resample_prompts = arguments.check(resample_prompts=resample_prompts)["resample_prompts"]
         self.lens, self.options = lens, options
         self.conditions = expand(ablate, lens.dims)

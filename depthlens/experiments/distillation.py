@@ -12,12 +12,11 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, Ablation, AnyHead, Condition, heads_of
@@ -35,7 +34,6 @@ from depthlens.store.parts import DEFAULT
 
 __all__ = ["activation_deltas", "transplant", "weight_deltas", "with_donor"]
 
-_TRANSPLANTED: WeakSet[nn.Module] = WeakSet()  # models inside `transplant`
 Name = str | os.PathLike[str]
 
 
@@ -54,7 +52,8 @@ def transplant(
     """Within the context ``base.model`` computes with parts of the donor; after it the base is as it was.
 
     No weight of the base is written: modules are called with the donor's weights instead. A donor by name is read from
-    its files layer by layer in every forward pass; to write long texts, hand over a loaded model.
+    its files layer by layer in every forward pass; to write long texts, hand over a loaded model. Transplants may be
+    nested: then both are in force.
 
     Args:
         base: A loaded model.
@@ -70,7 +69,7 @@ def transplant(
         The condition that is in force; nothing asked for is the baseline.
 
     Raises:
-        UserError: the two are no pair, a part does not exist or is named twice, or the base is inside a transplant.
+        UserError: the two are no pair, or a part does not exist or is named twice.
 
     Example:
         >>> with dl.transplant(base, donor, layers=[3, 4]) as condition:
@@ -87,16 +86,8 @@ def transplant(
         parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in heads_of(name, pairs)]
     condition = Condition(tuple(parts)).validate(base.dims)
     joined = with_donor(base, donor)
-    with ALONE:
-        if base.model in _TRANSPLANTED:
-            fix = "name all parts in one transplant, or leave the first one"
-            raise UserError(f"model {base.name!r} is inside a transplant already; {fix}")
-        _TRANSPLANTED.add(base.model)
-        try:
-            with TorchBackend(joined).ablate([condition]):
-                yield condition
-        finally:
-            _TRANSPLANTED.discard(base.model)
+    with ALONE, TorchBackend(joined).ablate([condition]):
+        yield condition
 
 
 @one_thread
@@ -124,7 +115,6 @@ def weight_deltas(base: Lens, donor: Name | Lens, *, store: Where = DEFAULT) -> 
         >>> dl.weight_deltas(base, donor).columns.tolist()
         ['layer', 'site', 'matrix', 'n_parameters', 'relative', 'cosine']
     """
-    arguments.loaded(base)
     donor = load_donor(base, donor)
     if lens := next((lens for lens in (base, donor) if quantised.method_of(lens.model.config)), None):
         fault = f"weight deltas compare plain weights, and those of {lens.name!r} are quantised"
@@ -185,7 +175,7 @@ def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
 def activation_deltas(
     base: Lens,
     donor: Name | Lens,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: str | Sequence[str | Sequence[int]],
     *,
     store: Where = DEFAULT,
 ) -> pd.DataFrame:
@@ -199,7 +189,7 @@ def activation_deltas(
     Args:
         base: A loaded model.
         donor: Name of a model that fits it, or a loaded one.
-        prompts: Texts, encoded by the base's tokenizer, or token ids.
+        prompts: One text or several, encoded by the base's tokenizer, or token ids.
         store: Where the deltas on single prompts are found and kept; see `depthlens.layer_sweep`.
 
     Returns:
@@ -207,19 +197,15 @@ def activation_deltas(
         relative_high, cosine, cosine_low, cosine_high (intervals are missing for one prompt), n (prompts).
 
     Raises:
-        UserError: the two are no pair, there are no prompts, one is empty, or one is longer than the attention window.
+        UserError: the two are no pair, or a prompt is longer than the attention window.
 
     Example:
         >>> deltas = dl.activation_deltas(base, donor, ["The capital of Denmark is", "Water boils at"])
         >>> deltas["part"].unique().tolist()
         ['attn_out', 'mlp_out', 'resid_post']
     """
-    arguments.loaded(base)
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-        raise UserError(f"prompts {prompts!r}: give a list of at least one text")
-    rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    if not all(rows):
-        raise UserError(f"prompt {rows.index([])} has 0 tokens; give at least one")
+    asked = [prompts] if isinstance(prompts, str) else prompts
+    rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in asked]
     walk_check.refuse_window(base, max(map(len, rows)), "activation deltas")
     donor = load_donor(base, donor)
     n_layers = base.dims.n_layers

@@ -148,7 +148,6 @@ def _swept(
     keep: bool = False,
 ) -> tuple[Result, dict[str, list[list[str]]], dict[str, Any]]:
     """The sweep of lists and their random lists; conditions by list, for it and then each draw, by k; the record."""
-    arguments.loaded(lens)
     settings, dims = settled(options), lens.dims
     n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     n_all = dims.n_layers * dims.n_heads

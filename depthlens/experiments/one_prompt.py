@@ -62,7 +62,6 @@ def next_token(
         >>> dl.next_token(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2", "L3"], k=1).columns.tolist()
         ['baseline', 'L2', 'L3']
     """
-    arguments.loaded(lens)
     k = arguments.whole("k", k, 1)
     tokens = _tokens(lens, prompt)
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
@@ -122,7 +121,6 @@ def generate(
         L2                                     ...
         L3                                    Dora
     """
-    arguments.loaded(lens)
     texts = [prompts] if isinstance(prompts, str) else [*prompts]
     limit = arguments.whole("max_new_tokens", max_new_tokens, 1)
     under = expand(conditions, lens.dims) if conditions else [BASELINE]
@@ -231,7 +229,6 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         >>> found.says.shape, found.says[-1, -1]
         ((7, 9), 'Dora')
     """
-    arguments.loaded(lens)
     tokens = _tokens(lens, text)
     columns: tuple[list[Any], ...] = ([], [], [])
     for state in residual_streams(lens, tokens):
@@ -316,7 +313,8 @@ def attention(
         query: The token that is chosen first where it is shown; negative counts from the end.
 
     Raises:
-        UserError: an empty text, a head or layer that the model does not have, or a query that the text does not have.
+        UserError: an empty text, or a head or layer that the model does not have.
+        IndexError: a query that the text does not have.
 
     Example:
         >>> found = dl.attention(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", "L2.H1")
@@ -324,10 +322,8 @@ def attention(
             head token  position
         0  L2.H1  Dora         5
     """
-    arguments.loaded(lens)
     tokens = _tokens(lens, text)
-    if not -len(tokens) <= query < len(tokens):
-        raise UserError(f"query {query}: the text has tokens 0..{len(tokens) - 1}")
+    query = range(len(tokens))[query]
     if heads is None:
         heads = [f"L{layer}" for layer in range(lens.dims.n_layers)]
     one = isinstance(heads, str) or (len(heads) > 0 and isinstance(heads[0], int))
@@ -342,7 +338,7 @@ def attention(
                 pattern[at] = values.cpu()
 
     attention_patterns.read(lens, tokens, range(len(tokens)), see)
-    return Attention(words(lens, tokens), tuple(chosen), pattern, query % len(tokens))
+    return Attention(words(lens, tokens), tuple(chosen), pattern, query)
 
 
 def _heads(lens: Lens, asked: AnyHead) -> list[Head]:

@@ -132,7 +132,6 @@ def patch(
         0  L2.H1         8
         >>> figure = dl.plots.token_grid(found)
     """
-    arguments.loaded(lens)
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
         if value not in allowed:
             raise unknown(name, value, allowed)

@@ -19,7 +19,6 @@ import pandas as pd
 import psutil
 import torch
 
-from depthlens import arguments
 from depthlens.ablations import BASELINE, Condition
 from depthlens.arguments import EvalOptions
 from depthlens.engine import prefix_tree, work
@@ -98,7 +97,6 @@ def plan(
            conditions  documents
         0           7          8
     """
-    arguments.loaded(lens)
     lens.needs_weights("plan")
     chosen = settled(options)
     refuse_workers(chosen, "plan", "")

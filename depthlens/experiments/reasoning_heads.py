@@ -233,7 +233,6 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
         >>> len(solutions)
         2
     """
-    arguments.loaded(lens)
     chosen = settled(options)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     found = []
@@ -246,10 +245,8 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
             found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
             found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
     if not any(s.results for s in found):
-        raise UserError(
-            f"tasks {', '.join(names)}: none of {len(found)} answers has a number that does not occur before it; "
-            "take another task"
-        )
+        fault = f"tasks {', '.join(names)}: none of {len(found)} answers computes a number"
+        raise UserError(f"{fault}; take another task")
     return found
 
 
@@ -283,7 +280,6 @@ def reasoning_scores(
         >>> reasoning = dl.reasoning_scores(base, "arithmetic_cot", limit=2, method="attribution")
         >>> chosen = reasoning.contrast.top(3)
     """
-    arguments.loaded(lens)
     chosen = settled(options, without=OF_CONDITIONS)
     if method not in (EXACT, ATTRIBUTION):
         raise unknown("method", method, (EXACT, ATTRIBUTION))
@@ -375,7 +371,6 @@ def attention_at_results(
         >>> dl.attention_at_results(base, "arithmetic_cot", limit=2).columns.tolist()
         ['layer', 'head', 'condition', 'operands', 'previous_result', 'question', 'rest', 'n']
     """
-    arguments.loaded(lens)
     chosen = settled(options, without=(*OF_CONDITIONS, *cluster.NAMES, "batch_tokens"))
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]

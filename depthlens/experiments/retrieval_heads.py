@@ -2,8 +2,7 @@ r"""Which heads copy from the context: by where they look, by what they write, a
 
 While the model writes a needle that is in its context, a *detector* scores every head, token by token. A needle is
 recalled where greedy decoding writes exactly the answer, so that one teacher-forced pass for each needle shows every
-step. The score is the mean over the tokens of a needle, then over recalled needles; its spread over tokens is reported
-beside it.
+step. The score is the mean over the tokens of a needle, then over recalled needles.
 
 **Loss on needle tokens**: what removing the head (zero ablation of its z) costs on these tokens, in nats per token,
 exactly or estimated from gradients. The loss says whether the head matters, not what it does.
@@ -46,7 +45,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from random import Random
 from typing import Any, NamedTuple, Unpack
 
@@ -71,7 +69,7 @@ from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where
+from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
@@ -83,42 +81,12 @@ class Detector(NamedTuple):
     Attributes:
         label: Its name in figures and sentences.
         unit: "" for shares from 0 to 1, or "logits".
-        positions: Which positions of a needle it looks from: ``asked`` or ``queries``.
-        measure: Scores of one needle. Shape [token, n_layers, n_heads].
+        measure: Scores of one needle at each token that the detector looks at. Shape [token, n_layers, n_heads].
     """
 
     label: str
     unit: str
-    positions: str
     measure: Callable[[Lens, Needle], np.ndarray]
-
-
-def scores_by_token(
-    lens: Lens, needles: Sequence[Needle], method: str, *, progress: bool = False, cache: AnswerCache | None = None
-) -> list[Float[np.ndarray, "token n_layers n_heads"]]:
-    """Scores of every head on each needle, recalled or not, at each token that the detector looks at.
-
-    Args:
-        lens: A loaded model.
-        needles: From `depthlens.tasks.needles`.
-        method: A key of `DETECTORS`.
-        progress: Show a bar.
-        cache: Where scores are found and kept; its entry must be of this method.
-    """
-    detector = DETECTORS[method]
-    n_tokens = [len(getattr(needle, detector.positions)) for needle in needles]
-    tokens = [(i, t) for i, n in enumerate(n_tokens) for t in range(n)]
-
-    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for i, some in groupby(members, lambda case: tokens[case][0]):  # one pass gives all tokens of a needle
-            values, cases = detector.measure(lens, needles[i]), [*some]
-            yield cases, values[[tokens[case][1] for case in cases]].reshape(len(cases), -1)
-
-    asked = [(n.request, n.targets, n.places, n.asked, n.gold, n.queries) for n in needles]
-    how: dict[str, Any] = {"desc": f"{detector.label} by token", "unit": "token", "progress": progress}
-    kept, cases = cache or AnswerCache(), [(asked[i], t) for i, t in tokens]
-    values = kept.numbers(cases, lens.dims.head_names, measure, **how)
-    return np.split(values.reshape(-1, lens.dims.n_layers, lens.dims.n_heads), np.cumsum(n_tokens)[:-1])
 
 
 def _copy_paste(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
@@ -185,10 +153,10 @@ def _sequence(needle: Needle) -> tuple[int, ...]:
 
 
 DETECTORS = {
-    "copy_paste": Detector("copy-paste score", "", "asked", _copy_paste),
-    "query_to_gold": Detector("query-to-gold attention", "", "queries", _query_to_gold),
-    "write_aware": Detector("write-aware score", "logits", "asked", _writes),
-    "write_from_needle": Detector("write from the needle", "logits", "asked", lambda m, n: _writes(m, n, n.gold)),
+    "copy_paste": Detector("copy-paste score", "", _copy_paste),
+    "query_to_gold": Detector("query-to-gold attention", "", _query_to_gold),
+    "write_aware": Detector("write-aware score", "logits", _writes),
+    "write_from_needle": Detector("write from the needle", "logits", lambda m, n: _writes(m, n, n.gold)),
 }
 METHODS = (*DETECTORS, EXACT, *STEPS)
 
@@ -243,15 +211,13 @@ def retrieval_scores(
         >>> copying.top(1)
         [L2.H1]
     """
-    arguments.loaded(lens)
     chosen = settled(options, without=OF_CONDITIONS)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if heads is not None and given_removed is not None:
         raise UserError("heads and given_removed are both given; give heads to remove alone, or given the others")
-    removed = removed_alone(lens, heads, method)
-    if given_removed is not None:
-        removed = removed_alone(lens, given_removed, method, name="given_removed", at_least=2)
+    asked = (heads, "heads") if given_removed is None else (given_removed, "given_removed")
+    removed = removed_alone(lens, asked[0], method, asked[1])
     label = "needles"
     source: dict[str, Any]
     if needles is not None:
@@ -276,12 +242,21 @@ def retrieval_scores(
     source["needles"] = {**counts, "groups": recall_table(needles, recalled).to_dict("records")}
     caches = [engine.cache]
     if method != EXACT:
-        of_method = address(method, STEPS[method]) if method in STEPS else f"{method} by token"
+        of_method = address(method, STEPS[method]) if method in STEPS else f"{method} by needle"
         caches.append(answers.entry(label, method=of_method))
     if detector := DETECTORS.get(method):
-        by_token = scores_by_token(lens, used, method, progress=chosen["progress"], cache=caches[-1])
-        record = made_record(lens, answers, caches, method=method, **source)
-        return HeadScores.of_tokens(detector.label, detector.unit, by_token, record, bounded=not detector.unit)
+
+        def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+            for i in members:
+                yield [i], detector.measure(lens, used[i]).mean(0).reshape(1, -1)
+
+        cases = [(n.request, n.targets, n.places, n.asked, n.gold, n.queries) for n in used]
+        how: dict[str, Any] = {"desc": detector.label, "unit": "needle", "progress": chosen["progress"]}
+        values = caches[-1].numbers(cases, lens.dims.head_names, measure, **how)
+        values = values.reshape(len(used), lens.dims.n_layers, lens.dims.n_heads)
+        about = made_record(lens, answers, caches, method=method, **source)
+        how = {"tested": False, "bounded": not detector.unit}
+        return HeadScores.of_cases(detector.label, detector.unit, values, about, **how)
     requests, others = [_needle_tokens(n) for n in used], given_removed is not None
     found, _ = losses(lens, requests, method, chosen, caches[-1], heads=removed, given_others=others)
     name = "loss on needle tokens" + ("" if method == EXACT else f", by {method.replace('_', ' ')}")
@@ -315,15 +290,11 @@ def recalled_needles(
     Returns:
         None where the model recalls none.
 
-    Raises:
-        UserError: no needles.
-
     Example:
         >>> recalled = dl.recalled_needles(lens, needles)
         >>> len(recalled), len(needles)
         (4, 4)
     """
-    arguments.loaded(lens)
     options = {"batch_tokens": batch_tokens, "progress": progress}  # workers are those of the environment
     return _recalled(engine_of(lens, options, AnswerStore(store, lens).entry("needles")), needles)
 
@@ -350,8 +321,6 @@ def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.Da
 
 def _recalled(engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
     """See `recalled_needles`."""
-    if not needles or not all(isinstance(needle, Needle) for needle in needles):
-        raise UserError("no needles; give at least one, from depthlens.tasks.needles")
     (answers,) = engine.loglikelihood([n.request for n in needles], [BASELINE], desc="recall")
     return [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
 
@@ -387,7 +356,6 @@ def induction_scores(
         >>> scores.values.shape
         (6, 4)
     """
-    arguments.loaded(lens)
     n_texts = arguments.whole("n_texts", n_texts, 1)
     seed = arguments.check(seed=seed)["seed"]
     texts = _texts_read_twice(lens, n_texts, length, seed)

@@ -24,6 +24,7 @@ import pandas as pd
 
 from depthlens import arguments, cluster
 from depthlens.ablations import INDEXED, WORDS, Ablation, Condition, Dims, expand
+from depthlens.analysis import documents
 from depthlens.analysis.block_removal import Greedy, Tried, follow
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.stats import BASELINE
@@ -42,7 +43,6 @@ from depthlens.tasks.measures import NAME, FreeText
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", *attribution.STEPS)
 HEAD_MODES = ("zero", "mean", "resample")
-MIN_DOCS = 4  # of a greedy removal: two choose and two judge
 OF_FREE_TEXT = ("backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
 
 
@@ -193,7 +193,6 @@ def head_sweep(
         >>> heads.head_losses(metric="acc").top(2)
         [L2.H1, L1.H2]
     """
-    arguments.loaded(lens)
     for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS), ("mode", mode, HEAD_MODES)):
         if value not in allowed:
             raise unknown(name, value, tuple(allowed))
@@ -301,7 +300,6 @@ def free_text(
         >>> result.docs["metric"].unique().tolist()
         ['repetition', 'nats_per_token']
     """
-    arguments.loaded(lens)
     settled(options, without=[name for name in arguments.OPTIONS if name not in OF_FREE_TEXT])
     prompt_tokens = arguments.whole("prompt_tokens", prompt_tokens, 1)
     max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, 1)
@@ -340,7 +338,6 @@ def block_sweep(lens: Lens, tasks: str | Sequence[str], *, max_size: int = 8, **
         >>> blocks.summary["condition"].tolist()[-3:]
         ['L2-3', 'L3-4', 'L4-5']
     """
-    arguments.loaded(lens)
     max_size = arguments.whole("max_size", max_size, 1, of=" of layers")
     return condition_sweep(lens, tasks, f"blocks:{max_size}", **options)
 
@@ -373,14 +370,13 @@ def greedy_removal(
 
     Raises:
         UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
-            than four documents, or anything that a sweep refuses.
+            than two documents, or anything that a sweep refuses.
 
     Example:
         >>> greedy = dl.greedy_removal(lens, "organism_one_hop", max_layers=1, limit=12)
         >>> greedy.removed
         [0]
     """
-    arguments.loaded(lens)
     n_layers = lens.dims.n_layers
     asked = n_layers if max_layers is None else max_layers
     asked = arguments.whole("max_layers", asked, 1, fix=", or leave it out")
@@ -427,16 +423,9 @@ def _without(layers: Sequence[int]) -> Condition:
 
 def _metric(result: Result, asked: str | None) -> str:
     """The metric asked for, or the task's first, of a task that can be judged."""
-    known = list(dict.fromkeys(result.docs["metric"]))
-    if result.docs["task"].nunique() > 1:
-        raise UserError(f"greedy removal follows one task; {', '.join(result.docs['task'].unique())} are several")
-    if asked is not None and asked not in known:
-        raise unknown("metric", asked, known)
-    metric = asked or known[0]
-    row = next(r for r in result.baselines.itertuples() if r.metric == metric)
-    if row.at_chance:
-        fault = f"{row.task} ({metric}) is at chance with every layer in place"
+    task = documents.only(result.docs, "task", None)
+    metric = documents.only(result.docs, "metric", asked or result.docs["metric"].iloc[0])
+    if result.baselines.set_index("metric")["at_chance"][metric]:
+        fault = f"{task} ({metric}) is at chance with every layer in place"
         raise UserError(f"{fault}: nothing to lose; take another task")
-    if row.n < MIN_DOCS:
-        raise UserError(f"{row.n} documents cannot be halved for choosing and judging; take at least {MIN_DOCS}")
     return metric

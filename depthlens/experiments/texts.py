@@ -82,7 +82,6 @@ def encoded(
     Raises:
         UserError: weights that are not here, no texts, or one of fewer than 2 tokens or more than are read.
     """
-    arguments.loaded(lens)
     lens.needs_weights(what)
     max_tokens = arguments.whole("max_tokens", max_tokens, 2)
     read = chosen(texts, limit)

@@ -100,7 +100,6 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
         >>> dl.load("smaller").dims.n_layers
         5
     """
-    arguments.loaded(lens)
     lens.needs_weights("an export")
     chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
     _refuse(lens, chosen)

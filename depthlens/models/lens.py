@@ -251,17 +251,20 @@ class Lens:
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, which no two threads run at once: others wait. The same thread may enter again.
+    """A function of a loaded model, which no two threads run at once: others wait. The same thread may enter again.
 
-    Where it takes ``**options``, its signature names them, so that Tab in a notebook offers them.
+    What is no loaded model is refused. Where the function takes ``**options``, its signature names them, so that Tab in
+    a notebook offers them.
     """
+    signature = inspect.signature(function)
+    model = next(iter(signature.parameters))
 
     @wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:
         with ALONE:
+            arguments.loaded(args[0] if args else kwargs.get(model))
             return function(*args, **kwargs)
 
-    signature = inspect.signature(function)
     if "options" in signature.parameters:
         own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
         named = {n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=...) for n in arguments.OPTIONS}

@@ -16,7 +16,6 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from depthlens import arguments
 from depthlens.ablations import ROUNDED, WEIGHTS, Condition
 from depthlens.errors import UserError
 from depthlens.models import loading, names, quantised
@@ -50,7 +49,6 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
         >>> dl.next_token(pair, "The capital of Denmark is", ["L2@donor", "L3.H1@donor"]).columns.tolist()
         ['baseline', 'L2@donor', 'L3.H1@donor']
     """
-    arguments.loaded(base)
     base.needs_weights("@donor")
     donor = load_donor(base, donor)
     joined = copy.copy(base)

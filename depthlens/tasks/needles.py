@@ -124,7 +124,6 @@ def task_needles(lens: Lens, tasks: str | Sequence[str], **options: Any) -> list
         >>> len(needles)
         4
     """
-    arguments.loaded(lens)
     names = arguments.names("tasks", tasks, "kv_retrieval_4")
     loaded = harness.load_tasks(names, **options)
     which: dict[str, Any] = {name: options.get(name) for name in ("limit", "samples")}
@@ -169,7 +168,6 @@ def written_needles(
     """
     from depthlens.tasks.encoding import Encoder  # slow to import
 
-    arguments.loaded(lens)
     n_needles = arguments.whole("n_needles", n_needles, 1)
     seed = arguments.check(seed=seed)["seed"]
     depths = [arguments.number("depths", depth, 0, 1) for depth in depths]

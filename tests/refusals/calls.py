@@ -33,7 +33,6 @@ removal = on(dl.removal_curve, ONE, lens="organism", k=1, lists=LISTS, **QUICK)
 sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUICK)
 free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
 depth_geometry = on(dl.depth_geometry, progress=False)
-layer_effects = on(dl.layer_effects, limit=1, progress=False)
 plan = on(dl.plan, TASK, "layers", store=None)
 next_token = on(dl.next_token)
 
@@ -125,7 +124,6 @@ DONORS = [
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
     (depth_geometry(texts="C5"), "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),
-    (layer_effects(reduce="sum"), "unknown reduce 'sum'; allowed: max, mean"),
 ]
 # as papermill hands them over: a notebook's first cells pass them on to `setup_notebook`
 PARAMETERS = [
@@ -146,7 +144,6 @@ RESULTS = [
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
     (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
     (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
-    (lambda e: dl.analysis.site_losses(e.result), "removes no attn; sweep with ablate='attn,mlp'"),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),

@@ -118,14 +118,6 @@ def test_a_rare_large_loss_makes_no_head_critical():
     assert scores.values[0, 0] > 1.5 and not scores.critical.any()
 
 
-def test_spread_over_the_tokens_of_a_case():
-    cases = [np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0]), np.array([1.0])]  # the last says nothing of spread
-    scores = HeadScores.of_tokens("test", "", [case[:, None, None] * np.ones((1, 1, 2)) for case in cases], {})
-    assert scores.n == 3 and np.allclose(scores.values, 0.5) and np.allclose(scores.frame["spread"], (0.5 + 0) / 2)
-    one_token = HeadScores.of_tokens("test", "", [np.ones((1, 1, 2))], {})
-    assert one_token.frame["spread"].isna().all() and len(one_token.describe()) == 1
-
-
 N_LAYERS, N_HEADS, N_DOCS = 3, 4, 40
 
 
@@ -163,7 +155,7 @@ def test_heads_that_were_not_swept_have_no_loss(effect):
 
 def test_what_cannot_be_told_apart_is_asked_for(effect):
     two = concat([sweep(effect), sweep(effect, task="u")])
-    with pytest.raises(UserError, match="several tasks; name one of t, u"):
+    with pytest.raises(UserError, match="several tasks; name or select one of t, u"):
         two.head_losses()
     assert two.head_losses("u").values[1, 2] > 0.8
 

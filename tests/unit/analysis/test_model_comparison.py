@@ -92,7 +92,7 @@ def test_examples_that_differ_and_several_models_are_refused():
         rank_agreement(base, Result(other.docs, record))
     both = Result(pd.concat([base.docs, other.docs]), base.record)
     for call in (lambda: rank_agreement(both, base), lambda: depth.centre_of_mass(both)):
-        with pytest.raises(UserError, match=r"has models base, d; choose one with select\(models=...\)"):
+        with pytest.raises(UserError, match="several models; name or select one of base, d"):
             call()
 
 

@@ -89,18 +89,9 @@ def test_too_few_documents_are_said_to_be_too_few():
     assert Result(docs_of(enough), record_of(capitals={"acc": ACC})).notes == []
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda r: Result(r.docs, {}).baselines, "record says nothing of metric 'acc' of task 'capitals'"),
-        (lambda r: Result(r.docs.assign(x=1), {}), "unknown column x"),
-        (lambda r: Result(r.docs.assign(task=None), {}), "row without task"),
-        (lambda r: Result(r.docs.assign(layer="first"), {}), "column of the wrong type"),
-    ],
-)
-def test_tables_that_are_no_documents_are_refused(result, call, message):
-    with pytest.raises(UserError, match=message):
-        call(result)
+def test_tables_that_are_no_documents_are_refused(result):
+    with pytest.raises(UserError, match="lacks column task, or a value in it; it needs model, task"):
+        Result(result.docs.assign(task=None), {})
 
 
 def test_select_keeps_the_baseline_and_says_so(result):
@@ -153,7 +144,7 @@ def test_scores_and_losses_of_documents():
     with pytest.raises(UserError, match="unknown metric 'f1'"):
         result.scores("capitals", "f1")
     two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
-    with pytest.raises(UserError, match="there are several models; name one of tiny, other"):
+    with pytest.raises(UserError, match="there are several models; name or select one of tiny, other"):
         two.scores("capitals", "acc")
     assert two.scores("capitals", "acc", "other").to_dict("list") == values
 
@@ -191,7 +182,7 @@ def test_concat_keeps_the_shared_baseline_once(result):
 def test_concat_refuses_disagreement(result):
     flipped = result.docs.copy()
     flipped.loc[0, "value"] = 0.0
-    with pytest.raises(UserError, match="disagree on 1 scores.* tiny capitals acc baseline document 0;"):
+    with pytest.raises(UserError, match="disagree on 1 scores, first on tiny capitals acc baseline 0;"):
         concat([result, Result(flipped, result.record)])
     shots = json.loads(json.dumps(result.record))
     shots["tasks"]["capitals"]["num_fewshot"] = 5

@@ -114,8 +114,6 @@ def test_too_few_questions_views_beside_and_what_does_not_fit():
     mean = curve(record=curve().record | {"suffix": "@mean"}, result=renamed(curve().result))
     found = judge(Evidence(heads=[curve(), mean], head_tasks=OWN, head_scores=APART), claims="C5").parts
     assert set(found["view"]) == {DECIDES, "mean ablation"} and found["effect"].notna().all()
-    with pytest.raises(UserError, match="heads without head_tasks"):
-        Evidence(heads=curve())
     with pytest.raises(UserError, match="retrieval: another"):
         Evidence(heads=curve(), head_tasks={"retrieval": "another"})
     assert "one for reasoning" in judged(curve(), own={"retrieval": "copy"})[1]["sentence"][0]

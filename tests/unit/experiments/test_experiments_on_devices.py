@@ -14,7 +14,7 @@ from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments import attribution, distillation, geometry, one_prompt
-from depthlens.experiments.retrieval_heads import DETECTORS, scores_by_token
+from depthlens.experiments.retrieval_heads import DETECTORS
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 REQUESTS = [LoglikelihoodRequest((1, 2, 3, 4 + i, 60), (9, 8 + i)) for i in range(3)]
@@ -37,9 +37,12 @@ MEASURES = {
     "slope to means": lambda lens: attribution.attribute(lens, REQUESTS, **by_means(lens))[0],
     "path": lambda lens: attribution.attribute(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
     "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
-    "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
+    "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, 16)),
     "patterns": lambda lens: one_prompt.attention(lens, TOKENS, "L4.H1").pattern[:, [2, 7]],
-    **{name: lambda lens, name=name: np.concatenate(scores_by_token(lens, made_needles(), name)) for name in DETECTORS},
+    **{
+        name: lambda lens, of=of: np.concatenate([of.measure(lens, n) for n in made_needles()])
+        for name, of in DETECTORS.items()
+    },
 }
 OF_LATENT_ATTENTION = ("effects", *DETECTORS)
 

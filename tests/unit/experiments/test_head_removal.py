@@ -147,20 +147,6 @@ def test_accuracy_and_nats_side_by_side_are_seeded(organism):
 # -- overlap --------------------------------------------------------------------------------------------------
 
 
-def test_overlap_is_that_of_all_lists_counted():
-    """Chance by hand: every list of two heads out of six against a fixed one of three."""
-    heads = [(layer, head) for layer in range(2) for head in range(3)]
-    one, other = heads[:3], [heads[0], heads[1]]
-    found = head_overlap(one, other, len(heads))
-    common = [len(set(one) & set(rival)) for rival in combinations(heads, 2)]
-    assert found.n == 2 and found.heads == ((0, 0), (0, 1)) and found.jaccard == 2 / 3
-    assert found.expected_anywhere == pytest.approx(np.mean(common))
-    assert found.p_anywhere == pytest.approx(np.mean(np.array(common) >= 2))
-    assert np.isnan(found.p_value)
-    nothing = head_overlap(one, heads[3:5], len(heads))
-    assert nothing.n == 0 and nothing.p_anywhere == pytest.approx(1) and nothing.jaccard == 0
-
-
 def test_lists_of_the_same_layers_are_permuted_within_them():
     one, other = [(0, 0), (0, 1), (1, 2)], [(0, 0), (1, 2), (1, 3)]
     found = head_overlap(one, other, [3, 4, 4])
@@ -168,11 +154,11 @@ def test_lists_of_the_same_layers_are_permuted_within_them():
         len({*first, last} & set(other)) for first in combinations([(0, h) for h in range(3)], 2)
         for last in [(1, h) for h in range(4)]
     ]  # fmt: skip
-    assert found.n == 2 and found.expected == pytest.approx(np.mean(common))
+    assert found.n == 2 and found.heads == ((0, 0), (1, 2)) and found.expected == pytest.approx(np.mean(common))
     assert found.p_value == pytest.approx(np.mean(np.array(common) >= 2))
     everything = [(0, h) for h in range(3)]
     same = head_overlap(everything, everything, [3, 9, 9])
-    assert same.p_value == 1 and same.p_anywhere < 0.01, "two lists of one whole layer share no more than the layer"
+    assert same.n == 3 and same.p_value == 1, "two lists of one whole layer share no more than the layer"
 
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
@@ -207,17 +193,15 @@ def test_every_other_head_is_at_its_mean(family, kept):
 
 
 def test_areas_of_known_curves():
-    f = np.array([[0, 0.25, 0.5, 1], [0, 1, 1, 1], [0, 1.5, 1, 1]])  # as by chance; at once; more than the whole model
-    cpr, cmd = analysis.areas(f, np.array([0, 0.25, 0.5, 1]))
-    assert cpr.tolist() == [0.5, 0.875, 1.0]
-    assert cmd.tolist() == [0.5, 0.125, 0.25]  # too much is as far from the model as too little
-
-
-def test_faithfulness_of_either_direction():
-    kept, none, whole = np.array([[-3.0, -2.0, -1.0]]), np.array([-3.0]), np.array([-1.0])
-    assert analysis.faithfulness(kept, none, whole).tolist() == [[0, 0.5, 1]]
-    assert analysis.faithfulness(-kept, -none, -whole, higher_is_better=False).tolist() == [[0, 0.5, 1]]
-    assert np.isnan(analysis.faithfulness(kept, whole, none)).all()  # nothing to restore
+    curves = [[0, 0.25, 0.5, 1], [0, 1, 1, 1], [0, 1.5, 1, 1]]  # as by chance; at once; more than the whole model
+    shares = np.array([0, 0.25, 0.5, 1])
+    # too much is as far from the model as too little
+    for f, areas in zip(curves, [(0.5, 0.5), (0.875, 0.125), (1.0, 0.25)], strict=True):
+        scores = np.array([f, f]) - 3
+        for sign in (1, -1):
+            found, its = analysis.with_intervals(sign * scores, shares, higher_is_better=sign > 0)
+            assert found[0] == pytest.approx(f) and its[0] == pytest.approx(areas)
+        assert np.isnan(analysis.with_intervals(-scores, shares)[1]).all()  # nothing to restore
 
 
 def test_points_follow_from_the_documents(restored, organism):

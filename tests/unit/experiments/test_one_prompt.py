@@ -98,7 +98,6 @@ def test_attention_is_the_models_own(lens):
         (lambda lens: one_prompt.generate(lens, "a", "L1@resample"), "give resample_prompt"),
         (lambda lens: one_prompt.next_token(lens, "a", "L1@resample"), "give resample_prompts"),
         (lambda lens: one_prompt.attention(lens, "a", "L1.mlp"), "no layer or head"),
-        (lambda lens: one_prompt.attention(lens, "abc", query=3), "query 3: the text has tokens 0..2"),
         (lambda lens: one_prompt.ablated(lens, "L9").__enter__(), "layer 9 does not exist"),
     ],
 )

@@ -143,20 +143,17 @@ def test_a_failing_read_of_the_donor_leaves_the_base_whole(saved, monkeypatch):
     assert layers_in_memory(donor) == []
 
 
-def test_a_transplant_inside_a_transplant_is_refused_and_the_outer_one_stays():
+def test_transplants_inside_one_another_are_both_in_force():
     base, donor = two("llama-gqa")
     clean = logits(base.model)
     with distillation.transplant(base, donor, layers=[1]):
         outer = logits(base.model)
-        with (
-            pytest.raises(UserError, match="inside a transplant already; name all parts in one"),
-            distillation.transplant(base, donor, layers=[2]),
-        ):
-            pass
+        with distillation.transplant(base, donor, layers=[2], attn=[3]):
+            both = logits(base.model)
         assert torch.equal(logits(base.model), outer)
     assert torch.equal(logits(base.model), clean)
-    with distillation.transplant(base, donor, layers=[2]):  # and afterwards there is none
-        pass
+    with distillation.transplant(base, donor, layers=[1, 2], attn=[3]):
+        assert torch.equal(logits(base.model), both)
 
 
 TASK, WRITTEN = "capitals_continuation", "kv_retrieval_4"

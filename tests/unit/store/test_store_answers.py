@@ -87,7 +87,7 @@ class TestNothingIsComputedTwice:
         (added,) = {*parts(tmp_path)} - {*before}
         assert pd.read_parquet(added)["request"].nunique() == 1, "the third text alone is measured"
         assert found.equals(dl.layer_effects(lens, texts, **options | {"store": None}))
-        for changed in ({"reduce": "mean"}, {"skip_first": 1}, {"seed": 1}):  # each is a part of the address
+        for changed in ({"skip_first": 1}, {"seed": 1}):  # each is a part of the address
             without = dl.layer_effects(lens, texts, **changed, **options | {"store": None})
             assert dl.layer_effects(lens, texts, **changed, **options).equals(without)
 
