@@ -65,8 +65,7 @@ def head_map(
         title: Above the figure; by default the model, what was done, and the number of documents.
 
     Raises:
-        UserError: an unknown task or metric, no condition that is a single head, scores of no heads, or no number of
-            names.
+        UserError: an unknown task or metric, no condition that is a single head, or no number of names.
 
     Example:
         >>> figure = dl.plots.head_map(heads, metrics="acc", top=2)
@@ -121,13 +120,9 @@ def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[pd.Da
 
 def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
     """A table for each score; scores that were tested against 0, or that pass below it, are losses."""
-    if not scores:
-        raise UserError("no scores; give at least one")
     maps, models = [], []
     for s in scores:
         finite = s.values[np.isfinite(s.values)]
-        if not len(finite):
-            raise UserError(f"{s.name}: no head has a score; give scores of at least one")
         worse = int(s.critical is not None or finite.min() < 0 or finite.max() > 1)
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
         about = {"series": s.name, "name": s.name if len(scores) > 1 else "", "unit": unit, "worse": worse}

@@ -184,19 +184,14 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
     Bars are 95% intervals; a marker is filled where the difference is proven.
 
     Args:
-        versus: From `depthlens.analysis.open_book_losses`.
+        versus: From `depthlens.analysis.open_book_losses`, of a layer sweep.
         unit: Of the losses.
         title: Above the figure.
-
-    Raises:
-        UserError: no rows, or rows that are of no single layer.
 
     Example:
         >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
         >>> figure = dl.plots.open_book_losses(versus.table, unit="accuracy")
     """
-    if versus.empty or versus["layer"].isna().any():
-        raise UserError("the table has rows that are of no single layer, or none; give that of a layer sweep")
     table = tidy(versus.sort_values("layer"), "layer", "difference")
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
     table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
@@ -229,14 +224,11 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     n_layers = geometry.n_layers
     table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
     best = table.loc[table.groupby("size")["distance"].idxmin()]
-    limits, default = (
-        (0, round_up(float(table["distance"].max())) or 1.0),
-        _title(geometry, "angular distance of blocks"),
-    )
+    top, default = round_up(float(table["distance"].max())) or 1.0, _title(geometry, "angular distance of blocks")
     label = "angular distance of the block's input and output (1: opposite)"
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers in the block", "empty": "white"}
     look |= {"rows": range(1, n_layers + 1), "columns": range(n_layers), "height": 4.4, "width": 0.75 * WIDTH}
-    fig, (ax,) = maps(title, default, table, limits, label, **look)
+    fig, (ax,) = maps(title, default, table, (0, top), label, **look)
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
     ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.invert_yaxis()
