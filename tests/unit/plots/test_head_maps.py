@@ -135,7 +135,7 @@ def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
         "change of answer_logprob (nats, at most 1 a",
     )
     holds(Case(fig, 6, words=said))
-    assert len(by_gid(plots.head_map(many, metrics="acc"), "cells")) == 2
+    assert len(by_gid(plots.head_map(many.select(metrics="acc")), "cells")) == 2
 
 
 def test_prediction():
