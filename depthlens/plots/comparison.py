@@ -76,7 +76,7 @@ def profile_comparison(
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
     look = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
-    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
+    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)
 
 
 @themed
@@ -103,7 +103,7 @@ def loss_difference(
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
     look = {"levels": ("zero",), "xlabel": "removed layer"}
-    return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
+    return _figure(comparison, table, place, parts, title, "difference of losses", **look)
 
 
 @themed
@@ -222,8 +222,8 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
 
 def _figure(
     comparison: Comparison, table: pd.DataFrame, place: str, parts: str, title: str | None, what: str, **look: Any
-) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
-    """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
+) -> Plot:
+    """A panel for each task, metric and unit, with a line for each series."""
     shown = _panels(table, place, parts)
     if not shown:
         known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
@@ -234,4 +234,4 @@ def _figure(
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(title, default, table, names, each=1.9, columns=columns, **look)
+    return curves(title, default, table, names, each=1.9, columns=columns, **look)[0]
