@@ -114,14 +114,9 @@ def blaming(fault: str, fix: str, kinds: tuple[type[Exception], ...] = (Exceptio
     except UserError:
         raise
     except kinds as error:
-        raise UserError(f"{fault} ({one_line(error)}); {fix}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error that was raised, in one line: its type, where that was, and its message."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    told = f"{type(error).__name__} at {Path(place.filename).name} line {place.lineno}: {first_line(error)}"
-    return told.removesuffix(": ")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__} at {Path(place.filename).name} line {place.lineno}: {first_line(error)}"
+        raise UserError(f"{fault} ({told.removesuffix(': ')}); {fix}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -61,24 +61,56 @@ class Family:
         return dict(self.mixers).get(layer, self.attn)
 
 
-@dataclass(frozen=True)
 class Architecture:
-    """A family bound to one model: its real modules and sizes."""
+    """The parts of a Hugging Face causal language model, and its sizes.
 
-    model: PreTrainedModel
-    family: Family
-    dims: Dims
-    d_key: int  # width of a query or key head; under latent attention not d_head, that of a value
-    embed: nn.Embedding
-    layers: tuple[nn.Module, ...]
-    attn: tuple[nn.Module, ...]
-    o_proj: tuple[nn.Module, ...]  # linear ones; of a layer with another mixer in place of attention an empty one
-    mlp: tuple[nn.Module, ...]
-    routers: tuple[nn.Module | None, ...]  # None: the layer has no experts
-    rotary: nn.Module | None
-    final_norm: nn.Module
-    unembed: nn.Module
-    rotary_types: tuple[str, ...] = ()  # of each layer, where layers turn queries and keys in several ways
+    Attributes:
+        model: The model.
+        family: Paths of its parts.
+        dims: Its sizes.
+        d_key: Width of a query or key head; under latent attention not d_head, that of a value.
+        embed, layers, attn, o_proj, mlp, rotary, final_norm, unembed: Its modules, of most one a layer. A layer with
+            another mixer in place of attention has an empty ``o_proj``.
+        routers: None: the layer has no experts.
+        rotary_types: Of each layer, where layers turn queries and keys in several ways.
+
+    Raises:
+        UserError: parts are missing, cannot be told apart, are compiled or in several layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        _refuse_compiled(model)
+        self.model: PreTrainedModel = cast("PreTrainedModel", model)
+        self.family = family = find(model)
+        config: Any = self.model.config.get_text_config()
+        self.layers = layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
+        _refuse_shared(type(model).__name__, layers)
+        self.embed = cast(nn.Embedding, model.get_submodule(family.embed))
+        self.final_norm, self.unembed = map(model.get_submodule, (family.final_norm, family.unembed))
+        self.mlp = tuple(layer.get_submodule(family.mlp) for layer in layers)
+        self.attn = tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers))
+        slots = {getattr(part, "layer_idx", i) for i, part in enumerate(self.attn)}
+        if lacking := sorted({*range(len(layers))} - slots):
+            fault = f"{type(model).__name__}: no attention has layer_idx {lacking[0]}"
+            fix = "set layer_idx of each attention to the number of its layer"
+            raise UserError(f"{fault}, by which keys and values of texts are kept apart; {fix}")
+        mixers = dict(family.mixers)
+        o_proj = (nn.Identity() if i in mixers else x.get_submodule(family.o_proj) for i, x in enumerate(layers))
+        self.o_proj = tuple(o_proj)
+        n_heads, d_model = config.num_attention_heads, config.hidden_size
+        # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
+        projection: Any = next(projection for i, projection in enumerate(self.o_proj) if i not in mixers)
+        d_head = (projection.nx if isinstance(projection, Conv1D) else projection.in_features) // n_heads
+        # latent attention decompresses one key and one value per query head: nothing is shared
+        latent = hasattr(config, "kv_lora_rank")
+        self.d_key = config.qk_nope_head_dim + config.qk_rope_head_dim if latent else d_head
+        n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
+        self.routers, n_experts = zip(*(_router(part, d_model) for part in self.mlp), strict=True)
+        sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
+        self.dims = Dims(*sizes)
+        self.rotary = model.get_submodule(family.rotary) if family.rotary else None
+        several = self.rotary is not None and "layer_type" in inspect.signature(self.rotary.forward).parameters
+        self.rotary_types = tuple(config.layer_types) if several else ()
 
     def call(
         self,
@@ -149,7 +181,7 @@ class Architecture:
 
 
 def find(model: nn.Module) -> Family:
-    """Find the parts of a causal language model, whose weights may be on the meta device; raises as `bind` does."""
+    """Find the parts of a causal language model, whose weights may be on the meta device; see `Architecture`."""
     whole: Any = model
     modules = dict(model.named_modules())
     lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList)]
@@ -249,54 +281,6 @@ def _one(model: nn.Module, what: str, names: list[str]) -> str:
 def _fault(model: nn.Module, what: str, names: list) -> UserError:
     found = f" ({', '.join(map(str, names))})" if names else ""
     return UserError(f"{type(model).__name__} has {what}{found}; it is not supported")
-
-
-def bind(model: nn.Module) -> Architecture:
-    """The parts of a Hugging Face causal language model, and its sizes.
-
-    Raises:
-        UserError: parts are missing, cannot be told apart, are compiled or in several layers.
-    """
-    whole: Any = model
-    _refuse_compiled(model)
-    family, config = find(model), whole.config.get_text_config()
-    layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
-    _refuse_shared(type(model).__name__, layers)
-    mlp = tuple(layer.get_submodule(family.mlp) for layer in layers)
-    attn = tuple(layer.get_submodule(family.mixes(i)) for i, layer in enumerate(layers))
-    slots = {getattr(part, "layer_idx", i) for i, part in enumerate(attn)}
-    if lacking := sorted({*range(len(layers))} - slots):
-        fault = f"no attention has layer_idx {lacking[0]}, by which keys and values of texts are kept apart"
-        raise UserError(f"{type(model).__name__}: {fault}; set layer_idx of each attention to the number of its layer")
-    mixers = dict(family.mixers)
-    o_proj = tuple(nn.Identity() if i in mixers else x.get_submodule(family.o_proj) for i, x in enumerate(layers))
-    n_heads, d_model = config.num_attention_heads, config.hidden_size
-    # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
-    projection: Any = next(projection for i, projection in enumerate(o_proj) if i not in mixers)
-    d_head = (projection.nx if isinstance(projection, Conv1D) else projection.in_features) // n_heads
-    # latent attention decompresses one key and one value per query head: nothing is shared
-    latent = hasattr(config, "kv_lora_rank")
-    n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
-    routers, n_experts = zip(*(_router(part, d_model) for part in mlp), strict=True)
-    rotary = model.get_submodule(family.rotary) if family.rotary else None
-    several = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
-    sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
-    return Architecture(
-        model=whole,
-        family=family,
-        dims=Dims(*sizes),
-        d_key=config.qk_nope_head_dim + config.qk_rope_head_dim if latent else d_head,
-        embed=cast(nn.Embedding, model.get_submodule(family.embed)),
-        layers=layers,
-        attn=attn,
-        o_proj=o_proj,
-        mlp=mlp,
-        routers=routers,
-        rotary=rotary,
-        rotary_types=tuple(config.layer_types) if several else (),
-        final_norm=model.get_submodule(family.final_norm),
-        unembed=model.get_submodule(family.unembed),
-    )
 
 
 def _router(mlp: nn.Module, d_model: int) -> tuple[nn.Module | None, int]:

@@ -159,7 +159,7 @@ class Lens:
         if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps")):
             fix = "leave it, and load the model with dtype=bfloat16"
             raise UserError(f"torch.autocast is on, which changes scores; {fix}")
-        self.arch = architectures.bind(self.model)
+        self.arch = architectures.Architecture(self.model)
         if self.donor:
             self.donor.bind()
 

@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from depthlens import arguments, progress
 from depthlens.errors import UserError, blaming
 from depthlens.models import names, placement, quantised
-from depthlens.models.architectures import Architecture, bind, rotary_settings
+from depthlens.models.architectures import Architecture, rotary_settings
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, weights
 
@@ -192,7 +192,7 @@ def _read_config(source: names.Source) -> tuple[Any, Any, Architecture]:
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    return config, AutoTokenizer.from_pretrained(source.place, **source.options), bind(outline)
+    return config, AutoTokenizer.from_pretrained(source.place, **source.options), Architecture(outline)
 
 
 def _refuse_unfilled(source: names.Source, loaded: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ for it is drawn, and log-likelihoods; the tables have all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,7 @@ from matplotlib.axes import Axes
 
 from depthlens.analysis import recovery, written_answers
 from depthlens.analysis.results import Result
-from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison, Run, compare_runs
+from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SHARE, Comparison
 from depthlens.analysis.scores import labels
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
@@ -42,7 +41,7 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 
 @themed
 def profile_comparison(
-    *runs: Result | Comparison, place: str = "", parts: str = "layers", title: str | None = None
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None
 ) -> Plot:
     """What removing each layer costs, one panel a task and one line a model or run, with the centre of mass of each.
 
@@ -51,18 +50,17 @@ def profile_comparison(
     with other numbers of layers are drawn over relative depth.
 
     Args:
-        runs: Layer sweeps of two to four models; or what `depthlens.compare` returned.
+        comparison: Of `depthlens.compare`, of two to four runs.
         place: Folder of the results below the runs.
         parts: Kind of part, such as ``layers`` or ``attn@mean``.
         title: Above the figure.
 
     Raises:
-        UserError: no two results, more than there are colours, or nothing to draw.
+        UserError: more runs than there are colours, or nothing to draw.
 
     Example:
-        >>> figure = dl.plots.profile_comparison(one, other)
+        >>> figure = dl.plots.profile_comparison(dl.compare(one, other))
     """
-    comparison = _compared(runs)
     table, ends = comparison.of(LOSS, SHARE), ["centre", "centre_low", "centre_high"]
     of_share = table["measure"] == SHARE
     relative = table["value"].where(of_share).groupby([table[c] for c in (*KEY, "group")]).transform("count") > 0
@@ -78,20 +76,19 @@ def profile_comparison(
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
     look = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
-    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
+    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)
 
 
 @themed
 def loss_difference(
-    *runs: Result | Comparison, place: str = "", parts: str = "layers", title: str | None = None
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None
 ) -> Plot:
     """Loss of each run minus that of the run that it is compared with, by removed layer: one panel a task and scale.
 
     Bands are 95% intervals, and markers are filled where the difference is shown.
 
     Args:
-        runs: Layer sweeps of two to four models, which are compared with the first; or what `depthlens.compare`
-            returned.
+        comparison: Of `depthlens.compare`, of two to four runs.
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
         title: Above the figure.
@@ -100,14 +97,13 @@ def loss_difference(
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
 
     Example:
-        >>> figure = dl.plots.loss_difference(one, other)
+        >>> figure = dl.plots.loss_difference(dl.compare(one, other))
     """
-    comparison = _compared(runs)
     table = _pairs(comparison)
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
     look = {"levels": ("zero",), "xlabel": "removed layer"}
-    return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
+    return _figure(comparison, table, place, parts, title, "difference of losses", **look)
 
 
 @themed
@@ -198,37 +194,6 @@ def _share_axis(ax: Axes, levels: pd.Series) -> None:
     right.set_ylabel("share of the gap", fontsize=SMALL)
 
 
-@themed
-def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None) -> Plot:
-    """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
-
-    Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
-
-    Args:
-        comparison: Of `depthlens.compare`, of any number of runs.
-        place: Folder of the results below the runs.
-        parts: Kind of part over depth.
-        title: Above the figure.
-
-    Raises:
-        UserError: nothing to draw.
-
-    Example:
-        >>> figure = dl.plots.run_centres(comparison)
-    """
-    centres = _compared([comparison]).of(CENTRE)
-    centres = centres[centres["parts"] == parts]
-    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model")
-    known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
-    table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
-    table["at"] = [comparison.runs.index(run) for run in table["run"]]
-    table = tidy(table, "at", "value", series="")
-    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres")
-    for ax, _ in axes:
-        ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
-    return fig
-
-
 def drawable(comparison: Comparison, tested: bool = False) -> list[tuple[str, str]]:
     """Folders and kinds of part over depth of two runs with equal settings; of those whose losses are tested."""
     places = comparison.of(CENTRE)[["place", "parts"]].drop_duplicates().itertuples(index=False, name=None)
@@ -240,16 +205,6 @@ def _pairs(comparison: Comparison) -> pd.DataFrame:
     """Differences of losses."""
     rows = comparison.of(LOSS, SHARE, compared=True)
     return rows.drop(columns="n").rename(columns={"measure": "scale", "n_paired": "n"})
-
-
-def _compared(runs: Sequence[Any]) -> Comparison:
-    """The comparison that is given, or that of some results."""
-    if len(runs) != 1 or isinstance(runs[0], Result):
-        models = [str(run.docs["model"].iloc[0]) for run in runs]
-        names = [name if models.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(models, 1)]
-        return compare_runs([Run(name, {"": run}) for name, run in zip(names, runs, strict=True)])
-    (comparison,) = runs
-    return comparison
 
 
 def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:
@@ -267,8 +222,8 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
 
 def _figure(
     comparison: Comparison, table: pd.DataFrame, place: str, parts: str, title: str | None, what: str, **look: Any
-) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
-    """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
+) -> Plot:
+    """A panel for each task, metric and unit, with a line for each series."""
     shown = _panels(table, place, parts)
     if not shown:
         known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
@@ -279,4 +234,4 @@ def _figure(
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(title, default, table, names, each=1.9, columns=columns, **look)
+    return curves(title, default, table, names, each=1.9, columns=columns, **look)[0]

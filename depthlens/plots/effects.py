@@ -16,7 +16,6 @@ from depthlens.metrics import limits, metric_unit
 from depthlens.plots.panels import ACCURACY, idle_where
 from depthlens.plots.theme import counts
 
-Names = str | Sequence[str] | None
 FIELDS = [*GROUP, "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SITES |= {"head": "head", "kv": "KV group", "expert": "expert"}  # several a layer
@@ -25,13 +24,11 @@ _DONE = {"removed": "removed", "mean": "replaced by the mean of what it adds", "
 _DONE |= {"twice": "run twice"}  # others by their name in conditions
 
 
-def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[str], fix: str) -> pd.DataFrame:
+def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
     """Effects of all conditions of a result that remove or replace one part; other conditions are left out.
 
     Args:
         result: Of a sweep.
-        tasks: The task or tasks to choose; all for None.
-        metrics: The metric or metrics to choose; all for None.
         sites: Which parts, out of `SITES`; the first names them in the error.
         fix: How to sweep them, for the error.
 
@@ -41,9 +38,8 @@ def sweep_table(result: Result, tasks: Names, metrics: Names, sites: Sequence[st
         be judged), and those of `axis_of`.
 
     Raises:
-        UserError: an unknown task or metric, or no condition that is such a part.
+        UserError: no condition is such a part.
     """
-    result = result if tasks is None and metrics is None else result.select(tasks=tasks, metrics=metrics)
     table = result.losses()
     names = list(table["condition"].unique())
     ablations = {name: parse_condition(name).ablations for name in names}

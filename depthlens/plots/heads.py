@@ -30,10 +30,9 @@ from depthlens.analysis.head_curves import CANNOT_JUDGE, RemovalCurve, Sufficien
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import labels as task_labels
-from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import FIELDS, Names, axis_of, labels, model_dims, sweep_table, sweep_title, varying
+from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_table, sweep_title, varying
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
 from depthlens.plots.theme import SMALL, Plot, figure, themed
 
@@ -48,9 +47,7 @@ _FAR = 2.0  # times the 99th percentile: a largest value from here on does not e
 
 
 @themed
-def head_map(
-    scores: Scored, *, tasks: Names = None, metrics: Names = None, top: int | None = None, title: str | None = None
-) -> Plot:
+def head_map(scores: Scored, *, top: int | None = None, title: str | None = None) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
     A dot is a critical head, a ring a significant gain. A task at chance shows no differences, because there are none
@@ -58,26 +55,21 @@ def head_map(
 
     Args:
         scores: A head sweep (conditions that are not one head or KV group are left out), or scores of heads.
-        tasks: The task or tasks of a sweep to draw; all by default.
-        metrics: The metric or metrics of a sweep to draw; all by default.
         top: Frame so many heads with the largest loss or score in each panel, and name them above it, the largest
             first; at most 20.
         title: Above the figure; by default the model, what was done, and the number of documents.
 
     Raises:
-        UserError: an unknown task or metric, no condition that is a single head, scores of no heads, or no number of
-            names.
+        UserError: no condition that is a single head, or no number of names.
 
     Example:
-        >>> figure = dl.plots.head_map(heads, metrics="acc", top=2)
+        >>> figure = dl.plots.head_map(heads.select(metrics="acc"), top=2)
         >>> figure.table[["task", "condition", "value"]].shape
         (48, 3)
     """
     if isinstance(scores, Result):
-        maps, default = _of_result(scores, tasks, metrics)
+        maps, default = _of_result(scores)
     else:
-        if tasks is not None or metrics is not None:
-            raise UserError("tasks= and metrics= choose within a Result; give the scores themselves to draw fewer")
         maps, default = _of_scores([scores] if isinstance(scores, HeadScores) else scores)
     if top is not None:
         arguments.whole("top", top, 1, of=" of heads")
@@ -101,9 +93,9 @@ def head_map(
     return fig
 
 
-def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[pd.DataFrame], str]:
+def _of_result(result: Result) -> tuple[list[pd.DataFrame], str]:
     """A table for each panel of a head sweep: model, task, metric and kind of removal; and what all have in common."""
-    table = sweep_table(result, tasks, metrics, tuple(INDEXED), "sweep heads, kv or experts")
+    table = sweep_table(result, tuple(INDEXED), "sweep heads, kv or experts")
     method = result.record.get("method", "exact").replace("_", " ")
     how = "" if method == "exact" else f" (estimated by {method})"
     title = sweep_title(table, f"one {' or '.join(table['site'].unique())}", how)
@@ -121,13 +113,9 @@ def _of_result(result: Result, tasks: Names, metrics: Names) -> tuple[list[pd.Da
 
 def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
     """A table for each score; scores that were tested against 0, or that pass below it, are losses."""
-    if not scores:
-        raise UserError("no scores; give at least one")
     maps, models = [], []
     for s in scores:
         finite = s.values[np.isfinite(s.values)]
-        if not len(finite):
-            raise UserError(f"{s.name}: no head has a score; give scores of at least one")
         worse = int(s.critical is not None or finite.min() < 0 or finite.max() > 1)
         unit = (s.name if len(scores) == 1 else "loss" if worse else "score") + (f" ({s.unit})" if s.unit else "")
         about = {"series": s.name, "name": s.name if len(scores) > 1 else "", "unit": unit, "worse": worse}

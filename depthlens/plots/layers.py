@@ -24,7 +24,7 @@ from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels, theme
-from depthlens.plots.effects import FIELDS, Names, labels, named, sweep_table, sweep_title, varying
+from depthlens.plots.effects import FIELDS, labels, named, sweep_table, sweep_title, varying
 from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, maps, tidy
 from depthlens.plots.theme import SMALL, WIDTH, Plot, round_up, themed
 
@@ -39,9 +39,7 @@ _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or 
 
 
 @themed
-def depth_profile(
-    result: Result, *, tasks: Names = None, metrics: Names = None, value: str = "value", title: str | None = None
-) -> Plot:
+def depth_profile(result: Result, *, title: str | None = None) -> Plot:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have
@@ -50,27 +48,18 @@ def depth_profile(
 
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
-        tasks: The task or tasks to draw; all by default.
-        metrics: The metric or metrics to draw; all by default.
-        value: ``"value"`` draws the score, ``"delta"`` its difference from baseline.
         title: Above the figure; by default the model, what was removed, and the number of documents.
 
     Raises:
-        UserError: an unknown task, metric or value, or no condition that is a single layer.
+        UserError: no condition is a single layer.
 
     Example:
-        >>> figure = dl.plots.depth_profile(result, value="delta")
+        >>> figure = dl.plots.depth_profile(result)
         >>> figure.table.columns.tolist()
         ['panel', 'model', 'task', 'metric', 'condition', 'layer', 'value', 'low', 'high', 'p_adjusted', 'shown']
     """
-    if value not in ("value", "delta"):
-        raise UserError(f"value {value!r} is not known; allowed: 'value', 'delta'")
-    table = sweep_table(result, tasks, metrics, _LAYER_SITES, _FIX)
+    table = sweep_table(result, _LAYER_SITES, _FIX)
     default = sweep_title(table, _SEVERAL)
-    if value == "delta":
-        unit = "change of " + table["unit"] + " from baseline"
-        span = table["greatest"] - table["least"]
-        table = table.assign(baseline=0.0, chance=np.nan, unit=unit, least=-span, greatest=span)
     fields = varying(table)
     for across in ([], ["model", "task"], GROUP, FIELDS):
         inner = [f for f in fields if f not in across]
@@ -95,9 +84,7 @@ def depth_profile(
 
 
 @themed
-def protocol_comparison(
-    result: Result, *, tasks: Names = None, metrics: Names = None, title: str | None = None
-) -> Plot:
+def protocol_comparison(result: Result, *, title: str | None = None) -> Plot:
     """One row per task and metric, one column per removed layer: which layers matter under which protocol.
 
     Colour is the difference from baseline: white none, red worse, blue better. A dot is a critical layer, a
@@ -105,19 +92,19 @@ def protocol_comparison(
 
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
-        tasks: The task or tasks to draw; all by default.
-        metrics: The metric or metrics to draw; all by default.
         title: Above the figure; by default the model, what was removed, and the number of documents.
 
     Raises:
-        UserError: an unknown task or metric, no condition that is a single layer, or several units.
+        UserError: no condition that is a single layer, or several units.
 
     Example:
         >>> figure = dl.plots.protocol_comparison(both)
     """
-    table = sweep_table(result, tasks, metrics, _LAYER_SITES, _FIX)
+    table = sweep_table(result, _LAYER_SITES, _FIX)
     if len(units := list(table["unit"].unique())) > 1:
-        raise UserError(f"one colour scale cannot show {', '.join(units)} together; choose with metrics=[...]")
+        raise UserError(
+            f"one colour scale cannot show {', '.join(units)} together; choose by result.select(metrics=...)"
+        )
     judged = table["bounded"].where(table["idle"] == "")
     table = table.assign(x=table["layer"], y=table.groupby(FIELDS, sort=False).ngroup(), value=judged)
     limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
@@ -184,19 +171,14 @@ def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPR
     Bars are 95% intervals; a marker is filled where the difference is proven.
 
     Args:
-        versus: From `depthlens.analysis.open_book_losses`.
+        versus: From `depthlens.analysis.open_book_losses`, of a layer sweep.
         unit: Of the losses.
         title: Above the figure.
-
-    Raises:
-        UserError: no rows, or rows that are of no single layer.
 
     Example:
         >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
         >>> figure = dl.plots.open_book_losses(versus.table, unit="accuracy")
     """
-    if versus.empty or versus["layer"].isna().any():
-        raise UserError("the table has rows that are of no single layer, or none; give that of a layer sweep")
     table = tidy(versus.sort_values("layer"), "layer", "difference")
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
     table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
@@ -229,14 +211,11 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     n_layers = geometry.n_layers
     table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
     best = table.loc[table.groupby("size")["distance"].idxmin()]
-    limits, default = (
-        (0, round_up(float(table["distance"].max())) or 1.0),
-        _title(geometry, "angular distance of blocks"),
-    )
+    top, default = round_up(float(table["distance"].max())) or 1.0, _title(geometry, "angular distance of blocks")
     label = "angular distance of the block's input and output (1: opposite)"
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers in the block", "empty": "white"}
     look |= {"rows": range(1, n_layers + 1), "columns": range(n_layers), "height": 4.4, "width": 0.75 * WIDTH}
-    fig, (ax,) = maps(title, default, table, limits, label, **look)
+    fig, (ax,) = maps(title, default, table, (0, top), label, **look)
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
     ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.invert_yaxis()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from depthlens.errors import UserError
 from depthlens.look import EMPTY, PALE, PALETTE
 from depthlens.plots import panels, theme
 from depthlens.plots.panels import maps
@@ -24,31 +21,21 @@ def _short(token: str, most: int = _CHARS) -> str:
 
 
 @themed
-def prediction(
-    tokens: Iterable[str], before: ArrayLike, after: ArrayLike, *, condition: str = "the part", title: str | None = None
-) -> Plot:
+def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None) -> Plot:
     """Probability of each next token with and without an ablation.
 
     Tokens that lose probability stand on top, those that gain below them, each from the likeliest down.
 
     Args:
-        tokens: Their text, which is quoted; spaces and line breaks are made visible.
-        before: Probability of each without ablation. Shape [token].
-        after: Probability of each under the condition. Shape [token].
-        condition: Its text form, for the legend.
+        table: Of `depthlens.next_token`. The text of a token is quoted; spaces and line breaks are made visible.
+        condition: A column of it.
         title: Above the figure.
 
-    Raises:
-        UserError: no tokens, or different lengths.
-
     Example:
-        >>> figure = dl.plots.prediction([" Copenhagen", " Denmark"], [0.7, 0.1], [0.1, 0.6], condition="L11")
+        >>> figure = dl.plots.prediction(dl.next_token(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2"]), "L2")
     """
-    names = [f'"{theme.visible(token)}"' if token else theme.visible(token) for token in tokens]
-    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if not names or before.shape != (len(names),) or after.shape != before.shape:
-        shapes = f"probabilities of shape {before.shape} before and {after.shape} after"
-        raise UserError(f"{len(names)} tokens, {shapes}; give one of each per token")
+    names = [f'"{theme.visible(token)}"' if token else theme.visible(token) for token in table.index]
+    before, after = (table[column].to_numpy(dtype=float) for column in ("baseline", condition))
     order = np.lexsort((-np.maximum(before, after), after > before))
     names, before, after = [names[i] for i in order], before[order], after[order]
     y, top = np.arange(len(names)), max(before.max(), after.max(), 0.01)

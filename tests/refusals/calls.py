@@ -151,10 +151,8 @@ RESULTS = [
 
 
 PLOTS = [
-    (lambda e: dl.plots.depth_profile(e.result, value="x"), "value 'x' is not known; allowed: 'value', 'delta'"),
     *((lambda e, f=f: f(e.heads), "no condition removes a single layer ")
       for f in (dl.plots.depth_profile, dl.plots.protocol_comparison)),
-    (lambda e: dl.plots.head_map(e.scores, tasks="x"), "tasks= and metrics= choose within a Result"),
     (lambda e: dl.plots.head_map(e.result), "no condition removes a single head (L0"),
     (lambda e: dl.plots.block_map(e.heads), "the result has no blocks of layers; make it with block_sweep"),
 ]  # fmt: skip

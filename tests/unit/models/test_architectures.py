@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from depthlens.ablations import Dims
 from depthlens.errors import UserError
-from depthlens.models.architectures import bind
+from depthlens.models.architectures import Architecture
 
 DIMS = {
     "llama-mha": Dims(5, 4, 4, 32, 8),
@@ -29,7 +29,7 @@ DIMS = {
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family_binds_to_its_own_modules(family):
     model = tiny.model(family)
-    arch = bind(model)
+    arch = Architecture(model)
     assert arch.dims == DIMS[family]
     assert arch.embed is model.get_input_embeddings() and arch.unembed is model.get_output_embeddings()
     assert arch.layers == tuple(model.model.layers)
@@ -44,7 +44,7 @@ def test_a_part_that_is_missing_is_named():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
     del model.transformer.ln_f
     with pytest.raises(UserError, match="GPT2LMHeadModel has no final norm; it is not supported"):
-        bind(model)
+        Architecture(model)
 
 
 @pytest.mark.parametrize("path", ["", "self_attn.o_proj"])
@@ -54,13 +54,13 @@ def test_a_module_at_two_depths_is_refused_with_the_way(path):
     model.set_submodule(where, model.get_submodule(where.replace("2", "1")))
     said = f"layers 1 and 2 share {path or 'one module'}, so that neither can be removed alone; give layer 2 a copy"
     with pytest.raises(UserError, match=said):
-        bind(model)
+        Architecture(model)
     model.set_submodule(where, copy.deepcopy(model.get_submodule(where), {id(model.config): model.config}))
     if path == "":
         with pytest.raises(UserError, match="no attention has layer_idx 2, .*; set layer_idx of each attention to"):
-            bind(model)
+            Architecture(model)
         model.model.layers[2].self_attn.layer_idx = 2
-    assert bind(model).dims.n_layers == 5
+    assert Architecture(model).dims.n_layers == 5
 
 
 @pytest.mark.parametrize("path", ["", "model.layers.4.mlp"])
@@ -69,13 +69,13 @@ def test_compiled_modules_are_refused(path):
     model = tiny.model("llama-gqa")
     model.get_submodule(path).compile(backend="eager")
     with pytest.raises(UserError, match=f"^{path or 'LlamaForCausalLM'} is compiled, .*as it was before torch.compile"):
-        bind(model)
+        Architecture(model)
     if path:
         model = tiny.model("llama-gqa")
         model.set_submodule(path, torch.compile(model.get_submodule(path), backend="eager"))
         with pytest.raises(UserError, match=f"^{path} is compiled, "):
-            bind(model)
+            Architecture(model)
     model = tiny.model("llama-gqa")
     model.forward = torch.compile(model.forward, backend="eager")
     with pytest.raises(UserError, match="^LlamaForCausalLM is compiled, "):
-        bind(model)
+        Architecture(model)

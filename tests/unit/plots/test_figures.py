@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
-from made_results import EARLY, LATE, nats, steps, sweep
+from made_results import EARLY, LATE, nats, sweep
 
 import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import differences, head_lists
 from depthlens.analysis.results import concat
-from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
+from depthlens.analysis.run_comparison import LOSS, SHARE
 
 N, N_LAYERS = 120, 6
 
@@ -44,8 +44,7 @@ def profiles():
     one = layers()
     said = ("tiny, capitals: one layer removed at a time, n = 120 documents", "95% interval", "critical", "chance")
     yield Case(plots.depth_profile(one), 1, one.summary["value"].iloc[1:], [0, 3], {"baseline": 1, "chance": 1}, said)
-    said = ("T", "change of accuracy from baseline")
-    yield Case(plots.depth_profile(one, value="delta", title="T"), 1, delta(one), [0, 3], {"chance": 0}, said)
+    yield Case(plots.depth_profile(one, title="T"), 1, words=("T", "accuracy"))
     scores = {task: PROTOCOLS.select(tasks=task).summary["value"].iloc[1:] for task in ("continuation", "guess")}
     yield Case(plots.depth_profile(PROTOCOLS), 1, scores, [0, 3] * 2, {"series": 3, "baseline": 3}, cannot_judge=1)
     graded = layers("summaries", "rouge", scale=37.5, chance=None)
@@ -124,20 +123,14 @@ def run_figures():
     shares = {run: rows.loc[rows["run"] == run, "value"] for run in two.runs}
     critical = rows.loc[rows["critical"], "layer"]
     said = ("base, late: loss by removed part", "removed layer", "centre of mass, 95% interval")
-    for given in ((two,), (base, late)):
-        yield Case(plots.profile_comparison(*given), 1, shares, critical, {"centre": 2}, said)
+    yield Case(plots.profile_comparison(two), 1, shares, critical, {"centre": 2}, said)
     table = two.of(LOSS, SHARE, compared=True)
     shown = table.loc[table["shown"], "layer"]
     yield Case(plots.loss_difference(two), 2, table["difference"], shown, words=("late minus base",))
-    shorter = plots.profile_comparison(base, sweep(LATE[:6], n=120, model="late", n_layers=6))
-    yield Case(shorter, 1, words=("depth (layer / last layer)",))
+    shorter = dl.compare(base, sweep(LATE[:6], n=120, model="late", n_layers=6))
+    yield Case(plots.profile_comparison(shorter), 1, words=("depth (layer / last layer)",))
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
-    yield Case(plots.profile_comparison(*guesses), 1, shown=[], cannot_judge=2)
-    stages = dl.compare(*steps(5), stages=True)
-    values = stages.of(SCORE, CENTRE)["value"].dropna()
-    fig = plots.run_centres(stages)
-    np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
-    yield Case(fig, 4, words=("step1", "step5"))
+    yield Case(plots.profile_comparison(dl.compare(*guesses)), 1, shown=[], cannot_judge=2)
     alone = made_results.verdicts(made_results.FEW, "m")
     parts = alone.parts[alone.parts["view"] == "decides"]
     times, count = parts["effect"] / parts["matters"], {"effect": np.isfinite(parts["effect"]).sum()}

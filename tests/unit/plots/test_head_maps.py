@@ -4,6 +4,7 @@ import itertools
 
 import made_results
 import numpy as np
+import pandas as pd
 import pytest
 from drawn import (  # noqa: F401 (a fixture for all of them)
     Case,
@@ -134,12 +135,13 @@ def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
         "change of answer_logprob (nats, at most 1 a",
     )
     holds(Case(fig, 6, words=said))
-    assert len(by_gid(plots.head_map(many, metrics="acc"), "cells")) == 2
+    assert len(by_gid(plots.head_map(many.select(metrics="acc")), "cells")) == 2
 
 
 def test_prediction():
     tokens = [" Paris", "\n", " $x$", " 巴", ""]
-    fig = plots.prediction(tokens, [0.6, 0.2, 0.1, 0.05, 0], [0.1, 0.3, 0.2, 0.05, 0], condition="L3", title="T")
+    found = {"baseline": [0.6, 0.2, 0.1, 0.05, 0], "L3": [0.1, 0.3, 0.2, 0.05, 0]}
+    fig = plots.prediction(pd.DataFrame(found, index=tokens), "L3", title="T")
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ['"␣Paris"', '"␣\\u5df4"', "(empty)", '"⏎"', '"␣$x$"']
     drawn = {gid: by_gid(fig, gid)[0].get_xdata().tolist() for gid in ("before", "after")}

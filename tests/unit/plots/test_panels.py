@@ -41,15 +41,16 @@ def test_numbers_of_documents_in_words():
 
 
 def test_a_notebook_shows_half_the_pixels_there_are():
-    png, size = plots.prediction(["a"], [0.1], [0.2])._repr_png_()
+    png, size = plots.prediction(pd.DataFrame({"baseline": [0.1], "L3": [0.2]}, index=["a"]), "L3")._repr_png_()
     height, width, _ = matplotlib.image.imread(io.BytesIO(png)).shape
     assert (width, height) == (2 * size["width"], 2 * size["height"])
 
 
 NOTEBOOK = """
+import pandas as pd
 from depthlens import plots
 {setup}
-plots.prediction(["a", "b"], [0.5, 0.2], [0.1, 0.6])
+plots.prediction(pd.DataFrame({{"baseline": [0.5, 0.2], "L3": [0.1, 0.6]}}, index=["a", "b"]), "L3")
 """
 
 
