@@ -1,7 +1,5 @@
 """Comparison of two models' and several tasks' layer sweeps, and what transplants recover of the gap between two."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,7 @@ from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
 from depthlens.analysis import depth, recovery
 from depthlens.analysis.agreement import rank_agreement
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.results import Result
 from depthlens.analysis.scores import NO_LOSS
 from depthlens.errors import UserError
 
@@ -39,18 +37,6 @@ def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
         assert row.centre == pytest.approx(loss @ DEPTH / loss.sum())
         truth = LATE @ DEPTH / LATE.sum()
         assert row.ci_low < truth < row.ci_high and row.ci_high - row.ci_low < 0.1
-
-
-def test_several_tasks_of_one_model_are_compared():
-    knowledge, reasoning = sweep(EARLY, task="facts", seed=1), nats(LATE * 4, task="solutions")
-    result = concat([knowledge, reasoning, sweep(EARLY, task="guess", accuracy=0.2, chance=0.25)])
-    found = depth.centre_of_mass(result)
-    centres = found.table.set_index("task")
-    assert centres.loc["guess", "unplaced"] == "at chance" and math.isnan(centres.loc["guess", "centre"])
-    gap = centres.loc["facts", "centre"] - centres.loc["solutions", "centre"]
-    *_, guess, pair = found.describe()
-    assert "guess: at chance, cannot judge" in guess
-    assert f"The losses of facts are **less deep** than those of solutions: {gap:+.3f} [" in pair
 
 
 def test_selected_layers_keep_their_depth():

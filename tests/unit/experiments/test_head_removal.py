@@ -206,13 +206,6 @@ def test_every_other_head_is_at_its_mean(family, kept):
         assert abs(b.logprob - a.logprob) > 10 * LOGPROB_TOLERANCE
 
 
-def test_areas_of_known_curves():
-    f = np.array([[0, 0.25, 0.5, 1], [0, 1, 1, 1], [0, 1.5, 1, 1]])  # as by chance; at once; more than the whole model
-    cpr, cmd = analysis.areas(f, np.array([0, 0.25, 0.5, 1]))
-    assert cpr.tolist() == [0.5, 0.875, 1.0]
-    assert cmd.tolist() == [0.5, 0.125, 0.25]  # too much is as far from the model as too little
-
-
 def test_faithfulness_of_either_direction():
     kept, none, whole = np.array([[-3.0, -2.0, -1.0]]), np.array([-3.0]), np.array([-1.0])
     assert analysis.faithfulness(kept, none, whole).tolist() == [[0, 0.5, 1]]
