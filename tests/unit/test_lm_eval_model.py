@@ -28,7 +28,7 @@ def lens():
 @pytest.fixture(scope="module")
 def manager():
     with quiet():
-        return TaskManager(include_path=str(paths.tasks_dir()))
+        return TaskManager(include_path=str(paths.tasks_dir()), include_defaults=False)
 
 
 def evaluate(model, manager, **kwargs):
