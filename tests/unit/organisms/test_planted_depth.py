@@ -105,11 +105,14 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("claim", "true"),
-    [("C2", True), *(pytest.param(*c, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2]))],
+    ("claim", "true", "n_layers"),
+    [
+        ("C2", True, SMALL),
+        *(pytest.param(*c, 12, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2])),
+    ],
 )
-def test_each_layer_costs_exactly_what_is_planted(claim, true):
-    check(planted_depth.organism(claim, true=true, n_layers=SMALL))
+def test_each_layer_costs_exactly_what_is_planted(claim, true, n_layers):
+    check(planted_depth.organism(claim, true=true, n_layers=n_layers))
 
 
 @pytest.mark.parametrize(("claim", "true"), CONFIGURATIONS)
