@@ -17,11 +17,12 @@ import jaxtyping
 import pytest
 import surgery
 import tiny
-import torch
+import torch.utils.collect_env
 import transplants
 
 from depthlens import cli
 
+torch.utils.collect_env.get_pretty_env_info = str  # at every evaluation lm-eval would ask pip and others for seconds
 CORES = torch.get_num_threads()
 
 
@@ -59,6 +60,16 @@ def saved(tmp_path_factory):
         return str(place)
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def hubs_data(tmp_path_factory):
+    """Handwritten documents stand where the hub's data sets are looked for."""
+    import hub  # slow to import
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(hub.write(tmp_path_factory.mktemp("hub")))
+        yield
 
 
 @pytest.fixture

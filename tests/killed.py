@@ -1,7 +1,6 @@
-"""Sweeps that are stopped at random moments, or share a store, in processes of their own.
+"""Sweeps that are stopped at random moments by SIGKILL, SIGTERM and SIGINT and resumed, in processes of their own.
 
-    python tests/killed.py stops FOLDER --kind plain --kills 12       SIGKILL, SIGTERM and SIGINT, resumed until done
-    python tests/killed.py together FOLDER                            four processes, overlapping conditions, one store
+    python tests/killed.py FOLDER --kind plain --kills 12
 
 Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model. Children are
 forked from a process that has imported everything. Each notes in a log what it starts on (rows, by their address) and
@@ -161,40 +160,8 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int) -> dict[
     return {"kills": killed, "equal": same, "rows_again": again, "most_rows_of_a_pack": largest}
 
 
-def together(folder: Path, n: int = 4) -> dict[str, Any]:
-    """Several processes, overlapping conditions, one store, started at once.
-
-    Returns:
-        Whether their results are those of one process, and rows that were computed twice.
-    """
-    lens = dl.load("organism")
-    tasks = ["organism_one_hop", "organism_two_hop_generative"]
-    heads = lens.dims.head_names
-    parts = [heads[i * 4 : i * 4 + 12] for i in range(n)]
-
-    def ask(i: int, store: str | None) -> dl.Result:
-        return dl.condition_sweep(lens, tasks, parts[i], limit=12, store=store, progress=False)
-
-    alone = [ask(i, None) for i in range(n)]
-    log = Log(folder / "log")
-
-    def work(i: int) -> None:
-        log.watch()
-        ask(i, str(folder / "store")).save(folder / f"out-{i}")
-
-    pids = [fork(lambda i=i: work(i)) for i in range(n)]
-    ended = [os.waitpid(pid, 0)[1] for pid in pids]
-    if any(ended):
-        raise SystemExit(f"the sweeps ended with {ended}")
-    found = [dl.Result.load(folder / f"out-{i}") for i in range(n)]
-    rows = [tuple(row) for what, _, some in log.lines() if what == "start" for row in some]
-    same = all(equal(f.docs, a.docs) for f, a in zip(found, alone, strict=True))
-    return {"processes": n, "equal": same, "rows": len(set(rows))}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["stops", "together"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="plain")
     parser.add_argument("--kills", type=int, default=10)
@@ -204,9 +171,6 @@ def main() -> None:
     tqdm.monitor_interval = 0  # a thread that may hold the lock while a child is forked
     answer_cache.KEEP_SECONDS = 0.02  # what a pack may take; the library's own: 10
     args.folder.mkdir(parents=True, exist_ok=True)
-    if args.what == "together":
-        print(json.dumps(together(args.folder)))
-        return
     for name, scale in (("model", 1), ("donor", 2)):
         made = tiny.model("llama-gqa", max_position_embeddings=4096)
         made.model.layers[1].mlp.up_proj.weight.data.mul_(scale)

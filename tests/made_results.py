@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 N_LAYERS, N = 9, 120  # documents: a share of losses needs 100
 EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
 LATE = EARLY[::-1]
-DEPTH = np.arange(N_LAYERS) / (N_LAYERS - 1)
 # of twelve layers
 FEW, FLAT = np.where(np.arange(12) < 2, 0.6, 0.0), np.full(12, 0.22)
 VIEWS = ("", "[1:]", "@mean")

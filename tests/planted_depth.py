@@ -99,7 +99,9 @@ def planted(name: str) -> dict[str, list[Part]]:
     return {claim: [Part(q, Estimate(x, x, x)) for q, x in parts] for claim, parts in effects.items()}
 
 
-def evidence(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -> dl.claims.Evidence:
+def evidence(
+    claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, fields: tuple[str, ...] = ()
+) -> dl.claims.Evidence:
     """What a claim takes, of an organism on which it holds or fails. Layers are skipped, and in no other view.
 
     Args:
@@ -107,11 +109,12 @@ def evidence(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -
         true: Whether it holds.
         seed: Of the organism.
         n_layers: See `organism`.
+        fields: What is swept, in place of all that the claim takes.
     """
     if claim == "C6":
         return _of_distillation(distillation(moved=true, seed=seed, n_layers=n_layers))
     lens = dl.load(organism(claim, true=true, seed=seed, n_layers=n_layers), device="cpu")
-    return dl.claims.Evidence(**_sweeps(lens, NEEDS[claim]))
+    return dl.claims.Evidence(**_sweeps(lens, fields or NEEDS[claim]))
 
 
 def _sweeps(lens: dl.Lens, fields: tuple[str, ...]) -> dict[str, list[dl.Result]]:

@@ -159,6 +159,7 @@ def test_process(desk, beginning):
     done = subprocess.run(shlex.split(line), capture_output=True, text=True, cwd=desk, env=environment)
     told = done.stdout + done.stderr
     check(line, desk, done.returncode, told, PROCESSES[beginning])
+    assert ("loading lm-eval and its tasks ..." in told) == ("lm_eval_model" in line)
     if line.startswith("papermill"):
         assert "Unable to parse" not in told and "unknown parameter" not in told, told
 

@@ -153,10 +153,11 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
-def imported(code: str) -> set[str]:
-    """Every module that a process has imported at the end."""
-    done = subprocess.run([sys.executable, "-c", code + LIST], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+def imported(*codes: str) -> list[set[str]]:
+    """Every module that a process has imported after each step."""
+    program = "".join(code + LIST for code in codes)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return [set(json.loads(line)) for line in done.stdout.splitlines()[-len(codes) :]]
 
 
 def packages(modules: set[str]) -> set[str]:
@@ -166,7 +167,7 @@ def packages(modules: set[str]) -> set[str]:
 
 
 def test_looking_up_a_sweep_imports_little_more_than_transformers():
-    peers, found = imported(PEERS), imported(f"{PEERS}; import depthlens as dl; dl.load; dl.layer_sweep\n")
+    peers, found = imported(PEERS, "import depthlens as dl; dl.load; dl.layer_sweep")
     assert packages(found) - packages(peers) <= OURS | TABLES
     assert not {"transformers.modeling_utils", "torch._dynamo", "torch.distributed.tensor", "scipy.stats"} & found
 
@@ -176,5 +177,5 @@ def test_looking_up_a_sweep_imports_little_more_than_transformers():
     [(["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"})],
 )
 def test_commands_that_need_no_model_import_no_library_of_models(arguments, allowed):
-    found = packages(imported(RUN.format(arguments=arguments)))
-    assert found <= COMMANDS | allowed
+    (found,) = imported(RUN.format(arguments=arguments))
+    assert packages(found) <= COMMANDS | allowed

@@ -71,19 +71,3 @@ def test_word_problems_and_what_is_made_of_them(split):
             assert all(OPERATIONS[sign](int(a), int(b)) != int(c) for sign in OPERATIONS), "nothing is calculated"
         assert len(re.findall(rf"(?<!\d){copy['answer']}(?!\d)", f"{copy['question']} {copy['text']}")) == 1
     assert split == "fewshot" or Counter(doc["n_steps"] for doc in kinds[0]) == {1: 100, 2: 100}
-
-
-def chains(doc: dict) -> dict[str, str]:
-    """The facts of an organism's prompt: a piece ends with SEP, and its last two words are one."""
-    return dict(piece.split()[-2:] for piece in doc["context"].split(" SEP")[:-1])
-
-
-def test_answers_of_organisms_follow_from_their_facts():
-    words = set((DATA / "facts/organism_words.txt").read_text(encoding="utf-8").split())
-    for doc in read("organism/test"):
-        found = chains(doc)
-        assert len(found) == 12 and {*found, *found.values()} <= words
-        assert found[doc["key"]] == doc["one_hop"] and found[doc["one_hop"]] == doc["two_hop"]
-        assert doc["key"] not in found.values()
-        (other,) = (w for w in {*found} - {*found.values(), doc["key"]} if found[w] in doc["options"])
-        assert {doc["one_hop"], doc["two_hop"], found[other], found[found[other]]} == set(doc["options"])

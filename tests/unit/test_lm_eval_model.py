@@ -1,14 +1,12 @@
 """Our engine as an lm-eval model: equal to lm-eval's own `hf` model, whole and ablated, with and without chat."""
 
-import sys
-
 import lm_eval
 import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from depthlens import lm_eval_model, paths
+from depthlens import paths
 from depthlens.ablations import parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
@@ -30,7 +28,7 @@ def lens():
 @pytest.fixture(scope="module")
 def manager():
     with quiet():
-        return TaskManager(include_path=str(paths.tasks_dir()))
+        return TaskManager(include_path=str(paths.tasks_dir()), include_defaults=False)
 
 
 def evaluate(model, manager, **kwargs):
@@ -87,34 +85,3 @@ def test_wrong_model_arguments_are_one_line(lens, arguments, said):
     with pytest.raises(UserError) as raised:
         DepthlensLM(**{"pretrained": lens} | arguments)
     assert said in str(raised.value) and "\n" not in str(raised.value)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """lm-eval's command line, in this process: exit code, standard output, errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", TaskManager)  # which the command replaces
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["depthlens", "run", "--model", "depthlens", *arguments])
-        code = 0
-        try:
-            lm_eval_model.main()
-        except SystemExit as ended:
-            code = ended.code
-        printed = capsys.readouterr()
-        return (
-            code,
-            printed.out,
-            [line for line in printed.err.splitlines() if line.startswith(("Error: ", "loading lm"))],
-        )
-
-    return call
-
-
-def test_the_command_finds_embedded_tasks_wherever_it_runs(run):
-    code, printed, told = run(
-        "--model_args", "pretrained=organism,condition=L2", "--tasks", "organism_one_hop", "-L", "8"
-    )
-    assert code == 0 and told == ["loading lm-eval and its tasks ..."]
-    assert "acc" in next(line for line in printed.splitlines() if line.startswith("|organism_one_hop"))

@@ -1,6 +1,6 @@
 """The page on the study's experiments: every command is one that depthlens takes, and every task is lm-eval's own.
 
-The tasks of the `paper` profiles run on handwritten documents (`hub`) through the real YAML files.
+The tasks of the `paper` profiles run on handwritten documents (`hub.py`) through the real YAML files.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import hub
 import pytest
-import tiny
 import typer
 
 from depthlens import cli, paths
@@ -66,20 +64,6 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     return name, group.commands[name].make_context(name, arguments).params
 
 
-@pytest.fixture(scope="module")
-def lens():
-    return tiny.lens("llama-gqa", max_position_embeddings=8192)
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """The data sets stand where the hub's are looked for, and nothing may be downloaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(hub.write(tmp_path_factory.mktemp("hub")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
-
-
 def test_each_experiment_has_a_row_for_each_model_and_no_cell_is_empty():
     costs = runpy.run_path(str(ROOT / "benchmarks/reproduction_costs.py"))
     assert list(tables()) == list(costs["MODELS"])
@@ -129,7 +113,7 @@ def often(task: str, num_fewshot: int | None) -> Any:
 
 
 @pytest.mark.parametrize(("task", "num_fewshot"), [often(*pair) for pair in sorted(asked(), key=str)])
-def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(here, lens, task, num_fewshot):
+def test_every_task_of_the_profiles_makes_prompts_of_handwritten_documents(hubs_data, lens, task, num_fewshot):
     tasks = harness.load_tasks(task, num_fewshot=num_fewshot, seed=1234, limit=1)
     for prepared in harness.prepare(lens, tasks, limit=1, seed=1234):
         assert prepared.requests and all(request.context for request in prepared.requests)

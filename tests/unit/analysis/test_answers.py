@@ -32,6 +32,13 @@ def written() -> Result:
     )
 
 
+def two_models() -> tuple[Result, Result]:
+    """The whole second model answers as the first does without L1."""
+    result = written()
+    swapped = result.docs["condition"].replace({"baseline": "L1", "L1": "baseline"})
+    return result, Result(result.docs.assign(condition=swapped, model="distilled"), result.record, result.asked)
+
+
 def test_each_answer_is_broken_repaired_changed_or_the_same():
     result = written()
     (broken,) = result.answers("L1").itertuples()
@@ -57,10 +64,7 @@ def test_without_answers_no_view_has_a_text(monkeypatch):
 
 
 def test_two_models_differ_where_one_answers_otherwise():
-    result, other = written(), written()
-    other.docs["model"] = "base"
-    as_l1 = other.docs["condition"].map({"baseline": "L1", "L1": "baseline"})  # the other model answers as without L1
-    other = Result(other.docs.assign(condition=as_l1.fillna(other.docs["condition"])), other.record, other.asked)
+    result, other = two_models()
     broken, repaired = (other.answers("baseline", change, against=result) for change in ("broken", "repaired"))
     pd.testing.assert_frame_equal(broken, result.answers("L1"))
     pd.testing.assert_frame_equal(repaired, result.answers("L1", "repaired"))
@@ -136,10 +140,6 @@ def test_what_cannot_be_looked_at_is_refused():
 
 
 def test_a_comparison_lists_the_documents_on_which_whole_models_differ():
-    result, other = written(), written()
-    other.docs["model"] = "distilled"
-    as_l1 = other.docs["condition"].map({"baseline": "L1", "L1": "baseline"})
-    other = Result(other.docs.assign(condition=as_l1.fillna(other.docs["condition"])), other.record, other.asked)
-    found = dl.compare(result, other).answers
+    found = dl.compare(*two_models()).answers
     assert found[["baseline_answer", "answer"]].to_numpy().tolist() == [["Rome", "Lima"], ["x", "y"], ["Paris", "Oslo"]]
     assert found["change"].tolist() == ["broken", "changed", "repaired"] and set(found["run"]) == {"distilled"}

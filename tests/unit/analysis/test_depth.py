@@ -187,13 +187,6 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     )
 
 
-def test_where_the_losses_lie(both):
-    shares = depth.loss_by_third(both, scale="importance").set_index(["task", "third"])
-    first, second = (shares.loc[(task, "first third")] for task in (CLOSED, OPENED))
-    # 1.1 of 2.3 nats that are clipped to 1 a document, and 2.0 of 2.3
-    assert first["ci_low"] > 0.4 and first["ci_high"] < 0.5 < second["ci_low"]
-
-
 def test_attentions_share():
     attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
     mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")

@@ -1,15 +1,13 @@
 """Comparison of two models' and several tasks' layer sweeps, and what transplants recover of the gap between two."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import DEPTH, EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
+from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
 from depthlens.analysis import depth, recovery
 from depthlens.analysis.agreement import rank_agreement
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.results import Result
 from depthlens.analysis.scores import NO_LOSS
 from depthlens.errors import UserError
 
@@ -30,27 +28,6 @@ def test_thirds_on_three_scales():
         np.testing.assert_allclose(depth.loss_by_third(result, scale=scale)["loss"], thirds)
     with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
         depth.loss_by_third(nats(EARLY), scale="above_chance")
-
-
-def test_the_centre_of_mass_is_the_mean_depth_of_the_losses():
-    for result in (sweep(LATE), nats(LATE * 0.5, noise=0.1)):
-        loss = -result.summary["bounded"].iloc[1:].to_numpy()
-        (row,) = depth.centre_of_mass(result).table.itertuples()
-        assert row.centre == pytest.approx(loss @ DEPTH / loss.sum())
-        truth = LATE @ DEPTH / LATE.sum()
-        assert row.ci_low < truth < row.ci_high and row.ci_high - row.ci_low < 0.1
-
-
-def test_several_tasks_of_one_model_are_compared():
-    knowledge, reasoning = sweep(EARLY, task="facts", seed=1), nats(LATE * 4, task="solutions")
-    result = concat([knowledge, reasoning, sweep(EARLY, task="guess", accuracy=0.2, chance=0.25)])
-    found = depth.centre_of_mass(result)
-    centres = found.table.set_index("task")
-    assert centres.loc["guess", "unplaced"] == "at chance" and math.isnan(centres.loc["guess", "centre"])
-    gap = centres.loc["facts", "centre"] - centres.loc["solutions", "centre"]
-    *_, guess, pair = found.describe()
-    assert "guess: at chance, cannot judge" in guess
-    assert f"The losses of facts are **less deep** than those of solutions: {gap:+.3f} [" in pair
 
 
 def test_selected_layers_keep_their_depth():

@@ -159,14 +159,3 @@ def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):
         Engine(lens, path="wave")
     windowed = tiny.lens("mistral", sliding_window=8)
     assert [Engine(windowed).path_for(n) for n in (8, 9)] == list(PATHS)
-
-
-@pytest.mark.parametrize("n_shared", [1, 20])
-def test_texts_behind_a_shared_prefix_whenever_rows_end(lens, n_shared):
-    """Conditions that leave the clean prefix and see it again; rows of one condition that end at several lengths."""
-    shared = tuple(range(40, 40 + n_shared))
-    asked = [GenerateRequest((*shared, *range(i, i + 3 + i % 2)), (), 3 + 5 * i) for i in range(4)]
-    conditions = expand("L0,L1+L3,L3,L2.attn,L4.H1,L1-2", lens.dims)
-    texts = Engine(lens, progress=False).generate_until(asked, conditions)
-    for condition, row in zip(conditions, texts, strict=True):
-        assert row == [alone(lens, q, condition) for q in asked], str(condition)

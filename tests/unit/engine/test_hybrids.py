@@ -9,7 +9,6 @@ import pytest
 import torch
 from by_hand import logprob
 from model_classes import ASKED, scores
-from torch import nn
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -23,38 +22,19 @@ HYBRIDS = ["qwen3_next", pytest.param("qwen3_5_text", marks=nightly)]
 OTHERS = ["gpt_bigcode", "falcon", "llama4_text", "qwen3_5_text"]
 
 
-class Nothing(nn.Module):
-    """A part that adds nothing, in the form that the part has."""
-
-    def __init__(self, part):
-        super().__init__()
-        self.part = part
-
-    def forward(self, *args, **kwargs):
-        out = self.part(*args, **kwargs)
-        return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
-
-
-class Passes(Nothing):
-    """A layer that returns its input."""
-
-    def forward(self, x, *args, **kwargs):
-        out = self.part(x, *args, **kwargs)
-        return (x, *out[1:]) if isinstance(out, tuple) else x
-
-    def __getattr__(self, name):
-        return getattr(super().__getattr__("part"), name) if name != "part" else super().__getattr__(name)
-
-
 def by_hand(lens, layer, site):
-    """Log-likelihoods of a copy in which a part was put out of work by a module of its own."""
+    """Log-likelihoods of a copy in which a hook puts nothing in place of what a part gives, or a layer's input."""
     model, family = copy.deepcopy(lens.model), lens.arch.family
-    layers = model.get_submodule(family.layers)
-    if site == "layer":
-        layers[layer] = Passes(layers[layer])
-    else:
-        path = family.mixes(layer) if site == "attn" else family.mlp
-        layers[layer].set_submodule(path, Nothing(layers[layer].get_submodule(path)))
+    part = model.get_submodule(family.layers)[layer]
+    if site != "layer":
+        part = part.get_submodule(family.mixes(layer) if site == "attn" else family.mlp)
+
+    def put(module, args, kwargs, out):
+        read = args[0] if args else kwargs["hidden_states"]
+        new = read if site == "layer" else torch.zeros_like(read)
+        return (new, *out[1:]) if isinstance(out, tuple) else new
+
+    part.register_forward_hook(put, with_kwargs=True)
     return torch.tensor([logprob(model, request) for request in ASKED])
 
 

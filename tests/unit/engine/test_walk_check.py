@@ -62,17 +62,6 @@ def embedding_scaled(model):
     model.model.forward = forward
 
 
-def attention_sees_itself_alone(model):
-    own = model.model.layers[3].self_attn.forward
-
-    def forward(hidden_states=None, attention_mask=None, **kwargs):
-        n = hidden_states.shape[1]
-        alone = torch.full((n, n), -torch.inf).fill_diagonal_(0)[None, None]
-        return own(hidden_states=hidden_states, attention_mask=alone, **kwargs)
-
-    model.model.layers[3].self_attn.forward = forward
-
-
 def passes(order):
     """A model whose own loop over its layers follows an order."""
 
@@ -106,7 +95,7 @@ def test_a_changed_layer_is_walked_as_it_is():
         walk_check.require(lens, "this", adds=True)
 
 
-@pytest.mark.parametrize("change", [embedding_scaled, attention_sees_itself_alone, passes([0, 2, 1, 3, 4])])
+@pytest.mark.parametrize("change", [embedding_scaled, passes([0, 2, 1, 3, 4])])
 def test_a_changed_model_is_not_walked(change, caplog):
     model = tiny.model("llama-gqa")
     change(model)

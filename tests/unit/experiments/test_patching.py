@@ -134,20 +134,6 @@ def test_a_path_equals_hooks_by_hand():
             assert ours == pytest.approx(float(logits[right] - logits[wrong]), abs=LOGITS), (part, at)
 
 
-def test_on_an_organism_the_path_into_the_copying_head_comes_from_the_previous_token_head_alone():
-    lens = dl.load("organism", device="cpu")
-    prompt = organism_prompts.sample(1, "one_hop")[0]
-    words, place = prompt.text.split(), prompt.answer_at - 1
-    other = next(i - 1 for i, word in enumerate(words) if word == "SEP" and words[i - 1] != prompt.answer)
-    changed = list(words)
-    changed[place - 1], changed[other - 1] = words[other - 1], words[place - 1]
-    answers = prompt.answer, words[other]
-    found = patch(lens, prompt.text, " ".join(changed), "heads", answer=answers, into="L2.H1", **QUIET)
-    table = found.table.set_index(["part", "position"])["effect"]
-    carriers = [("L1.H2", place + 1), ("L1.H2", other + 1)]
-    assert table[carriers].max() > FOUND and table.drop(carriers).abs().max() < NOTHING
-
-
 def likelier_first(lens, pair, answers):
     """Two answers, first that which the clean prompt makes likelier than the corrupted one does."""
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)

@@ -1,6 +1,7 @@
 """Races on organisms, whose planted heads are known: decisions, the store, other paths, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -80,18 +81,29 @@ def test_a_model_at_chance_is_not_judged():
     assert "capitals_continuation (acc): no condition is judged, because 40 documents" in race.describe()[0]
 
 
+ORGANISM = tasks_dir() / "organism"
+
+
+def documents() -> list[dict]:
+    return [json.loads(line) for line in (ORGANISM / "test.jsonl").read_text().splitlines()]
+
+
+def write(folder: Path, name: str, docs: list[dict]) -> Path:
+    """Write the organism's task with other documents."""
+    (folder / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    files = {"test": str(folder / "test.jsonl"), "fewshot": str(ORGANISM / "fewshot.jsonl")}
+    own = {"include": str(ORGANISM / f"{TASK}.yaml"), "task": name, "dataset_kwargs": files}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
+    return folder
+
+
 @pytest.mark.parametrize("solved, decision", [(7, SPARED), (4, AT_CHANCE)])
 def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, solved, decision):
-    folder = tasks_dir() / "organism"
-    docs = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    docs = documents()
     for i, doc in enumerate(docs):
         if i % 20 >= solved:  # another option is called right, so that the model is right in 35% or 20%
             doc["one_hop"] = next(option for option in doc["options"] if option != doc["one_hop"])
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    own = {"include": str(folder / f"{TASK}.yaml"), "task": "weak"}
-    files = {"test": str(tmp_path / "test.jsonl"), "fewshot": str(folder / "fewshot.jsonl")}
-    (tmp_path / "weak.yaml").write_text(yaml.safe_dump(own | {"dataset_kwargs": files}))
-    race = dl.race(lens, "weak", "L0.H0", include_path=tmp_path, **QUIET)
+    race = dl.race(lens, "weak", "L0.H0", include_path=write(tmp_path, "weak", docs), **QUIET)
     assert race.decisions["decision"].tolist() == [decision]
     (n,) = race.decisions["n"]
     assert n == len(race.losses) < race.record["n_baseline"]["weak"] <= 200
@@ -99,13 +111,9 @@ def test_the_whole_model_goes_on_alone_until_it_is_above_chance(lens, tmp_path, 
 
 
 def test_a_question_that_a_task_holds_twice_counts_once(lens, tmp_path):
-    folder = tasks_dir() / "organism"
-    docs = (folder / "test.jsonl").read_text().splitlines()[:30]
-    (tmp_path / "test.jsonl").write_text("\n".join([*docs, *docs[:20]]) + "\n")
-    files = {"test": str(tmp_path / "test.jsonl"), "fewshot": str(folder / "fewshot.jsonl")}
-    own = {"include": str(folder / f"{TASK}.yaml"), "task": "twice", "dataset_kwargs": files}
-    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(own))
-    race = dl.race(lens, "twice", "L5.H1", include_path=tmp_path, **QUIET)
+    docs = documents()[:30]
+    folder = write(tmp_path, "twice", [*docs, *docs[:20]])
+    race = dl.race(lens, "twice", "L5.H1", include_path=folder, **QUIET)
     assert race.record["n_documents"] == {"twice": 30}
     asked = race.losses["doc_id"].where(race.losses["doc_id"] < 30, race.losses["doc_id"] - 30)
     assert asked.is_unique and (race.losses["doc_id"] >= 30).any(), "of two, any one"

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import stores
-import tiny
 from by_hand import logprobs
 
 import depthlens as dl
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
-from depthlens.experiments.sweep import condition_sweep, layer_sweep, run_by_name
+from depthlens.experiments.sweep import condition_sweep, layer_sweep
 from depthlens.tasks import harness
 
 CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
@@ -102,15 +101,6 @@ def test_mistakes_come_before_any_forward_pass(lens, monkeypatch, wrong):
     monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
     with pytest.raises(UserError):
         condition_sweep(lens, **{"tasks": [CHOICE], "ablate": "layers"} | wrong)
-
-
-def test_a_model_is_loaded_by_its_name(tmp_path, layers):
-    tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096)
-    result = run_by_name(str(tmp_path), [CHOICE], "layers", limit=LIMIT, seed=5, device="cpu", progress=False)
-    assert result.record["model"]["name"] == str(tmp_path)
-    assert result.record["model"]["fingerprint"] == layers.record["model"]["fingerprint"]
-    wanted = layers.docs[layers.docs["task"] == CHOICE].reset_index(drop=True)
-    pd.testing.assert_frame_equal(result.docs.drop(columns="model"), wanted.drop(columns="model"))
 
 
 COUNTED = ("rows", "unshared_tokens", "written_tokens")

@@ -88,7 +88,7 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
     folder = mini_tasks.write(tmp_path)
     lens = tiny.lens(family)
     tasks = ["mini_choice", "mini_cloze", "mini_writing", "mini_filters"]
-    conditions = ["L1", "L1-2+L4", "L0.mlp+L3.H2"]
+    conditions = ["L0.mlp+L3.H2", "L1-2+L4"]
     result = dl.condition_sweep(lens, tasks, conditions, include_path=str(folder), store=None, progress=False)
     ours = result.docs
     for i, condition in enumerate(conditions):

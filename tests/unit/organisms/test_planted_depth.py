@@ -14,7 +14,7 @@ from organism_prompts import sample
 
 from depthlens.ablations import expand
 from depthlens.claims import judge
-from depthlens.claims.parts import REVERSED, SHOWN, SMALLER, worst
+from depthlens.claims.parts import OPEN, REVERSED, SHOWN, SMALLER, worst
 from depthlens.engine.engine import Engine
 from depthlens.models import loading
 from depthlens.organisms import builder, language
@@ -38,7 +38,7 @@ ABILITIES = {
     "text": ("text", None, "options", "answer"),
 }
 CONFIGURATIONS = [(claim, true) for claim in planted_depth.CLAIMS for true in (True, False)]
-SMALL, LARGE = 12, planted_depth.LAYERS
+SMALL, LARGE = 9, planted_depth.LAYERS
 
 
 @cache
@@ -103,12 +103,16 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
                 assert (without != whole)[~fails].mean() <= UNCHANGED, f"{what}, L{layer}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("claim", "true"),
-    [("C2", True), *(pytest.param(*c, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2]))],
+    ("claim", "true", "n_layers"),
+    [
+        ("C2", True, SMALL),
+        *(pytest.param(*c, 12, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2])),
+    ],
 )
-def test_each_layer_costs_exactly_what_is_planted(claim, true):
-    check(planted_depth.organism(claim, true=true, n_layers=SMALL))
+def test_each_layer_costs_exactly_what_is_planted(claim, true, n_layers):
+    check(planted_depth.organism(claim, true=true, n_layers=n_layers))
 
 
 @pytest.mark.parametrize(("claim", "true"), CONFIGURATIONS)
@@ -120,11 +124,14 @@ def test_each_claim_is_planted_where_it_holds_and_where_it_fails(claim, true):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("true", [True, pytest.param(False, marks=pytest.mark.nightly)])
-def test_claims_on_a_small_organism_have_the_state_that_is_planted(true):
-    """Two claims that share their sweeps: C7 holds on both organisms of C2."""
-    found = judge(planted_depth.evidence("C2", true=true, n_layers=9), claims=["C2", "C7"])
-    assert found.states == {"C2": SHOWN if true else SMALLER, "C7": SHOWN}, found.describe()
+@pytest.mark.parametrize(
+    ("fields", "true"),
+    [(("letters",), True), *(pytest.param((), true, marks=pytest.mark.nightly) for true in (True, False))],
+)
+def test_claims_on_a_small_organism_have_the_state_that_is_planted(fields, true):
+    """Two claims that share their sweeps: C7 holds on both organisms of C2, and one task will do for it."""
+    found = judge(planted_depth.evidence("C2", true=true, n_layers=SMALL, fields=fields), claims=["C2", "C7"])
+    assert found.states == {"C2": OPEN if fields else SHOWN if true else SMALLER, "C7": SHOWN}, found.describe()
 
 
 @pytest.mark.nightly

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import killed
 import pandas as pd
 import pytest
 import torch
@@ -130,26 +129,26 @@ OTHERS = ("offload", "donor", "sampling")
 class TestProcesses:
     """`killed.py` forks its children from one that has imported everything; by hand with 50 kills of a real model."""
 
-    def script(self, *arguments: object) -> dict:
-        path = Path(__file__).parents[2] / "killed.py"
-        done = subprocess.run(
-            [sys.executable, str(path), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["plain", "generation", *(pytest.param(k, marks=nightly) for k in OTHERS)])
     def test_stopped_three_times_the_result_is_that_of_an_undisturbed_sweep(self, tmp_path, kind):
-        found = self.script("stops", tmp_path, "--kind", kind, "--kills", 3)
+        command = [sys.executable, killed.__file__, str(tmp_path), "--kind", kind, "--kills", "3"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
         assert found["kills"] == 3 and found["equal"]
         assert found["rows_again"] <= found["kills"] * found["most_rows_of_a_pack"], "a stop loses at most one pack"
 
     @pytest.mark.nightly
     def test_four_at_once_are_as_one(self, tmp_path):
-        found = self.script("together", tmp_path)
-        assert found["equal"] and found["rows"] > 1000
+        """Commands whose conditions overlap, on one store."""
+        lens, tasks = dl.load("organism"), ["organism_one_hop", "organism_two_hop_generative"]
+        overlapping = [lens.dims.head_names[i : i + 12] for i in (0, 4, 8, 12)]
+        program = "import sys; from depthlens import cli; cli.main(sys.argv[1:])"
+        typed = [sys.executable, "-c", program, *f"sweep organism {' '.join(tasks)} --limit 12 --store".split()]
+        options = [["--ablate", ",".join(heads), "--out", str(tmp_path / heads[0])] for heads in overlapping]
+        running = [subprocess.Popen([*typed, str(tmp_path / "store"), *more]) for more in options]
+        assert [one.wait() for one in running] == [0] * len(running)
+        for heads in overlapping:
+            alone = dl.condition_sweep(lens, tasks, heads, limit=12, store=None, progress=False)
+            assert killed.equal(dl.Result.load(tmp_path / heads[0]).docs, alone.docs)

@@ -10,16 +10,8 @@ import tiny
 
 from depthlens.tasks import harness
 
-pytestmark = pytest.mark.slow  # lm-eval's own index takes seconds
-
-
-@pytest.fixture(scope="module", autouse=True)
-def here(tmp_path_factory):
-    """The data sets stand where the hub's are looked for, and nothing may be downloaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(hub.write(tmp_path_factory.mktemp("hub")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
+# lm-eval's own index takes seconds
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hubs_data")]
 
 
 @pytest.fixture(scope="module")
