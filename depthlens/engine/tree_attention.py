@@ -283,10 +283,10 @@ class BranchTree:
         if p:
             # causal within the prefix: folding the group would break the triangle, so here it joins the heads
             k, v = (x[:, :, None, : self.n_prefix].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
-            first = attend(query[:, :, :p], k[:, :, before:], v[:, :, before:], scale, None, True)
+            first, lse = attend(query[:, :, :p], k[:, :, before:], v[:, :, before:], scale, None, True)
             if before:
-                first = (merge(*first, *attend(query[:, :, :p], k[:, :, :before], v[:, :, :before], scale)),)
-            out[..., :p, :] = first[0].unflatten(1, (n_kv, group))
+                first = merge(first, lse, *attend(query[:, :, :p], k[:, :, :before], v[:, :, :before], scale))
+            out[..., :p, :] = first.unflatten(1, (n_kv, group))
         if pos > p:
             q_own, k_own, v_own = q[..., p:, :], key[:, :, None, self.n_prefix :], value[:, :, None, self.n_prefix :]
             parts = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]

@@ -156,9 +156,9 @@ class Wavefront:
                     for some, of_some, asked in walks:
                         keep = moved(asked, device) if layer == n_layers - 1 else None
                         passed(len(some.tokens) * self._layer(of_some, conditions, layer, some, keep))
-        clean.final = clean.final if walked else rows[CLEAN][moved(at, device)]
+        clean.final = final = clean.final if walked and clean.final is not None else rows[CLEAN][moved(at, device)]
         kept = moved(kept, device)
-        return torch.stack([forked[c][kept] if c in forked else clean.final for c in range(len(conditions))])
+        return torch.stack([forked[c][kept] if c in forked else final for c in range(len(conditions))])
 
     def _layer(
         self, rows: dict[int, Tensor], conditions: Sequence[Condition], layer: int, layout: Layout, keep: Any

@@ -3,6 +3,7 @@ from .comparison import activation_deltas as activation_deltas
 from .comparison import loss_difference as loss_difference
 from .comparison import profile_comparison as profile_comparison
 from .comparison import recovery_curve as recovery_curve
+from .comparison import run_centres as run_centres
 from .heads import head_map as head_map
 from .heads import head_overlap as head_overlap
 from .heads import removal_curve as removal_curve

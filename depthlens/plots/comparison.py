@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from depthlens.analysis import recovery, written_answers
 from depthlens.analysis.results import Result
-from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SHARE, Comparison
+from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
 from depthlens.analysis.scores import labels
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
@@ -76,7 +76,7 @@ def profile_comparison(
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
     look = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
-    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)
+    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
 
 
 @themed
@@ -103,7 +103,38 @@ def loss_difference(
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
     look = {"levels": ("zero",), "xlabel": "removed layer"}
-    return _figure(comparison, table, place, parts, title, "difference of losses", **look)
+    return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
+
+
+@themed
+def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None) -> Plot:
+    """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
+
+    Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
+
+    Args:
+        comparison: Of `depthlens.compare`, of any number of runs.
+        place: Folder of the results below the runs.
+        parts: Kind of part over depth.
+        title: Above the figure.
+
+    Raises:
+        UserError: nothing to draw.
+
+    Example:
+        >>> figure = dl.plots.run_centres(comparison)
+    """
+    centres = comparison.of(CENTRE)
+    centres = centres[centres["parts"] == parts]
+    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model")
+    known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
+    table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
+    table["at"] = [comparison.runs.index(run) for run in table["run"]]
+    table = tidy(table, "at", "value", series="")
+    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres")
+    for ax, _ in axes:
+        ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
+    return fig
 
 
 @themed
@@ -222,16 +253,16 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
 
 def _figure(
     comparison: Comparison, table: pd.DataFrame, place: str, parts: str, title: str | None, what: str, **look: Any
-) -> Plot:
-    """A panel for each task, metric and unit, with a line for each series."""
+) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
+    """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
     shown = _panels(table, place, parts)
     if not shown:
         known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
         fault = f"no two runs with equal settings have {parts!r} in folder {place!r}"
         raise UserError(f"{fault} to be drawn; profiles there are: {known or 'none'}")
     table = pd.concat(rows.assign(panel=f"{task} {metric.removesuffix(',none')}") for task, metric, rows in shown)
-    units = table["metric"].map(lambda metric: named(metric, loss=True).replace(" (", "\n(").replace(", ", ",\n"))
+    units = table["metric"].map(lambda metric: named(metric, loss=True).replace(", ", ",\n"))
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(title, default, table, names, each=1.9, columns=columns, **look)[0]
+    return curves(title, default, table, names, each=1.9, columns=columns, **look)

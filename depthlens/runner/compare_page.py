@@ -54,8 +54,9 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
 
 def comparison_page(c: Comparison) -> str:
     """The page as HTML, with all figures inside."""
-    drawn: dict[Any, bool] = {plots.profile_comparison: False, plots.loss_difference: True}
-    drawn = drawn if len(c.runs) <= MAX_OVERLAID else {}
+    drawn: dict[Any, bool] = {plots.run_centres: False}
+    if len(c.runs) <= MAX_OVERLAID:
+        drawn = {plots.profile_comparison: False, plots.loss_difference: True} | drawn
     figures = [draw(c, place=place, parts=parts) for draw in drawn for place, parts in drawable(c, drawn[draw])]
     differs = c.settings[~c.settings["equal"].astype(bool)]
     losses = c.of(LOSS, SHARE, compared=True)

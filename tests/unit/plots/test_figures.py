@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
-from made_results import EARLY, LATE, nats, sweep
+from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
 from depthlens import plots
 from depthlens.analysis import differences, head_lists
 from depthlens.analysis.results import concat
-from depthlens.analysis.run_comparison import LOSS, SHARE
+from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
 
 N, N_LAYERS = 120, 6
 
@@ -131,6 +131,11 @@ def run_figures():
     yield Case(plots.profile_comparison(shorter), 1, words=("depth (layer / last layer)",))
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
     yield Case(plots.profile_comparison(dl.compare(*guesses)), 1, shown=[], cannot_judge=2)
+    stages = dl.compare(*steps(5), stages=True)
+    values = stages.of(SCORE, CENTRE)["value"].dropna()
+    fig = plots.run_centres(stages)
+    np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
+    yield Case(fig, 4, words=("step1", "step5"))
     alone = made_results.verdicts(made_results.FEW, "m")
     parts = alone.parts[alone.parts["view"] == "decides"]
     times, count = parts["effect"] / parts["matters"], {"effect": np.isfinite(parts["effect"]).sum()}

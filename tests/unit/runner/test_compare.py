@@ -41,7 +41,7 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     found = Comparison.load(out)
     assert found.runs == ["base", "late"] and found.table["shown"].any()
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "<script" not in page and "http://" not in page
+    assert page.count("data:image/png;base64,") == 3 and "<script" not in page and "http://" not in page
     assert "default-src 'none'" in page
     assert call("compare", *runs, "--out", out)[0] == 0, "the same comparison is written again"
     assert call("compare", *runs[::-1], "--out", out)[0] == 2, "another comparison"
@@ -73,14 +73,14 @@ def test_names_and_places_of_runs(tmp_path):
     assert found.table["reference"].any() and "<th>task</th>" in page_of(found, tmp_path / "out")
 
 
-def test_more_stages_than_colours_have_a_page_without_figures(call, tmp_path):
+def test_stages_have_a_page_of_their_own_figures(call, tmp_path):
     names = [tmp_path / f"step{i + 1}" for i in range(5)]
     for name, result in zip(names, steps(5), strict=True):
         result.save(name)
     assert call("compare", *names, "--stages", "--out", tmp_path / "out")[0] == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "compared with the stage before" in page
-    assert "<summary>Centres of mass</summary>" in page and "data:image/png" not in page
+    assert "scores and centres, layers" in page and "loss by removed part" not in page, "more runs than colours"
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
