@@ -15,6 +15,7 @@ import pandas as pd
 from depthlens.analysis import block_losses, depth, head_effects, written_answers
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
 from depthlens.analysis.words import estimate
+from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -99,8 +100,11 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     The table has, group by group (model, task and metric), the baseline and the worst losses; the lines say how much is
     left out, and what limits the conclusions.
     """
-    summary, limits = result.summary, result.notes
-    losses = result.losses()[[*GROUP, "condition", "loss"]]
+    summary = result.summary
+    try:
+        losses, limits = result.losses()[[*GROUP, "condition", "loss"]], result.notes
+    except UserError as error:  # an incomplete record must not hide the table
+        return str(error), summary[_COLUMNS].head(ROWS), []
     table = summary.merge(losses, how="left").fillna({"loss": np.inf}).assign(size=summary["delta"].abs())
     table = table.sort_values(["loss", "size"], ascending=False, kind="stable")  # the baselines are the first
     groups = table.groupby(GROUP, sort=False)

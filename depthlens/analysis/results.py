@@ -126,8 +126,15 @@ class Result(Finding):
 
         ``min_effect`` is the smallest change that is called an effect, because tiny changes of a continuous score can
         be significant, too.
+
+        Raises:
+            UserError: the record has no such metric.
         """
-        info = self.record["tasks"][task]["metrics"][metric]
+        try:
+            info = self.record["tasks"][task]["metrics"][metric]
+        except KeyError:
+            fault = f"the record says nothing of metric {metric!r} of task {task!r}"
+            raise UserError(f"{fault}; record['tasks'][{task!r}]['metrics'] needs it, with its chance") from None
         return {"higher_is_better": True, "chance": None, "min_effect": 0.0, **info}
 
     @property
@@ -342,8 +349,12 @@ class Result(Finding):
 
     def _repr_html_(self) -> str:
         """In JupyterLab: the losses as small squares, three broken answers, and what limits the conclusions."""
+        try:
+            picture, limits = glance(self), self.notes
+        except UserError:  # the record lacks what losses need: the table says what
+            return super()._repr_html_()
         head = self.display()[0].partition(";")[0]
-        return paragraphs([head]) + glance(self) + paragraphs([*self.notes, self.NEXT])
+        return paragraphs([head]) + picture + paragraphs([*limits, self.NEXT])
 
 
 def concat(results: Sequence[Result]) -> Result:
