@@ -43,6 +43,7 @@ from depthlens.analysis.geometry import Geometry
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
+from depthlens.errors import unknown
 from depthlens.experiments.texts import Texts, encoded, measured, named, table_of_means
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -52,6 +53,7 @@ from depthlens.store.parts import DEFAULT
 
 LENS = {"probability": (0.0, 1.0), "rank": (1.0, np.inf), "entropy": (0.0, np.inf)}  # with their limits
 WHERE = ("all", "future")
+REDUCE = ("max", "mean")
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
 
 
@@ -175,6 +177,7 @@ def layer_effects(
     texts: Texts = None,
     *,
     limit: int | None = None,
+    reduce: str = "max",
     skip_first: int = 0,
     seed: int = 0,
     max_tokens: int = 128,
@@ -182,7 +185,7 @@ def layer_effects(
     store: Where = DEFAULT,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How much skipping a layer changes what each later layer adds to the residual stream, at most at one position.
+    """How much skipping a layer changes what each later layer adds to the residual stream.
 
     The first token of a text is an attention sink. A few early layers give it a state far larger than all others. Much
     of the effect of skipping these layers is the loss of that state alone; ``skip_first=1`` leaves it in place.
@@ -192,6 +195,7 @@ def layer_effects(
         texts: Any texts, or the name of a set: ``embedded`` or ``c4`` (`depthlens.experiments.texts`); None: the
             embedded ones.
         limit: Only the first so many; ``c4`` needs it. None: all, but 16 where no texts are named.
+        reduce: The effect on a text is the ``max`` or the ``mean`` over its positions.
         skip_first: At so many first positions no layer is skipped, and nothing is measured.
         seed: Of the position t that splits each text: after the first one that is not spared, equally likely.
         max_tokens: Of longer texts, only the first so many tokens are read.
@@ -204,12 +208,15 @@ def layer_effects(
         positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
 
     Raises:
-        UserError: a ``skip_first`` below 0 or that leaves fewer than 2 tokens of a text, or see `geometry`.
+        UserError: an unknown ``reduce``, a ``skip_first`` below 0 or that leaves fewer than 2 tokens of a text, or see
+            `geometry`.
 
     Example:
         >>> dl.layer_effects(lens, limit=2).columns.tolist()
         ['layer', 'later', 'where', 'effect', 'ci_low', 'ci_high', 'n']
     """
+    if reduce not in REDUCE:
+        raise unknown("reduce", reduce, REDUCE)
     seed = arguments.check(seed=seed)["seed"]
     rows = encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
     skip_first = arguments.whole("skip_first", skip_first, 0, min(map(len, rows)) - 2, fix=", as the texts are")
@@ -219,22 +226,21 @@ def layer_effects(
     places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
 
     def measure(i: int) -> np.ndarray:
-        found = text_effects(lens, rows[i], skip_first, splits[i], batch_tokens)
+        found = text_effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
         return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
 
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
-    how: dict[str, Any] = {"store": store, "progress": progress, "method": f"effects, max, spare {skip_first}"}
+    how: dict[str, Any] = {"store": store, "progress": progress, "method": f"effects, {reduce}, spare {skip_first}"}
     values, _ = measured(lens, cases, names, measure, "geometry", **how)
     return table_of_means(["layer", "later", "where"], places, {"effect": (values, (0.0, np.inf))})
 
 
 @torch.no_grad()
-def text_effects(lens: Lens, tokens: Sequence[int], skip_first: int, split: int, batch_tokens: int) -> np.ndarray:
-    """Effects on one text, the largest of its positions; NaN where a layer is not a later one.
-
-    Shape [where, skipped layer, later layer].
-    """
+def text_effects(
+    lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int
+) -> np.ndarray:
+    """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
     walk_check.require(lens, "the effect of a layer on later ones", adds=True)
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device)
@@ -256,7 +262,8 @@ def text_effects(lens: Lens, tokens: Sequence[int], skip_first: int, split: int,
             for row in range(1, len(x)):
                 change = (wide(added[:, row]).sum(0) - clean).norm(dim=-1) / norm  # [pos]
                 s, where = divmod(row - 1, 2)
-                found[where, s, layer] = float(change[split if where else skip_first :].max())
+                seen = change[split if where else skip_first :]
+                found[where, s, layer] = float(seen.max() if reduce == "max" else seen.mean())
             # rows that skip this layer fork off the clean one here: until now they were the same
             x, skipped = moved(x, out.device), moved(skipped, out.device)
             x = torch.cat([out, torch.where(skipped, x[:1], out[:1])])

@@ -149,9 +149,11 @@ def contributions(lens, tokens, skipped=None, until=None, start=0):
     return added
 
 
-@pytest.mark.parametrize("skip_first", [0, 2])
-def test_effects_equal_forward_passes_with_hooks(lens, skip_first):
-    table = geo.layer_effects(lens, TEXTS, skip_first=skip_first, seed=5, batch_tokens=70, progress=False)
+@pytest.mark.parametrize(("reduce", "skip_first"), [("mean", 0), ("max", 2)])
+def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
+    table = geo.layer_effects(
+        lens, TEXTS, reduce=reduce, skip_first=skip_first, seed=5, batch_tokens=70, progress=False
+    )
     n_layers = lens.dims.n_layers
     assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
     rows = [lens.tokenizer(text).input_ids for text in TEXTS]
@@ -166,7 +168,7 @@ def test_effects_equal_forward_passes_with_hooks(lens, skip_first):
             for a, b, until in zip(clean, without, untils, strict=True):
                 one, other = a[found["later"]], b[found["later"]]
                 change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or skip_first :]
-                values.append(float(change.max()))
+                values.append(float(change.max() if reduce == "max" else change.mean()))
             assert found["effect"] == pytest.approx(np.mean(values), rel=QUOTIENT, abs=QUOTIENT)
             assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
 
