@@ -166,7 +166,7 @@ def head_overlap(
         k: Of scores: how many heads of each are compared.
 
     Raises:
-        UserError: no list, or a ``k`` that does not fit the heads that have both scores.
+        UserError: no list, more heads than a layer has, or a ``k`` that does not fit the heads that have both scores.
 
     Example:
         >>> dl.analysis.head_overlap(copying, scores, k=2).heads
@@ -179,7 +179,11 @@ def head_overlap(
     common = lists[0] & lists[1]
     counts = [np.bincount([layer for layer, _ in heads], minlength=len(n_heads)) for heads in lists]
     chances = np.ones(1)  # of 0, 1, 2 .. heads in common
-    for size, *of_lists in zip(n_heads, *counts, strict=True):
-        chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(of_lists) + 1), size, *of_lists))
+    for layer, (size, *of_lists) in enumerate(zip(n_heads, *counts, strict=True)):
+        if max(of_lists) > size:
+            fault = f"a list has {max(of_lists)} heads of layer {layer}, which has {size}"
+            raise UserError(f"{fault}; give the number of heads of each layer")
+        if min(of_lists):
+            chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(of_lists) + 1), size, *of_lists))
     expected, p = float(np.arange(len(chances)) @ chances), float(min(1.0, chances[len(common) :].sum()))
     return Overlap(len(common), expected, p, tuple(sorted(common)))

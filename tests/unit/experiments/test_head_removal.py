@@ -149,7 +149,7 @@ def test_accuracy_and_nats_side_by_side_are_seeded(organism):
 
 def test_lists_of_the_same_layers_are_permuted_within_them():
     one, other = [(0, 0), (0, 1), (1, 2)], [(0, 0), (1, 2), (1, 3)]
-    found = head_overlap(one, other, [3, 4, 4])
+    found = head_overlap(one, other, [3, 4, 0])  # of the last layer no head was measured
     common = [
         len({*first, last} & set(other)) for first in combinations([(0, h) for h in range(3)], 2)
         for last in [(1, h) for h in range(4)]
@@ -159,6 +159,8 @@ def test_lists_of_the_same_layers_are_permuted_within_them():
     everything = [(0, h) for h in range(3)]
     same = head_overlap(everything, everything, [3, 9, 9])
     assert same.n == 3 and same.p_value == 1, "two lists of one whole layer share no more than the layer"
+    with pytest.raises(UserError, match="a list has 3 heads of layer 0, which has 2"):
+        head_overlap(everything, everything, [2, 9])
 
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
