@@ -136,7 +136,6 @@ def test_baseline_alone_is_summarised():
             {"baseline": [0, 1], "L7": [0, 5]},
             r"'baseline'.*no number on document 5",
         ),
-        ({"baseline": []}, None, r"no documents"),
     ],
 )
 def test_bad_documents_are_refused_in_one_line(values, ids, message):

@@ -70,7 +70,7 @@ def test_written_answers_need_deep_layers_that_chosen_ones_do_not(loss, state):
 def test_other_questions_are_not_compared_nor_tasks_at_chance():
     letters = [same_documents(x) for x in viewed(FEW, "letters")]
     _, parts = judged("C2", letters=viewed(FEW, "letters"), generation=viewed(FEW, "other", chance=0.0))
-    assert "ask other questions" in parts["sentence"][0] and "reasoning=" in parts["sentence"][1]
+    assert "ask other questions" in parts["sentence"][0] and "has no reasoning and no" in parts["sentence"][1]
     guess = [dl.concat([letters[0], *viewed(FEW, "guess", accuracy=0.25)])]
     assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters acc"
     found, parts = judged("C1", **both(accuracy=0.25))
@@ -169,7 +169,7 @@ def test_missing_evidence_says_what_to_give():
     found = judge(Evidence())
     assert found.states == {claim.id: "open" for claim in CLAIMS} and found.headline == "7 claims: 7 open."
     for claim, row in zip(CLAIMS, found.table.itertuples(), strict=True):
-        assert all(f"{field}=" in row.sentence for field in claim.needs) and row.n == 0 and np.isnan(row.effect)
+        assert all(f"no {field}" in row.sentence for field in claim.needs) and row.n == 0 and np.isnan(row.effect)
     some = judge(Evidence(**both()), claims=["C7", "C1"])
     assert list(some.states) == ["C1", "C7"] and some.describe()[1].startswith("C1a shown: Scored by letters, ")
 
