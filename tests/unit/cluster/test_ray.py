@@ -91,11 +91,11 @@ def disturbed(nodes: Nodes, lens: dl.Lens, folder: Path, chance: random.Random, 
     def disturb() -> None:
         for what in lost:
             seen = len(parts(folder))
-            wait_for(lambda seen=seen: len(parts(folder)) > seen)
+            # the head's worker may write before others have started
+            wait_for(lambda seen=seen: len(parts(folder)) > seen and any(map(nodes.pids, nodes.nodes[1:])))
             other_than_head = [one for one in nodes.nodes[1:] if nodes.pids(one)]
-            if other_than_head:
-                (nodes.kill_node if what == "node" else nodes.kill_worker)(chance.choice(other_than_head))
-                killed.append(what)
+            (nodes.kill_node if what == "node" else nodes.kill_worker)(chance.choice(other_than_head))
+            killed.append(what)
 
     nodes.nodes += [nodes.add() for what in lost if what == "node"]  # room for the workers of one that is lost
     thread = threading.Thread(target=disturb)
