@@ -58,7 +58,14 @@ class Explorer(View):
             for task in tasks:
                 task |= {name: [""] * len(task[name]) for name in ("questions", "references", "texts")}
         scale = max(0.3, float(losses["loss"].abs().max()))
-        return {"tasks": tasks, "scale": scale, "start": _start(losses, tasks)}
+        metrics = ", ".join(dict.fromkeys(task["metric"] for task in tasks))
+        asked = [self.result.record["tasks"].get(task["name"], {}) for task in tasks]
+        shots = " or ".join(map(str, sorted({one.get("num_fewshot") or 0 for one in asked})))
+        legend = (
+            "Red: a removal costs. Blue: it gains. Dot: critical. Hatched: the whole model is at chance. At the right: "
+        )
+        legend += f"{metrics} of the whole model. Worked examples before each question: {shots}."
+        return {"tasks": tasks, "scale": scale, "legend": legend, "start": _start(losses, tasks)}
 
     @property
     def condition(self) -> str:
@@ -118,6 +125,7 @@ def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
     return {
         "name": task,
         "metric": metric,
+        "at_chance": bool(row.at_chance),
         "sign": 1 if result.metric_info(task, metric)["higher_is_better"] else -1,
         "score": round(float(score), 4),
         "binary": binary,
@@ -165,11 +173,12 @@ def glance(result: Result) -> str:
     for base in primary.baselines.itertuples():
         squares = []
         for row in losses[losses["task"] == base.task].itertuples():
-            tone, share = "#b2182b" if row.loss > 0 else "#2166ac", 100 * abs(row.loss) / scale
+            tone, share = "#b2182b" if row.loss > 0 else "#2166ac", 0 if base.at_chance else 100 * abs(row.loss) / scale
             ground = f"color-mix(in oklab, {tone} {share:.0f}%, rgba(128, 128, 128, .15))"
             look = f"display:inline-block;width:.7em;height:1.1em;margin-right:1px;background:{ground}"
             squares.append(f'<span title="{row.condition}: loss {row.loss:.2f}" style="{look}"></span>')
-        text = f"{html.escape(base.task)}, {base.metric} {base.baseline:.2f}"
+        chance = ", at chance: cannot judge" if base.at_chance else ""
+        text = f"{html.escape(base.task)}, {base.metric} {base.baseline:.2f}{chance}"
         lines.append(f'<p style="line-height:1.2;margin:.2em 0">{"".join(squares)} {text}</p>')
     best = _costliest_later(losses)
     if os.environ.get(NO_ANSWERS):
@@ -182,8 +191,8 @@ def glance(result: Result) -> str:
 
 def _costliest_later(losses: pd.DataFrame) -> Any:
     """The costliest critical layer or head beyond the first two layers, which break every text."""
-    ranks = losses.assign(later=losses["layer"].fillna(0) >= 2)
-    return ranks.sort_values(["critical", "later", "loss"], kind="stable").iloc[-1]
+    ranks = losses.assign(later=losses["layer"].fillna(0) >= 2, judged=~losses["at_chance"])
+    return ranks.sort_values(["judged", "critical", "later", "loss"], kind="stable").iloc[-1]
 
 
 def _start(losses: pd.DataFrame, tasks: list[dict[str, Any]]) -> dict[str, Any]:

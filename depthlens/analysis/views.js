@@ -52,7 +52,7 @@ export const explore = (root, data, state, changed = () => {}) => {
   const body = make("tbody");
   const more = make("button", { className: "chip", type: "button", hidden: true });
   const table = make("table", {}, make("thead", {}, head), body);
-  root.replaceChildren(heat, say, make("div", { className: "bar" }, chips, find), table, more);
+  root.replaceChildren(heat, make("p", { className: "legend" }, data.legend), say, make("div", { className: "bar" }, chips, find), table, more);
 
   const task = () => data.tasks[state.task];
   const rowOf = () => task().rows.find((row) => row.cells.includes(state.condition)) ?? task().rows[0];
@@ -76,8 +76,10 @@ export const explore = (root, data, state, changed = () => {}) => {
     const [loss, low, high, critical] = one.losses[condition];
     const share = `${Math.round(100 * Math.min(1, Math.abs(loss) / data.scale))}%`;
     const now = at === state.task && condition === state.condition;
-    const name = `${one.conditions[condition]}, ${one.name}: loss ${number(loss)} [${number(low)}, ${number(high)}]${critical ? ", critical" : ""}`;
-    const button = make("button", { className: `cell ${loss > 0 ? "costs" : "gains"}`, type: "button", title: name, tabIndex: now ? 0 : -1 });
+    const judged = one.at_chance ? ", at chance: cannot judge" : critical ? ", critical" : "";
+    const name = `${one.conditions[condition]}, ${one.name}: loss ${number(loss)} [${number(low)}, ${number(high)}]${judged}`;
+    const tone = one.at_chance ? "idle" : loss > 0 ? "costs" : "gains";
+    const button = make("button", { className: `cell ${tone}`, type: "button", title: name, tabIndex: now ? 0 : -1 });
     button.setAttribute("aria-label", name);
     button.setAttribute("aria-pressed", now);
     button.style.setProperty("--share", share);
@@ -161,7 +163,8 @@ export const explore = (root, data, state, changed = () => {}) => {
     const words = one.binary ? ["break", "become right", "others change"] : ["get worse", "get better", "change at the same score"];
     say.replaceChildren("Without ", make("b", {}, name), ", ", make("b", { className: "wrong" }, String(found.broken.length)),
       ` of ${one.ids.length} answers to ${one.name} ${words[0]}, `, make("b", { className: "right" }, String(found.repaired.length)),
-      ` ${words[1]}, ${found.changed.length} ${words[2]}.`);
+      ` ${words[1]}, ${found.changed.length} ${words[2]}.`, one.at_chance ? ` The whole model is at chance here, so this judges nothing.` : "",
+      state.missing ? ` (${state.missing} is not in this sweep.)` : "");
     chips.replaceChildren(...Object.entries(labels).map(([key, label]) => {
       const chip = make("button", { className: "chip", type: "button" }, `${label} ${found[key].length}`);
       chip.setAttribute("aria-pressed", key === state.change);
@@ -179,7 +182,7 @@ export const explore = (root, data, state, changed = () => {}) => {
   };
 
   const go = (update, focus = false) => {
-    Object.assign(state, update);
+    Object.assign(state, { missing: "" }, update);
     if (find.value !== (state.find ?? "")) find.value = state.find ?? "";
     drawHeat();
     draw();
@@ -204,7 +207,7 @@ export const explore = (root, data, state, changed = () => {}) => {
   find.oninput = () => go({ find: find.value });
   more.onclick = drawRows;
   new IntersectionObserver((seen) => seen[0].isIntersecting && !more.hidden && drawRows()).observe(more);
-  go({});
+  go({ missing: state.missing });
   return go;
 };
 
@@ -296,7 +299,8 @@ for (const place of document.querySelectorAll(".depthlens-explorer[data-page]"))
     const at = named < 0 ? data.start.task : named;
     const condition = data.tasks[at].conditions.indexOf(given.get("without"));
     const change = given.get("show") in LABELS ? given.get("show") : data.start.change;
-    return { task: at, condition: condition > 0 ? condition : data.start.condition, change, find: given.get("find") ?? "" };
+    const missing = condition > 0 ? "" : given.get("without") ?? "";
+    return { task: at, condition: condition > 0 ? condition : data.start.condition, change, find: given.get("find") ?? "", missing };
   };
   let own = location.hash;
   const go = explore(root, data, read(), (state) => {

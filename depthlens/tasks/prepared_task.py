@@ -275,6 +275,7 @@ class Prepared:
             metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor}
         return {
             "version": (config.metadata or {}).get("version"),
+            "config": _fingerprint(config),
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
             "examples": self.task.depthlens_examples,
@@ -374,6 +375,16 @@ def questions(name: str, task: Any) -> pd.DataFrame:
         shown = options and [str(option) for option in options]
         rows.append((name, doc_id, text, " | ".join(map(str, answers)), shown, identity(task, doc)))
     return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
+
+
+def _fingerprint(config: Any) -> str:
+    """Hash of what a task's YAML file says, but for where its documents are and what the record has beside it."""
+    from lm_eval.utils import handle_non_serializable, hash_string  # slow to import
+
+    beside = {"dataset_path", "dataset_name", "dataset_kwargs", "generation_kwargs", "metadata", "num_fewshot"}
+    said = {name: value for name, value in config.to_dict().items() if name not in beside}
+    text = json.dumps(said, sort_keys=True, default=handle_non_serializable)
+    return hash_string(re.sub(r" at 0x\w+", "", text))[:12]  # where a function is in memory
 
 
 def identity(task: Any, doc: Any) -> str:
