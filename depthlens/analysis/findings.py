@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import pandas as pd
 import pyarrow
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from depthlens.analysis.results import Result
 
 V = TypeVar("V")
+F = TypeVar("F", bound="Finding")
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 ROWS = 60  # that are shown of a table: all layers of most models
 _OF_RESULT = ("model", "seed", "limit", "samples", "measure")  # entries of a sweep's record that a table keeps
@@ -158,7 +159,7 @@ class Finding:
                 (folder / name).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, out: str | Path) -> Self:
+    def load(cls: type[F], out: str | Path) -> F:
         """Read a folder that `save` wrote.
 
         Raises:
@@ -170,7 +171,7 @@ class Finding:
             return cls._read(folder)
 
     @classmethod
-    def _read(cls, folder: Path) -> Self:
+    def _read(cls: type[F], folder: Path) -> F:
         """The finding of a folder; errors are those of reading and of what was read."""
         if missing := [file for file in cls.files() if not (folder / file).is_file()]:
             raise UserError(f"{str(folder)!r} holds no {missing[0]}; give a folder that {cls.__name__}.save wrote")
