@@ -56,7 +56,7 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -
     changes = {
         # no answer needs the first two layers
         ("C1", False): {
-            "previous_layer": third, "letter_layers": middle, "knowledge_layers": middle, "text_layers": late,
+            "previous_layer": third, "letter_layers": str(middle), "knowledge_layers": str(middle), "text_layers": late,
             "retrieval_layer": middle, "copying_layer": middle, "reasoning_layer": middle,
         },
         # early reasoning leaves the middle third to the layers that only a written answer needs, also where it is short

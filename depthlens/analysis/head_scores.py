@@ -87,7 +87,7 @@ class HeadScores(Finding):
         record: dict[str, Any],
         *,
         tested: bool,
-        heads: list[Head] | None = None,
+        heads: Sequence[tuple[int, int]] | None = None,
         bounded: bool = False,
         units: Sequence[str] | pd.Series | None = None,
     ) -> HeadScores:

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
+Array = Any  # np.ndarray; of shape [] NumPy gives a number
 LEVEL = 0.95
 ALPHA = 0.05
 IMAGINARY = 0.5  # documents lost, and as many won; with 1, means of probabilities cover in 98% of 100 documents
@@ -55,12 +56,12 @@ class Mean:
         (12, ['ci_high', 'ci_low', 'loss', 'p_value'])
     """
 
-    value: np.ndarray
-    added: np.ndarray
-    centred: np.ndarray
+    value: Array
+    added: Array
+    centred: Array
     units: pd.Index
     n: int
-    extra: np.ndarray
+    extra: Array
 
     def __add__(self, other: Mean) -> Mean:
         units = self.units if self.units.equals(other.units) else self.units.append(other.units).unique()
@@ -78,7 +79,7 @@ class Mean:
     def __sub__(self, other: Mean) -> Mean:
         return self + -other
 
-    def __mul__(self, factor: float | np.ndarray) -> Mean:
+    def __mul__(self, factor: float | Array) -> Mean:
         added, centred = (_raised(part, np.ndim(factor)) * factor for part in (self.added, self.centred))
         extra = self.extra * np.square(factor)
         return replace(self, value=self.value * factor, added=added, centred=centred, extra=extra)
@@ -98,21 +99,21 @@ class Mean:
         return replace(self, **parts)
 
     @property
-    def error(self) -> np.ndarray:
+    def error(self) -> Array:
         """Standard error. Shape [...]."""
         return np.sqrt(np.square(self.centred).sum(0) + self.extra)
 
-    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
         """Lower and upper end of the interval, each of the shape of `value`; NaN for one unit."""
         half = scipy.stats.t.ppf((1 + level) / 2, self.n - 1) * self.error
         return self.value - half, self.value + half
 
-    def columns(self, name: str = "difference") -> dict[str, np.ndarray]:
+    def columns(self, name: str = "difference") -> dict[str, Array]:
         """Value, 95% interval and p-value, under the names that tables have for them."""
         low, high = self.interval()
         return {name: self.value, "ci_low": low, "ci_high": high, "p_value": self.p()}
 
-    def p(self) -> np.ndarray:
+    def p(self) -> Array:
         """Two-sided p-value that the value is 0; it fits the interval. Shape [...]."""
         error = self.error
         t = np.divide(np.abs(self.value), error, out=np.zeros_like(error), where=error > 0)
@@ -120,7 +121,7 @@ class Mean:
 
 
 def mean(
-    values: np.ndarray, units: Sequence[str] | np.ndarray | pd.Index | None = None, *, bounded: bool = True
+    values: Array, units: Sequence[str] | Array | pd.Index | None = None, *, bounded: bool = True
 ) -> Mean:
     """The mean over documents.
 
@@ -146,7 +147,7 @@ def mean(
     return Mean(value, added, centred, pd.Index(names), n, extra)
 
 
-def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
+def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> Array:
     """Two-sided p-values of a family, corrected by step-down maxT over sign flips of units.
 
     If a condition changes nothing on average, and the change of a unit is as likely up as down, turning a unit's sign
@@ -190,6 +191,6 @@ def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
     return np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
 
 
-def _raised(part: np.ndarray, ndim: int) -> np.ndarray:
+def _raised(part: Array, ndim: int) -> Array:
     """Shape [unit, ...] with axes of one value after the first, so that the others are `ndim` or more."""
     return part.reshape(len(part), *[1] * (ndim - part.ndim + 1), *part.shape[1:])

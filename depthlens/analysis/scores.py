@@ -7,7 +7,7 @@ layer, its share of the score above the floor, its share of all losses.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,7 @@ class Scores:
         return "" if self.mean(self.loss.sum(1), bounded=False).interval()[0] > 0 else NO_LOSS
 
 
-def too_few(units: Sequence[str], documents: Sequence[str]) -> str:
+def too_few(units: Iterable[str], documents: Iterable[str]) -> str:
     """Why there are too few units to judge a share, a centre or a claim; "" if there are enough.
 
     Args:

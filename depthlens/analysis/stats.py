@@ -46,7 +46,7 @@ def is_binary(values: ArrayLike) -> bool:
     return bool(np.all((values == 0) | (values == 1)))
 
 
-def changes(metric: str, differences: np.ndarray, units: pd.Series | np.ndarray | None = None) -> Mean:
+def changes(metric: str, differences: np.ndarray, units: Any = None) -> Mean:
     """Mean changes of a metric, bounded: those in nats are clipped to 1 a document.
 
     Args:

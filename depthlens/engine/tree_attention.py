@@ -46,8 +46,8 @@ from depthlens.models.lens import Lens
 
 # of rows that pass a layer together
 Queries = Float[Tensor, "row n_heads pos d_head"]
-Keys = Float[Tensor, "row n_kv_heads pos d_head"]
-Values = Float[Tensor, "row n_kv_heads pos d_value"]
+Keys = Float[Tensor, "row n_kv_heads key d_head"]
+Values = Float[Tensor, "row n_kv_heads key d_value"]
 Z = Float[Tensor, "row n_heads pos d_value"]
 # of attention to some of the keys: as many heads each, what is added to the scores, output and log of the denominator
 Query = Float[Tensor, "batch head query d_head"]

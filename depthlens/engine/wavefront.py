@@ -135,7 +135,7 @@ class Wavefront:
             walks.append((Layout(pack, device, None, clean.keys, before), {}, at - before))
         own, forked, kept = walks[-1]
         for some, *_ in walks:
-            some.rotary = arch.angles(x[None], some.position_ids)
+            some.rotary = arch.angles(x[None, -len(some.tokens) :], some.position_ids)
         forks = [fork_layer(condition, n_layers) for condition in conditions]
         from_donor = donor_layers(conditions)
         with walking(self.lens.model):

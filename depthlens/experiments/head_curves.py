@@ -199,7 +199,7 @@ def _taken(
     return ks, {name: heads[: ks[-1]] for name, heads in lists.items()}
 
 
-def keep_only(kept: Sequence[Head], dims: Dims) -> Condition:
+def keep_only(kept: Sequence[tuple[int, int]], dims: Dims) -> Condition:
     """The condition under which every head but those ``kept`` is at its mean.
 
     A layer without any of them is one ablation of its attention, since the output projection is linear and so the mean
@@ -225,7 +225,7 @@ def keep_only(kept: Sequence[Head], dims: Dims) -> Condition:
     return Condition(tuple(others))
 
 
-def same_layers(heads: Sequence[Head], n_heads: int, random: Random) -> list[Head]:
+def same_layers(heads: Sequence[tuple[int, int]], n_heads: int, random: Random) -> list[Head]:
     """A random list matched to a list position by position: of the same layer, from all heads of that layer.
 
     The list itself is one of the possible draws. So where it does not matter which heads of a layer are named, the list

@@ -109,7 +109,7 @@ def protocol_comparison(result: Result, *, title: str | None = None) -> Plot:
     table = table.assign(x=table["layer"], y=table.groupby(FIELDS, sort=False).ngroup(), value=judged)
     limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
     firsts = table.drop_duplicates("y")
-    names, n_layers = list(labels(firsts, varying(table))), table["n_layers"].max()
+    names, n_layers = list(labels(firsts, varying(table))), int(table["n_layers"].max())
     label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
     look = _layer_rows(names, n_layers) | {"cmap": cmap, "shown": CRITICAL_LAYER}
     fig, (ax,) = maps(title, sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look)

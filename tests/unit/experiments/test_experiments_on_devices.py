@@ -37,7 +37,7 @@ MEASURES = {
     "slope to means": lambda lens: attribution.attribute(lens, REQUESTS, **by_means(lens))[0],
     "path": lambda lens: attribution.attribute(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
     "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
-    "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, 16)),
+    "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
     "patterns": lambda lens: one_prompt.attention(lens, TOKENS, "L4.H1").pattern[:, [2, 7]],
     **{
         name: lambda lens, of=of: np.concatenate([of.measure(lens, n) for n in made_needles()])

@@ -49,6 +49,7 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
         ({"out": None}, "out None: give the path of a folder"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(execute, "NBClientEngine", None)
     with pytest.raises(UserError, match=message) as caught:
