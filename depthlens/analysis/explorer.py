@@ -91,6 +91,8 @@ class Explorer(View):
             asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
             texts = ("", "") if os.environ.get(NO_ANSWERS) else (new, asked)
             rows.append([f"{name}, {task}", f"{loss:.2f}", str(len(broken)), *texts])
+        if not rows:
+            return "<p>No removal is shown to break answers.</p>"
         columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
         cells = (zip(columns, map(html.escape, row), strict=True) for row in rows)
         lines = ("".join(f'<td data-label="{column}">{cell}</td>' for column, cell in row) for row in cells)
@@ -191,7 +193,7 @@ def glance(result: Result) -> str:
 
 def _costliest_later(losses: pd.DataFrame) -> Any:
     """The costliest critical layer or head beyond the first two layers, which break every text."""
-    ranks = losses.assign(later=losses["layer"].fillna(0) >= 2, judged=~losses["at_chance"])
+    ranks = losses.assign(later=losses["layer"].fillna(2) >= 2, judged=~losses["at_chance"])
     return ranks.sort_values(["judged", "critical", "later", "loss"], kind="stable").iloc[-1]
 
 

@@ -120,9 +120,7 @@ class Mean:
         return 2 * scipy.stats.t.sf(t, max(self.n - 1, 1))
 
 
-def mean(
-    values: Array, units: Sequence[str] | Array | pd.Index | None = None, *, bounded: bool = True
-) -> Mean:
+def mean(values: Array, units: Sequence[str] | Array | pd.Index | None = None, *, bounded: bool = True) -> Mean:
     """The mean over documents.
 
     Args:

@@ -135,7 +135,7 @@ export const explore = (root, data, state, changed = () => {}) => {
     for (const i of shown.slice(drawn, drawn + AT_ONCE)) {
       const value = (c) => one.values[c][i];
       const tone = (c) => (one.binary ? (value(c) > 0 === one.sign > 0 ? "right" : "wrong") : "");
-      const [whole, own] = [0, state.condition].map((c) => one.texts[one.answers[c][i]].trim());
+      const [whole, own] = [0, state.condition].map((c) => one.texts[one.answers[c][i]].trim() || "(nothing)");
       const nats = one.nats ? ` (${number(one.nats[state.condition][i])} nats)` : "";
       const scored = one.binary ? "" : ` (${number(value(state.condition) - value(0))})`;
       const cells = [

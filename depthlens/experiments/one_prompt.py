@@ -132,14 +132,15 @@ def generate(
 
 
 @contextmanager
-def ablated(lens: Lens, condition: str | Condition, *, resample_prompt: str | None = None) -> Iterator[Any]:
+def ablated(lens: Lens, condition: str | Condition | AnyHead, *, resample_prompt: str | None = None) -> Iterator[Any]:
     """Within the context ``lens.model`` runs under a condition, whatever calls it; after it the model is whole again.
 
-    Contexts may be nested: then both conditions hold.
+    Contexts may be nested: then both conditions hold. `Lens.bridge` has modules of its own over the same weights, and
+    stays whole. Positions, as in ``L12[7]``, count from the start of a row; padding on the left counts.
 
     Args:
         lens: A loaded model.
-        condition: Such as ``L11+L9.H3``.
+        condition: Such as ``L11+L9.H3``, or a head.
         resample_prompt: What ``@resample`` takes the states of.
 
     Yields:
@@ -155,7 +156,8 @@ def ablated(lens: Lens, condition: str | Condition, *, resample_prompt: str | No
     """
     arguments.loaded(lens)
     lens.needs_weights("ablated")
-    chosen = parse_condition(str(condition)).validate(lens.dims)
+    named = Head(*condition) if isinstance(condition, tuple) else condition
+    chosen = parse_condition(str(named)).validate(lens.dims)
     pairs.require(lens, [chosen], "torch")
     backend = TorchBackend(lens, _reference(lens, [chosen], resample_prompt))
     body = body_of(lens.model)

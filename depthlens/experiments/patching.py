@@ -69,8 +69,9 @@ class Patching:
         return table
 
     def top(self, k: int = 5) -> pd.DataFrame:
-        """The k rows of `table` with the largest effects."""
-        return self.table.nlargest(arguments.whole("k", k, 1), "effect").reset_index(drop=True)
+        """The k rows of `table` with the largest effects, of either sign."""
+        largest = self.table["effect"].abs().nlargest(arguments.whole("k", k, 1))
+        return self.table.loc[largest.index].reset_index(drop=True)
 
     def describe(self) -> list[str]:
         """What the patches that move most do, one sentence each."""

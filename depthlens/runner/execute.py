@@ -152,7 +152,8 @@ def run(
     Args:
         names: Names of notebooks of the suite, or paths of notebook files; or ``"all"`` of the suite.
         out: Folder for everything written.
-        profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults.
+        profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults. Files of your
+            own keep their values under ``demo``.
         parameters: Values over the profile's, for each notebook that has them. Text is read as YAML unless the
             notebook's default is text.
         models: Names of models to run on, one after another: values of the parameter ``model``, a folder each.
@@ -213,7 +214,9 @@ def prepare(
     for folder, given in _by_model(models, dict(parameters or {})).items():
         own_values = assign(given, {name: defaults[name] for name in chosen})
         for name in chosen:
-            values = of_profile[name] | own_values[name]
+            own_file = files[name] != known.get(name)
+            # `demo` is of the suite's notebooks
+            values = ({} if own_file and profile == "demo" else of_profile[name]) | own_values[name]
             try:
                 check_twin(defaults[name] | values, own_values[name], name)
             except UserError as error:
@@ -225,7 +228,7 @@ def prepare(
                 values["out"] = str(out / folder / name)
             values |= with_first_layers(defaults[name] | values, n_layers)
             check_values(defaults[name] | values, name)
-            source = name if files[name] == known.get(name) else str(files[name])
+            source = str(files[name]) if own_file else name
             path = Path(folder, name).as_posix()
             report.notebooks.append(NotebookRun(path, source, values, own_values[name]))
     return report

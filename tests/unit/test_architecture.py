@@ -21,7 +21,7 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
-TOP_MODULES, MODULE_LINES, BODY_LINES, TEST_LINES = 11, 500, 60, 400
+TOP_MODULES, MODULE_LINES, BODY_LINES, TEST_LINES = 12, 500, 60, 400
 
 
 def rows():
@@ -80,7 +80,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_modules_and_functions_are_short():
-    assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES  # ten modules and __init__
+    assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES  # ten modules, __init__ and __main__
     long = [
         f"{name}: {n} lines"
         for name, path in MODULES.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import types
 
@@ -33,6 +34,8 @@ def sweeps(monkeypatch):
 def test_version(call):
     code, out, _ = call("--version")
     assert code == 0 and out == f"depthlens {dl.__version__}\n"
+    command = [sys.executable, "-m", "depthlens", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == out
 
 
 NAMES = {"device": "cpu", "quantize": "nf4", "offload": "disk", "donor": "organism:seed=2", "backend": "torch"}

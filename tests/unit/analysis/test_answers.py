@@ -101,6 +101,9 @@ def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote(tmp_
     assert HOSTILE not in page and "<script>alert" not in page
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
     (task,) = data["tasks"]
+    assert not task["at_chance"] and "Worked examples before each question: 0." in data["legend"]
+    guesses = made_results.sweep(made_results.EARLY, accuracy=0.2, chance=0.25).explore()
+    assert guesses.data["tasks"][0]["at_chance"] and "No removal is shown to break answers" in guesses.table()
     assert task["conditions"] == ["baseline", "L0", "L1", "L1@mean"] and task["values"][2] == [0, 1, 0, 1]
     assert [task["texts"][i] for i in task["answers"][2]] == ["Lima", "Oslo", "y", HOSTILE]
     view.save(tmp_path / "page.html")

@@ -48,7 +48,7 @@ def test_contexts_are_nested_and_restored_after_an_exception(lens):
     whole = logits(lens)
     with one_prompt.ablated(lens, "L1+L3.H2"):
         both = logits(lens)
-    with pytest.raises(ZeroDivisionError), one_prompt.ablated(lens, "L1"), one_prompt.ablated(lens, "L3.H2"):
+    with pytest.raises(ZeroDivisionError), one_prompt.ablated(lens, "L1"), one_prompt.ablated(lens, (3, 2)):
         assert torch.equal(logits(lens), both)
         _ = 1 / 0
     assert torch.equal(logits(lens), whole)

@@ -149,7 +149,7 @@ def test_the_card_says_what_was_removed_and_what_it_cost(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for row in result.summary.query("condition == 'L1-2'").itertuples():
         assert (
-            f"| mini_cloze | {row.metric} | 5 | {row.value - row.delta:.3f} | {row.value:.3f} | {row.delta:+.3f} ["
+            f"| mini_cloze | {row.metric} | 5 | {row.value - row.delta:.3f} | {row.value:.3f} | {row.bounded:+.3f} ["
             in card
         )
     assert "# tiny-llama-gqa without L1-2" in card and lens.fingerprint in card and "left: 0, 3-4." in card

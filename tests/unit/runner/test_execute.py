@@ -166,6 +166,10 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
     ).notebooks
     assert plain.source == "02_plain"
     assert (own.source, own.parameters) == (str(tmp_path / "mine.ipynb"), {"limit": 4})
+    (suite / "profiles.yml").write_text("demo: {_all: {limit: 9}}\nsmoke: {_all: {limit: 2}}\n")
+    for profile, limit in (("demo", None), ("smoke", 2)):  # the demo is of the suite's notebooks
+        (own,) = execute.prepare([str(tmp_path / "mine.ipynb")], out=tmp_path / "out", profile=profile).notebooks
+        assert own.parameters.get("limit") == limit
     with pytest.raises(UserError, match="unknown notebook '02_plain.md'"):
         execute.prepare(["02_plain.md"], out=tmp_path)
 

@@ -112,3 +112,14 @@ def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name
 def test_a_task_in_two_ways_is_refused(folder, names):
     with pytest.raises(UserError, match=r"task school_\w+ is asked for twice, alone or in groups; name it once"):
         harness.load_tasks(names, include_path=folder)
+
+
+def test_record_has_a_hash_of_what_the_yaml_file_says(lens, tmp_path):
+    """Where the documents are does not matter."""
+    found = []
+    for name, text in (("a", "{{q}}"), ("b", "{{q}}"), ("c", "{{q}}!")):
+        folder = tmp_path / name
+        mini_tasks.write_task(folder, "own", {"test": mini_tasks.DOCUMENTS}, **mini_tasks.choice(text, "acc"))
+        result = condition_sweep(lens, "own", ["L0"], include_path=folder, store=None, progress=False)
+        found.append(result.record["tasks"]["own"]["config"])
+    assert found[0] == found[1] != found[2]

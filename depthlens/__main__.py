@@ -1,0 +1,5 @@
+"""`python -m depthlens`: the command line."""
+
+from depthlens.cli import main
+
+main()
