@@ -125,7 +125,7 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
     if progress.in_kernel():
         from IPython.display import HTML, display
 
-        display(HTML("<style>.jp-RenderedHTMLCommon table :is(td, th) { text-align: left }</style>"))
+        display(HTML("<style>.jp-RenderedHTMLCommon table :is(td, th) { text-align: left !important }</style>"))
     return Study(lens, values, *(_some(values, names) for names in (DOCUMENTS, CHAT, WRITING)))
 
 
