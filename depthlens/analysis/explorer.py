@@ -61,10 +61,8 @@ class Explorer(View):
         metrics = ", ".join(dict.fromkeys(task["metric"] for task in tasks))
         asked = [self.result.record["tasks"].get(task["name"], {}) for task in tasks]
         shots = " or ".join(map(str, sorted({one.get("num_fewshot") or 0 for one in asked})))
-        legend = (
-            "Red: a removal costs. Blue: it gains. Dot: critical. Hatched: the whole model is at chance. At the right: "
-        )
-        legend += f"{metrics} of the whole model. Worked examples before each question: {shots}."
+        legend = "Red: a removal costs. Blue: it gains. Dot: critical. Hatched: the whole model is at chance. "
+        legend += f"At the right: {metrics} of the whole model. Worked examples before each question: {shots}."
         return {"tasks": tasks, "scale": scale, "legend": legend, "start": _start(losses, tasks)}
 
     @property

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-Array = Any  # np.ndarray; of shape [] NumPy gives a number
+Array = Any  # np.ndarray, or a NumPy number where the shape is []: no type of NumPy's is both
 LEVEL = 0.95
 ALPHA = 0.05
 IMAGINARY = 0.5  # documents lost, and as many won; with 1, means of probabilities cover in 98% of 100 documents
@@ -57,8 +57,8 @@ class Mean:
     """
 
     value: Array
-    added: Array
-    centred: Array
+    added: np.ndarray
+    centred: np.ndarray
     units: pd.Index
     n: int
     extra: Array
@@ -120,7 +120,12 @@ class Mean:
         return 2 * scipy.stats.t.sf(t, max(self.n - 1, 1))
 
 
-def mean(values: Array, units: Sequence[str] | Array | pd.Index | None = None, *, bounded: bool = True) -> Mean:
+def mean(
+    values: np.ndarray | pd.Series,
+    units: Sequence[str] | np.ndarray | pd.Index | pd.Series | None = None,
+    *,
+    bounded: bool = True,
+) -> Mean:
     """The mean over documents.
 
     Args:
@@ -145,7 +150,7 @@ def mean(values: Array, units: Sequence[str] | Array | pd.Index | None = None, *
     return Mean(value, added, centred, pd.Index(names), n, extra)
 
 
-def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> Array:
+def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
     """Two-sided p-values of a family, corrected by step-down maxT over sign flips of units.
 
     If a condition changes nothing on average, and the change of a unit is as likely up as down, turning a unit's sign
@@ -189,6 +194,6 @@ def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> Array:
     return np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
 
 
-def _raised(part: Array, ndim: int) -> Array:
+def _raised(part: np.ndarray, ndim: int) -> np.ndarray:
     """Shape [unit, ...] with axes of one value after the first, so that the others are `ndim` or more."""
     return part.reshape(len(part), *[1] * (ndim - part.ndim + 1), *part.shape[1:])

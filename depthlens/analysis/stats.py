@@ -16,7 +16,7 @@ documents are of another kind, and where documents are gained, too: then more ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def is_binary(values: ArrayLike) -> bool:
     return bool(np.all((values == 0) | (values == 1)))
 
 
-def changes(metric: str, differences: np.ndarray, units: Any = None) -> Mean:
+def changes(metric: str, differences: np.ndarray, units: Sequence[str] | np.ndarray | pd.Series | None = None) -> Mean:
     """Mean changes of a metric, bounded: those in nats are clipped to 1 a document.
 
     Args:

@@ -33,7 +33,7 @@ from depthlens.backends.torch import Rows
 from depthlens.engine import prefix_tree
 from depthlens.engine.decoding import Decoding
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.wavefront import CleanRow, Wavefront, fork_layer
+from depthlens.engine.wavefront import CleanRow, Wavefront, first_edited, fork_layer
 from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
@@ -93,7 +93,7 @@ class PackedTrees(Batches):
         super().__post_init__()
         self._rate = WorkRate(self.lens)
         self._forks = [fork_layer(condition, self.lens.dims.n_layers) for condition in self.rows.conditions]
-        self._starts = [min((a.start for a in c.ablations), default=0) for c in self.rows.conditions]
+        self._starts = [first_edited(condition) for condition in self.rows.conditions]
 
     def run(self) -> None:
         """Answer every request under every condition."""

@@ -63,9 +63,14 @@ def fork_layer(condition: Condition, n_layers: int) -> int:
     return n_layers if condition.first_layer is None else condition.first_layer
 
 
+def first_edited(condition: Condition) -> int:
+    """The position from which on a condition edits its row; 0 for the baseline."""
+    return min((a.start for a in condition.ablations), default=0)
+
+
 def n_before(pack: Pack, conditions: Sequence[Condition], positions: Sequence[int]) -> int:
     """How many tokens of the prefix conditions share with the clean row at every layer; 0 where it gains nothing."""
-    first = min((a.start for condition in conditions for a in condition.ablations), default=0)
+    first = min((first_edited(c) for c in conditions if c.ablations), default=0)
     n = min(first, pack.n_prefix, *positions)
     return n if n * len(conditions) > pack.n_tokens else 0  # the clean row has to go first
 

@@ -275,7 +275,7 @@ class Prepared:
             metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor}
         return {
             "version": (config.metadata or {}).get("version"),
-            "config": _fingerprint(config),
+            "config": _config_hash(config),
             **({"generation_kwargs": dict(config.generation_kwargs or {})} if writes else {}),
             "num_fewshot": config.num_fewshot,
             "examples": self.task.depthlens_examples,
@@ -377,7 +377,7 @@ def questions(name: str, task: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
 
 
-def _fingerprint(config: Any) -> str:
+def _config_hash(config: Any) -> str:
     """Hash of what a task's YAML file says, but for where its documents are and what the record has beside it."""
     from lm_eval.utils import handle_non_serializable, hash_string  # slow to import
 
