@@ -40,7 +40,7 @@ from typing import Any
 
 from depthlens import arguments
 from depthlens.ablations.heads import Head
-from depthlens.errors import UserError
+from depthlens.errors import UserError, unknown
 
 ENDS = ("embed", "unembed")  # sites outside the layers
 INDEXED = {"head": "H", "kv": "KV", "expert": "E"}  # sites that have a number, and the letters before it
@@ -358,6 +358,9 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
             conditions.append(item)
         elif isinstance(item, str) and (meant := _of_word(item.strip(), dims)) is not None:
             conditions += meant
+        elif isinstance(item, str) and item.strip().isalpha() and item.strip() not in ("baseline", *ENDS):
+            words = [*WORDS.values(), "bottom", "top"]
+            raise unknown("ablation", item.strip(), words, "conditions such as L12.H3 are allowed, too")
         else:
             conditions.append(parse_condition(item))
     return list(dict.fromkeys(condition.validate(dims) for condition in conditions))

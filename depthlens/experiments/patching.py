@@ -47,6 +47,7 @@ class Patching:
             pairs; without an interval where there is one pair. Shape [part, pos].
         parts: Text of each part, such as ``L12`` or ``L12.H3``. Shape [part].
         tokens: Text of each token of the first pair's prompt into which is patched. Shape [pos].
+        sources: Text of each token of its other prompt, from which is patched. Shape [pos].
         differences: Log-probability of the right answer minus that of the wrong one (of one token each, the difference
             of their logits), by pair: on the clean and on the corrupted prompt. Columns ``clean`` and ``corrupted``.
         direction: ``restore`` or ``break``.
@@ -55,17 +56,23 @@ class Patching:
     effect: Mean
     parts: tuple[str, ...]
     tokens: tuple[str, ...]
+    sources: tuple[str, ...]
     differences: pd.DataFrame
     direction: str
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a part and position: ``part``, ``position``, ``token``, ``effect``, ``ci_low``, ``ci_high``."""
+        """One row a part and position.
+
+        Columns: ``part``, ``position``, ``token``, ``source`` (the token that the patch comes from), ``effect``,
+        ``ci_low`` and ``ci_high``.
+        """
         at = pd.MultiIndex.from_product([self.parts, range(len(self.tokens))], names=["part", "position"])
         low, high = self.effect.interval()
         columns = {"effect": self.effect.value, "ci_low": low, "ci_high": high}
         table = pd.DataFrame({name: x.ravel() for name, x in columns.items()}, index=at).reset_index()
         table.insert(2, "token", np.tile(self.tokens, len(self.parts)))
+        table.insert(3, "source", np.tile(self.sources, len(self.parts)))
         return table
 
     def top(self, k: int = 5) -> pd.DataFrame:
@@ -79,7 +86,7 @@ class Patching:
             return ["The clean prompt does not make its answer likelier: cannot judge the patches."]
         moved = "restores" if self.direction == RESTORE else "breaks"
         return [
-            f"Patching {row.part} at token {row.position} ({row.token.strip()!r}) {moved} "
+            f"Patching {row.part} at token {row.position} ({_both(row)}) {moved} "
             f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference between the answers."
             for row in self.top(3).itertuples()
         ]
@@ -170,8 +177,13 @@ def patch(
         differences.append((whole, patched[0]) if direction == RESTORE else (patched[0], whole))
     table = pd.DataFrame(differences, columns=["clean", "corrupted"])
     effect = means.mean(np.stack(found), bounded=False)
-    tokens = words(lens, rows[0][1 if direction == RESTORE else 0])
-    return Patching(effect, tuple(map(str, single)), tokens, table, direction)
+    source, target = (words(lens, ids) for ids in rows[0][:: 1 if direction == RESTORE else -1])
+    return Patching(effect, tuple(map(str, single)), target, source, table, direction)
+
+
+def _both(row: Any) -> str:
+    token, source = row.token.strip(), row.source.strip()
+    return repr(token) if token == source else f"{token!r}, from {source!r}"
 
 
 @torch.no_grad()

@@ -136,7 +136,7 @@ def find(name: Any) -> Source:
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"model {name!r} is no directory and no .gguf file; {GIVE}")
     if "/" not in name:
-        fix = "'depthlens models' lists all; a hub id is owner/name"
+        fix = "no folder here has this name, and a hub id is owner/name; 'depthlens models' lists the names"
         raise unknown("model", name, [row.alias for row in NAMED], fix)
     return Source(name, "hub", name)
 

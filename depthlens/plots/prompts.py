@@ -76,7 +76,11 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     row, value = ("depth", "probability") if says else ("part", "effect")
     rows = [str(name) for name in table[row].unique()]
     first = 0 if says else int(table.loc[table[value] != 0, "position"].min())  # patches do nothing before
-    most, columns = float(table[value].abs().max()) or 1.0, [_short(token) for token in found.tokens[first:]]
+    most = float(table[value].abs().max()) or 1.0
+    # under a patch each token stands with the one that the patch comes from, where they differ
+    pairs = zip(found.tokens, found.tokens if says else found.sources, strict=True)
+    texts = [_short(a) if a == b else f"{_short(a, 7)}←{_short(b, 7)}" for a, b in pairs]
+    columns = [f"{position} {text}" for position, text in enumerate(texts)][first:]
     drawn = table[table["position"] >= first]
     drawn = drawn.assign(x=drawn["position"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
     look: dict[str, Any] = {"rows": rows, "columns": columns, "height": 0.19 * len(rows) + 1.7, "xlabel": "token"}

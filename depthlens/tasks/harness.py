@@ -133,7 +133,9 @@ def task_manager(names: Sequence[str], include_path: str | Path | None = None) -
         for path in files:  # lm-eval leaves out those that it cannot read
             with blaming(f"unknown task {absent!r}, and {path.name} cannot be read", "correct it"):
                 load_yaml(path, resolve_func=False)
-        raise unknown("task", absent, manager.all_tasks, "your own .yaml files need include_path")
+        ours = _index(include_path, stamp, of_lm_eval=False).all_tasks  # named first where nothing is similar
+        known = dict.fromkeys([*ours, *manager.all_tasks])
+        raise unknown("task", absent, known, "your own .yaml files need include_path")
     return manager
 
 

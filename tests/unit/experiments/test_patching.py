@@ -38,6 +38,8 @@ def test_planted_heads_are_found_at_their_tokens_and_nothing_else(task, copying,
     answers = prompt.answer, words[other]
     found = patch(lens, prompt.text, " ".join(changed), "heads", answer=answers, direction=direction, **QUIET)
     effects = found.table.set_index(["part", "position"])["effect"]
+    texts = [prompt.text.split(), changed][:: 1 if direction == "restore" else -1]
+    assert [[token.strip() for token in side[1:]] for side in (found.sources, found.tokens)] == texts
     assert found.top(3)["effect"].abs().tolist() == sorted(effects.abs(), reverse=True)[:3], "of either sign"
     at_end = copying, len(words)
     carriers = {at_end, ("L1.H2", place + 1), ("L1.H2", other + 1)}
