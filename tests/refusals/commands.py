@@ -39,7 +39,7 @@ SWEEPS = [
         "remote=True: a server has main revisions of the hub, in its own dtype; leave all else out",
     ),
     (sweep("{model}", "capitals_continuatoin"), "unknown task 'capitals_continuatoin'; did you mean capitals_contin"),
-    (sweep(ablate="layer"), "unknown ablation 'layer'; did you mean layers? conditions such as L12.H3 are allowed, too"),
+    (sweep(ablate="layer"), "unknown ablation 'layer'; did you mean layers? conditions such as L12.H3 are"),
     (sweep(ablate="layer1"), "condition 'layer1': cannot read 'layer1'; write L12, L12.attn"),
     (sweep(ablate="layers@resample"), "condition L0@resample needs resample_prompts: give both, or neither"),
     (sweep(ablate="layers@donor"), "condition L0@donor takes weights from a donor; give donor=NAME"),
