@@ -162,14 +162,14 @@ class Scores:
     def unplaced(self) -> str:
         """Why the losses cannot be placed in depth, "" if they can.
 
-        The whole model is at chance, there are too few questions, or the interval of the summed loss is not above 0:
-        shares of such a sum could be anything.
+        The whole model is at chance, the interval of the summed loss is not above 0 (shares of such a sum could be
+        anything), or, named last, there are too few questions.
         """
-        if self.at_chance or self.too_few:
-            return AT_CHANCE if self.at_chance else self.too_few
+        if self.at_chance:
+            return AT_CHANCE
         if self.n_layers < len(THIRDS):
             return f"fewer than {len(THIRDS)} layers"
-        return "" if self.mean(self.loss.sum(1), bounded=False).interval()[0] > 0 else NO_LOSS
+        return self.too_few if self.mean(self.loss.sum(1), bounded=False).interval()[0] > 0 else NO_LOSS
 
 
 def too_few(units: Iterable[str], documents: Iterable[str]) -> str:

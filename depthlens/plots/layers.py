@@ -123,7 +123,8 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
 
     Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
-    a 95% interval. Shares make metrics of any unit comparable. They do not show how much is lost in all.
+    a 95% interval. Shares make metrics of any unit comparable. They do not show how much is lost in all. Of too few
+    questions the shares of the sample are shown, without a centre.
 
     Args:
         result: A layer sweep.
@@ -139,12 +140,14 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
     parts = []
     for y, p in enumerate(rows):
-        share = np.nan if p.unplaced else p.loss.mean(0) / p.loss.mean(0).sum()
-        about = {"task": p.task, "metric": p.metric, "idle": p.unplaced and f"{p.unplaced}: cannot judge", "y": y}
+        idle = "" if p.unplaced == p.too_few else f"{p.unplaced}: cannot judge"
+        share = np.nan if idle else p.loss.mean(0) / p.loss.mean(0).sum()
+        about = {"task": p.task, "metric": p.metric, "idle": idle, "y": y}
         parts.append(pd.DataFrame(about | {"layer": p.layers, "x": p.layers, "value": share}))
     table = pd.concat(parts)
     limit = max(float(table["value"].abs().fillna(0).max()), 3 / n_layers)
     default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
+    default += next((f" (for a centre of mass {p.too_few})" for p in rows if p.unplaced == p.too_few != ""), "")
     look = _layer_rows([p.label.replace(" ", "\n", 1) for p in rows], n_layers) | {"cmap": "RdBu_r"}
     bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
     # even up to an even share and by the logarithm beyond, because one early layer can hold nearly everything

@@ -21,10 +21,12 @@ from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
 N, N_LAYERS = 120, 6
 
 
-def layers(task="capitals", metric="acc", site="", *, base=0.9, scale=1.0, gain=None, flip=False, model="tiny", **info):
+def layers(
+    task="capitals", metric="acc", site="", *, base=0.9, scale=1.0, gain=None, flip=False, model="tiny", n=N, **info
+):
     """A deterministic sweep: without layer 0 all is lost, without layer 3 a share of 0.3 is kept; others do nothing."""
     kept = {"baseline": 1.0} | {f"L{i}{site}": {0: 0.0, 3: 0.3, gain: 1.0 / base}.get(i, 1.0) for i in range(N_LAYERS)}
-    scores = {c: scale * (np.arange(N) < round(share * base * N)) for c, share in kept.items()}
+    scores = {c: scale * (np.arange(n) < round(share * base * n)) for c, share in kept.items()}
     scores = {c: 1 - s for c, s in scores.items()} if flip else scores
     told = {"higher_is_better": not flip} | ({"chance": None} if flip else {}) | info
     return made_results.result({task: scores}, metric=metric, model=model, n_layers=N_LAYERS, info=told)
@@ -63,6 +65,8 @@ def profiles():
     shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
     said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
     yield Case(plots.loss_shares(concat([one, GUESS])), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
+    few, said = layers(n=40), ("for a centre of mass 40 questions are too few; at least 100 are needed",)
+    yield Case(plots.loss_shares(few), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
 
 def transplants():
