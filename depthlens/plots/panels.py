@@ -11,7 +11,7 @@ these are read; all but the places are optional:
 - ``text``: what is written in a cell;
 - ``least`` and ``greatest``: the range of the metric, which nothing leaves;
 - ``n_layers``: the x axis is the layers of such a model, and a line is broken where some are missing;
-- ``centre``, ``centre_low``, ``centre_high`` and ``unplaced``: a centre of mass at the top of the panel, or why not.
+- ``centre``, ``centre_low``, ``centre_high`` and ``unplaced``: a centre of mass atop the panel, or why none is.
 
 Its other columns, such as ``task`` and ``p_adjusted``, stay in the table of the figure (`depthlens.plots.Plot.table`).
 ``gid`` is the name of an artist, by which tests find it. The place of a series among all chooses colour and marker.
@@ -280,15 +280,14 @@ def _lines(
 
 
 def _centres(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
-    """Centres of mass with their intervals at the top of a panel, one below another; or why there is none."""
+    """Centres of mass with their intervals at the top of a panel, one below another; the legend says why one lacks."""
+    for why in rows.loc[rows["unplaced"] != "", "unplaced"]:
+        key(ax, "line", f"no centre of mass: {why}", lw=0)
     bottom, top = ax.get_ylim()
+    rows = rows[rows["unplaced"] == ""]
     ax.set_ylim(bottom, top + (top - bottom) * 0.13 * len(rows))
     for i, row in enumerate(rows.itertuples()):
         height = 0.95 - 0.11 * i
-        if row.unplaced:
-            said = f"{row.series} {row.unplaced}: cannot judge".strip()
-            note(ax, 0.995, height, said, ha="right", color=GREY)
-            continue
         look: dict[str, Any] = {"color": PALETTE[names.index(row.series)], "transform": ax.get_xaxis_transform()}
         ax.plot([row.centre_low, row.centre_high], [height] * 2, lw=1.5, solid_capstyle="butt", **look)
         ax.plot([row.centre], [height], marker="|", ms=9, mew=2, gid="centre", **look)

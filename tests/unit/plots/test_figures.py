@@ -135,6 +135,10 @@ def run_figures():
     yield Case(plots.profile_comparison(shorter), 1, words=("depth (layer / last layer)",))
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
     yield Case(plots.profile_comparison(dl.compare(*guesses)), 1, shown=[], cannot_judge=2)
+    few = plots.profile_comparison(dl.compare(*(sweep(EARLY, n=40, model=name) for name in "ab")))
+    said = ("no centre of mass: 40 questions are too few; at least 100 are needed",)
+    yield Case(few, 1, count={"centre": 0}, words=said)
+    assert few.axes[0].get_position().width > 0.6, "no text beside a panel takes its room"
     stages = dl.compare(*steps(5), stages=True)
     values = stages.of(SCORE, CENTRE)["value"].dropna()
     fig = plots.run_centres(stages)
