@@ -193,7 +193,8 @@ def curves(
             ax.set_ylim(-0.02, 1.02)
             ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
         if i % columns == 0 or parts[i - 1]["unit"].iloc[0] != first["unit"]:
-            ax.set_ylabel(first["unit"].replace(" (", "\n(")).set_parse_math(False)
+            lines = first["unit"].replace(" (", "\n(").split("\n")
+            ax.set_ylabel("\n".join(textwrap.fill(line, round(13 * each)) for line in lines)).set_parse_math(False)
         panel_title(ax, first["panel"])
     return fig, list(zip(axes, parts, strict=True))
 

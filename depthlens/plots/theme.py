@@ -123,6 +123,8 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
 def _legend(fig: Plot) -> None:
     """One legend below everything, of up to 4 columns: fewer where so many are wider than the figure."""
     keys = [artist for _, artist in sorted(fig.keys.values(), key=lambda entry: entry[0])]
+    for key in keys:
+        key.set_label(textwrap.fill(str(key.get_label()), round(90 * fig.get_figwidth() / WIDTH)))
     for n in range(4 if len(keys) <= 4 else 3, 0, -1) if keys else ():
         legend = fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=n, columnspacing=1.4)
         if n == 1 or legend.get_window_extent().width <= 0.96 * fig.bbox.width:
