@@ -90,7 +90,7 @@ def matched(a: Scores, b: Scores) -> tuple[Scores, Scores]:
         j = int(gaps.argmin())
         if gaps[j] < CALIPER:
             free[j] = False
-            pairs.append((i, j))
+            pairs.append((int(i), j))
     chosen = few.of(documents=[i for i, _ in pairs]), many.of(documents=[j for _, j in pairs])
     if lacking := chosen[0].too_few or chosen[1].too_few:
         raise UserError(f"of {few.label} and {many.label} with matched log-odds, {lacking}")
