@@ -44,7 +44,7 @@ def depth_profile(result: Result, *, title: str | None = None) -> Plot:
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have
     a band only where scores are 0 or 1. Up to four series share a panel (models, tasks, metrics, kinds of ablation),
-    more are drawn side by side; so are different units.
+    more are drawn side by side; so are different units, and tasks in nats, whose baselines can be far apart.
 
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
@@ -61,7 +61,8 @@ def depth_profile(result: Result, *, title: str | None = None) -> Plot:
     table = sweep_table(result, _LAYER_SITES, _FIX)
     default = sweep_title(table, _SEVERAL)
     fields = varying(table)
-    for across in ([], ["model", "task"], GROUP, FIELDS):
+    in_nats = int(table["unit"].str.contains("nats").any())
+    for across in ([], ["model", "task"], GROUP, FIELDS)[in_nats:]:
         inner = [f for f in fields if f not in across]
         if labels(table, inner).nunique() <= MAX_OVERLAID or across is FIELDS:
             break
