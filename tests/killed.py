@@ -140,14 +140,16 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int) -> dict[
 
         while not (out / "docs.parquet").exists():
             known = len(log.lines())
-            pid = fork(work)
-            if killed < wanted:
+            pid, sent = fork(work), SIGNALS[killed % len(SIGNALS)] if killed < wanted else None
+            if sent:
                 while chance.random() < 0.999 and len(log.lines()) == known and not ended(pid):
                     time.sleep(0.003)  # now and then it is stopped before it computes anything
                 time.sleep(chance.uniform(0, lasts / 2))
-                os.kill(pid, SIGNALS[killed % len(SIGNALS)])
+                os.kill(pid, sent)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            if code in (-signal.SIGKILL, 130):
+            # an interrupt while safetensors makes a tensor comes out as a ValueError of torch
+            within_a_library = code == 1 and sent in (signal.SIGTERM, signal.SIGINT)
+            if code in (-signal.SIGKILL, 130) or within_a_library:
                 killed += 1
             elif code:
                 raise SystemExit(f"a sweep ended by itself with {code}")
