@@ -62,6 +62,7 @@ _NOTHING = {"layer": -1, "index": -1, "start": 0, "stop": 0, "seed": 0}  # what 
 # what the parts with numbers are called, and the part that they are within
 _KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
 _SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
+_ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
 
 _PART = re.compile(r"L(\d+)(?:-(\d+)|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)")
 # what is ablated, then whether it runs twice, or from where on and how it is ablated
@@ -359,8 +360,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         elif isinstance(item, str) and (meant := _of_word(item.strip(), dims)) is not None:
             conditions += meant
         elif isinstance(item, str) and item.strip().isalpha() and item.strip() not in ("baseline", *ENDS):
-            words = [*WORDS.values(), "bottom", "top"]
-            raise unknown("ablation", item.strip(), words, "conditions such as L12.H3 are allowed, too")
+            raise unknown("ablation", item.strip(), _ALL_WORDS, "conditions such as L12.H3 are allowed, too")
         else:
             conditions.append(parse_condition(item))
     return list(dict.fromkeys(condition.validate(dims) for condition in conditions))
@@ -370,7 +370,7 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
     """The conditions of a word such as ``layers[1:]``; None where a text is not one."""
     word, how = _split(text)
     name, colon, size = word.partition(":")
-    if name not in (*_SIZED, *WORDS.values(), "whole") or (colon and name not in _SIZED):
+    if name not in _ALL_WORDS or (colon and name not in _SIZED):
         return None
     if (colon or name == "blocks") and not (size.isdecimal() and int(size)):
         raise UserError(f"size {size!r} in {word!r}; give {name}:N with N a whole number, at least 1")

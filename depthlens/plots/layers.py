@@ -61,8 +61,10 @@ def depth_profile(result: Result, *, title: str | None = None) -> Plot:
     table = sweep_table(result, _LAYER_SITES, _FIX)
     default = sweep_title(table, _SEVERAL)
     fields = varying(table)
-    in_nats = int(table["unit"].str.contains("nats").any())
-    for across in ([], ["model", "task"], GROUP, FIELDS)[in_nats:]:
+    ways = [["model", "task"], GROUP, FIELDS]
+    if not table["unit"].str.contains("nats").any():
+        ways.insert(0, [])
+    for across in ways:
         inner = [f for f in fields if f not in across]
         if labels(table, inner).nunique() <= MAX_OVERLAID or across is FIELDS:
             break

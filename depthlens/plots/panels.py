@@ -90,8 +90,11 @@ def panel_title(ax: Axes, text: str, **options: Any) -> None:
     spec, figure = ax.get_subplotspec(), ax.figure
     columns = spec.get_gridspec().ncols if spec else 1
     width = round(14 * (figure.bbox.width / figure.dpi / columns - 0.5))
-    text = "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
-    ax.set_title(text, loc="left", **options).set_parse_math(False)
+    ax.set_title(_wrapped(text, width), loc="left", **options).set_parse_math(False)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
 def note(ax: Axes, x: Number, y: Number, text: str, **options: Any) -> None:
@@ -193,8 +196,7 @@ def curves(
             ax.set_ylim(-0.02, 1.02)
             ax.yaxis.set_major_locator(ticker.MultipleLocator(0.2))
         if i % columns == 0 or parts[i - 1]["unit"].iloc[0] != first["unit"]:
-            lines = first["unit"].replace(" (", "\n(").split("\n")
-            ax.set_ylabel("\n".join(textwrap.fill(line, round(13 * each)) for line in lines)).set_parse_math(False)
+            ax.set_ylabel(_wrapped(first["unit"].replace(" (", "\n("), round(13 * each))).set_parse_math(False)
         panel_title(ax, first["panel"])
     return fig, list(zip(axes, parts, strict=True))
 
