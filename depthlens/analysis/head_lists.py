@@ -133,8 +133,10 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
     """The first ``k`` heads by each of two scores, among the heads that have both, and which heads these are.
 
     Raises:
-        UserError: a ``k`` that does not fit the heads that have both.
+        UserError: scores of different shapes, or a ``k`` that does not fit the heads that have both.
     """
+    if a.values.shape != b.values.shape:
+        raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
     scored = np.isfinite(a.values) & np.isfinite(b.values)
     n = int(scored.sum())
     k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")

@@ -187,7 +187,7 @@ class PackedTrees(Batches):
         self.work.add(Work(rows=len(answered), tokens=n_tokens, unshared_tokens=unshared))
         self.rows.keep(answered)
         if not complete:
-            clean.inputs, clean.final = {}, None  # walked again where it is needed
+            clean.inputs, clean.keys, clean.final = {}, {}, None  # walked again where it is needed
             self.budget.batch_tokens = max(MIN_BATCH_TOKENS, self.budget.batch_tokens // 2)
             for half in cut(self.rows.requests, self.rows.missing(members, group), 2):
                 self.compute(*half, CleanRow())

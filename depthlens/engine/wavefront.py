@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class CleanRow:
         layers: Layers before which its residual stream is kept: those that conditions fork off at.
         inputs: Residual streams before these layers. Each of shape [pos, d_model].
         keys: Keys and values of the prefix, by layer, where rows that hold its last tokens only are to come. Each of
-            shape [n_kv_heads, pos, d].
+            shape [n_kv_heads, n_prefix, d].
         final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
             was walked.
     """
@@ -53,9 +54,9 @@ class CleanRow:
     keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     final: Tensor | None = None
 
-    def keep(self, layer: int, _: int, key: Tensor, value: Tensor) -> None:
-        """Keep the keys and values of a layer, as they pass; for `Layout`."""
-        self.keys[layer] = key, value
+    def keep(self, n_prefix: int, layer: int, _: int, key: Tensor, value: Tensor) -> None:
+        """Keep a layer's keys and values of the prefix, as those of all tokens pass; for `Layout`."""
+        self.keys[layer] = key[:, :n_prefix].clone(), value[:, :n_prefix].clone()
 
 
 def fork_layer(condition: Condition, n_layers: int) -> int:
@@ -131,7 +132,8 @@ class Wavefront:
         arch, n_layers, device, clean = self.lens.arch, self.lens.dims.n_layers, self.lens.device, clean or CleanRow()
         before = 0 if layout else n_before(pack, conditions, positions)
         walked = clean.final is not None and (not before or bool(clean.keys))
-        layout, at = layout or Layout(pack, device, clean.keep if before else None), torch.tensor([*positions])
+        passing = partial(clean.keep, pack.n_prefix) if before else None
+        layout, at = layout or Layout(pack, device, passing), torch.tensor([*positions])
         x = arch.embed(layout.tokens)
         # residual streams by condition, each [pos, d_model]; none is written to
         rows: dict[int, Tensor] = {} if walked else {CLEAN: x}

@@ -305,6 +305,8 @@ def removed_alone(lens: Lens, heads: Sequence[AnyHead] | None, method: str, name
     if method != EXACT:
         raise UserError(f"{name} with method {method!r}: only 'exact' removes heads; leave {name} out")
     unique = list(dict.fromkeys(heads_of(name, heads)))
+    if not unique:
+        raise UserError(f"{name} names no head; give at least one, or leave it out")
     heads_condition(unique).validate(lens.dims)
     return unique
 

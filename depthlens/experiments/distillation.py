@@ -82,6 +82,9 @@ def transplant(
     for name, some in {"layers": layers, "attn": attn, "mlp": mlp}.items():
         of_model = arguments.layers(name, some, base.dims.n_layers)
         parts += [Ablation(layer, name.removesuffix("s"), mode="donor") for layer in of_model]
+    kv = [*kv]
+    if any(isinstance(one, str) for one in kv):
+        raise UserError(f"kv {kv!r}: give key/value heads as (layer, group), such as [(17, 1)]")
     for name, pairs in {"heads": heads, "kv": kv}.items():
         parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in heads_of(name, pairs)]
     condition = Condition(tuple(parts)).validate(base.dims)
@@ -197,7 +200,7 @@ def activation_deltas(
         relative_high, cosine, cosine_low, cosine_high (intervals are missing for one prompt), n (prompts).
 
     Raises:
-        UserError: the two are no pair, or a prompt is longer than the attention window.
+        UserError: the two are no pair, or a prompt is empty or longer than the attention window.
 
     Example:
         >>> deltas = dl.activation_deltas(base, donor, ["The capital of Denmark is", "Water boils at"])
@@ -206,6 +209,8 @@ def activation_deltas(
     """
     asked = [prompts] if isinstance(prompts, str) else prompts
     rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in asked]
+    if not rows or not all(rows):
+        raise UserError(f"prompts {prompts!r}: give at least one, each with some text")
     walk_check.refuse_window(base, max(map(len, rows)), "activation deltas")
     donor = load_donor(base, donor)
     n_layers = base.dims.n_layers

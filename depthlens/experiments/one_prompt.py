@@ -293,7 +293,7 @@ class Attention(View):
 
     def __repr__(self) -> str:
         return (
-            f"Attention of {len(self.heads)} heads over {len(self.tokens)} tokens; the last one looks at\n"
+            f"Attention of {len(self.heads)} heads over {len(self.tokens)} tokens; token {self.query} looks at\n"
             f"{self.largest.head(20).round(3).to_string(index=False)}"
         )
 
@@ -330,7 +330,7 @@ def attention(
         heads = [f"L{layer}" for layer in range(lens.dims.n_layers)]
     one = isinstance(heads, str) or (len(heads) > 0 and isinstance(heads[0], int))
     asked: Sequence[Any] = [heads] if one else heads
-    chosen = [head for part in asked for head in _heads(lens, part)]
+    chosen = list(dict.fromkeys(head for part in asked for head in _heads(lens, part)))
     places = {head: i for i, head in enumerate(chosen)}
     pattern = np.zeros((len(chosen), len(tokens), len(tokens)), dtype=np.float32)
 
@@ -346,8 +346,8 @@ def attention(
 def _heads(lens: Lens, asked: AnyHead) -> list[Head]:
     """The heads of a layer, or one head."""
     text = asked if isinstance(asked, str) else str(Head(*asked))
-    (part,) = parse_condition(text).validate(lens.dims).ablations
-    if part.site not in ("layer", "head"):
+    part, *more = parse_condition(text).validate(lens.dims).ablations or [None]
+    if part is None or more or part.suffix or part.site not in ("layer", "head"):
         raise UserError(f"{text} is no layer or head; write L17 or L17.H3")
     numbers = [part.index] if part.site == "head" else lens.dims.indices("head", part.layer)
     return [Head(part.layer, number) for number in numbers]
@@ -359,10 +359,10 @@ def words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
 
 
 def _tokens(lens: Lens, text: str | Sequence[int]) -> tuple[int, ...]:
-    tokens = tuple(lens.tokenizer(text).input_ids if isinstance(text, str) else text or ())
-    if not tokens:
+    tokens = lens.tokenizer(text).input_ids if isinstance(text, str) else arguments.plain(text)
+    if not isinstance(tokens, Sequence) or not tokens or not all(type(token) is int for token in tokens):
         raise UserError(f"prompt {text!r}: give some text")
-    return tokens
+    return tuple(tokens)
 
 
 def _reference(
@@ -370,6 +370,8 @@ def _reference(
 ) -> Means | None:
     """The states of the prompt that ``@resample`` conditions take, if there are any."""
     if not any(c.uses("resample") for c in conditions):
+        if prompt is not None:
+            raise UserError(f"resample prompt {prompt!r}: no condition uses @resample; leave it out")
         return None
     if prompt is None:
         raise UserError(f"@resample takes the states of another prompt; give {give}")

@@ -25,11 +25,11 @@ from depthlens.analysis import means
 from depthlens.analysis.means import Mean
 from depthlens.analysis.words import estimate
 from depthlens.backends.row_edits import hooks
-from depthlens.engine import work
+from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.one_prompt import states_of, words
-from depthlens.models.architectures import replaced_forwards, wide
+from depthlens.models.architectures import body_of, head, replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
 from depthlens.requests import LoglikelihoodRequest
@@ -130,7 +130,8 @@ def patch(
 
     Raises:
         UserError: prompts of unlike numbers, prompts of a pair with unlike numbers of tokens or without a difference,
-            or a path from other parts than heads or to a head without any below it.
+            an answer that is no pair, or a path from other parts than heads, to a head without any below it, or in a
+            model whose layers do more than add what attention gives.
 
     Example:
         >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
@@ -147,6 +148,8 @@ def patch(
     answers = [answer] * len(pairs) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(pairs):
         raise UserError(f"{len(answers)} pairs of answers for {len(pairs)} pairs of prompts; give one, or one for each")
+    if any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
+        raise UserError(f"answer {answer!r}: give (right, wrong), or such a pair for each pair of prompts")
     rows = [tuple(tuple(lens.tokenizer(text).input_ids) for text in pair) for pair in pairs]
     _check(rows, pairs)
     single = expand(parts, lens.dims)[1:]
@@ -156,6 +159,9 @@ def patch(
         single = [part for part in single if part.ablations[0].layer < receiver.layer]
         if parts != WORDS["head"] or not single:
             raise UserError(f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer")
+        if not walk_check.found(lens).adds:
+            fault = f"a layer of {lens.name!r} does more than add what its attention gives"
+            raise UserError(f"into {receiver}: {fault}; patch without into")
     n_pos = len(rows[0][0])
     first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
     # before the first token that differs all states are the same, and a patch does nothing
@@ -170,7 +176,7 @@ def patch(
         (whole,) = _difference(engine.like(), source, continuations, [BASELINE])
         if into is not None:
             change = states.sample["z"] - states_of(lens, target, conditions).sample["z"]
-            by_path = _paths(lens, target, change, conditions, receiver, continuations)
+            by_path = _paths(lens, engine.budget.batch_tokens, target, change, conditions, receiver, continuations)
             patched = np.append(patched, by_path)
         by_place = (patched[1:] - patched[0]) / (whole - patched[0])
         found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
@@ -189,6 +195,7 @@ def _both(row: Any) -> str:
 @torch.no_grad()
 def _paths(
     lens: Lens,
+    batch_tokens: int,
     target: tuple[int, ...],
     change: Float[Tensor, "n_layers pos n_heads d_head"],
     senders: Sequence[Condition],
@@ -203,7 +210,7 @@ def _paths(
         raise UserError("into: answers of several tokens; give answers of one token each")
     found = []
     tokens = torch.tensor([target], device=lens.device)
-    size = max(1, work.choose(lens).batch_tokens // len(target))
+    size = max(1, batch_tokens // len(target))
     for chunk in (senders[i : i + size] for i in range(0, len(senders), size)):
         written = torch.zeros(len(chunk), len(target), lens.dims.d_model, dtype=lens.dtype, device=lens.device)
         for row, ((sender,), at) in enumerate((part.ablations, part.ablations[0].start) for part in chunk):
@@ -213,7 +220,8 @@ def _paths(
             written[row, at] = project(z.flatten()) - project(torch.zeros_like(z).flatten())
 
         with replaced_forwards([(lens.arch.layers[into.layer], _receiver(lens, into, written))]):
-            logits = wide(lens.model(tokens.expand(len(chunk), -1), use_cache=False).logits[:, -1])
+            states = body_of(lens.model)(tokens.expand(len(chunk), -1), use_cache=False).last_hidden_state
+        logits = wide(head(lens.model, states[:, -1]))
         found.append((logits[:, answers[0][0]] - logits[:, answers[1][0]]).cpu().numpy())
     return np.concatenate(found)
 

@@ -12,6 +12,7 @@ import trees
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
+from depthlens.engine import work
 from depthlens.engine.engine import PATHS, Engine
 from depthlens.engine.writer import cut
 from depthlens.errors import UserError
@@ -95,6 +96,26 @@ def cramp(monkeypatch, lens, tokens):
 
     monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
     return sizes
+
+
+def test_a_clean_row_that_was_cut_short_is_walked_again(lens, monkeypatch):
+    """Memory runs out once within rows that are edited late; the next one walks alone, and the others after it."""
+    request = LoglikelihoodRequest(tuple(range(1, 41)), (5,))
+    conditions = [parse_condition(f"L1.H{head}[{at}]") for head in range(4) for at in range(30, 36)]
+    wanted = Engine(lens, path="padded_rows", progress=False).loglikelihood([request], conditions)
+    real, rates, seen = lens.arch.mlp[3].forward, [], []
+
+    def once(x):
+        if not seen and len(x) == 8:  # the first rows
+            seen.append(x)
+            rates.extend([1e9, 0.0])  # from now on: one condition, then all
+            raise torch.OutOfMemoryError("out of memory")
+        return real(x)
+
+    monkeypatch.setattr(lens.arch.mlp[3], "forward", once)
+    monkeypatch.setattr(work.WorkRate, "work", property(lambda rate: rates.pop() if rates else 520))
+    assert same(Engine(lens, progress=False).loglikelihood([request], conditions), wanted)
+    assert len(seen) == 1 and not rates
 
 
 def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):

@@ -81,7 +81,7 @@ def test_attention_is_the_models_own(lens):
     every = one_prompt.attention(lens, PROMPT)
     assert every.pattern.shape[0] == lens.dims.n_layers * lens.dims.n_heads
     torch.testing.assert_close(torch.tensor(every.pattern), torch.cat([x[0] for x in own]), atol=1e-5, rtol=0)
-    some = one_prompt.attention(lens, PROMPT, ["L2", (3, 1), "L0.H2"])
+    some = one_prompt.attention(lens, PROMPT, ["L2", (3, 1), "L0.H2", "L2.H1"])  # one of them twice
     assert some.heads == ((2, 0), (2, 1), (2, 2), (2, 3), (3, 1), (0, 2))
     assert (some.pattern[4] == every.pattern[13]).all()
     one = one_prompt.attention(lens, lens.tokenizer(PROMPT).input_ids, (3, 1), query=4)
@@ -97,7 +97,13 @@ def test_attention_is_the_models_own(lens):
         (lambda lens: one_prompt.generate(lens, ""), "give some text"),
         (lambda lens: one_prompt.generate(lens, "a", "L1@resample"), "give resample_prompt"),
         (lambda lens: one_prompt.next_token(lens, "a", "L1@resample"), "give resample_prompts"),
-        (lambda lens: one_prompt.attention(lens, "a", "L1.mlp"), "no layer or head"),
+        (lambda lens: one_prompt.next_token(lens, "a", "L1", resample_prompts="b"), "no condition uses @resample"),
+        (lambda lens: one_prompt.next_token(lens, ["a", "b"]), "give some text"),
+        (lambda lens: one_prompt.logit_lens(lens, 5), "give some text"),
+        *[
+            (lambda lens, part=part: one_prompt.attention(lens, "a", part), "no layer or head")
+            for part in ("L1.mlp", "L1-2", "L1@mean", "L1.H1[3:]", "baseline")
+        ],
         (lambda lens: one_prompt.ablated(lens, "L9").__enter__(), "layer 9 does not exist"),
     ],
 )

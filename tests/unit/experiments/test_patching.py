@@ -1,7 +1,9 @@
 """Activation patching finds planted heads at their tokens, and equals hooks that are written by hand."""
 
 import itertools
+import re
 
+import model_classes
 import numpy as np
 import organism_prompts
 import pytest
@@ -167,8 +169,19 @@ def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
         ("the cat", "the dog", {"parts": "mlp", "into": "L2.H1"}, "a path goes from heads into one of a later layer"),
         ("the cat", "the dog", {"parts": "heads", "into": "L0.H1"}, "a path goes from heads"),
         ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
+        ("the cat", "the dog", {"answer": "ab"}, "give (right, wrong)"),
+        ("the cat", "the dog", {"answer": ("a", "b", "c")}, "give (right, wrong)"),
     ],
 )
 def test_what_cannot_be_patched_is_refused(clean, corrupted, options, told):
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=re.escape(told)):
         patch(tiny.lens("llama-gqa"), clean, corrupted, **options, **QUIET)
+
+
+def test_a_path_needs_a_layer_that_only_adds():
+    """OLMo-2 norms what attention gives before it is added, so that a head's own share of it is not known."""
+    lens = model_classes.lens("olmo2")
+    told = {"answer": ("a", "b")} | QUIET
+    patch(lens, "the cat", "the dog", "heads", **told)
+    with pytest.raises(UserError, match="does more than add .* patch without into"):
+        patch(lens, "the cat", "the dog", "heads", into="L1.H1", **told)
