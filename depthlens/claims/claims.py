@@ -18,7 +18,7 @@ import pandas as pd
 from depthlens.ablations import parse_condition
 from depthlens.analysis import questions
 from depthlens.analysis.means import Mean, mean
-from depthlens.analysis.scores import Scores, too_few
+from depthlens.analysis.scores import Scores, comparable, too_few
 from depthlens.analysis.stats import BASELINE
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
@@ -312,9 +312,10 @@ def _transplants(evidence: Evidence) -> Part:
         return missing(RECOVERED, "every transplant takes all layers; transplant some of them")
     tables = []
     for seed, sweep in enumerate(found):
-        scores = sweep.primary().scores(task, metric)
-        donor = donors[min(seed, len(donors) - 1)].primary().scores(task, metric)[BASELINE].loc[scores.index]
-        tables.append((scores[BASELINE].to_numpy(), scores[names].to_numpy(), donor.to_numpy()))
+        own, goal = (r.primary().select(tasks=task) for r in (sweep, donors[min(seed, len(donors) - 1)]))
+        comparable(own, goal, ("task", "metric", "doc_id"))
+        scores, donor = (r.scores(task, metric) for r in (own, goal))
+        tables.append((scores[BASELINE].to_numpy(), scores[names].to_numpy(), donor[BASELINE][scores.index].to_numpy()))
     return recovered(tables, names, questions.units(result, task).to_numpy(), task)
 
 

@@ -73,7 +73,7 @@ class Estimate:
         """The estimate that a mean gives, and why it cannot be judged."""
         effect, (low, high) = float(mean.value), map(float, mean.interval())
         known = math.isfinite(effect + low + high)
-        return cls(effect, low, high, mean.n, too_few if known else "nothing is lost that could be shared out")
+        return cls(effect, low, high, mean.n, too_few or ("" if known else "nothing is lost that could be shared out"))
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,10 @@ def sweep(
     """
     if out is None and not plan:
         raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
+    if not race and (margin, alpha, max_documents) != (0.1, 0.05, None):
+        raise UserError("--margin, --alpha and --max-documents are of a race; add --race, or leave them out")
+    if race and plan:
+        raise UserError("--race and --plan: how long a race takes is not known before; give one of them")
     from depthlens.models import names
     from depthlens.store.parts import open_store
 

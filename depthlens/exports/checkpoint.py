@@ -270,7 +270,8 @@ def hf_scores(folder: str | Path, result: Result, condition: str, *, device: str
 
     name, record = str(parse_condition(condition)), result.record
     docs = result.select(conditions=[name]).docs.query("condition == @name")
-    model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=8)
+    thinks = {name: record[name] for name in ("think_end_token", "enable_thinking")}
+    model = HFLM(pretrained=str(folder), dtype=record["model"]["dtype"], device=device, batch_size=8, **thinks)
     found: list[dict[str, Any]] = []
     for task, rows in docs.groupby("task", sort=False):
         scores: Any = lm_eval.simple_evaluate(

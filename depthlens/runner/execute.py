@@ -230,6 +230,8 @@ def prepare(
             check_values(defaults[name] | values, name)
             source = str(files[name]) if own_file else name
             path = Path(folder, name).as_posix()
+            if own_file and files[name].resolve() == (out / f"{path}.ipynb").resolve():
+                raise UserError(f"notebook {source!r} would be replaced by what it becomes; name another --out")
             report.notebooks.append(NotebookRun(path, source, values, own_values[name]))
     return report
 
@@ -238,12 +240,12 @@ def _named(names: Sequence[str] | str, known: Mapping[str, Path]) -> dict[str, P
     """The files of notebooks that are named, or that are files themselves, by name."""
     found: dict[str, Path] = {}
     for path in map(Path, arguments.names("notebooks", names, "00_tour")):
-        if path.suffix == ".ipynb" and path.is_file():
-            found[path.stem] = path
-        elif (name := path.stem if path.suffix == ".ipynb" else str(path)) in known:
-            found[name] = known[name]
-        else:
+        name = path.stem if path.suffix == ".ipynb" else str(path)
+        file = path if path.suffix == ".ipynb" and path.is_file() else known.get(name)
+        if file is None:
             raise unknown("notebook", name, known, "give 'all' alone, names, or files (.ipynb)")
+        if found.setdefault(name, file) != file:
+            raise UserError(f"notebooks {found[name]} and {file} would write to one file; run one of them apart")
     return found
 
 

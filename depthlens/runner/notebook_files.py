@@ -151,7 +151,8 @@ class Executed:
         run, name = self.run, Path(self.name).name
         if "given" not in run:
             return ""
-        words = ["depthlens", "run", run["source"], *(["--profile", run["profile"]] if run["profile"] else [])]
+        profile = ["--profile", run["profile"]] if run["profile"] else []
+        words = ["depthlens", "run", run.get("source", name), *profile]  # 0.2 wrote no source
         for key, value in run["given"].items():
             words += ["-p", key, value if isinstance(value, str) else as_yaml(value)]
         return shlex.join([*words, "--out", f"runs/{name}"])

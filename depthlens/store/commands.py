@@ -65,7 +65,7 @@ def prune(*, where: str, store: str, dry_run: bool = False) -> None:
     """
     opened, table = _read(store)
     with blaming(f"--where {where!r} cannot be asked", f"compare some of {', '.join(table.columns)}"):
-        table = table.query(where, engine="python")
+        table = table[table.eval(where, engine="python") & True]  # a condition, and neither a column nor a number
     for part in table["part"]:
         typer.echo(part)
         if not dry_run:

@@ -177,8 +177,14 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
             raise UserError(f"task {name}: {unknown('generation option', key, known)}")
         if key in LENGTHS:
             arguments.whole(f"task {name}: {key}", value, 1, of=" of tokens")
-        elif key in _SAMPLING and value is not None:
-            arguments.number(f"task {name}: {key}", value, *_SAMPLING[key])
+        elif value is None:
+            continue
+        elif key == "do_sample":
+            arguments.FLAG(f"task {name}: {key}", value)
+        elif key == "until" and not (isinstance(value, str | list) and all(isinstance(one, str) for one in value)):
+            raise UserError(f"task {name}: until {value!r}: give a text or a list of texts")
+        elif key in _SAMPLING:
+            (arguments.whole if key == "top_k" else arguments.number)(f"task {name}: {key}", value, *_SAMPLING[key])
     drawn, temperature = settings.get("do_sample"), settings.get("temperature")
     if (drawn and temperature is None) or (drawn is False and temperature):
         raise UserError(f"task {name}: do_sample={drawn} and temperature={temperature} contradict; leave one out")

@@ -56,6 +56,7 @@ SWEEPS = [
     (sweep(include_path="{file}"), "give a folder that exists, with your task YAML files"),
     (sweep(out=" "), "folder ' ': give the path of a folder, such as runs/mine"),
     (sweep(out="{file}/below"), "file/below'); name a folder you can write to"),
+    (sweep(margin=0.3), "--max-documents are of a race; add --race, or leave them out"),
     (sweep(store=""), "store '': give a folder or URL, 'auto' for the usual one, or None to do without"),
 ]
 

@@ -170,8 +170,12 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
     for profile, limit in (("demo", None), ("smoke", 2)):  # the demo is of the suite's notebooks
         (own,) = execute.prepare([str(tmp_path / "mine.ipynb")], out=tmp_path / "out", profile=profile).notebooks
         assert own.parameters.get("limit") == limit
-    with pytest.raises(UserError, match="unknown notebook '02_plain.md'"):
-        execute.prepare(["02_plain.md"], out=tmp_path)
+    write(tmp_path, "00_good", code("limit = 3", "parameters"))
+    mine, good = (str(tmp_path / f"{name}.ipynb") for name in ("mine", "00_good"))
+    refused = {"unknown notebook '02": ["02_plain.md"], "be replaced": [mine], "to one file": ["00_good", good]}
+    for told, given in refused.items():
+        with pytest.raises(UserError, match=told):
+            execute.prepare(given, out=tmp_path)
 
 
 def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(suite, tmp_path):

@@ -79,6 +79,7 @@ def test_repeats_are_drawn_anew_and_filters_see_all_of_them(lens, folder, sweep)
     [
         ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
         ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
+        ({"gen_kwargs": {"until": 5}}, "task mini_writing: until 5: give a text or a list of texts"),
         ({"gen_kwargs": {"beams": 4}}, "task mini_writing: unknown generation option 'beams'; "),
         ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
         ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
