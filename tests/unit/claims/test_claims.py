@@ -140,9 +140,7 @@ def test_distillation_moves_losses_and_transplants_recover_the_gap():
     assert judged("C6", **distilled(control=alike))[1]["state"][0] == "smaller", "A16: every fine-tune moves them so"
     whole = result_of(nested({"baseline": 0.3, "L0-11@donor": 0.9}, 240), task="sums", model="base", n_layers=12)
     assert "takes all layers" in judged("C6", **distilled(transplants=whole))[1]["sentence"][1]
-    other = result_of(
-        nested({"baseline": 0.3, "L0-3@donor": 0.9}, 260), task="sums", model="base", n_layers=12
-    )  # other documents
+    other = result_of(nested({"baseline": 0.3, "L0-3@donor": 0.9}, 260), task="sums", model="base", n_layers=12)
     with pytest.raises(UserError, match="alone has it; run both alike"):
         judged("C6", **distilled(transplants=other))
 
