@@ -65,7 +65,10 @@ def prune(*, where: str, store: str, dry_run: bool = False) -> None:
     """
     opened, table = _read(store)
     with blaming(f"--where {where!r} cannot be asked", f"compare some of {', '.join(table.columns)}"):
-        table = table[table.eval(where, engine="python") & True]  # a condition, and neither a column nor a number
+        chosen = table.eval(where, engine="python")
+        if chosen.dtype != bool:
+            raise TypeError(f"{where} is no condition")
+    table = table[chosen]
     for part in table["part"]:
         typer.echo(part)
         if not dry_run:
