@@ -63,6 +63,9 @@ def _declared(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation)
 
 
+_MARGIN, _ALPHA = 0.1, 0.05  # of a race
+
+
 @with_options(*(name for name in arguments.COMMANDS if name != "progress"))
 def sweep(
     model: str,
@@ -73,8 +76,8 @@ def sweep(
     overwrite: bool = False,
     plan: bool = False,
     race: bool = False,
-    margin: float = 0.1,
-    alpha: float = 0.05,
+    margin: float = _MARGIN,
+    alpha: float = _ALPHA,
     max_documents: int | None = None,
     no_answers: bool = False,
     json: bool = False,
@@ -104,7 +107,7 @@ def sweep(
     """
     if out is None and not plan:
         raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
-    if not race and (margin, alpha, max_documents) != (0.1, 0.05, None):
+    if not race and (margin, alpha, max_documents) != (_MARGIN, _ALPHA, None):
         raise UserError("--margin, --alpha and --max-documents are of a race; add --race, or leave them out")
     if race and plan:
         raise UserError("--race and --plan: how long a race takes is not known before; give one of them")

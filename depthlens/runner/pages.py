@@ -88,7 +88,7 @@ def write_page(folder: Path, notebook: Executed) -> None:
     """Write the page of a notebook beside it, and those of its large views into a folder of its name."""
     path = folder / f"{notebook.name}.html"
     notebook, large = _with_links(notebook, path.stem)
-    for old in path.with_suffix("").glob("answers*.html"):  # of an earlier run
+    for old in path.with_suffix("").glob("answers[0-9]*.html"):  # of an earlier run
         old.unlink()
     for name, view in large.items():
         write_whole(writable_folder(path.with_suffix("")) / name, views.page(notebook.question, view))
