@@ -4,6 +4,7 @@ const LABELS = { broken: "right → wrong", repaired: "wrong → right", changed
 const SCORED = { ...LABELS, broken: "worse", repaired: "better" };
 const AT_ONCE = 60; // rows that are drawn before the reader scrolls on
 const STRIP = 220; // pixels
+const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" }; // of white space
 
 const make = (name, properties = {}, ...children) => {
   const element = document.createElement(name);
@@ -128,6 +129,13 @@ export const explore = (root, data, state, changed = () => {}) => {
     return svg;
   };
 
+  // texts without the white space around them; where white space is all that differs, it is shown
+  const readable = (texts) => {
+    const [some, other] = texts.map((text) => text.replace(/\s+/g, " ").trim());
+    const hidden = some === other && texts[0] !== texts[1];
+    return texts.map((text) => (hidden ? text.replace(/[ \n\t]/g, (c) => SIGNS[c]) : text.trim()) || "(nothing)");
+  };
+
   let shown = [];
   let drawn = 0;
   const drawRows = () => {
@@ -135,7 +143,7 @@ export const explore = (root, data, state, changed = () => {}) => {
     for (const i of shown.slice(drawn, drawn + AT_ONCE)) {
       const value = (c) => one.values[c][i];
       const tone = (c) => (one.binary ? (value(c) > 0 === one.sign > 0 ? "right" : "wrong") : "");
-      const [whole, own] = [0, state.condition].map((c) => one.texts[one.answers[c][i]].trim() || "(nothing)");
+      const [whole, own] = readable([0, state.condition].map((c) => one.texts[one.answers[c][i]]));
       const nats = one.nats ? ` (${number(one.nats[state.condition][i])} nats)` : "";
       const scored = one.binary ? "" : ` (${number(value(state.condition) - value(0))})`;
       const cells = [

@@ -176,11 +176,7 @@ def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
 @one_thread
 @torch.no_grad()
 def activation_deltas(
-    base: Lens,
-    donor: Name | Lens,
-    prompts: str | Sequence[str | Sequence[int]],
-    *,
-    store: Where = DEFAULT,
+    base: Lens, donor: Name | Lens, prompts: str | Sequence[str | Sequence[int]], *, store: Where = DEFAULT
 ) -> pd.DataFrame:
     """How far the residual stream, and what each sublayer adds to it, moved on the same tokens.
 

@@ -300,11 +300,7 @@ class Attention(View):
 
 @one_thread
 def attention(
-    lens: Lens,
-    text: str | Sequence[int],
-    heads: AnyHead | Sequence[AnyHead] | None = None,
-    *,
-    query: int = -1,
+    lens: Lens, text: str | Sequence[int], heads: AnyHead | Sequence[AnyHead] | None = None, *, query: int = -1
 ) -> Attention:
     """Where heads look in a text: a layer's, some, or all.
 

@@ -346,9 +346,7 @@ def weighted_tokens(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest
 
 @one_thread
 def attention_at_results(
-    lens: Lens,
-    tasks: str | Sequence[str] = "arithmetic_cot",
-    **options: Unpack[EvalOptions],
+    lens: Lens, tasks: str | Sequence[str] = "arithmetic_cot", **options: Unpack[EvalOptions]
 ) -> pd.DataFrame:
     """Where every head looks while computed numbers of worked solutions are written.
 

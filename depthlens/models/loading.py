@@ -192,7 +192,10 @@ def _read_config(source: names.Source) -> tuple[Any, Any, Architecture]:
     config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    return config, AutoTokenizer.from_pretrained(source.place, **source.options), Architecture(outline)
+    fix = "write one into its folder: tokenizer.save_pretrained(folder)"
+    with blaming(f"model {source.name!r} has no tokenizer that can be read", fix, (ValueError,)):
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
+    return config, tokenizer, Architecture(outline)
 
 
 def _refuse_unfilled(source: names.Source, loaded: dict[str, Any]) -> None:

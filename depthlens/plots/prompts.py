@@ -83,7 +83,8 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     columns = [f"{position} {text}" for position, text in enumerate(texts)][first:]
     drawn = table[table["position"] >= first]
     drawn = drawn.assign(x=drawn["position"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
-    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": 0.19 * len(rows) + 1.7, "xlabel": "token"}
+    height = 0.19 * max(len(rows), 9) + 1.2 + 0.07 * max(map(len, columns))
+    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": height, "xlabel": "token"}
     look["width"] = max(4.5, min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns)))
     if says:
         drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])

@@ -73,7 +73,7 @@ class Plot(Figure):
         return table[[c for c in COLUMNS if c in table and (table[c].notna() & (table[c] != "")).any()]]
 
     def save(self, path: str | Path) -> None:
-        """Write the figure beside each other as PNG, as SVG and as the CSV of its table.
+        """Write the figure as PNG, as SVG and as the CSV of its table, beside each other.
 
         Args:
             path: Of the files; their endings are added.
@@ -84,7 +84,14 @@ class Plot(Figure):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         title = " ".join(self.get_suptitle().split())
-        return {MIME: {"title": title, "csv": self.table.to_csv(index=False, float_format="%.6g")}}
+        csv = self.table.to_csv(index=False, float_format="%.6g")
+        return {MIME: {"title": title, "csv": csv, "svg": self.svg()}}
+
+    def svg(self) -> str:
+        """The figure as a text of SVG, sharp at any size."""
+        buffer = io.StringIO()
+        self.savefig(buffer, format="svg")
+        return buffer.getvalue()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         buffer = io.BytesIO()

@@ -73,7 +73,7 @@ def comparison_page(c: Comparison) -> str:
         "compare.html.j2",
         ("base.css", "compare.css"),
         comparison=c,
-        figures=[(f.get_suptitle(), base64.b64encode(f._repr_png_()[0]).decode()) for f in figures],
+        figures=[(f.get_suptitle(), base64.b64encode(f.svg().encode()).decode()) for f in figures],
         settings={kind: _folded(rows) for kind, rows in settings.items()},
         tables={name: _folded(rows) for name, rows in tables.items()},
         sentence=_text,

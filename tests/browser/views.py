@@ -32,6 +32,7 @@ SAY, ROWS = "document.querySelector('.say').textContent", "document.querySelecto
 STEPS = (
     ("opens on the costliest later layer", "", f"{SAY}.startsWith('Without L8, 50 of 120')"),
     ("sixty rows are drawn", "", f"{ROWS} <= 60"),
+    ("white space is shown where it is all that differs", "", "document.body.textContent.includes('right⏎')"),
     ("a click chooses a part", "document.querySelectorAll('.cell')[1].click()", f"{SAY}.startsWith('Without L1,')"),
     ("the address is the state", "", "location.hash === '#task=sums&without=L1&show=broken'"),
     ("an arrow walks through depth", "KEY('ArrowRight')", f"{SAY}.startsWith('Without L2,')"),
@@ -79,7 +80,7 @@ def made() -> Result:
     losses = np.linspace(0.0, 0.5, made_results.N_LAYERS)
     tasks = [made_results.sweep(losses[::step], task=task) for task, step in (("sums", 1), ("words", -1))]
     docs = pd.concat([task.docs for task in tasks], ignore_index=True)
-    texts = np.where(docs["value"] > 0, "right", HOSTILE)
+    texts = np.where(docs["value"] > 0, "right", np.where(docs["doc_id"] % 2, HOSTILE, "right\n"))
     asked = docs[["task", "doc_id"]].drop_duplicates()
     questions = [f"number {i}? {HOSTILE}" for i in asked["doc_id"]]
     record = tasks[0].record

@@ -45,10 +45,7 @@ SWEEPS = [
     (sweep(ablate="layers@donor"), "condition L0@donor takes weights from a donor; give donor=NAME"),
     (sweep(donor="{model}"), "is used by @donor conditions only; give both, or neither"),
     (sweep(donor="organism", ablate="L1@donor"), "are no pair: "),
-    (
-        sweep(donor="{model}", ablate="L1@donor", backend="nnsight"),
-        "can be computed by backend 'torch' only; use that",
-    ),
+    (sweep(donor="{model}", ablate="L1@donor", backend="nnsight"), "can be computed by backend 'torch' only; use that"),
     (sweep(samples="::2", limit=3), "limit 3 and samples '::2' both choose documents; give one of them"),
     (sweep(num_fewshot=99), f"task {TASK}: its prompts cannot be made (AssertionError at utils.py line"),
     (sweep(device="cuda:99"), "device 'cuda:99': torch finds 0 CUDA GPUs here; use device=cpu"),
@@ -78,7 +75,7 @@ STORE = [
     (["store", "show", "nope", "--store", "{kept}"], "no part begins with 'nope'; "),
     *(
         (["store", "prune", "--store", "{kept}", "--where", where], f"--where {where!r} cannot be asked (")
-        for where in ("tsak == 'a'", "rows + 1")
+        for where in ("tsak == 'a'", "rows + 1", "rows", "0")
     ),
 ]
 OTHERS = [

@@ -173,8 +173,7 @@ def test_looking_up_a_sweep_imports_little_more_than_transformers():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "allowed"),
-    [(["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"})],
+    ("arguments", "allowed"), [(["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"})]
 )
 def test_commands_that_need_no_model_import_no_library_of_models(arguments, allowed):
     (found,) = imported(RUN.format(arguments=arguments))

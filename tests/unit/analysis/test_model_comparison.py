@@ -51,10 +51,7 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
         ({"suffix": ".attn"}, "condition L0, doc_id 0: base alone has it"),
         ({"task": "facts"}, "task facts, .*: d alone has it"),
         ({"record": {"seed": 3}}, "task sums: seed is 0 for base and 3 for d"),
-        (
-            {"record": {"apply_chat_template": True}},
-            "task sums: apply_chat_template is None for base and True for d",
-        ),
+        ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
     ],
 )
 def test_sweeps_that_differ_are_refused(change, message):

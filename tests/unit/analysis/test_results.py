@@ -54,10 +54,7 @@ def test_critical_excludes_chance_and_names_it(result):
     assert list(table.columns) == list(result.summary.columns)
 
 
-@pytest.mark.parametrize(
-    ("better", "critical"),
-    [(True, ["L0"]), (False, ["L1"])],
-)
+@pytest.mark.parametrize(("better", "critical"), [(True, ["L0"]), (False, ["L1"])])
 def test_critical_is_the_harmful_direction_and_verdicts_know_it(better, critical):
     docs = docs_of({"baseline": [1] * 10 + [0] * 10, "L0": [0] * 20, "L1": [1] * 20})
     result = Result(docs, record_of(capitals={"acc": {"higher_is_better": better, "chance": None}}))

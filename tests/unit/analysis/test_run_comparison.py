@@ -189,10 +189,7 @@ def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number(
     [
         ([sweep(EARLY)], "no two runs have a task and metric in common"),
         ([sweep(EARLY), sweep(EARLY, task="others")], "no two runs have a task and metric in common"),
-        (
-            [sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")])],
-            "name or select one of base, z",
-        ),
+        ([sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")])], "name or select one of base, z"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(results, said):

@@ -41,12 +41,7 @@ DRAWN = [
     {"eta_cutoff": 0.6},
     {"repetition_penalty": 1.7, "no_repeat_ngram_size": 1},
 ]
-REFUSED = {
-    "num_beams": 4,
-    "penalty_alpha": 0.6,
-    "guidance_scale": 1.5,
-    "stop_strings": ["\n"],
-}
+REFUSED = {"num_beams": 4, "penalty_alpha": 0.6, "guidance_scale": 1.5, "stop_strings": ["\n"]}
 
 
 @pytest.fixture(scope="module")

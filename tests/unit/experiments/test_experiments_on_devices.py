@@ -75,10 +75,7 @@ def answers(lens, path, means=None, conditions=None):
     return engine.loglikelihood(SCORED, conditions), engine.generate_until(WRITTEN, conditions[::3])
 
 
-@pytest.mark.parametrize(
-    ("family", "path"),
-    [("llama-gqa", "padded_rows"), ("deepseek-v2", "wavefront")],
-)
+@pytest.mark.parametrize(("family", "path"), [("llama-gqa", "padded_rows"), ("deepseek-v2", "wavefront")])
 def test_two_devices_give_the_answers_of_one_value_for_value(family, path):
     whole = tiny.lens(family)
     one, two = spread(whole, ONE), spread(whole, TWO)

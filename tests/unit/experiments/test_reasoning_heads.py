@@ -10,12 +10,7 @@ from scipy import stats as sps
 
 from depthlens.experiments import reasoning_heads
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.reasoning_heads import (
-    SOURCES,
-    attention_at_results,
-    reasoning_scores,
-    weighted_tokens,
-)
+from depthlens.experiments.reasoning_heads import SOURCES, attention_at_results, reasoning_scores, weighted_tokens
 from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.measures import align
 

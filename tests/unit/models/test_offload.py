@@ -152,8 +152,7 @@ def refusal(folder, offload):
 
 
 @pytest.mark.parametrize(
-    ("key", "how"),
-    [("model.layers.2.mlp.experts.1.down_proj.weight", "missing"), ("model.norm.weight", "other shape")],
+    ("key", "how"), [("model.layers.2.mlp.experts.1.down_proj.weight", "missing"), ("model.norm.weight", "other shape")]
 )
 def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
     weights = load_file(copy / "model.safetensors")

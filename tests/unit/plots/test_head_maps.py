@@ -129,11 +129,7 @@ def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
     fig = plots.head_map(many)
     first, second, third = (cells.get_clim() for cells in by_gid(fig, "cells"))
     assert first == second != third
-    said = (
-        "other, acc",
-        "kv_retrieval, answer_logprob",
-        "change of answer_logprob (nats, at most 1 a",
-    )
+    said = ("other, acc", "kv_retrieval, answer_logprob", "change of answer_logprob (nats, at most 1 a")
     holds(Case(fig, 6, words=said))
     assert len(by_gid(plots.head_map(many.select(metrics="acc")), "cells")) == 2
 

@@ -181,7 +181,7 @@ def test_a_figure_carries_its_table_and_saves_it(tmp_path):
         np.testing.assert_allclose(fig.table[column].astype(float), rows[column].astype(float))
     np.testing.assert_allclose(fig.table["low"], (rows["baseline"] + rows["ci_low"]).clip(lower=0))
     about = fig._repr_mimebundle_()[MIME]
-    assert about["title"].startswith("base, sums")
+    assert about["title"].startswith("base, sums") and "<svg " in about["svg"]
     np.testing.assert_allclose(pd.read_csv(io.StringIO(about["csv"]))["value"], rows["value"], atol=1e-6)
     fig.save(tmp_path / "profile")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".png", ".svg"]

@@ -41,7 +41,7 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     found = Comparison.load(out)
     assert found.runs == ["base", "late"] and found.table["shown"].any()
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "<script" not in page and "http://" not in page
+    assert page.count("data:image/svg+xml;base64,") == 3 and "<script" not in page and "http://" not in page
     assert "default-src 'none'" in page
     assert call("compare", *runs, "--out", out)[0] == 0, "the same comparison is written again"
     assert call("compare", *runs[::-1], "--out", out)[0] == 2, "another comparison"

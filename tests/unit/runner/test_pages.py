@@ -2,6 +2,7 @@
 
 import html
 import re
+from base64 import b64decode
 from urllib.parse import unquote
 
 import made_results
@@ -14,7 +15,7 @@ from depthlens.runner.notebook_files import Executed
 from depthlens.runner.pages import gallery, notebook_page
 
 PNG = "iVBORw0KGgo="
-ABOUT = {"title": "tiny <model>", "csv": "x,y\n0,1\n"}
+ABOUT = {"title": "tiny <model>", "csv": "x,y\n0,1\n", "svg": "<svg>é</svg>"}
 
 
 def shown(source, data, *tags, **metadata):
@@ -36,8 +37,10 @@ def page(nb):
     return notebook_page(Executed("x", nb))
 
 
-def test_a_figure_has_its_title_its_size_and_its_numbers():
+def test_a_figure_is_svg_with_its_title_its_size_and_its_numbers():
     text = page(notebook(ABOUT))
+    assert b64decode(re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', text)[1]).decode() == ABOUT["svg"]
+    assert PNG not in text
     assert 'alt="tiny &lt;model&gt;"' in text and 'width="400"' in text and 'height="200"' in text
     name, data = re.search(r'download="([^"]+)" href="data:text/csv;charset=utf-8,([^"]+)"', text).groups()
     assert name.startswith("x-") and unquote(data) == ABOUT["csv"]
@@ -47,7 +50,7 @@ def test_a_page_opens_with_what_was_found_and_only_describes_figures_of_other_li
     text = page(notebook())
     order = [text.index(part) for part in ("<strong>L3</strong> costs most", "More of what it found", 'id="Result"')]
     assert order == sorted(order) and text.count("<h1") == 1
-    assert 'alt="Q?"' in text and "text/csv" not in text
+    assert 'alt="Q?"' in text and "text/csv" not in text and f"data:image/png;base64,{PNG}" in text
 
 
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
@@ -97,6 +100,21 @@ def test_a_large_view_is_a_page_beside_and_the_page_and_the_index_have_its_table
             assert (f'<a href="{link}">All answers</a>' in text) == bool(own)
             assert ("data-page" in text) != bool(own) and "broken questions" in text
     assert view.html() in (tmp_path / "sub" / "a" / "answers1.html").read_text()
+
+
+def test_answers_of_an_earlier_run_go_and_other_files_stay(tmp_path):
+    write(tmp_path, "a", new_markdown_cell("# Q?"))
+    (tmp_path / "a").mkdir()
+    for name in ("answers1.html", "answers.html", "answers_mine.html"):
+        (tmp_path / "a" / name).touch()
+    gallery(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["answers.html", "answers_mine.html"]
+
+
+def test_a_notebook_that_0_2_ran_has_a_page(tmp_path):
+    nb = new_notebook(cells=[new_markdown_cell("# Q?")])
+    nb.metadata["depthlens"] = {"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "given": {}}
+    assert "depthlens run 03_old --profile demo" in notebook_page(Executed("03_old", nb))
 
 
 def test_the_bar_of_an_interrupted_cell_is_one_log():

@@ -32,10 +32,7 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
     ("arguments", "message"),
     [
         ({"profile": "papr"}, "unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml"),
-        (
-            {"parameters": {"modle": "x"}},
-            r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)",
-        ),
+        ({"parameters": {"modle": "x"}}, r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)"),
         *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
         (
             {"parameters": {"tasks": "[capitals, capitols_default]"}},

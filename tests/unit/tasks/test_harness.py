@@ -13,11 +13,7 @@ from depthlens.tasks import harness
 
 
 def test_groups_stand_for_their_tasks_and_order_is_kept(load):
-    assert list(harness.load_tasks(["kv_retrieval"])) == [
-        "kv_retrieval_4",
-        "kv_retrieval_8",
-        "kv_retrieval_16",
-    ]
+    assert list(harness.load_tasks(["kv_retrieval"])) == ["kv_retrieval_4", "kv_retrieval_8", "kv_retrieval_16"]
     assert list(load("mini_rolling", "mini")) == ["mini_rolling", "mini_shots", "mini_cloze"]
     assert list(load("mini", "mini_cloze")) == ["mini_shots", "mini_cloze"]
 
