@@ -69,8 +69,9 @@ def workers(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> Non
 
 
 def races(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> None:
-    race = partial(dl.race, lens, TASKS[0], "layers", store=None, progress=False)
-    seconds, found = alternating({"sweep": partial(sweep, limit=None), "race": race}, repeats)
+    alike = {**sweep.keywords, "limit": None}
+    runs = {"sweep": partial(sweep, **alike), "race": partial(dl.race, lens, TASKS[0], "layers", **alike)}
+    seconds, found = alternating(runs, repeats)
     critical = {"sweep": {*found["sweep"].primary().critical()["condition"]}, "race": {*found["race"].of(CRITICAL)}}
     work = {name: result.record["work"]["layer_tokens"] for name, result in found.items()}
     told = {
