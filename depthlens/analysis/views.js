@@ -36,6 +36,13 @@ const marked = (text, whole) => {
   return [...parts, end ? after.join("") : ""];
 };
 
+// Two texts without the white space around them; where white space is all that differs, it is shown.
+const readable = (texts) => {
+  const [some, other] = texts.map((text) => text.replace(/\s+/g, " ").trim());
+  const hidden = some === other && texts[0] !== texts[1];
+  return texts.map((text) => (hidden ? text.replace(/[ \n\t]/g, (c) => SIGNS[c]) : text.trim()) || "(nothing)");
+};
+
 const asked = (text) => {
   if (text.length <= 240) return [text];
   return [make("details", {}, make("summary", {}, `${text.slice(0, 200)}…`), text)];
@@ -127,13 +134,6 @@ export const explore = (root, data, state, changed = () => {}) => {
       if (row.cells[place] !== undefined) go({ condition: row.cells[place] });
     };
     return svg;
-  };
-
-  // texts without the white space around them; where white space is all that differs, it is shown
-  const readable = (texts) => {
-    const [some, other] = texts.map((text) => text.replace(/\s+/g, " ").trim());
-    const hidden = some === other && texts[0] !== texts[1];
-    return texts.map((text) => (hidden ? text.replace(/[ \n\t]/g, (c) => SIGNS[c]) : text.trim()) || "(nothing)");
   };
 
   let shown = [];

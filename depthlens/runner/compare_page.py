@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from nbconvert.filters import text_base64
 
 from depthlens import __version__, plots
 from depthlens.analysis import result_folder
@@ -73,7 +73,7 @@ def comparison_page(c: Comparison) -> str:
         "compare.html.j2",
         ("base.css", "compare.css"),
         comparison=c,
-        figures=[(f.get_suptitle(), base64.b64encode(f.svg().encode()).decode()) for f in figures],
+        figures=[(f.get_suptitle(), text_base64(f.svg())) for f in figures],
         settings={kind: _folded(rows) for kind, rows in settings.items()},
         tables={name: _folded(rows) for name, rows in tables.items()},
         sentence=_text,

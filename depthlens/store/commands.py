@@ -66,7 +66,7 @@ def prune(*, where: str, store: str, dry_run: bool = False) -> None:
     opened, table = _read(store)
     with blaming(f"--where {where!r} cannot be asked", f"compare some of {', '.join(table.columns)}"):
         chosen = table.eval(where, engine="python")
-        if chosen.dtype != bool:
+        if str(getattr(chosen, "dtype", "")) != "bool":
             raise TypeError(f"{where} is no condition")
     table = table[chosen]
     for part in table["part"]:
