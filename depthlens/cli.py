@@ -90,7 +90,7 @@ def run(
     *,
     out: str,
     parameter: list[Any] | None = None,
-    profile: str = "demo",
+    profile: str | None = None,
     models: str | None = None,
     no_answers: bool = False,
     json: bool = False,
@@ -106,8 +106,9 @@ def run(
         names (all|NAME...): Notebooks, such as 00_tour, or files of your own (.ipynb); or all.
         out (DIR): Folder for executed notebooks, their pages, index.html and record.json.
         parameter (NAME VALUE): Set a parameter of every notebook that has it; may be repeated.
-        profile (NAME): Parameter values: smoke (seconds: every cell runs, on the first layers of each model and too few
-            documents for findings), demo (minutes), scorecard (hours) or paper (the study's models, on a GPU).
+        profile (NAME): Parameter values in place of the notebooks' own: smoke (seconds: every cell runs, on the first
+            layers of each model and too few documents for findings), demo (minutes), scorecard (hours) or paper (the
+            study's models, on a GPU). Without it the notebooks' own values hold.
         models (A,B,...): Models to run on, one after another: a folder each, and one index.
         no_answers: Leave the texts of questions and answers out of the views of what breaks.
         json: Write progress as lines of JSON to standard error.

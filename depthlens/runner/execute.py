@@ -103,7 +103,7 @@ class RunReport:
 
     Attributes:
         out: Its folder.
-        profile: The profile of its values.
+        profile: The profile of its values; None: the notebooks' own.
         finished: Date and time.
         environment: Versions of depthlens and other packages, commit, machine, and time of the start.
         notebooks: What was run, in order.
@@ -142,7 +142,7 @@ def run(
     names: Sequence[str] | str,
     *,
     out: Path | str,
-    profile: str | None = "demo",
+    profile: str | None = None,
     parameters: Mapping[str, object] | None = None,
     models: Sequence[str] | None = None,
     progress: bool = True,
@@ -152,8 +152,7 @@ def run(
     Args:
         names: Names of notebooks of the suite, or paths of notebook files; or ``"all"`` of the suite.
         out: Folder for everything written.
-        profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' defaults. Files of your
-            own keep their values under ``demo``.
+        profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' own defaults.
         parameters: Values over the profile's, for each notebook that has them. Text is read as YAML unless the
             notebook's default is text.
         models: Names of models to run on, one after another: values of the parameter ``model``, a folder each.
@@ -196,7 +195,7 @@ def prepare(
     names: Sequence[str] | str,
     *,
     out: Path | str,
-    profile: str | None = "demo",
+    profile: str | None = None,
     parameters: Mapping[str, object] | None = None,
     models: Sequence[str] | None = None,
 ) -> RunReport:
@@ -215,8 +214,7 @@ def prepare(
         own_values = assign(given, {name: defaults[name] for name in chosen})
         for name in chosen:
             own_file = files[name] != known.get(name)
-            # `demo` is of the suite's notebooks
-            values = ({} if own_file and profile == "demo" else of_profile[name]) | own_values[name]
+            values = of_profile[name] | own_values[name]
             try:
                 check_twin(defaults[name] | values, own_values[name], name)
             except UserError as error:

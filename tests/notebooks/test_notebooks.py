@@ -223,5 +223,5 @@ def test_reasoning_takes_a_written_task_of_ones_own_alone(models, tmp_path):
     gsm8k.write_task(tmp_path, "gsm8k_local", generation_kwargs={"until": ["\n\n"], "max_gen_toks": 6})
     values = {"model": models["model"], "tasks": ["gsm8k_local"], "knowledge": [], "include_path": str(tmp_path)}
     values |= {"limit": 2, "num_fewshot": 0}
-    report = execute.run("03_reasoning", out=tmp_path / "out", profile=None, parameters=values, progress=False)
+    report = execute.run("03_reasoning", out=tmp_path / "out", parameters=values, progress=False)
     assert report.errors == [] and "exact_match,flexible-extract: at chance" in report.notebooks[0].headline

@@ -120,12 +120,12 @@ def test_run_passes_parameters_as_pairs(runs, call, tmp_path):
     ]
 
 
-def test_run_tells_each_failed_notebook_in_one_line_and_has_the_demo_profile(runs, call, tmp_path):
+def test_run_tells_each_failed_notebook_in_one_line_and_has_no_profile_unless_one_is_named(runs, call, tmp_path):
     runs.report = types.SimpleNamespace(errors=["notebook 01, cell 4: KeyError: 'x'"], exit_code=1)
     code, out, err = call("run", "all", "--out", str(tmp_path))
     assert code == 1 and err.splitlines()[1:] == ["Error: notebook 01, cell 4: KeyError: 'x'"] and "index.html" in out
     ((names, options),) = runs.calls
-    assert names == ["all"] and (options["profile"], options["parameters"]) == ("demo", {})
+    assert names == ["all"] and (options["profile"], options["parameters"]) == (None, {})
 
 
 def test_models_prints_a_table(call):

@@ -153,8 +153,15 @@ def test_values_of_the_caller_win_over_the_profile_and_over_defaults(suite, tmp_
     first, _, plain, *_ = execute.prepare("all", out=tmp_path, profile="smoke", parameters=given).notebooks
     assert (first.name, first.parameters) == ("00_good", {"model": "organism:seed=2", "limit": None, "out": "here"})
     assert (plain.name, plain.parameters) == ("02_plain", {})
-    (run,) = execute.prepare(["00_good"], out=tmp_path, profile=None).notebooks
-    assert run.parameters == {"out": str(tmp_path / "00_good")}
+
+
+def test_without_a_profile_the_notebooks_own_values_hold_and_a_profile_is_for_files_of_ones_own_too(suite, tmp_path):
+    (suite / "profiles.yml").write_text("demo: {_all: {limit: 9}}\n")
+    write(tmp_path, "mine", new_markdown_cell("# Mine?"), code("limit = 3", "parameters"))
+    names = ["00_good", str(tmp_path / "mine.ipynb")]
+    for profile, given in ((None, {}), ("demo", {"limit": 9})):
+        good, own = execute.prepare(names, out=tmp_path / "out", **({"profile": profile} if profile else {})).notebooks
+        assert good.parameters == given | {"out": str(tmp_path / "out" / "00_good")} and own.parameters == given
 
 
 def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(suite, tmp_path):
@@ -166,10 +173,6 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
     ).notebooks
     assert plain.source == "02_plain"
     assert (own.source, own.parameters) == (str(tmp_path / "mine.ipynb"), {"limit": 4})
-    (suite / "profiles.yml").write_text("demo: {_all: {limit: 9}}\nsmoke: {_all: {limit: 2}}\n")
-    for profile, limit in (("demo", None), ("smoke", 2)):  # the demo is of the suite's notebooks
-        (own,) = execute.prepare([str(tmp_path / "mine.ipynb")], out=tmp_path / "out", profile=profile).notebooks
-        assert own.parameters.get("limit") == limit
     write(tmp_path, "00_good", code("limit = 3", "parameters"))
     mine, good = (str(tmp_path / f"{name}.ipynb") for name in ("mine", "00_good"))
     refused = {"unknown notebook '02": ["02_plain.md"], "be replaced": [mine], "to one file": ["00_good", good]}

@@ -87,7 +87,7 @@ def test_values_of_a_profile_are_held_against_the_rules_of_the_notebook(suite, t
     own = (suite / "profiles.yml").read_text()
     (suite / "profiles.yml").write_text("demo: {00_good: {limit: -1}}")
     with pytest.raises(UserError, match="notebook 00_good: limit -1"):
-        execute.prepare(["00_good"], out=tmp_path / "out")
+        execute.prepare(["00_good"], out=tmp_path / "out", profile="demo")
     (suite / "profiles.yml").write_text(own)
 
 
@@ -132,7 +132,7 @@ def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_
         suite, "03_model", new_markdown_cell("# Which?"), code("model = 'organism'", "parameters"), fails, code(FIGURE)
     )
     out = tmp_path / "out"
-    done = execute.run("03_model", models=MODELS, out=out, profile=None, progress=False)
+    done = execute.run("03_model", models=MODELS, out=out, progress=False)
     assert done.exit_code == 1
     assert done.errors == ["notebook organism_seed=1/03_model, cell 4: ValueError: too short"]
     index = (out / "index.html").read_text()
