@@ -36,6 +36,7 @@ from depthlens.requests import LoglikelihoodRequest
 
 PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"])
 RESTORE, BREAK = DIRECTIONS = ("restore", "break")
+SAME = 1e-4  # nats that sums in another order may differ by
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,8 @@ class Patching:
         tokens: Text of each token of the first pair's prompt into which is patched. Shape [pos].
         sources: Text of each token of its other prompt, from which is patched. Shape [pos].
         differences: Log-probability of the right answer minus that of the wrong one (of one token each, the difference
-            of their logits), by pair: on the clean and on the corrupted prompt. Columns ``clean`` and ``corrupted``.
+            of their logits), by pair: on the clean and on the corrupted prompt. Columns ``right`` and ``wrong``, the
+            text of the answers, ``clean`` and ``corrupted``.
         direction: ``restore`` or ``break``.
     """
 
@@ -67,32 +69,41 @@ class Patching:
         Columns: ``part``, ``position``, ``token``, ``source`` (the token that the patch comes from), ``effect``,
         ``ci_low`` and ``ci_high``.
         """
-        at = pd.MultiIndex.from_product([self.parts, range(len(self.tokens))], names=["part", "position"])
-        low, high = self.effect.interval()
-        columns = {"effect": self.effect.value, "ci_low": low, "ci_high": high}
-        table = pd.DataFrame({name: x.ravel() for name, x in columns.items()}, index=at).reset_index()
-        table.insert(2, "token", np.tile(self.tokens, len(self.parts)))
-        table.insert(3, "source", np.tile(self.sources, len(self.parts)))
-        return table
+        n, low_high = (len(self.parts), len(self.tokens)), self.effect.interval()
+        columns = {"part": np.repeat(self.parts, n[1]), "position": np.tile(range(n[1]), n[0])}
+        columns |= {"token": np.tile(self.tokens, n[0]), "source": np.tile(self.sources, n[0])}
+        effects = zip(("effect", "ci_low", "ci_high"), (self.effect.value, *low_high), strict=True)
+        return pd.DataFrame(columns | {name: values.ravel() for name, values in effects})
 
     def top(self, k: int = 5) -> pd.DataFrame:
         """The k rows of `table` with the largest effects, of either sign."""
         largest = self.table["effect"].abs().nlargest(arguments.whole("k", k, 1))
         return self.table.loc[largest.index].reset_index(drop=True)
 
+    @property
+    def compared(self) -> str:
+        """The two answers, and how much likelier the right one is on both prompts; of several pairs the mean."""
+        (right, wrong), n = self.differences.loc[0, ["right", "wrong"]], len(self.differences)
+        more = f" (mean of {n} pairs, of which this is the first)" if n > 1 else ""
+        clean, corrupted = self.differences[["clean", "corrupted"]].mean()
+        said = f"log-probability of {right!r} minus that of {wrong!r}{more}"
+        return f"{said}: {clean:.2f} on the clean prompt, {corrupted:.2f} on the corrupted one"
+
     def describe(self) -> list[str]:
-        """What the patches that move most do, one sentence each."""
+        """Which answers are compared, and what the patches that move most do, one sentence each."""
+        compared = f"The difference is the {self.compared}."
         if (self.differences["clean"] <= self.differences["corrupted"]).any():
-            return ["The clean prompt does not make its answer likelier: cannot judge the patches."]
+            return [compared, "The clean prompt does not make its answer likelier: cannot judge the patches."]
         moved = "restores" if self.direction == RESTORE else "breaks"
-        return [
+        return [compared] + [
             f"Patching {row.part} at token {row.position} ({_both(row)}) {moved} "
-            f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference between the answers."
+            f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference."
             for row in self.top(3).itertuples()
         ]
 
     def __repr__(self) -> str:
-        return f"Patching ({self.direction}) of {len(self.parts)} parts at {len(self.tokens)} tokens\n{self.top()}"
+        size = f"{len(self.parts)} parts at {len(self.tokens)} tokens"
+        return f"Patching ({self.direction}) of {size}; {self.compared}\n{self.top()}"
 
 
 @one_thread
@@ -130,8 +141,9 @@ def patch(
 
     Raises:
         UserError: prompts of unlike numbers, prompts of a pair with unlike numbers of tokens or without a difference,
-            an answer that is no pair, or a path from other parts than heads, to a head without any below it, or in a
-            model whose layers do more than add what attention gives.
+            an answer that is no pair, answers that both prompts tell apart equally well, or a path from other parts
+            than heads, to a head without any below it, or in a model whose layers do more than add what attention
+            gives.
 
     Example:
         >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
@@ -144,14 +156,12 @@ def patch(
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
         if value not in allowed:
             raise unknown(name, value, allowed)
-    pairs = [*zip(*_texts(clean, corrupted), strict=True)]
-    answers = [answer] * len(pairs) if answer is None or isinstance(answer[0], str) else [*answer]
-    if len(answers) != len(pairs):
-        raise UserError(f"{len(answers)} pairs of answers for {len(pairs)} pairs of prompts; give one, or one for each")
-    if any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
-        raise UserError(f"answer {answer!r}: give (right, wrong), or such a pair for each pair of prompts")
-    rows = [tuple(tuple(lens.tokenizer(text).input_ids) for text in pair) for pair in pairs]
-    _check(rows, pairs)
+    rows = _rows(lens, clean, corrupted)
+    answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
+    if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
+        raise UserError(
+            f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"
+        )
     single = expand(parts, lens.dims)[1:]
     if into is not None:
         (receiver,) = heads_of("into", [into])
@@ -166,25 +176,26 @@ def patch(
     first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
     # before the first token that differs all states are the same, and a patch does nothing
     conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
-    found, differences = [], []
-    for row, asked in zip(rows, answers, strict=True):
-        continuations = [_ids(lens, str(text)) for text in asked] if asked else _likeliest(lens, row)
+    asked = [
+        [_ids(lens, str(text)) for text in told] if told else _likeliest(lens, row)
+        for told, row in zip(answers, rows, strict=True)
+    ]
+    differences = _differences(lens, Engine(lens, batch_tokens=batch_tokens, progress=False), rows, asked)
+    sides, found = ("clean", "corrupted")[:: 1 if direction == RESTORE else -1], []
+    for row, told, whole in zip(rows, asked, differences[sides[0]], strict=True):
         source, target = row if direction == RESTORE else row[::-1]
         states = states_of(lens, source, conditions)
         engine = Engine(lens, batch_tokens=batch_tokens, means=states, progress=progress)
-        patched = _difference(engine, target, continuations, [BASELINE, *([] if into else conditions)])
-        (whole,) = _difference(engine.like(), source, continuations, [BASELINE])
+        patched = _difference(engine, target, told, [BASELINE, *([] if into else conditions)])
         if into is not None:
             change = states.sample["z"] - states_of(lens, target, conditions).sample["z"]
-            by_path = _paths(lens, engine.budget.batch_tokens, target, change, conditions, receiver, continuations)
+            by_path = _paths(lens, engine.budget.batch_tokens, target, change, conditions, receiver, told)
             patched = np.append(patched, by_path)
         by_place = (patched[1:] - patched[0]) / (whole - patched[0])
         found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
-        differences.append((whole, patched[0]) if direction == RESTORE else (patched[0], whole))
-    table = pd.DataFrame(differences, columns=["clean", "corrupted"])
     effect = means.mean(np.stack(found), bounded=False)
     source, target = (words(lens, ids) for ids in rows[0][:: 1 if direction == RESTORE else -1])
-    return Patching(effect, tuple(map(str, single)), target, source, table, direction)
+    return Patching(effect, tuple(map(str, single)), target, source, differences, direction)
 
 
 def _both(row: Any) -> str:
@@ -250,20 +261,20 @@ def _receiver(lens: Lens, into: Head, written: Float[Tensor, "row pos d_model"])
     return call
 
 
-def _texts(*given: str | Sequence[str]) -> list[list[str]]:
+def _rows(lens: Lens, *given: str | Sequence[str]) -> list[tuple[tuple[int, ...], ...]]:
+    """The tokens of both prompts of each pair."""
     clean, corrupted = ([texts] if isinstance(texts, str) else [*texts] for texts in given)
     if len(clean) != len(corrupted) or not clean:
         raise UserError(f"{len(clean)} clean and {len(corrupted)} corrupted prompts; give as many of both")
-    return [clean, corrupted]
-
-
-def _check(rows: Sequence[tuple[tuple[int, ...], ...]], pairs: Sequence[tuple[str, ...]]) -> None:
-    n = len(rows[0][0])
-    for i, (a, b) in enumerate(rows):
-        if {len(a), len(b)} != {n}:
-            raise UserError(f"pair {i}: prompts of {len(a)} and {len(b)} tokens; give prompts of {n}, as the first")
-    if same := next((pair for pair, row in zip(pairs, rows, strict=True) if row[0] == row[1]), None):
-        raise UserError(f"clean and corrupted are both {same[0]!r}; give prompts that differ")
+    rows = [
+        tuple(tuple(lens.tokenizer(text).input_ids) for text in pair) for pair in zip(clean, corrupted, strict=True)
+    ]
+    for i, row in enumerate(rows):
+        if (sizes := [*map(len, row)]) != [n := len(rows[0][0])] * 2:
+            raise UserError(f"pair {i}: prompts of {sizes[0]} and {sizes[1]} tokens; give prompts of {n}, as the first")
+        if row[0] == row[1]:
+            raise UserError(f"clean and corrupted are both {clean[i]!r}; give prompts that differ")
+    return rows
 
 
 def _at(condition: Condition, position: int) -> Condition:
@@ -282,11 +293,28 @@ def _likeliest(lens: Lens, row: tuple[tuple[int, ...], ...]) -> list[tuple[int, 
     ids = torch.tensor(row, device=lens.device)
     backend = Engine(lens, progress=False).backend
     logits, _ = backend.forward(ids, torch.ones_like(ids), [BASELINE] * 2, positions=[[ids.shape[1] - 1]] * 2)
-    found: list[tuple[int, ...]] = [(int(one.argmax()),) for one in logits]
-    if found[0] == found[1]:
-        text = lens.tokenizer.decode(list(found[0]))
-        raise UserError(f"the likeliest next token of both prompts is {text!r}; give answer=(right, wrong)")
-    return found
+    return [(int(one.argmax()),) for one in logits]
+
+
+def _differences(
+    lens: Lens,
+    engine: Engine,
+    rows: Sequence[tuple[tuple[int, ...], ...]],
+    answers: Sequence[Sequence[tuple[int, ...]]],
+) -> pd.DataFrame:
+    """`Patching.differences`; refuses a pair of prompts that give its answers alike, in which a patch moves nothing."""
+    found = [
+        [lens.tokenizer.decode([*ids]) for ids in told]
+        + [_difference(engine, text, told, [BASELINE])[0] for text in row]
+        for row, told in zip(rows, answers, strict=True)
+    ]
+    for i, (right, wrong, clean, corrupted) in enumerate(found):
+        if not abs(clean - corrupted) >= SAME:
+            fault = (
+                f"pair {i}: {right!r} against {wrong!r} is {clean:.2f} nats after both prompts, and no patch moves it"
+            )
+            raise UserError(f"{fault}; give answer=(right, wrong) that the prompts tell apart")
+    return pd.DataFrame(found, columns=["right", "wrong", "clean", "corrupted"])
 
 
 def _difference(

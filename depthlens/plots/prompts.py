@@ -90,6 +90,5 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
         drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])
         look["ylabel"], default = "after this many layers", "What each layer would say after each token"
         return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look)[0]
-    default = f"What a patch of one part does ({found.direction})"
-    unit = "share of the difference between the prompts that moves"
-    return maps(title, default, drawn, (-most, most), unit, cmap="vlag", **look)[0]
+    default = f"What a patch of one part moves ({found.direction}) of the {theme.visible(found.compared, space=' ')}"
+    return maps(title, default, drawn, (-most, most), "share of this difference that moves", cmap="vlag", **look)[0]

@@ -65,7 +65,7 @@ def test_every_cell_equals_a_hook(parts):
         return float(logits[-1, right] - logits[-1, wrong])
 
     whole = [difference(logits), difference(recorded(lens, corrupted, {})[1])]
-    assert found.differences.to_numpy()[0] == pytest.approx(whole, abs=LOGITS)
+    assert found.differences[["clean", "corrupted"]].to_numpy()[0] == pytest.approx(whole, abs=LOGITS)
     for (i, part), at in itertools.product(enumerate(found.parts), range(len(clean))):
         layer, head = divmod(lens.dims.head_names.index(part), lens.dims.n_heads) if parts == "heads" else (i, 0)
         (read, wrote), columns = kept[layer], slice(head * d, (head + 1) * d)
@@ -160,6 +160,22 @@ def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
     assert (both.table["ci_low"] <= both.table["effect"]).all() and np.isfinite(both.table["ci_low"]).all()
 
 
+@pytest.mark.parametrize("direction", ["restore", "break"])
+def test_what_is_compared_is_named_with_its_numbers(direction):
+    """In what is printed, in the sentences and in the figure."""
+    lens = dl.load("organism", device="cpu")
+    clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
+    found = patch(lens, clean, corrupted, direction=direction, **QUIET)
+    (right, wrong, *values) = found.differences.loc[0]
+    assert (right.strip(), wrong.strip()) == ("Dora", "Ben") and values[0] > 0 > values[1]
+    named = f"log-probability of {right!r} minus that of {wrong!r}"
+    numbers = f": {values[0]:.2f} on the clean prompt, {values[1]:.2f} on the corrupted one"
+    title = dl.plots.token_grid(found).get_suptitle().replace("-\n", "-").replace("\n", " ")
+    assert all(named + numbers in text for text in (repr(found), found.describe()[0], title))
+    twice = patch(lens, [clean] * 2, [corrupted] * 2, direction=direction, **QUIET)
+    assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)
+
+
 @pytest.mark.parametrize(
     ("clean", "corrupted", "options", "told"),
     [
@@ -171,6 +187,13 @@ def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
         ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
         ("the cat", "the dog", {"answer": "ab"}, "give (right, wrong)"),
         ("the cat", "the dog", {"answer": ("a", "b", "c")}, "give (right, wrong)"),
+        (["the cat", "one cat"], ["the dog", "one dog"], {"answer": [("a", "b")]}, "or a list of 2, one for each pair"),
+        (
+            "the cat",
+            "the dog",
+            {"answer": ("a", "a")},
+            "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no",
+        ),
     ],
 )
 def test_what_cannot_be_patched_is_refused(clean, corrupted, options, told):
