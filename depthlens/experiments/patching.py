@@ -194,8 +194,8 @@ def patch(
         by_place = (patched[1:] - patched[0]) / (whole - patched[0])
         found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
     effect = means.mean(np.stack(found), bounded=False)
-    source, target = (words(lens, ids) for ids in rows[0][:: 1 if direction == RESTORE else -1])
-    return Patching(effect, tuple(map(str, single)), target, source, differences, direction)
+    texts = dict(zip(("clean", "corrupted"), (words(lens, ids) for ids in rows[0]), strict=True))
+    return Patching(effect, tuple(map(str, single)), texts[sides[1]], texts[sides[0]], differences, direction)
 
 
 def _both(row: Any) -> str:
