@@ -10,6 +10,8 @@ import tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
+CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
 
 def write(
     path: Path,
@@ -18,6 +20,7 @@ def write(
     without: str = "",
     beside: Mapping[str, Tensor] | None = None,
     architecture: str = "llama",
+    file_type: int | None = None,
 ) -> Path:
     """Write a model.
 
@@ -27,6 +30,7 @@ def write(
         without: Name of a tensor that is left out.
         beside: Tensors that are written, too.
         architecture: That the file names.
+        file_type: Of most of its weights, as it says.
     """
     config = model.config
     out = gguf.GGUFWriter(str(path), architecture)
@@ -39,6 +43,8 @@ def write(
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_rope_dimension_count(8)
     out.add_vocab_size(config.vocab_size)
+    if file_type is not None:
+        out.add_file_type(file_type)
     merges(out)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for key, weight in model.state_dict().items():
@@ -73,3 +79,4 @@ def merges(out: gguf.GGUFWriter) -> None:
     out.add_token_merges(["z q"])
     out.add_bos_token_id(256)
     out.add_eos_token_id(257)
+    out.add_chat_template(CHAT)

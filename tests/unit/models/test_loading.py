@@ -11,8 +11,9 @@ import model_classes
 import pytest
 import tiny
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaForCausalLM
 
+import depthlens as dl
 from depthlens.errors import UserError
 from depthlens.models import loading
 
@@ -60,7 +61,13 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
 # -- GGUF --
 
 
-def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_gguf_file_gives_the_model_that_was_written(tmp_path, cache):
     original = model_classes.lens("llama")
     loaded = loading.load(gguf_files.write(tmp_path / "m.gguf", original.model))
     tokens = torch.tensor([loaded.tokenizer("Layers do not matter equally.", add_special_tokens=False).input_ids])
@@ -70,8 +77,45 @@ def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
     assert torch.equal(*(model_classes.logprobs(lens, None) for lens in (loaded, original)))
     assert loaded.tokenizer.decode(tokens[0]).replace("▁", " ") == "Layers do not matter equally."
     assert loaded.identify().obstacle is None, "its answers can be stored"
-    (tmp_path / "m.gguf").rename(tmp_path / "renamed.gguf")
-    assert loading.load(str(tmp_path / "renamed.gguf")).fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen2"])
+def test_a_gguf_file_is_converted_once_to_what_transformers_makes_of_it(family, tmp_path, cache, monkeypatch):
+    path = gguf_files.write(tmp_path / "m.gguf", tiny.model(family), architecture=family.removesuffix("-gqa"))
+    plain = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, **plain, dtype=torch.float32).eval()
+    del model.is_quantized  # False: what transformers notes of how it read the file
+    direct = dl.Lens(model, AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name), str(path))
+    first = loading.load(path)
+    monkeypatch.setattr(loading, "convert", lambda *given: pytest.fail("the file is converted again"))
+    (folder,) = cache.iterdir()
+    again = loading.load(shutil.copy(path, tmp_path / "renamed.gguf"))
+    assert again.tokenizer.backend_tokenizer.to_str() == direct.tokenizer.backend_tokenizer.to_str()
+    assert again.tokenizer.chat_template == direct.tokenizer.chat_template == gguf_files.CHAT
+    streamed = loading.load(path, offload="disk")
+    for lens in (first, again, streamed):
+        assert lens.identify() == direct.identify() and torch.equal(logits(lens), logits(direct))
+    assert first.describe() == direct.describe()
+    cut = loading.load(f"{path}[:2]", dtype="bfloat16")
+    kept = model.to(torch.bfloat16).state_dict()
+    assert cut.dims.n_layers == 2 and all(torch.equal(w, kept[key]) for key, w in cut.model.state_dict().items())
+    assert [*cache.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize(("file_type", "dtype"), [(None, "float32"), (1, "float16"), (15, "float32"), (32, "bfloat16")])
+def test_a_converted_file_keeps_float32_and_says_what_it_was_written_in(file_type, dtype, tmp_path, cache):
+    path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), file_type=file_type)
+    assert loading.load(path).dtype == torch.float32, "as everything on a CPU"
+    (folder,) = cache.iterdir()
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == getattr(torch, dtype), "on a GPU"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"))
+    monkeypatch.setenv("DEPTHLENS_CACHE", str(path / "within"))
+    message = refusal(path)
+    assert f"model {str(path)!r} cannot be written to {path}/within (NotADirectoryError" in message
+    assert "free 4 bytes a weight there or set DEPTHLENS_CACHE to another folder" in message
 
 
 @pytest.mark.parametrize(
@@ -88,9 +132,10 @@ def test_a_gguf_file_gives_the_model_that_was_written(tmp_path):
         ({"architecture": "mistral"}, "cannot be loaded: Unknown gguf model_type: mistral in gguf-py"),
     ],
 )
-def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path):
-    message = refusal(gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), **spoilt))
-    assert said in message
+def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path, cache):
+    path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), **spoilt)
+    for _ in range(2):
+        assert said in refusal(path) and [*cache.iterdir()] == [], "nothing is kept"
 
 
 # -- nothing that came with a model runs --

@@ -14,9 +14,9 @@ def test_what_a_name_stands_for(tmp_path):
     folder = tiny.save(tmp_path / "model", "llama-gqa")
     assert names.find(folder) == names.Source(str(folder), "folder", str(folder))
     assert names.find("organism:seed=3,decoy").kind == "organism"
-    assert names.find(tiny.gguf_head(tmp_path / "a.gguf")) == names.Source(
-        str(tmp_path / "a.gguf"), "gguf", str(tmp_path), "a.gguf"
-    )
+    file = str(tiny.gguf_head(tmp_path / "a.gguf"))
+    assert names.find(file) == names.Source(file, "gguf", file)
+    assert names.find(f"{file}[:4]") == names.Source(f"{file}[:4]", "gguf", file, layers=4)
     assert names.find("owner/name") == names.Source("owner/name", "hub", "owner/name")
     assert names.find("qwen3-8b").place == "Qwen/Qwen3-8B"
     tagged = names.Source("owner/name@step100", "hub", "owner/name", revision="step100")
