@@ -1,4 +1,4 @@
-"""Twenty documents of GSM8K, kept in tests/data, as a task of a user's own folder that includes lm-eval's own."""
+"""Twenty problems of our own in the format of GSM8K, as a task of a user's own folder that includes lm-eval's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import lm_eval
 import yaml
 
-DOCUMENTS = Path(__file__).parent / "data" / "gsm8k.jsonl"
+DOCUMENTS = Path(__file__).parent / "data" / "worked_problems.jsonl"
 N_TEST = 10  # the first documents are of the test split, the others of the train split
 
 

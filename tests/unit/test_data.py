@@ -9,6 +9,7 @@ import operator
 import re
 from collections import Counter
 
+import gsm8k
 import pytest
 
 from depthlens.paths import data_dir
@@ -21,6 +22,17 @@ STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 SPLITS = pytest.mark.parametrize("split", ["test", "fewshot"])
 # of all documents and facts, in the order of their paths; a change of one changes numbers of users
 SHA256 = "74f5a3b58630b92031ae7ba652f06aed78ba625ccaaccbaf27dd8ba3cf60fff3"
+
+
+def test_the_worked_problems_of_the_tests_are_right():
+    problems = [json.loads(line) for line in gsm8k.DOCUMENTS.read_text(encoding="utf-8").splitlines()]
+    assert len({problem["question"] for problem in problems}) == 20
+    for problem in problems:
+        steps = re.findall(r"<<([-+*/.\d]+)=([.\d]+)>>([,.\d]*\d)", problem["answer"])
+        assert len(steps) == problem["answer"].count("<<") > 1
+        for sum_, result, written in steps:
+            assert float(result) == float(written.replace(",", "")) == eval(sum_), problem  # digits and signs alone
+        assert problem["answer"].endswith(f"#### {steps[-1][1]}")
 
 
 @pytest.fixture(scope="module")

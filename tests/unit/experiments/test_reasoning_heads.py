@@ -116,8 +116,8 @@ def test_numbers_of_a_solution_are_computed_or_copied():
         ("53", "copied"), ("12", "copied"), ("41", "computed"), ("41", "copied"), ("17", "copied"), ("58", "computed"),
         ("1,058.5", "computed"), ("2", None), ("12", "copied"), ("12", None), ("99", None), ("58", "copied"),
     ]  # fmt: skip
-    gsm8k = "48/2 = <<48/2=24>>24 clips, 48+24 = <<48+24=72>>72.\n#### 72"
-    kinds = [kind for _, _, kind in reasoning_heads.kinds(gsm8k, "48 clips to 2 friends")]
+    as_gsm8k = "90/3 = <<90/3=30>>30 jars, 90+30 = <<90+30=120>>120.\n#### 120"
+    kinds = [kind for _, _, kind in reasoning_heads.kinds(as_gsm8k, "90 jars on 3 shelves")]
     assert kinds == ["copied"] * 4 + ["computed"] + ["copied"] * 5 + ["computed"] + ["copied"] * 2
     assert [v for *_, v in reasoning_heads.numbers("$1,234.50. A4 7th 3")] == [Decimal("1234.50"), Decimal(3)]
 
