@@ -18,9 +18,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 ENVIRONMENT = "DEPTHLENS_PROGRESS"
 EVERY = 0.5  # seconds between two states
@@ -29,13 +30,19 @@ _quiet = threading.RLock()
 
 
 class Bar(tqdm):
-    """A tqdm bar that also writes its state as lines of JSON where DEPTHLENS_PROGRESS says so."""
+    """A tqdm bar that also writes its state as lines of JSON where DEPTHLENS_PROGRESS says so.
+
+    In the kernel of a notebook all bars take the same line, because JupyterLab cannot go back to an earlier one.
+    """
+
+    _width: ClassVar[int] = 0  # of what stands on the line, whichever bar wrote it
 
     def __init__(self, **options: Any) -> None:
         self._sink = os.environ.get(ENVIRONMENT, "")
         # standard error by default; as JSON goes there, what tqdm writes beside its state goes nowhere
         file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and in_kernel() else None
-        super().__init__(**{"mininterval": EVERY, "miniters": 1, "smoothing": 0, "file": file, **options})
+        fixed = {"mininterval": EVERY, "miniters": 1, "smoothing": 0, "position": 0 if in_kernel() else None}
+        super().__init__(**{**fixed, "file": file, **options})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
         """Show the state, and write it where DEPTHLENS_PROGRESS says."""
@@ -50,7 +57,10 @@ class Bar(tqdm):
         if self._sink:
             with open(self._sink, "a", encoding="utf-8") as file:
                 print(text, file=file)
-        return super().display(msg, pos)
+        msg = str(self) if msg is None else msg
+        padded = msg + " " * (Bar._width - disp_len(msg))
+        Bar._width = 0 if self.disable else disp_len(msg)  # a bar that is closed leaves the line
+        return super().display(padded, pos)
 
 
 def in_kernel() -> bool:
@@ -68,8 +78,7 @@ def working(what: str) -> Bar:
         what: In words, such as ``"loading smollm2-135m"``.
     """
     silent = bool(os.environ.get(ENVIRONMENT)) or not in_kernel()
-    # within another one it takes the same line
-    return Bar(desc=what, bar_format="{desc}: {elapsed}", position=0, disable=silent)
+    return Bar(desc=what, bar_format="{desc}: {elapsed}", disable=silent)
 
 
 def write_json(asked: bool) -> None:
