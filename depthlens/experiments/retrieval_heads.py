@@ -18,7 +18,8 @@ i to j:
   attention mass on the gold sentence, ``sum over j in gold of a_h(i, j)``. It needs no answer token and no match;
 * **write-aware score**, at each answer token y_t, written at position i: what the head adds to its logit directly, the
   mean logit of the vocabulary subtracted. With o_h(i) = W_O^h sum over j of a_h(i, j) v_h(j) the output of the head,
-  g the weight of the final norm and s(i) its scale at i, which is held fixed,
+  g what the final norm multiplies by and s(i) its scale at i, which is held fixed (o_h centred first, where the norm
+  does so),
   ``o_h(i) * s(i) g . (W_U[y_t] - mean over tokens of W_U)``.
   Over all heads, MLPs, biases and the embedding these add up to the logit itself;
 * **write from the needle**: the part of the same sum whose j is in the gold sentence. Logit-Contribution Scoring
@@ -67,7 +68,7 @@ from depthlens.experiments.texts import made_record, measured
 from depthlens.models import quantised
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens, one_thread
-from depthlens.models.placement import moved
+from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
@@ -125,11 +126,16 @@ def _writes(
     arch, dims = lens.arch, lens.dims
     at = slice(None) if sources is None else torch.tensor(sources, device=lens.device)
     added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads, dtype=wide_type(lens.dtype))
-    unembed, norm = arch.unembed.weight, arch.final_norm.weight  # [d_vocab, d_model], [d_model]
-    assert isinstance(unembed, Tensor) and isinstance(norm, Tensor)
-    gain = wide(norm)
+    unembed, norm, place = arch.unembed.weight, arch.final_norm, place_of(arch.final_norm, lens.device)
+    assert isinstance(unembed, Tensor)  # [d_vocab, d_model]
+    with torch.no_grad():  # what the norm does to states, but for one number each: the same whatever its formula is
+        probes = torch.ones(3, dims.d_model, dtype=lens.dtype, device=place)
+        probes[0], probes[1, 1::2] = 0, -1
+        bias, of_signs, of_ones = map(wide, norm(probes))
+        centres = torch.allclose(of_ones, bias)  # as LayerNorm: a number that is added to all changes nothing
+        gain = (of_signs - bias) / _centred(wide(probes[1]), centres)
     directions = wide(unembed[needle.targets]) - unembed.mean(0, dtype=wide_type(unembed.dtype))
-    towards = moved(moved(directions, gain.device) * gain, lens.device)  # [step, d_model]
+    towards = moved(_centred(moved(directions, place) * gain, centres), lens.device)  # [step, d_model]
 
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
         read = pattern[..., at].unflatten(0, (len(values), -1)) @ wide(values[:, None, at])
@@ -141,11 +147,14 @@ def _writes(
 
     with torch.no_grad():
         final = attention_patterns.read(lens, _sequence(needle), needle.asked, see)
-        final = moved(final, gain.device)
-        # the norm multiplies by its weight and one number a position: that number, without asking how it is computed
-        plain, normed = wide(final) * gain, wide(arch.final_norm(final))
+        final = moved(final, place)
+        plain, normed = _centred(wide(final), centres) * gain, wide(norm(final)) - bias
         scale = (plain * normed).sum(-1) / plain.square().sum(-1)
     return (added * scale.cpu()[:, None, None]).double().numpy()
+
+
+def _centred(states: Tensor, centres: bool) -> Tensor:
+    return states - states.mean(-1, keepdim=True) if centres else states
 
 
 def _sequence(needle: Needle) -> tuple[int, ...]:
@@ -242,7 +251,7 @@ def retrieval_scores(
     source["needles"] = {**counts, "groups": recall_table(needles, recalled).to_dict("records")}
     caches = [engine.cache]
     if method != EXACT:
-        of_method = address(method, STEPS[method]) if method in STEPS else f"{method} by needle"
+        of_method = address(method, STEPS[method]) if method in STEPS else f"{method} of needles"
         caches.append(answers.entry(label, method=of_method))
     if detector := DETECTORS.get(method):
 

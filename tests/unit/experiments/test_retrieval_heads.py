@@ -2,10 +2,12 @@
 
 from random import Random
 
+import model_classes
 import numpy as np
 import organism_prompts
 import pytest
 import tiny
+import torch
 from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
 
 import depthlens as dl
@@ -215,6 +217,38 @@ def test_writes_add_up_to_the_logit(family):
             assert scores[step].sum() + others == pytest.approx(logit, abs=LOGIT_TOLERANCE)
             assert np.allclose(scores[step], heads, atol=LOGIT_TOLERANCE)
     assert largest > 100 * LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "olmo", "phi"])
+def test_writes_pass_the_final_norm_of_every_kind(kind):
+    """One that multiplies by its weight, by 1 + weight, one that centres without weights, one that has biases, too."""
+    lens, (needle, *_) = model_classes.lens(kind), made_needles()
+    norm, weight, d = lens.arch.final_norm, lens.arch.unembed.weight.double(), lens.dims.d_head
+    tokens = (*needle.request.context, *needle.request.continuation)[:-1]
+    kept, logits = recorded(lens, tokens, {"norm": norm, **dict(enumerate(lens.arch.o_proj))})
+    (states,), _ = kept["norm"]
+    gain = torch.ones(lens.dims.d_model) if kind == "olmo" else norm.weight + (kind == "gemma")
+    for step, target, position in zip(range(3), needle.targets, needle.asked, strict=True):
+        before, towards = states[0, position].double(), weight[target] - weight.mean(0)
+
+        def written(x, at=before, towards=towards):
+            """What a part x of the state adds to the logit, by hand: the norm's statistics are those of the state."""
+            x, at = (x - x.mean(), at - at.mean()) if kind in ("olmo", "phi") else (x, at)
+            return float((x * gain / (at.square().mean() + 1e-5).sqrt()) @ towards)
+
+        biases = 0.0
+        if kind == "phi":
+            of_unembed = lens.arch.unembed.bias
+            biases = float(norm.bias.double() @ towards + of_unembed[target] - of_unembed.mean())
+        whole = float(logits[position, target] - logits[position].mean())
+        assert written(before) + biases == pytest.approx(whole, abs=LOGIT_TOLERANCE), "the formula by hand"
+        scores = DETECTORS["write_aware"].measure(lens, needle)[step]
+        for i, projection in enumerate(lens.arch.o_proj):
+            z = kept[i][0][0][0, position].double()
+            for h in range(lens.dims.n_heads):
+                head = slice(h * d, (h + 1) * d)
+                by_hand = written(projection.weight[:, head].double() @ z[head])
+                assert scores[i, h] == pytest.approx(by_hand, abs=LOGIT_TOLERANCE)
 
 
 @pytest.mark.parametrize("family", WITH_BIASES)
