@@ -157,8 +157,9 @@ class Ablation:
             if not is_free and value != nothing:
                 fault = f"{self}: {name} {value} does not fit site {self.site!r} and mode {self.mode!r}"
                 raise UserError(f"{fault}; leave it out")
-            if is_free and (type(value) is not int or value < 0):  # sweeps make many, and rules take longer
-                object.__setattr__(self, name, arguments.whole(f"an ablation's {name}", value, 0))
+            # sweeps make many, and rules take longer; torch computes with 64 bits
+            if is_free and (type(value) is not int or not 0 <= value < 2**63):
+                object.__setattr__(self, name, arguments.whole(f"an ablation's {name}", value, 0, 2**63 - 1))
 
     def __str__(self) -> str:
         if self.site in ENDS:
@@ -204,7 +205,8 @@ class Condition:
         object.__setattr__(self, "ablations", ordered)
         parts = [(a.layer, a.site, a.index) for a in ordered]
         if len({*parts}) != len(parts):
-            raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; name it once")
+            fix = "name it once, at one stretch of positions as in [3:6], or give two conditions"
+            raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; {fix}")
         modes = {a.mode for a in ordered}
         if "noise" in modes and (others := [f"@{mode}" for mode in WEIGHTS if mode in modes]):
             raise UserError(f"condition {self}: @noise and {others[0]} do not go together; drop one of the two")

@@ -51,6 +51,8 @@ REFUSED = {
     "L3@zero": "cannot read 'L3@zero'; write .* @mean, @resample, @noise .*, @int8, @int4 or @donor",
     "L5-3": "runs backwards",
     **dict.fromkeys(("L3+L3", "L3+L3[1:]", "L3.H1@noise+L3.H1@noise1"), "names one part twice"),
+    "L3[3]+L3[5]": r"names one part twice; name it once, at one stretch of positions as in \[3:6\], or give two cond",
+    **dict.fromkeys(("L3[99999999999999999999]", "L3[:9223372036854775808]"), "ablation's st.* from 0 to 9223372036854775"),
     "L3.H1+L3@noise+L4@donor": "@noise and @donor do not go together",
     "L3[5:2]": "positions 5 to 2 are none",
     **dict.fromkeys(("L3[]", "L3[-1:]", "L3@mean[1:]", "L3[1:].H1", "L3@int3", "", "layers@median"),
