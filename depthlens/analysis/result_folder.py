@@ -24,7 +24,8 @@ SUMMARY_FILE, RECORD_FILE = "summary.parquet", "record.json"
 FILES = (DOCS_FILE, QUESTIONS_FILE, SUMMARY_FILE, RECORD_FILE)
 # entries of a record, at any depth, that decide no number: where and how it was computed, or what follows from others
 CIRCUMSTANCES = {
-    *("ablate", "asked", "attention_kernel", "baseline", "batch_tokens", "command", "depthlens", "device", "file"),
+    *("ablate", "asked", "attention_kernel", "baseline", "batch_tokens", "budget", "command", "depthlens"),
+    *("device", "file", "gpu", "whole_passes"),
     *("git_commit", "metrics", "notes", "offload", "parts", "platform", "python", "remote", "skipped_metrics", "store"),
     *("time", "tree_attention", "versions", "work", "workers"),
 }

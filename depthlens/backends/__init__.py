@@ -10,6 +10,8 @@ from depthlens import arguments
 from depthlens.arguments import BACKENDS
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import Backend, TorchBackend
+from depthlens.errors import UserError
+from depthlens.models import in_force
 from depthlens.models.lens import Lens
 
 __all__ = ["BACKENDS", "get"]
@@ -26,6 +28,8 @@ def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
         'torch'
     """
     arguments.check(backend=name)
+    if name != "torch" and not lens.remote and (found := in_force.foreign(lens.model)):
+        raise UserError(f"model {lens.name!r} {found}; backend {name!r} has modules of its own, use 'torch'")
     if name == "transformer_lens":
         from depthlens.backends.transformer_lens import TransformerLensBackend
 

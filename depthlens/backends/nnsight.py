@@ -23,11 +23,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend, Positions, Rows, States
+from depthlens.backends.torch import Backend, Positions, Rows, States, chunks
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, wrap
-
-UNEMBED_ROWS = 512  # positions that are unembedded at once on a server
 
 
 class NnsightBackend(Backend):
@@ -55,39 +53,34 @@ class NnsightBackend(Backend):
         return states
 
     def score(
-        self, tokens: Rows, conditions: Sequence[Condition], positions: Positions, targets: Positions
+        self,
+        tokens: Rows,
+        attention_mask: Rows,
+        conditions: Sequence[Condition],
+        positions: Positions,
+        targets: Positions,
+        *,
+        unembed_rows: int,
+        as_it_is: bool = False,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of tokens on a server, and whether each of them is the likeliest, row by row.
-
-        Args:
-            tokens: Rows, padded on the right: causal attention needs no mask then.
-            conditions: One a row.
-            positions: Per row, those that predict the targets.
-            targets: Per row.
-        """
-        lengths = torch.tensor([len(row) for row in targets])
-        rows = torch.arange(len(lengths)).repeat_interleave(lengths).split(UNEMBED_ROWS)
-        places, wanted = (
-            torch.tensor([x for row in of_rows for x in row]).split(UNEMBED_ROWS) for of_rows in (positions, targets)
-        )
-        edited, position_ids = self._edited(conditions), torch.arange(tokens.shape[1])[None]
-        put = site_edits.trace
-        norm, unembed = (attrgetter(path)(self.model) for path in (self.family.final_norm, self.family.unembed))
+        """See `Backend.score`; on a server the model makes the logits itself, where any row asks for them."""
+        if not self.remote:
+            return super().score(tokens, attention_mask, conditions, positions, targets, unembed_rows=unembed_rows)
+        kept = sorted({place for of_row in positions for place in of_row})
+        spots = [[kept.index(place) for place in of_row] for of_row in positions]
+        asked, edited, places = [*chunks(spots, targets, unembed_rows)], self._edited(conditions), torch.tensor(kept)
+        put, add, model = site_edits.trace, site_edits.add_scores, self.model  # a block that names self would send it
+        position_ids = torch.arange(tokens.shape[1])[None]
 
         def trace(sender: Any) -> Tensor:
-            # the model itself unembeds the last position only; a name in a block is none of this module's
-            with self.model.trace(input_ids=tokens, use_cache=False, logits_to_keep=1, backend=sender):
+            # causal attention needs no mask where rows are padded on the right
+            with model.trace(input_ids=tokens, use_cache=False, logits_to_keep=places, backend=sender):
                 for parts, edit in edited:
                     put(edit, *parts, position_ids)
-                states = norm.output
-                answer = nnsight.save(torch.zeros(2, len(lengths), dtype=torch.float64))
-                for chunk_rows, chunk_places, chunk_targets in zip(rows, places, wanted, strict=True):
-                    scores = unembed(states[chunk_rows.to(states.device), chunk_places.to(states.device)])
-                    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-                    token = chunk_targets.to(scores.device)
-                    logprob = scores.gather(-1, token[:, None])[:, 0] - scores.logsumexp(-1)
-                    missed = scores.argmax(-1) != token
-                    answer.index_add_(1, chunk_rows, torch.stack([logprob.double(), missed.double()]).cpu())
+                logits = model.output.logits
+                answer = nnsight.save(torch.zeros(2, len(tokens), dtype=torch.float64))
+                for rows, at, wanted in asked:
+                    add(answer, logits[rows.to(logits.device), at.to(logits.device)], rows, wanted)
             return answer
 
         return [(logprob, misses == 0) for logprob, misses in self.remote.attempt(trace).T.tolist()]

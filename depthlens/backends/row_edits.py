@@ -60,7 +60,7 @@ from torch.utils import _pytree as pytree
 from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
-from depthlens.models import quantised
+from depthlens.models import in_force, quantised
 from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
@@ -120,9 +120,12 @@ def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
 class RowWeights:
     """Which rows of a batch take weights from a donor, or their own rounded ones.
 
+    What is in force on the model (`depthlens.models.in_force`) comes first, in every row.
+
     Attributes:
         conditions: One per row; a single one serves batches of any size.
         lens: The base model.
+        in_force: The same of each condition that is.
         by_layer: All ablations of each layer, with their rows; -1: of embedding and unembedding.
     """
 
@@ -135,6 +138,12 @@ class RowWeights:
         for row, condition in enumerate(self.conditions):
             for ablation in condition.ablations:
                 self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
+        entered = in_force.entered(self.lens.model)
+        with in_force.aside():
+            self.in_force: list[Any] = [*map(self._of, entered)]
+
+    def _of(self, entered: in_force.Entered) -> RowWeights:
+        return RowWeights([entered.condition], entered.lens)
 
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
@@ -142,6 +151,11 @@ class RowWeights:
 
     def forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
         """Modules, each with the forward that shares its rows; each forward calls those before it."""
+        for first in self.in_force:
+            yield from first.forwards(layer)
+        yield from self._own_forwards(layer)
+
+    def _own_forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
         for mode in dict.fromkeys(a.mode for a in self.by_layer.get(layer, {}) if a.mode in WEIGHTS):
             for module, other, kind in self._modules(layer, mode):
                 taken = self._mask(layer, mode, kind)
@@ -216,7 +230,8 @@ class RowEdits(RowWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.layers = sorted(layer for layer in self.by_layer if layer >= 0)
+        edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
+        self.layers = sorted(layer for layer in edited if layer >= 0)
         for condition in dict.fromkeys(self.conditions):
             condition.validate(self.lens.dims)
             if condition.uses("mean") and not (self.means and self.means.mean):
@@ -226,14 +241,21 @@ class RowEdits(RowWeights):
             if condition.uses_positions and self.position_ids is None:
                 raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
 
+    def _of(self, entered: in_force.Entered) -> RowEdits:
+        return RowEdits([entered.condition], entered.lens, entered.means, self.position_ids)
+
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer, for whatever library provides the tensors."""
+        before: dict[str, Any] = {}
+        for first in self.in_force:
+            before |= {site: replace(edit, before=before.get(site)) for site, edit in first.at(layer).items()}
         found: dict[str, list[Edit]] = {}
         # a head's come after its KV group's
         for a, rows in sorted(self.by_layer.get(layer, {}).items(), key=lambda item: item[0].site == "head"):
             if a.site in ACTS_ON and a.mode not in (*WEIGHTS, "twice"):
                 found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
-        return {site: SiteEdit(tuple(edits), self.position_ids) for site, edits in found.items()}
+        own = {site: SiteEdit(tuple(edits), self.position_ids, before.get(site)) for site, edits in found.items()}
+        return before | own
 
     @contextmanager
     def hooked(self, layer: int) -> Iterator[None]:
@@ -241,12 +263,12 @@ class RowEdits(RowWeights):
         with replaced_forwards(self.forwards(layer)), hooks(self.lens.arch, layer, self.at(layer)):
             yield
 
-    def forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
-        """As of `RowWeights`, with the layer that some rows pass twice, and the router without some experts."""
+    def _own_forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
+        # those of `RowWeights`, the layer that some rows pass twice, and the router without some experts
         of_layer = self.by_layer.get(layer, {})
         if twice := [row for a, rows in of_layer.items() if a.mode == "twice" for row in rows]:
             yield _twice(self.lens.arch.layers[layer], twice, len(self.conditions))
-        yield from super().forwards(layer)
+        yield from super()._own_forwards(layer)
         ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
         if ablations and (router := self.lens.arch.routers[layer]):
             n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
@@ -315,16 +337,16 @@ def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> tuple[nn.Modul
 def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
     """The noise of an ablation at some positions, before it is scaled; float32, on the device of the positions."""
     first, last = int(position_ids.min()) // BLOCK, int(position_ids.max()) // BLOCK
-    blocks = [_block(replace(ablation, start=0, stop=0), n, width) for n in range(first, last + 1)]
-    table = torch.from_numpy(np.concatenate(blocks)).to(position_ids.device)
-    return table[position_ids - first * BLOCK]
+    kind = replace(ablation, start=0, stop=0)
+    blocks = [_block(kind, n, width, position_ids.device) for n in range(first, last + 1)]
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[position_ids - first * BLOCK]
 
 
 @lru_cache(maxsize=128)  # of a residual stream of 8192 numbers a block takes 8 MiB
-def _block(a: Ablation, n: int, width: int) -> Float[np.ndarray, "block width"]:
+def _block(a: Ablation, n: int, width: int, device: torch.device) -> Float[Tensor, "block width"]:
     # a generator takes numbers from 0 on, and the index of a part without one is -1
     drawn = np.random.default_rng([a.seed, a.layer, SITES.index(a.site), a.index + 1, n])
-    return drawn.standard_normal((BLOCK, width), dtype=np.float32)
+    return torch.from_numpy(drawn.standard_normal((BLOCK, width), dtype=np.float32)).to(device)
 
 
 def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:

@@ -36,8 +36,8 @@ class Edit:
     values: Tensor | None = None
     noise: Callable[[Tensor, Any], Tensor] | None = None
 
-    def put(self, old: Tensor, without: Tensor, positions: Any) -> Tensor:
-        """The new values of the part in its rows.
+    def put(self, old: Tensor, without: Tensor, now: Tensor, positions: Any) -> Tensor:
+        """The new values of the part in its rows; at positions that are spared, what other edits have made of it now.
 
         A row that is longer than the values reads them again from the second one on, because the first token draws
         attention whatever its content.
@@ -52,7 +52,7 @@ class Edit:
         if not (self.start or self.stop):
             return new
         here = (positions >= self.start) & (positions < (self.stop or torch.iinfo(torch.long).max))
-        return torch.where(here[..., None], new, old)
+        return torch.where(here[..., None], new, now)
 
 
 @no_type_check
@@ -63,10 +63,12 @@ class SiteEdit:
     Attributes:
         edits: Of parts, in some rows each.
         positions: Where the tokens stand, if an edit depends on it. Shape [#row, pos].
+        before: What is done to the value first.
     """
 
     edits: tuple[Edit, ...]
     positions: Tensor | None
+    before: Any = None
 
     def __call__(self, value: Tensor, base: Tensor | None = None, positions: Any = None) -> Tensor:
         """The new value.
@@ -78,13 +80,14 @@ class SiteEdit:
         """
         positions = self.positions if positions is None else positions
         positions = None if positions is None else positions.to(value.device)
+        value = value if self.before is None else self.before(value, base, positions)
         new = value.clone()
         for edit in self.edits:
             rows = slice(None) if edit.rows is None else edit.rows.to(value.device)
             old = value[rows, :, edit.columns]
             without = torch.zeros_like(old) if base is None else base[rows, :, edit.columns]
             at = positions if positions is None or len(positions) == 1 else positions[rows]
-            new[rows, :, edit.columns] = edit.put(old, without, at)
+            new[rows, :, edit.columns] = edit.put(old, without, new[rows, :, edit.columns], at)
         return new
 
 
@@ -129,3 +132,19 @@ def trace(edits: LayerEdits, layer: Any, attn: Any, o_proj: Any, mlp: Any, posit
             # some mixtures of experts give all tokens in one row
             new = edits[site](old.reshape(resid_pre.shape), base, positions).reshape(old.shape)
             part.output = (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+@no_type_check
+def add_scores(answer: Tensor, logits: Tensor, rows: Tensor, targets: Tensor) -> None:
+    """Add log-likelihoods of tokens, and how many of them are not the likeliest, to those of their rows.
+
+    Args:
+        answer: Of each row, in float64 on the CPU. Shape [2, row].
+        logits: That predict the tokens. Shape [token, d_vocab].
+        rows: Of the tokens. Shape [token].
+        targets: Token ids. Shape [token].
+    """
+    logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), targets.to(logits.device)
+    logprob = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    missed = logits.argmax(-1) != targets
+    answer.index_add_(1, rows.cpu(), torch.stack([logprob.double(), missed.double()]).cpu())

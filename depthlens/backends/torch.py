@@ -7,19 +7,21 @@ what each condition does where.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
-from depthlens.ablations import Condition
+from depthlens.ablations import BASELINE, Condition
+from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits, RowWeights
-from depthlens.models.architectures import body_of, head
-from depthlens.models.lens import Lens
+from depthlens.models import in_force
+from depthlens.models.architectures import body_of, head, replaced_forwards
+from depthlens.models.lens import ALONE, Lens
 
 Positions = Sequence[Sequence[int]]  # by row
 Rows = Int[Tensor, "row pos"]  # tokens, or what belongs to each
@@ -49,6 +51,7 @@ class Backend(ABC):
         *,
         cache: Any = None,
         positions: Positions | None = None,
+        as_it_is: bool = False,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """Run rows of tokens, each under its own condition.
 
@@ -58,23 +61,75 @@ class Backend(ABC):
             conditions: One per row.
             cache: What an earlier call returned; the rows continue from there. None starts anew.
             positions: Per row, the positions in ``tokens`` whose logits are returned; None: the last one.
+            as_it_is: The whole model is called, so that whatever a user has put on it runs once, as in a call by hand.
 
         Returns:
             Logits per row, each of shape [n_positions, d_vocab], and the cache.
         """
         if cache is None and positions is None:  # only generation continues from it
             cache = DynamicCache(config=self.lens.model.config)
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        edits = RowEdits(conditions, self.lens, self.means, position_ids)
-        kwargs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": positions is None}
-        states = self._states(edits, tokens, kwargs | {"cache": cache})
-        # the unembedding costs as much as several layers: only the positions that are asked for go through it
+        edits, kwargs = self._about(attention_mask, conditions, tokens.shape[1])
+        kwargs |= {"use_cache": positions is None, "cache": cache}
         positions = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
-        picked = torch.cat([states[row, list(places)] for row, places in enumerate(positions)])
-        under = [c for c, places in zip(conditions, positions, strict=True) for _ in places]
-        with RowWeights(under, self.lens).embeddings():
-            logits = head(self.lens.model, picked)
+        if as_it_is:
+            with applied(edits):
+                every = self.lens.model(input_ids=tokens, **kwargs).logits
+            return [of_row[[*places]] for of_row, places in zip(every, positions, strict=True)], cache
+        states = self._states(edits, tokens, kwargs)
+        rows = [row for row, places in enumerate(positions) for _ in places]
+        logits = self._unembedded(states, rows, [place for places in positions for place in places], conditions)
         return list(logits.split([len(places) for places in positions])), cache
+
+    def _about(
+        self, attention_mask: Int[Tensor, "row cached_and_pos"], conditions: Sequence[Condition], n: int
+    ) -> tuple[RowEdits, dict[str, Any]]:
+        """What is done to rows of ``n`` tokens, and what the model is told of them."""
+        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -n:]
+        edits = RowEdits(conditions, self.lens, self.means, position_ids)
+        return edits, {"attention_mask": attention_mask, "position_ids": position_ids}
+
+    def _unembedded(
+        self, states: States, rows: Sequence[int], places: Sequence[int], conditions: Sequence[Condition]
+    ) -> Float[Tensor, "place d_vocab"]:
+        # the unembedding costs as much as several layers: only the positions that are asked for go through it
+        with RowWeights([conditions[row] for row in rows], self.lens).embeddings():
+            return head(self.lens.model, states[[*rows], [*places]])
+
+    @torch.no_grad()
+    def score(
+        self,
+        tokens: Rows,
+        attention_mask: Rows,
+        conditions: Sequence[Condition],
+        positions: Positions,
+        targets: Positions,
+        *,
+        unembed_rows: int,
+        as_it_is: bool = False,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of tokens, and whether each of them is the likeliest, row by row.
+
+        Args:
+            tokens: Rows, padded on the right.
+            attention_mask: 0 for padding.
+            conditions: One a row.
+            positions: Per row, those that predict the targets.
+            targets: Per row.
+            unembed_rows: Positions that are unembedded at once.
+            as_it_is: See `forward`.
+        """
+        answer = torch.zeros(2, len(tokens), dtype=torch.float64)
+        if as_it_is:
+            logits, _ = self.forward(tokens, attention_mask, conditions, positions=positions, as_it_is=True)
+            for row, (of_row, wanted) in enumerate(zip(logits, targets, strict=True)):
+                site_edits.add_scores(answer, of_row, torch.full((len(wanted),), row), torch.tensor(wanted))
+        else:
+            edits, kwargs = self._about(attention_mask, conditions, tokens.shape[1])
+            states = self._states(edits, tokens, kwargs | {"use_cache": False, "cache": None})
+            for which, places, tokens in chunks(positions, targets, unembed_rows):
+                unembedded = self._unembedded(states, which.tolist(), places.tolist(), conditions)
+                site_edits.add_scores(answer, unembedded, which, tokens)
+        return [(logprob, misses == 0) for logprob, misses in answer.T.tolist()]
 
     @abstractmethod
     def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
@@ -92,27 +147,90 @@ class TorchBackend(Backend):
 
     name = "torch"
 
-    def ablate(
-        self, conditions: Sequence[Condition], position_ids: Int[Tensor, "#row pos"] | None = None
-    ) -> AbstractContextManager[None]:
-        """Within the context, row ``i`` of every batch runs under ``conditions[i]``; after it the model is whole again.
-
-        ``position_ids`` are needed by conditions whose effect depends on the position: ``@mean``, ``@resample``,
-        ``@noise``, and those that spare the first tokens.
-
-        Raises:
-            UserError: a condition does not fit the model, or asks for a mean and none was given. Nothing is hooked.
-        """
-        return self._hooked(RowEdits(conditions, self.lens, self.means, position_ids))
-
-    @contextmanager
-    def _hooked(self, edits: RowEdits) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(edits.embeddings())
-            for layer in edits.layers:
-                stack.enter_context(edits.hooked(layer))
-            yield
-
     def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
-        with self._hooked(edits):
+        with applied(edits):
             return body_of(self.lens.model)(input_ids=tokens, **kwargs).last_hidden_state
+
+
+def chunks(positions: Positions, targets: Positions, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Row, position and target of so many predictions at once. Each of shape [prediction]."""
+    spots = [
+        (row, p, t) for row, of in enumerate(zip(positions, targets, strict=True)) for p, t in zip(*of, strict=True)
+    ]
+    for some in torch.tensor(spots).split(size):
+        row, place, target = some.T
+        yield row, place, target
+
+
+@contextmanager
+def applied(edits: RowEdits) -> Iterator[None]:
+    """Within the context forward hooks edit the rows of every call of the model."""
+    with ExitStack() as stack:
+        stack.enter_context(edits.embeddings())
+        for layer in edits.layers:
+            stack.enter_context(edits.hooked(layer))
+        stack.enter_context(in_force.aside())
+        yield
+
+
+# models of which conditions are in force, with these, and what takes the forwards away that obey them
+_edited: dict[nn.Module, tuple[list[in_force.Entered], ExitStack]] = {}
+
+
+@contextmanager
+def entered(one: in_force.Entered) -> Iterator[None]:
+    """Within the context a condition is in force (`depthlens.models.in_force`), also where the user calls the model.
+
+    Raises:
+        UserError: the condition does not fit the model, or asks for a mean and none was given. Nothing is in force.
+    """
+    RowEdits([one.condition], one.lens, one.means, torch.zeros(1, 1, dtype=torch.long))
+    model = one.lens.model
+    with ALONE:
+        if model not in _edited:
+            _edited[model] = [], ExitStack()
+            _edited[model][1].enter_context(replaced_forwards(_obedient(one.lens)))
+        _edited[model][0].append(one)
+    in_force.ENTERED.set((*in_force.ENTERED.get(), one))
+    try:
+        yield
+    finally:
+        one.left = True
+        in_force.ENTERED.set(tuple(other for other in in_force.ENTERED.get() if not other.left))
+        with ALONE:
+            conditions, undo = _edited[model]
+            conditions.remove(one)
+            if not conditions:
+                del _edited[model]
+                undo.close()
+
+
+def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Body and unembedding of a model, with forwards that obey the conditions in force where they are called."""
+    body, unembed = body_of(lens.model), lens.arch.unembed
+    of_body, of_unembed = body.forward, unembed.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with ALONE:  # hooks are on the modules that all threads share
+            if not in_force.entered(lens.model):
+                return of_body(*args, **kwargs)
+            with applied(RowEdits([BASELINE], lens, None, _positions(args, kwargs))):
+                return of_body(*args, **kwargs)
+
+    def logits(*args: Any, **kwargs: Any) -> Any:
+        others = [forward for module, forward in RowWeights([BASELINE], lens).forwards(-1) if module is unembed]
+        return [of_unembed, *others][-1](*args, **kwargs)
+
+    yield body, run
+    yield unembed, logits
+
+
+def _positions(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Where the tokens of a call stand, as transformers finds it. Shape [#row, pos]."""
+    if (given := kwargs.get("position_ids")) is not None:
+        return given
+    tokens = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))
+    start = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]

@@ -31,10 +31,10 @@ from depthlens.ablations import Condition
 from depthlens.backends import row_edits
 from depthlens.backends.torch import Rows
 from depthlens.engine import prefix_tree
-from depthlens.engine.decoding import Decoding
+from depthlens.engine.decoding import FIRST_ROOM, Decoding
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.wavefront import CleanRow, Wavefront, first_edited, fork_layer
-from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, tried
+from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide, wide_type
@@ -111,7 +111,8 @@ class PackedTrees(Batches):
         dims, conditions = self.lens.dims, self.rows.conditions
         n_held = self.budget.key_bytes // (2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
         shared = prefix_tree.common_prefix(min(self.read), max(self.read))
-        own = max(map(len, self.read)) - shared + max(self.max_new)
+        expected = max(FIRST_ROOM, *text_lengths(self.lens, self.rows.requests))
+        own = max(map(len, self.read)) - shared + min(max(self.max_new), expected)
         # conditions that are decoded together
         self.at_once = max(1, min(len(order), n_held // (shared + min(len(self.read), MIN_PROMPTS) * own)))
         taken = max(other_weights_bytes(self.lens, [conditions[c]]) for c in order)
@@ -128,9 +129,12 @@ class PackedTrees(Batches):
             room: Largest number of distinct tokens in a pack, and of tokens written after them.
         """
         n_layers = self.lens.dims.n_layers
+        # Llama 4 scales what a token looks for by its place in the row, of which a pack has more than a text
+        scaled = getattr(self.lens.model.config.get_text_config(), "floor_scale", None)
 
         def limit(prefix: int) -> int:
-            return room if self.writes else min(room, max(int(self._rate.work / n_layers), PREFIX_SHARE * prefix))
+            in_time = room if self.writes else max(int(self._rate.work / n_layers), PREFIX_SHARE * prefix)
+            return min(room, in_time, scaled or room)
 
         for pack in prefix_tree.pack(self.read, limit, extra=max(self.max_new, default=0)):
             todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]
@@ -258,8 +262,16 @@ class PackedTrees(Batches):
         Decoding(self.lens, self.backend, pack, conditions, self.budget, writer, passed, finished).run(self.at_once)
 
 
+@dataclass
 class RowBatches(Batches):
-    """Requests under conditions, row by row."""
+    """Requests under conditions, row by row.
+
+    Attributes:
+        as_it_is: Each row is a call of the whole model, alone in its batch: what a user has put on the model may depend
+            on all of it.
+    """
+
+    as_it_is: bool = False
 
     def run(self) -> None:
         """Answer every request under every condition, long ones first.
@@ -271,7 +283,7 @@ class RowBatches(Batches):
         todo = [(c, r) for members, group in rows.missing() for c in group for r in members]
         todo.sort(key=lambda row: -lengths[row[1]])
         # in float64 nothing is padded: eager attention takes its softmax in float32, where what padding sees is NaN
-        most = 1 if self.writes and self.lens.dtype == torch.float64 else len(todo)
+        most = 1 if self.as_it_is or (self.writes and self.lens.dtype == torch.float64) else len(todo)
         with other_weights_resident(self.lens, rows.conditions) if self.writes else nullcontext():
             while todo:
                 longest = max(1, lengths[todo[0][1]])
@@ -290,12 +302,9 @@ class RowBatches(Batches):
         under = [self.rows.conditions[c] for c, _ in batch]
         asked = [self.rows.requests[r] for _, r in batch]
         tokens, mask = self._padded([q.inputs for q in asked], "right")
-        positions = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
-        if self.lens.remote:
-            found = self.backend.score(tokens, under, positions, [q.continuation for q in asked])
-        else:
-            logits, _ = self.backend.forward(tokens, mask, under, positions=positions)
-            found = [_scored(of_row, q.continuation) for of_row, q in zip(logits, asked, strict=True)]
+        spans = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
+        about = {"unembed_rows": self.budget.unembed_rows or MIN_BATCH_TOKENS, "as_it_is": self.as_it_is}
+        found = self.backend.score(tokens, mask, under, spans, [q.continuation for q in asked], **about)
         for condition, (logprob, _) in zip(under, found, strict=True):
             if not math.isfinite(logprob):
                 raise self.lens.not_finite(condition)
@@ -328,7 +337,7 @@ class RowBatches(Batches):
         cache = None
         while alive:
             under = [writer.conditions[c] for c, _ in alive]
-            logits, cache = self.backend.forward(tokens, mask, under, cache=cache)
+            logits, cache = self.backend.forward(tokens, mask, under, cache=cache, as_it_is=self.as_it_is)
             unfinished = writer.write(alive, torch.cat(logits))
             if len(unfinished) < len(alive):
                 keep = torch.tensor([alive.index(row) for row in unfinished], dtype=torch.long)
@@ -360,10 +369,3 @@ def cut(requests: Sequence[Any], products: Sequence[Product], n: int) -> list[Pr
         hands = min(len(group), -(-wanted // len(runs)))
         shards += [(run, list(group[i::hands])) for run in runs for i in range(hands)]
     return shards
-
-
-def _scored(logits: Float[Tensor, "n_continuation d_vocab"], continuation: Sequence[int]) -> tuple[float, bool]:
-    """Log-likelihood of a continuation from the logits that predict it, and whether it is the likeliest."""
-    targets = torch.tensor(continuation, device=logits.device)
-    logprobs = wide(logits).log_softmax(-1).gather(-1, targets[:, None])
-    return float(logprobs.sum()), bool((logits.argmax(-1) == targets).all())

@@ -17,18 +17,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils import _pytree as pytree
 
 from depthlens.ablations import Condition
 from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Keys, Layout, Part, Queries, Values, Z, aligned, attend, merge, walking
-from depthlens.engine.wavefront import CLEAN, Wavefront
+from depthlens.engine.wavefront import CLEAN, Wavefront, fork_layer, n_passed, skip_mode
 from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
@@ -37,6 +40,10 @@ from depthlens.models.placement import moved
 
 # a half of the conditions that fit into memory is walked at a time, and joins when as much room is free
 JOIN_SHARE = 2
+# tokens that each row has room for at first; long texts end early more often than not
+FIRST_ROOM = 512
+# keys and values may grow to so many times their share of the memory
+GROWTH = 2
 # finished rows leave once less than this share of those in memory still writes: leaving copies the others
 STAY_SHARE = 0.8
 # rows, keys and values of each product of prefixes, and the place of each row in what all of them give
@@ -53,7 +60,7 @@ class WalkedRows:
     Args:
         pack: The prompts.
         conditions: Numbers of conditions; each has a row for each prompt.
-        n_new: Tokens that each row may write.
+        n_new: Tokens that each row may write; there is room for the first `FIRST_ROOM`, and more as they are written.
         lens: The model.
 
     Attributes:
@@ -69,8 +76,8 @@ class WalkedRows:
         self.position = (n_prefix + lengths).repeat(len(conditions))
         self._paths = pad_sequence(own, batch_first=True)  # flat indices of each prompt's own tokens: [prompt, own]
         self._slot = self._paths.shape[1]  # where the next written token is stored
-        self._n_new = n_new
-        slots = torch.arange(aligned(self._slot + n_new), device=device)
+        self._room = aligned(self._slot + min(n_new, FIRST_ROOM))
+        slots = torch.arange(self._room, device=device)
         mask = torch.zeros(len(own), len(slots), dtype=lens.dtype, device=device)
         mask.masked_fill_((slots >= lengths[:, None]) & (slots < self._slot), -torch.inf)  # padding before the answer
         self._mask = mask.repeat(len(conditions), 1)[:, None, None]
@@ -80,7 +87,7 @@ class WalkedRows:
         """Copy keys and values to the rows of a condition, counted from the first one; those of `CLEAN` to all rows."""
         n_prompts, width = self._paths.shape
         if layer not in self._own:
-            slots = len(self.rows), len(key), width + self._n_new
+            slots = len(self.rows), len(key), self._room
             self._own[layer] = [x.new_zeros(*slots, x.shape[-1]) for x in (key, value)]
         of_condition = slice(condition * n_prompts, (condition + 1) * n_prompts)
         for own, new in zip(self._own[layer], (key, value), strict=True):
@@ -96,9 +103,19 @@ class WalkedRows:
         return attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask[..., :end])
 
     def advance(self) -> None:
-        """The next token takes the next place."""
+        """The next token takes the next place; where there is none, there are twice as many."""
         self._slot += 1
         self.position = self.position + 1
+        if self._slot == self._room:
+            self._mask = functional.pad(self._mask, (0, self._room))
+            for layer, kept in self._own.items():
+                self._own[layer] = [functional.pad(x, (0, 0, 0, self._room)) for x in kept]
+            self._room *= 2
+
+    @property
+    def n_bytes(self) -> int:
+        """What keys and values take."""
+        return sum(x.nbytes for kept in self._own.values() for x in kept)
 
     def keep(self, alive: Set[Row]) -> None:
         """Drop rows that are finished, once these are many."""
@@ -195,6 +212,18 @@ class Decoding:
     _walked: list[WalkedRows] = field(default_factory=list, init=False)
     _prefix: SharedPrefixes = field(default_factory=SharedPrefixes, init=False)
     _alive: set[Row] = field(default_factory=set, init=False)  # rows that are not finished
+    _passing: Tensor | None = field(default=None, init=False)  # rows that pass a layer which others skip
+
+    def __post_init__(self) -> None:
+        n_layers = self.lens.dims.n_layers
+        self._n_passed = [fork_layer(c, n_layers) + n_passed(c, n_layers) for c in self.conditions]
+        # by layer, conditions under which a row does not pass it, and those that edit rows that do
+        modes = [[skip_mode(c, layer) for c in self.conditions] for layer in range(n_layers)]
+        self._skipping = [{c for c, mode in enumerate(of_layer) if mode} for of_layer in modes]
+        edited = [{a.layer for a in c.ablations} for c in self.conditions]
+        self._editing = [
+            {c for c, at in enumerate(edited) if layer in at} - self._skipping[layer] for layer in range(n_layers)
+        ]
 
     @torch.no_grad()
     def run(self, at_once: int) -> None:
@@ -215,6 +244,9 @@ class Decoding:
 
     def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of one new token a row to the prefix, the row's own tokens and itself."""
+        if (passing := self._passing) is not None:  # those that skip the layer take part in the products all the same
+            n = len(self.rows)
+            query, key, value = (x.new_zeros(n, *x.shape[1:]).index_copy(0, passing, x) for x in (query, key, value))
         sizes = [len(walked.rows) for walked in self._walked]
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
         parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
@@ -222,7 +254,8 @@ class Decoding:
         out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         if self.pack.n_prefix:
             out = merge(out, lse, *self._prefix.attention(layer, q, scale))
-        return out.flatten(1, 2)[:, :, None]
+        out = out.flatten(1, 2)[:, :, None]
+        return out if passing is None else out[passing]
 
     def _join(self, some: range) -> None:
         """Walk the prompts under some conditions and write the first token of each."""
@@ -251,7 +284,9 @@ class Decoding:
         states = self._walked_once([self.conditions[c] for c, _ in rows], last)
         for walked in self._walked:
             walked.advance()
-        self.passed(len(self._alive) * self.lens.dims.n_layers)
+        if len(rows) > 1 and sum(walked.n_bytes for walked in self._walked) > GROWTH * self.budget.key_bytes:
+            raise torch.OutOfMemoryError("out of memory: texts are longer than there was room for")  # fewer at once
+        self.passed(sum(self._n_passed[c] for c, _ in self._alive))
         self._write(rows, states)
 
     def _write(self, rows: list[Row], states: Float[Tensor, "row d_model"]) -> None:
@@ -288,10 +323,37 @@ class Decoding:
             with edits.embeddings():
                 x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
             rotary = arch.angles(x, position_ids)
-            for i, layer in enumerate(arch.layers):  # called whole, since conditions that skip it hook the layer itself
-                device = lens.device_of(i)
-                x, rotary, position_ids = (moved(value, device) for value in (x, rotary, position_ids))
+            for i in range(lens.dims.n_layers):
+                x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
                 about = {"position_embeddings": arch.angles_at(rotary, i), "position_ids": position_ids}
-                with edits.hooked(i) if i in edits.layers else nullcontext():
-                    x = hidden(layer(x, attention_mask=None, layout=self, **about))
+                x = self._through(i, x, about, edits)
         return x[:, 0]
+
+    def _through(self, i: int, x: Float[Tensor, "row 1 d_model"], about: Any, edits: row_edits.RowEdits) -> Tensor:
+        """One token a row through one layer, which rows that do without all of it do not pass.
+
+        Args:
+            i: Number of the layer.
+            x: Residual streams.
+            about: What the layer is called with, by row.
+            edits: Of the rows.
+        """
+        layer = self.lens.arch.layers[i]  # called whole, since conditions that skip it in part hook the layer itself
+        conditions = [c for c, _ in self.rows]
+        skipped = [row for row, c in enumerate(conditions) if c in self._skipping[i]] if self._skipping[i] else []
+        if not skipped:
+            with edits.hooked(i) if i in edits.layers else nullcontext():
+                return hidden(layer(x, attention_mask=None, layout=self, **about))
+        new = x
+        if any(skip_mode(self.conditions[c], i) != "skip" for c in {conditions[row] for row in skipped}):
+            new = edits.at(i)["layer"](x, x)  # what takes the place of the layer; rows that pass it follow
+        if passed := sorted({*range(len(x))} - {*skipped}):
+            self._passing = torch.tensor(passed, device=x.device)
+            about = pytree.tree_map(lambda value: value[self._passing], about)
+            under = [self.conditions[conditions[row]] for row in passed]
+            edited = bool(edits.in_force or self._editing[i] & {conditions[row] for row in passed})
+            mine = row_edits.RowEdits(under, self.lens, self.backend.means, about["position_ids"]) if edited else None
+            with mine.hooked(i) if mine else nullcontext():
+                out = hidden(layer(x[self._passing], attention_mask=None, layout=self, **about))
+            new, self._passing = new.index_copy(0, self._passing, out), None
+        return new

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from functools import cached_property
 from typing import Any
 
 from depthlens import arguments, backends, progress
@@ -18,11 +17,11 @@ from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
 from depthlens.engine.batches import PackedTrees, RowBatches, cut
-from depthlens.engine.wavefront import n_passed
+from depthlens.engine.wavefront import fork_layer, n_passed
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
-from depthlens.models import pairs
+from depthlens.models import in_force, pairs
 from depthlens.models.lens import ALONE, NO_GENERATION, Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodAnswer, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache, AnswerRows
@@ -131,8 +130,11 @@ class Engine:
         pairs.require(self.lens, conditions, self.backend.name)
         longest = max((len(q.context) + q.max_new_tokens if writes else len(q.inputs) for q in requests), default=0)
         rows = self.cache.rows(requests, conditions)
-        if rows.unfinished:
-            walk_check.require_parts(self.lens, self._walked, conditions)
+        walked = self.walked() if rows.unfinished else walk_check.Found()
+        walk_check.require_parts(self.lens, walked, conditions)
+        if self.workers is not None and (walked.foreign or in_force.entered(self.lens.model)):
+            fault = f"model {self.lens.name!r} {walked.foreign or 'is ablated here'}, which workers do not know"
+            raise UserError(f"{fault}; leave workers out")
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
@@ -144,8 +146,9 @@ class Engine:
                 needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
                 self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
             else:
-                batches = PackedTrees if self.path_for(longest) == "wavefront" else RowBatches
-                batches(self.lens, self.backend, self.budget, self.work, rows, bar, writes).run()
+                about = self.lens, self.backend, self.budget, self.work, rows, bar, writes
+                walks = self.path_for(longest) == "wavefront"
+                (PackedTrees(*about) if walks else RowBatches(*about, as_it_is=walked.foreign is not None)).run()
         return rows.answers
 
     def check_writing(self, conditions: Sequence[Condition]) -> None:
@@ -178,7 +181,8 @@ class Engine:
                 total += prefix_tree.n_distinct(read) * (n_layers + forked)
             else:
                 total += n_layers * len(group) * sum(map(len, read))
-            total += n_layers * len(group) * sum(max(0, written[r] - 1) for r in members)
+            passed = sum(fork_layer(condition, n_layers) + n_passed(condition, n_layers) for condition in conditions)
+            total += passed * sum(max(0, written[r] - 1) for r in members)
         return total
 
     def _sharded(
@@ -204,13 +208,19 @@ class Engine:
         """Name of the path that requests take the longest of which has so many tokens.
 
         The wavefront computes what the model computes only where attention sees all tokens before.
+
+        Raises:
+            UserError: the wavefront was asked for by name, and does not.
         """
         window = walk_check.window_of(self.lens)
         fits = window is None or longest <= window
-        walks = self.path != "padded_rows" and isinstance(self.backend, TorchBackend) and fits
-        return "wavefront" if walks and not self._walked.fault else "padded_rows"
+        if self.path == "padded_rows" or not isinstance(self.backend, TorchBackend):
+            return "padded_rows"
+        fault = self.walked().fault if fits else f"{longest} tokens are more than its attention sees, {window}"
+        if fault and self.path:
+            raise UserError(f"path 'wavefront' of model {self.lens.name!r}: {fault}; leave path out")
+        return "padded_rows" if fault else "wavefront"
 
-    @cached_property
-    def _walked(self) -> walk_check.Found:
+    def walked(self) -> walk_check.Found:
         """Whether the wavefront computes what the model does."""
         return walk_check.found(self.lens)

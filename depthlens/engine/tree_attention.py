@@ -3,10 +3,11 @@
 Registered with transformers' attention interface; any family that calls it can be walked. The device decides what
 computes it, and `depthlens.engine.walk_check` tries it with the model before it is used:
 
-- ``flex``, on CUDA: FlexAttention, compiled, with a block mask (arXiv 2412.05496);
-- ``fused``, on a CPU: torch's fused kernels, prefix and branches apart;
+- ``fused``, on a CPU and on CUDA: torch's fused kernels, prefix and branches apart;
 - ``unfused``: the same written out, with scores in memory; for other devices, float64 on CUDA, and keys and values of
-  unequal widths on a CPU.
+  unequal widths on a CPU;
+- ``flex``, where the environment has ``DEPTHLENS_TREE_ATTENTION=flex``: FlexAttention, compiled, with a block mask
+  (arXiv 2412.05496). No GPU has shown it to be faster yet.
 
 **Apart.** Attention over two sets of keys is exactly the mean of the attention over each, weighted by the denominators
 (as in FlashAttention, arXiv 2205.14135, and Hydragen, arXiv 2402.05099). The prefix part is one dense product for all
@@ -19,14 +20,14 @@ is merged. Which blocks of 128 x 128 scores are needed at all follows from the l
 of keys: no mask of all tokens against all is ever made, as torch's own ``create_block_mask`` makes it. The rows of a
 batch share the mask, and query heads share keys.
 
-FlexAttention is compiled with dynamic shapes and for lengths that are padded to whole blocks. A pack has any length
-and a batch any number of rows: fixed shapes would be compiled for each anew. Where a length could be no multiple of a
-block, the kernel would have to check every block for it.
+FlexAttention is compiled with dynamic shapes, since a pack has any length and a batch any number of rows: fixed shapes
+would be compiled for each anew. Rows that hold the last tokens only attend apart.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -58,8 +59,7 @@ Part = tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch hea
 Bucket = tuple[Int[Tensor, "branch own"], Int[Tensor, " token"], Float[Tensor, "branch 1 own own"] | None]
 NAME = "depthlens_tree"
 BLOCK = 128  # what FlexAttention's kernels are made for
-# one block would be a shape of its own to the compiler, which takes sizes 0 and 1 for constants
-MIN_BLOCKS = 2
+CHOICE = "DEPTHLENS_TREE_ATTENTION"
 # of the unfused path, held at once: so many for each query on average, in float32, three times (while it computes)
 SCORES_PER_QUERY, SCORE_BYTES = 256, 12
 # elements: CUDA kernels want rows of a mask to start at such multiples (16 bytes in bfloat16)
@@ -73,9 +73,10 @@ def kernel_of(lens: Lens) -> str | None:
 
 def kernel(device: torch.device, dtype: torch.dtype, equal: bool) -> str:
     """The kernel for a tree; ``equal`` says whether keys are as wide as values."""
-    if device.type == "cuda" and dtype != torch.float64:
+    if os.environ.get(CHOICE) == "flex":
         return "flex"
-    return "fused" if device.type == "cpu" and equal else "unfused"
+    on_cuda = device.type == "cuda" and dtype != torch.float64
+    return "fused" if on_cuda or (device.type == "cpu" and equal) else "unfused"
 
 
 class Layout:
@@ -131,7 +132,7 @@ class Layout:
         if self._before is not None:
             before = (x[:, : self._n_before].expand(len(key), -1, -1, -1) for x in self._before[layer])
             key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
-        flex = kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
+        flex = self._before is None and kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
         made = flex, query.device, query.dtype
         if made not in self._trees:
             self._trees[made] = self._make(*made)
@@ -357,7 +358,7 @@ class BlockTree:
 
     Attributes:
         backend: Of ``torch.compile``: ``inductor``, or ``eager``, which holds all scores in memory, for tests.
-        mask: The block mask, of the padded length; padding sees itself.
+        mask: The block mask.
     """
 
     backend = "inductor"
@@ -365,19 +366,13 @@ class BlockTree:
     def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
         # for dynamic shapes on a CPU torch 2.13 writes C++ that does not compile (it takes size ks18 for ks1)
         self._compiled = _compiled(self.backend, self.backend != "inductor" or device.type != "cpu")
-        n = pack.n_tokens
-        length = max(MIN_BLOCKS, -(-n // BLOCK)) * BLOCK
-        self.padding = length - n
-        self.mask = block_mask(torch.tensor([*pack.exits, *range(n + 1, length + 1)], dtype=torch.int32, device=device))
+        self.mask = block_mask(torch.tensor(pack.exits, dtype=torch.int32, device=device))
 
     def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """See `Layout.attention`."""
-        before = key.shape[2] - query.shape[2]  # queries that are left out
-        padded = ((query, before), (key, 0), (value, 0))
         # contiguous, whatever module they come from: the compiler tells strides apart, too
-        q, k, v = (functional.pad(x, (0, 0, first, self.padding)).contiguous() for x, first in padded)
-        out = self._compiled(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
-        return out[:, :, before : before + query.shape[2]]
+        q, k, v = (x.contiguous() for x in (query, key, value))
+        return self._compiled(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
 
 
 @functools.cache
@@ -392,9 +387,11 @@ def block_mask(exits: Int[Tensor, " pos"]) -> BlockMask:
     """The mask by which token i sees token j if ``j <= i < exits[j]``.
 
     Args:
-        exits: Where the subtree of each token ends; as many as fill whole blocks, in depth-first order.
+        exits: Where the subtree of each token ends, in depth-first order.
     """
-    of_block = exits.view(-1, BLOCK)  # [block, BLOCK]
+    n = len(exits)
+    # what would fill the last block ends at once, and no token comes after it
+    of_block = functional.pad(exits, (0, -n % BLOCK), value=n).view(-1, BLOCK)  # [block, BLOCK]
     starts = torch.arange(len(of_block), device=exits.device)[:, None] * BLOCK  # of blocks of queries
     before = starts > starts.T  # whole blocks of keys that come before the queries; shape [block of queries, of keys]
     some = before & (of_block.amax(1) > starts)
@@ -405,6 +402,7 @@ def block_mask(exits: Int[Tensor, " pos"]) -> BlockMask:
         *_listed(every),
         BLOCK_SIZE=BLOCK,
         mask_mod=lambda row, head, query, key: (key <= query) & (query < exits[key]),
+        seq_lengths=(n, n),
         compute_q_blocks=False,  # only gradients need them
     )
 

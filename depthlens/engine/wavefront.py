@@ -134,7 +134,8 @@ class Wavefront:
         walked = clean.final is not None and (not before or bool(clean.keys))
         passing = partial(clean.keep, pack.n_prefix) if before else None
         layout, at = layout or Layout(pack, device, passing), torch.tensor([*positions])
-        x = arch.embed(layout.tokens)
+        with RowWeights([BASELINE], self.lens).embeddings():
+            x = arch.embed(layout.tokens)
         # residual streams by condition, each [pos, d_model]; none is written to
         rows: dict[int, Tensor] = {} if walked else {CLEAN: x}
         walks = [(layout, rows, at)]

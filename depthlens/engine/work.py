@@ -11,6 +11,7 @@ computed with them. Where it takes long, a pack lasts a few times as long as the
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import TypeVar
 import torch
 
 from depthlens.engine import tree_attention
+from depthlens.models import quantised
 from depthlens.models.lens import Lens
 from depthlens.models.placement import free_bytes
 from depthlens.requests import GenerateRequest
@@ -30,7 +32,8 @@ T = TypeVar("T")
 # measured on 2 cores: larger batches lose on a CPU, since what a layer makes no longer fits its caches
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65536
-# a server is shared and its memory is unknown: at 8192 tokens the widest part of LLaMA-70B takes 3 GB in bfloat16
+# a server is shared and its memory is unknown: at 8192 tokens the widest part of LLaMA-70B takes 3 GB in bfloat16, and
+# the logits of all of them 2 GB
 REMOTE_BATCH_TOKENS = 8192
 # below this a layer's weights cost more to read than its arithmetic; with less memory nothing can be computed
 MIN_BATCH_TOKENS = 64
@@ -43,6 +46,7 @@ CPU_UNEMBED_ROWS = 512
 GPU_UNEMBED_ROWS = 4096
 # shares of the free memory: a pack needs its states about twice while rows join, a step copies keys as rows leave
 CHUNK_SHARE, STATE_SHARE, KEY_SHARE, LOGIT_SHARE = 4, 8, 4, 16
+OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 READS = 4  # a pack lasts at least so many times as long as the reading of weights for it
 # floating point operations a second of one core and of a GPU, for the first pack; the rate of others was measured
 CORE_RATE = 4e10
@@ -88,7 +92,7 @@ def chunk_bytes(lens: Lens) -> int:
     """
     layer = lens.arch.layers[0]
     # experts are stacked [expert, width, d_model]; a token passes few of them, and one width is about their sum
-    widest = max(p.shape[-2] for p in layer.parameters() if p.dim() >= 2)
+    widest = max(shape[-2] for p in layer.parameters() if len(shape := quantised.shape_of(p)) >= 2)
     scores = 0
     if tree_attention.kernel_of(lens) == "unfused":
         scores = lens.dims.n_heads * tree_attention.SCORES_PER_QUERY * tree_attention.SCORE_BYTES
@@ -103,16 +107,19 @@ def logit_bytes(lens: Lens) -> int:
 def tried(run: Callable[[], T], *, smaller: bool) -> T | None:
     """What ``run`` gives; None where memory ran out, if something ``smaller`` can be run instead.
 
-    Allocation failures on a CPU are plain RuntimeErrors in torch. The error's traceback, which holds tensors, is gone
-    when this returns.
+    The error's traceback, which holds tensors, is gone when this returns.
     """
     try:
         return run()
-    except (torch.OutOfMemoryError, RuntimeError) as e:
-        on_cpu = any(said in str(e) for said in ("not enough memory", "can't allocate"))
-        if not (smaller and (on_cpu or isinstance(e, torch.OutOfMemoryError))):
+    except (RuntimeError, MemoryError) as e:
+        if not (smaller and of_memory(e)):
             raise
         return None
+
+
+def of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on a CPU, and where libraries allocate, it has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 @dataclass

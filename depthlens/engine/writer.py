@@ -28,6 +28,7 @@ from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, Sampling, WrittenAnswer
 
 Row = tuple[int, int]  # condition, prompt
+SPARE = 8  # tokens before those of a stop string: decoding drops or garbles what an end of a text begins with
 _BITS = 52  # of the numbers that tokens are drawn by: as many as a product with a float64 near 1 keeps below 1
 
 # settings of a generation configuration that ask for more than the next token of one text, unless they are 1
@@ -149,6 +150,11 @@ class Writer:
         tokens, request = self.tokens[row], self.requests[row[1]]
         if tokens[-1] in self.eos:
             return True
+        # a stop string that is complete now ends with the last token, and no token is shorter than a byte
+        last = tokens[-SPARE - max((len(stop.encode()) for stop in request.until), default=0) :]
+        end = cast(str, self.tokenizer.decode(last, skip_special_tokens=False))
+        if not any(stop in end for stop in request.until):
+            return False
         text = cast(str, self.tokenizer.decode(tokens, skip_special_tokens=False))
         if request.think_end is not None:
             _, _, text = text.rpartition(request.think_end) if request.think_end in text else ("", "", "")

@@ -187,7 +187,7 @@ class _Path:
         weights: Sequence[Sequence[float]],
         means: Means | None,
     ) -> None:
-        walk_check.require(lens, "an estimate from gradients")
+        walk_check.require(lens, "an estimate from gradients", whole=True)
         self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
         device, dims = lens.device, lens.dims
         longest = max(map(_length, requests))

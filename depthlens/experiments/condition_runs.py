@@ -18,7 +18,7 @@ from depthlens.analysis.questions import SUBTASK
 from depthlens.analysis.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.cluster import pool
-from depthlens.engine import tree_attention, work
+from depthlens.engine import tree_attention
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
@@ -130,12 +130,14 @@ class ConditionRuns:
         if reference is not None and AnswerRows(cache, task.requests, conditions).unfinished:
             means = reference.measure(self.joined)
         engine = self.engine(cache, means=means, progress=self.options["progress"], workers=self._workers)
+        record |= {"budget": dict(vars(engine.budget)), "batch_tokens": engine.budget.batch_tokens}
         start = time.monotonic()
         answers = task.run(engine, conditions)
         self._seconds += time.monotonic() - start
         self._work.add(engine.work)
-        record["batch_tokens"] = work.choose(self.lens, self.options["batch_tokens"]).batch_tokens
         record["tree_attention"] = tree_attention.kernel_of(self.lens)
+        if engine.work.rows:
+            record["whole_passes"] = engine.walked().fault  # why; None: the layers were walked
         if (donor := self.joined.donor) is not None:
             record["donor"] = donor.describe(self.store.identities["donor"].fingerprint)
         if self._workers:

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.ablations import ENDS, Ablation, AnyHead, Condition, heads_of
-from depthlens.backends.torch import TorchBackend
+from depthlens.backends.torch import entered
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.experiments.texts import table_of_means
-from depthlens.models import quantised
+from depthlens.models import in_force, quantised
 from depthlens.models.architectures import wide
-from depthlens.models.lens import ALONE, Lens, one_thread
+from depthlens.models.lens import Lens, one_thread
 from depthlens.models.pairs import load_donor, with_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
@@ -89,7 +89,7 @@ def transplant(
         parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in heads_of(name, pairs)]
     condition = Condition(tuple(parts)).validate(base.dims)
     joined = with_donor(base, donor)
-    with ALONE, TorchBackend(joined).ablate([condition]):
+    with entered(in_force.Entered(joined, condition, None)):
         yield condition
 
 
@@ -213,7 +213,7 @@ def activation_deltas(
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         for lens in (base, donor):
-            walk_check.require(lens, "the comparison of activations", adds=True)
+            walk_check.require(lens, "the comparison of activations", adds=True, whole=True)
         # the layers of an offloaded model are read once for all prompts
         step = len(members) if base.stream or donor.stream else 1
         for start in range(0, len(members), step):

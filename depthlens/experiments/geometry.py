@@ -241,7 +241,7 @@ def text_effects(
     lens: Lens, tokens: Sequence[int], skip_first: int, split: int, reduce: str, batch_tokens: int
 ) -> np.ndarray:
     """Effects on one text. Shape [where, skipped layer, later layer]; NaN where that is not a later one."""
-    walk_check.require(lens, "the effect of a layer on later ones", adds=True)
+    walk_check.require(lens, "the effect of a layer on later ones", adds=True, whole=True)
     n_layers = lens.dims.n_layers
     layout = Layout(prefix_tree.build([tokens], [0]), lens.device)
     x = lens.arch.embed(layout.tokens)[None]  # row 0 is clean, 1 + 2s skips layer s at all positions, 2 + 2s before t

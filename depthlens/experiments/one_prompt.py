@@ -16,15 +16,15 @@ import torch
 from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, AnyHead, Condition, Head, expand, parse_condition
 from depthlens.analysis.views import View
-from depthlens.backends.row_edits import Means, RowWeights
-from depthlens.backends.torch import TorchBackend
+from depthlens.backends.row_edits import Means
+from depthlens.backends.torch import entered
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.geometry import residual_streams
-from depthlens.models import pairs
-from depthlens.models.architectures import body_of, replaced_forwards, wide
+from depthlens.models import in_force, pairs
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import GenerateRequest
 
@@ -66,15 +66,19 @@ def next_token(
     tokens = _tokens(lens, prompt)
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
     pairs.require(lens, columns, backend)
-    rows = torch.tensor([tokens] * len(columns), device=lens.device)
-    last = [[len(tokens) - 1]] * len(columns)
+    row = torch.tensor([tokens], device=lens.device)
     others: list[str | None] = [resample_prompts] if isinstance(resample_prompts, str) else [*resample_prompts]
     found = []
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
         for other in others or [None]:
             reference = _reference(lens, columns, other, "resample_prompts=['...']")
             engine = Engine(lens, backend=backend, means=reference, progress=False)  # importing libraries is slow
-            logits, _ = engine.backend.forward(rows, torch.ones_like(rows), columns, positions=last)
+            as_it_is = engine.walked().foreign is not None
+            logits = []
+            for some in [[column] for column in columns] if as_it_is else [columns]:
+                rows, last = row.expand(len(some), -1), [[len(tokens) - 1]] * len(some)
+                given, _ = engine.backend.forward(rows, torch.ones_like(rows), some, positions=last, as_it_is=as_it_is)
+                logits += given
             found.append(wide(torch.cat(logits)).softmax(-1))
     probs = torch.stack(found).mean(0)  # [condition, d_vocab]
     likeliest = probs.topk(k).indices.flatten().unique()
@@ -133,10 +137,13 @@ def generate(
 
 @contextmanager
 def ablated(lens: Lens, condition: str | Condition | AnyHead, *, resample_prompt: str | None = None) -> Iterator[Any]:
-    """Within the context ``lens.model`` runs under a condition, whatever calls it; after it the model is whole again.
+    """Within the context a model runs under a condition, whatever calls it; after it the model is whole again.
 
-    Contexts may be nested: then both conditions hold. `Lens.bridge` has modules of its own over the same weights, and
-    stays whole. Positions, as in ``L12[7]``, count from the start of a row; padding on the left counts.
+    It holds for ``lens.model`` and for what this package asks of the model, such as `generate` or a sweep, whose
+    conditions come on top of it. Contexts may be nested, and left in any order: all conditions that have not been left
+    hold. They belong to the thread, or the task of an event loop, that entered them; others have the whole model.
+    `Lens.bridge` and `Lens.nnsight` have modules of their own over the same weights, and stay whole. Positions, as in
+    ``L12[7]``, count from the start of a row; padding on the left counts.
 
     Args:
         lens: A loaded model.
@@ -159,27 +166,10 @@ def ablated(lens: Lens, condition: str | Condition | AnyHead, *, resample_prompt
     named = Head(*condition) if isinstance(condition, tuple) else condition
     chosen = parse_condition(str(named)).validate(lens.dims)
     pairs.require(lens, [chosen], "torch")
-    backend = TorchBackend(lens, _reference(lens, [chosen], resample_prompt))
-    body = body_of(lens.model)
-    forward = body.forward
-
-    def under(*args: Any, **kwargs: Any) -> Any:
-        with backend.ablate([chosen], _positions(args, kwargs)):
-            return forward(*args, **kwargs)
-
-    with RowWeights([chosen], lens).embeddings(), replaced_forwards([(body, under)]):
+    means = _reference(lens, [chosen], resample_prompt)
+    prompt = None if resample_prompt is None else _tokens(lens, resample_prompt)
+    with entered(in_force.Entered(lens, chosen, means, prompt)):
         yield lens.model
-
-
-def _positions(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Where the tokens of a call stand, as transformers finds it. Shape [#row, pos]."""
-    if (given := kwargs.get("position_ids")) is not None:
-        return given
-    tokens = args[0] if args else kwargs.get("input_ids")
-    tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-    cache = kwargs.get("past_key_values")
-    start = 0 if cache is None else cache.get_seq_length()
-    return torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
 
 
 @dataclass(frozen=True, eq=False)

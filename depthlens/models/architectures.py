@@ -325,11 +325,18 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) 
     """Within the context these modules have another ``forward``."""
     with ExitStack() as stack:
         for module, forward in forwards:
-            own = vars(module).get("forward")  # None: that of its class
-            restore = (delattr, module, "forward") if own is None else (setattr, module, "forward", own)
+            stack.callback(_restore, module, forward, vars(module).get("forward"))  # None: that of its class
             module.forward = forward
-            stack.callback(*restore)
         yield
+
+
+def _restore(module: nn.Module, replaced: Callable[..., Any], own: Callable[..., Any] | None) -> None:
+    if vars(module).get("forward") is not replaced:
+        return  # the user has put another one in place meanwhile
+    if own is None:
+        del module.forward
+    else:
+        module.forward = own
 
 
 def rotary_settings(config: Any) -> list[dict[str, Any]]:

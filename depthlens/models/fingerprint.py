@@ -21,20 +21,21 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
+from depthlens.models.in_force import LIBRARIES, foreign, home
 from depthlens.models.placement import hooks_of, tensors_of
 
-# whose code does what its version says; anything else may change between two runs
-LIBRARIES = {"torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "depthlens", "builtins"}
 # where a file was and which library wrote it do not change what the model computes
 _NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 _NOT_THE_MODEL |= {"auto_map"}
 _SETTINGS: tuple[type, ...] = (bool, int, float, str, type(None), torch.dtype, dict, list, tuple)
 _SETTINGS += (FunctionType, BuiltinFunctionType, partial)  # a partial one is such as the tanh form of GELU
+_NUMBERS = (np.generic, np.ndarray, Tensor)  # as a scan of a setting makes them
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
 _NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
@@ -87,7 +88,8 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
 def kind_of(module: nn.Module, *, without: Collection[str] = ()) -> str:
     """The class of a module, and its numbers, texts and functions by name, as JSON."""
     left_out = {*_NOT_THE_MODULE, *without}
-    settings = [(k, v) for k, v in sorted(vars(module).items()) if k not in left_out and isinstance(v, _SETTINGS)]
+    kept = (*_SETTINGS, *_NUMBERS)
+    settings = [(k, v) for k, v in sorted(vars(module).items()) if k not in left_out and isinstance(v, kept)]
     about = [type(module).__module__, type(module).__qualname__, settings]
     return json.dumps(about, default=_named, skipkeys=True)
 
@@ -98,6 +100,9 @@ def _named(value: Any) -> Any:
         return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, _NUMBERS):
+        _add(digest := xxhash.xxh3_128(), "", torch.as_tensor(value))
+        return digest.hexdigest()
     return str(value if isinstance(value, torch.dtype) else type(value))
 
 
@@ -150,31 +155,39 @@ def _configuration(config: PreTrainedConfig) -> str:
 
 def _obstacle(model: nn.Module) -> str | None:
     """The first part of a model whose computation a fingerprint does not cover."""
-    if nn.modules.module._has_any_global_hook():
-        return "runs under global hooks of torch"
+    if found := foreign(model):
+        return found
     for name, module in model.named_modules():
         kind, what = type(module), name or type(module).__name__
-        if module.training and (not kind.__module__.startswith("torch.nn.") or "dropout" in kind.__name__.lower()):
-            return f"is in training mode ({what}); call model.eval()"
         if any(word in str(getattr(module, "rope_type", "")) for word in ("dynamic", "longrope")):
             return f"has {what}, whose frequencies depend on the longest text of a batch"
-        if kind.__name__ == "Linear8bitLt":
-            return f"has {what} of bitsandbytes' LLM.int8, which rounds activations by what is in a batch"
-        if any(getattr(module, f"_{when}_hooks") for when in ("forward", "forward_pre", "backward", "backward_pre")):
-            return f"has hooks on {what}"
-        own = vars(module).get("forward")
-        if own is not None and _home(own) != "accelerate":
-            return f"has a forward method of its own in {what}"
         code = [("class", kind), ("forward", kind.forward), *vars(module).items()]
         code += [("hook of accelerate", hook.pre_forward) for hook in hooks_of(module)]
-        if foreign := next((key for key, value in code if _home(value) not in LIBRARIES), None):
-            return f"has {what}, whose {foreign} was written in no library"
+        if own := next((key for key, value in code if home(value) not in LIBRARIES), None):
+            return f"has {what}, whose {own} was written in no library"
     return None
 
 
-def _home(code: Any) -> str:
-    """The package in which a class or function was written; that of anything else is its class's affair."""
-    code = getattr(code, "func", code)  # of a partial one
-    code = getattr(code, "__func__", code)
-    home = code.__module__ if isinstance(code, type) else getattr(code, "__globals__", {}).get("__name__", "builtins")
-    return home.partition(".")[0]
+def state_of(model: nn.Module, *, copied: bool = False) -> tuple[object, ...]:
+    """What differs after a module, a tensor, a plain value, a method or the configuration of a model was changed.
+
+    A hash of every weight would tell more, and take seconds: this is for what is made of a model in this process.
+
+    Args:
+        model: The model.
+        copied: What is made is a copy over the same weights: it sees what is written into them, and has methods of its
+            own.
+    """
+
+    def written(tensor: Tensor) -> tuple[int, int]:
+        return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+    def method(module: nn.Module) -> int | None:
+        own = None if copied else vars(module).get("forward")
+        return None if own is None or home(own) == "depthlens" else id(own)
+
+    modules = [(id(module), kind_of(module), method(module)) for module in model.modules()]
+    weights = [written(part) for weight in model.parameters() for part in tensors_of(weight)]
+    if copied:
+        weights = [(where, 0) for where, _ in weights]
+    return modules, weights, [*map(written, model.buffers())], cast(PreTrainedConfig, model.config).to_json_string()

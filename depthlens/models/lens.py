@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from depthlens import arguments, progress
 from depthlens.ablations import Dims
 from depthlens.errors import OF_LENS, UserError, refuse_name
-from depthlens.models import architectures, fingerprint, quantised
-from depthlens.models.placement import held, place_of, twin, weights_state
+from depthlens.models import architectures, fingerprint, in_force, quantised
+from depthlens.models.placement import held, place_of, twin
 
 if TYPE_CHECKING:  # slow to import
     from nnsight import TransformersModel
@@ -160,8 +160,9 @@ class Lens:
             fix = "leave it, and load the model with dtype=bfloat16"
             raise UserError(f"torch.autocast is on, which changes scores; {fix}")
         self.arch = architectures.Architecture(self.model)
-        if self.donor:
-            self.donor.bind()
+        for other in (self.donor, *(one.lens for one in in_force.entered(self.model))):
+            if other is not None and other is not self:
+                other.bind()
 
     def not_finite(self, condition: object) -> UserError:
         """The error for an answer under a condition that is not finite: it would spread silently into means.
@@ -176,7 +177,10 @@ class Lens:
         with ALONE:
             identity = self.remote.identify(self.name) if self.remote else fingerprint.of_model(self.model)
         kernel = self.model.config._attn_implementation
-        return replace(identity, settings=fingerprint.settings(self.model.generation_config, self.tokenizer, kernel))
+        settings = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
+        if entered := in_force.entered(self.model):
+            settings["ablated"] = "; ".join(one.address() for one in entered)
+        return replace(identity, settings=settings)
 
     @property
     def fingerprint(self) -> str:
@@ -212,9 +216,9 @@ class Lens:
         return self._view(wrap)
 
     def _view(self, make: Callable[[Lens], Any]) -> Any:
-        """What a library makes of the model, made again after a module, or the storage of a weight, was replaced."""
+        """What a library makes of the model, made again where `fingerprint.state_of` says that it is another one."""
         with ALONE:
-            state = [id(module) for module in self.model.modules()], [where for where, _ in weights_state(self.model)]
+            state = fingerprint.state_of(self.model, copied=True)
             if make not in self._views or self._views[make][0] != state:
                 self._views[make] = state, make(self)
         return self._views[make][1]
@@ -231,9 +235,11 @@ class Lens:
             "quantize": self.quantize,
             "quantization": quantised.method_of(self.model.config),
             "device": self.remote.device if self.remote else ",".join(map(str, self.devices)),
+            "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
             "offload": "disk" if self.stream else None,
             "remote": {"host": self.remote.host, "key": self.remote.key} if self.remote else None,
             "attention_kernel": self.model.config._attn_implementation,
+            "ablated": "; ".join(str(one.condition) for one in in_force.entered(self.model)) or None,
         }
 
     def __repr__(self) -> str:

@@ -49,9 +49,10 @@ def torch_devices(name: str) -> list[torch.device]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    """Memory that is free on a device, or that torch holds there and does not use, in bytes."""
+    if device.type == "cuda":  # the driver counts what torch holds and does not use as taken
+        held_unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held_unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return psutil.virtual_memory().available
@@ -93,12 +94,6 @@ def tensors_of(weight: Tensor) -> list[Tensor]:
         return [weight]
     parts = [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
     return [part for part in parts if part is not None]
-
-
-def weights_state(module: nn.Module) -> tuple:
-    """What differs after a weight of a module was replaced, or written to in place."""
-    tensors = (tensor for w in module.parameters() for tensor in tensors_of(w))
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def place_of(module: nn.Module, without_weights: torch.device = CPU) -> torch.device:

@@ -261,6 +261,8 @@ class AnswerStore:
             "backend": backend,
             "method": method,
             "numerics": NUMERICS,
+            # its kernels and classes decide answers as our own arithmetic does
+            "transformers": ".".join(str(provenance.version("transformers")).split(".")[:2]),
             **identity.settings,
         }
         if "second" in self._models:

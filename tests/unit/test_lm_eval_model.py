@@ -3,12 +3,12 @@
 import lm_eval
 import pytest
 import tiny
+from by_hand import under
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from depthlens import paths
 from depthlens.ablations import parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.errors import UserError
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.progress import quiet
@@ -61,7 +61,7 @@ def test_equals_the_hf_model_under_the_same_hooks(lens, manager, condition):
     # one hook a row: the peer's batches are of any size, so every row gets the condition in a batch of one
     peer = hf(lens)
     peer.batch_size_per_gpu = 1
-    with TorchBackend(lens).ablate([parse_condition(condition)]):
+    with under(lens, [parse_condition(condition)]):
         equal(ours, evaluate(peer, manager))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from by_hand import recorded
+from by_hand import recorded, under
 
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.backends.torch import TorchBackend
@@ -22,7 +22,8 @@ def logits(lens, *conditions, means=None):
 
 
 def is_hooked(lens):
-    return "has hooks on" in (lens.identify().obstacle or "")
+    modules = list(map(vars, lens.model.modules()))
+    return any(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own for own in modules)
 
 
 @pytest.fixture(scope="module", params=["llama-gqa", "qwen3-moe", "deepseek-v3"])
@@ -36,12 +37,11 @@ def test_baseline_is_the_model_itself(lens):
 
 def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
     before = logits(lens, BASELINE)
-    backend = TorchBackend(lens)
-    with pytest.raises(RuntimeError, match="stop"), backend.ablate([parse_condition("L1"), parse_condition("L2.H1")]):
+    with pytest.raises(RuntimeError, match="stop"), under(lens, [parse_condition("L1"), parse_condition("L2.H1")]):
         assert is_hooked(lens)
         raise RuntimeError("stop")
     for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
-        with pytest.raises(UserError, match=said), backend.ablate([parse_condition("L1"), parse_condition(text)]):
+        with pytest.raises(UserError, match=said), under(lens, [parse_condition("L1"), parse_condition(text)]):
             pass
     assert not is_hooked(lens)
     assert torch.equal(before, logits(lens, BASELINE))
@@ -67,7 +67,7 @@ def test_mean_ablation_puts_the_mean_of_the_tokens_class_in_place(lens):
         assert torch.allclose(means.mean[site][1].flatten(1).double(), wanted, atol=1e-5), site
         assert (wanted[0] - wanted[1]).abs().max() > 0.01
     received, length = [], TOKENS.shape[1]
-    with TorchBackend(lens, means).ablate([parse_condition("L1.H2@mean")], torch.arange(length)[None]):
+    with under(lens, [parse_condition("L1.H2@mean")], means, torch.arange(length)[None]):
         handle = lens.arch.o_proj[1].register_forward_pre_hook(lambda m, a: received.append(a[0]))
         lens.model(TOKENS)
         handle.remove()

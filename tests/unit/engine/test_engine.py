@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 import trees
+from by_hand import patched, under
 
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine import work
 from depthlens.engine.engine import PATHS, Engine
 from depthlens.engine.writer import cut
@@ -35,7 +35,7 @@ def requests():
 @functools.cache
 def alone(lens, request, condition):
     """The log-likelihood of a request, or the text that Hugging Face writes, from whole passes of one row."""
-    with TorchBackend(lens).ablate([condition]):
+    with under(lens, [condition]):
         if isinstance(request, LoglikelihoodRequest):
             return by_hand.scored(lens.model, request)
         return cut(by_hand.written(lens, request), request.until)
@@ -86,7 +86,7 @@ def test_out_of_memory_takes_fewer_rows_at_once_and_loses_nothing(lens, requests
 
 def cramp(monkeypatch, lens, tokens):
     """A device on which an MLP runs out of memory above so many tokens; returns the sizes that it was asked for."""
-    real, sizes = lens.arch.mlp[2].forward, []
+    sizes = []
 
     def small(x):
         sizes.append(x.shape[0] * x.shape[1])
@@ -94,7 +94,7 @@ def cramp(monkeypatch, lens, tokens):
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
-    monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
+    real = patched(monkeypatch, lens.arch.mlp[2], small)
     return sizes
 
 
@@ -103,7 +103,7 @@ def test_a_clean_row_that_was_cut_short_is_walked_again(lens, monkeypatch):
     request = LoglikelihoodRequest(tuple(range(1, 41)), (5,))
     conditions = [parse_condition(f"L1.H{head}[{at}]") for head in range(4) for at in range(30, 36)]
     wanted = Engine(lens, path="padded_rows", progress=False).loglikelihood([request], conditions)
-    real, rates, seen = lens.arch.mlp[3].forward, [], []
+    rates, seen = [], []
 
     def once(x):
         if not seen and len(x) == 8:  # the first rows
@@ -112,7 +112,7 @@ def test_a_clean_row_that_was_cut_short_is_walked_again(lens, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
-    monkeypatch.setattr(lens.arch.mlp[3], "forward", once)
+    real = patched(monkeypatch, lens.arch.mlp[3], once)
     monkeypatch.setattr(work.WorkRate, "work", property(lambda rate: rates.pop() if rates else 520))
     assert same(Engine(lens, progress=False).loglikelihood([request], conditions), wanted)
     assert len(seen) == 1 and not rates

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from by_hand import under
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends.torch import TorchBackend
 from depthlens.engine.engine import PATHS, Engine
 from depthlens.engine.writer import number
 from depthlens.errors import UserError
@@ -70,7 +70,7 @@ def requests(sampling=None):
 
 def alone(lens, request, condition, **options):
     """What `generate` writes after one prompt."""
-    with TorchBackend(lens).ablate([condition]):
+    with under(lens, [condition]):
         return lens.model.generate(
             torch.tensor([request.context]), max_new_tokens=request.max_new_tokens, pad_token_id=258, **options
         )

@@ -9,7 +9,7 @@ import surgery
 import tiny
 import torch
 from accelerate.utils import OffloadedWeightsLoader
-from by_hand import recorded
+from by_hand import recorded, under
 from scipy import stats as sps
 from transplants import (
     FAMILIES,
@@ -55,9 +55,9 @@ def test_every_kind_of_transplant_equals_surgery(family, changes):
     clean = logits(base.model)
     for condition, found in zip(conditions, batch, strict=True):
         cut = operated(base, donor, condition)
-        with TorchBackend(cut).ablate([removals(condition)]):
+        with under(cut, [removals(condition)]):
             wanted = logits(cut.model)
-        with TorchBackend(together).ablate([condition]):
+        with under(together, [condition]):
             alone = logits(base.model)
         same(found, wanted[0], f"{condition}, one row of many")
         same(alone, wanted, f"{condition}, alone")
