@@ -90,16 +90,16 @@ class Patching:
         return f"{said}: {clean:.2f} on the clean prompt, {corrupted:.2f} on the corrupted one"
 
     def describe(self) -> list[str]:
-        """Which answers are compared, and what the patches that move most do, one sentence each."""
-        compared = f"The difference is the {self.compared}."
-        if (self.differences["clean"] <= self.differences["corrupted"]).any():
-            return [compared, "The clean prompt does not make its answer likelier: cannot judge the patches."]
+        """What the patches that move most do, one sentence each, and which answers are compared."""
         moved = "restores" if self.direction == RESTORE else "breaks"
-        return [compared] + [
+        patches = [
             f"Patching {row.part} at token {row.position} ({_both(row)}) {moved} "
             f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference."
             for row in self.top(3).itertuples()
         ]
+        if (self.differences["clean"] <= self.differences["corrupted"]).any():
+            patches = ["The clean prompt does not make its answer likelier: cannot judge the patches."]
+        return [*patches, f"The difference is the {self.compared}."]
 
     def __repr__(self) -> str:
         size = f"{len(self.parts)} parts at {len(self.tokens)} tokens"
@@ -129,7 +129,7 @@ def patch(
         answer: The answer of the clean prompt and that of the corrupted one, as they follow the prompt (mostly with a
             space before them): one pair for all prompts, or one for each. None: the likeliest next token of each.
         direction: ``restore``: from the clean prompt into the corrupted one (denoising: what is sufficient);
-            ``break``: the other way round (noising: what is needed).
+            ``break``: the other way round (noising: what is necessary).
         into: A head, the receiver: of the ``heads`` below it only what goes straight into it is patched (path patching,
             Wang et al. 2022, arXiv 2211.00593). It reads as if a head had written what it writes on the other prompt;
             all other parts read what they read before. Answers are of one token.

@@ -67,7 +67,8 @@ PROCESSES = {
 NOT_RUN = {
     "depthlens run 00_tour -p model path/to/folder ": "tests/notebooks runs it",
     "depthlens run 01_protocols ": "tests/notebooks runs it",
-    "make demo": "installs, and runs three notebooks (minutes)",
+    "make demo": "installs, and runs three notebooks; test_notebooks.py prepares them",
+    "make lab": "tests/browser runs a JupyterLab",
     "make test": "runs this",
     "pipx install .": "downloads 2 GB; make wheel tests the wheel that it installs",
     "uv tool install .": "as pipx",
@@ -98,6 +99,7 @@ def test_the_table_of_conditions_is_the_grammar():
         for text in re.findall(r"`(.+?)`", texts):
             (condition,) = expand(text, dims)[1:]
             assert str(condition) == text
+    assert "the block is not repeated" in next(what for text, what in rows if "`L8-14x2`" in text)
     assert "is its input plus that mean" in next(what for text, what in rows if "`L12@mean`" in text)
 
 
