@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.findings import DescribedTable, joined
-from depthlens.analysis.scores import THIRDS, labels, layer_scores
+from depthlens.analysis.scores import THIRDS, labels, layer_scores, one_model
 from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.words import bounds
 from depthlens.errors import unknown
@@ -165,10 +165,14 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
 
     The keys have the metric's name where a task has several.
 
+    Raises:
+        UserError: several models, whose lists would have the same keys.
+
     Example:
         >>> dl.analysis.critical_by_task(both)
         {'organism_one_hop': ['L1', 'L2'], 'organism_two_hop': ['L1', 'L3', 'L4']}
     """
+    one_model(result)
     names, losses = labels(result), result.losses()
     judged = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}
     keys = pd.MultiIndex.from_frame(losses[["task", "metric"]])

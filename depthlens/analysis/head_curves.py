@@ -255,8 +255,8 @@ class SufficiencyCurve(Finding):
     Attributes:
         areas: list, task, metric, cpr, cpr_low, cpr_high, cmd, cmd_low, cmd_high (95% intervals), random_cpr (mean of
             the random lists), random_low, random_high (their range), p_value (rank of CPR among them; NaN where not
-            judged), separates (higher than all of them), gap (m(all) - m(none), higher is better; of nats
-            clipped to 1 a document), gap_low, gap_high, judged (the gap is proven and the whole model above chance).
+            judged), gap (m(all) - m(none), higher is better; of nats clipped to 1 a document), gap_low, gap_high,
+            judged (the gap is proven and the whole model above chance).
         points: list, task, metric, k, share (k of all heads), value (mean score), faithfulness, ci_low, ci_high (95%
             interval of faithfulness). From k = 0, none kept, to all heads.
         band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
@@ -344,7 +344,6 @@ def sufficiency(result: Result, conditions: Conditions, record: dict[str, Any], 
             row = about | {f"{area}{end}": found[i, j] for j, area in enumerate(("cpr", "cmd")) for i, end in ENDS}
             row |= {"random_cpr": random.mean(), "random_low": random.min(), "random_high": random.max()}
             row["p_value"] = (1 + at_least.sum()) / (1 + len(random)) if judged else np.nan
-            row |= {"separates": judged and not at_least.any()}
             row |= {f"gap{end}": (gap.value, *gap.interval())[i] for i, end in ENDS}
             table.append(row | {"judged": judged})
     tables = [pd.concat(parts, ignore_index=True) for parts in (points, band)]

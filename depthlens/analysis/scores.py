@@ -307,20 +307,24 @@ def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "cond
 
 
 def paired_scores(base: Result, distilled: Result) -> list[tuple[Scores, Scores]]:
-    """The scores of two models, task by task, after a check that they can be compared.
+    """The scores of two models, task by task and document by document, after a check that they can be compared.
 
     Raises:
         UserError: naming what differs.
     """
     models = comparable(base, distilled)
     by_task = {(s.task, s.metric): s for s in layer_scores(distilled)}
-    pairs = [(s, by_task[s.task, s.metric]) for s in layer_scores(base)]
-    for a, b in pairs:
-        known = not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents))
-        if known and set(a.documents) != set(b.documents):
-            raise UserError(f"task {a.task}: {' and '.join(models)} were asked other documents; run both alike")
-    # the ids are the same, and so are the documents: an older result does not say what they are
-    return [(a, replace(b, documents=a.documents, units=a.units)) for a, b in pairs]
+    pairs = []
+    for a in layer_scores(base):
+        b = by_task[a.task, a.metric]
+        # an older result does not say what its documents are; their ids are the same
+        if not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents)):
+            at = {name: i for i, name in enumerate(b.documents)}
+            if at.keys() != {*a.documents}:
+                raise UserError(f"task {a.task}: {' and '.join(models)} were asked other documents; run both alike")
+            b = b.of(documents=[at[name] for name in a.documents])
+        pairs.append((a, replace(b, documents=a.documents, units=a.units)))
+    return pairs
 
 
 def one_model(result: Result) -> str:

@@ -106,6 +106,10 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     found = depth.critical_by_task(both)
     assert list(found) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
     assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(one)["early"]
+    two = Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
+    with pytest.raises(UserError, match="there are several models; name or select one of m, other"):
+        depth.critical_by_task(two)
+    assert [line.partition(",")[0] for line in two.describe()] == ["m", "other"]
     with pytest.raises(UserError, match="not one condition a layer"):
         depth.loss_by_third(Result(one.docs.assign(layer=pd.NA), one.record))
 

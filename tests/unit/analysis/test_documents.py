@@ -142,6 +142,14 @@ def test_two_models_are_paired_also_where_one_result_is_older():
     for pair in ((new, old), (old, new), (old, old), (new, new)):
         ((one, other),) = paired_scores(*pair)
         assert one.documents == other.documents
+    names = [f"document {i}" for i in range(4)]
+    scores = {"baseline": [1.0, 0.0, 1.0, 1.0], "L0": [0.0, 0.5, 1.0, 0.25], "L1": [1.0, 0.0, 0.5, 1.0]}
+    order = [2, 0, 3, 1]  # document i of the other result is document order[i] of the first
+    shuffled = {name: [values[i] for i in order] for name, values in scores.items()}
+    first, second = (made_results.result({"a": table}, n_layers=2) for table in (scores, shuffled))
+    second = with_hashes(second, a=[names[i] for i in order])
+    ((one, other),) = paired_scores(with_hashes(first, a=names), second)
+    assert (one.loss == other.loss).all() and (one.base == other.base).all() and one.documents == other.documents
     changed = with_hashes(of_tasks("a"), a=["document 0", "document 1", "document 2", "other"])
     with pytest.raises(UserError, match="task a: tiny and tiny were asked other documents"):
         paired_scores(new, changed)
