@@ -67,7 +67,7 @@ class Case:
         shown: Layers of the table that are proven (or places along the x axis).
         count: How many artists have a gid.
         words: Texts that stand in it; line breaks do not count.
-        cannot_judge: How many texts say "at chance: cannot judge".
+        cannot_judge: How many texts say "not shown to be above chance".
     """
 
     fig: Any

@@ -11,6 +11,7 @@ from depthlens import arguments
 from depthlens.analysis.races import log_capital, log_gains
 from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
+from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
 
@@ -21,7 +22,7 @@ COLUMNS = [
     *GROUP, "n", "n_blocks", "largest", "condition", "size", "loss", "delta", "ci_low", "ci_high", "p_adjusted",
     "margin", "unit", "proven", "at_chance",
 ]  # fmt: skip
-AT_CHANCE = "{task} ({metric}): at chance, cannot judge (n = {n})."
+AT_CHANCE = "{task} ({metric}): " + NOT_ABOVE_CHANCE + " ({n} questions), cannot judge."
 NONE = (
     "{task} ({metric}): none of {n_blocks} blocks of up to {largest} layers is shown to cost less than {margin:g} "
     "{unit}, and {proven} of them to cost anything (n = {n})."

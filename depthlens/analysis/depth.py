@@ -31,7 +31,7 @@ import pandas as pd
 from depthlens.analysis.findings import DescribedTable, joined
 from depthlens.analysis.scores import THIRDS, labels, layer_scores, one_model
 from depthlens.analysis.stats import BASELINE
-from depthlens.analysis.words import bounds
+from depthlens.analysis.words import bounds, not_above_chance
 from depthlens.errors import unknown
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def describe_critical(result: Result) -> list[str]:
         label = names[row.task, row.metric]
         score = f"{row.metric} {row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
         if row.at_chance:
-            sentences.append(f"{label}: at chance, cannot judge ({score}).")
+            sentences.append(f"{label}: {not_above_chance(row.n)}, cannot judge ({score}).")
             continue
         every = losses.loc[losses["task"] == row.task, "condition"].unique()
         rest = [c for c in every if c not in critical[label]]

@@ -14,6 +14,7 @@ from depthlens.analysis import documents
 from depthlens.analysis.answers import BROKEN, answers, logprobs, questions_of
 from depthlens.analysis.stats import BASELINE, is_binary
 from depthlens.analysis.views import View
+from depthlens.analysis.words import NOT_ABOVE_CHANCE, not_above_chance
 from depthlens.errors import UserError
 from depthlens.paths import NO_ANSWERS
 
@@ -61,7 +62,8 @@ class Explorer(View):
         metrics = ", ".join(dict.fromkeys(task["metric"] for task in tasks))
         asked = [self.result.record["tasks"].get(task["name"], {}) for task in tasks]
         shots = " or ".join(map(str, sorted({one.get("num_fewshot") or 0 for one in asked})))
-        legend = "Red: a removal costs. Blue: it gains. Dot: critical. Hatched: the whole model is at chance. "
+        legend = "Red: a removal costs. Blue: it gains. Dot: critical. "
+        legend += f"Hatched: the whole model is {NOT_ABOVE_CHANCE}. "
         legend += f"At the right: {metrics} of the whole model. Worked examples before each question: {shots}."
         return {"tasks": tasks, "scale": scale, "legend": legend, "start": _start(losses, tasks)}
 
@@ -125,7 +127,7 @@ def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
     return {
         "name": task,
         "metric": metric,
-        "at_chance": bool(row.at_chance),
+        "at_chance": not_above_chance(row.n) if row.at_chance else "",
         "sign": 1 if result.metric_info(task, metric)["higher_is_better"] else -1,
         "score": round(float(score), 4),
         "binary": binary,
@@ -177,10 +179,10 @@ def glance(result: Result) -> str:
             ground = f"color-mix(in oklab, {tone} {share:.0f}%, rgba(128, 128, 128, .15))"
             look = f"display:inline-block;width:.7em;height:1.1em;margin-right:1px;background:{ground}"
             squares.append(f'<span title="{row.condition}: loss {row.loss:.2f}" style="{look}"></span>')
-        chance = ", at chance: cannot judge" if base.at_chance else ""
+        chance = f", {not_above_chance(base.n)}: cannot judge" if base.at_chance else ""
         text = f"{html.escape(base.task)}, {base.metric} {base.baseline:.2f}{chance}"
         lines.append(f'<p style="line-height:1.2;margin:.2em 0">{"".join(squares)} {text}</p>')
-    best = _costliest_later(losses)
+    best = _first(losses)
     if os.environ.get(NO_ANSWERS):
         return "".join(lines)
     for row in answers(result, best.condition, task=best.task).head(3).itertuples():
@@ -189,15 +191,16 @@ def glance(result: Result) -> str:
     return "".join(lines)
 
 
-def _costliest_later(losses: pd.DataFrame) -> Any:
-    """The costliest critical layer or head beyond the first two layers, which break every text."""
-    ranks = losses.assign(later=losses["layer"].fillna(2) >= 2, judged=~losses["at_chance"])
-    return ranks.sort_values(["judged", "critical", "later", "loss"], kind="stable").iloc[-1]
+def _first(losses: pd.DataFrame) -> Any:
+    """The costliest single part, first critical ones, and those beyond the first two layers, which break every text."""
+    single = losses["layer"].notna() & ~losses["condition"].str.contains("+", regex=False)
+    ranks = losses.assign(single=single, later=losses["layer"].fillna(2) >= 2, judged=~losses["at_chance"])
+    return ranks.sort_values(["judged", "single", "critical", "later", "loss"], kind="stable").iloc[-1]
 
 
 def _start(losses: pd.DataFrame, tasks: list[dict[str, Any]]) -> dict[str, Any]:
     """What is shown first."""
-    best = _costliest_later(losses)
+    best = _first(losses)
     at = [task["name"] for task in tasks].index(best["task"])
     return {"task": at, "condition": tasks[at]["conditions"].index(best["condition"]), "change": BROKEN}
 

@@ -28,6 +28,7 @@ from depthlens.analysis.means import ALPHA, Mean, mean
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import Scores, scores_of
 from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.metrics import limits, metric_unit
 
 CANNOT_JUDGE = "cannot judge"
@@ -52,7 +53,7 @@ RESTORED = (
 )
 NO_GAP = (
     "{list} on {task} ({metric}): what all heads together add to the score, {gap:.3g} [{gap_low:.3g}, {gap_high:.3g}], "
-    f"is not proven, or the whole model is at chance; {CANNOT_JUDGE}."
+    f"is not proven, or the whole model is {NOT_ABOVE_CHANCE}; {CANNOT_JUDGE}."
 )
 
 
@@ -93,13 +94,14 @@ class RemovalCurve(Finding):
         lines = [self._tested(row) for row in self.tests.to_dict("records")]
         for row in self.interactions.to_dict("records"):
             verdict = "Double dissociation" if row["double"] else "No double dissociation is shown"
-            said = "{list} and {other_list} between {task} and {other_task}: at chance, cannot judge."
+            said = f"{{list}} and {{other_list}} between {{task}} and {{other_task}}: {NOT_ABOVE_CHANCE}, cannot judge."
             lines.append((said if row["at_chance"] else DISSOCIATION).format(verdict=verdict, **row))
         return lines
 
     def _tested(self, row: dict[str, Any]) -> str:
         if row["at_chance"]:
-            return "{list} on {task} ({metric}): the whole model is at chance, cannot judge.".format_map(row)
+            said = f"the whole model is {NOT_ABOVE_CHANCE}, cannot judge."
+            return f"{row['list']} on {row['task']} ({row['metric']}): {said}"
         verdict, limit, ks = "separates" if row["separates"] else "does not separate", "", map(str, self.record["k"])
         if not row["separates"] and row["smallest_p"] >= ALPHA:
             n, p = self.record["n_lists"][row["list"]], row["smallest_p"]

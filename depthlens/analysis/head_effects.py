@@ -15,6 +15,7 @@ from depthlens.ablations import AnyHead, Head, heads_of
 from depthlens.analysis import documents, questions
 from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.stats import BASELINE, loss_unit
+from depthlens.analysis.words import not_above_chance
 from depthlens.errors import UserError
 from depthlens.metrics import in_nats
 
@@ -96,7 +97,7 @@ def describe_heads(result: Result) -> list[str]:
     sentences = []
     for row in result.baselines.itertuples():
         if row.at_chance:
-            sentences.append(f"{row.task}, {row.metric}: at chance, cannot judge.")
+            sentences.append(f"{row.task}, {row.metric}: {not_above_chance(row.n)}, cannot judge.")
         else:
             sentences += head_losses(result, row.task, row.metric).describe()
     return sentences

@@ -14,7 +14,7 @@ import pandas as pd
 
 from depthlens.analysis import block_losses, depth, head_effects, written_answers
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
-from depthlens.analysis.words import estimate
+from depthlens.analysis.words import estimate, not_above_chance
 from depthlens.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ def notes(result: Result) -> list[str]:
 
 
 def cannot_judge(row: Any, *, several: bool) -> str:
-    """Why nothing can be concluded from a task at chance.
+    """Why nothing can be concluded from a task on which the whole model is not shown to be above chance.
 
     Args:
         row: Of `depthlens.Result.baselines`.
         several: Whether there are several models, so that the model has to be named.
     """
     why = "nothing to lose" if math.isnan(row.chance) else f"chance {row.chance:.2g}, p = {row.p_chance:.2g}"
-    return f"{_name(row, several)} is at chance: cannot judge (baseline {row.baseline:.2g}, {why}, n = {row.n})"
+    return f"{_name(row, several)} is {not_above_chance(row.n)}: cannot judge (baseline {row.baseline:.2g}, {why})"
 
 
 def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:

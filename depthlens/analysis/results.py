@@ -4,10 +4,10 @@
 that a table can never disagree with the documents below it. On disk a result is one folder with ``docs.parquet``,
 ``questions.parquet``, ``summary.parquet`` (for readers without depthlens) and ``record.json``.
 
-A task is **at chance** when its baseline is not above chance at the 0.01 level (one-sided exact binomial test, or t
-test for scores that are not 0 or 1), or when its 0/1 baseline is 0 whatever chance is. A task with too few documents to
-tell is at chance, too: it has nothing to lose, or too little to show a loss, and no condition on it is called harmless
-or critical.
+A task is **at chance**, in sentences "not shown to be above chance", when its baseline is not above chance at the 0.01
+level (one-sided exact binomial test, or t test for scores that are not 0 or 1), or when its 0/1 baseline is 0 whatever
+chance is. Guessing and too few questions to tell are not told apart: there is nothing to lose, or too little to show a
+loss, and no condition on it is called harmless or critical.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import pandas as pd
 from depthlens.analysis import documents, means, questions
 from depthlens.analysis.means import Mean
 from depthlens.analysis.stats import BASELINE, GROUP
+from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.errors import UserError
 from depthlens.metrics import in_nats
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # of a task and of a run: what has to be the same in two results
 _SETTINGS = ("version", "num_fewshot", "output_type", "seed", "apply_chat_template", "system_instruction")
 THIRDS = ("first third", "middle third", "last third")
-AT_CHANCE, NO_LOSS = "at chance", "losses and gains of all layers may cancel"
+AT_CHANCE, NO_LOSS = NOT_ABOVE_CHANCE, "losses and gains of all layers may cancel"
 # before a share, a centre or a claim is judged: of fewer, intervals cover too seldom
 FEWEST_QUESTIONS, FEWEST_SUBJECTS = 100, 10
 
@@ -181,9 +182,9 @@ def too_few(units: Iterable[str], documents: Iterable[str]) -> str:
     """
     n_units, n_questions = len(set(units)), len({name.partition("#")[0] for name in documents})
     if n_questions < FEWEST_QUESTIONS:
-        return f"{n_questions} questions are too few; at least {FEWEST_QUESTIONS} are needed"
+        return f"{n_questions} questions are too few; take at least {FEWEST_QUESTIONS}"
     if n_units < min(n_questions, FEWEST_SUBJECTS):
-        return f"{n_units} subjects are too few; at least {FEWEST_SUBJECTS} are needed"
+        return f"{n_units} subjects are too few; take at least {FEWEST_SUBJECTS}"
     return ""
 
 

@@ -84,7 +84,7 @@ export const explore = (root, data, state, changed = () => {}) => {
     const [loss, low, high, critical] = one.losses[condition];
     const share = `${Math.round(100 * Math.min(1, Math.abs(loss) / data.scale))}%`;
     const now = at === state.task && condition === state.condition;
-    const judged = one.at_chance ? ", at chance: cannot judge" : critical ? ", critical" : "";
+    const judged = one.at_chance ? `, ${one.at_chance}: cannot judge` : critical ? ", critical" : "";
     const name = `${one.conditions[condition]}, ${one.name}: loss ${number(loss)} [${number(low)}, ${number(high)}]${judged}`;
     const tone = one.at_chance ? "idle" : loss > 0 ? "costs" : "gains";
     const button = make("button", { className: `cell ${tone}`, type: "button", title: name, tabIndex: now ? 0 : -1 });
@@ -171,7 +171,7 @@ export const explore = (root, data, state, changed = () => {}) => {
     const words = one.binary ? ["break", "become right", "others change"] : ["get worse", "get better", "change at the same score"];
     say.replaceChildren("Without ", make("b", {}, name), ", ", make("b", { className: "wrong" }, String(found.broken.length)),
       ` of ${one.ids.length} answers to ${one.name} ${words[0]}, `, make("b", { className: "right" }, String(found.repaired.length)),
-      ` ${words[1]}, ${found.changed.length} ${words[2]}.`, one.at_chance ? ` The whole model is at chance here, so this judges nothing.` : "",
+      ` ${words[1]}, ${found.changed.length} ${words[2]}.`, one.at_chance ? ` The whole model is ${one.at_chance}, so this judges nothing.` : "",
       state.missing ? ` (${state.missing} is not in this sweep.)` : "");
     chips.replaceChildren(...Object.entries(labels).map(([key, label]) => {
       const chip = make("button", { className: "chip", type: "button" }, `${label} ${found[key].length}`);

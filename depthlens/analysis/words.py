@@ -17,6 +17,14 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 WORDS = {w: Decimal(i) for i, w in enumerate(ONES)} | {w: Decimal(10 * i) for i, w in enumerate(TENS, 2)}
 WORDS |= {"once": Decimal(1), "twice": Decimal(2), "half": Decimal(2), "dozen": Decimal(12), "hundred": Decimal(100)}
 
+# of a whole model by which no removal can be judged: it guesses, or there are too few questions to tell
+NOT_ABOVE_CHANCE = "not shown to be above chance"
+
+
+def not_above_chance(n_questions: int) -> str:
+    """That a whole model is not shown to be above chance, and by how many questions it is not."""
+    return f"{NOT_ABOVE_CHANCE} ({n_questions} question{'s'[: n_questions != 1]})"
+
 
 def bounds(low: float, high: float, spec: str = ".2f") -> str:
     """The ends of a 95% interval: ``[0.10, 0.30]``; ``spec`` is of both numbers, as in a format string."""

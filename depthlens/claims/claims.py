@@ -20,6 +20,7 @@ from depthlens.analysis import questions
 from depthlens.analysis.means import Mean, mean
 from depthlens.analysis.scores import Scores, comparable, too_few
 from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.words import not_above_chance
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, MOVED, UNDER, Estimate, Part, Question, average, missing, named, part
@@ -110,8 +111,9 @@ def even(chosen: np.ndarray) -> np.ndarray:
 
 def _judged(profiles: Sequence[Scores]) -> tuple[list[Scores], list[str]]:
     """Profiles of tasks that the model can do, and why others are left out."""
-    left = [f"{p.label} is left out: {p.base.mean():.2f} is at chance" for p in profiles if p.at_chance]
-    return [p for p in profiles if not p.at_chance], left
+    left = [p for p in profiles if p.at_chance]
+    why = [f"{p.label} is left out: {p.base.mean():.2f} is {not_above_chance(len(p.base))}" for p in left]
+    return [p for p in profiles if not p.at_chance], why
 
 
 def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Scores], Mean]) -> Part:

@@ -13,6 +13,7 @@ from depthlens.analysis.head_scores import HeadScores
 from depthlens.analysis.means import ALPHA, Mean
 from depthlens.analysis.results import Result
 from depthlens.analysis.scores import too_few
+from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, PROBABILITY, Estimate, Part, Question, missing, named
 from depthlens.metrics import LOGPROBS
@@ -120,7 +121,7 @@ def _unable(curve: RemovalCurve, task: str) -> str:
     scored = rows[~rows["metric"].isin(LOGPROBS)]
     if not len(scored):
         return f"no accuracy of {task} says that the model can do it; measure both"
-    return f"{task} is at chance" if scored["at_chance"].any() else ""
+    return f"{task} is {NOT_ABOVE_CHANCE}" if scored["at_chance"].any() else ""
 
 
 def _reused(result: Result, task: str, scores: HeadScores | None, name: str) -> str:

@@ -28,6 +28,7 @@ from depthlens.analysis import documents
 from depthlens.analysis.block_removal import Greedy, Tried, follow
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown
@@ -426,6 +427,6 @@ def _metric(result: Result, asked: str | None) -> str:
     task = documents.only(result.docs, "task", None)
     metric = documents.only(result.docs, "metric", asked or result.docs["metric"].iloc[0])
     if result.baselines.set_index("metric")["at_chance"][metric]:
-        fault = f"{task} ({metric}) is at chance with every layer in place"
-        raise UserError(f"{fault}: nothing to lose; take another task")
+        fault = f"{task} ({metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
+        raise UserError(f"{fault}: nothing to lose; take another task or more documents")
     return metric

@@ -22,13 +22,15 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from depthlens.analysis.words import NOT_ABOVE_CHANCE
+
 P = ParamSpec("P")
 MARKERS = ("o", "s", "^", "D")
 SCORES = "mako_r"  # numbers from 0 up: perceptually uniform, light to dark, so that it also prints in grey
 WIDTH = 7.0  # inches: both columns of a page
 SMALL = 8  # points: no text is smaller
+CANNOT_JUDGE = NOT_ABOVE_CHANCE
 DASHED, DOTTED, DASH_DOTTED = (0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2))
-CANNOT_JUDGE = "at chance: cannot judge"
 
 
 MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV

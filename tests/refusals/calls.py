@@ -84,7 +84,7 @@ SWEEPS = [
     (next_token(prompt=""), "prompt '': give some text"),
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
     *((greedy(tolerance=x), f"tolerance {x!r}: give a number, at least 0") for x in (-0.1, None, math.nan)),
-    (greedy(limit=8), "is at chance with every layer in place: nothing to lose; take"),
+    (greedy(limit=8), "is not shown to be above chance with every layer in place: nothing to lose; take"),
 ]
 HEADS = [
     *((head_sweep(layers=[x]), f"layers [{x}]: give a list of layers, e.g. [0, 1]; layers are 0..4") for x in (99, -1)),

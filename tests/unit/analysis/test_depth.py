@@ -78,7 +78,7 @@ def test_critical_conditions_and_findings_in_words():
     assert line == f"{'; '.join(more)}."
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers are critical (L0, L1, L2" in early
-    assert "at chance, cannot judge" in guess
+    assert "not shown to be above chance (120 questions), cannot judge" in guess
 
 
 @pytest.mark.parametrize("written", [EARLY, (0.9, [0.0, 0.0, 0.0, *[0.9] * 6])], ids=["equal answers", "all is broken"])
@@ -118,7 +118,7 @@ def test_a_share_of_losses_needs_a_hundred_questions():
     result = exact({"early": EARLY})
     few = Result(result.docs[result.docs["doc_id"] < 99], result.record)
     assert depth.loss_by_third(few, scale="importance").empty and len(depth.loss_by_third(few)) == 3
-    assert depth.centre_of_mass(few).table["unplaced"].item() == "99 questions are too few; at least 100 are needed"
+    assert depth.centre_of_mass(few).table["unplaced"].item() == "99 questions are too few; take at least 100"
     twice = made_results.same_documents(result, times=2)
     assert depth.centre_of_mass(twice).table["unplaced"].item().startswith("60 questions are too few")
 

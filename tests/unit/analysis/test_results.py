@@ -46,8 +46,19 @@ def test_baselines(result):
     assert table["at_chance"].tolist() == [False, True]
 
 
+def test_two_right_answers_of_two_are_not_called_at_chance():
+    few = Result(docs_of({"baseline": [1, 1], "L0": [0, 0]}), record_of(capitals={"acc": {"chance": 0.25}}))
+    told = "not shown to be above chance (2 questions)"
+    assert few.notes[0].startswith(f"capitals acc is {told}: cannot judge (baseline 1, chance 0.25, p = 0.06")
+    said = [*few.notes, *few.describe(), *few.describe("L0"), repr(few), few._repr_html_(), few.explore().html()]
+    assert all(told in text for text in said) and not any("at chance" in text for text in said)
+    one = few.select(conditions="L0")
+    one = Result(one.docs[one.docs["doc_id"] == 0], one.record)
+    assert "(1 question): cannot judge" in one.notes[0]
+
+
 def test_critical_excludes_chance_and_names_it(result):
-    message = r"elements acc is at chance: cannot judge \(baseline 0.25, chance 0.25"
+    message = r"elements acc is not shown to be above chance \(20 questions\): cannot judge \(baseline 0.25, ch"
     with pytest.warns(UserWarning, match=message):
         table = result.critical()
     assert table[["task", "condition"]].values.tolist() == [["capitals", "L0"]]
@@ -70,7 +81,7 @@ def test_verdicts(result):
     (cost,) = result.describe("L0", tasks="capitals")
     assert cost.startswith(f"L0: acc of capitals falls by 0.9 [{-high:.2g}, {-low:.2g}] (p_adjusted = ")
     assert result.describe("L1", tasks="capitals")[0].startswith("L1: no change of acc of capitals is shown: -0.05 [")
-    assert "at chance: cannot judge" in result.describe("L1", tasks="elements")[0]
+    assert "not shown to be above chance (20 questions): cannot judge" in result.describe("L1", tasks="elements")[0]
     assert len(result.describe("L0")) == 2 and len(result.describe(["L0", "L1"])) == 4  # one for each task
     assert all(line.endswith(".") for line in result.describe(["L0", "L1"]))
 
@@ -148,7 +159,7 @@ def test_scores_and_losses_of_documents():
 
 def test_a_whole_result_is_described_by_what_was_removed(result):
     critical, chance = result.describe()
-    assert critical.startswith("capitals: **1 of 2** layers are critical (L0)") and "at chance" in chance
+    assert critical.startswith("capitals: **1 of 2** layers are critical (L0)") and "chance (20 questions)" in chance
     assert result.describe(tasks="elements") == [chance]
     blocks = Result(result.docs.replace({"condition": {"L1": "L0-1"}}), result.record)
     assert "of 2 blocks of up to 2 layers is shown to cost less than 0.05" in blocks.describe(tasks="capitals")[0]
@@ -198,7 +209,7 @@ def test_concat_refuses_disagreement(result):
 def test_display(result):
     text, page = repr(result), result._repr_html_()
     assert text.startswith("Result of 1 model, 2 tasks, 1 metric, 3 conditions; worst loss of each task and metric")
-    assert "at chance: cannot judge" in text and "at chance: cannot judge" in page
+    assert all("not shown to be above chance (20 questions): cannot judge" in shown for shown in (text, page))
     assert text.index("baseline") < text.index("L0") < text.index("L1") and "<table" not in page
     assert page.count("<span title=") == 4 and "L0: loss" in page, "a square for each part of each task"
     many = Result(docs_of({"baseline": [1], **{f"L{i}": [0] for i in range(20)}}), {})
@@ -248,7 +259,7 @@ def test_an_edit_of_the_record_is_in_all_that_is_said_afterwards(result):
     assert result.baselines["at_chance"].tolist() == [False, True]
     result.record["tasks"]["elements"]["metrics"]["acc"]["chance"] = 0.01
     assert result.baselines["at_chance"].tolist() == [False, False]
-    assert not result.losses()["at_chance"].any() and not any("at chance" in note for note in result.notes)
+    assert not result.losses()["at_chance"].any() and not any("above chance" in note for note in result.notes)
 
 
 def test_an_edit_of_a_table_that_was_derived_is_the_callers_own(result):

@@ -74,7 +74,7 @@ def test_other_questions_are_not_compared_nor_tasks_at_chance():
     guess = [dl.concat([letters[0], *viewed(FEW, "guess", accuracy=0.25)])]
     assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters acc"
     found, parts = judged("C1", **both(accuracy=0.25))
-    assert found == "open" and "is at chance" in parts["sentence"][0]
+    assert found == "open" and "is not shown to be above chance (" in parts["sentence"][0]
 
 
 def depth(**of_task):
@@ -113,7 +113,7 @@ def test_a_document_has_one_partner_that_is_as_likely():
     assert len(set(a.documents)) == len(set(b.documents)) == len(a.base) == len(b.base) >= 100
     assert abs(np.sort(a.base) - np.sort(b.base)).max() < 2 * CALIPER and a.documents[0][0] == "a"
     far = made_results.profile(own.base + 9, own.values, None)
-    with pytest.raises(UserError, match="of t and t with matched log-odds, .* at least 100 are needed"):
+    with pytest.raises(UserError, match="of t and t with matched log-odds, .* take at least 100"):
         matched(own, far)
 
 
@@ -177,7 +177,7 @@ def test_missing_evidence_says_what_to_give():
 def test_too_few_questions_are_open_and_say_so():
     found, parts = judged("C1", **both(n=99))
     assert found == "open" and np.isfinite(parts["effect"]).all()
-    assert parts["sentence"][0].endswith("(n = 99), but 99 questions are too few; at least 100 are needed.")
+    assert parts["sentence"][0].endswith("(n = 99), but 99 questions are too few; take at least 100.")
     thrice = {name: same_documents(*sweeps, times=3) for name, sweeps in both().items()}
     assert "50 questions are too few" in judged("C1", **thrice)[1]["sentence"][0]
 

@@ -71,7 +71,7 @@ def test_what_a_model_cannot_do_is_not_judged():
     both = with_likelihoods(curve())
     at_chance = (both.tests["task"] == "sums") & (both.tests["metric"] == "acc")
     state, parts = judged(replace(both, tests=both.tests.assign(at_chance=at_chance)))
-    assert state == "open" and parts["why"].str.contains("sums is at chance").sum() == 6
+    assert state == "open" and parts["why"].str.contains("sums is not shown to be above chance").sum() == 6
     unscored = replace(both, tests=both.tests[both.tests["metric"] == ANSWER_LOGPROB])
     unscored = replace(unscored, result=both.result.select(metrics=ANSWER_LOGPROB))
     assert "no accuracy of copy says that the model can do it" in judged(unscored)[1]["why"][0]

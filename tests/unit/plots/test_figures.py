@@ -65,7 +65,7 @@ def profiles():
     shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
     said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
     yield Case(plots.loss_shares(concat([one, GUESS])), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
-    few, said = layers(n=40), ("for a centre of mass 40 questions are too few; at least 100 are needed",)
+    few, said = layers(n=40), ("for a centre of mass 40 questions are too few; take at least 100",)
     yield Case(plots.loss_shares(few), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
 
@@ -137,7 +137,7 @@ def run_figures():
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
     yield Case(plots.profile_comparison(dl.compare(*guesses)), 1, shown=[], cannot_judge=2)
     few = plots.profile_comparison(dl.compare(*(sweep(EARLY, n=40, model=name) for name in "ab")))
-    said = ("no centre of mass: 40 questions are too few; at least 100 are needed",)
+    said = ("no centre of mass: 40 questions are too few; take at least 100",)
     yield Case(few, 1, count={"centre": 0}, words=said)
     assert few.axes[0].get_position().width > 0.6, "no text beside a panel takes its room"
     stages = dl.compare(*steps(5), stages=True)
