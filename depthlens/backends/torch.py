@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from depthlens.ablations import BASELINE, Condition
 from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits, RowWeights
+from depthlens.errors import UserError
 from depthlens.models import in_force
 from depthlens.models.architectures import body_of, head, replaced_forwards
 from depthlens.models.lens import ALONE, Lens
@@ -212,8 +213,12 @@ def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with ALONE:  # hooks are on the modules that all threads share
-            if not in_force.entered(lens.model):
+            if not (now := in_force.entered(lens.model)):
                 return of_body(*args, **kwargs)
+            if twice := next((one.condition for one in now if one.condition.uses("twice")), None):
+                if kwargs.get("cache", kwargs.get("past_key_values")) is not None:
+                    raise UserError(f"condition {twice} runs a layer twice, and a cache holds it once; use_cache=False")
+                kwargs["use_cache"] = False
             with applied(RowEdits([BASELINE], lens, None, _positions(args, kwargs))):
                 return of_body(*args, **kwargs)
 

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from depthlens.ablations import Condition
 from depthlens.backends import row_edits
 from depthlens.backends.torch import Rows
-from depthlens.engine import prefix_tree
+from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.decoding import FIRST_ROOM, Decoding
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.wavefront import CleanRow, Wavefront, first_edited, fork_layer
@@ -129,12 +129,10 @@ class PackedTrees(Batches):
             room: Largest number of distinct tokens in a pack, and of tokens written after them.
         """
         n_layers = self.lens.dims.n_layers
-        # Llama 4 scales what a token looks for by its place in the row, of which a pack has more than a text
-        scaled = getattr(self.lens.model.config.get_text_config(), "floor_scale", None)
 
         def limit(prefix: int) -> int:
             in_time = room if self.writes else max(int(self._rate.work / n_layers), PREFIX_SHARE * prefix)
-            return min(room, in_time, scaled or room)
+            return min(room, in_time, walk_check.longest_row(self.lens) or room)
 
         for pack in prefix_tree.pack(self.read, limit, extra=max(self.max_new, default=0)):
             todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]

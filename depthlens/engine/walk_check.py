@@ -113,7 +113,7 @@ def require(lens: Lens, what: str, *, adds: bool = False, whole: bool = False) -
     tried = found(lens)
     if whole and in_force.entered(lens.model):
         raise UserError(
-            f"{what} is that of the whole model, and {lens.name!r} is ablated here; leave the context first"
+            f"{what} is of the whole model, and {lens.name!r} is ablated here; leave the context first"
         )
     not_added = "a layer does more than add what its attention and its MLP give"
     if fault := tried.fault or (not_added if adds and not tried.adds else None):
@@ -164,7 +164,8 @@ def _try(lens: Lens, *, changed: bool) -> Found:
     """Try the model as it is; ``changed``: with forwards that are not its classes' own, which may make other logits."""
     arch = lens.arch
     n = CPU_TOKENS if lens.device.type == "cpu" and tree_attention.kernel_of(lens) != "flex" else TOKENS
-    n = min(n, window_of(lens) or n, lens.max_length)  # so few that every layer sees them all
+    # so few that every layer sees them all, and that a row of them is not scaled
+    n = min(n, window_of(lens) or n, (longest_row(lens) or 2 * n) // 2, lens.max_length)
     drawn = [i * 7919 % len(arch.embed.weight) for i in range(1, 3 * n + 1)]
     texts = [drawn[:k] + drawn[i * n + k : (i + 1) * n] for i, k in enumerate((n, n * 9 // 16, n * 3 // 4))]
     pack = prefix_tree.build(texts, range(3))
@@ -287,6 +288,11 @@ def window_of(lens: Lens) -> int | None:
     """Tokens up to which every layer lets a token see all tokens before it; None: no bound."""
     config = lens.model.config.get_text_config()
     return min((n for name in WINDOWS if (n := getattr(config, name, None))), default=None)
+
+
+def longest_row(lens: Lens) -> int | None:
+    """Tokens of a row up to which no token is scaled by its place in it (Llama 4); a pack has more than a text."""
+    return getattr(lens.model.config.get_text_config(), "floor_scale", None)
 
 
 def refuse_scaled_angles(lens: Lens, longest: int) -> None:

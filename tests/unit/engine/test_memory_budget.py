@@ -1,16 +1,18 @@
 """Budgets follow the memory that is free."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from by_hand import patched
 
-from depthlens.ablations import expand
-from depthlens.engine import work
+from depthlens.ablations import BASELINE, expand
+from depthlens.engine import batches, decoding, work
 from depthlens.engine.engine import Engine
 from depthlens.models.lens import Lens
+from depthlens.models.placement import free_bytes
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 CPU = work.Budget(work.CPU_BATCH_TOKENS, work.CPU_STATE_BYTES, work.CPU_KEY_BYTES, work.CPU_UNEMBED_ROWS)
@@ -69,3 +71,57 @@ def test_rows_join_those_that_write_as_these_leave(lens, at_once, monkeypatch):
     groups = -(-len(conditions) // at_once) - (at_once == 1)  # alone, rows without layer 0 do not pass it
     apart = groups * (max(lengths) - 1)  # steps, if conditions were written in groups that fit
     assert len(sizes) == apart if at_once == 1 else len(sizes) < apart
+
+
+def test_memory_that_torch_holds_and_does_not_use_is_free(monkeypatch):
+    numbers = {"mem_get_info": (3 << 30, 80 << 30), "memory_reserved": 50 << 30, "memory_allocated": 20 << 30}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda", 0)) == 33 << 30
+
+
+def test_a_packed_weight_has_the_width_of_its_numbers(lens, monkeypatch):
+    plain, weight = work.chunk_bytes(lens), lens.arch.layers[0].mlp.up_proj.weight
+    packed = torch.nn.Parameter(torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=weight.shape)
+    monkeypatch.setitem(lens.arch.layers[0].mlp.up_proj._parameters, "weight", packed)
+    assert work.chunk_bytes(lens) == plain
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "DefaultCPUAllocator: can't allocate", "std::bad_alloc"])
+def test_memory_has_run_out_under_many_names(said):
+    def full():
+        raise RuntimeError(said)
+
+    assert work.tried(full, smaller=True) is None
+    with pytest.raises(RuntimeError):
+        work.tried(full, smaller=False)
+
+
+def test_room_for_texts_grows_with_them_and_what_does_not_fit_is_written_by_halves(lens, monkeypatch):
+    prompts = [GenerateRequest((1, 2, 3, 10 + n), (), n) for n in (2, 9, 40)]
+    conditions = expand("L1,L2.H0,L3", lens.dims)
+    wanted = Engine(lens, path="padded_rows", progress=False).generate_until(prompts, conditions)
+    for module in (decoding, batches):
+        monkeypatch.setattr(module, "FIRST_ROOM", 3)
+    engine, sizes = Engine(lens, progress=False), []
+    assert engine.generate_until(prompts, conditions) == wanted
+    grown = decoding.WalkedRows.n_bytes.fget
+    monkeypatch.setattr(decoding.WalkedRows, "n_bytes", property(lambda rows: sizes.append(grown(rows)) or sizes[-1]))
+    cramped = Engine(lens, progress=False)
+    cramped.budget = replace(cramped.budget, key_bytes=128_000)
+    monkeypatch.setattr(decoding, "GROWTH", 1)
+    assert cramped.generate_until(prompts, conditions) == wanted
+    assert max(sizes) > 128_000 > sizes[-1], "some halves did not fit, and the last ones did"
+
+
+def test_a_stop_string_is_looked_for_in_the_last_tokens(lens, monkeypatch):
+    prompts = [GenerateRequest((1, 2, 3, n), ("never written",), 200) for n in (10, 20)]
+    own, lengths = type(lens.tokenizer).decode, []
+    monkeypatch.setattr(
+        type(lens.tokenizer), "decode", lambda self, ids, **about: lengths.append(len(ids)) or own(self, ids, **about)
+    )
+    lens.model.generation_config.eos_token_id = None
+    texts = Engine(lens, progress=False).generate_until(prompts, [BASELINE])
+    whole = [n for n in lengths if n > 30]
+    assert len(whole) == len(texts[0]) and len(lengths) > 100, "each text is decoded whole once"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import model_classes
 import pytest
 import tiny
 import torch
+import trees
 from by_hand import logprob
 from model_classes import ABLATE, ASKED, CONTEXTS, logprobs, scores
 from torch import nn
@@ -18,6 +20,7 @@ from depthlens.engine import tree_attention, walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import attribution
+from depthlens.models import loading
 from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -117,22 +120,93 @@ def no_kernel(*about):
     raise RuntimeError("no kernel image is available")
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        no_kernel,
+WRONG = {
+    "raises": (no_kernel, r"layer 0 cannot be called by itself \(RuntimeError: no kernel image is available\)"),
+    "sees what comes after": (
         lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k, v, scale, mask, False),
+        "layer 0 computes something else when it is called by itself",
+    ),
+    "sees other branches": (
         lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k, v, scale, None, causal),
-    ],
-    ids=["raises", "sees what comes after", "sees other branches"],
-)
-def test_where_an_attention_kernel_is_wrong_whole_passes_answer(kernel, monkeypatch, caplog):
-    lens = tiny.lens("llama-gqa")
+        "layer 0 computes something else when it is called by itself",
+    ),
+    "is wrong for the second row": (
+        lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k[:1].expand_as(k), v, scale, mask, causal),
+        "layer 0 computes something else when it is called by itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_where_an_attention_kernel_is_wrong_whole_passes_answer(kind, monkeypatch, caplog):
+    lens, (kernel, said) = tiny.lens("llama-gqa"), WRONG[kind]
     monkeypatch.setattr(tree_attention, "fused", kernel)
     with caplog.at_level(logging.WARNING):
         (found,) = Engine(lens, progress=False).loglikelihood(ASKED, [BASELINE])
-    assert "each row takes a whole pass" in caplog.text
+    assert "each row takes a whole pass" in caplog.text and re.search(said, caplog.text)
     assert [a.logprob for a in found] == pytest.approx([logprob(lens.model, q) for q in ASKED], abs=SAME)
+    with pytest.raises(UserError, match=f"path 'wavefront' of model 'tiny-llama-gqa': {said}; leave path out"):
+        Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, [BASELINE])
+
+
+@pytest.mark.parametrize(
+    "fault", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), MemoryError()]
+)
+def test_memory_that_runs_out_is_no_verdict_on_a_model(fault, monkeypatch):
+    def full(*about):
+        raise fault
+
+    lens, kernel = tiny.lens("llama-gqa"), tree_attention.fused
+    monkeypatch.setattr(tree_attention, "fused", full)
+    with pytest.raises(type(fault)):
+        walk_check.found(lens)
+    monkeypatch.setattr(tree_attention, "fused", kernel)
+    assert walk_check.found(lens).fault is None
+
+
+def scaled(monkeypatch, layer, factor):
+    """Have trees scale the scores of one layer by a factor too many."""
+    own = tree_attention.Layout.attention
+
+    def attention(self, i, query, key, value, scale):
+        return own(self, i, query, key, value, scale * (factor if i == layer else 1))
+
+    monkeypatch.setattr(tree_attention.Layout, "attention", attention)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("flex", [False, True])
+def test_a_softmax_scale_that_is_wrong_in_one_layer_is_noticed(dtype, flex, monkeypatch):
+    model = tiny.model("llama-gqa").to(dtype)
+    if flex:  # the tree has more than three blocks then, of both kinds
+        trees.with_flex_attention(monkeypatch)
+    assert walk_check.found(Lens(model, tiny.tokenizer())).fault is None
+    for layer in range(5):
+        with monkeypatch.context() as patch:
+            scaled(patch, layer, 1.25)
+            assert f"layer {layer} computes something else" in walk_check.found(Lens(model, tiny.tokenizer())).fault
+
+
+@pytest.mark.slow
+def test_it_is_noticed_in_every_layer_of_the_embedded_model_in_bfloat16(monkeypatch):
+    lens = loading.load("smollm2-135m", dtype="bfloat16")
+    noticed = []
+    for layer in range(lens.dims.n_layers):
+        with monkeypatch.context() as patch:
+            scaled(patch, layer, 1.25)
+            noticed.append(walk_check.found(Lens(lens.model, lens.tokenizer)).fault)
+    assert len(noticed) == 30 and all(f"layer {i} " in (said or "") for i, said in enumerate(noticed))
+    assert walk_check.found(lens).fault is None
+
+
+def test_the_tree_of_a_block_mask_has_blocks_of_both_kinds(monkeypatch):
+    trees.with_flex_attention(monkeypatch)
+    made, own = [], tree_attention.block_mask
+    monkeypatch.setattr(tree_attention, "block_mask", lambda exits: made.append(own(exits)) or made[-1])
+    assert walk_check.found(tiny.lens("llama-gqa")).fault is None
+    mask = made[0]
+    assert mask.shape[-1] > 3 * tree_attention.BLOCK
+    assert mask.full_kv_num_blocks.sum() > 0 and (mask.kv_num_blocks.sum() > len(mask.kv_num_blocks[0, 0]))
 
 
 def test_a_model_that_passes_a_layer_twice_is_refused():

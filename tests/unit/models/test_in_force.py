@@ -1,0 +1,393 @@
+"""What a user does to a model counts once, wherever numbers come from: hooks, nested conditions, threads, settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import ExitStack
+
+import model_classes
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import depthlens as dl
+from depthlens.ablations import BASELINE, parse_condition
+from depthlens.engine.engine import Engine
+from depthlens.engine.references import measure_means
+from depthlens.errors import UserError
+from depthlens.models import remote
+from depthlens.models.lens import Lens
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
+from depthlens.store.answer_cache import AnswerStore
+
+SAME = 1e-4  # nats: float32 sums in another order
+PROMPT = "the cat sat on the mat"
+LENGTHS = (21, 9, 14, 5)
+ASKED = [LoglikelihoodRequest(tuple(range(5 + n, 5 + 2 * n)), (7, 8, n)) for n in LENGTHS]
+
+
+@pytest.fixture
+def lens():
+    return tiny.lens("llama-gqa")
+
+
+def logits(lens, text=PROMPT):
+    with torch.no_grad():
+        return lens.model(**lens.tokenizer(text, return_tensors="pt")).logits
+
+
+def logprob(model, request):
+    """As lm-eval's own: the last token is not read."""
+    tokens, n = torch.tensor([request.inputs]), len(request.continuation)
+    with torch.no_grad():
+        found = model(tokens, use_cache=False).logits[0, -n:].log_softmax(-1)
+    return float(found[range(n), list(request.continuation)].sum())
+
+
+def scores(lens, *conditions, **options):
+    """Log-likelihoods. Shape [condition, request]."""
+    under = [parse_condition(text) for text in conditions or ("baseline",)]
+    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, under)
+    return torch.tensor([[answer.logprob for answer in row] for row in answers])
+
+
+VECTOR = 0.7 * torch.randn(32, generator=torch.Generator().manual_seed(3))
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def put(output, value):
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def from_the_fifth_on(module, args, output):
+    value = first(output).clone()
+    value[:, 5:] += VECTOR
+    return put(output, value)
+
+
+HOOKS = {
+    "from a position on": from_the_fifth_on,
+    "by length": lambda module, args, output: put(output, first(output) + VECTOR * first(output).shape[1] / 20),
+    "by the batch": lambda module, args, output: put(output, first(output) - 0.5 * first(output).mean((0, 1))),
+}
+PLACES = ["model.layers.1", "model.layers.2.self_attn", "model.layers.1.mlp", "model.norm", "model.embed_tokens"]
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_hook_of_the_user_counts_once_at_every_length(lens, kind, place, caplog):
+    whole = scores(lens)
+    lens.model.get_submodule(place).register_forward_hook(HOOKS[kind])
+    with caplog.at_level(logging.WARNING):
+        found = scores(lens, "baseline", "L3")
+    assert caplog.text.count(f"it has hooks on {place}; each row takes a whole pass") == 1
+    wanted = torch.tensor([logprob(lens.model, request) for request in ASKED])
+    assert torch.allclose(found[0], wanted, atol=SAME) and not torch.allclose(found[0], whole[0], atol=0.01)
+    with dl.ablated(lens, "L3"):
+        assert torch.allclose(found[1], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)
+    table = dl.next_token(lens, PROMPT, ["L3"], k=5)
+    assert table["baseline"].max() == pytest.approx(float(logits(lens)[0, -1].softmax(-1).max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("place", ["model", "lm_head", ""])
+def test_a_hook_on_the_body_the_head_or_the_model_counts_once(lens, place):
+    """The strength changes later, and the number of hooks stays the same."""
+    strength = [0.5]
+
+    def louder(module, args, output):
+        if isinstance(output, torch.Tensor):
+            return output * (1 + strength[0])
+        output[0].mul_(1 + strength[0])  # of the body its states, of the model its logits
+        return output
+
+    lens.model.get_submodule(place).register_forward_hook(louder)
+    seen = []
+    for strength[0] in (0.5, 2.0):
+        wanted = torch.tensor([logprob(lens.model, request) for request in ASKED])
+        assert torch.allclose(scores(lens)[0], wanted, atol=SAME)
+        best = float(logits(lens)[0, -1].softmax(-1).max())
+        assert dl.next_token(lens, PROMPT)["baseline"].max() == pytest.approx(best, abs=1e-5)
+        seen.append(wanted)
+    assert not torch.allclose(*seen, atol=0.1)
+
+
+def test_texts_under_a_hook_are_those_of_hugging_face(lens):
+    lens.model.model.layers[1].register_forward_hook(HOOKS["by length"])
+    prompts = [PROMPT, "a dog"]
+    found = dl.generate(lens, prompts, max_new_tokens=7, progress=False)["baseline"]
+    for prompt, text in found.items():
+        inputs = lens.tokenizer(prompt, return_tensors="pt")
+        written = lens.model.generate(**inputs, max_new_tokens=7, do_sample=False, pad_token_id=258)
+        assert lens.tokenizer.decode(written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == text
+
+
+def test_what_does_not_see_a_hook_is_refused(lens, tmp_path):
+    lens.model.model.layers[1].register_forward_hook(HOOKS["by length"])
+    said = "has hooks on model.layers.1"
+    for ask in (
+        lambda: scores(lens, backend="nnsight"),
+        lambda: scores(lens, backend="transformer_lens"),
+        lambda: scores(lens, path="wavefront"),
+        lambda: dl.logit_lens(lens, PROMPT),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask()
+    assert AnswerStore(str(tmp_path), lens).store is None
+
+
+# -- conditions in force --
+
+OUTER = ["L1[3:]", "L2", "L3.H1+L1.mlp", "L2.KV0", "L4@noise3", "L1x2", "L2@int8"]
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3"])
+def test_conditions_in_force_are_added_to_every_row(family, outer):
+    lens = tiny.lens(family)
+    both = scores(lens, outer, f"{outer}+L3.attn[2:]")
+    with dl.ablated(lens, outer):
+        alone = torch.tensor([logprob(lens.model, request) for request in ASKED])
+        for path in (None, "padded_rows"):
+            assert torch.allclose(scores(lens, "baseline", "L3.attn[2:]", path=path), both, atol=SAME)
+    assert torch.allclose(alone, both[0], atol=SAME) and not torch.allclose(alone, scores(lens)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_one_prompt_is_asked_of_the_model_as_it_is_ablated(lens, outer):
+    with dl.ablated(lens, outer):
+        own = logits(lens)[0]
+        table = dl.next_token(lens, PROMPT, k=3)
+        depths = dl.logit_lens(lens, PROMPT)
+        text = dl.generate(lens, PROMPT, max_new_tokens=6, progress=False).iloc[0, 0] if "x2" not in outer else None
+        inputs = lens.tokenizer(PROMPT, return_tensors="pt")
+        options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 258, "use_cache": "x2" not in outer}
+        written = lens.model.generate(**inputs, **options)
+        if "x2" in outer:
+            with pytest.raises(UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
+                lens.model.generate(**inputs, max_new_tokens=2)
+    best = own.softmax(-1).max(-1).values
+    assert table["baseline"].max() == pytest.approx(float(best[-1]), abs=1e-5)
+    assert depths.probability[-1] == pytest.approx(best.numpy(), abs=1e-5)
+    decoded = lens.tokenizer.decode(written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    assert text is None or text == decoded
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
+def test_other_backends_add_them_too(lens, backend):
+    wanted = scores(lens, "L2", "L2+L3.H1")
+    with dl.ablated(lens, "L2"):
+        assert torch.allclose(scores(lens, "baseline", "L3.H1", backend=backend), wanted, atol=SAME)
+
+
+def test_contexts_are_left_in_any_order(lens):
+    def under(condition):
+        with dl.ablated(lens, condition):
+            yield
+
+    whole, parts = logits(lens), ["L1", "L3.H2", "L2.mlp"]
+    wanted = {}
+    for text in ("L1+L3.H2+L2.mlp", "L3.H2+L2.mlp", "L2.mlp"):
+        with dl.ablated(lens, text):
+            wanted[text] = logits(lens)
+    opened = [under(part) for part in parts]
+    for one in opened:
+        next(one)
+    for one, text in zip(opened, [*wanted], strict=True):  # the first one leaves first
+        assert torch.allclose(logits(lens), wanted[text], atol=1e-5)
+        one.close()
+    assert torch.equal(logits(lens), whole) and "forward" not in vars(lens.model.model)
+
+
+def test_a_forward_that_a_user_puts_in_place_meanwhile_stays(lens):
+    body = lens.model.model
+    with dl.ablated(lens, "L1"):
+        ours = body.forward
+        body.forward = mine = lambda *args, **kwargs: ours(*args, **kwargs)
+    assert body.forward is mine
+
+
+def test_threads_and_tasks_have_conditions_of_their_own(lens):
+    parts = ["L1", "L3.H2", "L2.mlp"]
+    wanted = dict(zip(parts, scores(lens, *parts), strict=True))
+    found, ready = {}, threading.Barrier(len(parts))
+
+    def ask(part):
+        with dl.ablated(lens, part):
+            ready.wait()
+            by_hand = torch.tensor([logprob(lens.model, request) for request in ASKED])
+            found[part] = by_hand, scores(lens)[0]
+            ready.wait()
+
+    threads = [threading.Thread(target=ask, args=[part]) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    async def handler(part, turn):
+        with dl.ablated(lens, part):
+            await turn.wait()
+            return scores(lens)[0]
+
+    async def serve():
+        turn = asyncio.Event()
+        tasks = [asyncio.create_task(handler(part, turn)) for part in parts]
+        await asyncio.sleep(0)
+        assert torch.allclose(scores(lens)[0], whole, atol=SAME)
+        turn.set()
+        return await asyncio.gather(*tasks)
+
+    whole = scores(lens)[0]
+    served = dict(zip(parts, asyncio.run(serve()), strict=True))
+    for part in parts:
+        assert all(torch.allclose(one, wanted[part], atol=SAME) for one in (*found[part], served[part])), part
+
+
+def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
+    other, donor = Lens(lens.model, lens.tokenizer, "other"), tiny.lens("llama-gqa", rope_parameters=None)
+    donor.model.model.layers[2].mlp.down_proj.weight.data.mul_(-1)
+    pair = dl.with_donor(lens, donor)
+    wanted = scores(lens, "L1")[0], scores(pair, "L2@donor")[0]
+    with dl.ablated(lens, "L1"):
+        assert torch.allclose(scores(other)[0], wanted[0], atol=SAME)
+    with dl.ablated(pair, "L2@donor"):
+        assert torch.allclose(scores(other)[0], wanted[1], atol=SAME)
+
+
+def test_what_knows_no_conditions_says_so(lens):
+    texts = ["one text of some length"]
+    with dl.ablated(lens, "L1"):
+        for ask in (
+            lambda: dl.layer_effects(lens, texts, store=None, progress=False),
+            lambda: dl.activation_deltas(lens, tiny.lens("llama-gqa"), texts, store=None),
+        ):
+            with pytest.raises(UserError, match="is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"):
+                ask()
+
+
+def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):
+    def sweep():
+        result = dl.layer_sweep(lens, "capitals_continuation", limit=2, store=str(tmp_path), progress=False)
+        return result.docs["value"].to_numpy(), result.record["model"]["ablated"], result.record["store"]
+
+    lens = tiny.lens("llama-gqa", max_position_embeddings=1024)
+    whole, said, _ = sweep()
+    with dl.ablated(lens, "L2.mlp"):
+        under, said_under, store = sweep()
+        again, *_, known = sweep()
+    assert (said, said_under) == (None, "L2.mlp") and store["rows_read"] == 0 and known["rows_computed"] == 0
+    assert not np.allclose(whole, under) and (again == under).all() and (sweep()[0] == whole).all()
+
+
+# -- settings, copies, other implementations of the same --
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor, lambda x: torch.tensor(x, dtype=torch.float64)])
+def test_a_scan_of_a_setting_is_another_model_at_every_step(lens, number, tmp_path):
+    attention, seen = lens.model.model.layers[2].self_attn, set()
+    for scale in (0.2, 0.5, 1.5):
+        attention.scaling = number(scale)
+        cache = AnswerStore(str(tmp_path), lens).entry("scan")
+        (row,) = Engine(lens, progress=False, cache=cache).loglikelihood(ASKED, [BASELINE])
+        assert [a.logprob for a in row] == pytest.approx([logprob(lens.model, q) for q in ASKED], abs=SAME)
+        seen.add(lens.fingerprint)
+    assert len(seen) == 3
+
+
+def test_an_object_of_the_user_is_no_setting_that_a_store_knows(lens):
+    class Strength:
+        value = 2.0
+
+    lens.model.model.layers[1].mlp.strength = Strength()
+    assert "whose strength was written in no library" in lens.identify().obstacle
+
+
+def test_a_bridge_follows_settings_and_buffers_and_keeps_hooks_where_weights_change(lens):
+    first = lens.bridge
+    lens.model.model.layers[1].mlp.up_proj.weight.data.mul_(2)
+    lens.model.lm_head.weight.mul_(2)
+    assert lens.bridge is first
+    lens.model.model.layers[2].self_attn.scaling *= 2
+    assert lens.bridge is not first
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(lens.bridge(tokens), lens.model(tokens).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cohere2", "granite", "gemma2"])
+def test_a_server_scales_and_caps_logits_as_the_model_does(kind):
+    here = model_classes.lens(kind)
+    far = remote.simulated(here)
+    assert torch.allclose(scores(far, "baseline", "L1"), scores(here, "baseline", "L1"), atol=SAME)
+
+
+def test_a_model_that_scales_by_the_place_in_the_row_is_packed_within_that_scale():
+    """Llama 4 scales what a token looks for beyond ``floor_scale`` positions, and counts those of the row."""
+    lens = model_classes.lens("llama4_text")
+    lens.model.config.floor_scale = 24
+    for layer in lens.model.model.layers:
+        layer.self_attn.floor_scale, layer.self_attn.attn_temperature_tuning = 24, True
+        layer.self_attn.use_rope = False
+    found = scores(lens)
+    assert Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
+    assert torch.allclose(found[0], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)
+    assert Engine(lens, progress=False).path_for(25) == "padded_rows"
+
+
+@pytest.mark.parametrize("path", [None, "padded_rows"])
+def test_edits_of_a_head_and_its_group_meet_at_some_positions_only(lens, path):
+    found = scores(lens, "L1.KV0", "L1.KV0+L1.H0[7]", "L1.KV0[7]+L1.H0", "L1.H0+L1.H1[7]", path=path)
+    assert torch.equal(found[1], found[0]) and torch.allclose(found[2], found[3], atol=SAME)
+
+
+def test_rows_that_skip_layers_do_not_pass_them_while_they_write(lens, monkeypatch):
+    passed = []
+    call = type(lens.arch.layers[0]).forward
+
+    def counted(self, x, *args, **kwargs):
+        passed.append(len(x) if x.shape[1] == 1 else 0)
+        return call(self, x, *args, **kwargs)
+
+    texts = ["baseline", "L1", "L2@int8", "L1-3", "L0-4", "L2[1:]", "L3+L1.H0", "L2@mean"]
+    conditions, means = [*map(parse_condition, texts)], measure_means(lens, [(1, 2, 3, 4), (9, 8)], "two texts")
+    asked = [GenerateRequest(q.context, (), 6) for q in ASKED]
+    wanted = Engine(lens, path="padded_rows", means=means, progress=False).generate_until(asked, conditions)
+    engine = Engine(lens, means=means, progress=False)
+    engine.walked()
+    monkeypatch.setattr(type(lens.arch.layers[0]), "forward", counted)
+    assert engine.generate_until(asked, conditions) == wanted
+    per_token = 5 + 4 + 5 + 2 + 0 + 5 + 4 + 4
+    assert sum(passed) == len(asked) * 5 * per_token  # the first of six tokens comes with the prompt
+
+
+def test_training_mode_is_said_and_leaves_no_trace(lens, caplog):
+    """Dropout draws numbers: whatever comes out is the user's own, and kept nowhere."""
+    lens.model.train()
+    with caplog.at_level(logging.WARNING):
+        scores(lens)
+    assert "it is in training mode (LlamaForCausalLM); call model.eval()" in caplog.text
+    lens.model.eval()
+    assert torch.allclose(scores(lens)[0], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)
+
+
+def test_another_dtype_between_two_questions_is_the_model_as_it_is_now(lens):
+    single = scores(lens)[0]
+    lens.model.to(torch.float64)
+    double = scores(lens)[0]
+    assert torch.allclose(double.float(), single, atol=SAME) and not torch.equal(double.float(), single)
+
+
+def test_many_contexts_leave_a_whole_model(lens):
+    whole = logits(lens)
+    with ExitStack() as stack:
+        for head in range(4):
+            stack.enter_context(dl.ablated(lens, f"L1.H{head}"))
+        with dl.ablated(lens, "L1.KV0+L1.KV1"):
+            under = logits(lens)
+        assert torch.allclose(logits(lens), under, atol=1e-5)
+    assert torch.equal(logits(lens), whole)
