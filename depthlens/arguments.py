@@ -26,7 +26,7 @@ BACKENDS = ("torch", "transformer_lens", "nnsight")
 MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
 _SLICE = r"(-?\d+)?:(-?\d+)?(:(0*[1-9]\d*)?)?"  # START:STOP:STEP; each may be left out, as in Python
-_DEVICES = r"auto|cpu|mps|cuda|cuda:\d+(,cuda:\d+)*"
+_DEVICES = r"auto|cpu|mps(:0)?|cuda|cuda:\d+(,cuda:\d+)*"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 from depthlens.ablations import Condition
 from depthlens.cluster import LOCAL, AskedWorkers, asked
@@ -26,6 +27,7 @@ Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combi
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
 # arguments of `depthlens.load`, and what is loaded here: of a model, and of the donor that it may have
 Models = list[tuple[dict[str, Any], Identity]]
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def workers_of(options: Mapping[str, Any]) -> Workers | None:
@@ -132,7 +134,10 @@ class Workers:
         try:
             if host:  # where nobody answers Ray itself tries for minutes
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            # else the first worker's model would stand beside the one here; a share of a GPU is asked for to share it
+            alone = address == LOCAL and (self.wanted.worker_gpus or 1) >= 1
+            with patch.dict(os.environ, _other_gpus() if alone else {}):
+                self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
             self.ray.shutdown()
             fix = f"give HOST:PORT as 'ray start --head' prints it, or {LOCAL!r} for a Ray on this machine"
@@ -145,7 +150,8 @@ class Workers:
         if (self.wanted.workers or 1) > most:
             each = " and ".join(f"{of:g} {kind}s" for kind, of in size.items())
             fault = f"workers {self.wanted.workers}: Ray has room for {most} with {each} each"
-            raise UserError(f"{fault}; ask for fewer, or for smaller ones (worker_cpus, worker_gpus)")
+            fix = "ask for fewer (the model that is loaded here keeps its GPUs), or for smaller ones"
+            raise UserError(f"{fault}; {fix} (worker_cpus, worker_gpus)")
         return self.wanted.workers or most
 
     def describe(self) -> dict[str, Any]:
@@ -183,6 +189,16 @@ class Workers:
             if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
+
+
+def _other_gpus() -> dict[str, str]:
+    """The variable by which a Ray that starts sees the GPUs where this process holds nothing; none of them: not set."""
+    import torch
+
+    here = range(torch.cuda.device_count())
+    names = (os.environ.get(VISIBLE) or ",".join(map(str, here))).split(",")
+    free = [name for name, i in zip(names, here, strict=False) if not torch.cuda.memory_allocated(i)]
+    return {VISIBLE: ",".join(free)} if free else {}
 
 
 @lru_cache(maxsize=1)  # those of another size end when they are forgotten

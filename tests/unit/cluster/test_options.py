@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import types
 
 import pytest
 import tiny
@@ -60,6 +62,45 @@ class TestRay:
         with pytest.raises(UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
             dl.layer_sweep(lens, TASK, limit=1, ray=address)
         assert time.monotonic() - start < 60
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch):
+    """Made-up ones, the first of which holds the model; and what a Ray that starts is told of them."""
+    ray, told = pytest.importorskip("ray"), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda i: 1000 * (i == 0))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: told.append(os.environ.get(pool.VISIBLE)))
+    gpus = lambda: {"CPU": 16, "GPU": len((told[-1] or "0,1,2,3,4,5,6,7").split(","))}  # noqa: E731
+    monkeypatch.setattr(ray, "cluster_resources", gpus)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "seen"),
+    [
+        (AskedWorkers(7, worker_gpus=1), None, "1,2,3,4,5,6,7"),
+        (AskedWorkers(3, worker_gpus=1), "5,6,7,2", "6,7,2"),
+        (AskedWorkers(8, worker_gpus=0.5), None, None),
+        (AskedWorkers(8, "host:1", worker_gpus=1), None, None),
+    ],
+)
+def test_workers_here_leave_the_gpu_of_the_model_alone(asked, before, seen, eight_gpus, monkeypatch):
+    monkeypatch.setattr(pool.socket, "create_connection", lambda *a, **k: types.SimpleNamespace(close=lambda: None))
+    monkeypatch.delenv(pool.VISIBLE, raising=False)
+    if before:
+        monkeypatch.setenv(pool.VISIBLE, before)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pool.Workers(asked).n == asked.workers and eight_gpus == [seen]
+    assert os.environ.get(pool.VISIBLE) == before, "this process is told nothing else"
+
+
+def test_a_worker_for_every_gpu_is_refused_with_the_reason(eight_gpus):
+    with pytest.raises(
+        UserError, match=r"room for 7 with .* ask for fewer \(the model that is loaded here keeps its GPUs"
+    ):
+        pool.Workers(AskedWorkers(8, worker_gpus=1))
 
 
 def test_a_worker_takes_a_relative_path_from_the_folder_of_the_command(tmp_path, monkeypatch):

@@ -85,6 +85,15 @@ def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
         dl.with_donor(base, loading.load(folder, device=LISTED))
 
 
+def test_a_donor_follows_its_base_onto_what_torch_calls_mps_0(saved, monkeypatch):
+    """On a Mac: loaded as ``mps``, tensors say ``mps:0``."""
+    base, found, asked = loading.load(saved()), placement.torch_devices, []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(Lens, "devices", property(lambda lens: [torch.device("mps", 0)]))
+    monkeypatch.setattr(placement, "torch_devices", lambda name: asked.extend(found(name)) or [torch.device("cpu")])
+    assert dl.with_donor(base, saved(moved=True)).donor is not None and asked == [torch.device("mps", 0)]
+
+
 @pytest.fixture
 def on_disk(tmp_path):
     """A model that a user has spread with accelerate over memory and disk, and the same one in memory."""
