@@ -94,6 +94,7 @@ class PackedTrees(Batches):
         self._rate = WorkRate(self.lens)
         self._forks = [fork_layer(condition, self.lens.dims.n_layers) for condition in self.rows.conditions]
         self._starts = [first_edited(condition) for condition in self.rows.conditions]
+        self.reserved = 0  # tokens that each row has room to write
 
     def run(self) -> None:
         """Answer every request under every condition."""
@@ -111,8 +112,9 @@ class PackedTrees(Batches):
         dims, conditions = self.lens.dims, self.rows.conditions
         n_held = self.budget.key_bytes // (2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
         shared = prefix_tree.common_prefix(min(self.read), max(self.read))
-        expected = max(FIRST_ROOM, *text_lengths(self.lens, self.rows.requests))
-        own = max(map(len, self.read)) - shared + min(max(self.max_new), expected)
+        # texts end early more often than not; see `Decoding.run` for where they do not
+        self.reserved = min(max(self.max_new), max(FIRST_ROOM, *text_lengths(self.lens, self.rows.requests)))
+        own = max(map(len, self.read)) - shared + self.reserved
         # conditions that are decoded together
         self.at_once = max(1, min(len(order), n_held // (shared + min(len(self.read), MIN_PROMPTS) * own)))
         taken = max(other_weights_bytes(self.lens, [conditions[c]]) for c in order)
@@ -134,7 +136,7 @@ class PackedTrees(Batches):
             in_time = room if self.writes else max(int(self._rate.work / n_layers), PREFIX_SHARE * prefix)
             return min(room, in_time, walk_check.longest_row(self.lens) or room)
 
-        for pack in prefix_tree.pack(self.read, limit, extra=max(self.max_new, default=0)):
+        for pack in prefix_tree.pack(self.read, limit, extra=self.reserved):
             todo = [c for c in group if any(self.rows.answers[c][r] is None for r in pack.sequences)]
             walked: list[int] = []  # of which requests the clean row is
             clean = CleanRow()

@@ -227,7 +227,11 @@ class Decoding:
 
     @torch.no_grad()
     def run(self, at_once: int) -> None:
-        """Write all texts, with the rows of at most so many conditions in memory."""
+        """Write all texts, with the rows of at most so many conditions in memory.
+
+        Raises:
+            torch.OutOfMemoryError: texts became longer than there is room for; fewer are to be written at once.
+        """
         n = len(self.conditions)
         size = max(1, at_once // JOIN_SHARE) if n > at_once else max(1, n)
         for start in range(0, n, size):

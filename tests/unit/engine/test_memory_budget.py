@@ -109,10 +109,10 @@ def test_room_for_texts_grows_with_them_and_what_does_not_fit_is_written_by_halv
     grown = decoding.WalkedRows.n_bytes.fget
     monkeypatch.setattr(decoding.WalkedRows, "n_bytes", property(lambda rows: sizes.append(grown(rows)) or sizes[-1]))
     cramped = Engine(lens, progress=False)
-    cramped.budget = replace(cramped.budget, key_bytes=128_000)
+    cramped.budget = replace(cramped.budget, key_bytes=60_000)
     monkeypatch.setattr(decoding, "GROWTH", 1)
     assert cramped.generate_until(prompts, conditions) == wanted
-    assert max(sizes) > 128_000 > sizes[-1], "some halves did not fit, and the last ones did"
+    assert max(sizes) > 60_000 > sizes[-1], "some halves did not fit, and the last ones did"
 
 
 def test_a_stop_string_is_looked_for_in_the_last_tokens(lens, monkeypatch):
