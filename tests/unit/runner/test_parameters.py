@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shutil
 
+import gguf_files
 import made_results
 import numpy as np
 import pytest
@@ -95,6 +97,16 @@ def test_a_profile_has_values_for_all_notebooks_and_for_one(profiles):
     values, n_layers = profiles("demo: {_all: {limit: 2, model: a}, _layers: 3, 00_good: {limit: 7}, 02_plain: }")
     assert values["00_good"] == {"limit": 7, "model": "a"}
     assert (values["01_bad"], values["02_plain"], n_layers) == ({"limit": 2}, {}, 3)
+
+
+def test_a_profile_of_first_layers_cuts_a_gguf_file_as_other_models(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "notebooks_dir", lambda: tmp_path)
+    shutil.copy(suite / "00_good.ipynb", tmp_path)
+    (tmp_path / "profiles.yml").write_text("smoke: {_layers: 2}")
+    file = gguf_files.write(tmp_path / "own.gguf", tiny.lens("llama-gqa").model)
+    (run,) = execute.prepare("all", out=tmp_path / "out", profile="smoke", parameters={"model": str(file)}).notebooks
+    assert run.parameters["model"] == f"{file}[:2]"
+    assert dl.load(run.parameters["model"], device="cpu").dims.n_layers == 2
 
 
 def test_declared_reads_what_papermill_would_skip():
