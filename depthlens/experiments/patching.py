@@ -176,10 +176,7 @@ def patch(
     first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
     # before the first token that differs all states are the same, and a patch does nothing
     conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
-    asked = [
-        [_ids(lens, str(text)) for text in told] if told else _likeliest(lens, row)
-        for told, row in zip(answers, rows, strict=True)
-    ]
+    asked = [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
     differences = _differences(lens, Engine(lens, batch_tokens=batch_tokens, progress=False), rows, asked)
     sides, found = ("clean", "corrupted")[:: 1 if direction == RESTORE else -1], []
     for row, told, whole in zip(rows, asked, differences[sides[0]], strict=True):
@@ -282,14 +279,13 @@ def _at(condition: Condition, position: int) -> Condition:
     return Condition((replace(part, mode="resample", start=position, stop=position + 1),))
 
 
-def _ids(lens: Lens, answer: str) -> tuple[int, ...]:
-    ids = tuple(lens.tokenizer(answer, add_special_tokens=False).input_ids)
-    if not ids:
-        raise UserError(f"answer {answer!r} has no tokens; give some text")
-    return ids
-
-
-def _likeliest(lens: Lens, row: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+def _answers(lens: Lens, row: tuple[tuple[int, ...], ...], told: Any) -> list[tuple[int, ...]]:
+    """The tokens of both answers; where none are told, the likeliest next token of each prompt."""
+    if told:
+        found = [tuple(lens.tokenizer(str(text), add_special_tokens=False).input_ids) for text in told]
+        if not all(found):
+            raise UserError(f"answer {tuple(told)!r}: an answer has no tokens; give some text")
+        return found
     ids = torch.tensor(row, device=lens.device)
     backend = Engine(lens, progress=False).backend
     logits, _ = backend.forward(ids, torch.ones_like(ids), [BASELINE] * 2, positions=[[ids.shape[1] - 1]] * 2)
