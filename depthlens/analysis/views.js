@@ -59,8 +59,9 @@ export const explore = (root, data, state, changed = () => {}) => {
   const head = make("tr");
   const body = make("tbody");
   const more = make("button", { className: "chip", type: "button", hidden: true });
+  const moves = [["← previous", -1], ["next →", 1]].map(([name, by]) => make("button", { className: "chip", type: "button", onclick: () => step(by) }, name));
   const table = make("table", {}, make("thead", {}, head), body);
-  root.replaceChildren(heat, make("p", { className: "legend" }, data.legend), say, make("div", { className: "bar" }, chips, find), table, more);
+  root.replaceChildren(heat, make("p", { className: "legend" }, data.legend), say, make("div", { className: "bar" }, ...moves, chips, find), table, more);
 
   const task = () => data.tasks[state.task];
   const rowOf = () => task().rows.find((row) => row.cells.includes(state.condition)) ?? task().rows[0];
@@ -198,17 +199,20 @@ export const explore = (root, data, state, changed = () => {}) => {
     changed({ ...state, name: task().conditions[state.condition], task_name: task().name });
   };
 
+  const step = (by, focus = false) => {
+    const { cells } = rowOf();
+    const next = cells[cells.indexOf(state.condition) + by];
+    if (next !== undefined) go({ condition: next }, focus);
+  };
+
   heat.onkeydown = (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const row = rowOf();
-    const at = row.cells.indexOf(state.condition);
     const rows = data.tasks.flatMap((one, t) => (one.rows[0].grid && t !== state.task ? [] : one.rows.map((r) => [t, r])));
-    if (step) {
-      const next = row.cells[at + step];
-      if (next !== undefined) go({ condition: next }, true);
-    } else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+    if (by) step(by, true);
+    else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       const [t, other] = rows[rows.findIndex(([, r]) => r === row) + (event.key === "ArrowDown" ? 1 : -1)] ?? [];
-      if (other) go({ task: t, condition: other.cells[Math.min(at, other.cells.length - 1)] }, true);
+      if (other) go({ task: t, condition: other.cells[Math.min(row.cells.indexOf(state.condition), other.cells.length - 1)] }, true);
     } else return;
     event.preventDefault();
   };
@@ -316,5 +320,10 @@ for (const place of document.querySelectorAll(".depthlens-explorer[data-page]"))
     if (own !== null || nth) own = null;
     else history.replaceState(null, "", `#${new URLSearchParams(words)}`);
   });
-  addEventListener("hashchange", () => go(read()));
+  const reach = () => !nth && /(?:^#|&)(?:task|without)=/.test(location.hash) && place.scrollIntoView();
+  addEventListener("hashchange", () => {
+    go(read());
+    reach();
+  });
+  reach();
 }

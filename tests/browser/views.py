@@ -1,4 +1,5 @@
-"""Use the views in a real browser: what breaks (click, keys, text filter, address), and where heads look.
+"""Use the views in a real browser: what breaks (click, keys, text filter, address), where heads look,
+and pages on a phone.
 
     python tests/browser/views.py
 
@@ -8,6 +9,7 @@ where one fails.
 
 from __future__ import annotations
 
+import base64
 import shutil
 import sys
 import tempfile
@@ -18,13 +20,17 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import made_results  # noqa: E402
+import nbformat  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from lab import BROWSERS, Browser, until  # noqa: E402
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output  # noqa: E402
 
+import depthlens as dl  # noqa: E402
 from depthlens.ablations import Head  # noqa: E402
 from depthlens.analysis.results import Result  # noqa: E402
 from depthlens.experiments.one_prompt import Attention  # noqa: E402
+from depthlens.runner.pages import gallery  # noqa: E402
 
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script> \u202eright to left\u202c 😀'
 SAY, ROWS = "document.querySelector('.say').textContent", "document.querySelectorAll('tbody tr').length"
@@ -37,12 +43,42 @@ STEPS = (
     ("the address is the state", "", "location.hash === '#task=sums&without=L1&show=broken'"),
     ("an arrow walks through depth", "KEY('ArrowRight')", f"{SAY}.startsWith('Without L2,')"),
     ("the chosen part has the focus", "", "document.activeElement.getAttribute('aria-pressed') === 'true'"),
+    (
+        "a button goes to the next part",
+        "document.querySelectorAll('.bar > .chip')[1].click()",
+        f"{SAY}.startsWith('Without L3,')",
+    ),
+    ("and one back", "document.querySelectorAll('.bar > .chip')[0].click()", f"{SAY}.startsWith('Without L2,')"),
+    ("the map has the focus again", "document.querySelector('.cell[aria-pressed=true]').focus()", "true"),
     ("an arrow goes to another task", "KEY('ArrowDown')", f"{SAY}.includes('answers to words')"),
-    ("a chip shows all answers", "document.querySelectorAll('.chip')[3].click()", f"{ROWS} === 60"),
+    ("a chip shows all answers", "document.querySelectorAll('.chips .chip')[3].click()", f"{ROWS} === 60"),
     ("text is found", "FIND('number 17?')", f"{ROWS} === 1"),
     ("a fragment is read", "location.hash = '#task=sums&without=L0&show=all&find=number+3?'", f"{ROWS} === 1"),
     ("a mark jumps to its part", "FIND(''); MARK(0.99)", f"{SAY}.startsWith('Without L8,')"),
     ("scrolling draws the rest", "scrollTo(0, 1e6)", f"{ROWS} === 120"),
+)
+# of a page of a notebook and of the index, on a phone
+TOP = "document.querySelector('.depthlens-explorer').getBoundingClientRect().top"
+FITS = "x.scrollHeight <= x.clientHeight + 1 && x.scrollWidth <= x.clientWidth"
+WHOLE = f"[...document.querySelectorAll('{{}}')].every(x => {FITS})"
+FOUND = (
+    ("the finding of the address is chosen", "", f"{SAY}.startsWith('Without L4,')"),
+    ("and scrolled to", "", f"scrollY > 2000 && Math.abs({TOP}) < 1"),
+    ("a figure is whole", "", f"{WHOLE.format('.plot')} && document.querySelector('.plot img').clientWidth > 300"),
+    (
+        "a link on the page scrolls, too",
+        "scrollTo(0, 0); location.hash = '#task=sums&without=L3'",
+        f"scrollY > 2000 && {SAY}.startsWith('Without L3,')",
+    ),
+    (
+        "what the reader chooses does not",
+        "scrollTo(0, 0); FIND('7')",
+        "scrollY === 0 && location.hash.endsWith('find=7')",
+    ),
+)
+INDEX = (
+    ("the view on the index is whole", "", WHOLE.format(".depthlens-explorer, .figure")),
+    ("and short", "", "document.documentElement.scrollHeight < 4000"),
 )
 SHADES = "[...document.querySelectorAll('.heads .token')].map(token => token.style.getPropertyValue('--share')).join()"
 LOOKS = (
@@ -53,7 +89,11 @@ LOOKS = (
     ("an arrow goes to the next token", "document.activeElement && KEY('ArrowRight')", f"{SAY}.includes('(2) looks')"),
 )
 ALWAYS = (
-    ("texts stay texts", "", "window.hit === undefined && !document.querySelector('main img, tbody script')"),
+    (
+        "texts stay texts",
+        "",
+        "window.hit === undefined && !document.querySelector('.depthlens-explorer img, tbody script')",
+    ),
     ("nothing is loaded", "", "performance.getEntriesByType('resource').length === 0"),
     ("the console is silent", "", "window.seen.length === 0"),
 )
@@ -96,10 +136,24 @@ def looks() -> Attention:
     return Attention(("a", HOSTILE, "\n", "x"), (Head(0, 0), Head(1, 2)), np.array([first, second]), 3)
 
 
-def check(browser: Browser, page: Path, first: str, steps: Sequence[tuple[str, str, str]]) -> int:
+def notebook_pages(folder: Path) -> None:
+    """The page of a notebook, whose view of answers stands far below, and the index over it."""
+    png, about = dl.plots.depth_profile(made())._repr_png_()
+    shown = [
+        new_output("display_data", {"image/png": base64.b64encode(png).decode()}, metadata={"image/png": about}),
+        new_output("display_data", {"text/html": made().explore().html()}),
+    ]
+    cells = [new_markdown_cell("# Q?\n\n" + "Words.\n\n" * 80), *(new_code_cell("1", outputs=[x]) for x in shown)]
+    cells[-1].metadata["tags"] = ["opening"]
+    cells.append(new_markdown_cell("Words.\n\n" * 80))
+    nbformat.write(new_notebook(cells=cells), folder / "a.ipynb")
+    gallery(folder)
+
+
+def check(browser: Browser, page: str, first: str, steps: Sequence[tuple[str, str, str]]) -> int:
     """Open a page and take steps; returns how many failed."""
     failed = 0
-    browser.send("Page.navigate", url=page.as_uri())
+    browser.send("Page.navigate", url=page)
     until(lambda: browser.value(f"document.querySelectorAll('{first}').length"), "the view")
     for name, action, wanted in (*steps, *ALWAYS):
         browser.value(f"void (() => {{ {action} }})()")
@@ -121,7 +175,14 @@ def main() -> None:
         browser = Browser(program, profile)
         browser.send("Page.enable")
         browser.send("Page.addScriptToEvaluateOnNewDocument", source=TOOLS)
-        failed = check(browser, answers, ".cell", STEPS) + check(browser, attention, "button.token", LOOKS)
+        failed = check(browser, answers.as_uri(), ".cell", STEPS)
+        failed += check(browser, attention.as_uri(), "button.token", LOOKS)
+        notebook_pages(Path(folder))
+        size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.send("Emulation.setDeviceMetricsOverride", **size)
+        found, index = ((Path(folder) / name).as_uri() for name in ("a.html", "index.html"))
+        failed += check(browser, f"{found}#task=sums&without=L4", ".cell", FOUND)
+        failed += check(browser, index, ".cell", INDEX)
         browser.close()
     sys.exit(failed > 0)
 
