@@ -62,10 +62,14 @@ class Explorer(View):
         metrics = ", ".join(dict.fromkeys(task["metric"] for task in tasks))
         asked = [self.result.record["tasks"].get(task["name"], {}) for task in tasks]
         shots = " or ".join(map(str, sorted({one.get("num_fewshot") or 0 for one in asked})))
-        legend = "Red: a removal costs. Blue: it gains. Dot: critical. "
-        legend += f"Hatched: the whole model is {NOT_ABOVE_CHANCE}. "
+        legend = (
+            f"Red: a removal costs. Blue: it gains. Dot: critical. Hatched: the whole model is {NOT_ABOVE_CHANCE}. "
+        )
         legend += f"At the right: {metrics} of the whole model. Worked examples before each question: {shots}."
-        return {"tasks": tasks, "scale": scale, "legend": legend, "start": _start(losses, tasks)}
+        best = _first(losses)
+        at = [task["name"] for task in tasks].index(best.task)
+        start = {"task": at, "condition": tasks[at]["conditions"].index(best.condition), "change": BROKEN}
+        return {"tasks": tasks, "scale": scale, "legend": legend, "start": start}
 
     @property
     def condition(self) -> str:
@@ -84,13 +88,14 @@ class Explorer(View):
     def table(self) -> str:
         """For each critical part its commonest new answers and some broken questions, as an HTML table."""
         rows = []
-        for name, task, loss in self._costliest():
-            broken = answers(self.result, name, BROKEN, task=task)
+        losses = self.result.primary().losses()
+        for row in losses[losses["critical"]].nlargest(MOST_PARTS, "loss").itertuples():
+            broken = answers(self.result, row.condition, BROKEN, task=row.task)
             common = broken["answer"].value_counts().head(MOST_ANSWERS)
             new = "; ".join(f"{_short(answer)} ({count})" for answer, count in common.items())
             asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
             texts = ("", "") if os.environ.get(NO_ANSWERS) else (new, asked)
-            rows.append([f"{name}, {task}", f"{loss:.2f}", str(len(broken)), *texts])
+            rows.append([f"{row.condition}, {row.task}", f"{row.loss:.2f}", str(len(broken)), *texts])
         if not rows:
             return "<p>No removal is shown to break answers.</p>"
         columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
@@ -98,15 +103,6 @@ class Explorer(View):
         lines = ("".join(f'<td data-label="{column}">{cell}</td>' for column, cell in row) for row in cells)
         heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
         return f"<table><thead><tr>{heads}</tr></thead>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-    def _costliest(self) -> list[tuple[str, str, float]]:
-        found = [
-            (task["conditions"][i], task["name"], loss)
-            for task in self.data["tasks"]
-            for i, (loss, _, _, critical) in enumerate(task["losses"])
-            if critical
-        ]
-        return sorted(found, key=lambda row: -row[2])[:MOST_PARTS]
 
     def __repr__(self) -> str:
         return f"Explorer of {', '.join(task['name'] for task in self.data['tasks'])}"
@@ -196,13 +192,6 @@ def _first(losses: pd.DataFrame) -> Any:
     single = losses["layer"].notna() & ~losses["condition"].str.contains("+", regex=False)
     ranks = losses.assign(single=single, later=losses["layer"].fillna(2) >= 2, judged=~losses["at_chance"])
     return ranks.sort_values(["judged", "single", "critical", "later", "loss"], kind="stable").iloc[-1]
-
-
-def _start(losses: pd.DataFrame, tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is shown first."""
-    best = _first(losses)
-    at = [task["name"] for task in tasks].index(best["task"])
-    return {"task": at, "condition": tasks[at]["conditions"].index(best["condition"]), "change": BROKEN}
 
 
 def _short(text: str, most: int = 60) -> str:
