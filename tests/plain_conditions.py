@@ -1,0 +1,157 @@
+"""A model under conditions in plain torch and transformers: a copy of it whose forward methods obey them.
+
+Conditions are in force in the order in which they were entered. Hooks that the copied model has stay, and come before
+what a condition does around them. Only removals and noise are written here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import surgery
+import torch
+from torch import nn
+
+import depthlens as dl
+
+NEAR_TIE = 1e-3  # nats between the two likeliest tokens below which rounding decides what is written
+SITES = {"layers": "layer", "attn": "attn", "mlp": "mlp", "heads": "z"}  # by the parts of `depthlens.patch`
+PATHS = {"": "", "norm": "input_layernorm", "attn": "self_attn", "mlp": "mlp"}
+PATHS |= {"q": "self_attn.q_proj", "o": "self_attn.o_proj", "down": "mlp.down_proj"}  # of a layer's parts
+
+
+def module(model: nn.Module, name: str) -> Any:
+    """A part by its short name: "" (the whole model), model, embed, norm, lm_head, L2, L2.attn and the like."""
+    layer, _, part = name.partition(".")
+    if name.startswith("L"):
+        return model.get_submodule(f"model.layers.{layer[1:]}.{PATHS[part]}".rstrip("."))
+    return model.get_submodule({"embed": "model.embed_tokens", "norm": "model.norm"}.get(name, name))
+
+
+class Edit(NamedTuple):
+    """What ``put`` makes of what a site adds, at positions from ``start`` to ``stop`` (0: the end)."""
+
+    layer: int
+    site: str
+    heads: tuple[int, ...]
+    start: int
+    stop: int
+    put: Any
+
+    def __call__(self, x: torch.Tensor, first: int, n_heads: int) -> torch.Tensor:
+        position = first + torch.arange(x.shape[1])
+        there = ((position >= self.start) & (position < (self.stop or 10**6)))[:, None]
+        if self.site == "z":
+            owner = torch.arange(x.shape[2]) // (x.shape[2] // n_heads)
+            there = there & torch.isin(owner, torch.tensor(self.heads))
+        return torch.where(there, self.put(x, position), x)
+
+
+def edits(condition: str, dims: Any) -> list[Edit]:
+    """What a condition does."""
+    found = []
+    for a in dl.parse_condition(condition).ablations:
+        heads = {"head": (a.index,), "kv": tuple(dims.query_heads(a.index) if a.site == "kv" else ())}.get(a.site, ())
+        put = (lambda x, at: 0 * x) if a.mode != "noise" else noisy(a, dims.d_model)
+        found.append(Edit(a.layer, "z" if heads else a.site, heads, a.start, a.stop, put))
+    return found
+
+
+def noisy(a: Any, width: int) -> Any:
+    drawn = surgery.noise(a.seed, a.layer, a.site, a.index, 256, width)
+    unit = drawn / drawn.norm(dim=-1, keepdim=True)
+    return lambda x, at: x + unit[at] * x.norm(dim=-1, keepdim=True)
+
+
+def cut(plain: nn.Module, made: list[Edit]) -> Any:
+    """A copy of a model under edits; of one site those that come first are the inner ones."""
+    model, first = copy.deepcopy(plain), [0]
+    n_heads = model.config.num_attention_heads
+
+    def body(*args: Any, own: Any = model.model.forward, **kwargs: Any) -> Any:
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        first[0] = 0 if cache is None else cache.get_seq_length()
+        return own(*args, **kwargs)
+
+    model.model.forward = body
+    for e in [*reversed([e for e in made if e.site == "z"]), *(e for e in made if e.site != "z")]:
+        part = module(model, f"L{e.layer}" + {"layer": "", "z": ".o"}.get(e.site, f".{e.site}"))
+
+        def forward(*args: Any, own: Any = part.forward, e: Edit = e, **kwargs: Any) -> Any:
+            if e.site == "z":
+                return own(e(args[0], first[0], n_heads))
+            out = own(*args, **kwargs)
+            given = out[0] if isinstance(out, tuple) else out
+            base = (args[0] if args else kwargs["hidden_states"]) if e.site == "layer" else torch.zeros(())
+            new = base + e(given - base, first[0], n_heads)
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        part.forward = forward
+    return model
+
+
+def logits(plain: nn.Module, made: list[Edit], tokens: list[list[int]]) -> torch.Tensor:
+    """Shape [row, pos, d_vocab]."""
+    return cut(plain, made)(torch.tensor(tokens), use_cache=False).logits.float()
+
+
+def logprob(plain: nn.Module, made: list[Edit], context: list[int], answer: list[int]) -> float:
+    """Log-likelihood of an answer."""
+    given = logits(plain, made, [(context + answer)[:-1]])[0, len(context) - 1 :].log_softmax(-1)
+    return float(given.gather(-1, torch.tensor(answer)[:, None]).sum())
+
+
+def written(plain: nn.Module, made: list[Edit], context: list[int], n: int, tokenizer: Any) -> str | None:
+    """``n`` tokens that transformers writes; None: two tokens are so likely that rounding decides."""
+    options = {"do_sample": False, "pad_token_id": 258, "output_logits": True, "return_dict_in_generate": True}
+    out = cut(plain, made).generate(torch.tensor([context]), max_new_tokens=n, **options)
+    top = torch.stack(out.logits)[:, 0].float().topk(2).values
+    if bool((top[:, 0] - top[:, 1] < NEAR_TIE).any()):
+        return None
+    return tokenizer.decode(out.sequences[0, len(context) :], skip_special_tokens=True)
+
+
+def depths(plain: nn.Module, made: list[Edit], tokens: list[int]) -> torch.Tensor:
+    """Log-probabilities that the head reads from the stream at every depth. Shape [depth, pos, d_vocab]."""
+    model, states = cut(plain, made), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda layer, args, kwargs: states.append([*args, *kwargs.values()][0]), with_kwargs=True
+        )
+    last = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
+    said = model.lm_head(model.model.norm(torch.cat(states)))
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        said = cap * (said / cap).tanh()
+    return torch.cat([said, last[None]]).log_softmax(-1)
+
+
+def patched(plain: nn.Module, made: list[Edit], rows: list[list[int]], answers: list[int], parts: str) -> Any:
+    """Difference of two answers' logits on both prompts, and on the second with each part of the first at a position.
+
+    Returns:
+        Both, and differences of shape [part, pos].
+    """
+    site, n_layers = SITES[parts], len(plain.model.layers)
+    heads = [(i,) for i in range(plain.config.num_attention_heads)] if site == "z" else [()]
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        return lambda x, at: kept.setdefault(layer, x)
+
+    def difference(row: list[int], *more: Edit) -> float:
+        last = logits(plain, made + [*more], [row])[0, -1]
+        return float(last[answers[0]] - last[answers[1]])
+
+    every = tuple(range(plain.config.num_attention_heads))
+    first = difference(rows[0], *(Edit(i, site, every, 0, 0, keep(i)) for i in range(n_layers)))
+    found = [
+        [
+            difference(rows[1], Edit(i, site, head, p, p + 1, lambda x, at, i=i: kept[i].expand_as(x)))
+            for p in range(len(rows[0]))
+        ]
+        for i in range(n_layers)
+        for head in heads
+    ]
+    return first, difference(rows[1]), np.array(found)
