@@ -23,7 +23,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend, Positions, Rows, States, chunks
+from depthlens.backends.torch import Backend, Rows, States, chunks
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, wrap
 
@@ -52,20 +52,11 @@ class NnsightBackend(Backend):
             states = final_norm.output.save()
         return states
 
-    def score(
-        self,
-        tokens: Rows,
-        attention_mask: Rows,
-        conditions: Sequence[Condition],
-        positions: Positions,
-        targets: Positions,
-        *,
-        unembed_rows: int,
-        as_it_is: bool = False,
-    ) -> list[tuple[float, bool]]:
+    def score(self, tokens: Rows, *about: Any, unembed_rows: int, **how: Any) -> list[tuple[float, bool]]:
         """See `Backend.score`; on a server the model makes the logits itself, where any row asks for them."""
         if not self.remote:
-            return super().score(tokens, attention_mask, conditions, positions, targets, unembed_rows=unembed_rows)
+            return super().score(tokens, *about, unembed_rows=unembed_rows, **how)
+        _, conditions, positions, targets = about  # causal attention needs no mask where rows are padded on the right
         kept = sorted({place for of_row in positions for place in of_row})
         spots = [[kept.index(place) for place in of_row] for of_row in positions]
         asked, edited, places = [*chunks(spots, targets, unembed_rows)], self._edited(conditions), torch.tensor(kept)
@@ -73,7 +64,6 @@ class NnsightBackend(Backend):
         position_ids = torch.arange(tokens.shape[1])[None]
 
         def trace(sender: Any) -> Tensor:
-            # causal attention needs no mask where rows are padded on the right
             with model.trace(input_ids=tokens, use_cache=False, logits_to_keep=places, backend=sender):
                 for parts, edit in edited:
                     put(edit, *parts, position_ids)

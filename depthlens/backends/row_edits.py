@@ -61,7 +61,7 @@ from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
-from depthlens.models.architectures import Architecture, Routing, hidden, replaced_forwards, wide, with_hidden
+from depthlens.models.architectures import Architecture, Routing, here, hidden, replaced_forwards, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
 
@@ -303,6 +303,9 @@ class RowEdits(RowWeights):
 def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
     """Within the context forward hooks put in place what the edits of a layer give at its sites."""
 
+    def nothing(*call: Any, **about: Any) -> None:
+        return None
+
     def output(module: nn.Module, args: tuple, kwargs: dict, output: Any, edit: Any) -> Any:
         value = hidden(output)  # of some mixtures of experts with all tokens in one row
         base = None
@@ -314,10 +317,11 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
         for site, edit in at.items():
             if site == "z":
                 hook_z = partial(lambda edit, module, args: (edit(args[0]), *args[1:]), edit)
-                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(hook_z))
+                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(here(hook_z, nothing)))
             else:
                 module = {"layer": arch.layers, "attn": arch.attn, "mlp": arch.mlp}[site][layer]
-                stack.enter_context(module.register_forward_hook(partial(output, edit=edit), with_kwargs=True))
+                edited = here(partial(output, edit=edit), nothing)
+                stack.enter_context(module.register_forward_hook(edited, with_kwargs=True))
         yield
 
 

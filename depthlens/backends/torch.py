@@ -21,7 +21,7 @@ from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits, RowWeights
 from depthlens.errors import UserError
 from depthlens.models import in_force
-from depthlens.models.architectures import body_of, head, replaced_forwards
+from depthlens.models.architectures import body_of, head, put_forward
 from depthlens.models.lens import ALONE, Lens
 
 Positions = Sequence[Sequence[int]]  # by row
@@ -190,7 +190,8 @@ def entered(one: in_force.Entered) -> Iterator[None]:
     with ALONE:
         if model not in _edited:
             _edited[model] = [], ExitStack()
-            _edited[model][1].enter_context(replaced_forwards(_obedient(one.lens)))
+            for module, forward in _obedient(one.lens):
+                put_forward(_edited[model][1], module, forward)
         _edited[model][0].append(one)
     in_force.ENTERED.set((*in_force.ENTERED.get(), one))
     try:

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from depthlens.ablations import Condition
-from depthlens.backends.row_edits import ACTS_ON, Means, hooks
+from depthlens.ablations import BASELINE, Condition
+from depthlens.backends.row_edits import ACTS_ON, Means, RowEdits, hooks
 from depthlens.backends.site_edits import Sums
+from depthlens.backends.torch import applied
 from depthlens.engine import work
 from depthlens.models.architectures import body_of, wide_type
 from depthlens.models.lens import Lens
@@ -136,7 +137,12 @@ def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[dict[str, 
         from depthlens.backends.nnsight import NnsightBackend  # slow to import
 
         return NnsightBackend(lens).read(tokens, edits)
+    tokens = tokens.to(lens.device)
     with ExitStack() as stack:
+        # what is in force comes first, so that its work is seen
+        stack.enter_context(
+            applied(RowEdits([BASELINE], lens, None, torch.arange(tokens.shape[1], device=lens.device)[None]))
+        )
         for layer, at in enumerate(edits):
             stack.enter_context(hooks(lens.arch, layer, at))
-        body_of(lens.model)(input_ids=tokens.to(lens.device), use_cache=False)
+        body_of(lens.model)(input_ids=tokens, use_cache=False)

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from depthlens.ablations import Ablation, Condition
 from depthlens.backends.row_edits import RowEdits
 from depthlens.engine import prefix_tree, tree_attention, work
 from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Keys, Layout, Queries, Values, Z, walking
+from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models import fingerprint, in_force
 from depthlens.models.architectures import hidden, rotary_settings, wide
@@ -112,9 +111,7 @@ def require(lens: Lens, what: str, *, adds: bool = False, whole: bool = False) -
     """
     tried = found(lens)
     if whole and in_force.entered(lens.model):
-        raise UserError(
-            f"{what} is of the whole model, and {lens.name!r} is ablated here; leave the context first"
-        )
+        raise UserError(f"{what} is of the whole model, and {lens.name!r} is ablated here; leave the context first")
     not_added = "a layer does more than add what its attention and its MLP give"
     if fault := tried.fault or (not_added if adds and not tried.adds else None):
         raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
@@ -263,25 +260,6 @@ def _apart(
     # a vector of which little is left, since its parts cancel, is rounded as these are
     share = (found - wanted).norm(dim=-1) / norms.clamp(min=norms.mean() / 10).clamp(min=1e-12)
     return bool(share.nan_to_num(0, 0).flatten().sort().values[math.ceil(most * share.numel()) - 1] > tolerance)
-
-
-class CausalRows:
-    """Rows of equal length, padded on the right: every token sees itself and those before it.
-
-    A layout for `depthlens.models.architectures.Architecture.call`. Unlike a tree's, its attention can be
-    differentiated.
-
-    Attributes:
-        position_ids: Shape [1, pos].
-    """
-
-    def __init__(self, n_pos: int, device: torch.device) -> None:
-        self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
-
-    def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
-        """See `depthlens.engine.tree_attention.Layout.attention`."""
-        shared = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
 
 
 def window_of(lens: Lens) -> int | None:

@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -52,7 +53,7 @@ from depthlens.backends.row_edits import Means, classes
 from depthlens.cluster import pool
 from depthlens.engine import walk_check, work
 from depthlens.engine.engine import Engine
-from depthlens.engine.tree_attention import walking
+from depthlens.engine.tree_attention import Keys, Queries, Values, Z, walking
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
@@ -166,6 +167,25 @@ def _length(request: LoglikelihoodRequest) -> int:
     return len(request.context) + len(request.continuation) - 1
 
 
+class CausalRows:
+    """Rows of equal length, padded on the right: every token sees itself and those before it.
+
+    A layout for `depthlens.models.architectures.Architecture.call`. Unlike a tree's, its attention can be
+    differentiated.
+
+    Attributes:
+        position_ids: Shape [1, pos].
+    """
+
+    def __init__(self, n_pos: int, device: torch.device) -> None:
+        self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
+
+    def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
+        """See `depthlens.engine.tree_attention.Layout.attention`."""
+        shared = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
+
+
 class _Path:
     """One batch of requests on the way to the removal of heads.
 
@@ -197,7 +217,7 @@ class _Path:
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
         self.weight = torch.tensor([w for of_request in weights for w in of_request], dtype=wide_type(lens.dtype))
-        self.layout = walk_check.CausalRows(longest, device)
+        self.layout = CausalRows(longest, device)
         self.classes = classes(self.layout.position_ids).expand(len(requests), -1)
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.angles(x, self.layout.position_ids)

@@ -13,7 +13,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ from depthlens.models.placement import moved, place_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -322,12 +325,23 @@ def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
 
 @contextmanager
 def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Within the context these modules have another ``forward``."""
+    """Within the context these modules have another ``forward``, where this thread calls them."""
     with ExitStack() as stack:
         for module, forward in forwards:
-            stack.callback(_restore, module, forward, vars(module).get("forward"))  # None: that of its class
-            module.forward = forward
+            put_forward(stack, module, here(forward, module.forward))
         yield
+
+
+def put_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Give a module another ``forward`` until a stack is closed."""
+    stack.callback(_restore, module, forward, vars(module).get("forward"))  # None: that of its class
+    module.forward = forward
+
+
+def here(call: Callable[..., T], otherwise: Callable[..., T]) -> Callable[..., T]:
+    """A function that does in this thread what one does, and in others what the other does: modules are shared."""
+    mine = get_ident()
+    return lambda *args, **kwargs: (call if get_ident() == mine else otherwise)(*args, **kwargs)
 
 
 def _restore(module: nn.Module, replaced: Callable[..., Any], own: Callable[..., Any] | None) -> None:
