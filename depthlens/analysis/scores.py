@@ -315,16 +315,14 @@ def paired_scores(base: Result, distilled: Result) -> list[tuple[Scores, Scores]
     """
     models = comparable(base, distilled)
     by_task = {(s.task, s.metric): s for s in layer_scores(distilled)}
-    pairs = []
-    for a in layer_scores(base):
-        b = by_task[a.task, a.metric]
+    pairs = [(s, by_task[s.task, s.metric]) for s in layer_scores(base)]
+    for i, (a, b) in enumerate(pairs):
         # an older result does not say what its documents are; their ids are the same
-        if not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents)):
-            at = {name: i for i, name in enumerate(b.documents)}
-            if at.keys() != {*a.documents}:
-                raise UserError(f"task {a.task}: {' and '.join(models)} were asked other documents; run both alike")
-            b = b.of(documents=[at[name] for name in a.documents])
-        pairs.append((a, replace(b, documents=a.documents, units=a.units)))
+        known = not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents))
+        at = pd.Index(b.documents).get_indexer(list(a.documents)) if known else range(len(a.documents))
+        if min(at) < 0:
+            raise UserError(f"task {a.task}: {' and '.join(models)} were asked other documents; run both alike")
+        pairs[i] = a, replace(b.of(documents=at), documents=a.documents, units=a.units)
     return pairs
 
 

@@ -14,6 +14,8 @@ from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 from depthlens.ablations import Condition
 from depthlens.cluster import LOCAL, AskedWorkers, asked
 from depthlens.engine.engine import Engine
@@ -27,7 +29,6 @@ Asked = tuple[list[Any], list[Condition]]  # requests and conditions, each combi
 Computed = tuple[int, list[list[Any]], Work]  # number of the shard, answers [condition][request], what was computed
 # arguments of `depthlens.load`, and what is loaded here: of a model, and of the donor that it may have
 Models = list[tuple[dict[str, Any], Identity]]
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def workers_of(options: Mapping[str, Any]) -> Workers | None:
@@ -72,8 +73,6 @@ class Worker:
     """
 
     def __init__(self, threads: int) -> None:
-        import torch
-
         torch.set_num_threads(threads)
         self.models: Models | None = None
         self.lens: Any = None
@@ -135,8 +134,7 @@ class Workers:
             if host:  # where nobody answers Ray itself tries for minutes
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             # else the first worker's model would stand beside the one here; a share of a GPU is asked for to share it
-            alone = address == LOCAL and (self.wanted.worker_gpus or 1) >= 1
-            with patch.dict(os.environ, _other_gpus() if alone else {}):
+            with patch.dict(os.environ, _other_gpus() if options and (self.wanted.worker_gpus or 1) >= 1 else {}):
                 self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exceptions
             self.ray.shutdown()
@@ -149,9 +147,8 @@ class Workers:
         most = min(int(has.get(kind, 0) / each) for kind, each in size.items() if each)
         if (self.wanted.workers or 1) > most:
             each = " and ".join(f"{of:g} {kind}s" for kind, of in size.items())
-            fault = f"workers {self.wanted.workers}: Ray has room for {most} with {each} each"
-            fix = "ask for fewer (the model that is loaded here keeps its GPUs), or for smaller ones"
-            raise UserError(f"{fault}; {fix} (worker_cpus, worker_gpus)")
+            fault = f"workers {self.wanted.workers}: Ray has room for {most} with {each} each, beside the model here"
+            raise UserError(f"{fault}; ask for fewer, or for smaller ones (worker_cpus, worker_gpus)")
         return self.wanted.workers or most
 
     def describe(self) -> dict[str, Any]:
@@ -193,12 +190,10 @@ class Workers:
 
 def _other_gpus() -> dict[str, str]:
     """The variable by which a Ray that starts sees the GPUs where this process holds nothing; none of them: not set."""
-    import torch
-
-    here = range(torch.cuda.device_count())
-    names = (os.environ.get(VISIBLE) or ",".join(map(str, here))).split(",")
+    here, variable = range(torch.cuda.device_count()), "CUDA_VISIBLE_DEVICES"
+    names = (os.environ.get(variable) or ",".join(map(str, here))).split(",")
     free = [name for name, i in zip(names, here, strict=False) if not torch.cuda.memory_allocated(i)]
-    return {VISIBLE: ",".join(free)} if free else {}
+    return {variable: ",".join(free)} if free else {}
 
 
 @lru_cache(maxsize=1)  # those of another size end when they are forgotten

@@ -129,11 +129,10 @@ def _writes(
     unembed, norm, place = arch.unembed.weight, arch.final_norm, place_of(arch.final_norm, lens.device)
     assert isinstance(unembed, Tensor)  # [d_vocab, d_model]
     with torch.no_grad():  # what the norm does to states, but for one number each: the same whatever its formula is
-        probes = torch.ones(3, dims.d_model, dtype=lens.dtype, device=place)
-        probes[0], probes[1, 1::2] = 0, -1
+        probes = torch.tensor([[0, 0], [1, -1], [1, 1]], dtype=lens.dtype, device=place).repeat(1, dims.d_model // 2)
         bias, of_signs, of_ones = map(wide, norm(probes))
         centres = torch.allclose(of_ones, bias)  # as LayerNorm: a number that is added to all changes nothing
-        gain = (of_signs - bias) / _centred(wide(probes[1]), centres)
+        gain = (of_signs - bias) * wide(probes[1])
     directions = wide(unembed[needle.targets]) - unembed.mean(0, dtype=wide_type(unembed.dtype))
     towards = moved(_centred(moved(directions, place) * gain, centres), lens.device)  # [step, d_model]
 

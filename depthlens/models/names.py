@@ -88,8 +88,7 @@ class Source:
     def options(self) -> dict[str, Any]:
         """Arguments of ``from_pretrained`` beside the place."""
         # left to itself, transformers asks on the terminal whether to run code that came with a model
-        found = {"trust_remote_code": False, "revision": self.revision}
-        return {key: value for key, value in found.items() if value is not None}
+        return {"trust_remote_code": False, "revision": self.revision or "main"}
 
 
 def find(name: Any) -> Source:

@@ -19,6 +19,7 @@ from depthlens.errors import UserError
 from depthlens.requests import LoglikelihoodRequest
 
 TASK = "capitals_continuation"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class TestAsked:
@@ -71,7 +72,7 @@ def eight_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda i: 1000 * (i == 0))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **options: told.append(os.environ.get(pool.VISIBLE)))
+    monkeypatch.setattr(ray, "init", lambda **options: told.append(os.environ.get(VISIBLE)))
     gpus = lambda: {"CPU": 16, "GPU": len((told[-1] or "0,1,2,3,4,5,6,7").split(","))}  # noqa: E731
     monkeypatch.setattr(ray, "cluster_resources", gpus)
     return told
@@ -88,18 +89,16 @@ def eight_gpus(monkeypatch):
 )
 def test_workers_here_leave_the_gpu_of_the_model_alone(asked, before, seen, eight_gpus, monkeypatch):
     monkeypatch.setattr(pool.socket, "create_connection", lambda *a, **k: types.SimpleNamespace(close=lambda: None))
-    monkeypatch.delenv(pool.VISIBLE, raising=False)
+    monkeypatch.delenv(VISIBLE, raising=False)
     if before:
-        monkeypatch.setenv(pool.VISIBLE, before)
+        monkeypatch.setenv(VISIBLE, before)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert pool.Workers(asked).n == asked.workers and eight_gpus == [seen]
-    assert os.environ.get(pool.VISIBLE) == before, "this process is told nothing else"
+    assert os.environ.get(VISIBLE) == before, "this process is told nothing else"
 
 
 def test_a_worker_for_every_gpu_is_refused_with_the_reason(eight_gpus):
-    with pytest.raises(
-        UserError, match=r"room for 7 with .* ask for fewer \(the model that is loaded here keeps its GPUs"
-    ):
+    with pytest.raises(UserError, match=r"room for 7 with .* each, beside the model here; ask for fewer"):
         pool.Workers(AskedWorkers(8, worker_gpus=1))
 
 
