@@ -71,7 +71,9 @@ class Backend(ABC):
             cache = DynamicCache(config=self.lens.model.config)
         edits, kwargs = self._about(attention_mask, conditions, tokens.shape[1])
         kwargs |= {"use_cache": positions is None, "cache": cache}
-        positions = [[tokens.shape[1] - 1]] * len(tokens) if positions is None else positions
+        if as_it_is and positions is None:
+            kwargs["logits_to_keep"] = 1  # as `generate` of transformers calls it: a hook on the head sees one position
+        positions = [[-1]] * len(tokens) if positions is None else positions
         if as_it_is:
             with applied(edits):
                 every = self.lens.model(input_ids=tokens, **kwargs).logits
@@ -220,6 +222,7 @@ def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
                 if kwargs.get("cache", kwargs.get("past_key_values")) is not None:
                     raise UserError(f"condition {twice} runs a layer twice, and a cache holds it once; use_cache=False")
                 kwargs["use_cache"] = False
+            lens.bind()  # a module may have been replaced since
             with applied(RowEdits([BASELINE], lens, None, _positions(args, kwargs))):
                 return of_body(*args, **kwargs)
 

@@ -127,6 +127,7 @@ class Engine:
         self, requests: Sequence[Any], conditions: Sequence[Condition], desc: str, *, writes: bool
     ) -> list[list[Any]]:
         """What is known already, and the rest computed."""
+        self.lens.bind()  # a module may have been replaced since the engine was made
         pairs.require(self.lens, conditions, self.backend.name)
         longest = max((len(q.context) + q.max_new_tokens if writes else len(q.inputs) for q in requests), default=0)
         rows = self.cache.rows(requests, conditions)
