@@ -39,6 +39,7 @@ _NUMBERS = (np.generic, np.ndarray, Tensor)  # as a scan of a setting makes them
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
 _NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
+_NOT_THE_MODULE |= {"is_quantized"}  # False of a .gguf file that transformers reads; weights say what they are
 _NOT_THE_MODULE |= {"hf_device_map", "_hf_hook", "_old_forward", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"}
 _NOT_THE_MODULE |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
 

@@ -84,7 +84,6 @@ def test_a_gguf_file_is_converted_once_to_what_transformers_makes_of_it(family, 
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model(family), architecture=family.removesuffix("-gqa"))
     plain = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     model = AutoModelForCausalLM.from_pretrained(tmp_path, **plain, dtype=torch.float32).eval()
-    del model.is_quantized  # False: what transformers notes of how it read the file
     direct = dl.Lens(model, AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name), str(path))
     first = loading.load(path)
     monkeypatch.setattr(loading, "convert", lambda *given: pytest.fail("the file is converted again"))
