@@ -161,7 +161,8 @@ class Engine:
         if self.lens.stream:
             raise UserError(NO_GENERATION)
         require_plain(self.lens)
-        if twice := next((c for c in conditions if c.uses("twice")), None):
+        in_force_here = (one.condition for one in in_force.entered(self.lens.model))
+        if twice := next((c for c in (*conditions, *in_force_here) if c.uses("twice")), None):
             raise UserError(f"condition {twice} runs a layer twice, and writes no texts; score answers instead")
 
     def expected(self, rows: AnswerRows, lengths: Sequence[int] | None) -> int:

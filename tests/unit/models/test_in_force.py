@@ -171,6 +171,8 @@ def test_one_prompt_is_asked_of_the_model_as_it_is_ablated(lens, outer):
         if "x2" in outer:
             with pytest.raises(UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
                 lens.model.generate(**inputs, max_new_tokens=2)
+            with pytest.raises(UserError, match="L1x2 runs a layer twice, and writes no texts"):
+                dl.generate(lens, PROMPT)
     best = own.softmax(-1).max(-1).values
     assert table["baseline"].max() == pytest.approx(float(best[-1]), abs=1e-5)
     assert depths.probability[-1] == pytest.approx(best.numpy(), abs=1e-5)
