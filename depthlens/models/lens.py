@@ -160,8 +160,9 @@ class Lens:
             fix = "leave it, and load the model with dtype=bfloat16"
             raise UserError(f"torch.autocast is on, which changes scores; {fix}")
         self.arch = architectures.Architecture(self.model)
-        for other in (self.donor, *(one.lens for one in in_force.entered(self.model))):
-            if other is not None and other is not self:
+        entered = [one.lens for one in in_force.entered(self.model) if one.lens is not self]
+        with in_force.aside():
+            for other in ([self.donor] if self.donor else []) + entered:
                 other.bind()
 
     def not_finite(self, condition: object) -> UserError:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from by_hand import logprobs
+from by_hand import logprobs, patched
 
 import depthlens as dl
 from depthlens.ablations import heads_condition
@@ -81,14 +81,13 @@ def test_out_of_memory_halves_the_batch(requests, estimate, monkeypatch):
     lens = tiny.lens("llama-gqa")
     requests = [*requests, *(LoglikelihoodRequest(q.context[1:], q.continuation) for q in requests)]
     wanted, _ = estimate(lens, requests)
-    real = lens.arch.mlp[2].forward
 
     def small(x):
         if x.shape[0] > 3:  # one request, which a path walks in three groups, and the texts that try the walk
             raise torch.OutOfMemoryError("out of memory")
         return real(x)
 
-    monkeypatch.setattr(lens.arch.mlp[2], "forward", small)
+    real = patched(monkeypatch, lens.arch.mlp[2], small)
     assert torch.allclose(estimate(lens, requests)[0], wanted, atol=LOGPROB_TOLERANCE)
     assert not any(m._forward_pre_hooks for m in lens.model.modules())
 

@@ -110,7 +110,7 @@ def test_logits_are_those_of_peft(desk, name):
 
 def test_an_embedded_adapter_is_loaded_by_name(desk, tmp_path, monkeypatch):
     shutil.copytree(desk / "adapter", tmp_path / "adapters" / "smollm2-135m-cot")
-    monkeypatch.setattr(loading, "smollm2", lambda: desk / "base")
+    monkeypatch.setattr(loading, "converted", lambda gguf, name: desk / "base")
     monkeypatch.setattr(paths, "data_dir", lambda: tmp_path)
     lens = dl.load("smollm2-135m-cot")
     assert lens.name == "smollm2-135m-cot"
