@@ -60,7 +60,9 @@ class Lens:
         waited: Seconds in which layers were read from disk, so far.
         arch: Layers, attention, ``o_proj`` and MLP modules.
 
-    One thread at a time works with models, whatever number of threads and of Lenses there are: others wait.
+    One thread at a time works with models, whatever number of threads and of Lenses there are: others wait. Calls of
+    ``model`` by hand do not wait, except where a condition is in force on it; what is done to it for a sweep in another
+    thread may end them in an error.
 
     Raises:
         UserError: a part of the model cannot be found, or it is no causal language model of transformers.
