@@ -372,6 +372,8 @@ def concat(results: Sequence[Result]) -> Result:
         >>> dl.concat([result, attention]).summary["condition"].nunique()
         13
     """
+    if not results:
+        raise UserError("results []: give at least one result to join")
     key = [*GROUP, "condition", "doc_id"]
     docs = pd.concat([r.docs for r in results], ignore_index=True)
     docs = docs.drop_duplicates([*key, "value"], ignore_index=True)

@@ -81,7 +81,7 @@ def next_token(
                 logits += given
             found.append(wide(torch.cat(logits)).softmax(-1))
     probs = torch.stack(found).mean(0)  # [condition, d_vocab]
-    likeliest = probs.topk(k).indices.flatten().unique()
+    likeliest = probs.topk(min(k, probs.shape[1])).indices.flatten().unique()
     frame = pd.DataFrame(
         probs[:, likeliest].T.cpu().numpy(),
         index=pd.Index(words(lens, likeliest.tolist()), name="token"),

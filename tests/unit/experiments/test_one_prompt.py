@@ -42,6 +42,7 @@ def test_next_token_probabilities_are_the_models_and_means_over_resample_prompts
             each.append(logits(lens)[0, -1].softmax(-1))
     assert both[under].max() == pytest.approx(torch.stack(each).mean(0).max().item(), rel=1e-5)
     assert not torch.allclose(*each)
+    assert len(one_prompt.next_token(lens, PROMPT, k=10**30)) == lens.model.config.vocab_size  # all that there are
 
 
 def test_contexts_are_nested_and_restored_after_an_exception(lens):
