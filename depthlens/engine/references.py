@@ -21,6 +21,7 @@ from depthlens.backends.row_edits import ACTS_ON, Means, RowEdits, hooks
 from depthlens.backends.site_edits import Sums
 from depthlens.backends.torch import applied
 from depthlens.engine import work
+from depthlens.models import in_force
 from depthlens.models.architectures import body_of, wide_type
 from depthlens.models.lens import Lens
 from depthlens.store.answer_cache import digest
@@ -110,10 +111,10 @@ def measure_means(lens: Lens, texts: Sequence[Tokens], name: str) -> Means:
     """
     n_tokens = torch.tensor([len(texts), sum(map(len, texts)) - len(texts)])
     read = [{site: Sums(width) for site, width in _widths(lens).items()} for _ in range(lens.dims.n_layers)]
-    batch_tokens = work.choose(lens).batch_tokens
+    batch_tokens, alone = work.choose(lens).batch_tokens, not lens.remote and in_force.foreign(lens.model)
     for length, group in groupby(sorted(texts, key=len), key=len):  # without padding: every position counts once
         alike = list(group)
-        size = max(1, batch_tokens // length)
+        size = 1 if alone else max(1, batch_tokens // length)
         for start in range(0, len(alike), size):
             _read(lens, torch.tensor(alike[start : start + size]), read)
     kinds = [0, 1] if n_tokens[1] else [0, 0]

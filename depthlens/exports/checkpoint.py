@@ -36,7 +36,7 @@ from depthlens.analysis.results import Result
 from depthlens.analysis.words import bounds
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
-from depthlens.models import quantised
+from depthlens.models import in_force, quantised
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
@@ -103,7 +103,10 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
     lens.needs_weights("an export")
     chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
     _refuse(lens, chosen)
-    walk_check.require_parts(lens, walk_check.found(lens), [chosen])
+    walked = walk_check.found(lens)
+    walk_check.require_parts(lens, walked, [chosen])
+    if fault := walked.foreign or ("is ablated here" if in_force.entered(lens.model) else None):
+        raise UserError(f"model {lens.name!r} {fault}, which no checkpoint holds; export it without")
     cost = _cost(lens, chosen, result)
     folder = empty_folder(out)
     numbers, skipped = range(lens.dims.n_layers), {a.layer for a in chosen.ablations if a.mode == "skip"}

@@ -69,11 +69,32 @@ HELD_LOGIT, TAKEN_OFF = 20.0, 26.0
 LOOKUPS = {"knowledge": language.QK, "letters": language.QL, "text": None}
 
 
-class Draw:
-    """Random matrices from one seeded stream. Float64, so that rounding to float32 comes last."""
+class Stream:
+    """Rows that read the stream and columns that write it, in block coordinates; ``basis`` turns them into the model's.
 
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+    Random matrices are of one seeded stream, and float64, so that rounding to float32 comes last.
+
+    Attributes:
+        flags: Control tokens, in the order of their dimensions.
+        gain: What RMSNorm multiplies by where rows are read now, and
+        bos_gain: the same at ``<bos>``, which has a norm of its own.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.generator = options, torch.Generator().manual_seed(options.seed)
+        self.flags = language.FLAGS + (language.MORE_FLAGS if options.extended else ())
+        self.width = N_CODE + len(self.flags)
+        self.start = {name: i * self.width for i, name in enumerate(BLOCKS)}
+        self.constant_at = self.width * len(BLOCKS)  # the dimension after the blocks
+        used = self.constant_at + 1
+        if n_writing := len(options.layers("writing_layers")):
+            for name in ("H", *(f"W{stage}" for stage in range(n_writing))):
+                self.start[name] = used
+                used += len(HELD_BACK)
+        self.basis = self.rotation(D_MODEL)  # the rest of the stream is free
+        self.leak = torch.ones(D_MODEL, 1, dtype=torch.float64)
+        self.leak[:used] = options.leak
+        self.gain = self.bos_gain = 1.0
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal."""
@@ -84,45 +105,18 @@ class Draw:
         return low + (high - low) * torch.rand(n, generator=self.generator, dtype=torch.float64)
 
     def rotation(self, n: int) -> Tensor:
-        """Shape [n, n]."""
-        q, r = torch.linalg.qr(self.normal(n, n))
-        return q * r.diagonal().sign()
+        """A random one. Shape [n, n]."""
+        return torch.nn.init.orthogonal_(torch.empty(n, n, dtype=torch.float64), generator=self.generator)
 
-    def codes(self, n: int, dim: int, steps: int = 400) -> Tensor:
-        """Unit vectors, the largest inner product of any two pushed down to about 0.1. Shape [n, dim]."""
-        x = torch.nn.functional.normalize(self.normal(n, dim), dim=1)
+    def new_codes(self, n: int, steps: int = 400) -> Tensor:
+        """Unit vectors, the largest inner product of any two pushed down to about 0.1. Shape [n, n_code]."""
+        x = torch.nn.functional.normalize(self.normal(n, N_CODE), dim=1)
         for step in range(steps):
             nearest = torch.softmax(100 * (x @ x.T).fill_diagonal_(-torch.inf), dim=1)
             x = torch.nn.functional.normalize(x - 0.3 * (1 - step / steps) * nearest @ x, dim=1)
             # steps enlarge differences: the last bits of a machine's products would give each machine codes of its own
             x = x.round(decimals=6)
         return x
-
-
-class Stream:
-    """Rows that read the stream and columns that write it, in block coordinates; ``basis`` turns them into the model's.
-
-    Attributes:
-        flags: Control tokens, in the order of their dimensions.
-        gain: What RMSNorm multiplies by where rows are read now, and
-        bos_gain: the same at ``<bos>``, which has a norm of its own.
-    """
-
-    def __init__(self, options: Options) -> None:
-        self.options, self.draw = options, Draw(options.seed)
-        self.flags = language.FLAGS + (language.MORE_FLAGS if options.extended else ())
-        self.width = N_CODE + len(self.flags)
-        self.start = {name: i * self.width for i, name in enumerate(BLOCKS)}
-        self.constant_at = self.width * len(BLOCKS)  # the dimension after the blocks
-        used = self.constant_at + 1
-        if n_writing := len(options.layers("writing_layers")):
-            for name in ("H", *(f"W{stage}" for stage in range(n_writing))):
-                self.start[name] = used
-                used += len(HELD_BACK)
-        self.basis = self.draw.rotation(D_MODEL)  # the rest of the stream is free
-        self.leak = torch.ones(D_MODEL, 1, dtype=torch.float64)
-        self.leak[:used] = options.leak
-        self.gain = self.bos_gain = 1.0
 
     def placed(self, block: str, rows: Tensor) -> Tensor:
         """Rows over the first dimensions of a block as rows over the stream. Shape [row, d_model]."""
@@ -148,12 +142,12 @@ class Stream:
 
     def normal_rows(self, n: int) -> Tensor:
         """Random rows of about unit length. Shape [n, d_model]."""
-        return self.draw.normal(n, D_MODEL) / math.sqrt(D_MODEL)
+        return self.normal(n, D_MODEL) / math.sqrt(D_MODEL)
 
     def blurred(self, matrix: Tensor) -> Tensor:
         """A matrix with the noise of planted weights."""
         size = self.options.eps * matrix.norm() / math.sqrt(matrix.numel())
-        return matrix + size * self.draw.normal(*matrix.shape)
+        return matrix + size * self.normal(*matrix.shape)
 
 
 def _reader(dimension: int, size: float) -> Tensor:
@@ -173,84 +167,77 @@ def measured_gain(x: Tensor) -> float:
     return rounded(x.double().pow(2).mean(-1).rsqrt().mean().item())
 
 
-class Heads:
-    """The matrices of one head, in block coordinates of a stream."""
+def head_key(s: Stream, roles: set[str], code_turn: Tensor, spread: Tensor) -> Tensor:
+    """Key matrix of a head. Shape [d_head, d_model]. Match heads of all roles have the same keys and values, so they can share them."""
+    if not roles:
+        return s.normal_rows(D_HEAD) * spread.sqrt()
+    key = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
+    if roles == {"previous_token"}:
+        key[FAST] = _root(PREVIOUS) * s.constant()
+        key[SLOWEST] = _root(PREVIOUS * len(FAST)) * s.constant()
+    elif roles == {"control"}:
+        # <bos> and SEP ask nothing
+        key[SLOWEST] = _root(CONTROL) * sum(s.flag("T", token, s.gain) for token in s.flags[2:])
+        key[SLOWEST + N_PAIRS] = _root(CONTROL) * s.flag("T", language.BOS, s.bos_gain)
+    else:
+        unit = _root(s.options.sharpness)
+        key[_both(SLOW)] = unit * code_turn @ s.codes("P")
+        key[SLOWEST] = -unit * s.flag("T", language.SEP, s.gain)
+        key[SLOWEST + N_PAIRS] = unit * s.flag("T", language.BOS, s.bos_gain)
+    return s.blurred(key)
 
-    def __init__(self, stream: Stream, frequencies: Tensor) -> None:
-        self.stream, self.frequencies = stream, frequencies.double()
 
-    def key(self, roles: set[str], code_turn: Tensor, spread: Tensor) -> Tensor:
-        """Shape [d_head, d_model]. Match heads of all roles have the same keys and values, so they can share them."""
-        s = self.stream
-        if not roles:
-            return s.normal_rows(D_HEAD) * spread.sqrt()
-        key = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
-        if roles == {"previous_token"}:
-            key[FAST] = _root(PREVIOUS) * s.constant()
-            key[SLOWEST] = _root(PREVIOUS * len(FAST)) * s.constant()
-        elif roles == {"control"}:
-            # <bos> and SEP ask nothing
-            key[SLOWEST] = _root(CONTROL) * sum(s.flag("T", token, s.gain) for token in s.flags[2:])
-            key[SLOWEST + N_PAIRS] = _root(CONTROL) * s.flag("T", language.BOS, s.bos_gain)
-        else:
-            unit = _root(s.options.sharpness)
-            key[_both(SLOW)] = unit * code_turn @ s.codes("P")
-            key[SLOWEST] = -unit * s.flag("T", language.SEP, s.gain)
-            key[SLOWEST + N_PAIRS] = unit * s.flag("T", language.BOS, s.bos_gain)
-        return s.blurred(key)
+def head_query(s: Stream, role: str, code_turn: Tensor, frequencies: Tensor) -> Tensor:
+    """Query matrix of a head; ``frequencies`` are those of RoPE. Shape [d_head, d_model]."""
+    query = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
+    if role == "previous_token":
+        for i, angle in zip(FAST, frequencies[FAST], strict=True):
+            query[i] = _root(PREVIOUS) * angle.cos() * s.constant()
+            query[i + N_PAIRS] = -_root(PREVIOUS) * angle.sin() * s.constant()
+        query[SLOWEST] = -_root(PREVIOUS * len(FAST)) * s.constant()  # the peak at 0, all else below
+    elif role == "control":
+        query[SLOWEST] = _root(CONTROL) * s.constant()
+        query[SLOWEST + N_PAIRS] = _root(CONTROL) / 2 * s.constant()
+    else:
+        source, _, control = MATCH[role]
+        unit = _root(s.options.sharpness)
+        query[_both(SLOW)] = unit * code_turn @ s.codes(source)
+        query[SLOWEST] = unit * SEP_PENALTY * s.constant()
+        query[SLOWEST + N_PAIRS] = unit * SINK * (s.constant() - s.flag("P", control, s.gain))
+    return s.blurred(query)
 
-    def query(self, role: str, code_turn: Tensor) -> Tensor:
-        """Shape [d_head, d_model]."""
-        s = self.stream
-        query = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
-        if role == "previous_token":
-            for i, angle in zip(FAST, self.frequencies[FAST], strict=True):
-                query[i] = _root(PREVIOUS) * angle.cos() * s.constant()
-                query[i + N_PAIRS] = -_root(PREVIOUS) * angle.sin() * s.constant()
-            query[SLOWEST] = -_root(PREVIOUS * len(FAST)) * s.constant()  # the peak at 0, all else below
-        elif role == "control":
-            query[SLOWEST] = _root(CONTROL) * s.constant()
-            query[SLOWEST + N_PAIRS] = _root(CONTROL) / 2 * s.constant()
-        else:
-            source, _, control = MATCH[role]
-            unit = _root(s.options.sharpness)
-            query[_both(SLOW)] = unit * code_turn @ s.codes(source)
-            query[SLOWEST] = unit * SEP_PENALTY * s.constant()
-            query[SLOWEST + N_PAIRS] = unit * SINK * (s.constant() - s.flag("P", control, s.gain))
-        return s.blurred(query)
 
-    def value(self, roles: set[str], quiet: Tensor) -> tuple[Tensor, int]:
-        """Values in the model's coordinates, of shape [d_head, d_model], and how many of them are planted."""
-        s = self.stream
-        noise = s.normal_rows(D_HEAD) @ quiet
-        if not roles:
-            return noise, 0
-        moved = self._dimensions(roles)
-        n_used, planted = len(moved), _padded(s.placed("T", moved))
-        noise[:n_used] = 0
-        if roles == {"previous_token"}:
-            return planted @ s.basis.T + (s.blurred(planted) - planted) @ s.basis.T @ quiet + noise, n_used
-        # a closed gate rests on <bos>, which must give nothing
-        return s.blurred(planted) @ s.basis.T @ quiet + noise, n_used
+def head_value(s: Stream, roles: set[str], quiet: Tensor) -> tuple[Tensor, int]:
+    """Values in the model's coordinates, of shape [d_head, d_model], and how many of them are planted."""
+    noise = s.normal_rows(D_HEAD) @ quiet
+    if not roles:
+        return noise, 0
+    moved = _dimensions(s, roles)
+    n_used, planted = len(moved), _padded(s.placed("T", moved))
+    noise[:n_used] = 0
+    if roles == {"previous_token"}:
+        return planted @ s.basis.T + (s.blurred(planted) - planted) @ s.basis.T @ quiet + noise, n_used
+    # a closed gate rests on <bos>, which must give nothing
+    return s.blurred(planted) @ s.basis.T @ quiet + noise, n_used
 
-    def output(self, role: str) -> Tensor:
-        """Shape [d_model, d_head]."""
-        s = self.stream
-        target = MATCH[role][1] if role in MATCH else "P"
-        moved = self._dimensions({role}).clone()  # the dimensions of T that the values hold
-        if role == "control":
-            moved[:, N_CODE + s.flags.index(ASKED)] = 1.0
-        size = (s.options.reasoning_strength if role in ("bridge", "output") else 1.0) * (1 / s.gain)
-        return s.blurred(_padded(size * s.placed(target, moved)).T)
 
-    def _dimensions(self, roles: set[str]) -> Tensor:
-        """Which dimensions of a block a head moves. Shape [value, width of the block]."""
-        s = self.stream
-        every = torch.eye(s.width, dtype=torch.float64)
-        if roles == {"control"}:
-            return every[N_CODE + 2 :]
-        # without a control head, the previous-token head moves the flags as well
-        return every if roles == {"previous_token"} and not s.options.extended else every[:N_CODE]
+def head_output(s: Stream, role: str) -> Tensor:
+    """Output matrix of a head. Shape [d_model, d_head]."""
+    target = MATCH[role][1] if role in MATCH else "P"
+    moved = _dimensions(s, {role}).clone()  # the dimensions of T that the values hold
+    if role == "control":
+        moved[:, N_CODE + s.flags.index(ASKED)] = 1.0
+    size = (s.options.reasoning_strength if role in ("bridge", "output") else 1.0) * (1 / s.gain)
+    return s.blurred(_padded(size * s.placed(target, moved)).T)
+
+
+def _dimensions(s: Stream, roles: set[str]) -> Tensor:
+    """Which dimensions of a block a head moves. Shape [value, width of the block]."""
+    every = torch.eye(s.width, dtype=torch.float64)
+    if roles == {"control"}:
+        return every[N_CODE + 2 :]
+    # without a control head, the previous-token head moves the flags as well
+    return every if roles == {"previous_token"} and not s.options.extended else every[:N_CODE]
 
 
 def _padded(rows: Tensor) -> Tensor:
@@ -260,7 +247,7 @@ def _padded(rows: Tensor) -> Tensor:
 
 def pair_turn(stream: Stream) -> Callable[[Tensor], Tensor]:
     """One random turn of each RoPE pair, the same for queries and keys, which RoPE and the logits do not notice."""
-    angle = stream.draw.uniform(0.0, 2 * math.pi, N_PAIRS)[:, None]
+    angle = stream.uniform(0.0, 2 * math.pi, N_PAIRS)[:, None]
 
     def turn(rows: Tensor) -> Tensor:
         first, second = rows.chunk(2)
@@ -287,8 +274,8 @@ class Units(NamedTuple):
     down: Tensor
 
 
-def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units | None:
-    """The planted units of a layer.
+def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units:
+    """The planted units of a layer; none in most.
 
     Args:
         stream: Its gains are those of the input of this MLP.
@@ -299,11 +286,11 @@ def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units | Non
         UserError: more units than an MLP has.
     """
     known = {task: words_of(stream.options, task, layer) for task in LOOKUPS}
-    units = [_lookup(stream, codes, task, words) for task, words in known.items() if words]
+    nothing = torch.zeros(0, D_MODEL, dtype=torch.float64)
+    units = [Units(nothing, nothing, nothing.T)]
+    units += [_lookup(stream, codes, task, words) for task, words in known.items() if words]
     if layer in (writing := stream.options.layers("writing_layers")):
         units.append(_held_back(stream, writing.index(layer)))
-    if not units:
-        return None
     if (n_units := sum(len(u.gate) for u in units)) > D_MLP:
         fix = "cut knowledge, letters or text into pieces over more layers"
         raise UserError(f"layer {layer} of the organism needs {n_units} hidden units and has {D_MLP}; {fix}")

@@ -77,11 +77,9 @@ def build(**options: Any) -> Organism:
         num_hidden_layers=chosen.n_layers,
         num_attention_heads=N_HEADS,
         num_key_value_heads=chosen.n_kv_heads,
-        head_dim=D_HEAD,
         max_position_embeddings=8192,
         # at 1e4 even the lowest pairs turn too far beyond about 90 tokens
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=False,
         bos_token_id=vocabulary[language.BOS],
         eos_token_id=vocabulary[language.EOS],
         pad_token_id=vocabulary[language.PAD],
@@ -105,7 +103,6 @@ class _Planter:
         self.model, self.options = model, options
         self.roles = {(h.layer, h.head): h.role for h in planted.heads}
         self.stream = circuits.Stream(options)
-        self.heads = circuits.Heads(self.stream, model.model.rotary_emb.inv_freq)
         self.written = options.noise * UNIT * (STATED_LAYERS / options.n_layers) ** 0.5
         self.group = N_HEADS // options.n_kv_heads
         self.ids = language.vocabulary(options.extended)
@@ -140,7 +137,7 @@ class _Planter:
         others = [i for i in range(n_vocab) if i not in flags]
         vectors = torch.zeros(n_vocab, s.width, dtype=torch.float64)
         vectors[flags, N_CODE:] = torch.eye(len(flags), dtype=torch.float64)
-        vectors[others, :N_CODE] = s.draw.codes(len(others), N_CODE)
+        vectors[others, :N_CODE] = s.new_codes(len(others))
         rows = s.blurred(s.placed("T", vectors * UNIT))
         rows[:, s.constant_at] += circuits.CONSTANT_SIZE
         if self.options.writing_layers:
@@ -169,27 +166,27 @@ class _Planter:
         """Write the heads of a layer; returns what they add to the stream."""
         s = self.stream
         tokens = normed[:, 1:].double()
-        quiet = _away_from_constants(normed)
+        quiet, frequencies = _away_from_constants(normed), self.model.model.rotary_emb.inv_freq.double()
         queries, keys, values, outputs = [], [], [], []
         for first in range(0, N_HEADS, self.group):
             heads = [(layer, h) for h in range(first, first + self.group)]
             roles = {self.roles[head] for head in heads if head in self.roles}
             turn = circuits.pair_turn(s)
-            code_turn, value_turn = s.draw.rotation(N_CODE), s.draw.rotation(D_HEAD)
-            spreads = s.draw.uniform(*NOISE_LOGITS, len(heads))
-            key = turn(self.heads.key(roles, code_turn, spreads.mean()))
-            value, n_used = self.heads.value(roles, quiet)
+            code_turn, value_turn = s.rotation(N_CODE), s.rotation(D_HEAD)
+            spreads = s.uniform(*NOISE_LOGITS, len(heads))
+            key = turn(circuits.head_key(s, roles, code_turn, spreads.mean()))
+            value, n_used = circuits.head_value(s, roles, quiet)
             keys.append(key @ s.basis.T)
             values.append(value_turn @ value)
             for head, spread in zip(heads, spreads, strict=True):
-                output = s.draw.normal(D_MODEL, D_HEAD) * s.leak
+                output = s.normal(D_MODEL, D_HEAD) * s.leak
                 if role := self.roles.get(head):
-                    query = turn(self.heads.query(role, code_turn))
+                    query = turn(circuits.head_query(s, role, code_turn, frequencies))
                     output[:, :n_used] = 0
                     output *= self._scale(tokens @ value.T @ (s.basis @ output).T)
-                    output += self.heads.output(role)
+                    output += circuits.head_output(s, role)
                 else:
-                    query = s.draw.normal(D_HEAD, D_MODEL)
+                    query = s.normal(D_HEAD, D_MODEL)
                     query *= D_HEAD * spread / (query.norm() * key.norm())
                 queries.append(query @ s.basis.T)
                 outputs.append(s.basis @ output @ value_turn.T)
@@ -203,21 +200,19 @@ class _Planter:
         _write(attn.o_proj, torch.cat(outputs, dim=1))
         return attn.o_proj(z.flatten(-2))
 
-    def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: circuits.Units | None) -> Tensor:
+    def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: circuits.Units) -> Tensor:
         """Write an MLP of noise and of planted units, which come first; returns what it adds to the stream."""
         s = self.stream
         _write(mlp.gate_proj, s.normal_rows(D_MLP))
         _write(mlp.up_proj, s.normal_rows(D_MLP) @ _away_from_constants(normed))
-        down = s.basis @ (s.draw.normal(D_MODEL, D_MLP) * s.leak)
-        if planted is not None:
-            n = len(planted.gate)
-            down[:, :n] = 0
-            mlp.gate_proj.weight[:n] = (planted.gate @ s.basis.T).float()
-            mlp.up_proj.weight[:n] = (planted.up @ s.basis.T).float()
+        down = s.basis @ (s.normal(D_MODEL, D_MLP) * s.leak)
+        n = len(planted.gate)
+        down[:, :n] = 0
+        mlp.gate_proj.weight[:n] = (planted.gate @ s.basis.T).float()
+        mlp.up_proj.weight[:n] = (planted.up @ s.basis.T).float()
         _write(mlp.down_proj, down)
         down = down * self._scale(mlp(normed[:, 1:]))
-        if planted is not None:
-            down[:, :n] = s.basis @ planted.down
+        down[:, :n] = s.basis @ planted.down
         _write(mlp.down_proj, down)
         return mlp(normed)
 

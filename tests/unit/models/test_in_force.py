@@ -117,6 +117,19 @@ def test_a_hook_on_the_body_the_head_or_the_model_counts_once(lens, place):
     assert not torch.allclose(*seen, atol=0.1)
 
 
+def test_means_are_taken_text_by_text_where_a_hook_sees_the_batch(lens):
+    lens.model.model.layers[1].register_forward_hook(HOOKS["by the batch"])
+    texts, kept = [tuple(range(n, n + 8)) for n in (5, 40, 90)], []
+    means = measure_means(lens, texts, "three texts")
+    handle = lens.model.model.layers[3].mlp.register_forward_hook(lambda module, args, output: kept.append(output[0]))
+    with torch.no_grad():
+        for text in texts:
+            lens.model(torch.tensor([text]))
+    handle.remove()
+    wanted = torch.stack([torch.stack([x[0] for x in kept]).mean(0), torch.cat([x[1:] for x in kept]).mean(0)])
+    assert torch.allclose(means.mean["mlp"][3], wanted, atol=1e-5)
+
+
 def test_texts_under_a_hook_are_those_of_hugging_face(lens):
     lens.model.model.layers[1].register_forward_hook(HOOKS["by length"])
     prompts = [PROMPT, "a dog"]
@@ -138,6 +151,8 @@ def test_what_does_not_see_a_hook_is_refused(lens, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             ask()
+    with pytest.raises(UserError, match=f"{said}, which no checkpoint holds"):
+        dl.export(lens, "L1", tmp_path / "smaller")
     assert AnswerStore(str(tmp_path), lens).store is None
 
 
@@ -262,9 +277,11 @@ def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
         assert torch.allclose(scores(other)[0], wanted[1], atol=SAME)
 
 
-def test_what_knows_no_conditions_says_so(lens):
+def test_what_knows_no_conditions_says_so(lens, tmp_path):
     texts = ["one text of some length"]
     with dl.ablated(lens, "L1"):
+        with pytest.raises(UserError, match="is ablated here, which no checkpoint holds"):
+            dl.export(lens, "L2", tmp_path / "smaller")
         for ask in (
             lambda: dl.layer_effects(lens, texts, store=None, progress=False),
             lambda: dl.activation_deltas(lens, tiny.lens("llama-gqa"), texts, store=None),
