@@ -168,7 +168,10 @@ def measured_gain(x: Tensor) -> float:
 
 
 def head_key(s: Stream, roles: set[str], code_turn: Tensor, spread: Tensor) -> Tensor:
-    """Key matrix of a head. Shape [d_head, d_model]. Match heads of all roles have the same keys and values, so they can share them."""
+    """Key matrix of a head. Shape [d_head, d_model].
+
+    Match heads of all roles have the same keys and values, so they can share them.
+    """
     if not roles:
         return s.normal_rows(D_HEAD) * spread.sqrt()
     key = torch.zeros(D_HEAD, D_MODEL, dtype=torch.float64)
