@@ -12,7 +12,6 @@ import difflib
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 
 class _OneLine:
@@ -36,33 +35,6 @@ class Interrupted(_OneLine, KeyboardInterrupt):
     """Ctrl-C in the middle of long work; the message says what is stored and how to go on."""
 
 
-# what TransformerLens, nnsight, lm-eval and transformers call what has another name here
-OF_PACKAGE = {
-    "dl.load": ("from_pretrained", "HookedTransformer", "TransformerBridge", "LanguageModel", "load_model", "boot"),
-    "dl.condition_sweep": ("sweep", "ablate", "ablation", "run_sweep", "simple_evaluate", "evaluate", "run"),
-    "dl.layer_sweep": ("layers", "remove_layers", "layer_ablation", "skip_layers"),
-    "dl.head_sweep": ("heads", "head_ablation", "head_importance"),
-    "dl.patch": ("activation_patching", "patching", "causal_tracing", "path_patching", "resample_ablation"),
-    "dl.attention": ("attention_patterns", "get_attention", "attentions", "attn"),
-    "dl.logit_lens": ("LogitLens", "tuned_lens", "unembed"),
-    "dl.ablated": ("hooks", "run_with_hooks", "edit", "intervene", "knockout"),
-    "dl.Result.load": ("load_result", "read", "open"),
-}
-OF_LENS = {
-    "dl.generate(lens, ...), or lens.model.generate": ("generate", "generate_text"),
-    "dl.ablated(lens, ...)": ("run_with_hooks", "hooks", "add_hook", "ablate", "edit"),
-    "lens.bridge.run_with_cache": ("run_with_cache", "cache", "activations"),
-    "lens.nnsight.trace": ("trace", "invoke", "session"),
-    "dl.logit_lens(lens, ...)": ("logit_lens",),
-    "dl.attention(lens, ...)": ("attention", "attentions", "attention_pattern"),
-    "dl.patch(lens, ...)": ("patch", "patching"),
-    "lens.model": ("hf_model", "forward", "module"),
-    "lens.dims": ("cfg", "n_layers", "n_heads", "d_model", "d_head"),
-    "lens.model.config": ("config",),
-    "lens.tokenizer": ("to_tokens", "to_string", "to_str_tokens", "tok"),
-}
-
-
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:
     """The error for a name that is not in a list, with the most similar allowed names.
 
@@ -78,17 +50,6 @@ def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") 
     if near := difflib.get_close_matches(str(value), names, n=3):
         hint = f"did you mean {', '.join(near)}? {fix}".rstrip()
     return UserError(f"unknown {kind} {value!r}; {hint}")
-
-
-def refuse_name(owner: str, name: str, other: dict[str, tuple[str, ...]], known: Iterable[str]) -> NoReturn:
-    """Raise the error of a name that is not there, with the one that may be meant.
-
-    Raises:
-        AttributeError: always.
-    """
-    near = [here for here, names in other.items() if name in names]
-    near += difflib.get_close_matches(name, [n for n in known if not n.startswith("_")], n=2)
-    raise AttributeError(f"{owner} has no {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 
 @contextlib.contextmanager

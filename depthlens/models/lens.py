@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from depthlens import arguments, progress
 from depthlens.ablations import Dims
-from depthlens.errors import OF_LENS, UserError, refuse_name
+from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, in_force, quantised
 from depthlens.models.placement import held, place_of, twin
 
@@ -99,11 +99,6 @@ class Lens:
     @property
     def dims(self) -> Dims:
         return self.arch.dims
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or hasattr(type(self), name) or name in type(self).__dataclass_fields__:
-            return object.__getattribute__(self, name)  # a fault inside a property is raised as it is
-        refuse_name("a Lens", name, OF_LENS, dir(type(self)))
 
     @property
     def device(self) -> torch.device:
