@@ -37,15 +37,7 @@ DEFAULT = "auto"
 FORMAT = "format.json"  # a file of stores of earlier versions: {"format": 1} is that of 0.2
 Address = tuple[str, str]  # of an answer: condition, request
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
-SCHEMA = pa.schema(
-    {
-        "condition": pa.string(),
-        "request": pa.string(),
-        "value": pa.float64(),
-        "greedy": pa.bool_(),
-        "text": pa.string(),
-    }
-)
+SCHEMA = pa.schema({"condition": "string", "request": "string", "value": "float64", "greedy": "bool", "text": "string"})
 _MADE = b"depthlens"
 COLUMNS = ("part", "model", "fingerprint", "label", "dtype", "device", "backend", "method", "time", "rows", "bytes")
 

@@ -35,8 +35,15 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest, Sampling
 
 log = logging.getLogger(__name__)
 
-_SAMPLING = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 1 << 30), "min_p": (0, 1)}  # options, their bounds
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_SHARE, _LENGTH = arguments.numeric(float, 0, 1), arguments.numeric(int, 1, of=" of tokens")
+_SAMPLING = {"temperature": arguments.numeric(float, 0, 100), "top_p": _SHARE}
+_SAMPLING |= {"top_k": arguments.numeric(int, 0, 1 << 30), "min_p": _SHARE}
+_STOPS = arguments.Rule(
+    lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value)),
+    "a text or a list of texts",
+)
+_RULES = {"until": _STOPS, "do_sample": arguments.FLAG, **dict.fromkeys(LENGTHS, _LENGTH), **_SAMPLING}
 
 
 class Encoder(HFLM):
@@ -64,9 +71,7 @@ class Encoder(HFLM):
         self.cut: list[int] = []
         self._recorded: Sequence[tuple[Any, list[int], list[int]]] = ()
 
-    def _loglikelihood_tokens(
-        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         self._recorded = requests
         return [(0.0, False)] * len(requests)
 
@@ -171,20 +176,11 @@ def check_generation(name: str, settings: dict[str, Any]) -> None:
     Raises:
         UserError: an option that is not supported, a number outside its range, or sampling that is asked for and not.
     """
-    known = ("until", "do_sample", *LENGTHS, *_SAMPLING)
     for key, value in settings.items():
-        if key not in known:
-            raise UserError(f"task {name}: {unknown('generation option', key, known)}")
-        if key in LENGTHS:
-            arguments.whole(f"task {name}: {key}", value, 1, of=" of tokens")
-        elif value is None:
-            continue
-        elif key == "do_sample":
-            arguments.FLAG(f"task {name}: {key}", value)
-        elif key == "until" and not (isinstance(value, str | list) and all(isinstance(one, str) for one in value)):
-            raise UserError(f"task {name}: until {value!r}: give a text or a list of texts")
-        elif key in _SAMPLING:
-            (arguments.whole if key == "top_k" else arguments.number)(f"task {name}: {key}", value, *_SAMPLING[key])
+        if key not in _RULES:
+            raise UserError(f"task {name}: {unknown('generation option', key, _RULES)}")
+        if value is not None or key in LENGTHS:
+            _RULES[key](f"task {name}: {key}", value)
     drawn, temperature = settings.get("do_sample"), settings.get("temperature")
     if (drawn and temperature is None) or (drawn is False and temperature):
         raise UserError(f"task {name}: do_sample={drawn} and temperature={temperature} contradict; leave one out")
@@ -238,9 +234,7 @@ class DepthlensLM(Encoder):
         self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens)
         super().__init__(lens, seed, **kwargs)
 
-    def _loglikelihood_tokens(
-        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         asked = [loglikelihood(self, "of this run", before, after) for _, before, after in requests]
         self.engine.progress = not disable_tqdm
         (answers,) = self.engine.loglikelihood(asked, [self.condition])

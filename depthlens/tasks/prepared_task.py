@@ -433,11 +433,10 @@ def described(records: Mapping[str, dict[str, Any]], of_task: Mapping[str, Membe
     """
     found: dict[str, dict[str, Any]] = {}
     for name, record in records.items():
-        if (member := of_task.get(name)) is None:
+        if member := of_task[name]:
+            found.setdefault(member.group, {"version": member.version, "subtasks": {}})["subtasks"][name] = record
+        else:
             found[name] = record
-            continue
-        group = found.setdefault(member.group, {"version": member.version, "subtasks": {}})
-        group["subtasks"][name] = record
     return {name: _joined(list(r["subtasks"].values())) | r if "subtasks" in r else r for name, r in found.items()}
 
 
