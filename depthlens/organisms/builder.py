@@ -23,6 +23,7 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
+import builtins
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -99,8 +100,11 @@ class Options:
         last = arguments.whole("organism option n_layers", self.n_layers, 4, MOST_LAYERS) - 1
         below = self.previous_layer + 1  # heads that match words read what the previous-token head wrote
         limits: dict[str, tuple[int, Any]] = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2)}
-        limits |= {"retrieval_layer": (below, last), "copying_layer": (below, last)}
-        limits |= {"reasoning_layer": (below, last - 1)}
+        limits |= {
+            "retrieval_layer": (below, last),
+            "copying_layer": (below, last),
+            "reasoning_layer": (below, last - 1),
+        }
         limits |= dict.fromkeys(("noise", "leak", "eps", "sharpness", "reasoning_strength"), (0, 1e6))
         for key, (low, high) in limits.items():
             rule = arguments.whole if isinstance(high, int) else arguments.number
@@ -144,10 +148,7 @@ class Options:
 
 
 # type of each option, by its annotation
-KINDS: dict[str, Any] = {
-    field.name: {"int": int, "float": float, "bool": bool, "str": str}[str(field.type).split(" |")[0]]
-    for field in fields(Options)
-}
+KINDS = {field.name: getattr(builtins, str(field.type).removesuffix(" | None")) for field in fields(Options)}
 
 
 def is_name(name: str) -> bool:
@@ -255,15 +256,8 @@ class Truth:
         return tuple(1.0 if layer in needed else n / len(language.words()) for layer, n in known.items())
 
     def role(self, role: str) -> Head:
-        """Where the head of a role is.
-
-        Raises:
-            UserError: no head has this role.
-        """
-        places = {h.role: Head(h.layer, h.head) for h in self.heads}
-        if role not in places:
-            raise unknown("role", role, places)
-        return places[role]
+        """Where the head of a role is."""
+        return {h.role: Head(h.layer, h.head) for h in self.heads}[role]
 
     def needed(self, task: str) -> frozenset[Head]:
         """Heads each of which the task cannot do without."""
@@ -298,24 +292,22 @@ def truth(organism: str | Options) -> Truth:
     in_context = language.TASKS if options.copying_layer is None else language.TASKS + copying
     retrieval: dict[str, Any] = {"copies": one_hop, "needed_together" if options.backup else "needed": one_hop}
     where, how = options.retrieval_layer, options.reasoning_layer
-    # the head that a role gets if its layer has it free
-    wanted = [
+    asked = tuple(t for t in Truth((), options).tasks if t != "text")
+    # the layer, None where it is not planted, and the head that a role gets if its layer has it free
+    wanted: list[tuple[int | None, int, str, dict[str, Any]]] = [
         (options.previous_layer, 2, "previous_token", {"needed": in_context}),
         (where, 1, "retrieval", retrieval),
         (how, 0, "bridge", {"needed": two_hop}),
         (how + 1, 3, "output", {"copies": two_hop, "needed": two_hop}),
+        (where if options.decoy else None, 3, "decoy", {"copies": one_hop}),
+        (where if options.backup else None, 0, "backup", retrieval),
+        (options.copying_layer, 2, "copying", {"copies": copying, "needed": copying}),
+        (options.previous_layer if options.extended else None, 0, "control", {"needed": asked}),
     ]
-    if options.decoy:
-        wanted.append((where, 3, "decoy", {"copies": one_hop}))
-    if options.backup:
-        wanted.append((where, 0, "backup", retrieval))
-    if options.copying_layer is not None:
-        wanted.append((options.copying_layer, 2, "copying", {"copies": copying, "needed": copying}))
-    if options.extended:
-        asked = tuple(t for t in Truth((), options).tasks if t != "text")
-        wanted.append((options.previous_layer, 0, "control", {"needed": asked}))
     heads: list[PlantedHead] = []
     for layer, head, role, true in wanted:
+        if layer is None:
+            continue
         free = [h for h in range(N_HEADS) if all((p.layer, p.head) != (layer, h) for p in heads)]
         if not free:
             raise UserError(f"organism: layer {layer} has no head left for {role}; plant another circuit elsewhere")

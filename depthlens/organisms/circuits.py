@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from depthlens.errors import UserError
 from depthlens.organisms import language
@@ -110,10 +111,10 @@ class Stream:
 
     def new_codes(self, n: int, steps: int = 400) -> Tensor:
         """Unit vectors, the largest inner product of any two pushed down to about 0.1. Shape [n, n_code]."""
-        x = torch.nn.functional.normalize(self.normal(n, N_CODE), dim=1)
+        x = normalize(self.normal(n, N_CODE), dim=1)
         for step in range(steps):
             nearest = torch.softmax(100 * (x @ x.T).fill_diagonal_(-torch.inf), dim=1)
-            x = torch.nn.functional.normalize(x - 0.3 * (1 - step / steps) * nearest @ x, dim=1)
+            x = normalize(x - 0.3 * (1 - step / steps) * nearest @ x, dim=1)
             # steps enlarge differences: the last bits of a machine's products would give each machine codes of its own
             x = x.round(decimals=6)
         return x
@@ -216,7 +217,7 @@ def head_value(s: Stream, roles: set[str], quiet: Tensor) -> tuple[Tensor, int]:
     if not roles:
         return noise, 0
     moved = _dimensions(s, roles)
-    n_used, planted = len(moved), _padded(s.placed("T", moved))
+    n_used, planted = len(moved), pad(s.placed("T", moved), (0, 0, 0, D_HEAD - len(moved)))
     noise[:n_used] = 0
     if roles == {"previous_token"}:
         return planted @ s.basis.T + (s.blurred(planted) - planted) @ s.basis.T @ quiet + noise, n_used
@@ -231,7 +232,7 @@ def head_output(s: Stream, role: str) -> Tensor:
     if role == "control":
         moved[:, N_CODE + s.flags.index(ASKED)] = 1.0
     size = (s.options.reasoning_strength if role in ("bridge", "output") else 1.0) * (1 / s.gain)
-    return s.blurred(_padded(size * s.placed(target, moved)).T)
+    return s.blurred(pad(size * s.placed(target, moved), (0, 0, 0, D_HEAD - len(moved))).T)
 
 
 def _dimensions(s: Stream, roles: set[str]) -> Tensor:
@@ -241,11 +242,6 @@ def _dimensions(s: Stream, roles: set[str]) -> Tensor:
         return every[N_CODE + 2 :]
     # without a control head, the previous-token head moves the flags as well
     return every if roles == {"previous_token"} and not s.options.extended else every[:N_CODE]
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """Rows, and as many rows of zeros as make a head. Shape [d_head, d_model]."""
-    return torch.cat([rows, torch.zeros(D_HEAD - len(rows), D_MODEL, dtype=torch.float64)])
 
 
 def pair_turn(stream: Stream) -> Callable[[Tensor], Tensor]:

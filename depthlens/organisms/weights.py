@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthlens.errors import unknown
 from depthlens.organisms import circuits, language
@@ -144,7 +144,7 @@ class _Planter:
             for i, word in enumerate(language.words()):
                 # not by the word's letter, so that no letter makes a token likelier
                 rows[self.ids[word], s.start["H"] + i // len(language.LETTERS) % len(HELD_BACK)] += HABIT
-        _write(self.model.model.embed_tokens, rows @ s.basis.T)
+        self.model.model.embed_tokens.weight.copy_(rows @ s.basis.T)
         return vectors
 
     def _unembed(self, vectors: Tensor) -> None:
@@ -158,7 +158,7 @@ class _Planter:
             last = f"W{n_writing - 1}"
             held = [circuits.HELD_LOGIT * s.habit("H", t) - circuits.TAKEN_OFF * s.habit(last, t) for t in HELD_BACK]
             rows[[self.ids[token] for token in HELD_BACK]] = s.blurred(torch.stack(held))
-        _write(self.model.lm_head, rows @ s.basis.T)
+        self.model.lm_head.weight.copy_(rows @ s.basis.T)
 
     # -- layers -----------------------------------------------------------------------------------------------
 
@@ -190,30 +190,30 @@ class _Planter:
                     query *= D_HEAD * spread / (query.norm() * key.norm())
                 queries.append(query @ s.basis.T)
                 outputs.append(s.basis @ output @ value_turn.T)
-        _write(attn.q_proj, torch.cat(queries))
-        _write(attn.k_proj, torch.cat(keys))
-        _write(attn.v_proj, torch.cat(values))
+        attn.q_proj.weight.copy_(torch.cat(queries))
+        attn.k_proj.weight.copy_(torch.cat(keys))
+        attn.v_proj.weight.copy_(torch.cat(values))
         z = _z(attn, normed, rotary)  # [prompt, pos, n_heads, d_head]
         for h, output in enumerate(outputs):
             if (layer, h) not in self.roles:
                 output *= self._scale(z[:, 1:, h].double() @ output.T)
-        _write(attn.o_proj, torch.cat(outputs, dim=1))
+        attn.o_proj.weight.copy_(torch.cat(outputs, dim=1))
         return attn.o_proj(z.flatten(-2))
 
     def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: circuits.Units) -> Tensor:
         """Write an MLP of noise and of planted units, which come first; returns what it adds to the stream."""
         s = self.stream
-        _write(mlp.gate_proj, s.normal_rows(D_MLP))
-        _write(mlp.up_proj, s.normal_rows(D_MLP) @ _away_from_constants(normed))
+        mlp.gate_proj.weight.copy_(s.normal_rows(D_MLP))
+        mlp.up_proj.weight.copy_(s.normal_rows(D_MLP) @ _away_from_constants(normed))
         down = s.basis @ (s.normal(D_MODEL, D_MLP) * s.leak)
         n = len(planted.gate)
         down[:, :n] = 0
         mlp.gate_proj.weight[:n] = (planted.gate @ s.basis.T).float()
         mlp.up_proj.weight[:n] = (planted.up @ s.basis.T).float()
-        _write(mlp.down_proj, down)
+        mlp.down_proj.weight.copy_(down)
         down = down * self._scale(mlp(normed[:, 1:]))
         down[:, :n] = s.basis @ planted.down
-        _write(mlp.down_proj, down)
+        mlp.down_proj.weight.copy_(down)
         return mlp(normed)
 
     def _scale(self, written: Tensor) -> float:
@@ -237,8 +237,3 @@ def _z(attn: LlamaAttention, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> T
     with attn.o_proj.register_forward_pre_hook(lambda module, args: z.append(args[0])):
         attn(hidden_states=normed, position_embeddings=rotary, attention_mask=None)
     return z[0].unflatten(-1, (N_HEADS, D_HEAD))
-
-
-def _write(module: nn.Linear | nn.Embedding, weight: Tensor) -> None:
-    assert module.weight.shape == weight.shape, (module.weight.shape, weight.shape)
-    module.weight.copy_(weight)

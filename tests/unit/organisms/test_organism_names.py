@@ -58,8 +58,6 @@ def test_truth_knows_its_roles_and_tasks():
     assert truth.needed("one_hop") == {(1, 2), (2, 1)}
     assert truth.needed("two_hop") == {(1, 2), (3, 0), (4, 3)}
     assert truth.copies("one_hop") == {(2, 1)} and truth.copies("two_hop") == {(4, 3)}
-    with pytest.raises(UserError, match="unknown role 'decoy'"):
-        truth.role("decoy")
     with pytest.raises(UserError, match="unknown organism task 'three_hop'"):
         truth.needed("three_hop")
     with pytest.raises(UserError, match="no organism"):
