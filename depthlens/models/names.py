@@ -6,6 +6,7 @@ has transformers read ``config.json``, for which it may ask the hub, before any 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from depthlens import progress
+from depthlens import paths, progress
 from depthlens.errors import UserError, unknown
 from depthlens.organisms import builder
 
@@ -26,7 +27,7 @@ GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf
 
 
 class Named(NamedTuple):
-    """One row of the table of named models."""
+    """One row of ``data/models.csv``, the table of named models."""
 
     alias: str
     source: str
@@ -35,24 +36,8 @@ class Named(NamedTuple):
     role: str
 
 
-NAMED = (
-    Named("smollm2-135m", "embedded", "LLaMA", "135M", "embedded real model; needs no hub"),
-    Named("smollm2-135m-direct", "adapter", "LLaMA", "135M", "embedded; trained to answer word problems at once"),
-    Named("smollm2-135m-cot", "adapter", "LLaMA", "135M", "embedded; its twin, trained to write the steps"),
-    Named("organism", "built", "LLaMA", "3M", "planted circuits; organism:seed=3,decoy,backup for options"),
-    Named("llama-3.1-8b", "meta-llama/Llama-3.1-8B", "LLaMA", "8B", "study; base of the pair below"),
-    Named("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", "LLaMA", "8B", "control of the pair below"),
-    Named("deepseek-r1-llama-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "LLaMA", "8B", "study; distilled"),
-    Named("qwen3-8b", "Qwen/Qwen3-8B", "Qwen3", "8B", "study"),
-    Named("qwen3-8b-base", "Qwen/Qwen3-8B-Base", "Qwen3", "8B", "study; base of the pair below"),
-    Named("deepseek-r1-qwen3-8b", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "Qwen3", "8B", "study; distilled"),
-    Named("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B", "Qwen2", "1.5B", "study; base of the pair below"),
-    Named("deepseek-r1-qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "Qwen2", "1.5B", "study; distilled"),
-    Named("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "Qwen2", "7B", "study; base of the pair below"),
-    Named("deepseek-r1-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "Qwen2", "7B", "study; distilled"),
-    Named("llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct", "LLaMA", "70B", "study; base of the pair"),
-    Named("deepseek-r1-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "LLaMA", "70B", "study; distilled"),
-)
+with open(paths.data_dir() / "models.csv", encoding="utf-8", newline="") as _rows:
+    NAMED = [Named(**row) for row in csv.DictReader(_rows)]
 
 
 # what may follow a name: the attribute of `Source`, its pattern, and the kinds that can have it
@@ -119,8 +104,6 @@ def find(name: Any) -> Source:
     if row := next((row for row in NAMED if row.alias == name), None):
         if "/" in row.source:
             return Source(name, "hub", row.source)
-        from depthlens import paths  # imports what the list of models does not need
-
         adapter = str(paths.data_dir() / "adapters" / name) if row.source == "adapter" else None
         return Source(name, "embedded", adapter=adapter)
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
