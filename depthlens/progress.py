@@ -1,11 +1,11 @@
 """One progress bar for all long work: rows done, rows/s and time left, also in a notebook that runs headlessly.
 
-Rows that a store already has do not count as work done, so the rate is that of new rows. With DEPTHLENS_PROGRESS every
-change is also a line of JSON for programs: ``-`` writes it to standard error instead of the bar, and a path appends it
-to that file.
+Rows that a store already has do not count as work done, so the rate is that of new rows. With DEPTHLENS_PROGRESS=-
+every change is a line of JSON on standard error, for programs, instead of the bar.
 
 In the kernel of a notebook that a person runs, bars go to standard output, because JupyterLab gives standard error a
-red background. Under ``depthlens run`` they stay on standard error, which pages fold away.
+red background. Under ``depthlens run``, which sets DEPTHLENS_PROGRESS, they stay on standard error, which pages fold
+away.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 from tqdm import tqdm
 from tqdm.utils import disp_len
@@ -30,7 +31,7 @@ _quiet = threading.RLock()
 
 
 class Bar(tqdm):
-    """A tqdm bar that also writes its state as lines of JSON where DEPTHLENS_PROGRESS says so.
+    """A tqdm bar, or its states as lines of JSON where DEPTHLENS_PROGRESS says so.
 
     In the kernel of a notebook all bars take the same line, because JupyterLab cannot go back to an earlier one.
     """
@@ -38,25 +39,22 @@ class Bar(tqdm):
     _width: ClassVar[int] = 0  # of what stands on the line, whichever bar wrote it
 
     def __init__(self, **options: Any) -> None:
-        self._sink = os.environ.get(ENVIRONMENT, "")
+        asked = os.environ.get(ENVIRONMENT, "")
+        self._as_json = asked == "-"
         # standard error by default; as JSON goes there, what tqdm writes beside its state goes nowhere
-        file = io.StringIO() if self._sink == "-" else sys.stdout if not self._sink and in_kernel() else None
+        file = io.StringIO() if self._as_json else sys.stdout if not asked and in_kernel() else None
         fixed = {"mininterval": EVERY, "miniters": 1, "smoothing": 0, "position": 0 if in_kernel() else None}
         super().__init__(**{**fixed, "file": file, **options})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
-        """Show the state, and write it where DEPTHLENS_PROGRESS says."""
-        n, held, total, seconds = self.n, self.initial, self.total, self.format_dict["elapsed"]
-        rate = (n - held) / seconds if n > held and seconds > 0 else None
-        left = (total - n) / rate if rate and total is not None else None
-        line = {"what": self.desc.removesuffix(": "), "done": n, "total": total, "held": held}
-        text = json.dumps(line | {"unit": self.unit, "per_second": rate, "seconds_left": left})
-        if self._sink == "-":
-            print(text, file=sys.stderr)
+        """Show the state."""
+        if self._as_json:
+            n, held, total, seconds = self.n, self.initial, self.total, self.format_dict["elapsed"]
+            rate = (n - held) / seconds if n > held and seconds > 0 else None
+            left = (total - n) / rate if rate and total is not None else None
+            line = {"what": self.desc.removesuffix(": "), "done": n, "total": total, "held": held}
+            print(json.dumps(line | {"unit": self.unit, "per_second": rate, "seconds_left": left}), file=sys.stderr)
             return True
-        if self._sink:
-            with open(self._sink, "a", encoding="utf-8") as file:
-                print(text, file=file)
         msg = str(self) if msg is None else msg
         padded = msg + " " * (Bar._width - disp_len(msg))
         Bar._width = 0 if self.disable else disp_len(msg)  # a bar that is closed leaves the line
@@ -112,8 +110,7 @@ def quiet() -> Iterator[None]:
             log.setLevel(level)
         tasks: Any = sys.modules.get("lm_eval.api.task")  # what nobody has imported shows no bar
         if tasks is not None:
-            undo.callback(setattr, tasks, "tqdm", tasks.tqdm)  # it takes no setting
-            tasks.tqdm = lambda documents, **options: documents
+            undo.enter_context(patch.object(tasks, "tqdm", lambda documents, **options: documents))  # it has no setting
         for name in ("datasets", "transformers.utils.logging"):
             library: Any = sys.modules.get(name)
             if library is not None and library.is_progress_bar_enabled():

@@ -67,7 +67,7 @@ class OwnInterpreter(AsyncKernelManager):
         env = {
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # even where the user's shell sets Agg
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            bars.ENVIRONMENT: os.devnull,  # bars stay on standard error, which pages fold away
+            bars.ENVIRONMENT: "bars",  # they stay on standard error, which pages fold away
         }
         return KernelSpec(argv=own["argv"], language="python", metadata=own.get("metadata", {}), env=env)
 

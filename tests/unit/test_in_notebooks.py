@@ -59,7 +59,7 @@ def kernel(tmp_path_factory):
     """One kernel: bars and errors, what a set-up cell shows, completion, and at last the same bar under a run."""
     folder = tmp_path_factory.mktemp("kernel")
     model = str(tiny.save(folder / "model", "llama-gqa"))
-    under_a_run = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = {str(folder / 'lines')!r}"
+    under_a_run = f"import os\nos.environ[{progress.ENVIRONMENT!r}] = 'bars'"
     with pytest.MonkeyPatch.context() as patch:
         cells = [BAR, FAILS, STOPS, LOADS, START.format(model=model), COMPLETES, under_a_run + LOADS, BAR]
         return outputs(cells, patch)

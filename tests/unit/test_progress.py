@@ -35,13 +35,6 @@ class TestBar:
         assert 0 < told[1]["per_second"] <= 300 and told[1]["seconds_left"] == pytest.approx(3 / told[1]["per_second"])
         assert told[-1]["seconds_left"] == 0
 
-    def test_a_file_takes_lines_beside_the_bar(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, str(tmp_path / "lines"))
-        with progress.Bar(total=2, desc="task", unit="row") as bar:
-            bar.update(2)
-        assert lines((tmp_path / "lines").read_text())[-1]["done"] == 2
-        assert "task: 100%" in capsys.readouterr().err
-
     def test_not_every_update_is_a_line(self, monkeypatch, capsys):
         monkeypatch.setenv(progress.ENVIRONMENT, "-")
         monkeypatch.setattr(progress, "EVERY", 3600)
