@@ -329,12 +329,8 @@ UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ra
 COMMANDS = OPTIONS | LOADING | SOURCES
 
 
-RULES: dict[str, Rule] = {
-    **{name: o.rule if o.default is not None else or_none(o.rule) for name, o in COMMANDS.items()},
-    "out": or_none(PATH),
-    "tasks": _names("capitals_continuation"),
-    "text_set": one_of(*TEXT_SETS),
-}
+RULES = {name: o.rule if o.default is not None else or_none(o.rule) for name, o in COMMANDS.items()}
+RULES |= {"out": or_none(PATH), "tasks": _names("capitals_continuation"), "text_set": one_of(*TEXT_SETS)}
 
 
 def check(**values: Any) -> dict[str, Any]:
