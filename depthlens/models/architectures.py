@@ -111,8 +111,8 @@ class Architecture:
         self.routers, n_experts = zip(*(_router(part, d_model) for part in self.mlp), strict=True)
         sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
         self.dims = Dims(*sizes)
-        self.rotary = model.get_submodule(family.rotary) if family.rotary else None
-        several = self.rotary is not None and "layer_type" in inspect.signature(self.rotary.forward).parameters
+        self.rotary: Any = model.get_submodule(family.rotary) if family.rotary else None
+        several = self.rotary and "layer_type" in inspect.signature(self.rotary.forward).parameters
         self.rotary_types = tuple(config.layer_types) if several else ()
 
     def call(
@@ -166,7 +166,6 @@ class Architecture:
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
         """What `call` takes as ``rotary``, for tokens at these positions."""
-        assert self.rotary is not None, "a model without a rotary embedding is not walked"
         x, position_ids = moved((x, position_ids), place_of(self.embed))
         if not self.rotary_types:
             return self.rotary(x, position_ids=position_ids)
@@ -202,14 +201,9 @@ def find(model: nn.Module) -> Family:
     if None in ends:
         raise _fault(model, "no embedding or no unembedding", [])
     prefix = f"{above}." if above else ""
-    return Family(
-        embed=str(ends[0]),
-        layers=layers,
-        rotary=prefix + rotary[0] if len(rotary) == 1 else "",
-        final_norm=prefix + final_norm,
-        unembed=str(ends[1]),
-        **_in_layers(model, layers, cast(nn.ModuleList, modules[layers])),
-    )
+    angles = prefix + rotary[0] if len(rotary) == 1 else ""
+    in_layers = _in_layers(model, layers, cast(nn.ModuleList, modules[layers]))
+    return Family(str(ends[0]), layers, angles, prefix + final_norm, str(ends[1]), **in_layers)
 
 
 def _in_layers(model: nn.Module, layers: str, blocks: nn.ModuleList) -> dict[str, Any]:
@@ -260,15 +254,10 @@ def _in_layer(model: nn.Module, where: str, layer: nn.Module) -> dict[str, Any]:
     mlp = _one(model, f"MLP in {where}", [name for name in _matrices(layer) if name not in (attn, *norms)])
     attn_norm, mlp_norm = norms if len(norms) == 2 else ("", "")
     named = dict(children[attn].named_modules())
-    return {
-        "attn_norm": attn_norm,
-        "attn": attn,
-        "o_proj": f"{attn}.{o_proj}",
-        "mlp_norm": mlp_norm,
-        "mlp": mlp,
-        "per_head": tuple(name for name in ("q_proj", "q_b_proj") if name in named),
-        "per_kv_head": tuple(name for name in ("k_proj", "v_proj", "kv_b_proj") if name in named),
-    }
+    per_head = tuple(name for name in ("q_proj", "q_b_proj") if name in named)
+    per_kv_head = tuple(name for name in ("k_proj", "v_proj", "kv_b_proj") if name in named)
+    paths = {"attn_norm": attn_norm, "attn": attn, "o_proj": f"{attn}.{o_proj}", "mlp_norm": mlp_norm, "mlp": mlp}
+    return {**paths, "per_head": per_head, "per_kv_head": per_kv_head}
 
 
 def _kind(module: nn.Module) -> str:
