@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from contextlib import ExitStack
 
 import model_classes
 import numpy as np
@@ -399,14 +398,3 @@ def test_another_dtype_between_two_questions_is_the_model_as_it_is_now(lens):
     lens.model.to(torch.float64)
     double = scores(lens)[0]
     assert torch.allclose(double.float(), single, atol=SAME) and not torch.equal(double.float(), single)
-
-
-def test_many_contexts_leave_a_whole_model(lens):
-    whole = logits(lens)
-    with ExitStack() as stack:
-        for head in range(4):
-            stack.enter_context(dl.ablated(lens, f"L1.H{head}"))
-        with dl.ablated(lens, "L1.KV0+L1.KV1"):
-            under = logits(lens)
-        assert torch.allclose(logits(lens), under, atol=1e-5)
-    assert torch.equal(logits(lens), whole)
