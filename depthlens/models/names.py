@@ -40,12 +40,8 @@ with open(paths.data_dir() / "models.csv", encoding="utf-8", newline="") as _row
     NAMED = [Named(**row) for row in csv.DictReader(_rows)]
 
 
-# what may follow a name: the attribute of `Source`, its pattern, and the kinds that can have it
-PARTS = (
-    ("layers", r"(.+)\[:(\d+)\]", ("hub", "folder", "embedded", "gguf")),
-    ("adapter", r"(.*)\+(.*)", ("hub", "folder", "embedded", "gguf")),
-    ("revision", r"([^@]*)@(.*)", ("hub",)),
-)
+# what may follow a name, by attribute of `Source`; no organism has any, and no model but those of the hub a revision
+PARTS = {"layers": r"(.+)\[:(\d+)\]", "adapter": r"(.*)\+(.*)", "revision": r"([^@]*)@(.*)"}
 FORMS = "give owner/name@revision of the hub, model+adapter, or model[:4] of a file, a folder or the hub"
 
 
@@ -94,11 +90,12 @@ def find(name: Any) -> Source:
     if builder.is_name(name):
         builder.parse(name)  # which refuses options that do not exist
         return Source(name, "organism")
-    for part, pattern, kinds in () if path.exists() else PARTS:
+    for part, pattern in () if path.exists() else PARTS.items():
         if found := re.fullmatch(pattern, name):
             whole = find(found[1])
             value: Any = int(found[2]) if part == "layers" else found[2].strip()
-            if whole.kind not in kinds or getattr(whole, part) or not value:
+            lacks = whole.kind == "organism" or (part == "revision" and whole.kind != "hub")
+            if lacks or getattr(whole, part) or not value:
                 raise UserError(f"model {name!r}: {part} {found[2]!r} of {found[1]!r} does not exist; {FORMS}")
             return replace(whole, name=name, **{part: value})
     if row := next((row for row in NAMED if row.alias == name), None):
