@@ -19,11 +19,8 @@ from typing import Annotated, Any, NamedTuple, TypedDict, get_type_hints
 
 from depthlens.errors import UserError, unknown
 
-DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 SCHEMES = ("int8", "int4", "nf4")  # of `depthlens.models.quantised`
-DEVICES = ("auto", "cpu", "cuda", "mps")
 BACKENDS = ("torch", "transformer_lens", "nnsight")
-MEASURES = ("task", "answer_logprob", "token_logprob", "both")
 TEXT_SETS = ("embedded", "c4")
 _SLICE = r"(-?\d+)?:(-?\d+)?(:(0*[1-9]\d*)?)?"  # START:STOP:STEP; each may be left out, as in Python
 _DEVICES = r"auto|cpu|mps(:0)?|cuda|cuda:\d+(,cuda:\d+)*"
@@ -206,7 +203,8 @@ _SETTINGS = Rule(
 )
 _SHARE = Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float)
 _STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` checks it
-_DEVICE = Rule(_are_devices, metavar="NAME", allowed=(*DEVICES, "cuda:N", "several, each once, as cuda:0,cuda:1"))
+_PLACES = ("auto", "cpu", "cuda", "mps", "cuda:N", "several, each once, as cuda:0,cuda:1")
+_DEVICE = Rule(_are_devices, metavar="NAME", allowed=_PLACES)
 _REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
 _PROMPTS = Rule(
     lambda value: _is_list(value, _is_text) or numeric(int, 1).fits(value),
@@ -270,7 +268,7 @@ class EvalOptions(TypedDict, total=False):
     gen_kwargs: Annotated[Mapping[str, Any] | None, Option(_SETTINGS)]
     think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
     enable_thinking: Annotated[bool | None, Option(FLAG, flag="--enable-thinking/--no-thinking")]
-    measure: Annotated[str, Option(one_of(*MEASURES), "task")]
+    measure: Annotated[str, Option(one_of("task", "answer_logprob", "token_logprob", "both"), "task")]
     backend: Annotated[str, Option(one_of(*BACKENDS), "torch")]
     batch_tokens: Annotated[int | None, Option(numeric(int, 1))]
     store: Annotated[Any, Option(_STORE, "auto")]
@@ -304,7 +302,7 @@ class LoadOptions(TypedDict, total=False):
         remote: Run on the servers of NDIF, which have the weights; needs NDIF_API_KEY.
     """
 
-    dtype: Annotated[str, Option(one_of(*DTYPES), "auto")]
+    dtype: Annotated[str, Option(one_of("auto", "float32", "float64", "bfloat16", "float16"), "auto")]
     device: Annotated[str, Option(_DEVICE, "auto")]
     quantize: Annotated[str | None, Option(one_of(*SCHEMES))]
     offload: Annotated[str | None, Option(Rule(lambda value: value == "disk", "'disk'", "disk"))]
