@@ -109,8 +109,8 @@ class Architecture:
         self.d_key = config.qk_nope_head_dim + config.qk_rope_head_dim if latent else d_head
         n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
         self.routers, n_experts = zip(*(_router(part, d_model) for part in self.mlp), strict=True)
-        sizes = len(layers), n_heads, n_kv_heads, d_model, d_head, n_experts if any(n_experts) else (), tuple(mixers)
-        self.dims = Dims(*sizes)
+        experts = n_experts if any(n_experts) else ()
+        self.dims = Dims(len(layers), n_heads, n_kv_heads, d_model, d_head, experts, tuple(mixers))
         self.rotary: Any = model.get_submodule(family.rotary) if family.rotary else None
         several = self.rotary and "layer_type" in inspect.signature(self.rotary.forward).parameters
         self.rotary_types = tuple(config.layer_types) if several else ()
@@ -323,23 +323,21 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) 
 
 def put_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
     """Give a module another ``forward`` until a stack is closed."""
-    stack.callback(_restore, module, forward, vars(module).get("forward"))  # None: that of its class
+    own = {name: value for name, value in vars(module).items() if name == "forward"}  # none: that of its class
     module.forward = forward
+
+    def restore() -> None:
+        if vars(module).get("forward") is forward:  # else the user has put another one in place meanwhile
+            del module.forward
+            vars(module).update(own)
+
+    stack.callback(restore)
 
 
 def here(call: Callable[..., T], otherwise: Callable[..., T]) -> Callable[..., T]:
     """A function that does in this thread what one does, and in others what the other does: modules are shared."""
     mine = get_ident()
     return lambda *args, **kwargs: (call if get_ident() == mine else otherwise)(*args, **kwargs)
-
-
-def _restore(module: nn.Module, replaced: Callable[..., Any], own: Callable[..., Any] | None) -> None:
-    if vars(module).get("forward") is not replaced:
-        return  # the user has put another one in place meanwhile
-    if own is None:
-        del module.forward
-    else:
-        module.forward = own
 
 
 def rotary_settings(config: Any) -> list[dict[str, Any]]:
