@@ -129,8 +129,7 @@ def rounded(weight: Tensor, mode: str) -> Tensor:
     if weight.ndim < 2 or not weight.is_floating_point():
         return weight
     width = weight.shape[-1]
-    sizes = GROUPS if mode == "int4" else ()
-    size = next((n for n in sizes if width % n == 0), width)
+    size = next((n for n in GROUPS if mode == "int4" and width % n == 0), width)
     top = 2 ** (ROUNDED[mode] - 1) - 1
     groups = wide(weight.detach()).unflatten(-1, (-1, size))
     scale = groups.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / top
