@@ -202,7 +202,6 @@ _SETTINGS = Rule(
     _read_settings,
 )
 _SHARE = Rule(_is_share, "a share of a GPU such as 0.5, or a whole number", "N", float)
-_STORE = Rule(lambda value: True, metavar="DIR|URL")  # `depthlens.store.parts` checks it
 _PLACES = ("auto", "cpu", "cuda", "mps", "cuda:N", "several, each once, as cuda:0,cuda:1")
 _DEVICE = Rule(_are_devices, metavar="NAME", allowed=_PLACES)
 _REMOTE = Rule(lambda v: isinstance(v, bool) or v == "local", "True, False, or 'local' to simulate a server")
@@ -271,7 +270,7 @@ class EvalOptions(TypedDict, total=False):
     measure: Annotated[str, Option(one_of("task", "answer_logprob", "token_logprob", "both"), "task")]
     backend: Annotated[str, Option(one_of(*BACKENDS), "torch")]
     batch_tokens: Annotated[int | None, Option(numeric(int, 1))]
-    store: Annotated[Any, Option(_STORE, "auto")]
+    store: Annotated[Any, Option(Rule(lambda value: True, metavar="DIR|URL"), "auto")]  # `depthlens.store.parts` checks it
     progress: Annotated[bool, Option(FLAG, True)]
     workers: Annotated[int | None, Option(numeric(int, 1))]
     ray: Annotated[str | None, Option(_ADDRESS)]

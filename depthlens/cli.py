@@ -136,9 +136,8 @@ def run(
     raise typer.Exit(report.exit_code)
 
 
-app.command()(experiments.with_options()(notebooks.compare))
-app.command()(experiments.with_options()(notebooks.answers))
-app.command()(experiments.with_options()(notebooks.gallery))
+for command in (notebooks.compare, notebooks.answers, notebooks.gallery):
+    app.command()(experiments.with_options()(command))
 app.command()(experiments.with_options("dtype")(exports.export))
 for command in (answers.list, answers.show, answers.prune):
     kept.command()(experiments.with_options("store")(command))

@@ -37,8 +37,7 @@ def workers_of(options: Mapping[str, Any]) -> Workers | None:
     Raises:
         UserError: Ray is not installed, cannot be started or reached, or has no room for so many.
     """
-    wanted = asked(options)
-    return None if wanted is None else Workers(wanted)
+    return Workers(wanted) if (wanted := asked(options)) else None
 
 
 def models_of(lens: Lens, gpus: int | float) -> Models:

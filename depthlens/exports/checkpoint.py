@@ -101,7 +101,8 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
         5
     """
     lens.needs_weights("an export")
-    chosen = (parse_condition(condition) if isinstance(condition, str) else condition).validate(lens.dims)
+    chosen = condition if isinstance(condition, Condition) else parse_condition(condition)
+    chosen.validate(lens.dims)
     _refuse(lens, chosen)
     walked = walk_check.found(lens)
     walk_check.require_parts(lens, walked, [chosen])

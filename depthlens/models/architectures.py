@@ -158,10 +158,11 @@ class Architecture:
     def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
         """Within the context what attention (``attn``) and MLP (``mlp``) of a layer gave when it was last called."""
         given: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for name, part in (("attn", self.attn[layer]), ("mlp", self.mlp[layer])):
-                keep = part.register_forward_hook(lambda *call, name=name: given.update({name: hidden(call[2])}))
-                stack.callback(keep.remove)
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda module, args, output: given.update({name: hidden(output)})
+
+        with self.attn[layer].register_forward_hook(keep("attn")), self.mlp[layer].register_forward_hook(keep("mlp")):
             yield given
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:

@@ -137,16 +137,14 @@ def _facts(lens: Lens, added: Collection[int]) -> dict[str, object]:
     """What must be equal in two models of a pair, by name; of tokens all but the added ones."""
     config: Any = lens.model.config.get_text_config()
     settings = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - HARMLESS
-    weights = {key: quantised.shape_of(weight) for key, weight in lens.model.named_parameters(remove_duplicate=False)}
+    facts: dict[str, object] = {"class": type(lens.model).__name__}
+    facts |= {key: getattr(config, key, None) for key in sorted(settings)}
+    weights = lens.model.named_parameters(remove_duplicate=False)
+    facts |= {f"shape of {key}": quantised.shape_of(weight) for key, weight in weights}
+    facts["dtype"] = str(lens.dtype).removeprefix("torch.")
+    facts |= {f"device of layer {layer}": str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)}
     tokens = sorted((i, token) for token, i in lens.tokenizer.get_vocab().items() if i not in added)
-    return {
-        "class": type(lens.model).__name__,
-        **{key: getattr(config, key, None) for key in sorted(settings)},
-        **{f"shape of {key}": shape for key, shape in weights.items()},
-        "dtype": str(lens.dtype).removeprefix("torch."),
-        **{f"device of layer {layer}": str(lens.device_of(layer)) for layer in range(lens.dims.n_layers)},
-        **{f"token {i}": repr(token) for i, token in tokens},
-    }
+    return facts | {f"token {i}": repr(token) for i, token in tokens}
 
 
 def _rotary(lens: Lens) -> tuple[object, ...]:
