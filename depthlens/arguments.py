@@ -270,7 +270,8 @@ class EvalOptions(TypedDict, total=False):
     measure: Annotated[str, Option(one_of("task", "answer_logprob", "token_logprob", "both"), "task")]
     backend: Annotated[str, Option(one_of(*BACKENDS), "torch")]
     batch_tokens: Annotated[int | None, Option(numeric(int, 1))]
-    store: Annotated[Any, Option(Rule(lambda value: True, metavar="DIR|URL"), "auto")]  # `depthlens.store.parts` checks it
+    # `depthlens.store.parts` checks it
+    store: Annotated[Any, Option(Rule(lambda value: True, metavar="DIR|URL"), "auto")]
     progress: Annotated[bool, Option(FLAG, True)]
     workers: Annotated[int | None, Option(numeric(int, 1))]
     ray: Annotated[str | None, Option(_ADDRESS)]

@@ -139,8 +139,8 @@ def run(
 for command in (notebooks.compare, notebooks.answers, notebooks.gallery):
     app.command()(experiments.with_options()(command))
 app.command()(experiments.with_options("dtype")(exports.export))
-for command in (answers.list, answers.show, answers.prune):
-    kept.command()(experiments.with_options("store")(command))
+for of_store in (answers.list, answers.show, answers.prune):
+    kept.command()(experiments.with_options("store")(of_store))
 
 
 @app.command()
