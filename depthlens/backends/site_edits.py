@@ -135,16 +135,19 @@ def trace(edits: LayerEdits, layer: Any, attn: Any, o_proj: Any, mlp: Any, posit
 
 
 @no_type_check
-def add_scores(answer: Tensor, logits: Tensor, rows: Tensor, targets: Tensor) -> None:
+def add_scores(answer: Tensor, logits: Tensor, rows: Tensor, targets: Tensor, at: Any = None) -> None:
     """Add log-likelihoods of tokens, and how many of them are not the likeliest, to those of their rows.
 
     Args:
         answer: Of each row, in float64 on the CPU. Shape [2, row].
-        logits: That predict the tokens. Shape [token, d_vocab].
+        logits: That predict the tokens. Shape [place, d_vocab].
         rows: Of the tokens. Shape [token].
         targets: Token ids. Shape [token].
+        at: The place of each token, where some share one. Shape [token]; None: they are in order.
     """
+    at = torch.arange(len(targets)) if at is None else at
     logits, targets = logits.to(torch.promote_types(logits.dtype, torch.float32)), targets.to(logits.device)
-    logprob = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-    missed = logits.argmax(-1) != targets
+    at = at.to(logits.device)
+    logprob = logits[at, targets] - logits.logsumexp(-1)[at]
+    missed = logits.argmax(-1)[at] != targets
     answer.index_add_(1, rows.cpu(), torch.stack([logprob.double(), missed.double()]).cpu())

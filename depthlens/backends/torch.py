@@ -69,34 +69,34 @@ class Backend(ABC):
         """
         if cache is None and positions is None:  # only generation continues from it
             cache = DynamicCache(config=self.lens.model.config)
-        edits, kwargs = self._about(attention_mask, conditions, tokens.shape[1])
-        kwargs |= {"use_cache": positions is None, "cache": cache}
+        how = {"use_cache": positions is None, "cache": cache}
         if as_it_is and positions is None:
-            kwargs["logits_to_keep"] = 1  # as `generate` of transformers calls it: a hook on the head sees one position
+            how["logits_to_keep"] = 1  # as `generate` of transformers calls it: a hook on the head sees one position
+        logits = self._logits(tokens, attention_mask, conditions, as_it_is, how)
         positions = [[-1]] * len(tokens) if positions is None else positions
+        rows = [row for row, places in enumerate(positions) for _ in places]
+        found = logits(rows, [place for places in positions for place in places])
+        return list(found.split([len(places) for places in positions])), cache
+
+    def _logits(
+        self, tokens: Rows, attention_mask: Rows, conditions: Sequence[Condition], as_it_is: bool, how: dict[str, Any]
+    ) -> Callable[[list[int], list[int]], Float[Tensor, "place d_vocab"]]:
+        """Run rows of tokens, called ``how``; returns what gives the logits of some rows' places."""
+        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        edits = RowEdits(conditions, self.lens, self.means, position_ids)
+        how |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if as_it_is:
             with applied(edits):
-                every = self.lens.model(input_ids=tokens, **kwargs).logits
-            return [of_row[[*places]] for of_row, places in zip(every, positions, strict=True)], cache
-        states = self._states(edits, tokens, kwargs)
-        rows = [row for row, places in enumerate(positions) for _ in places]
-        logits = self._unembedded(states, rows, [place for places in positions for place in places], conditions)
-        return list(logits.split([len(places) for places in positions])), cache
+                every = self.lens.model(input_ids=tokens, **how).logits
+            return lambda rows, places: every[rows, places]
+        states = self._states(edits, tokens, how)
 
-    def _about(
-        self, attention_mask: Int[Tensor, "row cached_and_pos"], conditions: Sequence[Condition], n: int
-    ) -> tuple[RowEdits, dict[str, Any]]:
-        """What is done to rows of ``n`` tokens, and what the model is told of them."""
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -n:]
-        edits = RowEdits(conditions, self.lens, self.means, position_ids)
-        return edits, {"attention_mask": attention_mask, "position_ids": position_ids}
+        def unembedded(rows: list[int], places: list[int]) -> Tensor:
+            # the unembedding costs as much as several layers: only the positions that are asked for go through it
+            with RowWeights([conditions[row] for row in rows], self.lens).embeddings():
+                return head(self.lens.model, states[rows, places])
 
-    def _unembedded(
-        self, states: States, rows: Sequence[int], places: Sequence[int], conditions: Sequence[Condition]
-    ) -> Float[Tensor, "place d_vocab"]:
-        # the unembedding costs as much as several layers: only the positions that are asked for go through it
-        with RowWeights([conditions[row] for row in rows], self.lens).embeddings():
-            return head(self.lens.model, states[[*rows], [*places]])
+        return unembedded
 
     @torch.no_grad()
     def score(
@@ -121,17 +121,11 @@ class Backend(ABC):
             unembed_rows: Positions that are unembedded at once.
             as_it_is: See `forward`.
         """
+        how = {"use_cache": False, "cache": None}
+        logits = self._logits(tokens, attention_mask, conditions, as_it_is, how)
         answer = torch.zeros(2, len(tokens), dtype=torch.float64)
-        if as_it_is:
-            logits, _ = self.forward(tokens, attention_mask, conditions, positions=positions, as_it_is=True)
-            for row, (of_row, wanted) in enumerate(zip(logits, targets, strict=True)):
-                site_edits.add_scores(answer, of_row, torch.full((len(wanted),), row), torch.tensor(wanted))
-        else:
-            edits, kwargs = self._about(attention_mask, conditions, tokens.shape[1])
-            states = self._states(edits, tokens, kwargs | {"use_cache": False, "cache": None})
-            for which, places, tokens in chunks(positions, targets, unembed_rows):
-                unembedded = self._unembedded(states, which.tolist(), places.tolist(), conditions)
-                site_edits.add_scores(answer, unembedded, which, tokens)
+        for rows, places, wanted in chunks(positions, targets, unembed_rows):
+            site_edits.add_scores(answer, logits(rows.tolist(), places.tolist()), rows, wanted)
         return [(logprob, misses == 0) for logprob, misses in answer.T.tolist()]
 
     @abstractmethod

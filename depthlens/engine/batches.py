@@ -23,12 +23,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from depthlens.ablations import Condition
-from depthlens.backends import row_edits
+from depthlens.backends import row_edits, site_edits
 from depthlens.backends.torch import Rows
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.decoding import FIRST_ROOM, Decoding
@@ -37,7 +34,6 @@ from depthlens.engine.wavefront import CleanRow, Wavefront, first_edited, fork_l
 from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
-from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved, place_of
 from depthlens.models.quantised import other_weights_bytes, other_weights_resident
@@ -196,56 +192,37 @@ class PackedTrees(Batches):
             for half in cut(self.rows.requests, self.rows.missing(members, group), 2):
                 self.compute(*half, CleanRow())
 
+    @torch.no_grad()
     def _score(self, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
         requests, conditions = self.rows.requests, [self.rows.conditions[c] for c in group]
         scored: dict[int, int] = {}  # which positions are unembedded: sequences share them as they share tokens
-        spans = [
-            [scored.setdefault(node, len(scored)) for node in path[len(requests[r].context) - 1 :]]
-            for r, path in zip(pack.sequences, pack.paths, strict=True)
+        # of each token that is predicted: its sequence, the position among those that predicts it, and its id
+        tokens = [
+            (i, scored.setdefault(node, len(scored)), token)
+            for i, (r, path) in enumerate(zip(pack.sequences, pack.paths, strict=True))
+            for node, token in zip(path[len(requests[r].context) - 1 :], requests[r].continuation, strict=True)
         ]
         walk = Wavefront(self.lens, self.backend.means, self.budget.batch_tokens)
         states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
         states = moved(states, place_of(self.lens.arch.unembed))
-        targets = torch.tensor([t for r in pack.sequences for t in requests[r].continuation], device=states.device)
-        places = torch.tensor([i for span in spans for i in span], device=states.device)
-        logprobs, greedy = self._target_logprobs(conditions, states, places, targets)
-        sizes = [len(span) for span in spans]
-        for c, *of_condition in zip(group, logprobs.cpu(), greedy.cpu(), strict=True):
-            for r, sums, hits in zip(pack.sequences, *(x.split(sizes) for x in of_condition), strict=True):
-                logprob = math.fsum(sums.tolist())
-                if not math.isfinite(logprob):
-                    raise self.lens.not_finite(self.rows.conditions[c])
-                self.rows.answers[c][r] = LoglikelihoodAnswer(logprob, all(hits.tolist()))
-
-    @torch.no_grad()
-    def _target_logprobs(
-        self, conditions: Sequence[Condition], states: Tensor, places: Tensor, targets: Tensor
-    ) -> tuple[Float[Tensor, "condition target"], Bool[Tensor, "condition target"]]:
-        """Log-probabilities of target tokens, and whether each is the likeliest.
-
-        Args:
-            conditions: One a row.
-            states: Final residual streams; so many as the budget allows are unembedded at once. Shape [condition,
-                position, d_model].
-            places: Position among the states that predicts each target. Shape [target].
-            targets: Token ids. Shape [target].
-        """
-        n, n_positions = len(conditions), states.shape[1]
-        rows = (torch.arange(n, device=places.device)[:, None] * n_positions + places).flatten()
-        wanted, under = targets.repeat(n), [c for c in conditions for _ in range(n_positions)]
-        logprobs = torch.empty(len(rows), dtype=wide_type(states.dtype), device=states.device)
-        greedy = torch.empty(len(rows), dtype=torch.bool, device=states.device)
-        start = 0
+        n, n_sequences = len(group), len(pack.sequences)
+        sequence, position, target = torch.tensor(tokens).T
+        number = torch.arange(n)[:, None]  # of each condition
+        whose, at = ((number * n_sequences + sequence).flatten(), (number * len(scored) + position).flatten())
+        wanted, under = target.repeat(n), [condition for condition in conditions for _ in scored]
+        answer, start = torch.zeros(2, n * n_sequences, dtype=torch.float64), 0
         for block in states.flatten(0, 1).split(self.budget.unembed_rows):
             end = start + len(block)
-            logits = wide(row_edits.unembed(self.lens, under[start:end], block))
-            here = ((rows >= start) & (rows < end)).nonzero()[:, 0]
-            at = rows[here] - start
-            logprobs[here] = logits[at, wanted[here]] - logits.logsumexp(-1)[at]
-            greedy[here] = logits.argmax(-1)[at] == wanted[here]
+            logits = row_edits.unembed(self.lens, under[start:end], block)
+            here = (at >= start) & (at < end)
+            site_edits.add_scores(answer, logits, whose[here], wanted[here], at[here] - start)
             start = end
-        return logprobs.view(n, -1), greedy.view(n, -1)
+        rows = [(c, r) for c in group for r in pack.sequences]
+        for (c, r), (logprob, misses) in zip(rows, answer.T.tolist(), strict=True):
+            if not math.isfinite(logprob):
+                raise self.lens.not_finite(self.rows.conditions[c])
+            self.rows.answers[c][r] = LoglikelihoodAnswer(logprob, misses == 0)
 
     def _write(self, pack: Pack, group: list[int], _: CleanRow, passed: Passed) -> None:
         """Texts of one pack under a group of conditions, of which some fit into memory at once."""
