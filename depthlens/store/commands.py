@@ -34,7 +34,7 @@ def list(*, store: str) -> None:  # noqa: A001 - the name of the command
     entries = table.assign(key=table["part"].str.split("/").str[0]).groupby(["key", "task"])
     rows = entries.agg({**same, "part": "size", "rows": "sum", "bytes": "sum", "time": "max"}).reset_index()
     rows = rows.rename(columns={"part": "parts", "time": "written"})
-    nothing = "nothing is kept yet" if opened.fs.isdir(opened.root) else "there is no store yet"
+    nothing = "nothing is kept yet" if opened.fs.isdir("") else "there is no store yet"
     typer.echo(rows.to_string(index=False) if len(rows) else nothing)
     typer.echo(f"\n{len(rows)} entries, {megabytes(table)} in {opened.location}")
 
@@ -72,7 +72,7 @@ def prune(*, where: str, store: str, dry_run: bool = False) -> None:
     for part in table["part"]:
         typer.echo(part)
         if not dry_run:
-            opened.fs.rm_file(opened.at(part))
+            opened.fs.rm_file(part)
     typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(table)} parts ({megabytes(table)})")
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import posixpath
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ import pandas as pd
 import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.dirfs import DirFileSystem
 
 from depthlens.errors import UserError, blaming, first_line
 from depthlens.requests import LoglikelihoodAnswer, WrittenAnswer
@@ -75,6 +75,8 @@ class Store:
 
     Attributes:
         location: Where it is, as it was given.
+        fs: The store as a file system of its own: paths are those of parts.
+        root: The path of the store on the file system that it is on.
 
     Raises:
         UserError: it is a folder with other things in it or a store of 0.2.
@@ -83,25 +85,21 @@ class Store:
 
     def __init__(self, location: str, *, make: bool = True) -> None:
         self.location = location
-        self.fs, self.root = fsspec.url_to_fs(location)
-        if make or self.fs.isfile(self.root):  # where a file is, this says so
-            self.fs.makedirs(self.root, exist_ok=True)
-        files = [posixpath.basename(path) for path in self.fs.find(self.root, maxdepth=1)]
+        fs, self.root = fsspec.url_to_fs(location)
+        self.fs = DirFileSystem(self.root, fs)
+        if make or self.fs.isfile(""):  # where a file is, this says so
+            self.fs.makedirs("", exist_ok=True)
+        files = self.fs.find("", maxdepth=1)
         if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
             fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
-        if FORMAT in files and json.loads(self.fs.cat_file(self.at(FORMAT))) == {"format": 1}:
+        if FORMAT in files and json.loads(self.fs.cat_file(FORMAT)) == {"format": 1}:
             raise UserError(f"store {location!r} is of version 0.2 of depthlens; name another store, and both are kept")
-
-    def at(self, path: str) -> str:
-        """The path of a file of the store on its file system."""
-        return posixpath.join(self.root, path)
 
     def parts(self, folder: str = "") -> list[str]:
         """Paths of parts under the store, of one folder or of all."""
-        self.fs.invalidate_cache()
-        paths = [path.removeprefix(self.root).lstrip("/") for path in self.fs.find(self.at(folder))]
-        return [path for path in paths if path.endswith(".parquet") and not posixpath.basename(path).startswith(".")]
+        self.fs.fs.invalidate_cache()
+        return [path for path in self.fs.find(folder) if path.endswith(".parquet") and "/." not in path]
 
     def table(self) -> pd.DataFrame:
         """One row a part: its path, model, label, rows, bytes, time of writing, and what all its rows share."""
@@ -110,14 +108,14 @@ class Store:
             if (part := self.part(path, ["condition"])) is not None:
                 made = json.loads((part.schema.metadata or {}).get(_MADE, b"{}"))
                 conditions = part["condition"].unique().to_pylist()
-                size = {"rows": part.num_rows, "bytes": self.fs.size(self.at(path)), "conditions": conditions}
+                size = {"rows": part.num_rows, "bytes": self.fs.size(path), "conditions": conditions}
                 found.append({**dict.fromkeys(COLUMNS), "part": path, **made, **size})
         return pd.DataFrame(found, columns=None if found else COLUMNS)
 
     def part(self, path: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table | None:
         """Columns of a part; None where it cannot be read, or was removed since it was listed, which is logged."""
         try:
-            with self.fs.open(self.at(path), "rb") as file:
+            with self.fs.open(path, "rb") as file:
                 # in this thread: a process that ends while Arrow starts threads for a part is aborted (pyarrow 26)
                 part = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
                 schema = pa.schema([SCHEMA.field(name) for name in columns], part.schema_arrow.metadata)
@@ -149,12 +147,12 @@ class Store:
         rows = [(*address, *_columns(answer)) for address, answer in answers.items()]
         table = pa.table(list(zip(*rows, strict=True)), schema=SCHEMA.with_metadata({_MADE: json.dumps(made)}))
         name, fix = f"{uuid.uuid4().hex}.parquet", "make room or name another store, and run again to go on"
-        hidden = self.at(f"{folder}/.{name}")
+        hidden = f"{folder}/.{name}"
         with blaming(f"store {self.location!r} cannot be written", fix):
-            self.fs.makedirs(self.at(folder), exist_ok=True)
+            self.fs.makedirs(folder, exist_ok=True)
             with self.fs.open(hidden, "wb") as file:
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            self.fs.mv(hidden, self.at(f"{folder}/{name}"))
+            self.fs.mv(hidden, f"{folder}/{name}")
 
 
 def _columns(answer: Answer) -> tuple[float | None, bool | None, str | None]:
