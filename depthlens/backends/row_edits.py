@@ -117,20 +117,25 @@ def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
 
 
 @dataclass
-class RowWeights:
-    """Which rows of a batch take weights from a donor, or their own rounded ones.
+class RowEdits:
+    """Which rows of a batch are edited where, or take weights from elsewhere, and the hooks and forwards that do it.
 
     What is in force on the model (`depthlens.models.in_force`) comes first, in every row.
 
     Attributes:
-        conditions: One per row; a single one serves batches of any size.
+        conditions: One per row, which `require` lets pass; a single one serves batches of any size.
         lens: The base model.
+        means: What ``@mean`` and ``@resample`` put in place of a part; embedding and unembedding need none.
+        position_ids: Where the tokens stand; only conditions that depend on it need them.
         in_force: The same of each condition that is.
         by_layer: All ablations of each layer, with their rows; -1: of embedding and unembedding.
+        layers: Those that are edited.
     """
 
     conditions: Sequence[Condition]
     lens: Lens
+    means: Means | None = None
+    position_ids: Int[Tensor, "#row pos"] | None = None
 
     def __post_init__(self) -> None:
         self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
@@ -140,10 +145,11 @@ class RowWeights:
                 self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
         entered = in_force.entered(self.lens.model)
         with in_force.aside():
-            self.in_force: list[Any] = [*map(self._of, entered)]
-
-    def _of(self, entered: in_force.Entered) -> RowWeights:
-        return RowWeights([entered.condition], entered.lens)
+            self.in_force: list[Any] = [
+                RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered
+            ]
+        edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
+        self.layers = sorted(layer for layer in edited if layer >= 0)
 
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
@@ -153,10 +159,10 @@ class RowWeights:
         """Modules, each with the forward that shares its rows; each forward calls those before it."""
         for first in self.in_force:
             yield from first.forwards(layer)
-        yield from self._own_forwards(layer)
-
-    def _own_forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
-        for mode in dict.fromkeys(a.mode for a in self.by_layer.get(layer, {}) if a.mode in WEIGHTS):
+        of_layer = self.by_layer.get(layer, {})
+        if twice := [row for a, rows in of_layer.items() if a.mode == "twice" for row in rows]:
+            yield _twice(self.lens.arch.layers[layer], twice, len(self.conditions))
+        for mode in dict.fromkeys(a.mode for a in of_layer if a.mode in WEIGHTS):
             for module, other, kind in self._modules(layer, mode):
                 taken = self._mask(layer, mode, kind)
                 whole = taken.all(1, keepdim=True)
@@ -168,6 +174,17 @@ class RowWeights:
                 attn = self.lens.arch.attn[layer]
                 if self.lens.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
                     yield attn, self._with_donor_rotary(attn.forward, layer, mask)
+        ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
+        if ablations and (router := self.lens.arch.routers[layer]):
+            n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
+            no_token = torch.iinfo(torch.long).max
+            starts, stops = torch.full((2, len(self.conditions), 1, n), no_token)
+            for row, a in ablations:
+                starts[row, 0, a.index], stops[row, 0, a.index] = a.start, a.stop or no_token
+            # where none were needed, all ablations start at 0
+            positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
+            at = moved(positions, device)[:, :, None]
+            yield Routing(n, (at >= starts.to(device)) & (at < stops.to(device))).around(router)
 
     def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
         """Modules with weights, those that have others, and what they are made for, as in `TAKERS`."""
@@ -211,39 +228,6 @@ class RowWeights:
 
         return call
 
-
-@dataclass
-class RowEdits(RowWeights):
-    """Which rows of a batch are edited where, and the hooks that do it.
-
-    Attributes:
-        means: What ``@mean`` and ``@resample`` put in place of a part.
-        position_ids: Where the tokens stand; only conditions that depend on it need them.
-        layers: Those that are edited.
-
-    Raises:
-        UserError: a condition does not fit the model, or needs means, a prompt, positions or a donor and there is none.
-    """
-
-    means: Means | None
-    position_ids: Int[Tensor, "#row pos"] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
-        self.layers = sorted(layer for layer in edited if layer >= 0)
-        for condition in dict.fromkeys(self.conditions):
-            condition.validate(self.lens.dims)
-            if condition.uses("mean") and not (self.means and self.means.mean):
-                raise UserError(f"condition {condition} needs the means of a reference set and none was given")
-            if condition.uses("resample") and not (self.means and self.means.sample):
-                raise UserError(f"condition {condition} needs a reference prompt and none was given")
-            if condition.uses_positions and self.position_ids is None:
-                raise UserError(f"condition {condition} needs to know positions, which only a sweep gives")
-
-    def _of(self, entered: in_force.Entered) -> RowEdits:
-        return RowEdits([entered.condition], entered.lens, entered.means, self.position_ids)
-
     def at(self, layer: int) -> LayerEdits:
         """The edits of one layer, for whatever library provides the tensors."""
         before: dict[str, Any] = {}
@@ -263,24 +247,6 @@ class RowEdits(RowWeights):
         with replaced_forwards(self.forwards(layer)), hooks(self.lens.arch, layer, self.at(layer)):
             yield
 
-    def _own_forwards(self, layer: int) -> Iterator[tuple[nn.Module, Forward]]:
-        # those of `RowWeights`, the layer that some rows pass twice, and the router without some experts
-        of_layer = self.by_layer.get(layer, {})
-        if twice := [row for a, rows in of_layer.items() if a.mode == "twice" for row in rows]:
-            yield _twice(self.lens.arch.layers[layer], twice, len(self.conditions))
-        yield from super()._own_forwards(layer)
-        ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
-        if ablations and (router := self.lens.arch.routers[layer]):
-            n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
-            no_token = torch.iinfo(torch.long).max
-            starts, stops = torch.full((2, len(self.conditions), 1, n), no_token)
-            for row, a in ablations:
-                starts[row, 0, a.index], stops[row, 0, a.index] = a.start, a.stop or no_token
-            # where none were needed, all ablations start at 0
-            positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
-            at = moved(positions, device)[:, :, None]
-            yield Routing(n, (at >= starts.to(device)) & (at < stops.to(device))).around(router)
-
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
         dims, columns, in_stream = self.lens.arch.dims, slice(None), None
         if a.site in ("head", "kv"):
@@ -297,6 +263,20 @@ class RowEdits(RowWeights):
             self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None,
             partial(noise_like, a, in_stream) if a.mode == "noise" else None,
         )
+
+
+def require(conditions: Sequence[Condition], lens: Lens, means: Means | None) -> None:
+    """Check conditions against a model.
+
+    Raises:
+        UserError: a condition does not fit the model, or needs means or a prompt and there is none.
+    """
+    for condition in dict.fromkeys(conditions):
+        condition.validate(lens.dims)
+        if condition.uses("mean") and not (means and means.mean):
+            raise UserError(f"condition {condition} needs the means of a reference set and none was given")
+        if condition.uses("resample") and not (means and means.sample):
+            raise UserError(f"condition {condition} needs a reference prompt and none was given")
 
 
 @contextmanager
@@ -372,7 +352,7 @@ def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_id
 
 def unembed(lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]) -> Tensor:
     """Logits of final residual streams, before the last norm, under one condition a row. Shape [row, d_vocab]."""
-    with RowWeights(conditions, lens).embeddings():
+    with RowEdits(conditions, lens).embeddings():
         return lens.arch.logits(states)
 
 

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.backends import site_edits
-from depthlens.backends.row_edits import Means, RowEdits, RowWeights
+from depthlens.backends.row_edits import Means, RowEdits, require
 from depthlens.errors import UserError
 from depthlens.models import in_force
 from depthlens.models.architectures import body_of, head, put_forward
@@ -93,7 +93,7 @@ class Backend(ABC):
 
         def unembedded(rows: list[int], places: list[int]) -> Tensor:
             # the unembedding costs as much as several layers: only the positions that are asked for go through it
-            with RowWeights([conditions[row] for row in rows], self.lens).embeddings():
+            with RowEdits([conditions[row] for row in rows], self.lens).embeddings():
                 return head(self.lens.model, states[rows, places])
 
         return unembedded
@@ -162,6 +162,7 @@ def chunks(positions: Positions, targets: Positions, size: int) -> Iterator[tupl
 @contextmanager
 def applied(edits: RowEdits) -> Iterator[None]:
     """Within the context forward hooks edit the rows of every call of the model."""
+    require(edits.conditions, edits.lens, edits.means)
     with ExitStack() as stack:
         stack.enter_context(edits.embeddings())
         for layer in edits.layers:
@@ -181,7 +182,7 @@ def entered(one: in_force.Entered) -> Iterator[None]:
     Raises:
         UserError: the condition does not fit the model, or asks for a mean and none was given. Nothing is in force.
     """
-    RowEdits([one.condition], one.lens, one.means, torch.zeros(1, 1, dtype=torch.long))
+    require([one.condition], one.lens, one.means)
     model = one.lens.model
     with ALONE:
         if model not in _edited:
@@ -217,11 +218,11 @@ def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
                     raise UserError(f"condition {twice} runs a layer twice, and a cache holds it once; use_cache=False")
                 kwargs["use_cache"] = False
             lens.bind()  # a module may have been replaced since
-            with applied(RowEdits([BASELINE], lens, None, _positions(args, kwargs))):
+            with applied(RowEdits([BASELINE], lens, position_ids=_positions(args, kwargs))):
                 return of_body(*args, **kwargs)
 
     def logits(*args: Any, **kwargs: Any) -> Any:
-        others = [forward for module, forward in RowWeights([BASELINE], lens).forwards(-1) if module is unembed]
+        others = [forward for module, forward in RowEdits([BASELINE], lens).forwards(-1) if module is unembed]
         return [of_unembed, *others][-1](*args, **kwargs)
 
     yield body, run

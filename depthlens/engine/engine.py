@@ -13,6 +13,7 @@ from typing import Any
 
 from depthlens import arguments, backends, progress
 from depthlens.ablations import Condition
+from depthlens.backends import row_edits
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
@@ -143,6 +144,7 @@ class Engine:
             walk_check.refuse_scaled_angles(self.lens, longest)
             if not rows.unfinished:
                 return rows.answers
+            row_edits.require([conditions[c] for c in rows.unfinished], self.lens, self.backend.means)
             if self.workers is not None:
                 needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
                 self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)

@@ -138,12 +138,10 @@ def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[dict[str, 
         from depthlens.backends.nnsight import NnsightBackend  # slow to import
 
         return NnsightBackend(lens).read(tokens, edits)
-    tokens = tokens.to(lens.device)
+    tokens, position_ids = tokens.to(lens.device), torch.arange(tokens.shape[1], device=lens.device)[None]
     with ExitStack() as stack:
         # what is in force comes first, so that its work is seen
-        stack.enter_context(
-            applied(RowEdits([BASELINE], lens, None, torch.arange(tokens.shape[1], device=lens.device)[None]))
-        )
+        stack.enter_context(applied(RowEdits([BASELINE], lens, position_ids=position_ids)))
         for layer, at in enumerate(edits):
             stack.enter_context(hooks(lens.arch, layer, at))
         body_of(lens.model)(input_ids=tokens, use_cache=False)

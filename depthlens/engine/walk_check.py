@@ -181,7 +181,7 @@ def _try(lens: Lens, *, changed: bool) -> Found:
             if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, CLOSE_STREAM):
                 adds = False
                 removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
-                with RowEdits([removed], lens, None).hooked(call.layer):
+                with RowEdits([removed], lens).hooked(call.layer):
                     without = hidden(arch.layers[call.layer](*call.args, **call.kwargs))
                 separable &= not _apart(without, call.given, CLOSE_STREAM)
         x = call.output

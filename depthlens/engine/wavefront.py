@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens.ablations import BASELINE, Condition
-from depthlens.backends.row_edits import Means, RowEdits, RowWeights
+from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.models.lens import Lens
@@ -134,7 +134,7 @@ class Wavefront:
         walked = clean.final is not None and (not before or bool(clean.keys))
         passing = partial(clean.keep, pack.n_prefix) if before else None
         layout, at = layout or Layout(pack, device, passing), torch.tensor([*positions])
-        with RowWeights([BASELINE], self.lens).embeddings():
+        with RowEdits([BASELINE], self.lens).embeddings():
             x = arch.embed(layout.tokens)
         # residual streams by condition, each [pos, d_model]; none is written to
         rows: dict[int, Tensor] = {} if walked else {CLEAN: x}
@@ -157,7 +157,7 @@ class Wavefront:
                 for c in (c for c, fork in enumerate(forks) if fork == layer):
                     forked[c] = (clean.inputs[layer] if walked else rows[CLEAN])[before:]
                     if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
-                        with RowWeights([conditions[c]], self.lens).embeddings():
+                        with RowEdits([conditions[c]], self.lens).embeddings():
                             forked[c] = moved(arch.embed(own.tokens[None])[0], device)
                 donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
