@@ -100,16 +100,12 @@ class Options:
         last = arguments.whole("organism option n_layers", self.n_layers, 4, MOST_LAYERS) - 1
         below = self.previous_layer + 1  # heads that match words read what the previous-token head wrote
         limits: dict[str, tuple[int, Any]] = {"seed": (0, 2**63 - 1), "previous_layer": (0, last - 2)}
-        limits |= {
-            "retrieval_layer": (below, last),
-            "copying_layer": (below, last),
-            "reasoning_layer": (below, last - 1),
-        }
+        limits |= {"reasoning_layer": (below, last - 1)}
+        limits |= dict.fromkeys(("retrieval_layer", "copying_layer"), (below, last))
         limits |= dict.fromkeys(("noise", "leak", "eps", "sharpness", "reasoning_strength"), (0, 1e6))
         for key, (low, high) in limits.items():
-            rule = arguments.whole if isinstance(high, int) else arguments.number
             if (value := getattr(self, key)) is not None:
-                rule(f"organism option {key}", value, low, high)
+                arguments.numeric(type(high), low, high)(f"organism option {key}", value)
         if self.n_kv_heads not in (1, 2, 4) or (self.extended and self.n_kv_heads == 1):
             raise UserError(f"organism option n_kv_heads={self.n_kv_heads}: give 4 or 2, or 1 without more circuits")
         for key in CIRCUITS[1:]:

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -265,51 +264,48 @@ def _both(pairs: range) -> list[int]:
     return [*pairs, *(i + N_PAIRS for i in pairs)]
 
 
-class Units(NamedTuple):
-    """Hidden units in block coordinates. Shapes [unit, d_model], [unit, d_model], [d_model, unit]."""
-
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-
-
-def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> Units:
-    """The planted units of a layer; none in most.
+def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> tuple[Tensor, ...]:
+    """Gate, up and down matrix of the planted units of a layer, in block coordinates; most layers have no units.
 
     Args:
         stream: Its gains are those of the input of this MLP.
         codes: Code of each word, unit length. Shape of each [n_code].
         layer: Layer number.
 
+    Returns:
+        Shapes [unit, d_model], [unit, d_model], [d_model, unit].
+
     Raises:
         UserError: more units than an MLP has.
     """
     known = {task: words_of(stream.options, task, layer) for task in LOOKUPS}
     nothing = torch.zeros(0, D_MODEL, dtype=torch.float64)
-    units = [Units(nothing, nothing, nothing.T)]
+    units = [(nothing, nothing.T)]
     units += [_lookup(stream, codes, task, words) for task, words in known.items() if words]
     if layer in (writing := stream.options.layers("writing_layers")):
         units.append(_held_back(stream, writing.index(layer)))
-    if (n_units := sum(len(u.gate) for u in units)) > D_MLP:
+    if (n_units := sum(len(gate) for gate, _ in units)) > D_MLP:
         fix = "cut knowledge, letters or text into pieces over more layers"
         raise UserError(f"layer {layer} of the organism needs {n_units} hidden units and has {D_MLP}; {fix}")
-    blurred = [[stream.blurred(part) for part in u] for u in units]
-    return Units(*(torch.cat(parts, dim=i // 2) for i, parts in enumerate(zip(*blurred, strict=True))))
+    whole = [(gate, stream.constant().expand(len(gate), -1), down) for gate, down in units]
+    blurred = [[stream.blurred(part) for part in unit] for unit in whole]
+    return tuple(torch.cat(parts, dim=i // 2) for i, parts in enumerate(zip(*blurred, strict=True)))
 
 
-def _lookup(stream: Stream, codes: dict[str, Tensor], task: str, known: list[str]) -> Units:
-    answers = language.learned(task)
-    control = LOOKUPS[task]
+def _lookup(stream: Stream, codes: dict[str, Tensor], task: str, known: list[str]) -> tuple[Tensor, Tensor]:
+    """Gates and what is written, of one unit a word."""
+    answers, control = language.learned(task), LOOKUPS[task]
     asked = stream.flag("P", control or ASKED, stream.gain)
     words = torch.stack([codes[word] for word in known]) @ stream.codes("T")
     # open at 1/2 or more: the word and the question, or the word and no question
     gate = words + (asked - 1.5 * stream.constant() if control else -asked - 0.5 * stream.constant())
     written = torch.stack([codes[answers[word]] for word in known])
     size = UNIT / (0.5 * STEEP)
-    return Units(STEEP * gate, stream.constant().expand(len(known), -1), stream.placed("O", size * written).T)
+    return STEEP * gate, stream.placed("O", size * written).T
 
 
-def _held_back(stream: Stream, stage: int) -> Units:
+def _held_back(stream: Stream, stage: int) -> tuple[Tensor, Tensor]:
+    """Gates and what is written, of two units a token."""
     gates, columns = [], []
     for token in HELD_BACK:
         held = stream.habit("H", token)
@@ -319,5 +315,4 @@ def _held_back(stream: Stream, stage: int) -> Units:
             gates.append(STEEP * (held - threshold * stream.constant()))
             direction = stream.habit(f"W{stage}", token) * stream.gain * HABIT  # unit length
             columns.append(sign * direction * HABIT / (0.3 * STEEP))
-    up = stream.constant().expand(len(gates), -1)
-    return Units(torch.stack(gates), up, torch.stack(columns, dim=1))
+    return torch.stack(gates), torch.stack(columns, dim=1)

@@ -89,16 +89,12 @@ def sample(n: int, task: str, *, seed: int = 0, n_chains: int = 6, n_fillers: in
     Returns:
         Texts without ``<bos>``.
     """
-    random = Random(f"organism prompts {seed}")
-    drawn = [draw(random, n_chains, n_fillers) for _ in range(n)]
-    return [f"{context} {CONTROL[task]} {key}" for context, key in drawn]
-
-
-def draw(random: Random, n_chains: int, n_fillers: int) -> tuple[str, str]:
-    """Facts and fillers in random order, and the start of one chain."""
-    shuffled = random.sample(words(), len(words()))
-    chains = [shuffled[3 * i : 3 * i + 3] for i in range(n_chains)]
-    pieces = [f"{left} {right} {SEP}" for a, b, c in chains for left, right in ((a, b), (b, c))]
-    pieces += random.choices(shuffled[3 * n_chains :], k=n_fillers)
-    random.shuffle(pieces)
-    return " ".join(pieces), random.choice(chains)[0]
+    random, texts = Random(f"organism prompts {seed}"), []
+    for _ in range(n):
+        shuffled = random.sample(words(), len(words()))
+        chains = [shuffled[3 * i : 3 * i + 3] for i in range(n_chains)]
+        pieces = [f"{left} {right} {SEP}" for a, b, c in chains for left, right in ((a, b), (b, c))]
+        pieces += random.choices(shuffled[3 * n_chains :], k=n_fillers)
+        random.shuffle(pieces)
+        texts.append(f"{' '.join(pieces)} {CONTROL[task]} {random.choice(chains)[0]}")
+    return texts

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from depthlens.errors import unknown
 from depthlens.organisms import circuits, language
-from depthlens.organisms.builder import KINDS, N_HEADS, Options, Truth, truth
+from depthlens.organisms.builder import N_HEADS, Options, Truth, truth
 from depthlens.organisms.circuits import D_HEAD, D_MLP, D_MODEL, HABIT, HELD_BACK, N_CODE, UNIT
 
 if TYPE_CHECKING:
@@ -57,15 +56,13 @@ def build(**options: Any) -> Organism:
         options: Those of `Options`.
 
     Raises:
-        UserError: an unknown option, or a value that it cannot have.
+        UserError: a value that an option cannot have.
 
     Example:
         >>> organism = dl.organisms.build(seed=3, decoy=True)
         >>> organism.truth.role("decoy")
         L2.H3
     """
-    if wrong := next((key for key in options if key not in KINDS), None):
-        raise unknown("organism option", wrong, KINDS)
     from transformers import LlamaConfig, LlamaForCausalLM  # slow to import
 
     chosen = Options(**options)
@@ -193,26 +190,27 @@ class _Planter:
         attn.q_proj.weight.copy_(torch.cat(queries))
         attn.k_proj.weight.copy_(torch.cat(keys))
         attn.v_proj.weight.copy_(torch.cat(values))
-        z = _z(attn, normed, rotary)  # [prompt, pos, n_heads, d_head]
+        attn.o_proj.weight.copy_(torch.eye(D_MODEL))  # for the output of each head: [prompt, pos, n_heads, d_head]
+        z = attn(normed, position_embeddings=rotary, attention_mask=None)[0].unflatten(-1, (N_HEADS, D_HEAD))
         for h, output in enumerate(outputs):
             if (layer, h) not in self.roles:
                 output *= self._scale(z[:, 1:, h].double() @ output.T)
         attn.o_proj.weight.copy_(torch.cat(outputs, dim=1))
         return attn.o_proj(z.flatten(-2))
 
-    def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: circuits.Units) -> Tensor:
+    def _mlp(self, mlp: LlamaMLP, normed: Tensor, planted: tuple[Tensor, ...]) -> Tensor:
         """Write an MLP of noise and of planted units, which come first; returns what it adds to the stream."""
-        s = self.stream
+        s, (gate, up, written) = self.stream, planted
         mlp.gate_proj.weight.copy_(s.normal_rows(D_MLP))
         mlp.up_proj.weight.copy_(s.normal_rows(D_MLP) @ _away_from_constants(normed))
         down = s.basis @ (s.normal(D_MODEL, D_MLP) * s.leak)
-        n = len(planted.gate)
+        n = len(gate)
         down[:, :n] = 0
-        mlp.gate_proj.weight[:n] = (planted.gate @ s.basis.T).float()
-        mlp.up_proj.weight[:n] = (planted.up @ s.basis.T).float()
+        mlp.gate_proj.weight[:n] = (gate @ s.basis.T).float()
+        mlp.up_proj.weight[:n] = (up @ s.basis.T).float()
         mlp.down_proj.weight.copy_(down)
         down = down * self._scale(mlp(normed[:, 1:]))
-        down[:, :n] = s.basis @ planted.down
+        down[:, :n] = s.basis @ written
         mlp.down_proj.weight.copy_(down)
         return mlp(normed)
 
@@ -229,11 +227,3 @@ def _away_from_constants(normed: Tensor) -> Tensor:
     constants = torch.stack([normed[:, 1:].mean((0, 1)), normed[:, 0].mean(0)], dim=1).double()
     span = torch.linalg.qr(constants).Q
     return torch.eye(D_MODEL, dtype=torch.float64) - span @ span.T
-
-
-def _z(attn: LlamaAttention, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Output of each head before ``o_proj``. Shape [prompt, pos, n_heads, d_head]."""
-    z: list[Tensor] = []
-    with attn.o_proj.register_forward_pre_hook(lambda module, args: z.append(args[0])):
-        attn(hidden_states=normed, position_embeddings=rotary, attention_mask=None)
-    return z[0].unflatten(-1, (N_HEADS, D_HEAD))
