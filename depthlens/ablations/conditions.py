@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from depthlens import arguments
 from depthlens.ablations.heads import Head
@@ -57,14 +57,13 @@ GRAMMAR = (
 
 _MODES_OF = dict.fromkeys(SITES, ("zero", *MODES))  # removal first, where there is one
 _MODES_OF |= {"layer": ("skip", *MODES, "twice"), "expert": ("zero",), **dict.fromkeys(ENDS, ("donor",))}
-_EVERYWHERE = (*WEIGHTS, "twice")  # modes that no position is spared from
 _NOTHING = {"layer": -1, "index": -1, "start": 0, "stop": 0, "seed": 0}  # what a field is where it does not fit
 # what the parts with numbers are called, and the part that they are within
 _KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
 _SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
 _ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
 
-_PART = re.compile(r"L(\d+)(?:-(\d+)|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)")
+_PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)")
 # what is ablated, then whether it runs twice, or from where on and how it is ablated
 _POSITIONS = r"\[(?=[\d:])(\d*)(:?)(\d*)\]"
 _SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:{_POSITIONS})?(?:@(?:noise(\d+)|({'|'.join(MODES)})))?)", re.DOTALL)
@@ -87,10 +86,6 @@ class Dims:
     d_head: int
     n_experts: Sequence[int] = ()
     headless: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("n_experts", "headless"):  # a record holds lists, and sizes are compared and hashed
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def head_names(self) -> list[str]:
@@ -150,7 +145,7 @@ class Ablation:
         if self.mode not in modes:
             what = f"mode {self.mode!r}" if self.mode else "removal"
             raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
-        placed = self.mode not in _EVERYWHERE
+        placed = self.mode not in (*WEIGHTS, "twice")  # else no position can be spared
         free = self.site not in ENDS, self.site in INDEXED, placed, placed, self.mode == "noise"
         for (name, nothing), is_free in zip(_NOTHING.items(), free, strict=True):
             value = getattr(self, name)
@@ -198,9 +193,8 @@ class Condition:
     ablations: tuple[Ablation, ...] = ()
 
     def __post_init__(self) -> None:
-        for item in self.ablations:
-            if not isinstance(item, Ablation):
-                raise UserError(f"condition of {item!r}: give ablations, or a text to depthlens.parse_condition")
+        if wrong := [item for item in self.ablations if not isinstance(item, Ablation)]:
+            raise UserError(f"condition of {wrong[0]!r}: give ablations, or a text to depthlens.parse_condition")
         ordered = tuple(sorted(self.ablations))
         object.__setattr__(self, "ablations", ordered)
         parts = [(a.layer, a.site, a.index) for a in ordered]
@@ -305,22 +299,18 @@ def parse_condition(text: str) -> Condition:
         if not (match := _PART.fullmatch(named)):
             raise UserError(f"condition {text!r}: cannot read {part!r}; write {GRAMMAR}")
         first, last, sublayer, letters, number, end = match.groups()
-        if end:
-            ablations.append(Ablation(-1, end, **how))
-            continue
-        bottom, top = int(first), int(last or first)
+        bottom, top = int(first or -1), int(last or first or -1)
         if top < bottom:
             raise UserError(f"condition {text!r}: block {bottom}-{top} runs backwards; write L{top}-{bottom}")
-        site = next((site for site, of in INDEXED.items() if of == letters), sublayer or "layer")
+        site = next((site for site, of in INDEXED.items() if of == letters), sublayer or end or "layer")
         ablations += [Ablation(layer, site, int(number or -1), **how) for layer in range(bottom, top + 1)]
     return Condition(tuple(ablations))
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
     """What is ablated (a part, or a word such as ``layers``), and the mode, start and seed that follow it."""
-    match = _SUFFIX.fullmatch(text)
-    assert match  # its last groups are optional and its first takes the rest
-    named, twice, start, colon, stop, seed, mode = match.groups()
+    # every text matches: the last groups are optional and the first takes the rest
+    named, twice, start, colon, stop, seed, mode = cast(re.Match[str], _SUFFIX.fullmatch(text)).groups()
     mode = "twice" if twice else "noise" if seed else mode or ""
     first = int(start or 0)
     last = int(stop or 0) if colon else first + 1 if start else 0
@@ -350,21 +340,13 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         UserError: unknown word, malformed condition, or a part that the model does not have.
     """
     allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, bottom[:N], top[:N] or conditions"
-    if not isinstance(spec, Iterable) or isinstance(spec, Mapping):
+    items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else spec
+    if not isinstance(items, Iterable) or isinstance(items, Mapping) or not (items := list(items)):
         raise UserError(f"ablate {spec!r}: give {allowed}")
-    items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else list(spec)
-    if not items:
-        raise UserError(f"nothing to ablate in {spec!r}; give {allowed}")
     conditions = [BASELINE]
     for item in items:
-        if isinstance(item, Condition):
-            conditions.append(item)
-        elif isinstance(item, str) and (meant := _of_word(item.strip(), dims)) is not None:
-            conditions += meant
-        elif isinstance(item, str) and item.strip().isalpha() and item.strip() not in ("baseline", *ENDS):
-            raise unknown("ablation", item.strip(), _ALL_WORDS, "conditions such as L12.H3 are allowed, too")
-        else:
-            conditions.append(parse_condition(item))
+        of_word = _of_word(item.strip(), dims) if isinstance(item, str) else None
+        conditions += of_word or [item if isinstance(item, Condition) else parse_condition(item)]
     return list(dict.fromkeys(condition.validate(dims) for condition in conditions))
 
 
@@ -372,6 +354,8 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
     """The conditions of a word such as ``layers[1:]``; None where a text is not one."""
     word, how = _split(text)
     name, colon, size = word.partition(":")
+    if text.isalpha() and text not in (*_ALL_WORDS, "baseline", *ENDS):
+        raise unknown("ablation", text, _ALL_WORDS, "conditions such as L12.H3 are allowed, too")
     if name not in _ALL_WORDS or (colon and name not in _SIZED):
         return None
     if (colon or name == "blocks") and not (size.isdecimal() and int(size)):
@@ -385,12 +369,11 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
         if not found:
             raise UserError(f"{text!r}: the model has no {name}; give layers, attn or mlp")
         return found
-    if name == "whole":
-        runs = [layers]
-    elif name == "blocks":
+    if name == "blocks":
         runs = [layers[start : start + k] for k in range(1, min(n, n_layers) + 1) for start in range(n_layers - k + 1)]
     else:
-        lengths = [*range(n or 1, n_layers, n or 1), n_layers]
+        step = n_layers if name == "whole" else n or 1
+        lengths = [*range(step, n_layers, step), n_layers]
         runs = [layers[:k] if name == "bottom" else layers[-k:] for k in lengths]
     ends = [Ablation(-1, end, **how) for end in ENDS] if name == "whole" else []
     return [Condition((*(Ablation(layer, **how) for layer in run), *ends)) for run in runs]

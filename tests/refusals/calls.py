@@ -79,7 +79,7 @@ SWEEPS = [
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
     *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
     (condition_sweep(ablate=["L1", 3]), "condition 3: write L12, L12.attn"),
-    (condition_sweep(ablate=[]), "nothing to ablate in []; give layers"),
+    (condition_sweep(ablate=[]), "ablate []: give layers"),
     (lambda e: dl.parse_condition(None), "condition None: write L12, L12.attn"),
     (next_token(prompt=""), "prompt '': give some text"),
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
