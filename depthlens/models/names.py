@@ -11,12 +11,13 @@ import json
 import os
 import re
 import struct
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any
 
 from depthlens import paths, progress
 from depthlens.errors import UserError, unknown
@@ -26,18 +27,9 @@ ADAPTER = "adapter_config.json"  # what peft writes
 GIVE = "give an alias (see 'depthlens models'), a hub id, a directory or a .gguf file"
 
 
-class Named(NamedTuple):
-    """One row of ``data/models.csv``, the table of named models."""
-
-    alias: str
-    source: str
-    family: str
-    size: str
-    role: str
-
-
-with open(paths.data_dir() / "models.csv", encoding="utf-8", newline="") as _rows:
-    NAMED = [Named(**row) for row in csv.DictReader(_rows)]
+# the table of named models, and one row of it
+Named = namedtuple("Named", ("alias", "source", "family", "size", "role"))
+NAMED = [Named(**row) for row in csv.DictReader((paths.data_dir() / "models.csv").read_text("utf-8").splitlines())]
 
 
 # what may follow a name, by attribute of `Source`; no organism has any, and no model but those of the hub a revision
