@@ -33,15 +33,15 @@ from depthlens.models.placement import hooks_of, tensors_of
 # where a file was and which library wrote it do not change what the model computes
 _NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
 _NOT_THE_MODEL |= {"auto_map"}
-_SETTINGS: tuple[type, ...] = (bool, int, float, str, type(None), torch.dtype, dict, list, tuple)
-_SETTINGS += (FunctionType, BuiltinFunctionType, partial)  # a partial one is such as the tanh form of GELU
 _NUMBERS = (np.generic, np.ndarray, Tensor)  # as a scan of a setting makes them
+_SETTINGS: tuple[type, ...] = (bool, int, float, str, type(None), torch.dtype, dict, list, tuple)
+_SETTINGS += (*_NUMBERS, FunctionType, BuiltinFunctionType, partial)  # a partial one is such as the tanh form of GELU
 # of a module: what torch keeps for itself, and how transformers and accelerate load, name and place it
 _NOT_THE_MODULE = {*vars(nn.Module())} - {"training"}
 _NOT_THE_MODULE |= {"_is_hf_initialized", "name_or_path", "loss_type", "_use_kernels", "_weight_conversions", "forward"}
-_NOT_THE_MODULE |= {"is_quantized"}  # False of a .gguf file that transformers reads; weights say what they are
+# is_quantized: False of a .gguf file that transformers reads; weights say what they are
 _NOT_THE_MODULE |= {"hf_device_map", "_hf_hook", "_old_forward", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa"}
-_NOT_THE_MODULE |= {f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp")}
+_NOT_THE_MODULE |= {"is_quantized", *(f"_{which}_plan" for which in ("ep", "fsdp", "pp", "tp"))}
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,8 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
 def kind_of(module: nn.Module, *, without: Collection[str] = ()) -> str:
     """The class of a module, and its numbers, texts and functions by name, as JSON."""
     left_out = {*_NOT_THE_MODULE, *without}
-    kept = (*_SETTINGS, *_NUMBERS)
-    settings = [(k, v) for k, v in sorted(vars(module).items()) if k not in left_out and isinstance(v, kept)]
-    about = [type(module).__module__, type(module).__qualname__, settings]
-    return json.dumps(about, default=_named, skipkeys=True)
+    settings = [(k, v) for k, v in sorted(vars(module).items()) if k not in left_out and isinstance(v, _SETTINGS)]
+    return json.dumps([type(module).__module__, type(module).__qualname__, settings], default=_named, skipkeys=True)
 
 
 def _named(value: Any) -> Any:
@@ -137,11 +135,10 @@ def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:
 
 def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
     """Hash of what decides a written text and is not part of the model: its tokenizer, and how the model generates."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        about = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    else:  # version, truncation and padding come first, and encoding leaves its last ones there
-        about = backend.to_str().partition('"added_tokens"')[2]
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else ""
+    # version, truncation and padding come first, and encoding leaves its last ones there
+    about = vocabulary or backend.to_str().partition('"added_tokens"')[2]
     left_out = ("_from_model_config", "transformers_version")
     settings = [(k, v) for k, v in config.to_diff_dict().items() if k not in left_out]
     spaces = getattr(tokenizer, "clean_up_tokenization_spaces", None)
@@ -180,15 +177,13 @@ def state_of(model: nn.Module, *, copied: bool = False) -> tuple[object, ...]:
             own.
     """
 
-    def written(tensor: Tensor) -> tuple[int, int]:
-        return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    def written(tensor: Tensor, shared: bool = False) -> tuple[int, int]:
+        return tensor.data_ptr(), 0 if shared or tensor.is_inference() else tensor._version
 
     def method(module: nn.Module) -> int | None:
         own = None if copied else vars(module).get("forward")
         return None if own is None or home(own) == "depthlens" else id(own)
 
     modules = [(id(module), kind_of(module), method(module)) for module in model.modules()]
-    weights = [written(part) for weight in model.parameters() for part in tensors_of(weight)]
-    if copied:
-        weights = [(where, 0) for where, _ in weights]
+    weights = [written(part, copied) for weight in model.parameters() for part in tensors_of(weight)]
     return modules, weights, [*map(written, model.buffers())], cast(PreTrainedConfig, model.config).to_json_string()

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from torch import nn
 
@@ -95,14 +96,10 @@ def foreign(model: nn.Module) -> str | None:
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
     """Within the context no hook of a model runs: what the model itself computes is tried."""
-    kept = [(module, key, vars(module)[key]) for module in model.modules() for key in _hooks(module)]
-    for module, key, hooks in kept:
-        vars(module)[key] = type(hooks)()
-    try:
+    with ExitStack() as stack:
+        for hooks in (vars(module)[key] for module in model.modules() for key in _hooks(module)):
+            stack.enter_context(patch.dict(hooks, clear=True))
         yield
-    finally:
-        for module, key, hooks in kept:
-            vars(module)[key] = hooks
 
 
 def _hooks(module: nn.Module) -> list[str]:
