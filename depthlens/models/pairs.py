@@ -49,9 +49,7 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
         >>> dl.next_token(pair, "The capital of Denmark is", ["L2@donor", "L3.H1@donor"]).columns.tolist()
         ['baseline', 'L2@donor', 'L3.H1@donor']
     """
-    base.needs_weights("@donor")
-    donor = load_donor(base, donor)
-    joined = copy.copy(base)
+    donor, joined = load_donor(base, donor), copy.copy(base)
     joined.donor, joined.own_rotary = donor, _rotary(base) != _rotary(donor)
     return joined
 
@@ -62,14 +60,13 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
     Raises:
         UserError: naming the first difference that makes them no pair.
     """
-    base.needs_weights("a comparison with another model")
+    base.needs_weights("a comparison with another model or @donor")
     if isinstance(donor, Lens):
         donor.bind()
     else:
-        source, devices = names.find(donor), [str(device) for device in base.devices]
-        dtype, device = str(base.dtype).removeprefix("torch."), ",".join(devices)
-        whole = source.kind == "organism" or source.adapter or base.quantize or len(devices) > 1
-        offload = None if whole else "disk"
+        source, device = names.find(donor), ",".join(map(str, base.devices))
+        whole = source.kind == "organism" or source.adapter or base.quantize or "," in device
+        dtype, offload = str(base.dtype).removeprefix("torch."), None if whole else "disk"
         donor = loading.load(donor, dtype=dtype, device=device, quantize=base.quantize, offload=offload)
     donor.needs_weights("a donor")
     models = f"base {base.name!r} and donor {donor.name!r}"
@@ -96,9 +93,8 @@ def join_donor(
     """
     joined = lens if donor is None else with_donor(lens, donor)
     require(joined, conditions, backend)
-    if donor is not None and not any(c.uses("donor") for c in conditions):
-        name = donor.name if isinstance(donor, Lens) else str(donor)
-        raise UserError(f"donor {name!r} is used by @donor conditions only; give both, or neither")
+    if donor is not None and joined.donor and not any(c.uses("donor") for c in conditions):
+        raise UserError(f"donor {joined.donor.name!r} is used by @donor conditions only; give both, or neither")
     return joined
 
 
