@@ -19,7 +19,6 @@ from typing import Annotated, Any, NamedTuple, TypedDict, get_type_hints
 
 from depthlens.errors import UserError, unknown
 
-SCHEMES = ("int8", "int4", "nf4")  # of `depthlens.models.quantised`
 BACKENDS = ("torch", "transformer_lens", "nnsight")
 TEXT_SETS = ("embedded", "c4")
 _SLICE = r"(-?\d+)?:(-?\d+)?(:(0*[1-9]\d*)?)?"  # START:STOP:STEP; each may be left out, as in Python
@@ -190,11 +189,7 @@ _SAMPLES = Rule(
     "numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either by task",
     "A:B:C",
 )
-_FOLDER = Rule(
-    lambda value: isinstance(value, str | os.PathLike) and os.path.isdir(value),
-    "a folder that exists, with your task YAML files",
-    "DIR",
-)
+_FOLDER = Rule(lambda v: _is_path(v) and os.path.isdir(v), "a folder that exists, with your task YAML files", "DIR")
 _SETTINGS = Rule(
     lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)),
     "settings by name, e.g. {'temperature': 0.6, 'max_gen_toks': 1024}, for a command NAME=VALUE,NAME=VALUE",
@@ -304,7 +299,7 @@ class LoadOptions(TypedDict, total=False):
 
     dtype: Annotated[str, Option(one_of("auto", "float32", "float64", "bfloat16", "float16"), "auto")]
     device: Annotated[str, Option(_DEVICE, "auto")]
-    quantize: Annotated[str | None, Option(one_of(*SCHEMES))]
+    quantize: Annotated[str | None, Option(one_of("int8", "int4", "nf4"))]
     offload: Annotated[str | None, Option(Rule(lambda value: value == "disk", "'disk'", "disk"))]
     remote: Annotated[bool | str, Option(_REMOTE, False)]
 
@@ -386,9 +381,8 @@ def layers(name: str, value: Any, n_layers: int) -> list[int]:
 
 def loaded(lens: Any) -> None:
     """Refuse a value that is not a loaded model, such as the name of one; parts that were replaced are found anew."""
-    if isinstance(lens, str | os.PathLike):
-        name = os.fspath(lens)
-        raise UserError(f"lens {name!r} is the name of a model; load it first: dl.load({name!r})")
+    if _is_path(lens):
+        raise UserError(f"lens {str(lens)!r} is the name of a model; load it first: dl.load({str(lens)!r})")
     if not hasattr(lens, "dims"):
         raise UserError(f"lens is a {type(lens).__name__}; give a loaded model, such as dl.load('smollm2-135m')")
     lens.bind()

@@ -12,7 +12,6 @@ exit code 2.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from depthlens import paths
@@ -30,8 +29,7 @@ def main() -> None:
 
     class TaskManager(lm_eval.tasks.TaskManager):
         def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
-            theirs = [include_path] if isinstance(include_path, str | Path) else include_path or ()
-            super().__init__(*args, include_path=[str(paths.tasks_dir()), *map(str, theirs)], **kwargs)
+            super().__init__(*args, include_path=[str(paths.tasks_dir()), *filter(None, [include_path])], **kwargs)
 
     lm_eval.tasks.TaskManager = TaskManager  # each of its commands imports it from there
     try:

@@ -9,8 +9,6 @@ ANSWER_LOGPROB, TOKEN_LOGPROB = LOGPROBS = ("answer_logprob", "token_logprob")
 ACC_NORM = "acc_norm"  # the option with the highest log-likelihood per character is the answer
 # tasks whose baselines are published by accuracy normalised by the length of the options (Open LLM Leaderboard v1)
 LENGTH_NORMALISED = frozenset({"hellaswag", "arc_challenge"})
-# metrics whose value of one document is between 0 and 1, whatever the documents are
-SHARES = frozenset({"acc", ACC_NORM, "acc_bytes", "acc_mutual_info", "exact_match"})
 MIN_NATS = 0.05  # nats: about 5% of an answer's probability. A smaller change is not called an effect, however sure
 
 
@@ -27,11 +25,11 @@ def in_nats(metric: str) -> bool:
 def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
     """The least and the greatest score that a metric can have; minus or plus infinity where nothing bounds it.
 
-    Nats and bits have one bound, by their names. Any other metric whose scores, from ``least`` to ``greatest``, are all
+    Nats and bits have one bound, by their names, which rounding may pass. Any other metric whose scores, from ``least`` to ``greatest``, are all
     from 0 to 1 is a share or a probability.
     """
     if metric in LOGPROBS:
-        return -math.inf, 0.0
+        return -math.inf, max(0.0, greatest)
     if in_nats(metric):
-        return 0.0, math.inf
+        return min(0.0, least), math.inf
     return (0.0, 1.0) if 0 <= least and greatest <= 1 else (-math.inf, math.inf)

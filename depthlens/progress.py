@@ -75,8 +75,7 @@ def working(what: str) -> Bar:
     Args:
         what: In words, such as ``"loading smollm2-135m"``.
     """
-    silent = bool(os.environ.get(ENVIRONMENT)) or not in_kernel()
-    return Bar(desc=what, bar_format="{desc}: {elapsed}", disable=silent)
+    return Bar(desc=what, bar_format="{desc}: {elapsed}", disable=bool(os.environ.get(ENVIRONMENT)) or not in_kernel())
 
 
 def write_json(asked: bool) -> None:

@@ -11,10 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels "
-    "matplotlib seaborn papermill nbclient nbconvert torchao bitsandbytes"
-).split()
+PACKAGES = "torch transformers transformer-lens nnsight lm-eval datasets numpy pandas scipy statsmodels".split()
+PACKAGES += "matplotlib seaborn papermill nbclient nbconvert torchao bitsandbytes".split()
 COMMAND: ContextVar[list[str]] = ContextVar("command")  # as the user typed it, for records
 
 

@@ -9,7 +9,6 @@ from model_classes import scores
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
-from depthlens import arguments
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.models import quantised
@@ -17,7 +16,7 @@ from depthlens.models.placement import tensors_of
 from depthlens.requests import GenerateRequest
 
 SAME = 1e-4  # nats: rows are multiplied in batches of other sizes
-SCHEMES = list(arguments.SCHEMES)
+SCHEMES = ["int8", "int4", "nf4"]
 CASES = [*(("llama-gqa", scheme) for scheme in SCHEMES), ("qwen3-moe", "int8"), ("deepseek-v3", "nf4")]
 ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
 
