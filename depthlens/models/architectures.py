@@ -84,7 +84,7 @@ class Architecture:
     def __init__(self, model: nn.Module) -> None:
         _refuse_compiled(model)
         self.model: PreTrainedModel = cast("PreTrainedModel", model)
-        self.family = family = find(model)
+        self.family = family = find(self.model)
         config: Any = self.model.config.get_text_config()
         self.layers = layers = tuple(cast(nn.ModuleList, model.get_submodule(family.layers)))
         _refuse_shared(type(model).__name__, layers)
@@ -183,9 +183,8 @@ class Architecture:
         return head(self.model, moved(normed.flatten(0, -2), place_of(self.unembed))).unflatten(0, x.shape[:-1])
 
 
-def find(model: nn.Module) -> Family:
+def find(model: PreTrainedModel) -> Family:
     """Find the parts of a causal language model, whose weights may be on the meta device; see `Architecture`."""
-    whole: Any = model
     modules = dict(model.named_modules())
     lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList)]
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
@@ -198,7 +197,7 @@ def find(model: nn.Module) -> Family:
     final_norm = _one(model, "final norm", [name for name in norms if name in after] or norms)
     rotary = [name for name in children if "rotary" in _kind(modules[above].get_submodule(name))]
     paths = {id(module): path for path, module in modules.items()}
-    ends = [paths.get(id(part)) for part in (whole.get_input_embeddings(), whole.get_output_embeddings())]
+    ends = [paths.get(id(part)) for part in (model.get_input_embeddings(), model.get_output_embeddings())]
     if None in ends:
         raise _fault(model, "no embedding or no unembedding", [])
     prefix = f"{above}." if above else ""

@@ -31,10 +31,7 @@ if TYPE_CHECKING:  # slow to import
 
     from depthlens.models.remote import Remote
 
-NO_GENERATION = (
-    "to write text an offloaded model is read whole once for every token; "
-    "load it without offload, or score given answers with a log-likelihood task"
-)
+NO_GENERATION = "an offloaded model is read whole once for every token; load it without offload, or score given answers"
 P = ParamSpec("P")
 T = TypeVar("T")
 ALONE = RLock()  # of the one thread that works with models: hooks and the attention kernel are state of modules
@@ -112,10 +109,8 @@ class Lens:
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """All devices that compute, each once, in the order of the walk."""
-        if self.remote:
-            return (self.device,)
-        parts = (self.arch.embed, *self.arch.layers, self.arch.final_norm, self.arch.unembed)
-        return (*dict.fromkeys(place_of(part, self.device) for part in parts),)
+        parts = () if self.remote else (*self.arch.layers, self.arch.final_norm, self.arch.unembed)
+        return (*dict.fromkeys((self.device, *(place_of(part, self.device) for part in parts))),)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,8 +169,8 @@ class Lens:
         """Which model this is as it is now: of every weight and whatever else decides what it computes."""
         with ALONE:
             identity = self.remote.identify(self.name) if self.remote else fingerprint.of_model(self.model)
-        kernel = self.model.config._attn_implementation
-        settings = fingerprint.settings(self.model.generation_config, self.tokenizer, kernel)
+        config, kernel = self.model.generation_config, self.model.config._attn_implementation
+        settings = fingerprint.settings(config, self.tokenizer, kernel)
         if entered := in_force.entered(self.model):
             settings["ablated"] = "; ".join(one.address() for one in entered)
         return replace(identity, settings=settings)
@@ -192,7 +187,8 @@ class Lens:
     def bridge(self) -> TransformerBridge:
         """A TransformerLens `TransformerBridge` over the same weights, made on first use; ``model`` stays as it is.
 
-        Another one is made after a module of ``model`` was replaced. A weight that is written to changes in both.
+        Another one is made after a module of ``model`` was replaced. A weight that is written to changes in both. A
+        hook of yours on ``model`` is not on it.
 
         Raises:
             UserError: TransformerLens does not support the architecture, or the weights are not in memory.
@@ -209,9 +205,7 @@ class Lens:
         Raises:
             UserError: the weights are not in memory.
         """
-        if self.remote:
-            return self.remote.model
-        return self._view(wrap)
+        return self.remote.model if self.remote else self._view(wrap)
 
     def _view(self, make: Callable[[Lens], Any]) -> Any:
         """What a library makes of the model, made again where `fingerprint.state_of` says that it is another one."""
@@ -292,14 +286,12 @@ def _shared_copy(lens: Lens, library: str) -> PreTrainedModel:
         UserError: the weights are not in memory.
     """
     lens.needs_weights(library)
-    if len(lens.devices) > 1 or any(p.is_meta for p in lens.model.parameters()):
+    weights = [*lens.model.parameters()]
+    if len(lens.devices) > 1 or any(weight.is_meta for weight in weights):
         raise UserError(f"{library} needs {lens.name!r} whole on one device; load it so, or use backend 'torch'")
     # new Parameter objects: moving or casting the copy then leaves the original where it is
-    shared: dict[int, Any] = {
-        id(p): p if quantised.is_quantised(p) else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
-        for p in lens.model.parameters()
-    }
-    model: PreTrainedModel = twin(lens.model, shared)
+    own = (w if quantised.is_quantised(w) else nn.Parameter(w.detach(), w.requires_grad) for w in weights)
+    model: PreTrainedModel = twin(lens.model, dict(zip(map(id, weights), own, strict=True)))
     # a model built from its configuration does not name its class there, and libraries look it up
     model.config.architectures = [type(lens.model).__name__]
     return model

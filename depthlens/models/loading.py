@@ -23,7 +23,7 @@ import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import platformdirs
 import torch
@@ -39,9 +39,6 @@ from depthlens.models import names, placement, quantised
 from depthlens.models.architectures import Architecture, rotary_settings
 from depthlens.models.lens import Lens
 from depthlens.organisms import builder, weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +152,11 @@ def _load_here(
     if spare and not source.layers:
         log.warning("model %r: %d weights in the file are not used, e.g. %s", source.name, len(spare), spare[0])
     quantised.settle(model)
-    if source.adapter:
-        model = with_adapter(model, source.adapter)
-    return Lens(model, tokenizer, source.name, stream, quantize=quantize)
+    adapted = _with_adapter(model, source.adapter) if source.adapter else model
+    return Lens(adapted, tokenizer, source.name, stream, quantize=quantize)
 
 
-def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+def _with_adapter(model: Any, adapter: str) -> Any:
     """A model with any adapter merged into its weights, W + (alpha / r) B A, in place; its modules stay of their class.
 
     Args:

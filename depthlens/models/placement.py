@@ -13,16 +13,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from depthlens.errors import UserError
-
-if TYPE_CHECKING:  # slow to import
-    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -51,16 +48,14 @@ def torch_devices(name: str) -> list[torch.device]:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device, or that torch holds there and does not use, in bytes."""
     if device.type == "cuda":  # the driver counts what torch holds and does not use as taken
-        held_unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held_unused
+        free = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return psutil.virtual_memory().available
 
 
-def device_map(
-    outline: PreTrainedModel, layers: str, devices: Sequence[torch.device], *, spread: bool
-) -> dict[str, torch.device]:
+def device_map(outline: Any, layers: str, devices: Sequence[torch.device], *, spread: bool) -> dict[str, torch.device]:
     """Where the parts of a model go, as ``from_pretrained`` takes it: on the first device, or whole layers on several.
 
     Args:

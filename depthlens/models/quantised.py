@@ -61,8 +61,7 @@ def configuration(scheme: str, layers: nn.Module, device: torch.device, dtype: t
     if scheme == "nf4":
         compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig
-    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 
     if scheme == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig())
@@ -107,16 +106,14 @@ def shape_of(weight: Tensor) -> list[int]:
     return [*(weight if state is None else state).shape]
 
 
-def matrix(projection: nn.Module) -> Tensor:
+def matrix(projection: Any) -> Tensor:
     """Weight of a linear layer, shape [out_features, in_features]; of a quantised one what unit vectors give."""
-    module: Any = projection
-    if isinstance(module, Conv1D):
-        return module.weight.T
-    if not is_quantised(module.weight):
-        return module.weight
-    dtype = getattr(module, "compute_dtype", None) or module.weight.dtype
-    out = module.forward(torch.eye(module.in_features, dtype=dtype, device=module.weight.device))
-    return (out if module.bias is None else out - module.bias).T
+    weight, bias = projection.weight, projection.bias
+    if not is_quantised(weight):
+        return weight.T if isinstance(projection, Conv1D) else weight
+    dtype = getattr(projection, "compute_dtype", None) or weight.dtype
+    out = projection.forward(torch.eye(projection.in_features, dtype=dtype, device=weight.device))
+    return (out if bias is None else out - bias).T
 
 
 def rounded(weight: Tensor, mode: str) -> Tensor:
