@@ -255,14 +255,10 @@ class RowEdits:
             if a.mode == "noise":
                 with held(o_proj := self.lens.arch.o_proj[a.layer]):
                     in_stream = quantised.matrix(o_proj)[:, columns].clone()
-        return Edit(
-            None if len(self.conditions) == 1 else torch.tensor(rows),
-            columns,
-            a.start,
-            a.stop,
-            self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None,
-            partial(noise_like, a, in_stream) if a.mode == "noise" else None,
-        )
+        mine = None if len(self.conditions) == 1 else torch.tensor(rows)
+        values = self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None
+        noise = partial(noise_like, a, in_stream) if a.mode == "noise" else None
+        return Edit(mine, columns, a.start, a.stop, values, noise)
 
 
 def require(conditions: Sequence[Condition], lens: Lens, means: Means | None) -> None:

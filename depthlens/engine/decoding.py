@@ -31,7 +31,7 @@ from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Keys, Layout, Part, Queries, Values, Z, aligned, attend, merge, walking
-from depthlens.engine.wavefront import CLEAN, Wavefront, fork_layer, n_passed, skip_mode
+from depthlens.engine.wavefront import CLEAN, Wavefront, passes, skip_mode
 from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
@@ -215,15 +215,12 @@ class Decoding:
     _passing: Tensor | None = field(default=None, init=False)  # rows that pass a layer which others skip
 
     def __post_init__(self) -> None:
-        n_layers = self.lens.dims.n_layers
-        self._n_passed = [fork_layer(c, n_layers) + n_passed(c, n_layers) for c in self.conditions]
-        # by layer, conditions under which a row does not pass it, and those that edit rows that do
-        modes = [[skip_mode(c, layer) for c in self.conditions] for layer in range(n_layers)]
-        self._skipping = [{c for c, mode in enumerate(of_layer) if mode} for of_layer in modes]
-        edited = [{a.layer for a in c.ablations} for c in self.conditions]
-        self._editing = [
-            {c for c, at in enumerate(edited) if layer in at} - self._skipping[layer] for layer in range(n_layers)
-        ]
+        layers, conditions = range(self.lens.dims.n_layers), [*enumerate(self.conditions)]
+        self._n_passed = [sum(passes(condition, layer) for layer in layers) for _, condition in conditions]
+        edited = [{a.layer for a in condition.ablations} for _, condition in conditions]
+        # by layer, conditions that edit it, and those under which a row does not pass it
+        self._editing = [{c for c, _ in conditions if layer in edited[c]} for layer in layers]
+        self._skipping = [{c for c, condition in conditions if skip_mode(condition, layer)} for layer in layers]
 
     @torch.no_grad()
     def run(self, at_once: int) -> None:

@@ -18,7 +18,7 @@ from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
 from depthlens.engine.batches import PackedTrees, RowBatches, cut
-from depthlens.engine.wavefront import fork_layer, n_passed
+from depthlens.engine.wavefront import fork_layer, passes
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
@@ -181,11 +181,11 @@ class Engine:
             conditions = [rows.conditions[c] for c in group]
             longest = max(len(tokens) + written[r] for tokens, r in zip(read, members, strict=True))
             if self.path_for(longest) == "wavefront":
-                forked = sum(n_passed(condition, n_layers) for condition in conditions)
+                forked = sum(passes(c, layer) for c in conditions for layer in range(fork_layer(c, n_layers), n_layers))
                 total += prefix_tree.n_distinct(read) * (n_layers + forked)
             else:
                 total += n_layers * len(group) * sum(map(len, read))
-            passed = sum(fork_layer(condition, n_layers) + n_passed(condition, n_layers) for condition in conditions)
+            passed = sum(passes(condition, layer) for condition in conditions for layer in range(n_layers))
             total += passed * sum(max(0, written[r] - 1) for r in members)
         return total
 

@@ -113,8 +113,7 @@ class Layout:
         self.tokens = torch.tensor(pack.tokens[n_before:], device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths[n_before:]], device=device)
         self.n_prefix = pack.n_prefix
-        self._make = lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about)
-        self._trees: dict[tuple[bool, torch.device, torch.dtype], Any] = {}
+        self._tree: Any = functools.cache(lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about))
 
     def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of rows that all have this layout.
@@ -133,10 +132,7 @@ class Layout:
             before = (x[:, : self._n_before].expand(len(key), -1, -1, -1) for x in self._before[layer])
             key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
         flex = self._before is None and kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
-        made = flex, query.device, query.dtype
-        if made not in self._trees:
-            self._trees[made] = self._make(*made)
-        return self._trees[made].attention(query, key, value, scale)
+        return self._tree(flex, query.device, query.dtype).attention(query, key, value, scale)
 
 
 def tree_attention(
@@ -309,11 +305,10 @@ class BranchTree:
         index, real, mask = bucket
         branches, width = index.shape
         rows, n_kv, group, _, _ = q.shape
-        flat = index.flatten()
 
         def by_branch(x: Tensor) -> Float[Tensor, "branch row_and_head width d"]:
             """Branches become the batch and rows join the heads, so that one mask a branch serves every row."""
-            x = x[:, :, :, flat].unflatten(3, (branches, width)).permute(3, 0, 1, 2, 4, 5)
+            x = x[:, :, :, index].permute(3, 0, 1, 2, 4, 5)
             return x.expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
 
         out, lse = attend(by_branch(q), by_branch(k), by_branch(v), scale, mask, mask is None)

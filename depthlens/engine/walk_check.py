@@ -90,11 +90,6 @@ class Call(NamedTuple):
     output: Texts
     parts: dict[str, Tensor]
 
-    @property
-    def added(self) -> Tensor:
-        """What attention and MLP gave, added up."""
-        return sum(self.parts.values(), torch.zeros(()))
-
 
 _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary()
 _said: WeakKeyDictionary[Lens, str] = WeakKeyDictionary()  # the fault that was told last
@@ -178,7 +173,8 @@ def _try(lens: Lens, *, changed: bool) -> Found:
     for layer, call in enumerate(calls):
         with lens.resident(call.layer):
             fault = fault or _fault(lens, layer, x, call, pack)
-            if call.added.shape != call.output.shape or _apart(call.given + call.added, call.output, CLOSE_STREAM):
+            added = sum(call.parts.values(), torch.zeros(()))
+            if added.shape != call.output.shape or _apart(call.given + added, call.output, CLOSE_STREAM):
                 adds = False
                 removed = Condition((Ablation(call.layer, "attn"), Ablation(call.layer, "mlp")))
                 with RowEdits([removed], lens).hooked(call.layer):

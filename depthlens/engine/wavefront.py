@@ -82,12 +82,7 @@ def skip_mode(condition: Condition, layer: int) -> str | None:
     return next((a.mode for a in whole if a.mode in ("skip", "mean", "resample")), None)
 
 
-def n_passed(condition: Condition, n_layers: int) -> int:
-    """How many layers the row of a condition passes by itself; those before it forks off are the clean row's."""
-    return sum(_passes(condition, layer) for layer in range(fork_layer(condition, n_layers), n_layers))
-
-
-def _passes(condition: Condition, layer: int) -> int:
+def passes(condition: Condition, layer: int) -> int:
     """How often a row passes a layer: 0, 1 or 2 times."""
     return 0 if skip_mode(condition, layer) else 1 + condition.runs_twice(layer)
 
@@ -185,7 +180,7 @@ class Wavefront:
         under = {c: conditions[c] if c != CLEAN else BASELINE for c in rows}
         size = max(1, self.batch_tokens // len(layout.tokens))
         for n in range(3):
-            group = [c for c in rows if _passes(under[c], layer) == n and skip_mode(under[c], layer) != "skip"]
+            group = [c for c in rows if passes(under[c], layer) == n and skip_mode(under[c], layer) != "skip"]
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
                 of_rows = [under[c] for c in some]
@@ -198,4 +193,4 @@ class Wavefront:
                 else:
                     x = self.lens.arch.call(layer, x, layout, layout.rotary, keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
-        return sum(_passes(condition, layer) for condition in under.values())
+        return sum(passes(condition, layer) for condition in under.values())
