@@ -17,12 +17,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import operator
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import count, product
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -191,7 +190,7 @@ def written_needles(
         needles.append(replace(needle, sentence=sentence, question=question))
     sizes = [len(needle.request.context) for needle in needles]
     wanted = [needle.about["context_length"] for needle in needles]
-    if fitting != context_lengths or any(map(operator.gt, sizes, wanted)):
+    if fitting != context_lengths or any(size > length for size, length in zip(sizes, wanted, strict=True)):
         told = f"{lens.name} reads {lens.max_length} tokens, and facts are not cut"
         log.warning("context_lengths %s: prompts have %d to %d; %s", context_lengths, min(sizes), max(sizes), told)
     return needles
@@ -247,13 +246,6 @@ def natural(template: dict, who: str, answer: str) -> Fact:
     return Fact(text, rest, template["question"].format(who=who), lead, who)
 
 
-def hay(random: Random) -> Iterator[str]:
-    """Sentences without end, each with the white space before it."""
-    while True:
-        for paragraph in random.sample(paragraphs(), len(paragraphs())):
-            yield from paragraph
-
-
 def haystack(
     chosen: Sequence[Fact], random: Random, depth: float, room: int, encoder: Encoder, size: Callable[[str], int]
 ) -> str:
@@ -284,7 +276,9 @@ def haystack(
     if n_tokens > (longest := encoder.lens.max_length) - RESERVE:
         about = f"{encoder.lens.name} reads {longest} tokens, and a prompt without hay has {n_tokens}"
         raise UserError(f"{about}: no needle fits; give tasks= with shorter prompts, or another model")
-    for sentence in hay(random):
+    # without end: all paragraphs, again and again in another order
+    hay = (part for _ in count() for paragraph in random.sample(paragraphs(), len(paragraphs())) for part in paragraph)
+    for sentence in hay:
         if n_tokens > room:
             break
         sentences.append(sentence)

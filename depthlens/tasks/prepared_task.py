@@ -39,7 +39,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress, groupby, islice
-from operator import mul
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -48,7 +47,7 @@ import pandas as pd
 import torch
 
 from depthlens.errors import UserError, blaming
-from depthlens.requests import GenerateRequest, LoglikelihoodRequest, WrittenAnswer
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 log = logging.getLogger(__name__)
 
@@ -218,14 +217,16 @@ class Prepared:
         with blaming(fault, "correct the task's scoring; process_results gives numbers by name, such as {'acc': 1.0}"):
             results = self.task.process_results(first.doc, answers)
             values = [found for metric, x in results.items() if (found := self._value(metric, x)) is not None]
-        parsed, better = self._parsed(filter_name, answers), self.task.higher_is_better()
-        ended = [text.complete if isinstance(text, WrittenAnswer) else None for text in first.resps]
-        complete = None if not self.written or None in ended else all(ended)
+        texts = map(str, answers[0] if isinstance(answers[0], list) else answers)
+        fallbacks, better = self._fallbacks[filter_name], self.task.higher_is_better()
+        parsed = not self.written or any(t.casefold() not in fallbacks and re.search(r"[^\W_]", t) for t in texts)
+        ended = [getattr(text, "complete", None) for text in first.resps]
+        complete = None if None in ended else all(ended)
         for metric, value in values:
             name = metric if len(first.filtered_resps) == 1 else f"{metric},{filter_name}"
             chooses = self.output_type == "multiple_choice"
-            texts = " | ".join(dict.fromkeys(map(str, first.resps)))
-            response = self._choice(metric, doc_id, answers) if chooses else texts
+            whole = " | ".join(dict.fromkeys(map(str, first.resps)))
+            response = self._choice(metric, doc_id, answers) if chooses else whole
             is_right = value == 1.0 and better.get(metric, True)  # what is right was read
             yield Score(name, doc_id, value, response, parsed or is_right, complete)
 
@@ -242,13 +243,6 @@ class Prepared:
             with np.errstate(divide="ignore", invalid="ignore"):  # an option may be empty
                 with_context = with_context / [float(_LENGTHS[metric](option)) for option in options]
         return options[int(np.argmax(with_context))].strip()
-
-    def _parsed(self, filter_name: str, answers: list[Any]) -> bool:
-        """Whether a document's answer can be compared (see the module)."""
-        if not self.written:
-            return True
-        texts = map(str, answers[0] if isinstance(answers[0], list) else answers)
-        return any(t.casefold() not in self._fallbacks[filter_name] and re.search(r"[^\W_]", t) for t in texts)
 
     def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
         """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
@@ -450,7 +444,7 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for metric in (name for name in records[0]["metrics"] if all(name in record["metrics"] for record in records)):
         infos = [record["metrics"][metric] for record in records]
         levels = {level: [info[level] for info in infos] for level in ("chance", "floor")}
-        means = {k: None if None in v else sum(map(mul, v, n_docs)) / sum(n_docs) for k, v in levels.items()}
+        means = {k: None if None in v else float(np.average(v, weights=n_docs)) for k, v in levels.items()}
         joined["metrics"][metric] = _common(infos) | means
     return joined
 
