@@ -381,7 +381,7 @@ RESULTS: dict[str, tuple] = {
 ROLES = [*RESULTS][[*RESULTS].index("letters") :]
 # what an analysis makes of a result, and of which results
 ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
-    "summary": lambda r: {"summary": r.summary, "baselines": r.baselines, "losses": r.losses()},
+    "summary": lambda r: {"summary": r.summary, "baselines": r.baselines, "losses": r.loss_table},
     "critical": lambda r: {"rows": r.critical(), "names": pd.Series(a.critical_by_task(r), dtype=object).to_frame()},
     "needed documents": lambda r: {" ".join(key): n for key, n in r.needed_documents.items()},
     "thirds": lambda r: {s: a.loss_by_third(r, scale=s) for s in ("score", "above_chance", "importance")},

@@ -25,11 +25,11 @@ def in_nats(metric: str) -> bool:
 def limits(metric: str, least: float, greatest: float) -> tuple[float, float]:
     """The least and the greatest score that a metric can have; minus or plus infinity where nothing bounds it.
 
-    Nats and bits have one bound, by their names. Any other metric whose scores, from ``least`` to ``greatest``, are all
-    from 0 to 1 is a share or a probability.
+    Nats and bits have one bound, by their names, which rounding may pass. Any other metric whose scores, from ``least``
+    to ``greatest``, are all from 0 to 1 is a share or a probability.
     """
     if metric in LOGPROBS:
-        return -math.inf, 0.0
+        return -math.inf, max(0.0, greatest)
     if in_nats(metric):
-        return 0.0, math.inf
+        return min(0.0, least), math.inf
     return (0.0, 1.0) if 0 <= least and greatest <= 1 else (-math.inf, math.inf)

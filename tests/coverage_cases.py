@@ -14,9 +14,9 @@ import numpy as np
 from made_results import profile
 
 from depthlens.analysis import stats
+from depthlens.analysis.losses import Losses
 from depthlens.analysis.means import Mean, mean
 from depthlens.analysis.recovery import recovered_share
-from depthlens.analysis.scores import Scores
 
 N_LAYERS, LARGE = 12, 100_000
 DAMAGE = np.array([0.7, 0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3])  # by layer: of the right answers
@@ -24,21 +24,21 @@ FIRST = (np.arange(N_LAYERS) < 4).astype(float)
 Rng = np.random.Generator
 
 
-def right_and_wrong(rng: Rng, n: int, damage: np.ndarray = DAMAGE, base: float = 0.9) -> Scores:
+def right_and_wrong(rng: Rng, n: int, damage: np.ndarray = DAMAGE, base: float = 0.9) -> Losses:
     """Choices among four options, some of which are easy under every condition."""
     right, fragile = (rng.random(n) < base).astype(float), 3 * rng.beta(1, 2, n)[:, None]
     broken = rng.random((n, N_LAYERS)) < np.minimum(1, fragile * damage)
     return profile(right, np.where(broken, rng.random((n, N_LAYERS)) < 0.25, right[:, None]), 0.25)
 
 
-def probabilities(rng: Rng, n: int) -> Scores:
+def probabilities(rng: Rng, n: int) -> Losses:
     """Probabilities of the right answer; a few fragile documents lose most."""
     base = rng.beta(4, 1, n)
     kept = np.exp(-DAMAGE * np.exp(rng.standard_normal((n, 1)) + rng.standard_normal((n, N_LAYERS)) - 0.5))
     return profile(base, base[:, None] * kept, 0.0)
 
 
-def nats(rng: Rng, n: int) -> Scores:
+def nats(rng: Rng, n: int) -> Losses:
     """Log-likelihoods; a third of the documents lose nothing at a layer."""
     base = -rng.gamma(2, 1, n)
     size = np.exp(0.5 * rng.standard_normal((n, 1)) + 0.6 * rng.standard_normal((n, N_LAYERS)))
@@ -46,7 +46,7 @@ def nats(rng: Rng, n: int) -> Scores:
     return profile(base, base[:, None] - loss, None, metric="answer_logprob")
 
 
-def of_subjects(rng: Rng, n: int) -> Scores:
+def of_subjects(rng: Rng, n: int) -> Losses:
     """`right_and_wrong` of n subjects of 5 to 15 documents, which are easy or hard for the model as a whole."""
     subjects = np.repeat(np.arange(n), rng.integers(5, 16, n))
     found = right_and_wrong(rng, len(subjects))
@@ -59,7 +59,7 @@ SWEEPS = {"0/1": right_and_wrong, "probability": probabilities, "nats": nats, "0
 
 
 def changed(lost: float, won: float) -> Callable[[Rng, int], Mean]:
-    return lambda rng, n: stats.changes("acc", rng.choice([-1.0, 1.0, 0.0], n, p=[lost, won, 1 - lost - won]))
+    return lambda rng, n: mean(rng.choice([-1.0, 1.0, 0.0], n, p=[lost, won, 1 - lost - won]))
 
 
 def deeper(rng: Rng, n: int) -> Mean:
@@ -70,18 +70,18 @@ def deeper(rng: Rng, n: int) -> Mean:
 def recovered(rng: Rng, n: int) -> Mean:
     hard = rng.random(n)
     base, goal, moved = ((0.5 * hard + 0.5 * rng.random(n) < x).astype(float) for x in (0.45, 0.65, 0.55))
-    return recovered_share("acc", base, goal, moved[:, None], np.arange(n))[0][0]
+    return recovered_share(profile(base, moved[:, None], 0.0), profile(goal, moved[:, None], 0.0))[0][0]
 
 
 CASES: dict[str, Callable[[Rng, int], Mean]] = {
     "change, 40% lost": changed(0.4, 0.05),
     "change, 3% lost and 1% won": changed(0.03, 0.01),
     "no change, 5% either way": changed(0.05, 0.05),
-    **{f"change of L0 ({name})": lambda rng, n, of=of: of(rng, n).mean_loss()[0] for name, of in SWEEPS.items()},
+    **{f"change of L0 ({name})": lambda rng, n, of=of: of(rng, n).mean()[0] for name, of in SWEEPS.items()},
     **{f"share of the first third ({name})": lambda rng, n, of=of: of(rng, n).share(FIRST)
        for name, of in SWEEPS.items()},
     **{f"centre of mass ({name})": lambda rng, n, of=of: of(rng, n).centre for name, of in SWEEPS.items()},
-    "loss above the floor (0/1)": lambda rng, n: right_and_wrong(rng, n).relative_loss()[2],
+    "loss above the floor (0/1)": lambda rng, n: right_and_wrong(rng, n).relative()[2],
     "difference of centres (0/1)": deeper,
     "recovered share (0/1)": recovered,
     "whole model 0.9": lambda rng, n: mean(rng.random(n) < 0.9),  # Wilson's interval in `ends`
@@ -90,7 +90,8 @@ CASES: dict[str, Callable[[Rng, int], Mean]] = {
 
 def ends(case: str, rng: Rng, n: int) -> tuple[float, float]:
     if case.startswith("whole model"):
-        return stats.baseline((rng.random(n) < 0.9).astype(float), None, True)[2:4]
+        values = (rng.random(n) < 0.9).astype(float)
+        return stats.whole_model(values, mean(values), None)[2:4]
     low, high = CASES[case](rng, n).interval()
     return float(low), float(high)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import made_results
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis import stats
 from depthlens.analysis.head_curves import Costs
-from depthlens.analysis.means import mean
-from depthlens.analysis.scores import Scores
+from depthlens.analysis.losses import Losses
+from depthlens.analysis.means import UNLIMITED, mean
 from depthlens.claims import heads
 from depthlens.claims.claims import recovered
 from depthlens.claims.evidence import Evidence
@@ -140,12 +141,14 @@ def _profile(task, model, asked, units, repeats, written, kind, base, values, br
     chance = 0.0 if written else CHANCE
     nats = kind == "nats"
     again = [np.repeat(x, repeats, axis=0) if x is not None else None for x in (base, values, broken)]
-    at_chance = stats.baseline(base, chance, True, np.asarray(units))[-1] if not nats else False
-    return Scores(
+    at_chance = stats.whole_model(base, mean(base, units), chance).at_chance if not nats else False
+    n_layers = values.shape[1]
+    return Losses(
         model=model, task=task, metric="token_logprob" if nats else "acc", label=task, values=again[1], base=again[0],
-        layers=np.arange(values.shape[1]), documents=tuple(f"{name}#{i}" for name in asked for i in range(repeats)),
-        n_layers=values.shape[1], floor=None if nats else chance, at_chance=bool(at_chance), sign=1.0,
-        units=tuple(np.repeat(units, repeats)), broken=again[2],
+        conditions=tuple(f"L{i}" for i in range(n_layers)), layers=np.arange(n_layers), heads=np.full(n_layers, -1),
+        documents=tuple(f"{name}#{i}" for name in asked for i in range(repeats)), n_layers=n_layers,
+        limits=(-np.inf, 0.0) if nats else (0.0, 1.0), floor=None if nats else chance, chance=None if nats else chance,
+        at_chance=bool(at_chance), sign=1.0, units=tuple(np.repeat(units, repeats)), broken=again[2],
     )  # fmt: skip
 
 
@@ -190,7 +193,7 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         units = np.array([f"{task}:{i}" for i in range(n)])
         own = {name: cost_of(at) for name, at in lists.items()}
         means = [{k: mean(x, units) for k, x in own.items()}, {k: mean(x.mean(0), units) for k, x in rivals.items()}]
-        costs[task, "acc"] = Costs(task, "acc", False, *means, mean(right, units, bounded=False))
+        costs[task, "acc"] = Costs(task, "acc", False, *means, mean(right, units, limits=UNLIMITED))
         for name, x in rivals.items():
             ranks[name, task, "acc"] = (1 + (x.mean(1) >= own[name].mean()).sum()) / (1 + n_lists)
     return list(heads.compared({"few-shot seed 1": costs}, LISTS, dict.fromkeys(LISTS, ""), ranks))
@@ -202,5 +205,7 @@ def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):
     donor = base | (learns < 0.5 / 0.7)
     moved = np.stack([base | (donor & (rng.random(n) < (share if i == 4 else 0))) for i in range(count)], 1)
     turned = rng.random((n, count)) < np.where(moved, change * 0.7, change * 0.3)
-    scores = base.astype(float), (moved ^ turned).astype(float), donor.astype(float)
-    return recovered([scores], [f"L{i}@donor" for i in range(count)], np.array([f"q{i}" for i in range(n)]), "sums")
+    about = {"documents": tuple(f"q{i}" for i in range(n)), "task": "sums"}
+    own = made_results.profile(base.astype(float), (moved ^ turned).astype(float), 0.0, **about)
+    goal = made_results.profile(donor.astype(float), np.zeros((n, 1)), 0.0, **about)
+    return recovered([(own, goal)])

@@ -16,9 +16,9 @@ import pandas as pd
 from depthlens.analysis.block_removal import Greedy
 from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.losses import Losses, broken_condition
 from depthlens.analysis.races import Race
 from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
-from depthlens.analysis.scores import Scores, broken_condition
 
 if TYPE_CHECKING:
     from depthlens.claims import Verdicts
@@ -128,13 +128,16 @@ def tokens(losses: Mapping[str, np.ndarray], *, n=150, model="m") -> Result:
     return concat([nats(x, task=t, seed=i, n_layers=len(x), **options) for i, (t, x) in enumerate(losses.items())])
 
 
-def profile(base, values, floor: float | None, **fields) -> Scores:
-    """A layer profile without the result around it."""
+def profile(base, values, floor: float | None, **fields) -> Losses:
+    """Losses by layer without the result around them."""
     n, n_layers = values.shape
-    own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False}
+    own = {"model": "m", "task": "t", "metric": "x", "label": "t", "sign": 1.0, "at_chance": False, "chance": floor}
+    least, most = min(base.min(), values.min()), max(base.max(), values.max())
+    own |= {"conditions": tuple(f"L{i}" for i in range(n_layers)), "heads": np.full(n_layers, -1)}
+    own["limits"] = (0.0, 1.0) if 0 <= least and most <= 1 else (-np.inf, np.inf)
     own["documents"] = tuple(map(str, range(n)))
     own |= {"units": fields.get("documents", own["documents"])}
-    return Scores(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
+    return Losses(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
 
 
 def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:

@@ -16,10 +16,11 @@ from .head_effects import rank_correlation as rank_correlation
 from .head_lists import compare_with_truth as compare_with_truth
 from .head_lists import head_overlap as head_overlap
 from .head_lists import head_roles as head_roles
+from .losses import Losses as Losses
+from .losses import third_conditions as third_conditions
 from .means import max_t as max_t
 from .means import mean as mean
 from .recovery import transplant_recovery as transplant_recovery
-from .scores import third_conditions as third_conditions
 from .subgroups import kinds_by_subtask as kinds_by_subtask
 from .subgroups import kinds_by_third as kinds_by_third
 from .subgroups import split_by_kind as split_by_kind

@@ -31,14 +31,13 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import WORDS, parse_condition
-from depthlens.analysis import questions
 from depthlens.analysis.findings import DescribedTable
 from depthlens.analysis.head_effects import head_conditions
 from depthlens.analysis.head_lists import both_tops
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.losses import Losses, by_layer, paired
 from depthlens.analysis.rank_correlations import ranks, told, within_layers
-from depthlens.analysis.scores import Scores, labels, layer_scores, paired_scores
-from depthlens.analysis.stats import ALPHA, changes
+from depthlens.analysis.stats import ALPHA
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -80,12 +79,11 @@ def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
         0  organism_one_hop  layers  skip  skip[1:]
     """
     modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
-    names, several = labels(result), result.docs["model"].nunique() > 1
-    cases = []
-    for base in result.baselines[~result.baselines["at_chance"]].itertuples():
-        label = f"{names[base.task, base.metric]} of {base.model}" if several else names[base.task, base.metric]
+    several, cases = result.docs["model"].nunique() > 1, []
+    for losses in (each for each in result.every_losses.values() if not each.at_chance):
+        label = f"{losses.label} of {losses.model}" if several else losses.label
         for site, found in modes.items():
-            tables = {mode: _losses(result, base, conditions) for mode, conditions in found.items()}
+            tables = {mode: _losses(losses, conditions) for mode, conditions in found.items()}
             cases.append(({"task": label, "parts": site}, tables))
     said = "{task}: {n_parts} {parts} by {a} and by {b}: {words}."
     none = "No task that is not at chance has parts that were removed in two modes, so that none can be compared."
@@ -105,13 +103,11 @@ def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
     return found
 
 
-def _losses(result: Result, base: Any, conditions: Mapping[Any, str]) -> pd.DataFrame:
+def _losses(losses: Losses, conditions: Mapping[Any, str]) -> pd.DataFrame:
     """What every unit adds to the loss of each part, by its place."""
     conditions = dict(sorted(conditions.items()))
-    losses = result.document_losses(base.task, base.metric, base.model)[list(conditions.values())]
-    units = questions.units(result, base.task).loc[losses.index]
-    found = changes(base.metric, losses.to_numpy(), units)
-    return pd.DataFrame(found.added, columns=pd.MultiIndex.from_tuples(conditions))
+    added = losses.select(list(conditions.values())).mean().added
+    return pd.DataFrame(added, columns=pd.MultiIndex.from_tuples(conditions))
 
 
 def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0) -> DescribedTable:
@@ -137,13 +133,13 @@ def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0
         0  organism_one_hop  organism_two_hop
     """
 
-    def table_of(scores: Scores) -> pd.DataFrame:
-        return pd.DataFrame(scores.loss, columns=scores.layers)
+    def table_of(losses: Losses) -> pd.DataFrame:
+        return pd.DataFrame(losses.mean().added, columns=losses.layers)
 
     if other is None:
-        results, tables = [result], [{s.label: table_of(s) for s in layer_scores(result) if not s.at_chance}]
+        results, tables = [result], [{s.label: table_of(s) for s in by_layer(result) if not s.at_chance}]
     else:
-        pairs = [pair for pair in paired_scores(result, other) if not any(s.at_chance for s in pair)]
+        pairs = [pair for pair in paired(result, other) if not any(s.at_chance for s in pair)]
         results, tables = [result, other], [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
     cases: list[Any] = [({}, of_pair) for of_pair in tables]
     none = "Fewer than two profiles can be judged, so no two can be compared."
@@ -174,11 +170,11 @@ def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
         0  organism_one_hop  answer_logprob
         1  organism_two_hop  answer_logprob
     """
-    own, rival = ({(base.task, base.metric): base for base in result.baselines.itertuples()} for result in (a, b))
+    own, rival = ({(of.task, of.metric): of for of in result.every_losses.values()} for result in (a, b))
     cases = []
     for task, metric in sorted(own.keys() & rival.keys()):
-        bases = (a, own[task, metric]), (b, rival[task, metric])
-        tables = [_losses(result, base, head_conditions(result, task)) for result, base in bases]
+        both = (a, own[task, metric]), (b, rival[task, metric])
+        tables = [_losses(losses, head_conditions(result, task)) for result, losses in both]
         cases.append(({"task": task, "metric": metric}, dict(zip("ab", tables, strict=True))))
     said = "{task}, {metric}: heads by the two sweeps: {words}."
     none = "The two sweeps have no task, metric and head in common."

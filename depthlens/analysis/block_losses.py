@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
+from depthlens.analysis.losses import Losses
 from depthlens.analysis.races import log_capital, log_gains
-from depthlens.analysis.scores import Scores, scores_of
-from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS, span
+from depthlens.analysis.stats import ALPHA, GROUP, SUMMARY_COLUMNS
 from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.errors import UserError
 from depthlens.metrics import metric_unit
@@ -44,7 +44,7 @@ def block_table(result: Result) -> pd.DataFrame:
     Raises:
         UserError: the result has no block.
     """
-    rows = result.losses()
+    rows = result.loss_table
     layers = rows["condition"].str.extract(r"^L(\d+)(?:-(\d+))?$").astype("Int64")
     rows = rows.assign(start=layers[0], size=layers[1].fillna(layers[0]) - layers[0] + 1)[layers[0].notna()]
     if rows.empty:
@@ -80,11 +80,10 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     margin, found = arguments.number("margin", margin, 0), []
     for base in result.baselines.itertuples():
         rows = table[(table[GROUP] == [base.model, base.task, base.metric]).all(axis=1)]
-        info = result.metric_info(base.task, base.metric)
-        profile = scores_of(result, base, "", list(rows["condition"]), np.zeros(len(rows)))
+        profile = result.every_losses[base.model, base.task, base.metric].select(list(rows["condition"]))
         room, unit = np.ones(len(profile.base)), metric_unit(base.metric) or f"of {base.metric}"
-        if info["chance"] is not None:
-            room, unit = profile.base - profile.sign * info["chance"], "of the score above chance"
+        if profile.chance is not None:
+            room, unit = profile.base - profile.chance, "of the score above chance"
         p = _not_under(profile, margin * room) if room.mean() > 0 and not base.at_chance else np.ones(len(rows))
         shown = rows.assign(p_adjusted=p, delta=rows["bounded"])[p < ALPHA]
         best = shown.sort_values(["size", "loss"], ascending=[False, True], kind="stable").head(1).to_dict("records")
@@ -94,16 +93,16 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS).astype({"size": "Int64"})
 
 
-def _not_under(profile: Scores, margin: np.ndarray) -> np.ndarray:
+def _not_under(profile: Losses, margin: np.ndarray) -> np.ndarray:
     """P-value of each condition, corrected for their number, that its loss is not under the margin.
 
     Args:
         profile: Losses of the conditions.
         margin: What each document may lose on average. Shape [document].
     """
-    left = profile.mean(margin[:, None] - profile.loss)
+    left = profile.over(margin[:, None] - profile.loss)
     sizes = np.unique(profile.units, return_counts=True)[1]
-    worst = span(profile.metric, np.abs(np.c_[profile.base, profile.values]))[1] - margin.min()
+    worst = profile.loss_limits[1] - margin.min()
     of_units = left.added * left.n / (worst * sizes.max() / sizes.mean())  # at least -1; their mean is the margin left
     return np.minimum(1.0, len(left.value) * np.exp(-log_capital(log_gains(of_units))))
 

@@ -1,6 +1,6 @@
 """Layers removed one after another: the steps on two halves of the documents, and what they prove.
 
-One half of the documents chooses the layer that costs least, and says when to stop. Its losses are too small, because
+One half of the questions chooses the layer that costs least, and says when to stop. Its losses are too small, because
 the cheapest of many removals is so partly by luck. The other half judges the layers that are gone in the end, once. It
 has no say in how many these are: a rule that stopped on it would keep the last step that looked harmless there.
 """
@@ -14,25 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens import arguments
 from depthlens.analysis.findings import Finding
+from depthlens.analysis.losses import Losses
 from depthlens.analysis.results import Result
-from depthlens.analysis.stats import BASELINE, changes
 from depthlens.analysis.words import bounds
-
-Tried = tuple[np.ndarray, dict[int, np.ndarray]]  # scores [document] of the whole model, and without each layer left
-
-
-def halves(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers of n documents in two halves, in turn: one for choosing layers or heads, the other for testing them.
-
-    Documents alternate, because a task may have its documents in an order (by subject, or by length).
-
-    Raises:
-        UserError: fewer than two documents.
-    """
-    n = arguments.whole("n", n, 2, of=" of documents")
-    return tuple(range(0, n, 2)), tuple(range(1, n, 2))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -93,16 +78,14 @@ class Greedy(Finding):
 
 
 def follow(
-    tried: Callable[[list[int]], Tried], *, tolerance: float, max_removed: int, sign: float = 1.0, metric: str = ""
+    tried: Callable[[list[int]], tuple[list[int], Losses]], *, tolerance: float, max_removed: int
 ) -> tuple[list[dict[str, Any]], str]:
     """Remove the layer that costs least, step by step, until the choosing half has lost more than allowed.
 
     Args:
-        tried: Scores of the whole model and without each layer that is left, given the layers that are gone.
+        tried: The layers that are left, and what each of them costs, given the layers that are gone.
         tolerance: Loss that the choosing half may have.
         max_removed: Largest number of layers.
-        sign: -1 where lower scores are better.
-        metric: Its name; changes in nats are at most 1 a document on the judging half.
 
     Returns:
         The rows of `Greedy.steps` but for ``removed``, and why it ended.
@@ -110,22 +93,17 @@ def follow(
     rows: list[dict[str, Any]] = []
     gone: list[int] = []
     while len(gone) < max_removed:
-        base, scores = tried(gone)
-        choose, judge = (list(half) for half in halves(len(base)))
-        rows = rows or [_step(metric, None, base, base, choose, judge) | {"within": True}]
-        best = max(scores, key=lambda layer: (sign * scores[layer][choose].mean(), -layer))
-        step = _step(metric, best, base, scores[best], choose, judge) | {"step": len(rows)}
-        loss = -sign * step["chosen_by"]
-        rows.append(step | {"within": loss <= tolerance})
-        if loss > tolerance:
-            return rows, f"one more (L{best}) costs the choosing half {loss:.2g}"
-        gone.append(best)
+        left, losses = tried(gone)
+        choose, judge = losses.halves()
+        costs = (choose.base[:, None] - choose.values).mean(0)
+        best = int(np.argmin(costs))
+        change, sign = judge.mean() * -losses.sign, losses.sign
+        whole = {"value": sign * judge.base.mean(), **(change[best] * 0.0).columns("delta"), "chosen_by": 0.0}
+        rows = rows or [{"step": 0, "layer": None, **whole, "n": len(judge.base), "within": True}]
+        row = {"step": len(rows), "layer": left[best], "value": sign * judge.values[:, best].mean()}
+        row |= change[best].columns("delta") | {"n": len(judge.base), "chosen_by": -sign * costs[best]}
+        rows.append(row | {"within": bool(costs[best] <= tolerance)})
+        if costs[best] > tolerance:
+            return rows, f"one more (L{left[best]}) costs the choosing half {costs[best]:.2g}"
+        gone.append(left[best])
     return rows, f"max_layers is {max_removed}"
-
-
-def _step(
-    metric: str, layer: int | None, base: np.ndarray, values: np.ndarray, choose: list[int], judge: list[int]
-) -> dict[str, Any]:
-    row = {"step": 0, "layer": layer, "removed": BASELINE, "value": values[judge].mean()}
-    row |= changes(metric, (values - base)[judge]).columns("delta")
-    return row | {"n": len(judge), "chosen_by": float((values - base)[choose].mean())}

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.findings import DescribedTable, joined
-from depthlens.analysis.scores import THIRDS, labels, layer_scores, one_model
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.losses import THIRDS, by_layer, labels, one_model
+from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.analysis.words import bounds, not_above_chance
 from depthlens.errors import unknown
 
@@ -65,11 +65,11 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     tables = []
-    for scores in layer_scores(result):
+    for scores in by_layer(result):
         if scores.unplaced if scale == "importance" else scores.at_chance:
             continue
         inside = (scores.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
-        means = {"importance": scores.share, "score": scores.mean_loss, "above_chance": scores.relative_loss}
+        means = {"importance": scores.share, "score": scores.mean, "above_chance": scores.relative}
         loss = means[scale](inside if scale == "importance" else inside / inside.sum(0))
         tables.append(pd.DataFrame({"task": scores.label, "third": THIRDS, **loss.columns("loss")}))
     return joined(tables, ["task", "third", "loss", *INTERVAL])
@@ -85,7 +85,8 @@ def centre_of_mass(result: Result) -> DescribedTable:
 
     Returns:
         One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre). It is described
-        by one sentence a task, and then one for every two tasks on which is deeper.
+        by one sentence a task, and then one for every two tasks on which is deeper, with intervals that hold together
+        (Bonferroni).
 
     Raises:
         UserError: the result has no single-layer conditions.
@@ -95,7 +96,7 @@ def centre_of_mass(result: Result) -> DescribedTable:
         >>> found.table.columns.tolist()
         ['task', 'n', 'centre', 'ci_low', 'ci_high', 'unplaced']
     """
-    rows, lines, every = [], [], layer_scores(result)
+    rows, lines, every = [], [], by_layer(result)
     for scores in every:
         row = {"task": scores.label, "n": len(scores.documents), "unplaced": scores.unplaced}
         if scores.unplaced:
@@ -105,9 +106,10 @@ def centre_of_mass(result: Result) -> DescribedTable:
             said = "its losses centre at **{centre:.2f}** [{ci_low:.2f}, {ci_high:.2f}] of the model's depth (n = {n})"
         rows.append(row)
         lines.append(f"{scores.label}: {said.format_map(row)}.")
-    for a, b in itertools.combinations([scores for scores in every if not scores.unplaced], 2):
+    pairs = list(itertools.combinations([losses for losses in every if not losses.unplaced], 2))
+    for a, b in pairs:
         gap = a.centre - b.centre
-        low, high = map(float, gap.interval())
+        low, high = map(float, gap.interval(1 - ALPHA / len(pairs)))  # together they hold in 95% of results
         side = "" if low <= 0 <= high else "**deeper** than" if gap.value > 0 else "**less deep** than"
         side = side or "not proven to be deeper or less deep than"
         amount = f"{gap.value:+.3f} {bounds(low, high, '+.3f')} of depth"
@@ -140,13 +142,13 @@ def site_losses(result: Result) -> DescribedTable:
     names = [c for c in result.docs["condition"].unique() if c != BASELINE]
     of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
     tables, lines = [], []
-    for attn, mlp in zip(*(layer_scores(result.select(conditions=of_site[site])) for site in SITES), strict=True):
+    for attn, mlp in zip(*(by_layer(result.select(conditions=of_site[site])) for site in SITES), strict=True):
         if attn.at_chance:
             continue
         both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])
         inside = np.column_stack([both.thirds[:, None] == np.arange(3), both.thirds >= 0]).astype(float)
         of_attn = inside * (np.arange(len(both.layers)) < len(attn.layers))[:, None]  # [attention and MLP, third]
-        part, total = (both.mean(both.loss @ weights, bounded=False) for weights in (of_attn, inside))
+        part, total = (both.over(both.loss @ weights) for weights in (of_attn, inside))
         sums = {"task": attn.label, "third": [*THIRDS, "all"], "attn": part.value, "mlp": total.value - part.value}
         table = pd.DataFrame(sums | (part / total).columns("share"))
         judged = (total.interval()[0] > 0) & (both.too_few == "")
@@ -173,7 +175,7 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
         {'organism_one_hop': ['L1', 'L2'], 'organism_two_hop': ['L1', 'L3', 'L4']}
     """
     one_model(result)
-    names, losses = labels(result), result.losses()
+    names, losses = labels(result), result.loss_table
     judged = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}
     keys = pd.MultiIndex.from_frame(losses[["task", "metric"]])
     return {
@@ -185,7 +187,7 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
 
 def describe_critical(result: Result) -> list[str]:
     """One sentence a task: how many conditions are critical, which, and what the whole model scores."""
-    critical, names, losses = critical_by_task(result), labels(result), result.losses()
+    critical, names, losses = critical_by_task(result), labels(result), result.loss_table
     sentences = []
     for row in result.baselines.itertuples():
         label = names[row.task, row.metric]

@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import questions, stats
 from depthlens.analysis.depth import INTERVAL, critical_by_task
 from depthlens.analysis.findings import DescribedTable
-from depthlens.analysis.means import Mean, max_t
-from depthlens.analysis.scores import Scores, labels, scores_of
-from depthlens.analysis.stats import ALPHA, BASELINE
+from depthlens.analysis.losses import Losses
+from depthlens.analysis.means import ALPHA, Mean, max_t
 from depthlens.metrics import ANSWER_LOGPROB, metric_unit
 
 if TYPE_CHECKING:
@@ -41,17 +39,8 @@ BOOK = (
 )
 
 
-def difference(a: Mean, b: Mean) -> pd.DataFrame:
-    """One family of values minus another, unit by unit wherever both have the same.
-
-    Args:
-        a: One value a condition.
-        b: Values of the same conditions.
-
-    Returns:
-        One row a condition: difference, ci_low, ci_high, p_value, p_adjusted (step-down maxT), shown.
-    """
-    gap = a - b
+def difference(gap: Mean) -> pd.DataFrame:
+    """One row for each difference of a family: difference, ci_low, ci_high, p_value, p_adjusted (maxT), shown."""
     p = max_t(gap)
     return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": p < ALPHA})
 
@@ -80,14 +69,12 @@ def critical_overlap(result: Result) -> DescribedTable:
           both more_task more_other
         0   L1        L2     L3, L4
     """
-    rows = []
-    bases = {(row.task, row.metric): row for row in result.baselines.itertuples()}
-    pairs = {label: pair for pair, label in labels(result).items()}
-    for (task, a), (other, b) in itertools.combinations(critical_by_task(result).items(), 2):
-        columns = [result.scores(*pairs[name]).columns for name in (task, other)]
-        names = [name for name in columns[0] if name in columns[1] and name != BASELINE]
-        scores = [scores_of(result, bases[pairs[name]], name, names, np.zeros(len(names))) for name in (task, other)]
-        sides, scale = _shown_sides(*scores)
+    rows, by_label = [], {losses.label: losses for losses in result.every_losses.values()}
+    pairs = list(itertools.combinations(critical_by_task(result).items(), 2))
+    for (task, a), (other, b) in pairs:
+        own, rival = by_label[task], by_label[other]
+        names = [name for name in own.conditions if name in rival.conditions]
+        sides, scale = _shown_sides(own.select(names), rival.select(names), len(pairs))
         side = dict(zip(names, sides, strict=True))
         more, less = [c for c in a if side.get(c) == 1], [c for c in b if side.get(c) == -1]
         alone = [*(c for c in a if c not in b), *(c for c in b if c not in a)]
@@ -106,18 +93,17 @@ def _more_in_words(row: Any) -> str:
     return f"{'; '.join(told) or f'No removal is shown to cost {row.task} and {row.other} unequally'}."
 
 
-def _shown_sides(a: Scores, b: Scores) -> tuple[np.ndarray, str]:
+def _shown_sides(a: Losses, b: Losses, n_pairs: int) -> tuple[np.ndarray, str]:
     """1 for each condition that is shown to cost more in the first, -1 in the second, else 0; and the scale."""
     if a.floor is not None and b.floor is not None:
         scale, lower = ABOVE_FLOOR, min(a.floor, b.floor)
         floors = dict.fromkeys([(a.floor, b.floor), (lower, lower)])
-        losses = [(replace(a, floor=x).relative_loss(), replace(b, floor=y).relative_loss()) for x, y in floors]
+        gaps = [replace(a, floor=x).relative() - replace(b, floor=y).relative() for x, y in floors]
     elif a.metric == b.metric:
-        scale, losses = metric_unit(a.metric) or f"of {a.metric}", [(a.mean_loss(), b.mean_loss())]
+        scale, gaps = metric_unit(a.metric) or f"of {a.metric}", [a - b]
     else:
         return np.zeros(len(a.layers)), ""
-    tables = [difference(*pair) for pair in losses]
-    sides = np.array([np.sign(table["difference"]) * table["shown"] for table in tables])  # [floors, condition]
+    sides = np.array([np.sign(gap.value) * (n_pairs * max_t(gap) < ALPHA) for gap in gaps])  # [floors, condition]
     return np.where((sides == sides[0]).all(0), sides[0], 0), scale
 
 
@@ -143,12 +129,12 @@ def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
         0    acc     0.6     0.9         0.3
     """
     rows = []
-    metrics = [list(result.select(tasks=task).docs["metric"].unique()) for task in (closed, opened)]
+    metrics = [[key[2] for key in result.every_losses if key[1] == task] for task in (closed, opened)]
     for metric in (metric for metric in metrics[0] if metric in metrics[1]):
-        without, with_book = (table[BASELINE].to_numpy() for table in _paired(result, closed, opened, metric))
-        change = stats.changes(metric, with_book - without, questions.units(result, closed).to_numpy())
-        row = {"metric": metric, "closed": without.mean(), "opened": with_book.mean(), "n": len(without)}
-        rows.append(row | change.columns())
+        without, with_book = result.losses(closed, metric).join(result.losses(opened, metric), every=True)
+        change = with_book.gain_over(without) * with_book.sign
+        means = {"closed": without.sign * without.base.mean(), "opened": with_book.sign * with_book.base.mean()}
+        rows.append({"metric": metric, **means, "n": len(without.base)} | change.columns())
     units = {ANSWER_LOGPROB: "nats of the right answer, at most 1 a question"}
     lines = [
         BOOK.format(unit=units.get(row["metric"], f"of {row['metric']}"), **row)
@@ -185,14 +171,13 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
         1        L1     0.1     0.6
         2        L2     0.0     0.0
     """
-    tables, units = _paired(result, closed, opened, metric), questions.units(result, closed).to_numpy()
-    names = [name for name in tables[0] if name != BASELINE and name in tables[1]]
-    losses = [table[[BASELINE]].to_numpy() - table[names].to_numpy() for table in tables]  # [document, condition]
-    without, with_book = (stats.changes(metric, loss, units) for loss in losses)
-    found = difference(with_book, without)
-    layers = result.docs.drop_duplicates("condition").set_index("condition").loc[names, "layer"]
-    columns = {"closed": without.value, "opened": with_book.value, **found, "n": len(tables[0])}
-    table = layers.astype("Int64").reset_index().assign(**columns)
+    own, rival = result.losses(closed, metric).join(result.losses(opened, metric), every=True)
+    names = [name for name in own.conditions if name in rival.conditions]
+    own, rival = own.select(names), rival.select(names)
+    found = difference(rival - own)
+    columns = {"closed": own.mean().value, "opened": rival.mean().value, **found, "n": len(own.base)}
+    layers = pd.Series(own.layers, dtype="Int64").replace(-1, pd.NA)
+    table = pd.DataFrame({"condition": names, "layer": layers}).assign(**columns)
     more, less = (
         ", ".join(table.loc[found["shown"] & (np.sign(found["difference"]) == side), "condition"]) or "none"
         for side in (1, -1)
@@ -205,8 +190,3 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
     about = {"closed": closed, "opened": opened, "metric": metric}
     shown = [column for column in table if column != "shown"]
     return DescribedTable.of("open_book_losses", result, rows=table, columns=shown, lines=lines, **about)
-
-
-def _paired(result: Result, closed: str, opened: str, metric: str) -> list[pd.DataFrame]:
-    """Scores of both tasks, each documents x conditions."""
-    return questions.paired(result, (closed, opened), [result.scores(task, metric) for task in (closed, opened)])

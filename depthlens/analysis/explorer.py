@@ -39,7 +39,7 @@ class Explorer(View):
 
     def __init__(self, result: Result) -> None:
         self.model = documents.only(result.docs, "model", None)
-        if result.losses().empty:
+        if result.loss_table.empty:
             raise UserError("the result removes nothing, so that no answer breaks; sweep at least one condition")
         self.result = result
 
@@ -52,7 +52,7 @@ class Explorer(View):
     def data(self) -> dict[str, Any]:
         """What the script reads: questions, right answers, answers and scores of every task."""
         primary = self.result.primary()
-        losses = primary.losses()
+        losses = primary.loss_table
         rows = primary.baselines.itertuples()
         tasks = [_task(self.result, row, losses[losses["task"] == row.task]) for row in rows]
         if os.environ.get(NO_ANSWERS):
@@ -88,7 +88,7 @@ class Explorer(View):
     def table(self) -> str:
         """For each critical part its commonest new answers and some broken questions, as an HTML table."""
         rows = []
-        losses = self.result.primary().losses()
+        losses = self.result.primary().loss_table
         for row in losses[losses["critical"]].nlargest(MOST_PARTS, "loss").itertuples():
             broken = answers(self.result, row.condition, BROKEN, task=row.task)
             common = broken["answer"].value_counts().head(MOST_ANSWERS)
@@ -164,7 +164,7 @@ def glance(result: Result) -> str:
     Of several models, or where nothing is removed, it is empty.
     """
     primary = result.primary()
-    losses = primary.losses()
+    losses = primary.loss_table
     if losses.empty or result.docs["model"].nunique() > 1:
         return ""
     scale, lines = max(0.3, float(losses["loss"].abs().max())), []

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.findings import DescribedTable, Finding
+from depthlens.analysis.losses import Losses, by_layer
 from depthlens.analysis.rank_correlations import told
-from depthlens.analysis.scores import Scores, layer_scores
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -95,8 +95,8 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
         ['block_influence', 'angular_distance', 'entropy_drop']
     """
     cases = []
-    for scores in (scores for scores in layer_scores(result) if not scores.at_chance):
-        losses, known = pd.DataFrame(scores.mean_loss().added, columns=scores.layers), aligned(predictors, scores)
+    for scores in (scores for scores in by_layer(result) if not scores.at_chance):
+        losses, known = pd.DataFrame(scores.mean().added, columns=scores.layers), aligned(predictors, scores)
         cases += [({"task": scores.label}, {"loss": losses, name: known[[name]].T}) for name in known]
     none = "No task can be judged, so it cannot be said whether anything predicts its losses."
     columns = {"task": "task", "predictor": "b"}
@@ -104,6 +104,6 @@ def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 
     return DescribedTable.of("geometry_agreement", result, **found, seed_of_halves=seed)
 
 
-def aligned(predictors: pd.DataFrame, profile: Scores) -> pd.DataFrame:
+def aligned(predictors: pd.DataFrame, profile: Losses) -> pd.DataFrame:
     """The predictors of the layers that a profile has, in its order, by layer."""
     return predictors.set_index("layer").loc[profile.layers]

@@ -13,7 +13,7 @@ documents as they are. See `depthlens.experiments.head_curves` for the definitio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, ClassVar
@@ -22,14 +22,12 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import heads_condition
-from depthlens.analysis import questions, stats
 from depthlens.analysis.findings import Finding, derived
-from depthlens.analysis.means import ALPHA, Mean, mean
+from depthlens.analysis.losses import Losses
+from depthlens.analysis.means import ALPHA, CHANGES, UNLIMITED, Mean
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import Scores, scores_of
-from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.words import NOT_ABOVE_CHANCE
-from depthlens.metrics import limits, metric_unit
+from depthlens.metrics import metric_unit
 
 CANNOT_JUDGE = "cannot judge"
 TIMES = 3  # a list should cost so many times what random heads cost
@@ -122,7 +120,7 @@ class RemovalCurve(Finding):
             on_other (its two terms) with p_on_task and p_on_other, n (units of the smaller task); double: a double
             dissociation, where interaction and both terms are shown, with the same sign; at_chance.
         """
-        return interaction_table(costs(self.result, self.record))
+        return interaction_table(costs(self.result.every_losses.values(), self.record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,30 +153,27 @@ class Costs:
         return cost if self.room is None else cost / self.room
 
 
-def costs(result: Result, record: dict[str, Any]) -> list[Costs]:
+def costs(every: Iterable[Losses], record: dict[str, Any]) -> list[Costs]:
     """Costs on every task and metric of a removal curve.
 
     Args:
-        result: Every document under every condition.
+        every: Losses of its conditions.
         record: Of the curve: its lists, draws and k.
     """
     suffix = record.get("suffix", "")  # curves that were saved before there was one have none
-    names = [str(c) for c in result.docs["condition"].unique() if c != BASELINE]
     found = []
-    for base in result.baselines.itertuples():
-        scores = scores_of(result, base, "", names, np.zeros(len(names)))
-        bounded = bool((np.abs(scores.loss) <= 1).all())
+    for losses in every:
 
-        def cost(orders: list, scores: Scores = scores, bounded: bool = bounded) -> Mean:
+        def cost(orders: list, losses: Losses = losses) -> Mean:
             removed = ([tuple(head) for head in heads[:k]] for heads in orders for k in record["k"])
-            at = [names.index(str(heads_condition(heads, suffix))) for heads in removed]
-            return scores.mean(scores.loss[:, at].mean(1), bounded=bounded)
+            chosen = losses.select([str(heads_condition(heads, suffix)) for heads in removed])
+            return chosen.mean(np.full(len(chosen.conditions), 1 / len(chosen.conditions)))
 
         lists = {name: cost([heads]) for name, heads in record["lists"].items()}
         random = {name: cost(orders) for name, orders in record["draws"].items()}
-        floor = np.nan if scores.floor is None else scores.floor
-        room = None if metric_unit(base.metric) else scores.mean(scores.base - floor, bounded=False)
-        found.append(Costs(base.task, base.metric, scores.at_chance, lists, random, room))
+        floor = np.nan if losses.floor is None else losses.floor
+        room = None if metric_unit(losses.metric) else losses.over(losses.base - floor)
+        found.append(Costs(losses.task, losses.metric, losses.at_chance, lists, random, room))
     return found
 
 
@@ -213,35 +208,28 @@ def removal(result: Result, conditions: Conditions, record: dict[str, Any]) -> R
         record: See `RemovalCurve`.
     """
     ks, points, band, tests = [0, *record["k"]], [], [], []
-    for base, scores, units, better in _tasks(result):
-        low, high = limits(base.metric, scores.min(axis=None), scores.max(axis=None))
+    for losses in result.every_losses.values():
+        sign = losses.sign
+        low, high = sorted(sign * end for end in losses.limits)
         for name, orders in conditions.items():
-            about = dict(zip(KEYS, (name, base.task, base.metric), strict=True))
-            own, *draws = (scores[[BASELINE, *order]].to_numpy() for order in orders)  # each [document, k]
-            found = mean(own, units, bounded=(low, high) == (0, 1))
-            ends = dict(zip(("ci_low", "ci_high"), np.clip(found.interval(), low, high), strict=True))
+            about = dict(zip(KEYS, (name, losses.task, losses.metric), strict=True))
+            own, *draws = (sign * np.c_[losses.base, losses.select(order).values] for order in orders)  # [document, k]
+            found = losses.over(own, (low, high))
+            ends = dict(zip(("ci_low", "ci_high"), found.interval(), strict=True))
             points.append(pd.DataFrame(about | {"k": ks, "value": found.value, **ends}))
             means = np.array([draw.mean(0) for draw in draws])  # [draw, k]
             band.append(_band(means, **about, k=ks))
             value, random = float(found.value[1:].mean()), means[:, 1:].mean(1)
             # the list itself may be drawn; its score then differs by rounding at most
             slack = 1e-9 * max(1.0, float(np.abs(random).max()))
-            above = (value - random) * (1 if better else -1)
+            above = (value - random) * sign
             p, p_cheaper = ((1 + int(drawn.sum())) / (1 + len(random)) for drawn in (above >= -slack, above <= slack))
-            row = about | {"higher_is_better": better, "value": value, "random": random.mean()}
+            row = about | {"higher_is_better": sign > 0, "value": value, "random": random.mean()}
             row |= {"low": random.min(), "high": random.max(), "p_value": p, "p_cheaper": p_cheaper}
             row["smallest_p"] = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
-            tests.append(row | {"separates": p < ALPHA, "at_chance": bool(base.at_chance)})
+            tests.append(row | {"separates": p < ALPHA, "at_chance": losses.at_chance})
     tables = [pd.concat(parts, ignore_index=True) for parts in (points, band)]
     return RemovalCurve(pd.DataFrame(tests), tables[0], tables[1], result, record)
-
-
-def _tasks(result: Result) -> Iterator[tuple[Any, pd.DataFrame, pd.Series, bool]]:
-    """Of each task and metric: the row of the baselines, scores, units, and whether higher is better."""
-    for base in result.baselines.itertuples():
-        scores = result.scores(base.task, base.metric)
-        better = result.metric_info(base.task, base.metric)["higher_is_better"]
-        yield base, scores, questions.units(result, base.task).loc[scores.index], better
 
 
 def _band(draws: np.ndarray, **about: Any) -> pd.DataFrame:
@@ -287,31 +275,28 @@ class SufficiencyCurve(Finding):
         return [(RESTORED if row["judged"] else NO_GAP).format_map(row) for row in rows]
 
 
-def with_intervals(
-    values: np.ndarray, shares: np.ndarray, units: Any = None, *, higher_is_better: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+def with_intervals(values: np.ndarray, shares: np.ndarray, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
     """Faithfulness by number of heads kept, then CPR and CMD, each with its 95% interval.
 
     Faithfulness is ``(m(kept) - m(none)) / (m(all) - m(none))``, NaN where the whole model is not better than none. CPR
     is the area under it, and CMD that between it and 1, by the trapezoidal rule.
 
     Args:
-        values: Scores: with no head kept first, and with all last. Shape [document, k].
+        values: Scores, higher is better: with no head kept first, and with all last. Shape [document, k].
         shares: Share of heads kept. Shape [k].
-        units: See `depthlens.analysis.means.mean`.
-        higher_is_better: Of the metric.
+        losses: Of the same documents; says what is independent.
 
     Returns:
         Value, lower and upper end. Shapes [3, k] and [3, 2].
     """
-    restored = (values - values[:, :1]) * (1 if higher_is_better else -1)
+    restored = values - values[:, :1]
     missing = restored[:, -1:] - restored
     steps = np.diff(shares)
     width = (np.append(steps, 0) + np.append(0, steps)) / 2  # of the trapezoidal rule
     both = np.stack([restored @ width, missing @ (width * np.sign(missing.mean(0)))], 1)
-    gap = mean(restored[:, -1], units, bounded=False)
-    bounded = bool(np.abs(restored).max() <= 1)
-    f, found = (mean(part, units, bounded=bounded) / gap for part in (restored, both))
+    gap = losses.over(restored[:, -1])
+    limits = CHANGES if np.abs(restored).max() <= 1 else UNLIMITED
+    f, found = (losses.over(part, limits) / gap for part in (restored, both))
     low, high = f.interval()
     low[[0, -1]] = high[[0, -1]] = f.value[[0, -1]]  # 0 and 1 by definition
     least, most = found.interval()
@@ -329,17 +314,17 @@ def sufficiency(result: Result, conditions: Conditions, record: dict[str, Any], 
     """
     ks = [0, *record["k"], record["n_heads"]]
     shares, points, band, table = np.array(ks) / record["n_heads"], [], [], []
-    for base, scores, units, better in _tasks(result):
-        added = (scores[BASELINE] - scores[none]).to_numpy() * (1 if better else -1)
-        gap = stats.changes(base.metric, added, units)
-        judged = bool(gap.interval()[0] > 0 and not base.at_chance)
+    for losses in result.every_losses.values():
+        gap = losses.select([none]).mean()[0]
+        judged = bool(gap.interval()[0] > 0 and not losses.at_chance)
         for name, orders in conditions.items():
-            about = dict(zip(KEYS, (name, base.task, base.metric), strict=True))
-            own, *draws = (scores[[none, *order, BASELINE]].to_numpy() for order in orders)  # each [document, k]
-            (f, *ends), found = with_intervals(own, shares, units, higher_is_better=better)
-            numbers = {"value": own.mean(0), "faithfulness": f, "ci_low": ends[0], "ci_high": ends[1]}
+            about = dict(zip(KEYS, (name, losses.task, losses.metric), strict=True))
+            # each [document, k]
+            own, *draws = (np.c_[losses.select([none, *order]).values, losses.base] for order in orders)
+            (f, *ends), found = with_intervals(own, shares, losses)
+            numbers = {"value": losses.sign * own.mean(0), "faithfulness": f, "ci_low": ends[0], "ci_high": ends[1]}
             points.append(pd.DataFrame(about | {"k": ks, "share": shares, **numbers}))
-            of_draws = [with_intervals(draw, shares, units, higher_is_better=better) for draw in draws]
+            of_draws = [with_intervals(draw, shares, losses) for draw in draws]
             band.append(_band(np.array([of_k[0] for of_k, _ in of_draws]), **about, k=ks, share=shares))
             random = np.array([areas[0, 0] for _, areas in of_draws])
             at_least = random >= found[0, 0]  # NaN where there is nothing to restore

@@ -12,12 +12,12 @@ import numpy as np
 import scipy
 
 from depthlens.ablations import AnyHead, Head, heads_of
-from depthlens.analysis import documents, questions
+from depthlens.analysis import documents
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.means import max_t
 from depthlens.analysis.stats import BASELINE, loss_unit
 from depthlens.analysis.words import not_above_chance
 from depthlens.errors import UserError
-from depthlens.metrics import in_nats
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -43,7 +43,7 @@ def head_losses(result: Result, task: str, metric: str | None = None) -> HeadSco
     metric = documents.only(result.select(tasks=task).docs, "metric", metric)
     chosen = result.select(tasks=task, metrics=metric)
     heads, dims = head_conditions(chosen, task), chosen.record["model"]["dims"]
-    rows = chosen.losses().set_index("condition").loc[list(heads.values())]
+    rows = chosen.loss_table.set_index("condition").loc[list(heads.values())]
     rows = rows.drop(columns="value").rename(columns={"loss": "value", "loss_low": "low", "loss_high": "high"})
     kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
     name, n, shape = f"{kind} of {metric}, {task}", int(rows["n"].max()), (dims["n_layers"], dims["n_heads"])
@@ -72,24 +72,12 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
         >>> dl.analysis.head_contrast(heads, "organism_two_hop", "organism_one_hop", "acc").top(2)
         [L3.H0, L4.H3]
     """
-    metric, tasks = documents.only(result.select(tasks=task).docs, "metric", metric), (task, other_task)
     heads, dims = head_conditions(result, task), result.record["model"]["dims"]
-    tables = [result.document_losses(name, metric)[list(heads.values())] for name in tasks]
-    tables = [table.clip(-1, 1) for table in tables] if in_nats(metric) else tables
-    units = questions.units(result, task).loc[tables[0].index]
-    losses, rivals = questions.paired(result, tasks, tables)
-    cases = np.zeros((len(losses), dims["n_layers"], dims["n_heads"]))
-    cases[:, *np.transpose(list(heads))] = losses - rivals
-    return HeadScores.of_cases(
-        f"loss of {metric}, {task} minus {other_task}",
-        loss_unit(metric),
-        cases,
-        result.record,
-        tested=True,
-        heads=list(heads),
-        bounded=bool((np.abs(cases) <= 2).all()),
-        units=units,
-    )
+    own = result.losses(task, metric).select(list(heads.values()))
+    own, rival = own.join(result.losses(other_task, own.metric), every=True)
+    found, shape = own - rival, (dims["n_layers"], dims["n_heads"])
+    name, n = f"loss of {own.metric}, {task} minus {other_task}", len(own.base)
+    return HeadScores.of_mean(name, loss_unit(own.metric), found, list(heads), shape, n, result.record, max_t(found))
 
 
 def describe_heads(result: Result) -> list[str]:

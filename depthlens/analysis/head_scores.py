@@ -17,7 +17,7 @@ import pandas as pd
 from depthlens import arguments
 from depthlens.ablations import Head
 from depthlens.analysis.findings import Finding
-from depthlens.analysis.means import ALPHA, max_t, mean
+from depthlens.analysis.means import ALPHA, CHANGES, UNLIMITED, Mean, max_t, mean
 from depthlens.analysis.words import estimate
 from depthlens.metrics import MIN_NATS
 
@@ -88,8 +88,7 @@ class HeadScores(Finding):
         *,
         tested: bool,
         heads: Sequence[tuple[int, int]] | None = None,
-        bounded: bool = False,
-        units: Sequence[str] | pd.Series | None = None,
+        limits: tuple[float, float] = UNLIMITED,
     ) -> HeadScores:
         """Mean, interval and, if ``tested`` against 0, verdict per head.
 
@@ -100,18 +99,43 @@ class HeadScores(Finding):
             record: See `HeadScores`.
             tested: Whether a head above 0 is to be called critical.
             heads: Heads that were measured; None for all.
-            bounded: Whether a score is from 0 to 1, such as a share of attention.
-            units: See `depthlens.analysis.means.mean`.
+            limits: The least and the greatest that a score can be, such as 0 and 1 of a share of attention.
         """
         n, *shape = cases.shape
         at = list(np.ndindex(*shape)) if heads is None else heads
         by_head = cases[:, *np.transpose(at)]  # [case, head]
-        found = mean(by_head, units, bounded=bounded)
-        low, high = np.clip(found.interval(), 0.0, 1.0) if bounded else found.interval()
-        measured = pd.DataFrame(at, columns=["layer", "head"]).assign(value=found.value, low=low, high=high)
-        if tested:
-            p = max_t(mean(np.clip(by_head, -1, 1), units))
-            measured["critical"] = (p < ALPHA) & (found.value > (MIN_NATS if unit.startswith("nats") else 0.0))
+        p = max_t(mean(np.clip(by_head, *CHANGES))) if tested else None
+        return cls.of_mean(name, unit, mean(by_head, limits=limits), at, shape, n, record, p)
+
+    @classmethod
+    def of_mean(
+        cls,
+        name: str,
+        unit: str,
+        found: Mean,
+        heads: Sequence[tuple[int, int]],
+        shape: Sequence[int],
+        n: int,
+        record: dict[str, Any],
+        p_adjusted: np.ndarray | None = None,
+    ) -> HeadScores:
+        """Value and interval of some heads and, where there are p-values, whether they are above 0.
+
+        Args:
+            name: What is measured.
+            unit: See `HeadScores`.
+            found: One value a head.
+            heads: The heads.
+            shape: Layers, and heads of each.
+            n: See `HeadScores`.
+            record: See `HeadScores`.
+            p_adjusted: Corrected p-value of each head; None where it was not tested. Shape [head].
+        """
+        measured = pd.DataFrame(heads, columns=["layer", "head"]).assign(value=found.value)
+        measured[["low", "high"]] = np.transpose(found.interval())
+        if p_adjusted is not None:
+            least = MIN_NATS if unit.startswith("nats") else 0.0
+            measured["critical"] = (p_adjusted < ALPHA) & (found.value > least)
         return cls.of_heads(name, unit, measured, shape, n, record)
 
     def grid(self, column: str) -> np.ndarray:

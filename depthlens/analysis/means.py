@@ -8,9 +8,9 @@ method: Cochran 1977, section 2.11). The interval is Student's t over units.
 
 Two things keep the interval honest where documents are few:
 
-* Half a document that is lost and half one that is won are added to the error of a mean of bounded scores, because
-  that nothing changed on n documents does not prove that nothing ever changes (after Agresti & Coull 1998, The American
-  Statistician 52:119-126). No interval has zero width.
+* Half a question that is lost and half one that is won are added to the error of a mean of bounded scores, because
+  that nothing changed on n questions does not prove that nothing ever changes (after Agresti & Coull 1998, The American
+  Statistician 52:119-126). No interval has zero width, and none goes beyond the limits of what it is of.
 * Documents that ask the same question are one unit, and so are the documents of one subject where a group of tasks is
   scored (a ratio of sums over units).
 
@@ -19,7 +19,7 @@ docs/methods.md has how often the interval covers the truth in simulations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,9 +30,11 @@ import scipy
 Array = Any  # np.ndarray, or a NumPy number where the shape is []: no type of NumPy's is both
 LEVEL = 0.95
 ALPHA = 0.05
-IMAGINARY = 0.5  # documents lost, and as many won; with 1, means of probabilities cover in 98% of 100 documents
-N_FLIPS = 10_000
-_BLOCK = 1_000_000  # numbers of one block of flips
+IMAGINARY = 0.5  # questions lost, and as many won; with 1, means of probabilities cover in 98% of 100 documents
+CHANGES = -1.0, 1.0  # limits of the change of a share, and of nats that are clipped
+UNLIMITED = -np.inf, np.inf
+N_DRAWS = 10_000
+_BLOCK = 1_000_000  # numbers of one block of draws
 _TIE = 1e-9  # equal sums of flips differ by rounding
 
 
@@ -47,7 +49,8 @@ class Mean:
             Shape [unit, ...].
         units: Names of the units. Shape [unit].
         n: Units; of several samples those of the smallest.
-        extra: What `IMAGINARY` documents add to the squared standard error. Shape [...].
+        extra: What `IMAGINARY` questions add to the squared standard error. Shape [...].
+        limits: The least and the greatest that the value can be.
 
     Example:
         >>> found = dl.analysis.mean(result.document_losses("organism_one_hop", "acc")["L2"].to_numpy())
@@ -62,6 +65,7 @@ class Mean:
     units: pd.Index
     n: int
     extra: Array
+    limits: tuple[Array, Array] = UNLIMITED
 
     def __add__(self, other: Mean) -> Mean:
         units = self.units if self.units.equals(other.units) else self.units.append(other.units).unique()
@@ -71,7 +75,8 @@ class Mean:
             at = units.get_indexer(part.units)
             added[at] += _raised(part.added, np.ndim(value))
             centred[at] += _raised(part.centred, np.ndim(value))
-        return Mean(value, added, centred, units, min(self.n, other.n), self.extra + other.extra)
+        limits = self.limits[0] + other.limits[0], self.limits[1] + other.limits[1]
+        return Mean(value, added, centred, units, min(self.n, other.n), self.extra + other.extra, limits)
 
     def __neg__(self) -> Mean:
         return self * -1.0
@@ -81,19 +86,22 @@ class Mean:
 
     def __mul__(self, factor: float | Array) -> Mean:
         added, centred = (_raised(part, np.ndim(factor)) * factor for part in (self.added, self.centred))
-        extra = self.extra * np.square(factor)
-        return replace(self, value=self.value * factor, added=added, centred=centred, extra=extra)
+        ends = [np.multiply(end, factor) for end in self.limits]
+        limits, extra = (np.minimum(*ends), np.maximum(*ends)), self.extra * np.square(factor)
+        value = self.value * factor + 0.0  # no -0.0
+        return replace(self, value=value, added=added, centred=centred, extra=extra, limits=limits)
 
     def __truediv__(self, other: Mean) -> Mean:
         """The quotient; NaN where the divisor is not above 0."""
         divisor = np.where(other.value > 0, other.value, np.nan)
         share = self.value / divisor
         scaled = replace(other, added=other.centred) * share  # around the share it adds nothing on average
-        return replace(self + -scaled, value=self.value) * (1 / divisor)
+        return replace(self + -scaled, value=self.value, limits=UNLIMITED) * (1 / divisor)
 
     def __getitem__(self, at: Any) -> Mean:
         """Some of the values, by their index."""
         parts = {"value": self.value[at], "extra": self.extra[at]}
+        parts["limits"] = tuple(np.broadcast_to(end, np.shape(self.value))[at] for end in self.limits)
         for name in ("added", "centred"):
             parts[name] = getattr(self, name)[(slice(None), *(at if isinstance(at, tuple) else (at,)))]
         return replace(self, **parts)
@@ -104,9 +112,9 @@ class Mean:
         return np.sqrt(np.square(self.centred).sum(0) + self.extra)
 
     def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
-        """Lower and upper end of the interval, each of the shape of `value`; NaN for one unit."""
+        """Lower and upper end of the interval, each of the shape of `value` and within `limits`; NaN for one unit."""
         half = scipy.stats.t.ppf((1 + level) / 2, self.n - 1) * self.error
-        return self.value - half, self.value + half
+        return np.clip(self.value - half, *self.limits), np.clip(self.value + half, *self.limits)
 
     def columns(self, name: str = "difference") -> dict[str, Array]:
         """Value, 95% interval and p-value, under the names that tables have for them."""
@@ -124,21 +132,30 @@ def mean(
     values: np.ndarray | pd.Series,
     units: Sequence[str] | np.ndarray | pd.Index | pd.Series | None = None,
     *,
-    bounded: bool = True,
+    limits: tuple[float, float] = CHANGES,
+    n_questions: int | None = None,
 ) -> Mean:
     """The mean over documents.
 
     Args:
         values: Shape [document, ...].
         units: The unit of each document; None: each is its own, and row i is the same in every mean. Shape [document].
-        bounded: Whether a document adds between -1 and 1, so that `IMAGINARY` documents are counted in the error.
+        limits: The least and the greatest that a document can add. Where they are finite, `IMAGINARY` questions at the
+            farther one are counted in the error.
+        n_questions: Questions that were asked; None: as many as there are units. The subjects of a group are its units,
+            and each has several questions.
+
+    Raises:
+        ValueError: a value beyond the limits.
 
     Example:
-        >>> losses = dl.analysis.mean(result.document_losses("organism_one_hop", "acc").to_numpy())
-        >>> losses.value.shape, losses.n
-        ((6,), 12)
+        >>> losses = result.losses("organism_one_hop")
+        >>> dl.analysis.mean(losses.loss, losses.units).value.shape
+        (6,)
     """
     values = np.asarray(values, dtype=float)
+    if values.min(initial=limits[0]) < limits[0] - _TIE or values.max(initial=limits[1]) > limits[1] + _TIE:
+        raise ValueError(f"values from {values.min():g} to {values.max():g} are not within {limits[0]} to {limits[1]}")
     n_docs, value = len(values), values.mean(0)
     at, names = pd.factorize(pd.RangeIndex(n_docs) if units is None else pd.Index(units))
     n = len(names)
@@ -146,52 +163,95 @@ def mean(
     np.add.at(added, at, values / n_docs)
     weight = (np.bincount(at, minlength=n) / n_docs).reshape(-1, *[1] * (values.ndim - 1))
     centred = (added - value * weight) * np.sqrt(n / max(n - 1, 1))
-    extra = np.full(np.shape(value), 2 * (bounded * IMAGINARY / n_docs) ** 2)
-    return Mean(value, added, centred, pd.Index(names), n, extra)
+    farther = max(map(abs, limits)) if np.isfinite(limits).all() else 0.0
+    extra = np.full(np.shape(value), 2 * (farther * IMAGINARY / (n_questions or n)) ** 2)
+    return Mean(value, added, centred, pd.Index(names), n, extra, limits)
 
 
-def max_t(found: Mean, *, n_flips: int = N_FLIPS, seed: int = 0) -> np.ndarray:
-    """Two-sided p-values of a family, corrected by step-down maxT over sign flips of units.
+def max_t(found: Mean, *, n_draws: int = N_DRAWS, seed: int = 0) -> np.ndarray:
+    """Two-sided p-values of a family, corrected by step-down maxT over draws of units.
 
-    If a condition changes nothing on average, and the change of a unit is as likely up as down, turning a unit's sign
-    under all conditions at once gives a sample that was as likely. A p-value is the share of flips whose largest
-    standardised sum, over the conditions that are not larger themselves, reaches the condition's own (Westfall & Young
-    1993, algorithm 4.1; Romano & Wolf 2005, Econometrica 73:1237-1282). Correlated conditions cost less than under
-    Holm's correction. It misleads where changes are unbounded and skewed: give it bounded ones.
+    A p-value is the share of draws whose largest standardised sum, over the conditions that are not larger themselves,
+    reaches the condition's own (Westfall & Young 1993, algorithm 4.1; Romano & Wolf 2005, Econometrica 73:1237-1282).
+    Correlated conditions cost less than under Holm's correction. There are two kinds of draws:
+
+    * *Sign flips*, where all changes of a condition are equally large, as those of right and wrong answers: a mean of 0
+      then says that up is as likely as down, so that turning a unit's sign under all conditions at once gives a sample
+      that was as likely.
+    * *A studentised bootstrap of units* elsewhere. Many small losses and few large gains may have a mean of 0, and
+      flips would call nearly every such family critical. `IMAGINARY` questions, one lost and one won, are drawn with
+      the others and stand in every error, because the few gains may be in none of n documents.
+
+    docs/methods.md has error rate and power of both.
 
     Args:
         found: One value a condition. Shape [condition].
-        n_flips: Flips that are drawn; all ``2**n`` where these are not more.
-        seed: Of the flips.
+        n_draws: Draws; all ``2**n`` flips where these are not more.
+        seed: Of the draws.
 
     Returns:
-        Shape [condition]. With drawn flips no value is below ``1 / (1 + n_flips)``.
+        Shape [condition]. No value is below ``1 / (1 + n_draws)``, but of all flips.
 
     Example:
-        >>> losses = dl.analysis.mean(result.document_losses("organism_one_hop", "acc").to_numpy())
-        >>> dl.analysis.max_t(losses) < 0.05
+        >>> losses = result.losses("organism_one_hop")
+        >>> dl.analysis.max_t(losses.mean()) < 0.05
         array([False,  True,  True, False, False, False])
     """
     if not len(found.value):
         return np.empty(0)
-    n = len(found.added)
-    scale = np.sqrt(np.square(found.added).sum(0))
-    z = np.divide(found.added, scale, out=np.zeros_like(found.added), where=scale > 1e-12)
-    own = np.abs(z.sum(0))
+    sizes = np.abs(found.added)
+    largest = sizes.max(0)
+    equal = np.isclose(sizes, largest, rtol=1e-6, atol=0) | (sizes <= 1e-9 * largest)
+    own, drawn, every = (_flips if equal.all() else _resampled)(found, n_draws, np.random.default_rng(seed))
     order = np.argsort(own, kind="stable")
-    z, sorted_own = z[:, order], own[order]
-    every = 2**n <= n_flips
-    total, counts = 2**n if every else n_flips, np.zeros(len(own))
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // (n + len(own)))
-    for first in range(0, total, block):
-        count = min(block, total - first)
-        bits = np.arange(first, first + count)[:, None] >> np.arange(n) & 1 if every else rng.integers(0, 2, (count, n))
-        largest = np.maximum.accumulate(np.abs((1.0 - 2.0 * bits) @ z), axis=1)
-        counts += (largest >= sorted_own - _TIE * np.maximum(sorted_own, 1)).sum(0)
+    sorted_own, counts, total = own[order], np.zeros(len(own)), 0
+    for of_block in drawn:
+        highest = np.maximum.accumulate(of_block[:, order], axis=1)
+        counts += (highest >= sorted_own - _TIE * np.maximum(sorted_own, 1)).sum(0)
+        total += len(of_block)
     p = np.empty(len(own))
     p[order] = np.maximum.accumulate(counts[::-1])[::-1]
     return np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
+
+
+def _blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """First draw and number of draws of blocks that fit into memory; ``size``: numbers of a draw."""
+    block = max(1, _BLOCK // size)
+    return ((first, min(block, total - first)) for first in range(0, total, block))
+
+
+def _flips(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndarray, Iterator[np.ndarray], bool]:
+    """Absolute standardised sums, those of sign flips [draw, condition] in blocks, and whether these are all flips."""
+    n = len(found.added)
+    scale = np.sqrt(np.square(found.added).sum(0))
+    z = np.divide(found.added, scale, out=np.zeros_like(found.added), where=scale > 1e-12)
+    every = 2**n <= n_draws
+
+    def drawn() -> Iterator[np.ndarray]:
+        for first, count in _blocks(2**n if every else n_draws, sum(z.shape)):
+            numbers = np.arange(first, first + count)[:, None]
+            bits = numbers >> np.arange(n) & 1 if every else rng.integers(0, 2, (count, n))
+            yield np.abs((1.0 - 2.0 * bits) @ z)
+
+    return np.abs(z.sum(0)), drawn(), every
+
+
+def _resampled(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndarray, Iterator[np.ndarray], bool]:
+    """The same of samples of units with replacement, among them one lost and one won `IMAGINARY` question."""
+    half = np.sqrt(found.extra / 2)
+    rows = np.vstack([found.centred, half, -half])  # [unit, condition]; each column sums to 0
+    n, squares = len(rows), np.square(rows)
+    error = np.sqrt(squares.sum(0) + found.extra)
+    own = np.divide(np.abs(found.value), error, out=np.zeros_like(error), where=error > 1e-12)
+
+    def drawn() -> Iterator[np.ndarray]:
+        for _, count in _blocks(n_draws, sum(rows.shape)):
+            times = rng.multinomial(n, np.full(n, 1 / n), count).astype(float)  # [draw, unit]
+            sums = times @ rows
+            errors = np.sqrt(np.maximum(times @ squares - sums**2 / n, 0) + found.extra)
+            yield np.divide(np.abs(sums), errors, out=np.zeros_like(sums), where=errors > 1e-12)
+
+    return own, drawn(), False
 
 
 def _raised(part: np.ndarray, ndim: int) -> np.ndarray:

@@ -6,7 +6,7 @@ condition and metric, so a column of ``docs.parquet`` would repeat its question 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -21,6 +21,7 @@ COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
 SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.harness`); NA elsewhere
 _OPTIONAL = (HASH, SUBTASK)
+FEWEST_SUBJECTS = 6  # with fewer no family-wise p-value can be below 0.05, since there are at most 2**5 sign flips
 
 
 def normalise(table: pd.DataFrame) -> pd.DataFrame:
@@ -76,10 +77,13 @@ def identities(result: Result, task: str) -> pd.Series:
 def units(result: Result, task: str) -> pd.Series:
     """What is independent of one another, by rising document id: questions, or the subjects of a group of tasks.
 
-    Documents of one question are one unit, whether a task holds it twice or two tasks ask it.
+    Documents of one question are one unit, whether a task holds it twice or two tasks ask it. Of fewer than
+    `FEWEST_SUBJECTS` nothing could be shown, and questions are the units: what is found holds for these subjects.
     """
     subjects = subtasks(result, task)
-    return identities(result, task).str.replace(r"#\d+$", "", regex=True) if subjects is None else subjects
+    if subjects is not None and subjects.nunique() >= FEWEST_SUBJECTS:
+        return subjects
+    return identities(result, task).str.replace(r"#\d+$", "", regex=True)
 
 
 def subtasks(result: Result, task: str) -> pd.Series | None:
@@ -89,28 +93,3 @@ def subtasks(result: Result, task: str) -> pd.Series | None:
     rows = result.asked[(result.asked["task"] == task) & result.asked[SUBTASK].notna()]
     ids = sorted(result.docs.loc[result.docs["task"] == task, "doc_id"].unique())
     return rows.set_index("doc_id")[SUBTASK].loc[ids].astype("str") if len(rows) else None
-
-
-def paired(result: Result, tasks: Sequence[str], tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
-    """Tables of two tasks or more with their documents in the same rows.
-
-    Args:
-        result: Whose documents they are.
-        tasks: Names of the tasks.
-        tables: One for each task, documents (rows, by id) x anything.
-
-    Returns:
-        The tables with identities of documents as rows, in the order of the first.
-
-    Raises:
-        UserError: the tasks do not ask the same documents.
-    """
-    named = [
-        table.set_axis(identities(result, task).loc[table.index].to_numpy())
-        for task, table in zip(tasks, tables, strict=True)
-    ]
-    for task, table in zip(tasks[1:], named[1:], strict=True):
-        if missing := len(named[0].index.symmetric_difference(table.index)):
-            fault = f"tasks {tasks[0]} and {task} were asked other documents ({missing} are of one only)"
-            raise UserError(f"{fault}; pair tasks of the same documents, with the same limit or samples")
-    return [table.loc[named[0].index] for table in named]

@@ -7,7 +7,8 @@ correlation is therefore reported together with:
 * **reliability** of each profile: the documents are halved at random, ``N_SPLITS`` times. The mean rank correlation of
   two halves is r, and ``2 r / (1 + r)`` is that of all documents (Spearman 1910; Brown 1910).
 * **ceiling**: ``sqrt(reliability * other_reliability)``, which two profiles of the same truth reach on average.
-* **p-value**, two-sided, the observed order included. *Of layers*, one profile is continued by its mirror image to a
+* **p-value**, two-sided, the observed order included. *Of layers*, what both profiles owe to a common trend over depth
+  is left out: a straight line is subtracted from the ranks of each. One of them is continued by its mirror image to a
   circle, turned by every number of layers, and correlated again: p is the share of turns with an absolute correlation
   at least as large. *Of heads*, the heads of every layer are permuted ``N_PERMUTATIONS`` times: p is the share of
   permutations that are at least as far from their mean, which is what the layers alone explain.
@@ -167,15 +168,23 @@ def permutation_p(a: np.ndarray, b: np.ndarray, layers: np.ndarray, rng: np.rand
     at, (_, counts) = np.arange(len(a)), np.unique(layers, return_counts=True)
     of_layers = bool((counts == 1).all())
     if of_layers:
+        a, b = _without_trend(a), _without_trend(b)
         circle = np.concatenate([at, at[::-1]])
         orders = np.array([np.roll(circle, turn)[: len(at)] for turn in range(len(circle))])
         ways = len(circle)
     else:
         orders = np.vstack([at, within_layers(layers, N_PERMUTATIONS, rng)])
         ways = min(len(orders), math.prod(math.factorial(int(count)) for count in counts))
-    rho = ranks(b)[orders] @ a
+    rho = (b if of_layers else ranks(b))[orders] @ a
     far = np.abs(rho if of_layers else rho - rho.mean())
     return float(np.mean(far >= far[0] - 1e-9)), 1 / ways
+
+
+def _without_trend(ranks: np.ndarray) -> np.ndarray:
+    """Ranks over depth less their straight line, of norm 1; 0 where nothing is left. Shape [part]."""
+    left = scipy.signal.detrend(ranks)
+    norm = float(np.sqrt(np.square(left).sum()))
+    return left / norm if norm > 1e-9 else np.zeros_like(left)
 
 
 def within_layers(layers: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -18,13 +18,10 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import ENDS, INDEXED, parse_condition
-from depthlens.analysis import questions, stats
 from depthlens.analysis.findings import DescribedTable
-from depthlens.analysis.means import Mean
-from depthlens.analysis.scores import comparable, labels
-from depthlens.analysis.stats import ALPHA, BASELINE
+from depthlens.analysis.losses import Losses, comparable
+from depthlens.analysis.means import ALPHA, Mean
 from depthlens.errors import UserError
-from depthlens.metrics import limits
 
 if TYPE_CHECKING:
     from depthlens.analysis.results import Result
@@ -65,16 +62,14 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
     conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses("donor")]
     if not conditions:
         raise UserError("no condition takes a part from a donor; sweep some, e.g. 'bottom@donor'")
-    losses, tables = result.losses(), []
-    for (task, metric), label in labels(result).items():
-        scores, of_donor = (r.scores(task, metric) for r in (result, donor))
-        rows = losses[(losses["task"] == task) & (losses["metric"] == metric)]
+    table, tables = result.loss_table, []
+    for own in result.every_losses.values():
+        rows = table[(table["task"] == own.task) & (table["metric"] == own.metric)]
         rows = rows.set_index("condition", drop=False).loc[conditions].reset_index(drop=True)
-        sign = 1 if result.metric_info(task, metric)["higher_is_better"] else -1
-        base, goal, moved = (sign * x.to_numpy() for x in (scores[BASELINE], of_donor[BASELINE], scores[conditions]))
-        share, no_gap = recovered_share(metric, base, goal, moved, questions.units(result, task).to_numpy())
-        ends = limits(metric, scores.to_numpy().min(), scores.to_numpy().max())
-        rows = rows.assign(task=label, base=rows["baseline"], donor=of_donor[BASELINE].mean(), no_gap=no_gap)
+        own, goal = own.select(conditions).join(donor.losses(own.task, own.metric))
+        share, no_gap = recovered_share(own, goal)
+        ends = sorted(own.sign * end for end in own.limits)
+        rows = rows.assign(task=own.label, base=rows["baseline"], donor=own.sign * goal.base.mean(), no_gap=no_gap)
         rows[["site", "first", "last"]] = pd.DataFrame([_stretch(c) for c in conditions], index=rows.index)
         for end in ("low", "high"):
             rows[f"value_{end}"] = (rows["baseline"] + rows[f"ci_{end}"]).clip(*ends)
@@ -125,21 +120,15 @@ def _sentences(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def recovered_share(
-    metric: str, base: np.ndarray, goal: np.ndarray, moved: np.ndarray, units: np.ndarray
-) -> tuple[Mean, str]:
+def recovered_share(own: Losses, goal: Losses) -> tuple[Mean, str]:
     """Recovered share under each transplant, and why it says nothing where there is no gap ("" if it does).
 
     Args:
-        metric: Its name.
-        base: Scores of the base. Shape [document].
-        goal: Scores of the donor. Shape [document].
-        moved: Scores under each transplant. Shape [document, condition].
-        units: See `depthlens.analysis.means.mean`. Shape [document].
+        own: Losses of the base under transplants.
+        goal: Of the donor, on the same documents.
     """
-    gap = stats.changes(metric, goal - base, units)
-    share = stats.changes(metric, moved - base[:, None], units) / gap
-    return share, "" if gap.value > 0 and gap.p() < ALPHA else NO_GAP
+    gap = goal.gain_over(own)
+    return -own.mean() / gap, "" if gap.value > 0 and gap.p() < ALPHA else NO_GAP
 
 
 def _stretch(condition: str) -> tuple[str, int | None, int | None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import block_losses, depth, head_effects, written_answers
+from depthlens.analysis import block_losses, depth, head_effects, losses, written_answers
 from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
 from depthlens.analysis.words import estimate, not_above_chance
 from depthlens.errors import UserError
@@ -74,7 +74,7 @@ def notes(result: Result) -> list[str]:
             what = f"about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} of samples"
             few.setdefault(f"{what}, and here are {row.n}", []).append(_name(row, several))
     lines += [f"{', '.join(names)}: {text}" for text, names in few.items()]
-    lines += dict.fromkeys(_cut_prompts(result.record))
+    lines += [*dict.fromkeys(_cut_prompts(result.record)), *losses.subjects_note(result)]
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
     for task, about in result.record.get("tasks", {}).items():
@@ -102,10 +102,10 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     """
     summary = result.summary
     try:
-        losses, limits = result.losses()[[*GROUP, "condition", "loss"]], result.notes
+        costs, limits = result.loss_table[[*GROUP, "condition", "loss"]], result.notes
     except UserError as error:  # an incomplete record must not hide the table
         return str(error), summary[_COLUMNS].head(ROWS), []
-    table = summary.merge(losses, how="left").fillna({"loss": np.inf}).assign(size=summary["delta"].abs())
+    table = summary.merge(costs, how="left").fillna({"loss": np.inf}).assign(size=summary["delta"].abs())
     table = table.sort_values(["loss", "size"], ascending=False, kind="stable")  # the baselines are the first
     groups = table.groupby(GROUP, sort=False)
     table = table.iloc[np.argsort(groups.ngroup(), kind="stable")]

@@ -25,15 +25,16 @@ import pyarrow.parquet
 
 from depthlens import arguments
 from depthlens.analysis import answers as changed_answers
-from depthlens.analysis import documents, head_effects, questions, result_words, stats, written_answers
+from depthlens.analysis import documents, head_effects, losses, questions, result_words, stats, written_answers
 from depthlens.analysis.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.explorer import Explorer, glance
 from depthlens.analysis.findings import Finding, derived, paragraphs
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.losses import METRIC, Losses
 from depthlens.analysis.result_folder import DOCS_FILE, QUESTIONS_FILE, RECORD_FILE, SUMMARY_FILE
-from depthlens.analysis.stats import ALPHA, BASELINE, GROUP
+from depthlens.analysis.stats import ALPHA, BASELINE, GROUP, Whole
 from depthlens.errors import UserError
-from depthlens.metrics import LOGPROBS, limits
+from depthlens.metrics import LOGPROBS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,29 +88,52 @@ class Result(Finding):
         return self.asked.copy()
 
     @derived
-    def summary(self) -> pd.DataFrame:
-        """One row per (model, task, metric, condition); see `depthlens.analysis.stats.summarise`."""
-        return stats.summarise(self.docs, self._units)
+    def every_losses(self) -> dict[tuple[str, str, str], Losses]:
+        """`Losses` of every (model, task, metric), in the order of `docs`."""
+        return {(each.model, each.task, each.metric): each for each in losses.of_result(self)}
+
+    def losses(self, task: str | None = None, metric: str | None = None, model: str | None = None) -> Losses:
+        """What every condition costs on a task: the one way from a result to a number.
+
+        Args:
+            task: Its name; may be left out where there is one.
+            metric: Its name; may be left out where the task has one.
+            model: Which model; may be left out where there is one.
+
+        Raises:
+            UserError: there is no such task, metric or model, or several and none is named.
+
+        Example:
+            >>> result.losses("organism_one_hop").critical()
+            array([False,  True,  True, False, False, False])
+        """
+        keys = pd.DataFrame(self.every_losses.keys(), columns=GROUP)
+        for column, name in (("model", model), ("task", task), ("metric", metric)):
+            keys = keys[keys[column] == documents.only(keys, column, name)]
+        return self.every_losses[tuple(keys.iloc[0])]
 
     @derived
-    def _units(self) -> stats.Units:
-        return {str(task): questions.units(self, task) for task in self.docs["task"].unique()}
+    def summary(self) -> pd.DataFrame:
+        """One row per (model, task, metric, condition): mean, paired change, its interval and p-values.
+
+        ``delta`` is the mean change, and ``bounded`` the same with changes in nats clipped to 1 a document. Interval
+        and ``p_value`` (of one condition alone) are of the latter, because no test of a mean can exclude a rare large
+        change that was never seen (Bahadur & Savage 1956, Ann. Math. Stat. 27:1115-1122). ``p_adjusted`` is corrected
+        over the conditions of a task and metric (`depthlens.analysis.means.max_t`).
+
+        Conditions keep their order of first appearance, baseline first. The baseline row has delta 0, interval 0..0 and
+        no p-value.
+        """
+        return pd.concat([_summary(each) for each in self.every_losses.values()], ignore_index=True)
 
     @derived
     def baselines(self) -> pd.DataFrame:
         """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance."""
         rows = []
-        base = self.docs[self.docs["condition"] == BASELINE]
-        spans = self.docs.groupby(GROUP)["value"].agg(["min", "max"])
-        for (model, task, metric), group in base.groupby(GROUP, sort=False):
-            info = self.metric_info(task, metric)
-            units = self._units[task].loc[group["doc_id"]].to_numpy()
-            n, value, *ends, chance, p, at_chance = stats.baseline(
-                group["value"].to_numpy(), info["chance"], info["higher_is_better"], units
-            )
-            ends = np.clip(ends, *limits(metric, *spans.loc[(model, task, metric)]))
-            rows.append((model, task, metric, n, value, *ends, chance, p, at_chance))
-        columns = [*GROUP, "n", "baseline", "ci_low", "ci_high", "chance", "p_chance", "at_chance"]
+        for (model, task, metric), each in self.every_losses.items():
+            self.metric_info(task, metric)
+            rows.append((model, task, metric, *each.whole))
+        columns = [*GROUP, *Whole._fields]
         return pd.DataFrame(rows, columns=columns).astype({"chance": "float64"})
 
     @property
@@ -135,7 +159,7 @@ class Result(Finding):
         except KeyError:
             fault = f"the record says nothing of metric {metric!r} of task {task!r}"
             raise UserError(f"{fault}; record['tasks'][{task!r}]['metrics'] needs it, with its chance") from None
-        return {"higher_is_better": True, "chance": None, "min_effect": 0.0, **info}
+        return METRIC | info
 
     @property
     def notes(self) -> list[str]:
@@ -181,47 +205,23 @@ class Result(Finding):
         """Share of unreadable answers by condition; see `depthlens.analysis.written_answers.unparsed`."""
         return written_answers.unparsed(self, task, metric, model)
 
-    def document_losses(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
-        """What each condition costs on each document: baseline minus score, the other way round where lower is better.
-
-        Args:
-            task: See `scores`.
-            metric: See `scores`.
-            model: See `scores`.
-
-        Returns:
-            Documents (rows, by rising id) x conditions without the baseline (columns); positive values are worse.
-
-        Raises:
-            UserError: see `scores`.
-        """
-        scores = self.scores(task, metric, model)
-        sign = 1.0 if self.metric_info(task, metric)["higher_is_better"] else -1.0
-        return -sign * scores.drop(columns=BASELINE).sub(scores[BASELINE], axis=0)
-
-    def losses(self) -> pd.DataFrame:
+    @derived
+    def loss_table(self) -> pd.DataFrame:
         """What each condition costs: the rows of `summary` without baselines, and the sign settled for every metric.
 
-        Returns:
-            The columns of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``, ``loss_high`` (95%
-            interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of the baseline),
-            ``critical`` and ``gain`` (losses and gains that are shown: ``p_adjusted`` below 0.05, above ``min_effect``,
-            and not at chance).
+        The columns are those of `summary`, and ``loss`` (positive is worse; of ``bounded``), ``loss_low``,
+        ``loss_high`` (95% interval), ``min_effect`` (see `metric_info`), ``chance``, ``p_chance`` and ``at_chance`` (of
+        the baseline), ``critical`` and ``gain`` (losses and gains that are shown: ``p_adjusted`` below 0.05, above
+        ``min_effect``, and not at chance).
         """
-        return self._losses
-
-    @derived
-    def _losses(self) -> pd.DataFrame:
         table = self.summary[self.summary["condition"] != BASELINE]
-        of_base = self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]]
-        infos = [self.metric_info(row.task, row.metric) for row in of_base.itertuples()]
-        of_base = of_base.assign(
-            _better=[info["higher_is_better"] for info in infos], min_effect=[info["min_effect"] for info in infos]
-        )
-        table = table.merge(of_base, on=GROUP, how="left")
-        better = table.pop("_better").astype(bool).to_numpy()[:, None]
-        change, fall = table[["bounded", "ci_low", "ci_high"]], -table[["bounded", "ci_high", "ci_low"]]
-        table[["loss", "loss_low", "loss_high"]] = np.where(better, fall, change)
+        table = table.merge(self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]], on=GROUP, how="left")
+        every = self.every_losses.values()
+        sizes = [len(each.conditions) for each in every]
+        sign = np.repeat([each.sign for each in every], sizes)[:, None]
+        ends = np.sort(-sign * table[["ci_low", "ci_high"]], axis=1)
+        table[["loss", "loss_low", "loss_high"]] = np.c_[-sign * table[["bounded"]], ends]
+        table["min_effect"] = np.repeat([each.min_effect for each in every], sizes)
         shown = (table["p_adjusted"] < ALPHA) & ~table["at_chance"]
         table["critical"] = shown & (table["loss"] > table["min_effect"])
         return table.assign(gain=shown & (-table["loss"] > table["min_effect"]))
@@ -235,7 +235,7 @@ class Result(Finding):
         for row in self.baselines.itertuples():
             if row.at_chance:
                 warnings.warn(result_words.cannot_judge(row, several=several), stacklevel=2)
-        return self._losses.loc[self._losses["critical"], stats.SUMMARY_COLUMNS].reset_index(drop=True)
+        return self.loss_table.loc[lambda rows: rows["critical"], stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
     def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
         """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.head_effects.head_losses`."""
@@ -263,7 +263,7 @@ class Result(Finding):
         result = self if tasks is None and metrics is None else self.select(tasks=tasks, metrics=metrics)
         if conditions is None:
             return result_words.describe(result)
-        table = result.losses()
+        table = result.loss_table
         names = arguments.chosen("condition", conditions, table["condition"].unique())
         rows = table[table["condition"].isin(names)]
         return [result_words.sentence(result, row) for row in rows.itertuples()]
@@ -335,13 +335,12 @@ class Result(Finding):
 
         The keys are (model, task, metric). See `depthlens.analysis.stats.needed_documents`.
         """
-        needed: dict[tuple[str, str, str], int | None] = {}
-        for (model, task, metric), group in self.docs.groupby(GROUP, sort=False):
-            base = group.loc[group["condition"] == BASELINE, "value"]
-            can_lose = self.metric_info(task, metric)["higher_is_better"] and stats.is_binary(group["value"])
-            n_conditions = group["condition"].nunique() - 1
-            needed[model, task, metric] = stats.needed_documents(base.to_numpy(), n_conditions) if can_lose else None
-        return needed
+        return {
+            key: stats.needed_documents(each.base, len(each.conditions))
+            if each.sign > 0 and stats.is_binary(each.base) and stats.is_binary(each.values)
+            else None
+            for key, each in self.every_losses.items()
+        }
 
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
         """What is shown: the worst losses of each task and metric, and what limits the conclusions."""
@@ -389,6 +388,19 @@ def concat(results: Sequence[Result]) -> Result:
     joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are refused here, not at the first plot
     return joined
+
+
+def _summary(each: Losses) -> pd.DataFrame:
+    """The rows of `Result.summary` of one model, task and metric."""
+    values, base, change = each.sign * each.values, each.sign * each.base.mean(), each.mean() * -each.sign
+    columns = {"value": values.mean(0), "delta": (values - each.sign * each.base[:, None]).mean(0)}
+    columns |= change.columns("bounded") | {"p_adjusted": each.p_adjusted}
+    of_base = {"value": base} | {name: np.nan if name.startswith("p_") else 0.0 for name in (*columns,)[1:]}
+    places = {"condition": (BASELINE, *each.conditions), "layer": [-1, *each.layers], "head": [-1, *each.heads]}
+    rows = pd.DataFrame({name: np.r_[of_base[name], rest] for name, rest in columns.items()})
+    rows = rows.assign(model=each.model, task=each.task, metric=each.metric, n=len(each.base), baseline=base, **places)
+    rows[["layer", "head"]] = rows[["layer", "head"]].astype("Int64").replace(-1, pd.NA)
+    return rows.astype({name: "str" for name in (*GROUP, "condition")})[stats.SUMMARY_COLUMNS]
 
 
 def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -26,12 +26,12 @@ import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis import answers as changed_answers
-from depthlens.analysis import run_settings, stats, written_answers
+from depthlens.analysis import run_settings, written_answers
 from depthlens.analysis.findings import Finding, joined
+from depthlens.analysis.losses import AT_CHANCE, Losses, one_model
 from depthlens.analysis.means import Mean, max_t
 from depthlens.analysis.result_folder import mismatches
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import AT_CHANCE, Scores, one_model, scores_of
 from depthlens.analysis.stats import ALPHA, BASELINE
 from depthlens.errors import UserError
 
@@ -80,7 +80,7 @@ class Measured:
         run: Name of the run.
         parts: The kind of part, or `WHOLE`.
         rows: One a condition, or the baseline's: the columns of `VALUES` that are known, and ``min_effect``.
-        scores: A column for each row; ``layers`` is -1 where a condition is not of one layer.
+        losses: A column for each row; none of a whole model.
         shape: Layers of the model, and its heads where conditions are of heads.
         deciding: See `depthlens.analysis.run_settings.deciding`.
     """
@@ -88,21 +88,22 @@ class Measured:
     run: str
     parts: str
     rows: pd.DataFrame
-    scores: Scores
+    losses: Losses
     shape: tuple[int, int | None]
     deciding: Mapping[str, Any]
 
     def of(self, documents: Sequence[str], conditions: pd.Index) -> Measured:
         """The same with some documents and conditions, in the order that is given."""
-        at, rows = self.rows.index.get_indexer(conditions), pd.Index(self.scores.documents).get_indexer(documents)
-        return replace(self, rows=self.rows.iloc[at], scores=self.scores.of(documents=rows.tolist(), conditions=at))
+        at, rows = self.rows.index.get_indexer(conditions), pd.Index(self.losses.documents).get_indexer(documents)
+        losses = self.losses.select(slice(0) if self.parts == WHOLE else at, documents=rows.tolist())
+        return replace(self, rows=self.rows.iloc[at], losses=losses)
 
     def derived(self) -> dict[str, Mean]:
         """What follows from the losses, by measure; NaN where there is nothing to lose, or losses cannot be placed."""
-        s, found = self.scores, dict[str, Mean]()
+        s, found = self.losses, dict[str, Mean]()
         if self.parts != WHOLE and s.floor is not None:
             judged = not s.at_chance and s.base.mean() > s.floor
-            found[SHARE] = s.relative_loss() if judged else s.mean_loss() * np.nan
+            found[SHARE] = s.relative() if judged else s.mean() * np.nan
         if re.split(r"[\[@]", self.parts)[0] in OVER_DEPTH:
             found[CENTRE] = s.centre * (np.nan if s.unplaced else 1.0)
         return found
@@ -226,18 +227,17 @@ def _measured(run: Run) -> Iterator[tuple[tuple[str, ...], Measured]]:
     for place, result in run.results.items():
         one_model(result)
         ends = {"loss": "value", "loss_low": "ci_low", "loss_high": "ci_high"}
-        losses = result.losses().drop(columns=ends.values()).rename(columns=ends)
+        table = result.loss_table.drop(columns=ends.values()).rename(columns=ends)
         whole = result.baselines.rename(columns={"baseline": "value"}).assign(condition=BASELINE, critical=False)
-        every = pd.concat([whole, losses]).sort_values(["layer", "head"], kind="stable", na_position="first")
+        every = pd.concat([whole, table]).sort_values(["layer", "head"], kind="stable", na_position="first")
         every["parts"] = every["condition"].map(_kind)
         n_heads = (result.record.get("model") or {}).get("dims", {}).get("n_heads")
         for key, rows in every.groupby(["task", "metric", "parts"], sort=False):
-            layers = rows["layer"].astype("Int64").fillna(-1).to_numpy(dtype=int)
-            scores = scores_of(result, rows.iloc[0], key[0], list(rows["condition"]), layers)
+            losses = result.losses(*key[:2]).select(slice(0) if key[2] == WHOLE else list(rows["condition"]))
             shape = result.n_layers, n_heads if rows["condition"].str.contains(r"\.[HKE]").any() else None
             deciding = run_settings.deciding(run_settings.settings(result, *key[:2]), rows["condition"])
             rows = rows.set_index("condition", drop=False)
-            yield (place, *key), Measured(run.name, key[2], rows, scores, shape, deciding)
+            yield (place, *key), Measured(run.name, key[2], rows, losses, shape, deciding)
 
 
 def _kind(condition: str) -> str:
@@ -261,8 +261,8 @@ def _matched(own: Measured, reference: Measured) -> tuple[list[tuple[Measured, M
     if differs := mismatches(reference.deciding, own.deciding):
         fault = f"{own.run} not compared with {reference.run}, whose settings differ ({reference.run} first)"
         return [], [f"{fault}: {'; '.join(differs)}"]
-    sizes, known = [len(one.scores.documents) for one in both], set(reference.scores.documents)
-    shared, limits = [name for name in own.scores.documents if name in known], list[str]()
+    sizes, known = [len(one.losses.documents) for one in both], set(reference.losses.documents)
+    shared, limits = [name for name in own.losses.documents if name in known], list[str]()
     if len(shared) < max(FEWEST, min(sizes)):
         return [], [f"{names} have different documents ({len(shared)} are of both), so that they are not compared"]
     if sizes[0] != sizes[1]:
@@ -279,8 +279,8 @@ def _matched(own: Measured, reference: Measured) -> tuple[list[tuple[Measured, M
 
 def _values(one: Measured) -> pd.DataFrame:
     """What a run measured: one row a measure and condition."""
-    s, whole = one.scores, one.parts == WHOLE
-    depth = np.where(s.layers < 0, np.nan, s.depth)
+    s, whole = one.losses, one.parts == WHOLE
+    depth = np.nan if whole else np.where(s.layers < 0, np.nan, s.depth)
     rows = one.rows.assign(measure=SCORE if whole else LOSS, depth=depth, why=AT_CHANCE if s.at_chance else "")
     of_centre = {"measure": CENTRE, "condition": "", "critical": False, "why": s.unplaced}
     found = [rows]
@@ -292,13 +292,13 @@ def _values(one: Measured) -> pd.DataFrame:
 
 def _tests(own: Measured, reference: Measured, n_pairs: int) -> Iterator[pd.DataFrame]:
     """Differences of what a run and its reference measured, as far as they are comparable."""
-    a, b = own.scores, reference.scores
+    a, b = own.losses, reference.losses
     same_shape, partial = own.shape == reference.shape, any(len({*s.layers}) < s.n_layers for s in (a, b))
     judged = same_shape and not (a.at_chance or b.at_chance) and len(set(a.units)) >= FEWEST
     if own.parts == WHOLE:
-        gaps = {SCORE: stats.changes(a.metric, a.sign * (a.base - b.base), a.units)}
+        gaps = {SCORE: a.gain_over(b) * a.sign}
     else:
-        found, others = ({LOSS: one.scores.mean_loss(), **one.derived()} for one in (own, reference))
+        found, others = ({LOSS: one.losses.mean(), **one.derived()} for one in (own, reference))
         common = [measure for measure in found if measure in others and (judged or measure == CENTRE)]
         gaps = {measure: found[measure] - others[measure] for measure in common}
     for measure, gap in gaps.items():

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import documents, questions, stats
+from depthlens.analysis import documents
 from depthlens.analysis.documents import PARSED
+from depthlens.analysis.means import CHANGES
 from depthlens.analysis.stats import BASELINE
 from depthlens.errors import UserError
 from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
@@ -79,7 +80,7 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
         raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")
     names = [BASELINE, *(name for name in scores if name != BASELINE)]
     lost = 1 - readable[names].to_numpy(dtype=float)  # [document, condition]
-    rise = stats.changes(metric, lost - lost[:, :1], questions.units(result, task).to_numpy())
+    rise = result.losses(task, metric, model).over(lost - lost[:, :1], CHANGES)
     is_base = np.array(names) == BASELINE
     low, high = np.where(is_base, 0.0, rise.interval())
     parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]

@@ -1,6 +1,6 @@
 """The study's seven claims, each as parts that can fail and can hold.
 
-Losses are shares of what the whole model scores above a broken one (`Scores.relative_loss`). Where two tasks or models
+Losses are shares of what the whole model scores above a broken one (`Losses.relative`). Where two tasks or models
 are compared in depth (C3, C4, C6), losses are of the log-odds of the right answer per token, and only documents count
 that are matched on the whole model's log-odds: a share of any other loss depends on how easy a task is
 (`docs/methods.md` has the simulations). The rules are fixed before they meet a new model; docs/results.md lists those
@@ -16,10 +16,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import parse_condition
-from depthlens.analysis import questions
-from depthlens.analysis.means import Mean, mean
-from depthlens.analysis.scores import Scores, comparable, too_few
-from depthlens.analysis.stats import BASELINE
+from depthlens.analysis.losses import Losses, comparable, too_few
+from depthlens.analysis.means import UNLIMITED, Mean
 from depthlens.analysis.words import not_above_chance
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
@@ -44,7 +42,7 @@ RECOVERED = Question("The best transplant, chosen on other documents, recovers {
 TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
 
 
-def log_odds(profile: Scores) -> Scores:
+def log_odds(profile: Losses) -> Losses:
     """A profile of log-probabilities per token as one of log-odds of the right answer."""
 
     def odds(values: np.ndarray) -> np.ndarray:
@@ -53,10 +51,10 @@ def log_odds(profile: Scores) -> Scores:
             return np.clip(np.log(probability) - np.log1p(-probability), -MOST_ODDS, MOST_ODDS)
 
     values, base = odds(profile.values), odds(profile.base)
-    return replace(profile, metric="log_odds", values=values, base=base, floor=None, broken=None)
+    return replace(profile, metric="log_odds", values=values, base=base, limits=UNLIMITED, floor=None, broken=None)
 
 
-def pooled(profiles: Sequence[Scores]) -> Scores:
+def pooled(profiles: Sequence[Losses]) -> Losses:
     """The documents of several tasks as one profile.
 
     Raises:
@@ -74,7 +72,7 @@ def pooled(profiles: Sequence[Scores]) -> Scores:
     )
 
 
-def matched(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+def matched(a: Losses, b: Losses) -> tuple[Losses, Losses]:
     """Documents of two profiles in pairs whose whole-model scores differ by less than `CALIPER`.
 
     Each document of the profile that has fewer takes the nearest one that is left, in a fixed order that does not
@@ -92,7 +90,7 @@ def matched(a: Scores, b: Scores) -> tuple[Scores, Scores]:
         if gaps[j] < CALIPER:
             free[j] = False
             pairs.append((int(i), j))
-    chosen = few.of(documents=[i for i, _ in pairs]), many.of(documents=[j for _, j in pairs])
+    chosen = few.select(documents=[i for i, _ in pairs]), many.select(documents=[j for _, j in pairs])
     if lacking := chosen[0].too_few or chosen[1].too_few:
         raise UserError(f"of {few.label} and {many.label} with matched log-odds, {lacking}")
     return chosen if few is a else chosen[::-1]
@@ -109,14 +107,14 @@ def even(chosen: np.ndarray) -> np.ndarray:
     return chosen / chosen.sum()
 
 
-def _judged(profiles: Sequence[Scores]) -> tuple[list[Scores], list[str]]:
+def _judged(profiles: Sequence[Losses]) -> tuple[list[Losses], list[str]]:
     """Profiles of tasks that the model can do, and why others are left out."""
     left = [p for p in profiles if p.at_chance]
     why = [f"{p.label} is left out: {p.base.mean():.2f} is {not_above_chance(len(p.base))}" for p in left]
     return [p for p in profiles if not p.at_chance], why
 
 
-def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Scores], Mean]) -> Part:
+def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of: Callable[[Losses], Mean]) -> Part:
     """A part that is the mean over the tasks of some fields."""
     seeds = evidence.n_seeds(*names)
     every = [p for name in names for p in evidence.profiles(name)]
@@ -135,7 +133,7 @@ def _over_tasks(evidence: Evidence, question: Question, names: Sequence[str], of
     return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes, too_few=few)
 
 
-def _floor(profile: Scores) -> str:
+def _floor(profile: Losses) -> str:
     """The measured floor of a task beside the guessed one."""
     if profile.broken is None:
         return f"the floor of {profile.label} is {profile.floor:.2f} by its form; it was not measured"
@@ -149,11 +147,11 @@ def _c1(evidence: Evidence) -> Iterator[Part]:
     the answers, and the mean loss of L0 and L1 is larger by at least 10%.
     """
 
-    def later(profile: Scores) -> Mean:
-        return profile.relative_loss(even(profile.layers >= FIRST))
+    def later(profile: Losses) -> Mean:
+        return profile.relative(even(profile.layers >= FIRST))
 
-    def critical(profile: Scores) -> Mean:
-        return profile.relative_loss(even(profile.layers < FIRST) - even(profile.layers >= FIRST))
+    def critical(profile: Losses) -> Mean:
+        return profile.relative(even(profile.layers < FIRST) - even(profile.layers >= FIRST))
 
     for field, name in (("letters", "letters"), ("continuation", "answer texts")):
         yield _over_tasks(evidence, named(HARMLESS, name), [field], later)
@@ -192,8 +190,8 @@ def _written(evidence: Evidence, question: Question, written: str, chosen: str) 
     return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=tasks, notes=notes, too_few=few)
 
 
-def _deep(profile: Scores) -> Mean:
-    return profile.relative_loss(even(profile.thirds > 0))
+def _deep(profile: Losses) -> Mean:
+    return profile.relative(even(profile.thirds > 0))
 
 
 def _unparsed(evidence: Evidence, field: str, tasks: Sequence[str]) -> Iterator[str]:
@@ -210,7 +208,7 @@ def _in_depth(
     evidence: Evidence,
     question: Question,
     pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]],
-    of: Callable[[Scores], Mean],
+    of: Callable[[Losses], Mean],
 ) -> Part:
     """A part about depth: a statistic on one side minus that on the other, with matched log-odds of the whole model.
 
@@ -248,11 +246,11 @@ def _in_depth(
     return part(question, effect, seeds=seeds, main=DEEPER, views=views, tasks=tasks, notes=notes)
 
 
-def _of_third(deep: bool) -> Callable[[Scores], Mean]:
+def _of_third(deep: bool) -> Callable[[Losses], Mean]:
     return lambda p: p.share((p.thirds > 0 if deep else p.thirds == 0).astype(float))
 
 
-def _placed(profile: Scores) -> Scores:
+def _placed(profile: Losses) -> Losses:
     """The profile with losses that can be shared out: a layer whose removal gains has none.
 
     Either half of the questions says which layers gain in the other half: with the same documents the noise of
@@ -262,7 +260,7 @@ def _placed(profile: Scores) -> Scores:
         UserError: no loss is shown.
     """
     half = pd.factorize(pd.Index(profile.units))[0] % 2
-    costs = np.array([profile.loss[half != i].mean(0) > 0 for i in range(2)])
+    costs = np.array([of.loss.mean(0) > 0 for of in profile.halves()[::-1]])
     found = replace(profile, values=np.where(costs[half], profile.values, profile.base[:, None]))
     if found.unplaced:
         raise UserError(f"{profile.label}: {found.unplaced}")
@@ -308,43 +306,37 @@ def _c6(evidence: Evidence) -> Iterator[Part]:
 def _transplants(evidence: Evidence) -> Part:
     found, donors = evidence.results("transplants"), evidence.results("reasoning")
     result = found[0].primary()
-    task, metric = result.docs[["task", "metric"]].iloc[0]
-    names = [c for c in result.docs["condition"].unique() if c != BASELINE and not _everything(c, result.n_layers)]
+    first = next(iter(result.every_losses.values()))
+    names = [name for name in first.conditions if not _everything(name, result.n_layers)]
     if not names:
         return missing(RECOVERED, "every transplant takes all layers; transplant some of them")
-    tables = []
+    pairs = []
     for seed, sweep in enumerate(found):
-        own, goal = (r.primary().select(tasks=task) for r in (sweep, donors[min(seed, len(donors) - 1)]))
+        own, goal = (r.primary().select(tasks=first.task) for r in (sweep, donors[min(seed, len(donors) - 1)]))
         comparable(own, goal, ("task", "metric", "doc_id"))
-        scores, donor = (r.scores(task, metric) for r in (own, goal))
-        tables.append((scores[BASELINE].to_numpy(), scores[names].to_numpy(), donor[BASELINE][scores.index].to_numpy()))
-    return recovered(tables, names, questions.units(result, task).to_numpy(), task)
+        pairs.append(own.losses().select(names).join(goal.losses()))
+    return recovered(pairs)
 
 
-def recovered(
-    tables: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str], units: np.ndarray, task: str
-) -> Part:
+def recovered(pairs: Sequence[tuple[Losses, Losses]]) -> Part:
     """What the transplant that recovers most on every other question recovers on the rest.
 
     Args:
-        tables: For each few-shot seed the scores of the base, of shape [document], with each transplant, of shape
-            [document, transplant], and of the donor, of shape [document].
-        names: Of the transplants.
-        units: Of the documents. Shape [document].
-        task: Its name.
+        pairs: For each few-shot seed the losses of the base under transplants, and those of the donor.
     """
-    tested = np.unique(units, return_inverse=True)[1] % 2 == 1
-    best = int(np.argmax(sum((moved - base[:, None])[~tested].mean(0) for base, moved, _ in tables)))
+    halves = [(own.halves(), goal.halves()) for own, goal in pairs]
+    best = int(np.argmin(sum(own[0].loss.mean(0) for own, _ in halves)))
+    tested = pairs[0][0].halves()[1]
 
     def effect(view: str, seed: int) -> Mean:
-        base, moved, goal = (x[tested] for x in tables[seed])
-        gap = mean(goal - base, units[tested], bounded=False)
+        (_, own), (_, goal) = halves[seed]
+        gap = own.over(goal.base - own.base)
         if not gap.interval()[0] > 0:
-            raise UserError(f"{task}: the donor is not shown to be better than the base")
-        return mean(moved[:, best] - base, units[tested]) / gap
+            raise UserError(f"{own.task}: the donor is not shown to be better than the base")
+        return -own.mean()[best] / gap
 
-    few, notes = too_few(units[tested], units[tested]), [f"the best is {names[best]}"]
-    return part(RECOVERED, effect, seeds=len(tables), main=ALL, tasks=[task], notes=notes, too_few=few)
+    few, notes = too_few(tested.units, tested.units), [f"the best is {tested.conditions[best]}"]
+    return part(RECOVERED, effect, seeds=len(pairs), main=ALL, tasks=[tested.task], notes=notes, too_few=few)
 
 
 def _everything(condition: str, n_layers: int) -> bool:
@@ -361,9 +353,9 @@ def _c7(evidence: Evidence) -> Iterator[Part]:
     spread between tasks stand beside it.
     """
 
-    def trend(profile: Scores) -> Mean:
+    def trend(profile: Losses) -> Mean:
         deeper = profile.beyond(FIRST)
-        return deeper.relative_loss(even(deeper.thirds == 0) - even(deeper.thirds == 2))
+        return deeper.relative(even(deeper.thirds == 0) - even(deeper.thirds == 2))
 
     fields = [name for name in TASKS if evidence.results(name)]
     found = _over_tasks(evidence, TREND, fields, trend)

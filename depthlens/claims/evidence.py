@@ -8,8 +8,8 @@ from typing import Any
 
 from depthlens.analysis.head_curves import RemovalCurve
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.losses import Losses, by_layer
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import Scores, layer_scores
 from depthlens.errors import UserError, unknown
 
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
@@ -107,7 +107,7 @@ class Evidence:
             raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
         return counts[0] if counts else 1
 
-    def profiles(self, name: str, suffix: str = "", seed: int = 0) -> list[Scores]:
+    def profiles(self, name: str, suffix: str = "", seed: int = 0) -> list[Losses]:
         """The profiles of a field under one view."""
         found = self.results(name)
         return _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
@@ -119,11 +119,11 @@ class Evidence:
         return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
 
 
-def _profiles(result: Result, suffix: str) -> list[Scores]:
+def _profiles(result: Result, suffix: str) -> list[Losses]:
     """The profiles of a result, made once for all claims and fields that take it."""
-    kept: dict[Any, list[Scores]] = result.kept()
+    kept: dict[Any, list[Losses]] = result.kept()
     if suffix not in kept:
-        kept[suffix] = layer_scores(result.primary(), suffix)
+        kept[suffix] = by_layer(result.primary(), suffix)
     return kept[suffix]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy as np
 from depthlens.analysis import questions
 from depthlens.analysis.head_curves import TIMES, Costs, RemovalCurve, costs
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.losses import Losses, too_few
 from depthlens.analysis.means import ALPHA, Mean
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import too_few
 from depthlens.analysis.words import NOT_ABOVE_CHANCE
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, PROBABILITY, Estimate, Part, Question, missing, named
@@ -39,7 +40,7 @@ def parts(evidence: Evidence) -> Iterator[Part]:
         name: _reused(curve.result, task, chose.get(name), name) or _unable(curve, task) for name, task in own.items()
     }
     by_curve = {
-        _name(curve, i): {(c.task, c.metric): c for c in costs(_in_probabilities(curve.result), curve.record)}
+        _name(curve, i): {(c.task, c.metric): c for c in costs(_probabilities(curve.result), curve.record)}
         for i, curve in enumerate(evidence.curves)
     }
     ranks = {(row.list, row.task, row.metric): float(row.p_value) for row in curve.tests.itertuples()}
@@ -108,11 +109,13 @@ def _name(curve: RemovalCurve, i: int) -> str:
     return {"[1:]": "first token spared", "@mean": "mean ablation"}.get(suffix, f"few-shot seed {i + 1}")
 
 
-def _in_probabilities(result: Result) -> Result:
-    """Log-likelihoods of answers as their probabilities."""
-    of_answers = result.docs["metric"].isin(LOGPROBS)
-    values = np.where(of_answers, np.exp(np.minimum(result.docs["value"], 0.0)), result.docs["value"])
-    return Result(result.docs.assign(value=values), result.record, result.asked)
+def _probabilities(result: Result) -> Iterator[Losses]:
+    """The losses of a curve, those of answers' log-likelihoods as losses of their probability."""
+    for losses in result.every_losses.values():
+        if losses.metric in LOGPROBS:
+            values, base = (np.exp(np.minimum(scores, 0.0)) for scores in (losses.values, losses.base))
+            losses = replace(losses, values=values, base=base, limits=(0.0, 1.0))
+        yield losses
 
 
 def _unable(curve: RemovalCurve, task: str) -> str:

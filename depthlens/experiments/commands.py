@@ -146,7 +146,7 @@ def sweep(
         result = run_by_name(model, tasks, ablate, **options)
         result.record.update(asked=said, command=provenance.COMMAND.get())
         result.save(folder, overwrite=overwrite or race)
-        if page := not race and not result.losses().empty:
+        if page := not race and not result.loss_table.empty:
             if no_answers:
                 os.environ[paths.NO_ANSWERS] = "yes"
             result.explore().save(folder / "index.html")

@@ -44,8 +44,9 @@ class Patching:
     """What `patch` found.
 
     Attributes:
-        effect: Share of the difference between the two prompts that a patch moves: 0 is nothing, 1 all. A mean over
-            pairs; without an interval where there is one pair. Shape [part, pos].
+        effect: Share of the difference between the two prompts that a patch moves: 0 is nothing, 1 all. Of several
+            pairs what a patch moves on average over the mean difference, so that a pair which hardly differs hardly
+            counts; without an interval where there is one pair. Shape [part, pos].
         parts: Text of each part, such as ``L12`` or ``L12.H3``. Shape [part].
         tokens: Text of each token of the first pair's prompt into which is patched. Shape [pos].
         sources: Text of each token of its other prompt, from which is patched. Shape [pos].
@@ -67,13 +68,18 @@ class Patching:
         """One row a part and position.
 
         Columns: ``part``, ``position``, ``token``, ``source`` (the token that the patch comes from), ``effect``,
-        ``ci_low`` and ``ci_high``.
+        ``ci_low``, ``ci_high``, and ``p_adjusted``, corrected for all parts and positions (`dl.analysis.max_t`; NaN of
+        one pair).
         """
         n, low_high = (len(self.parts), len(self.tokens)), self.effect.interval()
         columns = {"part": np.repeat(self.parts, n[1]), "position": np.tile(range(n[1]), n[0])}
         columns |= {"token": np.tile(self.tokens, n[0]), "source": np.tile(self.sources, n[0])}
         effects = zip(("effect", "ci_low", "ci_high"), (self.effect.value, *low_high), strict=True)
-        return pd.DataFrame(columns | {name: values.ravel() for name, values in effects})
+        n_cells = n[0] * n[1]
+        flat = replace(self.effect, value=self.effect.value.ravel(), extra=np.zeros(n_cells), limits=means.UNLIMITED)
+        flat = replace(flat, **{name: getattr(flat, name).reshape(-1, n_cells) for name in ("added", "centred")})
+        columns["p_adjusted"] = means.max_t(flat) if self.effect.n > 1 else np.full(n_cells, np.nan)
+        return pd.DataFrame({**columns, **{name: values.ravel() for name, values in effects}})
 
     def top(self, k: int = 5) -> pd.DataFrame:
         """The k rows of `table` with the largest effects, of either sign."""
@@ -178,7 +184,9 @@ def patch(
     conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
     asked = [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
     differences = _differences(lens, Engine(lens, batch_tokens=batch_tokens, progress=False), rows, asked)
-    sides, found = ("clean", "corrupted")[:: 1 if direction == RESTORE else -1], []
+    sides = ("clean", "corrupted")[:: 1 if direction == RESTORE else -1]
+    found: list[np.ndarray] = []
+    gaps: list[float] = []
     for row, told, whole in zip(rows, asked, differences[sides[0]], strict=True):
         source, target = row if direction == RESTORE else row[::-1]
         states = states_of(lens, source, conditions)
@@ -188,9 +196,11 @@ def patch(
             change = states.sample["z"] - states_of(lens, target, conditions).sample["z"]
             by_path = _paths(lens, engine.budget.batch_tokens, target, change, conditions, receiver, told)
             patched = np.append(patched, by_path)
-        by_place = (patched[1:] - patched[0]) / (whole - patched[0])
-        found.append(np.pad(by_place.reshape(len(single), -1), ((0, 0), (first, 0))))
-    effect = means.mean(np.stack(found), bounded=False)
+        found.append(np.pad((patched[1:] - patched[0]).reshape(len(single), -1), ((0, 0), (first, 0))))
+        gaps.append(whole - patched[0])
+    sign = np.sign(np.mean(gaps)) or 1.0
+    moves, gap = (means.mean(sign * np.stack(values), limits=means.UNLIMITED) for values in (found, gaps))
+    effect = moves / gap
     texts = dict(zip(("clean", "corrupted"), (words(lens, ids) for ids in rows[0]), strict=True))
     return Patching(effect, tuple(map(str, single)), texts[sides[1]], texts[sides[0]], differences, direction)
 

@@ -58,6 +58,7 @@ from torch import Tensor
 from depthlens import arguments
 from depthlens.ablations import BASELINE, AnyHead, heads_condition
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.means import UNLIMITED
 from depthlens.arguments import EvalOptions
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown
@@ -263,8 +264,8 @@ def retrieval_scores(
         values = caches[-1].numbers(cases, lens.dims.head_names, measure, **how)
         values = values.reshape(len(used), lens.dims.n_layers, lens.dims.n_heads)
         about = made_record(lens, answers, caches, method=method, **source)
-        how = {"tested": False, "bounded": not detector.unit}
-        return HeadScores.of_cases(detector.label, detector.unit, values, about, **how)
+        limits = UNLIMITED if detector.unit else (0.0, 1.0)  # a share of attention has no unit
+        return HeadScores.of_cases(detector.label, detector.unit, values, about, tested=False, limits=limits)
     requests, others = [_needle_tokens(n) for n in used], given_removed is not None
     found, _ = losses(lens, requests, method, chosen, caches[-1], heads=removed, given_others=others)
     name = "loss on needle tokens" + ("" if method == EXACT else f", by {method.replace('_', ' ')}")
@@ -379,7 +380,7 @@ def induction_scores(
         progress=progress,
     )
     record |= {"method": "induction", "n_texts": n_texts, "length": length, "seed": seed}
-    return HeadScores.of_cases("induction score", "", values, record, tested=False, bounded=True)
+    return HeadScores.of_cases("induction score", "", values, record, tested=False, limits=(0.0, 1.0))
 
 
 def _texts_read_twice(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, ...]]:

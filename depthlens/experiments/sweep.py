@@ -25,7 +25,8 @@ import pandas as pd
 from depthlens import arguments, cluster
 from depthlens.ablations import INDEXED, WORDS, Ablation, Condition, Dims, expand
 from depthlens.analysis import documents
-from depthlens.analysis.block_removal import Greedy, Tried, follow
+from depthlens.analysis.block_removal import Greedy, follow
+from depthlens.analysis.losses import Losses
 from depthlens.analysis.results import Result, concat
 from depthlens.analysis.stats import BASELINE
 from depthlens.analysis.words import NOT_ABOVE_CHANCE
@@ -384,28 +385,20 @@ def greedy_removal(
     tolerance = arguments.number("tolerance", tolerance, 0)
     results: list[Result] = []
 
-    def tried(gone: list[int]) -> Tried:
+    def tried(gone: list[int]) -> tuple[list[int], Losses]:
         left = [layer for layer in range(n_layers) if layer not in gone]
         conditions = {layer: str(_without([*gone, layer])) for layer in left}
         result = condition_sweep(lens, tasks, list(conditions.values()), **options)
         results.append(_same_baseline(result.select(metrics=_metric(result, metric)), results))
-        table = results[-1].docs.pivot(index="doc_id", columns="condition", values="value")
-        return table[BASELINE].to_numpy(), {layer: table[name].to_numpy() for layer, name in conditions.items()}
+        return left, results[-1].losses().select(list(conditions.values()))
 
-    first = tried([])
-    task, name = results[0].docs[["task", "metric"]].iloc[0]
-    better = results[0].metric_info(task, name)["higher_is_better"]
-    rows, stopped = follow(
-        lambda gone: tried(gone) if gone else first,
-        tolerance=tolerance,
-        max_removed=min(asked, n_layers - 1),
-        sign=1.0 if better else -1.0,
-        metric=name,
-    )
+    rows, stopped = follow(tried, tolerance=tolerance, max_removed=min(asked, n_layers - 1))
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
     order = [row["layer"] for row in rows[1:]]
     steps["removed"] = [BASELINE, *(str(_without(order[: i + 1])) for i in range(len(order)))]
-    record = {"task": tasks, "metric": name, "tolerance": tolerance, "n_layers": n_layers, "higher_is_better": better}
+    first = results[0].losses()
+    record = {"task": tasks, "metric": first.metric, "tolerance": tolerance, "n_layers": n_layers}
+    record["higher_is_better"] = first.sign > 0
     return Greedy(steps, concat(results), stopped, record)
 
 

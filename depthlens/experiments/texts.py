@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments, provenance
-from depthlens.analysis.means import mean
+from depthlens.analysis.means import UNLIMITED, mean
 from depthlens.engine.walk_check import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens
@@ -169,7 +169,7 @@ def table_of_means(
     """
     table = pd.DataFrame(places, columns=keys)
     for name, (values, limits) in measures.items():
-        found, prefix = mean(values, bounded=False), name if len(measures) > 1 else "ci"
+        found, prefix = mean(values, limits=UNLIMITED), name if len(measures) > 1 else "ci"
         low, high = np.clip(found.interval(), *limits)
         table = table.assign(**{name: found.value, f"{prefix}_low": low, f"{prefix}_high": high})
     return table.assign(n=len(values))

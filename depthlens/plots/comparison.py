@@ -17,9 +17,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from depthlens.analysis import recovery, written_answers
+from depthlens.analysis.losses import labels
 from depthlens.analysis.results import Result
 from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
-from depthlens.analysis.scores import labels
 from depthlens.analysis.stats import ALPHA
 from depthlens.errors import UserError
 from depthlens.look import GREY

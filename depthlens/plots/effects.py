@@ -40,7 +40,7 @@ def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
     Raises:
         UserError: no condition is such a part.
     """
-    table = result.losses()
+    table = result.loss_table
     names = list(table["condition"].unique())
     ablations = {name: parse_condition(name).ablations for name in names}
     parts = {name: a[0] for name, a in ablations.items() if len(a) == 1 and a[0].site in sites}

@@ -28,8 +28,8 @@ from depthlens.ablations import INDEXED, Head
 from depthlens.analysis import head_lists
 from depthlens.analysis.head_curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
 from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.losses import labels as task_labels
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import labels as task_labels
 from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_table, sweep_title, varying

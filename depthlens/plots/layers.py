@@ -17,8 +17,8 @@ from matplotlib.colors import AsinhNorm
 from depthlens.analysis import depth
 from depthlens.analysis.block_losses import block_table
 from depthlens.analysis.geometry import Geometry
+from depthlens.analysis.losses import by_layer
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import layer_scores
 from depthlens.analysis.stats import ALPHA, GROUP, loss_unit
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
@@ -139,7 +139,7 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     Example:
         >>> figure = dl.plots.loss_shares(one)
     """
-    rows, centres = layer_scores(result), depth.centre_of_mass(result).table
+    rows, centres = by_layer(result), depth.centre_of_mass(result).table
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
     parts = []
     for y, p in enumerate(rows):

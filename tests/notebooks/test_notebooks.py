@@ -15,8 +15,8 @@ import yaml
 
 from depthlens import paths
 from depthlens.ablations import Dims, expand
+from depthlens.analysis.losses import broken_condition
 from depthlens.analysis.results import DOCS_COLUMNS, Result
-from depthlens.analysis.scores import broken_condition
 from depthlens.analysis.stats import SUMMARY_COLUMNS
 from depthlens.claims import CLAIMS
 from depthlens.errors import UserError

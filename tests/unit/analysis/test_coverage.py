@@ -6,8 +6,8 @@ import pytest
 from coverage_cases import CASES, coverage
 
 from depthlens.analysis.block_losses import largest_sparable
-from depthlens.analysis.means import max_t
-from depthlens.analysis.stats import changes, documents_for_loss, needed_documents
+from depthlens.analysis.means import max_t, mean
+from depthlens.analysis.stats import documents_for_loss, needed_documents
 from depthlens.errors import UserError
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
@@ -58,7 +58,7 @@ def test_the_needed_documents_show_a_loss_in_four_of_five_samples(n_conditions, 
     for _ in range(samples):
         others = rng.choice([-1.0, 0, 1], (n, n_conditions - 1), p=[0.03, 0.94, 0.03])
         lost = -(rng.random((n, 1)) < loss).astype(float)
-        found += max_t(changes("acc", np.hstack([lost, others])), n_flips=1000)[0] < 0.05
+        found += max_t(mean(np.hstack([lost, others])), n_draws=1000)[0] < 0.05
     assert found / samples >= 0.8 - 3 * np.sqrt(0.8 * 0.2 / samples)
 
 

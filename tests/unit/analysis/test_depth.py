@@ -8,7 +8,7 @@ from made_results import exact
 from scipy.stats import spearmanr
 
 from depthlens.analysis import agreement, depth, differences
-from depthlens.analysis.means import mean
+from depthlens.analysis.means import UNLIMITED, mean
 from depthlens.analysis.results import Result, concat
 from depthlens.errors import UserError
 
@@ -32,7 +32,7 @@ def test_rank_agreement_is_spearman_of_every_pair_of_tasks():
     assert len(table) == len(found.describe()) == 3
     assert table.loc[("early", "again"), "spearman"] == pytest.approx(1.0)
     assert found.describe()[0].startswith("Layers by early and by late: rank correlation ")
-    means = [-result.document_losses(task, "acc").mean() for task in ("early", "late")]
+    means = [-result.losses(task).loss.mean(0) for task in ("early", "late")]
     assert table.loc[("early", "late"), "spearman"] == pytest.approx(spearmanr(*means).statistic)
 
 
@@ -125,9 +125,9 @@ def test_a_share_of_losses_needs_a_hundred_questions():
 
 def test_shares_and_centres_are_quotients_of_means_over_documents():
     result = exact({"early": EARLY, "late": LATE})
-    of = {task: result.document_losses(task, "acc").to_numpy() for task in ("early", "late")}
-    total = mean(of["early"].sum(1), bounded=False)
-    share = mean(of["early"][:, :3].sum(1), bounded=False) / total
+    of = {task: result.losses(task).loss for task in ("early", "late")}
+    total = mean(of["early"].sum(1), limits=UNLIMITED)
+    share = mean(of["early"][:, :3].sum(1), limits=UNLIMITED) / total
     row = depth.loss_by_third(result, scale="importance").iloc[0]
     by_hand = [float(x) for x in (share.value, *share.interval())]
     assert row[["loss", "ci_low", "ci_high"]].tolist() == pytest.approx(by_hand)

@@ -10,9 +10,9 @@ from made_results import docs_of, record_of, same_documents
 
 from depthlens.analysis import questions
 from depthlens.analysis.head_effects import head_contrast
+from depthlens.analysis.losses import by_layer, paired
 from depthlens.analysis.means import mean
 from depthlens.analysis.results import Result, concat
-from depthlens.analysis.scores import layer_scores, paired_scores
 from depthlens.errors import UserError
 
 MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}
@@ -88,7 +88,7 @@ def test_flexible_extract_stands_for_a_task():
 def test_the_floor_of_a_profile_is_what_a_broken_model_scores(info, output_type, floor):
     record = record_of(worked={"acc": {"higher_is_better": True, "chance": 0.1, **info}})
     record["tasks"]["worked"]["output_type"] = output_type
-    (profile,) = layer_scores(Result(docs_of(VALUES, task="worked"), record))
+    (profile,) = by_layer(Result(docs_of(VALUES, task="worked"), record))
     assert profile.floor == floor
 
 
@@ -112,7 +112,7 @@ def test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so():
     unknown = of_tasks("gsm8k", "mmlu")
     assert questions.identities(unknown, "mmlu").tolist() == ["mmlu:0", "mmlu:1", "mmlu:2", "mmlu:3"]
     for result, shared in ((unknown, False), (same_documents(unknown), True)):
-        a, b = (profile.mean_loss() for profile in layer_scores(result))
+        a, b = (profile.mean() for profile in by_layer(result))
         assert a.value.tolist() == b.value.tolist()
         assert np.isclose((a - b).error, np.sqrt(2 * a.extra)).all() == shared, "equal losses differ by no document"
 
@@ -140,7 +140,7 @@ def test_heads_are_contrasted_on_the_same_documents_in_any_order():
 def test_two_models_are_paired_also_where_one_result_is_older():
     new, old = same_documents(of_tasks("a")), of_tasks("a")
     for pair in ((new, old), (old, new), (old, old), (new, new)):
-        ((one, other),) = paired_scores(*pair)
+        ((one, other),) = paired(*pair)
         assert one.documents == other.documents
     names = [f"document {i}" for i in range(4)]
     scores = {"baseline": [1.0, 0.0, 1.0, 1.0], "L0": [0.0, 0.5, 1.0, 0.25], "L1": [1.0, 0.0, 0.5, 1.0]}
@@ -148,11 +148,11 @@ def test_two_models_are_paired_also_where_one_result_is_older():
     shuffled = {name: [values[i] for i in order] for name, values in scores.items()}
     first, second = (made_results.result({"a": table}, n_layers=2) for table in (scores, shuffled))
     second = with_hashes(second, a=[names[i] for i in order])
-    ((one, other),) = paired_scores(with_hashes(first, a=names), second)
+    ((one, other),) = paired(with_hashes(first, a=names), second)
     assert (one.loss == other.loss).all() and (one.base == other.base).all() and one.documents == other.documents
     changed = with_hashes(of_tasks("a"), a=["document 0", "document 1", "document 2", "other"])
     with pytest.raises(UserError, match="task a: tiny and tiny were asked other documents"):
-        paired_scores(new, changed)
+        paired(new, changed)
 
 
 def test_a_known_hash_is_kept_when_results_are_joined():

@@ -12,7 +12,7 @@ import depthlens as dl
 from depthlens.analysis import agreement, head_curves, head_effects
 from depthlens.analysis.head_curves import Costs, interaction_table
 from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.means import mean
+from depthlens.analysis.means import UNLIMITED, mean
 from depthlens.analysis.results import concat
 from depthlens.errors import UserError
 
@@ -32,7 +32,7 @@ def test_differences_by_hand():
     share = 1 - 0.25  # above chance
     assert row.on_task == pytest.approx((19 - 2) / N / share) and row.on_other == pytest.approx((19 - 3) / N / share)
     assert row.effect == pytest.approx(row.on_task + row.on_other) and row.double
-    copy, _ = head_curves.costs(made.result, made.record)
+    copy, _ = head_curves.costs(made.result.every_losses.values(), made.record)
     ratio = copy.lists["retrieval"] - copy.random["retrieval"] * 3
     assert ratio.value == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
     # by document: 2 keep their answer, 16 lose it, and 2 lose it to one or both of the random heads, too
@@ -68,7 +68,7 @@ def test_a_difference_of_significances_is_no_dissociation(one_only, n):
         for task in ("one", "two"):
             drawn = {"a": 0.3 + rng.normal(size=30), "b": (0.0 if one_only else 0.3) + rng.normal(size=30)}
             units = [f"{task}:{i}" for i in range(30)]
-            lists = {name: mean(values, units, bounded=False) for name, values in drawn.items()}
+            lists = {name: mean(values, units, limits=UNLIMITED) for name, values in drawn.items()}
             costs.append(Costs(task, "answer_logprob", False, lists, lists, None))
         (row,) = interaction_table(costs).itertuples()
         double.append(row.double)
@@ -103,7 +103,7 @@ def test_means_intervals_and_verdicts_over_cases():
 def test_an_interval_of_bounded_scores_has_a_width():
     cases = np.zeros((30, 1, 2))
     cases[:3, 0, 0] = 1.0
-    scores = HeadScores.of_cases("test", "", cases, {}, tested=False, bounded=True)
+    scores = HeadScores.of_cases("test", "", cases, {}, tested=False, limits=(0.0, 1.0))
     assert (scores.grid("low") <= scores.values).all() and (scores.values < scores.grid("high")).all()
     assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
     alone = HeadScores.of_cases("test", "", cases[:1], {}, tested=False)

@@ -7,8 +7,8 @@ from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
 from depthlens.analysis import depth, recovery
 from depthlens.analysis.agreement import rank_agreement
+from depthlens.analysis.losses import NO_LOSS
 from depthlens.analysis.results import Result
-from depthlens.analysis.scores import NO_LOSS
 from depthlens.errors import UserError
 
 

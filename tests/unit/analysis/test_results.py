@@ -41,7 +41,8 @@ def test_baselines(result):
     ]  # fmt: skip
     capitals = table.loc["capitals"]
     assert (capitals["n"], capitals["baseline"], capitals["chance"]) == (20, 0.9, 0.25)
-    by_itself = stats.baseline(np.r_[np.ones(18), np.zeros(2)], 0.25, True)
+    values = np.r_[np.ones(18), np.zeros(2)]
+    by_itself = stats.whole_model(values, mean(values), 0.25)
     assert tuple(capitals[["ci_low", "ci_high", "p_chance"]]) == (*by_itself[2:4], by_itself[5])
     assert table["at_chance"].tolist() == [False, True]
 
@@ -144,10 +145,10 @@ def test_scores_and_losses_of_documents():
     for better, sign in ((True, 1), (False, -1)):
         result = Result(docs_of(values), record_of(capitals={"acc": {"higher_is_better": better}}))
         assert result.scores("capitals", "acc").to_dict("list") == values
-        losses = result.document_losses("capitals", "acc")
-        assert losses.to_dict("list") == {"L1": [0.75 * sign, 0.0], "L0": [0.0, -0.5 * sign]}
-        table = result.losses().set_index("condition")
-        assert table["loss"].to_dict() == losses.mean().to_dict()
+        losses = result.losses("capitals")
+        assert losses.conditions == ("L1", "L0") and losses.loss.T.tolist() == [[0.75 * sign, 0.0], [0.0, -0.5 * sign]]
+        table = result.loss_table.set_index("condition")
+        assert table["loss"].tolist() == losses.mean().value.tolist()
         assert (table["loss_low"] <= table["loss"]).all() and (table["loss"] <= table["loss_high"]).all()
     with pytest.raises(UserError, match="unknown metric 'f1'"):
         result.scores("capitals", "f1")
@@ -236,8 +237,8 @@ def test_display_shows_the_damage_first_whichever_way_is_better():
 
 def test_a_change_below_the_smallest_effect_is_not_critical_however_sure():
     rng = np.random.default_rng(0)
-    base = rng.normal(-2, 1, 40)
-    values = {f"L{i}": base - drop + 0.001 * rng.normal(size=40) for i, drop in enumerate((0.01, 0.2))}
+    base = rng.normal(-2, 1, 400)
+    values = {f"L{i}": base - drop + 0.001 * rng.normal(size=400) for i, drop in enumerate((0.03, 0.2))}
     for smallest, wanted in (({"min_effect": 0.05}, ["L1"]), ({}, ["L0", "L1"])):
         info = {"chance": None} | smallest
         found = made_results.result({"t": {"baseline": base} | values}, metric="nats_up", info=info)
@@ -253,7 +254,7 @@ def test_an_edit_of_the_documents_is_in_all_that_is_said_and_saved_afterwards(re
     assert result.describe() == wanted.describe() != before
     for table in ("summary", "baselines"):
         pd.testing.assert_frame_equal(getattr(result, table), getattr(wanted, table))
-    pd.testing.assert_frame_equal(result.losses(), wanted.losses())
+    pd.testing.assert_frame_equal(result.loss_table, wanted.loss_table)
     assert result.needed_documents == wanted.needed_documents
     result.save(tmp_path)
     written = pd.read_parquet(tmp_path / "summary.parquet")
@@ -264,13 +265,13 @@ def test_an_edit_of_the_record_is_in_all_that_is_said_afterwards(result):
     assert result.baselines["at_chance"].tolist() == [False, True]
     result.record["tasks"]["elements"]["metrics"]["acc"]["chance"] = 0.01
     assert result.baselines["at_chance"].tolist() == [False, False]
-    assert not result.losses()["at_chance"].any() and not any("above chance" in note for note in result.notes)
+    assert not result.loss_table["at_chance"].any() and not any("above chance" in note for note in result.notes)
 
 
 def test_an_edit_of_a_table_that_was_derived_is_the_callers_own(result):
-    for table in (result.summary, result.baselines, result.losses()):
+    for table in (result.summary, result.baselines, result.loss_table):
         table.loc[:, "n"] = 7
-    assert 7 not in {*result.summary["n"], *result.baselines["n"], *result.losses()["n"]}
+    assert 7 not in {*result.summary["n"], *result.baselines["n"], *result.loss_table["n"]}
 
 
 def test_a_result_that_was_summarised_can_be_pickled_and_copied(result):

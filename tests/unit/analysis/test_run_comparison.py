@@ -58,15 +58,15 @@ def test_a_planted_difference_is_found_everywhere():
 def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     a, b = sweep(EARLY), sweep(LATE, model="late", seed=1)
     found = compared(a, b)
-    losses, others = (mean(r.document_losses("sums", "acc").to_numpy()) for r in (a, b))
+    losses, others = (mean(r.losses("sums").loss) for r in (a, b))
     table, gap = found.of(LOSS, compared=True), others - losses
     wanted = (gap.value, *gap.interval(), max_t(gap))
     for column, values in zip(TEST, wanted, strict=False):
         np.testing.assert_allclose(table[column], values)
     profile, share = (found.of(measure)[found.of(measure)["run"] == "a"] for measure in (LOSS, SHARE))
-    np.testing.assert_allclose(profile["value"], a.losses()["loss"])
+    np.testing.assert_allclose(profile["value"], a.loss_table["loss"])
     np.testing.assert_allclose(profile["depth"], np.arange(N_LAYERS) / (N_LAYERS - 1))
-    np.testing.assert_allclose(share["value"], a.losses()["loss"] / a.baselines["baseline"].item())
+    np.testing.assert_allclose(share["value"], a.loss_table["loss"] / a.baselines["baseline"].item())
     assert profile.loc[profile["critical"], "condition"].tolist() == a.critical()["condition"].tolist()
     assert ((share["ci_low"] <= share["value"]) & (share["value"] <= share["ci_high"])).all()
     assert centre_of(found, "a")["value"] == pytest.approx(depth.centre_of_mass(a).table["centre"].item())
@@ -201,7 +201,7 @@ def test_what_cannot_be_compared_is_refused(results, said):
 def test_losses_in_nats_are_at_most_one_a_document():
     found = compared(nats(EARLY), nats(LATE, model="late", seed=1)).of(LOSS, compared=True).set_index("condition")
     losses = [
-        np.clip(r.document_losses("sums", "answer_logprob")["L2"], -1, 1) for r in (nats(EARLY), nats(LATE, seed=1))
+        np.clip(r.losses().loss[:, 2], -1, 1) for r in (nats(EARLY), nats(LATE, seed=1))
     ]
     gap = mean(losses[1]) - mean(losses[0])
     assert found.loc["L2", "difference_low"] == pytest.approx(float(gap.interval()[0]))

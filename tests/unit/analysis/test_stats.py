@@ -11,7 +11,8 @@ import pytest
 from scipy import stats as sps
 
 from depthlens.analysis import stats
-from depthlens.analysis.means import max_t, mean
+from depthlens.analysis.means import mean
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 
 
@@ -27,7 +28,8 @@ def test_the_score_of_a_whole_model_has_wilsons_interval_and_the_exact_binomial_
     k, n, z = 6, 10, sps.norm.ppf(0.975)
     centre, half = (k + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     by_hand = sum(math.comb(10, i) * 0.25**i * 0.75 ** (10 - i) for i in range(6, 11))
-    found = stats.baseline(np.r_[np.ones(6), np.zeros(4)], 0.25, True)
+    values = np.r_[np.ones(6), np.zeros(4)]
+    found = stats.whole_model(values, mean(values), 0.25)
     assert found == pytest.approx((10, 0.6, centre - half, centre + half, 0.25, by_hand, True))
 
 
@@ -37,29 +39,32 @@ def test_the_score_of_a_whole_model_has_wilsons_interval_and_the_exact_binomial_
     ([1] * 10, None, True, None, False), ([0] * 10, None, True, None, True), ([0] * 10, None, False, None, False),
 ])  # fmt: skip
 def test_chance(values, chance, better, p, at_chance):
-    *_, found, said = stats.baseline(np.array(values, float), chance, better)
+    scores = np.array(values, float)
+    *_, found, said = stats.whole_model(scores, mean(scores), chance, higher_is_better=better)
     assert said == at_chance and (math.isnan(found) if p is None else found == pytest.approx(p))
 
 
 def test_scores_between_are_tested_by_their_mean():
     graded = np.array([0.3, 0.5, 0.7, 0.9])
-    *_, low, high, _, p, _ = stats.baseline(graded, 0.25, True)
+    *_, low, high, _, p, _ = stats.whole_model(graded, mean(graded), 0.25)
     assert (low, high) == pytest.approx(tuple(map(float, mean(graded).interval())))
     assert p == pytest.approx(sps.t.sf((0.6 - 0.25) / float(mean(graded).error), 3))
     subjects = np.array(["a", "a", "b", "b"])
-    assert stats.baseline(graded, None, True, subjects)[2] == pytest.approx(float(mean(graded, subjects).interval()[0]))
+    of_subjects = mean(graded, subjects)
+    assert stats.whole_model(graded, of_subjects, None).ci_low == pytest.approx(float(of_subjects.interval()[0]))
 
 
-def test_changes_in_nats_are_clipped_and_others_are_not():
-    lost = np.array([-3.0, -0.5, 0.2, 0.0])
-    assert float(stats.changes("answer_logprob", lost).value) == pytest.approx((-1 - 0.5 + 0.2) / 4)
-    assert float(stats.changes("f1", lost).value) == pytest.approx(lost.mean())
-    assert float(stats.changes("f1", lost).extra) == 0 < float(stats.changes("f1", lost / 2).extra)
+def test_losses_in_nats_are_clipped_and_others_are_not():
+    lost = {"baseline": [0.0] * 4, "L0": [-3.0, -0.5, 0.2, 0.0]}
+    nats, other = (Result(table(lost, metric=name), {}).losses() for name in ("answer_logprob", "points"))
+    assert float(nats.mean().value[0]) == pytest.approx((1 + 0.5 - 0.2) / 4) and nats.loss_limits == (-1, 1)
+    assert float(other.mean().value[0]) == pytest.approx(3.3 / 4)
+    assert other.mean().extra[0] == 0 < nats.mean().extra[0], "what has no limits has no imagined questions"
 
 
 def test_summary_columns_order_and_numbers():
     docs = table({"L1": [1, 1, 0, 0], "L0": [0, 0, 0, 1], "baseline": [1, 1, 1, 0]})
-    got = stats.summarise(docs)
+    got = Result(docs, {}).summary
     assert list(got.columns) == [
         "model", "task", "metric", "condition", "layer", "head", "n", "value", "baseline", "delta", "bounded",
         "ci_low", "ci_high", "p_value", "p_adjusted",
@@ -81,32 +86,22 @@ def test_summary_columns_order_and_numbers():
 
 def test_documents_are_matched_by_id_not_by_position():
     docs = table({"baseline": [1, 0, 1, 0], "L0": [0, 1, 0, 1]}, doc_ids={"baseline": [0, 1, 2, 3], "L0": [1, 0, 3, 2]})
-    assert stats.summarise(docs)["p_value"].iloc[1] == 1.0  # nothing changed on any document
+    assert Result(docs, {}).summary["p_value"].iloc[1] == 1.0  # nothing changed on any document
 
 
 def test_the_correction_runs_within_one_model_task_metric():
     strong, weak = [0] * 10, [0] * 7 + [1] * 3
     one = table({"baseline": [1] * 10, "L0": strong, "L1": weak})
     both = pd.concat([one, table({"baseline": [1] * 10, "L0": strong, "L1": weak}, metric="em")])
-    alone, joint = stats.summarise(one), stats.summarise(both)
+    alone, joint = Result(one, {}).summary, Result(both, {}).summary
     # both are lost together, so that the largest sum of a flip is most often that of L0: 2 of 1024, and 2 of 128
     assert alone["p_adjusted"].tolist()[1:] == pytest.approx([2**-9, 2**-6])
     of_acc = joint.loc[joint["metric"] == "acc", "p_adjusted"]
     assert of_acc.tolist()[1:] == alone["p_adjusted"].tolist()[1:]
 
 
-def test_a_change_is_of_the_means_of_its_units():
-    rng = np.random.default_rng(1)
-    base, other = rng.random((2, 12))
-    units = pd.Series(np.repeat(["a", "b", "c", "d"], 3), index=range(12))
-    row = stats.summarise(table({"baseline": base, "L0": other}, metric="f1"), {"t": units}).iloc[1]
-    change = mean(other - base, units.to_numpy())
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(map(float, change.interval())))
-    assert row["p_adjusted"] == max_t(mean((other - base)[:, None], units.to_numpy()))[0]
-
-
 def test_in_nats_the_mean_change_stands_beside_the_one_that_is_tested():
-    row = stats.summarise(table({"baseline": [-1, -2, -3], "L0": [-5, -2.5, -3]}, metric="answer_logprob")).iloc[1]
+    row = Result(table({"baseline": [-1, -2, -3], "L0": [-5, -2.5, -3]}, metric="answer_logprob"), {}).summary.iloc[1]
     assert (row["delta"], row["bounded"]) == (pytest.approx(-1.5), pytest.approx(-0.5))
     assert -1 <= row["ci_low"] < -0.5 < row["ci_high"] <= 1
 
@@ -115,13 +110,13 @@ def test_in_nats_the_mean_change_stands_beside_the_one_that_is_tested():
     ("base", "other", "delta"), [("1", "0", -1.0), ("111", "111", 0.0), ("000", "000", 0.0), ("1100", "0011", 0.0)]
 )
 def test_few_documents_prove_nothing(base, other, delta):
-    row = stats.summarise(table({"baseline": list(base), "L0": list(other)})).iloc[1]
+    row = Result(table({"baseline": list(base), "L0": list(other)}), {}).summary.iloc[1]
     assert (row["delta"], row["p_adjusted"]) == (delta, 1.0)
     assert row["ci_low"] < delta < row["ci_high"] or len(base) == 1
 
 
 def test_baseline_alone_is_summarised():
-    got = stats.summarise(table({"baseline": [1, 0]}))
+    got = Result(table({"baseline": [1, 0]}), {}).summary
     assert len(got) == 1 and got["value"].item() == 0.5
 
 
@@ -140,5 +135,5 @@ def test_baseline_alone_is_summarised():
 )
 def test_bad_documents_are_refused_in_one_line(values, ids, message):
     with pytest.raises(UserError, match=message) as caught:
-        stats.summarise(table(values, doc_ids=ids))
+        _ = Result(table(values, doc_ids=ids), {}).summary
     assert "\n" not in str(caught.value)

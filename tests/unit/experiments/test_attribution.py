@@ -214,7 +214,7 @@ def test_a_saturated_softmax_hides_a_head_from_the_slope_only():
     place = {}
     for method, steps in (("exact", None), ("attribution", None), ("integrated_gradients", 2)):
         result = dl.head_sweep(lens, "organism_two_hop", method=method, steps=steps, **options)
-        losses = result.losses().sort_values("loss", ascending=False)
+        losses = result.loss_table.sort_values("loss", ascending=False)
         place[method] = list(losses["condition"]).index(f"L{previous[0]}.H{previous[1]}")
     assert place["exact"] < 3 and place["integrated_gradients"] < 3
     assert place["attribution"] > 12  # in the lower half of 24 heads

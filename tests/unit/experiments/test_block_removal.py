@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,15 +89,12 @@ class TestGreedy:
             values: dict[str, np.ndarray] = {}
 
             def tried(gone, values=values):
-                base = values.setdefault("", rng.normal(size=80))
-                scores = {
-                    layer: values.setdefault(
-                        str([*gone, layer]), base - cost * (len(gone) + 1) + 0.2 * rng.normal(size=80)
-                    )
-                    for layer in range(8)
-                    if layer not in gone
-                }
-                return base, scores
+                base, left = values.setdefault("", rng.normal(size=80)), [i for i in range(8) if i not in gone]
+                harm = cost * (len(gone) + 1)
+                scores = [
+                    values.setdefault(str([*gone, i]), base - harm + 0.2 * rng.normal(size=80)) for i in left
+                ]
+                return left, made_results.profile(base, np.stack(scores, 1), None)
 
             rows, stopped = follow(tried, tolerance=0.1, max_removed=5)
             steps = pd.DataFrame(rows).astype({"layer": "Int64"})

@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import combinations
 from random import Random
 
+import made_results
 import numpy as np
 import pytest
 import tiny
@@ -103,10 +104,10 @@ def test_heads_are_removed_as_the_suffix_says(organism, suffix, text):
     assert points[2] == alone[text] and points[0] == alone["baseline"] and found.record["suffix"] == suffix
     orders = found.record["draws"]["two-hop"]
     draws = ["+".join(f"L{a}.H{b}{suffix}" for a, b in sorted(map(tuple, order))) for order in orders]
-    losses = found.result.document_losses(TWO, "acc")
-    (cost,) = analysis.costs(found.result, found.record)
-    assert cost.lists["two-hop"].value == pytest.approx(losses[text].mean())
-    assert cost.random["two-hop"].value == pytest.approx(losses[draws].mean(axis=None))
+    losses = found.result.losses(TWO)
+    (cost,) = analysis.costs([losses], found.record)
+    assert cost.lists["two-hop"].value == pytest.approx(losses.select([text]).loss.mean())
+    assert cost.random["two-hop"].value == pytest.approx(losses.select(draws).loss.mean())
 
 
 def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
@@ -200,10 +201,10 @@ def test_areas_of_known_curves():
     # too much is as far from the model as too little
     for f, areas in zip(curves, [(0.5, 0.5), (0.875, 0.125), (1.0, 0.25)], strict=True):
         scores = np.array([f, f]) - 3
-        for sign in (1, -1):
-            found, its = analysis.with_intervals(sign * scores, shares, higher_is_better=sign > 0)
-            assert found[0] == pytest.approx(f) and its[0] == pytest.approx(areas)
-        assert np.isnan(analysis.with_intervals(-scores, shares)[1]).all()  # nothing to restore
+        losses = made_results.profile(scores[:, -1], scores, None)
+        found, its = analysis.with_intervals(scores, shares, losses)
+        assert found[0] == pytest.approx(f) and its[0] == pytest.approx(areas)
+        assert np.isnan(analysis.with_intervals(-scores, shares, losses)[1]).all()  # nothing to restore
 
 
 def test_points_follow_from_the_documents(restored, organism):

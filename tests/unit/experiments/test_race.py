@@ -40,7 +40,9 @@ def test_planted_heads_are_critical_and_all_others_spared(raced):
 def test_losses_are_those_of_a_sweep(lens, raced):
     some = ["L0.H0", "L1.H2", "L4.H3"]
     swept = dl.condition_sweep(lens, TASK, some, **QUIET)
-    expected = swept.document_losses(TASK, "acc").melt(ignore_index=False, value_name="loss").reset_index()
+    losses = swept.losses(TASK)
+    table = pd.DataFrame(losses.loss, swept.scores(TASK, "acc").index, pd.Index(losses.conditions, name="condition"))
+    expected = table.melt(ignore_index=False, value_name="loss").reset_index()
     mine = raced.losses[(raced.losses["task"] == TASK) & raced.losses["condition"].isin(some)]
     both = mine.merge(expected, on=["condition", "doc_id"], suffixes=("", "_swept"))
     assert len(both) == len(mine) and (both["loss"] == both["loss_swept"]).all()

@@ -10,8 +10,8 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 
 from depthlens.analysis import kinds_by_subtask, split_by_kind
+from depthlens.analysis.losses import by_layer
 from depthlens.analysis.means import mean
-from depthlens.analysis.scores import layer_scores
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
@@ -96,8 +96,8 @@ def test_the_unit_is_the_subject(result):
     names = [name for name, n in SIZES.items() for _ in range(n)]
     base = result.baselines.set_index("metric").loc["acc"]
     assert [base["ci_low"], base["ci_high"]] == np.clip(mean(values, names).interval(), 0, 1).tolist()
-    (profile, _) = layer_scores(result)
-    assert profile.units == tuple(names) and profile.mean_loss().n == len(SIZES)
+    (profile, _) = by_layer(result)
+    assert profile.units == tuple(names) and profile.mean().n == len(SIZES)
 
 
 @pytest.mark.parametrize("name", ["school_unweighted", "school_plain"])

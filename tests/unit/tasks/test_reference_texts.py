@@ -115,5 +115,5 @@ def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens
     assert not any(asked in shots[i : i + 2] for i, asked in ((0, shots[2]), (3, shots[5]))), "none is its own example"
     assert all(re.fullmatch(r"(Q: .+\? (yes|no) \d+\s+){2}Q: shot \d\? (yes|no) \d", text) for text in prompts)
     assert again.record["resample_prompts"] == prompts, "examples are seeded"
-    losses = asked.losses().set_index("condition")["loss"]
+    losses = asked.loss_table.set_index("condition")["loss"]
     assert losses["L1"] != losses["L1@resample"]
