@@ -23,7 +23,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from depthlens.ablations import Condition
 from depthlens.backends import site_edits
 from depthlens.backends.row_edits import Means, RowEdits
-from depthlens.backends.torch import Backend, Rows, States, chunks
+from depthlens.backends.torch import Backend, Rows, States, predictions
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens, wrap
 
@@ -35,6 +35,7 @@ class NnsightBackend(Backend):
 
     def __init__(self, lens: Lens, means: Means | None = None) -> None:
         super().__init__(lens, means)
+        nnsight.register(site_edits)  # which travel by value
         self.remote: Any = lens.remote
         self.model = lens.remote.model if lens.remote else wrap(lens)
         self.family = family = lens.arch.family
@@ -52,14 +53,15 @@ class NnsightBackend(Backend):
             states = final_norm.output.save()
         return states
 
-    def score(self, tokens: Rows, *about: Any, unembed_rows: int, **how: Any) -> list[tuple[float, bool]]:
+    def score(self, tokens: Rows, *about: Any, unembed_rows: int, **how: Any) -> Tensor:
         """See `Backend.score`; on a server the model makes the logits itself, where any row asks for them."""
         if not self.remote:
             return super().score(tokens, *about, unembed_rows=unembed_rows, **how)
         _, conditions, positions, targets = about  # causal attention needs no mask where rows are padded on the right
         kept = sorted({place for of_row in positions for place in of_row})
         spots = [[kept.index(place) for place in of_row] for of_row in positions]
-        asked, edited, places = [*chunks(spots, targets, unembed_rows)], self._edited(conditions), torch.tensor(kept)
+        asked = [some.T for some in predictions(spots, targets).split(unembed_rows)]
+        edited, places = self._edited(conditions), torch.tensor(kept)
         put, add, model = site_edits.trace, site_edits.add_scores, self.model  # a block that names self would send it
         position_ids = torch.arange(tokens.shape[1])[None]
 
@@ -73,7 +75,7 @@ class NnsightBackend(Backend):
                     add(answer, logits[rows.to(logits.device), at.to(logits.device)], rows, wanted)
             return answer
 
-        return [(logprob, misses == 0) for logprob, misses in self.remote.attempt(trace).T.tolist()]
+        return self.remote.attempt(trace)
 
     def write(
         self, tokens: Rows, mask: Rows, conditions: Sequence[Condition], n_new: int, rules: Any, eos: Sequence[int]
@@ -127,14 +129,12 @@ class NnsightBackend(Backend):
         Raises:
             UserError: a condition does not fit the model, or asks for means that were not given.
         """
-        nnsight.register(site_edits)
         means = self.means and self.means.to("cpu")
         edits = RowEdits(conditions, self.lens, means, torch.zeros(1, 1, dtype=torch.long))
         return [(self.parts[i], edits.at(i)) for i in edits.layers]
 
     def read(self, tokens: Rows, edits: Sequence[dict[str, site_edits.Sums]]) -> None:
         """Run rows of tokens on a server, of which the `site_edits.Sums` of each layer add up what they are given."""
-        nnsight.register(site_edits)
         edited, put = list(zip(self.parts, edits, strict=True)), site_edits.trace
 
         def trace(sender: Any) -> list[list[Tensor]]:

@@ -102,8 +102,7 @@ class Means:
 
     def to(self, device: torch.device | str) -> Means:
         """The same on a device."""
-        mean, sample = ({k: x.to(device) for k, x in of.items()} for of in (self.mean, self.sample))
-        return Means(self.name, mean, sample)
+        return Means(self.name, *({k: x.to(device) for k, x in of.items()} for of in (self.mean, self.sample)))
 
     def values(self, a: Ablation) -> Float[Tensor, "entry width"]:
         """What an ablation puts in place at its site, by entry of `depthlens.backends.site_edits.Edit`."""
@@ -145,11 +144,10 @@ class RowEdits:
                 self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
         entered = in_force.entered(self.lens.model)
         with in_force.aside():
-            self.in_force: list[Any] = [
-                RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered
-            ]
+            first = [RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered]
+        self.in_force: list[Any] = first
         edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
-        self.layers = sorted(layer for layer in edited if layer >= 0)
+        self.layers: list[int] = sorted(layer for layer in edited if layer >= 0)
 
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context embedding, final norm and unembedding have the weights that each row asks for."""
@@ -284,10 +282,9 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
 
     def output(module: nn.Module, args: tuple, kwargs: dict, output: Any, edit: Any) -> Any:
         value = hidden(output)  # of some mixtures of experts with all tokens in one row
-        base = None
-        if module is arch.layers[layer]:
-            base = moved(args[0] if args else kwargs["hidden_states"], value.device)  # may be where the one before is
-        return with_hidden(output, edit(value.reshape(args[0].shape) if args else value, base).reshape(value.shape))
+        given = args[0] if args else kwargs.get("hidden_states", value)
+        base = moved(given, value.device) if module is arch.layers[layer] else None  # may be where the one before is
+        return with_hidden(output, edit(value.reshape(given.shape), base).reshape(value.shape))
 
     with ExitStack() as stack:
         for site, edit in at.items():

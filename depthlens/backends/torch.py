@@ -109,8 +109,8 @@ class Backend(ABC):
         *,
         unembed_rows: int,
         as_it_is: bool = False,
-    ) -> list[tuple[float, bool]]:
-        """Log-likelihood of tokens, and whether each of them is the likeliest, row by row.
+    ) -> Float[Tensor, "2 row"]:
+        """Log-likelihoods of tokens, row by row.
 
         Args:
             tokens: Rows, padded on the right.
@@ -120,13 +120,17 @@ class Backend(ABC):
             targets: Per row.
             unembed_rows: Positions that are unembedded at once.
             as_it_is: See `forward`.
+
+        Returns:
+            Sums of log-probabilities, and how many targets are not the likeliest. Shape [2, row].
         """
         how = {"use_cache": False, "cache": None}
         logits = self._logits(tokens, attention_mask, conditions, as_it_is, how)
         answer = torch.zeros(2, len(tokens), dtype=torch.float64)
-        for rows, places, wanted in chunks(positions, targets, unembed_rows):
+        for some in predictions(positions, targets).split(unembed_rows):
+            rows, places, wanted = some.T
             site_edits.add_scores(answer, logits(rows.tolist(), places.tolist()), rows, wanted)
-        return [(logprob, misses == 0) for logprob, misses in answer.T.tolist()]
+        return answer
 
     @abstractmethod
     def _states(self, edits: RowEdits, tokens: Rows, kwargs: dict[str, Any]) -> States:
@@ -149,14 +153,10 @@ class TorchBackend(Backend):
             return body_of(self.lens.model)(input_ids=tokens, **kwargs).last_hidden_state
 
 
-def chunks(positions: Positions, targets: Positions, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Row, position and target of so many predictions at once. Each of shape [prediction]."""
-    spots = [
-        (row, p, t) for row, of in enumerate(zip(positions, targets, strict=True)) for p, t in zip(*of, strict=True)
-    ]
-    for some in torch.tensor(spots).split(size):
-        row, place, target = some.T
-        yield row, place, target
+def predictions(positions: Positions, targets: Positions) -> Int[Tensor, "prediction 3"]:
+    """Row, position and target of each prediction."""
+    rows = enumerate(zip(positions, targets, strict=True))
+    return torch.tensor([(row, p, t) for row, of_row in rows for p, t in zip(*of_row, strict=True)])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ fills none, and writes no texts here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -49,22 +50,16 @@ class TransformerLensBackend(Backend):
 
     def _hooks(self, edits: RowEdits) -> list[Hook]:
         hooks: list[Hook] = []
+        before: dict[int, Tensor] = {}  # what layers get
         for layer in edits.layers:
             at, block = edits.at(layer), f"blocks.{layer}"
             if "layer" in at:
-                hooks += _skip(block, at["layer"])
+                get = partial(lambda x, hook, layer: before.update({layer: x}), layer=layer)
+                put = partial(lambda x, hook, layer, edit: edit(x, before.pop(layer)), layer=layer, edit=at["layer"])
+                hooks += [(f"{block}.hook_resid_pre", get), (f"{block}.hook_resid_post", put)]
             for site in {"attn", "mlp"} & {*at}:
                 hooks.append((f"{block}.hook_{site}_out", lambda value, hook, edit=at[site]: edit(value)))
             if "z" in at:
                 # the bridge splits z into heads by d_model, which is not where latent attention has them
                 hooks.append((f"{block}.attn.hook_z", lambda z, hook, edit=at["z"]: edit(z.flatten(2)).view(z.shape)))
         return hooks
-
-
-def _skip(block: str, edit: Callable[..., Tensor]) -> list[Hook]:
-    resid_pre: list[Tensor] = []
-
-    def put(resid_post: Tensor, hook: Any) -> Tensor:
-        return edit(resid_post, resid_pre.pop())
-
-    return [(f"{block}.hook_resid_pre", lambda resid, hook: resid_pre.append(resid)), (f"{block}.hook_resid_post", put)]

@@ -15,7 +15,6 @@ Where memory runs out, the batch is halved.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from depthlens.backends import row_edits, site_edits
-from depthlens.backends.torch import Rows
+from depthlens.backends.torch import Rows, predictions
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.decoding import FIRST_ROOM, Decoding
-from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.wavefront import CleanRow, Wavefront, first_edited, fork_layer
 from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
@@ -80,6 +80,17 @@ class Batches:
         requests = self.rows.requests
         self.read = [q.context if self.writes else q.inputs for q in requests]
         self.max_new = [q.max_new_tokens if self.writes else 0 for q in requests]
+
+    def scored(self, rows: Sequence[Row], scores: Float[Tensor, "2 row"]) -> list[LoglikelihoodAnswer]:
+        """Answers of rows from sums of log-probabilities, and how many tokens are not the likeliest.
+
+        Raises:
+            UserError: a sum is not finite.
+        """
+        for (c, _), is_finite in zip(rows, scores[0].isfinite().tolist(), strict=True):
+            if not is_finite:
+                raise self.lens.not_finite(self.rows.conditions[c])
+        return [LoglikelihoodAnswer(logprob, misses == 0) for logprob, misses in scores.T.tolist()]
 
 
 class PackedTrees(Batches):
@@ -144,14 +155,14 @@ class PackedTrees(Batches):
                         walked, clean = members, CleanRow(frozenset(self._forks[c] for c in todo))
                     self.compute(members, under, clean)
 
-    def _in_time(self, pack: Pack, todo: Sequence[int], *, walked: bool) -> int:
+    def _in_time(self, pack: prefix_tree.Pack, todo: Sequence[int], *, walked: bool) -> int:
         """How many conditions take about the time of a pack together; all of them, if that is half as long again."""
         n, work = 1, self._rate.work
         while n < len(todo) and self._work(pack, todo[: n + 1], walked) <= work:
             n += 1
         return len(todo) if self._work(pack, todo, walked) <= 1.5 * work else n
 
-    def _work(self, pack: Pack, group: Sequence[int], walked: bool) -> int:
+    def _work(self, pack: prefix_tree.Pack, group: Sequence[int], walked: bool) -> int:
         """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
         n_layers = self.lens.dims.n_layers
         read = sum(n_layers - self._forks[c] for c in group)
@@ -193,38 +204,33 @@ class PackedTrees(Batches):
                 self.compute(*half, CleanRow())
 
     @torch.no_grad()
-    def _score(self, pack: Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
+    def _score(self, pack: prefix_tree.Pack, group: list[int], clean: CleanRow, passed: Passed) -> None:
         """Log-likelihoods of one pack under a group of conditions."""
         requests, conditions = self.rows.requests, [self.rows.conditions[c] for c in group]
         scored: dict[int, int] = {}  # which positions are unembedded: sequences share them as they share tokens
-        # of each token that is predicted: its sequence, the position among those that predicts it, and its id
-        tokens = [
-            (i, scored.setdefault(node, len(scored)), token)
-            for i, (r, path) in enumerate(zip(pack.sequences, pack.paths, strict=True))
-            for node, token in zip(path[len(requests[r].context) - 1 :], requests[r].continuation, strict=True)
+        spans = [
+            [scored.setdefault(node, len(scored)) for node in path[len(requests[r].context) - 1 :]]
+            for r, path in zip(pack.sequences, pack.paths, strict=True)
         ]
         walk = Wavefront(self.lens, self.backend.means, self.budget.batch_tokens)
         states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
-        states = moved(states, place_of(self.lens.arch.unembed))
+        states = moved(states, place_of(self.lens.arch.unembed)).flatten(0, 1)
         n, n_sequences = len(group), len(pack.sequences)
-        sequence, position, target = torch.tensor(tokens).T
+        sequence, position, target = predictions(spans, [requests[r].continuation for r in pack.sequences]).T
         number = torch.arange(n)[:, None]  # of each condition
-        whose, at = ((number * n_sequences + sequence).flatten(), (number * len(scored) + position).flatten())
+        whose, at = (number * n_sequences + sequence).flatten(), (number * len(scored) + position).flatten()
         wanted, under = target.repeat(n), [condition for condition in conditions for _ in scored]
-        answer, start = torch.zeros(2, n * n_sequences, dtype=torch.float64), 0
-        for block in states.flatten(0, 1).split(self.budget.unembed_rows):
-            end = start + len(block)
-            logits = row_edits.unembed(self.lens, under[start:end], block)
+        answer = torch.zeros(2, n * n_sequences, dtype=torch.float64)
+        for start in range(0, len(under), self.budget.unembed_rows):
+            end = start + self.budget.unembed_rows
+            logits = row_edits.unembed(self.lens, under[start:end], states[start:end])
             here = (at >= start) & (at < end)
             site_edits.add_scores(answer, logits, whose[here], wanted[here], at[here] - start)
-            start = end
         rows = [(c, r) for c in group for r in pack.sequences]
-        for (c, r), (logprob, misses) in zip(rows, answer.T.tolist(), strict=True):
-            if not math.isfinite(logprob):
-                raise self.lens.not_finite(self.rows.conditions[c])
-            self.rows.answers[c][r] = LoglikelihoodAnswer(logprob, misses == 0)
+        for (c, r), found in zip(rows, self.scored(rows, answer), strict=True):
+            self.rows.answers[c][r] = found
 
-    def _write(self, pack: Pack, group: list[int], _: CleanRow, passed: Passed) -> None:
+    def _write(self, pack: prefix_tree.Pack, group: list[int], _: CleanRow, passed: Passed) -> None:
         """Texts of one pack under a group of conditions, of which some fit into memory at once."""
         rows, conditions = self.rows, [self.rows.conditions[c] for c in group]
         writer = Writer(self.lens, [rows.requests[r] for r in pack.sequences], conditions)
@@ -269,6 +275,8 @@ class RowBatches(Batches):
                 if answers is None:
                     self.budget.batch_tokens = max(1, len(batch) // 2 * longest)
                     continue
+                read = sum(len(self.read[r]) for _, r in batch)
+                self.work.add(Work(len(batch), read, read, layer_tokens=self.lens.dims.n_layers * read))
                 for (c, r), answer in zip(batch, answers, strict=True):
                     rows.answers[c][r] = answer
                 todo = todo[len(batch) :]
@@ -278,22 +286,17 @@ class RowBatches(Batches):
     def _score(self, batch: list[Row]) -> Sequence[Any]:
         under = [self.rows.conditions[c] for c, _ in batch]
         asked = [self.rows.requests[r] for _, r in batch]
-        tokens, mask = self._padded([q.inputs for q in asked], "right")
+        tokens, mask = self._padded(batch)
         spans = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
         about = {"unembed_rows": self.budget.unembed_rows or MIN_BATCH_TOKENS, "as_it_is": self.as_it_is}
         found = self.backend.score(tokens, mask, under, spans, [q.continuation for q in asked], **about)
-        for condition, (logprob, _) in zip(under, found, strict=True):
-            if not math.isfinite(logprob):
-                raise self.lens.not_finite(condition)
-        read = sum(len(q.inputs) for q in asked)
-        self.work.add(Work(len(batch), read, read, layer_tokens=self.lens.dims.n_layers * read))
-        return [LoglikelihoodAnswer(*answer) for answer in found]
+        return self.scored(batch, found)
 
     def _write(self, batch: list[Row]) -> Sequence[Any]:
         rows = self.rows
         asked = [rows.requests[r] for _, r in batch]
         writer = Writer(self.lens, rows.requests, rows.conditions)
-        tokens, mask = self._padded([q.context for q in asked], "left")
+        tokens, mask = self._padded(batch)
         if self.lens.remote:
             if any(q.sampling for q in asked):
                 fault = "a server draws tokens in its own way; load the model here to sample"
@@ -304,10 +307,9 @@ class RowBatches(Batches):
         else:
             self._write_together(writer, batch, tokens, mask)
             texts = [writer.text(row) for row in batch]
-        read = sum(len(q.context) for q in asked)
         written = sum(len(writer.tokens[row]) for row in batch)
-        passed = self.lens.dims.n_layers * (read + written - len(batch))
-        self.work.add(Work(len(batch), read, read, written, passed))
+        passed = self.lens.dims.n_layers * (written - len(batch))
+        self.work.add(Work(written_tokens=written, layer_tokens=passed))
         return texts
 
     def _write_together(self, writer: Writer, alive: list[Row], tokens: Rows, mask: Rows) -> None:
@@ -323,10 +325,11 @@ class RowBatches(Batches):
             tokens = torch.tensor([writer.tokens[row][-1:] for row in alive], device=self.lens.device)
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
 
-    def _padded(self, rows: Sequence[Sequence[int]], side: str) -> list[Rows]:
+    def _padded(self, batch: list[Row]) -> list[Rows]:
         """Token ids and attention mask; those for a server are here."""
-        ids = [torch.tensor(row, device="cpu" if self.lens.remote else self.lens.device) for row in rows]
-        padded = partial(pad_sequence, batch_first=True, padding_side=side)
+        device = "cpu" if self.lens.remote else self.lens.device
+        ids = [torch.tensor(self.read[r], device=device) for _, r in batch]
+        padded = partial(pad_sequence, batch_first=True, padding_side="left" if self.writes else "right")
         return [padded(ids), padded([torch.ones_like(row) for row in ids])]
 
 

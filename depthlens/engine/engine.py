@@ -14,7 +14,6 @@ from typing import Any
 from depthlens import arguments, backends, progress
 from depthlens.ablations import Condition
 from depthlens.backends import row_edits
-from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
 from depthlens.engine.batches import PackedTrees, RowBatches, cut
@@ -65,7 +64,7 @@ class Engine:
         backend: str = "torch",
         path: str | None = None,
         batch_tokens: int | None = None,
-        means: Means | None = None,
+        means: row_edits.Means | None = None,
         progress: bool = True,
         cache: AnswerCache | None = None,
         workers: Any = None,
@@ -147,7 +146,7 @@ class Engine:
             row_edits.require([conditions[c] for c in rows.unfinished], self.lens, self.backend.means)
             if self.workers is not None:
                 needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
-                self._sharded(self.workers, rows, bar, self.path_for(longest), needed, writes=writes)
+                self._sharded(rows, bar, self.path_for(longest), needed, writes=writes)
             else:
                 about = self.lens, self.backend, self.budget, self.work, rows, bar, writes
                 walks = self.path_for(longest) == "wavefront"
@@ -189,16 +188,14 @@ class Engine:
             total += passed * sum(max(0, written[r] - 1) for r in members)
         return total
 
-    def _sharded(
-        self, workers: Any, rows: AnswerRows, bar: progress.Bar, path: str, needed: int, *, writes: bool
-    ) -> None:
+    def _sharded(self, rows: AnswerRows, bar: progress.Bar, path: str, needed: int, *, writes: bool) -> None:
         """Have workers compute what rows lack; they take the path that all requests together take."""
         job = self._options | {"path": path, "means": self.backend.means and self.backend.means.to("cpu")}
         method = "generate_until" if writes else "loglikelihood"
-        n = max(PER_WORKER * workers.n, math.ceil(needed / WorkRate(self.lens).work))
+        n = max(PER_WORKER * self.workers.n, math.ceil(needed / WorkRate(self.lens).work))
         products = cut(rows.requests, rows.missing(), n)
         asked = [([rows.requests[r] for r in m], [rows.conditions[c] for c in g]) for m, g in products]
-        with closing(workers.compute(self.lens, method, job, asked)) as done:
+        with closing(self.workers.compute(self.lens, method, job, asked)) as done:
             for number, answers, work in done:
                 members, group = products[number]
                 for c, of_condition in zip(group, answers, strict=True):

@@ -93,7 +93,6 @@ class Layout:
     Attributes:
         tokens: Those that rows hold. Shape [pos].
         position_ids: Shape [1, pos].
-        n_prefix: Number of prefix tokens; they come first.
         rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
         rotary: Angles of these positions, as an architecture gives them; set by the walk.
     """
@@ -112,7 +111,6 @@ class Layout:
         self._before, self._n_before = before, n_before
         self.tokens = torch.tensor(pack.tokens[n_before:], device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths[n_before:]], device=device)
-        self.n_prefix = pack.n_prefix
         self._tree: Any = functools.cache(lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about))
 
     def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
@@ -275,26 +273,23 @@ class BranchTree:
         n_kv, before = key.shape[1], key.shape[2] - query.shape[2]
         p = self.n_prefix - before  # queries of the prefix
         q = query.unflatten(1, (n_kv, -1))  # [row, kv, group, pos, d_head]
-        rows, _, group, pos, _ = q.shape
-        out = query.new_empty(rows, n_kv, group, pos, value.shape[-1])
+        group, prefix, out = q.shape[2], (key[:, :, : self.n_prefix], value[:, :, : self.n_prefix]), []
         if p:
             # causal within the prefix: folding the group would break the triangle, so here it joins the heads
-            k, v = (x[:, :, None, : self.n_prefix].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value))
+            k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in prefix)
             first, lse = attend(query[:, :, :p], k[:, :, before:], v[:, :, before:], scale, None, True)
             if before:
                 first = merge(first, lse, *attend(query[:, :, :p], k[:, :, :before], v[:, :, :before], scale))
-            out[..., :p, :] = first.unflatten(1, (n_kv, group))
-        if pos > p:
+            out.append(first)
+        if self.buckets:
             q_own, k_own, v_own = q[..., p:, :], key[:, :, None, self.n_prefix :], value[:, :, None, self.n_prefix :]
-            parts = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
-            own, own_lse = torch.cat([o for o, _ in parts], 3), torch.cat([s for _, s in parts], 3)
+            found = [self._attend_branches(q_own, k_own, v_own, scale, bucket) for bucket in self.buckets]
+            own, own_lse = (torch.cat(of, 3) for of in zip(*found, strict=True))
             if self.n_prefix:
-                prefix, lse = attend(
-                    q_own.flatten(2, 3), key[:, :, : self.n_prefix], value[:, :, : self.n_prefix], scale
-                )
-                own = merge(own, own_lse, prefix.unflatten(2, (group, -1)), lse.unflatten(2, (group, -1)))
-            out[..., p:, :] = own
-        return out.flatten(1, 2)
+                parts = [x.unflatten(2, (group, -1)) for x in attend(q_own.flatten(2, 3), *prefix, scale)]
+                own = merge(own, own_lse, *parts)
+            out.append(own.flatten(1, 2))
+        return torch.cat(out, 2)
 
     def _attend_branches(self, q: Tensor, k: Tensor, v: Tensor, scale: float, bucket: Bucket) -> tuple[Tensor, Tensor]:
         """Attention of one bucket's tokens within their branches, and its log-sum-exp.
@@ -311,8 +306,8 @@ class BranchTree:
             x = x[:, :, :, index].permute(3, 0, 1, 2, 4, 5)
             return x.expand(-1, -1, -1, group, -1, -1).reshape(branches, -1, width, x.shape[-1])
 
-        out, lse = attend(by_branch(q), by_branch(k), by_branch(v), scale, mask, mask is None)
-        out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in (out, lse))
+        found = attend(by_branch(q), by_branch(k), by_branch(v), scale, mask, mask is None)
+        out, lse = (x.unflatten(1, (rows, n_kv, group)).movedim(0, 3).flatten(3, 4)[:, :, :, real] for x in found)
         return out, lse
 
 

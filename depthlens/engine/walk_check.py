@@ -28,8 +28,6 @@ from torch import Tensor, nn
 from depthlens.ablations import Ablation, Condition
 from depthlens.backends.row_edits import RowEdits
 from depthlens.engine import prefix_tree, tree_attention, work
-from depthlens.engine.prefix_tree import Pack
-from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.models import fingerprint, in_force
 from depthlens.models.architectures import hidden, rotary_settings, wide
@@ -203,7 +201,7 @@ def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Flo
     return calls, logits
 
 
-def _fault(lens: Lens, layer: int, x: Texts, call: Call, pack: Pack) -> str | None:
+def _fault(lens: Lens, layer: int, x: Texts, call: Call, pack: prefix_tree.Pack) -> str | None:
     """Why a layer that is called by itself, with the texts as a tree, does not make of ``x`` what the model makes."""
     arch, dims, output = lens.arch, lens.dims, call.output
     if layer in dims.headless:
@@ -211,18 +209,16 @@ def _fault(lens: Lens, layer: int, x: Texts, call: Call, pack: Pack) -> str | No
     if arch.rotary is None:
         return "its tokens learn where they stand in another way than by a rotary embedding"
     n_keys: list[int] = []
-    layout = Layout(pack, lens.device_of(layer), lambda layer, row, key, value: n_keys.append(len(key)))
+    layout = tree_attention.Layout(pack, lens.device_of(layer), lambda layer, row, key, value: n_keys.append(len(key)))
     layout.rows, paths = [0, 1], torch.tensor(pack.paths, device=output.device)
     tree = output.new_empty(pack.n_tokens, dims.d_model)
     tree[paths] = moved(x, output.device)
     # the last layer is asked for some positions only
     some, keep = (slice(-1, None), paths[:, -1]) if layer == dims.n_layers - 1 else (slice(None), None)
     try:
-        with walking(lens.model), arch.sublayers(layer) as given:
+        with tree_attention.walking(lens.model), arch.sublayers(layer) as given:
             rows = torch.stack([tree.flip(0), tree])
             alone = arch.call(layer, rows, layout, arch.angles(rows, layout.position_ids), keep)[1, paths]
-    except torch.OutOfMemoryError:
-        raise
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as e:  # arguments or shapes do not fit
         if work.of_memory(e) or not type(e).__module__.startswith("builtins"):
             raise  # the device or the compiler failed, which says nothing of the model

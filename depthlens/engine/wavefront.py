@@ -69,13 +69,6 @@ def first_edited(condition: Condition) -> int:
     return min((a.start for a in condition.ablations), default=0)
 
 
-def n_before(pack: Pack, conditions: Sequence[Condition], positions: Sequence[int]) -> int:
-    """How many tokens of the prefix conditions share with the clean row at every layer; 0 where it gains nothing."""
-    first = min((first_edited(c) for c in conditions if c.ablations), default=0)
-    n = min(first, pack.n_prefix, *positions)
-    return n if n * len(conditions) > pack.n_tokens else 0  # the clean row has to go first
-
-
 def skip_mode(condition: Condition, layer: int) -> str | None:
     """The mode in which a condition does without the whole layer, if it does at all positions."""
     whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.everywhere)
@@ -125,7 +118,10 @@ class Wavefront:
             Final residual stream, before the last norm.
         """
         arch, n_layers, device, clean = self.lens.arch, self.lens.dims.n_layers, self.lens.device, clean or CleanRow()
-        before = 0 if layout else n_before(pack, conditions, positions)
+        # tokens of the prefix that conditions share with the clean row at every layer; it has to go first for them
+        first = min((first_edited(c) for c in conditions if c.ablations), default=0)
+        before = 0 if layout else min(first, pack.n_prefix, *positions)
+        before = before if before * len(conditions) > pack.n_tokens else 0
         walked = clean.final is not None and (not before or bool(clean.keys))
         passing = partial(clean.keep, pack.n_prefix) if before else None
         layout, at = layout or Layout(pack, device, passing), torch.tensor([*positions])
@@ -187,10 +183,9 @@ class Wavefront:
                 edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids)
                 if not n:
                     x = edits.at(layer)["layer"](x, x)
-                elif layer in edits.layers:
-                    with edits.hooked(layer):
-                        x = self.lens.arch.call(layer, x, layout, layout.rotary)
-                else:
-                    x = self.lens.arch.call(layer, x, layout, layout.rotary, keep)
+                else:  # hooks edit all positions
+                    edited = layer in edits.layers
+                    with edits.hooked(layer) if edited else nullcontext():
+                        x = self.lens.arch.call(layer, x, layout, layout.rotary, None if edited else keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
         return sum(passes(condition, layer) for condition in under.values())

@@ -93,10 +93,9 @@ def chunk_bytes(lens: Lens) -> int:
     layer = lens.arch.layers[0]
     # experts are stacked [expert, width, d_model]; a token passes few of them, and one width is about their sum
     widest = max(shape[-2] for p in layer.parameters() if len(shape := quantised.shape_of(p)) >= 2)
-    scores = 0
-    if tree_attention.kernel_of(lens) == "unfused":
-        scores = lens.dims.n_heads * tree_attention.SCORES_PER_QUERY * tree_attention.SCORE_BYTES
-    return lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest) + scores
+    in_layer = lens.dtype.itemsize * (8 * lens.dims.d_model + 4 * widest)
+    held = lens.dims.n_heads * tree_attention.SCORES_PER_QUERY * tree_attention.SCORE_BYTES
+    return in_layer + held if tree_attention.kernel_of(lens) == "unfused" else in_layer
 
 
 def logit_bytes(lens: Lens) -> int:

@@ -46,8 +46,8 @@ def require_plain(lens: Lens) -> None:
         UserError: names the settings.
     """
     config = lens.model.generation_config
-    asked = {name: value for name in _MORE if (value := getattr(config, name, None))}
-    if found := {name: value for name, value in asked.items() if value is True or value != 1}:
+    asked = {name: getattr(config, name, None) for name in _MORE}
+    if found := {name: value for name, value in asked.items() if value and (value is True or value != 1)}:
         settings = ", ".join(f"{name}={value!r}" for name, value in found.items())
         fix = f"set lens.model.generation_config.{next(iter(found))} = None, or take it out of generation_config.json"
         fault = f"its generation configuration asks for {settings}, and texts are written one token after the other"
@@ -169,14 +169,9 @@ class Writer:
             text = text.split(request.think_end)[-1].lstrip()
             for special in self.tokenizer.all_special_tokens:
                 text = text.replace(special, "")
-        return WrittenAnswer(cut(text, request.until), self._ended(row))
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """``text`` before the first of the stop strings."""
-    for stop in until:
-        text = text.split(stop)[0]
-    return text
+        for stop in request.until:
+            text = text.split(stop)[0]
+        return WrittenAnswer(text, self._ended(row))
 
 
 def drawn(scores: Float[Tensor, "row d_vocab"], numbers: Sequence[float]) -> list[int]:
