@@ -41,6 +41,7 @@ NUMERICS = 1
 KEEP_SECONDS = 10.0
 Where = str | os.PathLike[str] | Store | None
 Row = tuple[int, int]  # condition, request
+Measure = Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]]
 Product = tuple[list[int], list[int]]  # requests and conditions, each combination of which is a row
 
 
@@ -155,14 +156,7 @@ class AnswerCache:
         return self.asked[-1]
 
     def numbers(
-        self,
-        cases: Sequence[Any],
-        names: Sequence[str],
-        measure: Callable[[list[int]], Iterable[tuple[Sequence[int], np.ndarray]]],
-        *,
-        desc: str,
-        unit: str = "text",
-        progress: bool = False,
+        self, cases: Sequence[Any], names: Sequence[str], measure: Measure, *, progress: bool = False, **bar: str
     ) -> np.ndarray:
         """Numbers by name of each case (a request, a text), measured where they are not stored; shape [case, name].
 
@@ -170,24 +164,22 @@ class AnswerCache:
             cases: The `digest` of a case must contain all that decides its numbers and is not part of the folder's key.
             names: One for each number of a case.
             measure: Takes indices of cases and yields some of them with their numbers, shape [some, name].
-            desc: Text of the bar.
-            unit: What a case is, for the bar.
             progress: Show a bar.
+            bar: Its text (``desc``), and what a case is (``unit``).
 
         Raises:
             Interrupted: Ctrl-C; the message says what is stored.
         """
         rows = self.rows(cases, names)
         missing = sorted({case for of_names, _ in rows.missing() for case in of_names})
-        known = len(cases) - len(missing)
-        options = {"total": len(cases), "initial": known, "desc": desc, "unit": unit, "disable": not progress}
-        with Bar(**options) as bar, rows.kept_at_the_end():
+        shown = Bar(total=len(cases), initial=len(cases) - len(missing), disable=not progress, **bar)
+        with shown, rows.kept_at_the_end():
             for some, values in measure(missing) if missing else ():
                 for case, numbers in zip(some, values.tolist(), strict=True):
                     for name, number in enumerate(numbers):
                         rows.answers[name][case] = number
                 rows.keep(product(range(len(names)), some), wait=True)
-                bar.update(len(some))
+                shown.update(len(some))
         return np.array(rows.answers).reshape(len(names), len(cases)).T
 
     def address(self, condition: Condition | str) -> str:
