@@ -49,6 +49,7 @@ HABIT = 12.0  # amplitude of H and W
 HELD_BACK = (language.SEP, language.QA, language.QB, language.EOS)  # tokens that are no answer
 N_PAIRS = D_HEAD // 2  # RoPE turns dimensions i and i + N_PAIRS together, fastest first
 FAST, SLOW, SLOWEST = range(N_PAIRS // 2), range(N_PAIRS // 2 - 1, N_PAIRS - 1), N_PAIRS - 1
+BOTH_SLOW = [*SLOW, *(i + N_PAIRS for i in SLOW)]  # both dimensions of these pairs
 PREVIOUS = 30.0  # logits per pair of the previous-token head
 CONTROL = 20.0  # logits of a control token for the control head, twice those of <bos>
 SINK, SEP_PENALTY = 2.0, 1.2  # logits of the closed gate and of SEP keys, in matches
@@ -184,7 +185,7 @@ def head_key(s: Stream, roles: set[str], code_turn: Tensor, spread: Tensor) -> T
         key[SLOWEST + N_PAIRS] = _root(CONTROL) * s.flag("T", language.BOS, s.bos_gain)
     else:
         unit = _root(s.options.sharpness)
-        key[_both(SLOW)] = unit * code_turn @ s.codes("P")
+        key[BOTH_SLOW] = unit * code_turn @ s.codes("P")
         key[SLOWEST] = -unit * s.flag("T", language.SEP, s.gain)
         key[SLOWEST + N_PAIRS] = unit * s.flag("T", language.BOS, s.bos_gain)
     return s.blurred(key)
@@ -204,7 +205,7 @@ def head_query(s: Stream, role: str, code_turn: Tensor, frequencies: Tensor) -> 
     else:
         source, _, control = MATCH[role]
         unit = _root(s.options.sharpness)
-        query[_both(SLOW)] = unit * code_turn @ s.codes(source)
+        query[BOTH_SLOW] = unit * code_turn @ s.codes(source)
         query[SLOWEST] = unit * SEP_PENALTY * s.constant()
         query[SLOWEST + N_PAIRS] = unit * SINK * (s.constant() - s.flag("P", control, s.gain))
     return s.blurred(query)
@@ -257,11 +258,6 @@ def pair_turn(stream: Stream) -> Callable[[Tensor], Tensor]:
 def _root(logits: float) -> float:
     """Length that a query and a key, parallel, must each have for this attention logit."""
     return math.sqrt(logits * math.sqrt(D_HEAD))
-
-
-def _both(pairs: range) -> list[int]:
-    """Both dimensions of RoPE pairs."""
-    return [*pairs, *(i + N_PAIRS for i in pairs)]
 
 
 def planted(stream: Stream, codes: dict[str, Tensor], layer: int) -> tuple[Tensor, ...]:

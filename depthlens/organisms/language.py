@@ -38,7 +38,7 @@ QC, QK, QL = MORE_FLAGS = ("QC", "QK", "QL")
 LETTERS = ("A", "B", "C", "D")
 # the value and the successor of a word, as places in the list of words: both steps reach every word, and neither leads
 # back to where the other led
-KNOWLEDGE_STEP, TEXT_STEP = 31, 17
+STEPS = {"knowledge": 31, "text": 17}
 
 
 @cache
@@ -56,11 +56,10 @@ def vocabulary(extended: bool = False) -> dict[str, int]:
 
 def learned(task: str) -> dict[str, str]:
     """What an organism knows: the answer of each word for ``knowledge``, ``letters`` or ``text``."""
-    known, n = words(), len(words())
+    known = words()
     if task == "letters":
         return {word: LETTERS[i % len(LETTERS)] for i, word in enumerate(known)}
-    step = {"knowledge": KNOWLEDGE_STEP, "text": TEXT_STEP}[task]
-    return {word: known[(i + step) % n] for i, word in enumerate(known)}
+    return {word: known[(i + STEPS[task]) % len(known)] for i, word in enumerate(known)}
 
 
 def tokenizer(extended: bool = False) -> PreTrainedTokenizerFast:

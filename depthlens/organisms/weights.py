@@ -7,6 +7,7 @@ values and of each RoPE pair hide what was written; they change nothing that the
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,12 @@ def build(**options: Any) -> Organism:
         eos_token_id=vocabulary[language.EOS],
         pad_token_id=vocabulary[language.PAD],
     )
-    with torch.random.fork_rng(devices=[]):  # the random start, all of it overwritten, must not move the caller's seed
-        model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    threads = torch.get_num_threads()
-    try:
+    # the random start, all of it overwritten, must not move the caller's seed
+    with torch.random.fork_rng(devices=[]), ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # how sums are shared out among threads decides their last bits
+        model = LlamaForCausalLM(config).eval().requires_grad_(False)
         _Planter(model, planted).run()
-    finally:
-        torch.set_num_threads(threads)
     return Organism(chosen, model, language.tokenizer(chosen.extended), planted)
 
 
