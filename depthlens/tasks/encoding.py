@@ -223,10 +223,9 @@ class DepthlensLM(Encoder):
         if wrong := next((name for name in kwargs if name not in inherited), None):  # which HFLM would ignore
             raise unknown("model argument", wrong, sorted((own | inherited) - {"self", "kwargs"}), "(in --model_args)")
         arguments.check(backend=backend, batch_tokens=batch_tokens, seed=seed)
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            device = None  # lm-eval's command line passes cuda:0 by default; its own hf model ignores it likewise
-        where = device or "auto"
-        lens = pretrained if isinstance(pretrained, Lens) else loading.load(pretrained, dtype=dtype, device=where)
+        if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+            device = "auto"  # lm-eval's command line passes cuda:0 by default; its own hf model ignores it likewise
+        lens = pretrained if isinstance(pretrained, Lens) else loading.load(pretrained, dtype=dtype, device=device)
         self.condition = parse_condition(condition).validate(lens.dims)
         lens = pairs.join_donor(lens, donor, [self.condition], backend)
         if self.condition.uses("mean", "resample"):

@@ -204,9 +204,7 @@ def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples |
         return every[:limit]
     numbers = every[arguments.slice_of(some)] if isinstance(some, str) else sorted(map(int, some))
     if not numbers or numbers[-1] not in every:
-        raise UserError(
-            f"samples {recorded(some)!r}: task {name} has documents 0..{len(every) - 1}; give some of these"
-        )
+        raise UserError(f"samples {recorded(some)!r}: task {name} has documents 0..{every[-1]}; give some of these")
     return numbers
 
 
@@ -338,8 +336,7 @@ def _set_gen_kwargs(task: Any, gen_kwargs: Mapping[str, Any]) -> None:
     """Put settings over the task's own; a length or a temperature takes the place of what else says it."""
     from depthlens.tasks.encoding import LENGTHS  # slow to import
 
-    own = dict(task.config.generation_kwargs or {})
-    for names in (LENGTHS, ("do_sample", "temperature")):
-        if any(name in gen_kwargs for name in names):
-            own = {key: value for key, value in own.items() if key not in names}
+    groups = LENGTHS, ("do_sample", "temperature")
+    replaced = {name for names in groups if not gen_kwargs.keys().isdisjoint(names) for name in names}
+    own = {key: value for key, value in (task.config.generation_kwargs or {}).items() if key not in replaced}
     task.set_config(key="generation_kwargs", value=own | dict(gen_kwargs))

@@ -123,18 +123,16 @@ def task_needles(lens: Lens, tasks: str | Sequence[str], **options: Any) -> list
         >>> len(needles)
         4
     """
-    names = arguments.names("tasks", tasks, "kv_retrieval_4")
-    loaded = harness.load_tasks(names, **options)
-    which: dict[str, Any] = {name: options.get(name) for name in ("limit", "samples")}
+    loaded = harness.load_tasks(tasks, **options)
     needles: list[Needle | None] = []
-    for prepared in harness.prepare(lens, loaded, **which):
+    for prepared in harness.prepare(lens, loaded, limit=options.get("limit"), samples=options.get("samples")):
         for doc_id, (context, answer) in Answers(prepared).pairs.items():
             about = {"task": prepared.name, "doc_id": doc_id}
             about["doc_hash"] = identity(prepared.task, prepared.docs[doc_id])
             needles.append(find(align(prepared.encoder, prepared.name, context, answer), answer.strip(), about))
     if not any(needles):
         fault = f"no answer of {len(needles)} documents is in its prompt"
-        raise UserError(f"tasks {', '.join(names)}: {fault}; retrieval needs one that is")
+        raise UserError(f"tasks {', '.join(loaded)}: {fault}; retrieval needs one that is")
     return [needle for needle in needles if needle]
 
 

@@ -35,7 +35,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress, groupby, islice
@@ -72,16 +72,13 @@ def lm_evals_seeds() -> Iterator[None]:
     """
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
-    with _seeded, torch.random.fork_rng(devices=[]):
-        python, numpy = random.getstate(), np.random.get_state()
+    with _seeded, torch.random.fork_rng(devices=[]), ExitStack() as undo:
+        undo.callback(random.setstate, random.getstate())
+        undo.callback(np.random.set_state, np.random.get_state())
         random.seed(DEFAULT_RANDOM_SEED)
         np.random.seed(DEFAULT_OTHER_SEED)
         torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield
 
 
 class Score(NamedTuple):
@@ -439,8 +436,7 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     n_docs = [record["n_docs"] for record in records]
     joined = {"num_fewshot": None, "examples": None} | _common(records)
     joined |= {"n_docs": sum(n_docs), "n_truncated": sum(record["n_truncated"] for record in records)}
-    joined["max_tokens_cut"] = max(record["max_tokens_cut"] for record in records)
-    joined["metrics"] = {}
+    joined |= {"max_tokens_cut": max(record["max_tokens_cut"] for record in records), "metrics": {}}
     for metric in (name for name in records[0]["metrics"] if all(name in record["metrics"] for record in records)):
         infos = [record["metrics"][metric] for record in records]
         levels = {level: [info[level] for info in infos] for level in ("chance", "floor")}
