@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import depthlens as dl
-from depthlens.analysis import block_losses, scores, stats
+from depthlens.analysis import block_losses, losses, stats
 from depthlens.provenance import git_commit
 
 PRECISION = torch.float64  # of tiny models and organisms
@@ -409,7 +409,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
        for c in ("C1", "C2", "C3", "C4", "C7")},
     "means": lambda: {"p": (m := a.mean(draws(3)) - a.mean(draws(4))).p(), "max t": a.max_t(m), "ends": m.interval()},
     "documents": lambda: {"loss": stats.documents_for_loss(0.1, 30)},
-    "thirds of layers": lambda: {"of": scores.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
+    "thirds of layers": lambda: {"of": losses.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
     "heads/contrast": lambda: a.head_contrast(result("heads"), "copy", "sums", "answer_logprob"),
     "heads/agreement": lambda: a.head_agreement(result("heads"), result("heads", seed=1)),

@@ -86,7 +86,9 @@ class Mean:
 
     def __mul__(self, factor: float | Array) -> Mean:
         added, centred = (_raised(part, np.ndim(factor)) * factor for part in (self.added, self.centred))
-        ends = [np.multiply(end, factor) for end in self.limits]
+        with np.errstate(invalid="ignore"):  # nothing times infinity is nothing
+            scaled = [np.multiply(end, factor) for end in self.limits]
+        ends = [np.where(np.isnan(end), 0.0, end) for end in scaled]
         limits, extra = (np.minimum(*ends), np.maximum(*ends)), self.extra * np.square(factor)
         value = self.value * factor + 0.0  # no -0.0
         return replace(self, value=value, added=added, centred=centred, extra=extra, limits=limits)
@@ -246,7 +248,8 @@ def _resampled(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.
 
     def drawn() -> Iterator[np.ndarray]:
         for _, count in _blocks(n_draws, sum(rows.shape)):
-            times = rng.multinomial(n, np.full(n, 1 / n), count).astype(float)  # [draw, unit]
+            drawn_units = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+            times = np.bincount(drawn_units.ravel(), minlength=count * n).reshape(count, n).astype(float)
             sums = times @ rows
             errors = np.sqrt(np.maximum(times @ squares - sums**2 / n, 0) + found.extra)
             yield np.divide(np.abs(sums), errors, out=np.zeros_like(sums), where=errors > 1e-12)

@@ -8,7 +8,7 @@ correlation is therefore reported together with:
   two halves is r, and ``2 r / (1 + r)`` is that of all documents (Spearman 1910; Brown 1910).
 * **ceiling**: ``sqrt(reliability * other_reliability)``, which two profiles of the same truth reach on average.
 * **p-value**, two-sided, the observed order included. *Of layers*, what both profiles owe to a common trend over depth
-  is left out: a straight line is subtracted from the ranks of each. One of them is continued by its mirror image to a
+  is left out: a parabola is subtracted from the ranks of each. One of them is continued by its mirror image to a
   circle, turned by every number of layers, and correlated again: p is the share of turns with an absolute correlation
   at least as large. *Of heads*, the heads of every layer are permuted ``N_PERMUTATIONS`` times: p is the share of
   permutations that are at least as far from their mean, which is what the layers alone explain.
@@ -181,8 +181,9 @@ def permutation_p(a: np.ndarray, b: np.ndarray, layers: np.ndarray, rng: np.rand
 
 
 def _without_trend(ranks: np.ndarray) -> np.ndarray:
-    """Ranks over depth less their straight line, of norm 1; 0 where nothing is left. Shape [part]."""
-    left = scipy.signal.detrend(ranks)
+    """Ranks over depth less their parabola, of norm 1; 0 where nothing is left. Shape [part]."""
+    depth = np.linspace(-1, 1, len(ranks))
+    left = ranks - np.polyval(np.polyfit(depth, ranks, 2), depth)
     norm = float(np.sqrt(np.square(left).sum()))
     return left / norm if norm > 1e-9 else np.zeros_like(left)
 
