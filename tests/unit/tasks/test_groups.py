@@ -9,9 +9,10 @@ import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.analysis import kinds_by_subtask, split_by_kind
+from depthlens.analysis import kinds_by_subtask, questions, split_by_kind
 from depthlens.analysis.losses import by_layer
 from depthlens.analysis.means import mean
+from depthlens.analysis.results import Result
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
@@ -91,7 +92,11 @@ def test_record_has_the_group_and_its_tasks(result):
     assert about["metrics"]["acc"]["chance"] == about["metrics"]["acc"]["floor"] == pytest.approx(chance)
 
 
-def test_the_unit_is_the_subject(result):
+def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeypatch):
+    (profile, _) = by_layer(result)
+    assert len({*profile.units}) == N and "school: 3 subjects are too few to stand for others" in result.notes[-1]
+    monkeypatch.setattr(questions, "FEWEST_SUBJECTS", len(SIZES))
+    result = Result(result.docs, result.record, result.asked)
     values = result.scores("school", "acc")["baseline"].to_numpy()
     names = [name for name, n in SIZES.items() for _ in range(n)]
     base = result.baselines.set_index("metric").loc["acc"]
