@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -321,13 +322,28 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) 
         yield
 
 
+class _Put(NamedTuple):
+    """Another forward of a module; a copy of the module has that of its class, on itself."""
+
+    module: nn.Module
+    forward: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo[id(self.module)]
+        return MethodType(type(copied).forward, copied)
+
+
 def put_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
     """Give a module another ``forward`` until a stack is closed."""
     own = {name: value for name, value in vars(module).items() if name == "forward"}  # none: that of its class
-    module.forward = forward
+    put: Callable[..., Any] = _Put(module, forward)
+    module.forward = put
 
     def restore() -> None:
-        if vars(module).get("forward") is forward:  # else the user has put another one in place meanwhile
+        if vars(module).get("forward") is put:  # else the user has put another one in place meanwhile
             del module.forward
             vars(module).update(own)
 

@@ -100,7 +100,8 @@ def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeyp
     values = result.scores("school", "acc")["baseline"].to_numpy()
     names = [name for name, n in SIZES.items() for _ in range(n)]
     base = result.baselines.set_index("metric").loc["acc"]
-    assert [base["ci_low"], base["ci_high"]] == list(map(float, mean(values, names, limits=(0.0, 1.0), n_questions=N).interval()))
+    ends = mean(values, names, limits=(0.0, 1.0), n_questions=N).interval()
+    assert [base["ci_low"], base["ci_high"]] == list(map(float, ends))
     (profile, _) = by_layer(result)
     assert profile.units == tuple(names) and profile.mean().n == len(SIZES)
 
