@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import get_ident
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -322,7 +322,8 @@ def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) 
         yield
 
 
-class _Put(NamedTuple):
+@dataclass(eq=False)
+class _Put:
     """Another forward of a module; a copy of the module has that of its class, on itself."""
 
     module: nn.Module
