@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import threading
 
@@ -219,20 +218,6 @@ def test_contexts_are_left_in_any_order(lens):
         assert torch.allclose(logits(lens), wanted[text], atol=1e-5)
         one.close()
     assert torch.equal(logits(lens), whole) and "forward" not in vars(lens.model.model)
-
-
-def test_a_copy_that_is_made_under_a_condition_is_a_whole_model_of_its_own(lens):
-    whole = logits(lens)
-    with dl.ablated(lens, "L1"):
-        copied = copy.deepcopy(lens.model)
-        assert not torch.equal(logits(lens), whole)
-    with torch.no_grad():
-        ids = lens.tokenizer(PROMPT, return_tensors="pt")
-        assert torch.equal(copied(**ids).logits, whole)
-        copied.lm_head.weight.zero_()
-        assert not copied(**ids).logits.any() and torch.equal(logits(lens), whole)
-    mine = Lens(copied, lens.tokenizer, "copied")
-    assert dl.next_token(mine, PROMPT, ["L1"]).notna().all(axis=None)
 
 
 def test_a_forward_that_a_user_puts_in_place_meanwhile_stays(lens):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import itertools
 import json
@@ -232,3 +233,21 @@ def test_another_thread_waits_while_a_model_is_transplanted():
         numbers(donor, 3)
     thread.join()
     assert found == [plain]
+
+
+def test_a_copy_that_is_made_under_a_condition_is_a_whole_model_of_its_own():
+    lens, prompt = tiny.lens("llama-gqa"), TEXTS[0]
+
+    def logits(model):
+        with torch.no_grad():
+            return model(**lens.tokenizer(prompt, return_tensors="pt")).logits
+
+    whole = logits(lens.model)
+    with dl.ablated(lens, "L1"):
+        copied = copy.deepcopy(lens.model)
+        assert not torch.equal(logits(lens.model), whole)
+    assert torch.equal(logits(copied), whole)
+    with torch.no_grad():
+        copied.lm_head.weight.zero_()
+    assert not logits(copied).any() and torch.equal(logits(lens.model), whole)
+    assert dl.next_token(dl.Lens(copied, lens.tokenizer), prompt, ["L1"]).notna().all(axis=None)
