@@ -33,7 +33,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import depthlens as dl
-from depthlens.analysis import block_losses, losses, stats
+from depthlens.analysis.layers import blocks
+from depthlens.analysis.numbers import stats
+from depthlens.analysis.result import losses
 from depthlens.provenance import git_commit
 
 PRECISION = torch.float64  # of tiny models and organisms
@@ -394,8 +396,8 @@ OF_HEADS = ("summary", "critical")
 OTHERS: dict[str, Callable[[], Any]] = {
     "modes": lambda: dl.mode_agreement(result("letters")),
     "blocks": lambda: {
-        "table": block_losses.block_table(result("blocks")),
-        "largest": block_losses.largest_sparable(result("blocks")),
+        "table": blocks.block_table(result("blocks")),
+        "largest": blocks.largest_sparable(result("blocks")),
     },
     "sites": lambda: a.site_losses(result("sites")),
     "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),

@@ -45,7 +45,7 @@ import made_claims  # noqa: E402
 from made_claims import Task  # noqa: E402
 from simulated_races import MARGIN, binary, race  # noqa: E402
 
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED  # noqa: E402
+from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED  # noqa: E402
 from depthlens.claims.claims import CLAIMS  # noqa: E402
 from depthlens.claims.parts import STATES, worst  # noqa: E402
 

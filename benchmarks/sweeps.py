@@ -25,8 +25,8 @@ import typer
 from shared import alternating, show
 
 import depthlens as dl
-from depthlens.analysis.races import CRITICAL
-from depthlens.analysis.rank_correlations import in_words
+from depthlens.analysis.numbers.betting import CRITICAL
+from depthlens.analysis.numbers.ranks import in_words
 
 TASKS = ("capitals_continuation", "kv_retrieval_4_continuation")
 

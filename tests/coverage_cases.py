@@ -13,10 +13,10 @@ from functools import cache
 import numpy as np
 from made_results import profile
 
-from depthlens.analysis import stats
-from depthlens.analysis.losses import Losses
-from depthlens.analysis.means import Mean, mean
-from depthlens.analysis.recovery import recovered_share
+from depthlens.analysis.layers.recovery import recovered_share
+from depthlens.analysis.numbers import stats
+from depthlens.analysis.numbers.means import Mean, mean
+from depthlens.analysis.result.losses import Losses
 
 N_LAYERS, LARGE = 12, 100_000
 DAMAGE = np.array([0.7, 0.5, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3])  # by layer: of the right answers

@@ -4,7 +4,7 @@ import functools
 
 import tiny
 
-from depthlens.analysis.geometry import geometry_predictors
+from depthlens.analysis.layers.geometry import geometry_predictors
 from depthlens.experiments import geometry as geo
 
 TEXTS = ["The tide turned before noon.", "Nobody saw the heron.", "One, two, and then many more of them."]

@@ -13,10 +13,10 @@ import made_results
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis import stats
-from depthlens.analysis.head_curves import Costs
-from depthlens.analysis.losses import Losses
-from depthlens.analysis.means import UNLIMITED, mean
+from depthlens.analysis.heads.curves import Costs
+from depthlens.analysis.numbers import stats
+from depthlens.analysis.numbers.means import UNLIMITED, mean
+from depthlens.analysis.result.losses import Losses
 from depthlens.claims import heads
 from depthlens.claims.claims import recovered
 from depthlens.claims.evidence import Evidence

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.block_removal import Greedy
-from depthlens.analysis.head_curves import RemovalCurve
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.losses import Losses, broken_condition
-from depthlens.analysis.races import Race
-from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis.heads.curves import RemovalCurve
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.layers.removal import Greedy
+from depthlens.analysis.result.losses import Losses, broken_condition
+from depthlens.analysis.result.races import Race
+from depthlens.analysis.result.results import DOCS_COLUMNS, Result, concat
 
 if TYPE_CHECKING:
     from depthlens.claims import Verdicts

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 import depthlens as dl
-from depthlens.analysis.losses import layer_third
+from depthlens.analysis.result.losses import layer_third
 from depthlens.claims.claims import CRITICAL, DEEP, FIRST, HARMLESS, SHALLOW, TASKS, TREND, WRITTEN
 from depthlens.claims.parts import Estimate, Part
 

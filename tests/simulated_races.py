@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from depthlens.analysis.races import UNDECIDED, Evidence
+from depthlens.analysis.numbers.betting import UNDECIDED, Evidence
 from depthlens.experiments.race import FIRST_WAVE, GROWTH
 
 MARGIN, ALPHA = 0.1, 0.05

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import parse_condition
-from depthlens.analysis.losses import Losses, comparable, too_few
-from depthlens.analysis.means import UNLIMITED, Mean
-from depthlens.analysis.words import not_above_chance
+from depthlens.analysis.numbers.means import UNLIMITED, Mean
+from depthlens.analysis.numbers.words import not_above_chance
+from depthlens.analysis.result.losses import Losses, too_few
+from depthlens.analysis.result.profiles import comparable
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, MOVED, UNDER, Estimate, Part, Question, average, missing, named, part

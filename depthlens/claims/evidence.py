@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from depthlens.analysis.head_curves import RemovalCurve
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.losses import Losses, by_layer
-from depthlens.analysis.results import Result
+from depthlens.analysis.heads.curves import RemovalCurve
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.result.losses import Losses
+from depthlens.analysis.result.profiles import by_layer
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError, unknown
 
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed

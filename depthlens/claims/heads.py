@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from depthlens.analysis import questions
-from depthlens.analysis.head_curves import TIMES, Costs, RemovalCurve, costs
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.losses import Losses, too_few
-from depthlens.analysis.means import ALPHA, Mean
-from depthlens.analysis.results import Result
-from depthlens.analysis.words import NOT_ABOVE_CHANCE
+from depthlens.analysis.heads.curves import TIMES, Costs, RemovalCurve, costs
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.numbers.means import ALPHA, Mean
+from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
+from depthlens.analysis.result.losses import Losses, too_few
+from depthlens.analysis.result.results import Result
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, PROBABILITY, Estimate, Part, Question, missing, named
 from depthlens.metrics import LOGPROBS
@@ -132,7 +131,7 @@ def _reused(result: Result, task: str, scores: HeadScores | None, name: str) -> 
     if scores is None:
         return f"say what chose the heads of {name} (head_scores=)"
     record: Mapping[str, Any] = scores.record
-    again = set(questions.identities(result, task)) & set(record.get("documents", ()))
+    again = {*next(each for key, each in result.every_losses.items() if key[1] == task).documents} & set(record.get("documents", ()))
     if not again and task in record.get("tasks", ()):
         tested = set(result.docs.loc[result.docs["task"] == task, "doc_id"])
         chosen = record.get("samples")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.findings import Finding, paragraphs
+from depthlens.analysis.result.findings import Finding, paragraphs
 from depthlens.claims import scorecard_html
 from depthlens.claims.claims import CLAIMS
 from depthlens.claims.evidence import Evidence

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from depthlens.ablations import AnyHead
-from depthlens.analysis.head_curves import RemovalCurve
-from depthlens.analysis.losses import broken_condition
-from depthlens.analysis.results import Result
+from depthlens.analysis.heads.curves import RemovalCurve
+from depthlens.analysis.result.losses import broken_condition
+from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.errors import unknown
 from depthlens.experiments.condition_runs import load_tasks, settled

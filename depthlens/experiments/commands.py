@@ -131,8 +131,8 @@ def sweep(
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents} if race else {}
     said = {"model": model, "tasks": sorted(tasks), "ablate": sorted(ablate.split(",")), **own}
     said |= {name: value for name, value in options.items() if name not in _ANYWHERE}
-    from depthlens.analysis.result_folder import claimed
-    from depthlens.analysis.words import plain
+    from depthlens.analysis.numbers.words import plain
+    from depthlens.analysis.result.folder import claimed
 
     with claimed(out, said, overwrite=overwrite) as folder:
         from depthlens.cluster import pool

@@ -13,9 +13,9 @@ import pandas as pd
 
 from depthlens import arguments, cluster
 from depthlens.ablations import Condition, expand
-from depthlens.analysis.documents import COMPLETE, DOCS_COLUMNS, PARSED
-from depthlens.analysis.questions import SUBTASK
-from depthlens.analysis.results import Result
+from depthlens.analysis.result.documents import COMPLETE, DOCS_COLUMNS, PARSED
+from depthlens.analysis.result.questions import SUBTASK
+from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.cluster import pool
 from depthlens.engine import tree_attention

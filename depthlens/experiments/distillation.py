@@ -182,7 +182,7 @@ def activation_deltas(
 
     Both models read each prompt for themselves, so that differences pile up with depth. At every token, with x_b and
     x_d of the two: ``relative`` ||x_d - x_b|| / ||x_b||, ``cosine`` <x_d, x_b> / (||x_d|| ||x_b||); then the mean over
-    a prompt's tokens, the mean over prompts, and its 95% interval (`depthlens.analysis.means`). The
+    a prompt's tokens, the mean over prompts, and its 95% interval (`depthlens.analysis.numbers.means`). The
     models walk side by side, and only what the current layer makes is held, for all prompts.
 
     Args:

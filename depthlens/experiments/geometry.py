@@ -15,9 +15,9 @@ skipped, and what a later layer l adds to the stream changes by ``||delta_l(skip
 layer s is skipped at all positions, this mixes two effects. Where it is skipped only before a random position t and
 the change is measured from t on, this is what layer s *passes on to future tokens* through attention.
 
-Every number is taken per text, then averaged, with its 95% interval (`depthlens.analysis.means`).
-The residual streams of one text are held at a time. `depthlens.analysis.geometry` says how well these numbers predict
-what a removal costs.
+Every number is taken per text, then averaged, with its 95% interval (`depthlens.analysis.numbers.means`).
+The residual streams of one text are held at a time. `depthlens.analysis.layers.geometry` says how well these numbers
+predict what a removal costs.
 
 Limits: a few large dimensions of a trained stream dominate its cosines, and the first token is often a huge outlier.
 Early streams are not made for the unembedding, so the logit lens understates what they hold.
@@ -39,7 +39,7 @@ from torch.nn import functional
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE
-from depthlens.analysis.geometry import Geometry
+from depthlens.analysis.layers.geometry import Geometry
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront

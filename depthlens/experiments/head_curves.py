@@ -7,7 +7,7 @@ position by position (same layer), so that its first k are nested as those of th
 distinguishes its heads. All conditions of all lists are scored in one sweep, on the same documents.
 
 The list must come from other documents than those of the curve, because a list that was chosen on them looks worse than
-random for that alone; `depthlens.analysis.block_removal.halves` gives two sets of documents.
+random for that alone; `depthlens.analysis.layers.removal.halves` gives two sets of documents.
 
 **Removal** asks whether heads are necessary. The band is the range of all draws at each k. The verdict is a rank test
 over the whole curve: the mean over k of the list against that of its draws, one-sided, p = (1 + number of draws at or
@@ -40,8 +40,8 @@ from typing import Any, Unpack
 
 from depthlens import arguments
 from depthlens.ablations import Ablation, AnyHead, Condition, Dims, Head, heads_condition, heads_of
-from depthlens.analysis import head_curves
-from depthlens.analysis.results import Result
+from depthlens.analysis.heads import curves
+from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
 from depthlens.experiments.condition_runs import settled
@@ -66,7 +66,7 @@ def removal_curve(
     metric: str | None = None,
     suffix: str = "",
     **options: Unpack[EvalOptions],
-) -> head_curves.RemovalCurve:
+) -> curves.RemovalCurve:
     """Score tasks as the first k heads of each list are removed together, against random heads of the same layers.
 
     Args:
@@ -93,7 +93,7 @@ def removal_curve(
     if suffix not in SUFFIXES:
         raise unknown("suffix", suffix, SUFFIXES)
     how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": suffix}
-    return head_curves.removal(*_swept(lens, tasks, lists, options, **how))
+    return curves.removal(*_swept(lens, tasks, lists, options, **how))
 
 
 @one_thread
@@ -106,7 +106,7 @@ def sufficiency_curve(
     n_draws: int = 20,
     metric: str | None = None,
     **options: Unpack[EvalOptions],
-) -> head_curves.SufficiencyCurve:
+) -> curves.SufficiencyCurve:
     """Score tasks with only the first k heads of each list, all others at their mean, against random lists.
 
     Args:
@@ -132,7 +132,7 @@ def sufficiency_curve(
     if options.get("measure") == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
     how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": "@mean", "keep": True}
-    return head_curves.sufficiency(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
+    return curves.sufficiency(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
 
 
 def _swept(

@@ -15,7 +15,7 @@ import torch
 
 from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, AnyHead, Condition, Head, expand, parse_condition
-from depthlens.analysis.views import View
+from depthlens.analysis.show.views import View
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import entered
 from depthlens.engine.engine import Engine

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, Head, expand, heads_condition, heads_of
-from depthlens.analysis import means
-from depthlens.analysis.means import Mean
-from depthlens.analysis.words import estimate
+from depthlens.analysis.numbers import means
+from depthlens.analysis.numbers.means import Mean
+from depthlens.analysis.numbers.words import estimate
 from depthlens.backends.row_edits import hooks
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine

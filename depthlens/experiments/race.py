@@ -1,8 +1,8 @@
 """Sweeps that stop as soon as they know: documents in random order, and conditions that leave when they are decided.
 
-See `depthlens.analysis.races` for what is tested. Documents come in waves. A wave is computed as a sweep is, with all
-conditions that are still open, so that the store, other backends, offloaded models and workers do what they do there.
-A race that is started again with the same seed computes nothing twice and decides the same.
+See `depthlens.analysis.result.races` for what is tested. Documents come in waves. A wave is computed as a sweep is,
+with all conditions that are still open, so that the store, other backends, offloaded models and workers do what they do
+there. A race that is started again with the same seed computes nothing twice and decides the same.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import pandas as pd
 
 from depthlens import arguments, progress
 from depthlens.ablations import Condition
-from depthlens.analysis import questions, races
-from depthlens.analysis.races import Evidence, Race
-from depthlens.analysis.stats import ALPHA, BASELINE
-from depthlens.analysis.written_answers import headline
+from depthlens.analysis.numbers import betting
+from depthlens.analysis.numbers.betting import Evidence
+from depthlens.analysis.numbers.stats import ALPHA, BASELINE
+from depthlens.analysis.result import questions
+from depthlens.analysis.result.documents import headline
+from depthlens.analysis.result.races import Race
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, frame_of, settled
@@ -88,22 +90,22 @@ def race(
     courses = _courses(runs.asked, chosen["seed"], max_documents)
     baseline, *conditions = runs.conditions
     evidence = Evidence(len(courses) * len(conditions), margin, alpha)
-    decided = np.full((len(courses), len(conditions)), races.UNDECIDED, dtype=object)
+    decided = np.full((len(courses), len(conditions)), betting.UNDECIDED, dtype=object)
     n_waves = 0
     with progress.Bar(total=decided.size, desc="race", unit="decision", disable=not chosen["progress"]) as bar:
         chosen["progress"] = False  # of the waves
         while going := [i for i, c in enumerate(courses) if c.goes_on(decided[i], alpha)]:
             n_waves += 1
             for i in going:
-                at = np.flatnonzero(decided[i] == races.UNDECIDED)
+                at = np.flatnonzero(decided[i] == betting.UNDECIDED)
                 losses = courses[i].run_wave(runs, [baseline, *(conditions[j] for j in at)])
                 if len(at):
                     courses[i].losses.append(losses.assign(task=courses[i].task, wave=n_waves))
                     table = losses.pivot(index="doc_id", columns="condition", values="loss")
                     evidence.add(i * len(conditions) + at, table[[str(conditions[j]) for j in at]].to_numpy())
-            still = decided == races.UNDECIDED  # what is decided stays so
+            still = decided == betting.UNDECIDED  # what is decided stays so
             decided[still] = np.reshape(evidence.decisions(), decided.shape)[still]
-            bar.update(int(still.sum() - (decided == races.UNDECIDED).sum()))
+            bar.update(int(still.sum() - (decided == betting.UNDECIDED).sum()))
     asked = {"conditions": [*map(str, conditions)], "margin": margin, "alpha": alpha, "max_documents": max_documents}
     counts = {
         "n_documents": {c.task: len(c.documents) for c in courses},
@@ -117,8 +119,8 @@ def race(
     rows = [(c.task, c.metric, str(of), of.layer, of.head) for c in courses for of in conditions]
     found = pd.DataFrame(rows, columns=["task", "metric", "condition", "layer", "head"]).join(found, on=keys)
     at_chance = [[course.at_chance(alpha)] for course in courses]
-    found.insert(5, "decision", np.where(at_chance, races.AT_CHANCE, decided).ravel())
-    found[["ci_low", "ci_high"]] = [races.anytime_interval(np.array(of), alpha) for of in found.pop("values")]
+    found.insert(5, "decision", np.where(at_chance, betting.AT_CHANCE, decided).ravel())
+    found[["ci_low", "ci_high"]] = [betting.anytime_interval(np.array(of), alpha) for of in found.pop("values")]
     return Race(found.astype({"layer": "Int64", "head": "Int64"}), losses, record)
 
 
@@ -147,7 +149,7 @@ class _Course:
     def at_chance(self, alpha: float) -> bool:
         """Whether the documents so far do not show that the whole model is above chance."""
         gains = self.above_chance
-        return gains is not None and bool(races.log_capital(gains) < np.log(1 / alpha))
+        return gains is not None and bool(betting.log_capital(gains) < np.log(1 / alpha))
 
     def goes_on(self, decided: np.ndarray, alpha: float) -> bool:
         """Whether another wave comes.
@@ -156,7 +158,7 @@ class _Course:
         the decisions would not count.
         """
         left = self.n_seen < len(self.documents)
-        return left and (bool((decided == races.UNDECIDED).any()) or self.at_chance(alpha))
+        return left and (bool((decided == betting.UNDECIDED).any()) or self.at_chance(alpha))
 
     def run_wave(self, runs: ConditionRuns, conditions: Sequence[Condition]) -> pd.DataFrame:
         """Losses of the next documents: condition, doc_id, loss."""
@@ -174,7 +176,7 @@ class _Course:
             frame = renumbered(frame[frame["metric"] == self.metric], part.member)
             scores = frame.pivot(index="doc_id", columns="condition", values="value")
             if info["chance"] is not None:
-                gains = races.log_gains(np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1))
+                gains = betting.log_gains(np.clip(scores[BASELINE].to_numpy() - info["chance"], -1, 1))
                 self.above_chance = gains if self.above_chance is None else self.above_chance + gains
             losses = scores.drop(columns=BASELINE).rsub(scores[BASELINE], axis=0)
             losses = losses.clip(-1, 1) * (1 if info["higher_is_better"] else -1)

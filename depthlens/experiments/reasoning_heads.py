@@ -48,8 +48,8 @@ from torch import Tensor
 
 from depthlens import arguments, cluster
 from depthlens.ablations import AnyHead
-from depthlens.analysis.head_scores import HeadScores, ReasoningScores
-from depthlens.analysis.words import WORDS, numbers
+from depthlens.analysis.heads.scores import HeadScores, ReasoningScores
+from depthlens.analysis.numbers.words import WORDS, numbers
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
 from depthlens.experiments import attention_patterns

@@ -57,8 +57,8 @@ from torch import Tensor
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, AnyHead, heads_condition
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.means import UNLIMITED
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.numbers.means import UNLIMITED
 from depthlens.arguments import EvalOptions
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError, unknown

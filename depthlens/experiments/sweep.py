@@ -10,7 +10,7 @@ each layer matters, and nothing about how many layers are needed. Two experiment
 
 The cheapest of many removals would look too cheap on the documents that chose it, because its loss is partly luck.
 `greedy_removal` therefore chooses layers and stops on one half of the documents, and judges on the other
-(`depthlens.analysis.block_removal`).
+(`depthlens.analysis.layers.removal`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import pandas as pd
 
 from depthlens import arguments, cluster
 from depthlens.ablations import INDEXED, WORDS, Ablation, Condition, Dims, expand
-from depthlens.analysis import documents
-from depthlens.analysis.block_removal import Greedy, follow
-from depthlens.analysis.losses import Losses
-from depthlens.analysis.results import Result, concat
-from depthlens.analysis.stats import BASELINE
-from depthlens.analysis.words import NOT_ABOVE_CHANCE
+from depthlens.analysis.layers.removal import Greedy, follow
+from depthlens.analysis.numbers.stats import BASELINE
+from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
+from depthlens.analysis.result import documents
+from depthlens.analysis.result.losses import Losses
+from depthlens.analysis.result.results import Result, concat
 from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError, unknown

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments, provenance
-from depthlens.analysis.means import UNLIMITED, mean
+from depthlens.analysis.numbers.means import UNLIMITED, mean
 from depthlens.engine.walk_check import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens

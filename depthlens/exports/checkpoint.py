@@ -32,8 +32,8 @@ from transformers.pytorch_utils import Conv1D
 
 from depthlens import __version__, arguments
 from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
-from depthlens.analysis.results import Result
-from depthlens.analysis.words import bounds
+from depthlens.analysis.numbers.words import bounds
+from depthlens.analysis.result.results import Result
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised

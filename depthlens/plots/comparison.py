@@ -1,9 +1,9 @@
 """Figures of several models or runs: profiles side by side, differences, transplants, and what training changed.
 
-See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.depth`,
-`depthlens.analysis.differences`, `depthlens.analysis.recovery` and `depthlens.experiments.distillation`.
+See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.layers.depth`,
+`depthlens.analysis.layers.differences`, `depthlens.analysis.layers.recovery` and `depthlens.experiments.distillation`.
 
-Figures of runs are of a `depthlens.analysis.run_comparison.Comparison`. One is of one folder and one kind of part, and
+Figures of runs are of a `depthlens.analysis.runs.comparison.Comparison`. One is of one folder and one kind of part, and
 has a panel for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands
 for it is drawn, and log-likelihoods; the tables have all.
 """
@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from depthlens.analysis import recovery, written_answers
-from depthlens.analysis.losses import labels
-from depthlens.analysis.results import Result
-from depthlens.analysis.run_comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
-from depthlens.analysis.stats import ALPHA
+from depthlens.analysis.layers import recovery
+from depthlens.analysis.numbers.stats import ALPHA
+from depthlens.analysis.result import documents
+from depthlens.analysis.result.profiles import labels
+from depthlens.analysis.result.results import Result
+from depthlens.analysis.runs.comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.look import GREY
 from depthlens.metrics import LOGPROBS
@@ -247,7 +248,7 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
         (task, metric, of_panel)
         for (task, metric, *_), of_panel in rows.groupby(by, sort=False)
         if (of_panel["run"].nunique() > 1 or "scale" in rows)
-        and (metric in LOGPROBS or metric == written_answers.headline(task, list(metrics[task])))
+        and (metric in LOGPROBS or metric == documents.headline(task, list(metrics[task])))
     ]
 
 

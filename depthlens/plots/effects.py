@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from depthlens.ablations import parse_condition
-from depthlens.analysis import stats
-from depthlens.analysis.results import Result
-from depthlens.analysis.stats import BASELINE, GROUP, loss_unit
+from depthlens.analysis.numbers import stats
+from depthlens.analysis.numbers.stats import BASELINE, GROUP, loss_unit
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 from depthlens.metrics import limits, metric_unit
 from depthlens.plots.panels import ACCURACY, idle_where

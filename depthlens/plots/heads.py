@@ -7,7 +7,7 @@ few heads are far beyond the rest, which would otherwise look white; the figure 
 conditions: L9.H6 is head 6 of layer 9.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.head_curves`
-and `depthlens.analysis.head_lists`.
+and `depthlens.analysis.heads.lists`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from matplotlib.patches import Rectangle
 
 from depthlens import arguments
 from depthlens.ablations import INDEXED, Head
-from depthlens.analysis import head_lists
-from depthlens.analysis.head_curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.losses import labels as task_labels
-from depthlens.analysis.results import Result
+from depthlens.analysis.heads import lists
+from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.result.profiles import labels as task_labels
+from depthlens.analysis.result.results import Result
 from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_table, sweep_title, varying
@@ -301,7 +301,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     Example:
         >>> figure = dl.plots.head_overlap(copying, scores, k=3)
     """
-    *tops, scored = head_lists.both_tops(a, b, k)
+    *tops, scored = lists.both_tops(a, b, k)
     first, second = map(set, tops)
     layer, head = np.nonzero(scored)
     on = [((*h,) in first) + 2 * ((*h,) in second) for h in zip(layer, head, strict=True)]  # 0: on neither list
@@ -313,7 +313,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     table = tidy(table, "x", "y", unit=axes[1])
     others, table = (table[(table["series"] == names[-1]) == other] for other in (True, False))
     model = a.record.get("model", {}).get("name", "")
-    common = head_lists.head_overlap(a, b, k=k)
+    common = lists.head_overlap(a, b, k=k)
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
     look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
     fig, ((ax, _),) = curves(title, default, table, names[:-1], **look)

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import AsinhNorm
 
-from depthlens.analysis import depth
-from depthlens.analysis.block_losses import block_table
-from depthlens.analysis.geometry import Geometry
-from depthlens.analysis.losses import by_layer
-from depthlens.analysis.results import Result
-from depthlens.analysis.stats import ALPHA, GROUP, loss_unit
+from depthlens.analysis.layers import depth
+from depthlens.analysis.layers.blocks import block_table
+from depthlens.analysis.layers.geometry import Geometry
+from depthlens.analysis.numbers.stats import ALPHA, GROUP, loss_unit
+from depthlens.analysis.result.profiles import by_layer
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
 from depthlens.metrics import ANSWER_LOGPROB

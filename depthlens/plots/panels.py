@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from depthlens.analysis.stats import ALPHA
+from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, GREY, INK, PALE, PALETTE
 from depthlens.plots import theme

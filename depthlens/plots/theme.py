@@ -22,7 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from depthlens.analysis.words import NOT_ABOVE_CHANCE
+from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
 
 P = ParamSpec("P")
 MARKERS = ("o", "s", "^", "D")

@@ -24,7 +24,7 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
 
     arguments.check(out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
-    from depthlens.analysis.words import plain
+    from depthlens.analysis.numbers.words import plain
     from depthlens.runner.compare_page import write_comparison
     from depthlens.runner.compared_runs import compare as compared
 
@@ -53,8 +53,8 @@ def answers(
             condition baseline: the documents on which two models differ.
     """
     say(f"reading {run}", run=run)
-    from depthlens.analysis.results import Result
-    from depthlens.analysis.stats import BASELINE
+    from depthlens.analysis.numbers.stats import BASELINE
+    from depthlens.analysis.result.results import Result
 
     other = None if against is None else Result.load(against)
     found = Result.load(run).answers(condition, change, task=task, against=other)

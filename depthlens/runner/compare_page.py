@@ -12,9 +12,8 @@ import pandas as pd
 from nbconvert.filters import text_base64
 
 from depthlens import __version__, plots
-from depthlens.analysis import result_folder
-from depthlens.analysis.result_folder import DOCS_FILE
-from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
+from depthlens.analysis.result.folder import DOCS_FILE, refuse_other
+from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, writable_folder
 from depthlens.plots.comparison import drawable
@@ -45,7 +44,7 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
     if (folder / DOCS_FILE).exists():
         raise UserError(f"{str(out)!r} holds results of a sweep, which are never replaced; name another folder")
     if not overwrite:
-        result_folder.refuse_other(folder, (*Comparison.files(), PAGE), partial(comparison.differs, folder))
+        refuse_other(folder, (*Comparison.files(), PAGE), partial(comparison.differs, folder))
     page = comparison_page(comparison)
     comparison.save(folder, overwrite=True)
     write_whole(folder / PAGE, page)

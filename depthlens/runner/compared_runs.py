@@ -1,4 +1,4 @@
-"""Runs on disk or in memory in, their comparison out (`depthlens.analysis.run_comparison`).
+"""Runs on disk or in memory in, their comparison out (`depthlens.analysis.runs.comparison`).
 
 A run is a folder of results (``depthlens sweep --out``, `depthlens.Result.save`), or a folder with such folders below,
 as ``depthlens run`` writes one for each model. Every folder of results is found, and so is every folder of verdicts
@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from depthlens.analysis.result_folder import DOCS_FILE
-from depthlens.analysis.results import Result
-from depthlens.analysis.run_comparison import Comparison, Run, compare_runs
+from depthlens.analysis.result.folder import DOCS_FILE
+from depthlens.analysis.result.results import Result
+from depthlens.analysis.runs.comparison import Comparison, Run, compare_runs
 from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 

@@ -1,9 +1,9 @@
 """Executed notebooks in, web pages out that need no network, and an index over those of a folder.
 
 Each page is one file with its styles, figures and their numbers inside. A content security policy forbids the browser
-every request and every script but that of the view of answers (`depthlens.analysis.views`), so that a page looks the
-same offline, in a mail and in ten years. LaTeX is shown as it is written, because rendering it would need a script. The
-pages' templates and styles are in ``templates``.
+every request and every script but that of the view of answers (`depthlens.analysis.show.views`), so that a page looks
+the same offline, in a mail and in ten years. LaTeX is shown as it is written, because rendering it would need a script.
+The pages' templates and styles are in ``templates``.
 
 The index needs nothing but the notebooks, because each carries the record of its run in its metadata. Notebooks that
 papermill or a person ran are listed too.
@@ -24,7 +24,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from depthlens import arguments, look
-from depthlens.analysis import views
+from depthlens.analysis.show import views
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, refuse_foreign_page, writable_folder
 from depthlens.plots.theme import MIME

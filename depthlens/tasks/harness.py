@@ -15,7 +15,7 @@ token for token what lm-eval makes. Limit: a question that stands in two splits 
 lm-eval gives a group a score of its own where its YAML file has ``aggregate_metric_list``: with ``weight_by_size``, the
 mean over all documents of its tasks (`mmlu`: 57 subjects). Such a group is one task here. Its documents are numbered
 through all its tasks, so that a number means the same document whatever ``limit`` is, and each document's own task is
-known (``subtask`` in `depthlens.analysis.questions`). Other groups, and tags, only stand for their tasks.
+known (``subtask`` in `depthlens.analysis.result.questions`). Other groups, and tags, only stand for their tasks.
 
 Answers are computed and kept task by task, so that a group and its tasks share them. Chance and floor of a group are
 the means over documents of its tasks' own: who guesses may know the subject.

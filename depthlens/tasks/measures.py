@@ -298,7 +298,7 @@ class FreeText:
 
     @property
     def asked(self) -> pd.DataFrame:
-        """The prompts; see `depthlens.analysis.questions`."""
+        """The prompts; see `depthlens.analysis.result.questions`."""
         from lm_eval.utils import hash_string  # slow to import
 
         texts = [self.lens.tokenizer.decode(list(prompt)) for prompt in self.prompts]

@@ -118,7 +118,7 @@ class Prepared:
         task: The lm-eval task, its instances built.
         by_instance: Requests of each instance: one, or one a window of rolling log-likelihood, or one a draw.
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
-        asked: The questions of the documents, see `depthlens.analysis.questions`.
+        asked: The questions of the documents, see `depthlens.analysis.result.questions`.
         skipped: Metrics that have no value per document, and why.
         encoder: The model's `depthlens.tasks.encoding.Encoder`.
         prompts: How prompts are made, as arguments of lm-eval's ``fewshot_context``.

@@ -28,7 +28,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import depthlens as dl  # noqa: E402
 from depthlens.ablations import Head  # noqa: E402
-from depthlens.analysis.results import Result  # noqa: E402
+from depthlens.analysis.result.results import Result  # noqa: E402
 from depthlens.experiments.one_prompt import Attention  # noqa: E402
 from depthlens.runner.pages import gallery  # noqa: E402
 

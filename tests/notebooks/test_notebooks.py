@@ -15,9 +15,9 @@ import yaml
 
 from depthlens import paths
 from depthlens.ablations import Dims, expand
-from depthlens.analysis.losses import broken_condition
-from depthlens.analysis.results import DOCS_COLUMNS, Result
-from depthlens.analysis.stats import SUMMARY_COLUMNS
+from depthlens.analysis.numbers.stats import SUMMARY_COLUMNS
+from depthlens.analysis.result.losses import broken_condition
+from depthlens.analysis.result.results import DOCS_COLUMNS, Result
 from depthlens.claims import CLAIMS
 from depthlens.errors import UserError
 from depthlens.models import names

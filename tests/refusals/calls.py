@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import depthlens as dl
-from depthlens.analysis import recovery
+from depthlens.analysis.layers import recovery
 
 TASK, ONE = "capitals_continuation", "organism_one_hop"
 LISTS = {"found": [(0, 0), (1, 0)]}

@@ -39,11 +39,16 @@ FLOOR = {name: floor for floor, (names, _) in enumerate(TABLE) for name in names
 FORBIDDEN = {name: forbidden for names, forbidden in TABLE for name in names}
 
 
+RESULTS = "depthlens.analysis.result.results"  # its methods import what shows a result when it is shown
+
+
 def imports(name, *, typing=False):
     """Modules of depthlens that a module imports; with ``typing`` those for annotations alone, too."""
 
     def walk(node):
         for child in ast.iter_child_nodes(node):
+            if name == RESULTS and isinstance(child, ast.FunctionDef):
+                continue
             if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not typing:
                 continue
             yield child
@@ -72,6 +77,19 @@ def test_imports_go_down_the_table():
             if here != there and (FLOOR[there] < FLOOR[here] or there in FORBIDDEN[here]):
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
+
+
+def test_rooms_of_the_analysis_import_rooms_above_them_only():
+    """For annotations, too; what `Result` shows is imported when it is shown."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", text[text.index("| room |") : text.index("| question |")], re.MULTILINE)
+    room_of = {name: listed.index(name.split(".")[2]) for name in MODULES if name.startswith("depthlens.analysis.")}
+    assert {name.split(".")[2] for name in room_of} == {*listed}
+    for name in room_of:
+        later = [other for other in imports(name, typing=name != RESULTS) if room_of.get(other, 0) > room_of[name]]
+        assert not later, f"{name} imports {later}"
+    outside = [other for name in room_of if "numbers" in name for other in imports(name) if "analysis" not in other]
+    assert {*outside} <= {"depthlens.errors", "depthlens.metrics"}
 
 
 def test_no_module_imports_itself_by_way_of_others():

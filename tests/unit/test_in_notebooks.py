@@ -34,7 +34,7 @@ with progress.working("loading a <model>"):
 START = "import depthlens as dl\nmodel, tasks = {model!r}, ['capitals']\nlens = dl.setup_notebook(globals()).lens"
 # also after modules were imported, which puts them among the attributes of their package
 COMPLETES = """
-import depthlens.plots.layers, depthlens.analysis.results
+import depthlens.plots.layers, depthlens.analysis.result.results
 shell = get_ipython()
 shell.Completer.use_jedi = False
 for space in ("dl", "dl.plots", "dl.analysis"):

@@ -9,7 +9,7 @@ from scipy import stats as sps
 from scipy.stats import spearmanr
 
 import depthlens as dl
-from depthlens.analysis.rank_correlations import COLUMNS, N_PERMUTATIONS, correlate, in_words, permutation_p, ranks
+from depthlens.analysis.numbers.ranks import COLUMNS, N_PERMUTATIONS, correlate, in_words, permutation_p, ranks
 
 ALPHA = 0.05
 

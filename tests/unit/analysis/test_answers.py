@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import depthlens as dl
-from depthlens.analysis import explorer, views
-from depthlens.analysis.results import Result
+from depthlens.analysis.result.results import Result
+from depthlens.analysis.show import explorer, views
 from depthlens.errors import UserError
 
 HOSTILE = '</script><script>alert("x")</script> <b>é</b> "quoted" \u202eright to left\u202c 😀'

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from coverage_cases import CASES, coverage
 
-from depthlens.analysis.block_losses import largest_sparable
-from depthlens.analysis.means import max_t, mean
-from depthlens.analysis.stats import documents_for_loss, needed_documents
+from depthlens.analysis.layers.blocks import largest_sparable
+from depthlens.analysis.numbers.means import max_t, mean
+from depthlens.analysis.numbers.stats import documents_for_loss, needed_documents
 from depthlens.errors import UserError
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more

@@ -7,9 +7,10 @@ import pytest
 from made_results import exact
 from scipy.stats import spearmanr
 
-from depthlens.analysis import agreement, depth, differences
-from depthlens.analysis.means import UNLIMITED, mean
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.heads import agreement
+from depthlens.analysis.layers import depth, differences
+from depthlens.analysis.numbers.means import UNLIMITED, mean
+from depthlens.analysis.result.results import Result, concat
 from depthlens.errors import UserError
 
 N_LAYERS, N_DOCS = 9, made_results.N

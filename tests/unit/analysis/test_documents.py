@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from made_results import docs_of, record_of, same_documents
 
-from depthlens.analysis import questions
-from depthlens.analysis.head_effects import head_contrast
-from depthlens.analysis.losses import by_layer, paired
-from depthlens.analysis.means import mean
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.heads.effects import head_contrast
+from depthlens.analysis.numbers.means import mean
+from depthlens.analysis.result.profiles import by_layer, paired
+from depthlens.analysis.result.results import Result, concat
 from depthlens.errors import UserError
 
 MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}
@@ -110,7 +109,7 @@ def asked(task: str, hashes: list) -> pd.DataFrame:
 
 def test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so():
     unknown = of_tasks("gsm8k", "mmlu")
-    assert questions.identities(unknown, "mmlu").tolist() == ["mmlu:0", "mmlu:1", "mmlu:2", "mmlu:3"]
+    assert list(unknown.losses("mmlu").documents) == ["mmlu:0", "mmlu:1", "mmlu:2", "mmlu:3"]
     for result, shared in ((unknown, False), (same_documents(unknown), True)):
         a, b = (profile.mean() for profile in by_layer(result))
         assert a.value.tolist() == b.value.tolist()
@@ -119,8 +118,8 @@ def test_document_7_of_two_tasks_is_not_the_same_unless_they_say_so():
 
 def test_a_document_that_a_task_has_twice_is_numbered():
     result = with_hashes(of_tasks("a"), a=["x", "y", "x", "x"])
-    assert questions.identities(result, "a").tolist() == ["x", "y", "x#2", "x#3"]
-    assert questions.units(result, "a").tolist() == ["x", "y", "x", "x"]
+    assert list(result.losses("a").documents) == ["x", "y", "x#2", "x#3"]
+    assert list(result.losses("a").units) == ["x", "y", "x", "x"]
 
 
 def test_heads_are_contrasted_on_the_same_documents_in_any_order():
@@ -159,4 +158,4 @@ def test_a_known_hash_is_kept_when_results_are_joined():
     new = same_documents(of_tasks("a"))
     old = Result(new.docs, new.record, new.asked.drop(columns="doc_hash"))
     for parts in ([old, new], [new, old]):
-        assert questions.identities(concat(parts), "a").tolist() == [f"document {i}" for i in range(4)]
+        assert list(concat(parts).losses("a").documents) == [f"document {i}" for i in range(4)]

@@ -9,11 +9,11 @@ import scipy.stats as sps
 from made_results import head_scores, removal_curve
 
 import depthlens as dl
-from depthlens.analysis import agreement, head_curves, head_effects
-from depthlens.analysis.head_curves import Costs, interaction_table
-from depthlens.analysis.head_scores import HeadScores
-from depthlens.analysis.means import UNLIMITED, mean
-from depthlens.analysis.results import concat
+from depthlens.analysis.heads import agreement, curves, effects
+from depthlens.analysis.heads.curves import Costs, interaction_table
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.numbers.means import UNLIMITED, mean
+from depthlens.analysis.result.results import concat
 from depthlens.errors import UserError
 
 N = 20
@@ -32,7 +32,7 @@ def test_differences_by_hand():
     share = 1 - 0.25  # above chance
     assert row.on_task == pytest.approx((19 - 2) / N / share) and row.on_other == pytest.approx((19 - 3) / N / share)
     assert row.effect == pytest.approx(row.on_task + row.on_other) and row.double
-    copy, _ = head_curves.costs(made.result.every_losses.values(), made.record)
+    copy, _ = curves.costs(made.result.every_losses.values(), made.record)
     ratio = copy.lists["retrieval"] - copy.random["retrieval"] * 3
     assert ratio.value == pytest.approx((20 - 2) / N - 3 * (20 - 18.5) / N)
     # by document: 2 keep their answer, 16 lose it, and 2 lose it to one or both of the random heads, too
@@ -173,8 +173,8 @@ def test_agreement_is_spearmans_of_heads_in_any_order(effect):
 
 def test_auroc(effect):
     ranked = head_scores([[0.1, 0.9], [0.3, 0.2]])
-    assert head_effects.auroc(ranked, {(0, 1)}) == 1
-    assert head_effects.auroc(ranked, {(0, 0)}) == 0
-    assert head_effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
-    assert head_effects.auroc(head_scores(np.ones((2, 2))), {(0, 0)}) == 0.5
-    assert head_effects.auroc(head_scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
+    assert effects.auroc(ranked, {(0, 1)}) == 1
+    assert effects.auroc(ranked, {(0, 0)}) == 0
+    assert effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
+    assert effects.auroc(head_scores(np.ones((2, 2))), {(0, 0)}) == 0.5
+    assert effects.auroc(head_scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1

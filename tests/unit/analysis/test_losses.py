@@ -12,12 +12,12 @@ import pytest
 from made_results import profile, result_of, same_documents, sweep
 
 import depthlens
-from depthlens.analysis import depth, differences
-from depthlens.analysis.agreement import rank_agreement
-from depthlens.analysis.block_removal import follow
-from depthlens.analysis.head_effects import head_contrast
-from depthlens.analysis.rank_correlations import correlate
-from depthlens.analysis.results import Result
+from depthlens.analysis.heads.agreement import rank_agreement
+from depthlens.analysis.heads.effects import head_contrast
+from depthlens.analysis.layers import depth, differences
+from depthlens.analysis.layers.removal import follow
+from depthlens.analysis.numbers.ranks import correlate
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 ROOT = Path(depthlens.__file__).parent
@@ -167,7 +167,7 @@ def test_of_six_equal_tasks_none_is_called_deeper_or_costlier(draws):
     wrong, unlike = 0, 0
     for draw in range(draws):
         made = [sweep(made_results.FLAT, task=f"t{i}", n_layers=12, seed=100 * draw + i) for i in range(6)]
-        six = depthlens.analysis.results.concat(made)
+        six = depthlens.analysis.result.results.concat(made)
         wrong += any("deep" in line and "**" in line.partition("those of")[0].partition("are")[2]
                      for line in depth.centre_of_mass(six).describe()[6:])  # fmt: skip
         table = differences.critical_overlap(six).table

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from depthlens.analysis.means import IMAGINARY, UNLIMITED, Mean, max_t, mean
+from depthlens.analysis.numbers.means import IMAGINARY, UNLIMITED, Mean, max_t, mean
 
 ROUNDING = 1e-9
 NS = (30, 100, 300)

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
-from depthlens.analysis import depth, recovery
-from depthlens.analysis.agreement import rank_agreement
-from depthlens.analysis.losses import NO_LOSS
-from depthlens.analysis.results import Result
+from depthlens.analysis.heads.agreement import rank_agreement
+from depthlens.analysis.layers import depth, recovery
+from depthlens.analysis.result.losses import NO_LOSS
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 

@@ -14,10 +14,10 @@ import pytest
 from made_results import ACC, capitals_and_elements, docs_of, record_of
 
 import depthlens as dl
-from depthlens.analysis import stats
-from depthlens.analysis.means import mean
-from depthlens.analysis.results import DOCS_COLUMNS, Result, concat
-from depthlens.analysis.stats import documents_for_loss
+from depthlens.analysis.numbers import stats
+from depthlens.analysis.numbers.means import mean
+from depthlens.analysis.numbers.stats import documents_for_loss
+from depthlens.analysis.result.results import DOCS_COLUMNS, Result, concat
 from depthlens.errors import UserError
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
-from depthlens.analysis import depth
-from depthlens.analysis.means import max_t, mean
-from depthlens.analysis.results import Result, concat
-from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, Run, compare_runs
+from depthlens.analysis.layers import depth
+from depthlens.analysis.numbers.means import max_t, mean
+from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, Run, compare_runs
 from depthlens.errors import UserError
 
 MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])

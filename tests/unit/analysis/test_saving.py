@@ -17,9 +17,9 @@ from made_results import capitals_and_elements, docs_of
 
 import depthlens as dl
 from depthlens import cli, paths
-from depthlens.analysis.head_scores import KINDS
-from depthlens.analysis.races import CRITICAL, SPARED, UNDECIDED
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.heads.scores import KINDS
+from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED
+from depthlens.analysis.result.results import Result, concat
 from depthlens.errors import UserError
 
 N, N_LAYERS, N_HEADS = 120, 6, 2

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats as sps
 
-from depthlens.analysis import stats
-from depthlens.analysis.means import mean
-from depthlens.analysis.results import Result
+from depthlens.analysis.numbers import stats
+from depthlens.analysis.numbers.means import mean
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 

@@ -1,7 +1,7 @@
 """Sweeps read apart for kinds of document."""
 
 import depthlens as dl
-from depthlens.analysis import subgroups
+from depthlens.analysis.runs import subgroups
 from depthlens.tasks import harness
 
 TASK = "kv_retrieval_8"

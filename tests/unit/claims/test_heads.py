@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from made_results import head_scores, same_documents
 
-from depthlens.analysis.results import Result
+from depthlens.analysis.result.results import Result
 from depthlens.claims import Evidence, judge
 from depthlens.claims.verdicts import DECIDES
 from depthlens.errors import UserError

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from depthlens.analysis.means import mean
+from depthlens.analysis.numbers.means import mean
 from depthlens.claims import parts
 from depthlens.claims.parts import (
     ANSWERS,

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import depthlens as dl
-from depthlens.analysis import block_losses
-from depthlens.analysis.block_removal import follow
+from depthlens.analysis.layers import blocks
+from depthlens.analysis.layers.removal import follow
 
 CHOICE = "organism_one_hop"
 LIMIT = 16
@@ -40,16 +40,16 @@ class TestBlockSweep:
         )
 
     def test_table_and_findings(self, swept):
-        table = block_losses.block_table(swept)
+        table = blocks.block_table(swept)
         assert len(table) == 2 * (6 + 5 + 4)
         row = table[(table["condition"] == "L3-5") & (table["task"] == CHOICE)].iloc[0]
         assert (row["start"], row["size"]) == (3, 3) and row["loss"] == pytest.approx(-row["delta"])
         # the one-hop circuit ends in layer 2; what lies after it costs under a half
-        one_hop = next(line for line in block_losses.describe_blocks(swept, margin=0.5) if line.startswith(CHOICE))
+        one_hop = next(line for line in blocks.describe_blocks(swept, margin=0.5) if line.startswith(CHOICE))
         assert "**L3-5** (3 layers; up to 3 were tried)" in one_hop
-        found = block_losses.largest_sparable(swept, margin=0.05).set_index("task").loc[CHOICE]
+        found = blocks.largest_sparable(swept, margin=0.05).set_index("task").loc[CHOICE]
         assert pd.isna(found["condition"]) and found["proven"] > 0, "16 documents cannot show a loss under 0.05"
-        assert block_losses.largest_sparable(swept, margin=0.5).set_index("task").loc[CHOICE, "p_adjusted"] < 0.05
+        assert blocks.largest_sparable(swept, margin=0.5).set_index("task").loc[CHOICE, "p_adjusted"] < 0.05
 
 
 class TestGreedy:

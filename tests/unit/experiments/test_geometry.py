@@ -15,7 +15,7 @@ from made_results import exact
 from scipy import stats as sps
 from scipy.stats import spearmanr
 
-from depthlens.analysis.geometry import geometry_agreement
+from depthlens.analysis.layers.geometry import geometry_agreement
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import texts

@@ -11,8 +11,8 @@ import tiny
 
 import depthlens as dl
 from depthlens.ablations import Ablation, Condition
-from depthlens.analysis import head_curves as analysis
-from depthlens.analysis.head_lists import head_overlap
+from depthlens.analysis.heads import curves as analysis
+from depthlens.analysis.heads.lists import head_overlap
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError

@@ -9,7 +9,7 @@ import tiny
 import yaml
 
 import depthlens as dl
-from depthlens.analysis.races import AT_CHANCE, CRITICAL, SPARED
+from depthlens.analysis.numbers.betting import AT_CHANCE, CRITICAL, SPARED
 from depthlens.paths import tasks_dir
 
 TASK, OTHER = "organism_one_hop", "organism_two_hop"

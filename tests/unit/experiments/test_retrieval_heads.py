@@ -11,7 +11,7 @@ import torch
 from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
 
 import depthlens as dl
-from depthlens.analysis.head_lists import head_roles
+from depthlens.analysis.heads.lists import head_roles
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute

@@ -14,9 +14,10 @@ from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
 from depthlens import plots
-from depthlens.analysis import differences, head_lists
-from depthlens.analysis.results import concat
-from depthlens.analysis.run_comparison import CENTRE, LOSS, SCORE, SHARE
+from depthlens.analysis.heads import lists
+from depthlens.analysis.layers import differences
+from depthlens.analysis.result.results import concat
+from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE
 
 N, N_LAYERS = 120, 6
 
@@ -102,7 +103,7 @@ def head_figures():
     values[1, 6:] = np.nan  # only heads with both scores can be on both lists
     who = "copying", "loss on computed minus copied tokens, in units of surprisal, by attribution"
     a, b = (made_results.head_scores(*both) for both in zip(values, who, strict=True))
-    common = head_lists.head_overlap(a, b, k=5)
+    common = lists.head_overlap(a, b, k=5)
     said = (f"m: the top 5 of 36 heads by two scores have {common}", "L3.H2", "top 5 of copying: L4.H5, ")
     yield Case(plots.head_overlap(a, b, k=5), 1, {"on both lists": [2.5]}, count={"name": common.n}, words=said)
 

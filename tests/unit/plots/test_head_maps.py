@@ -16,7 +16,7 @@ from drawn import (  # noqa: F401 (a fixture for all of them)
 )
 
 from depthlens import plots
-from depthlens.analysis.results import Result, concat
+from depthlens.analysis.result.results import Result, concat
 from depthlens.plots.heads import CRITICAL_HEAD
 
 N_LAYERS, N_HEADS, N_KV, N = 6, 4, 2, 40

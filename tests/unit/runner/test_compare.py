@@ -8,7 +8,7 @@ from made_results import EARLY, LATE, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import runner
-from depthlens.analysis.run_comparison import Comparison
+from depthlens.analysis.runs.comparison import Comparison
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import made_results
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from notebook_suite import code, write
 
-from depthlens.analysis import views
+from depthlens.analysis.show import views
 from depthlens.plots.theme import MIME
 from depthlens.runner.notebook_files import Executed
 from depthlens.runner.pages import gallery, notebook_page

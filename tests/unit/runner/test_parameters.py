@@ -16,7 +16,7 @@ from notebook_suite import FIGURE, code, write
 
 import depthlens as dl
 from depthlens import paths
-from depthlens.analysis.head_scores import HeadScores
+from depthlens.analysis.heads.scores import HeadScores
 from depthlens.errors import UserError
 from depthlens.models import loading
 from depthlens.models.lens import Lens

@@ -11,7 +11,7 @@ import tiny
 import torch
 from stores import CHOICE, WRITTEN, counts, parts, run
 
-from depthlens.analysis.results import Result
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 from depthlens.models import fingerprint
 from depthlens.store import parts as store_parts

@@ -9,10 +9,11 @@ import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.analysis import kinds_by_subtask, questions, split_by_kind
-from depthlens.analysis.losses import by_layer
-from depthlens.analysis.means import mean
-from depthlens.analysis.results import Result
+from depthlens.analysis import kinds_by_subtask, split_by_kind
+from depthlens.analysis.numbers.means import mean
+from depthlens.analysis.result import questions
+from depthlens.analysis.result.profiles import by_layer
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness

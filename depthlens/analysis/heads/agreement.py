@@ -1,0 +1,252 @@
+"""Do two rankings of a model's parts agree: of two tasks, models or modes, of two head sweeps, or of two detectors?
+
+Losses are measured on documents, so that the noise of a correlation is known: `mode_agreement`, `rank_agreement` and
+`head_agreement` are tables of `depthlens.analysis.numbers.ranks`, with ceiling and p-value.
+
+**Modes.** A part can be skipped, set to zero, replaced by its mean or by what another prompt gives, or disturbed by
+noise, with or without the first token. A finding about the part should not depend on the way. Hase et al. 2021 (arXiv
+2106.00786) and Zhang and Nanda 2024 (arXiv 2309.16042) show why modes differ: some take the model further from its
+training distribution than others.
+
+**Detectors** give each head one score. Two scores can correlate over all heads because both are high in the same
+layers, although within a layer they pick different heads. `detector_agreement` therefore permutes the heads of each
+layer, and compares both statistics, Spearman's correlation over heads and the number of heads that two lists of k
+share, with their values under these permutations::
+
+    p = (1 + number of permutations with a value at least as large) / (1 + number of permutations)
+
+All tests of one table are one family (Bonferroni). Limits: sampling noise of a score lowers a correlation. Detectors
+that are measured on the same needles share that noise. Agreement does not say that either detector finds what matters:
+two that look at attention agree on a decoy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments
+from depthlens.ablations import WORDS, parse_condition
+from depthlens.analysis.heads.effects import head_conditions
+from depthlens.analysis.heads.lists import both_tops
+from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.numbers.ranks import ranks, told, within_layers
+from depthlens.analysis.numbers.stats import ALPHA
+from depthlens.analysis.result.losses import Losses
+from depthlens.analysis.result.profiles import by_layer, paired
+from depthlens.analysis.result.results import Result
+from depthlens.analysis.result.tables import DescribedTable
+
+Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-1 for other parts)
+N_PERMUTATIONS = 9999
+OF_DETECTORS = [
+    "a", "b", "n_heads", "spearman", "expected_spearman", "p_spearman", "p_spearman_adjusted",
+    "n_shared", "expected_shared", "p_shared", "p_shared_adjusted", "heads",
+]  # fmt: skip
+DETECTORS = (
+    "{a} and {b} {verdict}: rho = {spearman:.2f} over {n_heads} heads (by layers alone {expected_spearman:.2g}, p = "
+    "{p_spearman_adjusted:.2g}), {n_shared} of the first {k} shared (by layers alone {expected_shared:.2g}, p = "
+    "{p_shared_adjusted:.2g})."
+)
+
+
+def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
+    """How alike two modes rank the same parts by what their removal costs, for every two modes of a sweep.
+
+    Both losses come from the same documents. The p-value therefore compares different documents, so that a document
+    which is lost under every mode makes no agreement.
+
+    Args:
+        result: A sweep that holds the same single parts under several modes, e.g. ``layers,layers[1:],layers@mean`` or
+            ``heads,heads@resample``. Conditions of several parts are not compared.
+        seed: Of halves and permutations.
+
+    Returns:
+        One row a task (and metric, and model) that is not at chance, kind of part and pair of modes: task, parts, mode,
+        other (such as ``skip``, ``skip[1:]``, ``mean``, ``noise3``), and the columns of
+        `depthlens.analysis.numbers.ranks` over the parts that both have. It is described by one sentence each.
+        Tasks at chance have no rows. Where no two modes have a part in common, the sentence says so.
+
+    Example:
+        >>> modes = dl.condition_sweep(lens, "organism_one_hop", ["layers", "layers[1:]"], limit=12)
+        >>> dl.mode_agreement(modes).table[["task", "parts", "mode", "other"]]
+                       task   parts  mode     other
+        0  organism_one_hop  layers  skip  skip[1:]
+    """
+    modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
+    several, cases = result.docs["model"].nunique() > 1, []
+    for losses in (each for each in result.every_losses.values() if not each.at_chance):
+        label = f"{losses.label} of {losses.model}" if several else losses.label
+        for site, found in modes.items():
+            tables = {mode: _losses(losses, conditions) for mode, conditions in found.items()}
+            cases.append(({"task": label, "parts": site}, tables))
+    said = "{task}: {n_parts} {parts} by {a} and by {b}: {words}."
+    none = "No task that is not at chance has parts that were removed in two modes, so that none can be compared."
+    columns = {"task": "task", "parts": "parts", "mode": "a", "other": "b"}
+    return DescribedTable.of("mode_agreement", result, **told(cases, columns, said, none, seed), seed_of_halves=seed)
+
+
+def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
+    """The conditions that are one part each, by kind of part, mode and place."""
+    found: dict[str, dict[str, dict[Place, str]]] = {}
+    for text in conditions:
+        parts = parse_condition(text).ablations
+        if len(parts) == 1 and parts[0].site in WORDS:
+            (part,) = parts
+            mode = f"{part.mode}{part.seed or ''}" + (f"[{part.start}:]" if part.start else "")
+            found.setdefault(WORDS[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
+    return found
+
+
+def _losses(losses: Losses, conditions: Mapping[Any, str]) -> pd.DataFrame:
+    """What every unit adds to the loss of each part, by its place."""
+    conditions = dict(sorted(conditions.items()))
+    added = losses.select(list(conditions.values())).mean().added
+    return pd.DataFrame(added, columns=pd.MultiIndex.from_tuples(conditions))
+
+
+def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0) -> DescribedTable:
+    """Whether two layer sweeps rank the layers alike: every two tasks of a model, or every task of two models.
+
+    That a base model and its fine-tuned one rank the layers alike is what Nepal et al. 2025 (arXiv 2506.22638) found.
+
+    Args:
+        result: A layer sweep.
+        other: A layer sweep of another model with the same tasks and documents; each task is then compared with itself.
+        seed: Of the halves.
+
+    Returns:
+        One row a pair that can be judged: task, other (both with the model where there are two), and the columns of
+        `depthlens.analysis.numbers.ranks`. It is described by one sentence a pair.
+
+    Raises:
+        UserError: see `depthlens.analysis.loss_by_third`; or two sweeps that do not match.
+
+    Example:
+        >>> dl.analysis.rank_agreement(both).table[["task", "other"]]
+                       task             other
+        0  organism_one_hop  organism_two_hop
+    """
+
+    def table_of(losses: Losses) -> pd.DataFrame:
+        return pd.DataFrame(losses.mean().added, columns=losses.layers)
+
+    if other is None:
+        results, tables = [result], [{s.label: table_of(s) for s in by_layer(result) if not s.at_chance}]
+    else:
+        pairs = [pair for pair in paired(result, other) if not any(s.at_chance for s in pair)]
+        results, tables = [result, other], [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
+    cases: list[Any] = [({}, of_pair) for of_pair in tables]
+    none = "Fewer than two profiles can be judged, so no two can be compared."
+    found = told(cases, {"task": "a", "other": "b"}, "Layers by {a} and by {b}: {words}.", none, seed)
+    return DescribedTable.of("rank_agreement", *results, **found, seed_of_halves=seed)
+
+
+def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
+    """Spearman's correlation over heads between two head sweeps of the same documents, by task and metric.
+
+    The p-value says whether the sweeps agree within layers, beyond what their profiles over depth explain.
+
+    Args:
+        a: A head sweep, e.g. exact.
+        b: Another, e.g. by attribution or integrated gradients.
+        seed: Of halves and permutations.
+
+    Returns:
+        One row a task and metric that both have: task, metric, and the columns of
+        `depthlens.analysis.numbers.ranks` over the heads that both have. It is described by one sentence each.
+
+    Raises:
+        UserError: conditions that are not one head each.
+
+    Example:
+        >>> dl.analysis.head_agreement(heads, estimated).table[["task", "metric"]]
+                       task          metric
+        0  organism_one_hop  answer_logprob
+        1  organism_two_hop  answer_logprob
+    """
+    own, rival = ({(of.task, of.metric): of for of in result.every_losses.values()} for result in (a, b))
+    cases = []
+    for task, metric in sorted(own.keys() & rival.keys()):
+        both = (a, own[task, metric]), (b, rival[task, metric])
+        tables = [_losses(losses, head_conditions(result, task)) for result, losses in both]
+        cases.append(({"task": task, "metric": metric}, dict(zip("ab", tables, strict=True))))
+    said = "{task}, {metric}: heads by the two sweeps: {words}."
+    none = "The two sweeps have no task, metric and head in common."
+    found = told(cases, {"task": "task", "metric": "metric"}, said, none, seed)
+    return DescribedTable.of("head_agreement", a, b, **found, seed_of_halves=seed)
+
+
+def detector_agreement(
+    scores: Mapping[str, HeadScores], *, k: int = 10, n_permutations: int = N_PERMUTATIONS, seed: int = 0
+) -> DescribedTable:
+    """Whether detectors rank the same heads of a layer first: Spearman's correlation and shared top k, by permutation.
+
+    Args:
+        scores: Two or more scores of the heads of one model, by name. A score that falls as a head matters more must
+            be negated before.
+        k: Length of the lists of highest heads.
+        n_permutations: Permutations of the heads within their layers. The smallest p-value is 1 / (1 + this number),
+            before it is multiplied by the number of tests.
+        seed: Seed of the permutations.
+
+    Returns:
+        One row a pair: a, b, n_heads (that have both scores), spearman, expected_spearman (mean over the permutations:
+        what the layers alone explain), p_spearman (one-sided), p_spearman_adjusted (Bonferroni over both tests of all
+        pairs), n_shared (heads on both lists of k), expected_shared, p_shared, p_shared_adjusted, heads (those shared).
+        Two of which one scores all heads that both have alike have no row, and a sentence says so.
+
+    Raises:
+        UserError: scores of different shapes, or a ``k`` that does not fit.
+
+    Example:
+        >>> found = dl.detector_agreement({"copying": copying, "removal": scores}, k=2, n_permutations=99)
+        >>> found.table[["a", "b", "n_heads", "n_shared"]]
+                a        b  n_heads  n_shared
+        0  copying  removal       24         1
+    """
+    n_permutations = arguments.whole("n_permutations", n_permutations, 99)
+    rng = np.random.default_rng(arguments.check(seed=seed)["seed"])
+    rows, lines = [], []
+    for (a, one), (b, other) in combinations(scores.items(), 2):
+        if row := _pair(one, other, k, n_permutations, rng):
+            rows.append({"a": a, "b": b, **row})
+        else:
+            lines.append(f"{a} and {b}: one of them scores all heads alike, which ranks none.")
+    for row, name in product(rows, ("p_spearman", "p_shared")):
+        row[f"{name}_adjusted"] = min(1.0, 2 * len(rows) * row[name])
+    record = {"model": next(iter(scores.values())).record.get("model", {}), "k": k, "n_permutations": n_permutations}
+    record |= {"detectors": {n: s.name for n, s in scores.items()}, "n": {n: s.n for n, s in scores.items()}}
+    record["seed"] = seed
+    lines = [_sentence(row, k) for row in rows] + lines
+    return DescribedTable.of("detector_agreement", rows=rows, columns=OF_DETECTORS, lines=lines, **record)
+
+
+def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Both statistics of one pair, and what they are under ``n`` permutations; {} where a score ranks no head."""
+    *tops, scored = both_tops(one, other, k)
+    layers, heads = np.nonzero(scored)
+    own, rival = (ranks(s.values[scored]) for s in (one, other))
+    if not own.any() or not rival.any():
+        return {}
+    first, second = (np.array([head in top for head in zip(layers, heads, strict=True)]) for top in tops)
+    orders = within_layers(layers, n, rng)
+    row: dict[str, Any] = {"n_heads": len(heads), "spearman": own @ rival, "n_shared": (first & second).sum()}
+    for name, seen, drawn in (
+        ("spearman", row["spearman"], rival[orders] @ own),
+        ("shared", row["n_shared"], second[orders] @ first.astype(float)),
+    ):
+        row[f"expected_{name}"] = drawn.mean()
+        row[f"p_{name}"] = (1 + (drawn >= seen - 1e-9).sum()) / (1 + n)  # values that differ by rounding are equal
+    return row | {"heads": ", ".join(f"L{layers[i]}.H{heads[i]}" for i in np.flatnonzero(first & second))}
+
+
+def _sentence(row: dict[str, Any], k: int) -> str:
+    tests = {"ranks": row["p_spearman_adjusted"], "first heads": row["p_shared_adjusted"]}
+    shown = [name for name, p in tests.items() if p < ALPHA]
+    verdict = f"agree within layers in their {' and '.join(shown)}" if shown else "do not provably agree within layers"
+    return DETECTORS.format(verdict=verdict, k=k, **row)

@@ -1,0 +1,247 @@
+"""One number per attention head, with its interval.
+
+A score is a mean over cases (needles that were recalled, worked solutions) with a 95% interval over these
+(`depthlens.analysis.numbers.means`). Where a score is tested against 0, heads are called critical by step-down maxT
+over all heads tested, of cases that are clipped to [-1, 1]. No torch in here: plots read these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from depthlens import arguments
+from depthlens.ablations import Head
+from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, max_t, mean
+from depthlens.analysis.numbers.words import estimate
+from depthlens.analysis.result.findings import Finding
+from depthlens.metrics import MIN_NATS
+
+COLUMNS = ["value", "low", "high", "critical"]
+N_SHOWN = 10  # highest heads that a notebook shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadScores(Finding):
+    """One number per head.
+
+    Attributes:
+        name: What is measured, e.g. "copy-paste score".
+        unit: "", or one that begins with "nats" (`depthlens.metrics.loss_unit`).
+        frame: One row a head: layer, head, condition ("L9.H6"); value (NaN where the head was not measured); low, high
+            (95% interval; NaN for one case); critical (above 0 by step-down maxT and, in nats, at least `MIN_NATS`; NA
+            where it was not tested).
+        n: Cases that the values are means over.
+        record: Model, task and settings: what is needed to repeat it.
+
+    Example:
+        >>> copying.top(1)
+        [L2.H1]
+        >>> copying.values.shape
+        (6, 4)
+    """
+
+    FILES: ClassVar[dict[str, str]] = {"frame": "heads.parquet"}
+    NEXT: ClassVar[str] = (
+        "next: top(k) has the highest heads, dl.plots.head_map(scores) draws all, dl.removal_curve(...) removes them"
+    )
+
+    name: str
+    unit: str
+    frame: pd.DataFrame
+    n: int
+    record: dict[str, Any]
+
+    @classmethod
+    def of_heads(
+        cls, name: str, unit: str, measured: pd.DataFrame, shape: Sequence[int], n: int, record: dict[str, Any]
+    ) -> HeadScores:
+        """Scores of some heads; the others were not measured.
+
+        Args:
+            name: What is measured.
+            unit: See `HeadScores`.
+            measured: One row a head: layer, head, value, and low, high and critical where they are known.
+            shape: Layers, and heads of each.
+            n: See `HeadScores`.
+            record: See `HeadScores`.
+        """
+        every = pd.MultiIndex.from_product(map(range, shape), names=["layer", "head"])
+        frame = measured.set_index(["layer", "head"]).reindex(every, columns=COLUMNS)
+        verdicts = frame.pop("critical").astype("boolean")
+        frame = frame.astype(float)
+        frame.insert(0, "condition", [f"L{layer}.H{head}" for layer, head in every])
+        frame.insert(4, "critical", verdicts.fillna(False) if "critical" in measured else verdicts)
+        return cls(name, unit, frame.reset_index(), n, record)
+
+    @classmethod
+    def of_cases(
+        cls,
+        name: str,
+        unit: str,
+        cases: np.ndarray,
+        record: dict[str, Any],
+        *,
+        tested: bool,
+        heads: Sequence[tuple[int, int]] | None = None,
+        limits: tuple[float, float] = UNLIMITED,
+    ) -> HeadScores:
+        """Mean, interval and, if ``tested`` against 0, verdict per head.
+
+        Args:
+            name: What is measured.
+            unit: See `HeadScores`.
+            cases: Shape [case, n_layers, n_heads].
+            record: See `HeadScores`.
+            tested: Whether a head above 0 is to be called critical.
+            heads: Heads that were measured; None for all.
+            limits: The least and the greatest that a score can be, such as 0 and 1 of a share of attention.
+        """
+        n, *shape = cases.shape
+        at = list(np.ndindex(*shape)) if heads is None else heads
+        by_head = cases[:, *np.transpose(at)]  # [case, head]
+        p = max_t(mean(np.clip(by_head, *CHANGES))) if tested else None
+        return cls.of_mean(name, unit, mean(by_head, limits=limits), at, shape, n, record, p)
+
+    @classmethod
+    def of_mean(
+        cls,
+        name: str,
+        unit: str,
+        found: Mean,
+        heads: Sequence[tuple[int, int]],
+        shape: Sequence[int],
+        n: int,
+        record: dict[str, Any],
+        p_adjusted: np.ndarray | None = None,
+    ) -> HeadScores:
+        """Value and interval of some heads and, where there are p-values, whether they are above 0.
+
+        Args:
+            name: What is measured.
+            unit: See `HeadScores`.
+            found: One value a head.
+            heads: The heads.
+            shape: Layers, and heads of each.
+            n: See `HeadScores`.
+            record: See `HeadScores`.
+            p_adjusted: Corrected p-value of each head; None where it was not tested. Shape [head].
+        """
+        measured = pd.DataFrame(heads, columns=["layer", "head"]).assign(value=found.value)
+        measured[["low", "high"]] = np.transpose(found.interval())
+        if p_adjusted is not None:
+            least = MIN_NATS if unit.startswith("nats") else 0.0
+            measured["critical"] = (p_adjusted < ALPHA) & (found.value > least)
+        return cls.of_heads(name, unit, measured, shape, n, record)
+
+    def grid(self, column: str) -> np.ndarray:
+        """A column of numbers of ``frame``. Shape [n_layers, n_heads]."""
+        shape = self.frame["layer"].max() + 1, self.frame["head"].max() + 1
+        return self.frame[column].to_numpy(dtype=float, na_value=np.nan).reshape(shape)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The scores; NaN where a head was not measured. Shape [n_layers, n_heads]."""
+        return self.grid("value")
+
+    @property
+    def critical(self) -> np.ndarray | None:
+        """Which heads are critical; None where that was not tested. Shape [n_layers, n_heads]."""
+        return None if self.frame["critical"].isna().any() else self.grid("critical").astype(bool)
+
+    def highest(self, k: int = N_SHOWN) -> pd.DataFrame:
+        """The rows of up to ``k`` of the highest heads, highest first; equal ones by layer and head."""
+        return self.frame.dropna(subset="value").sort_values("value", ascending=False, kind="stable")[:k]
+
+    def top(self, k: int) -> list[Head]:
+        """The ``k`` highest heads, highest first; equal ones by layer and head.
+
+        Raises:
+            UserError: ``k`` is not a number of heads that there are.
+        """
+        k = arguments.whole("k", k, 1, int(self.frame["value"].count()), of=" of heads")
+        return [Head(int(layer), int(head)) for layer, head in self.highest(k)[["layer", "head"]].to_numpy()]
+
+    def describe(self) -> list[str]:
+        """How the scores are spread over the heads, in one sentence."""
+        (row,), value = self.highest(1).itertuples(), self.frame["value"]
+        unit = f" {self.unit}" if self.unit else ""
+        tested = "" if self.critical is None else f"**{self.critical.sum()} of {value.count()}** heads are critical; "
+        return [
+            f"{self.name}: {tested}the highest of {value.count()} heads is {row.condition} with "
+            f"{estimate(row.value, row.low, row.high)}{unit}, the median head has {value.median():.3f} (n = {self.n})."
+        ]
+
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the highest heads."""
+        rows, unit = self.highest(), f" in {self.unit}" if self.unit else ""
+        head = f"{self.name}{unit}: the {len(rows)} highest of {self.frame['value'].count()} heads (n = {self.n})"
+        return head, rows.drop(columns=["layer", "head"]).dropna(axis=1, how="all"), []
+
+
+KINDS = ("computed", "copied", "text", "contrast", "normalised")
+
+
+def _of_kind(kind: str) -> Any:
+    return property(lambda scores: scores.kinds[kind], doc=f"`HeadScores` of the kind {kind!r}.")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReasoningScores(Finding):
+    """Loss per token, in nats, that removing a head causes on three kinds of tokens of worked solutions.
+
+    ``computed`` is on numbers that occur nowhere before, ``copied`` on numbers that occur in the question or earlier in
+    the solution, ``text`` on everything else. ``contrast`` is computed minus copied, over the solutions that have both,
+    and ``normalised`` the same with each loss in units of the whole model's surprisal on tokens of that kind. Each is a
+    `HeadScores`.
+
+    Attributes:
+        frame: One row a kind and head: kind, and the columns of `HeadScores.frame`.
+        scores: What else `HeadScores` has of each kind: name, unit and n.
+        record: What all five share.
+
+    Example:
+        >>> sorted(reasoning.kinds)
+        ['computed', 'contrast', 'copied', 'normalised', 'text']
+        >>> chosen = reasoning.contrast.top(3)
+    """
+
+    FILES: ClassVar[dict[str, str]] = {"frame": "kinds.parquet"}
+
+    frame: pd.DataFrame
+    scores: dict[str, dict[str, Any]]
+    record: dict[str, Any]
+
+    computed = _of_kind("computed")
+    copied = _of_kind("copied")
+    text = _of_kind("text")
+    contrast = _of_kind("contrast")
+    normalised = _of_kind("normalised")
+
+    @classmethod
+    def of_kinds(cls, kinds: dict[str, HeadScores], record: dict[str, Any]) -> ReasoningScores:
+        """The scores of every kind in `KINDS` as one."""
+        frame = pd.concat({kind: scores.frame for kind, scores in kinds.items()}, names=["kind", None])
+        about = {kind: {"name": of.name, "unit": of.unit, "n": of.n} for kind, of in kinds.items()}
+        return cls(frame.reset_index("kind").reset_index(drop=True), about, record)
+
+    @property
+    def kinds(self) -> dict[str, HeadScores]:
+        """The five scores by name."""
+        tables = {str(kind): rows.drop(columns="kind") for kind, rows in self.frame.groupby("kind", sort=False)}
+        return {
+            kind: HeadScores(frame=table.reset_index(drop=True), record=self.record, **self.scores[kind])
+            for kind, table in tables.items()
+        }
+
+    def describe(self) -> list[str]:
+        """How each kind of scores is spread over the heads: one sentence each."""
+        return [sentence for scores in self.kinds.values() for sentence in scores.describe()]
+
+    def display(self) -> tuple[str, pd.DataFrame, list[str]]:
+        """What is shown: the sentences."""
+        return "", pd.DataFrame(), self.describe()

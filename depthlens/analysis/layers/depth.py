@@ -1,0 +1,203 @@
+"""What a layer sweep says about depth: critical conditions, losses by depth third, centres of mass, and sites.
+
+Intervals and p-values are of `depthlens.analysis.numbers.means`: tasks that ask the same questions are paired by
+question. A share or a centre of mass needs 100 units (questions; subjects of a group). Tasks at chance are left out,
+because they have nothing to lose. A loss in nats is at most 1 a document.
+
+Losses of several tasks can be compared on three scales:
+
+* ``score``: in the metric's own unit. For two models on one task, not for two tasks.
+* ``above_chance``: as a share of what the whole model scores above a broken one, which guesses among options and writes
+  nothing right (`depthlens.tasks.prepared_task`); 0: nothing is lost, 1: the task falls to this floor. It says
+  *how much* a removal costs. ``answer_logprob`` has no such share, because a log-likelihood has no floor.
+* ``importance``: as a share of the summed loss of all removed layers, so that the thirds of a task add up to 1. It
+  says *where* a task's losses are, for every metric, and so does the centre of mass. A removal that helps counts as a
+  negative loss in both: counted as 0, the noise of layers that do nothing would draw every task to the middle.
+
+Limits: where one early layer breaks the model altogether, it holds most of all loss; sweep or select the other layers
+to see where the rest is. Losses of an easy and of a hard task may differ though a removal does the same to both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis.numbers.stats import ALPHA, BASELINE
+from depthlens.analysis.numbers.words import bounds, not_above_chance
+from depthlens.analysis.result.losses import THIRDS
+from depthlens.analysis.result.profiles import by_layer, labels, one_model
+from depthlens.analysis.result.results import Result
+from depthlens.analysis.result.tables import DescribedTable, joined
+from depthlens.errors import unknown
+
+SCALES = ("score", "above_chance", "importance")
+SITES = ("attn", "mlp")
+INTERVAL = ["ci_low", "ci_high"]
+
+
+def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFrame:
+    """Loss of removing one layer of each depth third: the mean, or for ``importance`` the third's share of all losses.
+
+    Args:
+        result: A layer sweep.
+        scale: One of `SCALES`.
+
+    Returns:
+        One row a task that can be judged and third: task, third, loss, ci_low, ci_high.
+
+    Raises:
+        UserError: the result has no single-layer conditions, or the scale does not fit a metric.
+
+    Example:
+        >>> dl.analysis.loss_by_third(result)[["third", "loss"]].round(1)
+                  third  loss
+        0   first third   0.4
+        1  middle third   0.7
+        2    last third   0.0
+    """
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    tables = []
+    for scores in by_layer(result):
+        if scores.unplaced if scale == "importance" else scores.at_chance:
+            continue
+        inside = (scores.thirds[:, None] == np.arange(3)).astype(float)  # [layer, third]
+        means = {"importance": scores.share, "score": scores.mean, "above_chance": scores.relative}
+        loss = means[scale](inside if scale == "importance" else inside / inside.sum(0))
+        tables.append(pd.DataFrame({"task": scores.label, "third": THIRDS, **loss.columns("loss")}))
+    return joined(tables, ["task", "third", "loss", *INTERVAL])
+
+
+def centre_of_mass(result: Result) -> DescribedTable:
+    """How deep a task's losses are: the centre of mass of its losses over depth, as a share of the model's depth.
+
+    docs/methods.md has how often the interval covers the truth in the simulations of `benchmarks/simulations.py`.
+
+    Args:
+        result: A layer sweep.
+
+    Returns:
+        One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre). It is described
+        by one sentence a task, and then one for every two tasks on which is deeper, with intervals that hold together
+        (Bonferroni).
+
+    Raises:
+        UserError: the result has no single-layer conditions.
+
+    Example:
+        >>> found = dl.analysis.centre_of_mass(result)
+        >>> found.table.columns.tolist()
+        ['task', 'n', 'centre', 'ci_low', 'ci_high', 'unplaced']
+    """
+    rows, lines, every = [], [], by_layer(result)
+    for scores in every:
+        row = {"task": scores.label, "n": len(scores.documents), "unplaced": scores.unplaced}
+        if scores.unplaced:
+            said = "{unplaced}, cannot judge (n = {n})"
+        else:
+            row |= scores.centre.columns("centre")
+            said = "its losses centre at **{centre:.2f}** [{ci_low:.2f}, {ci_high:.2f}] of the model's depth (n = {n})"
+        rows.append(row)
+        lines.append(f"{scores.label}: {said.format_map(row)}.")
+    pairs = list(itertools.combinations([losses for losses in every if not losses.unplaced], 2))
+    for a, b in pairs:
+        gap = a.centre - b.centre
+        low, high = map(float, gap.interval(1 - ALPHA / len(pairs)))  # together they hold in 95% of results
+        side = "" if low <= 0 <= high else "**deeper** than" if gap.value > 0 else "**less deep** than"
+        side = side or "not proven to be deeper or less deep than"
+        amount = f"{gap.value:+.3f} {bounds(low, high, '+.3f')} of depth"
+        lines.append(f"The losses of {a.label} are {side} those of {b.label}: {amount}.")
+    columns = ["task", "n", "centre", *INTERVAL, "unplaced"]
+    return DescribedTable.of("centre_of_mass", result, rows=rows, columns=columns, lines=lines)
+
+
+def site_losses(result: Result) -> DescribedTable:
+    """How much of what single sublayers cost is attention's: by third of the layers and in all.
+
+    The share is summed losses of attention over those of attention and MLPs.
+
+    Args:
+        result: A sweep of ``attn`` and ``mlp`` with one metric a task.
+
+    Returns:
+        One row a task that can be judged and third (and ``all``): task, third, attn and mlp (losses summed over layers,
+        means over documents), share, ci_low, ci_high. No share of fewer than 100 units, or where the losses are not
+        shown to add up to more than 0. It is described by one sentence a task.
+
+    Raises:
+        UserError: the result lacks one of the two sites.
+
+    Example:
+        >>> sites = dl.condition_sweep(lens, "organism_one_hop", ["attn", "mlp"], limit=12)
+        >>> dl.analysis.site_losses(sites).table["third"].tolist()
+        ['first third', 'middle third', 'last third', 'all']
+    """
+    names = [c for c in result.docs["condition"].unique() if c != BASELINE]
+    of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
+    tables, lines = [], []
+    for attn, mlp in zip(*(by_layer(result.select(conditions=of_site[site])) for site in SITES), strict=True):
+        if attn.at_chance:
+            continue
+        both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])
+        inside = np.column_stack([both.thirds[:, None] == np.arange(3), both.thirds >= 0]).astype(float)
+        of_attn = inside * (np.arange(len(both.layers)) < len(attn.layers))[:, None]  # [attention and MLP, third]
+        part, total = (both.over(both.loss @ weights) for weights in (of_attn, inside))
+        sums = {"task": attn.label, "third": [*THIRDS, "all"], "attn": part.value, "mlp": total.value - part.value}
+        table = pd.DataFrame(sums | (part / total).columns("share"))
+        judged = (total.interval()[0] > 0) & (both.too_few == "")
+        table.loc[~judged, ["share", *INTERVAL]] = np.nan
+        tables.append(table)
+        amount = "**{share:.0%}** [{ci_low:.0%}, {ci_high:.0%}]".format_map(table.iloc[-1])
+        said = f"attention holds {amount} of what single sublayers cost, MLPs the rest"
+        why = f"{both.unplaced}, cannot judge what attention's share is"
+        lines.append(f"{attn.label}: {why if both.unplaced else said}.")
+    columns = ["task", "third", "attn", "mlp", "share", *INTERVAL]
+    return DescribedTable.of("site_losses", result, rows=joined(tables, columns), columns=columns, lines=lines)
+
+
+def critical_by_task(result: Result) -> dict[str, list[str]]:
+    """Conditions that are critical, for each task that can be judged, in order of depth.
+
+    The keys have the metric's name where a task has several.
+
+    Raises:
+        UserError: several models, whose lists would have the same keys.
+
+    Example:
+        >>> dl.analysis.critical_by_task(both)
+        {'organism_one_hop': ['L1', 'L2'], 'organism_two_hop': ['L1', 'L3', 'L4']}
+    """
+    one_model(result)
+    names, losses = labels(result), result.loss_table
+    judged = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}
+    keys = pd.MultiIndex.from_frame(losses[["task", "metric"]])
+    return {
+        name: list(losses.loc[losses["critical"] & (keys == pair), "condition"])
+        for pair, name in names.items()
+        if pair in judged
+    }
+
+
+def describe_critical(result: Result) -> list[str]:
+    """One sentence a task: how many conditions are critical, which, and what the whole model scores."""
+    critical, names, losses = critical_by_task(result), labels(result), result.loss_table
+    sentences = []
+    for row in result.baselines.itertuples():
+        label = names[row.task, row.metric]
+        score = f"{row.metric} {row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
+        if row.at_chance:
+            sentences.append(f"{label}: {not_above_chance(row.n)}, cannot judge ({score}).")
+            continue
+        every = losses.loc[losses["task"] == row.task, "condition"].unique()
+        rest = [c for c in every if c not in critical[label]]
+        which = ", ".join(critical[label])
+        which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(every) / 5 else which
+        what = "layers" if all(re.fullmatch(r"L\d+", condition) for condition in every) else "conditions"
+        count = f"**{len(critical[label])} of {len(every)}** {what} are critical{which and f' ({which})'}"
+        sentences.append(f"{label}: {count}; {score}.")
+    return sentences

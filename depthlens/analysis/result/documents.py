@@ -1,0 +1,79 @@
+"""The table of documents of a result: its columns, their types, and which rows are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from depthlens.analysis.numbers.stats import GROUP
+from depthlens.errors import UserError, unknown
+from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
+
+DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
+PARSED = "parsed"  # whether a written answer could be read; may be left out where it is not known
+COMPLETE = "complete"  # whether a written answer ended before it had as many tokens as were allowed; NA elsewhere
+FLEXIBLE = "flexible-extract"
+_OPTIONAL = (PARSED, COMPLETE)
+_TEXTS = (*GROUP, "condition", "response")
+_DTYPES = dict.fromkeys(_TEXTS, "str") | dict.fromkeys(_OPTIONAL, "boolean")
+_DTYPES |= {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
+
+
+def normalise(docs: pd.DataFrame) -> pd.DataFrame:
+    """The columns in order and of one type each; ``parsed`` and ``complete`` are NA where it says neither.
+
+    Raises:
+        UserError: a column is missing, or has an empty cell.
+    """
+    docs = docs.reindex(columns=[*DOCS_COLUMNS, *_OPTIONAL])
+    if lacking := [c for c in (*_TEXTS, "doc_id") if docs[c].isna().any()]:
+        fault = f"the table of documents lacks column {lacking[0]}, or a value in it"
+        raise UserError(f"{fault}; it needs {', '.join(DOCS_COLUMNS)}")
+    return docs.astype(_DTYPES).reset_index(drop=True)
+
+
+def only(docs: pd.DataFrame, column: str, name: str | None) -> str:
+    """The name that is asked for, or the only one that there is.
+
+    Raises:
+        UserError: there are several and none is asked for, or there is none of that name.
+    """
+    names = list(docs[column].unique())
+    if name is None:
+        if len(names) > 1:
+            raise UserError(f"there are several {column}s; name or select one of {', '.join(names)}")
+        return names[0]
+    if name not in names:
+        raise unknown(column, name, names)
+    return name
+
+
+def table(docs: pd.DataFrame, values: str, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+    """One column of values of a model, task and metric: documents (rows, by rising id) x conditions.
+
+    Raises:
+        UserError: there is no such task, metric or model, or several models and none is named.
+    """
+    for column, name in (("model", model), ("task", task), ("metric", metric)):
+        name = only(docs, column, name)
+        docs = docs[docs[column] == name]
+    wide = docs.pivot(index="doc_id", columns="condition", values=values)
+    return wide[list(docs["condition"].unique())]
+
+
+def headline(task: str, metrics: Sequence[str]) -> str:
+    """The metric of a task that stands for it: its first own one, read by ``flexible-extract`` where that exists.
+
+    ``acc_norm`` stands for the tasks of `depthlens.metrics.LENGTH_NORMALISED`. A log-likelihood that depthlens adds
+    (`depthlens.metrics.LOGPROBS`) is chosen only where there is nothing else.
+
+    Args:
+        task: Its name, or that of some of its documents (`depthlens.analysis.runs.subgroups`).
+        metrics: Those that were measured.
+    """
+    if task.partition(",")[0] in LENGTH_NORMALISED and ACC_NORM in metrics:
+        return ACC_NORM
+    first = next((metric for metric in metrics if metric not in LOGPROBS), metrics[0])
+    flexible = f"{first.partition(',')[0]},{FLEXIBLE}"
+    return flexible if flexible in metrics else first

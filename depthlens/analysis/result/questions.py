@@ -1,0 +1,96 @@
+"""What the documents of a result ask: the table behind `Result.questions`.
+
+On disk it is a file of its own, ``questions.parquet``, beside ``docs.parquet``. A document is scored under every
+condition and metric, so a column of ``docs.parquet`` would repeat its question in hundreds of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from depthlens.errors import UserError
+
+KEY = ["task", "doc_id"]
+COLUMNS = [*KEY, "question", "reference", "choices"]
+HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
+SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.harness`); NA elsewhere
+_OPTIONAL = (HASH, SUBTASK)
+FEWEST_SUBJECTS = 6  # with fewer no family-wise p-value can be below 0.05, since there are at most 2**5 sign flips
+
+
+def normalise(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns in order and of one type each; choices are lists of text, or None; optional ones text, or NA."""
+    choices = pd.Series([None if c is None else [str(o) for o in c] for c in table["choices"]], dtype=object)
+    text = {"task": "str", "question": "str", "reference": "str", "doc_id": "int64"}
+    optional = {c: table[c].reset_index(drop=True) if c in table.columns else pd.NA for c in _OPTIONAL}
+    table = table[COLUMNS[:-1]].astype(text).reset_index(drop=True).assign(choices=choices, **optional)
+    return table.astype(dict.fromkeys(_OPTIONAL, "string"))
+
+
+def of(table: pd.DataFrame, docs: pd.DataFrame) -> pd.DataFrame:
+    """The questions of the documents that a table of scores holds."""
+    return docs[KEY].drop_duplicates().merge(table, on=KEY).reset_index(drop=True)
+
+
+def joined(tables: Iterable[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """The questions of several results; None where none has any.
+
+    Raises:
+        UserError: two results ask something else in one document.
+    """
+    found = [table for table in tables if table is not None]
+    if not found:
+        return None
+    together = pd.concat(found, ignore_index=True)
+    together = together.iloc[together[HASH].isna().argsort(kind="stable")]  # so that a known hash is kept
+    together = together.drop_duplicates([*KEY, "question", "reference"]).sort_index().reset_index(drop=True)
+    for row in together[together.duplicated(KEY)].itertuples():
+        fault = f"the results disagree on what document {row.doc_id} of task {row.task!r} asks"
+        raise UserError(f"{fault}; name them apart")
+    return together
+
+
+def identities(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.Series:
+    """What each document of a task is, so that documents of two tasks are paired only where they are the same.
+
+    Document 7 of one task is not document 7 of another. The identity is the document's hash, or ``task:doc_id`` where
+    that is not known. A document that a task has twice is numbered.
+
+    Args:
+        docs: Scores of a result.
+        asked: Its questions; None where they are not known.
+        task: Name of the task.
+
+    Returns:
+        Texts by rising document id.
+    """
+    ids = pd.Index(sorted(docs.loc[docs["task"] == task, "doc_id"].unique()), name="doc_id")
+    names = pd.Series([f"{task}:{i}" for i in ids], index=ids, dtype="str")
+    if asked is not None:
+        known = asked[asked["task"] == task].set_index("doc_id")[HASH].reindex(ids)
+        names = known.where(known.notna(), names).astype("str")
+    again = names.groupby(names).cumcount()
+    return names.where(again == 0, names + "#" + (again + 1).astype("str"))
+
+
+def units(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.Series:
+    """What is independent of one another, by rising document id: questions, or the subjects of a group of tasks.
+
+    Documents of one question are one unit, whether a task holds it twice or two tasks ask it. Of fewer than
+    `FEWEST_SUBJECTS` nothing could be shown, and questions are the units: what is found holds for these subjects.
+    """
+    subjects = subtasks(docs, asked, task)
+    if subjects is not None and subjects.nunique() >= FEWEST_SUBJECTS:
+        return subjects
+    return identities(docs, asked, task).str.replace(r"#\d+$", "", regex=True)
+
+
+def subtasks(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.Series | None:
+    """The task of its group that each document is of, by rising document id; None where the task is no group."""
+    if asked is None:
+        return None
+    rows = asked[(asked["task"] == task) & asked[SUBTASK].notna()]
+    ids = sorted(docs.loc[docs["task"] == task, "doc_id"].unique())
+    return rows.set_index("doc_id")[SUBTASK].loc[ids].astype("str") if len(rows) else None

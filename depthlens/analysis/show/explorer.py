@@ -1,0 +1,197 @@
+"""What breaks: the answers that each removal changes, as a view for JupyterLab and as HTML for a page."""
+
+from __future__ import annotations
+
+import html
+import os
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis.numbers.stats import BASELINE, is_binary
+from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE, not_above_chance
+from depthlens.analysis.result import documents
+from depthlens.analysis.result.answers import BROKEN, answers, logprobs, questions_of
+from depthlens.analysis.result.results import Result
+from depthlens.analysis.show.views import View
+from depthlens.errors import UserError
+from depthlens.paths import NO_ANSWERS
+
+MOST_PARTS, MOST_ANSWERS, MOST_QUESTIONS = 8, 3, 5  # of the table that stands where no script runs
+HEADS = "L#.H#"
+FEWEST = 3  # conditions of one form that have a row of their own
+
+
+class Explorer(View):
+    """The answers of a sweep, to be looked at. Made by `depthlens.Result.explore`.
+
+    Attributes:
+        result: The sweep. Of each task the metric that stands for it is shown.
+        model: Name of its model.
+
+    Raises:
+        UserError: several models, or a result that removes nothing.
+    """
+
+    def __init__(self, result: Result) -> None:
+        self.model = documents.only(result.docs, "model", None)
+        if result.loss_table.empty:
+            raise UserError("the result removes nothing, so that no answer breaks; sweep at least one condition")
+        self.result = result
+
+    @property
+    def title(self) -> str:
+        """Of a page of its own."""
+        return f"{self.model}: what breaks?"
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the script reads: questions, right answers, answers and scores of every task."""
+        primary = self.result.primary()
+        losses = primary.loss_table
+        rows = primary.baselines.itertuples()
+        tasks = [_task(self.result, row, losses[losses["task"] == row.task]) for row in rows]
+        if os.environ.get(NO_ANSWERS):
+            for task in tasks:
+                task |= {name: [""] * len(task[name]) for name in ("questions", "references", "texts")}
+        scale = max(0.3, float(losses["loss"].abs().max()))
+        metrics = ", ".join(dict.fromkeys(task["metric"] for task in tasks))
+        asked = [self.result.record["tasks"].get(task["name"], {}) for task in tasks]
+        shots = " or ".join(map(str, sorted({one.get("num_fewshot") or 0 for one in asked})))
+        legend = (
+            f"Red: a removal costs. Blue: it gains. Dot: critical. Hatched: the whole model is {NOT_ABOVE_CHANCE}. "
+        )
+        legend += f"At the right: {metrics} of the whole model. Worked examples before each question: {shots}."
+        best = _first(losses)
+        at = [task["name"] for task in tasks].index(best.task)
+        start = {"task": at, "condition": tasks[at]["conditions"].index(best.condition), "change": BROKEN}
+        return {"tasks": tasks, "scale": scale, "legend": legend, "start": start}
+
+    @property
+    def condition(self) -> str:
+        """The part that is chosen now, such as ``L11``."""
+        state = self.widget.state
+        return str(self.data["tasks"][state["task"]]["conditions"][state["condition"]])
+
+    @property
+    def documents(self) -> pd.DataFrame:
+        """The answers that are shown now; see `depthlens.Result.answers`."""
+        state = self.widget.state
+        found = answers(self.result, self.condition, state["change"], task=self.data["tasks"][state["task"]]["name"])
+        text = found[["question", "reference", "baseline_answer", "answer"]].agg("\n".join, axis=1)
+        return found[text.str.lower().str.contains(state.get("find", "").lower(), regex=False)].reset_index(drop=True)
+
+    def table(self) -> str:
+        """For each critical part its commonest new answers and some broken questions, as an HTML table."""
+        rows = []
+        losses = self.result.primary().loss_table
+        for row in losses[losses["critical"]].nlargest(MOST_PARTS, "loss").itertuples():
+            broken = answers(self.result, row.condition, BROKEN, task=row.task)
+            common = broken["answer"].value_counts().head(MOST_ANSWERS)
+            new = "; ".join(f"{_short(answer)} ({count})" for answer, count in common.items())
+            asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
+            texts = ("", "") if os.environ.get(NO_ANSWERS) else (new, asked)
+            rows.append([f"{row.condition}, {row.task}", f"{row.loss:.2f}", str(len(broken)), *texts])
+        if not rows:
+            return "<p>No removal is shown to break answers.</p>"
+        columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
+        cells = (zip(columns, map(html.escape, row), strict=True) for row in rows)
+        lines = ("".join(f'<td data-label="{column}">{cell}</td>' for column, cell in row) for row in cells)
+        heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
+        return f"<table><thead><tr>{heads}</tr></thead>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+    def __repr__(self) -> str:
+        return f"Explorer of {', '.join(task['name'] for task in self.data['tasks'])}"
+
+
+def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
+    task, metric, score = row.task, row.metric, row.baseline
+    values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
+    conditions = [BASELINE, *(name for name in values if name != BASELINE)]
+    values, texts = values[conditions], texts[conditions]
+    codes, names = pd.factorize(texts.to_numpy().ravel())
+    rows = losses.set_index("condition").reindex(conditions)
+    costs = rows[["loss", "loss_low", "loss_high"]].fillna(0.0).round(4)
+    critical = rows["critical"].eq(True)  # the baseline has no loss
+    asked, likelihoods = questions_of(result, task, values.index), logprobs(result, task, values.index)
+    likelihoods = likelihoods.sub(likelihoods[BASELINE], axis=0)
+    binary = is_binary(values.to_numpy())
+    return {
+        "name": task,
+        "metric": metric,
+        "at_chance": not_above_chance(row.n) if row.at_chance else "",
+        "sign": 1 if result.metric_info(task, metric)["higher_is_better"] else -1,
+        "score": round(float(score), 4),
+        "binary": binary,
+        "conditions": conditions,
+        "rows": _rows(task, conditions),
+        "losses": costs.astype(object).assign(critical=critical).to_numpy().tolist(),
+        "ids": values.index.tolist(),
+        "questions": asked["question"].tolist(),
+        "references": asked["reference"].tolist(),
+        "texts": names.tolist(),
+        "answers": codes.reshape(texts.shape).T.tolist(),
+        "values": values.to_numpy().astype(int).T.tolist() if binary else values.round(3).to_numpy().T.tolist(),
+        "nats": None if likelihoods.isna().to_numpy().all() else likelihoods[conditions].round(2).to_numpy().T.tolist(),
+    }
+
+
+def _rows(task: str, conditions: list[str]) -> list[dict[str, Any]]:
+    """The rows of buttons: conditions of one form, such as ``L#@mean``; of heads one a layer."""
+    table = pd.DataFrame({"name": conditions[1:], "cell": range(1, len(conditions))})
+    table["form"] = table["name"].str.replace(r"\d+", "#", regex=True)
+    few = table.groupby("form")["cell"].transform("size") < FEWEST
+    if not few.all():  # a few others stand behind the first row
+        first = table.loc[~few, "form"].iloc[0]
+        table = table.assign(form=table["form"].mask(few, first))
+        table = pd.concat([table[table["form"] == first], table[table["form"] != first]])
+    table["row"] = np.where(table["form"] == HEADS, table["name"].str.partition(".")[0], table["form"])
+    rows = []
+    for (form, name), group in table.groupby(["form", "row"], sort=False):
+        label = name if form == HEADS else task if form == table["form"].iloc[0] else f"{task} {form.replace('#', '…')}"
+        ticks = group["name"].str.replace(r"^(?:L\d+\.H|L)(\d+)\D*$", r"\1", regex=True).tolist()
+        rows.append({"label": label, "cells": group["cell"].tolist(), "ticks": ticks, "grid": form == HEADS})
+    return rows
+
+
+def glance(result: Result) -> str:
+    """A small picture of a result, as HTML: a square for each removed part of a task, and three answers that break.
+
+    Of several models, or where nothing is removed, it is empty.
+    """
+    primary = result.primary()
+    losses = primary.loss_table
+    if losses.empty or result.docs["model"].nunique() > 1:
+        return ""
+    scale, lines = max(0.3, float(losses["loss"].abs().max())), []
+    for base in primary.baselines.itertuples():
+        squares = []
+        for row in losses[losses["task"] == base.task].itertuples():
+            tone, share = "#b2182b" if row.loss > 0 else "#2166ac", 0 if base.at_chance else 100 * abs(row.loss) / scale
+            ground = f"color-mix(in oklab, {tone} {share:.0f}%, rgba(128, 128, 128, .15))"
+            look = f"display:inline-block;width:.7em;height:1.1em;margin-right:1px;background:{ground}"
+            squares.append(f'<span title="{row.condition}: loss {row.loss:.2f}" style="{look}"></span>')
+        chance = f", {not_above_chance(base.n)}: cannot judge" if base.at_chance else ""
+        text = f"{html.escape(base.task)}, {base.metric} {base.baseline:.2f}{chance}"
+        lines.append(f'<p style="line-height:1.2;margin:.2em 0">{"".join(squares)} {text}</p>')
+    best = _first(losses)
+    if os.environ.get(NO_ANSWERS):
+        return "".join(lines)
+    for row in answers(result, best.condition, task=best.task).head(3).itertuples():
+        said = (html.escape(_short(text)) for text in (row.question, row.baseline_answer, row.answer))
+        lines.append("<p>{} <b>{}</b> becomes <b>{}</b> without {}</p>".format(*said, best.condition))
+    return "".join(lines)
+
+
+def _first(losses: pd.DataFrame) -> Any:
+    """The costliest single part, first critical ones, and those beyond the first two layers, which break every text."""
+    single = losses["layer"].notna() & ~losses["condition"].str.contains("+", regex=False)
+    ranks = losses.assign(single=single, later=losses["layer"].fillna(2) >= 2, judged=~losses["at_chance"])
+    return ranks.sort_values(["judged", "single", "critical", "later", "loss"], kind="stable").iloc[-1]
+
+
+def _short(text: str, most: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,88 @@
+"""Written answers that cannot be read, apart from those that are wrong.
+
+A model that loses the form of an answer scores 0, and so does one that writes a wrong answer; only the second says
+something about knowledge or reasoning. A score splits exactly: score + wrong + unparsed = 1, where ``unparsed`` is the
+share of documents whose answer cannot be read (`depthlens.tasks.prepared_task`), and ``wrong`` is what is lost in
+answers that can be. What a condition costs is therefore the rise of the one plus the rise of the other.
+
+A task that is scored with and without regard to its format (GSM8K's ``strict-match`` and ``flexible-extract``) has
+``flexible-extract`` as its first metric here: ``strict-match`` counts a right number without "####" as wrong, so that a
+layer which only carries the format seems to carry the reasoning.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from depthlens.analysis.numbers.means import CHANGES
+from depthlens.analysis.numbers.stats import BASELINE
+from depthlens.analysis.result import documents
+from depthlens.analysis.result.documents import PARSED
+from depthlens.analysis.result.results import Result
+from depthlens.errors import UserError
+from depthlens.metrics import LOGPROBS
+
+SAID = {
+    "unparsed": "{} cannot be read",
+    "cut_off": "{} are cut off at the greatest number of tokens and may be right with more (max_gen_toks)",
+}
+
+
+def unparsed(result: Result, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+    """How many answers cannot be read under each condition, apart from wrong ones.
+
+    Args:
+        result: A sweep.
+        task: Name of the task.
+        metric: Name of the metric; the filter in it decides what can be read.
+        model: Which model; may be left out where there is one.
+
+    Returns:
+        One row a condition, the baseline first: condition, layer, head, n, value (mean score), wrong, unparsed (shares;
+        the three add up to 1), cut_off (share of answers that had not ended when they had as many tokens as were
+        allowed; NaN where it is not known), and the change of ``unparsed`` from the baseline: rise, ci_low, ci_high
+        (95% interval), p_value (not corrected).
+
+    Raises:
+        UserError: there is no such task or metric, the metric is a log-likelihood, for which the model writes nothing,
+            or the result does not say what could be read.
+    """
+    if metric in LOGPROBS:
+        raise UserError(f"metric {metric}: the model writes nothing for it that could be read; name one of the task")
+    readable, complete, scores = (
+        documents.table(result.docs, column, task, metric, model) for column in (PARSED, documents.COMPLETE, "value")
+    )
+    if readable.isna().any(axis=None):
+        raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")
+    names = [BASELINE, *(name for name in scores if name != BASELINE)]
+    lost = 1 - readable[names].to_numpy(dtype=float)  # [document, condition]
+    rise = result.losses(task, metric, model).over(lost - lost[:, :1], CHANGES)
+    is_base = np.array(names) == BASELINE
+    low, high = np.where(is_base, 0.0, rise.interval())
+    parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]
+    value, share = scores[names].mean().to_numpy(), lost.mean(0)
+    table = parts.reset_index().assign(n=len(scores), value=value, wrong=1 - value - share, unparsed=share)
+    table["cut_off"] = 1 - complete[names].mean().to_numpy(dtype=float, na_value=np.nan)
+    return table.assign(rise=rise.value, ci_low=low, ci_high=high, p_value=np.where(is_base, np.nan, rise.p()))
+
+
+def describe(result: Result) -> list[str]:
+    """One sentence for each task and metric with answers that cannot be read or were cut off: how many, and where most.
+
+    There is none for results that do not know it.
+    """
+    lines = []
+    for row in result.baselines.itertuples():
+        rows = result.docs[(result.docs[["task", "metric"]] == [row.task, row.metric]).all(axis=1)]
+        if row.metric in LOGPROBS or rows[PARSED].isna().any():
+            continue
+        table = unparsed(result, row.task, row.metric)
+        told = []
+        for column, said in SAID.items():
+            worst = table.loc[table[column].fillna(0)[::-1].idxmax()]  # of equal ones the last
+            shares = f"{table[column].iloc[0]:.0%} of its answers, and {worst[column]:.0%} under {worst['condition']},"
+            told += [said.format(shares)] if table[column].any() else []
+        if told:
+            lines.append(f"{row.task} {row.metric}, whole model: {'; '.join(told)}.")
+    return lines
