@@ -131,7 +131,8 @@ def _reused(result: Result, task: str, scores: HeadScores | None, name: str) -> 
     if scores is None:
         return f"say what chose the heads of {name} (head_scores=)"
     record: Mapping[str, Any] = scores.record
-    again = {*next(each for key, each in result.every_losses.items() if key[1] == task).documents} & set(record.get("documents", ()))
+    tests = next(each for key, each in result.every_losses.items() if key[1] == task)
+    again = {*tests.documents} & set(record.get("documents", ()))
     if not again and task in record.get("tasks", ()):
         tested = set(result.docs.loc[result.docs["task"] == task, "doc_id"])
         chosen = record.get("samples")

@@ -49,7 +49,7 @@ def test_sentences_and_lists():
     first, last = found.describe()
     assert first.startswith("t (acc): of 4 conditions **1** cost something, **2** cost less than 0.1, 1 are undecided")
     assert "after 20 to 23 of 200 documents (mean 22)" in first and last.endswith("is at most 0.05.")
-    assert "do not show the whole model to be above chance" in race([betting.AT_CHANCE, betting.AT_CHANCE]).describe()[0]
+    assert "do not show the whole model to be above chance" in race(2 * [betting.AT_CHANCE]).describe()[0]
     text, page = repr(found), found._repr_html_()
     assert "describe() says it in words" in text and "<td>critical</td>" in page
     assert "40 more rows in .decisions" in repr(race([SPARED] * 100))
