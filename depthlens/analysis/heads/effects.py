@@ -54,7 +54,7 @@ def head_contrast(result: Result, task: str, other_task: str, metric: str | None
     document.
 
     Args:
-        result: A head sweep of both tasks, which ask the same documents (`questions.identities`).
+        result: A head sweep of both tasks, which ask the same documents (`depthlens.analysis.result.questions`).
         task: The task whose heads are searched for.
         other_task: The task whose losses are subtracted.
         metric: Which metric; may be left out where the tasks have one.

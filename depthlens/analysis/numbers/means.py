@@ -33,7 +33,7 @@ ALPHA = 0.05
 IMAGINARY = 0.5  # questions lost, and as many won; with 1, means of probabilities cover in 98% of 100 documents
 CHANGES = -1.0, 1.0  # limits of the change of a share, and of nats that are clipped
 UNLIMITED = -np.inf, np.inf
-N_DRAWS = 10_000
+N_DRAWS = 4_000
 _BLOCK = 1_000_000  # numbers of one block of draws
 _TIE = 1e-9  # equal sums of flips differ by rounding
 
@@ -231,9 +231,12 @@ def _flips(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndar
 
     def drawn() -> Iterator[np.ndarray]:
         for first, count in _blocks(2**n if every else n_draws, sum(z.shape)):
-            numbers = np.arange(first, first + count)[:, None]
-            bits = numbers >> np.arange(n) & 1 if every else rng.integers(0, 2, (count, n))
-            yield np.abs((1.0 - 2.0 * bits) @ z)
+            if every:
+                bits = (np.arange(first, first + count)[:, None] >> np.arange(n) & 1).astype(float)
+            else:
+                packed = np.frombuffer(rng.bytes(count * -(-n // 8)), dtype=np.uint8).reshape(count, -1)
+                bits = np.unpackbits(packed, axis=1, count=n).astype(float)
+            yield np.abs(z.sum(0) - 2 * (bits @ z))
 
     return np.abs(z.sum(0)), drawn(), every
 
@@ -242,16 +245,16 @@ def _resampled(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.
     """The same of samples of units with replacement, among them one lost and one won `IMAGINARY` question."""
     half = np.sqrt(found.extra / 2)
     rows = np.vstack([found.centred, half, -half])  # [unit, condition]; each column sums to 0
-    n, squares = len(rows), np.square(rows)
-    error = np.sqrt(squares.sum(0) + found.extra)
+    n, columns = len(rows), np.hstack([rows, np.square(rows)])
+    error = np.sqrt(np.square(rows).sum(0) + found.extra)
     own = np.divide(np.abs(found.value), error, out=np.zeros_like(error), where=error > 1e-12)
 
     def drawn() -> Iterator[np.ndarray]:
         for _, count in _blocks(n_draws, sum(rows.shape)):
-            drawn_units = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+            drawn_units = rng.integers(0, n, (count, n), dtype=np.int32) + n * np.arange(count)[:, None]
             times = np.bincount(drawn_units.ravel(), minlength=count * n).reshape(count, n).astype(float)
-            sums = times @ rows
-            errors = np.sqrt(np.maximum(times @ squares - sums**2 / n, 0) + found.extra)
+            sums, squares = np.hsplit(times @ columns, 2)
+            errors = np.sqrt(np.maximum(squares - sums**2 / n, 0) + found.extra)
             yield np.divide(np.abs(sums), errors, out=np.zeros_like(sums), where=errors > 1e-12)
 
     return own, drawn(), False

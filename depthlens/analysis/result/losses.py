@@ -45,7 +45,7 @@ class Losses:
         conditions: Texts of the conditions.
         layers: The layer of each condition, -1 where it is not of one. Shape [condition].
         heads: The head (group, expert) of each condition, -1 where it is not of one. Shape [condition].
-        documents: What the documents are (`depthlens.analysis.result.questions.identities`).
+        documents: What the documents are (`depthlens.analysis.result.questions`).
         units: What is independent of one another, by document: questions, or the subjects of a group.
         limits: The least and the greatest score that there can be; infinite where nothing bounds it.
         n_layers: Of the model.
@@ -271,10 +271,11 @@ def every(docs: pd.DataFrame, record: Mapping[str, Any], asked: pd.DataFrame | N
     Raises:
         UserError: no baseline, or a condition without a number for each document of the baseline, which it names.
     """
-    kinds = questions.identities, questions.units
-    about = {task: [of(docs, asked, task) for of in kinds] for task in docs["task"].unique()}
+    about = {task: questions.identities_and_units(docs, asked, task) for task in docs["task"].unique()}
     metrics, told = docs.groupby("task", sort=False)["metric"].nunique(), record.get("tasks", {})
-    for (model, task, metric), rows in docs.groupby(GROUP, sort=False):
+    slim = docs[[*GROUP, "condition", "layer", "head", "doc_id", "value"]]
+    slim = slim.astype(dict.fromkeys([*GROUP, "condition"], "category"))  # texts are compared once
+    for (model, task, metric), rows in slim.groupby(GROUP, sort=False, observed=True):
         info = METRIC | told.get(task, {}).get("metrics", {}).get(metric, {})
         scores = _matrix(rows, f"{task} {metric} of {model}")
         values, (names, units) = scores.to_numpy(), (of.loc[scores.index] for of in about[task])
@@ -327,7 +328,7 @@ def too_few(units: Iterable[str], documents: Iterable[str]) -> str:
 
     Args:
         units: The unit of each document: its question, or its subject.
-        documents: What each document is (`depthlens.analysis.result.questions.identities`).
+        documents: What each document is (`depthlens.analysis.result.questions`).
     """
     n_units, n_questions = len(set(units)), len({name.partition("#")[0] for name in documents})
     if n_questions < FEWEST_QUESTIONS:

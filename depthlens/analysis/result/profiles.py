@@ -109,7 +109,7 @@ def one_model(result: Result) -> str:
 
 
 def subjects_note(result: Result) -> Iterator[str]:
-    """A line for each group whose subjects are too few to be its units (`questions.units`)."""
+    """A line for each group whose subjects are too few to be its units (`depthlens.analysis.result.questions`)."""
     for task in result.docs["task"].unique():
         of = questions.subtasks(result.docs, result.asked, task)
         if of is not None and 1 < (n := of.nunique()) < questions.FEWEST_SUBJECTS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from depthlens.errors import UserError
@@ -52,11 +53,15 @@ def joined(tables: Iterable[pd.DataFrame | None]) -> pd.DataFrame | None:
     return together
 
 
-def identities(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.Series:
-    """What each document of a task is, so that documents of two tasks are paired only where they are the same.
+def identities_and_units(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> tuple[pd.Series, pd.Series]:
+    """What each document of a task is, and what it is independent of the others by.
 
-    Document 7 of one task is not document 7 of another. The identity is the document's hash, or ``task:doc_id`` where
-    that is not known. A document that a task has twice is numbered.
+    Document 7 of one task is not document 7 of another, so that documents of two tasks are paired by identity: the
+    document's hash, or ``task:doc_id`` where that is not known. A document that a task has twice is numbered.
+
+    The units are questions, or the subjects of a group of tasks. Documents of one question are one unit, whether a task
+    holds it twice or two tasks ask it. Of fewer than `FEWEST_SUBJECTS` nothing could be shown, and questions are the
+    units: what is found holds for these subjects.
 
     Args:
         docs: Scores of a result.
@@ -64,27 +69,18 @@ def identities(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.
         task: Name of the task.
 
     Returns:
-        Texts by rising document id.
+        Two texts for each document, by rising document id.
     """
-    ids = pd.Index(sorted(docs.loc[docs["task"] == task, "doc_id"].unique()), name="doc_id")
+    ids = pd.Index(np.unique(docs.loc[docs["task"] == task, "doc_id"]), name="doc_id")
     names = pd.Series([f"{task}:{i}" for i in ids], index=ids, dtype="str")
     if asked is not None:
         known = asked[asked["task"] == task].set_index("doc_id")[HASH].reindex(ids)
         names = known.where(known.notna(), names).astype("str")
     again = names.groupby(names).cumcount()
-    return names.where(again == 0, names + "#" + (again + 1).astype("str"))
-
-
-def units(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.Series:
-    """What is independent of one another, by rising document id: questions, or the subjects of a group of tasks.
-
-    Documents of one question are one unit, whether a task holds it twice or two tasks ask it. Of fewer than
-    `FEWEST_SUBJECTS` nothing could be shown, and questions are the units: what is found holds for these subjects.
-    """
+    numbered = names.where(again == 0, names + "#" + (again + 1).astype("str"))
     subjects = subtasks(docs, asked, task)
-    if subjects is not None and subjects.nunique() >= FEWEST_SUBJECTS:
-        return subjects
-    return identities(docs, asked, task).str.replace(r"#\d+$", "", regex=True)
+    few = subjects is None or subjects.nunique() < FEWEST_SUBJECTS
+    return numbered, names if few else subjects
 
 
 def subtasks(docs: pd.DataFrame, asked: pd.DataFrame | None, task: str) -> pd.Series | None:

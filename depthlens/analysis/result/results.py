@@ -127,7 +127,15 @@ class Result(Finding):
         Conditions keep their order of first appearance, baseline first. The baseline row has delta 0, interval 0..0 and
         no p-value.
         """
-        return pd.concat([_summary(each) for each in self.every_losses.values()], ignore_index=True)
+        every = self.every_losses.values()
+        parts = [_summary(each) for each in every]
+        table = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        sizes = [1 + len(each.conditions) for each in every]
+        for name in GROUP:
+            table[name] = pd.Series(np.repeat([getattr(each, name) for each in every], sizes), dtype="str")
+        places = table[["layer", "head"]].astype("Int64")
+        table[["layer", "head"]] = places.mask(places == -1)
+        return table.astype({"condition": "str"})[stats.SUMMARY_COLUMNS]
 
     @derived
     def baselines(self) -> pd.DataFrame:
@@ -411,17 +419,17 @@ def concat(results: Sequence[Result]) -> Result:
     return joined
 
 
-def _summary(each: Losses) -> pd.DataFrame:
-    """The rows of `Result.summary` of one model, task and metric."""
+def _summary(each: Losses) -> dict[str, np.ndarray]:
+    """Columns of `Result.summary` of one model, task and metric, the baseline first."""
     values, base, change = each.sign * each.values, each.sign * each.base.mean(), each.mean() * -each.sign
     columns = {"value": values.mean(0), "delta": (values - each.sign * each.base[:, None]).mean(0)}
     columns |= change.columns("bounded") | {"p_adjusted": each.p_adjusted}
     of_base = {"value": base} | {name: np.nan if name.startswith("p_") else 0.0 for name in (*columns,)[1:]}
-    places = {"condition": (BASELINE, *each.conditions), "layer": [-1, *each.layers], "head": [-1, *each.heads]}
-    rows = pd.DataFrame({name: np.r_[of_base[name], rest] for name, rest in columns.items()})
-    rows = rows.assign(model=each.model, task=each.task, metric=each.metric, n=len(each.base), baseline=base, **places)
-    rows[["layer", "head"]] = rows[["layer", "head"]].astype("Int64").replace(-1, pd.NA)
-    return rows.astype({name: "str" for name in (*GROUP, "condition")})[stats.SUMMARY_COLUMNS]
+    rows = {name: np.r_[of_base[name], rest] for name, rest in columns.items()}
+    n = len(rows["value"])
+    rows |= {"n": np.full(n, len(each.base)), "baseline": np.full(n, base)}
+    rows["condition"] = np.array([BASELINE, *each.conditions], dtype=object)
+    return rows | {"layer": np.r_[-1, each.layers], "head": np.r_[-1, each.heads]}
 
 
 def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ What two runs measured is matched by `KEY`: the folder below the run, the task, 
 run is compared with the first, or, for stages of training, with the one before it, where every setting that decides a
 score is the same (`depthlens.analysis.runs.settings`); what differs is listed, and nothing is tested there. Runs are
 compared on the documents that both have: those with the same hash, or, where hashes are not known, with the same number
-(`depthlens.analysis.result.questions.identities`).
+(`depthlens.analysis.result.questions`).
 
 A difference is tested as a difference, paired by question (`depthlens.analysis.numbers.means`): scores of whole models; losses
 by condition, in the metric's unit and as shares of the score above the floor, with step-down maxT over the kind of

@@ -73,9 +73,9 @@ def describe(result: Result) -> list[str]:
     There is none for results that do not know it.
     """
     lines = []
+    unknown = result.docs[PARSED].isna().groupby([result.docs["task"], result.docs["metric"]], sort=False).any()
     for row in result.baselines.itertuples():
-        rows = result.docs[(result.docs[["task", "metric"]] == [row.task, row.metric]).all(axis=1)]
-        if row.metric in LOGPROBS or rows[PARSED].isna().any():
+        if row.metric in LOGPROBS or unknown[row.task, row.metric]:
             continue
         table = unparsed(result, row.task, row.metric)
         told = []
