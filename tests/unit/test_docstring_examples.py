@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
+import types
 from pathlib import Path
 
 import made_results
@@ -90,3 +92,16 @@ def test_an_example_prints_what_it_says(public, names):
     for test in examples_of(public, names):
         doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=told.append)
     assert not told, "".join(told)
+
+
+@pytest.mark.slow
+def test_the_experiment_of_the_architecture_page_is_complete(names):
+    page = (paths.data_dir().parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module = types.ModuleType("cost_of_examples")
+    exec(code, vars(module))
+    told: list[str] = []
+    for test in examples_of(module.cost_of_examples, names | vars(module)):
+        doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=told.append)
+    assert not told, "".join(told)
+    assert len(code.splitlines()) < 50
