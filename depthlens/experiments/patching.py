@@ -100,7 +100,7 @@ class Patching:
         moved = "restores" if self.direction == RESTORE else "breaks"
         patches = [
             f"Patching {row.part} at token {row.position} ({_both(row)}) {moved} "
-            f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference."
+            f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference{_shown(row.p_adjusted)}."
             for row in self.top(3).itertuples()
         ]
         if (self.differences["clean"] <= self.differences["corrupted"]).any():
@@ -203,6 +203,11 @@ def patch(
     effect = moves / gap
     texts = dict(zip(("clean", "corrupted"), (words(lens, ids) for ids in rows[0]), strict=True))
     return Patching(effect, tuple(map(str, single)), texts[sides[1]], texts[sides[0]], differences, direction)
+
+
+def _shown(p: float) -> str:
+    """Whether an effect is shown, as one of those of all parts and positions; "" of one pair, which shows nothing."""
+    return "" if np.isnan(p) else f" ({'shown' if p < means.ALPHA else 'not shown'}, p_adjusted = {p:.2g})"
 
 
 def _both(row: Any) -> str:

@@ -34,6 +34,7 @@ IMAGINARY = 0.5  # questions lost, and as many won; with 1, means of probabiliti
 CHANGES = -1.0, 1.0  # limits of the change of a share, and of nats that are clipped
 UNLIMITED = -np.inf, np.inf
 N_DRAWS = 4_000
+FEW_UNITS = 10  # samples of fewer have too few different sums: their p-values are at least those of t by Bonferroni
 _BLOCK = 1_000_000  # numbers of one block of draws
 _TIE = 1e-9  # equal sums of flips differ by rounding
 
@@ -182,7 +183,8 @@ def max_t(found: Mean, *, n_draws: int = N_DRAWS, seed: int = 0) -> np.ndarray:
       that was as likely.
     * *A studentised bootstrap of units* elsewhere. Many small losses and few large gains may have a mean of 0, and
       flips would call nearly every such family critical. `IMAGINARY` questions, one lost and one won, are drawn with
-      the others and stand in every error, because the few gains may be in none of n documents.
+      the others and stand in every error, because the few gains may be in none of n documents. Of fewer than
+      `FEW_UNITS` units no p-value is below that of Student's t by Bonferroni's correction.
 
     docs/methods.md has error rate and power of both.
 
@@ -213,7 +215,9 @@ def max_t(found: Mean, *, n_draws: int = N_DRAWS, seed: int = 0) -> np.ndarray:
         total += len(of_block)
     p = np.empty(len(own))
     p[order] = np.maximum.accumulate(counts[::-1])[::-1]
-    return np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
+    p = np.where(own > 0, (p + (not every)) / (total + (not every)), 1.0)
+    few = found.n < FEW_UNITS and not equal.all()
+    return np.maximum(p, np.minimum(1.0, len(p) * found.p())) if few else p
 
 
 def _blocks(total: int, size: int) -> Iterator[tuple[int, int]]:

@@ -160,6 +160,7 @@ def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
     wanted = np.average([x.effect.value for x in each], axis=0, weights=gaps)
     np.testing.assert_allclose(both.effect.value, wanted, atol=1e-5)
     assert one.table["p_adjusted"].isna().all() and both.table["p_adjusted"].between(0, 1).all()
+    assert "p_adjusted" not in " ".join(one.describe()) and "(not shown, p_adjusted = " in " ".join(both.describe())
     assert (both.table["ci_low"] <= both.table["effect"]).all() and np.isfinite(both.table["ci_low"]).all()
 
 
