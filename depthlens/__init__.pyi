@@ -29,7 +29,6 @@ from .errors import UserError as UserError
 from .experiments.claim_sweeps import claim_curves as claim_curves
 from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
-from .experiments.distillation import transplant as transplant
 from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
