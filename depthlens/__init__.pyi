@@ -11,8 +11,8 @@ from .ablations import Ablation as Ablation
 from .ablations import Condition as Condition
 from .ablations import Head as Head
 from .ablations import parse_condition as parse_condition
+from .analysis.heads.agreement import agreement as agreement
 from .analysis.heads.agreement import detector_agreement as detector_agreement
-from .analysis.heads.agreement import mode_agreement as mode_agreement
 from .analysis.heads.curves import RemovalCurve as RemovalCurve
 from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
