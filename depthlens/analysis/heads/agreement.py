@@ -62,7 +62,7 @@ DETECTORS = (
 
 
 def agreement(a: Result, b: Result | pd.DataFrame | None = None, *, seed: int = 0) -> DescribedTable:
-    """Whether a model's parts rank alike by what removal costs: under two modes, on two tasks, in two sweeps; or by b.
+    """Whether removal ranks a model's parts alike: in two modes, tasks or sweeps, or as the numbers of a table do.
 
     - A sweep that removes the same single parts in several modes, such as ``layers,layers@mean``: every two modes of a
       task. The p-value compares different documents, so that one which is lost under every mode makes no agreement.
