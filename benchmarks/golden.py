@@ -388,13 +388,13 @@ ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
     "needed documents": lambda r: {" ".join(key): n for key, n in r.needed_documents.items()},
     "thirds": lambda r: {s: a.loss_by_third(r, scale=s) for s in ("score", "above_chance", "importance")},
     "centre": lambda r: a.centre_of_mass(r),
-    "ranks": lambda r: a.rank_agreement(r),
+    "ranks": lambda r: dl.agreement(r),
     "overlap": lambda r: a.critical_overlap(r),
-    "geometry": lambda r: a.geometry_agreement(pd.DataFrame({"layer": range(N_LAYERS), "x": EARLY, "y": LATE}), r),
+    "geometry": lambda r: dl.agreement(r, pd.DataFrame({"layer": range(N_LAYERS), "x": EARLY, "y": LATE})),
 }
 OF_HEADS = ("summary", "critical")
 OTHERS: dict[str, Callable[[], Any]] = {
-    "modes": lambda: dl.mode_agreement(result("letters")),
+    "modes": lambda: dl.agreement(result("letters")),
     "blocks": lambda: {
         "table": blocks.block_table(result("blocks")),
         "largest": blocks.largest_sparable(result("blocks")),
@@ -403,7 +403,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),
     "open book/losses": lambda: a.open_book_losses(result("sites"), "closed", "opened"),
     "subtasks": lambda: a.split_by_kind(result("group"), "facts", a.kinds_by_subtask(result("group"), "facts")),
-    "models/ranks": lambda: a.rank_agreement(result("binary"), result("other", "distilled")),
+    "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
     "models/compared": lambda: compared(result("binary"), result("other", "distilled")),
     "transplants": lambda: a.transplant_recovery(result("moved"), result("binary", "donor").select(tasks="facts")),
@@ -414,11 +414,9 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "thirds of layers": lambda: {"of": losses.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
     "heads/contrast": lambda: a.head_contrast(result("heads"), "copy", "sums", "answer_logprob"),
-    "heads/agreement": lambda: a.head_agreement(result("heads"), result("heads", seed=1)),
+    "heads/agreement": lambda: dl.agreement(result("heads"), result("heads", seed=1)),
     "heads/detectors": lambda: dl.detector_agreement({"one": copy(0), "two": copy(1)}, k=4),
-    "heads/overlap": lambda: {**vars(a.head_overlap(copy(0).top(6), copy(1).top(6), [4] * 6)), "heads": None},
     "heads/roles": lambda: a.head_roles(copy(0), copy(1)),
-    "heads/auroc": lambda: [a.auroc(copy(0), copy(1).top(5)), *a.rank_correlation(copy(0), copy(1))],
     "heads/truth": lambda: a.compare_with_truth({"one": copy(0).top(5)}, copy(1).top(4)),
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ def methods(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> Non
     for task in TASKS:
         of_heads = partial(dl.head_sweep, lens, task, measure="answer_logprob", **sweep.keywords)
         seconds, found = alternating({name: partial(of_heads, method=name) for name in names}, repeats)
-        agreement = {name: dl.analysis.head_agreement(found["exact"], found[name]) for name in names[1:]}
+        agreement = {name: dl.agreement(found["exact"], found[name]) for name in names[1:]}
         show(f"all heads on {task}", seconds, ranks={name: in_words(a.table.iloc[0]) for name, a in agreement.items()})
 
 

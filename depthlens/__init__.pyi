@@ -11,8 +11,8 @@ from .ablations import Ablation as Ablation
 from .ablations import Condition as Condition
 from .ablations import Head as Head
 from .ablations import parse_condition as parse_condition
+from .analysis.heads.agreement import agreement as agreement
 from .analysis.heads.agreement import detector_agreement as detector_agreement
-from .analysis.heads.agreement import mode_agreement as mode_agreement
 from .analysis.heads.curves import RemovalCurve as RemovalCurve
 from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
@@ -29,7 +29,6 @@ from .errors import UserError as UserError
 from .experiments.claim_sweeps import claim_curves as claim_curves
 from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
-from .experiments.distillation import transplant as transplant
 from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects

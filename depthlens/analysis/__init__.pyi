@@ -1,10 +1,5 @@
-from .heads.agreement import head_agreement as head_agreement
-from .heads.agreement import rank_agreement as rank_agreement
-from .heads.effects import auroc as auroc
 from .heads.effects import head_contrast as head_contrast
-from .heads.effects import rank_correlation as rank_correlation
 from .heads.lists import compare_with_truth as compare_with_truth
-from .heads.lists import head_overlap as head_overlap
 from .heads.lists import head_roles as head_roles
 from .layers.depth import centre_of_mass as centre_of_mass
 from .layers.depth import critical_by_task as critical_by_task
@@ -13,7 +8,6 @@ from .layers.depth import site_losses as site_losses
 from .layers.differences import critical_overlap as critical_overlap
 from .layers.differences import open_book_gain as open_book_gain
 from .layers.differences import open_book_losses as open_book_losses
-from .layers.geometry import geometry_agreement as geometry_agreement
 from .layers.geometry import geometry_predictors as geometry_predictors
 from .layers.recovery import transplant_recovery as transplant_recovery
 from .numbers.means import max_t as max_t

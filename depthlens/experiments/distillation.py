@@ -1,8 +1,8 @@
-"""A base model against one distilled from it: how far weights and activations moved, and transplants of parts.
+"""A base model against one distilled from it (the donor): how far weights and activations moved.
 
-`transplant` puts parts of the distilled model (the donor) into the base for as long as a ``with`` block lasts. For
-measurements parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``. The
-module `depthlens.backends.row_edits` says what belongs to a part, `depthlens.models.pairs` what makes a pair.
+Transplants of parts are conditions: ``dl.condition_sweep(base, task, "layers@donor", donor="smollm2-135m-cot")``, and
+of `depthlens.ablated` with `depthlens.models.pairs.with_donor`. The module `depthlens.backends.row_edits` says what
+belongs to a part, `depthlens.models.pairs` what makes a pair.
 """
 
 from __future__ import annotations
@@ -10,87 +10,26 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from depthlens import arguments
-from depthlens.ablations import ENDS, Ablation, AnyHead, Condition, heads_of
-from depthlens.backends.torch import entered
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
 from depthlens.experiments.texts import table_of_means
-from depthlens.models import in_force, quantised
+from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
-from depthlens.models.pairs import load_donor, with_donor
+from depthlens.models.pairs import load_donor
 from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
-__all__ = ["activation_deltas", "transplant", "weight_deltas", "with_donor"]
-
 Name = str | os.PathLike[str]
-
-
-@contextmanager
-def transplant(
-    base: Lens,
-    donor: Name | Lens,
-    *,
-    layers: Iterable[int] = (),
-    attn: Iterable[int] = (),
-    mlp: Iterable[int] = (),
-    heads: Iterable[AnyHead] = (),
-    kv: Iterable[tuple[int, int]] = (),
-    embeddings: bool = False,
-) -> Iterator[Condition]:
-    """Within the context ``base.model`` computes with parts of the donor; after it the base is as it was.
-
-    No weight of the base is written: modules are called with the donor's weights instead. A donor by name is read from
-    its files layer by layer in every forward pass; to write long texts, hand over a loaded model. Transplants may be
-    nested: then both are in force.
-
-    Args:
-        base: A loaded model.
-        donor: Name of a model that fits it, or a loaded one; see `depthlens.models.pairs.with_donor`.
-        layers: Whole layers.
-        attn: Layers whose attention is transplanted.
-        mlp: Layers whose MLP is transplanted.
-        heads: Single query heads, each as ``L17.H3``, (17, 3) or `Head`.
-        kv: Key/value heads with the query heads that read them, as (layer, group).
-        embeddings: Also the embedding, the final norm and the unembedding: with all layers this is the donor itself.
-
-    Yields:
-        The condition that is in force; nothing asked for is the baseline.
-
-    Raises:
-        UserError: the two are no pair, or a part does not exist or is named twice.
-
-    Example:
-        >>> with dl.transplant(base, donor, layers=[3, 4]) as condition:
-        ...     states = base.model(**base.tokenizer("The capital of Denmark is", return_tensors="pt"))
-        >>> print(condition)
-        L3-4@donor
-    """
-    arguments.loaded(base)
-    parts = [Ablation(-1, end, mode="donor") for end in (ENDS if embeddings else ())]
-    for name, some in {"layers": layers, "attn": attn, "mlp": mlp}.items():
-        of_model = arguments.layers(name, some, base.dims.n_layers)
-        parts += [Ablation(layer, name.removesuffix("s"), mode="donor") for layer in of_model]
-    kv = [*kv]
-    if any(isinstance(one, str) for one in kv):
-        raise UserError(f"kv {kv!r}: give key/value heads as (layer, group), such as [(17, 1)]")
-    for name, pairs in {"heads": heads, "kv": kv}.items():
-        parts += [Ablation(layer, name.removesuffix("s"), i, "donor") for layer, i in heads_of(name, pairs)]
-    condition = Condition(tuple(parts)).validate(base.dims)
-    joined = with_donor(base, donor)
-    with entered(in_force.Entered(joined, condition, None)):
-        yield condition
 
 
 @one_thread

@@ -287,7 +287,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
 
     Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
     heads on a list from the others. The p-value is the probability that random lists with as many heads in each layer
-    share at least as many (`depthlens.analysis.head_overlap`).
+    share at least as many (`depthlens.analysis.heads.lists`).
 
     Args:
         a: Scores for the x axis.
@@ -313,7 +313,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     table = tidy(table, "x", "y", unit=axes[1])
     others, table = (table[(table["series"] == names[-1]) == other] for other in (True, False))
     model = a.record.get("model", {}).get("name", "")
-    common = lists.head_overlap(a, b, k=k)
+    common = lists.overlap(tops[0], tops[1], scored.sum(axis=1).tolist())
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
     look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
     fig, ((ax, _),) = curves(title, default, table, names[:-1], **look)

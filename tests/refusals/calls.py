@@ -37,10 +37,6 @@ plan = on(dl.plan, TASK, "layers", store=None)
 next_token = on(dl.next_token)
 
 
-def transplant(**parts):
-    return lambda e: dl.transplant(e.organism, e.organism, **parts).__enter__()
-
-
 def start(**parameters):
     return lambda e: dl.setup_notebook({"model": "organism", "tasks": [ONE], **parameters})
 
@@ -117,10 +113,8 @@ HEADS = [
     (sufficiency(measure="both"), "a curve has one measure"),
 ]
 DONORS = [
-    (transplant(layers=[99]), "layers [99]: give a list of layers, e.g. [0, 1]; layers are 0..5"),
-    (transplant(heads=[3]), "heads [3]: give a list of heads, such as ['L17.H3']"),
-    (lambda e: dl.transplant(e.organism, e.lens, layers=[1]).__enter__(), "are no pair: "),
-    (lambda e: dl.transplant(e.organism, "gpt5", layers=[1]).__enter__(), "unknown model 'gpt5'; "),
+    (lambda e: dl.with_donor(e.organism, e.lens), "are no pair: "),
+    (lambda e: dl.with_donor(e.organism, "gpt5"), "unknown model 'gpt5'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
     (depth_geometry(texts="C5"), "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),

@@ -1,12 +1,15 @@
 """Do two rankings of a model's parts agree: of two tasks, models or modes, of two head sweeps, or of two detectors?
 
-Losses are measured on documents, so that the noise of a correlation is known: `mode_agreement`, `rank_agreement` and
-`head_agreement` are tables of `depthlens.analysis.numbers.ranks`, with ceiling and p-value.
+Losses are measured on documents, so that the noise of a correlation is known: `agreement` is a table of
+`depthlens.analysis.numbers.ranks`, with ceiling and p-value.
 
 **Modes.** A part can be skipped, set to zero, replaced by its mean or by what another prompt gives, or disturbed by
 noise, with or without the first token. A finding about the part should not depend on the way. Hase et al. 2021 (arXiv
 2106.00786) and Zhang and Nanda 2024 (arXiv 2309.16042) show why modes differ: some take the model further from its
 training distribution than others.
+
+**Numbers.** Whether a cheap number of each layer predicts what removing the layer costs. Limit: the first layer changes
+the residual stream most and costs most in nearly every model. It alone can make a correlation.
 
 **Detectors** give each head one score. Two scores can correlate over all heads because both are high in the same
 layers, although within a layer they pick different heads. `detector_agreement` therefore permutes the heads of each
@@ -34,14 +37,18 @@ from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis.heads.effects import head_conditions
 from depthlens.analysis.heads.lists import both_tops
 from depthlens.analysis.heads.scores import HeadScores
-from depthlens.analysis.numbers.ranks import ranks, told, within_layers
-from depthlens.analysis.numbers.stats import ALPHA
+from depthlens.analysis.numbers.ranks import COLUMNS, pairwise, ranks, within_layers
+from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.result.losses import Losses
-from depthlens.analysis.result.profiles import by_layer, paired
+from depthlens.analysis.result.profiles import by_layer, one_model, paired
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
 
 Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-1 for other parts)
+Tables = dict[str, pd.DataFrame]  # by name: what every unit adds to the loss of each part
+# what rows of one origin share, with their tables; columns before those of a correlation, each with its entry of a row;
+# what is said of a row; and what is said where there is none
+Compared = tuple[list[tuple[dict[str, str], Tables]], dict[str, str], str, str]
 N_PERMUTATIONS = 9999
 OF_DETECTORS = [
     "a", "b", "n_heads", "spearman", "expected_spearman", "p_spearman", "p_spearman_adjusted",
@@ -54,131 +61,140 @@ DETECTORS = (
 )
 
 
-def mode_agreement(result: Result, *, seed: int = 0) -> DescribedTable:
-    """How alike two modes rank the same parts by what their removal costs, for every two modes of a sweep.
+def agreement(a: Result, b: Result | pd.DataFrame | None = None, *, seed: int = 0) -> DescribedTable:
+    """Whether removal ranks a model's parts alike: in two modes, tasks or sweeps, or as the numbers of a table do.
 
-    Both losses come from the same documents. The p-value therefore compares different documents, so that a document
-    which is lost under every mode makes no agreement.
+    - A sweep that removes the same single parts in several modes, such as ``layers,layers@mean``: every two modes of a
+      task. The p-value compares different documents, so that one which is lost under every mode makes no agreement.
+    - Any other sweep of layers or heads: every two tasks.
+    - Two layer sweeps, of two models with the same tasks and documents: each task with itself. Nepal et al. 2025
+      (arXiv 2506.22638) found that a base model and its fine-tuned one rank the layers alike.
+    - Two head sweeps, such as exact and by attribution: each task and metric that both have. The p-value says whether
+      they agree within layers, beyond what their profiles over depth explain.
+    - A layer sweep and a table: each column, such as of `depthlens.analysis.geometry_predictors`, with the losses. It
+      counts as known, so that the ceiling is the square root of the losses' reliability.
 
     Args:
-        result: A sweep that holds the same single parts under several modes, e.g. ``layers,layers[1:],layers@mean`` or
-            ``heads,heads@resample``. Conditions of several parts are not compared.
+        a: A sweep of layers or heads.
+        b: Another, or a table with one row a layer: ``layer``, and one column a predictor.
         seed: Of halves and permutations.
 
     Returns:
-        One row a task (and metric, and model) that is not at chance, kind of part and pair of modes: task, parts, mode,
-        other (such as ``skip``, ``skip[1:]``, ``mean``, ``noise3``), and the columns of
-        `depthlens.analysis.numbers.ranks` over the parts that both have. It is described by one sentence each.
-        Tasks at chance have no rows. Where no two modes have a part in common, the sentence says so.
+        One row a pair: task (and parts, mode, other such as ``skip[1:]`` or ``noise3``; other; metric; or predictor),
+        and the columns of `depthlens.analysis.numbers.ranks` over the parts that both have. Tasks at chance have no
+        rows, but of two head sweeps. It is described by one sentence a pair.
+
+    Raises:
+        UserError: conditions that are not one a layer or one a head; or two sweeps that do not match.
+        KeyError: a removed layer that the table lacks.
 
     Example:
         >>> modes = dl.condition_sweep(lens, "organism_one_hop", ["layers", "layers[1:]"], limit=12)
-        >>> dl.mode_agreement(modes).table[["task", "parts", "mode", "other"]]
+        >>> dl.agreement(modes).table[["task", "parts", "mode", "other"]]
                        task   parts  mode     other
         0  organism_one_hop  layers  skip  skip[1:]
+        >>> dl.agreement(both).table[["task", "other"]]
+                       task             other
+        0  organism_one_hop  organism_two_hop
+        >>> dl.agreement(heads, estimated).table[["task", "metric"]]
+                       task          metric
+        0  organism_one_hop  answer_logprob
+        1  organism_two_hop  answer_logprob
+        >>> dl.agreement(result, dl.analysis.geometry_predictors(geometry)).table["predictor"].tolist()
+        ['block_influence', 'angular_distance', 'entropy_drop']
     """
-    modes = _by_mode(list(dict.fromkeys(result.docs["condition"])))
+    if isinstance(b, pd.DataFrame):
+        cases, columns, said, none = _of_numbers(a, b)
+    elif b is not None and _removes_heads(a):
+        cases, columns, said, none = _of_heads(a, b)
+    elif b is None and (modes := _by_mode(a)):
+        cases, columns, said, none = _of_modes(a, modes)
+    else:
+        cases, columns, said, none = _of_tasks(a, b)
+    rows = [about | row for about, tables in cases for row in pairwise(tables, seed=seed)]
+    lines = [said.format_map(row) for row in rows] or [none]
+    rows = [row | {name: row[entry] for name, entry in columns.items()} for row in rows]
+    results, names = [a, b] if isinstance(b, Result) else [a], [*columns, *COLUMNS]
+    return DescribedTable.of("agreement", *results, rows=rows, columns=names, lines=lines, seed_of_halves=seed)
+
+
+def _of_modes(result: Result, modes: Mapping[str, Mapping[str, Mapping[Place, str]]]) -> Compared:
     several, cases = result.docs["model"].nunique() > 1, []
     for losses in (each for each in result.every_losses.values() if not each.at_chance):
         label = f"{losses.label} of {losses.model}" if several else losses.label
         for site, found in modes.items():
-            tables = {mode: _losses(losses, conditions) for mode, conditions in found.items()}
+            tables = {mode: _by_place(losses, conditions) for mode, conditions in found.items()}
             cases.append(({"task": label, "parts": site}, tables))
     said = "{task}: {n_parts} {parts} by {a} and by {b}: {words}."
     none = "No task that is not at chance has parts that were removed in two modes, so that none can be compared."
-    columns = {"task": "task", "parts": "parts", "mode": "a", "other": "b"}
-    return DescribedTable.of("mode_agreement", result, **told(cases, columns, said, none, seed), seed_of_halves=seed)
+    return cases, {"task": "task", "parts": "parts", "mode": "a", "other": "b"}, said, none
 
 
-def _by_mode(conditions: list[str]) -> dict[str, dict[str, dict[Place, str]]]:
-    """The conditions that are one part each, by kind of part, mode and place."""
+def _of_tasks(a: Result, b: Result | None) -> Compared:
+    heads = b is None and _removes_heads(a)
+    if b is not None:
+        pairs = [pair for pair in paired(a, b) if not any(s.at_chance for s in pair)]
+        groups = [{f"{s.label} of {s.model}": _by_layer(s) for s in pair} for pair in pairs]
+    elif heads:
+        one_model(a)
+        every = a.every_losses.values()
+        groups = [{s.label: _by_place(s, head_conditions(a, s.task)) for s in every if not s.at_chance}]
+    else:
+        groups = [{s.label: _by_layer(s) for s in by_layer(a) if not s.at_chance}]
+    said = f"{'Heads' if heads else 'Layers'} by {{a}} and by {{b}}: {{words}}."
+    none = "Fewer than two profiles can be judged, so no two can be compared."
+    return [({}, tables) for tables in groups], {"task": "a", "other": "b"}, said, none
+
+
+def _of_heads(a: Result, b: Result) -> Compared:
+    own, rival = ({(of.task, of.metric): of for of in result.every_losses.values()} for result in (a, b))
+    cases = []
+    for task, metric in sorted(own.keys() & rival.keys()):
+        both = (a, own[task, metric]), (b, rival[task, metric])
+        tables = [_by_place(losses, head_conditions(result, task)) for result, losses in both]
+        cases.append(({"task": task, "metric": metric}, dict(zip("ab", tables, strict=True))))
+    none = "The two sweeps have no task, metric and head in common."
+    return cases, {"task": "task", "metric": "metric"}, "{task}, {metric}: heads by the two sweeps: {words}.", none
+
+
+def _of_numbers(result: Result, predictors: pd.DataFrame) -> Compared:
+    cases = []
+    for losses in (losses for losses in by_layer(result) if not losses.at_chance):
+        known = predictors.set_index("layer").loc[losses.layers]
+        cases += [({"task": losses.label}, {"loss": _by_layer(losses), name: known[[name]].T}) for name in known]
+    none = "No task can be judged, so it cannot be said whether anything predicts its losses."
+    return cases, {"task": "task", "predictor": "b"}, "{task}: a layer's loss and its {b}: {words}.", none
+
+
+def _removes_heads(result: Result) -> bool:
+    """Whether every condition of a sweep is of a head."""
+    heads = result.docs.loc[result.docs["condition"] != BASELINE, "head"]
+    return bool(len(heads) and heads.notna().all())
+
+
+def _by_mode(result: Result) -> dict[str, dict[str, dict[Place, str]]]:
+    """The conditions that are one part each, by kind of part, mode and place, where two modes have a part in common."""
     found: dict[str, dict[str, dict[Place, str]]] = {}
-    for text in conditions:
+    for text in dict.fromkeys(result.docs["condition"]):
         parts = parse_condition(text).ablations
         if len(parts) == 1 and parts[0].site in WORDS:
             (part,) = parts
             mode = f"{part.mode}{part.seed or ''}" + (f"[{part.start}:]" if part.start else "")
             found.setdefault(WORDS[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
-    return found
+    shared = {site for site, of in found.items() for a, b in combinations(of.values(), 2) if a.keys() & b.keys()}
+    return {site: of for site, of in found.items() if site in shared}
 
 
-def _losses(losses: Losses, conditions: Mapping[Any, str]) -> pd.DataFrame:
+def _by_layer(losses: Losses) -> pd.DataFrame:
+    """What every unit adds to the loss of each layer."""
+    return pd.DataFrame(losses.mean().added, columns=losses.layers)
+
+
+def _by_place(losses: Losses, conditions: Mapping[Any, str]) -> pd.DataFrame:
     """What every unit adds to the loss of each part, by its place."""
     conditions = dict(sorted(conditions.items()))
     added = losses.select(list(conditions.values())).mean().added
     return pd.DataFrame(added, columns=pd.MultiIndex.from_tuples(conditions))
-
-
-def rank_agreement(result: Result, other: Result | None = None, *, seed: int = 0) -> DescribedTable:
-    """Whether two layer sweeps rank the layers alike: every two tasks of a model, or every task of two models.
-
-    That a base model and its fine-tuned one rank the layers alike is what Nepal et al. 2025 (arXiv 2506.22638) found.
-
-    Args:
-        result: A layer sweep.
-        other: A layer sweep of another model with the same tasks and documents; each task is then compared with itself.
-        seed: Of the halves.
-
-    Returns:
-        One row a pair that can be judged: task, other (both with the model where there are two), and the columns of
-        `depthlens.analysis.numbers.ranks`. It is described by one sentence a pair.
-
-    Raises:
-        UserError: see `depthlens.analysis.loss_by_third`; or two sweeps that do not match.
-
-    Example:
-        >>> dl.analysis.rank_agreement(both).table[["task", "other"]]
-                       task             other
-        0  organism_one_hop  organism_two_hop
-    """
-
-    def table_of(losses: Losses) -> pd.DataFrame:
-        return pd.DataFrame(losses.mean().added, columns=losses.layers)
-
-    if other is None:
-        results, tables = [result], [{s.label: table_of(s) for s in by_layer(result) if not s.at_chance}]
-    else:
-        pairs = [pair for pair in paired(result, other) if not any(s.at_chance for s in pair)]
-        results, tables = [result, other], [{f"{s.label} of {s.model}": table_of(s) for s in pair} for pair in pairs]
-    cases: list[Any] = [({}, of_pair) for of_pair in tables]
-    none = "Fewer than two profiles can be judged, so no two can be compared."
-    found = told(cases, {"task": "a", "other": "b"}, "Layers by {a} and by {b}: {words}.", none, seed)
-    return DescribedTable.of("rank_agreement", *results, **found, seed_of_halves=seed)
-
-
-def head_agreement(a: Result, b: Result, *, seed: int = 0) -> DescribedTable:
-    """Spearman's correlation over heads between two head sweeps of the same documents, by task and metric.
-
-    The p-value says whether the sweeps agree within layers, beyond what their profiles over depth explain.
-
-    Args:
-        a: A head sweep, e.g. exact.
-        b: Another, e.g. by attribution or integrated gradients.
-        seed: Of halves and permutations.
-
-    Returns:
-        One row a task and metric that both have: task, metric, and the columns of
-        `depthlens.analysis.numbers.ranks` over the heads that both have. It is described by one sentence each.
-
-    Raises:
-        UserError: conditions that are not one head each.
-
-    Example:
-        >>> dl.analysis.head_agreement(heads, estimated).table[["task", "metric"]]
-                       task          metric
-        0  organism_one_hop  answer_logprob
-        1  organism_two_hop  answer_logprob
-    """
-    own, rival = ({(of.task, of.metric): of for of in result.every_losses.values()} for result in (a, b))
-    cases = []
-    for task, metric in sorted(own.keys() & rival.keys()):
-        both = (a, own[task, metric]), (b, rival[task, metric])
-        tables = [_losses(losses, head_conditions(result, task)) for result, losses in both]
-        cases.append(({"task": task, "metric": metric}, dict(zip("ab", tables, strict=True))))
-    said = "{task}, {metric}: heads by the two sweeps: {words}."
-    none = "The two sweeps have no task, metric and head in common."
-    found = told(cases, {"task": "task", "metric": "metric"}, said, none, seed)
-    return DescribedTable.of("head_agreement", a, b, **found, seed_of_halves=seed)
 
 
 def detector_agreement(

@@ -1,16 +1,11 @@
-"""What a head sweep says about heads: loss per head, on one task or beyond another, and separation of a known few.
+"""What a head sweep says about heads: loss per head, on one task or beyond another.
 
 A head sweep is a `Result` with one condition a head (`depthlens.experiments.sweep.head_sweep`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-import numpy as np
-import scipy
-
-from depthlens.ablations import AnyHead, Head, heads_of
+from depthlens.ablations import Head
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.means import max_t
 from depthlens.analysis.numbers.stats import BASELINE, loss_unit
@@ -86,35 +81,6 @@ def describe_heads(result: Result) -> list[str]:
         else:
             sentences += head_losses(result, row.task, row.metric).describe()
     return sentences
-
-
-def rank_correlation(a: HeadScores, b: HeadScores) -> tuple[float, int]:
-    """Spearman's correlation over the heads that have both scores, and how many these are.
-
-    Scores do not keep their cases, so that nothing is known of noise here; `depthlens.analysis.head_agreement` compares
-    two sweeps.
-
-    Example:
-        >>> correlation, n_heads = dl.analysis.rank_correlation(copying, scores)
-        >>> n_heads
-        24
-    """
-    measured = np.isfinite(a.values) & np.isfinite(b.values)
-    return float(scipy.stats.spearmanr(a.values[measured], b.values[measured]).statistic), int(measured.sum())
-
-
-def auroc(scores: HeadScores, heads: Collection[AnyHead]) -> float:
-    """Chance that a head of ``heads`` scores higher than one of the others (1: all of them rank first).
-
-    Example:
-        >>> dl.analysis.auroc(copying, ["L2.H1"])
-        1.0
-    """
-    positive, scored = np.zeros_like(scores.values, dtype=bool), np.isfinite(scores.values)
-    for head in heads_of("heads", [*heads]):
-        positive[head] = True
-    inside, outside = scores.values[positive & scored], scores.values[~positive & scored]
-    return float(scipy.stats.mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside)))
 
 
 def head_conditions(result: Result, task: str) -> dict[Head, str]:

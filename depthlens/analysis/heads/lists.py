@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -102,33 +103,6 @@ def compare_with_truth(named: dict[str, Collection[AnyHead]], true: Collection[A
     return table.map(lambda heads: ", ".join(map(str, sorted(heads))) or "none")
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How much two lists of heads have in common.
-
-    Attributes:
-        n: Heads on both.
-        expected: How many two random lists with as many heads in each layer have in common on average.
-        p_value: Probability that two such lists have at least ``n`` in common.
-        heads: The common ones.
-
-    Example:
-        >>> found = dl.analysis.head_overlap(["L2.H1", "L4.H3"], ["L2.H1", "L3.H0"], [4] * 6)
-        >>> found.n, found.heads, round(found.p_value, 2)
-        (1, (L2.H1,), 0.25)
-    """
-
-    n: int
-    expected: float
-    p_value: float
-    heads: tuple[Head, ...]
-
-    def __str__(self) -> str:
-        amount = "more than" if self.p_value < ALPHA else "no more than"
-        said = f"{self.n} {'head' if self.n == 1 else 'heads'} in common, {amount} as many random heads of each layer"
-        return f"{said} explain ({self.expected:.2g} expected, p = {self.p_value:.2g})"
-
-
 def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[Head], np.ndarray]:
     """The first ``k`` heads by each of two scores, among the heads that have both, and which heads these are.
 
@@ -145,47 +119,35 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
     return first, second, scored
 
 
-def head_overlap(
-    a: Sequence[AnyHead] | HeadScores,
-    b: Sequence[AnyHead] | HeadScores,
-    n_heads: Sequence[int] = (),
-    *,
-    k: int | None = None,
-) -> Overlap:
-    """Compare two lists of heads of one model, or the heads that two scores rank first.
+class Overlap(NamedTuple):
+    """How many heads two lists have in common, how many two random lists have, and how often at least as many."""
 
-    Of two scores the first ``k`` heads are compared, among the heads that have both: a head that was not measured could
-    be on no list. `depthlens.plots.head_overlap` draws these.
+    n: int
+    expected: float
+    p_value: float
 
-    The heads of each list are permuted within their layers. In a layer of h heads, of which one list has x and the
-    other y, the number in common is then hypergeometric. The layers are independent, so that the distribution of the
-    sum is the convolution, and p is exact.
+    def __str__(self) -> str:
+        amount = "more than" if self.p_value < ALPHA else "no more than"
+        said = f"{self.n} {'head' if self.n == 1 else 'heads'} in common, {amount} as many random heads of each layer"
+        return f"{said} explain ({self.expected:.2g} expected, p = {self.p_value:.2g})"
+
+
+def overlap(a: Collection[Head], b: Collection[Head], n_heads: Sequence[int]) -> Overlap:
+    """Compare two lists of heads of one model with random lists that have as many heads in each layer.
+
+    In a layer of h heads, of which one list has x and the other y, the number in common is then hypergeometric. The
+    layers are independent, so that the distribution of the sum is the convolution, and p is exact.
 
     Args:
-        a: Heads, or scores.
-        b: The same.
-        n_heads: Of lists: the heads of each layer that could be on a list, such as ``[9] * 30``.
-        k: Of scores: how many heads of each are compared.
-
-    Raises:
-        UserError: no list, more heads than a layer has, or a ``k`` that does not fit the heads that have both scores.
-
-    Example:
-        >>> dl.analysis.head_overlap(copying, scores, k=2).heads
-        (L2.H1,)
+        a: Heads.
+        b: Others.
+        n_heads: The heads of each layer that could be on a list.
     """
-    if isinstance(a, HeadScores) and isinstance(b, HeadScores) and k is not None:
-        a, b, scored = both_tops(a, b, k)
-        n_heads = scored.sum(axis=1).tolist()
-    lists = [set(heads_of("list", heads)) for heads in (a, b)]
-    common = lists[0] & lists[1]
-    counts = [np.bincount([layer for layer, _ in heads], minlength=len(n_heads)) for heads in lists]
+    common = len({*a} & {*b})
+    counts = [np.bincount([layer for layer, _ in heads], minlength=len(n_heads)) for heads in (a, b)]
     chances = np.ones(1)  # of 0, 1, 2 .. heads in common
-    for layer, (size, *of_lists) in enumerate(zip(n_heads, *counts, strict=True)):
-        if max(of_lists) > size:
-            fault = f"a list has {max(of_lists)} heads of layer {layer}, which has {size}"
-            raise UserError(f"{fault}; give the number of heads of each layer")
+    for size, *of_lists in zip(n_heads, *counts, strict=True):
         if min(of_lists):
             chances = np.convolve(chances, scipy.stats.hypergeom.pmf(np.arange(min(of_lists) + 1), size, *of_lists))
-    expected, p = float(np.arange(len(chances)) @ chances), float(min(1.0, chances[len(common) :].sum()))
-    return Overlap(len(common), expected, p, tuple(sorted(common)))
+    expected, p = float(np.arange(len(chances)) @ chances), float(min(1.0, chances[common:].sum()))
+    return Overlap(common, expected, p)

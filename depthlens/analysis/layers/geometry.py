@@ -1,11 +1,4 @@
-"""Depth geometry of a model, and whether such cheap numbers predict what removing a layer costs.
-
-The test is Spearman's correlation between one number per layer (`geometry_predictors`, or any other table with a column
-``layer``) and the loss of removing the layer, task by task (`depthlens.analysis.numbers.ranks`).
-
-Limit: the first layer changes the residual stream most and costs most in nearly every model. It alone can make a
-correlation.
-"""
+"""Depth geometry of a model, whose cheap numbers may predict what removing a layer costs (`depthlens.agreement`)."""
 
 from __future__ import annotations
 
@@ -15,12 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.numbers.ranks import told
 from depthlens.analysis.result.findings import Finding
-from depthlens.analysis.result.losses import Losses
-from depthlens.analysis.result.profiles import by_layer
-from depthlens.analysis.result.results import Result
-from depthlens.analysis.result.tables import DescribedTable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,43 +55,3 @@ def geometry_predictors(geometry: Geometry) -> pd.DataFrame:
     single, entropy = geometry.distances[geometry.distances["size"] == 1], geometry.logit_lens["entropy"]
     table = geometry.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
     return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))
-
-
-def geometry_agreement(predictors: pd.DataFrame, result: Result, *, seed: int = 0) -> DescribedTable:
-    """Spearman's correlation, over layers, of each predictor with the loss that removing the layer causes.
-
-    The predictor counts as known, so that the ceiling is the square root of the losses' reliability; see
-    `depthlens.analysis.numbers.ranks` for it and the p-value.
-
-    Args:
-        predictors: As of `geometry_predictors`: ``layer``, and one column a predictor.
-        result: A layer sweep of the same model.
-        seed: Of the halves.
-
-    Returns:
-        One row a task (and metric) that is not at chance and predictor: task, predictor, and the columns of
-        `depthlens.analysis.numbers.ranks`; NaN where losses or predictor are the same for all layers. It is
-        described by one sentence a task and predictor.
-
-    Raises:
-        UserError: no layer sweep.
-        KeyError: a removed layer without predictors.
-
-    Example:
-        >>> predictors = dl.analysis.geometry_predictors(geometry)
-        >>> dl.analysis.geometry_agreement(predictors, result).table["predictor"].tolist()
-        ['block_influence', 'angular_distance', 'entropy_drop']
-    """
-    cases = []
-    for scores in (scores for scores in by_layer(result) if not scores.at_chance):
-        losses, known = pd.DataFrame(scores.mean().added, columns=scores.layers), aligned(predictors, scores)
-        cases += [({"task": scores.label}, {"loss": losses, name: known[[name]].T}) for name in known]
-    none = "No task can be judged, so it cannot be said whether anything predicts its losses."
-    columns = {"task": "task", "predictor": "b"}
-    found = told(cases, columns, "{task}: a layer's loss and its {b}: {words}.", none, seed)
-    return DescribedTable.of("geometry_agreement", result, **found, seed_of_halves=seed)
-
-
-def aligned(predictors: pd.DataFrame, profile: Losses) -> pd.DataFrame:
-    """The predictors of the layers that a profile has, in its order, by layer."""
-    return predictors.set_index("layer").loc[profile.layers]

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,7 @@ class RankCorrelation(NamedTuple):
 COLUMNS = list(RankCorrelation._fields)
 
 
-def agreement(losses: Mapping[str, pd.DataFrame], *, seed: int = 0) -> list[dict[str, Any]]:
+def pairwise(losses: Mapping[str, pd.DataFrame], *, seed: int = 0) -> list[dict[str, Any]]:
     """Whether each two tables rank the parts that both have alike.
 
     Args:
@@ -86,28 +86,6 @@ def agreement(losses: Mapping[str, pd.DataFrame], *, seed: int = 0) -> list[dict
             found = correlate(own, rival if len(b) > 1 else rival[0], layers, seed=seed)
             rows.append({"a": name, "b": other, "words": in_words(found), **found._asdict()})
     return rows
-
-
-def told(
-    cases: Iterable[tuple[dict[str, Any], Mapping[str, pd.DataFrame]]],
-    columns: Mapping[str, str],
-    said: str,
-    none: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Rows, columns and lines of a `depthlens.analysis.result.findings.DescribedTable` of agreements.
-
-    Args:
-        cases: Values that are the same in the rows of a case, and losses by name; see `agreement`.
-        columns: The first columns of the table, and the entry of a row that each has.
-        said: What is said of a row, with its entries in braces.
-        none: What is said where there are no rows.
-        seed: Of halves and permutations.
-    """
-    rows = [about | row for about, losses in cases for row in agreement(losses, seed=seed)]
-    lines = [said.format_map(row) for row in rows] or [none]
-    rows = [row | {name: row[entry] for name, entry in columns.items()} for row in rows]
-    return {"rows": rows, "columns": [*columns, *COLUMNS], "lines": lines}
 
 
 def correlate(a: np.ndarray, b: np.ndarray, layers: np.ndarray, *, seed: int = 0) -> RankCorrelation:

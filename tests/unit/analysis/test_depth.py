@@ -7,7 +7,7 @@ import pytest
 from made_results import exact
 from scipy.stats import spearmanr
 
-from depthlens.analysis.heads import agreement
+import depthlens as dl
 from depthlens.analysis.layers import depth, differences
 from depthlens.analysis.numbers.means import UNLIMITED, mean
 from depthlens.analysis.result.results import Result, concat
@@ -25,9 +25,9 @@ def test_a_task_at_chance_has_no_share_to_lose():
     assert table["ci_high"].iloc[2] < table["ci_low"].iloc[0]
 
 
-def test_rank_agreement_is_spearman_of_every_pair_of_tasks():
+def test_agreement_is_spearman_of_every_pair_of_tasks():
     result = exact({"early": EARLY, "late": LATE, "again": EARLY, "guess": GUESS})
-    found, again, other = (agreement.rank_agreement(result, seed=seed) for seed in (3, 3, 4))
+    found, again, other = (dl.agreement(result, seed=seed) for seed in (3, 3, 4))
     assert found.table.equals(again.table) and not found.table.equals(other.table)
     table = found.table.set_index(["task", "other"])
     assert len(table) == len(found.describe()) == 3
@@ -42,13 +42,13 @@ def test_two_models_are_compared_task_by_task():
     base, tuned = (
         made_results.sweep(steps, task="sums", model=model, seed=seed) for seed, model in enumerate(("base", "tuned"))
     )
-    found = agreement.rank_agreement(base, tuned)
+    found = dl.agreement(base, tuned)
     (row,) = found.table.itertuples()
     assert (row.task, row.other) == ("sums of base", "sums of tuned") and row.n_parts == made_results.N_LAYERS
     assert row.spearman > 0.9 and row.ceiling < 1
     other = made_results.sweep(made_results.EARLY, task="facts", model="tuned")
     with pytest.raises(UserError, match="run both alike"):
-        agreement.rank_agreement(base, other)
+        dl.agreement(base, other)
 
 
 def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():

@@ -9,7 +9,7 @@ import scipy.stats as sps
 from made_results import head_scores, removal_curve
 
 import depthlens as dl
-from depthlens.analysis.heads import agreement, curves, effects
+from depthlens.analysis.heads import curves
 from depthlens.analysis.heads.curves import Costs, interaction_table
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.means import UNLIMITED, mean
@@ -163,18 +163,11 @@ def test_what_cannot_be_told_apart_is_asked_for(effect):
 def test_agreement_is_spearmans_of_heads_in_any_order(effect):
     rng = np.random.default_rng(1)
     spread = rng.permutation(effect.size).reshape(effect.shape) / 40
-    found = agreement.head_agreement(sweep(spread), sweep(spread * 3, method="attribution"))
+    found = dl.agreement(sweep(spread), sweep(spread * 3, method="attribution"))
     same = found.table.iloc[0]
     assert same.spearman == pytest.approx(1) and same.p_value < 0.01 and same.n_parts == N_LAYERS * N_HEADS
-    opposite = agreement.head_agreement(sweep(spread), sweep(-spread)).table.iloc[0]
+    opposite = dl.agreement(sweep(spread), sweep(-spread)).table.iloc[0]
     assert opposite.spearman == pytest.approx(-1) and opposite.p_value < 0.01
-    assert len(agreement.head_agreement(sweep(spread), sweep(spread, task="u")).table) == 0
-
-
-def test_auroc(effect):
-    ranked = head_scores([[0.1, 0.9], [0.3, 0.2]])
-    assert effects.auroc(ranked, {(0, 1)}) == 1
-    assert effects.auroc(ranked, {(0, 0)}) == 0
-    assert effects.auroc(ranked, {(1, 0), (0, 0)}) == pytest.approx(0.25)
-    assert effects.auroc(head_scores(np.ones((2, 2))), {(0, 0)}) == 0.5
-    assert effects.auroc(head_scores([[np.nan, 1], [0, 0]]), {(0, 1)}) == 1
+    assert len(dl.agreement(sweep(spread), sweep(spread, task="u")).table) == 0
+    tasks = dl.agreement(concat([sweep(spread), sweep(spread * 3, task="u")]))
+    assert tasks.table["n_parts"].tolist() == [N_LAYERS * N_HEADS] and tasks.describe()[0].startswith("Heads by t and")

@@ -12,7 +12,7 @@ import pytest
 from made_results import profile, result_of, same_documents, sweep
 
 import depthlens
-from depthlens.analysis.heads.agreement import rank_agreement
+from depthlens.analysis.heads.agreement import agreement
 from depthlens.analysis.heads.effects import head_contrast
 from depthlens.analysis.layers import depth, differences
 from depthlens.analysis.layers.removal import follow
@@ -142,7 +142,7 @@ def test_losses_of_unrelated_tasks_that_ask_questions_often_do_not_agree(draws):
             each = rng.random((20, 13)) < 0.5  # noise alone, of 20 questions
             tasks[task] = dict(zip(["baseline", *(f"L{i}" for i in range(12))], np.repeat(each, 5, 0).T, strict=True))
         made = same_documents(made_results.result(tasks, n_layers=12, info={"chance": 0.0}), times=5)
-        table = rank_agreement(made).table
+        table = agreement(made).table
         wrong += (table["p_value"] <= 0.05).any()
         assert len(table) == 0 or table["n"].item() == 20
     assert wrong / draws <= errors(0.07, draws)

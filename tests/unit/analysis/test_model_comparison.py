@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
 
-from depthlens.analysis.heads.agreement import rank_agreement
+from depthlens.analysis.heads.agreement import agreement
 from depthlens.analysis.layers import depth, recovery
 from depthlens.analysis.result.losses import NO_LOSS
 from depthlens.analysis.result.results import Result
@@ -56,16 +56,16 @@ def test_lower_is_better_counts_the_rise_as_a_loss():
 )
 def test_sweeps_that_differ_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        rank_agreement(sweep(EARLY), sweep(LATE, model="d", **change))
+        agreement(sweep(EARLY), sweep(LATE, model="d", **change))
 
 
 def test_examples_that_differ_and_several_models_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
     with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
-        rank_agreement(base, Result(other.docs, record))
+        agreement(base, Result(other.docs, record))
     both = Result(pd.concat([base.docs, other.docs]), base.record)
-    for call in (lambda: rank_agreement(both, base), lambda: depth.centre_of_mass(both)):
+    for call in (lambda: agreement(both, base), lambda: depth.centre_of_mass(both)):
         with pytest.raises(UserError, match="several models; name or select one of base, d"):
             call()
 

@@ -15,7 +15,7 @@ from made_results import exact
 from scipy import stats as sps
 from scipy.stats import spearmanr
 
-from depthlens.analysis.layers.geometry import geometry_agreement
+import depthlens as dl
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import texts
@@ -233,7 +233,7 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
 
 def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     cheap = pd.DataFrame({"layer": range(N_LAYERS), "good": [9, 5, 4, 2, 1.0], "poor": [1, 5, 0, 9, 2.0], "flat": 1.0})
-    table = geometry_agreement(cheap.sample(frac=1, random_state=1), exact(ACCURACIES)).table.set_index("predictor")
+    table = dl.agreement(exact(ACCURACIES), cheap.sample(frac=1, random_state=1)).table.set_index("predictor")
     assert set(table["task"]) == {"sums"}, "a task at chance has no losses to foretell"
     base, without = ACCURACIES["sums"]
     loss = [base - a for a in without]

@@ -30,6 +30,7 @@ from transplants import (
     weights_of,
 )
 
+import depthlens as dl
 from depthlens.ablations import expand, parse_condition
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.references import measure_means
@@ -47,7 +48,7 @@ BIASED = {"attention_bias": True}  # that of the output projection goes with the
 )
 def test_every_kind_of_transplant_equals_surgery(family, changes):
     base, donor = two(family, **changes)
-    together = distillation.with_donor(base, donor)
+    together = dl.with_donor(base, donor)
     conditions = conditions_for(base)
     rows = [TOKENS[:1].repeat(len(conditions), 1), torch.ones(len(conditions), TOKENS.shape[1], dtype=torch.long)]
     every = [range(TOKENS.shape[1])] * len(conditions)
@@ -69,13 +70,12 @@ def test_every_kind_of_transplant_equals_surgery(family, changes):
 def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
     base, donor = two(family)
     clean, wanted, before = logits(base.model), logits(donor.model), weights_of(base.model)
-    with distillation.transplant(base, donor) as condition:
-        assert str(condition) == "baseline"
+    together = dl.with_donor(base, donor)
+    with dl.ablated(together, "baseline"):
         assert torch.equal(logits(base.model), clean)
-    with distillation.transplant(base, donor, layers=range(5), embeddings=True) as condition:
-        assert str(condition) == "embed@donor+unembed@donor+L0-4@donor"
+    with dl.ablated(together, "embed@donor+unembed@donor+L0-4@donor"):
         same(logits(base.model), wanted)
-    with distillation.transplant(base, donor, layers=range(5)):
+    with dl.ablated(together, "L0-4@donor"):
         assert float((logits(base.model) - wanted).abs().max()) > 0.1  # the ends differ too
     assert torch.equal(logits(base.model), clean)
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.model.state_dict().items())
@@ -85,9 +85,9 @@ def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
 def test_other_rotary_frequencies_go_with_whole_layers(family):
     base = surgery.rough_lens(family)
     donor = other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
-    together = distillation.with_donor(base, donor)
+    together = dl.with_donor(base, donor)
     assert together.own_rotary
-    with distillation.transplant(base, donor, layers=range(5), embeddings=True):
+    with dl.ablated(together, "embed@donor+unembed@donor+L0-4@donor"):
         same(logits(base.model), logits(donor.model))
     conditions = expand("whole@donor,L2.H1@donor,L1", base.dims)
     found = scores(together, conditions)
@@ -102,7 +102,7 @@ def test_other_rotary_frequencies_go_with_whole_layers(family):
 )
 def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_tokens):
     base, donor = two(family)
-    together = distillation.with_donor(base, donor)
+    together = dl.with_donor(base, donor)
     conditions = conditions_for(base)
     walked = scores(together, conditions, batch_tokens=batch_tokens)
     written = texts(together, conditions)
@@ -120,7 +120,7 @@ def test_reference_means_and_donors_in_one_condition():
     base, donor = two("llama-gqa")
     means = measure_means(base, [q.context for q in requests()], "prompts")
     conditions = expand("L1@donor+L3.mlp@mean,L2.H0@mean+L2.KV1@donor,L4@mean", base.dims)
-    found = scores(distillation.with_donor(base, donor), conditions, means=means)
+    found = scores(dl.with_donor(base, donor), conditions, means=means)
     for row, condition in zip(found, conditions, strict=True):
         cut = operated(base, donor, condition)
         same(row, scores(cut, [removals(condition)], means=means)[0], str(condition))
@@ -128,17 +128,17 @@ def test_reference_means_and_donors_in_one_condition():
 
 def test_a_failing_read_of_the_donor_leaves_the_base_whole(saved, monkeypatch):
     base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True), offload="disk")
-    clean, shape = logits(base.model), attributes(base.model)
+    clean, shape, together = logits(base.model), attributes(base.model), dl.with_donor(base, donor)
 
     def fail(self, key):
         raise OSError(f"cannot read {key}")
 
     with monkeypatch.context() as patch:
         patch.setattr(OffloadedWeightsLoader, "__getitem__", fail)
-        with pytest.raises(OSError, match="cannot read"), distillation.transplant(base, donor, layers=[1, 3]):
+        with pytest.raises(OSError, match="cannot read"), dl.ablated(together, "L1@donor+L3@donor"):
             logits(base.model)
         with pytest.raises(OSError, match="cannot read"):
-            scores(distillation.with_donor(base, donor), expand("L1@donor,L3@donor", base.dims))
+            scores(together, expand("L1@donor,L3@donor", base.dims))
     assert torch.equal(logits(base.model), clean) and attributes(base.model) == shape
     assert layers_in_memory(donor) == []
 
@@ -146,13 +146,14 @@ def test_a_failing_read_of_the_donor_leaves_the_base_whole(saved, monkeypatch):
 def test_transplants_inside_one_another_are_both_in_force():
     base, donor = two("llama-gqa")
     clean = logits(base.model)
-    with distillation.transplant(base, donor, layers=[1]):
+    together = dl.with_donor(base, donor)
+    with dl.ablated(together, "L1@donor"):
         outer = logits(base.model)
-        with distillation.transplant(base, donor, layers=[2], attn=[3]):
+        with dl.ablated(together, "L2@donor+L3.attn@donor"):
             both = logits(base.model)
         assert torch.equal(logits(base.model), outer)
     assert torch.equal(logits(base.model), clean)
-    with distillation.transplant(base, donor, layers=[1, 2], attn=[3]):
+    with dl.ablated(together, "L1-2@donor+L3.attn@donor"):
         assert torch.equal(logits(base.model), both)
 
 
@@ -187,7 +188,7 @@ def test_lm_eval_model(saved):
     base, donor = saved("llama-gqa"), loading.load(saved("llama-gqa", moved=True))
     model = DepthlensLM(base, condition="L1@donor", donor=donor)
     found = model.engine.loglikelihood(requests(), [model.condition])
-    together = distillation.with_donor(loading.load(base), donor)
+    together = dl.with_donor(loading.load(base), donor)
     same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
 
 

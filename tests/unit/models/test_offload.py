@@ -14,8 +14,8 @@ from depthlens.ablations import expand
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments import distillation, sweep
-from depthlens.models import loading
+from depthlens.experiments import sweep
+from depthlens.models import loading, pairs
 from depthlens.models.architectures import Architecture
 from depthlens.requests import GenerateRequest
 
@@ -113,9 +113,9 @@ def test_generation_is_refused_before_anything_runs(saved):
 def test_a_donor_by_name_is_the_donor_in_memory(saved, family, offloaded):
     whole = loading.load(saved(family)), loading.load(saved(family, moved=True))
     base = loading.load(saved(family), offload=offloaded)
-    together = distillation.with_donor(base, saved(family, moved=True))
+    together = pairs.with_donor(base, saved(family, moved=True))
     conditions = transplants.conditions_for(base)
-    wanted = distillation.with_donor(*whole)
+    wanted = pairs.with_donor(*whole)
     transplants.same(transplants.scores(together, conditions), transplants.scores(wanted, conditions))
     assert layers_in_memory(together.donor) == []
     if not offloaded:
@@ -126,7 +126,7 @@ def test_a_donor_by_name_is_the_donor_in_memory(saved, family, offloaded):
 
 def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(saved, monkeypatch):
     base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True), offload="disk")
-    together, read, resident = distillation.with_donor(base, donor), [], donor.resident
+    together, read, resident = pairs.with_donor(base, donor), [], donor.resident
 
     def noted(layer):
         read.extend({layer} - {*layers_in_memory(donor)})  # a layer that is asked for again is not read again

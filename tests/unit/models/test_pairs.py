@@ -28,7 +28,7 @@ from depthlens.models.lens import Lens
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
     base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
     with pytest.raises(UserError, match=message):
-        distillation.with_donor(base, donor)
+        pairs.with_donor(base, donor)
     with pytest.raises(UserError, match="are no pair"):
         distillation.weight_deltas(base, donor)
 
@@ -47,7 +47,7 @@ def test_a_matrix_of_another_shape_is_refused():
     base, donor = tiny.lens("llama-gqa"), tiny.lens("llama-gqa")
     donor.arch.mlp[0].gate_proj = torch.nn.Linear(32, 64, bias=False)
     with pytest.raises(UserError, match=r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in the base"):
-        distillation.with_donor(base, donor)
+        pairs.with_donor(base, donor)
 
 
 def test_tokenizers_that_make_other_tokens_are_refused():

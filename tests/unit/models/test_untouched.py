@@ -98,7 +98,8 @@ def lens():
 
 
 def transplanted(lens):
-    with dl.transplant(lens, tiny.lens("llama-gqa", tie_word_embeddings=False, **LONG), layers=[1], heads=[(3, 1)]):
+    donor = tiny.lens("llama-gqa", tie_word_embeddings=False, **LONG)
+    with dl.ablated(dl.with_donor(lens, donor), "L1@donor+L3.H1@donor"):
         lens.model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False)
 
 
@@ -226,7 +227,7 @@ def test_another_thread_waits_while_a_model_is_transplanted():
         begun.set()
         found.append(numbers(lens, 3))
 
-    with dl.transplant(lens, donor, layers=[1, 2]):
+    with dl.ablated(dl.with_donor(lens, donor), "L1-2@donor"):
         thread = threading.Thread(target=measure)
         thread.start()
         begun.wait()

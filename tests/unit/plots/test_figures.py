@@ -103,7 +103,8 @@ def head_figures():
     values[1, 6:] = np.nan  # only heads with both scores can be on both lists
     who = "copying", "loss on computed minus copied tokens, in units of surprisal, by attribution"
     a, b = (made_results.head_scores(*both) for both in zip(values, who, strict=True))
-    common = lists.head_overlap(a, b, k=5)
+    *tops, scored = lists.both_tops(a, b, 5)
+    common = lists.overlap(*tops, scored.sum(1).tolist())
     said = (f"m: the top 5 of 36 heads by two scores have {common}", "L3.H2", "top 5 of copying: L4.H5, ")
     yield Case(plots.head_overlap(a, b, k=5), 1, {"on both lists": [2.5]}, count={"name": common.n}, words=said)
 
