@@ -29,7 +29,8 @@ def main() -> None:
 
     class TaskManager(lm_eval.tasks.TaskManager):
         def __init__(self, *args: Any, include_path: Any = None, **kwargs: Any) -> None:
-            super().__init__(*args, include_path=[str(paths.tasks_dir()), *filter(None, [include_path])], **kwargs)
+            theirs = include_path if isinstance(include_path, list) else filter(None, [include_path])
+            super().__init__(*args, include_path=[str(paths.tasks_dir()), *map(str, theirs)], **kwargs)
 
     lm_eval.tasks.TaskManager = TaskManager  # each of its commands imports it from there
     try:

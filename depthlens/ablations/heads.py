@@ -55,6 +55,8 @@ def heads_of(name: str, value: Any) -> list[Head]:
     """
     given = arguments.plain(value)
     try:
+        if isinstance(given, str):  # a list of its characters, or of none
+            raise TypeError
         return [Head(one) if isinstance(one, str) else Head(*one) for one in given]
     except (TypeError, UserError):
         raise UserError(f"{name} {value!r}: give a list of heads, such as ['L17.H3'] or [(17, 3)]") from None

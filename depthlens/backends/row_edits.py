@@ -144,8 +144,9 @@ class RowEdits:
                 self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
         entered = in_force.entered(self.lens.model)
         with in_force.aside():
-            first = [RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered]
-        self.in_force: list[Any] = first
+            self.in_force: list[Any] = [
+                RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered
+            ]
         edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
         self.layers: list[int] = sorted(layer for layer in edited if layer >= 0)
 

@@ -19,7 +19,7 @@ from depthlens.ablations import parse_condition
 from depthlens.analysis.numbers.means import UNLIMITED, Mean
 from depthlens.analysis.numbers.words import not_above_chance
 from depthlens.analysis.result.losses import Losses, too_few
-from depthlens.analysis.result.profiles import comparable
+from depthlens.analysis.result.profiles import by_document, comparable
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import ANSWERS, MOVED, UNDER, Estimate, Part, Question, average, missing, named, part
@@ -315,7 +315,7 @@ def _transplants(evidence: Evidence) -> Part:
     for seed, sweep in enumerate(found):
         own, goal = (r.primary().select(tasks=first.task) for r in (sweep, donors[min(seed, len(donors) - 1)]))
         comparable(own, goal, ("task", "metric", "doc_id"))
-        pairs.append(own.losses().select(names).join(goal.losses()))
+        pairs.append(by_document(own.losses().select(names), goal.losses()))
     return recovered(pairs)
 
 

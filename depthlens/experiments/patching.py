@@ -75,11 +75,8 @@ class Patching:
         columns = {"part": np.repeat(self.parts, n[1]), "position": np.tile(range(n[1]), n[0])}
         columns |= {"token": np.tile(self.tokens, n[0]), "source": np.tile(self.sources, n[0])}
         effects = zip(("effect", "ci_low", "ci_high"), (self.effect.value, *low_high), strict=True)
-        n_cells = n[0] * n[1]
-        flat = replace(self.effect, value=self.effect.value.ravel(), extra=np.zeros(n_cells), limits=means.UNLIMITED)
-        flat = replace(flat, **{name: getattr(flat, name).reshape(-1, n_cells) for name in ("added", "centred")})
-        columns["p_adjusted"] = means.max_t(flat) if self.effect.n > 1 else np.full(n_cells, np.nan)
-        return pd.DataFrame({**columns, **{name: values.ravel() for name, values in effects}})
+        p = means.max_t(self.effect.ravel()) if self.effect.n > 1 else np.nan
+        return pd.DataFrame(columns | {name: values.ravel() for name, values in effects}).assign(p_adjusted=p)
 
     def top(self, k: int = 5) -> pd.DataFrame:
         """The k rows of `table` with the largest effects, of either sign."""

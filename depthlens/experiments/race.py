@@ -1,6 +1,6 @@
 """Sweeps that stop as soon as they know: documents in random order, and conditions that leave when they are decided.
 
-See `depthlens.analysis.result.races` for what is tested. Documents come in waves. A wave is computed as a sweep is,
+See `depthlens.analysis.numbers.betting` for what is tested. Documents come in waves. A wave is computed as a sweep is,
 with all conditions that are still open, so that the store, other backends, offloaded models and workers do what they do
 there. A race that is started again with the same seed computes nothing twice and decides the same.
 """

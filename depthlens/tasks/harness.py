@@ -204,7 +204,8 @@ def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples |
         return every[:limit]
     numbers = every[arguments.slice_of(some)] if isinstance(some, str) else sorted(map(int, some))
     if not numbers or numbers[-1] not in every:
-        raise UserError(f"samples {recorded(some)!r}: task {name} has documents 0..{every[-1]}; give some of these")
+        last = len(every) - 1
+        raise UserError(f"samples {recorded(some)!r}: task {name} has documents 0..{last}; give some of these")
     return numbers
 
 

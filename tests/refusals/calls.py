@@ -105,6 +105,7 @@ HEADS = [
     (reasoning(tasks=TASK), "worked solutions need a generative task"),
     *((removal(lists=x), f"lists {x!r}: give at least one list of heads by name") for x in ({}, None, [(0, 0)])),
     (removal(lists={"a": "L0.H0"}), "list 'a' 'L0.H0': give a list of heads, such as ['L17.H3']"),
+    (removal(lists={"a": ""}), "list 'a' '': give a list of heads, such as ['L17.H3']"),
     (removal(lists={"a": [(0, 9)]}), "head 9 does not exist; heads are 0..3"),
     (removal(lists={"a": [(0, 0), (0, 0)]}, k=2), "names one part twice; name it once"),
     (removal(k=0), "k 0: give a whole number, at least 1"),

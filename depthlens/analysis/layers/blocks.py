@@ -53,8 +53,8 @@ def largest_sparable(result: Result, *, margin: float = MARGIN) -> pd.DataFrame:
     """The largest block whose loss is *shown to be under* a margin, for each task and metric.
 
     That a loss is not significant does not show that it is small: with few documents no loss is. Each block is tested
-    against the margin instead, by betting on margin minus loss (`depthlens.analysis.result.races`; p-values times the
-    number of blocks). Sign flips and Student's t would call a loss small that a few documents happen not to show.
+    against the margin instead, by betting on margin minus loss (`depthlens.analysis.numbers.betting`; p-values times
+    the number of blocks). Sign flips and Student's t would call a loss small that a few documents happen not to show.
     Losses in nats are at most 1 a document.
 
     Args:

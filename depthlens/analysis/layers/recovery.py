@@ -18,7 +18,7 @@ import pandas as pd
 from depthlens.ablations import ENDS, INDEXED, parse_condition
 from depthlens.analysis.numbers.means import ALPHA, Mean
 from depthlens.analysis.result.losses import Losses
-from depthlens.analysis.result.profiles import comparable
+from depthlens.analysis.result.profiles import by_document, comparable
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
@@ -63,7 +63,7 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
     for own in result.every_losses.values():
         rows = table[(table["task"] == own.task) & (table["metric"] == own.metric)]
         rows = rows.set_index("condition", drop=False).loc[conditions].reset_index(drop=True)
-        own, goal = own.select(conditions).join(donor.losses(own.task, own.metric))
+        own, goal = by_document(own.select(conditions), donor.losses(own.task, own.metric))
         share, no_gap = recovered_share(own, goal)
         ends = sorted(own.sign * end for end in own.limits)
         rows = rows.assign(task=own.label, base=rows["baseline"], donor=own.sign * goal.base.mean(), no_gap=no_gap)

@@ -54,7 +54,7 @@ class Mean:
         limits: The least and the greatest that the value can be.
 
     Example:
-        >>> found = dl.analysis.mean(result.document_losses("organism_one_hop", "acc")["L2"].to_numpy())
+        >>> found = result.losses("organism_one_hop").mean()[2]
         >>> low, high = found.interval()
         >>> found.n, sorted(found.columns("loss"))
         (12, ['ci_high', 'ci_low', 'loss', 'p_value'])
@@ -100,6 +100,12 @@ class Mean:
         share = self.value / divisor
         scaled = replace(other, added=other.centred) * share  # around the share it adds nothing on average
         return replace(self + -scaled, value=self.value, limits=UNLIMITED) * (1 / divisor)
+
+    def ravel(self) -> Mean:
+        """All values in one row."""
+        low, high = (np.broadcast_to(end, np.shape(self.value)).ravel() for end in self.limits)
+        added, centred = (part.reshape(len(part), -1) for part in (self.added, self.centred))
+        return Mean(np.ravel(self.value), added, centred, self.units, self.n, np.ravel(self.extra), (low, high))
 
     def __getitem__(self, at: Any) -> Mean:
         """Some of the values, by their index."""

@@ -199,6 +199,10 @@ class Losses:
         """Whether each condition is shown to cost something, and more than `min_effect`. Shape [condition]."""
         return (self.p_adjusted < ALPHA) & (self.mean().value > self.min_effect) & (not self.at_chance)
 
+    def gain(self) -> np.ndarray:
+        """Whether the model is shown to be better without it, by more than `min_effect`. Shape [condition]."""
+        return (self.p_adjusted < ALPHA) & (-self.mean().value > self.min_effect) & (not self.at_chance)
+
     def relative(self, weights: np.ndarray | None = None) -> Mean:
         """`mean` as a share of what the whole model scores above the floor, the measured one where there is one.
 
@@ -284,7 +288,7 @@ def every(docs: pd.DataFrame, record: Mapping[str, Any], asked: pd.DataFrame | N
         ends, sign = limits(metric, values.min(), values.max()), 1.0 if info["higher_is_better"] else -1.0
         turned = sorted(sign * end for end in ends)
         floor = info.get("floor", info["chance"])  # older records have no floor
-        if floor is None and sign * values.min(initial=0) >= 0 <= sign * values.max(initial=0):
+        if floor is None and (sign * values).min(initial=0) >= 0:
             floor = 0.0
         broken = broken_condition(n_layers)
         made = Losses(

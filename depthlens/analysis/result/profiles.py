@@ -91,16 +91,23 @@ def paired(base: Result, distilled: Result) -> list[tuple[Losses, Losses]]:
     Raises:
         UserError: naming what differs.
     """
-    models = comparable(base, distilled)
+    comparable(base, distilled)
     by_task = {(of.task, of.metric): of for of in by_layer(distilled)}
-    pairs = [(of, by_task[of.task, of.metric]) for of in by_layer(base)]
-    for i, (a, b) in enumerate(pairs):
-        # an older result does not say what its documents are; their ids are the same
-        known = not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents))
-        pairs[i] = a.join(b if known else replace(b, documents=a.documents))
-        if len(pairs[i][0].base) < len(a.base):
-            raise UserError(f"task {a.task}: {' and '.join(models)} were asked other documents; run both alike")
-    return pairs
+    return [by_document(of, by_task[of.task, of.metric]) for of in by_layer(base)]
+
+
+def by_document(a: Losses, b: Losses) -> tuple[Losses, Losses]:
+    """The losses of two `comparable` results on one task, with their documents in the same order.
+
+    Raises:
+        UserError: documents of equal numbers ask something else.
+    """
+    # an older result does not say what its documents are; their numbers are the same
+    known = not any(name.startswith(f"{a.task}:") for name in (*a.documents, *b.documents))
+    own, other = a.join(b if known else replace(b, documents=a.documents))
+    if len(own.base) < len(a.base):
+        raise UserError(f"task {a.task}: {a.model} and {b.model} were asked other documents; run both alike")
+    return own, other
 
 
 def one_model(result: Result) -> str:
@@ -112,5 +119,5 @@ def subjects_note(result: Result) -> Iterator[str]:
     """A line for each group whose subjects are too few to be its units (`depthlens.analysis.result.questions`)."""
     for task in result.docs["task"].unique():
         of = questions.subtasks(result.docs, result.asked, task)
-        if of is not None and 1 < (n := of.nunique()) < questions.FEWEST_SUBJECTS:
+        if of is not None and 1 < (n := of.nunique()) < questions.SUBJECTS_AS_UNITS:
             yield f"{task}: {n} subjects are too few to stand for others; what is found holds for these alone"

@@ -18,7 +18,7 @@ COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
 SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.harness`); NA elsewhere
 _OPTIONAL = (HASH, SUBTASK)
-FEWEST_SUBJECTS = 6  # with fewer no family-wise p-value can be below 0.05, since there are at most 2**5 sign flips
+SUBJECTS_AS_UNITS = 6  # or more; where 5 lose everything, the 2**5 sign flips still leave a p-value above 0.05
 
 
 def normalise(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def identities_and_units(docs: pd.DataFrame, asked: pd.DataFrame | None, task: s
     document's hash, or ``task:doc_id`` where that is not known. A document that a task has twice is numbered.
 
     The units are questions, or the subjects of a group of tasks. Documents of one question are one unit, whether a task
-    holds it twice or two tasks ask it. Of fewer than `FEWEST_SUBJECTS` nothing could be shown, and questions are the
+    holds it twice or two tasks ask it. Of fewer than `SUBJECTS_AS_UNITS` nothing could be shown, and questions are the
     units: what is found holds for these subjects.
 
     Args:
@@ -79,7 +79,7 @@ def identities_and_units(docs: pd.DataFrame, asked: pd.DataFrame | None, task: s
     again = names.groupby(names).cumcount()
     numbered = names.where(again == 0, names + "#" + (again + 1).astype("str"))
     subjects = subtasks(docs, asked, task)
-    few = subjects is None or subjects.nunique() < FEWEST_SUBJECTS
+    few = subjects is None or subjects.nunique() < SUBJECTS_AS_UNITS
     return numbered, names if few else subjects
 
 

@@ -25,7 +25,7 @@ import pyarrow.parquet
 
 from depthlens import arguments
 from depthlens.analysis.numbers import stats
-from depthlens.analysis.numbers.stats import ALPHA, BASELINE, GROUP, Whole
+from depthlens.analysis.numbers.stats import BASELINE, GROUP, Whole
 from depthlens.analysis.result import documents, losses, questions
 from depthlens.analysis.result.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.result.findings import Finding, derived, paragraphs
@@ -241,9 +241,9 @@ class Result(Finding):
         ends = np.sort(-sign * table[["ci_low", "ci_high"]], axis=1)
         table[["loss", "loss_low", "loss_high"]] = np.c_[-sign * table[["bounded"]], ends]
         table["min_effect"] = np.repeat([each.min_effect for each in every], sizes)
-        shown = (table["p_adjusted"] < ALPHA) & ~table["at_chance"]
-        table["critical"] = shown & (table["loss"] > table["min_effect"])
-        return table.assign(gain=shown & (-table["loss"] > table["min_effect"]))
+        for name in ("critical", "gain"):
+            table[name] = np.concatenate([getattr(each, name)() for each in every])
+        return table
 
     def critical(self) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.

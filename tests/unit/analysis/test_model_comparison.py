@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, sweep
+from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, same_documents, sweep
 
 from depthlens.analysis.heads.agreement import agreement
 from depthlens.analysis.layers import depth, recovery
@@ -104,6 +104,12 @@ def test_recovered_shares_have_their_true_value_and_place():
         "from the bottom": ["L0@donor", "L0-4@donor", "L0-8@donor"],
         "from the top": ["L0-8@donor", "L5-8@donor", "L8@donor"],
     }
+
+
+def test_recovery_beside_an_older_donor_that_does_not_say_what_its_documents_are():
+    result, donor = transplants(SHARES, n=200)
+    wanted, found = (recovery.transplant_recovery(own, donor).table for own in (result, same_documents(result)))
+    pd.testing.assert_frame_equal(found, wanted)
 
 
 def test_recovery_in_words():

@@ -96,7 +96,7 @@ def test_record_has_the_group_and_its_tasks(result):
 def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeypatch):
     (profile, _) = by_layer(result)
     assert len({*profile.units}) == N and "school: 3 subjects are too few to stand for others" in result.notes[-1]
-    monkeypatch.setattr(questions, "FEWEST_SUBJECTS", len(SIZES))
+    monkeypatch.setattr(questions, "SUBJECTS_AS_UNITS", len(SIZES))
     result = Result(result.docs, result.record, result.asked)
     values = result.scores("school", "acc")["baseline"].to_numpy()
     names = [name for name, n in SIZES.items() for _ in range(n)]
