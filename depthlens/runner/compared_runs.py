@@ -9,18 +9,18 @@ by their path below the run; where every run has results in one folder alone, th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+
+import pandas as pd
 
 from depthlens.analysis.result.folder import DOCS_FILE
 from depthlens.analysis.result.results import Result
-from depthlens.analysis.runs.comparison import Comparison, Run, compare_runs
+from depthlens.analysis.runs.comparison import Comparison, compare_runs
 from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 
-T = TypeVar("T")
 _FIX = "give folders that `depthlens sweep --out` or `depthlens run --out` wrote"
 
 
@@ -44,14 +44,13 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Com
         >>> comparison.runs
         ['step1', 'step2']
     """
-    read = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
-    if all(len({*run.results, *run.verdicts}) == 1 for run in read):  # whatever their folders are called
-        read = [replace(run, results=_at_top(run.results), verdicts=_at_top(run.verdicts)) for run in read]
-    return compare_runs(read, stages=stages)
-
-
-def _at_top(found: Mapping[str, T]) -> dict[str, T]:
-    return {place[:0]: value for place, value in found.items()}
+    names, read = _names(runs), [_read(run) for run in runs]
+    if all(len({*results, *verdicts}) == 1 for results, verdicts in read):  # whatever their folders are called
+        read = [({at[:0]: r for at, r in results.items()}, {at[:0]: v for at, v in of.items()}) for results, of in read]
+    results, verdicts = (dict(zip(names, of, strict=True)) for of in zip(*read, strict=True))
+    found = compare_runs(results, verdicts, stages=stages)
+    paths = ["" if isinstance(run, Result) else str(Path(run)) for run in runs]
+    return replace(found, record=found.record | {"paths": paths})
 
 
 def _names(runs: Sequence[str | os.PathLike[str] | Result]) -> list[str]:
@@ -66,10 +65,10 @@ def _names(runs: Sequence[str | os.PathLike[str] | Result]) -> list[str]:
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def _read(run: str | os.PathLike[str] | Result, name: str) -> Run:
-    """One run with everything that it holds."""
+def _read(run: str | os.PathLike[str] | Result) -> tuple[dict[str, Result], dict[str, pd.DataFrame]]:
+    """The results and the verdicts of one run, by their folder below it."""
     if isinstance(run, Result):
-        return Run(name, {"": run})
+        return {"": run}, {}
     folder = Path(run)
     results = {place: Result.load(found) for place, found in _holding(folder, DOCS_FILE)}
     verdicts = {}
@@ -78,7 +77,7 @@ def _read(run: str | os.PathLike[str] | Result, name: str) -> Run:
         verdicts[place.rpartition("/")[0]] = judged.parts.assign(claim_state=judged.parts["claim"].map(judged.states))
     if not results and not verdicts:
         raise UserError(f"run {str(folder)!r} holds no results; {_FIX}")
-    return Run(name, results, verdicts, str(folder))
+    return results, verdicts
 
 
 def _holding(folder: Path, file: str) -> Iterator[tuple[str, Path]]:

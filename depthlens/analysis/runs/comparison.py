@@ -16,10 +16,11 @@ compared only between models with as many layers (and heads); other models are c
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,65 +52,31 @@ VALUES = [
 TEST = ["difference", "difference_low", "difference_high", "p_adjusted", "shown"]
 TESTS = [*KEY, "run", "measure", "condition", "reference", "n_paired", *TEST]
 ANSWERS = ["place", "run", "compared_with", *changed_answers.COLUMNS]
+VERDICT = ["place", "run", "claim", "part"]
 VERDICTS = [
     "place", "claim", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
     "claimed", "unit", "n", "tasks", "why", "sentence",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What is compared: the results of one model, and the verdicts on it.
-
-    Attributes:
-        name: Of the run, unlike that of every other.
-        results: By the folder that they are in, below the run's own.
-        verdicts: Parts of claims, by the folder of the results that they are of; the columns are those of
-            `depthlens.claims.Verdicts.parts`.
-        path: The run's folder; "" for a result in memory.
-    """
-
-    name: str
-    results: Mapping[str, Result]
-    verdicts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    path: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
+class Measured(NamedTuple):
     """What one run measured under one key.
 
     Attributes:
         run: Name of the run.
         parts: The kind of part, or `WHOLE`.
-        rows: One a condition, or the baseline's: the columns of `VALUES` that are known, and ``min_effect``.
-        losses: A column for each row; none of a whole model.
+        losses: Of the conditions of one kind, by layer and head; none of a whole model.
+        critical: Whether each is critical, among all conditions of the task and metric.
         shape: Layers of the model, and its heads where conditions are of heads.
         deciding: See `depthlens.analysis.runs.run_settings.deciding`.
     """
 
     run: str
     parts: str
-    rows: pd.DataFrame
     losses: Losses
+    critical: np.ndarray
     shape: tuple[int, int | None]
     deciding: Mapping[str, Any]
-
-    def of(self, documents: Sequence[str], conditions: pd.Index) -> Measured:
-        """The same with some documents and conditions, in the order that is given."""
-        at, rows = self.rows.index.get_indexer(conditions), pd.Index(self.losses.documents).get_indexer(documents)
-        losses = self.losses.select(slice(0) if self.parts == WHOLE else at, documents=rows.tolist())
-        return replace(self, rows=self.rows.iloc[at], losses=losses)
-
-    def derived(self) -> dict[str, Mean]:
-        """What follows from the losses, by measure; NaN where there is nothing to lose, or losses cannot be placed."""
-        s, found = self.losses, dict[str, Mean]()
-        if self.parts != WHOLE and s.floor is not None:
-            judged = not s.at_chance and s.base.mean() > s.floor
-            found[SHARE] = s.relative() if judged else s.mean() * np.nan
-        if re.split(r"[\[@]", self.parts)[0] in OVER_DEPTH:
-            found[CENTRE] = s.centre * (np.nan if s.unplaced else 1.0)
-        return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,55 +132,59 @@ class Comparison(Finding):
         return "", pd.DataFrame(), [*self.sentences, *(f"Note: {note}" for note in self.notes)]
 
 
-def compare_runs(runs: Sequence[Run], *, stages: bool = False) -> Comparison:
+def compare_runs(
+    results: Mapping[str, Mapping[str, Result]],
+    verdicts: Mapping[str, Mapping[str, pd.DataFrame]] | None = None,
+    *,
+    stages: bool = False,
+) -> Comparison:
     """Compare runs; see the module's docstring.
 
     Args:
-        runs: Two or more, with names of their own.
+        results: By the name of each run, those of its one model, by the folder below the run's own that they are in.
+        verdicts: By the name of a run, parts of claims, by the folder of the results that they are of; the columns are
+            those of `depthlens.claims.Verdicts.parts`.
         stages: Whether they are stages of training in order: each is compared with the one before it.
 
     Raises:
         UserError: a result of several models, or runs with nothing in common.
     """
     measured: dict[tuple[str, ...], dict[str, Measured]] = {}
-    for run in runs:
-        for key, one in _measured(run):
-            measured.setdefault(key, {})[run.name] = one
-    judged = [place for run in runs for place in run.verdicts]
-    if not any(len(by_run) > 1 for by_run in measured.values()) and len(set(judged)) == len(judged):
+    for key, one in itertools.chain.from_iterable(map(_measured, results, results.values())):
+        measured.setdefault(key, {})[one.run] = one
+    judged = [(place, run, parts) for run, of in (verdicts or {}).items() for place, parts in of.items()]
+    if not any(len(runs) > 1 for runs in measured.values()) and len({place for place, *_ in judged}) == len(judged):
         raise UserError("no two runs have a task and metric in common; compare two or more of the same tasks")
     values: list[pd.DataFrame] = []
     tests: list[pd.DataFrame] = []
     notes: list[str] = []
     for key, by_run in measured.items():
-        if len(by_run) < (len(runs) if key[3] == WHOLE else len(measured[*key[:3], WHOLE])):
+        if len(by_run) < (len(results) if key[3] == WHOLE else len(measured[*key[:3], WHOLE])):
             notes.append(f"only {' and '.join(by_run)} has {_name(*key)}")
         every, about = list(by_run.values()), dict(zip(KEY, key, strict=True))
         found = [_matched(own, every[i if stages else 0]) for i, own in enumerate(every[1:])]
         notes += [f"{key[0]}: {key[1]}: {limit}".removeprefix(": ") for _, limits in found for limit in limits]
-        groups, pairs = [one.deciding for one in every], [pair for some, _ in found for pair in some]
+        groups, pairs = [one.deciding for one in every], [pair for pair, _ in found if pair]
         values += [_values(one).assign(group=groups.index(one.deciding), **about) for one in every]
         tests += [test.assign(**about) for pair in pairs for test in _tests(*pair, len(pairs))]
     table = joined(values, VALUES).merge(joined(tests, TESTS), how="left", on=TESTS[: TESTS.index("reference")])
     table = table.fillna({"reference": "", "n_paired": 0, "shown": False})
     table = table.infer_objects().astype({"layer": "Int64", "head": "Int64", "n_paired": int, "shown": bool})
-    settings = run_settings.table({run.name: run.results for run in runs})
-    parts = [t.assign(place=place, run=run.name) for run in runs for place, t in run.verdicts.items()]
-    verdicts = joined(parts, VERDICTS).drop_duplicates(["place", "run", "claim", "part"])
-    verdicts = verdicts.sort_values("place", kind="stable", ignore_index=True)
-    models = {run.name: sorted({m for r in run.results.values() for m in r.docs["model"].unique()}) for run in runs}
+    settings = run_settings.table(results)
+    told = joined([parts.assign(place=place, run=run) for place, run, parts in judged], VERDICTS)
+    told = told.drop_duplicates(VERDICT).sort_values("place", kind="stable", ignore_index=True)
+    models = {run: sorted({m for r in of.values() for m in r.docs["model"].unique()}) for run, of in results.items()}
     record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
-    record["paths"] = [run.path for run in runs]
     sentences = list(_sentences(settings, table))
-    answers = joined(list(_answers(table, {run.name: run for run in runs})), ANSWERS)
-    return Comparison(table, settings, answers, verdicts, list(dict.fromkeys(notes)), sentences, record)
+    answers = joined(list(_answers(table, results)), ANSWERS)
+    return Comparison(table, settings, answers, told, list(dict.fromkeys(notes)), sentences, record)
 
 
-def _answers(table: pd.DataFrame, runs: Mapping[str, Run]) -> Iterator[pd.DataFrame]:
+def _answers(table: pd.DataFrame, results: Mapping[str, Mapping[str, Result]]) -> Iterator[pd.DataFrame]:
     """The documents that whole models answer differently, of every two that are compared."""
     compared = table[(table["measure"] == SCORE) & (table["reference"] != "")]
     for (place, task, name, other), rows in compared.groupby(["place", "task", "run", "reference"], sort=False):
-        own, whole = (runs[one].results[place] for one in (name, other))
+        own, whole = (results[one][place] for one in (name, other))
         metric = documents.headline(task, list(rows["metric"]))
         found = changed_answers.of_task(own, task, metric, BASELINE, whole)
         found = found[found["answer"] != found["baseline_answer"]]
@@ -225,22 +196,24 @@ def _name(place: str, task: str, metric: str, parts: str) -> str:
     return f"{name} {metric.removesuffix(',none')}" + ("" if parts == WHOLE else f", {parts}")
 
 
-def _measured(run: Run) -> Iterator[tuple[tuple[str, ...], Measured]]:
-    """Everything that a run measured, by the values of `KEY`."""
-    for place, result in run.results.items():
+def _measured(run: str, results: Mapping[str, Result]) -> list[tuple[tuple[str, ...], Measured]]:
+    """Everything that a run measured, by the values of `KEY`; whole models come first."""
+    found = []
+    for place, result in results.items():
         one_model(result)
-        ends = {"loss": "value", "loss_low": "ci_low", "loss_high": "ci_high"}
-        table = result.loss_table.drop(columns=ends.values()).rename(columns=ends)
-        whole = result.baselines.rename(columns={"baseline": "value"}).assign(condition=BASELINE, critical=False)
-        every = pd.concat([whole, table]).sort_values(["layer", "head"], kind="stable", na_position="first")
-        every["parts"] = every["condition"].map(_kind)
         n_heads = (result.record.get("model") or {}).get("dims", {}).get("n_heads")
-        for key, rows in every.groupby(["task", "metric", "parts"], sort=False):
-            losses = result.losses(*key[:2]).select(slice(0) if key[2] == WHOLE else list(rows["condition"]))
-            shape = result.n_layers, n_heads if rows["condition"].str.contains(r"\.[HKE]").any() else None
-            deciding = run_settings.deciding(run_settings.settings(result, *key[:2]), rows["condition"])
-            rows = rows.set_index("condition", drop=False)
-            yield (place, *key), Measured(run.name, key[2], rows, losses, shape, deciding)
+        for s in result.every_losses.values():
+            settings, critical = run_settings.settings(result, s.task, s.metric), s.critical()
+            of_kind: dict[str, list[int]] = {WHOLE: []}
+            for at in np.lexsort((s.heads, s.layers)):
+                of_kind.setdefault(_kind(s.conditions[at]), []).append(at)
+            for parts, places in of_kind.items():
+                losses = s.select(places)
+                shape = result.n_layers, n_heads if re.search(r"\.[HKE]", " ".join(losses.conditions)) else None
+                deciding = run_settings.deciding(settings, losses.conditions)
+                one = Measured(run, parts, losses, critical[places], shape, deciding)
+                found.append(((place, s.task, s.metric, parts), one))
+    return sorted(found, key=lambda one: one[0][3] != WHOLE)
 
 
 def _kind(condition: str) -> str:
@@ -248,72 +221,82 @@ def _kind(condition: str) -> str:
 
     Blocks, lists and everything else that is not one part are `OTHER`.
     """
-    if condition == BASELINE:
-        return WHOLE
     first, *more = parse_condition(condition).ablations
     return OTHER if more or first.site not in WORDS else WORDS[first.site] + first.suffix
 
 
-def _matched(own: Measured, reference: Measured) -> tuple[list[tuple[Measured, Measured]], list[str]]:
-    """Two runs on the documents of the smaller one, with the same conditions if these are comparable.
+def _matched(own: Measured, reference: Measured) -> tuple[tuple[Measured, Measured] | None, list[str]]:
+    """Two runs on the documents of both, with the same conditions if these are comparable.
 
     Returns:
         The two, if they can be compared, and what limits the comparison.
     """
-    both, names = (own, reference), f"{own.run} and {reference.run}"
+    both, a, b, limits = f"{own.run} and {reference.run}", own.losses, reference.losses, list[str]()
     if differs := mismatches(reference.deciding, own.deciding):
         fault = f"{own.run} not compared with {reference.run}, whose settings differ ({reference.run} first)"
-        return [], [f"{fault}: {'; '.join(differs)}"]
-    sizes, known = [len(one.losses.documents) for one in both], set(reference.losses.documents)
-    shared, limits = [name for name in own.losses.documents if name in known], list[str]()
-    if len(shared) < max(FEWEST, min(sizes)):
-        return [], [f"{names} have different documents ({len(shared)} are of both), so that they are not compared"]
+        return None, [f"{fault}: {'; '.join(differs)}"]
+    sizes, n_shared = (len(a.documents), len(b.documents)), len({*a.documents} & {*b.documents})
+    if n_shared < max(FEWEST, min(sizes)):
+        return None, [f"{both} have different documents ({n_shared} are of both), so that they are not compared"]
     if sizes[0] != sizes[1]:
-        limits.append(f"{names} are compared on the {len(shared)} documents that both have")
-    conditions = [one.rows.index for one in both]
+        limits.append(f"{both} are compared on the {n_shared} documents that both have")
     if own.shape != reference.shape:
-        limits.append(f"the models of {names} have other shapes, so that no loss is compared part by part")
+        limits.append(f"the models of {both} have other shapes, so that no loss is compared part by part")
     else:
-        n, conditions = max(map(len, conditions)), [conditions[0].intersection(conditions[1], sort=False)] * 2
-        if len(conditions[0]) < n:
-            limits.append(f"{names} have {len(conditions[0])} of {n} conditions in common")
-    return [(own.of(shared, conditions[0]), reference.of(shared, conditions[1]))], limits
+        n, common = max(len(a.conditions), len(b.conditions)), [c for c in a.conditions if c in b.conditions]
+        a, b = a.select(common), b.select(common)
+        if len(common) < n:
+            limits.append(f"{both} have {len(common)} of {n} conditions in common")
+    a, b = a.join(b)
+    return (own._replace(losses=a), reference._replace(losses=b)), limits
+
+
+def _derived(s: Losses, parts: str) -> dict[str, Mean]:
+    """What follows from losses, by measure; NaN where there is nothing to lose, or losses cannot be placed."""
+    found = dict[str, Mean]()
+    if s.floor is not None:
+        found[SHARE] = s.relative() if not s.at_chance and s.base.mean() > s.floor else s.mean() * np.nan
+    if re.split(r"[\[@]", parts)[0] in OVER_DEPTH:
+        found[CENTRE] = s.centre * (np.nan if s.unplaced else 1.0)
+    return found
 
 
 def _values(one: Measured) -> pd.DataFrame:
     """What a run measured: one row a measure and condition."""
-    s, whole = one.losses, one.parts == WHOLE
-    depth = np.nan if whole else np.where(s.layers < 0, np.nan, s.depth)
-    rows = one.rows.assign(measure=SCORE if whole else LOSS, depth=depth, why=AT_CHANCE if s.at_chance else "")
-    of_centre = {"measure": CENTRE, "condition": "", "critical": False, "why": s.unplaced}
-    found = [rows]
-    for measure, mean in one.derived().items():
-        own = pd.DataFrame([of_centre]) if measure == CENTRE else rows.assign(measure=measure)
-        found.append(own.assign(**mean.columns("value")))
+    s, why = one.losses, AT_CHANCE if one.losses.at_chance else ""
+    rows = pd.DataFrame({"condition": s.conditions, "layer": s.layers, "head": s.heads, "depth": s.depth})
+    places = rows[["layer", "head", "depth"]]
+    rows = rows.assign(**places.where(places >= 0), critical=one.critical, why=why)
+    single = pd.DataFrame([{"condition": "", "critical": False, "why": s.unplaced}])
+    if one.parts == WHOLE:
+        ends = dict(zip(("value", "ci_low", "ci_high"), s.whole[1:4], strict=True))
+        found = [single.assign(measure=SCORE, condition=BASELINE, why=why, **ends)]
+    else:
+        means = {LOSS: s.mean(), **_derived(s, one.parts)}
+        found = [(single if m == CENTRE else rows).assign(measure=m, **of.columns("value")) for m, of in means.items()]
     return pd.concat(found).reindex(columns=VALUES).assign(run=one.run, n=len(s.documents))
 
 
 def _tests(own: Measured, reference: Measured, n_pairs: int) -> Iterator[pd.DataFrame]:
     """Differences of what a run and its reference measured, as far as they are comparable."""
-    a, b = own.losses, reference.losses
-    same_shape, partial = own.shape == reference.shape, any(len({*s.layers}) < s.n_layers for s in (a, b))
-    judged = same_shape and not (a.at_chance or b.at_chance) and len(set(a.units)) >= FEWEST
+    a, b, same = own.losses, reference.losses, own.shape == reference.shape
+    partial = any(len({*s.layers}) < s.n_layers for s in (a, b))
+    judged = same and not (a.at_chance or b.at_chance) and len(set(a.units)) >= FEWEST
     if own.parts == WHOLE:
         gaps = {SCORE: a.gain_over(b) * a.sign}
     else:
-        found, others = ({LOSS: one.losses.mean(), **one.derived()} for one in (own, reference))
+        found, others = ({LOSS: s.mean(), **_derived(s, own.parts)} for s in (a, b))
         common = [measure for measure in found if measure in others and (judged or measure == CENTRE)]
         gaps = {measure: found[measure] - others[measure] for measure in common}
     for measure, gap in gaps.items():
-        of_parts = measure in (LOSS, SHARE)
-        if measure == CENTRE and (len(a.layers) < 2 or (partial and not same_shape)):
+        if measure == CENTRE and (len(a.layers) < 2 or (partial and not same)):
             gap = gap * np.nan
-        p = np.minimum(n_pairs * (max_t(gap) if of_parts else gap.p()), 1.0)
+        p = np.minimum(n_pairs * (max_t(gap) if measure in (LOSS, SHARE) else gap.p()), 1.0)
         p = np.where(np.isnan(gap.value), np.nan, p)
         columns = dict(zip(TEST, map(np.atleast_1d, (gap.value, *gap.interval(), p, p < ALPHA)), strict=True))
         if measure == LOSS:
-            columns["shown"] &= np.abs(gap.value) > own.rows["min_effect"].to_numpy()
-        names = "" if measure == CENTRE else own.rows.index
+            columns["shown"] &= np.abs(gap.value) > a.min_effect
+        names = {SCORE: BASELINE, CENTRE: ""}.get(measure, list(a.conditions))
         about = {"run": own.run, "reference": reference.run, "n_paired": len(a.base)}
         yield pd.DataFrame({"measure": measure, "condition": names, **columns}).assign(**about)
 

@@ -13,7 +13,7 @@ The commit is a circumstance: versions are compared, and most commits change no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -35,7 +35,7 @@ _LEFT_OUT = ("conditions", "metrics", "model", "parts", "skipped_metrics", "task
 
 def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
     """Every setting of a task and metric by name; ``model ...`` are those of the model, ``task ...`` of the task."""
-    of_task = dict(result.record["tasks"][task])
+    info, of_task = result.metric_info(task, metric), dict(result.record["tasks"][task])
     if "subtasks" in of_task:  # of a group
         of_task["subtasks"] = {
             name: {key: value for key, value in one.items() if key not in _LEFT_OUT and kind_of(key) == DECIDES}
@@ -44,7 +44,6 @@ def settings(result: Result, task: str, metric: str) -> dict[str, Any]:
     parts = {"": result.record, "model ": result.record.get("model") or {}}
     parts |= {"version of ": result.record.get("versions") or {}, "task ": of_task}
     named = {f"{of}{key}": value for of, part in parts.items() for key, value in part.items() if key not in _LEFT_OUT}
-    info = result.metric_info(task, metric)
     return named | {"higher_is_better": info["higher_is_better"], "min_effect": info["min_effect"]}
 
 
@@ -56,7 +55,7 @@ def kind_of(setting: str) -> str:
     return CIRCUMSTANCE if idle else DECIDES
 
 
-def deciding(named: Mapping[str, Any], conditions: pd.Series) -> dict[str, Any]:
+def deciding(named: Mapping[str, Any], conditions: Sequence[str]) -> dict[str, Any]:
     """The settings that decide the scores of some conditions.
 
     The identity of a donor, and the texts of which means are taken, decide only where a condition uses them.
@@ -66,7 +65,7 @@ def deciding(named: Mapping[str, Any], conditions: pd.Series) -> dict[str, Any]:
         conditions: Their texts.
     """
     uses = {"donor": "@donor", "task reference": "@mean"}
-    unused = {name for name, mark in uses.items() if not conditions.str.contains(mark, regex=False).any()}
+    unused = {name for name, mark in uses.items() if not any(mark in text for text in conditions)}
     kept = {k: v for k, v in named.items() if kind_of(k) == DECIDES and k not in unused and v is not None}
     if isinstance(kept.get("donor"), dict):
         kept["donor"] = kept["donor"].get("fingerprint")

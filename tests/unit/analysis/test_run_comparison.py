@@ -10,15 +10,14 @@ from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 from depthlens.analysis.layers import depth
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.result.results import Result, concat
-from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, Run, compare_runs
+from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, compare_runs
 from depthlens.errors import UserError
 
 MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])
 
 
 def compared(*results, names="abcdefgh", **options) -> Comparison:
-    runs = [Run(name, {"": result}) for name, result in zip(names, results, strict=False)]
-    return compare_runs(runs, **options)
+    return compare_runs({name: {"": result} for name, result in zip(names, results, strict=False)}, **options)
 
 
 def gaps(found: Comparison) -> pd.DataFrame:
