@@ -42,7 +42,7 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 
 @themed
 def profile_comparison(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
 ) -> Plot:
     """What removing each layer costs, one panel a task and one line a model or run, with the centre of mass of each.
 
@@ -55,6 +55,7 @@ def profile_comparison(
         place: Folder of the results below the runs.
         parts: Kind of part, such as ``layers`` or ``attn@mean``.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more runs than there are colours, or nothing to draw.
@@ -82,7 +83,7 @@ def profile_comparison(
 
 @themed
 def loss_difference(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
 ) -> Plot:
     """Loss of each run minus that of the run that it is compared with, by removed layer: one panel a task and scale.
 
@@ -93,6 +94,7 @@ def loss_difference(
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
@@ -108,7 +110,9 @@ def loss_difference(
 
 
 @themed
-def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None) -> Plot:
+def run_centres(
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
+) -> Plot:
     """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
 
     Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
@@ -118,6 +122,7 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: nothing to draw.
@@ -139,7 +144,7 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
 
 
 @themed
-def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -> Plot:
+def recovery_curve(result: Result, donor: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
@@ -150,6 +155,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
         result: Of the base model, over conditions such as ``bottom@donor``, ``top@donor`` and ``layers@donor``.
         donor: Holds the donor's own baseline.
         title: Above the figure; by default the models and the number of documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
@@ -182,13 +188,14 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
 
 
 @themed
-def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot:
+def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """How far two models' activations are apart by layer: size of the difference and cosine, one line a part.
 
     Args:
         deltas: From `depthlens.experiments.distillation.activation_deltas`: layer, part, relative and cosine with their
             ``_low`` and ``_high``.
         title: Above the figure; by default with the number of prompts, where the table has it (``n``).
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more parts than there are colours.
@@ -204,7 +211,7 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot
     ).assign(series=lambda t: t["part"], n_layers=deltas["layer"].max() + 1)
     count = f", n = {deltas['n'].max()} shared prompts" if "n" in deltas else ""
     default, parts = f"Change of the activations{count}", list(deltas["part"].unique())
-    return curves(title, default, table, parts, xlabel="layer", each=1.9, levels=(SAME,))[0]
+    return curves(title, default, table, parts, xlabel="layer", each=1.9, levels=(SAME,), ax=ax)[0]
 
 
 def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -266,4 +273,4 @@ def _figure(
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(title, default, table, names, each=1.9, columns=columns, **look)
+    return curves(title, default, table, names, each=1.9, columns=columns, **look, ax=ax)

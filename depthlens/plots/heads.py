@@ -47,7 +47,7 @@ _FAR = 2.0  # times the 99th percentile: a largest value from here on does not e
 
 
 @themed
-def head_map(scores: Scored, *, top: int | None = None, title: str | None = None) -> Plot:
+def head_map(scores: Scored, *, top: int | None = None, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
     A dot is a critical head, a ring a significant gain. A task at chance shows no differences, because there are none
@@ -58,6 +58,7 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
         top: Frame so many heads with the largest loss or score in each panel, and name them above it, the largest
             first; at most 20.
         title: Above the figure; by default the model, what was done, and the number of documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition that is a single head, or no number of names.
@@ -80,7 +81,7 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
     wide = min(theme.WIDTH, max(4.8, columns * (0.45 * n_layers + 0.9))) / columns - 0.65  # inches, as is the height
     n_rows = math.ceil(len(maps) / columns)
     high = min(max(n_heads * min(wide / n_layers, 0.22), 1.1), max(1.2, 8.2 / n_rows - 1.2))
-    fig = figure(title, default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65))
+    fig = figure(title, default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65), ax=ax)
     for ax, rows in zip(panels.grid(fig, len(maps), columns, "layer"), maps, strict=True):
         of_unit = table[(table["unit"] == rows["unit"].iloc[0]) & (table["worse"] == rows["worse"].iloc[0])]
         limits, label, extend = _scale(of_unit)
@@ -188,7 +189,7 @@ def _draw(
 
 
 @themed
-def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
+def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
 
     The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
@@ -198,6 +199,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     Args:
         curve: From `depthlens.removal_curve`.
         title: Above the figure; by default the model and the numbers of draws and documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more lists than there are colours.
@@ -232,7 +234,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
 
 
 @themed
-def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
+def sufficiency(curve: SufficiencyCurve, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Faithfulness by number of heads kept: one panel a task, one line a list, with random lists beside it.
 
     The x axis is logarithmic, so that the few heads with which a curve rises can be told apart; the areas CPR
@@ -242,6 +244,7 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
     Args:
         curve: From `depthlens.sufficiency_curve`.
         title: Above the figure; by default the model and the numbers of draws and documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more lists than there are colours.
@@ -278,11 +281,13 @@ def _of_lists(
     table = pd.concat([points.assign(series=points["list"]), random]).merge(of_panel)
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
     names = list(points["list"].unique())
-    return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
+    return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look, ax=ax)
 
 
 @themed
-def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Plot:
+def head_overlap(
+    a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None, ax: Axes | None = None
+) -> Plot:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
@@ -294,6 +299,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         b: Scores for the y axis, of the same heads.
         k: Length of both lists.
         title: Above the figure; by default the model and the overlap in numbers.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
@@ -316,7 +322,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     common = lists.head_overlap(a, b, k=k)
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
     look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
-    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look)
+    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look, ax=ax)
     panels.keep(ax, others)
     dot: dict[str, Any] = {"color": PALE, "ms": 3}
     ax.plot(others["x"], others["y"], "o", zorder=1, gid="others", **dot)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from depthlens.look import EMPTY, PALE, PALETTE
 from depthlens.plots import panels, theme
@@ -21,7 +22,7 @@ def _short(token: str, most: int = _CHARS) -> str:
 
 
 @themed
-def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None) -> Plot:
+def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Probability of each next token with and without an ablation.
 
     Tokens that lose probability stand on top, those that gain below them, each from the likeliest down.
@@ -30,6 +31,7 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None)
         table: Of `depthlens.next_token`. The text of a token is quoted; spaces and line breaks are made visible.
         condition: A column of it.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = dl.plots.prediction(dl.next_token(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2"]), "L2")
@@ -39,7 +41,7 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None)
     order = np.lexsort((-np.maximum(before, after), after > before))
     names, before, after = [names[i] for i in order], before[order], after[order]
     y, top = np.arange(len(names)), max(before.max(), after.max(), 0.01)
-    fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH)
+    fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH, ax=ax)
     ax = fig.subplots()
     for series, values in (("nothing removed", before), (f"{condition} removed", after)):
         panels.keep(ax, pd.DataFrame({"x": names, "series": series, "value": values}), "value")
@@ -58,7 +60,7 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None)
 
 
 @themed
-def token_grid(found: Any, *, title: str | None = None) -> Plot:
+def token_grid(found: Any, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """What `depthlens.patch` or `depthlens.logit_lens` found, a row a part or depth and a column a token.
 
     Patching has the effect as colour, and the logit lens the probability, with the likeliest next token in each cell.
@@ -66,6 +68,7 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     Args:
         found: What they returned.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = dl.plots.token_grid(dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo"))
@@ -89,6 +92,8 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     if says:
         drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])
         look["ylabel"], default = "after this many layers", "What each layer would say after each token"
-        return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look)[0]
+        return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look, ax=ax)[0]
     default = f"What a patch of one part moves ({found.direction}) of the {theme.visible(found.compared, space=' ')}"
-    return maps(title, default, drawn, (-most, most), "share of this difference that moves", cmap="vlag", **look)[0]
+    return maps(
+        title, default, drawn, (-most, most), "share of this difference that moves", cmap="vlag", **look, ax=ax
+    )[0]
