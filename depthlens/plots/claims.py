@@ -43,7 +43,7 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None =
     times = rows[[*names]].div(rows["matters"], axis=0).rename(columns=names)
     models = f"{', '.join(verdicts.record.get('models', []))}: ".removeprefix(": ")
     fig = figure(title, models + verdicts.headline, height=0.45 * len(rows) + 1.1, ax=ax)
-    ax = fig.subplots()
+    (ax,) = panels.grid(fig, 1, 1, "")
     panels.keep(ax, rows.assign(**times), "value")
     ax.set(xlim=(_LEAST - 0.2, _MOST + 0.2), ylim=(len(rows) - 0.5, -0.5))
     for y, (row, ends) in enumerate(zip(rows.itertuples(), times.to_numpy(dtype=float), strict=True)):

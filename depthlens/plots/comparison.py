@@ -77,7 +77,7 @@ def profile_comparison(
     if (table.groupby("layer")["depth"].nunique() <= 1).all():  # as many layers
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
-    look = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
+    look: dict[str, Any] = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel, "ax": ax}
     return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
 
 
@@ -105,7 +105,7 @@ def loss_difference(
     table = _pairs(comparison)
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
-    look = {"levels": ("zero",), "xlabel": "removed layer"}
+    look: dict[str, Any] = {"levels": ("zero",), "xlabel": "removed layer", "ax": ax}
     return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
 
 
@@ -137,9 +137,9 @@ def run_centres(
     table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
     table["at"] = [comparison.runs.index(run) for run in table["run"]]
     table = tidy(table, "at", "value", series="")
-    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres")
-    for ax, _ in axes:
-        ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
+    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres", ax=ax)
+    for panel, _ in axes:
+        panel.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
     return fig
 
 
@@ -181,9 +181,10 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, a
     table = pd.concat(parts, ignore_index=True)
     columns = min(table["panel"].nunique(), 2)
     look: dict[str, Any] = {"xlabel": "layer x", "each": 2.5, "shown": DIFFERS, "levels": ("base", "donor", "chance")}
+    look["ax"] = ax
     fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, **look)
-    for ax, rows in axes:
-        _share_axis(ax, rows.iloc[0])
+    for panel, rows in axes:
+        _share_axis(panel, rows.iloc[0])
     return fig
 
 
@@ -273,4 +274,4 @@ def _figure(
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(title, default, table, names, each=1.9, columns=columns, **look, ax=ax)
+    return curves(title, default, table, names, each=1.9, columns=columns, **look)

@@ -82,15 +82,17 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
     n_rows = math.ceil(len(maps) / columns)
     high = min(max(n_heads * min(wide / n_layers, 0.22), 1.1), max(1.2, 8.2 / n_rows - 1.2))
     fig = figure(title, default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65), ax=ax)
-    for ax, rows in zip(panels.grid(fig, len(maps), columns, "layer"), maps, strict=True):
+    if ax:
+        wide, high = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
+    for panel, rows in zip(panels.grid(fig, len(maps), columns, "layer"), maps, strict=True):
         of_unit = table[(table["unit"] == rows["unit"].iloc[0]) & (table["worse"] == rows["worse"].iloc[0])]
         limits, label, extend = _scale(of_unit)
         named = _top(rows, top)
-        mesh = _draw(ax, rows, limits, named, (72 * wide, 72 * high))
+        mesh = _draw(panel, rows, limits, named, (72 * wide, 72 * high))
         largest = ", ".join(name.partition("@")[0] for name in named["condition"])
         lines = rows["name"].iloc[0], f"largest: {largest}" if largest else ""
-        panels.panel_title(ax, "\n".join(filter(None, lines)), fontsize=SMALL)
-        panels.colour_bar(mesh, ax, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
+        panels.panel_title(panel, "\n".join(filter(None, lines)), fontsize=SMALL)
+        panels.colour_bar(mesh, panel, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
     return fig
 
 
@@ -225,6 +227,7 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | N
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
     look: dict[str, Any] = {
         "xlabel": "heads removed together",
+        "ax": ax,
         "each": 2.6,
         "levels": ("baseline", "chance"),
         "aside": 0.08,
@@ -262,13 +265,13 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None, ax: Axes |
         of_panel.append(about | {"whole model": 1.0, "no head kept": 0.0})
     what = f"only the first k heads of a list kept, {curve.record['n_draws']} random lists"
     look: dict[str, Any] = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
-    look["random"] = "random lists of the same layers"
+    look |= {"random": "random lists of the same layers", "ax": ax}
     fig, axes = _of_lists(title, what, curve, table, pd.DataFrame(of_panel), **look)
     kept = [*curve.record["k"], curve.record["n_heads"]]
-    for ax, _ in axes:
-        ax.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
-        ax.set_xticks(kept, kept)
-        ax.xaxis.set_minor_locator(ticker.NullLocator())
+    for panel, _ in axes:
+        panel.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
+        panel.set_xticks(kept, kept)
+        panel.xaxis.set_minor_locator(ticker.NullLocator())
     return fig
 
 
@@ -281,7 +284,7 @@ def _of_lists(
     table = pd.concat([points.assign(series=points["list"]), random]).merge(of_panel)
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
     names = list(points["list"].unique())
-    return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look, ax=ax)
+    return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
 
 
 @themed

@@ -85,9 +85,8 @@ def depth_profile(result: Result, *, title: str | None = None, ax: Axes | None =
     )
     axis = "removed layer" if goes else "layer"  # one that is rounded, disturbed or run twice stays
     names = list(table["series"].unique())
-    return curves(
-        title, default, table, names, levels=("baseline", "chance"), xlabel=axis, shown=CRITICAL_LAYER, ax=ax
-    )[0]
+    look: dict[str, Any] = {"levels": ("baseline", "chance"), "xlabel": axis, "shown": CRITICAL_LAYER}
+    return curves(title, default, table, names, ax=ax, **look)[0]
 
 
 @themed
@@ -257,7 +256,7 @@ def influence_profile(geometry: Geometry, *, title: str | None = None, ax: Axes 
         "angular distance\n(last token)": tidy(single, "layer", "distance"),
     }
     default = _title(geometry, "how much each layer changes the residual stream")
-    return _over_texts(title, default, parts, "layer")
+    return _over_texts(title, default, parts, "layer", ax)
 
 
 @themed
@@ -274,7 +273,7 @@ def logit_lens(geometry: Geometry, *, title: str | None = None, ax: Axes | None 
     """
     lens = geometry.logit_lens
     parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
-    return _over_texts(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)")
+    return _over_texts(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)", ax)
 
 
 @themed
@@ -312,13 +311,15 @@ def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _over_texts(title: str | None, default: str, parts: Mapping[str, pd.DataFrame], xlabel: str) -> Plot:
+def _over_texts(
+    title: str | None, default: str, parts: Mapping[str, pd.DataFrame], xlabel: str, ax: Axes | None
+) -> Plot:
     """A panel for each table, by what it is called: a line with its interval over texts, on an axis from 0."""
     table = pd.concat([rows.assign(unit=unit, least=0, greatest=np.inf) for unit, rows in parts.items()])
     look: dict[str, Any] = {"xlabel": xlabel, "each": 1.8, "interval": "95% interval over texts"}
     fig, axes = curves(title, default, table, **look, ax=ax)
-    for ax, _ in axes:
-        ax.set_ylim(bottom=0)
+    for panel, _ in axes:
+        panel.set_ylim(bottom=0)
     return fig
 
 

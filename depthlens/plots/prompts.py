@@ -42,7 +42,7 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None,
     names, before, after = [names[i] for i in order], before[order], after[order]
     y, top = np.arange(len(names)), max(before.max(), after.max(), 0.01)
     fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH, ax=ax)
-    ax = fig.subplots()
+    (ax,) = panels.grid(fig, 1, 1, "")
     for series, values in (("nothing removed", before), (f"{condition} removed", after)):
         panels.keep(ax, pd.DataFrame({"x": names, "series": series, "value": values}), "value")
     ax.hlines(y, before, after, color=PALE, lw=2, zorder=1)
@@ -87,13 +87,11 @@ def token_grid(found: Any, *, title: str | None = None, ax: Axes | None = None) 
     drawn = table[table["position"] >= first]
     drawn = drawn.assign(x=drawn["position"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
     height = 0.19 * max(len(rows), 9) + 1.2 + 0.07 * max(map(len, columns))
-    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": height, "xlabel": "token"}
+    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": height, "xlabel": "token", "ax": ax}
     look["width"] = max(4.5, min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns)))
     if says:
         drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])
         look["ylabel"], default = "after this many layers", "What each layer would say after each token"
-        return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look, ax=ax)[0]
+        return maps(title, default, drawn, (0, 1), "probability of the likeliest next token", **look)[0]
     default = f"What a patch of one part moves ({found.direction}) of the {theme.visible(found.compared, space=' ')}"
-    return maps(
-        title, default, drawn, (-most, most), "share of this difference that moves", cmap="vlag", **look, ax=ax
-    )[0]
+    return maps(title, default, drawn, (-most, most), "share of this difference that moves", cmap="vlag", **look)[0]

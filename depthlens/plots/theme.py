@@ -108,7 +108,7 @@ class Plot(Figure):
     def savefig(self, *args: Any, **options: Any) -> None:
         """As that of matplotlib, with fonts as text."""
         with rc_context(EMBEDDED):
-            whole: Any = self.into.figure if self.into else super()
+            whole: Any = self.into.figure.figure if self.into else super()
             whole.savefig(*args, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _look() -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name not in own}
 
 
-def _set(name: str) -> bool:
+def _set(name: Any) -> bool:
     """Whether a user set a parameter of matplotlib."""
     return bool(rcParams[name] != rcParamsDefault[name])
 
@@ -201,10 +201,11 @@ def _legend(fig: Plot) -> None:
     for key in keys:
         key.set_label(textwrap.fill(str(key.get_label()), round(90 * fig.get_figwidth() / WIDTH)))
     if fig.into and keys:
-        below = fig.into.xaxis.get_tightbbox().y0 - fig.into.bbox.y0
-        move = ScaledTranslation(0, below / fig.into.figure.dpi, fig.into.figure.dpi_scale_trans)
-        place = {"bbox_to_anchor": (0, 0), "bbox_transform": fig.into.transAxes + move, "loc": "upper left"}
-        fig.into.legend(handles=keys, frameon=False, ncols=min(2, len(keys)), **place)
+        ax: Any = fig.into
+        below = (ax.xaxis.get_tightbbox().y0 - ax.bbox.y0) / ax.figure.dpi
+        move = ax.transAxes + ScaledTranslation(0, below, ax.figure.dpi_scale_trans)
+        place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": move}
+        ax.legend(handles=keys, frameon=False, ncols=min(2, len(keys)), **place)
         return
     for n in range(4 if len(keys) <= 4 else 3, 0, -1) if keys else ():
         legend = fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=n, columnspacing=1.4)
