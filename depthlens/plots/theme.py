@@ -38,7 +38,7 @@ CANNOT_JUDGE = NOT_ABOVE_CHANCE
 DASHED, DOTTED, DASH_DOTTED = (0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2))
 DPI = 200
 SUFFIXES = (".png", ".pdf", ".svg", ".csv")
-EMBEDDED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # text stays text, which can be edited
+EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # text stays text, which can be edited
 _FAMILY = {"font.family": "DejaVu Sans", "font.sans-serif": ["DejaVu Sans"]}
 _SIZES = {"font.size": 9.61, "axes.labelsize": 9, "axes.titlesize": 9, "figure.titlesize": 10}  # points
 _SIZES |= {"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8}
@@ -152,7 +152,7 @@ def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
     return inner
 
 
-def _look() -> dict[str, Any]:
+def _look() -> Any:
     """The theme, but for what a user set of fonts."""
     look = {"axes.linewidth": 0.8, "hatch.linewidth": 0.5, "text.usetex": False}
     look |= {"axes.spines.top": False, "axes.spines.right": False}
