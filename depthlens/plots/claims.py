@@ -36,7 +36,7 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None =
         ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.scorecard(verdicts)
+        >>> figure = verdicts.plot()
     """
     rows = verdicts.parts[verdicts.parts["view"] == DECIDES]
     names = {"effect": "value", "ci_low": "low", "ci_high": "high"}

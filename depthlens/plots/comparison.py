@@ -61,7 +61,7 @@ def profile_comparison(
         UserError: more runs than there are colours, or nothing to draw.
 
     Example:
-        >>> figure = dl.plots.profile_comparison(dl.compare(one, other))
+        >>> figure = dl.compare(one, other).plot()
     """
     table, ends = comparison.of(LOSS, SHARE), ["centre", "centre_low", "centre_high"]
     of_share = table["measure"] == SHARE
@@ -100,7 +100,7 @@ def loss_difference(
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
 
     Example:
-        >>> figure = dl.plots.loss_difference(dl.compare(one, other))
+        >>> figure = dl.compare(one, other).plot("loss_difference")
     """
     table = _pairs(comparison)
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
@@ -128,7 +128,7 @@ def run_centres(
         UserError: nothing to draw.
 
     Example:
-        >>> figure = dl.plots.run_centres(comparison)
+        >>> figure = comparison.plot("run_centres")
     """
     centres = comparison.of(CENTRE)
     centres = centres[centres["parts"] == parts]

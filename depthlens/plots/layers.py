@@ -21,9 +21,9 @@ from depthlens.analysis.layers.geometry import Geometry
 from depthlens.analysis.numbers.stats import ALPHA, GROUP, loss_unit
 from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
+from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
-from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, labels, named, sweep_table, sweep_title, varying
 from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, maps, tidy
@@ -105,7 +105,7 @@ def protocol_comparison(result: Result, *, title: str | None = None, ax: Axes | 
         UserError: no condition that is a single layer, or several units.
 
     Example:
-        >>> figure = dl.plots.protocol_comparison(both)
+        >>> figure = both.plot("protocol_comparison")
     """
     table = sweep_table(result, _LAYER_SITES, _FIX)
     if len(units := list(table["unit"].unique())) > 1:
@@ -142,7 +142,7 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
         UserError: the result has no single-layer conditions.
 
     Example:
-        >>> figure = dl.plots.loss_shares(one)
+        >>> figure = one.plot("loss_shares")
     """
     rows, centres = by_layer(result), depth.centre_of_mass(result).table
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
@@ -176,27 +176,25 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
 
 
 @themed
-def open_book_losses(
-    versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPROB), title: str | None = None, ax: Axes | None = None
-) -> Plot:
+def open_book_losses(versus: DescribedTable, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Loss in the open-book task minus loss in the closed-book one, by layer.
 
     Bars are 95% intervals; a marker is filled where the difference is proven.
 
     Args:
         versus: From `depthlens.analysis.open_book_losses`, of a layer sweep.
-        unit: Of the losses.
         title: Above the figure.
         ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
-        >>> figure = dl.plots.open_book_losses(versus.table, unit="accuracy")
+        >>> figure = versus.plot()
     """
-    table = tidy(versus.sort_values("layer"), "layer", "difference")
+    metric = versus.record["metric"]
+    table = tidy(versus.table.sort_values("layer"), "layer", "difference")
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
     table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
-    table = table.assign(unit=f"open minus closed\n({unit})", n_layers=table["layer"].max() + 1)
+    table = table.assign(unit=f"open minus closed\n({loss_unit(metric) or metric})", n_layers=table["layer"].max() + 1)
     look: dict[str, Any] = {"xlabel": "layer", "levels": ("zero",), "bars": True, "ls": "", "ms": 4}
     default = f"Loss in the open-book minus loss in the closed-book task, n = {table['n'].max()}"
     return curves(title, default, table, names, each=1.7, **look, ax=ax)[0]
@@ -221,7 +219,7 @@ def angular_map(geometry: Geometry, *, title: str | None = None, ax: Axes | None
         ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.angular_map(geometry)
+        >>> figure = geometry.plot("angular_map")
     """
     n_layers = geometry.n_layers
     table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
@@ -248,7 +246,7 @@ def influence_profile(geometry: Geometry, *, title: str | None = None, ax: Axes 
         ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.influence_profile(geometry)
+        >>> figure = geometry.plot()
     """
     single = geometry.distances[geometry.distances["size"] == 1]
     parts = {
@@ -269,7 +267,7 @@ def logit_lens(geometry: Geometry, *, title: str | None = None, ax: Axes | None 
         ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.logit_lens(geometry)
+        >>> figure = geometry.plot("logit_lens")
     """
     lens = geometry.logit_lens
     parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
@@ -338,7 +336,7 @@ def block_map(result: Result, *, title: str | None = None, ax: Axes | None = Non
         UserError: the result has no blocks.
 
     Example:
-        >>> figure = dl.plots.block_map(blocks)
+        >>> figure = blocks.plot()
     """
     table = block_table(result)
     bases = result.baselines[["task", "metric", "baseline", "n", "at_chance"]]

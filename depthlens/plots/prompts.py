@@ -71,7 +71,7 @@ def token_grid(found: Any, *, title: str | None = None, ax: Axes | None = None) 
         ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.token_grid(dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo"))
+        >>> figure = dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo").plot()
         >>> figure.table.columns.tolist()
         ['panel', 'series', 'x', 'value']
     """
