@@ -226,14 +226,8 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | N
         said.append(about | {"baseline": row.baseline, "chance": row.chance})
     of_panel = pd.DataFrame(said).drop(columns="n_layers")  # the x axis is of heads
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
-    look: dict[str, Any] = {
-        "xlabel": "heads removed together",
-        "ax": ax,
-        "each": 2.6,
-        "levels": ("baseline", "chance"),
-        "aside": 0.08,
-    }
-    look |= {"shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
+    look: dict[str, Any] = {"xlabel": "heads removed together", "ax": ax, "each": 2.6, "aside": 0.08}
+    look |= {"levels": ("baseline", "chance"), "shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
     return _of_lists(title, what, curve, table, of_panel, **look)[0]
 
 

@@ -113,7 +113,7 @@ def key(ax: Axes, kind: str, label: str, **options: Any) -> None:
     """Explain something in the legend, once: a series, a mark, a line, or an area."""
     look = {**_KEYS[kind], **options}
     artist = Patch(label=label, **look) if kind == "area" else Line2D([], [], label=label, **look)
-    theme.drawn().keys.setdefault(label, (list(_KEYS).index(kind), artist))
+    theme.DRAWN.get().keys.setdefault(label, (list(_KEYS).index(kind), artist))
 
 
 # -- tables --------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def keep(ax: Axes, rows: pd.DataFrame, number: str = "y") -> None:
     """Add what a panel shows to the table of its figure, where the column of its numbers is called ``value``."""
     if number != "value":
         rows = rows.drop(columns="value", errors="ignore").rename(columns={number: "value"})
-    theme.drawn().drawn.append((ax, rows))
+    theme.DRAWN.get().drawn.append((ax, rows))
 
 
 def idle_where(at_chance: Any) -> Any:
@@ -440,7 +440,7 @@ def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: An
     """The scale of a map below its panels."""
     axes = [axes] if isinstance(axes, Axes) else list(axes)
     place = {"orientation": "horizontal", "aspect": 45, "fraction": 0.06, "pad": 0.02, **options}
-    if theme.drawn().into:  # beside it, because the legend is below
+    if theme.DRAWN.get().into:  # beside it, because the legend is below
         place = {"extend": options.get("extend", "neither")}
     figure: Any = axes[0].figure
     bar = figure.colorbar(mesh, ax=axes, label=label, **place)

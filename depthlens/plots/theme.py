@@ -131,12 +131,7 @@ class Plot(Figure):
         return buffer.getvalue(), {"width": round(width), "height": round(height)}
 
 
-_DRAWN: ContextVar[Plot] = ContextVar("_DRAWN")
-
-
-def drawn() -> Plot:
-    """The figure that is being drawn."""
-    return _DRAWN.get()
+DRAWN: ContextVar[Plot] = ContextVar("DRAWN")  # the figure that is being drawn
 
 
 def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
@@ -185,7 +180,7 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
         raise UserError(f"ax is a {type(ax).__name__}; give one matplotlib Axes")
     dpi = rcParams["figure.dpi"] if _set("figure.dpi") else DPI
     fig = Plot(figsize=(round(width, 2), round(height, 2)), dpi=dpi, layout="constrained", into=ax)
-    _DRAWN.set(fig)
+    DRAWN.set(fig)
     # "n = 50" is one word
     text = (default if title is None else title).replace(" = ", "\xa0=\xa0")
     if text := textwrap.fill(text, round(90 * width / WIDTH)).replace("\xa0", " "):
