@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from depthlens.ablations import BASELINE
+from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError, unknown

@@ -192,7 +192,7 @@ def test_a_figure_carries_its_table_and_saves_it(tmp_path):
         fig.save(tmp_path / "new" / f"profile{suffix}")
     pdf, svg = (tmp_path / "new" / f"profile{suffix}" for suffix in (".pdf", ".svg"))
     assert sorted(path.suffix for path in pdf.parent.iterdir()) == sorted(theme.SUFFIXES)
-    assert b"/FontType 42" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes(), "text is embedded as text"
+    assert b"/CIDFontType2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes(), "text is embedded as text"
     assert "removed layer</text>" in svg.read_text(encoding="utf-8")
     assert "<text" not in fig.svg(), "a page need not have the font"
     pd.testing.assert_frame_equal(pd.read_csv(pdf.with_suffix(".csv")), fig.table, check_dtype=False)
@@ -227,7 +227,8 @@ def test_a_figure_of_one_panel_is_drawn_into_axes(tmp_path):
         fig = found.plot(ax=ax, title="Mine")
         assert ax.get_title("left").startswith("Mine") or gid == "cells"
         assert by_gid(ax, gid) and ax.get_legend() and not fig.axes and fig.get_suptitle() == "Mine"
-        pd.testing.assert_frame_equal(fig.table, found.plot(title="Mine").table)
+        own, alone = (each.table.drop(columns="panel", errors="ignore") for each in (fig, found.plot()))
+        assert own.equals(alone)
         assert fig._repr_mimebundle_() == {}
     fig.save(tmp_path / "both.png")
     height, width, _ = matplotlib.image.imread(tmp_path / "both.png").shape
