@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.paths import writable_folder, write_files
 
 P = ParamSpec("P")
@@ -99,7 +99,7 @@ class Plot(Figure):
         """
         path = Path(path)
         if (suffix := path.suffix.lower()) not in SUFFIXES:
-            raise unknown("suffix of a figure", path.suffix, SUFFIXES)
+            raise UserError(f"no figure is saved as {path.name!r}; end its name with {', '.join(SUFFIXES)}")
         write: Any = partial(self.savefig, format=suffix[1:])
         if suffix == ".csv":
             write = partial(self.table.to_csv, index=False)
