@@ -157,7 +157,7 @@ PLOTS = [
     (lambda e: e.heads.plot("block_map"), "the result has no blocks of layers; make it with block_sweep"),
     (lambda e: e.heads.plot("map"), "unknown figure of Result 'map'; allowed: depth_profile, head_map, block_map"),
     (lambda e: e.result.plot(ax="here"), "ax is a str; give one matplotlib Axes"),
-    (lambda e: e.result.plot().save("a.jpg"), "no figure is saved as 'a.jpg'; end its name with .png, .pdf, .svg, .csv"),
+    (lambda e: e.result.plot().save("a.jpg"), "no figure is saved as 'a.jpg'; end its name with .png, .pdf"),
 ]  # fmt: skip
 
 
