@@ -183,24 +183,29 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
     DRAWN.set(fig)
     # "n = 50" is one word
     text = (default if title is None else title).replace(" = ", "\xa0=\xa0")
-    if text := textwrap.fill(text, round(90 * width / WIDTH)).replace("\xa0", " "):
+    if text := fill(text, width).replace("\xa0", " "):
         fig.suptitle(text, x=0.01, ha="left").set_parse_math(False)
     if ax and title:
         ax.set_title(title, loc="left").set_parse_math(False)
     return fig
 
 
+def fill(text: str, inches: float) -> str:
+    """Text in lines that are as long as a width holds."""
+    return textwrap.fill(text, max(9, round(90 * inches / WIDTH * _SIZES["font.size"] / rcParams["font.size"])))
+
+
 def _legend(fig: Plot) -> None:
     """One legend below everything, of up to 4 columns: fewer where so many are wider than the figure."""
-    keys = [artist for _, artist in sorted(fig.keys.values(), key=lambda entry: entry[0])]
+    keys, ax = [artist for _, artist in sorted(fig.keys.values(), key=lambda entry: entry[0])]
+    ax: Any = fig.into
+    wide = ax.bbox.width / ax.figure.dpi - 0.5 if ax else fig.get_figwidth()
     for key in keys:
-        key.set_label(textwrap.fill(str(key.get_label()), round(90 * fig.get_figwidth() / WIDTH)))
-    if fig.into and keys:
-        ax: Any = fig.into
+        key.set_label(fill(str(key.get_label()), wide))
+    if ax and keys:  # one column, which is not wider than the panel
         below = (ax.xaxis.get_tightbbox().y0 - ax.bbox.y0) / ax.figure.dpi
-        move = ax.transAxes + ScaledTranslation(0, below, ax.figure.dpi_scale_trans)
-        place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": move}
-        ax.legend(handles=keys, frameon=False, ncols=min(2, len(keys)), **place)
+        place = {"bbox_transform": ax.transAxes + ScaledTranslation(0, below, ax.figure.dpi_scale_trans)}
+        ax.legend(handles=keys, frameon=False, loc="upper left", bbox_to_anchor=(0, 0), **place)
         return
     for n in range(4 if len(keys) <= 4 else 3, 0, -1) if keys else ():
         legend = fig.legend(handles=keys, loc="outside lower center", frameon=False, ncols=n, columnspacing=1.4)
