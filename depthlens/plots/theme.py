@@ -197,7 +197,7 @@ def fill(text: str, inches: float) -> str:
 
 def _legend(fig: Plot) -> None:
     """One legend below everything, of up to 4 columns: fewer where so many are wider than the figure."""
-    keys, ax = [artist for _, artist in sorted(fig.keys.values(), key=lambda entry: entry[0])]
+    keys = [artist for _, artist in sorted(fig.keys.values(), key=lambda entry: entry[0])]
     ax: Any = fig.into
     wide = ax.bbox.width / ax.figure.dpi - 0.5 if ax else fig.get_figwidth()
     for key in keys:
