@@ -181,8 +181,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, a
     table = pd.concat(parts, ignore_index=True)
     columns = min(table["panel"].nunique(), 2)
     look: dict[str, Any] = {"xlabel": "layer x", "each": 2.5, "shown": DIFFERS, "levels": ("base", "donor", "chance")}
-    look["ax"] = ax
-    fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, **look)
+    fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, ax=ax, **look)
     for panel, rows in axes:
         _share_axis(panel, rows.iloc[0])
     return fig

@@ -13,20 +13,18 @@ from depthlens.errors import UserError, unknown
 from depthlens.plots import claims, comparison, heads, layers, prompts
 from depthlens.plots.theme import Plot
 
-_OVER_DEPTH = layers.protocol_comparison, layers.loss_shares
 # By the name of its class, or by the function that made a table; the first is drawn where no name is given.
 FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
-    "Result": (layers.depth_profile, heads.head_map, layers.block_map, *_OVER_DEPTH),
-    "HeadScores": (heads.head_map,),
-    "ReasoningScores": (heads.head_map,),
-    "RemovalCurve": (heads.removal_curve,),
-    "SufficiencyCurve": (heads.sufficiency,),
+    "Result": (
+        *(layers.depth_profile, layers.block_map, layers.protocol_comparison, layers.loss_shares),
+        heads.head_map,
+    ),
+    **dict.fromkeys(("HeadScores", "ReasoningScores"), (heads.head_map,)),
+    **{"RemovalCurve": (heads.removal_curve,), "SufficiencyCurve": (heads.sufficiency,)},
     "Geometry": (layers.influence_profile, layers.angular_map, layers.logit_lens),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
-    "Verdicts": (claims.scorecard,),
-    "Patching": (prompts.token_grid,),
-    "LogitLens": (prompts.token_grid,),
-    "open_book_losses": (layers.open_book_losses,),
+    **{"Verdicts": (claims.scorecard,), "open_book_losses": (layers.open_book_losses,)},
+    **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }
 # But of a sweep, if all of its conditions are such ones.
 _SWEPT = {"head_map": r"(L\d+\.(H|KV|E)\d+[^+ ]* ?)+", "block_map": r"(?=.*-)(L\d+(-\d+)? ?)+"}

@@ -254,7 +254,7 @@ def influence_profile(geometry: Geometry, *, title: str | None = None, ax: Axes 
         "angular distance\n(last token)": tidy(single, "layer", "distance"),
     }
     default = _title(geometry, "how much each layer changes the residual stream")
-    return _over_texts(title, default, parts, "layer", ax)
+    return _over_texts(title, default, parts, xlabel="layer", ax=ax)
 
 
 @themed
@@ -271,7 +271,8 @@ def logit_lens(geometry: Geometry, *, title: str | None = None, ax: Axes | None 
     """
     lens = geometry.logit_lens
     parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
-    return _over_texts(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)", ax)
+    default = _title(geometry, "logit lens")
+    return _over_texts(title, default, parts, xlabel="layers passed (0: the embedding)", ax=ax)
 
 
 @themed
@@ -309,13 +310,10 @@ def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _over_texts(
-    title: str | None, default: str, parts: Mapping[str, pd.DataFrame], xlabel: str, ax: Axes | None
-) -> Plot:
+def _over_texts(title: str | None, default: str, parts: Mapping[str, pd.DataFrame], **look: Any) -> Plot:
     """A panel for each table, by what it is called: a line with its interval over texts, on an axis from 0."""
     table = pd.concat([rows.assign(unit=unit, least=0, greatest=np.inf) for unit, rows in parts.items()])
-    look: dict[str, Any] = {"xlabel": xlabel, "each": 1.8, "interval": "95% interval over texts"}
-    fig, axes = curves(title, default, table, **look, ax=ax)
+    fig, axes = curves(title, default, table, each=1.8, interval="95% interval over texts", **look)
     for panel, _ in axes:
         panel.set_ylim(bottom=0)
     return fig

@@ -91,8 +91,8 @@ def whole_numbers(axis: Axis, nbins: int = 12) -> None:
 
 def panel_title(ax: Axes, text: str, **options: Any) -> None:
     """A title on the left, wrapped to the width of the panel."""
-    if not text:
-        return
+    if theme.DRAWN.get().into:  # below that of the user
+        text = "\n".join(filter(None, [ax.get_title("left"), text]))
     spec, figure = ax.get_subplotspec(), ax.figure
     columns = spec.get_gridspec().ncols if spec else 1
     width = round(14 * (figure.bbox.width / figure.dpi / columns - 0.5))

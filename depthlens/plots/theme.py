@@ -36,7 +36,6 @@ WIDTH = 7.0  # inches: both columns of a page
 SMALL = "small"  # 8 points, or in proportion where a user set another size: no text is smaller
 CANNOT_JUDGE = NOT_ABOVE_CHANCE
 DASHED, DOTTED, DASH_DOTTED = (0, (5, 3)), (0, (1, 2)), (0, (6, 2, 1, 2))
-DPI = 200
 SUFFIXES = (".png", ".pdf", ".svg", ".csv")
 EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # text stays text, which can be edited
 _FAMILY = {"font.family": "DejaVu Sans", "font.sans-serif": ["DejaVu Sans"]}
@@ -100,10 +99,8 @@ class Plot(Figure):
         path = Path(path)
         if (suffix := path.suffix.lower()) not in SUFFIXES:
             raise UserError(f"no figure is saved as {path.name!r}; end its name with {', '.join(SUFFIXES)}")
-        write: Any = partial(self.savefig, format=suffix[1:])
-        if suffix == ".csv":
-            write = partial(self.table.to_csv, index=False)
-        write_files(writable_folder(path.parent), {path.name: write})
+        csv, drawing = partial(self.table.to_csv, index=False), partial(self.savefig, format=suffix[1:])
+        write_files(writable_folder(path.parent), {path.name: csv if suffix == ".csv" else drawing})
 
     def savefig(self, *args: Any, **options: Any) -> None:
         """As that of matplotlib, with fonts as text."""
@@ -178,7 +175,7 @@ def figure(title: str | None, default: str, *, height: float, width: float = WID
     """
     if not isinstance(ax, Axes | None):
         raise UserError(f"ax is a {type(ax).__name__}; give one matplotlib Axes")
-    dpi = rcParams["figure.dpi"] if _set("figure.dpi") else DPI
+    dpi = rcParams["figure.dpi"] if _set("figure.dpi") else 200
     fig = Plot(figsize=(round(width, 2), round(height, 2)), dpi=dpi, layout="constrained", into=ax)
     DRAWN.set(fig)
     # "n = 50" is one word

@@ -250,5 +250,5 @@ def test_each_finding_has_its_figures():
         assert words in " ".join(found.plot().get_suptitle().split())
     with pytest.raises(UserError, match="unknown figure of RemovalCurve 'map'; allowed: removal_curve"):
         tables.plot("map")
-    with pytest.raises(UserError, match="has no figure of its own; those that have one: Result, HeadScores"):
+    with pytest.raises(UserError, match="this table has no figure of its own; those that have one: Result, HeadScores"):
         DescribedTable(result.summary, [], {}).plot()
