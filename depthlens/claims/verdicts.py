@@ -49,7 +49,7 @@ class Verdicts(Finding):
     """
 
     NEXT: ClassVar[str] = (
-        "next: describe() has every part in a sentence, parts every estimate, dl.plots.scorecard(...) draws them"
+        "next: describe() has every part in a sentence, parts every estimate, plot() draws them"
     )
 
     parts: pd.DataFrame

@@ -15,6 +15,7 @@ import torch
 
 from depthlens import arguments, progress
 from depthlens.ablations import BASELINE, AnyHead, Condition, Head, expand, parse_condition
+from depthlens.analysis.result.findings import Drawable
 from depthlens.analysis.show.views import View
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import entered
@@ -173,7 +174,7 @@ def ablated(lens: Lens, condition: str | Condition | AnyHead, *, resample_prompt
 
 
 @dataclass(frozen=True, eq=False)
-class LogitLens:
+class LogitLens(Drawable):
     """What each layer would say next, by `logit_lens`.
 
     Attributes:
@@ -220,6 +221,7 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         >>> found = dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo")
         >>> found.says.shape, found.says[-1, -1]
         ((7, 9), 'Dora')
+        >>> figure = found.plot()
     """
     tokens = _tokens(lens, text)
     columns: tuple[list[Any], ...] = ([], [], [])

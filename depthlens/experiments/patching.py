@@ -24,6 +24,7 @@ from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, Head, expan
 from depthlens.analysis.numbers import means
 from depthlens.analysis.numbers.means import Mean
 from depthlens.analysis.numbers.words import estimate
+from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import hooks
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
@@ -40,7 +41,7 @@ SAME = 1e-4  # nats that sums in another order may differ by
 
 
 @dataclass(frozen=True, eq=False)
-class Patching:
+class Patching(Drawable):
     """What `patch` found.
 
     Attributes:
@@ -154,7 +155,7 @@ def patch(
         >>> found.top(1)[["part", "position"]]
             part  position
         0  L2.H1         8
-        >>> figure = dl.plots.token_grid(found)
+        >>> figure = found.plot()
     """
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
         if value not in allowed:

@@ -1,5 +1,8 @@
 """Figures of results: a `Result` goes in, a `Figure` comes out that was neither shown nor saved.
 
+A figure that belongs to one kind of finding is drawn by its ``plot`` (`depthlens.plots.figures`); the functions here
+take several inputs or tables.
+
 Labels, units, chance levels and the number of layers are read from the result. A layer is marked as critical
 only where its loss is significant by step-down maxT; a task at chance is drawn in grey and says so.
 

@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from depthlens.claims.parts import MOVED, UNDER
 from depthlens.claims.scorecard_html import CHIPS
@@ -26,22 +27,23 @@ _SHADE: dict[str, Any] = {"facecolor": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 
 
 
 @themed
-def scorecard(verdicts: Verdicts, *, title: str | None = None) -> Plot:
+def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """One row a part of a claim: its effect with its interval in multiples of what matters, and its state.
 
     Args:
         verdicts: Of `depthlens.claims.judge`.
         title: Above the figure; by default the models, and how many claims are in which state.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.scorecard(verdicts)
+        >>> figure = verdicts.plot()
     """
     rows = verdicts.parts[verdicts.parts["view"] == DECIDES]
     names = {"effect": "value", "ci_low": "low", "ci_high": "high"}
     times = rows[[*names]].div(rows["matters"], axis=0).rename(columns=names)
     models = f"{', '.join(verdicts.record.get('models', []))}: ".removeprefix(": ")
-    fig = figure(title, models + verdicts.headline, height=0.45 * len(rows) + 1.1)
-    ax = fig.subplots()
+    fig = figure(title, models + verdicts.headline, height=0.45 * len(rows) + 1.1, ax=ax)
+    (ax,) = panels.grid(fig, 1, 1, "")
     panels.keep(ax, rows.assign(**times), "value")
     ax.set(xlim=(_LEAST - 0.2, _MOST + 0.2), ylim=(len(rows) - 0.5, -0.5))
     for y, (row, ends) in enumerate(zip(rows.itertuples(), times.to_numpy(dtype=float), strict=True)):

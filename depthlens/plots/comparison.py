@@ -42,7 +42,7 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 
 @themed
 def profile_comparison(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
 ) -> Plot:
     """What removing each layer costs, one panel a task and one line a model or run, with the centre of mass of each.
 
@@ -55,12 +55,13 @@ def profile_comparison(
         place: Folder of the results below the runs.
         parts: Kind of part, such as ``layers`` or ``attn@mean``.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more runs than there are colours, or nothing to draw.
 
     Example:
-        >>> figure = dl.plots.profile_comparison(dl.compare(one, other))
+        >>> figure = dl.compare(one, other).plot()
     """
     table, ends = comparison.of(LOSS, SHARE), ["centre", "centre_low", "centre_high"]
     of_share = table["measure"] == SHARE
@@ -76,13 +77,13 @@ def profile_comparison(
     if (table.groupby("layer")["depth"].nunique() <= 1).all():  # as many layers
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
-    look = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
+    look: dict[str, Any] = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel, "ax": ax}
     return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
 
 
 @themed
 def loss_difference(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
 ) -> Plot:
     """Loss of each run minus that of the run that it is compared with, by removed layer: one panel a task and scale.
 
@@ -93,22 +94,25 @@ def loss_difference(
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
 
     Example:
-        >>> figure = dl.plots.loss_difference(dl.compare(one, other))
+        >>> figure = dl.compare(one, other).plot("loss_difference")
     """
     table = _pairs(comparison)
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
-    look = {"levels": ("zero",), "xlabel": "removed layer"}
+    look: dict[str, Any] = {"levels": ("zero",), "xlabel": "removed layer", "ax": ax}
     return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
 
 
 @themed
-def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None) -> Plot:
+def run_centres(
+    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
+) -> Plot:
     """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
 
     Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
@@ -118,12 +122,13 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: nothing to draw.
 
     Example:
-        >>> figure = dl.plots.run_centres(comparison)
+        >>> figure = comparison.plot("run_centres")
     """
     centres = comparison.of(CENTRE)
     centres = centres[centres["parts"] == parts]
@@ -132,14 +137,14 @@ def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers
     table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
     table["at"] = [comparison.runs.index(run) for run in table["run"]]
     table = tidy(table, "at", "value", series="")
-    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres")
-    for ax, _ in axes:
-        ax.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
+    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres", ax=ax)
+    for panel, _ in axes:
+        panel.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
     return fig
 
 
 @themed
-def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -> Plot:
+def recovery_curve(result: Result, donor: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
@@ -150,6 +155,7 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
         result: Of the base model, over conditions such as ``bottom@donor``, ``top@donor`` and ``layers@donor``.
         donor: Holds the donor's own baseline.
         title: Above the figure; by default the models and the number of documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
@@ -175,20 +181,21 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None) -
     table = pd.concat(parts, ignore_index=True)
     columns = min(table["panel"].nunique(), 2)
     look: dict[str, Any] = {"xlabel": "layer x", "each": 2.5, "shown": DIFFERS, "levels": ("base", "donor", "chance")}
-    fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, **look)
-    for ax, rows in axes:
-        _share_axis(ax, rows.iloc[0])
+    fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, ax=ax, **look)
+    for panel, rows in axes:
+        _share_axis(panel, rows.iloc[0])
     return fig
 
 
 @themed
-def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot:
+def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """How far two models' activations are apart by layer: size of the difference and cosine, one line a part.
 
     Args:
         deltas: From `depthlens.experiments.distillation.activation_deltas`: layer, part, relative and cosine with their
             ``_low`` and ``_high``.
         title: Above the figure; by default with the number of prompts, where the table has it (``n``).
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more parts than there are colours.
@@ -204,7 +211,7 @@ def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None) -> Plot
     ).assign(series=lambda t: t["part"], n_layers=deltas["layer"].max() + 1)
     count = f", n = {deltas['n'].max()} shared prompts" if "n" in deltas else ""
     default, parts = f"Change of the activations{count}", list(deltas["part"].unique())
-    return curves(title, default, table, parts, xlabel="layer", each=1.9, levels=(SAME,))[0]
+    return curves(title, default, table, parts, xlabel="layer", each=1.9, levels=(SAME,), ax=ax)[0]
 
 
 def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from depthlens import arguments
 from depthlens.ablations import INDEXED, Head
 from depthlens.analysis.heads import lists
 from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
-from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.heads.scores import HeadScores, ReasoningScores
 from depthlens.analysis.result.profiles import labels as task_labels
 from depthlens.analysis.result.results import Result
 from depthlens.look import EMPTY, GREY, INK, PALE
@@ -36,7 +36,7 @@ from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_t
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
 from depthlens.plots.theme import SMALL, Plot, figure, themed
 
-Scored = Result | HeadScores | Sequence[HeadScores]
+Scored = Result | HeadScores | ReasoningScores | Sequence[HeadScores]
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
@@ -47,7 +47,7 @@ _FAR = 2.0  # times the 99th percentile: a largest value from here on does not e
 
 
 @themed
-def head_map(scores: Scored, *, top: int | None = None, title: str | None = None) -> Plot:
+def head_map(scores: Scored, *, top: int | None = None, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
     A dot is a critical head, a ring a significant gain. A task at chance shows no differences, because there are none
@@ -58,6 +58,7 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
         top: Frame so many heads with the largest loss or score in each panel, and name them above it, the largest
             first; at most 20.
         title: Above the figure; by default the model, what was done, and the number of documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition that is a single head, or no number of names.
@@ -70,6 +71,7 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
     if isinstance(scores, Result):
         maps, default = _of_result(scores)
     else:
+        scores = list(scores.kinds.values()) if isinstance(scores, ReasoningScores) else scores
         maps, default = _of_scores([scores] if isinstance(scores, HeadScores) else scores)
     if top is not None:
         arguments.whole("top", top, 1, of=" of heads")
@@ -80,16 +82,18 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
     wide = min(theme.WIDTH, max(4.8, columns * (0.45 * n_layers + 0.9))) / columns - 0.65  # inches, as is the height
     n_rows = math.ceil(len(maps) / columns)
     high = min(max(n_heads * min(wide / n_layers, 0.22), 1.1), max(1.2, 8.2 / n_rows - 1.2))
-    fig = figure(title, default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65))
-    for ax, rows in zip(panels.grid(fig, len(maps), columns, "layer"), maps, strict=True):
+    fig = figure(title, default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65), ax=ax)
+    if ax:
+        wide, high = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
+    for panel, rows in zip(panels.grid(fig, len(maps), columns, "layer"), maps, strict=True):
         of_unit = table[(table["unit"] == rows["unit"].iloc[0]) & (table["worse"] == rows["worse"].iloc[0])]
         limits, label, extend = _scale(of_unit)
         named = _top(rows, top)
-        mesh = _draw(ax, rows, limits, named, (72 * wide, 72 * high))
+        mesh = _draw(panel, rows, limits, named, (72 * wide, 72 * high))
         largest = ", ".join(name.partition("@")[0] for name in named["condition"])
         lines = rows["name"].iloc[0], f"largest: {largest}" if largest else ""
-        panels.panel_title(ax, "\n".join(filter(None, lines)), fontsize=SMALL)
-        panels.colour_bar(mesh, ax, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
+        panels.panel_title(panel, "\n".join(filter(None, lines)), fontsize=SMALL)
+        panels.colour_bar(mesh, panel, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
     return fig
 
 
@@ -188,7 +192,7 @@ def _draw(
 
 
 @themed
-def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
+def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
 
     The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
@@ -198,12 +202,13 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
     Args:
         curve: From `depthlens.removal_curve`.
         title: Above the figure; by default the model and the numbers of draws and documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more lists than there are colours.
 
     Example:
-        >>> figure = dl.plots.removal_curve(curve)
+        >>> figure = curve.plot()
     """
     of_list, names = ["list", "task", "metric"], task_labels(curve.result)
     points = curve.points.merge(curve.band[[*of_list, "k", "low", "high"]], "left", on=[*of_list, "k"])
@@ -221,18 +226,13 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None) -> Plot:
         said.append(about | {"baseline": row.baseline, "chance": row.chance})
     of_panel = pd.DataFrame(said).drop(columns="n_layers")  # the x axis is of heads
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
-    look: dict[str, Any] = {
-        "xlabel": "heads removed together",
-        "each": 2.6,
-        "levels": ("baseline", "chance"),
-        "aside": 0.08,
-    }
-    look |= {"shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
+    look: dict[str, Any] = {"xlabel": "heads removed together", "ax": ax, "each": 2.6, "aside": 0.08}
+    look |= {"levels": ("baseline", "chance"), "shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
     return _of_lists(title, what, curve, table, of_panel, **look)[0]
 
 
 @themed
-def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
+def sufficiency(curve: SufficiencyCurve, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Faithfulness by number of heads kept: one panel a task, one line a list, with random lists beside it.
 
     The x axis is logarithmic, so that the few heads with which a curve rises can be told apart; the areas CPR
@@ -242,12 +242,13 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
     Args:
         curve: From `depthlens.sufficiency_curve`.
         title: Above the figure; by default the model and the numbers of draws and documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more lists than there are colours.
 
     Example:
-        >>> figure = dl.plots.sufficiency(kept)
+        >>> figure = kept.plot()
     """
     points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
     table = tidy(points, "k", "faithfulness", idle=np.where(points["judged"], "", CANNOT_JUDGE))
@@ -259,13 +260,13 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None) -> Plot:
         of_panel.append(about | {"whole model": 1.0, "no head kept": 0.0})
     what = f"only the first k heads of a list kept, {curve.record['n_draws']} random lists"
     look: dict[str, Any] = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
-    look["random"] = "random lists of the same layers"
+    look |= {"random": "random lists of the same layers", "ax": ax}
     fig, axes = _of_lists(title, what, curve, table, pd.DataFrame(of_panel), **look)
     kept = [*curve.record["k"], curve.record["n_heads"]]
-    for ax, _ in axes:
-        ax.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
-        ax.set_xticks(kept, kept)
-        ax.xaxis.set_minor_locator(ticker.NullLocator())
+    for panel, _ in axes:
+        panel.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
+        panel.set_xticks(kept, kept)
+        panel.xaxis.set_minor_locator(ticker.NullLocator())
     return fig
 
 
@@ -282,7 +283,9 @@ def _of_lists(
 
 
 @themed
-def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None) -> Plot:
+def head_overlap(
+    a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None, ax: Axes | None = None
+) -> Plot:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
@@ -294,6 +297,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
         b: Scores for the y axis, of the same heads.
         k: Length of both lists.
         title: Above the figure; by default the model and the overlap in numbers.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
@@ -316,7 +320,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None
     common = lists.overlap(tops[0], tops[1], scored.sum(axis=1).tolist())
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
     look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
-    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look)
+    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look, ax=ax)
     panels.keep(ax, others)
     dot: dict[str, Any] = {"color": PALE, "ms": 3}
     ax.plot(others["x"], others["y"], "o", zorder=1, gid="others", **dot)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm
 
 from depthlens.analysis.layers import depth
@@ -20,9 +21,9 @@ from depthlens.analysis.layers.geometry import Geometry
 from depthlens.analysis.numbers.stats import ALPHA, GROUP, loss_unit
 from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
+from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
-from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, labels, named, sweep_table, sweep_title, varying
 from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, maps, tidy
@@ -39,7 +40,7 @@ _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or 
 
 
 @themed
-def depth_profile(result: Result, *, title: str | None = None) -> Plot:
+def depth_profile(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have
@@ -49,6 +50,7 @@ def depth_profile(result: Result, *, title: str | None = None) -> Plot:
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
         title: Above the figure; by default the model, what was removed, and the number of documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition is a single layer.
@@ -83,11 +85,12 @@ def depth_profile(result: Result, *, title: str | None = None) -> Plot:
     )
     axis = "removed layer" if goes else "layer"  # one that is rounded, disturbed or run twice stays
     names = list(table["series"].unique())
-    return curves(title, default, table, names, levels=("baseline", "chance"), xlabel=axis, shown=CRITICAL_LAYER)[0]
+    look: dict[str, Any] = {"levels": ("baseline", "chance"), "xlabel": axis, "shown": CRITICAL_LAYER}
+    return curves(title, default, table, names, ax=ax, **look)[0]
 
 
 @themed
-def protocol_comparison(result: Result, *, title: str | None = None) -> Plot:
+def protocol_comparison(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """One row per task and metric, one column per removed layer: which layers matter under which protocol.
 
     Colour is the difference from baseline: white none, red worse, blue better. A dot is a critical layer, a
@@ -96,12 +99,13 @@ def protocol_comparison(result: Result, *, title: str | None = None) -> Plot:
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
         title: Above the figure; by default the model, what was removed, and the number of documents.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition that is a single layer, or several units.
 
     Example:
-        >>> figure = dl.plots.protocol_comparison(both)
+        >>> figure = both.plot("protocol_comparison")
     """
     table = sweep_table(result, _LAYER_SITES, _FIX)
     if len(units := list(table["unit"].unique())) > 1:
@@ -115,14 +119,14 @@ def protocol_comparison(result: Result, *, title: str | None = None) -> Plot:
     names, n_layers = list(labels(firsts, varying(table))), int(table["n_layers"].max())
     label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
     look = _layer_rows(names, n_layers) | {"cmap": cmap, "shown": CRITICAL_LAYER}
-    fig, (ax,) = maps(title, sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look)
+    fig, (ax,) = maps(title, sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look, ax=ax)
     for y, baseline in zip(firsts["y"], firsts["baseline"], strict=True):
         ax.text(n_layers - 0.2, y, f"baseline {baseline:.2f}", va="center", fontsize=SMALL)
     return fig
 
 
 @themed
-def loss_shares(result: Result, *, title: str | None = None) -> Plot:
+def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
 
     Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
@@ -132,12 +136,13 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     Args:
         result: A layer sweep.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: the result has no single-layer conditions.
 
     Example:
-        >>> figure = dl.plots.loss_shares(one)
+        >>> figure = one.plot("loss_shares")
     """
     rows, centres = by_layer(result), depth.centre_of_mass(result).table
     n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
@@ -155,7 +160,7 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
     bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
     # even up to an even share and by the logarithm beyond, because one early layer can hold nearly everything
     colours = AsinhNorm(1 / n_layers, -limit, limit)
-    fig, (ax,) = maps(title, default, table, colours, SHARES, bar=bar, **look)
+    fig, (ax,) = maps(title, default, table, colours, SHARES, bar=bar, **look, ax=ax)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (centre, *interval) in enumerate(places):
         if np.isnan(centre):
@@ -171,27 +176,28 @@ def loss_shares(result: Result, *, title: str | None = None) -> Plot:
 
 
 @themed
-def open_book_losses(versus: pd.DataFrame, *, unit: str = loss_unit(ANSWER_LOGPROB), title: str | None = None) -> Plot:
+def open_book_losses(versus: DescribedTable, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Loss in the open-book task minus loss in the closed-book one, by layer.
 
     Bars are 95% intervals; a marker is filled where the difference is proven.
 
     Args:
         versus: From `depthlens.analysis.open_book_losses`, of a layer sweep.
-        unit: Of the losses.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
-        >>> figure = dl.plots.open_book_losses(versus.table, unit="accuracy")
+        >>> figure = versus.plot()
     """
-    table = tidy(versus.sort_values("layer"), "layer", "difference")
+    metric = versus.record["metric"]
+    table = tidy(versus.table.sort_values("layer"), "layer", "difference")
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
     table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
-    table = table.assign(unit=f"open minus closed\n({unit})", n_layers=table["layer"].max() + 1)
+    table = table.assign(unit=f"open minus closed\n({loss_unit(metric) or metric})", n_layers=table["layer"].max() + 1)
     look: dict[str, Any] = {"xlabel": "layer", "levels": ("zero",), "bars": True, "ls": "", "ms": 4}
     default = f"Loss in the open-book minus loss in the closed-book task, n = {table['n'].max()}"
-    return curves(title, default, table, names, each=1.7, **look)[0]
+    return curves(title, default, table, names, each=1.7, **look, ax=ax)[0]
 
 
 def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
 
 
 @themed
-def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
+def angular_map(geometry: Geometry, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Angular distance between the input and the output of every block of layers, by first layer and size.
 
     The dot in each row is the block of that size whose input and output are nearest in angle: the one that pruning by
@@ -210,9 +216,10 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.angular_map(geometry)
+        >>> figure = geometry.plot("angular_map")
     """
     n_layers = geometry.n_layers
     table = geometry.distances.assign(x=lambda t: t["layer"], y=lambda t: t["size"], value=lambda t: t["distance"])
@@ -221,7 +228,7 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
     label = "angular distance of the block's input and output (1: opposite)"
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers in the block", "empty": "white"}
     look |= {"rows": range(1, n_layers + 1), "columns": range(n_layers), "height": 4.4, "width": 0.75 * WIDTH}
-    fig, (ax,) = maps(title, default, table, (0, top), label, **look)
+    fig, (ax,) = maps(title, default, table, (0, top), label, **look, ax=ax)
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
     ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.invert_yaxis()
@@ -230,15 +237,16 @@ def angular_map(geometry: Geometry, *, title: str | None = None) -> Plot:
 
 
 @themed
-def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
+def influence_profile(geometry: Geometry, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
 
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.influence_profile(geometry)
+        >>> figure = geometry.plot()
     """
     single = geometry.distances[geometry.distances["size"] == 1]
     parts = {
@@ -246,27 +254,29 @@ def influence_profile(geometry: Geometry, *, title: str | None = None) -> Plot:
         "angular distance\n(last token)": tidy(single, "layer", "distance"),
     }
     default = _title(geometry, "how much each layer changes the residual stream")
-    return _over_texts(title, default, parts, "layer")
+    return _over_texts(title, default, parts, xlabel="layer", ax=ax)
 
 
 @themed
-def logit_lens(geometry: Geometry, *, title: str | None = None) -> Plot:
+def logit_lens(geometry: Geometry, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """What the unembedding reads from the residual stream by depth: probability of the final top-1 token, and entropy.
 
     Args:
         geometry: From `depthlens.depth_geometry`.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.logit_lens(geometry)
+        >>> figure = geometry.plot("logit_lens")
     """
     lens = geometry.logit_lens
     parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
-    return _over_texts(title, _title(geometry, "logit lens"), parts, "layers passed (0: the embedding)")
+    default = _title(geometry, "logit lens")
+    return _over_texts(title, default, parts, xlabel="layers passed (0: the embedding)", ax=ax)
 
 
 @themed
-def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
+def effect_map(effects: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """How much skipping one layer changes what each later one adds: at all positions, and at future ones only.
 
     Both panels share one scale. It ends at the largest effect, or at the 95th percentile of all where a few are far
@@ -275,6 +285,7 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
     Args:
         effects: From `depthlens.layer_effects`.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = dl.plots.effect_map(dl.layer_effects(lens, limit=2))
@@ -289,7 +300,7 @@ def effect_map(effects: pd.DataFrame, *, title: str | None = None) -> Plot:
     look: dict[str, Any] = {"rows": layers, "columns": layers, "empty": "white", "height": 4.3, "across": 2}
     look |= {"xlabel": "later layer", "ylabel": "skipped layer"}
     look |= {"bar": {"extend": "max" if largest > top else "neither"}}
-    fig, axes = maps(title, f"Effect of a skipped layer on later ones{count}", table, (0, top), label, **look)
+    fig, axes = maps(title, f"Effect of a skipped layer on later ones{count}", table, (0, top), label, **look, ax=ax)
     for ax in axes:
         ax.set(xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
     return fig
@@ -299,18 +310,17 @@ def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _over_texts(title: str | None, default: str, parts: Mapping[str, pd.DataFrame], xlabel: str) -> Plot:
+def _over_texts(title: str | None, default: str, parts: Mapping[str, pd.DataFrame], **look: Any) -> Plot:
     """A panel for each table, by what it is called: a line with its interval over texts, on an axis from 0."""
     table = pd.concat([rows.assign(unit=unit, least=0, greatest=np.inf) for unit, rows in parts.items()])
-    look: dict[str, Any] = {"xlabel": xlabel, "each": 1.8, "interval": "95% interval over texts"}
-    fig, axes = curves(title, default, table, **look)
-    for ax, _ in axes:
-        ax.set_ylim(bottom=0)
+    fig, axes = curves(title, default, table, each=1.8, interval="95% interval over texts", **look)
+    for panel, _ in axes:
+        panel.set_ylim(bottom=0)
     return fig
 
 
 @themed
-def block_map(result: Result, *, title: str | None = None) -> Plot:
+def block_map(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Loss by removing every contiguous block: one panel a task and metric, first layer of the block by its size.
 
     A dot marks blocks whose loss is significant by step-down maxT. A task at chance is hatched.
@@ -318,12 +328,13 @@ def block_map(result: Result, *, title: str | None = None) -> Plot:
     Args:
         result: A block sweep.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: the result has no blocks.
 
     Example:
-        >>> figure = dl.plots.block_map(blocks)
+        >>> figure = blocks.plot()
     """
     table = block_table(result)
     bases = result.baselines[["task", "metric", "baseline", "n", "at_chance"]]
@@ -342,7 +353,7 @@ def block_map(result: Result, *, title: str | None = None) -> Plot:
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers", "rows": sizes, "columns": columns}
     look |= {"height": (0.16 * len(sizes) + 1.25) * len(bases) + 0.5, "edgecolors": "none", "mark": 1.25}
     default = "Loss by removing a block of layers"
-    fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN_BLOCK, **look)
+    fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN_BLOCK, **look, ax=ax)
     for ax in axes:
         ax.invert_yaxis()
     panels.key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)

@@ -30,7 +30,6 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
@@ -65,16 +64,21 @@ _KEYS: dict[str, dict[str, Any]] = {
 # -- panels and axes -----------------------------------------------------------------------------------
 
 
-def grid(fig: Figure, n: int, columns: int, xlabel: str) -> list[Axes]:
+def grid(fig: theme.Plot, n: int, columns: int, xlabel: str) -> list[Axes]:
     """Axes of n panels in rows, with the x axis named at the foot of each column.
 
     Args:
-        fig: Where they are added.
+        fig: Where they are added; for one that is drawn into the Axes of a user these.
         n: Number of panels.
         columns: Panels in a row.
         xlabel: Of the x axes.
+
+    Raises:
+        UserError: several panels for one Axes.
     """
-    axes = [fig.add_subplot(math.ceil(n / columns), columns, i + 1) for i in range(n)]
+    if fig.into and n > 1:
+        raise UserError(f"one ax cannot hold the {n} panels of this figure; draw it without ax=, or fewer panels")
+    axes = [fig.into or fig.add_subplot(math.ceil(n / columns), columns, i + 1) for i in range(n)]
     for ax in axes[-columns:]:
         ax.set_xlabel(xlabel)
     return axes
@@ -87,6 +91,8 @@ def whole_numbers(axis: Axis, nbins: int = 12) -> None:
 
 def panel_title(ax: Axes, text: str, **options: Any) -> None:
     """A title on the left, wrapped to the width of the panel."""
+    if theme.DRAWN.get().into:  # below that of the user
+        text = "\n".join(filter(None, [ax.get_title("left"), text]))
     spec, figure = ax.get_subplotspec(), ax.figure
     columns = spec.get_gridspec().ncols if spec else 1
     width = round(14 * (figure.bbox.width / figure.dpi / columns - 0.5))
@@ -107,8 +113,7 @@ def key(ax: Axes, kind: str, label: str, **options: Any) -> None:
     """Explain something in the legend, once: a series, a mark, a line, or an area."""
     look = {**_KEYS[kind], **options}
     artist = Patch(label=label, **look) if kind == "area" else Line2D([], [], label=label, **look)
-    figure: Any = ax.figure
-    figure.keys.setdefault(label, (list(_KEYS).index(kind), artist))
+    theme.DRAWN.get().keys.setdefault(label, (list(_KEYS).index(kind), artist))
 
 
 # -- tables --------------------------------------------------------------------------------------------
@@ -133,8 +138,7 @@ def keep(ax: Axes, rows: pd.DataFrame, number: str = "y") -> None:
     """Add what a panel shows to the table of its figure, where the column of its numbers is called ``value``."""
     if number != "value":
         rows = rows.drop(columns="value", errors="ignore").rename(columns={number: "value"})
-    figure: Any = ax.figure
-    figure.drawn.append((ax, rows))
+    theme.DRAWN.get().drawn.append((ax, rows))
 
 
 def idle_where(at_chance: Any) -> Any:
@@ -155,6 +159,7 @@ def curves(
     xlabel: str = "",
     each: Number = 2.2,
     columns: int | None = None,
+    ax: Axes | None = None,
     **look: Any,
 ) -> tuple[theme.Plot, list[tuple[Axes, pd.DataFrame]]]:
     """A figure of lines with bands or bars: the figure, and each panel with its rows.
@@ -168,6 +173,7 @@ def curves(
         xlabel: Of the x axes.
         each: Inches: height of a panel.
         columns: Panels in a row.
+        ax: See `depthlens.plots.theme.figure`.
         **look: See `_lines`.
 
     Raises:
@@ -179,7 +185,7 @@ def curves(
     table = table.assign(**{column: value for column, value in missing.items() if column not in table})
     parts = [rows for _, rows in table.groupby(["panel", "unit", "group"], sort=False)]
     columns = columns or {1: 1, 2: 2, 4: 2}.get(len(parts), 3)
-    fig = theme.figure(title, default, height=each * math.ceil(len(parts) / columns) + 1.2)
+    fig = theme.figure(title, default, height=each * math.ceil(len(parts) / columns) + 1.2, ax=ax)
     axes = grid(fig, len(parts), columns, xlabel)
     for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
         first = rows.iloc[0]
@@ -319,6 +325,7 @@ def maps(
     xlabel: str = "",
     ylabel: str = "",
     bar: Mapping[str, Any] | None = None,
+    ax: Axes | None = None,
     **look: Any,
 ) -> tuple[theme.Plot, list[Axes]]:
     """A figure of grids of cells: the figure, and its panels.
@@ -335,11 +342,12 @@ def maps(
         xlabel: Of the x axes.
         ylabel: Of the y axes.
         bar: Of the scale, for matplotlib.
+        ax: See `depthlens.plots.theme.figure`.
         **look: See `cells`.
     """
     table = table if "panel" in table else table.assign(panel="")
     parts = [rows for _, rows in table.groupby("panel", sort=False)]
-    fig = theme.figure(title, default, height=height, width=width)
+    fig = theme.figure(title, default, height=height, width=width, ax=ax)
     axes = grid(fig, len(parts), across, xlabel)
     for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
         top = max(1e-9, float(np.nanmax(rows["value"].to_numpy(dtype=float), initial=0)))
@@ -432,6 +440,8 @@ def colour_bar(mesh: Any, axes: Axes | Iterable[Axes], label: str, **options: An
     """The scale of a map below its panels."""
     axes = [axes] if isinstance(axes, Axes) else list(axes)
     place = {"orientation": "horizontal", "aspect": 45, "fraction": 0.06, "pad": 0.02, **options}
+    if theme.DRAWN.get().into:  # beside it, because the legend is below
+        place = {"extend": options.get("extend", "neither")}
     figure: Any = axes[0].figure
     bar = figure.colorbar(mesh, ax=axes, label=label, **place)
     bar.outline.set_visible(False)

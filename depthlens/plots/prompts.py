@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from depthlens.look import EMPTY, PALE, PALETTE
 from depthlens.plots import panels, theme
@@ -21,7 +22,7 @@ def _short(token: str, most: int = _CHARS) -> str:
 
 
 @themed
-def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None) -> Plot:
+def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """Probability of each next token with and without an ablation.
 
     Tokens that lose probability stand on top, those that gain below them, each from the likeliest down.
@@ -30,6 +31,7 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None)
         table: Of `depthlens.next_token`. The text of a token is quoted; spaces and line breaks are made visible.
         condition: A column of it.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = dl.plots.prediction(dl.next_token(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo", ["L2"]), "L2")
@@ -39,8 +41,8 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None)
     order = np.lexsort((-np.maximum(before, after), after > before))
     names, before, after = [names[i] for i in order], before[order], after[order]
     y, top = np.arange(len(names)), max(before.max(), after.max(), 0.01)
-    fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH)
-    ax = fig.subplots()
+    fig = figure(title, "", height=0.27 * len(names) + 1.2, width=0.7 * theme.WIDTH, ax=ax)
+    (ax,) = panels.grid(fig, 1, 1, "")
     for series, values in (("nothing removed", before), (f"{condition} removed", after)):
         panels.keep(ax, pd.DataFrame({"x": names, "series": series, "value": values}), "value")
     ax.hlines(y, before, after, color=PALE, lw=2, zorder=1)
@@ -58,7 +60,7 @@ def prediction(table: pd.DataFrame, condition: str, *, title: str | None = None)
 
 
 @themed
-def token_grid(found: Any, *, title: str | None = None) -> Plot:
+def token_grid(found: Any, *, title: str | None = None, ax: Axes | None = None) -> Plot:
     """What `depthlens.patch` or `depthlens.logit_lens` found, a row a part or depth and a column a token.
 
     Patching has the effect as colour, and the logit lens the probability, with the likeliest next token in each cell.
@@ -66,9 +68,10 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     Args:
         found: What they returned.
         title: Above the figure.
+        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
-        >>> figure = dl.plots.token_grid(dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo"))
+        >>> figure = dl.logit_lens(lens, "Ada Ben SEP Cleo Dora SEP QA Cleo").plot()
         >>> figure.table.columns.tolist()
         ['panel', 'series', 'x', 'value']
     """
@@ -84,7 +87,7 @@ def token_grid(found: Any, *, title: str | None = None) -> Plot:
     drawn = table[table["position"] >= first]
     drawn = drawn.assign(x=drawn["position"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
     height = 0.19 * max(len(rows), 9) + 1.2 + 0.07 * max(map(len, columns))
-    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": height, "xlabel": "token"}
+    look: dict[str, Any] = {"rows": rows, "columns": columns, "height": height, "xlabel": "token", "ax": ax}
     look["width"] = max(4.5, min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns)))
     if says:
         drawn = drawn.assign(text=[_short(said, 9) for said in drawn["says"]])

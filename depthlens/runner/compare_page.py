@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 from nbconvert.filters import text_base64
 
-from depthlens import __version__, plots
+from depthlens import __version__
 from depthlens.analysis.result.folder import DOCS_FILE, refuse_other
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, writable_folder
-from depthlens.plots.comparison import drawable
+from depthlens.plots.comparison import drawable, loss_difference, profile_comparison, run_centres
 from depthlens.plots.panels import MAX_OVERLAID
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import write_whole
@@ -53,9 +53,9 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
 
 def comparison_page(c: Comparison) -> str:
     """The page as HTML, with all figures inside."""
-    drawn: dict[Any, bool] = {plots.run_centres: False}
+    drawn: dict[Any, bool] = {run_centres: False}
     if len(c.runs) <= MAX_OVERLAID:
-        drawn = {plots.profile_comparison: False, plots.loss_difference: True} | drawn
+        drawn = {profile_comparison: False, loss_difference: True} | drawn
     figures = [draw(c, place=place, parts=parts) for draw in drawn for place, parts in drawable(c, drawn[draw])]
     differs = c.settings[~c.settings["equal"].astype(bool)]
     losses = c.of(LOSS, SHARE, compared=True)

@@ -39,7 +39,8 @@ FLOOR = {name: floor for floor, (names, _) in enumerate(TABLE) for name in names
 FORBIDDEN = {name: forbidden for names, forbidden in TABLE for name in names}
 
 
-RESULTS = "depthlens.analysis.result.results"  # its methods import what shows a result when it is shown
+# their methods import what shows or draws a finding when it is shown
+SHOW = {f"depthlens.analysis.result.{module}" for module in ("results", "findings")}
 
 
 def imports(name, *, typing=False):
@@ -47,7 +48,7 @@ def imports(name, *, typing=False):
 
     def walk(node):
         for child in ast.iter_child_nodes(node):
-            if name == RESULTS and isinstance(child, ast.FunctionDef):
+            if name in SHOW and isinstance(child, ast.FunctionDef):
                 continue
             if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not typing:
                 continue
@@ -80,13 +81,13 @@ def test_imports_go_down_the_table():
 
 
 def test_rooms_of_the_analysis_import_rooms_above_them_only():
-    """For annotations, too; what `Result` shows is imported when it is shown."""
+    """For annotations, too; what shows or draws a finding is imported when it is shown."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     listed = re.findall(r"^\| `(\w+)` \|", text[text.index("| room |") : text.index("| question |")], re.MULTILINE)
     room_of = {name: listed.index(name.split(".")[2]) for name in MODULES if name.startswith("depthlens.analysis.")}
     assert {name.split(".")[2] for name in room_of} == {*listed}
     for name in room_of:
-        later = [other for other in imports(name, typing=name != RESULTS) if room_of.get(other, 0) > room_of[name]]
+        later = [other for other in imports(name, typing=name not in SHOW) if room_of.get(other, 0) > room_of[name]]
         assert not later, f"{name} imports {later}"
     outside = [other for name in room_of if "numbers" in name for other in imports(name) if "analysis" not in other]
     assert {*outside} <= {"depthlens.errors", "depthlens.metrics"}

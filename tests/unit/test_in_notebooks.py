@@ -96,7 +96,7 @@ def test_html_is_short_and_texts_stay_texts():
         "copy &lt;score&gt; in nats: the 10 highest of 2560 heads": scores,
         "440 more rows in .table": dl.analysis.DescribedTable(table, ["All are equal."], {}),
         "<p>No task can be &lt;judged&gt;.</p>": empty,
-        "head_map or block_map draws it</p>": capitals_and_elements(),
+        "result.plot() draws it</p>": capitals_and_elements(),
     }
     for text, one in shown.items():
         page = one._repr_html_()

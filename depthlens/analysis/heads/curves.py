@@ -75,7 +75,7 @@ class RemovalCurve(Finding):
     """
 
     RECORD: ClassVar[str] = "removal_curve.json"
-    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.removal_curve(...) draws it"
+    NEXT: ClassVar[str] = "next: describe() says it in words, plot() draws it"
 
     tests: pd.DataFrame
     points: pd.DataFrame
@@ -260,7 +260,7 @@ class SufficiencyCurve(Finding):
     """
 
     RECORD: ClassVar[str] = "sufficiency_curve.json"
-    NEXT: ClassVar[str] = "next: describe() says it in words, dl.plots.sufficiency(...) draws it"
+    NEXT: ClassVar[str] = "next: describe() says it in words, plot() draws it"
 
     areas: pd.DataFrame
     points: pd.DataFrame

@@ -27,9 +27,10 @@ class Geometry(Finding):
         6
         >>> geometry.influences.columns.tolist()
         ['layer', 'influence', 'ci_low', 'ci_high', 'n']
+        >>> figure = geometry.plot("angular_map")
     """
 
-    NEXT: ClassVar[str] = "next: dl.plots.influence_profile, angular_map and logit_lens draw it"
+    NEXT: ClassVar[str] = "next: plot(), plot(\"angular_map\") and plot(\"logit_lens\") draw it"
 
     influences: pd.DataFrame
     distances: pd.DataFrame

@@ -36,7 +36,34 @@ BOLD = re.compile(r"\*\*(.+?)\*\*")
 ROWS = 60  # that are shown of a table: all layers of most models
 
 
-class Finding:
+class Drawable:
+    """What has figures of its own."""
+
+    def plot(self, figure: str | None = None, **options: Any) -> Any:
+        """Draw a figure that belongs to this kind of finding.
+
+        Args:
+            figure: Its name, where there are several; a wrong one is answered with all of them. By default the first;
+                of a `depthlens.Result` a map for a sweep of heads or of blocks, and else a profile over depth.
+            **options: Of the figure: ``title``, ``ax`` (matplotlib Axes into which one of a single panel is drawn), and
+                its own, such as ``top`` of a map of heads.
+
+        Returns:
+            A matplotlib figure that a notebook shows; ``save`` writes it as PDF, PNG, SVG or CSV, ``table`` has its
+            numbers.
+
+        Raises:
+            UserError: there is no such figure, or nothing to draw.
+
+        Example:
+            >>> figure = geometry.plot("angular_map", title="Blocks that are nearly straight")
+        """
+        from depthlens.plots import figures  # matplotlib is imported when something is drawn
+
+        return figures.draw(self, figure, options)
+
+
+class Finding(Drawable):
     """Tables and a record that a folder can hold.
 
     Attributes:

@@ -57,12 +57,13 @@ class Result(Finding):
           condition   n  value
         0  baseline  12    1.0
         1        L0  12    1.0
+        >>> figure = result.plot()
     """
 
     FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
     NEXT: ClassVar[str] = (
         "next: result.describe() says it in words, result.critical() lists what is shown to cost something, "
-        "dl.plots.depth_profile, head_map or block_map draws it"
+        "result.plot() draws it"
     )
 
     docs: pd.DataFrame

@@ -246,7 +246,7 @@ def test_a_task_whose_heads_add_nothing_is_not_judged():
     found = dl.sufficiency_curve(lens, "capitals_continuation", {"some": [(1, 1), (2, 2)]}, k=2, n_draws=10, **options)
     assert not found.areas["judged"].any() and "separates" not in found.areas, "that is of `RemovalCurve` alone"
     assert "cannot judge" in found.describe()[0]
-    assert dl.plots.sufficiency(found).axes
+    assert found.plot().axes
 
 
 def test_a_curve_is_read_as_it_was_written(restored, tmp_path):

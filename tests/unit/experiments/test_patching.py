@@ -174,7 +174,7 @@ def test_what_is_compared_is_named_with_its_numbers(direction):
     assert (right.strip(), wrong.strip()) == ("Dora", "Ben") and values[0] > 0 > values[1]
     named = f"log-probability of {right!r} minus that of {wrong!r}"
     numbers = f": {values[0]:.2f} on the clean prompt, {values[1]:.2f} on the corrupted one"
-    title = dl.plots.token_grid(found).get_suptitle().replace("-\n", "-").replace("\n", " ")
+    title = found.plot().get_suptitle().replace("-\n", "-").replace("\n", " ")
     assert all(named + numbers in text for text in (repr(found), found.describe()[-1], title))
     twice = patch(lens, [clean] * 2, [corrupted] * 2, direction=direction, **QUIET)
     assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)

@@ -60,14 +60,14 @@ def profiles():
     yield Case(plots.depth_profile(layers(metric="error", flip=True)), 1, shown=[0, 3])
     judged = np.where(np.arange(18) // 6 == 1, np.nan, np.ravel([delta(PROTOCOLS, t) for t in TASKS]))
     said = ("continuation", "guess", "baseline 0.90", "critical")
-    yield Case(plots.protocol_comparison(PROTOCOLS), 2, judged, [0, 3] * 2, {"hatch": 1}, said, cannot_judge=1)
-    gain = plots.protocol_comparison(layers(base=0.6, gain=5))
+    yield Case(PROTOCOLS.plot("protocol_comparison"), 2, judged, [0, 3] * 2, {"hatch": 1}, said, cannot_judge=1)
+    gain = layers(base=0.6, gain=5).plot("protocol_comparison")
     yield Case(gain, 2, shown=[0, 3], count={"gain": 1}, words=("significant gain",))
     shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
     said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
-    yield Case(plots.loss_shares(concat([one, GUESS])), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
+    yield Case(concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
     few, said = layers(n=40), ("for a centre of mass 40 questions are too few; take at least 100",)
-    yield Case(plots.loss_shares(few), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
+    yield Case(few.plot("loss_shares"), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
 
 def transplants():
@@ -94,8 +94,8 @@ def head_figures():
     own = {name: curve.points.loc[curve.points["list"] == name, "value"] for name in curve.points["list"].unique()}
     own["retrieval: random heads"] = [0.925] * 4
     said = ("m: first k heads of a list removed, 2 random draws", "retrieval p = 0.04", "worse than every random draw")
-    yield Case(plots.removal_curve(curve), 2, own, [1, 1], {"random": 4}, said)
-    guess = plots.removal_curve(made_results.removal_curve(("guess",)))
+    yield Case(curve.plot(), 2, own, [1, 1], {"random": 4}, said)
+    guess = made_results.removal_curve(("guess",)).plot()
     yield Case(guess, 1, shown=[], count={"series": 2}, cannot_judge=3)
     rng = np.random.default_rng(0)
     values = rng.beta(0.3, 9, (2, 12, 6))
@@ -112,13 +112,13 @@ def head_figures():
 def geometry_figures():
     g, effects, _ = geometries.measured()
     single = g.distances[g.distances["size"] == 1]["distance"]
-    fig, sizes = plots.angular_map(g), g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
+    fig, sizes = g.plot("angular_map"), g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
     (best,) = (line for line in fig.axes[0].lines if line.get_gid() == "best")
     assert list(best.get_xdata()) == list(np.nanargmin(sizes, axis=1))
     yield Case(fig, 2, g.distances["distance"], words=("layers in the block", "n = 3 texts"))
-    yield Case(plots.influence_profile(g), 2, [*g.influences["influence"], *single], count={"band": 2})
+    yield Case(g.plot(), 2, [*g.influences["influence"], *single], count={"band": 2})
     both = [*g.logit_lens["probability"], *g.logit_lens["entropy"]]
-    yield Case(plots.logit_lens(g, title="My lens"), 2, both, words=("My lens", "entropy (nats)", "final top-1 token"))
+    yield Case(g.plot("logit_lens", title="My lens"), 2, both, words=("My lens", "entropy (nats)", "final top-1 token"))
     both = [*(effects.loc[effects["where"] == where, "effect"] for where in ("all", "future"))]
     yield Case(plots.effect_map(effects), 3, np.concatenate(both), words=("skipped layer", "later layer"))
 
@@ -130,28 +130,28 @@ def run_figures():
     shares = {run: rows.loc[rows["run"] == run, "value"] for run in two.runs}
     critical = rows.loc[rows["critical"], "layer"]
     said = ("base, late: loss by removed part", "removed layer", "centre of mass, 95% interval")
-    yield Case(plots.profile_comparison(two), 1, shares, critical, {"centre": 2}, said)
+    yield Case(two.plot(), 1, shares, critical, {"centre": 2}, said)
     table = two.of(LOSS, SHARE, compared=True)
     shown = table.loc[table["shown"], "layer"]
-    yield Case(plots.loss_difference(two), 2, table["difference"], shown, words=("late minus base",))
+    yield Case(two.plot("loss_difference"), 2, table["difference"], shown, words=("late minus base",))
     shorter = dl.compare(base, sweep(LATE[:6], n=120, model="late", n_layers=6))
-    yield Case(plots.profile_comparison(shorter), 1, words=("depth (layer / last layer)",))
+    yield Case(shorter.plot(), 1, words=("depth (layer / last layer)",))
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
-    yield Case(plots.profile_comparison(dl.compare(*guesses)), 1, shown=[], cannot_judge=2)
-    few = plots.profile_comparison(dl.compare(*(sweep(EARLY, n=40, model=name) for name in "ab")))
+    yield Case(dl.compare(*guesses).plot(), 1, shown=[], cannot_judge=2)
+    few = dl.compare(*(sweep(EARLY, n=40, model=name) for name in "ab")).plot()
     said = ("no centre of mass: 40 questions are too few; take at least 100",)
     yield Case(few, 1, count={"centre": 0}, words=said)
     assert few.axes[0].get_position().width > 0.6, "no text beside a panel takes its room"
     stages = dl.compare(*steps(5), stages=True)
     values = stages.of(SCORE, CENTRE)["value"].dropna()
-    fig = plots.run_centres(stages)
+    fig = stages.plot("run_centres")
     np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
     yield Case(fig, 4, words=("step1", "step5"))
     alone = made_results.verdicts(made_results.FEW, "m")
     parts = alone.parts[alone.parts["view"] == "decides"]
     times, count = parts["effect"] / parts["matters"], {"effect": np.isfinite(parts["effect"]).sum()}
     said = (f"m: {alone.headline}", "✓ shown, n = 150", "? open", "no estimate")
-    yield Case(plots.scorecard(alone), 1, times, count=count, words=said)
+    yield Case(alone.plot(), 1, times, count=count, words=said)
 
 
 def other_figures():
@@ -159,16 +159,16 @@ def other_figures():
     made = made_results.result(
         {"t": {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}}, n_layers=4
     )
-    yield Case(plots.block_map(made), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
+    yield Case(made.plot(), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
     books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
-    losses = differences.open_book_losses(made_results.same_documents(books), "closed", "open").table
-    finds, knows = (losses.loc[losses["layer"] == i, "difference"] for i in (1, 2))
-    fig = plots.open_book_losses(losses)
+    losses = differences.open_book_losses(made_results.same_documents(books), "closed", "open")
+    finds, knows = (losses.table.loc[losses.table["layer"] == i, "difference"] for i in (1, 2))
+    fig = losses.plot()
     table = fig.table.set_index("layer")["series"]
     assert table[1] == "costs more in the open-book task" and table[2] == "costs more in the closed-book task"
     assert finds.item() > 0 > knows.item()
-    yield Case(fig, 1, losses.sort_values("layer")["difference"], words=("open minus closed",))
+    yield Case(fig, 1, losses.table.sort_values("layer")["difference"], words=("open minus closed",))
 
 
 SETS = {

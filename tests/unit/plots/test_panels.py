@@ -4,7 +4,9 @@ import base64
 import io
 import itertools
 
+import geometries
 import made_results
+import matplotlib as mpl
 import matplotlib.image
 import nbformat
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 from drawn import by_gid, check, luminance, nothing_leaks, points, texts  # noqa: F401 (a fixture for all of them)
 from made_results import EARLY, sweep
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from depthlens import plots
+from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.look import GREY, PALETTE
 from depthlens.plots import panels, theme
@@ -49,6 +53,7 @@ def test_a_notebook_shows_half_the_pixels_there_are():
 NOTEBOOK = """
 import pandas as pd
 from depthlens import plots
+from depthlens.analysis.result.tables import DescribedTable
 {setup}
 plots.prediction(pd.DataFrame({{"baseline": [0.5, 0.2], "L3": [0.1, 0.6]}}, index=["a", "b"]), "L3")
 """
@@ -183,5 +188,67 @@ def test_a_figure_carries_its_table_and_saves_it(tmp_path):
     about = fig._repr_mimebundle_()[MIME]
     assert about["title"].startswith("base, sums") and "<svg " in about["svg"]
     np.testing.assert_allclose(pd.read_csv(io.StringIO(about["csv"]))["value"], rows["value"], atol=1e-6)
-    fig.save(tmp_path / "profile")
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".png", ".svg"]
+    for suffix in theme.SUFFIXES:
+        fig.save(tmp_path / "new" / f"profile{suffix}")
+    pdf, svg = (tmp_path / "new" / f"profile{suffix}" for suffix in (".pdf", ".svg"))
+    assert sorted(path.suffix for path in pdf.parent.iterdir()) == sorted(theme.SUFFIXES)
+    assert b"/CIDFontType2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes(), "text is embedded as text"
+    assert "removed layer</text>" in svg.read_text(encoding="utf-8")
+    assert "<text" not in fig.svg(), "a page need not have the font"
+    pd.testing.assert_frame_equal(pd.read_csv(pdf.with_suffix(".csv")), fig.table, check_dtype=False)
+    for name in ("profile", "profile.jpg"):
+        with pytest.raises(UserError, match=r"end its name with \.png, \.pdf, \.svg, \.csv"):
+            fig.save(tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"):
+        fig.save(tmp_path / "file" / "profile.png")
+
+
+def test_fonts_and_resolution_of_a_user_are_kept():
+    result = sweep(EARLY)
+    labels = [text for ax in result.plot().axes for text in (ax.xaxis.label, ax.title, *ax.get_xticklabels())]
+    before = [text.get_fontsize() for text in labels]
+    assert {text.get_fontfamily()[0] for text in labels} == {"DejaVu Sans"}
+    with mpl.rc_context({"font.family": "serif", "font.size": 2 * 9.61, "figure.dpi": 50, "xtick.labelsize": 5}):
+        fig = result.plot()
+        labels = [text for ax in fig.axes for text in (ax.xaxis.label, ax.title, *ax.get_xticklabels())]
+        assert {text.get_fontfamily()[0] for text in labels} == {"serif"} and fig.dpi == 50
+        wanted = [2 * size for size in before[:2]] + [5] * len(before[2:])
+        np.testing.assert_allclose([text.get_fontsize() for text in labels], wanted)
+    with mpl.rc_context({"font.sans-serif": ["STIXGeneral"]}):
+        assert result.plot().axes[0].xaxis.label.get_fontname() == "STIXGeneral"
+
+
+def test_a_figure_of_one_panel_is_drawn_into_axes(tmp_path):
+    result, scores = sweep(EARLY), made_results.head_scores(np.eye(4), "score", "")
+    user = Figure(figsize=(9, 4), layout="constrained")
+    axes = user.subplots(1, 2)
+    for found, ax, gid in ((result, axes[0], "series"), (scores, axes[1], "cells")):
+        fig = found.plot(ax=ax, title="Mine")
+        assert ax.get_title("left").startswith("Mine") or gid == "cells"
+        assert by_gid(ax, gid) and (ax.get_legend() or gid == "cells") and not fig.axes and fig.get_suptitle() == "Mine"
+        own, alone = (each.table.drop(columns="panel", errors="ignore") for each in (fig, found.plot()))
+        assert own.equals(alone)
+        assert fig._repr_mimebundle_() == {}
+    fig.save(tmp_path / "both.png")
+    height, width, _ = matplotlib.image.imread(tmp_path / "both.png").shape
+    assert (width, height) == (900, 400), "the whole figure of the user"
+    geometry, _, _ = geometries.measured()
+    with pytest.raises(UserError, match="one ax cannot hold the 2 panels of this figure"):
+        geometry.plot(ax=axes[0])
+    with pytest.raises(UserError, match="ax is a ndarray; give one matplotlib Axes"):
+        result.plot(ax=axes)
+
+
+def test_each_finding_has_its_figures():
+    result, tables = sweep(EARLY), made_results.removal_curve()
+    heads = made_results.result({"t": {"baseline": np.ones(9)} | {f"L0.H{i}@mean": np.ones(9) for i in range(3)}})
+    blocks = made_results.result({"t": {"baseline": np.ones(9)} | dict.fromkeys(("L0", "L1", "L0-1"), np.ones(9))})
+    given = made_results.result({"t": {"baseline": np.ones(9)} | dict.fromkeys(("L0", "L0-1@donor"), np.ones(9))})
+    wanted = {"layer removed": result, "head replaced": heads, "Loss by removing a block": blocks, "one layer": given}
+    for words, found in wanted.items():
+        assert words in " ".join(found.plot().get_suptitle().split())
+    with pytest.raises(UserError, match="unknown figure of RemovalCurve 'map'; allowed: removal_curve"):
+        tables.plot("map")
+    with pytest.raises(UserError, match="this table has no figure of its own; those that have one: Result, HeadScores"):
+        DescribedTable(result.summary, [], {}).plot()
