@@ -106,8 +106,3 @@ def test_one_token_a_word_and_bos_in_front():
     assert tokenizer("Ada nobody").input_ids[-1] == tokenizer.unk_token_id
 
 
-def test_sampling_is_seeded_and_sized():
-    assert sample(3, "one_hop", seed=1) == sample(5, "one_hop", seed=1)[:3]
-    assert sample(3, "one_hop", seed=1) != sample(3, "one_hop", seed=2)
-    assert len(sample(1, "two_hop", n_chains=2, n_fillers=0)[0].tokens) == 15
-    assert len(sample(1, "two_hop", n_chains=30, n_fillers=300)[0].tokens) == 483

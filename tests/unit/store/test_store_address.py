@@ -58,14 +58,6 @@ class TestIdentity:
         mlp.kept = lambda x: x
         assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
 
-    def test_a_folder_has_the_identity_of_what_was_saved(self, tmp_path):
-        for family in ("llama-gqa", "qwen3-moe", "deepseek-v3"):
-            tiny.save(tmp_path / family, family)
-            inside = tiny.lens(family).identify()
-            loaded = dl.load(tmp_path / family).identify()
-            assert loaded.fingerprint == inside.fingerprint and loaded.obstacle is inside.obstacle is None
-            assert dl.load(tmp_path / family, offload="disk").identify() == loaded
-
     def test_files_of_an_offloaded_model_are_read_again_when_they_change(self, tmp_path):
         """Weights are changed in place, so that the open files have them, too."""
         lens = dl.load(tiny.save(tmp_path, "llama-gqa"), offload="disk")
