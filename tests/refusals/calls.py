@@ -34,6 +34,7 @@ sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUIC
 free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
 depth_geometry = on(dl.depth_geometry, progress=False)
 plan = on(dl.plan, TASK, "layers", store=None)
+attribution = on(dl.head_sweep, TASK, method="attribution", **QUICK)
 next_token = on(dl.next_token)
 
 
@@ -116,6 +117,16 @@ HEADS = [
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
     (sufficiency(measure="both"), "a curve has one measure"),
 ]
+WORKERS = [
+    (layer_sweep(workers=0), "workers 0: give a whole number, at least 1"),
+    (layer_sweep(ray=" "), "ray ' ': give 'local' or the address"),
+    (layer_sweep(worker_gpus=1.5, workers=1), "worker_gpus 1.5: give a share of a GPU"),
+    (layer_sweep(worker_cpus=2), "worker_cpus 2: no workers are asked for"),
+    *(
+        (call(workers=2), f"workers 2: {what} runs in one process")
+        for call, what in ((plan, "plan"), (attribution, "attribution"))
+    ),
+]
 DONORS = [
     (transplant(layers=[99]), "layers [99]: give a list of layers, e.g. [0, 1]; layers are 0..5"),
     (transplant(heads=[3]), "heads [3]: give a list of heads, such as ['L17.H3']"),
@@ -158,4 +169,4 @@ PLOTS = [
 ]  # fmt: skip
 
 
-CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *WORKERS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS]

@@ -162,6 +162,17 @@ def test_a_forward_that_a_user_puts_in_place_meanwhile_stays(lens):
     assert body.forward is mine
 
 
+def test_a_patch_is_of_the_model_as_it_is_ablated(lens):
+    def effects():
+        return dl.patch(lens, "a dog", "a cat", "layers", answer=("k", "m"), progress=False).table["effect"]
+
+    with dl.ablated(lens, "L2.mlp"):
+        found = effects()
+    whole = effects()
+    lens.model.model.layers[2].mlp.down_proj.weight.zero_()
+    assert np.allclose(found, effects(), atol=1e-3) and not np.allclose(found, whole, atol=0.01)
+
+
 def test_tasks_of_an_event_loop_have_conditions_of_their_own(lens):
     parts = ["L1", "L3.H2", "L2.mlp"]
     whole, *wanted = scores(lens, "baseline", *parts)
