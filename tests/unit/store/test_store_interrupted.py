@@ -45,7 +45,7 @@ class TestInterrupted:
         total = 6 * LIMIT * 4
         said = rf"(\d+) of {total} rows of {CHOICE} are kept in {tmp_path}; run the same again to go on"
         done = int(re.fullmatch(said, str(stop.value))[1])
-        assert 0 < done < total
+        assert 0 < done < total and len(parts(tmp_path)) == 2, "a stop loses no more than the pack that it meets"
         resumed = run(lens, tmp_path, tasks=[CHOICE])
         assert counts(resumed) == (done, total - done) and resumed.docs.equals(whole.docs)
 
@@ -135,9 +135,7 @@ class TestProcesses:
         command = [sys.executable, killed.__file__, str(tmp_path), "--kind", kind, "--kills", "3"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        assert found["kills"] == 3 and found["equal"]
-        assert found["rows_again"] <= found["kills"] * found["most_rows_of_a_pack"], "a stop loses at most one pack"
+        assert json.loads(done.stdout) == {"kills": 3, "equal": True}
 
     @pytest.mark.nightly
     def test_four_at_once_are_as_one(self, tmp_path):
