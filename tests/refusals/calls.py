@@ -10,6 +10,7 @@ import math
 
 import depthlens as dl
 from depthlens.analysis.layers import recovery
+from depthlens.lm_eval_model import DepthlensLM
 
 TASK, ONE = "capitals_continuation", "organism_one_hop"
 LISTS = {"found": [(0, 0), (1, 0)]}
@@ -67,7 +68,23 @@ ENTRIES = [
     *((call(limit=0), "limit 0: give a whole number") for call in (layer_sweep, reasoning, removal, plan, start)),
     *((call(colour=1), "unknown option 'colour'") for call in (race, plan, free_text, removal, greedy)),
 ]
+NO_NAMES = {
+    "smollm2-135m@main": "revision 'main' of 'smollm2-135m' does not exist; give owner/name@revision of the hub",
+    "owner/name@": "revision '' of 'owner/name' does not exist; give owner/name@revision of the hub",
+    "@step100": "model '': give an alias",
+    "smollm2-135m[:0]": "layers '0' of 'smollm2-135m' does not exist; give",
+    "organism[:4]": "layers '4' of 'organism' does not exist; give",
+    "organism:seed=1@x": "organism option seed=1@x in 'organism:seed=1@x'",
+    "organism:seeds=3": "did you mean seed",
+    "organism:seed=-1": "organism option seed -1: give a whole number from 0",
+    **{f"organism:{x}": "the others a value, and each once" for x in ("seed=1,seed=2", "decoy=yes", "eps")},
+    "organism:retrieval_layer=1": "retrieval_layer 1: give a whole number from 2 to 5",
+    "organism:knowledge_layers=early": "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3",
+    "organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3": "layer 3 has no head left for copying",
+    "organism:knowledge_layers=2,letter_layers=2,text_layers=2": "279 hidden units and has 256; cut knowledge",
+}
 LOAD = [
+    *((load(name), said) for name, said in NO_NAMES.items()),
     *((load(name), f"model {name!r}: give an alias") for name in (None, 3)),
     (load(offload=True), "offload True: give 'disk', or leave it out"),
 ]
@@ -141,6 +158,17 @@ PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
     (start(num_fewshot=99), ": its prompts cannot be made ("),
 ]
+REMOVED = {
+    "baseline": "condition baseline removes nothing",
+    "L1@mean": "condition L1@mean: L1@mean cannot be written into weights; export a removal",
+    "L1[1:]": "L1[1:] cannot be written",
+    "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
+}
+CHECKPOINTS = [
+    *((lambda e, text=text: dl.export(e.lens, text, e.tmp / "out"), said) for text, said in REMOVED.items()),
+    (lambda e: DepthlensLM(pretrained=e.lens, condition="L1@mean"), "lm-eval has no other texts to take it from; use"),
+    (lambda e: DepthlensLM(pretrained=e.lens, conditon="L1"), "unknown model argument 'conditon'; did you mean"),
+]
 RESULTS = [
     (lambda e: e.result.select(metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),
@@ -169,4 +197,4 @@ PLOTS = [
 ]  # fmt: skip
 
 
-CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *WORKERS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *WORKERS, *DONORS, *PARAMETERS, *CHECKPOINTS, *RESULTS, *PLOTS]

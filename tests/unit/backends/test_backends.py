@@ -1,4 +1,4 @@
-"""TransformerLens and nnsight against models that were really cut, each other, and the fast engine."""
+"""TransformerLens and nnsight against models that were really cut."""
 
 import copy
 import re
@@ -17,18 +17,9 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest
 
-OTHERS = ("transformer_lens", "nnsight")
 # float32 rounding of one order of operations against another, over five layers with logits of order 10
 TOLERANCE = backend_table.TOLERANCE
 TOKENS = backend_table.TOKENS
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
-
-
-# --- every family, every kind of condition -------------------------------------------------------------------------
 
 
 # kinds that meet what is special in a family: shared heads, wide or latent z, biases, experts
@@ -75,20 +66,6 @@ def test_variants_of_a_family(family, changes):
         assert drift < TOLERANCE, f"{name}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 
 
-@pytest.mark.parametrize("name", backends.BACKENDS)
-def test_rows_of_one_batch_keep_their_own_conditions_lengths_and_positions(lens, name):
-    backend = backends.get(name, lens)
-    conditions = [parse_condition(t) for t in ("baseline", "L3", "L1.H2", "L1.attn+L3.mlp", "baseline", "L1.KV0")]
-    lengths = [9, 5, 9, 7, 2, 9]
-    mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
-    wanted = [[n - 1, 0] for n in lengths]
-    got, cache = backend.forward(TOKENS.repeat(6, 1) * mask, mask, conditions, positions=wanted)
-    assert cache is None
-    for row, condition, n in zip(got, conditions, lengths, strict=True):
-        alone = surgery.cut(lens, condition, None)(TOKENS[None, :n], use_cache=False).logits[0, [n - 1, 0]]
-        assert torch.allclose(row, alone, atol=TOLERANCE)
-
-
 def authors_variant(lens, layer, head):
     """The study's code: rows of the head in q, k and v and its columns in o set to zero; k and v are the group's."""
     variant = copy.deepcopy(lens)
@@ -117,7 +94,7 @@ def test_the_study_s_way_removes_the_whole_group():
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
-def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backends_that_do(lens, monkeypatch):
+def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backends_that_do(monkeypatch):
     monkeypatch.delitem(architecture_adapter_factory.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
     fresh = surgery.rough_lens("llama-gqa")
     said = "TransformerLens does not support LlamaForCausalLM; use backend 'torch' or 'nnsight'"

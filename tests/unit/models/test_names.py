@@ -25,23 +25,6 @@ def test_what_a_name_stands_for(tmp_path):
     assert names.find("qwen3-8b@refs/pr/1[:4]") == cut
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("smollm2-135m@main", "revision 'main' of 'smollm2-135m' does not exist; give owner/name@revision of the hub"),
-        ("owner/name@", "revision '' of 'owner/name' does not exist; give owner/name@revision of the hub"),
-        ("@step100", "model '': give an alias"),
-        ("smollm2-135m[:0]", "layers '0' of 'smollm2-135m' does not exist; give"),
-        ("organism[:4]", "layers '4' of 'organism' does not exist; give"),
-        ("organism:seed=1@x", "organism option seed=1@x in 'organism:seed=1@x'"),
-    ],
-)
-def test_names_that_mean_nothing(name, said):
-    with pytest.raises(UserError, match="^[^\n]*$") as refused:
-        names.find(name)
-    assert said in str(refused.value)
-
-
 @pytest.mark.parametrize(("family", "offload"), [("llama-gqa", "disk"), ("deepseek-v3", None)])
 def test_the_first_layers_of_a_model_are_what_it_is_without_those_above(tmp_path, family, offload):
     folder = tiny.save(tmp_path, family, num_hidden_layers=4)

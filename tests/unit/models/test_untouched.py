@@ -179,16 +179,6 @@ def test_everything_is_as_before(lens, monkeypatch, experiment, end):
     assert not changed
 
 
-def test_a_head_of_its_own_is_what_is_measured():
-    """lm-eval's `HFLM` ties the head to the embedding again."""
-    lens = untied()
-    tokens = torch.tensor([lens.tokenizer("abc").input_ids])
-    wanted = lens.model(tokens).logits[0, -1].softmax(-1)
-    dl.layer_sweep(lens, CHOICE, **QUIET)
-    found = dl.next_token(lens, "abc")["baseline"]
-    assert found.iloc[0] == pytest.approx(wanted.max().item(), abs=1e-6)
-
-
 def shown(lens: dl.Lens) -> list:
     return dl.next_token(lens, "abc", ["L1"]).to_numpy().tolist()
 

@@ -79,12 +79,13 @@ class TestIdentity:
 class TestEdits:
     """`edits.py` edits a model in every way that we know."""
 
-    @pytest.mark.slow
-    def test_no_edit_is_answered_with_what_another_model_gave(self, tmp_path):
-        found = edits.tried(edits.some(40, seed=0), str(tmp_path))
-        assert found["wrong"] == [] and found["changed"] >= 0.85 * 40, "most edits must change some answer"
-
-    @pytest.mark.nightly
-    def test_nor_is_any_of_all_ways(self, tmp_path):
-        found = edits.tried([(way, 0) for way in edits.WAYS], str(tmp_path))
-        assert found["wrong"] == [] and found["changed"] >= 0.85 * len(edits.WAYS)
+    @pytest.mark.parametrize(
+        "todo",
+        [
+            pytest.param(edits.some(40, seed=0), marks=pytest.mark.slow, id="random"),
+            pytest.param([(way, 0) for way in edits.WAYS], marks=pytest.mark.nightly, id="all"),
+        ],
+    )
+    def test_no_edit_is_answered_with_what_another_model_gave(self, tmp_path, todo):
+        found = edits.tried(todo, str(tmp_path))
+        assert found["wrong"] == [] and found["changed"] >= 0.85 * len(todo), "most edits must change some answer"

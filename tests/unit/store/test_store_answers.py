@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import pytest
 import tiny
 from stores import CHOICE, LIMIT, counts, parts, run
 
@@ -70,14 +69,6 @@ class TestNothingIsComputedTwice:
         assert counts(run(lens, tmp_path, donor=one, **asked)) == (2 * LIMIT * 4, 0)
         second = run(lens, tmp_path, donor=other, **asked)
         assert counts(second) == (LIMIT * 4, LIMIT * 4)  # the baseline has nothing of the donor
-
-    @pytest.mark.parametrize("method", ["copy_paste", "exact", "attribution"])
-    def test_head_scores_are_kept(self, tmp_path, method):
-        lens = dl.load("organism")
-        options = {"limit": 4, "store": str(tmp_path), "progress": False, "method": method}
-        first, second = (dl.retrieval_scores(lens, "organism_one_hop", **options) for _ in range(2))
-        assert second.frame.equals(first.frame)
-        assert second.record["store"]["rows_read"] > 0 == second.record["store"]["rows_computed"]
 
     def test_of_single_texts_those_that_are_new_are_measured(self, lens, tmp_path):
         texts, options = ["one text", "another one", "a third text"], {"store": str(tmp_path), "progress": False}

@@ -14,7 +14,7 @@ import torch
 from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
 
 import depthlens as dl
-from depthlens.engine import wavefront, work
+from depthlens.engine import wavefront
 from depthlens.engine.engine import Engine
 from depthlens.engine.writer import Writer
 from depthlens.errors import Interrupted
@@ -109,17 +109,6 @@ class TestPacksAreBoundedInTime:
         alone = run(lens, None, tasks=[task])
         assert run(lens, tmp_path, tasks=[task]).docs.equals(alone.docs)
         assert len(parts(tmp_path)) >= least
-
-    def test_the_next_pack_is_cut_by_the_rate_of_the_last(self, lens, monkeypatch):
-        limit = work.WorkRate(lens)
-        ticks = iter([0.0, 0.5, 1.0, 51.0])
-        monkeypatch.setattr("depthlens.engine.work.time.monotonic", lambda: next(ticks))
-        with limit.measured(100):
-            pass
-        assert limit.work == 100 / 0.5 * answer_cache.KEEP_SECONDS
-        with limit.measured(100):
-            pass
-        assert limit.work == 100 / 50 * answer_cache.KEEP_SECONDS
 
 
 nightly = pytest.mark.nightly
