@@ -74,7 +74,6 @@ NO_NAMES = {
     "@step100": "model '': give an alias",
     "smollm2-135m[:0]": "layers '0' of 'smollm2-135m' does not exist; give",
     "organism[:4]": "layers '4' of 'organism' does not exist; give",
-    "organism:seed=1@x": "organism option seed=1@x in 'organism:seed=1@x'",
     "organism:seeds=3": "did you mean seed",
     "organism:seed=-1": "organism option seed -1: give a whole number from 0",
     **{f"organism:{x}": "the others a value, and each once" for x in ("seed=1,seed=2", "decoy=yes", "eps")},
@@ -90,10 +89,8 @@ LOAD = [
 ]
 SWEEPS = [
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
-    *(
-        (layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155; give some of these")
-        for x in ("900:", [2, 400])
-    ),
+    *((layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155; give some of these")
+      for x in ("900:", [2, 400])),
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
     *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
     (condition_sweep(ablate=["L1", 3]), "condition 3: write L12, L12.attn"),
@@ -103,7 +100,7 @@ SWEEPS = [
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
     *((greedy(tolerance=x), f"tolerance {x!r}: give a number, at least 0") for x in (-0.1, None, math.nan)),
     (greedy(limit=8), "is not shown to be above chance with every layer in place: nothing to lose; take"),
-]
+]  # fmt: skip
 HEADS = [
     *((head_sweep(layers=[x]), f"layers [{x}]: give a list of layers, e.g. [0, 1]; layers are 0..4") for x in (99, -1)),
     (head_sweep(site="mlp"), "unknown site 'mlp'; allowed: head, kv"),
@@ -116,10 +113,8 @@ HEADS = [
     (race(measure="both"), "measure 'both': a race judges one score"),
     (retrieval(method="guess"), "unknown method 'guess'; allowed: copy_paste, query_to_gold, write_aware, "),
     (retrieval(heads=[(0, 0)]), "heads with method 'copy_paste': only 'exact' removes heads"),
-    *(
-        (retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads, such as")
-        for x in (3, ["L1.Q1"], [(0, -1)])
-    ),
+    *((retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads, such as")
+      for x in (3, ["L1.Q1"], [(0, -1)])),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
     *((retrieval(depths=[x]), f"depths {x!r}: give a number from 0 to 1") for x in (2, "a")),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
@@ -133,7 +128,7 @@ HEADS = [
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
     (sufficiency(measure="both"), "a curve has one measure"),
-]
+]  # fmt: skip
 WORKERS = [
     (layer_sweep(workers=0), "workers 0: give a whole number, at least 1"),
     (layer_sweep(ray=" "), "ray ' ': give 'local' or the address"),
@@ -176,17 +171,15 @@ RESULTS = [
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
     (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens' ("),
-    *(
-        (lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
-        for k in (0, 99, "3", True)
-    ),
+    *((lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
+      for k in (0, 99, "3", True)),
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
     (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
     (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),
-]
+]  # fmt: skip
 
 
 PLOTS = [

@@ -119,20 +119,12 @@ def no_kernel(*about):
     raise RuntimeError("no kernel image is available")
 
 
+ELSE, own = "layer 0 computes something else when it is called by itself", tree_attention.unfused
 WRONG = {
     "raises": (no_kernel, r"layer 0 cannot be called by itself \(RuntimeError: no kernel image is available\)"),
-    "sees what comes after": (
-        lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k, v, scale, mask, False),
-        "layer 0 computes something else when it is called by itself",
-    ),
-    "sees other branches": (
-        lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k, v, scale, None, causal),
-        "layer 0 computes something else when it is called by itself",
-    ),
-    "is wrong for the second row": (
-        lambda q, k, v, scale, mask, causal: tree_attention.unfused(q, k[:1].expand_as(k), v, scale, mask, causal),
-        "layer 0 computes something else when it is called by itself",
-    ),
+    "sees what comes after": (lambda q, k, v, scale, mask, causal: own(q, k, v, scale, mask, False), ELSE),
+    "sees other branches": (lambda q, k, v, scale, mask, causal: own(q, k, v, scale, None, causal), ELSE),
+    "is wrong for the second row": (lambda q, k, v, *how: own(q, k[:1].expand_as(k), v, *how), ELSE),
 }
 
 

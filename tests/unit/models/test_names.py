@@ -14,6 +14,8 @@ def test_what_a_name_stands_for(tmp_path):
     folder = tiny.save(tmp_path / "model", "llama-gqa")
     assert names.find(folder) == names.Source(str(folder), "folder", str(folder))
     assert names.find("organism:seed=3,decoy").kind == "organism"
+    with pytest.raises(UserError, match="organism option seed=1@x in 'organism:seed=1@x'"):  # it has no revisions
+        names.find("organism:seed=1@x")
     file = str(tiny.gguf_head(tmp_path / "a.gguf"))
     assert names.find(file) == names.Source(file, "gguf", file)
     assert names.find(f"{file}[:4]") == names.Source(f"{file}[:4]", "gguf", file, layers=4)

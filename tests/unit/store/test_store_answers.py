@@ -27,14 +27,6 @@ class TestNothingIsComputedTwice:
         assert counts(run(lens, tmp_path, tasks=[CHOICE], measure="answer_logprob")) == (6 * LIMIT, 0)
         assert counts(run(lens, tmp_path, tasks=[CHOICE], num_fewshot=0)) == (0, 6 * LIMIT * 4)
 
-    def test_plain_rows_are_kept_as_time_passes(self, lens, tmp_path, monkeypatch):
-        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
-        result = run(lens, tmp_path, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
-        assert len(parts(tmp_path)) > 3
-        plain = run(lens, None, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
-        # other batches round otherwise
-        pd.testing.assert_frame_equal(result.docs, plain.docs, rtol=0, atol=1e-4)
-
     def test_means_and_references_are_part_of_the_address(self, lens, tmp_path):
         asked = {"ablate": ["L1@mean", "L2.H1@resample"], "tasks": [CHOICE]}
         first = run(lens, tmp_path, resample_prompts=["one prompt"], **asked)
