@@ -7,15 +7,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from plain_conditions import SITES
-
 import depthlens as dl
 
 OF_LAYER = ("q", "o", "down")  # of a layer the projections whose weights are edited
 HOOKED = ["", "model", "embed", "norm", "lm_head"]
 HOOKED += [f"L{i}{part}" for i in range(4) for part in ("", ".attn", ".mlp", ".norm")]
 EDITS = ["hook", "unhook", "strength", "weight", "set", "mode"]
-KINDS = ["next", "next", "generate", "generate", "lens", "patch", "score", "sweep", "sweep"]
+KINDS = ["next", "next", "generate", "generate", "lens", "score", "sweep", "sweep"]
 RAW = ["model", "model", "hf"]
 Step = tuple[Any, ...]
 
@@ -49,10 +47,6 @@ def question(chance: random.Random, taken: set[tuple[int, str]], raw: bool) -> S
     if kind == "model":
         n = min(map(len, prompts))
         return "ask", kind, [p[:n] for p in prompts[: chance.choice((1, 1, 2))]]
-    if kind == "patch":
-        parts = [parts for parts, site in SITES.items() if site not in {site for _, site in taken}]
-        n = chance.choice((4, 17))
-        return "ask", kind, ["ab" + text(chance, n) for _ in range(2)], chance.choice(parts)
     if kind == "sweep":
         return "ask", kind, under, chance.choice((True, True, False))
     return "ask", kind, prompts, under

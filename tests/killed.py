@@ -3,8 +3,7 @@
     python tests/killed.py FOLDER --kind plain --kills 12
 
 Kinds: plain, offload, donor (its weights come from a folder), generation, sampling; of a tiny model. Children are
-forked from a process that has imported everything. Each notes in a log what it starts on (rows, by their address) and
-what it has kept, with the time.
+forked from a process that has imported everything. What a child has kept is the number of parts in its store.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,48 +27,14 @@ import numpy as np
 import pandas as pd
 import tiny
 import torch
+from stores import parts
 from tqdm import tqdm
 
 import depthlens as dl
-from depthlens.engine import batches
 from depthlens.store import answer_cache
 
 KINDS = ("plain", "offload", "donor", "generation", "sampling")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-
-
-class Log:
-    """What a child starts on and what it keeps; one write a line, so that lines stay whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def note(self, what: str, rows: list) -> None:
-        with open(self.path, "ab", buffering=0) as file:  # the line before may have been cut short by a kill
-            file.write(b"\n" + json.dumps([what, time.time(), rows]).encode() + b"\n")
-
-    def lines(self) -> list[tuple[str, float, list]]:
-        text = self.path.read_text() if self.path.exists() else ""
-        whole = [line for line in text.splitlines(keepends=True) if line.startswith("[") and line.endswith("]]\n")]
-        return [tuple(json.loads(line)) for line in whole]
-
-    def watch(self) -> None:
-        """Note what the engine does in this process from now on."""
-        do, write = batches.PackedTrees.compute, answer_cache.AnswerRows.keep
-
-        def addresses(rows: answer_cache.AnswerRows, some: Iterable[tuple[int, int]]) -> list:
-            return [[rows.addresses[c], answer_cache.digest(rows.requests[r])] for c, r in some]
-
-        def started(packs: Any, members: list[int], group: list[int], *clean: Any) -> None:
-            self.note("start", addresses(packs.rows, [(c, r) for c in group for r in members]))
-            do(packs, members, group, *clean)
-
-        def wrote(rows: Any, some: Any, **how: Any) -> None:
-            some = list(some)
-            write(rows, some, **how)
-            self.note("keep", addresses(rows, some))
-
-        batches.PackedTrees.compute, answer_cache.AnswerRows.keep = started, wrote
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -118,35 +83,23 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int) -> dict[
     """Stop a sweep at random moments and resume it, as often as wanted; new stores as sweeps come to their end.
 
     Returns:
-        Kills, whether every result was that of an undisturbed sweep, rows computed again over all kills, and rows of
-        the largest pack.
+        Kills, and whether every result was that of an undisturbed sweep.
     """
-    log = Log(folder / "undisturbed")
-
-    def alone() -> None:
-        log.watch()
-        sweep(kind, model, donor, str(folder / "alone")).save(folder / "wanted")
-
-    assert os.waitpid(fork(alone), 0)[1] == 0
-    times = [when for _, when, _ in log.lines()]
-    lasts = times[-1] - times[0]
+    start = time.monotonic()
+    assert os.waitpid(fork(lambda: sweep(kind, model, donor, str(folder / "alone")).save(folder / "wanted")), 0)[1] == 0
+    lasts = time.monotonic() - start
     undisturbed = dl.Result.load(folder / "wanted").docs
     chance = random.Random(0)
-    done, killed, same, again, largest = 0, 0, True, 0, 0
+    done, killed, same = 0, 0, True
     while killed < wanted or not done:
-        store, out, log = folder / f"store-{done}", folder / f"out-{done}", Log(folder / f"log-{done}")
-
-        def work(store: Path = store, out: Path = out, log: Log = log) -> None:
-            log.watch()
-            sweep(kind, model, donor, str(store)).save(out)
-
+        store, out = folder / f"store-{done}", folder / f"out-{done}"
         while not (out / "docs.parquet").exists():
-            known = len(log.lines())
-            pid = fork(work)
+            known = len(parts(store))
+            pid = fork(lambda store=store, out=out: sweep(kind, model, donor, str(store)).save(out))
             if killed < wanted:
-                while chance.random() < 0.999 and len(log.lines()) == known and not ended(pid):
+                while chance.random() < 0.999 and len(parts(store)) == known and not ended(pid):
                     time.sleep(0.003)  # now and then it is stopped before it computes anything
-                time.sleep(chance.uniform(0, lasts / 2))
+                time.sleep(chance.uniform(0, lasts / 4))
                 os.kill(pid, SIGNALS[killed % len(SIGNALS)])
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if code in (-signal.SIGKILL, 130):
@@ -154,12 +107,8 @@ def stops(kind: str, model: str, donor: str, folder: Path, wanted: int) -> dict[
             elif code:
                 raise SystemExit(f"a sweep ended by itself with {code}")
         same &= equal(dl.Result.load(out).docs, undisturbed)
-        packs = [rows for what, _, rows in log.lines() if what == "start"]
-        largest = max(largest, *map(len, packs))
-        started = [tuple(row) for rows in packs for row in rows]
-        again += len(started) - len(set(started))
         done += 1
-    return {"kills": killed, "equal": same, "rows_again": again, "most_rows_of_a_pack": largest}
+    return {"kills": killed, "equal": same}
 
 
 def main() -> None:

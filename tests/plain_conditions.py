@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple
 
-import numpy as np
 import surgery
 import torch
 from torch import nn
@@ -17,7 +16,6 @@ from torch import nn
 import depthlens as dl
 
 NEAR_TIE = 1e-3  # nats between the two likeliest tokens below which rounding decides what is written
-SITES = {"layers": "layer", "attn": "attn", "mlp": "mlp", "heads": "z"}  # by the parts of `depthlens.patch`
 PATHS = {"": "", "norm": "input_layernorm", "attn": "self_attn", "mlp": "mlp"}
 PATHS |= {"q": "self_attn.q_proj", "o": "self_attn.o_proj", "down": "mlp.down_proj"}  # of a layer's parts
 
@@ -125,33 +123,3 @@ def depths(plain: nn.Module, made: list[Edit], tokens: list[int]) -> torch.Tenso
     if cap := getattr(model.config, "final_logit_softcapping", None):
         said = cap * (said / cap).tanh()
     return torch.cat([said, last[None]]).log_softmax(-1)
-
-
-def patched(plain: nn.Module, made: list[Edit], rows: list[list[int]], answers: list[int], parts: str) -> Any:
-    """Difference of two answers' logits on both prompts, and on the second with each part of the first at a position.
-
-    Returns:
-        Both, and differences of shape [part, pos].
-    """
-    site, n_layers = SITES[parts], len(plain.model.layers)
-    heads = [(i,) for i in range(plain.config.num_attention_heads)] if site == "z" else [()]
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        return lambda x, at: kept.setdefault(layer, x)
-
-    def difference(row: list[int], *more: Edit) -> float:
-        last = logits(plain, made + [*more], [row])[0, -1]
-        return float(last[answers[0]] - last[answers[1]])
-
-    every = tuple(range(plain.config.num_attention_heads))
-    first = difference(rows[0], *(Edit(i, site, every, 0, 0, keep(i)) for i in range(n_layers)))
-    found = [
-        [
-            difference(rows[1], Edit(i, site, head, p, p + 1, lambda x, at, i=i: kept[i].expand_as(x)))
-            for p in range(len(rows[0]))
-        ]
-        for i in range(n_layers)
-        for head in heads
-    ]
-    return first, difference(rows[1]), np.array(found)

@@ -22,7 +22,7 @@ import numpy as np
 import surgery
 import torch
 from drawn_programs import Step
-from plain_conditions import PATHS, Edit, depths, edits, logits, logprob, module, patched, written
+from plain_conditions import PATHS, Edit, depths, edits, logits, logprob, module, written
 from torch import nn
 
 import depthlens as dl
@@ -32,7 +32,6 @@ FAMILIES = ("llama-gqa", "qwen3", "gemma2", "gemma3_text")  # walked; with head 
 # largest difference, as a share of the largest number: float32 sums in another order give 1e-5, an edit that is
 # missed 1e-2 and more
 CLOSE = 5e-4
-SAME = 0.05  # nats: a patch's share of a smaller difference between two prompts is rounding
 N_NEW = 4
 QUESTIONS = ["In short", "A longer question, which has 41 letters", "Another"]
 
@@ -165,9 +164,8 @@ class Session:
         try:
             getattr(self, f"ask_{kind}")(*about)
         except dl.UserError as refusal:
-            # what needs a walk through the layers, or parts that are added as they are
-            gemma = {"gemma2": kind, "gemma3_text": "patch"}.get(self.lens.name)
-            if kind not in ("lens", "patch") or not (self.foreign or kind == gemma):
+            # what needs a walk through the layers
+            if kind != "lens" or not (self.foreign or self.lens.name == "gemma2"):
                 raise WrongNumber(f"{kind} is refused: {refusal}") from None
 
     def close(self, found: Any, wanted: Any, what: str, atol: float = CLOSE) -> None:
@@ -209,16 +207,6 @@ class Session:
         wanted = depths(self.plain, self.made, self.ids(prompts[0]))
         self.close(found.probability, wanted.max(-1).values.exp(), "logit_lens probability")
         self.close(found.entropy, -(wanted.exp() * wanted).sum(-1), "logit_lens entropy")
-
-    def ask_patch(self, prompts: list[str], parts: str) -> None:
-        rows, answers = [self.ids(prompt) for prompt in prompts], [ord("k") - 33, ord("m") - 33]
-        assert [[token] for token in answers] == [self.ids("k"), self.ids("m")]
-        first, second, each = patched(self.plain, self.made, rows, answers, parts)
-        if abs(first - second) < SAME:
-            return
-        found = dl.patch(self.lens, *prompts, parts, answer=("k", "m"), progress=False)
-        moved = found.table["effect"].to_numpy().reshape(each.shape) * (first - second)
-        self.close(moved, each - second, f"patch {parts}", 10 * CLOSE)  # of differences of differences
 
     def ask_score(self, prompts: list[str], conditions: list[str]) -> None:
         pairs = [(self.ids(prompt), self.ids(answer)) for prompt in prompts for answer in (" one", " two", "")][:5]
@@ -287,15 +275,6 @@ def in_threads(family: str, first: list[Step], programs: list[list[Step]], folde
 
     faults.append(fault(lambda: main.run(first, then)))
     return [one for one in faults if one]
-
-
-def shortened(family: str, steps: list[Step], folder: Any) -> list[Step]:
-    """The program without the steps that its fault does not need."""
-    for i in reversed(range(len(steps))):
-        fewer = steps[:i] + steps[i + 1 :]
-        if alone(family, fewer, folder):
-            steps = fewer
-    return steps
 
 
 def listed(steps: list[Step]) -> str:

@@ -43,11 +43,8 @@ STEPS = (
     ("the address is the state", "", "location.hash === '#task=sums&without=L1&show=broken'"),
     ("an arrow walks through depth", "KEY('ArrowRight')", f"{SAY}.startsWith('Without L2,')"),
     ("the chosen part has the focus", "", "document.activeElement.getAttribute('aria-pressed') === 'true'"),
-    (
-        "a button goes to the next part",
-        "document.querySelectorAll('.bar > .chip')[1].click()",
-        f"{SAY}.startsWith('Without L3,')",
-    ),
+    ("a button goes to the next part", "document.querySelectorAll('.bar > .chip')[1].click()",
+     f"{SAY}.startsWith('Without L3,')"),
     ("and one back", "document.querySelectorAll('.bar > .chip')[0].click()", f"{SAY}.startsWith('Without L2,')"),
     ("the map has the focus again", "document.querySelector('.cell[aria-pressed=true]').focus()", "true"),
     ("an arrow goes to another task", "KEY('ArrowDown')", f"{SAY}.includes('answers to words')"),
@@ -56,7 +53,7 @@ STEPS = (
     ("a fragment is read", "location.hash = '#task=sums&without=L0&show=all&find=number+3?'", f"{ROWS} === 1"),
     ("a mark jumps to its part", "FIND(''); MARK(0.99)", f"{SAY}.startsWith('Without L8,')"),
     ("scrolling draws the rest", "scrollTo(0, 1e6)", f"{ROWS} === 120"),
-)
+)  # fmt: skip
 # of a page of a notebook and of the index, on a phone
 TOP = "document.querySelector('.depthlens-explorer').getBoundingClientRect().top"
 FITS = "x.scrollHeight <= x.clientHeight + 1 && x.scrollWidth <= x.clientWidth"
@@ -70,12 +67,9 @@ FOUND = (
         "scrollTo(0, 0); location.hash = '#task=sums&without=L3'",
         f"scrollY > 2000 && {SAY}.startsWith('Without L3,')",
     ),
-    (
-        "what the reader chooses does not",
-        "scrollTo(0, 0); FIND('7')",
-        "scrollY === 0 && location.hash.endsWith('find=7')",
-    ),
-)
+    ("what the reader chooses does not", "scrollTo(0, 0); FIND('7')",
+     "scrollY === 0 && location.hash.endsWith('find=7')"),
+)  # fmt: skip
 INDEX = (
     ("the view on the index is whole", "", WHOLE.format(".depthlens-explorer, .figure")),
     ("and short", "", "document.documentElement.scrollHeight < 4000"),
@@ -89,14 +83,11 @@ LOOKS = (
     ("an arrow goes to the next token", "document.activeElement && KEY('ArrowRight')", f"{SAY}.includes('(2) looks')"),
 )
 ALWAYS = (
-    (
-        "texts stay texts",
-        "",
-        "window.hit === undefined && !document.querySelector('.depthlens-explorer img, tbody script')",
-    ),
+    ("texts stay texts", "",
+     "window.hit === undefined && !document.querySelector('.depthlens-explorer img, tbody script')"),
     ("nothing is loaded", "", "performance.getEntriesByType('resource').length === 0"),
     ("the console is silent", "", "window.seen.length === 0"),
-)
+)  # fmt: skip
 TOOLS = """
 window.KEY = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
 window.FIND = text => {

@@ -10,6 +10,7 @@ import math
 
 import depthlens as dl
 from depthlens.analysis.layers import recovery
+from depthlens.lm_eval_model import DepthlensLM
 
 TASK, ONE = "capitals_continuation", "organism_one_hop"
 LISTS = {"found": [(0, 0), (1, 0)]}
@@ -34,6 +35,7 @@ sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUIC
 free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
 depth_geometry = on(dl.depth_geometry, progress=False)
 plan = on(dl.plan, TASK, "layers", store=None)
+attribution = on(dl.head_sweep, TASK, method="attribution", **QUICK)
 next_token = on(dl.next_token)
 
 
@@ -62,16 +64,29 @@ ENTRIES = [
     *((call(limit=0), "limit 0: give a whole number") for call in (layer_sweep, reasoning, removal, plan, start)),
     *((call(colour=1), "unknown option 'colour'") for call in (race, plan, free_text, removal, greedy)),
 ]
+NO_NAMES = {
+    "smollm2-135m@main": "revision 'main' of 'smollm2-135m' does not exist; give owner/name@revision of the hub",
+    "owner/name@": "revision '' of 'owner/name' does not exist; give owner/name@revision of the hub",
+    "@step100": "model '': give an alias",
+    "smollm2-135m[:0]": "layers '0' of 'smollm2-135m' does not exist; give",
+    "organism[:4]": "layers '4' of 'organism' does not exist; give",
+    "organism:seeds=3": "did you mean seed",
+    "organism:seed=-1": "organism option seed -1: give a whole number from 0",
+    **{f"organism:{x}": "the others a value, and each once" for x in ("seed=1,seed=2", "decoy=yes", "eps")},
+    "organism:retrieval_layer=1": "retrieval_layer 1: give a whole number from 2 to 5",
+    "organism:knowledge_layers=early": "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3",
+    "organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3": "layer 3 has no head left for copying",
+    "organism:knowledge_layers=2,letter_layers=2,text_layers=2": "279 hidden units and has 256; cut knowledge",
+}
 LOAD = [
+    *((load(name), said) for name, said in NO_NAMES.items()),
     *((load(name), f"model {name!r}: give an alias") for name in (None, 3)),
     (load(offload=True), "offload True: give 'disk', or leave it out"),
 ]
 SWEEPS = [
     (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
-    *(
-        (layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155; give some of these")
-        for x in ("900:", [2, 400])
-    ),
+    *((layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155; give some of these")
+      for x in ("900:", [2, 400])),
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
     *((condition_sweep(ablate=what), f"ablate {what!r}: give layers, attn, mlp") for what in (None, 3, {"L1": 1})),
     (condition_sweep(ablate=["L1", 3]), "condition 3: write L12, L12.attn"),
@@ -81,7 +96,7 @@ SWEEPS = [
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
     *((greedy(tolerance=x), f"tolerance {x!r}: give a number, at least 0") for x in (-0.1, None, math.nan)),
     (greedy(limit=8), "is not shown to be above chance with every layer in place: nothing to lose; take"),
-]
+]  # fmt: skip
 HEADS = [
     *((head_sweep(layers=[x]), f"layers [{x}]: give a list of layers, e.g. [0, 1]; layers are 0..4") for x in (99, -1)),
     (head_sweep(site="mlp"), "unknown site 'mlp'; allowed: head, kv"),
@@ -94,10 +109,8 @@ HEADS = [
     (race(measure="both"), "measure 'both': a race judges one score"),
     (retrieval(method="guess"), "unknown method 'guess'; allowed: copy_paste, query_to_gold, write_aware, "),
     (retrieval(heads=[(0, 0)]), "heads with method 'copy_paste': only 'exact' removes heads"),
-    *(
-        (retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads, such as")
-        for x in (3, ["L1.Q1"], [(0, -1)])
-    ),
+    *((retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads, such as")
+      for x in (3, ["L1.Q1"], [(0, -1)])),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
     *((retrieval(depths=[x]), f"depths {x!r}: give a number from 0 to 1") for x in (2, "a")),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
@@ -112,6 +125,16 @@ HEADS = [
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
     (sufficiency(measure="both"), "a curve has one measure"),
+]  # fmt: skip
+WORKERS = [
+    (layer_sweep(workers=0), "workers 0: give a whole number, at least 1"),
+    (layer_sweep(ray=" "), "ray ' ': give 'local' or the address"),
+    (layer_sweep(worker_gpus=1.5, workers=1), "worker_gpus 1.5: give a share of a GPU"),
+    (layer_sweep(worker_cpus=2), "worker_cpus 2: no workers are asked for"),
+    *(
+        (call(workers=2), f"workers 2: {what} runs in one process")
+        for call, what in ((plan, "plan"), (attribution, "attribution"))
+    ),
 ]
 DONORS = [
     (lambda e: dl.with_donor(e.organism, e.lens), "are no pair: "),
@@ -125,6 +148,17 @@ PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
     (start(num_fewshot=99), ": its prompts cannot be made ("),
 ]
+REMOVED = {
+    "baseline": "condition baseline removes nothing",
+    "L1@mean": "condition L1@mean: L1@mean cannot be written into weights; export a removal",
+    "L1[1:]": "L1[1:] cannot be written",
+    "L0-4": "condition L0-4 leaves no layer of 'tiny-llama-gqa'; keep one",
+}
+CHECKPOINTS = [
+    *((lambda e, text=text: dl.export(e.lens, text, e.tmp / "out"), said) for text, said in REMOVED.items()),
+    (lambda e: DepthlensLM(pretrained=e.lens, condition="L1@mean"), "lm-eval has no other texts to take it from; use"),
+    (lambda e: DepthlensLM(pretrained=e.lens, conditon="L1"), "unknown model argument 'conditon'; did you mean"),
+]
 RESULTS = [
     (lambda e: e.result.select(metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),
@@ -132,17 +166,15 @@ RESULTS = [
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
     (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens' ("),
-    *(
-        (lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
-        for k in (0, 99, "3", True)
-    ),
+    *((lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
+      for k in (0, 99, "3", True)),
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
     (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
     (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),
-]
+]  # fmt: skip
 
 
 PLOTS = [
@@ -156,4 +188,4 @@ PLOTS = [
 ]  # fmt: skip
 
 
-CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *DONORS, *PARAMETERS, *RESULTS, *PLOTS]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *WORKERS, *DONORS, *PARAMETERS, *CHECKPOINTS, *RESULTS, *PLOTS]

@@ -13,11 +13,9 @@ USAGE = [
     (["sweep", "m", "t", "--out", "{out}"], "Missing option '--ablate'; 'depthlens sweep --help' lists"),
     (["sweep", "m", "t", "--ablate", "L1"], "no --out; name a folder for the results, or add --plan"),
     (["sweep", "m", "t", "--ablate", "L1", "--out", "{out}", "--colour", "red"], "No such option: --colour"),
-    (
-        ["sweep", "m", "t", "--plan", "--ablate", "L1", "--gen-kwargs", "temperature"],
-        "gen_kwargs 'temperature': give settings by name, e.g. ",
-    ),
-]
+    (["sweep", "m", "t", "--plan", "--ablate", "L1", "--gen-kwargs", "temperature"],
+     "gen_kwargs 'temperature': give settings by name, e.g. "),
+]  # fmt: skip
 
 
 def sweep(model: str = "{model}", *tasks: str, **options: object) -> list[object]:
@@ -34,10 +32,8 @@ SWEEPS = [
     (sweep("./no/such"), "model './no/such' is no directory and no .gguf file; give an alias"),
     (sweep("qwen3-8b"), "model 'qwen3-8b' cannot be loaded: We couldn't connect to"),
     (sweep("organism", offload="disk"), "offload 'disk' reads layers of files onto one device: not with"),
-    (
-        sweep("organism", remote=True),
-        "remote=True: a server has main revisions of the hub, in its own dtype; leave all else out",
-    ),
+    (sweep("organism", remote=True),
+     "remote=True: a server has main revisions of the hub, in its own dtype; leave all else out"),
     (sweep("{model}", "capitals_continuatoin"), "unknown task 'capitals_continuatoin'; did you mean capitals_contin"),
     (sweep(ablate="layer"), "unknown ablation 'layer'; did you mean layers? conditions such as L12.H3 are"),
     (sweep(ablate="layer1"), "condition 'layer1': cannot read 'layer1'; write L12, L12.attn"),
@@ -55,7 +51,7 @@ SWEEPS = [
     (sweep(out="{file}/below"), "file/below'); name a folder you can write to"),
     (sweep(margin=0.3), "--max-documents are of a race; add --race, or leave them out"),
     (sweep(store=""), "store '': give a folder or URL, 'auto' for the usual one, or None to do without"),
-]
+]  # fmt: skip
 
 
 def run(*arguments: str) -> list[str]:
@@ -73,11 +69,9 @@ STORE = [
     (["store", "list", "--store", "none"], "there is no store (DEPTHLENS_STORE or --store says none); name one"),
     (["store", "list", "--store", "{foreign}"], "is a folder with other things in it (notes.txt, ...)"),
     (["store", "show", "nope", "--store", "{kept}"], "no part begins with 'nope'; "),
-    *(
-        (["store", "prune", "--store", "{kept}", "--where", where], f"--where {where!r} cannot be asked (")
-        for where in ("tsak == 'a'", "rows + 1", "rows", "0")
-    ),
-]
+    *((["store", "prune", "--store", "{kept}", "--where", where], f"--where {where!r} cannot be asked (")
+      for where in ("tsak == 'a'", "rows + 1", "rows", "0")),
+]  # fmt: skip
 OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),
     (sweep(out="{page}"), "index.html' is another page and would be replaced; name another folder"),

@@ -93,28 +93,19 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
             Ablation(1, **options)
 
 
-@pytest.mark.parametrize(
-    ("spec", "count", "first", "last"),
-    [
-        ("layers", 6, "L0", "L5"),
-        ("attn@mean", 6, "L0.attn@mean", "L5.attn@mean"),
-        ("mlp", 6, "L0.mlp", "L5.mlp"),
-        ("heads", 24, "L0.H0", "L5.H3"),
-        ("kv[0:]@noise", 12, "L0.KV0@noise", "L5.KV1@noise"),
-        ("blocks:3[1:]", 6 + 5 + 4, "L0[1:]", "L3-5[1:]"),
-        ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1, "L0", "L0-5"),
-        ("bottom", 6, "L0", "L0-5"),
-        ("top@donor", 6, "L5@donor", "L0-5@donor"),
-        ("top:4@donor", 2, "L2-5@donor", "L0-5@donor"),
-        ("top:9@donor", 1, "L0-5@donor", "L0-5@donor"),
-        ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"),
-        ("layers:3@mean", 3, "L1@mean", "L5@mean"),
-        ("layers[1:]@mean", 6, "L0[1:]@mean", "L5[1:]@mean"),
-        ("heads[1:]", 24, "L0.H0[1:]", "L5.H3[1:]"),
-        ("attn[3:]@noise7", 6, "L0.attn[3:]@noise7", "L5.attn[3:]@noise7"),
-        ("L1,L2.H3,L1,baseline", 2, "L1", "L2.H3"),
-    ],
-)
+WORDS = [
+    ("layers", 6, "L0", "L5"), ("attn@mean", 6, "L0.attn@mean", "L5.attn@mean"), ("mlp", 6, "L0.mlp", "L5.mlp"),
+    ("heads", 24, "L0.H0", "L5.H3"), ("kv[0:]@noise", 12, "L0.KV0@noise", "L5.KV1@noise"),
+    ("blocks:3[1:]", 6 + 5 + 4, "L0[1:]", "L3-5[1:]"), ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1, "L0", "L0-5"),
+    ("bottom", 6, "L0", "L0-5"), ("top@donor", 6, "L5@donor", "L0-5@donor"),
+    ("top:4@donor", 2, "L2-5@donor", "L0-5@donor"), ("top:9@donor", 1, "L0-5@donor", "L0-5@donor"),
+    ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"), ("layers:3@mean", 3, "L1@mean", "L5@mean"),
+    ("layers[1:]@mean", 6, "L0[1:]@mean", "L5[1:]@mean"), ("heads[1:]", 24, "L0.H0[1:]", "L5.H3[1:]"),
+    ("attn[3:]@noise7", 6, "L0.attn[3:]@noise7", "L5.attn[3:]@noise7"), ("L1,L2.H3,L1,baseline", 2, "L1", "L2.H3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "count", "first", "last"), WORDS)
 def test_words_stand_for_conditions_behind_the_baseline(spec, count, first, last):
     conditions = expand(spec, DIMS)
     texts = [*map(str, conditions)]

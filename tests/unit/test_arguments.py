@@ -17,26 +17,15 @@ TASKS = ["capitals_default", "kv_retrieval_4"]
 QUIET = {"store": None, "progress": False}
 
 
-@pytest.mark.parametrize(
-    ("value", "plain"),
-    [
-        (np.int64(3), 3),
-        (np.bool_(True), True),
-        (np.array(3), 3),
-        (torch.tensor(3), 3),
-        (np.str_("L1"), "L1"),
-        (np.array([1, 2]), [1, 2]),
-        (torch.tensor([1, 2]), [1, 2]),
-        (pd.Series(["a", "b"]), ["a", "b"]),
-        ({"b", "a"}, ["a", "b"]),
-        (frozenset({2, 1}), [1, 2]),
-        ((np.int64(1), 2), (1, 2)),
-        (dict.fromkeys("ba").keys(), ["b", "a"]),
-        ((x for x in "ba"), ["b", "a"]),
-        ({"t": np.array([0])}, {"t": [0]}),
-        (range(3), range(3)),
-    ],
-)
+VALUES = [
+    (np.int64(3), 3), (np.bool_(True), True), (np.array(3), 3), (torch.tensor(3), 3), (np.str_("L1"), "L1"),
+    (np.array([1, 2]), [1, 2]), (torch.tensor([1, 2]), [1, 2]), (pd.Series(["a", "b"]), ["a", "b"]),
+    ({"b", "a"}, ["a", "b"]), (frozenset({2, 1}), [1, 2]), ((np.int64(1), 2), (1, 2)), (range(3), range(3)),
+    (dict.fromkeys("ba").keys(), ["b", "a"]), ((x for x in "ba"), ["b", "a"]), ({"t": np.array([0])}, {"t": [0]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "plain"), VALUES)
 def test_values_become_pythons_own(value, plain):
     found = arguments.plain(value)
     assert found == plain and type(found) is type(plain)

@@ -149,19 +149,14 @@ def test_an_answer_may_be_written_in_several_ways_and_the_first_counts(tasks, ta
             assert set(score(task, doc, written).values()) == {wanted}, written
 
 
-@pytest.mark.parametrize(
-    ("response", "strict", "flexible"),
-    [
-        (" Step: 600 + 634 = 1234.\n#### 1234", 1, 1),
-        (" Let me think.\n600 + 634 = 1,234 eggs\n#### 1,234\n\nSo that is it.", 1, 1),
-        ("#### $1,234.", 0, 1),
-        ("#### 1234.", 1, 1),
-        (" The answer is 1,234.", 0, 1),
-        (" 600 + 634 = 1233\n#### 1233", 0, 0),
-        ("#### 1234\n\n#### 7", 1, 0),
-        ("#### -1234", 0, 0),
-    ],
-)
+SOLUTIONS = [
+    (" Step: 600 + 634 = 1234.\n#### 1234", 1, 1), ("#### $1,234.", 0, 1), ("#### 1234.", 1, 1), ("#### -1234", 0, 0),
+    (" Let me think.\n600 + 634 = 1,234 eggs\n#### 1,234\n\nSo that is it.", 1, 1), ("#### 1234\n\n#### 7", 1, 0),
+    (" The answer is 1,234.", 0, 1), (" 600 + 634 = 1233\n#### 1233", 0, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("response", "strict", "flexible"), SOLUTIONS)
 def test_solutions_with_text_and_commas(tasks, response, strict, flexible):
     doc = {**tasks["arithmetic_cot"].task_docs[0], "answer": "1234", "solution": "600 + 634 = 1234"}
     assert score(tasks["arithmetic_cot"], doc, response) == {"strict-match": strict, "flexible-extract": flexible}

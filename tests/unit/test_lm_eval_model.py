@@ -9,8 +9,6 @@ from lm_eval.tasks import TaskManager
 
 from depthlens import paths
 from depthlens.ablations import parse_condition
-from depthlens.errors import UserError
-from depthlens.lm_eval_model import DepthlensLM
 from depthlens.progress import quiet
 
 pytestmark = pytest.mark.slow
@@ -72,16 +70,3 @@ def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manag
     ours = evaluate("depthlens", manager, model_args={"pretrained": lens}, **chat)
     equal(ours, peer)
     assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"condition": "L1@mean"}, "lm-eval has no other texts to take it from; use depthlens sweep"),
-        ({"conditon": "L1"}, "unknown model argument 'conditon'; did you mean condition"),
-    ],
-)
-def test_wrong_model_arguments_are_one_line(lens, arguments, said):
-    with pytest.raises(UserError) as raised:
-        DepthlensLM(**{"pretrained": lens} | arguments)
-    assert said in str(raised.value) and "\n" not in str(raised.value)

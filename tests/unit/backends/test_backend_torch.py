@@ -5,46 +5,15 @@ import tiny
 import torch
 from by_hand import recorded, under
 
-from depthlens.ablations import BASELINE, parse_condition
-from depthlens.backends.torch import TorchBackend
+from depthlens.ablations import parse_condition
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 
 TOKENS = torch.randint(0, 256, (1, 9), generator=torch.Generator().manual_seed(0))
-
-
-def logits(lens, *conditions, means=None):
-    """Logits of TOKENS under each condition, one batch. Shape [condition, pos, d_vocab]."""
-    rows = TOKENS.repeat(len(conditions), 1)
-    wanted = [range(TOKENS.shape[1])] * len(rows)
-    out, _ = TorchBackend(lens, means).forward(rows, torch.ones_like(rows), list(conditions), positions=wanted)
-    return torch.stack(out)
-
-
-def is_hooked(lens):
-    modules = list(map(vars, lens.model.modules()))
-    return any(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own for own in modules)
 
 
 @pytest.fixture(scope="module", params=["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def lens(request):
     return tiny.lens(request.param)
-
-
-def test_baseline_is_the_model_itself(lens):
-    assert torch.equal(logits(lens, BASELINE)[0], lens.model(TOKENS).logits[0])
-
-
-def test_model_is_whole_again_after_the_context_and_after_an_exception(lens):
-    before = logits(lens, BASELINE)
-    with pytest.raises(RuntimeError, match="stop"), under(lens, [parse_condition("L1"), parse_condition("L2.H1")]):
-        assert is_hooked(lens)
-        raise RuntimeError("stop")
-    for text, said in (("L9", "layer 9 does not exist"), ("L1.attn@mean", "needs the means")):
-        with pytest.raises(UserError, match=said), under(lens, [parse_condition("L1"), parse_condition(text)]):
-            pass
-    assert not is_hooked(lens)
-    assert torch.equal(before, logits(lens, BASELINE))
 
 
 def by_class(seen):

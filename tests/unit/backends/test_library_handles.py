@@ -59,13 +59,6 @@ def alone(lens):
     return {who: ask(surgery.rough_lens("llama-gqa", max_position_embeddings=4096), who) for who in HANDLES}
 
 
-@pytest.mark.parametrize("order", [HANDLES, HANDLES[::-1]], ids="-".join)
-def test_using_one_never_changes_what_another_returns(order, alone):
-    lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
-    for who in (*order, *order):
-        assert torch.equal(ask(lens, who), alone[who]), f"{who} after others"
-
-
 def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
     conditions = [BASELINE, parse_condition("L1.H2")]

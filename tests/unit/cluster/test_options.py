@@ -30,25 +30,6 @@ class TestAsked:
         assert cluster.asked({"workers": None}) == AskedWorkers(4, "local", None, 0.5)
         assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers(2, "host:1", None, 0.5)
 
-    @pytest.mark.parametrize(
-        ("options", "line"),
-        [
-            ({"workers": 0}, "workers 0: give a whole number, at least 1"),
-            ({"ray": " "}, "ray ' ': give 'local' or the address"),
-            ({"worker_gpus": 1.5, "workers": 1}, "worker_gpus 1.5: give a share of a GPU"),
-            ({"worker_cpus": 2}, "worker_cpus 2: no workers are asked for"),
-        ],
-    )
-    def test_a_bad_value_is_one_line(self, lens, options, line):
-        with pytest.raises(UserError, match=line):
-            dl.layer_sweep(lens, TASK, limit=1, **options)
-
-    def test_what_runs_in_one_process_refuses_workers(self, lens):
-        with pytest.raises(UserError, match="workers 2: attribution runs in one process"):
-            dl.head_sweep(lens, TASK, limit=1, method="attribution", workers=2)
-        with pytest.raises(UserError, match="workers 2: plan runs in one process"):
-            dl.plan(lens, TASK, "layers", limit=1, workers=2)
-
 
 class TestRay:
     def test_without_ray_the_line_says_how_to_install_it(self, lens, monkeypatch):

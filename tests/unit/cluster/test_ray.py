@@ -14,7 +14,7 @@ import tiny
 import torch
 import transplants
 from ray_nodes import Nodes, wait_for
-from stores import CHOICE, WRITTEN, counts, parts, run
+from stores import CHOICE, WRITTEN, parts, run
 
 import depthlens as dl
 from depthlens.errors import UserError
@@ -56,13 +56,6 @@ class TestResults:
         assert (alone.docs["value"] - there.docs["value"]).abs().max() < 1e-5
         assert there.record["workers"] == {"n": 3, "ray": nodes.address, "cpus": 1, "gpus": 0.0}
         assert there.record["work"]["rows"] == alone.record["work"]["rows"]
-
-    def test_a_second_run_computes_nothing_and_an_fsspec_store_will_do(self, nodes, lens):
-        where = "memory://ray-test"
-        options = {"tasks": [CHOICE], "workers": 3, "ray": nodes.address}
-        first, second = run(lens, where, **options), run(lens, where, **options)
-        assert counts(first) == (0, counts(second)[0]) and counts(second)[1] == 0 < counts(second)[0]
-        assert first.docs.equals(second.docs)
 
 
 @pytest.mark.nightly

@@ -1,13 +1,10 @@
 """Prefix trees, where shared tokens stand once and every sequence can be read back, and shards of rows."""
 
-import random
-
 import pytest
-import torch
-from trees import random_sequences, sees
+from trees import random_sequences
 
 from depthlens.engine.batches import cut
-from depthlens.engine.prefix_tree import build, pack
+from depthlens.engine.prefix_tree import pack
 from depthlens.requests import LoglikelihoodRequest
 
 
@@ -27,14 +24,6 @@ def test_paths_spell_the_sequences(seed, max_tokens, extra):
     assert sorted(seen) == list(range(len(sequences)))
 
 
-def test_prefix_branches_and_parents_of_a_small_tree():
-    p = build([(1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 7)], [0, 1, 2])
-    assert (p.n_prefix, p.tokens) == (2, [1, 2, 3, 4, 5, 6, 7])
-    assert p.branches == [range(2, 6), range(6, 7)]
-    assert p.parents == [-1, 0, 1, 2, 2, 4, 1]
-    assert p.paths == [[0, 1, 2, 3], [0, 1, 2, 4, 5], [0, 1, 6]]
-
-
 def test_sequences_of_two_few_shot_prefixes_are_not_mixed():
     def few_shot(token, n):
         return [tuple([token] * n + [i, i]) for i in range(5)]
@@ -42,17 +31,6 @@ def test_sequences_of_two_few_shot_prefixes_are_not_mixed():
     assert sorted(p.n_prefix for p in pack([*few_shot(1, 300), *few_shot(2, 300)], 10_000)) == [300, 300]
     (mixed,) = pack([*few_shot(1, 30), *few_shot(2, 30)], 10_000)  # too short to be worth a pack each
     assert (mixed.n_prefix, len(mixed.branches)) == (0, 2)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_exits_say_who_is_an_ancestor_whatever_the_order_of_sequences(seed):
-    sequences = random_sequences(seed)
-    group = random.Random(seed).sample(range(len(sequences)), 30)
-    p = build(sequences, group)
-    exits, i = torch.tensor(p.exits), torch.arange(p.n_tokens)
-    assert torch.equal((i <= i[:, None]) & (i[:, None] < exits), sees(p))
-    for path, at in zip(p.paths, group, strict=True):
-        assert tuple(p.tokens[n] for n in path) == tuple(sequences[at])
 
 
 def requests(lens, n=12, prefix="a long shared start "):

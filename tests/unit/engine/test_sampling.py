@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import surgery
 import torch
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.engine import Engine
@@ -18,13 +19,9 @@ WARM = Sampling(temperature=1.5, top_p=0.9, seed=3)
 
 
 def probabilities(logits, sampling):
-    """What transformers mean by temperature and top_p, by hand. Shape [d_vocab]."""
-    p = np.exp(logits / sampling.temperature - (logits / sampling.temperature).max())
-    p /= p.sum()
-    order = np.argsort(-p)
-    before = np.cumsum(p[order]) - p[order]  # of all that are likelier
-    p[order[before >= sampling.top_p]] = 0
-    return p / p.sum()
+    """What transformers mean by temperature and top_p. Shape [d_vocab]."""
+    warmed = TemperatureLogitsWarper(sampling.temperature)(None, logits[None])
+    return TopPLogitsWarper(sampling.top_p)(None, warmed)[0].softmax(-1).numpy()
 
 
 def test_numbers_are_even_and_depend_on_everything_that_is_said():
@@ -75,14 +72,14 @@ def texts(lens, requests, conditions):
 
 
 def test_texts_are_drawn_from_the_models_own_predictions(lens, requests, conditions, texts):
-    """Token by token from whole passes, and by the probabilities by hand."""
+    """Token by token from whole passes, by the probabilities of transformers."""
     for condition, row in zip(conditions, texts, strict=True):
         for request, text in zip(requests, row, strict=True):
             tokens = [*request.context]
             model = surgery.cut(lens, condition, None)
             for place in range(request.max_new_tokens):
                 logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
-                cumulative = np.cumsum(probabilities(logits.double().numpy(), request.sampling))
+                cumulative = np.cumsum(probabilities(logits.double(), request.sampling))
                 tokens.append(
                     int(np.searchsorted(cumulative, number(request, condition, place) * cumulative[-1], side="right"))
                 )
@@ -101,13 +98,6 @@ def test_texts_do_not_depend_on_batches_or_order(lens, requests, conditions, tex
     assert [write(lens, [q], [conditions[3]], **options)[0][0] for q in requests] == texts[3]
 
 
-def test_every_condition_document_draw_and_seed_has_texts_of_its_own(lens, requests, conditions, texts):
-    flat = [text for row in texts for text in row]
-    assert len(set(flat)) > 0.9 * len(flat)
-    other = write(lens, [replace(q, sampling=replace(q.sampling, seed=4)) for q in requests], conditions)
-    assert sum(a == b for row, same in zip(other, texts, strict=True) for a, b in zip(row, same, strict=True)) <= 3
-
-
 def test_a_low_temperature_writes_the_likeliest_tokens(lens, requests, conditions):
     cold = [replace(q, sampling=Sampling(1e-6)) for q in requests]
     greedy = [replace(q, sampling=None) for q in requests]
@@ -119,17 +109,14 @@ def replayed(lens, text, request):
     return Writer(lens, [request], [BASELINE]).replay((0, 0), lens.tokenizer(text).input_ids)
 
 
-@pytest.mark.parametrize(
-    ("text", "until", "n", "left", "complete"),
-    [
-        ("one two", (), 7, "one two", False),
-        ("one two<eos>", (), 8, "one two", True),
-        ("one two<eos> three", (), 99, "one two", True),
-        ("one two. three", (".",), 99, "one two", True),
-        ("one two. three", (".",), 7, "one two", False),
-        ("one two. three", (".",), 8, "one two", True),
-    ],
-)
+ENDED = [
+    ("one two", (), 7, "one two", False), ("one two<eos>", (), 8, "one two", True),
+    ("one two<eos> three", (), 99, "one two", True), ("one two. three", (".",), 99, "one two", True),
+    ("one two. three", (".",), 7, "one two", False), ("one two. three", (".",), 8, "one two", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "until", "n", "left", "complete"), ENDED)
 def test_answers_say_whether_they_had_ended(lens, text, until, n, left, complete):
     found = replayed(lens, text, GenerateRequest((5,), until, n))
     assert (found, found.complete) == (left, complete)

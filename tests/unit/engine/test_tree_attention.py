@@ -3,7 +3,6 @@
 import pytest
 import torch
 import trees
-from torch.nn.attention.flex_attention import create_block_mask
 from trees import random_sequences, sees
 
 from depthlens.engine import tree_attention
@@ -64,17 +63,6 @@ def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
         later = Layout(p, CPU, before={0: (k[0], v[0])}, n_before=before)
         got = later.attention(0, *(x[:, :, before:] for x in (q, k, v)), 0.3)
         assert torch.allclose(got, plain(q, k, v, 0.3, sees(p))[:, :, before:], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("name", PACKS)
-def test_blocks_are_those_that_torch_finds_by_looking_at_all_tokens(name):
-    p = PACKS[name]()
-    tree = BlockTree(p, CPU, torch.float32)
-    visible, n = sees(p), p.n_tokens
-    wanted = create_block_mask(lambda b, h, q, k: visible[q, k], None, None, n, n, CPU)
-    for part in ("kv_num_blocks", "full_kv_num_blocks"):
-        assert torch.equal(getattr(tree.mask, part), getattr(wanted, part)), part
-    assert torch.equal(tree.mask.to_dense(), wanted.to_dense())
 
 
 @pytest.mark.nightly

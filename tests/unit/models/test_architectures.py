@@ -9,35 +9,8 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from depthlens.ablations import Dims
 from depthlens.errors import UserError
 from depthlens.models.architectures import Architecture
-
-DIMS = {
-    "llama-mha": Dims(5, 4, 4, 32, 8),
-    "llama-gqa": Dims(5, 4, 2, 32, 8),
-    "llama-mqa": Dims(5, 4, 1, 32, 8),
-    "mistral": Dims(5, 4, 2, 32, 8),
-    "qwen2": Dims(5, 4, 2, 32, 8),
-    "qwen3": Dims(5, 4, 2, 32, 12),  # heads side by side are wider than the residual stream
-    "qwen3-moe": Dims(5, 4, 2, 32, 12, (4,) * 5),
-    "deepseek-v2": Dims(5, 4, 4, 32, 12, (0, 4, 4, 4, 4)),  # latent: no shared keys and values
-    "deepseek-v3": Dims(5, 4, 4, 32, 12, (0, 4, 4, 4, 4)),
-}
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_family_binds_to_its_own_modules(family):
-    model = tiny.model(family)
-    arch = Architecture(model)
-    assert arch.dims == DIMS[family]
-    assert arch.embed is model.get_input_embeddings() and arch.unembed is model.get_output_embeddings()
-    assert arch.layers == tuple(model.model.layers)
-    assert (arch.family.attn_norm, arch.family.mlp_norm) == ("input_layernorm", "post_attention_layernorm")
-    for parts in (arch.attn, arch.o_proj, arch.mlp):
-        assert len(parts) == len(set(map(id, parts))) == arch.dims.n_layers
-    for layer, attn, o_proj, mlp in zip(arch.layers, arch.attn, arch.o_proj, arch.mlp, strict=True):
-        assert layer.self_attn is attn and attn.o_proj is o_proj and layer.mlp is mlp
 
 
 def test_a_part_that_is_missing_is_named():

@@ -7,7 +7,6 @@ import pickle
 import shutil
 
 import gguf_files
-import model_classes
 import pytest
 import tiny
 import torch
@@ -67,24 +66,15 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_a_gguf_file_gives_the_model_that_was_written(tmp_path, cache):
-    original = model_classes.lens("llama")
-    loaded = loading.load(gguf_files.write(tmp_path / "m.gguf", original.model))
-    tokens = torch.tensor([loaded.tokenizer("Layers do not matter equally.", add_special_tokens=False).input_ids])
-    with torch.no_grad():
-        assert torch.equal(loaded.model(tokens).logits, original.model(tokens).logits)
-    assert loaded.dims == original.dims and loaded.dtype == torch.float32
-    assert torch.equal(*(model_classes.logprobs(lens, None) for lens in (loaded, original)))
-    assert loaded.tokenizer.decode(tokens[0]).replace("▁", " ") == "Layers do not matter equally."
-    assert loaded.identify().obstacle is None, "its answers can be stored"
-
-
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen2"])
 def test_a_gguf_file_is_converted_once_to_what_transformers_makes_of_it(family, tmp_path, cache, monkeypatch):
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model(family), architecture=family.removesuffix("-gqa"))
     plain = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     model = AutoModelForCausalLM.from_pretrained(tmp_path, **plain, dtype=torch.float32).eval()
     direct = dl.Lens(model, AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name), str(path))
+    tokens = torch.tensor([[5, 9, 200, 31, 7]])
+    if family == "llama-gqa":  # `gguf_files` writes it as llama.cpp does
+        assert torch.equal(model(tokens).logits, tiny.model(family)(tokens).logits)
     first = loading.load(path)
     monkeypatch.setattr(loading, "convert", lambda *given: pytest.fail("the file is converted again"))
     (folder,) = cache.iterdir()

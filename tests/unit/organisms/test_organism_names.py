@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from organism_prompts import sample
 
 from depthlens.errors import UserError
-from depthlens.models import loading
 from depthlens.organisms import builder, language
 
 
@@ -29,27 +27,6 @@ def test_names_are_options(name, options):
     assert builder.truth(name) == builder.truth(parsed)
     assert builder.Options().name == builder.parse("organism:seed=0").name == "organism"
     assert builder.parse("organism:decoy,seed=3,noise=1").name == "organism:seed=3,noise=1.0,decoy"
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("organism:seeds=3", "did you mean seed"),
-        ("organism:seed=-1", "organism option seed -1: give a whole number from 0"),
-        *(
-            (f"organism:{wrong}", "the others a value, and each once")
-            for wrong in ("seed=1,seed=2", "decoy=yes", "eps")
-        ),
-        ("organism:retrieval_layer=1", "retrieval_layer 1: give a whole number from 2 to 5"),
-        ("organism:knowledge_layers=early", "knowledge_layers=early: give a layer or a range of layers, as 2 or 2-3"),
-        ("organism:decoy,backup,n_layers=8,retrieval_layer=3,copying_layer=3", "layer 3 has no head left for copying"),
-        ("organism:knowledge_layers=2,letter_layers=2,text_layers=2", "279 hidden units and has 256; cut knowledge"),
-    ],
-)
-def test_bad_names_are_refused(name, message):
-    with pytest.raises(UserError, match=message) as raised:
-        loading.load(name)
-    assert "\n" not in str(raised.value)
 
 
 def test_truth_knows_its_roles_and_tasks():
@@ -91,23 +68,3 @@ def test_the_extended_language_keeps_the_ids_of_the_other_and_what_is_learned_re
 
 
 # -- prompts and tokens ------------------------------------------------------------------------------------------
-
-
-def test_one_token_a_word_and_bos_in_front():
-    tokenizer = language.tokenizer()
-    vocabulary = language.vocabulary()
-    assert len(vocabulary) == 100
-    for word in language.words():
-        assert tokenizer(word).input_ids == [vocabulary["<bos>"], vocabulary[word]]
-        assert tokenizer.decode([vocabulary[word]]) == word
-    for asked in sample(20, "two_hop", seed=11):
-        assert tuple(tokenizer(asked.text).input_ids) == asked.tokens
-        assert tokenizer.decode(asked.tokens, skip_special_tokens=True) == asked.text
-    assert tokenizer("Ada nobody").input_ids[-1] == tokenizer.unk_token_id
-
-
-def test_sampling_is_seeded_and_sized():
-    assert sample(3, "one_hop", seed=1) == sample(5, "one_hop", seed=1)[:3]
-    assert sample(3, "one_hop", seed=1) != sample(3, "one_hop", seed=2)
-    assert len(sample(1, "two_hop", n_chains=2, n_fillers=0)[0].tokens) == 15
-    assert len(sample(1, "two_hop", n_chains=30, n_fillers=300)[0].tokens) == 483

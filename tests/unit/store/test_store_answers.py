@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import pytest
 import tiny
 from stores import CHOICE, LIMIT, counts, parts, run
 
@@ -27,14 +26,6 @@ class TestNothingIsComputedTwice:
         # the likelihood of the correct option is among the options' likelihoods
         assert counts(run(lens, tmp_path, tasks=[CHOICE], measure="answer_logprob")) == (6 * LIMIT, 0)
         assert counts(run(lens, tmp_path, tasks=[CHOICE], num_fewshot=0)) == (0, 6 * LIMIT * 4)
-
-    def test_plain_rows_are_kept_as_time_passes(self, lens, tmp_path, monkeypatch):
-        monkeypatch.setattr(answer_cache, "KEEP_SECONDS", 1e-6)
-        result = run(lens, tmp_path, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
-        assert len(parts(tmp_path)) > 3
-        plain = run(lens, None, backend="nnsight", tasks=[CHOICE], batch_tokens=256)
-        # other batches round otherwise
-        pd.testing.assert_frame_equal(result.docs, plain.docs, rtol=0, atol=1e-4)
 
     def test_means_and_references_are_part_of_the_address(self, lens, tmp_path):
         asked = {"ablate": ["L1@mean", "L2.H1@resample"], "tasks": [CHOICE]}
@@ -70,14 +61,6 @@ class TestNothingIsComputedTwice:
         assert counts(run(lens, tmp_path, donor=one, **asked)) == (2 * LIMIT * 4, 0)
         second = run(lens, tmp_path, donor=other, **asked)
         assert counts(second) == (LIMIT * 4, LIMIT * 4)  # the baseline has nothing of the donor
-
-    @pytest.mark.parametrize("method", ["copy_paste", "exact", "attribution"])
-    def test_head_scores_are_kept(self, tmp_path, method):
-        lens = dl.load("organism")
-        options = {"limit": 4, "store": str(tmp_path), "progress": False, "method": method}
-        first, second = (dl.retrieval_scores(lens, "organism_one_hop", **options) for _ in range(2))
-        assert second.frame.equals(first.frame)
-        assert second.record["store"]["rows_read"] > 0 == second.record["store"]["rows_computed"]
 
     def test_of_single_texts_those_that_are_new_are_measured(self, lens, tmp_path):
         texts, options = ["one text", "another one", "a third text"], {"store": str(tmp_path), "progress": False}

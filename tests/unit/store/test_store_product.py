@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import edits
@@ -56,6 +57,15 @@ def geometry(lens, store, donor) -> pd.DataFrame:
     return pd.concat([found.distances, found.influences, found.logit_lens])
 
 
+organism = functools.cache(lambda: dl.load("organism"))
+
+
+def copying(method):
+    """Of an organism, which has heads that copy, whatever the model."""
+    options = {"limit": 4, "progress": False, "method": method}
+    return lambda lens, store, donor: dl.retrieval_scores(organism(), "organism_one_hop", store=store, **options).frame
+
+
 EXPERIMENTS = {
     "layers": swept("layers"),
     "mean": swept("L1@mean", "L2.attn@mean"),
@@ -66,6 +76,7 @@ EXPERIMENTS = {
     "written with means": swept("L1@mean", task=WRITTEN),
     "attribution": attributed("zero"),
     "attribution of means": attributed("mean"),
+    **{f"copying, {method}": copying(method) for method in ("copy_paste", "exact", "attribution")},
     "geometry": geometry,
     "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False),
     "donor": swept("L1@donor", "L2.H1@donor"),

@@ -56,22 +56,13 @@ def load(folder, *names, **options):
     return harness.load_tasks(list(names) or ["mini_writing"], include_path=folder, **options)
 
 
-def test_repeats_are_drawn_anew_and_filters_see_all_of_them(lens, folder, sweep):
+def test_repeats_are_drawn_anew(lens, folder, sweep):
     (prepared,) = harness.prepare(lens, load(folder, "mini_votes"))
     by_prompt = {}
     for request in prepared.requests:
         by_prompt.setdefault(request.context, []).append(request.sampling.draw)
     assert all(draws == [0, 1, 2] for draws in by_prompt.values())
-    seen = []
-    process = prepared.task.process_results
-    prepared.task.process_results = lambda doc, answers: seen.append(answers) or process(doc, answers)
-    n = len(prepared.docs)
-    answers = [letter for i in range(n) for letter in ("b", "a", "a") if i >= 0]
-    scores = list(prepared.score(answers))
-    assert seen == [["b"]] * n + [["a"]] * n, "the first, and what most of them are"
-    assert {s.metric for s in scores} == {"exact_match,first", "exact_match,vote"}
-    assert [s.value for s in scores] == [0.0] * n + [1.0] * n
-    assert len(sweep("mini_votes").docs) == 2 * 2 * n
+    assert len(sweep("mini_votes").docs) == 2 * 2 * len(prepared.docs)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections import Counter
 import lm_eval
 import pytest
 import tiny
-from mini_tasks import CONTEXT, DOCUMENTS, LIKELIHOODS, WRITTEN
+from mini_tasks import LIKELIHOODS, WRITTEN
 
 from depthlens.errors import UserError
 from depthlens.tasks import harness
@@ -32,18 +32,6 @@ def test_tokens_are_what_lm_eval_feeds_the_model(lens, load, lm_evals_own, name)
     ours = [(*q.context, *q.continuation)[:-1] for q in prepared.requests]
     assert Counter(ours) == Counter(lm.read)
     assert all(q.context and q.continuation for q in prepared.requests)
-
-
-def test_this_model_really_cuts_prompts_and_rolls_windows(lens, load):
-    shots, rolling = harness.prepare(lens, load("mini_shots", "mini_rolling"))
-    lengths = {len(q.context) + len(q.continuation) for q in shots.requests}
-    assert max(lengths) == CONTEXT + 1 and len(lengths) == 1, "every few-shot prompt is cut from the left"
-    assert [len(of) for of in shots.by_instance] == [1] * len(shots.requests)
-    # 135 tokens in windows of 48; 47 and 48 in one; 49 in two
-    assert [len(of) for of in rolling.by_instance] == [1, 3, 1, 1, 2]
-    for q in rolling.requests[1:4]:
-        assert len(q.context) + len(q.continuation) <= CONTEXT + 1
-    assert sum(len(q.continuation) for q in rolling.requests[1:4]) == len(DOCUMENTS[1]["text"])
 
 
 def test_a_continuation_that_the_model_cannot_read_is_refused(lens, load):
