@@ -65,7 +65,6 @@ ATTRIBUTES = (
     *("docs", "summary", "baselines", "frame", "table", "thirds", "centres", "points", "band", "tests", "areas"),
     *("excess", "ratio", "interactions", "steps", "distances", "influences", "logit_lens", "decisions", "losses"),
     *("settings", "profiles", "differences", "critical", "parts", "result"),
-    *("computed", "copied", "text", "contrast", "normalised"),
 )
 NAMES = ["case", "table", "column", "row"]
 

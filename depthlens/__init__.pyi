@@ -16,7 +16,6 @@ from .analysis.heads.agreement import detector_agreement as detector_agreement
 from .analysis.heads.curves import RemovalCurve as RemovalCurve
 from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
-from .analysis.heads.scores import ReasoningScores as ReasoningScores
 from .analysis.layers.geometry import Geometry as Geometry
 from .analysis.layers.removal import Greedy as Greedy
 from .analysis.result.races import Race as Race

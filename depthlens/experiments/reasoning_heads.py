@@ -48,7 +48,7 @@ from torch import Tensor
 
 from depthlens import arguments, cluster
 from depthlens.ablations import AnyHead
-from depthlens.analysis.heads.scores import HeadScores, ReasoningScores
+from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.words import WORDS, numbers
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError, unknown
@@ -258,7 +258,7 @@ def reasoning_scores(
     method: str = EXACT,
     heads: Sequence[AnyHead] | None = None,
     **options: Unpack[EvalOptions],
-) -> ReasoningScores:
+) -> dict[str, HeadScores]:
     """Score every head by what its removal costs on computed, copied and plain tokens of worked solutions.
 
     Args:
@@ -270,15 +270,20 @@ def reasoning_scores(
         options: `EvalOptions`: limit, num_fewshot, include_path, seed, batch_tokens, store, progress.
 
     Returns:
-        Loss in nats per token, means over the solutions that have tokens of the kind. ``record["baseline"]`` says how
-        well the whole model writes each kind: a loss on tokens that it cannot write means little.
+        Loss in nats per token, means over the solutions that have tokens of the kind: ``computed`` is on numbers that
+        occur nowhere before, ``copied`` on numbers that occur in the question or earlier in the solution, ``text`` on
+        everything else. ``contrast`` is computed minus copied, over the solutions that have both, and ``normalised``
+        the same with each loss in units of the whole model's surprisal on tokens of that kind. ``record["baseline"]``
+        of each says how well the whole model writes each kind: a loss on tokens that it cannot write means little.
 
     Raises:
         UserError: anything asked for that does not exist, or tasks without worked solutions.
 
     Example:
         >>> reasoning = dl.reasoning_scores(base, "arithmetic_cot", limit=2, method="attribution")
-        >>> chosen = reasoning.contrast.top(3)
+        >>> list(reasoning)
+        ['computed', 'copied', 'text', 'contrast', 'normalised']
+        >>> chosen = reasoning["contrast"].top(3)
     """
     chosen = settled(options, without=OF_CONDITIONS)
     if method not in (EXACT, ATTRIBUTION):
@@ -318,8 +323,7 @@ def reasoning_scores(
     kinds["contrast"] = scores("computed minus copied tokens", lost[both["computed"]] - lost[both["copied"]])
     relative = [ratio_cases(lost[at], -clean[at]) for at in both.values()]
     name = "computed minus copied tokens, in units of surprisal"
-    kinds["normalised"] = scores(name, relative[0] - relative[1], "")
-    return ReasoningScores.of_kinds(kinds, record)
+    return kinds | {"normalised": scores(name, relative[0] - relative[1], "")}
 
 
 def ratio_cases(

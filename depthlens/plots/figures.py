@@ -19,7 +19,7 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
         *(layers.depth_profile, layers.block_map, layers.protocol_comparison, layers.loss_shares),
         heads.head_map,
     ),
-    **dict.fromkeys(("HeadScores", "ReasoningScores"), (heads.head_map,)),
+    "HeadScores": (heads.head_map,),
     **{"RemovalCurve": (heads.removal_curve,), "SufficiencyCurve": (heads.sufficiency,)},
     "Geometry": (layers.influence_profile, layers.angular_map, layers.logit_lens),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),

@@ -27,7 +27,7 @@ from depthlens import arguments
 from depthlens.ablations import INDEXED, Head
 from depthlens.analysis.heads import lists
 from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
-from depthlens.analysis.heads.scores import HeadScores, ReasoningScores
+from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.result.profiles import labels as task_labels
 from depthlens.analysis.result.results import Result
 from depthlens.look import EMPTY, GREY, INK, PALE
@@ -36,7 +36,7 @@ from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_t
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
 from depthlens.plots.theme import SMALL, Plot, figure, themed
 
-Scored = Result | HeadScores | ReasoningScores | Sequence[HeadScores]
+Scored = Result | HeadScores | Sequence[HeadScores]
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
@@ -71,7 +71,6 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
     if isinstance(scores, Result):
         maps, default = _of_result(scores)
     else:
-        scores = list(scores.kinds.values()) if isinstance(scores, ReasoningScores) else scores
         maps, default = _of_scores([scores] if isinstance(scores, HeadScores) else scores)
     if top is not None:
         arguments.whole("top", top, 1, of=" of heads")

@@ -17,7 +17,6 @@ from made_results import capitals_and_elements, docs_of
 
 import depthlens as dl
 from depthlens import cli, paths
-from depthlens.analysis.heads.scores import KINDS
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.result.results import Result, concat
 from depthlens.errors import UserError
@@ -45,17 +44,12 @@ def scores(seed: int = 0, **record) -> dl.HeadScores:
     return dl.HeadScores.of_cases("loss", "nats", cases, record, tested=True, heads=[(1, 0), (2, 1), (3, 0)])
 
 
-def reasoning() -> dl.ReasoningScores:
-    return dl.ReasoningScores.of_kinds({kind: scores(i) for i, kind in enumerate(KINDS)}, {"model": {"name": "m"}})
-
-
 MADE = {
     "result": swept,
     "curve": made_results.removal_curve,
     "greedy": made_results.greedy,
     "geometry": geometry,
     "head scores": scores,
-    "reasoning scores": reasoning,
     "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept())),
     "centres": lambda: dl.analysis.centre_of_mass(swept()),
     "runs": lambda: dl.compare(swept(), swept("d", seed=1)),
@@ -138,11 +132,11 @@ def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
     scores(limit=2).save(tmp_path / "scores")
     with pytest.raises(UserError, match=r"holds another result \(limit 2, not 3\)"):
         scores(limit=3).save(tmp_path / "scores")
-    reasoning().save(tmp_path / "reasoning")
+    MADE["centres"]().save(tmp_path / "centres")
     with pytest.raises(UserError, match="holds a record.json of something else"):
-        geometry().save(tmp_path / "reasoning")
+        geometry().save(tmp_path / "centres")
     with pytest.raises(UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
-        dl.HeadScores.load(tmp_path / "reasoning")
+        dl.HeadScores.load(tmp_path / "centres")
 
 
 def test_a_finding_with_a_result_inside_is_refused_by_its_own_settings(tmp_path):

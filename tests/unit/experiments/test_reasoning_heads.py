@@ -45,21 +45,22 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
             for kind in reasoning_heads.KINDS:
                 by_kind[kind].append(lost[tokens_of(solution, kind)].mean())
         for kind in reasoning_heads.KINDS:
-            assert getattr(found, kind).values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
+            assert found[kind].values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
-        assert found.contrast.values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
+        assert found["contrast"].values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
         half = sps.t.ppf(0.975, len(gap) - 1) * sps.sem(gap)
-        assert found.contrast.grid("high")[head] - found.contrast.values[head] == pytest.approx(half, rel=0.01)
-    assert np.abs(found.computed.values).max() > 10 * LOSS_TOLERANCE
+        assert found["contrast"].grid("high")[head] - found["contrast"].values[head] == pytest.approx(half, rel=0.01)
+    assert np.abs(found["computed"].values).max() > 10 * LOSS_TOLERANCE
     clean = [logprobs(lens, s.text.tokens) for s in solved]
     text = [c[tokens_of(s, "text")].mean() for s, c in zip(solved, clean, strict=True)]
-    assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(np.mean(text), abs=LOSS_TOLERANCE)
+    baseline = found["text"].record["baseline"]["text"]
+    assert baseline["nats_per_token"] == pytest.approx(np.mean(text), abs=LOSS_TOLERANCE)
 
 
 def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning, solved):
     found = reasoning["attribution"]
-    assert found.record["baseline"]["text"]["nats_per_token"] == pytest.approx(
-        reasoning["exact"].record["baseline"]["text"]["nats_per_token"], abs=LOSS_TOLERANCE
+    assert found["text"].record["baseline"]["text"]["nats_per_token"] == pytest.approx(
+        reasoning["exact"]["text"].record["baseline"]["text"]["nats_per_token"], abs=LOSS_TOLERANCE
     )
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
@@ -78,8 +79,8 @@ def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning
             at = [tokens_of(one, kind) for one in solved]
             loss = np.mean([(c - r)[p].mean() for c, r, p in zip(clean, removed, at, strict=True)])
             ratios.append(loss / np.mean([-c[p].mean() for c, p in zip(clean, at, strict=True)]))
-        assert found.normalised.values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)
-    assert found.normalised.unit == "" and found.normalised.n == found.contrast.n
+        assert found["normalised"].values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)
+    assert found["normalised"].unit == "" and found["normalised"].n == found["contrast"].n
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
