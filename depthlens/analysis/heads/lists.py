@@ -96,7 +96,8 @@ def compare_with_truth(named: dict[str, Collection[AnyHead]], true: Collection[A
     """
     known = set(heads_of("true", [*true]))
     lists = pd.Series({method: set(heads_of(method, [*heads])) for method, heads in named.items()}, dtype=object)
-    table = pd.DataFrame({"named": lists, "missed": lists.map(known.difference), "wrong": lists.map(lambda h: h - known)})
+    wrong = lists.map(lambda heads: heads - known)
+    table = pd.DataFrame({"named": lists, "missed": lists.map(known.difference), "wrong": wrong})
     return table.map(lambda heads: ", ".join(map(str, sorted(heads))) or "none")
 
 
