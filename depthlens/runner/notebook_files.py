@@ -159,6 +159,7 @@ class Executed:
             words += ["-p", key, value if isinstance(value, str) else as_yaml(value)]
         return shlex.join([*words, "--out", f"runs/{name}"])
 
+
 def _is_tagged(cell: NotebookNode, *tags: str) -> bool:
     """Whether a cell has one of some tags."""
     return not {*tags}.isdisjoint(cell.metadata.get("tags", []))
