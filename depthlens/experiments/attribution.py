@@ -371,10 +371,8 @@ def losses(
     parts = [part for i, q in enumerate(requests) for part in _parts(i, q, weights[i] if weights else None)]
     shape = lens.dims.n_layers, lens.dims.n_heads
     chosen = [Head(*at) for at in np.ndindex(shape)] if heads is None else list(heads)
-    if given_others:
-        conditions = [heads_condition(chosen), *(heads_condition([h for h in chosen if h != head]) for head in chosen)]
-    else:
-        conditions = [BASELINE, *(heads_condition([head]) for head in chosen)]
+    removed = [[h for h in chosen if h != head] if given_others else [head] for head in chosen]
+    conditions = [heads_condition(chosen) if given_others else BASELINE, *map(heads_condition, removed)]
     engine, asked = engine_of(lens, options, cache), [part for _, part in parts]
     answers = engine.loglikelihood(asked, conditions, desc="heads removed")
     logprobs = np.zeros((len(requests), len(conditions)))

@@ -265,16 +265,14 @@ def refuse_workers(options: EvalOptions, what: str, fix: str) -> None:
 
 def recorded(options: EvalOptions) -> dict[str, Any]:
     """What a record holds of the options."""
-    values = dict(options)
     path = options["include_path"]
     written = {"include_path": None if path is None else str(path), "samples": harness.recorded(options["samples"])}
-    return {name: values[name] for name in arguments.OPTIONS if name not in arguments.UNRECORDED} | written
+    return {name: value for name, value in options.items() if name not in arguments.UNRECORDED} | written
 
 
 def task_options(options: EvalOptions) -> dict[str, Any]:
     """The options that decide what documents and examples a task has."""
-    values = dict(options)
-    return {name: values[name] for name in OF_TASKS}
+    return {name: value for name, value in options.items() if name in OF_TASKS}
 
 
 def tasks_record(names: Sequence[str], options: EvalOptions) -> dict[str, Any]:
@@ -291,5 +289,5 @@ def load_tasks(names: str | Sequence[str], options: EvalOptions) -> dict[str, An
 
 def prepare(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[Prepared]:
     """The requests of tasks for a model; see `depthlens.tasks.harness.prepare`."""
-    values: dict[str, Any] = {**options}
-    return harness.prepare(lens, tasks, **{name: values[name] for name in ("limit", "samples", "seed", *OF_CHAT)})
+    chosen: Any = {name: value for name, value in options.items() if name in ("limit", "samples", "seed", *OF_CHAT)}
+    return harness.prepare(lens, tasks, **chosen)

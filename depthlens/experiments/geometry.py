@@ -152,11 +152,11 @@ def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.nd
     n_pos = len(states[0])
     at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos), dtype=torch.float32).round().long()
     x = torch.stack([state[at] for state in states])  # [depth, position, d_model]
-    top = torch.cat([_logits(lens, chunk.to(lens.device)).argmax(-1).cpu() for chunk in x[-1].split(UNEMBEDDED)])
+    top = torch.cat([lens.arch.logits(chunk.to(lens.device)).argmax(-1).cpu() for chunk in x[-1].split(UNEMBEDDED)])
     found = []
     rows, wanted = x.flatten(0, 1), top.repeat(len(x))
     for chunk, tokens in zip(rows.split(UNEMBEDDED), wanted.split(UNEMBEDDED), strict=True):
-        logits = _logits(lens, chunk.to(lens.device))
+        logits = wide(lens.arch.logits(chunk.to(lens.device)))
         its = logits.gather(-1, tokens[:, None].to(logits.device))
         norm = logits.logsumexp(-1, keepdim=True)
         rank = 1 + (logits > its).sum(-1, keepdim=True)
@@ -165,10 +165,6 @@ def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.nd
         found.append(torch.cat([(its - norm).exp(), rank, entropy], -1).cpu())
     probability, rank, entropy = torch.cat(found).double().unflatten(0, x.shape[:2]).numpy().transpose(2, 0, 1)
     return np.stack([probability.mean(1), np.median(rank, 1), entropy.mean(1)], 1)
-
-
-def _logits(lens: Lens, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos vocabulary"]:
-    return wide(lens.arch.logits(x))
 
 
 @one_thread

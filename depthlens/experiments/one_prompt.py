@@ -224,14 +224,13 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         >>> figure = found.plot()
     """
     tokens = _tokens(lens, text)
-    columns: tuple[list[Any], ...] = ([], [], [])
+    found = []
     for state in residual_streams(lens, tokens):
         log_p = wide(lens.arch.logits(state.to(lens.device))).log_softmax(-1)
         best = log_p.max(-1)
         entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
-        for found, values in zip(columns, (best.indices, best.values.exp(), entropy), strict=True):
-            found.append(values.cpu())
-    says, probability, entropies = (torch.stack(found).numpy() for found in columns)
+        found.append([numbers.cpu() for numbers in (best.indices, best.values.exp(), entropy)])
+    says, probability, entropies = (torch.stack(by_depth).numpy() for by_depth in zip(*found, strict=True))
     texts = np.array(words(lens, says.ravel().tolist()), dtype=object).reshape(says.shape)
     return LogitLens(words(lens, tokens), texts, probability, entropies)
 

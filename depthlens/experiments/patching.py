@@ -72,12 +72,11 @@ class Patching(Drawable):
         ``ci_low``, ``ci_high``, and ``p_adjusted``, corrected for all parts and positions (`dl.analysis.max_t`; NaN of
         one pair).
         """
-        n, low_high = (len(self.parts), len(self.tokens)), self.effect.interval()
-        columns = {"part": np.repeat(self.parts, n[1]), "position": np.tile(range(n[1]), n[0])}
-        columns |= {"token": np.tile(self.tokens, n[0]), "source": np.tile(self.sources, n[0])}
-        effects = zip(("effect", "ci_low", "ci_high"), (self.effect.value, *low_high), strict=True)
-        p = means.max_t(self.effect.ravel()) if self.effect.n > 1 else np.nan
-        return pd.DataFrame(columns | {name: values.ravel() for name, values in effects}).assign(p_adjusted=p)
+        n_parts, n_pos, effect = len(self.parts), len(self.tokens), self.effect.ravel()
+        columns = {"part": np.repeat(self.parts, n_pos), "position": np.tile(range(n_pos), n_parts)}
+        columns |= {"token": np.tile(self.tokens, n_parts), "source": np.tile(self.sources, n_parts)}
+        p = means.max_t(effect) if effect.n > 1 else np.nan
+        return pd.DataFrame(columns | effect.columns("effect")).drop(columns="p_value").assign(p_adjusted=p)
 
     def top(self, k: int = 5) -> pd.DataFrame:
         """The k rows of `table` with the largest effects, of either sign."""

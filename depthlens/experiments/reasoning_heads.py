@@ -293,12 +293,11 @@ def reasoning_scores(
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = worked_solutions(lens, names, **task_options(chosen))
     cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]  # tokens of a kind
-    index = {cell: i for i, cell in enumerate(cells)}
-    rows = {kind: [i for (_, other), i in index.items() if other == kind] for kind in KINDS}
-    kinds_of_numbers = KINDS[:2]
-    with_both = [s for s in range(len(solved)) if all((s, kind) in index for kind in kinds_of_numbers)]
-    needed = {f"{kind} tokens": rows[kind] for kind in KINDS} | {"both computed and copied numbers": with_both}
-    if lacking := [name for name, some in needed.items() if not some]:
+    places = pd.Series(range(len(cells)), pd.MultiIndex.from_tuples(cells)).unstack().reindex(columns=KINDS)
+    rows = {kind: places[kind].dropna().to_numpy(dtype=int) for kind in KINDS}
+    both = places[[*KINDS[:2]]].dropna().to_numpy(dtype=int).T  # [(computed, copied), solution]
+    needed = {f"{kind} tokens": rows[kind] for kind in KINDS} | {"both computed and copied numbers": both[0]}
+    if lacking := [name for name, some in needed.items() if not len(some)]:
         fault = f"none of {len(solved)} solutions has {lacking[0]}"
         raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents")
     of_method = EXACT if method == EXACT else address(method, 0)
@@ -318,10 +317,9 @@ def reasoning_scores(
     def scores(name: str, values: np.ndarray, unit: str = "nats") -> HeadScores:
         return HeadScores.of_cases(f"loss on {name}{suffix}", unit, values, record, tested=True, heads=removed)
 
-    both = {kind: [index[s, kind] for s in with_both] for kind in kinds_of_numbers}
     kinds = {kind: scores(f"{kind} tokens", lost[at]) for kind, at in rows.items()}
-    kinds["contrast"] = scores("computed minus copied tokens", lost[both["computed"]] - lost[both["copied"]])
-    relative = [ratio_cases(lost[at], -clean[at]) for at in both.values()]
+    kinds["contrast"] = scores("computed minus copied tokens", lost[both[0]] - lost[both[1]])
+    relative = [ratio_cases(lost[at], -clean[at]) for at in both]
     name = "computed minus copied tokens, in units of surprisal"
     return kinds | {"normalised": scores(name, relative[0] - relative[1], "")}
 

@@ -27,7 +27,6 @@ from depthlens.ablations import INDEXED, WORDS, Ablation, Condition, Dims, expan
 from depthlens.analysis.layers.removal import Greedy, follow
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
-from depthlens.analysis.result import documents
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result, concat
 from depthlens.arguments import EvalOptions
@@ -417,9 +416,8 @@ def _without(layers: Sequence[int]) -> Condition:
 
 def _metric(result: Result, asked: str | None) -> str:
     """The metric asked for, or the task's first, of a task that can be judged."""
-    task = documents.only(result.docs, "task", None)
-    metric = documents.only(result.docs, "metric", asked or result.docs["metric"].iloc[0])
-    if result.baselines.set_index("metric")["at_chance"][metric]:
-        fault = f"{task} ({metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
+    losses = result.losses(metric=asked or result.docs["metric"].iloc[0])
+    if losses.at_chance:
+        fault = f"{losses.task} ({losses.metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
         raise UserError(f"{fault}: nothing to lose; take another task or more documents")
-    return metric
+    return losses.metric

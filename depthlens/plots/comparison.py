@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from depthlens.analysis.layers import recovery
 from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.analysis.result import documents
-from depthlens.analysis.result.profiles import labels
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
@@ -165,12 +164,12 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, a
     """
     table = recovery.transplant_recovery(result, donor).table
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
-    pairs = {label: pair for pair, label in labels(result).items()}
+    losses = {of.label: of for of in result.every_losses.values()}
     parts = [
         _transplants(rows, kind).assign(
-            **axis_of(result, names[0], *pairs[str(task)]),
+            **axis_of(result, losses[str(task)]),
             panel=str(task) if site == "layer" else f"{task}, {site}",
-            chance=result.metric_info(*pairs[str(task)])["chance"],
+            chance=losses[str(task)].whole.chance,
         )
         for (task, site), of_site in table.dropna(subset=["first"]).groupby(["task", "site"], sort=False)
         for kind, rows in recovery.series(of_site).items()

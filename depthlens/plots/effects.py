@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from depthlens.ablations import parse_condition
-from depthlens.analysis.numbers import stats
-from depthlens.analysis.numbers.stats import BASELINE, GROUP, loss_unit
+from depthlens.analysis.numbers.stats import BASELINE, GROUP, is_binary, loss_unit
+from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
-from depthlens.metrics import limits, metric_unit
+from depthlens.metrics import metric_unit
 from depthlens.plots.panels import ACCURACY, idle_where
 from depthlens.plots.theme import counts
 
@@ -40,7 +40,7 @@ def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
     Raises:
         UserError: no condition is such a part.
     """
-    table = result.loss_table
+    table, every = result.loss_table, result.every_losses.values()
     names = list(table["condition"].unique())
     ablations = {name: parse_condition(name).ablations for name in names}
     parts = {name: a[0] for name, a in ablations.items() if len(a) == 1 and a[0].site in sites}
@@ -49,10 +49,7 @@ def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
         raise UserError(f"no condition removes a single {sites[0]} ({others}); {fix}")
     table = table[table["condition"].isin(parts)]
     part = table["condition"].map(parts)
-    axes = [
-        dict(zip(GROUP, key, strict=True)) | axis_of(result, *key, loss=True)
-        for key in table[GROUP].drop_duplicates().itertuples(index=False, name=None)
-    ]
+    axes = [{name: getattr(of, name) for name in GROUP} | axis_of(result, of, loss=True) for of in every]
     return table.assign(
         site=[SITES[p.site] for p in part],
         mode=["removed" if p.mode in ("skip", "zero") else p.mode for p in part],
@@ -71,28 +68,23 @@ def model_dims(record: dict, model: str) -> dict[str, Any]:
     return next((m["dims"] for m in models if m.get("name", model) == model and m.get("dims")), {})
 
 
-def axis_of(result: Result, model: str, task: str, metric: str, *, loss: bool = False) -> dict[str, Any]:
+def axis_of(result: Result, losses: Losses, *, loss: bool = False) -> dict[str, Any]:
     """Columns that say on which axis a metric is drawn.
 
     Args:
         result: Of a sweep.
-        model: Name of the model.
-        task: Name of the task.
-        metric: Name of the metric.
+        losses: Its losses by the metric.
         loss: Whether changes are drawn, which are bounded (`depthlens.metrics.loss_unit`).
 
     Returns:
         ``unit`` (accuracy where the metric is a share of documents, else its name and unit), ``least`` and ``greatest``
         (scores that there can be), ``worse`` (sign of a loss), and ``n_layers`` (of the model).
     """
-    docs, higher_is_better = result.docs, result.metric_info(task, metric)["higher_is_better"]
-    own = (docs["model"] == model) & (docs["task"] == task) & (docs["metric"] == metric)
-    values, n_layers = docs.loc[own, "value"], docs.loc[own, "layer"].fillna(-1).max() + 1
-    n_layers = max(n_layers, model_dims(result.record, model).get("n_layers", 0))
-    unit = ACCURACY if higher_is_better and stats.is_binary(values) else named(metric, loss=loss)
-    least, greatest = limits(metric, values.min(), values.max())
-    ends = {"least": least, "greatest": greatest}
-    return {"unit": unit, **ends, "worse": -1 if higher_is_better else 1, "n_layers": n_layers}
+    n_layers = max(losses.layers.max(initial=-1) + 1, model_dims(result.record, losses.model).get("n_layers", 0))
+    right = losses.sign > 0 and is_binary(losses.base) and is_binary(losses.values)
+    unit = ACCURACY if right else named(losses.metric, loss=loss)
+    least, greatest = sorted(losses.sign * end for end in losses.limits)
+    return {"unit": unit, "least": least, "greatest": greatest, "worse": -int(losses.sign), "n_layers": n_layers}
 
 
 def named(metric: str, *, loss: bool = False) -> str:

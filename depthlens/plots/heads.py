@@ -28,7 +28,6 @@ from depthlens.ablations import INDEXED, Head
 from depthlens.analysis.heads import lists
 from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
 from depthlens.analysis.heads.scores import HeadScores
-from depthlens.analysis.result.profiles import labels as task_labels
 from depthlens.analysis.result.results import Result
 from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
@@ -209,19 +208,19 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | N
     Example:
         >>> figure = curve.plot()
     """
-    of_list, names = ["list", "task", "metric"], task_labels(curve.result)
+    of_list = ["list", "task", "metric"]
     points = curve.points.merge(curve.band[[*of_list, "k", "low", "high"]], "left", on=[*of_list, "k"])
     points = points.merge(curve.tests[[*of_list, "at_chance", "higher_is_better"]], on=of_list)
     worse = points["value"] < points["low"], points["value"] > points["high"]
     outside = np.where(points["higher_is_better"], *worse) & ~points["at_chance"]
     table = tidy(points, "k", "value", shown=outside, idle=idle_where(points["at_chance"]))
     said = []
-    for row in curve.result.baselines.itertuples():
+    for row, losses in zip(curve.result.baselines.itertuples(), curve.result.every_losses.values(), strict=True):
         tests = curve.tests[(curve.tests["task"] == row.task) & (curve.tests["metric"] == row.metric)]
         p_values = ", ".join(f"{test.list} p = {test.p_value:.2g}" for test in tests.itertuples())
         verdict = theme.CANNOT_JUDGE if tests["at_chance"].all() else f"against random: {p_values}"
-        about = {"task": row.task, "metric": row.metric, "panel": f"{names[row.task, row.metric]}\n{verdict}"}
-        about |= axis_of(curve.result, row.model, row.task, row.metric)
+        about = {"task": row.task, "metric": row.metric, "panel": f"{losses.label}\n{verdict}"}
+        about |= axis_of(curve.result, losses)
         said.append(about | {"baseline": row.baseline, "chance": row.chance})
     of_panel = pd.DataFrame(said).drop(columns="n_layers")  # the x axis is of heads
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"

@@ -139,7 +139,9 @@ class Executed:
     @property
     def about(self) -> list[str]:
         """Models, documents, profile and time, as far as they are known."""
-        values, run = self._values(), self.run
+        values, run = self.run.get("parameters", {}), self.run
+        with contextlib.suppress(UserError):  # a person's notebook, whose cell is not Python
+            values = declared(self.nb, self.name) | values
         chosen = [f"{name} {values[name]}" for name in ("limit", "num_fewshot") if values.get(name) is not None]
         profile = f"profile {run['profile']}" if run.get("profile") else ""
         took = str(timedelta(seconds=round(run["seconds"]))) if run["seconds"] else ""
@@ -156,13 +158,6 @@ class Executed:
         for key, value in run["given"].items():
             words += ["-p", key, value if isinstance(value, str) else as_yaml(value)]
         return shlex.join([*words, "--out", f"runs/{name}"])
-
-    def _values(self) -> dict[str, Any]:
-        """Its parameters."""
-        defaults: dict[str, object] = {}
-        with contextlib.suppress(UserError):  # a person's notebook, whose cell is not Python
-            defaults = declared(self.nb, self.name)
-        return defaults | self.run.get("parameters", {})
 
 
 def _is_tagged(cell: NotebookNode, *tags: str) -> bool:

@@ -95,11 +95,9 @@ def compare_with_truth(named: dict[str, Collection[AnyHead]], true: Collection[A
         removal  L1.H2, L2.H1   none  none
     """
     known = set(heads_of("true", [*true]))
-    lists = {method: set(heads_of(method, [*heads])) for method, heads in named.items()}
-    rows = {
-        method: {"named": heads, "missed": known - heads, "wrong": heads - known} for method, heads in lists.items()
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    lists = pd.Series({method: set(heads_of(method, [*heads])) for method, heads in named.items()}, dtype=object)
+    wrong = lists.map(lambda heads: heads - known)
+    table = pd.DataFrame({"named": lists, "missed": lists.map(known.difference), "wrong": wrong})
     return table.map(lambda heads: ", ".join(map(str, sorted(heads))) or "none")
 
 
@@ -111,12 +109,11 @@ def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[He
     """
     if a.values.shape != b.values.shape:
         raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
-    scored = np.isfinite(a.values) & np.isfinite(b.values)
-    n = int(scored.sum())
-    k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")
     both = a.frame["value"].notna() & b.frame["value"].notna()
+    n = int(both.sum())
+    k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")
     first, second = (replace(s, frame=s.frame[both]).top(k) for s in (a, b))
-    return first, second, scored
+    return first, second, both.to_numpy().reshape(a.values.shape)
 
 
 class Overlap(NamedTuple):

@@ -46,9 +46,7 @@ class HeadScores(Finding):
     """
 
     FILES: ClassVar[dict[str, str]] = {"frame": "heads.parquet"}
-    NEXT: ClassVar[str] = (
-        "next: top(k) has the highest heads, plot() draws all, dl.removal_curve(...) removes them"
-    )
+    NEXT: ClassVar[str] = "next: top(k) has the highest heads, plot() draws all, dl.removal_curve(...) removes them"
 
     name: str
     unit: str

@@ -30,7 +30,7 @@ import pandas as pd
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.numbers.words import bounds, not_above_chance
 from depthlens.analysis.result.losses import THIRDS
-from depthlens.analysis.result.profiles import by_layer, labels, one_model
+from depthlens.analysis.result.profiles import by_layer, one_model
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable, joined
 from depthlens.errors import unknown
@@ -173,27 +173,19 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
         {'organism_one_hop': ['L1', 'L2'], 'organism_two_hop': ['L1', 'L3', 'L4']}
     """
     one_model(result)
-    names, losses = labels(result), result.loss_table
-    judged = {(row.task, row.metric) for row in result.baselines.itertuples() if not row.at_chance}
-    keys = pd.MultiIndex.from_frame(losses[["task", "metric"]])
-    return {
-        name: list(losses.loc[losses["critical"] & (keys == pair), "condition"])
-        for pair, name in names.items()
-        if pair in judged
-    }
+    pairs = zip(result.every_losses.values(), result.baselines["at_chance"], strict=True)
+    return {of.label: list(itertools.compress(of.conditions, of.critical())) for of, idle in pairs if not idle}
 
 
 def describe_critical(result: Result) -> list[str]:
     """One sentence a task: how many conditions are critical, which, and what the whole model scores."""
-    critical, names, losses = critical_by_task(result), labels(result), result.loss_table
-    sentences = []
-    for row in result.baselines.itertuples():
-        label = names[row.task, row.metric]
+    critical, sentences = critical_by_task(result), []
+    for row, losses in zip(result.baselines.itertuples(), result.every_losses.values(), strict=True):
+        label, every = losses.label, losses.conditions
         score = f"{row.metric} {row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
         if row.at_chance:
             sentences.append(f"{label}: {not_above_chance(row.n)}, cannot judge ({score}).")
             continue
-        every = losses.loc[losses["task"] == row.task, "condition"].unique()
         rest = [c for c in every if c not in critical[label]]
         which = ", ".join(critical[label])
         which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(every) / 5 else which

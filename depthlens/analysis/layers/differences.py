@@ -1,6 +1,6 @@
 """Losses compared: of two tasks, of closed and open book; `depthlens.compare` compares models.
 
-Everything is a `difference` of two means over units (`depthlens.analysis.numbers.means`): paired wherever both sides
+Everything is a difference of two means over units (`depthlens.analysis.numbers.means`): paired wherever both sides
 have the same questions, with step-down maxT over conditions. Losses in nats are at most 1 a document.
 
 * `critical_overlap`: which conditions are critical under two tasks, and which cost more under one.
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.layers.depth import INTERVAL, critical_by_task
-from depthlens.analysis.numbers.means import ALPHA, Mean, max_t
+from depthlens.analysis.numbers.means import ALPHA, max_t
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
@@ -35,12 +35,6 @@ BOOK = (
     "The facts in the prompt change the whole model's score by **{difference:+.2f}** [{ci_low:+.2f}, {ci_high:+.2f}] "
     "{unit} (n = {n})"
 )
-
-
-def difference(gap: Mean) -> pd.DataFrame:
-    """One row for each difference of a family: difference, ci_low, ci_high, p_value, p_adjusted (maxT), shown."""
-    p = max_t(gap)
-    return pd.DataFrame(gap.columns() | {"p_adjusted": p, "shown": p < ALPHA})
 
 
 def critical_overlap(result: Result) -> DescribedTable:
@@ -172,19 +166,16 @@ def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANS
     own, rival = result.losses(closed, metric).join(result.losses(opened, metric), every=True)
     names = [name for name in own.conditions if name in rival.conditions]
     own, rival = own.select(names), rival.select(names)
-    found = difference(rival - own)
-    columns = {"closed": own.mean().value, "opened": rival.mean().value, **found, "n": len(own.base)}
+    gap = rival - own
+    columns = {"closed": own.mean().value, "opened": rival.mean().value, **gap.columns(), "p_adjusted": max_t(gap)}
     layers = pd.Series(own.layers, dtype="Int64").replace(-1, pd.NA)
-    table = pd.DataFrame({"condition": names, "layer": layers}).assign(**columns)
-    more, less = (
-        ", ".join(table.loc[found["shown"] & (np.sign(found["difference"]) == side), "condition"]) or "none"
-        for side in (1, -1)
-    )
+    table = pd.DataFrame({"condition": names, "layer": layers}).assign(**columns, n=len(own.base))
+    sides = np.sign(table["difference"]) * (table["p_adjusted"] < ALPHA)
+    more, less = (", ".join(table.loc[sides == side, "condition"]) or "none" for side in (1, -1))
     lines = [
         f"Layers that cost more open-book: {more}. The open book has more to lose, so that a layer which breaks the "
         "model costs more there, too.",
         f"Layers that cost more closed-book: {less}.",
     ]
     about = {"closed": closed, "opened": opened, "metric": metric}
-    shown = [column for column in table if column != "shown"]
-    return DescribedTable.of("open_book_losses", result, rows=table, columns=shown, lines=lines, **about)
+    return DescribedTable.of("open_book_losses", result, rows=table, columns=list(table), lines=lines, **about)

@@ -30,7 +30,7 @@ class Geometry(Finding):
         >>> figure = geometry.plot("angular_map")
     """
 
-    NEXT: ClassVar[str] = "next: plot(), plot(\"angular_map\") and plot(\"logit_lens\") draw it"
+    NEXT: ClassVar[str] = 'next: plot(), plot("angular_map") and plot("logit_lens") draw it'
 
     influences: pd.DataFrame
     distances: pd.DataFrame

@@ -59,20 +59,11 @@ class Evidence:
         self._gains[list(at), 0] += log_gains(losses)
         self._gains[list(at), 1] += log_gains((self.margin - losses) / (1 - self.margin))
 
-    @property
-    def log_capitals(self) -> np.ndarray:
-        """Shape [condition, (critical, spared)]."""
-        return log_capital(self._gains)
-
     def decisions(self) -> list[str]:
         """The decision on every condition as of now."""
-        capitals = self.log_capitals
-        rejected = closed_rejections(capitals, self.alpha)
-        names = (CRITICAL, SPARED)
-        return [
-            names[int(capital.argmax())] if one.any() else UNDECIDED
-            for one, capital in zip(rejected, capitals, strict=True)
-        ]
+        capitals = log_capital(self._gains)  # [condition, (critical, spared)]
+        likelier = np.array([CRITICAL, SPARED])[capitals.argmax(1)]
+        return np.where(closed_rejections(capitals, self.alpha).any(1), likelier, UNDECIDED).tolist()
 
 
 def log_gains(values: np.ndarray) -> np.ndarray:

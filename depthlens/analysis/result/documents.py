@@ -40,13 +40,11 @@ def only(docs: pd.DataFrame, column: str, name: str | None) -> str:
         UserError: there are several and none is asked for, or there is none of that name.
     """
     names = list(docs[column].unique())
-    if name is None:
-        if len(names) > 1:
-            raise UserError(f"there are several {column}s; name or select one of {', '.join(names)}")
-        return names[0]
-    if name not in names:
+    if name is None and len(names) > 1:
+        raise UserError(f"there are several {column}s; name or select one of {', '.join(names)}")
+    if name is not None and name not in names:
         raise unknown(column, name, names)
-    return name
+    return names[0] if name is None else name
 
 
 def table(docs: pd.DataFrame, values: str, task: str, metric: str, model: str | None = None) -> pd.DataFrame:

@@ -123,18 +123,11 @@ class Finding(Drawable):
 
     def contents(self) -> dict[str, Any]:
         """What its files hold, by their names: tables, a JSON object, and None for a file that there is not to be."""
-        found: dict[str, Any] = {}
-        own: dict[str, Any] = {"kind": type(self).__name__}
-        tables = self._tables()
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, Finding):
-                found |= value.contents()
-            elif name in tables:
-                found[tables[name]] = value
-            else:
-                own[name] = value
-        return {**found, self.RECORD: own}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {file: values.pop(name) for name, file in self._tables().items()}
+        for name in self._inside():
+            found |= values.pop(name).contents()
+        return {**found, self.RECORD: {"kind": type(self).__name__, **values}}
 
     @classmethod
     def files(cls) -> list[str]:

@@ -203,6 +203,13 @@ class Losses:
         """Whether the model is shown to be better without it, by more than `min_effect`. Shape [condition]."""
         return (self.p_adjusted < ALPHA) & (-self.mean().value > self.min_effect) & (not self.at_chance)
 
+    def costs(self) -> dict[str, Any]:
+        """The columns of `depthlens.Result.loss_table` that say what each condition costs."""
+        loss = self.mean()
+        low, high = loss.interval()
+        found = {"loss": loss.value, "loss_low": low, "loss_high": high, "min_effect": self.min_effect}
+        return found | {"critical": self.critical(), "gain": self.gain()}
+
     def relative(self, weights: np.ndarray | None = None) -> Mean:
         """`mean` as a share of what the whole model scores above the floor, the measured one where there is one.
 

@@ -30,11 +30,6 @@ def third_conditions(n_layers: int) -> list[str]:
     return [f"L{first}-{last}" if last > first else f"L{first}" for first, last in thirds.itertuples(index=False)]
 
 
-def labels(result: Result) -> dict[tuple[str, str], str]:
-    """A name for every task and metric of a result: the task's, with the metric's where it has several."""
-    return {(each.task, each.metric): each.label for each in result.every_losses.values()}
-
-
 def by_layer(result: Result, suffix: str | None = None) -> list[Losses]:
     """The losses of every task and metric of a layer sweep of one model, by rising layer.
 

@@ -128,15 +128,10 @@ class Result(Finding):
         Conditions keep their order of first appearance, baseline first. The baseline row has delta 0, interval 0..0 and
         no p-value.
         """
-        every = self.every_losses.values()
-        parts = [_summary(each) for each in every]
-        table = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-        sizes = [1 + len(each.conditions) for each in every]
-        for name in GROUP:
-            table[name] = pd.Series(np.repeat([getattr(each, name) for each in every], sizes), dtype="str")
+        table = pd.concat([_summary(each) for each in self.every_losses.values()], ignore_index=True)
         places = table[["layer", "head"]].astype("Int64")
         table[["layer", "head"]] = places.mask(places == -1)
-        return table.astype({"condition": "str"})[stats.SUMMARY_COLUMNS]
+        return table.astype(dict.fromkeys([*GROUP, "condition"], "str"))[stats.SUMMARY_COLUMNS]
 
     @derived
     def baselines(self) -> pd.DataFrame:
@@ -236,15 +231,8 @@ class Result(Finding):
         """
         table = self.summary[self.summary["condition"] != BASELINE]
         table = table.merge(self.baselines[[*GROUP, "chance", "p_chance", "at_chance"]], on=GROUP, how="left")
-        every = self.every_losses.values()
-        sizes = [len(each.conditions) for each in every]
-        sign = np.repeat([each.sign for each in every], sizes)[:, None]
-        ends = np.sort(-sign * table[["ci_low", "ci_high"]], axis=1)
-        table[["loss", "loss_low", "loss_high"]] = np.c_[-sign * table[["bounded"]], ends]
-        table["min_effect"] = np.repeat([each.min_effect for each in every], sizes)
-        for name in ("critical", "gain"):
-            table[name] = np.concatenate([getattr(each, name)() for each in every])
-        return table
+        costs = pd.concat([pd.DataFrame(each.costs()) for each in self.every_losses.values()], ignore_index=True)
+        return pd.concat([table, costs], axis=1)
 
     def critical(self) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
@@ -420,17 +408,16 @@ def concat(results: Sequence[Result]) -> Result:
     return joined
 
 
-def _summary(each: Losses) -> dict[str, np.ndarray]:
-    """Columns of `Result.summary` of one model, task and metric, the baseline first."""
+def _summary(each: Losses) -> pd.DataFrame:
+    """Rows of `Result.summary` of one model, task and metric, the baseline first."""
     values, base, change = each.sign * each.values, each.sign * each.base.mean(), each.mean() * -each.sign
     columns = {"value": values.mean(0), "delta": (values - each.sign * each.base[:, None]).mean(0)}
     columns |= change.columns("bounded") | {"p_adjusted": each.p_adjusted}
     of_base = {"value": base} | {name: np.nan if name.startswith("p_") else 0.0 for name in (*columns,)[1:]}
-    rows = {name: np.r_[of_base[name], rest] for name, rest in columns.items()}
-    n = len(rows["value"])
-    rows |= {"n": np.full(n, len(each.base)), "baseline": np.full(n, base)}
-    rows["condition"] = np.array([BASELINE, *each.conditions], dtype=object)
-    return rows | {"layer": np.r_[-1, each.layers], "head": np.r_[-1, each.heads]}
+    table = pd.DataFrame({name: np.r_[of_base[name], rest] for name, rest in columns.items()})
+    places = {"condition": [BASELINE, *each.conditions], "layer": np.r_[-1, each.layers], "head": np.r_[-1, each.heads]}
+    about = {"model": each.model, "task": each.task, "metric": each.metric, "n": len(each.base), "baseline": base}
+    return table.assign(**places, **about)
 
 
 def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
