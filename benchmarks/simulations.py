@@ -30,6 +30,7 @@ standard error of 0.005.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,11 @@ from simulated_races import MARGIN, binary, race  # noqa: E402
 
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED  # noqa: E402
 from depthlens.claims.claims import CLAIMS  # noqa: E402
-from depthlens.claims.parts import STATES, worst  # noqa: E402
+from depthlens.claims.parts import ROWS, STATES, Part, worst  # noqa: E402
 
 app = typer.Typer()
-EVERY = ("C1", "C2", "C3", "C4", "C5", "C6", "C7")
-NOT_EARLY = ("C1", "C2", "C3", "C4", "C6", "C7")
+EVERY = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")
+NOT_EARLY = ("C1", "C2", "C3", "C4", "C6", "C7", "C8")
 DEPTH = ("C3", "C4", "C6")
 
 
@@ -140,40 +141,72 @@ TRANSPLANTS_FALSE = {f"transplants change {share:.0%} of the answers": {"change"
 TRANSPLANTS_TRUE = {"one transplant recovers half of the gap": {"share": 0.5, "change": 0.05}}
 
 
-def simulate(case: tuple[str, str, int, int, int, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """The claims that are judged in one simulation, each with its state."""
-    kind, name, n_layers, n, seed, claims = case
-    rng = np.random.default_rng([seed, n_layers, n])
+Case = tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]
+
+
+def simulate(case: Case) -> list[tuple[str, str, int, str]]:
+    """The claims that are judged in one simulation, each with a row, and its state at a number of documents.
+
+    Every look has the documents of the one before.
+    """
+    kind, name, n_layers, looks, seed, claims = case
+    rng = np.random.default_rng([seed, n_layers, looks[-1]])
     if kind == "heads":
-        parts = made_claims.head_parts(**(HEADS_FALSE | HEADS_TRUE)[name], n=n, rng=rng)
-        return [("C5", worst(parts).state)]
+        parts = made_claims.head_parts(**(HEADS_FALSE | HEADS_TRUE)[name], n=looks[-1], rng=rng)
+        return states("C5", looks[-1], parts)
     if kind == "transplants":
-        return [("C6", made_claims.transplants(**(TRANSPLANTS_FALSE | TRANSPLANTS_TRUE)[name], n=n, rng=rng).state)]
+        parts = made_claims.transplants(**(TRANSPLANTS_FALSE | TRANSPLANTS_TRUE)[name], n=looks[-1], rng=rng)
+        return states("C6", looks[-1], parts)
     world, of = (truths if kind == "true" else nulls)(n_layers)[name]
-    evidence = made_claims.evidence(n=n, rng=rng, **world)
+    every = made_claims.evidence(n=looks[-1], rng=rng, **world)
     # C6 has its transplants apart, and is here its shift alone
     judged = [claim for claim in CLAIMS if claim.id in of and claim.id in claims and claim.id != "C5"]
-    return [(c.id, worst([next(c.of(evidence))] if c.id == "C6" else list(c.of(evidence))).state) for c in judged]
+    found = []
+    for n in looks:
+        evidence = every.first(n * world.get("repeats", 1))
+        for claim in judged:
+            found += states(claim.id, n, [part for part in claim.of(evidence) if "not measured" not in part.main.why])
+    return found
 
 
-def table(simulations: int, layers: list[int], documents: int, claims: tuple[str, ...], run: Any = map) -> pd.DataFrame:
-    """One row a world, number of layers and claim: the share of simulations in each state."""
+def states(claim: str, n: int, parts: list[Part]) -> list[tuple[str, str, int, str]]:
+    """The state of either row."""
+    rows = {row: [part for part in parts if part.question.row == row] for row in ROWS}
+    return [(claim, row, n, worst(of).state) for row, of in rows.items() if of]
+
+
+def table(
+    simulations: int, layers: list[int], documents: Sequence[int], claims: tuple[str, ...], run: Any = map
+) -> pd.DataFrame:
+    """One row a world, number of layers, claim and row of it: how often it ever has each state, and when half have one.
+
+    Columns: for each state the share of simulations that have it at any look; ``at`` with a number of documents, the
+    share that is decided (not open) there.
+    """
     worlds = {"null": nulls, "true": truths}
     kinds = [(kind, name, n) for kind, of in worlds.items() for n in layers for name in of(n)]
     kinds += [("heads", name, 0) for name in HEADS_FALSE | HEADS_TRUE]
     kinds += [("transplants", name, 0) for name in TRANSPLANTS_FALSE | TRANSPLANTS_TRUE]
-    cases = [(*kind, documents, seed, claims) for kind in kinds for seed in range(simulations)]
-    rows = [(*case[1:3], *judged) for case, found in zip(cases, run(simulate, cases), strict=True) for judged in found]
-    found = pd.DataFrame(rows, columns=["world", "layers", "claim", "state"])
+    cases = [(*kind, tuple(documents), seed, claims) for kind in kinds for seed in range(simulations)]
+    rows = [
+        (*case[1:3], case[4], *judged)
+        for case, found in zip(cases, run(simulate, cases), strict=True)
+        for judged in found
+    ]
+    keys = ["world", "layers", "claim", "row"]
+    found = pd.DataFrame(rows, columns=["world", "layers", "seed", "claim", "row", "n", "state"])
     found = found[found["claim"].isin(claims)].assign(**{state: found["state"] == state for state in STATES})
-    return found.groupby(["world", "layers", "claim"], sort=False)[[*STATES]].mean().reset_index()
+    ever = found.groupby([*keys, "seed"], sort=False)[[*STATES]].any().groupby(keys, sort=False).mean()
+    decided = (1 - found.pivot_table("open", keys, "n", sort=False)).add_prefix("at ")
+    shown = found.pivot_table("shown", keys, "n", sort=False).add_prefix("shown at ")
+    return ever.join(decided).join(shown).reset_index()
 
 
 @app.command("claims")
 def print_claims(
     simulations: int = 200,
     layers: str = "12,24,32",
-    documents: int = 300,
+    documents: str = "25,50,100,200,400",
     claims: str = ",".join(EVERY),
     processes: int = 0,
 ) -> None:
@@ -181,7 +214,8 @@ def print_claims(
     from shared import in_processes  # beside this file
 
     run = partial(in_processes, processes=processes, chunk=10)
-    found = table(simulations, [int(n) for n in layers.split(",")], documents, tuple(claims.split(",")), run)
+    layers_of, looks = ([int(n) for n in of.split(",")] for of in (layers, documents))
+    found = table(simulations, layers_of, looks, tuple(claims.split(",")), run)
     print(found.round(3).to_markdown(index=False))
 
 

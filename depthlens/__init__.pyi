@@ -25,8 +25,6 @@ from .analysis.runs.comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
 from .errors import UserError as UserError
-from .experiments.claim_sweeps import claim_curves as claim_curves
-from .experiments.claim_sweeps import claim_sweeps as claim_sweeps
 from .experiments.distillation import activation_deltas as activation_deltas
 from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry

@@ -7,19 +7,18 @@ answer is right as often as the log-odds say, and else a guess; a written one is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import made_results
 import numpy as np
 import pandas as pd
 
 from depthlens.analysis.heads.curves import Costs
-from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.means import UNLIMITED, mean
 from depthlens.analysis.result.losses import Losses
 from depthlens.claims import heads
-from depthlens.claims.claims import recovered
 from depthlens.claims.evidence import Evidence
+from depthlens.claims.in_depth import recovered
 from depthlens.errors import UserError
 
 CHANCE = 0.25
@@ -84,13 +83,34 @@ class Made(Evidence):
     def results(self, name):
         return [NO_TEXTS] * (name in self.by_field)
 
-    def profiles(self, name, suffix="", seed=0, like=None):
+    def profiles(self, name, suffix="", seed=0):
         if suffix:
             raise UserError("other views decide nothing")
-        return [p for p in self.by_field.get(name, []) if like in (None, p.task)]
+        return self.by_field.get(name, [])
+
+    def easy(self, name, seed, tasks):
+        """The whole model's log-odds with other luck than that of the prompts that are judged."""
+        return {
+            document: x
+            for p in self.by_field[name]
+            if p.task in tasks
+            for document, x in zip(p.documents, self.by_field["margins"][p.model, p.task], strict=True)
+        }
+
+    def has_other_margins(self, names):
+        return True
+
+    def first(self, n):
+        """The evidence of the first n documents of every task."""
+        margins = {key: values[:n] for key, values in self.by_field["margins"].items()}
+        fields = {
+            name: [p.select(documents=range(n)) for p in of] for name, of in self.by_field.items() if name != "margins"
+        }
+        again = {name: [replace(p, at_chance=_at_chance(p)) for p in of] for name, of in fields.items()}
+        return Made(by_field=again | {"margins": margins})
 
 
-def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
+def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None, luck=0.0):
     """Evidence on one model, with a control if there is one.
 
     Args:
@@ -100,14 +120,17 @@ def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
         rng: Of all draws.
         repeats: How often each question is asked.
         subjects: Units that the documents belong to, instead of questions: a number of them.
+        luck: Standard deviation of what a prompt adds to the log-odds of a document, apart from other prompts of it.
     """
-    by_field = {}
+    by_field = {"margins": {}}
     hard = {topic: rng.standard_normal(n) for topic in dict.fromkeys(topic for topic, _ in ROLES.values())}
     fragile = {topic: rng.gamma(2.0, 0.5, n) for topic in hard}
     for model, of in (("model", tasks), ("control", control)):
         for name, (topic, written) in ROLES.items() if of else ():
             task = of.get(name, of["rest"])
-            scores = _sweep(task, hard[topic], fragile[topic], written=written, rng=rng)
+            lucky = luck * rng.standard_normal((2, n))
+            scores = _sweep(task, hard[topic], fragile[topic], lucky[0], written=written, rng=rng)
+            by_field["margins"][model, name] = np.repeat(task.margin + task.spread * hard[topic] + lucky[1], repeats)
             asked = [f"{topic}:{i}" for i in range(n)]
             units = asked if subjects is None else [f"{topic}:subject {i % subjects}" for i in range(n)]
             made = [_profile(name, model, asked, units, repeats, written, kind, *scores[kind]) for kind in scores]
@@ -118,11 +141,11 @@ def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None):
     return Made(by_field=by_field)
 
 
-def _sweep(task, hard, fragile, *, written, rng):
+def _sweep(task, hard, fragile, lucky, *, written, rng):
     """Scores of the whole model, without each layer and of a broken model; by kind."""
     n, n_layers = len(hard), len(task.lowered)
-    margin = task.margin + task.spread * hard
-    odds = margin[:, None] - task.lowered * fragile[:, None] * rng.gamma(2.0, 0.5, (n, n_layers))
+    margin = task.margin + task.spread * hard + lucky
+    odds = (margin - lucky)[:, None] - task.lowered * fragile[:, None] * rng.gamma(2.0, 0.5, (n, n_layers))
     gone = rng.random((n, n_layers)) < task.destroyed
     odds = np.where(gone, np.log(CHANCE / (1 - CHANCE)) + 0.3 * rng.standard_normal((n, n_layers)), odds)
     floor = 0.0 if written else task.floor
@@ -141,15 +164,19 @@ def _profile(task, model, asked, units, repeats, written, kind, base, values, br
     chance = 0.0 if written else CHANCE
     nats = kind == "nats"
     again = [np.repeat(x, repeats, axis=0) if x is not None else None for x in (base, values, broken)]
-    at_chance = stats.whole_model(base, mean(base, units), chance).at_chance if not nats else False
     n_layers = values.shape[1]
-    return Losses(
+    made = Losses(
         model=model, task=task, metric="token_logprob" if nats else "acc", label=task, values=again[1], base=again[0],
         conditions=tuple(f"L{i}" for i in range(n_layers)), layers=np.arange(n_layers), heads=np.full(n_layers, -1),
         documents=tuple(f"{name}#{i}" for name in asked for i in range(repeats)), n_layers=n_layers,
         limits=(-np.inf, 0.0) if nats else (0.0, 1.0), floor=None if nats else chance, chance=None if nats else chance,
-        at_chance=bool(at_chance), sign=1.0, units=tuple(np.repeat(units, repeats)), broken=again[2],
+        at_chance=False, sign=1.0, units=tuple(np.repeat(units, repeats)), broken=again[2],
     )  # fmt: skip
+    return replace(made, at_chance=_at_chance(made))
+
+
+def _at_chance(losses):
+    return losses.chance is not None and bool(losses.whole.at_chance)
 
 
 LISTS = {"retrieval": "codes", "reasoning": "sums"}  # lists of heads and their tasks
@@ -193,14 +220,14 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         units = np.array([f"{task}:{i}" for i in range(n)])
         own = {name: cost_of(at) for name, at in lists.items()}
         means = [{k: mean(x, units) for k, x in own.items()}, {k: mean(x.mean(0), units) for k, x in rivals.items()}]
-        costs[task, "acc"] = Costs(task, "acc", False, *means, mean(right, units, limits=UNLIMITED))
+        costs[task] = Costs(task, "acc", False, *means, mean(right, units, limits=UNLIMITED))
         for name, x in rivals.items():
-            ranks[name, task, "acc"] = (1 + (x.mean(1) >= own[name].mean()).sum()) / (1 + n_lists)
+            ranks[name, task] = (1 + (x.mean(1) >= own[name].mean()).sum()) / (1 + n_lists)
     return list(heads.compared({"few-shot seed 1": costs}, LISTS, dict.fromkeys(LISTS, ""), ranks))
 
 
 def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):
-    """C6's part on transplants of one layer: one recovers a share of a gap of 0.5, and answers turn either way."""
+    """C6's parts on transplants of one layer: one recovers a share of a gap of 0.5, and answers turn either way."""
     base, learns = rng.random(n) < 0.3, rng.random(n)
     donor = base | (learns < 0.5 / 0.7)
     moved = np.stack([base | (donor & (rng.random(n) < (share if i == 4 else 0))) for i in range(count)], 1)
@@ -208,4 +235,4 @@ def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):
     about = {"documents": tuple(f"q{i}" for i in range(n)), "task": "sums"}
     own = made_results.profile(base.astype(float), (moved ^ turned).astype(float), 0.0, **about)
     goal = made_results.profile(donor.astype(float), np.zeros((n, 1)), 0.0, **about)
-    return recovered([(own, goal)])
+    return list(recovered([(own, goal)]))

@@ -11,6 +11,7 @@ from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
+from depthlens.claims.measures import odds
 from depthlens.errors import UserError, unknown
 
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
@@ -44,8 +45,11 @@ class Evidence:
         heads: What `depthlens.claim_curves` returns: the curve that decides, then those under other views.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         head_scores: What chose the heads of each list.
+        base: Sweeps as ``tokens`` of the model that the judged one was trained from.
         control: Sweeps as ``tokens`` of a model that was fine-tuned from the same base with the same budget, but not on
             reasoning.
+        margins: Results of the tasks of ``tokens`` with other examples, of the judged model and of the control, one or
+            several: what the whole models score there says how easy documents are. Not needed with several seeds.
         transplants: Sweep of the base over conditions with ``@donor``; the donor is the model that is judged, with the
             few-shot seeds of ``reasoning``.
 
@@ -72,11 +76,13 @@ class Evidence:
     heads: RemovalCurve | Sequence[RemovalCurve] | None = None
     head_tasks: dict[str, str] | None = None
     head_scores: dict[str, HeadScores] | None = None
+    base: Seeds = None
     control: Seeds = None
+    margins: Seeds = None
     transplants: Seeds = None
 
     def __post_init__(self) -> None:
-        for name in (*MODEL_FIELDS, "control", "transplants"):
+        for name in (*MODEL_FIELDS, "base", "control", "transplants"):
             _refuse_same_seeds(name, self.results(name))
         models = sorted({m for name in MODEL_FIELDS for r in self.results(name) for m in r.docs["model"].unique()})
         if len(models) > 1:
@@ -113,10 +119,30 @@ class Evidence:
         found = self.results(name)
         return _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
 
+    def easy(self, name: str, seed: int, tasks: set[str]) -> dict[str, float]:
+        """Log-odds of the whole model by document, with other examples than those of the sweep where there are any."""
+        found = self.results(name)
+        own = found[min(seed, len(found) - 1)]
+        others = [found[(seed + 1) % len(found)]] if len(found) > 1 else self._margins(own)
+        every = [losses for result in others or [own] for losses in result.every_losses.values()]
+        model = own.docs["model"].iloc[0]
+        chosen = [each for each in every if each.task in tasks and each.model == model]
+        return {document: x for each in chosen for document, x in zip(each.documents, odds(each.base), strict=True)}
+
+    def has_other_margins(self, names: Sequence[str]) -> bool:
+        """Whether some other examples say how easy the documents of all sweeps of these fields in nats are."""
+        sweeps = [self.results(name) for name in names if name in ("tokens", "control")]
+        return all(len(found) > 1 or self._margins(found[0]) for found in sweeps)
+
+    def _margins(self, sweep: Result) -> list[Result]:
+        """The margins of the model of a sweep."""
+        model = sweep.docs["model"].iloc[0]
+        return [result for result in _several(self.margins) if (result.docs["model"] == model).any()]
+
     @property
     def models(self) -> list[str]:
         """Names of the models."""
-        names = (*MODEL_FIELDS, "control", "transplants")
+        names = (*MODEL_FIELDS, "base", "control", "transplants")
         return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
 
 

@@ -6,100 +6,86 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from depthlens.analysis.heads.curves import TIMES, Costs, RemovalCurve, costs
 from depthlens.analysis.heads.scores import HeadScores
-from depthlens.analysis.numbers.means import ALPHA, Mean
+from depthlens.analysis.numbers.means import ALPHA, Mean, Ratio
 from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
-from depthlens.analysis.result.losses import Losses, too_few
+from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.parts import ANSWERS, PROBABILITY, Estimate, Part, Question, missing, named
+from depthlens.claims.parts import ANSWERS, CONTROLLED, FEWEST, LEVEL, Estimate, Part, Question, missing, named
 from depthlens.metrics import LOGPROBS
 
-COSTS = Question("Removing the {name} heads costs {effect}", ANSWERS, 0.10)
-EXCESS = Question(f"Removing the {{name}} heads costs {{effect}} beyond {TIMES} times random heads", ANSWERS, 0.10)
-OWN_TASK = Question("{name} heads cost {effect} more on their own tasks than on each other's", ANSWERS, 0.10)
-ByTask = Mapping[tuple[str, str], Costs]  # by task and metric
+LEAST = 0.10  # of what there is to lose, that a list has to cost for its multiple of random heads to be shown
+EXCESS = Question("Removing the {name} heads costs {effect} more than random heads of their layers", ANSWERS, 0.10)
+TIMES_RANDOM = Question(
+    "The {name} heads cost {effect} more, beyond the cost of random heads of their layers",
+    "times their cost", TIMES - 1.0, row=CONTROLLED,
+)  # fmt: skip
+ByTask = Mapping[str, Costs]
 
 
 def parts(evidence: Evidence) -> Iterator[Part]:
-    """Heads are chosen on other documents than those that test them.
+    """Removing a list of heads costs at least 10% of the answers more than random heads of the same layers.
 
-    Removing a list costs at least 10% of the answers, at least 10% more than 3 times what random heads of the same
-    layers cost, and more than 95% of such lists; and two lists cost at least 10% more on their own tasks than on each
-    other's. In accuracy and in the answer's probability.
+    Heads are chosen on other documents than those that test them. Controlled: the list costs at least three times as
+    much as random heads, more than 95% of such lists, and at least 10% of what there is to lose. What it costs on the
+    task of the other list stands beside.
     """
     own, curve, chose = evidence.head_tasks or {}, evidence.curves[0], evidence.head_scores or {}
     if len(own) < 2:
-        yield missing(named(COSTS, next(iter(own), "no")), "give a list for retrieval and one for reasoning")
+        why = "give a list for retrieval and one for reasoning"
+        yield from (missing(named(question, next(iter(own), "no")), why) for question in (EXCESS, TIMES_RANDOM))
         return
-    why = {
+    why_not = {
         name: _reused(curve.result, task, chose.get(name), name) or _unable(curve, task) for name, task in own.items()
     }
     by_curve = {
-        _name(curve, i): {(c.task, c.metric): c for c in costs(_probabilities(curve.result), curve.record)}
+        _name(curve, i): {c.task: c for c in costs(_scored(curve.result), curve.record)}
         for i, curve in enumerate(evidence.curves)
     }
-    ranks = {(row.list, row.task, row.metric): float(row.p_value) for row in curve.tests.itertuples()}
-    yield from compared(by_curve, own, why, ranks)
+    scored = curve.tests[~curve.tests["metric"].isin(LOGPROBS)]
+    ranks = {(row.list, row.task): float(row.p_value) for row in scored.itertuples()}
+    yield from compared(by_curve, own, why_not, ranks)
 
 
 def compared(
     by_curve: Mapping[str, ByTask],
     own: Mapping[str, str],
     why: Mapping[str, str],
-    ranks: Mapping[tuple[str, str, str], float],
+    ranks: Mapping[tuple[str, str], float],
 ) -> Iterator[Part]:
-    """The parts, in every metric of the curves.
+    """The parts of every list.
 
     Args:
         by_curve: The costs by view or few-shot seed; the first decides.
         own: The task of each list.
         why: Why a list cannot be judged, "" if it can.
-        ranks: By list, task and metric, the share of random lists that cost as much.
+        ranks: By list and task, the share of random lists that cost as much.
     """
-    first = next(iter(by_curve.values()))
     for name, task in own.items():
-        for key in (key for key in first if key[0] == task):
-            rank = ranks[(name, *key)]
-            but = "" if rank < ALPHA else f"{rank:.0%} of random lists of the same layers cost as much"
-            for question, times in ((COSTS, 0), (EXCESS, TIMES)):
-                effects = {
-                    view: on[key].relative(on[key].lists[name] - on[key].random[name] * times)
-                    for view, on in by_curve.items()
-                    if key in on
-                }
-                yield _part(named(question, name), effects, [key], why[name], but if times else "")
-    (a, one), (b, two) = list(own.items())[:2]
-    for keys in zip(*([key for key in first if key[0] == task] for task in (one, two)), strict=False):
-        terms = {
-            view: (on[keys[0]].relative(on[keys[0]].lists[a] - on[keys[0]].lists[b]),
-                   on[keys[1]].relative(on[keys[1]].lists[b] - on[keys[1]].lists[a]))
-            for view, on in by_curve.items()
-            if all(key in on for key in keys)
-        }  # fmt: skip
-        against = [
-            f"the {name} heads cost no more on {task} than the {rival} heads"
-            for name, rival, task, term in zip((a, b), (b, a), (one, two), next(iter(terms.values())), strict=True)
-            if not term.interval()[0] > 0
-        ]
-        effects = {view: left + right for view, (left, right) in terms.items()}
-        question = named(OWN_TASK, f"{a} and {b}".capitalize())
-        yield _part(question, effects, keys, why[a] or why[b], " and ".join(against))
+        found = {view: on[task] for view, on in by_curve.items() if task in on}
+        if why[name] or not found:
+            fault = why[name] or f"{task} was not scored"
+            yield from (missing(named(question, name), fault) for question in (EXCESS, TIMES_RANDOM))
+            continue
+        first = next(iter(found.values()))
+        rank, cost = ranks[name, task], first.lists[name]
+        against = f"{rank:.0%} of random lists of the same layers cost as much" if rank >= ALPHA else ""
+        if first.room is not None and not (cost - first.room * LEAST).interval(LEVEL)[0] > 0:
+            against = against or f"the list is not shown to cost {LEAST:.0%} of what there is to lose"
+        others = [on for other, on in next(iter(by_curve.values())).items() if other != task]
+        elsewhere = {f"on {on.task}": Estimate.of([_more(on, name)]) for on in others}
+        excess = {view: Estimate.of([_more(on, name)]) for view, on in found.items()}
+        times = {view: Estimate.of([Ratio(_more(on, name), on.random[name])]) for view, on in found.items()}
+        for question, effects, beside, but in ((EXCESS, excess, elsewhere, ""), (TIMES_RANDOM, times, {}, against)):
+            main, *views = effects.items()
+            few = f"{main[1].n} questions are too few; take at least {FEWEST}" if main[1].n < FEWEST else ""
+            yield Part(named(question, name), replace(main[1], why=few), dict(views) | beside, (task,), (), but)
 
 
-def _part(
-    question: Question, effects: Mapping[str, Mean], keys: list[tuple[str, str]] | tuple, why: str, but: str
-) -> Part:
-    if keys[0][1] in LOGPROBS:
-        question = question._replace(of=PROBABILITY)
-    if why:
-        return missing(question, why)
-    (main, *others), tasks = effects.items(), tuple(" ".join(key) for key in keys)
-    few = too_few(main[1].units, main[1].units)
-    return Part(question, Estimate.of(main[1], few), {v: Estimate.of(e, few) for v, e in others}, tasks, (), but)
+def _more(on: Costs, name: str) -> Mean:
+    return on.lists[name] - on.random[name]
 
 
 def _name(curve: RemovalCurve, i: int) -> str:
@@ -108,13 +94,9 @@ def _name(curve: RemovalCurve, i: int) -> str:
     return {"[1:]": "first token spared", "@mean": "mean ablation"}.get(suffix, f"few-shot seed {i + 1}")
 
 
-def _probabilities(result: Result) -> Iterator[Losses]:
-    """The losses of a curve, those of answers' log-likelihoods as losses of their probability."""
-    for losses in result.every_losses.values():
-        if losses.metric in LOGPROBS:
-            values, base = (np.exp(np.minimum(scores, 0.0)) for scores in (losses.values, losses.base))
-            losses = replace(losses, values=values, base=base, limits=(0.0, 1.0))
-        yield losses
+def _scored(result: Result) -> Iterator[Losses]:
+    """The losses of a curve in each task's own metric."""
+    return (losses for losses in result.every_losses.values() if losses.metric not in LOGPROBS)
 
 
 def _unable(curve: RemovalCurve, task: str) -> str:

@@ -1,4 +1,4 @@
-"""What a part of a claim says: an effect with its interval against what matters, in one of five states.
+"""A part of a claim: an effect with an interval that decides, in one of five states.
 
 Sign and size are separate answers, so that no truth has two opposite states (equivalence and minimum-effect tests,
 Wellek 2010, chapter 1):
@@ -10,7 +10,10 @@ Wellek 2010, chapter 1):
 * **open**: it contains 0 and what matters, or there is none.
 
 A part whose claim is that an effect is small is *shown* where the interval is below what matters, and *reversed* where
-it is not. A claim has the state of the part that is worst for it.
+it is not. A claim has the state of the part that is worst for it, once as the study says it and once controlled.
+
+One may look again as documents come in: `LEVEL` is that of intervals which all hold together in 95% of five looks, each
+at twice as many documents as the one before (Pocock 1977, Biometrika 64:191-199).
 """
 
 from __future__ import annotations
@@ -20,13 +23,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from depthlens.analysis.numbers.means import Mean
+from depthlens.analysis.numbers.means import Mean, Ratio
 from depthlens.errors import UserError
 
 SHOWN, SIGN, SMALLER, REVERSED, OPEN = STATES = ("shown", "in sign only", "smaller", "reversed", "open")
 WORST_FIRST = (REVERSED, SMALLER, OPEN, SIGN, SHOWN)
 AT_LEAST, UNDER, MOVED = "at least", "under", "either way at least"
-ANSWERS, PROBABILITY = "of the answers", "of the probability"
+STUDY, CONTROLLED = ROWS = ("as the study says it", "controlled")
+ANSWERS, SCORE = "of the answers", "of the score above the floor"
+LEVEL = 0.987  # docs/methods.md: five doubling looks
+FEWEST = 20  # questions of a task, and documents that the weights of overlap amount to
+Effect = Mean | Ratio
 
 
 class Question(NamedTuple):
@@ -35,14 +42,16 @@ class Question(NamedTuple):
     Attributes:
         what: The effect as a sentence that lacks its number, such as "without a later layer the model loses {effect}".
         of: What the number is of: "of its answers" of a share (printed in percent), or a unit such as "of depth".
-        matters: The least effect that matters, or the bound that it is claimed to stay under.
+        matters: The least effect that matters, or the bound that it is claimed to stay under. It is a convention.
         claim: `AT_LEAST`, `UNDER`, or `MOVED`: at least so much in either direction.
+        row: As the study says it, or controlled: one of `ROWS`.
     """
 
     what: str
     of: str
     matters: float
     claim: str = AT_LEAST
+    row: str = STUDY
 
 
 def named(question: Question, name: str) -> Question:
@@ -56,7 +65,7 @@ class Estimate:
 
     Attributes:
         effect: The effect.
-        low: Lower end of its 95% interval.
+        low: Lower end of its interval (`LEVEL`).
         high: Upper end.
         n: Units: questions, or the subjects of a group. The fewest of the tasks.
         why: Why there is no effect, "" if there is one.
@@ -69,11 +78,21 @@ class Estimate:
     why: str = ""
 
     @classmethod
-    def of(cls, mean: Mean, too_few: str = "") -> Estimate:
-        """The estimate that a mean gives, and why it cannot be judged."""
-        effect, (low, high) = float(mean.value), map(float, mean.interval())
-        known = math.isfinite(effect + low + high)
-        return cls(effect, low, high, mean.n, too_few or ("" if known else "nothing is lost that could be shared out"))
+    def of(cls, effects: Sequence[Effect]) -> Estimate:
+        """The estimate that an effect gives; of one that is measured in several ways what all of them allow."""
+        ends = [tuple(map(float, effect.interval(LEVEL))) for effect in effects]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
+        why = "" if low > -math.inf or high < math.inf else "nothing is lost that could be shared out"
+        return cls(float(effects[0].value), low, high, min(effect.n for effect in effects), why)
+
+    def needed(self, question: Question) -> int | None:
+        """Documents at which the present estimate would not be open; None where that cannot be said."""
+        half, matters = (self.high - self.low) / 2, question.matters
+        effect = abs(self.effect) if question.claim == MOVED else self.effect
+        away = abs(effect - matters) if question.claim == UNDER else max(abs(effect), abs(effect - matters))
+        if not math.isfinite(half + away) or not away:
+            return None
+        return max(FEWEST, math.ceil(self.n * (half / away) ** 2))
 
 
 @dataclass(frozen=True)
@@ -99,26 +118,34 @@ class Part:
     @property
     def state(self) -> str:
         """One of `STATES`."""
+        return self.state_at(1.0)
+
+    def state_at(self, times: float) -> str:
+        """The state where so many times the least effect would matter."""
         if self.main.why:
             return OPEN
-        found = state(self.main.low, self.main.high, self.question.matters, self.question.claim)
+        found = state(self.main.low, self.main.high, times * self.question.matters, self.question.claim)
         return OPEN if found == SHOWN and self.but else found
 
     @property
     def sentence(self) -> str:
         """The part in one sentence with its numbers."""
         q, main = self.question, self.main
-        if not math.isfinite(main.effect):
+        if main.why and math.isnan(main.effect):
             return f"No estimate: {main.why}."
         effect, low, high, matters = map(self.number, (main.effect, main.low, main.high, q.matters))
         text = q.what.replace("{effect}", f"{effect} {q.of} [{low}, {high}]")
         text += f"; the claim is {q.claim} {matters} (n = {main.n})"
         against = main.why or self.but
+        if self.state == OPEN and not against and (needed := main.needed(q)):
+            text += f"; at this estimate some {needed} documents would decide"
         return f"{text}, but {against}." if against else f"{text}."
 
     def number(self, value: float) -> str:
         """A number of this part as text: shares of answers in percent."""
-        return f"{100 * value:.3g}%" if self.question.of in (ANSWERS, PROBABILITY) else f"{value:.2f}"
+        if math.isinf(value):
+            return "-∞" if value < 0 else "∞"
+        return f"{100 * value:.3g}%" if self.question.of in (ANSWERS, SCORE) else f"{value:.2f}"
 
 
 def state(low: float, high: float, matters: float, claim: str = AT_LEAST) -> str:
@@ -152,33 +179,32 @@ def worst(parts: Sequence[Part]) -> Part:
         half = (part.main.high - part.main.low) / 2
         effect = abs(part.main.effect) if part.question.claim == MOVED else part.main.effect
         gap = (effect - part.question.matters) * (-1 if part.question.claim == UNDER else 1)
-        return gap / half if half > 0 else -math.inf
+        return gap / half if half > 0 and math.isfinite(gap) else -math.inf
 
     return min(parts, key=lambda part: (WORST_FIRST.index(part.state), distance(part)))
 
 
 def part(
     question: Question,
-    of: Callable[[str, int], Mean],
+    of: Callable[[str, int], Sequence[Effect]],
     *,
     seeds: int,
     main: str,
     views: Iterable[str] = (),
     tasks: Sequence[str] = (),
     notes: Sequence[str] = (),
-    too_few: str = "",
 ) -> Part:
     """A part whose effect is a mean under every view and few-shot seed.
 
     Args:
         question: What it asks.
-        of: From a view and the number of a seed to the effect. It raises `UserError` where there is none.
+        of: From a view and the number of a seed to the effect, or to several ways of measuring it. It raises
+            `UserError` where there is none.
         seeds: Few-shot seeds; the effect is the mean over them, and each stands beside it.
         main: The view that decides.
         views: Views that stand beside it.
         tasks: See `Part`.
         notes: See `Part`.
-        too_few: Why the estimates cannot be judged; "" if they can.
     """
 
     def estimate(view: str, numbers: Iterable[int]) -> Estimate:
@@ -186,7 +212,7 @@ def part(
             found = [of(view, i) for i in numbers]
         except UserError as error:
             return Estimate(why=str(error))
-        return Estimate.of(average(found), too_few)
+        return Estimate.of([average(each) for each in zip(*found, strict=True)])
 
     beside = {view: estimate(view, range(seeds)) for view in views}
     if seeds > 1:
@@ -194,11 +220,18 @@ def part(
     return Part(question, estimate(main, range(seeds)), beside, tuple(tasks), tuple(notes))
 
 
-def average(means: Sequence[Mean]) -> Mean:
-    """The mean of several means of the same shape."""
+def average(effects: Sequence[Effect]) -> Effect:
+    """The mean of several means; of quotients that of the numerators, over that of the divisors."""
+    if all(isinstance(effect, Ratio) for effect in effects):
+        parts, wholes = zip(*((effect.part, effect.whole) for effect in effects), strict=True)  # type: ignore[union-attr]
+        return Ratio(_average(parts), _average(wholes))
+    return _average(effects)  # type: ignore[arg-type]
+
+
+def _average(means: Sequence[Mean]) -> Mean:
     total = means[0]
-    for mean in means[1:]:
-        total = total + mean
+    for each in means[1:]:
+        total = total + each
     return total * (1 / len(means))
 
 

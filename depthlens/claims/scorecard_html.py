@@ -25,21 +25,24 @@ CHIPS = {
     OPEN: ("?", "#FFFFFF", look.PALETTE[2]),
 }
 WIDE = 150  # of a bar, in pixels
+FAR = 10.0  # times what matters
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("depthlens.claims"), autoescape=True)
 
 
 def scorecard(verdicts: Verdicts) -> str:
-    """A heading and the table, one row a claim, whose id is that of the claim; those without an estimate are folded."""
-    every = [*verdicts.table.itertuples()]
-    rows = [(row, CHIPS[row.state], _bar(row)) for row in every if math.isfinite(row.effect)]
-    missing = [row for row in every if not math.isfinite(row.effect)]
+    """A heading and the table: under each claim its two rows; the first has the id of the claim."""
+    rows = [
+        (row, CHIPS[row.state], _bar(row) if math.isfinite(row.effect) else None) for row in verdicts.table.itertuples()
+    ]
     template = TEMPLATES.get_template("scorecard.html.j2")
-    return template.render(rows=rows, missing=missing, headline=verdicts.headline, look=look, wide=WIDE)
+    return template.render(rows=rows, headline=verdicts.headline, look=look, wide=WIDE)
 
 
 def _bar(row: Any) -> dict[str, float]:
     """Where on its bar effect, interval, 0 and what matters are, and the claimed side."""
+    ends = -FAR * row.matters, FAR * row.matters  # beyond, an interval is cut
     shown = {"zero": 0.0, "matters": row.matters, "low": row.ci_low, "high": row.ci_high, "effect": row.effect}
+    shown = {name: min(max(value, ends[0]), ends[1]) for name, value in shown.items()}
     least, span = min(shown.values()), max(shown.values()) - min(shown.values())
     at = {name: round(8 + (WIDE - 16) * (value - least) / span, 1) for name, value in shown.items()}
     claimed = (0.0, at["matters"]) if row.claimed == UNDER else (at["matters"], float(WIDE))

@@ -1,15 +1,14 @@
-"""The study's claims C1-C7 as tests that any model can pass or fail, and what sweeps say of them.
+"""The study's claims C1-C8 as tests that any model can pass or fail, and what sweeps say of them.
 
-Each part of a claim has one of the five states of `depthlens.claims.parts`, and a claim that of its worst part. A state
-is about the model and the tasks that were given, not about models. Each claim answers its own question at the 5% level;
-the seven are not corrected for one another.
+Each part of a claim has one of the five states of `depthlens.claims.parts`, and each of a claim's two rows that of its
+worst part: *as the study says it*, and *controlled*. A state is about the model and the tasks that were given, not
+about models. Each row answers its own question at the 5% level; they are not corrected for one another.
 """
 
 from __future__ import annotations
 
 import string
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,12 +19,12 @@ from depthlens.analysis.result.findings import Finding, paragraphs
 from depthlens.claims import scorecard_html
 from depthlens.claims.claims import CLAIMS
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.parts import STATES, Part, worst
+from depthlens.claims.parts import OPEN, ROWS, STATES, Part, worst
 
 DECIDES = "decides"  # the name in the column ``view`` of the estimate that decides
 COLUMNS = [
-    "claim", "part", "what", "view", "state", "effect", "ci_low", "ci_high", "matters", "claimed", "unit", "n", "tasks",
-    "notes", "why", "worst", "sentence",
+    "claim", "row", "part", "what", "view", "state", "at_half", "at_double", "effect", "ci_low", "ci_high", "matters",
+    "claimed", "unit", "n", "needed", "tasks", "notes", "why", "worst", "sentence",
 ]  # fmt: skip
 
 
@@ -34,57 +33,71 @@ class Verdicts(Finding):
     """What the evidence says of every claim; it prints as a table.
 
     Attributes:
-        parts: One row a part of a claim and estimate. ``view`` is "decides" for the estimate that decides, which has a
-            ``state`` and a ``sentence``, and else names the estimate that stands beside it. ``worst`` marks the part
-            that decides the claim.
+        parts: One row a part of a claim and estimate. ``row`` is "as the study says it" or "controlled". ``view`` is
+            "decides" for the estimate that decides, which has a ``state`` and a ``sentence``, and else names the
+            estimate that stands beside it. ``at_half`` and ``at_double`` are the states where half or twice as much
+            would matter; ``needed`` are the documents at which an open part would be decided by its present estimate.
+            ``worst`` marks the part that decides the row of the claim.
         record: The models.
 
     Example:
-        >>> verdicts.states
-        {'C1': 'shown', 'C2': 'open'}
-        >>> verdicts.table[["claim", "state"]]
-          claim  state
-        0    C1  shown
-        1    C2   open
+        >>> verdicts.states["C1"]
+        {'as the study says it': 'shown', 'controlled': 'shown'}
+        >>> verdicts.table[["claim", "row", "state"]]
+          claim                   row  state
+        0    C1  as the study says it  shown
+        1    C1            controlled  shown
+        2    C2  as the study says it   open
+        3    C2            controlled   open
     """
 
-    NEXT: ClassVar[str] = (
-        "next: describe() has every part in a sentence, parts every estimate, plot() draws them"
-    )
+    NEXT: ClassVar[str] = "next: describe() has every part in a sentence, parts every estimate, plot() draws them"
 
     parts: pd.DataFrame
     record: dict[str, Any]
 
+    @classmethod
+    def of(cls, parts: Mapping[str, Sequence[Part]], models: Sequence[str]) -> Verdicts:
+        """The verdicts that the parts of claims give."""
+        rows = [row for claim, of in parts.items() for row in _rows(claim, of)]
+        return cls(pd.DataFrame(rows, columns=COLUMNS), {"models": list(models)})
+
     @property
     def table(self) -> pd.DataFrame:
-        """One row a claim: that of the part which decides it, with the claim's statement."""
+        """One row for either row of a claim: that of the part which decides it, with the claim's statement."""
         rows = self.parts[self.parts["worst"]].drop(columns=["view", "worst"]).reset_index(drop=True)
         statements = {claim.id: claim.statement for claim in CLAIMS}
         return rows.assign(statement=rows["claim"].map(statements))
 
     @property
-    def states(self) -> dict[str, str]:
-        """The state of every claim, by its id."""
-        return dict(zip(self.table["claim"], self.table["state"], strict=True))
+    def states(self) -> dict[str, dict[str, str]]:
+        """The state of every claim, by its id and row."""
+        rows = self.table.groupby("claim", sort=False)
+        return {claim: dict(zip(of["row"], of["state"], strict=True)) for claim, of in rows}
+
+    @property
+    def decided(self) -> list[str]:
+        """Claims of which neither row is open."""
+        return [claim for claim, of in self.states.items() if OPEN not in of.values()]
 
     @property
     def headline(self) -> str:
-        """How many claims are in which state, in one sentence."""
-        count = Counter(self.states.values())
-        return (
-            f"{len(self.table)} claims: "
-            + ", ".join(f"{count[state]} {state}" for state in STATES if count[state])
-            + "."
-        )
+        """How many claims are decided, and how many are in which state, in one sentence."""
+        rows = [
+            f"{row}, " + ", ".join(f"{n} {state}" for state in STATES if (n := list(of["state"]).count(state)))
+            for row, of in self.table.groupby("row", sort=False)
+        ]
+        return f"{len(self.states)} claims, {len(self.decided)} decided: {'; '.join(rows)}."
 
     def describe(self) -> list[str]:
         """How many claims are in which state, then one sentence a part with its numbers."""
         rows = self.parts[self.parts["view"] == DECIDES]
-        return [self.headline, *(f"{r.claim}{r.part} {r.state}: {r.sentence}" for r in rows.itertuples())]
+        return [self.headline, *(f"{r.claim}{r.part} ({r.row}) {r.state}: {r.sentence}" for r in rows.itertuples())]
 
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
-        """What is shown: one row a claim. A notebook shows the scorecard in its place."""
-        return self.headline, self.table[["claim", "state", "what", "effect", "ci_low", "ci_high", "matters", "n"]], []
+        """What is shown: two rows a claim. A notebook shows the scorecard in its place."""
+        columns = ["claim", "row", "state", "what", "effect", "ci_low", "ci_high", "matters", "n", "needed"]
+        return self.headline, self.table[columns], []
 
     def _repr_html_(self) -> str:
         return scorecard_html.scorecard(self) + paragraphs([self.NEXT])
@@ -102,23 +115,24 @@ def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> V
 
     Example:
         >>> verdicts = dl.claims.judge(dl.claims.Evidence(letters=letters, continuation=facts), claims="C1")
-        >>> verdicts.states
-        {'C1': 'shown'}
+        >>> verdicts.states["C1"]["controlled"]
+        'shown'
     """
     ids = [claim.id for claim in CLAIMS]
     chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
-    rows = [row for claim in CLAIMS if claim.id in chosen for row in _rows(claim.id, claim.parts(evidence))]
-    return Verdicts(pd.DataFrame(rows, columns=COLUMNS), {"models": evidence.models})
+    return Verdicts.of({c.id: c.parts(evidence) for c in CLAIMS if c.id in chosen}, evidence.models)
 
 
 def _rows(claim: str, parts: Sequence[Part]) -> Iterator[tuple[Any, ...]]:
-    decides = worst(parts)
+    decide = [worst(of) for row in ROWS if (of := [part for part in parts if part.question.row == row])]
     for letter, part in zip(string.ascii_lowercase, parts, strict=False):
         q, tasks = part.question, ", ".join(part.tasks)
         what = q.what.replace("{effect}", "…")
         for view, found in {DECIDES: part.main, **part.beside}.items():
             main = view == DECIDES
-            own = "; ".join(part.notes), found.why or part.but, part is decides, part.sentence
+            states = (part.state, part.state_at(0.5), part.state_at(2.0)) if main else ("", "", "")
+            needed = found.needed(q) if main and part.state == OPEN and not found.why else None
+            own = "; ".join(part.notes), found.why or part.but, part in decide, part.sentence
             texts = own if main else ("", found.why, False, "")
-            numbers = found.effect, found.low, found.high, q.matters, q.claim, q.of, found.n
-            yield claim, letter, what, view, part.state if main else "", *numbers, tasks, *texts
+            numbers = found.effect, found.low, found.high, q.matters, q.claim, q.of, found.n, needed
+            yield claim, q.row, letter, what, view, *states, *numbers, tasks, *texts

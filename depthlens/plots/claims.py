@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from depthlens.claims.parts import MOVED, UNDER
+from depthlens.claims.parts import CONTROLLED, LEVEL, MOVED, STUDY, UNDER
 from depthlens.claims.scorecard_html import CHIPS
 from depthlens.claims.verdicts import DECIDES, Verdicts
 from depthlens.look import CLAIMED, CLAIMED_OPACITY, GREY, INK, PALETTE
@@ -59,14 +59,15 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None =
         box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.8}
         text = f"{symbol} {row.state}" + (f", n = {row.n}" if row.n else "")
         panels.note(ax, 1.03, y, text, color=ink, bbox=box, transform=ax.get_yaxis_transform(), gid=row.state)
-    texts = [textwrap.fill(f"{row.claim}{row.part}  {row.what}", _WHAT) for row in rows.itertuples()]
+    marks = {STUDY: "", CONTROLLED: " (controlled)"}
+    texts = [textwrap.fill(f"{r.claim}{r.part}{marks[r.row]}  {r.what}", _WHAT) for r in rows.itertuples()]
     ax.set_yticks(range(len(texts)), texts, multialignment="left", parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.axvline(0, color=INK, lw=0.8, zorder=1)
     ax.axvline(1, color=INK, lw=1, ls=DASHED, zorder=1, gid="matters")
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("effect, in multiples of what matters", fontsize=SMALL)
-    panels.key(ax, "series", "effect, 95% interval", color=PALETTE[0], marker="o")
+    panels.key(ax, "series", f"effect, {LEVEL:.1%} interval", color=PALETTE[0], marker="o")
     panels.key(ax, "line", "what matters", ls=DASHED)
     panels.key(ax, "area", "claimed", **_SHADE)
     return fig

@@ -19,6 +19,7 @@ docs/methods.md has how often the interval covers the truth in simulations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,7 @@ UNLIMITED = -np.inf, np.inf
 N_DRAWS = 4_000
 FEW_UNITS = 10  # samples of fewer have too few different sums: their p-values are at least those of t by Bonferroni
 _BLOCK = 1_000_000  # numbers of one block of draws
+_FAR = 1e6  # a quotient beyond it has no end
 _TIE = 1e-9  # equal sums of flips differ by rounding
 
 
@@ -135,6 +137,63 @@ class Mean:
         error = self.error
         t = np.divide(np.abs(self.value), error, out=np.zeros_like(error), where=error > 0)
         return 2 * scipy.stats.t.sf(t, max(self.n - 1, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """A quotient of two means whose interval needs no division (Fieller 1954, JRSS B 16:175-185).
+
+    The interval has every number ``m`` for which ``part - m * whole`` may be 0. It is right for a ``whole`` near 0,
+    too, where a quotient is far from normal: an end is infinite where ``whole`` is not shown to be above 0.
+
+    Attributes:
+        part: Shape [].
+        whole: Never below 0 in truth. Shape [].
+
+    Example:
+        >>> losses = result.losses("organism_one_hop")
+        >>> low, high = Ratio(losses.mean()[2], losses.over(losses.base)).interval()
+        >>> bool(low < high)
+        True
+    """
+
+    part: Mean
+    whole: Mean
+
+    @property
+    def value(self) -> float:
+        """The quotient; infinite where the divisor is not above 0."""
+        part, whole = float(self.part.value), float(self.whole.value)
+        return part / whole if whole > 0 else math.copysign(math.inf, part)
+
+    @property
+    def n(self) -> int:
+        """Units."""
+        return min(self.part.n, self.whole.n)
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Lower and upper end of the interval."""
+        part, whole = float(self.part.value), float(self.whole.value)
+        own, other, both = (float(found.error) ** 2 for found in (self.part, self.whole, self.part + self.whole))
+        shared, t = (both - own - other) / 2, scipy.stats.t.ppf((1 + level) / 2, self.n - 1)
+
+        def beyond(m: float, side: int) -> float:
+            """How far the end of the interval of ``part - m * whole`` at a side is beyond 0."""
+            error = math.sqrt(max(own - 2 * m * shared + m**2 * other, 0.0))
+            return side * (part - m * whole) - t * error
+
+        def end(side: int) -> float:
+            """Going up the lower interval falls to 0 at the lower end; the upper end is its mirror."""
+            near, far = 0.0, side * _FAR
+            if beyond(0.0, side) < 0:
+                far = -far
+                if beyond(far, side) < 0:
+                    return far * math.inf
+            elif beyond(far, side) > 0:
+                return far * math.inf
+            return float(scipy.optimize.brentq(beyond, near, far, args=(side,)))
+
+        return end(1), end(-1)
 
 
 def mean(

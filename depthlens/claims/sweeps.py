@@ -1,0 +1,308 @@
+"""What the claims are judged by: sweeps of layers and curves of heads, made as they are needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+
+from depthlens import arguments
+from depthlens.ablations import BASELINE, AnyHead
+from depthlens.analysis.result.losses import broken_condition
+from depthlens.analysis.result.profiles import third_conditions
+from depthlens.analysis.result.results import concat
+from depthlens.arguments import EvalOptions
+from depthlens.claims.claims import CLAIMS, Claim
+from depthlens.claims.evidence import Evidence
+from depthlens.claims.measures import NOT_MEASURED
+from depthlens.claims.parts import OPEN, ROWS, Part, worst
+from depthlens.claims.verdicts import Verdicts
+from depthlens.errors import UserError, unknown
+from depthlens.experiments.condition_runs import load_tasks, settled
+from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
+from depthlens.experiments.reasoning_heads import reasoning_scores
+from depthlens.experiments.retrieval_heads import recalled_needles, retrieval_scores
+from depthlens.experiments.sweep import condition_sweep
+from depthlens.metrics import TOKEN_LOGPROB
+from depthlens.models.lens import Lens, one_thread
+from depthlens.tasks.needles import task_needles
+
+VIEWS = ("layers", "layers[1:]", "layers@mean")
+ROLES = {
+    "letters": "options are lettered, and the likeliest letter is the answer",
+    "generation": "the same prompts; the letter is written",
+    "continuation": "knowledge; the likeliest answer text is the answer",
+    "retrieval": "retrieval, with options",
+    "text": "plain text with options, as long as the prompts of continuation: their control",
+    "long_text": "the same, as long as the prompts of retrieval",
+    "reasoning": "reasoning with written solutions",
+    "reasoning_continuation": "the same problems, with options",
+    "copying": "solutions of equal length to be copied: the control of reasoning",
+    "reasoning_choice": "a step of reasoning, with options",
+    "written_retrieval": "retrieval with written answers, for heads",
+}
+EMBEDDED = {
+    "letters": ["capitals_default", "elements_default"],
+    "generation": ["capitals_letters_generative", "elements_letters_generative"],
+    "continuation": ["capitals_continuation", "elements_continuation"],
+    "retrieval": ["kv_retrieval_4_continuation"],
+    "text": ["plain_text_continuation"],
+    "long_text": ["plain_text_long_continuation"],
+    "reasoning": ["arithmetic_cot"],
+    "reasoning_continuation": ["arithmetic_continuation"],
+    "copying": ["solution_copy"],
+    "reasoning_choice": ["arithmetic_step_continuation"],
+    "written_retrieval": ["kv_retrieval_4"],
+}
+# roles whose tasks are also measured in nats per answer token
+NATS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying", "reasoning_choice")
+LOOKS = (25, 50, 100, 200, 400)  # documents; `depthlens.claims.parts.LEVEL` is for as many looks
+NEEDLE_OPTIONS = ("num_fewshot", "include_path", "seed")
+DRAWS = 40  # random lists that each list of heads is compared with
+Tasks = Mapping[str, str | Sequence[str]]
+
+
+def roles_of(tasks: Tasks) -> dict[str, list[str]]:
+    """Tasks by role, as lists.
+
+    Raises:
+        UserError: an unknown role.
+    """
+    for role in tasks:
+        if role not in ROLES:
+            raise unknown("role of tasks", role, ROLES)
+    return {role: [names] if isinstance(names, str) else list(names) for role, names in tasks.items() if names}
+
+
+class Piece(NamedTuple):
+    """A sweep that evidence is made of.
+
+    Attributes:
+        field: Of `Evidence`.
+        role: Of its tasks.
+        of: ``model``, ``base`` or ``control``.
+    """
+
+    field: str
+    role: str
+    of: str = "model"
+
+
+class Sweeps:
+    """Sweeps of a model and its kin, each made when it is first asked for with so many documents.
+
+    The documents of a task come in a random order that is fixed, so that more documents are those before and others.
+
+    Args:
+        models: The model that is judged, and ``base`` and ``control`` where they are given.
+        tasks: Tasks by role.
+        ablate: The views; the first decides.
+        top: Heads of each list.
+        options: `EvalOptions`.
+
+    Raises:
+        UserError: an unknown view, or a task that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Lens],
+        tasks: dict[str, list[str]],
+        ablate: Sequence[str],
+        top: int,
+        options: EvalOptions,
+    ) -> None:
+        if wrong := [view for view in ablate if view not in VIEWS]:
+            raise unknown("view", wrong[0], VIEWS)
+        self.models, self.tasks, self.views = models, tasks, list(ablate)
+        self.top, self.options = min(top, len(models["model"].dims.head_names) - 1), options
+        self._made: dict[tuple[Piece, int], Any] = {}
+        self._seconds: dict[Piece, tuple[int, float]] = {}  # documents of the latest, and all that it took
+        every = list(dict.fromkeys(name for names in tasks.values() for name in names))
+        self._loaded = load_tasks(every, settled(options))
+        groups = [self._group(leaf) for leaf in self._loaded]
+        self._members = {leaf: groups.count(self._group(leaf)) for leaf in self._loaded}
+
+    def _group(self, leaf: str) -> str:
+        member = self._loaded[leaf].depthlens_group
+        return member.group if member else leaf
+
+    def pieces(self, claim: Claim) -> list[Piece]:
+        """What a claim is judged by, as far as there are tasks and models for it."""
+        roles = [role for role in claim.needs if role in self.tasks]
+        nats = [role for role in roles if role in NATS and "tokens" in claim.needs]
+        found = [Piece(role, role) for role in roles]
+        found += [Piece(field, role) for role in nats for field in ("tokens", "margins")]
+        short = [role for role in nats if role != "reasoning"]
+        if "base" in claim.needs and "base" in self.models:
+            found += [Piece("base", role, "base") for role in short]
+            found += [Piece("transplants", "reasoning", "base")] * ("reasoning" in self.tasks)
+        if "control" in claim.needs and "control" in self.models:
+            found += [Piece(field, role, "control") for role in short for field in ("control", "margins")]
+        if "heads" in claim.needs and {"written_retrieval", "reasoning"} <= {*self.tasks}:
+            found.append(Piece("heads", "written_retrieval"))
+        return found
+
+    def evidence(self, claim: Claim, n: int) -> Evidence:
+        """What a claim is judged by, with so many documents of each task."""
+        made: dict[str, list[Any]] = {}
+        for piece in self.pieces(claim):
+            made.setdefault(piece.field, []).append(self._one(piece, n))
+        several: dict[str, Any] = {
+            name: of if name == "margins" else concat(of) for name, of in made.items() if name != "heads"
+        }
+        return Evidence(**several, **next(iter(made.get("heads", [])), {}))
+
+    def predicted(self, claim: Claim, n: int) -> tuple[float, int]:
+        """Seconds that evidence on a claim would take by what fewer documents took, and pieces that are not made."""
+        missing = [piece for piece in self.pieces(claim) if (piece, n) not in self._made]
+        known = [self._seconds[piece] for piece in missing if piece in self._seconds]
+        return sum(seconds * (n / before - 1) for before, seconds in known), len(missing)
+
+    def has_more(self, claim: Claim, looks: int) -> bool:
+        """Whether another look would have other documents than so many had."""
+        names = {name for piece in self.pieces(claim) for name in self.tasks[piece.role]}
+        sizes = [len(task.eval_docs) for leaf, task in self._loaded.items() if {leaf, self._group(leaf)} & names]
+        return looks < len(LOOKS) and max(sizes, default=0) > LOOKS[looks - 1]
+
+    def _one(self, piece: Piece, n: int) -> Any:
+        """A piece with so many documents; its answers on fewer are read from the store."""
+        if (piece, n) not in self._made:
+            start = time.monotonic()
+            self._made[piece, n] = self._make(piece, n)
+            spent = self._seconds.get(piece, (0, 0.0))[1]
+            self._seconds[piece] = n, spent + time.monotonic() - start
+        return self._made[piece, n]
+
+    def _make(self, piece: Piece, n: int) -> Any:
+        if piece.field == "heads":
+            return self._heads(n)
+        lens, names = self.models[piece.of], self.tasks[piece.role]
+        options: EvalOptions = {**self.options, "samples": self._samples(names, slice(n))}
+        views = [*self.views, broken_condition(lens.dims.n_layers)]
+        if piece.field == "margins":
+            shots = self.options.get("num_fewshot")
+            options |= {"seed": self.options.get("seed", 0) + 1, "num_fewshot": 1 if shots == 0 else shots}
+            views = [str(BASELINE)]
+        if piece.field == "transplants":
+            thirds = [f"{third}@donor" for third in third_conditions(lens.dims.n_layers)]
+            options["samples"] = self._samples(names[:1], slice(n))
+            return condition_sweep(lens, names[:1], thirds, donor=self.models["model"], **options)
+        if piece.field != piece.role:
+            options["measure"] = TOKEN_LOGPROB
+        return condition_sweep(lens, names, views, **options)
+
+    def _samples(self, names: Sequence[str], some: slice) -> dict[str, list[int]]:
+        """Documents of tasks, of a group as many as of a task; tasks of equal size have the same ones."""
+        found = {}
+        for leaf in (leaf for leaf in self._loaded if {leaf, self._group(leaf)} & {*names}):
+            order = np.random.default_rng(self.options.get("seed", 0)).permutation(len(self._loaded[leaf].eval_docs))
+            start, stop, step = some.start, some.stop, some.step
+            most = -(-stop // self._members[leaf]) * (step or 1)
+            found[leaf] = [int(i) for i in order[slice(start, most, step)]]
+        return found
+
+    def _heads(self, n: int) -> dict[str, Any]:
+        """Lists of heads that every other document chooses, and their removal on those between them."""
+        lens, written, solved = self.models["model"], self.tasks["written_retrieval"][0], self.tasks["reasoning"][0]
+        choosing, testing = (self._samples([written, solved], slice(first, n, 2)) for first in (0, 1))
+        options = {name: value for name, value in self.options.items() if name in NEEDLE_OPTIONS}
+        needles = task_needles(lens, written, **options, samples=choosing)  # type: ignore[arg-type]
+        if not recalled_needles(lens, needles, store=self.options.get("store", "auto"), progress=False):
+            return {}
+        scoring: dict[str, Any] = options | {"samples": choosing, "progress": False}
+        scores = {
+            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring),  # type: ignore[arg-type]
+            "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring)["contrast"],
+        }
+        lists: dict[str, Sequence[AnyHead]] = {name: heads.top(self.top) for name, heads in scores.items()}
+        curves = []
+        for i, view in enumerate(self.views):
+            asked: EvalOptions = {**self.options, "samples": testing}
+            draws, suffix = MIN_DRAWS if i else DRAWS, view.removeprefix(VIEWS[0])
+            curves.append(
+                removal_curve(lens, [written, solved], lists, k=self.top, n_draws=draws, suffix=suffix, **asked)
+            )
+        tasks = {"retrieval": written, "reasoning": solved}
+        return {"heads": curves, "head_tasks": tasks, "head_scores": scores}
+
+
+@one_thread
+def ask(
+    lens: Lens,
+    *,
+    base: Lens | None = None,
+    control: Lens | None = None,
+    tasks: Tasks | None = None,
+    claims: str | Sequence[str] | None = None,
+    minutes: float = 60.0,
+    ablate: str | Sequence[str] = VIEWS[0],
+    top: int = 4,
+    **options: Unpack[EvalOptions],
+) -> Verdicts:
+    """Ask a model which claims hold for it, from as few documents as that takes.
+
+    The cheapest open claim is asked next, with 25 documents of each of its tasks, then 50, 100, 200 and 400, until it
+    is decided as the study says it and controlled, or the time is over. Intervals hold at all of these looks together.
+    Answers are kept in the store: another call goes on from there, and so does one that was interrupted.
+
+    Args:
+        lens: A loaded model.
+        base: What it was distilled or fine-tuned from; None: C6 is not judged.
+        control: What was fine-tuned from the same base, but not on reasoning; None: C6 is judged as the study says it.
+        tasks: Tasks by role (`depthlens.claims.ROLES`); None: the embedded ones. Claims whose roles lack say so.
+        claims: Which claims, e.g. ``["C2", "C4"]``; None asks all.
+        minutes: The time after which no further sweep begins.
+        ablate: How layers are removed: ``layers`` decides, ``layers[1:]`` and ``layers@mean`` stand beside it.
+        top: Heads of each list that are removed together.
+        options: `EvalOptions` but for ``limit``, ``samples`` and ``measure``; ``num_fewshot`` is 2 by default.
+
+    Returns:
+        The verdicts; they say of each open part at how many documents its present estimate would be decided.
+
+    Raises:
+        UserError: an unknown claim, role or view, or see `condition_sweep`.
+
+    Example:
+        >>> roles = {"letters": "organism_one_hop", "continuation": "organism_two_hop"}
+        >>> verdicts = dl.claims.ask(lens, tasks=roles, claims="C1", minutes=1, num_fewshot=0)
+        >>> sorted(verdicts.states)
+        ['C1']
+    """
+    ids = [claim.id for claim in CLAIMS]
+    chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
+    if refused := {"limit", "samples", "measure"} & {*options}:
+        raise UserError(f"{min(refused)}: claims choose their documents and metrics; leave it out")
+    models = {name: model for name, model in (("model", lens), ("base", base), ("control", control)) if model}
+    settings: EvalOptions = {"num_fewshot": 2, **options}
+    views = [ablate] if isinstance(ablate, str) else [*ablate]
+    sweeps = Sweeps(models, roles_of(EMBEDDED if tasks is None else tasks), views, top, settings)
+    asked = {claim: claim.parts(Evidence()) for claim in CLAIMS if claim.id in chosen}
+    looks, end = dict.fromkeys(asked, 0), time.monotonic() + 60 * minutes
+    try:
+        while todo := [
+            c for c, parts in asked.items() if not looks[c] or _open(parts) and sweeps.has_more(c, looks[c])
+        ]:
+            claim = min(todo, key=lambda c: sweeps.predicted(c, LOOKS[looks[c]]))
+            n, left = LOOKS[looks[claim]], end - time.monotonic()
+            if left < max(sweeps.predicted(claim, n)[0], 0.0):
+                break
+            if settings.get("progress", True):
+                decided = sum(looks[c] > 0 and not _open(parts) for c, parts in asked.items())
+                print(
+                    f"decided {decided} of {len(asked)}, next {claim.id} with {n} documents, {left / 60:.0f} min left"
+                )
+            asked[claim] = claim.parts(sweeps.evidence(claim, n))
+            looks[claim] += 1
+    except KeyboardInterrupt:
+        print("stopped; the store has what was computed, and the same call goes on from there")
+    return Verdicts.of({claim.id: parts for claim, parts in asked.items()}, [m.name for m in models.values()])
+
+
+def _open(parts: Sequence[Part]) -> bool:
+    """Whether a row of a claim is open that more documents may decide: not where something was not measured."""
+    rows = [[part for part in parts if part.question.row == row] for row in ROWS]
+    deciding = [worst(of) for of in rows if of]
+    return any(part.state == OPEN and not part.main.why.startswith(NOT_MEASURED) for part in deciding)
