@@ -126,14 +126,13 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     control = {"continuation": known["continuation"], "reasoning_choice": Task(early, little), "rest": Task(flat)}
     return {
         "shallow layers matter most, most of all to texts": ({"tasks": shallow}, ("C1", "C2", "C3", "C7")),
-        "reasoning is deep": ({"tasks": deep, "control": control}, ("C4", "C6")),
+        "reasoning is deep": ({"tasks": deep, "control": control}, ("C4", "C6", "C8")),
     }
 
 
 HEADS_FALSE = {
     "no head matters": {"cost": {}},
     "heads matter for retrieval, none for reasoning": {"cost": {"retrieval": 0.3}},
-    "heads matter for both tasks": {"cost": {"retrieval": 0.3, "reasoning": 0.3}, "both": True},
     "lists cost nothing, removing other heads helps": {"cost": {}, "others": -0.1},
 }
 HEADS_TRUE = {"heads matter for their own task": {"cost": {"retrieval": 0.6, "reasoning": 0.6}}}

@@ -136,7 +136,7 @@ def run(
     raise typer.Exit(report.exit_code)
 
 
-for command in (notebooks.compare, notebooks.answers, notebooks.gallery):
+for command in (notebooks.claims, notebooks.compare, notebooks.answers, notebooks.gallery):
     app.command()(experiments.with_options()(command))
 app.command()(experiments.with_options("dtype")(exports.export))
 for of_store in (answers.list, answers.show, answers.prune):

@@ -29,6 +29,7 @@ from depthlens.claims.measures import (
 )
 from depthlens.claims.parts import (
     ANSWERS,
+    APART,
     AT_LEAST,
     CONTROLLED,
     SCORE,
@@ -59,7 +60,9 @@ CRITICAL = _both("Scored by {name}, L0 or L1 costs {effect} more than a later la
 WRITTEN = _both("A layer beyond the first third costs {effect} more if {name} is written, not chosen", 0.10)
 TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
 SLOPE = TREND._replace(of=LAYER, matters=0.25, row=CONTROLLED)
-VARIES = Question("What the first third costs beyond the last differs between two {name} by {effect}", ANSWERS, 0.10)
+VARIES = Question(
+    "What the first third costs beyond the last differs between two {name} by {effect}", ANSWERS, 0.10, APART
+)
 VARIES_MORE = VARIES._replace(of=LAYER, matters=0.5, row=CONTROLLED)
 VARIES_RELATIVE = VARIES._replace(of=SCORE, row=CONTROLLED)
 

@@ -34,7 +34,7 @@ class Claim:
         >>> claim
         C3: Knowledge and retrieval depend mostly on shallow layers.
         >>> claim.needs
-        ('continuation', 'retrieval', 'text', 'long_text', 'tokens')
+        ('continuation', 'retrieval', 'text', 'long_text', 'tokens', 'margins')
     """
 
     id: str
@@ -72,13 +72,13 @@ CLAIMS = (
     Claim(
         "C3",
         "Knowledge and retrieval depend mostly on shallow layers.",
-        in_depth.c3, ("continuation", "retrieval", "text", "long_text", "tokens"),
+        in_depth.c3, ("continuation", "retrieval", "text", "long_text", "tokens", "margins"),
         (in_depth.SHALLOW, in_depth.SHALLOWER),
     ),
     Claim(
         "C4",
         "Reasoning accuracy depends mostly on middle and deep layers, more than knowledge does.",
-        in_depth.c4, ("continuation", "reasoning", "copying", "reasoning_choice", "tokens"),
+        in_depth.c4, ("continuation", "reasoning", "copying", "reasoning_choice", "tokens", "margins"),
         (in_depth.DEEP, in_depth.DEEPER_THAN),
     ),
     Claim(
@@ -89,7 +89,7 @@ CLAIMS = (
     Claim(
         "C6",
         "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
-        in_depth.c6, ("continuation", "reasoning", "reasoning_choice", "tokens", "base", "control", "transplants"),
+        in_depth.c6, ("continuation", "reasoning", "reasoning_choice", "tokens", "margins", "base", "control", "transplants"),
         (in_depth.RESHAPED, in_depth.SHIFT, in_depth.GAINED, in_depth.RECOVERED),
     ),
     Claim(

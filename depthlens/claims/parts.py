@@ -12,8 +12,8 @@ Wellek 2010, chapter 1):
 A part whose claim is that an effect is small is *shown* where the interval is below what matters, and *reversed* where
 it is not. A claim has the state of the part that is worst for it, once as the study says it and once controlled.
 
-One may look again as documents come in: `LEVEL` is that of intervals which all hold together in 95% of five looks, each
-at twice as many documents as the one before (Pocock 1977, Biometrika 64:191-199).
+One may look again as documents come in: intervals of `LEVEL` hold together at five looks, each at twice as many
+documents as the one before (Pocock 1977, Biometrika 64:191-199), and for two parts, in 95% of samples.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from depthlens.analysis.numbers.means import Mean, Ratio
 from depthlens.errors import UserError
 
 SHOWN, SIGN, SMALLER, REVERSED, OPEN = STATES = ("shown", "in sign only", "smaller", "reversed", "open")
 WORST_FIRST = (REVERSED, SMALLER, OPEN, SIGN, SHOWN)
-AT_LEAST, UNDER, MOVED = "at least", "under", "either way at least"
+AT_LEAST, UNDER, MOVED, APART = "at least", "under", "either way at least", "at least, as chosen on the other half,"
 STUDY, CONTROLLED = ROWS = ("as the study says it", "controlled")
 ANSWERS, SCORE = "of the answers", "of the score above the floor"
-LEVEL = 0.987  # docs/methods.md: five doubling looks
+LEVEL = 0.993  # five looks at twice as many documents each, and two parts a row; docs/methods.md
 FEWEST = 20  # questions of a task, and documents that the weights of overlap amount to
 Effect = Mean | Ratio
 
@@ -43,7 +45,8 @@ class Question(NamedTuple):
         what: The effect as a sentence that lacks its number, such as "without a later layer the model loses {effect}".
         of: What the number is of: "of its answers" of a share (printed in percent), or a unit such as "of depth".
         matters: The least effect that matters, or the bound that it is claimed to stay under. It is a convention.
-        claim: `AT_LEAST`, `UNDER`, or `MOVED`: at least so much in either direction.
+        claim: `AT_LEAST`, `UNDER`, `MOVED`: at least so much in either direction, or `APART`: at least so much in the
+            direction that other documents chose, so that less than nothing is just too small.
         row: As the study says it, or controlled: one of `ROWS`.
     """
 
@@ -81,7 +84,7 @@ class Estimate:
     def of(cls, effects: Sequence[Effect]) -> Estimate:
         """The estimate that an effect gives; of one that is measured in several ways what all of them allow."""
         ends = [tuple(map(float, effect.interval(LEVEL))) for effect in effects]
-        low, high = min(low for low, _ in ends), max(high for _, high in ends)
+        low, high = float(np.min(ends)), float(np.max(ends))  # NaN where one of them is
         why = "" if low > -math.inf or high < math.inf else "nothing is lost that could be shared out"
         return cls(float(effects[0].value), low, high, min(effect.n for effect in effects), why)
 
@@ -165,7 +168,7 @@ def state(low: float, high: float, matters: float, claim: str = AT_LEAST) -> str
         return SHOWN if high < matters else REVERSED if low >= matters else OPEN
     if low >= matters:
         return SHOWN
-    if high < 0:
+    if high < 0 and claim != APART:
         return REVERSED
     if high < matters:
         return SMALLER

@@ -58,6 +58,8 @@ EMBEDDED = {
 }
 # roles whose tasks are also measured in nats per answer token
 NATS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying", "reasoning_choice")
+# roles whose answers are long enough that options of writing are for them
+WRITTEN, WRITING = ("reasoning", "copying"), ("gen_kwargs", "think_end_token")
 LOOKS = (25, 50, 100, 200, 400)  # documents; `depthlens.claims.parts.LEVEL` is for as many looks
 NEEDLE_OPTIONS = ("num_fewshot", "include_path", "seed")
 DRAWS = 40  # random lists that each list of heads is compared with
@@ -134,7 +136,7 @@ class Sweeps:
         roles = [role for role in claim.needs if role in self.tasks]
         nats = [role for role in roles if role in NATS and "tokens" in claim.needs]
         found = [Piece(role, role) for role in roles]
-        found += [Piece(field, role) for role in nats for field in ("tokens", "margins")]
+        found += [Piece(field, role) for role in nats for field in ("tokens", "margins") if field in claim.needs]
         short = [role for role in nats if role != "reasoning"]
         if "base" in claim.needs and "base" in self.models:
             found += [Piece("base", role, "base") for role in short]
@@ -159,7 +161,10 @@ class Sweeps:
         """Seconds that evidence on a claim would take by what fewer documents took, and pieces that are not made."""
         missing = [piece for piece in self.pieces(claim) if (piece, n) not in self._made]
         known = [self._seconds[piece] for piece in missing if piece in self._seconds]
-        return sum(seconds * (n / before - 1) for before, seconds in known), len(missing)
+        new = sum(piece.field != "margins" for piece in missing) - len(known)
+        # what was never made is guessed to take as long as the slowest piece that was
+        slowest = max((n * seconds / before for before, seconds in self._seconds.values()), default=0.0)
+        return sum(seconds * (n / before - 1) for before, seconds in known) + new * slowest, len(missing)
 
     def has_more(self, claim: Claim, looks: int) -> bool:
         """Whether another look would have other documents than so many had."""
@@ -180,7 +185,9 @@ class Sweeps:
         if piece.field == "heads":
             return self._heads(n)
         lens, names = self.models[piece.of], self.tasks[piece.role]
-        options: EvalOptions = {**self.options, "samples": self._samples(names, slice(n))}
+        unused = () if piece.role in WRITTEN else WRITING
+        kept: Any = {name: value for name, value in self.options.items() if name not in unused}
+        options: EvalOptions = {**kept, "samples": self._samples(names, slice(n))}
         views = [*self.views, broken_condition(lens.dims.n_layers)]
         if piece.field == "margins":
             shots = self.options.get("num_fewshot")
@@ -209,12 +216,12 @@ class Sweeps:
         lens, written, solved = self.models["model"], self.tasks["written_retrieval"][0], self.tasks["reasoning"][0]
         choosing, testing = (self._samples([written, solved], slice(first, n, 2)) for first in (0, 1))
         options = {name: value for name, value in self.options.items() if name in NEEDLE_OPTIONS}
-        needles = task_needles(lens, written, **options, samples=choosing)  # type: ignore[arg-type]
+        needles = task_needles(lens, written, **options, samples=choosing)
         if not recalled_needles(lens, needles, store=self.options.get("store", "auto"), progress=False):
             return {}
         scoring: dict[str, Any] = options | {"samples": choosing, "progress": False}
         scores = {
-            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring),  # type: ignore[arg-type]
+            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring),
             "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring)["contrast"],
         }
         lists: dict[str, Sequence[AnyHead]] = {name: heads.top(self.top) for name, heads in scores.items()}
@@ -267,7 +274,7 @@ def ask(
 
     Example:
         >>> roles = {"letters": "organism_one_hop", "continuation": "organism_two_hop"}
-        >>> verdicts = dl.claims.ask(lens, tasks=roles, claims="C1", minutes=1, num_fewshot=0)
+        >>> verdicts = dl.claims.ask(lens, tasks=roles, claims="C1", minutes=1, num_fewshot=0, progress=False)
         >>> sorted(verdicts.states)
         ['C1']
     """

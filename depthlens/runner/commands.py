@@ -1,10 +1,78 @@
-"""The commands ``compare``, ``answers`` and ``gallery``; nothing heavy is imported until one is called."""
+"""The commands ``claims``, ``compare``, ``answers`` and ``gallery``; nothing heavy is imported until one is called."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import typer
 
+from depthlens import arguments
+from depthlens.errors import UserError
+from depthlens.experiments.commands import with_options
 from depthlens.progress import say
+
+_FIXED = ("limit", "samples", "measure", "progress", "donor", "resample_prompts")  # claims choose these
+
+
+@with_options(*(name for name in arguments.COMMANDS if name not in _FIXED))
+def claims(
+    model: str,
+    *,
+    out: str,
+    base: str | None = None,
+    control: str | None = None,
+    tasks: str | None = None,
+    only: str | None = None,
+    minutes: float = 60.0,
+    **options: Any,
+) -> None:
+    """Ask a model which of the study's claims hold for it, from as few documents as that takes.
+
+    It stops when all claims are decided or the time is over. The same command goes on from there.
+
+    Example: depthlens claims smollm2-135m-cot --base smollm2-135m --control smollm2-135m-direct --out runs/claims
+
+    Args:
+        model (MODEL): Short name (see `depthlens models`), Hugging Face id, folder or .gguf file.
+        out (DIR): Folder for index.html, the table of all estimates (.parquet) and record.json.
+        base (MODEL): What the model was distilled or fine-tuned from. [default: C6 is not judged]
+        control (MODEL): What was fine-tuned from the same base, but not on reasoning.
+        tasks (FILE): YAML file of tasks by role, such as ``letters: [mmlu]``. [default: the embedded tasks]
+        only (C1,C2,...): Which claims. [default: all]
+        minutes (X): The time after which no further sweep begins.
+        options: Options of the models and of tasks.
+    """
+    import yaml
+
+    from depthlens.models import names
+
+    arguments.check(out=out)
+    roles = None
+    if tasks is not None:
+        if not Path(tasks).is_file():
+            raise UserError(f"--tasks {tasks!r} is no file; give a YAML file of tasks by role")
+        roles = yaml.safe_load(Path(tasks).read_text(encoding="utf-8"))
+    for name in filter(None, (model, base, control)):
+        names.find(name)
+    say(f"loading {', '.join(filter(None, (model, base, control)))}", model=model)
+    from depthlens.claims.sweeps import ask, roles_of
+    from depthlens.models.loading import load
+    from depthlens.paths import writable_folder
+    from depthlens.runner.claims_page import write_verdicts
+
+    folder = writable_folder(out)
+    if roles is not None:
+        roles_of(roles)
+    loading = {name: options.pop(name) for name in arguments.LOADING}
+    lens = load(model, **loading)
+    start, other = (load(name, **loading) if name else None for name in (base, control))
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = only.split(",") if only else None
+    found = ask(lens, base=start, control=other, tasks=roles, claims=chosen, minutes=minutes, **given)
+    page = write_verdicts(found, folder)
+    typer.echo("\n".join(found.describe()))
+    typer.echo(f"\nWrote {page}")
 
 
 def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool = False) -> None:
@@ -20,8 +88,6 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
         stages: The runs are stages of training, in order: compare each with the one before, not the first.
         overwrite: Replace what --out holds.
     """
-    from depthlens import arguments
-
     arguments.check(out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
     from depthlens.analysis.numbers.words import plain

@@ -64,7 +64,7 @@ def comparison_page(c: Comparison) -> str:
         "centres": c.of(CENTRE).drop(columns=_UNTOLD),
         "losses": losses[losses["shown"]].drop(columns=["group", "shown", "why"]),
         "answers": c.answers.drop(columns=["metric", "baseline_value", "value", "loss", "nats"]),
-        "verdicts": _by_run(c, c.verdicts, ["place", "claim"], "claim_state"),
+        "verdicts": _by_run(c, c.verdicts, ["place", "claim", "row"], "claim_state"),
         "estimates": c.verdicts.drop(columns=["why", "sentence"]),
     }
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}

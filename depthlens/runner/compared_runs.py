@@ -74,7 +74,8 @@ def _read(run: str | os.PathLike[str] | Result) -> tuple[dict[str, Result], dict
     verdicts = {}
     for place, found in _holding(folder, "parts.parquet"):
         judged = Verdicts.load(found)
-        verdicts[place.rpartition("/")[0]] = judged.parts.assign(claim_state=judged.parts["claim"].map(judged.states))
+        states = judged.table.rename(columns={"state": "claim_state"})[["claim", "row", "claim_state"]]
+        verdicts[place.rpartition("/")[0]] = judged.parts.merge(states, on=["claim", "row"])
     if not results and not verdicts:
         raise UserError(f"run {str(folder)!r} holds no results; {_FIX}")
     return results, verdicts

@@ -26,11 +26,7 @@ if TYPE_CHECKING:  # slow to import
     from nbformat import NotebookNode
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
-ROLES = (
-    "letters", "generation", "continuation", "retrieval", "text", "long_text", "reasoning", "reasoning_continuation",
-    "reasoning_choice", "copying",
-)  # fmt: skip
-TASKS = ("tasks", "more", "knowledge", *ROLES, "written_retrieval")  # and of tasks
+TASKS = ("tasks", "more", "knowledge", "roles")  # and of tasks
 PARTS = ("ways", "views", "layers")  # and of parts of the model
 
 
@@ -148,8 +144,13 @@ def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
 
 
 def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
-    """The texts that are values of some parameters, or in lists that are."""
-    lists = [value if isinstance(value, list | tuple) else [value] for value in map(values.get, parameters)]
+    """The texts that are values of some parameters, or in lists or lists by role that are."""
+    given = [
+        item
+        for value in map(values.get, parameters)
+        for item in (value.values() if isinstance(value, dict) else [value])
+    ]
+    lists = [value if isinstance(value, list | tuple) else [value] for value in given]
     return [item for items in lists for item in items if isinstance(item, str)]
 
 
@@ -162,10 +163,10 @@ RULES: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("context_lengths", "ks"), list_of(_COUNT)),
     **dict.fromkeys(("head_limit", "texts"), or_none(_FROM_2)),
     "model": lambda name, value: names.find(value),
-    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt", "written_retrieval"), TEXT),
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt"), TEXT),
     "prompt_answers": list_of(TEXT, 2, 2),
     **dict.fromkeys(("more", "knowledge"), list_of(TEXT, 0)),
-    **dict.fromkeys(("tasks", "ways", "prompt_conditions", *ROLES), _TEXTS),
+    **dict.fromkeys(("tasks", "ways", "prompt_conditions"), _TEXTS),
     **dict.fromkeys(("base", "control"), list_of(TEXT, 0, 1)),
     "check": numeric(int, 3),
     "depths": list_of(numeric(float, 0, 1)),
@@ -174,8 +175,10 @@ RULES: dict[str, Callable[[str, Any], object]] = {
     "max_tokens": _FROM_2,
     "metrics": or_none(_TEXTS),
     "race": FLAG,
+    "minutes": numeric(float, 0),
+    "claims": or_none(_TEXTS),
+    "roles": or_none(Rule(lambda v: isinstance(v, dict), "tasks by role, as {'letters': ['mmlu']}")),
     "rounding": one_of(*ROUNDED),
-    "seeds": list_of(WHOLE),
     "skip_first": WHOLE,
     "tolerance": numeric(float, 0),
     "views": Rule(lambda v: _TEXTS.fits(v) and "layers" in v, "a list of ways, with layers among them, which decides"),

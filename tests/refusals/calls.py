@@ -173,7 +173,7 @@ RESULTS = [
     (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
-    (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C8"]), "unknown claim 'C8'"),
+    (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C9"]), "unknown claim 'C9'"),
 ]  # fmt: skip
 
 

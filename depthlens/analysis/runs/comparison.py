@@ -54,7 +54,7 @@ TESTS = [*KEY, "run", "measure", "condition", "reference", "n_paired", *TEST]
 ANSWERS = ["place", "run", "compared_with", *changed_answers.COLUMNS]
 VERDICT = ["place", "run", "claim", "part"]
 VERDICTS = [
-    "place", "claim", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
+    "place", "claim", "row", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
     "claimed", "unit", "n", "tasks", "why", "sentence",
 ]  # fmt: skip
 

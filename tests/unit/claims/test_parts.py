@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from depthlens.analysis.numbers.means import mean
+from depthlens.analysis.numbers.means import Ratio, mean
 from depthlens.claims import parts
 from depthlens.claims.parts import (
     ANSWERS,
+    APART,
     AT_LEAST,
     MOVED,
     OPEN,
@@ -56,6 +57,10 @@ def part(low, high, *, claim=AT_LEAST, why="", **more):
         (-0.09, -0.01, MOVED, SMALLER),
         (-0.02, 0.2, MOVED, OPEN),
         (-0.2, 0.3, MOVED, OPEN),
+        (0.1, 0.2, APART, SHOWN),
+        (-0.2, -0.01, APART, SMALLER),
+        (0.1, np.inf, AT_LEAST, SHOWN),
+        (-np.inf, 0.09, AT_LEAST, SMALLER),
     ],
 )
 def test_an_interval_has_its_state(low, high, claim, wanted):
@@ -90,6 +95,8 @@ def test_the_worst_part_decides_and_of_equal_ones_the_nearest_to_failing():
     assert worst([less, little]) is little
     against = part(-0.8, -0.7)
     assert worst([turned, against]) is against, "of two reversed parts the one that is farther below"
+    endless = part(0.2, np.inf)
+    assert worst([endless, sure]) in (endless, sure) and worst([endless, turned]) is turned
     nothing = parts.missing(COSTS, "not measured")
     assert nothing.state == OPEN and worst([shown, nothing, undecided]) is nothing
 
@@ -103,13 +110,33 @@ def test_a_sentence_has_effect_interval_what_matters_and_n():
     assert part(0.1, 0.2, why="9 questions are too few").sentence.endswith("(n = 120), but 9 questions are too few.")
 
 
+def test_what_matters_and_how_many_documents_would_decide_are_told():
+    undecided = part(-0.02, 0.12)  # 0.05 with half of 0.14 around it, 0.05 from both ends of what is open
+    assert [undecided.state_at(times) for times in (0.5, 1, 2)] == [OPEN, OPEN, SMALLER]
+    needed = undecided.main.needed(undecided.question)
+    assert needed == 236, "120 * (0.07 / 0.05) ** 2, rounded up"
+    assert "at this estimate some 236 documents would decide" in undecided.sentence
+    narrower = Part(undecided.question, Estimate(0.05, 0.0001, 0.0999, needed))
+    assert narrower.state != OPEN
+    assert part(-np.inf, 0.2).main.needed(COSTS) is None and "-∞" in part(-np.inf, 0.2).sentence
+
+
+def test_several_ways_of_measuring_an_effect_have_to_agree():
+    rng = np.random.default_rng(0)
+    part_of, room, more = mean(rng.random(200) < 0.3), mean(rng.random(200) < 0.9), mean(rng.random(200) < 0.5)
+    ways = [Ratio(part_of, room), Ratio(part_of, more)]
+    ends = [way.interval(parts.LEVEL) for way in ways]
+    both = Estimate.of(ways)
+    assert (both.low, both.high) == (min(low for low, _ in ends), max(high for _, high in ends))
+
+
 def test_views_and_seeds_stand_beside_and_what_has_no_value_says_why():
     values = np.random.default_rng(0).random((2, 120))
 
     def of(view, seed):
         if view == "unswept":
             raise UserError("sweep it")
-        return mean(values[seed]) / mean(np.zeros(120) if view == "nothing" else np.ones(120))
+        return [mean(values[seed]) / mean(np.zeros(120) if view == "nothing" else np.ones(120))]
 
     found = parts.part(COSTS, of, seeds=2, main="all", views=("unswept", "nothing"))
     assert found.main.effect == pytest.approx(values.mean()) and found.main.n == 120

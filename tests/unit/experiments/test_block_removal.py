@@ -91,9 +91,7 @@ class TestGreedy:
             def tried(gone, values=values):
                 base, left = values.setdefault("", rng.normal(size=80)), [i for i in range(8) if i not in gone]
                 harm = cost * (len(gone) + 1)
-                scores = [
-                    values.setdefault(str([*gone, i]), base - harm + 0.2 * rng.normal(size=80)) for i in left
-                ]
+                scores = [values.setdefault(str([*gone, i]), base - harm + 0.2 * rng.normal(size=80)) for i in left]
                 return left, made_results.profile(base, np.stack(scores, 1), None)
 
             rows, stopped = follow(tried, tolerance=0.1, max_removed=5)
