@@ -90,7 +90,7 @@ def depth_geometry(
         ['layer', 'size', 'distance', 'ci_low', 'ci_high', 'n']
     """
     lens_positions = arguments.whole("lens_positions", lens_positions, 1)
-    rows = encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
+    rows = encoded(lens, texts, limit, max_tokens)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
     names = [
@@ -214,7 +214,7 @@ def layer_effects(
     if reduce not in REDUCE:
         raise unknown("reduce", reduce, REDUCE)
     seed = arguments.check(seed=seed)["seed"]
-    rows = encoded(lens, texts, limit, max_tokens, "the geometry of the residual stream", walked=True)
+    rows = encoded(lens, texts, limit, max_tokens)
     skip_first = arguments.whole("skip_first", skip_first, 0, min(map(len, rows)) - 2, fix=", as the texts are")
     # seeded by text, so that a text's split does not depend on how many others there are
     splits = [int(np.random.default_rng([seed, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]

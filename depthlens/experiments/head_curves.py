@@ -52,7 +52,6 @@ from depthlens.models.lens import Lens, one_thread
 MIN_DRAWS = 10
 SUFFIXES = ("", "[1:]", "@mean")
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of all heads, as in MIB from its fourth on: heads are fewer than edges
-Lists = dict[str, list[Head]]
 
 
 @one_thread
@@ -173,7 +172,7 @@ def _swept(
 
 def _taken(
     lens: Lens, k: int | Sequence[int] | None, given: dict[str, Sequence[AnyHead]], n_all: int
-) -> tuple[list[int], Lists]:
+) -> tuple[list[int], dict[str, list[Head]]]:
     """How many heads are taken, and these of each list: 1 to ``k``, or the numbers themselves; None: `SHARES`.
 
     Raises:
@@ -204,12 +203,7 @@ def keep_only(kept: Sequence[tuple[int, int]], dims: Dims) -> Condition:
 
     A layer without any of them is one ablation of its attention, since the output projection is linear and so the mean
     of what attention adds is the projected mean of z; a KV group likewise.
-
-    Raises:
-        UserError: a head that the model does not have.
     """
-    kept = [*dict.fromkeys(kept)]
-    Condition(tuple(Ablation(layer, "head", head) for layer, head in kept)).validate(dims)
     others: list[Ablation] = []
     for layer in range(dims.n_layers):
         own = {head for at, head in kept if at == layer}

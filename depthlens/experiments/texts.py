@@ -66,27 +66,22 @@ def chosen(texts: Texts, limit: int | None) -> list[str]:
     return list(texts[:limit])
 
 
-def encoded(
-    lens: Lens, texts: Texts, limit: int | None, max_tokens: int, what: str, *, walked: bool
-) -> list[list[int]]:
-    """Token ids of the texts that are read.
+def encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> list[list[int]]:
+    """Token ids of the texts that are read layer by layer, of which no more tokens are than an attention window has.
 
     Args:
         lens: A loaded model.
         texts: See `chosen`.
         limit: See `chosen`.
         max_tokens: Of longer texts, only the first so many tokens are read.
-        what: What reads them, for errors.
-        walked: Layer by layer, which reads no more tokens than an attention window.
 
     Raises:
         UserError: weights that are not here, no texts, or one of fewer than 2 tokens or more than are read.
     """
-    lens.needs_weights(what)
+    lens.needs_weights("the geometry of the residual stream")
     max_tokens = arguments.whole("max_tokens", max_tokens, 2)
     read = chosen(texts, limit)
-    window = window_of(lens) if walked else None
-    reads = min(lens.max_length, window or max_tokens)
+    reads = min(lens.max_length, window_of(lens) or max_tokens)
     rows = [lens.tokenizer(text).input_ids[:max_tokens] for text in read]
     for i, (text, row) in enumerate(zip(read, rows, strict=True)):
         if len(row) < 2:

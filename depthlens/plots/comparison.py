@@ -131,9 +131,8 @@ def run_centres(
     """
     centres = comparison.of(CENTRE)
     centres = centres[centres["parts"] == parts]
-    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model")
-    known = [pd.MultiIndex.from_frame(table[KEY[:3]]) for table in (whole, centres)]
-    table = pd.concat([whole[known[0].isin(known[1])], centres.assign(unit="centre of mass\nshare of depth")])
+    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model").merge(centres[KEY[:3]].drop_duplicates())
+    table = pd.concat([whole, centres.assign(unit="centre of mass\nshare of depth")])
     table["at"] = [comparison.runs.index(run) for run in table["run"]]
     table = tidy(table, "at", "value", series="")
     fig, axes = _figure(comparison, table, place, parts, title, "scores and centres", ax=ax)

@@ -222,10 +222,9 @@ def removal(result: Result, conditions: Conditions, record: dict[str, Any]) -> R
             value, random = float(found.value[1:].mean()), means[:, 1:].mean(1)
             # the list itself may be drawn; its score then differs by rounding at most
             slack = 1e-9 * max(1.0, float(np.abs(random).max()))
-            above = (value - random) * sign
-            p, p_cheaper = ((1 + int(drawn.sum())) / (1 + len(random)) for drawn in (above >= -slack, above <= slack))
+            p = (1 + int(((value - random) * sign >= -slack).sum())) / (1 + len(random))
             row = about | {"higher_is_better": sign > 0, "value": value, "random": random.mean()}
-            row |= {"low": random.min(), "high": random.max(), "p_value": p, "p_cheaper": p_cheaper}
+            row |= {"low": random.min(), "high": random.max(), "p_value": p}
             row["smallest_p"] = (1 + len(random) / record["n_lists"][name]) / (1 + len(random))
             tests.append(row | {"separates": p < ALPHA, "at_chance": losses.at_chance})
     tables = [pd.concat(parts, ignore_index=True) for parts in (points, band)]

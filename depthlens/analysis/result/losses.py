@@ -8,7 +8,7 @@ score above the floor, its share of all losses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -254,7 +254,11 @@ class Losses:
     @cached_property
     def too_few(self) -> str:
         """Why there are too few questions, or subjects of a group, to judge a share, a centre or a claim; "" if not."""
-        return too_few(self.units, self.documents)
+        n_units = len(set(self.units))
+        if self.n_questions < FEWEST_QUESTIONS:
+            return f"{self.n_questions} questions are too few; take at least {FEWEST_QUESTIONS}"
+        few = n_units < min(self.n_questions, FEWEST_SUBJECTS)
+        return f"{n_units} subjects are too few; take at least {FEWEST_SUBJECTS}" if few else ""
 
     @cached_property
     def unplaced(self) -> str:
@@ -332,21 +336,6 @@ def _matrix(rows: pd.DataFrame, where: str) -> pd.DataFrame:
         fault = f"condition {names[name]!r}: {where} has no number on document {table.index[document]}"
         raise UserError(f"{fault}; every condition needs one for each document; NaN may be due to float16")
     return table
-
-
-def too_few(units: Iterable[str], documents: Iterable[str]) -> str:
-    """Why there are too few units to judge a share, a centre or a claim; "" if there are enough.
-
-    Args:
-        units: The unit of each document: its question, or its subject.
-        documents: What each document is (`depthlens.analysis.result.questions`).
-    """
-    n_units, n_questions = len(set(units)), len({name.partition("#")[0] for name in documents})
-    if n_questions < FEWEST_QUESTIONS:
-        return f"{n_questions} questions are too few; take at least {FEWEST_QUESTIONS}"
-    if n_units < min(n_questions, FEWEST_SUBJECTS):
-        return f"{n_units} subjects are too few; take at least {FEWEST_SUBJECTS}"
-    return ""
 
 
 def layer_third(layers: Any, n_layers: int) -> Any:
