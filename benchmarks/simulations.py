@@ -62,6 +62,14 @@ def by_thirds(n_layers: int, first_two: float, first: float, middle: float, last
     return np.where(layers < 2, first_two, np.array([first, middle, last])[layers * 3 // n_layers])
 
 
+# worlds where all tasks, models and layers are alike: no claim holds there in the study's own words either
+ALIKE = (
+    "no layer does anything", "every layer harms every task",
+    "each question is asked three times, no layer does anything",
+    "each question is asked three times, every layer harms", "20 subjects, every layer harms every task",
+)  # fmt: skip
+
+
 def nulls(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     """Worlds of models of n layers, and the claims that are false there."""
     none, flat = by_thirds(n, 0, 0, 0, 0), by_thirds(n, 0.6, 0.6, 0.6, 0.6)
@@ -121,6 +129,7 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     deep = shallow | {"reasoning_choice": Task(by_thirds(n, 0, 0.03, 0.2, 0.3), little)}
     deep |= {
         "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
+        "generation": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
         "copying": Task(0 * flat, by_thirds(n, 0.6, 0.4, 0.2, 0.2)),
     }
     control = {"continuation": known["continuation"], "reasoning_choice": Task(early, little), "rest": Task(flat)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from depthlens.analysis.numbers.means import IMAGINARY, UNLIMITED, Mean, max_t, mean
+from depthlens.analysis.numbers.means import IMAGINARY, UNLIMITED, Mean, Ratio, max_t, mean
 
 ROUNDING = 1e-9
 NS = (30, 100, 300)
@@ -227,3 +227,27 @@ def test_a_result_knows_that_its_documents_ask_the_same():
     (one,), (other,) = (r.baselines.itertuples() for r in (once, thrice))
     assert (one.ci_low, one.ci_high, one.p_chance) == (other.ci_low, other.ci_high, other.p_chance)
     assert (one.n, other.n) == (40, 120)
+
+
+def test_a_quotient_has_every_number_that_its_contrast_does_not_refute():
+    part, whole = mean(X), mean(Y)
+    low, high = Ratio(part, whole).interval()
+    for end, side in ((low, 0), (high, 1)):
+        contrast = part - whole * end
+        assert contrast.interval()[side] == pytest.approx(0, abs=1e-6)
+    nothing = mean(RNG.normal(0, 1, 12), limits=UNLIMITED)
+    assert Ratio(part, nothing).interval()[1] == math.inf, "a whole that may be nothing"
+    assert Ratio(-part, nothing).interval()[0] == -math.inf
+    assert Ratio(part, -whole).value == math.inf
+
+
+def test_intervals_of_quotients_cover_near_a_whole_of_nothing():
+    """W7: those of the delta method cover 67 to 89%."""
+    rng, truth = np.random.default_rng(0), 0.3
+    covered = []
+    for _ in range(400):
+        room = rng.normal(0.08, 0.4, 100)  # two standard errors above nothing
+        found = Ratio(mean(truth * room + rng.normal(0, 0.2, 100), limits=UNLIMITED), mean(room, limits=UNLIMITED))
+        low, high = found.interval()
+        covered.append(low <= truth <= high)
+    assert 0.92 <= np.mean(covered) <= 0.98, "95%, with three standard errors of 400 samples"
