@@ -28,7 +28,7 @@ from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import hooks
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments.one_prompt import states_of, words
 from depthlens.models.architectures import body_of, head, replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
@@ -157,8 +157,7 @@ def patch(
         >>> figure = found.plot()
     """
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
-        if value not in allowed:
-            raise unknown(name, value, allowed)
+        arguments.one_of(*allowed)(name, value)
     rows = _rows(lens, clean, corrupted)
     answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):

@@ -214,8 +214,7 @@ def read_profile(
     with concerning(f"profile {profile} of {path}"):
         values = assign(shared, defaults)
         for name, of_notebook in own.items():
-            if name not in defaults:
-                raise unknown("notebook", name, defaults)
+            one_of(*defaults)("notebook", name)
             values[name] |= assign(of_notebook or {}, {name: defaults[name]})[name]
     return values, n_layers
 
