@@ -22,7 +22,6 @@ from torch import Tensor
 from depthlens import arguments
 from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, Head, expand, heads_condition, heads_of
 from depthlens.analysis.numbers import means
-from depthlens.analysis.numbers.means import Mean
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import hooks
@@ -57,7 +56,7 @@ class Patching(Drawable):
         direction: ``restore`` or ``break``.
     """
 
-    effect: Mean
+    effect: means.Mean
     parts: tuple[str, ...]
     tokens: tuple[str, ...]
     sources: tuple[str, ...]
