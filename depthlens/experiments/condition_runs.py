@@ -22,7 +22,7 @@ from depthlens.engine import tree_attention
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments.texts import made_record
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import pairs
@@ -248,8 +248,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
     """
     allowed = [name for name in arguments.OPTIONS if name not in without]
     for name in given:
-        if name not in allowed:
-            raise unknown("option", name, allowed)
+        arguments.one_of(*allowed)("option", name)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
     options = cast(EvalOptions, arguments.check(**{**defaults, **own, **given}))
     cluster.asked(options)  # refuses workers of which only the size is given

@@ -43,7 +43,6 @@ from depthlens.analysis.layers.geometry import Geometry
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
-from depthlens.errors import unknown
 from depthlens.experiments.texts import Texts, encoded, measured, named, table_of_means
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -211,8 +210,7 @@ def layer_effects(
         >>> dl.layer_effects(lens, limit=2).columns.tolist()
         ['layer', 'later', 'where', 'effect', 'ci_low', 'ci_high', 'n']
     """
-    if reduce not in REDUCE:
-        raise unknown("reduce", reduce, REDUCE)
+    arguments.one_of(*REDUCE)("reduce", reduce)
     seed = arguments.check(seed=seed)["seed"]
     rows = encoded(lens, texts, limit, max_tokens)
     skip_first = arguments.whole("skip_first", skip_first, 0, min(map(len, rows)) - 2, fix=", as the texts are")

@@ -43,7 +43,7 @@ from depthlens.ablations import Ablation, AnyHead, Condition, Dims, Head, heads_
 from depthlens.analysis.heads import curves
 from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import settled
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.metrics import ANSWER_LOGPROB
@@ -89,8 +89,7 @@ def removal_curve(
         >>> curve.points["k"].tolist()
         [0, 1, 2]
     """
-    if suffix not in SUFFIXES:
-        raise unknown("suffix", suffix, SUFFIXES)
+    arguments.one_of(*SUFFIXES)("suffix", suffix)
     how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": suffix}
     return curves.removal(*_swept(lens, tasks, lists, options, **how))
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -247,15 +247,12 @@ class Attention(View):
         query: The token that is chosen first.
     """
 
+    title: ClassVar[str] = "Where heads look"
+
     tokens: tuple[str, ...]
     heads: tuple[Head, ...]
     pattern: np.ndarray
     query: int
-
-    @property
-    def title(self) -> str:
-        """Of a page of its own."""
-        return "Where heads look"
 
     @cached_property
     def data(self) -> dict[str, Any]:

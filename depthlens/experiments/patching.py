@@ -22,13 +22,12 @@ from torch import Tensor
 from depthlens import arguments
 from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, Head, expand, heads_condition, heads_of
 from depthlens.analysis.numbers import means
-from depthlens.analysis.numbers.means import Mean
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import hooks
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments.one_prompt import states_of, words
 from depthlens.models.architectures import body_of, head, replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
@@ -57,7 +56,7 @@ class Patching(Drawable):
         direction: ``restore`` or ``break``.
     """
 
-    effect: Mean
+    effect: means.Mean
     parts: tuple[str, ...]
     tokens: tuple[str, ...]
     sources: tuple[str, ...]
@@ -157,8 +156,7 @@ def patch(
         >>> figure = found.plot()
     """
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
-        if value not in allowed:
-            raise unknown(name, value, allowed)
+        arguments.one_of(*allowed)(name, value)
     rows = _rows(lens, clean, corrupted)
     answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):

@@ -18,7 +18,6 @@ import pandas as pd
 from depthlens import arguments, progress
 from depthlens.ablations import Condition
 from depthlens.analysis.numbers import betting
-from depthlens.analysis.numbers.betting import Evidence
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.result import questions
 from depthlens.analysis.result.documents import headline
@@ -89,7 +88,7 @@ def race(
         raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
     courses = _courses(runs.asked, chosen["seed"], max_documents)
     baseline, *conditions = runs.conditions
-    evidence = Evidence(len(courses) * len(conditions), margin, alpha)
+    evidence = betting.Evidence(len(courses) * len(conditions), margin, alpha)
     decided = np.full((len(courses), len(conditions)), betting.UNDECIDED, dtype=object)
     n_waves = 0
     with progress.Bar(total=decided.size, desc="race", unit="decision", disable=not chosen["progress"]) as bar:

@@ -51,7 +51,7 @@ from depthlens.ablations import AnyHead
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.words import WORDS, numbers
 from depthlens.arguments import EvalOptions
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import ATTRIBUTION, EXACT, address, losses, removed_alone
 from depthlens.experiments.condition_runs import OF_CONDITIONS, load_tasks, prepare, settled, task_options, tasks_record
@@ -286,8 +286,7 @@ def reasoning_scores(
         >>> chosen = reasoning["contrast"].top(3)
     """
     chosen = settled(options, without=OF_CONDITIONS)
-    if method not in (EXACT, ATTRIBUTION):
-        raise unknown("method", method, (EXACT, ATTRIBUTION))
+    arguments.one_of(EXACT, ATTRIBUTION)("method", method)
     removed = removed_alone(lens, heads, method)
     answers = AnswerStore(chosen["store"], lens)
     names = arguments.names("tasks", tasks, "arithmetic_cot")

@@ -61,7 +61,7 @@ from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.means import UNLIMITED
 from depthlens.arguments import EvalOptions
 from depthlens.engine.engine import Engine
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import EXACT, STEPS, address, engine_of, losses, removed_alone
 from depthlens.experiments.condition_runs import OF_CONDITIONS, settled, task_options, tasks_record
@@ -221,8 +221,7 @@ def retrieval_scores(
         [L2.H1]
     """
     chosen = settled(options, without=OF_CONDITIONS)
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    arguments.one_of(*METHODS)("method", method)
     if heads is not None and given_removed is not None:
         raise UserError("heads and given_removed are both given; give heads to remove alone, or given the others")
     asked = (heads, "heads") if given_removed is None else (given_removed, "given_removed")

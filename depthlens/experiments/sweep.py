@@ -31,7 +31,7 @@ from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result, concat
 from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments import attribution
 from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks, load_tasks, refuse_workers, settled
 from depthlens.experiments.texts import EMBEDDED, Texts, chosen, named
@@ -195,8 +195,7 @@ def head_sweep(
         [L2.H1, L1.H2]
     """
     for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS), ("mode", mode, HEAD_MODES)):
-        if value not in allowed:
-            raise unknown(name, value, tuple(allowed))
+        arguments.one_of(*allowed)(name, value)
     if site == "expert" and (method, mode) != ("exact", "zero"):
         raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
     if steps is not None:

@@ -24,10 +24,9 @@ from depthlens.analysis.runs.comparison import CENTRE, KEY, LOSS, SCORE, SHARE, 
 from depthlens.errors import UserError
 from depthlens.look import GREY
 from depthlens.metrics import LOGPROBS
-from depthlens.plots import panels
 from depthlens.plots.effects import axis_of, named
 from depthlens.plots.layers import CRITICAL_LAYER
-from depthlens.plots.panels import PROVEN, curves, idle_where, tidy
+from depthlens.plots.panels import PROVEN, curves, idle_where, note, tidy
 from depthlens.plots.theme import SMALL, Plot, counts, themed
 
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
@@ -223,7 +222,7 @@ def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 def _share_axis(ax: Axes, levels: pd.Series) -> None:
     """The share of the gap on the right, or that there is no gap to share."""
     if levels["no_gap"]:
-        panels.note(ax, 1.01, 0.5, "no gap: cannot judge", rotation=90, ha="left", color=GREY)
+        note(ax, 1.01, 0.5, "no gap: cannot judge", rotation=90, ha="left", color=GREY)
         return
     base, gap = levels["base"], levels["donor"] - levels["base"]
     right = ax.secondary_yaxis("right", functions=(lambda v: (v - base) / gap, lambda s: base + s * gap))

@@ -24,10 +24,9 @@ from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
-from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, labels, named, sweep_table, sweep_title, varying
-from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, maps, tidy
-from depthlens.plots.theme import SMALL, WIDTH, Plot, round_up, themed
+from depthlens.plots.panels import CENTRE, MAX_OVERLAID, PROVEN, curves, idle_where, key, maps, tidy
+from depthlens.plots.theme import SMALL, WIDTH, Plot, counts, round_up, themed
 
 SHARES = "share of the row's summed loss (red: loss)"
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
@@ -114,7 +113,7 @@ def protocol_comparison(result: Result, *, title: str | None = None, ax: Axes | 
         )
     judged = table["bounded"].where(table["idle"] == "")
     table = table.assign(x=table["layer"], y=table.groupby(FIELDS, sort=False).ngroup(), value=judged)
-    limit = max(0.1, theme.round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
+    limit = max(0.1, round_up(float(judged.abs().max()))) if judged.notna().any() else 1.0
     firsts = table.drop_duplicates("y")
     names, n_layers = list(labels(firsts, varying(table))), int(table["n_layers"].max())
     label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
@@ -145,7 +144,7 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
         >>> figure = one.plot("loss_shares")
     """
     rows, centres = by_layer(result), depth.centre_of_mass(result).table
-    n_layers, n = rows[0].n_layers, theme.counts(len(p.documents) for p in rows)
+    n_layers, n = rows[0].n_layers, counts(len(p.documents) for p in rows)
     parts = []
     for y, p in enumerate(rows):
         idle = "" if p.unplaced == p.too_few else f"{p.unplaced}: cannot judge"
@@ -168,10 +167,10 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
         for width, colour in ((3.5, "white"), (1.5, INK)):  # the line stands out from any cell
             ax.plot(interval, [row, row], color=colour, lw=width, solid_capstyle="butt")
         ax.plot(centre, row, "D", color=INK, mec="white", ms=6, gid="centre")
-        panels.key(ax, "line", panels.CENTRE, lw=1.5, marker="D", mec="white", ms=6)
+        key(ax, "line", CENTRE, lw=1.5, marker="D", mec="white", ms=6)
     for third in (1, 2):
         ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
-    panels.key(ax, "line", "thirds of the depth", **_THIRDS)
+    key(ax, "line", "thirds of the depth", **_THIRDS)
     return fig
 
 
@@ -232,7 +231,7 @@ def angular_map(geometry: Geometry, *, title: str | None = None, ax: Axes | None
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
     ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.invert_yaxis()
-    panels.key(ax, "mark", "smallest of its size", **dot)
+    key(ax, "mark", "smallest of its size", **dot)
     return fig
 
 
@@ -356,5 +355,5 @@ def block_map(result: Result, *, title: str | None = None, ax: Axes | None = Non
     fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN_BLOCK, **look, ax=ax)
     for ax in axes:
         ax.invert_yaxis()
-    panels.key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)
+    key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)
     return fig

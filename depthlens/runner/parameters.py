@@ -20,7 +20,6 @@ from depthlens.ablations import ROUNDED, Dims, expand
 from depthlens.arguments import FLAG, TEXT, WHOLE, Rule, list_of, numeric, one_of, or_none
 from depthlens.errors import UserError, blaming, concerning, unknown
 from depthlens.models import names
-from depthlens.models.names import NAMED
 
 if TYPE_CHECKING:  # slow to import
     from nbformat import NotebookNode
@@ -109,7 +108,7 @@ def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebo
         UserError: the twin is not named.
     """
     if "distilled" in values and "model" in given and "distilled" not in given:
-        kinds = {row.alias: (row.family, row.size) for row in NAMED}
+        kinds = {row.alias: (row.family, row.size) for row in names.NAMED}
         model, distilled = str(values["model"]), str(values["distilled"])
         if kinds.get(model) != kinds.get(distilled):
             fault = f"notebook {notebook}: distilled {distilled!r} is no twin of model {model!r}"
@@ -214,8 +213,7 @@ def read_profile(
     with concerning(f"profile {profile} of {path}"):
         values = assign(shared, defaults)
         for name, of_notebook in own.items():
-            if name not in defaults:
-                raise unknown("notebook", name, defaults)
+            one_of(*defaults)("notebook", name)
             values[name] |= assign(of_notebook or {}, {name: defaults[name]})[name]
     return values, n_layers
 

@@ -215,8 +215,7 @@ def removal(result: Result, conditions: Conditions, record: dict[str, Any]) -> R
             about = dict(zip(KEYS, (name, losses.task, losses.metric), strict=True))
             own, *draws = (sign * np.c_[losses.base, losses.select(order).values] for order in orders)  # [document, k]
             found = losses.over(own, (low, high))
-            ends = dict(zip(("ci_low", "ci_high"), found.interval(), strict=True))
-            points.append(pd.DataFrame(about | {"k": ks, "value": found.value, **ends}))
+            points.append(pd.DataFrame(about | {"k": ks} | found.columns("value")).drop(columns="p_value"))
             means = np.array([draw.mean(0) for draw in draws])  # [draw, k]
             band.append(_band(means, **about, k=ks))
             value, random = float(found.value[1:].mean()), means[:, 1:].mean(1)

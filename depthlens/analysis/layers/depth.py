@@ -27,13 +27,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from depthlens import arguments
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.numbers.words import bounds, not_above_chance
 from depthlens.analysis.result.losses import THIRDS
 from depthlens.analysis.result.profiles import by_layer, one_model
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable, joined
-from depthlens.errors import unknown
 
 SCALES = ("score", "above_chance", "importance")
 SITES = ("attn", "mlp")
@@ -60,8 +60,7 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
         1  middle third   0.7
         2    last third   0.0
     """
-    if scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
+    arguments.one_of(*SCALES)("scale", scale)
     tables = []
     for scores in by_layer(result):
         if scores.unplaced if scale == "importance" else scores.at_chance:
