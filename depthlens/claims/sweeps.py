@@ -74,6 +74,7 @@ POOL, EDGE = (
     400,
     0.05,
 )  # documents that the whole model scores to choose from; the share at either end that is not chosen
+_TIMES = {"margins": 0, "heads": 10}  # about how much longer such a piece takes than others
 DRAWS = 40  # random lists that each list of heads is compared with
 Tasks = Mapping[str, str | Sequence[str]]
 
@@ -174,13 +175,13 @@ class Sweeps:
         return Evidence(**several, **next(iter(made.get("heads", [])), {}))
 
     def predicted(self, claim: Claim, n: int) -> tuple[float, int]:
-        """Seconds that evidence on a claim would take by what fewer documents took, and pieces that are not made."""
+        """Seconds that evidence on a claim would take by what fewer documents took, and how much was never made."""
         missing = [piece for piece in self.pieces(claim) if (piece, n) not in self._made]
         known = [self._seconds[piece] for piece in missing if piece in self._seconds]
-        new = sum(piece.field != "margins" for piece in missing) - len(known)
-        # what was never made is guessed to take as long as the slowest piece that was
+        new = sum(_TIMES.get(piece.field, 1) for piece in missing if piece not in self._seconds)
+        # what was never made is guessed from the slowest piece that was
         slowest = max((n * seconds / before for before, seconds in self._seconds.values()), default=0.0)
-        return sum(seconds * (n / before - 1) for before, seconds in known) + new * slowest, len(missing)
+        return sum(seconds * (n / before - 1) for before, seconds in known) + new * slowest, new
 
     def has_more(self, claim: Claim, looks: int) -> bool:
         """Whether another look would have other documents than so many had."""
@@ -227,11 +228,12 @@ class Sweeps:
         found = {}
         easy = self._as_easy(piece) if piece and piece.rival else {}
         for leaf in (leaf for leaf in self._loaded if {leaf, self._group(leaf)} & {*names}):
-            order = np.random.default_rng(self.options.get("seed", 0)).permutation(len(self._loaded[leaf].eval_docs))
+            random = np.random.default_rng(self.options.get("seed", 0))
+            order = [int(i) for i in random.permutation(len(self._loaded[leaf].eval_docs))]
             order = [i for i in order if i in easy[leaf]] if easy.get(leaf) else order
             start, stop, step = some.start, some.stop, some.step
             most = -(-stop // self._members[leaf]) * (step or 1)
-            found[leaf] = [int(i) for i in order[slice(start, most, step)]]
+            found[leaf] = order[slice(start, most, step)]
         return found
 
     def _as_easy(self, piece: Piece) -> dict[str, set[int]]:
@@ -246,15 +248,16 @@ class Sweeps:
     def _heads(self, n: int) -> dict[str, Any]:
         """Lists of heads that every other document chooses, and their removal on those between them."""
         lens, written, solved = self.models["model"], self.tasks["written_retrieval"][0], self.tasks["reasoning"][0]
-        choosing, testing = (self._samples([written, solved], slice(first, n, 2)) for first in (0, 1))
+        copied, computed = ({"samples": self._samples([name], slice(0, n, 2))} for name in (written, solved))
+        testing = self._samples([written, solved], slice(1, n, 2))
         options = {name: value for name, value in self.options.items() if name in NEEDLE_OPTIONS}
-        needles = task_needles(lens, written, **options, samples=choosing)
+        needles = task_needles(lens, written, **options, **copied)
         if not recalled_needles(lens, needles, store=self.options.get("store", "auto"), progress=False):
             return {}
-        scoring: dict[str, Any] = options | {"samples": choosing, "progress": False}
+        scoring: dict[str, Any] = options | {"progress": False}
         scores = {
-            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring),
-            "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring)["contrast"],
+            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring | copied),
+            "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring | computed)["contrast"],
         }
         lists: dict[str, Sequence[AnyHead]] = {name: heads.top(self.top) for name, heads in scores.items()}
         curves = []
