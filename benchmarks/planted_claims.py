@@ -28,10 +28,11 @@ import planted_depth  # noqa: E402
 import planted_heads  # noqa: E402
 
 import depthlens as dl  # noqa: E402
+from depthlens.claims.parts import CONTROLLED  # noqa: E402
 
 CLAIMS = sorted((*planted_depth.CLAIMS, "C5", "C6"))
 HOLDS, FAILS, SWAPPED = "holds", "fails", "lists swapped"
-COLUMNS = ["claim", "planted", "seed", "part", "state", "effect", "ci_low", "ci_high", "n", "why", "minutes"]
+COLUMNS = ["claim", "planted", "seed", "row", "part", "state", "effect", "ci_low", "ci_high", "n", "why", "minutes"]
 
 
 def judged(case: tuple[str, str, int, int]) -> pd.DataFrame:
@@ -43,6 +44,8 @@ def judged(case: tuple[str, str, int, int]) -> pd.DataFrame:
     else:
         evidence = planted_depth.evidence(claim, true=true, seed=seed, n_layers=n_layers)
     parts = dl.claims.judge(evidence, claims=claim).parts.query("view == 'decides'")
+    if claim in planted_depth.CLAIMS:
+        parts = parts[parts["row"] == planted_depth.ROW.get(claim, CONTROLLED)]
     parts = parts.assign(planted=planted, seed=seed, minutes=(time.perf_counter() - start) / 60)[[*COLUMNS, "worst"]]
     if claim in planted_depth.CLAIMS:
         name = planted_depth.organism(claim, true=true, seed=seed, n_layers=n_layers)

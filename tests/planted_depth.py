@@ -10,12 +10,16 @@ from __future__ import annotations
 import numpy as np
 
 import depthlens as dl
-from depthlens.analysis.result.losses import layer_third
-from depthlens.claims.claims import CRITICAL, DEEP, FIRST, HARMLESS, SHALLOW, TASKS, TREND, WRITTEN
-from depthlens.claims.parts import Estimate, Part
+from depthlens.analysis.result.losses import broken_condition, layer_third
+from depthlens.claims.answers import CRITICAL, HARMLESS, NEAR, TASKS, TREND, WRITTEN
+from depthlens.claims.in_depth import DEEPER_THAN, SHALLOWER
+from depthlens.claims.measures import FIRST
+from depthlens.claims.parts import STUDY, Estimate, Part
+from depthlens.metrics import TOKEN_LOGPROB
 
 LAYERS = 30
 CLAIMS = ("C1", "C2", "C3", "C4", "C7")
+ROW = {"C7": STUDY}  # of the claim whose effect is planted; of the others the controlled one
 # field of the evidence: task, ability of the organism, and whether the answer is written
 FIELDS = {
     "letters": ("organism_letters", "letters", False),
@@ -29,10 +33,8 @@ FIELDS = {
     "copying": ("organism_copying_generative", "copying", True),
     "reasoning_choice": ("organism_reasoning", "two_hop", False),
 }
-NEEDS = {known.id: known.needs for known in dl.claims.CLAIMS}
-NEEDS["C2"] += ("reasoning", "reasoning_continuation")
-# questions of a task: at least 100 are judged, or 100 pairs of two tasks with matched log-odds, or every other question
-DOCUMENTS, MATCHED = 120, 200
+NEEDS = {known.id: known.needs for known in dl.claims.CLAIMS} | {"C7": TASKS}
+DOCUMENTS, WEIGHTED = 120, 200  # questions of a task; where they are weighted to be equally easy
 OPTIONS = {"num_fewshot": 0, "progress": False}
 
 
@@ -40,7 +42,7 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -
     """The organism on which a claim of `CLAIMS` holds or fails.
 
     Args:
-        claim: The claim. The organism on which C1, C3, C4 and C7 hold is one.
+        claim: The claim. The organism on which C3, C4 and C7 hold is one.
         true: Whether it holds.
         seed: Of the organism.
         n_layers: At least 18; 9 for C2 and C7, as few layers are not harmless on average.
@@ -54,6 +56,7 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -
         "reasoning_strength": 1.05,  # so that its log-odds are between those of knowledge and of copying
     }  # fmt: skip
     changes = {
+        ("C1", True): {"letter_layers": f"{FIRST}-{FIRST + 1}", "knowledge_layers": f"{FIRST}-{FIRST + 1}"},
         # no answer needs the first two layers
         ("C1", False): {
             "previous_layer": third, "letter_layers": str(middle), "knowledge_layers": str(middle), "text_layers": late,
@@ -79,21 +82,22 @@ def planted(name: str) -> dict[str, list[Part]]:
     def loss(field: str, written: bool) -> np.ndarray:
         return np.array(truth.layer_losses(FIELDS[field][1], written=written))
 
-    def beyond(field: str) -> float:  # of log-odds, which a token that is held back lowers as a wrong answer does
+    def excess(field: str) -> float:  # of log-odds, which a token that is held back lowers as a wrong answer does
         lost = loss(field, True)[later]
-        return lost[third[later] > 0].sum() / lost.sum()
+        first = third[later] == 0
+        return lost[first].sum() / lost.sum() / first.mean() - 1
 
     own = {field: loss(field, written) for field, (_, _, written) in FIELDS.items()}
-    mean = {field: own[field][later].mean() for field in ("letters", "continuation")}
     chosen = {"generation": "letters", "reasoning": "reasoning_continuation"}
-    trend = [own[f][later & (third == 0)].mean() - own[f][third == 2].mean() for f in TASKS]
+    trend = [own[f][third == 0].mean() - own[f][third == 2].mean() for f in TASKS]
+    ranks = slice(*(int(np.ceil(share * later.sum())) - (share == NEAR[0]) for share in NEAR))
+    most = {field: np.sort(own[field][later])[ranks].mean() for field in ("letters", "continuation")}
+    first_two = {field: own[field][~later].mean() - own[field][later].mean() for field in most}
     effects = {
-        "C1": [
-            effect for field, x in mean.items() for effect in ((HARMLESS, x), (CRITICAL, own[field][~later].mean() - x))
-        ],
-        "C2": [(WRITTEN, (own[a] - own[b])[third > 0].mean()) for a, b in chosen.items()],
-        "C3": [(SHALLOW, beyond("text") - beyond(field)) for field in ("continuation", "retrieval")],
-        "C4": [(DEEP, beyond("reasoning") - beyond(field)) for field in ("copying", "continuation")],
+        "C1": [part for f in most for part in ((HARMLESS[1], most[f]), (CRITICAL[1], first_two[f]))],
+        "C2": [(WRITTEN[1], (own[a] - own[b])[third > 0].mean()) for a, b in chosen.items()],
+        "C3": [(SHALLOWER, excess(field) - excess("text")) for field in ("continuation", "retrieval")],
+        "C4": [(DEEPER_THAN, excess(a) - excess("reasoning")) for a in ("copying", "continuation")],
         "C7": [(TREND, np.mean(trend))],
     }
     return {claim: [Part(q, Estimate(x, x, x)) for q, x in parts] for claim, parts in effects.items()}
@@ -117,24 +121,32 @@ def evidence(
     return dl.claims.Evidence(**_sweeps(lens, fields or NEEDS[claim]))
 
 
-def _sweeps(lens: dl.Lens, fields: tuple[str, ...]) -> dict[str, list[dl.Result]]:
+def _sweeps(lens: dl.Lens, fields: tuple[str, ...]) -> dict[str, dl.Result]:
     """The sweeps of some fields; beside nats per token, only the whole model's accuracy is read."""
     tasks = {field: FIELDS[field][0] for field in fields if field in FIELDS}
-    if "tokens" not in fields:
-        return dl.claim_sweeps(lens, tasks, seeds=[0], ablate="layers", limit=DOCUMENTS, **OPTIONS)
-    found = dl.claim_sweeps(lens, tasks, seeds=[0], ablate="L0", limit=MATCHED, **OPTIONS)
-    in_nats = {"tokens": list(dict.fromkeys(tasks.values()))}
-    return found | dl.claim_sweeps(lens, in_nats, seeds=[0], ablate="layers", limit=MATCHED, **OPTIONS)
+    nats = "tokens" in fields
+    conditions = ["L0"] if nats else ["layers", broken_condition(lens.dims.n_layers)]
+    swept = dl.condition_sweep(lens, [*dict.fromkeys(tasks.values())], conditions, limit=_documents(nats), **OPTIONS)
+    found = {field: swept.select(tasks=task) for field, task in tasks.items()}
+    if nats:
+        options = OPTIONS | {"measure": TOKEN_LOGPROB, "limit": WEIGHTED}
+        found["tokens"] = dl.condition_sweep(lens, [*dict.fromkeys(tasks.values())], "layers", **options)
+    return found
+
+
+def _documents(nats: bool) -> int:
+    return WEIGHTED if nats else DOCUMENTS
 
 
 def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
     base, distilled, control = (dl.load(names[who], device="cpu") for who in ("base", "distilled", "control"))
     fields = ("continuation", "reasoning_choice", "tokens")
-    found = _sweeps(distilled, fields) | {"control": _sweeps(control, fields)["tokens"]}
+    found = _sweeps(distilled, fields)
+    found |= {who: _sweeps(lens, fields)["tokens"] for who, lens in (("control", control), ("base", base))}
     task, thirds = FIELDS["reasoning"][0], dl.analysis.third_conditions(base.dims.n_layers)
-    found["reasoning"] = dl.condition_sweep(distilled, task, "L0", limit=MATCHED, **OPTIONS)
+    found["reasoning"] = dl.condition_sweep(distilled, task, "L0", limit=WEIGHTED, **OPTIONS)
     found["transplants"] = dl.condition_sweep(
-        base, task, [f"{third}@donor" for third in thirds], donor=distilled, limit=MATCHED, **OPTIONS
+        base, task, [f"{third}@donor" for third in thirds], donor=distilled, limit=WEIGHTED, **OPTIONS
     )
     return dl.claims.Evidence(**found)
 

@@ -57,8 +57,6 @@ def evidence(*, true: bool, seed: int = 0, swapped: bool = False) -> dl.claims.E
         for name, task in TASKS.items()
     }
     lists = {name: found.top(COPIES) for name, found in scores.items()}
-    curves = dl.claim_curves(
-        lens, [*TASKS.values()], lists, k=[COPIES], n_draws=N_DRAWS, seeds=[0], ablate="layers", samples=TEST, **options
-    )
+    curves = dl.removal_curve(lens, [*TASKS.values()], lists, k=[COPIES], n_draws=N_DRAWS, samples=TEST, **options)
     own = dict(zip(TASKS, reversed(TASKS.values()), strict=True)) if swapped else TASKS
     return dl.claims.Evidence(heads=curves, head_tasks=own, head_scores=scores)

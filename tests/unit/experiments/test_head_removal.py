@@ -15,8 +15,6 @@ from depthlens.analysis.heads import curves as analysis
 from depthlens.analysis.heads.lists import overlap
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
-from depthlens.experiments.claim_sweeps import claim_curves
 from depthlens.experiments.head_curves import keep_only, removal_curve, same_layers
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
@@ -108,18 +106,6 @@ def test_heads_are_removed_as_the_suffix_says(organism, suffix, text):
     (cost,) = analysis.costs([losses], found.record)
     assert cost.lists["two-hop"].value == pytest.approx(losses.select([text]).loss.mean())
     assert cost.random["two-hop"].value == pytest.approx(losses.select(draws).loss.mean())
-
-
-def test_the_claim_on_heads_has_a_curve_a_seed_and_a_view(organism):
-    lens, truth = organism
-    lists = {"two-hop": [truth.role("output"), truth.role("bridge")]}
-    options = {"k": [2], "n_draws": 12, "limit": N_DOCS, "num_fewshot": 0, "progress": False}
-    curves = claim_curves(lens, TWO, lists, seeds=[0, 4], **options)
-    told = [(c.record["suffix"], c.record["seed"], c.record["n_draws"]) for c in curves]
-    assert told == [("", 0, 12), ("", 4, 10), ("[1:]", 0, 10), ("@mean", 0, 10)]
-    assert set(curves[0].tests["metric"]) == {"acc", "answer_logprob"}
-    with pytest.raises(UserError, match="unknown view 'heads'"):
-        claim_curves(lens, TWO, lists, ablate=["heads"], **options)
 
 
 def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separate(curve):

@@ -14,7 +14,7 @@ from organism_prompts import sample
 
 from depthlens.ablations import expand
 from depthlens.claims import judge
-from depthlens.claims.parts import OPEN, REVERSED, SHOWN, SMALLER, worst
+from depthlens.claims.parts import CONTROLLED, OPEN, REVERSED, SHOWN, SMALLER, worst
 from depthlens.engine.engine import Engine
 from depthlens.models import loading
 from depthlens.organisms import builder, language
@@ -131,21 +131,24 @@ def test_each_claim_is_planted_where_it_holds_and_where_it_fails(claim, true):
 def test_claims_on_a_small_organism_have_the_state_that_is_planted(fields, true):
     """Two claims that share their sweeps: C7 holds on both organisms of C2, and one task will do for it."""
     found = judge(planted_depth.evidence("C2", true=true, n_layers=SMALL, fields=fields), claims=["C2", "C7"])
-    assert found.states == {"C2": OPEN if fields else SHOWN if true else SMALLER, "C7": SHOWN}, found.describe()
+    states = {claim: rows[planted_depth.ROW.get(claim, CONTROLLED)] for claim, rows in found.states.items()}
+    assert states == {"C2": OPEN if fields else SHOWN if true else SMALLER, "C7": SHOWN}, found.describe()
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("claim", "true"), [*CONFIGURATIONS, ("C6", True), ("C6", False)])
 def test_claims_on_an_organism_of_the_studys_size_have_the_state_that_is_planted(claim, true):
     found = judge(planted_depth.evidence(claim, true=true, n_layers=LARGE), claims=claim)
-    assert found.states[claim] in ((SHOWN,) if true else FAILS), found.describe()
+    state = found.states[claim][planted_depth.ROW.get(claim, CONTROLLED)]
+    assert state in ((SHOWN,) if true else FAILS), found.describe()
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["holds", "fails", "swapped"])
 def test_the_claim_on_heads_has_the_state_that_is_planted(kind):
     found = judge(planted_heads.evidence(true=kind != "fails", swapped=kind == "swapped"), claims="C5")
-    assert found.states["C5"] in ((SHOWN,) if kind == "holds" else FAILS), found.describe()
+    states = {*found.states["C5"].values()}
+    assert (states == {SHOWN}) if kind == "holds" else states & {*FAILS}, found.describe()
 
 
 def test_a_model_with_divided_heads_is_the_same_model():
