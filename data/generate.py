@@ -38,6 +38,11 @@ N_CHAINS, N_FILLERS = 6, 8
 N_SHORT, N_LONG = 12, 56
 N_CUTS, N_CUTS_FEWSHOT, N_PLAIN_FEWSHOT_TEXTS = 6, 5, 2  # documents of a text
 N_BETWEEN = 3  # words between two cuts of a text
+N_MANY = 60  # cuts of a text at most, where words may be asked for again
+# words that every text has, so that one in the context is none to be looked up there
+STOPWORDS = {
+    *"the of and to in it is was that with for on as at by be had not from they which but are or an were".split()
+}
 PLAIN_KINDS = ("encyclopaedic", "narrative", "dialogue", "instructions")
 
 # Everyday words, no names of other facts here: what the code of each is, only the context can tell.
@@ -406,28 +411,42 @@ def plain_text() -> dict[str, list[Doc]]:
         random = rng(f"plain_text {split}")
         targets: set[str] = set()
         docs = [doc for text in part for doc in next_words(text, n, targets, random)]
-        random.shuffle(docs)
-        for doc, place in zip(docs, balanced(len(docs), N_OPTIONS, random), strict=True):
-            target = doc.pop("target")
-            doc["choices"] = [*doc["choices"][:place], target, *doc["choices"][place:]]
-            doc["answer"] = place
-        files[f"plain_text/{split}.jsonl"] = docs
+        files[f"plain_text/{split}.jsonl"] = with_places(docs, random)
+    random = rng("plain_text many")
+    docs = [doc for text in test for doc in next_words(text, N_MANY, None, random, between=1)]
+    files["plain_text/many_test.jsonl"] = with_places(docs, random)
     return files
 
 
-def next_words(text: Doc, n: int, targets: set[str], random: Random) -> Iterator[Doc]:
+def with_places(docs: list[Doc], random: Random) -> list[Doc]:
+    """The documents in random order, each with its target among its choices, at places that move evenly."""
+    random.shuffle(docs)
+    for doc, place in zip(docs, balanced(len(docs), N_OPTIONS, random), strict=True):
+        target = doc.pop("target")
+        doc["choices"] = [*doc["choices"][:place], target, *doc["choices"][place:]]
+        doc["answer"] = place
+    return docs
+
+
+def next_words(text: Doc, n: int, targets: set[str] | None, random: Random, between: int = N_BETWEEN) -> Iterator[Doc]:
     """Documents of one text, cut at ``n`` places; ``targets`` are the words that were asked for before.
+
+    None: words may be asked for again, and short words and `STOPWORDS` may be, too.
 
     No option occurs in the long context, so that none can be copied from it, and all have about the same length.
     """
     spans = [match.span() for match in re.finditer(r"\S+", text["text"])]
     tokens = [text["text"][start:end] for start, end in spans]
     words = [token.rstrip(".,;:?!") for token in tokens]
-    plain = [bool(re.fullmatch(r"[a-z]{4,}", word)) for word in words]
+    many = targets is None
+    targets = set() if targets is None else targets
+    plain = [bool(re.fullmatch(r"[a-z]{2,}" if many else r"[a-z]{4,}", word)) for word in words]
     taken: list[int] = []
     for cut in random.sample(range(N_LONG, len(words)), len(words) - N_LONG):
-        seen = {re.sub(r"\W", "", token).lower() for token in tokens[cut - N_LONG : cut]}
-        near = any(abs(cut - other) < N_BETWEEN for other in taken)
+        seen = {re.sub(r"\W", "", token).lower() for token in tokens[cut - N_LONG : cut]} - (
+            STOPWORDS if many else set()
+        )
+        near = any(abs(cut - other) < between for other in taken)
         if near or not plain[cut] or words[cut] in targets | seen:
             continue
         rest = dict.fromkeys(w for i, w in enumerate(words) if plain[i] and w not in seen and abs(i - cut) > 2)
@@ -435,7 +454,8 @@ def next_words(text: Doc, n: int, targets: set[str], random: Random) -> Iterator
         if len(wrong) < N_OPTIONS - 1:
             continue
         taken.append(cut)
-        targets.add(words[cut])
+        if not many:
+            targets.add(words[cut])
         start, end = spans[cut - N_LONG][0], spans[cut - 1][1]
         short = text["text"][spans[cut - N_SHORT][0] : end]
         yield {

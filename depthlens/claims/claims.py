@@ -89,7 +89,8 @@ CLAIMS = (
     Claim(
         "C6",
         "Distillation reshapes where reasoning lives in depth; transplanting distilled parts moves reasoning accuracy.",
-        in_depth.c6, ("continuation", "reasoning", "reasoning_choice", "tokens", "margins", "base", "control", "transplants"),
+        in_depth.c6,
+        ("continuation", "reasoning", "reasoning_choice", "tokens", "margins", "base", "control", "transplants"),
         (in_depth.RESHAPED, in_depth.SHIFT, in_depth.GAINED, in_depth.RECOVERED),
     ),
     Claim(

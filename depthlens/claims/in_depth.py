@@ -13,12 +13,14 @@ from depthlens.analysis.result.profiles import by_document, comparable
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import (
     ALL,
+    CAPPED,
     DEEPER,
     FIRST,
     MEANS,
     SPARED,
     SUFFIX,
     balanced,
+    capped,
     crossed,
     excess,
     judged,
@@ -99,16 +101,18 @@ def _in_depth(
             sides, easy = [], []
             for field, like in pair:
                 profiles = [p for p in evidence.profiles(field, SUFFIX[view], seed) if p.task in able[like]]
-                sides.append(log_odds(pooled([p.beyond(FIRST if view == DEEPER else 0) for p in profiles])))
+                sides.append(log_odds(pooled([p.beyond(FIRST if view in (DEEPER, CAPPED) else 0) for p in profiles])))
                 easy.append(evidence.easy(field, seed, able[like]))
-            a, b = balanced(sides[0], sides[1], easy) if weigh else sides
+            if view == CAPPED:
+                sides = [capped(side) for side in sides]
+            a, b = balanced(sides[0], sides[1], easy) if weigh and view != CAPPED else sides
             found.append(of(a) - of(b))
         return [found[0] - found[1] if len(found) > 1 else found[0]]
 
     if weigh and not evidence.has_other_margins(needed):
         notes.append("documents are weighted by the prompts whose losses are judged; give margins, or two seeds")
     tasks = sorted(task for names in able.values() for task in names)
-    main, views = (DEEPER, (ALL, SPARED, MEANS)) if question.row == CONTROLLED else (ALL, (SPARED, MEANS))
+    main, views = (DEEPER, (CAPPED, ALL, SPARED, MEANS)) if question.row == CONTROLLED else (ALL, (SPARED, MEANS))
     return part(question, effect, seeds=evidence.n_seeds(*needed), main=main, views=views, tasks=tasks, notes=notes)
 
 

@@ -25,8 +25,8 @@ from depthlens.errors import UserError
 
 FIRST = 2  # layers that C1 calls the first few, and that controlled views of depth leave out
 ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
-DEEPER = "without L0 and L1"
-SUFFIX = {ALL: "", DEEPER: "", SPARED: "[1:]", MEANS: "@mean"}
+DEEPER, CAPPED = "without L0 and L1", "losses of at most 1 log-odd, without weights"
+SUFFIX = {ALL: "", DEEPER: "", CAPPED: "", SPARED: "[1:]", MEANS: "@mean"}
 NOT_MEASURED = "not measured"
 MOST_ODDS = 15.0  # a probability of 0.9999997; documents beyond say nothing that float32 could tell
 
@@ -100,6 +100,14 @@ def balanced(a: Losses, b: Losses, easy: Sequence[Mapping[str, float]]) -> tuple
         scaled = of / of.mean()
         found.append(replace(side, base=side.base * scaled, values=side.values * scaled[:, None]))
     return found[0], found[1]
+
+
+def capped(profile: Losses, most: float = 1.0) -> Losses:
+    """Losses of at most so many log-odds: of documents that have room for it, they depend little on how easy these are.
+
+    They are unbiased unless damage is in proportion to the log-odds.
+    """
+    return replace(profile, values=np.maximum(profile.values, profile.base[:, None] - most))
 
 
 def excess(profile: Losses, *, first: bool = True) -> Mean:

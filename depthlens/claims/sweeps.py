@@ -16,7 +16,7 @@ from depthlens.analysis.result.results import concat
 from depthlens.arguments import EvalOptions
 from depthlens.claims.claims import CLAIMS, Claim
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import NOT_MEASURED
+from depthlens.claims.measures import NOT_MEASURED, odds
 from depthlens.claims.parts import OPEN, ROWS, Part, worst
 from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError, unknown
@@ -48,8 +48,8 @@ EMBEDDED = {
     "generation": ["capitals_letters_generative", "elements_letters_generative"],
     "continuation": ["capitals_continuation", "elements_continuation"],
     "retrieval": ["kv_retrieval_4_continuation"],
-    "text": ["plain_text_continuation"],
-    "long_text": ["plain_text_long_continuation"],
+    "text": ["plain_text_many_continuation"],
+    "long_text": ["plain_text_many_long_continuation"],
     "reasoning": ["arithmetic_cot"],
     "reasoning_continuation": ["arithmetic_continuation"],
     "copying": ["solution_copy"],
@@ -62,6 +62,19 @@ NATS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying"
 WRITTEN, WRITING = ("reasoning", "copying"), ("gen_kwargs", "think_end_token")
 LOOKS = (25, 50, 100, 200, 400)  # documents; `depthlens.claims.parts.LEVEL` is for as many looks
 NEEDLE_OPTIONS = ("num_fewshot", "include_path", "seed")
+# by claim, the role that each role is compared with in depth
+RIVALS = {
+    claim: {role: rival for a, b in pairs for role, rival in ((a, b), (b, a))}
+    for claim, pairs in {
+        "C3": [("continuation", "text"), ("retrieval", "long_text")],
+        "C4": [("reasoning", "copying"), ("reasoning_choice", "continuation")],
+    }.items()
+}
+POOL, EDGE = (
+    400,
+    0.05,
+)  # documents that the whole model scores to choose from; the share at either end that is not chosen
+_TIMES = {"margins": 0, "heads": 10}  # about how much longer such a piece takes than others
 DRAWS = 40  # random lists that each list of heads is compared with
 Tasks = Mapping[str, str | Sequence[str]]
 
@@ -85,11 +98,13 @@ class Piece(NamedTuple):
         field: Of `Evidence`.
         role: Of its tasks.
         of: ``model``, ``base`` or ``control``.
+        rival: The role whose documents its own should be as easy as; "": all documents count.
     """
 
     field: str
     role: str
     of: str = "model"
+    rival: str = ""
 
 
 class Sweeps:
@@ -136,7 +151,9 @@ class Sweeps:
         roles = [role for role in claim.needs if role in self.tasks]
         nats = [role for role in roles if role in NATS and "tokens" in claim.needs]
         found = [Piece(role, role) for role in roles]
-        found += [Piece(field, role) for role in nats for field in ("tokens", "margins") if field in claim.needs]
+        rivals = RIVALS.get(claim.id, {})
+        found += [Piece("tokens", role, "model", rivals.get(role, "") * (rivals.get(role) in roles)) for role in nats]
+        found += [Piece("margins", role) for role in nats if "margins" in claim.needs]
         short = [role for role in nats if role != "reasoning"]
         if "base" in claim.needs and "base" in self.models:
             found += [Piece("base", role, "base") for role in short]
@@ -158,13 +175,13 @@ class Sweeps:
         return Evidence(**several, **next(iter(made.get("heads", [])), {}))
 
     def predicted(self, claim: Claim, n: int) -> tuple[float, int]:
-        """Seconds that evidence on a claim would take by what fewer documents took, and pieces that are not made."""
+        """Seconds that evidence on a claim would take by what fewer documents took, and how much was never made."""
         missing = [piece for piece in self.pieces(claim) if (piece, n) not in self._made]
         known = [self._seconds[piece] for piece in missing if piece in self._seconds]
-        new = sum(piece.field != "margins" for piece in missing) - len(known)
-        # what was never made is guessed to take as long as the slowest piece that was
+        new = sum(_TIMES.get(piece.field, 1) for piece in missing if piece not in self._seconds)
+        # what was never made is guessed from the slowest piece that was
         slowest = max((n * seconds / before for before, seconds in self._seconds.values()), default=0.0)
-        return sum(seconds * (n / before - 1) for before, seconds in known) + new * slowest, len(missing)
+        return sum(seconds * (n / before - 1) for before, seconds in known) + new * slowest, new
 
     def has_more(self, claim: Claim, looks: int) -> bool:
         """Whether another look would have other documents than so many had."""
@@ -174,6 +191,7 @@ class Sweeps:
 
     def _one(self, piece: Piece, n: int) -> Any:
         """A piece with so many documents; its answers on fewer are read from the store."""
+        n = POOL if piece.field == "margins" else n
         if (piece, n) not in self._made:
             start = time.monotonic()
             self._made[piece, n] = self._make(piece, n)
@@ -187,7 +205,7 @@ class Sweeps:
         lens, names = self.models[piece.of], self.tasks[piece.role]
         unused = () if piece.role in WRITTEN else WRITING
         kept: Any = {name: value for name, value in self.options.items() if name not in unused}
-        options: EvalOptions = {**kept, "samples": self._samples(names, slice(n))}
+        options: EvalOptions = {**kept, "samples": self._samples(names, slice(n), piece)}
         views = [*self.views, broken_condition(lens.dims.n_layers)]
         if piece.field == "margins":
             shots = self.options.get("num_fewshot")
@@ -201,28 +219,45 @@ class Sweeps:
             options["measure"] = TOKEN_LOGPROB
         return condition_sweep(lens, names, views, **options)
 
-    def _samples(self, names: Sequence[str], some: slice) -> dict[str, list[int]]:
-        """Documents of tasks, of a group as many as of a task; tasks of equal size have the same ones."""
+    def _samples(self, names: Sequence[str], some: slice, piece: Piece | None = None) -> dict[str, list[int]]:
+        """Documents of tasks, of a group as many as of a task; tasks of equal size have the same ones.
+
+        Of a piece that has a rival, they are chosen among documents that the whole model finds as easy as some of the
+        rival's, before anything is removed.
+        """
         found = {}
+        easy = self._as_easy(piece) if piece and piece.rival else {}
         for leaf in (leaf for leaf in self._loaded if {leaf, self._group(leaf)} & {*names}):
-            order = np.random.default_rng(self.options.get("seed", 0)).permutation(len(self._loaded[leaf].eval_docs))
+            random = np.random.default_rng(self.options.get("seed", 0))
+            order = [int(i) for i in random.permutation(len(self._loaded[leaf].eval_docs))]
+            order = [i for i in order if i in easy[leaf]] if easy.get(leaf) else order
             start, stop, step = some.start, some.stop, some.step
             most = -(-stop // self._members[leaf]) * (step or 1)
-            found[leaf] = [int(i) for i in order[slice(start, most, step)]]
+            found[leaf] = order[slice(start, most, step)]
         return found
+
+    def _as_easy(self, piece: Piece) -> dict[str, set[int]]:
+        """By task, documents of a piece whose log-odds are within those of its role and of its rival."""
+        pools = [self._one(Piece("margins", role, piece.of), POOL).docs for role in (piece.role, piece.rival)]
+        scores = [odds(pool["value"].to_numpy(dtype=float)) for pool in pools]
+        ends = np.quantile(scores[0], [EDGE, 1 - EDGE]), np.quantile(scores[1], [EDGE, 1 - EDGE])
+        low, high = np.max(ends, axis=0)[0], np.min(ends, axis=0)[1]
+        kept = pools[0][(low <= scores[0]) & (scores[0] <= high)]
+        return {str(task): set(of["doc_id"]) for task, of in kept.groupby("task") if task in self._loaded}
 
     def _heads(self, n: int) -> dict[str, Any]:
         """Lists of heads that every other document chooses, and their removal on those between them."""
         lens, written, solved = self.models["model"], self.tasks["written_retrieval"][0], self.tasks["reasoning"][0]
-        choosing, testing = (self._samples([written, solved], slice(first, n, 2)) for first in (0, 1))
+        copied, computed = ({"samples": self._samples([name], slice(0, n, 2))} for name in (written, solved))
+        testing = self._samples([written, solved], slice(1, n, 2))
         options = {name: value for name, value in self.options.items() if name in NEEDLE_OPTIONS}
-        needles = task_needles(lens, written, **options, samples=choosing)
+        needles = task_needles(lens, written, **options, **copied)
         if not recalled_needles(lens, needles, store=self.options.get("store", "auto"), progress=False):
             return {}
-        scoring: dict[str, Any] = options | {"samples": choosing, "progress": False}
+        scoring: dict[str, Any] = options | {"progress": False}
         scores = {
-            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring),
-            "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring)["contrast"],
+            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring | copied),
+            "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring | computed)["contrast"],
         }
         lists: dict[str, Sequence[AnyHead]] = {name: heads.top(self.top) for name, heads in scores.items()}
         curves = []
