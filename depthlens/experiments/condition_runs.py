@@ -235,13 +235,12 @@ def frame_of(
     return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})
 
 
-def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> EvalOptions:
+def settled(given: EvalOptions, *, without: Sequence[str] = ()) -> EvalOptions:
     """All options, those that were not given at their defaults.
 
     Args:
         given: What the caller gave.
         without: Options that the experiment does not have.
-        own: Defaults of the experiment's own.
 
     Raises:
         UserError: an option that does not exist, or a value that it cannot have.
@@ -250,7 +249,7 @@ def settled(given: EvalOptions, *, without: Sequence[str] = (), **own: str) -> E
     for name in given:
         arguments.one_of(*allowed)("option", name)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
-    options = cast(EvalOptions, arguments.check(**{**defaults, **own, **given}))
+    options = cast(EvalOptions, arguments.check(**{**defaults, **given}))
     cluster.asked(options)  # refuses workers of which only the size is given
     return options
 

@@ -212,7 +212,7 @@ def head_sweep(
         result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
         result.record["method"] = method
         return result
-    settings = settled(options, measure=ANSWER_LOGPROB)
+    settings = settled({"measure": ANSWER_LOGPROB, **options})
     refuse_workers(settings, method, ", or use method='exact'")
     for name, value, can in (
         ("measure", settings["measure"], (ANSWER_LOGPROB,)),

@@ -47,7 +47,7 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Com
     names, read = _names(runs), [_read(run) for run in runs]
     if all(len({*results, *verdicts}) == 1 for results, verdicts in read):  # whatever their folders are called
         read = [({at[:0]: r for at, r in results.items()}, {at[:0]: v for at, v in of.items()}) for results, of in read]
-    results, verdicts = (dict(zip(names, of, strict=True)) for of in zip(*read, strict=True))
+    results, verdicts = ({name: of[kind] for name, of in zip(names, read, strict=True)} for kind in (0, 1))
     found = compare_runs(results, verdicts, stages=stages)
     paths = ["" if isinstance(run, Result) else str(Path(run)) for run in runs]
     return replace(found, record=found.record | {"paths": paths})

@@ -144,13 +144,12 @@ def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
 
 def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
     """The texts that are values of some parameters, or in lists or lists by role that are."""
-    given = [
-        item
-        for value in map(values.get, parameters)
-        for item in (value.values() if isinstance(value, dict) else [value])
-    ]
-    lists = [value if isinstance(value, list | tuple) else [value] for value in given]
-    return [item for items in lists for item in items if isinstance(item, str)]
+
+    def texts(value: Any) -> list[str]:
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        return [value] if isinstance(value, str) else [text for item in inside for text in texts(item)]
+
+    return texts(list(map(values.get, parameters)))
 
 
 # one rule for each name of a parameter; those that the experiments have, too, are theirs
