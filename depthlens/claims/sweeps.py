@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, AnyHead
 from depthlens.analysis.result.losses import broken_condition
 from depthlens.analysis.result.profiles import third_conditions
-from depthlens.analysis.result.results import concat
+from depthlens.analysis.result.results import Result, concat
 from depthlens.arguments import EvalOptions
 from depthlens.claims.claims import CLAIMS, Claim
 from depthlens.claims.evidence import Evidence
@@ -169,10 +171,9 @@ class Sweeps:
         made: dict[str, list[Any]] = {}
         for piece in self.pieces(claim):
             made.setdefault(piece.field, []).append(self._one(piece, n))
-        several: dict[str, Any] = {
-            name: of if name == "margins" else concat(of) for name, of in made.items() if name != "heads"
-        }
-        return Evidence(**several, **next(iter(made.get("heads", [])), {}))
+        heads = made.pop("heads", [{}])[0]
+        several: dict[str, Any] = {name: of if name == "margins" else _joined(of) for name, of in made.items()}
+        return Evidence(**several | heads)
 
     def predicted(self, claim: Claim, n: int) -> tuple[float, int]:
         """Seconds that evidence on a claim would take by what fewer documents took, and how much was never made."""
@@ -269,6 +270,18 @@ class Sweeps:
             )
         tasks = {"retrieval": written, "reasoning": solved}
         return {"heads": curves, "head_tasks": tasks, "head_scores": scores}
+
+
+def _joined(results: Sequence[Result]) -> Result:
+    """The results as one; of a task that has two roles, each document is that of the first."""
+    kept: list[Result] = []
+    for result in results:
+        of_document = pd.MultiIndex.from_frame(result.docs[["task", "doc_id"]])
+        known = [pd.MultiIndex.from_frame(other.docs[["task", "doc_id"]]) for other in kept]
+        new = ~np.any([of_document.isin(index) for index in known], axis=0) if known else slice(None)
+        if len(docs := result.docs[new]):
+            kept.append(replace(result, docs=docs))
+    return concat(kept)
 
 
 @one_thread

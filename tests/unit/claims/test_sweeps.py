@@ -1,0 +1,101 @@
+"""Asking a model which claims hold: from as few documents as that takes, in an order that is fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import planted_depth
+import pytest
+
+import depthlens as dl
+from depthlens.claims import sweeps
+from depthlens.claims.measures import odds
+from depthlens.claims.parts import OPEN, SHOWN, STUDY
+from depthlens.claims.sweeps import LOOKS, POOL, Piece, Sweeps, ask
+from depthlens.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+ROLES = {field: task for field, (task, _, _) in planted_depth.FIELDS.items()}
+OPTIONS = {"num_fewshot": 0, "progress": False}
+BY_ID = {claim.id: claim for claim in dl.claims.CLAIMS}
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return dl.load(planted_depth.organism("C2", true=True, n_layers=9), device="cpu")
+
+
+@pytest.fixture
+def made(lens):
+    return Sweeps({"model": lens}, sweeps.roles_of(ROLES), ["layers"], 1, {**OPTIONS, "seed": 0})
+
+
+def documents(result, task):
+    return set(result.docs.loc[result.docs["task"] == task, "doc_id"])
+
+
+def test_a_claim_is_asked_until_it_is_decided(lens, capsys):
+    found = ask(lens, tasks=ROLES, claims=["C7"], **OPTIONS | {"progress": True})
+    assert found.states["C7"][STUDY] == SHOWN and found.record["models"] == [lens.name]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("decided")]
+    asked = [int(line.split("next C7 with ")[1].split()[0]) for line in lines]
+    assert asked == [*LOOKS[: len(asked)]], "it begins with 25 documents and doubles"
+    n = found.parts.loc[found.parts["view"] == "decides", "n"].max()
+    assert n <= asked[-1] * len(ROLES)
+
+
+def test_more_documents_are_those_before_and_others(made):
+    few, more = (made.evidence(BY_ID["C1"], n).letters for n in LOOKS[:2])
+    task = ROLES["letters"]
+    assert documents(few, task) < documents(more, task) and len(documents(more, task)) == LOOKS[1]
+    assert documents(few, task) != {*range(LOOKS[0])}, "they come in random order"
+    written = made.evidence(BY_ID["C2"], LOOKS[0]).generation
+    assert documents(written, ROLES["generation"]) == documents(few, task), "protocols ask the same questions"
+
+
+def test_documents_of_two_sides_are_chosen_to_be_equally_easy(lens):
+    roles = sweeps.roles_of({role: ROLES[role] for role in ("continuation", "text")})
+    made = Sweeps({"model": lens}, roles, ["layers"], 1, {**OPTIONS, "seed": 0})
+    found = made.evidence(BY_ID["C3"], LOOKS[0])
+    scores = {}
+    for role in ("continuation", "text"):
+        pool = made._one(Piece("margins", role), POOL).docs
+        scores[role] = dict(zip(pool["doc_id"], odds(pool["value"].to_numpy(float)), strict=True))
+    ends = np.array([np.quantile([*of.values()], [0.05, 0.95]) for of in scores.values()])
+    low, high = ends.max(0)[0], ends.min(0)[1]
+    for role, of in scores.items():
+        chosen = documents(found.tokens, ROLES[role])
+        inside = {doc for doc, x in of.items() if low <= x <= high}
+        assert chosen and (chosen <= inside), role
+
+
+def test_nothing_begins_after_the_time_and_an_interrupted_call_keeps_what_it_has(lens, monkeypatch, capsys):
+    none = ask(lens, tasks=ROLES, claims="C1", minutes=0, **OPTIONS)
+    assert {*none.states["C1"].values()} == {OPEN}
+    swept, real = [], sweeps.condition_sweep
+
+    def stopped(*given, **options):
+        swept.append(given)
+        if len(swept) > 2:
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    monkeypatch.setattr(sweeps, "condition_sweep", stopped)
+    found = ask(lens, tasks=ROLES, claims=["C1", "C2"], **OPTIONS)
+    decides = found.parts.query("view == 'decides'").set_index("claim")["effect"]
+    assert decides["C1"].notna().all() and decides["C2"].isna().all(), "the first was judged before"
+    assert "the same call goes on from there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tasks": {"letter": "organism_letters"}}, "unknown role of tasks 'letter'"),
+        ({"claims": "C9"}, "unknown claim 'C9'"),
+        ({"ablate": "heads"}, "unknown view 'heads'"),
+        ({"limit": 5}, "limit: claims choose their documents and metrics; leave it out"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(lens, options, said):
+    with pytest.raises(UserError, match=said):
+        ask(lens, **{"tasks": ROLES, **OPTIONS, **options})
