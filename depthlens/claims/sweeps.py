@@ -307,8 +307,8 @@ def ask(
 ) -> Verdicts:
     """Ask a model which claims hold for it, from as few documents as that takes.
 
-    The cheapest open claim is asked next, with 25 documents of each of its tasks, then 50, 100, 200 and 400, until it
-    is decided as the study says it and controlled, or the time is over. Intervals hold at all of these looks together.
+    The cheapest open claim is asked next, of all with 25 documents of each of its tasks, then of those that are open
+    with 50, 100, 200 and 400, until each is decided as the study says it and controlled, or the time is over. Intervals hold at all of these looks together.
     Answers are kept in the store: another call goes on from there, and so does one that was interrupted.
 
     Args:
@@ -348,7 +348,7 @@ def ask(
         while todo := [
             c for c, parts in asked.items() if not looks[c] or _open(parts) and sweeps.has_more(c, looks[c])
         ]:
-            claim = min(todo, key=lambda c: sum(sweeps.predicted(c, LOOKS[looks[c]])))
+            claim = min(todo, key=lambda c: (looks[c], sum(sweeps.predicted(c, LOOKS[looks[c]]))))
             n, left = LOOKS[looks[claim]], end - time.monotonic()
             if left < max(sweeps.predicted(claim, n)[0], 0.0):
                 break
