@@ -32,6 +32,7 @@ from depthlens.claims.parts import (
     APART,
     AT_LEAST,
     CONTROLLED,
+    GRAMS,
     SCORE,
     STUDY,
     UNDER,
@@ -58,7 +59,10 @@ def _both(what: str, matters: float, claim: str = AT_LEAST) -> tuple[Question, Q
 HARMLESS = _both("Scored by {name}, three quarters of the layers after L1 cost no more than {effect} each", 0.10, UNDER)
 CRITICAL = _both("Scored by {name}, L0 or L1 costs {effect} more than a later layer on average", 0.10)
 WRITTEN = _both("A layer beyond the first third costs {effect} more if {name} is written, not chosen", 0.10)
-LOOPS = _both("A text that is written without a layer beyond the first third repeats {effect} more", 0.10)
+LOOPS = (
+    Question("A text that is written without a layer beyond the first third repeats {effect} more", GRAMS, 0.10),
+    Question("Of what was new, a text without such a layer repeats {effect}", GRAMS, 0.10, row=CONTROLLED),
+)
 TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
 SLOPE = TREND._replace(of=LAYER, matters=0.25, row=CONTROLLED)
 VARIES = Question(

@@ -142,7 +142,8 @@ class Sweeps:
         self._made: dict[tuple[Piece, int], Any] = {}
         self._seconds: dict[Piece, tuple[int, float]] = {}  # documents of the latest, and all that it took
         every = list(dict.fromkeys(name for names in tasks.values() for name in names))
-        self._loaded = load_tasks(every, settled(options))
+        loading: Any = {name: value for name, value in options.items() if name not in WRITING}
+        self._loaded = load_tasks(every, settled(loading))
         groups = [self._group(leaf) for leaf in self._loaded]
         self._members = {leaf: groups.count(self._group(leaf)) for leaf in self._loaded}
 
@@ -307,9 +308,10 @@ def ask(
 ) -> Verdicts:
     """Ask a model which claims hold for it, from as few documents as that takes.
 
-    The cheapest open claim is asked next, of all with 25 documents of each of its tasks, then of those that are open
-    with 50, 100, 200 and 400, until each is decided as the study says it and controlled, or the time is over. Intervals hold at all of these looks together.
-    Answers are kept in the store: another call goes on from there, and so does one that was interrupted.
+    The cheapest open claim is asked next: of all with 25 documents of each of its tasks, then of those that are open
+    with 50, 100, 200 and 400, until each is decided as the study says it and controlled, or the time is over.
+    Intervals hold at all of these looks together. Answers are kept in the store: another call goes on from there, and
+    so does one that was interrupted.
 
     Args:
         lens: A loaded model.
