@@ -197,14 +197,6 @@ def test_what_cannot_be_compared_is_refused(results, said):
         compared(*results)
 
 
-def test_losses_in_nats_are_at_most_one_a_document():
-    found = compared(nats(EARLY), nats(LATE, model="late", seed=1)).of(LOSS, compared=True).set_index("condition")
-    losses = [np.clip(r.losses().loss[:, 2], -1, 1) for r in (nats(EARLY), nats(LATE, seed=1))]
-    gap = mean(losses[1]) - mean(losses[0])
-    assert found.loc["L2", "difference_low"] == pytest.approx(float(gap.interval()[0]))
-    assert found.index[found["shown"]].tolist() == ["L0", "L1", "L2", "L6", "L7", "L8"], "in the middle both lose alike"
-
-
 def test_one_document_is_too_few_for_a_difference():
     few = [Result(r.docs[r.docs["doc_id"] == 0], r.record) for r in (nats(EARLY), nats(LATE, seed=1))]
     assert len(gaps(compared(*few))) == 0
