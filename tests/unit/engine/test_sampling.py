@@ -98,12 +98,6 @@ def test_texts_do_not_depend_on_batches_or_order(lens, requests, conditions, tex
     assert [write(lens, [q], [conditions[3]], **options)[0][0] for q in requests] == texts[3]
 
 
-def test_a_low_temperature_writes_the_likeliest_tokens(lens, requests, conditions):
-    cold = [replace(q, sampling=Sampling(1e-6)) for q in requests]
-    greedy = [replace(q, sampling=None) for q in requests]
-    assert write(lens, cold, conditions) == write(lens, greedy, conditions)
-
-
 def replayed(lens, text, request):
     """What is left of a text that a model would write."""
     return Writer(lens, [request], [BASELINE]).replay((0, 0), lens.tokenizer(text).input_ids)
