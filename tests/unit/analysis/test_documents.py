@@ -74,15 +74,12 @@ def test_flexible_extract_stands_for_a_task():
     assert both.primary().docs["metric"].unique().tolist() == [FLEXIBLE]
 
 
-@pytest.mark.parametrize(
-    ("info", "output_type", "floor"),
-    [
-        ({"floor": 0.0}, "generate_until", 0.0),
-        ({"floor": 0.25}, "multiple_choice", 0.25),
-        ({}, "multiple_choice", 0.1),  # saved before floors were recorded
-        ({"chance": None}, "multiple_choice", 0.0),  # never below 0
-    ],
-)
+@pytest.mark.parametrize(("info", "output_type", "floor"), [
+    ({"floor": 0.0}, "generate_until", 0.0),
+    ({"floor": 0.25}, "multiple_choice", 0.25),
+    ({}, "multiple_choice", 0.1),  # saved before floors were recorded
+    ({"chance": None}, "multiple_choice", 0.0),  # never below 0
+])  # fmt: skip
 def test_the_floor_of_a_profile_is_what_a_broken_model_scores(info, output_type, floor):
     record = record_of(worked={"acc": {"higher_is_better": True, "chance": 0.1, **info}})
     record["tasks"]["worked"]["output_type"] = output_type

@@ -38,16 +38,13 @@ def test_selected_layers_keep_their_depth():
         depth.loss_by_third(result)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n": N - 2}, "task sums, metric acc, condition .*, doc_id 118: base alone has it; run both alike"),
-        ({"suffix": ".attn"}, "condition L0, doc_id 0: base alone has it"),
-        ({"task": "facts"}, "task facts, .*: d alone has it"),
-        ({"record": {"seed": 3}}, "task sums: seed is 0 for base and 3 for d"),
-        ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"n": N - 2}, "task sums, metric acc, condition .*, doc_id 118: base alone has it; run both alike"),
+    ({"suffix": ".attn"}, "condition L0, doc_id 0: base alone has it"),
+    ({"task": "facts"}, "task facts, .*: d alone has it"),
+    ({"record": {"seed": 3}}, "task sums: seed is 0 for base and 3 for d"),
+    ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
+])  # fmt: skip
 def test_sweeps_that_differ_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         agreement(sweep(EARLY), sweep(LATE, model="d", **change))

@@ -111,19 +111,16 @@ def test_baseline_alone_is_summarised():
     assert len(got) == 1 and got["value"].item() == 0.5
 
 
-@pytest.mark.parametrize(
-    ("values", "ids", "message"),
-    [
-        ({"L0": [1, 0]}, None, r"t acc of m has no 'baseline'"),
-        ({"baseline": [1, 0], "L7": [1, math.nan]}, None, r"condition 'L7'.*no number on document 1.*float16"),
-        ({"baseline": [1, 0], "L7": [1]}, None, r"condition 'L7'.*no number on document 1"),
-        (
-            {"baseline": [1, 0], "L7": [1, 0]},
-            {"baseline": [0, 1], "L7": [0, 5]},
-            r"'baseline'.*no number on document 5",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("values", "ids", "message"), [
+    ({"L0": [1, 0]}, None, r"t acc of m has no 'baseline'"),
+    ({"baseline": [1, 0], "L7": [1, math.nan]}, None, r"condition 'L7'.*no number on document 1.*float16"),
+    ({"baseline": [1, 0], "L7": [1]}, None, r"condition 'L7'.*no number on document 1"),
+    (
+        {"baseline": [1, 0], "L7": [1, 0]},
+        {"baseline": [0, 1], "L7": [0, 5]},
+        r"'baseline'.*no number on document 5",
+    ),
+])  # fmt: skip
 def test_bad_documents_are_refused_in_one_line(values, ids, message):
     with pytest.raises(UserError, match=message) as caught:
         _ = Result(table(values, doc_ids=ids), {}).summary

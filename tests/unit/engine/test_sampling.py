@@ -116,16 +116,13 @@ def test_answers_say_whether_they_had_ended(lens, text, until, n, left, complete
     assert (found, found.complete) == (left, complete)
 
 
-@pytest.mark.parametrize(
-    ("text", "n", "left", "complete"),
-    [
-        ("So. 2.</t> four. And", 99, "four", True),
-        ("So. 2.</t> four. And", 14, "fou", False),
-        ("So. 2.</t> four<eos>", 99, "four", True),
-        ("So. 2. And", 10, "So", False),  # still thinking: lm-eval takes what is there
-        ("So.</t> 2.</t> four.", 99, "2", True),
-    ],
-)
+@pytest.mark.parametrize(("text", "n", "left", "complete"), [
+    ("So. 2.</t> four. And", 99, "four", True),
+    ("So. 2.</t> four. And", 14, "fou", False),
+    ("So. 2.</t> four<eos>", 99, "four", True),
+    ("So. 2. And", 10, "So", False),  # still thinking: lm-eval takes what is there
+    ("So.</t> 2.</t> four.", 99, "2", True),
+])  # fmt: skip
 def test_stop_strings_count_behind_the_thoughts_and_only_what_follows_is_the_answer(lens, text, n, left, complete):
     found = replayed(lens, text, GenerateRequest((5,), (".",), n, think_end="</t>"))
     assert (found, found.complete) == (left, complete)

@@ -155,26 +155,23 @@ def test_what_is_compared_is_named_with_its_numbers(direction):
     assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)
 
 
-@pytest.mark.parametrize(
-    ("clean", "corrupted", "options", "told"),
-    [
-        ("the cat", "the cats", {}, "7 and 8 tokens"),
-        ("the cat", "the cat", {}, "give prompts that differ"),
-        (["a", "b"], ["c"], {}, "2 clean and 1 corrupted"),
-        ("the cat", "the dog", {"parts": "mlp", "into": "L2.H1"}, "a path goes from heads into one of a later layer"),
-        ("the cat", "the dog", {"parts": "heads", "into": "L0.H1"}, "a path goes from heads"),
-        ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
-        ("the cat", "the dog", {"answer": "ab"}, "give (right, wrong)"),
-        ("the cat", "the dog", {"answer": ("a", "b", "c")}, "give (right, wrong)"),
-        (["the cat", "one cat"], ["the dog", "one dog"], {"answer": [("a", "b")]}, "or a list of 2, one for each pair"),
-        (
-            "the cat",
-            "the dog",
-            {"answer": ("a", "a")},
-            "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("clean", "corrupted", "options", "told"), [
+    ("the cat", "the cats", {}, "7 and 8 tokens"),
+    ("the cat", "the cat", {}, "give prompts that differ"),
+    (["a", "b"], ["c"], {}, "2 clean and 1 corrupted"),
+    ("the cat", "the dog", {"parts": "mlp", "into": "L2.H1"}, "a path goes from heads into one of a later layer"),
+    ("the cat", "the dog", {"parts": "heads", "into": "L0.H1"}, "a path goes from heads"),
+    ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
+    ("the cat", "the dog", {"answer": "ab"}, "give (right, wrong)"),
+    ("the cat", "the dog", {"answer": ("a", "b", "c")}, "give (right, wrong)"),
+    (["the cat", "one cat"], ["the dog", "one dog"], {"answer": [("a", "b")]}, "or a list of 2, one for each pair"),
+    (
+        "the cat",
+        "the dog",
+        {"answer": ("a", "a")},
+        "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no",
+    ),
+])  # fmt: skip
 def test_what_cannot_be_patched_is_refused(clean, corrupted, options, told):
     with pytest.raises(UserError, match=re.escape(told)):
         patch(tiny.lens("llama-gqa"), clean, corrupted, **options, **QUIET)
