@@ -144,13 +144,10 @@ def test_make_demo_runs_notebooks_that_conclude_something(tmp_path):
         assert all(name[:2] in line for name in chosen), page
 
 
-@pytest.mark.parametrize(
-    ("name", "own", "said"),
-    [
-        ("05_retrieval_heads", {"draws": 0}, "draws 0: lists of heads are compared with random ones; give at least 10"),
-        ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
-    ],
-)
+@pytest.mark.parametrize(("name", "own", "said"), [
+    ("05_retrieval_heads", {"draws": 0}, "draws 0: lists of heads are compared with random ones; give at least 10"),
+    ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
+])  # fmt: skip
 def test_what_notebooks_cannot_use_is_told_before_the_first_cell(models, tmp_path, name, own, said):
     with pytest.raises(UserError) as told:
         execute.prepare(name, out=tmp_path, profile="smoke", parameters={"model": models["model"], **own})

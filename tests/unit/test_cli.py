@@ -74,15 +74,11 @@ def test_interrupted_sweep(sweeps, tmp_path, call):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "OUT"], "loading organism for capitals"),
-        (["run", "00_tuor", "--out", "OUT"], "reading 00_tuor"),
-        (["store", "list"], "reading the store STORE"),
-        (["gallery", "OUT"], "reading the notebooks in OUT"),
-    ],
-)
+@pytest.mark.parametrize(("typed", "said"), [
+    (["sweep", "organism", "capitals", "--ablate", "layers", "--out", "OUT"], "loading organism for capitals"),
+    (["run", "00_tuor", "--out", "OUT"], "reading 00_tuor"), (["store", "list"], "reading the store STORE"),
+    (["gallery", "OUT"], "reading the notebooks in OUT"),
+])  # fmt: skip
 def test_the_first_line_says_what_begins(sweeps, tmp_path, call, monkeypatch, typed, said):
     typed = [text.replace("OUT", str(tmp_path / "out")) for text in typed]
     monkeypatch.setenv("DEPTHLENS_STORE", str(tmp_path / "store"))

@@ -109,14 +109,11 @@ def check_references(name, task):
         assert set(score(task, doc, "").values()) == {0.0}
 
 
-@pytest.mark.parametrize(
-    ("response", "letter"),
-    [
-        *((text, "D") for text in (" D", "D. Thimphu", " (D)", "**D**", " The answer is D.", " Answer: D")),
-        (" B or D", "B"),
-        *((text, None) for text in (" Thimphu", " A city in Bhutan", " Dzong", " d", "")),
-    ],
-)
+@pytest.mark.parametrize(("response", "letter"), [
+    *((text, "D") for text in (" D", "D. Thimphu", " (D)", "**D**", " The answer is D.", " Answer: D")),
+    (" B or D", "B"),
+    *((text, None) for text in (" Thimphu", " A city in Bhutan", " Dzong", " d", "")),
+])  # fmt: skip
 def test_letters_are_found_or_known_not_to_be_there(tasks, response, letter):
     task = tasks["capitals_letters_generative"]
     doc = task.task_docs[0]  # D is right
@@ -124,22 +121,19 @@ def test_letters_are_found_or_known_not_to_be_there(tasks, response, letter):
     assert filtered(task, doc, response) == {"letter": letter or "[invalid]"}
 
 
-@pytest.mark.parametrize(
-    ("task", "about", "right", "wrong"),
-    [
-        (
-            *("capitals_generative", "Brazil"),
-            [" brasilia.", " The capital of Brazil is **Brasília**.", " Brasília, a planned city", " Brasilia\n\nQ: W"],
-            [" Rio de Janeiro, not Brasília", " The capital of Brazil is Rio de Janeiro", " Bra"],
-        ),
-        ("capitals_generative", "Chad", [" N’Djaména", " Ndjamena"], []),
-        ("capitals_generative", "Antigua and Barbuda", [" Saint John's.", " St Johns"], [" St. George's"]),
-        ("elements_generative", "sodium", [" Na (from Latin natrium)", " The symbol of sodium is Na."], [" So"]),
-        ("kv_retrieval_4", None, [" {0}.\nQ: What", " code {0}"], [" 1{0}", " 12 and {0}"]),
-        ("kv_retrieval_uuid", None, [" {0}", ' "{0}"}}'], [' "{0:.30}"']),
-        ("arithmetic_direct", None, [" {0} people.", " ${0}."], [" -{0}", " 12 or {0}"]),
-    ],
-)
+@pytest.mark.parametrize(("task", "about", "right", "wrong"), [
+    (
+        *("capitals_generative", "Brazil"),
+        [" brasilia.", " The capital of Brazil is **Brasília**.", " Brasília, a planned city", " Brasilia\n\nQ: W"],
+        [" Rio de Janeiro, not Brasília", " The capital of Brazil is Rio de Janeiro", " Bra"],
+    ),
+    ("capitals_generative", "Chad", [" N’Djaména", " Ndjamena"], []),
+    ("capitals_generative", "Antigua and Barbuda", [" Saint John's.", " St Johns"], [" St. George's"]),
+    ("elements_generative", "sodium", [" Na (from Latin natrium)", " The symbol of sodium is Na."], [" So"]),
+    ("kv_retrieval_4", None, [" {0}.\nQ: What", " code {0}"], [" 1{0}", " 12 and {0}"]),
+    ("kv_retrieval_uuid", None, [" {0}", ' "{0}"}}'], [' "{0:.30}"']),
+    ("arithmetic_direct", None, [" {0} people.", " ${0}."], [" -{0}", " 12 or {0}"]),
+])  # fmt: skip
 def test_an_answer_may_be_written_in_several_ways_and_the_first_counts(tasks, task, about, right, wrong):
     task = tasks[task]
     doc = next(d for d in task.task_docs if about is None or re.search(rf" of {about}\?", d["question"]))

@@ -127,13 +127,10 @@ def test_parts_that_one_mode_lacks_are_left_out():
     assert dl.agreement(fewer).table["n_parts"].tolist() == [N_LAYERS - 1]
 
 
-@pytest.mark.parametrize(
-    ("modes", "parts", "n_rows", "said"),
-    [
-        ({"L{}": TRUE}, None, 0, "Fewer than two profiles can be judged"),
-        ({"L{}": TRUE, "L{}@mean": TRUE}, 2, 1, "cannot judge: a rank correlation needs 3 parts, and here are 2"),
-    ],
-)
+@pytest.mark.parametrize(("modes", "parts", "n_rows", "said"), [
+    ({"L{}": TRUE}, None, 0, "Fewer than two profiles can be judged"),
+    ({"L{}": TRUE, "L{}@mean": TRUE}, 2, 1, "cannot judge: a rank correlation needs 3 parts, and here are 2"),
+])  # fmt: skip
 def test_nothing_to_compare_is_said(modes, parts, n_rows, said):
     """As of one way to remove, or of a model of two layers."""
     found = dl.agreement(sweep(modes, parts=parts))

@@ -121,16 +121,10 @@ def test_rows_of_buttons_are_one_a_form_and_one_a_layer_of_heads():
     assert [row["label"] for row in task["rows"]] == ["L0", "L1"] and task["rows"][1]["ticks"] == ["0", "1"]
 
 
-@pytest.mark.parametrize(
-    ("lost", "opens"),
-    [
-        ({"L2": 10, "L3": 20, "L2-3": 30, "L4+L5": 30}, "L3"),
-        ({"L0": 30, "L3": 20, "L2-3": 30}, "L3"),
-        ({"L2": 1, "L3.H1": 2, "L2-3": 30}, "L3.H1"),
-        ({"L2-3": 20, "L3-4": 30}, "L3-4"),
-    ],
-    ids=["not a block nor a pair", "not the first layers", "nothing significant", "only blocks"],
-)
+@pytest.mark.parametrize(("lost", "opens"), [
+    ({"L2": 10, "L3": 20, "L2-3": 30, "L4+L5": 30}, "L3"), ({"L0": 30, "L3": 20, "L2-3": 30}, "L3"),
+    ({"L2": 1, "L3.H1": 2, "L2-3": 30}, "L3.H1"), ({"L2-3": 20, "L3-4": 30}, "L3-4"),
+], ids=["not a block nor a pair", "not the first layers", "nothing significant", "only blocks"])  # fmt: skip
 def test_a_view_opens_on_the_single_part_that_costs_most(lost, opens):
     result = made_results.result_of({"baseline": [1] * 30, **{c: [0] * n + [1] * (30 - n) for c, n in lost.items()}})
     assert result.explore().condition == opens

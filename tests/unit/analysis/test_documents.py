@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from made_results import docs_of, record_of, same_documents
 
-from depthlens.analysis.heads.effects import head_contrast
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result.profiles import by_layer, paired
 from depthlens.analysis.result.results import Result, concat
@@ -75,15 +74,12 @@ def test_flexible_extract_stands_for_a_task():
     assert both.primary().docs["metric"].unique().tolist() == [FLEXIBLE]
 
 
-@pytest.mark.parametrize(
-    ("info", "output_type", "floor"),
-    [
-        ({"floor": 0.0}, "generate_until", 0.0),
-        ({"floor": 0.25}, "multiple_choice", 0.25),
-        ({}, "multiple_choice", 0.1),  # saved before floors were recorded
-        ({"chance": None}, "multiple_choice", 0.0),  # never below 0
-    ],
-)
+@pytest.mark.parametrize(("info", "output_type", "floor"), [
+    ({"floor": 0.0}, "generate_until", 0.0),
+    ({"floor": 0.25}, "multiple_choice", 0.25),
+    ({}, "multiple_choice", 0.1),  # saved before floors were recorded
+    ({"chance": None}, "multiple_choice", 0.0),  # never below 0
+])  # fmt: skip
 def test_the_floor_of_a_profile_is_what_a_broken_model_scores(info, output_type, floor):
     record = record_of(worked={"acc": {"higher_is_better": True, "chance": 0.1, **info}})
     record["tasks"]["worked"]["output_type"] = output_type
@@ -120,20 +116,6 @@ def test_a_document_that_a_task_has_twice_is_numbered():
     result = with_hashes(of_tasks("a"), a=["x", "y", "x", "x"])
     assert list(result.losses("a").documents) == ["x", "y", "x#2", "x#3"]
     assert list(result.losses("a").units) == ["x", "y", "x", "x"]
-
-
-def test_heads_are_contrasted_on_the_same_documents_in_any_order():
-    heads = {"baseline": [1.0, 1.0, 1.0, 0.0], "L0.H0": [0.0, 1.0, 0.5, 0.0], "L1.H0": [1.0, 0.0, 1.0, 1.0]}
-    order = [2, 0, 3, 1]  # document i of the other task is document order[i] of this
-    other = {name: [values[i] for i in order] for name, values in heads.items()}
-    result = made_results.result({"a": heads, "b": other}, n_layers=2, n_heads=1)
-    names = [f"d{i}" for i in range(4)]
-    contrast = head_contrast(with_hashes(result, a=names, b=[names[i] for i in order]), "a", "b")
-    assert contrast.values.tolist() == [[0.0], [0.0]]  # every document loses in the one what it loses in the other
-    with pytest.raises(UserError, match=r"other documents \(8 are of one only\)"):
-        head_contrast(result, "a", "b")
-    with pytest.raises(UserError, match=r"other documents \(2 are of one only\); pair tasks of the same documents"):
-        head_contrast(with_hashes(result, a=names, b=[*names[:3], "e"]), "a", "b")
 
 
 def test_two_models_are_paired_also_where_one_result_is_older():

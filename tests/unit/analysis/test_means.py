@@ -58,12 +58,6 @@ def test_units_that_two_means_share_are_paired(n_shared):
     assert gap.added.sum() == pytest.approx(float(gap.value))
 
 
-def test_order_of_units_does_not_matter():
-    names = np.array([f"q{i}" for i in range(12)])
-    order = np.random.default_rng(1).permutation(12)
-    assert ends(mean(X, names) - mean(Y, names)) == pytest.approx(ends(mean(X, names) - mean(Y[order], names[order])))
-
-
 def test_a_quotient_is_the_delta_methods():
     ratio = X.mean() / Y.mean()
     error = np.std(X - ratio * Y, ddof=1) / math.sqrt(12) / Y.mean()
@@ -170,20 +164,6 @@ def test_many_small_losses_and_few_large_gains_are_no_critical_parts(n, draws):
     assert wrong <= 0.07 + 3 * math.sqrt(0.07 * 0.93 / draws)
 
 
-def test_equal_losses_of_all_documents_are_found():
-    """What the rule against skew must not cost: a layer without which every document loses the whole nat."""
-    rng = np.random.default_rng(0)
-    values = np.clip(0.2 * rng.standard_normal((30, 30)), -1, 1)
-    values[:, 3] = 1.0
-    found = [(max_t(mean(np.clip(values + shift, -1, 1))) < 0.05).mean() for shift in (0.0, 0.15)]
-    assert found[0] == 1 / 30 and found[1] > 0.5
-
-
-def test_one_condition_of_right_and_wrong_answers_is_the_sign_test():
-    p = max_t(mean(np.r_[-np.ones(9), np.ones(2)][:, None]))
-    assert p[0] == pytest.approx(sps.binomtest(2, 11).pvalue)
-
-
 @pytest.mark.parametrize(("values", "p"), [
     (np.zeros((4, 3)), 1.0), (np.full((3, 2), -0.1), 0.25), (np.full((1, 1), 0.5), 1.0), (np.zeros((4, 0)), None),
     (np.full((30, 1), 1e-14), 1.0),
@@ -193,37 +173,14 @@ def test_samples_that_hold_next_to_nothing(values, p):
     assert len(found) == values.shape[1] and (found == p).all()
 
 
-def test_correlated_conditions_cost_less_than_bonferronis_correction():
-    rng = np.random.default_rng(0)
-    values = 0.95 * rng.standard_normal((40, 1)) + 0.3 * rng.standard_normal((40, 200)) + 0.5
-    found = mean(values, limits=UNLIMITED)
-    assert (max_t(found) < 0.05).all() and (found.p() * 200 < 0.05).sum() < 150
-
-
-DRAWS, NOISE = 200, 3 * math.sqrt(0.05 * 0.95 / 200)  # three standard errors of a share of 5%
-
-
-@pytest.mark.parametrize("kind", ["right and wrong", "probabilities"])
-def test_false_effects_of_questions_that_are_asked_three_times(kind):
-    """V5: 20 conditions that change nothing on average. Without units most families have a false effect."""
-    rng, wrong, without = np.random.default_rng(4), 0, 0
-    for _ in range(DRAWS):
-        draws = rng.standard_normal((60, 1)) + rng.standard_normal((60, 20))
-        values = np.sign(draws) * (np.abs(draws) > 1) if kind == "right and wrong" else np.tanh(draws)
-        asked = np.repeat(values, 3, 0)
-        wrong += (max_t(mean(asked, np.repeat(np.arange(60), 3)), n_draws=500) < 0.05).any()
-        without += (max_t(mean(asked), n_draws=500) < 0.05).any()
-    assert wrong / DRAWS <= 0.05 + NOISE
-    assert without / DRAWS > 0.5, "it should show what is mended here"
-
-
 def test_a_result_knows_that_its_documents_ask_the_same():
     loss = [0.3, 0.1, 0.0]
     once = made_results.same_documents(made_results.sweep(loss, n=40))
     docs = once.docs.loc[once.docs.index.repeat(3)].copy()
     docs["doc_id"] = 3 * docs["doc_id"] + np.tile(range(3), len(once.docs))
     thrice = made_results.same_documents(made_results.Result(docs, once.record), times=3)
-    np.testing.assert_array_equal(once.summary["p_adjusted"], thrice.summary["p_adjusted"])
+    for column in ("p_adjusted", "ci_low", "ci_high"):  # what is imagined counts once, too
+        np.testing.assert_allclose(once.summary[column], thrice.summary[column])
     (one,), (other,) = (r.baselines.itertuples() for r in (once, thrice))
     assert (one.ci_low, one.ci_high, one.p_chance) == (other.ci_low, other.ci_high, other.p_chance)
     assert (one.n, other.n) == (40, 120)

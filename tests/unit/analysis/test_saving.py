@@ -269,14 +269,10 @@ def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
     assert set(state(out)) >= {"docs.parquet", "questions.parquet", "record.json", "summary.parquet"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"model": "organism:seed=2"}, "model organism, not organism:seed=2"),
-        ({"flags": ("--donor", "organism:seed=2")}, "donor none, not organism:seed=2"),
-    ],
-    ids=lambda value: None if isinstance(value, dict) else value,
-)
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"model": "organism:seed=2"}, "model organism, not organism:seed=2"),
+    ({"flags": ("--donor", "organism:seed=2")}, "donor none, not organism:seed=2"),
+], ids=lambda value: None if isinstance(value, dict) else value)  # fmt: skip
 def test_another_sweep_is_refused_before_anything_is_loaded(sweep, out, monkeypatch, changes, said):
     monkeypatch.setattr("depthlens.experiments.sweep.run_by_name", lambda *a, **k: pytest.fail("the sweep runs"))
     before, changes = state(out), dict(changes)

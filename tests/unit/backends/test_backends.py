@@ -1,6 +1,5 @@
 """TransformerLens and nnsight against models that were really cut."""
 
-import copy
 import re
 
 import backend_table
@@ -64,31 +63,6 @@ def test_variants_of_a_family(family, changes):
     for name in backends.BACKENDS:
         drift = (batch_logits(backends.get(name, lens), conditions) - torch.stack(cut)).abs().max().item()
         assert drift < TOLERANCE, f"{name}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
-
-
-def authors_variant(lens, layer, head):
-    """The study's code: rows of the head in q, k and v and its columns in o set to zero; k and v are the group's."""
-    variant = copy.deepcopy(lens)
-    attn, d = variant.arch.attn[layer], lens.dims.d_head
-    group = head // (lens.dims.n_heads // lens.dims.n_kv_heads)
-    attn.q_proj.weight.data[head * d : (head + 1) * d] = 0
-    for proj in (attn.k_proj, attn.v_proj):
-        proj.weight.data[group * d : (group + 1) * d] = 0
-    attn.o_proj.weight.data[:, head * d : (head + 1) * d] = 0
-    return variant, group
-
-
-def test_the_study_s_way_removes_the_whole_group():
-    lens = surgery.rough_lens("llama-mqa")
-    variant, group = authors_variant(lens, 2, 1)
-    damaged = variant.model(TOKENS[None], use_cache=False).logits[0]
-    assert len(list(lens.dims.query_heads(group))) > 1  # its side effect: every sibling is silent
-    for name in backends.BACKENDS:
-        one, whole = batch_logits(
-            backends.get(name, lens), [parse_condition("L2.H1"), parse_condition(f"L2.KV{group}")]
-        )
-        assert torch.allclose(whole, damaged, atol=TOLERANCE), name
-        assert (one - damaged).abs().max() > 0.1, name
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

@@ -107,15 +107,12 @@ def test_the_router_is_whole_again_after_an_error():
     assert all("forward" not in vars(module) for module in lens.model.modules())
 
 
-@pytest.mark.parametrize(
-    "kind, text, message",
-    [
-        ("llama-gqa", "L1.E0", "layer 1 has no experts"),
-        ("deepseek-v3", "L3.E4", "expert 4 does not exist; experts are 0..3"),
-        ("qwen3-moe", "L1.E0+L1.mlp@int4", "an MLP that has other weights"),
-        ("qwen3-moe", "L1.E0+L1.E1+L1.E2+L1.E3", "all are removed"),
-    ],
-)
+@pytest.mark.parametrize("kind, text, message", [
+    ("llama-gqa", "L1.E0", "layer 1 has no experts"),
+    ("deepseek-v3", "L3.E4", "expert 4 does not exist; experts are 0..3"),
+    ("qwen3-moe", "L1.E0+L1.mlp@int4", "an MLP that has other weights"),
+    ("qwen3-moe", "L1.E0+L1.E1+L1.E2+L1.E3", "all are removed"),
+])  # fmt: skip
 def test_bad_conditions_are_refused(kind, text, message):
     with pytest.raises(dl.UserError, match=message.replace("(", r"\(")):
         expand(text, tiny.lens(kind).dims)

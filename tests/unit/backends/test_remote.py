@@ -92,17 +92,14 @@ def test_a_whole_sweep_by_name(tmp_path):
     json.dumps(far.record)
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
-        (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
-        (
-            lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
-            "condition L1@noise is not done remotely; use @mean",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
+    (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
+    (
+        lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
+        "condition L1@noise is not done remotely; use @mean",
+    ),
+])  # fmt: skip
 def test_what_needs_the_weights_here_is_refused(pair, call, said, monkeypatch):
     lens = pair("llama-gqa")[1]
     monkeypatch.setattr(lens.remote, "attempt", lambda *given: pytest.fail("a trace was sent"))

@@ -59,15 +59,10 @@ def eight_gpus(monkeypatch):
     return told
 
 
-@pytest.mark.parametrize(
-    ("asked", "before", "seen"),
-    [
-        (AskedWorkers(7, worker_gpus=1), None, "1,2,3,4,5,6,7"),
-        (AskedWorkers(3, worker_gpus=1), "5,6,7,2", "6,7,2"),
-        (AskedWorkers(8, worker_gpus=0.5), None, None),
-        (AskedWorkers(8, "host:1", worker_gpus=1), None, None),
-    ],
-)
+@pytest.mark.parametrize(("asked", "before", "seen"), [
+    (AskedWorkers(7, worker_gpus=1), None, "1,2,3,4,5,6,7"), (AskedWorkers(3, worker_gpus=1), "5,6,7,2", "6,7,2"),
+    (AskedWorkers(8, worker_gpus=0.5), None, None), (AskedWorkers(8, "host:1", worker_gpus=1), None, None),
+])  # fmt: skip
 def test_workers_here_leave_the_gpu_of_the_model_alone(asked, before, seen, eight_gpus, monkeypatch):
     monkeypatch.setattr(pool.socket, "create_connection", lambda *a, **k: types.SimpleNamespace(close=lambda: None))
     monkeypatch.delenv(VISIBLE, raising=False)

@@ -38,15 +38,12 @@ def sweep(lens, nodes, *arguments, **options):
 
 
 class TestResults:
-    @pytest.mark.parametrize(
-        ("ablate", "options"),
-        [
-            ("layers@mean", {"measure": "both"}),
-            ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
-            pytest.param("layers@donor", {"donor": True}, marks=pytest.mark.nightly),
-            pytest.param(["L1.H1@resample"], {"resample_prompts": ["one two", "A b c"]}, marks=pytest.mark.nightly),
-        ],
-    )
+    @pytest.mark.parametrize(("ablate", "options"), [
+        ("layers@mean", {"measure": "both"}),
+        ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
+        pytest.param("layers@donor", {"donor": True}, marks=pytest.mark.nightly),
+        pytest.param(["L1.H1@resample"], {"resample_prompts": ["one two", "A b c"]}, marks=pytest.mark.nightly),
+    ])  # fmt: skip
     def test_they_are_those_of_one_process(self, nodes, lens, ablate, options, tmp_path):
         if "donor" in options:
             options = options | {"donor": tiny.save(tmp_path, transplants.other(lens))}

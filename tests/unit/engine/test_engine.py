@@ -7,7 +7,6 @@ import by_hand
 import pytest
 import tiny
 import torch
-import trees
 from by_hand import patched, under
 
 from depthlens import progress
@@ -126,40 +125,6 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
         told = map(json.loads, capsys.readouterr().err.splitlines())
         done = [line["done"] for line in told if line["total"] == total]
         assert done[-1] == max(done) == total and len({*done}) >= least and (cramped or done == sorted(done))
-
-
-ALL_KINDS = "L0,L3,L2.attn,L1.mlp,L1.H3,L4.KV0,L1-2,L4,L0.mlp+L4.H0,L1+L3,L0.H1+L3.H2+L4"
-
-
-@pytest.fixture(scope="module")
-def on_plain_rows(requests):
-    """Of a family: its model, what it is asked, and the answers and texts of plain rows, computed once."""
-
-    @functools.cache
-    def of_family(family):
-        lens = tiny.lens(family)
-        conditions = expand(ALL_KINDS, lens.dims)
-        # options that share a context, so that the tree branches more than once
-        asked = [*requests, *(LoglikelihoodRequest(requests[1].context, (5, 6, t)) for t in range(7, 10))]
-        written = [GenerateRequest(q.context, ("zz",), 6) for q in asked]
-        plain = Engine(lens, path="padded_rows", progress=False)
-        wanted = plain.loglikelihood(asked, conditions), plain.generate_until(written, conditions)
-        return lens, conditions, asked, written, *wanted
-
-    return of_family
-
-
-KERNELS = [("", family) for family in tiny.FAMILIES] + [("flex-eager", "llama-gqa"), ("flex-eager", "deepseek-v3")]
-
-
-@pytest.mark.parametrize(("kernel", "family"), KERNELS)
-def test_fast_path_equals_plain_rows_on_every_family(family, kernel, on_plain_rows, monkeypatch):
-    if kernel:
-        trees.with_flex_attention(monkeypatch)
-    lens, conditions, asked, written, answers, texts = on_plain_rows(family)
-    fast = Engine(lens, batch_tokens=64, progress=False)
-    assert same(fast.loglikelihood(asked, conditions), answers)
-    assert fast.generate_until(written, conditions) == texts
 
 
 def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):

@@ -18,16 +18,13 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 CPU = work.Budget(work.CPU_BATCH_TOKENS, work.CPU_STATE_BYTES, work.CPU_KEY_BYTES, work.CPU_UNEMBED_ROWS)
 
 
-@pytest.mark.parametrize(
-    ("device", "free", "budget"),
-    [
-        ("cpu", 1 << 40, CPU),
-        ("cuda", 64 << 30, work.Budget(work.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, work.GPU_UNEMBED_ROWS)),
-        ("cpu", 1 << 22, {"state_bytes": 1 << 19, "key_bytes": 1 << 20}),
-        ("cuda", 1 << 27, {"unembed_rows": (1 << 23) // (2 * 4 * tiny.VOCAB)}),
-        ("cpu", 0, {"batch_tokens": work.MIN_BATCH_TOKENS, "unembed_rows": 1}),
-    ],
-)
+@pytest.mark.parametrize(("device", "free", "budget"), [
+    ("cpu", 1 << 40, CPU),
+    ("cuda", 64 << 30, work.Budget(work.GPU_BATCH_TOKENS, 8 << 30, 16 << 30, work.GPU_UNEMBED_ROWS)),
+    ("cpu", 1 << 22, {"state_bytes": 1 << 19, "key_bytes": 1 << 20}),
+    ("cuda", 1 << 27, {"unembed_rows": (1 << 23) // (2 * 4 * tiny.VOCAB)}),
+    ("cpu", 0, {"batch_tokens": work.MIN_BATCH_TOKENS, "unembed_rows": 1}),
+])  # fmt: skip
 def test_budgets_are_shares_of_what_is_free(lens, monkeypatch, device, free, budget):
     monkeypatch.setattr(work, "free_bytes", lambda device: free)
     monkeypatch.setattr(Lens, "device", torch.device(device))

@@ -30,14 +30,11 @@ def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
     return engine.generate_until(WRITE, wanted) if write else engine.loglikelihood(READ, wanted)
 
 
-@pytest.mark.parametrize(
-    ("backend", "path", "value", "write"),
-    [
-        *(("torch", None, float("nan"), False), ("torch", None, -float("inf"), True)),
-        *(("torch", "padded_rows", float("nan"), True), ("nnsight", None, float("nan"), True)),
-        ("transformer_lens", None, float("nan"), False),
-    ],
-)
+@pytest.mark.parametrize(("backend", "path", "value", "write"), [
+    *(("torch", None, float("nan"), False), ("torch", None, -float("inf"), True)),
+    *(("torch", "padded_rows", float("nan"), True), ("nnsight", None, float("nan"), True)),
+    ("transformer_lens", None, float("nan"), False),
+])  # fmt: skip
 def test_a_broken_weight_is_one_line(backend, path, value, write):
     said = r"^model 'tiny-llama-gqa' gives numbers that are not finite under (baseline|L0) \(float32\); use dtype="
     with pytest.raises(UserError, match=said):

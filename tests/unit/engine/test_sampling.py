@@ -98,12 +98,6 @@ def test_texts_do_not_depend_on_batches_or_order(lens, requests, conditions, tex
     assert [write(lens, [q], [conditions[3]], **options)[0][0] for q in requests] == texts[3]
 
 
-def test_a_low_temperature_writes_the_likeliest_tokens(lens, requests, conditions):
-    cold = [replace(q, sampling=Sampling(1e-6)) for q in requests]
-    greedy = [replace(q, sampling=None) for q in requests]
-    assert write(lens, cold, conditions) == write(lens, greedy, conditions)
-
-
 def replayed(lens, text, request):
     """What is left of a text that a model would write."""
     return Writer(lens, [request], [BASELINE]).replay((0, 0), lens.tokenizer(text).input_ids)
@@ -122,16 +116,13 @@ def test_answers_say_whether_they_had_ended(lens, text, until, n, left, complete
     assert (found, found.complete) == (left, complete)
 
 
-@pytest.mark.parametrize(
-    ("text", "n", "left", "complete"),
-    [
-        ("So. 2.</t> four. And", 99, "four", True),
-        ("So. 2.</t> four. And", 14, "fou", False),
-        ("So. 2.</t> four<eos>", 99, "four", True),
-        ("So. 2. And", 10, "So", False),  # still thinking: lm-eval takes what is there
-        ("So.</t> 2.</t> four.", 99, "2", True),
-    ],
-)
+@pytest.mark.parametrize(("text", "n", "left", "complete"), [
+    ("So. 2.</t> four. And", 99, "four", True),
+    ("So. 2.</t> four. And", 14, "fou", False),
+    ("So. 2.</t> four<eos>", 99, "four", True),
+    ("So. 2. And", 10, "So", False),  # still thinking: lm-eval takes what is there
+    ("So.</t> 2.</t> four.", 99, "2", True),
+])  # fmt: skip
 def test_stop_strings_count_behind_the_thoughts_and_only_what_follows_is_the_answer(lens, text, n, left, complete):
     found = replayed(lens, text, GenerateRequest((5,), (".",), n, think_end="</t>"))
     assert (found, found.complete) == (left, complete)

@@ -185,15 +185,11 @@ def test_a_model_that_passes_a_layer_twice_is_refused():
         Engine(Lens(model, tiny.tokenizer(), "mine"), progress=False).loglikelihood(ASKED, [BASELINE])
 
 
-@pytest.mark.parametrize(
-    "angles",
-    [
-        {"rope_type": "dynamic", "factor": 4.0},
-        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 4.0}
-        | {"original_max_position_embeddings": 20},
-    ],
-    ids=lambda angles: angles["rope_type"],
-)
+@pytest.mark.parametrize("angles", [
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 4.0}
+    | {"original_max_position_embeddings": 20},
+], ids=lambda angles: angles["rope_type"])  # fmt: skip
 def test_texts_whose_rotary_angles_would_change_with_their_neighbours_are_refused(angles):
     """One text of a batch that is longer than the limit changes the angles, and so the scores, of all others."""
     lens = tiny.lens("llama-gqa", rope_parameters={"rope_theta": 1e4} | angles, max_position_embeddings=20)

@@ -207,19 +207,6 @@ def test_an_attention_window_is_refused_where_it_would_cut(requests):
     assert len(attribute(lens, requests[1:2], steps=1)[1]) == 1
 
 
-def test_a_saturated_softmax_hides_a_head_from_the_slope_only():
-    lens = dl.load("organism:sharpness=14.0")  # attention of the planted heads is 1 to float32
-    previous = dl.organisms.truth(lens.name).role("previous_token")
-    options = {"limit": 4, "measure": "answer_logprob", "store": None, "progress": False}
-    place = {}
-    for method, steps in (("exact", None), ("attribution", None), ("integrated_gradients", 2)):
-        result = dl.head_sweep(lens, "organism_two_hop", method=method, steps=steps, **options)
-        losses = result.loss_table.sort_values("loss", ascending=False)
-        place[method] = list(losses["condition"]).index(f"L{previous[0]}.H{previous[1]}")
-    assert place["exact"] < 3 and place["integrated_gradients"] < 3
-    assert place["attribution"] > 12  # in the lower half of 24 heads
-
-
 def test_a_sweep_names_its_method_and_steps_and_is_stored_by_them(lens, tmp_path):
     options = {"limit": 2, "num_fewshot": 0, "site": "kv", "store": tmp_path, "progress": False}
 

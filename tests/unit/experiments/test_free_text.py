@@ -27,16 +27,13 @@ def result(lens):
     return dl.free_text(lens, texts=TEXTS, prompt_tokens=PROMPT, max_new_tokens=NEW, store=None, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "share"),
-    [
-        ([1, 2, 3, 4, 5, 6], 0),
-        ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # five 4-grams, the last is the first
-        ([7] * 10, 6 / 7),
-        ([1, 2, 3], 0),
-        ([], 0),
-    ],
-)
+@pytest.mark.parametrize(("tokens", "share"), [
+    ([1, 2, 3, 4, 5, 6], 0),
+    ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # five 4-grams, the last is the first
+    ([7] * 10, 6 / 7),
+    ([1, 2, 3], 0),
+    ([], 0),
+])  # fmt: skip
 def test_repetition_is_one_minus_distinct_4_grams(tokens, share):
     assert repetition(tokens) == pytest.approx(share)
 

@@ -2,7 +2,6 @@
 
 import math
 
-import geometries
 import hub
 import numpy as np
 import pandas as pd
@@ -171,27 +170,6 @@ def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
                 values.append(float(change.max() if reduce == "max" else change.mean()))
             assert found["effect"] == pytest.approx(np.mean(values), rel=QUOTIENT, abs=QUOTIENT)
             assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
-
-
-def test_splits_are_seeded_and_a_skip_before_them_has_less_effect():
-    table, other = geometries.measured()[1], geo.layer_effects(tiny.lens("llama-gqa"), TEXTS, seed=1, progress=False)
-    for where, differs in (("all", False), ("future", True)):
-        effects = (t.loc[t["where"] == where, "effect"].reset_index(drop=True) for t in (other, table))
-        assert pd.Series.equals(*effects) is not differs
-    means = table.groupby("where")["effect"].mean()
-    assert 0 < means["future"] < means["all"]
-
-
-def test_a_layer_that_adds_nothing_has_no_effect():
-    lens = tiny.lens("llama-gqa")
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        torch.nn.init.zeros_(lens.arch.layers[2].get_submodule(name).weight)
-    table = geo.layer_effects(lens, TEXTS, progress=False)
-    assert (table.loc[table["layer"] == 2, "effect"] == 0).all()
-    assert (table.loc[(table["layer"] != 2) & (table["later"] != 2), "effect"] > 0).all()
-    g = geo.depth_geometry(lens, TEXTS, progress=False)
-    assert abs(g.influences["influence"][2]) < ROUNDING
-    assert g.distances.query("layer == 2 and size == 1")["distance"].item() == 0
 
 
 def test_an_offloaded_model_gives_the_same(tmp_path):

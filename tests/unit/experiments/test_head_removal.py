@@ -48,27 +48,6 @@ def test_rivals_lie_in_the_same_layers_and_are_any_of_their_heads():
         assert len(times) == 8 and max(times.values()) < 2 * 400 / 8, "every head of the layer, equally often"
 
 
-@pytest.mark.parametrize(
-    ("n_heads", "k", "n_samples"),
-    [(3, 1, 200), *(pytest.param(n, k, 600, marks=pytest.mark.nightly) for n in (3, 9) for k in (1, 3))],
-)
-def test_a_list_that_is_like_any_other_rarely_separates(n_heads, k, n_samples):
-    """Heads have costs of any size, and the list is k of them at random, one a layer: the rank test keeps its level.
-
-    Where rivals exclude the list's own heads, p is below 0.05 in 10% to 35% for k = 1.
-    """
-    rng, n_draws, p = np.random.default_rng(0), 39, []
-    for sample in range(n_samples):
-        cost = rng.standard_cauchy((k, n_heads))
-        heads = [(layer, int(rng.integers(n_heads))) for layer in range(k)]
-        random = Random(sample)
-        rivals = [same_layers(heads, n_heads, random) for _ in range(n_draws)]
-        own, others = (np.array([sum(cost[head] for head in heads) for heads in lists]) for lists in ([heads], rivals))
-        p.append((1 + np.sum(others >= own - 1e-9)) / (1 + n_draws))
-    for level in (0.05, 0.1, 0.2):
-        assert np.mean(np.array(p) <= level) <= level + 3 * np.sqrt(level * (1 - level) / n_samples)
-
-
 # -- curves on the organism -----------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import re
 
 import model_classes
 import numpy as np
-import organism_prompts
 import pytest
 import tiny
 import torch
@@ -16,57 +15,33 @@ from depthlens.errors import UserError
 from depthlens.experiments.patching import patch
 from depthlens.models.architectures import hidden
 
-FOUND, NOTHING = 0.2, 0.15  # of the whole effect: planted heads share it, and noise heads have at most so much
 LOGITS = 1e-4  # float32 sums in another order
 QUIET = {"progress": False}
 
 
-NIGHTLY = [pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2)]
-
-
-@pytest.mark.parametrize("direction", ["restore", pytest.param("break", marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("seed", [0, *NIGHTLY])
-@pytest.mark.parametrize(("task", "copying"), [("one_hop", "L2.H1"), ("two_hop", "L4.H3")])
-def test_planted_heads_are_found_at_their_tokens_and_nothing_else(task, copying, seed, direction):
-    """Two facts change subjects: the previous-token head carries it at both facts, the copying head at the end."""
-    lens = dl.load(dl.organisms.Options(seed=seed).name, device="cpu")
-    prompt = organism_prompts.sample(1, task, seed=seed, n_chains=4, n_fillers=4)[0]
-    words = prompt.text.split()
-    facts = [i - 1 for i, word in enumerate(words) if word == "SEP"]
-    place = prompt.answer_at - 1  # without <bos>
-    other = next(i for i in facts if i not in (place, prompt.bridge_at - 1) and words[i] != prompt.answer)
-    changed = list(words)
-    changed[place - 1], changed[other - 1] = words[other - 1], words[place - 1]
-    answers = prompt.answer, words[other]
-    found = patch(lens, prompt.text, " ".join(changed), "heads", answer=answers, direction=direction, **QUIET)
-    effects = found.table.set_index(["part", "position"])["effect"]
-    texts = [prompt.text.split(), changed][:: 1 if direction == "restore" else -1]
-    assert [[token.strip() for token in side[1:]] for side in (found.sources, found.tokens)] == texts
-    assert found.top(3)["effect"].abs().tolist() == sorted(effects.abs(), reverse=True)[:3], "of either sign"
-    at_end = copying, len(words)
-    carriers = {at_end, ("L1.H2", place + 1), ("L1.H2", other + 1)}
-    large = {*effects.index[effects.abs() > FOUND]}
-    assert at_end in large and large <= carriers
-    assert effects.drop([*carriers]).abs().max() < NOTHING
-
-
-@pytest.mark.parametrize("parts", ["layers", "attn", "mlp", "heads"])
-def test_every_cell_equals_a_hook(parts):
+@pytest.mark.parametrize(
+    ("parts", "direction"), [("layers", "restore"), ("attn", "break"), ("mlp", "restore"), ("heads", "break")]
+)
+def test_every_cell_equals_a_hook(parts, direction):
     lens = tiny.lens("llama-gqa")
     a, d = lens.arch, lens.dims.d_head
     modules = {"layers": a.layers, "attn": a.attn, "mlp": a.mlp, "heads": a.o_proj}[parts]
     pair, answers = ("the cat sat", "the dog sat"), ("a", "b")
-    found = patch(lens, *pair, parts, answer=answers, **QUIET)
-    clean, corrupted = (lens.tokenizer(text).input_ids for text in pair)
+    found = patch(lens, *pair, parts, answer=answers, direction=direction, **QUIET)
+    source, target = pair[:: 1 if direction == "restore" else -1]
+    assert ("".join(found.sources), "".join(found.tokens)) == (source, target)
+    source, target = (lens.tokenizer(text).input_ids for text in (source, target))
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
-    kept, logits = recorded(lens, clean, dict(enumerate(modules)))
+    kept, logits = recorded(lens, source, dict(enumerate(modules)))
 
     def difference(logits):
         return float(logits[-1, right] - logits[-1, wrong])
 
-    whole = [difference(logits), difference(recorded(lens, corrupted, {})[1])]
-    assert found.differences[["clean", "corrupted"]].to_numpy()[0] == pytest.approx(whole, abs=LOGITS)
-    for (i, part), at in itertools.product(enumerate(found.parts), range(len(clean))):
+    whole = [difference(logits), difference(recorded(lens, target, {})[1])]
+    columns = ["clean", "corrupted"][:: 1 if direction == "restore" else -1]
+    assert found.differences[columns].to_numpy()[0] == pytest.approx(whole, abs=LOGITS)
+    assert found.top(3)["effect"].abs().tolist() == sorted(found.table["effect"].abs())[:-4:-1], "of either sign"
+    for (i, part), at in itertools.product(enumerate(found.parts), range(len(source))):
         layer, head = divmod(lens.dims.head_names.index(part), lens.dims.n_heads) if parts == "heads" else (i, 0)
         (read, wrote), columns = kept[layer], slice(head * d, (head + 1) * d)
 
@@ -82,7 +57,7 @@ def test_every_cell_equals_a_hook(parts):
 
         module = modules[layer]
         hook = module.register_forward_pre_hook(put_head) if parts == "heads" else module.register_forward_hook(put)
-        by_hand = difference(recorded(lens, corrupted, {})[1])
+        by_hand = difference(recorded(lens, target, {})[1])
         hook.remove()
         ours = whole[1] + found.effect.value[i, at] * (whole[0] - whole[1])
         assert ours == pytest.approx(by_hand, abs=LOGITS), (part, at)
@@ -180,26 +155,23 @@ def test_what_is_compared_is_named_with_its_numbers(direction):
     assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)
 
 
-@pytest.mark.parametrize(
-    ("clean", "corrupted", "options", "told"),
-    [
-        ("the cat", "the cats", {}, "7 and 8 tokens"),
-        ("the cat", "the cat", {}, "give prompts that differ"),
-        (["a", "b"], ["c"], {}, "2 clean and 1 corrupted"),
-        ("the cat", "the dog", {"parts": "mlp", "into": "L2.H1"}, "a path goes from heads into one of a later layer"),
-        ("the cat", "the dog", {"parts": "heads", "into": "L0.H1"}, "a path goes from heads"),
-        ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
-        ("the cat", "the dog", {"answer": "ab"}, "give (right, wrong)"),
-        ("the cat", "the dog", {"answer": ("a", "b", "c")}, "give (right, wrong)"),
-        (["the cat", "one cat"], ["the dog", "one dog"], {"answer": [("a", "b")]}, "or a list of 2, one for each pair"),
-        (
-            "the cat",
-            "the dog",
-            {"answer": ("a", "a")},
-            "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("clean", "corrupted", "options", "told"), [
+    ("the cat", "the cats", {}, "7 and 8 tokens"),
+    ("the cat", "the cat", {}, "give prompts that differ"),
+    (["a", "b"], ["c"], {}, "2 clean and 1 corrupted"),
+    ("the cat", "the dog", {"parts": "mlp", "into": "L2.H1"}, "a path goes from heads into one of a later layer"),
+    ("the cat", "the dog", {"parts": "heads", "into": "L0.H1"}, "a path goes from heads"),
+    ("the cat", "the dog", {"parts": "heads", "into": "L1.H1", "answer": ("ab", "cd")}, "several tokens"),
+    ("the cat", "the dog", {"answer": "ab"}, "give (right, wrong)"),
+    ("the cat", "the dog", {"answer": ("a", "b", "c")}, "give (right, wrong)"),
+    (["the cat", "one cat"], ["the dog", "one dog"], {"answer": [("a", "b")]}, "or a list of 2, one for each pair"),
+    (
+        "the cat",
+        "the dog",
+        {"answer": ("a", "a")},
+        "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no",
+    ),
+])  # fmt: skip
 def test_what_cannot_be_patched_is_refused(clean, corrupted, options, told):
     with pytest.raises(UserError, match=re.escape(told)):
         patch(tiny.lens("llama-gqa"), clean, corrupted, **options, **QUIET)

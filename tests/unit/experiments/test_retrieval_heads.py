@@ -16,7 +16,6 @@ from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.retrieval_heads import DETECTORS, retrieval_scores
-from depthlens.organisms import language
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
@@ -56,37 +55,6 @@ def planted_needles(task, n=20):
 
 def planted(name):
     return dl.load(name), dl.organisms.truth(name)
-
-
-def separates(values, heads):
-    """AUROC 1.0: every head of the set is above every other."""
-    inside = np.zeros(values.shape, dtype=bool)
-    inside[tuple(zip(*heads, strict=True))] = True
-    return values[inside].min() > values[~inside].max()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "organism:seed=1",
-        "organism:n_kv_heads=2",
-        *(pytest.param(f"organism:seed={seed}", marks=pytest.mark.nightly) for seed in (0, 2, 3, 4)),
-    ],
-)
-def test_planted_heads_rank_first(name):
-    lens, truth = planted(name)
-    for task in language.TASKS:
-        given = planted_needles(task)
-        copying = retrieval_scores(lens, needles=given, progress=False)
-        assert copying.record["needles"]["recalled"] == copying.n == len(given)
-        assert separates(copying.values, truth.copies(task))
-        assert set(copying.top(1)) == truth.copies(task) and copying.values.max() > 0.95
-        lost = retrieval_scores(lens, needles=given, method="exact", progress=False)
-        assert separates(lost.values, truth.needed(task))
-        assert {tuple(h) for h in np.argwhere(lost.critical & (lost.values > 0.1)).tolist()} == truth.needed(task)
-        # heads that the task cannot do without, and that copy nothing
-        for head in truth.needed(task) - truth.copies(task):
-            assert copying.values[head] < 0.12 and lost.values[head] > 1
 
 
 def test_decoy_and_backup_are_told_apart():
@@ -183,43 +151,7 @@ def test_query_to_gold_is_the_attention_mass(family):
             assert np.allclose(scores[:, layer], mass, atol=ATTENTION_TOLERANCE)
 
 
-def logit_parts(lens, tokens, position, target):
-    """What embedding, each head and each MLP add to the logit of a token, minus the mean logit, by hand in float64."""
-    modules = {"embed": lens.arch.embed, "norm": lens.arch.final_norm}
-    modules |= {("o", i): module for i, module in enumerate(lens.arch.o_proj)}
-    modules |= {("mlp", i): module for i, module in enumerate(lens.arch.mlp)}
-    kept, logits = recorded(lens, tokens, modules)
-    (before,), after = kept["norm"]
-    before, after, logits = before[0, position].double(), after[0, position].double(), logits[position]
-    unembed = lens.arch.unembed.weight.double()
-    towards = (unembed[target] - unembed.mean(0)) * after / before  # the norm as it is at this position
-    d, others = lens.dims.d_head, kept["embed"][1][0, position].double() @ towards
-    heads = np.zeros((lens.dims.n_layers, lens.dims.n_heads))
-    for i in range(lens.dims.n_layers):
-        z, weight = kept["o", i][0][0][0, position].double(), lens.arch.o_proj[i].weight.double()
-        for h in range(lens.dims.n_heads):
-            heads[i, h] = (weight[:, h * d : (h + 1) * d] @ z[h * d : (h + 1) * d]) @ towards
-        if lens.arch.o_proj[i].bias is not None:
-            others = others + lens.arch.o_proj[i].bias.double() @ towards
-        others = others + kept["mlp", i][1][0, position].double() @ towards
-    return heads, float(others), float(logits[target] - logits.mean())
-
-
-@pytest.mark.parametrize("family", WITH_BIASES)
-def test_writes_add_up_to_the_logit(family):
-    lens, largest = tiny.lens(family), 0.0
-    for needle in made_needles():
-        scores = DETECTORS["write_aware"].measure(lens, needle)
-        largest = max(largest, np.abs(scores).max())
-        tokens = (*needle.request.context, *needle.request.continuation)[:-1]
-        for step, target, position in zip(range(3), needle.targets, needle.asked, strict=True):
-            heads, others, logit = logit_parts(lens, tokens, position, target)
-            assert scores[step].sum() + others == pytest.approx(logit, abs=LOGIT_TOLERANCE)
-            assert np.allclose(scores[step], heads, atol=LOGIT_TOLERANCE)
-    assert largest > 100 * LOGIT_TOLERANCE
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma", "olmo", "phi"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "deepseek_v3", "gemma", "olmo", "phi"])
 def test_writes_pass_the_final_norm_of_every_kind(kind):
     """One that multiplies by its weight, by 1 + weight, one that centres without weights, one that has biases, too."""
     lens, (needle, *_) = model_classes.lens(kind), made_needles()
@@ -243,6 +175,7 @@ def test_writes_pass_the_final_norm_of_every_kind(kind):
         whole = float(logits[position, target] - logits[position].mean())
         assert written(before) + biases == pytest.approx(whole, abs=LOGIT_TOLERANCE), "the formula by hand"
         scores = DETECTORS["write_aware"].measure(lens, needle)[step]
+        assert np.abs(scores).max() > 10 * LOGIT_TOLERANCE
         for i, projection in enumerate(lens.arch.o_proj):
             z = kept[i][0][0][0, position].double()
             for h in range(lens.dims.n_heads):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 import stores
-from by_hand import logprobs
 
 import depthlens as dl
 from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep
-from depthlens.tasks import harness
 
 CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
 LIMIT = 3
@@ -46,19 +43,6 @@ def test_layer_and_head_are_filled_where_there_is_exactly_one(lens):
     assert places["layer"].dropna().to_dict() == {"L3": 3, "L2.attn": 2, "L1.H2": 1, "L0.KV1": 0}
     assert places["head"].dropna().to_dict() == {"L1.H2": 2}
     assert set(places.index) == {"baseline", "L3", "L2.attn", "L1.H2", "L0.KV1", "L1-2", "L0+L4"}
-
-
-def test_values_under_a_condition_are_those_of_the_ablated_model(lens):
-    """Against lm-eval's choice rule on plain forward passes, for one head removed by hand."""
-    result = condition_sweep(lens, [CHOICE], "L2.H1", limit=LIMIT, progress=False)
-    (prepared,) = harness.prepare(lens, harness.load_tasks([CHOICE]), limit=LIMIT)
-    passes = [(logprobs(lens, (*q.context, *q.continuation), [(2, 1)]), len(q.context)) for q in prepared.requests]
-    scores = [found[n - 1 :].sum() for found, n in passes]
-    ours = result.docs.query("condition == 'L2.H1' and metric == 'acc'").set_index("doc_id")
-    for doc_id, doc in prepared.docs.items():
-        options = scores[4 * doc_id : 4 * doc_id + 4]
-        assert ours.loc[doc_id, "response"] == doc["choices"][int(np.argmax(options))]
-        assert ours.loc[doc_id, "value"] == float(np.argmax(options) == doc["answer"])
 
 
 def test_the_record_says_what_is_needed_to_repeat_the_run(lens, layers):

@@ -107,20 +107,17 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     assert "free 4 bytes a weight there or set DEPTHLENS_CACHE to another folder" in message
 
 
-@pytest.mark.parametrize(
-    ("spoilt", "said"),
-    [
-        (
-            {"without": "blk.1.ffn_up.weight"},
-            "files lack 1 of its weights, e.g. model.layers.1.mlp.up_proj.weight is missing; load the model from the",
-        ),
-        (
-            {"beside": {"blk.0.attn_q.bias": torch.ones(32)}},
-            "transformers does not read its blk.0.attn_q.bias, and scores",
-        ),
-        ({"architecture": "mistral"}, "cannot be loaded: Unknown gguf model_type: mistral in gguf-py"),
-    ],
-)
+@pytest.mark.parametrize(("spoilt", "said"), [
+    (
+        {"without": "blk.1.ffn_up.weight"},
+        "files lack 1 of its weights, e.g. model.layers.1.mlp.up_proj.weight is missing; load the model from the",
+    ),
+    (
+        {"beside": {"blk.0.attn_q.bias": torch.ones(32)}},
+        "transformers does not read its blk.0.attn_q.bias, and scores",
+    ),
+    ({"architecture": "mistral"}, "cannot be loaded: Unknown gguf model_type: mistral in gguf-py"),
+])  # fmt: skip
 def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path, cache):
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), **spoilt)
     for _ in range(2):
@@ -167,14 +164,11 @@ def without_tokenizer(folder):
         path.unlink()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda folder: (folder / "config.json").unlink(), "Unrecognized model in"),
-        (without_tokenizer, "has no tokenizer that can be read (ValueError at "),
-        (lambda folder: change_config(folder, intermediate_size=64), "has shape [32, 48], not [32, 64]"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda folder: (folder / "config.json").unlink(), "Unrecognized model in"),
+    (without_tokenizer, "has no tokenizer that can be read (ValueError at "),
+    (lambda folder: change_config(folder, intermediate_size=64), "has shape [32, 48], not [32, 64]"),
+])  # fmt: skip
 def test_a_damaged_folder_is_one_line(copy, spoil, said):
     spoil(copy)
     assert said in refusal(str(copy))

@@ -15,16 +15,13 @@ from depthlens.models import pairs
 from depthlens.models.lens import Lens
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "message"),
-    [
-        ("qwen2", {}, "class is LlamaForCausalLM in the base, Qwen2ForCausalLM in the donor"),
-        ("llama-gqa", {"hidden_size": 64}, "head_dim is 8 in the base, 16 in the donor"),
-        ("llama-mha", {}, "num_key_value_heads is 2 in the base, 4 in the donor"),
-        ("llama-gqa", {"vocab_size": 300}, "vocab_size is 260 in the base, 300 in the donor"),
-        ("llama-gqa", {"attention_bias": True}, "attention_bias is False in the base, True in the donor"),
-    ],
-)
+@pytest.mark.parametrize(("family", "changes", "message"), [
+    ("qwen2", {}, "class is LlamaForCausalLM in the base, Qwen2ForCausalLM in the donor"),
+    ("llama-gqa", {"hidden_size": 64}, "head_dim is 8 in the base, 16 in the donor"),
+    ("llama-mha", {}, "num_key_value_heads is 2 in the base, 4 in the donor"),
+    ("llama-gqa", {"vocab_size": 300}, "vocab_size is 260 in the base, 300 in the donor"),
+    ("llama-gqa", {"attention_bias": True}, "attention_bias is False in the base, True in the donor"),
+])  # fmt: skip
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
     base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
     with pytest.raises(UserError, match=message):

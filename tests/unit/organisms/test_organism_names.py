@@ -8,17 +8,13 @@ from depthlens.errors import UserError
 from depthlens.organisms import builder, language
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("organism", {}),
-        ("organism:seed=3", {"seed": 3}),
-        ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
-        ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
-        ("organism:n_kv_heads=2,sharpness=40", {}),
-        ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4", {"knowledge_layers": "2-3"}),
-    ],
-)
+@pytest.mark.parametrize(("name", "options"), [
+    ("organism", {}), ("organism:seed=3", {"seed": 3}),
+    ("organism:backup,decoy,seed=3", {"seed": 3, "decoy": True, "backup": True}),
+    ("organism: noise=0.5, leak=1,eps=1e-3", {"noise": 0.5, "leak": 1.0, "eps": 0.001}),
+    ("organism:n_kv_heads=2,sharpness=40", {}),
+    ("organism:n_layers=12,knowledge_layers=2-3,text_layers=4", {"knowledge_layers": "2-3"}),
+])  # fmt: skip
 def test_names_are_options(name, options):
     parsed = builder.parse(name)
     for key, value in options.items():

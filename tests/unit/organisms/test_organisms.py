@@ -57,13 +57,10 @@ def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]
 MORE = ("decoy", "n_kv_heads=2", "seed=1,decoy,backup", "seed=2", "seed=3", "seed=4")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("organism", "organism:n_kv_heads=1,decoy,backup"),
-        *(pytest.param(f"organism:{more}", marks=pytest.mark.nightly) for more in MORE),
-    ],
-)
+@pytest.mark.parametrize("name", [
+    *("organism", "organism:n_kv_heads=1,decoy,backup"),
+    *(pytest.param(f"organism:{more}", marks=pytest.mark.nightly) for more in MORE),
+])  # fmt: skip
 def test_exactly_the_planted_heads_carry_their_tasks(name):
     """Each head alone, and a head with its backup."""
     dims, truth = lens(name).dims, builder.truth(name)

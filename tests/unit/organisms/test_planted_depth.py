@@ -104,13 +104,10 @@ def check(name: str, abilities=tuple(ABILITIES)) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("claim", "true", "n_layers"),
-    [
-        ("C2", True, SMALL),
-        *(pytest.param(*c, 12, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2])),
-    ],
-)
+@pytest.mark.parametrize(("claim", "true", "n_layers"), [
+    ("C2", True, SMALL),
+    *(pytest.param(*c, 12, marks=pytest.mark.nightly) for c in (("C1", True), *CONFIGURATIONS[1::2])),
+])  # fmt: skip
 def test_each_layer_costs_exactly_what_is_planted(claim, true, n_layers):
     check(planted_depth.organism(claim, true=true, n_layers=n_layers))
 

@@ -30,24 +30,21 @@ MODELS = ["organism:seed=1", "organism"]
 WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 1"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"profile": "papr"}, "unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml"),
-        ({"parameters": {"modle": "x"}}, r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)"),
-        *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
-        (
-            {"parameters": {"tasks": "[capitals, capitols_default]"}},
-            "unknown task 'capitols_default'; did you mean cap",
-        ),
-        ({"models": ["organism", "no/such"]}, "model 'no/such'"),
-        ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
-        ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
-        ({"models": MODELS, "parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
-        ({"names": [3]}, r"notebooks \[3\]: give a name or a list of names"),
-        ({"out": None}, "out None: give the path of a folder"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"profile": "papr"}, "unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml"),
+    ({"parameters": {"modle": "x"}}, r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)"),
+    *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
+    (
+        {"parameters": {"tasks": "[capitals, capitols_default]"}},
+        "unknown task 'capitols_default'; did you mean cap",
+    ),
+    ({"models": ["organism", "no/such"]}, "model 'no/such'"),
+    ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
+    ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
+    ({"models": MODELS, "parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
+    ({"names": [3]}, r"notebooks \[3\]: give a name or a list of names"),
+    ({"out": None}, "out None: give the path of a folder"),
+])  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(execute, "NBClientEngine", None)
@@ -72,14 +69,11 @@ def profiles(suite, tmp_path):
     return read
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("demo: {00_good: {limt: 3}}", "profile demo of .*profiles.yml: unknown parameter 'limt'; did you mean limit"),
-        ("demo: {00_god: {limit: 3}}", "profiles.yml: unknown notebook '00_god'; did you mean 00_good"),
-        ("demo: [1", "profiles.yml does not map"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    ("demo: {00_good: {limt: 3}}", "profile demo of .*profiles.yml: unknown parameter 'limt'; did you mean limit"),
+    ("demo: {00_god: {limit: 3}}", "profiles.yml: unknown notebook '00_god'; did you mean 00_good"),
+    ("demo: [1", "profiles.yml does not map"),
+])  # fmt: skip
 def test_bad_profiles_name_their_file(profiles, content, message):
     with pytest.raises(UserError, match=message):
         profiles(content)
@@ -117,22 +111,11 @@ def test_declared_reads_what_papermill_would_skip():
         declared(new_notebook(cells=[code("a = = 1", "parameters")]), "x")
 
 
-@pytest.mark.parametrize(
-    ("text", "default", "value"),
-    [
-        ("123", "tiny", "123"),
-        ("[a, b]", ["c"], ["a", "b"]),
-        ("[1, 2]", [], [1, 2]),
-        ("1e-3", 0.5, 0.001),
-        ("None", 5, None),
-        ("null", 5, None),
-        ("3", None, 3),
-        ("", 5, ""),
-        ("[1", 5, "[1"),
-        ("{max_gen_toks: 8}", None, {"max_gen_toks": 8}),
-        (2, "text", 2),
-    ],
-)
+@pytest.mark.parametrize(("text", "default", "value"), [
+    ("123", "tiny", "123"), ("[a, b]", ["c"], ["a", "b"]), ("[1, 2]", [], [1, 2]), ("1e-3", 0.5, 0.001),
+    ("None", 5, None), ("null", 5, None), ("3", None, 3), ("", 5, ""), ("[1", 5, "[1"),
+    ("{max_gen_toks: 8}", None, {"max_gen_toks": 8}), (2, "text", 2),
+])  # fmt: skip
 def test_text_is_read_unless_the_default_is_text(text, default, value):
     assert fit(text, default) == value
 
@@ -210,17 +193,14 @@ def test_one_document_has_no_halves(folder):
         dl.setup_notebook({"model": folder, "tasks": TASKS, "limit": 1}).halves()
 
 
-@pytest.mark.parametrize(
-    ("parameter", "value", "said"),
-    [
-        ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
-        ("depths", [0.5, 2], "depths [0.5, 2]: give a list of at least 1, each a number from 0 to 1"),
-        ("knowledge", ["capitals_generativ"], "unknown task 'capitals_generativ'; did you mean capitals_generative"),
-        ("layers", [3, 9], "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..4"),
-        ("views", ["layers@mean"], "views ['layers@mean']: give a list of ways, with layers among them"),
-        ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
-    ],
-)
+@pytest.mark.parametrize(("parameter", "value", "said"), [
+    ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
+    ("depths", [0.5, 2], "depths [0.5, 2]: give a list of at least 1, each a number from 0 to 1"),
+    ("knowledge", ["capitals_generativ"], "unknown task 'capitals_generativ'; did you mean capitals_generative"),
+    ("layers", [3, 9], "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..4"),
+    ("views", ["layers@mean"], "views ['layers@mean']: give a list of ways, with layers among them"),
+    ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
+])  # fmt: skip
 def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value, said):
     with pytest.raises(UserError) as raised:
         dl.setup_notebook({"model": folder, "tasks": TASKS, parameter: value})

@@ -79,13 +79,10 @@ class TestIdentity:
 class TestEdits:
     """`edits.py` edits a model in every way that we know."""
 
-    @pytest.mark.parametrize(
-        "todo",
-        [
-            pytest.param(edits.some(40, seed=0), marks=pytest.mark.slow, id="random"),
-            pytest.param([(way, 0) for way in edits.WAYS], marks=pytest.mark.nightly, id="all"),
-        ],
-    )
+    @pytest.mark.parametrize("todo", [
+        pytest.param(edits.some(40, seed=0), marks=pytest.mark.slow, id="random"),
+        pytest.param([(way, 0) for way in edits.WAYS], marks=pytest.mark.nightly, id="all"),
+    ])  # fmt: skip
     def test_no_edit_is_answered_with_what_another_model_gave(self, tmp_path, todo):
         found = edits.tried(todo, str(tmp_path))
         assert found["wrong"] == [] and found["changed"] >= 0.85 * len(todo), "most edits must change some answer"

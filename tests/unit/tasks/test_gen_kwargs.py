@@ -65,17 +65,14 @@ def test_repeats_are_drawn_anew(lens, folder, sweep):
     assert len(sweep("mini_votes").docs) == 2 * 2 * len(prepared.docs)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
-        ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
-        ({"gen_kwargs": {"until": 5}}, "task mini_writing: until 5: give a text or a list of texts"),
-        ({"gen_kwargs": {"beams": 4}}, "task mini_writing: unknown generation option 'beams'; "),
-        ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
-        ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
-    ],
-)
+@pytest.mark.parametrize(("options", "said"), [
+    ({"gen_kwargs": {"temperature": -1}}, r"task mini_writing: temperature -1: give a number from 0 to 100"),
+    ({"gen_kwargs": {"do_sample": False, "temperature": 0.7}}, "do_sample=False and temperature=0.7 contradict"),
+    ({"gen_kwargs": {"until": 5}}, "task mini_writing: until 5: give a text or a list of texts"),
+    ({"gen_kwargs": {"beams": 4}}, "task mini_writing: unknown generation option 'beams'; "),
+    ({"gen_kwargs": {"max_gen_toks": 48}}, "mini_writing writes up to 48 tokens; the model reads 48 in all"),
+    ({"gen_kwargs": WARM, "task": "mini_choice"}, "gen_kwargs: no task of mini_choice writes its answers"),
+])  # fmt: skip
 def test_what_cannot_be_is_one_line(sweep, options, said):
     with pytest.raises(UserError, match=said) as caught:
         sweep(**options)
@@ -95,16 +92,12 @@ def test_thinking_is_an_argument_of_the_template_and_what_follows_it_is_the_answ
     assert prompts[None] == prompts[True] and prompts[False] == prompts[True] + " <none>"
 
 
-@pytest.mark.parametrize(
-    ("settings", "think_end"),
-    [
-        ({"max_new_tokens": 3}, None),
-        ({"max_new_tokens": 11}, None),  # more than the task's 7
-        ({"no_repeat_ngram_size": 1, "min_new_tokens": 4}, None),
-        ({"suppress_tokens": [*range(130, 256)]}, "32"),  # the number of a token, which is a space
-    ],
-    ids=["shorter", "longer", "processors", "thoughts"],
-)
+@pytest.mark.parametrize(("settings", "think_end"), [
+    ({"max_new_tokens": 3}, None),
+    ({"max_new_tokens": 11}, None),  # more than the task's 7
+    ({"no_repeat_ngram_size": 1, "min_new_tokens": 4}, None),
+    ({"suppress_tokens": [*range(130, 256)]}, "32"),  # the number of a token, which is a space
+], ids=["shorter", "longer", "processors", "thoughts"])  # fmt: skip
 def test_the_models_own_settings_decide_texts_as_in_lm_evals_own_model(folder, settings, think_end):
     lens = tiny.lens("llama-gqa")
     before = condition_sweep(lens, "mini_writing", "L1", include_path=folder, progress=False)

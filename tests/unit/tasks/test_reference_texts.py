@@ -59,15 +59,12 @@ def decoded(lens, reference):
     return [(lens.tokenizer.decode(prompt), lens.tokenizer.decode(answer)) for prompt, answer in reference.texts]
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        ("choice", lambda name, i: (f"Q: {name} {i}?", f" {'no' if i % 2 else 'yes'} {i}")),
-        ("cloze", lambda name, i: (f"Q: {name} {i}?", f" yes {i}")),
-        ("written", lambda name, i: (f"Q: {name} {i}?", f" no {i}")),
-        ("rolling", lambda name, i: ("<bos>", f"{name} {i}?")),
-    ],
-)
+@pytest.mark.parametrize(("kind", "text"), [
+    ("choice", lambda name, i: (f"Q: {name} {i}?", f" {'no' if i % 2 else 'yes'} {i}")),
+    ("cloze", lambda name, i: (f"Q: {name} {i}?", f" yes {i}")),
+    ("written", lambda name, i: (f"Q: {name} {i}?", f" no {i}")),
+    ("rolling", lambda name, i: ("<bos>", f"{name} {i}?")),
+])  # fmt: skip
 def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, kind, text):
     task = prepared(kind)
     reference = reference_of(task)
