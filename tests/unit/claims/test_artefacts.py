@@ -175,7 +175,9 @@ def test_no_claim_that_a_profile_measures_is_open_by_construction(profile):
             made = made_claims.evidence(n=DOCUMENTS, rng=np.random.default_rng([seed, DOCUMENTS]), **world)
             kept = {field: of for field, of in made.by_field.items() if field in (*roles, "tokens", "margins")}
             parts = BY_ID[claim].parts(made_claims.Made(by_field=kept))
-            shown[claim] += all(part.state == SHOWN for part in parts if NOT_MEASURED not in part.main.why)
+            # of the simulated tasks each role has one; roles as they are shipped have two of knowledge
+            given = [p for p in parts if NOT_MEASURED not in p.main.why and "there are no two" not in p.main.why]
+            shown[claim] += bool(given) and all(part.state == SHOWN for part in given)
     assert all(shown[claim] >= 8 for claim in measured), shown
 
 
