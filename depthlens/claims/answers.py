@@ -24,7 +24,6 @@ from depthlens.claims.measures import (
     judged,
     log_odds,
     not_measured,
-    room,
     shared,
 )
 from depthlens.claims.parts import (
@@ -40,7 +39,7 @@ from depthlens.claims.parts import (
     Estimate,
     Part,
     Question,
-    average,
+    mean_of,
     missing,
     named,
     part,
@@ -93,9 +92,8 @@ def _over_tasks(
             chosen = [p for name in names for p in evidence.profiles(name, SUFFIX[view], seed) if p.task in tasks]
             if not chosen:
                 raise UserError("; ".join(left) or "no task")
-            rooms = average([room(p) for p in chosen])
-            losses = average([of(p) for p in chosen])
-            return [losses] if row == STUDY else [Ratio(losses, rooms)]  # type: ignore[arg-type]
+            losses, room = mean_of([of(p) for p in chosen]), mean_of([p.room for p in chosen])
+            return [losses] if row == STUDY else [Ratio(losses, room)]
 
         labels = [f"{p.task} {p.metric}" for p in kept]
         yield part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes)
@@ -171,10 +169,10 @@ def _written(evidence: Evidence, name: str, written: str, chosen: str) -> Iterat
                 raise UserError("; ".join(left) or "the written and the chosen tasks ask other questions")
             a, b = ({p.task: p for p in evidence.profiles(name, SUFFIX[view], seed)} for name in (written, chosen))
             both = [(a[task], b[rival]) for task, rival in pairs.items()]
-            more = average([x.mean(even(x.thirds > 0)) - y.mean(even(y.thirds > 0)) for x, y in both])
+            more = mean_of([x.mean(even(x.thirds > 0)) - y.mean(even(y.thirds > 0)) for x, y in both])
             if row == STUDY:
                 return [more]
-            return [Ratio(more, average([room(pair[i]) for pair in both])) for i in (0, 1)]  # type: ignore[arg-type]
+            return [Ratio(more, mean_of([pair[i].room for pair in both])) for i in (0, 1)]
 
         asked = named(question, name)
         yield part(asked, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=tasks, notes=notes)
@@ -206,14 +204,14 @@ def c7(evidence: Evidence) -> Iterator[Part]:
     """
     fields = [name for name in TASKS if evidence.results(name)]
     (found,) = _over_tasks(evidence, [TREND], fields, _trend)
+    kept, _ = judged([p for name in fields for p in evidence.profiles(name)])
     if not found.main.why:
-        kept, _ = judged([p for name in fields for p in evidence.profiles(name)])
         found = replace(found, beside={**found.beside, **{p.label: Estimate.of([_trend(p)]) for p in kept}})
     yield found
     if not evidence.results("tokens"):
         yield missing(SLOPE, not_measured(["tokens"]))
         return
-    tasks = {p.task for p in judged([p for name in fields for p in evidence.profiles(name)])[0]}
+    tasks = {p.task for p in kept}
 
     def effect(view: str, seed: int) -> list[Effect]:
         first = FIRST if view == DEEPER else 0
@@ -222,7 +220,7 @@ def c7(evidence: Evidence) -> Iterator[Part]:
             raise UserError("no task of tokens is one that the model is shown to do")
         odds = [log_odds(p) for p in profiles]
         means = [p.over(p.loss.mean(1)) for p in odds]
-        return [Ratio(average([_trend(p) for p in odds]), average(means))]  # type: ignore[arg-type]
+        return [Ratio(mean_of([_trend(p) for p in odds]), mean_of(means))]
 
     labels = sorted(p.task for p in evidence.profiles("tokens") if p.task in tasks)
     views = (ALL, SPARED, MEANS)
@@ -302,5 +300,5 @@ def _apart(
         more, less = max(turned, key=lambda pair, guess=guess: guess[pair[0]] - guess[pair[1]])  # type: ignore[misc]
         a, b = halves[more][tests], halves[less][tests]
         apart = statistic(a) - statistic(b)
-        folds.append(apart if side is None else Ratio(apart, room((a, b)[side])))
+        folds.append(apart if side is None else Ratio(apart, (a, b)[side].room))
     return crossed(folds)

@@ -9,9 +9,10 @@ model; docs/results.md lists those that were changed after results were seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from depthlens import arguments
 from depthlens.claims import answers, heads, in_depth
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import not_measured
@@ -105,3 +106,14 @@ CLAIMS = (
         answers.c8, (*answers.TASKS, "tokens"), (answers.VARIES, answers.VARIES_MORE, answers.VARIES_RELATIVE),
     ),
 )  # fmt: skip
+
+
+def chosen_claims(claims: str | Sequence[str] | None) -> list[Claim]:
+    """The claims of some ids, in order; None: all.
+
+    Raises:
+        UserError: an unknown claim.
+    """
+    ids = [claim.id for claim in CLAIMS]
+    wanted = ids if claims is None else arguments.chosen("claim", claims, ids)
+    return [claim for claim in CLAIMS if claim.id in wanted]

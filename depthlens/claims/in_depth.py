@@ -58,9 +58,8 @@ SHIFT = Question(
 GAINED = Question("The best transplant, chosen on other documents, gains {effect}", ANSWERS, 0.10)
 RECOVERED = Question("The best transplant, chosen on other documents, recovers {effect}", GAP, 0.25, row=CONTROLLED)
 
-Side = tuple[
-    str, str
-]  # a field of sweeps, and the field whose tasks are taken of it and say that the model can do them
+# a field of sweeps, and the field whose tasks are taken of it and say that the model can do them
+Side = tuple[str, str]
 
 
 def _able(evidence: Evidence, fields: Sequence[str]) -> tuple[dict[str, set[str]], list[str]]:

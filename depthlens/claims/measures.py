@@ -153,18 +153,6 @@ def judged(profiles: Sequence[Losses]) -> tuple[list[Losses], list[str]]:
     return [p for p in profiles if not p.at_chance and p.n_questions >= FEWEST], why
 
 
-def room(profile: Losses) -> Mean:
-    """What the whole model scores above a broken one, or above the floor by its form.
-
-    Raises:
-        UserError: the metric has no floor.
-    """
-    floor = profile.floor if profile.broken is None else profile.broken
-    if floor is None:
-        raise UserError(f"{profile.metric} of task {profile.task} has no chance level; give a task with an accuracy")
-    return profile.over(profile.base - floor)
-
-
 def crossed(folds: Sequence[Effect]) -> Effect:
     """The mean of an effect on two halves of the questions, where the other half has chosen what is tested."""
     found = average(folds)

@@ -227,11 +227,12 @@ def average(effects: Sequence[Effect]) -> Effect:
     """The mean of several means; of quotients that of the numerators, over that of the divisors."""
     if all(isinstance(effect, Ratio) for effect in effects):
         parts, wholes = zip(*((effect.part, effect.whole) for effect in effects), strict=True)  # type: ignore[union-attr]
-        return Ratio(_average(parts), _average(wholes))
-    return _average(effects)  # type: ignore[arg-type]
+        return Ratio(mean_of(parts), mean_of(wholes))
+    return mean_of(effects)  # type: ignore[arg-type]
 
 
-def _average(means: Sequence[Mean]) -> Mean:
+def mean_of(means: Sequence[Mean]) -> Mean:
+    """The mean of several means."""
     total = means[0]
     for each in means[1:]:
         total = total + each

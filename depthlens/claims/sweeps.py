@@ -16,7 +16,7 @@ from depthlens.analysis.result.losses import broken_condition
 from depthlens.analysis.result.profiles import third_conditions
 from depthlens.analysis.result.results import Result, concat
 from depthlens.arguments import EvalOptions
-from depthlens.claims.claims import CLAIMS, Claim
+from depthlens.claims.claims import Claim, chosen_claims
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import NOT_MEASURED, odds
 from depthlens.claims.parts import OPEN, ROWS, Part, worst
@@ -32,20 +32,6 @@ from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.needles import task_needles
 
 VIEWS = ("layers", "layers[1:]", "layers@mean")
-ROLES = {
-    "letters": "options are lettered, and the likeliest letter is the answer",
-    "generation": "the same prompts; the letter is written",
-    "continuation": "knowledge; the likeliest answer text is the answer",
-    "retrieval": "retrieval, with options",
-    "open_book": "the questions of continuation with the fact in the prompt",
-    "text": "plain text with options, as long as the prompts of continuation: their control",
-    "long_text": "the same, as long as the prompts of retrieval",
-    "reasoning": "reasoning with written solutions",
-    "reasoning_continuation": "the same problems, with options",
-    "copying": "solutions of equal length to be copied: the control of reasoning",
-    "reasoning_choice": "a step of reasoning, with options",
-    "written_retrieval": "retrieval with written answers, for heads",
-}
 EMBEDDED = {
     "letters": ["capitals_default", "elements_default"],
     "generation": ["capitals_letters_generative", "elements_letters_generative"],
@@ -60,6 +46,11 @@ EMBEDDED = {
     "reasoning_choice": ["arithmetic_step_continuation"],
     "written_retrieval": ["kv_retrieval_4"],
 }
+_SAID = arguments.described(Evidence)
+ROLES = {role: _SAID[role][1] for role in EMBEDDED if role in _SAID}
+ROLES["written_retrieval"] = (
+    "Retrieval tasks with written answers, such as kv_retrieval_4; heads are found on the first."
+)
 # roles whose tasks are also measured in nats per answer token
 NATS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying", "reasoning_choice")
 # roles whose answers are long enough that options of writing are for them
@@ -74,10 +65,8 @@ RIVALS = {
         "C4": [("reasoning", "copying"), ("reasoning_choice", "continuation")],
     }.items()
 }
-POOL, EDGE = (
-    400,
-    0.05,
-)  # documents that the whole model scores to choose from; the share at either end that is not chosen
+POOL = 400  # documents that the whole model scores, to choose from
+EDGE = 0.05  # the share of them at either end that is not chosen
 _TIMES = {"margins": 0, "heads": 10}  # about how much longer such a piece takes than others
 DRAWS = 40  # random lists that each list of heads is compared with
 Tasks = Mapping[str, str | Sequence[str]]
@@ -87,8 +76,10 @@ def roles_of(tasks: Tasks) -> dict[str, list[str]]:
     """Tasks by role, as lists.
 
     Raises:
-        UserError: an unknown role.
+        UserError: no mapping, or an unknown role.
     """
+    if not isinstance(tasks, Mapping):
+        raise UserError(f"tasks {tasks!r}: give tasks by role, as {{'letters': ['mmlu']}}")
     for role in tasks:
         if role not in ROLES:
             raise unknown("role of tasks", role, ROLES)
@@ -155,17 +146,18 @@ class Sweeps:
         """What a claim is judged by, as far as there are tasks and models for it."""
         roles = [role for role in claim.needs if role in self.tasks]
         nats = [role for role in roles if role in NATS and "tokens" in claim.needs]
+        if "control" in claim.needs:  # what moved in depth is asked of steps, not of whole solutions
+            nats = [role for role in nats if role != "reasoning"]
         found = [Piece(role, role) for role in roles]
         rivals = RIVALS.get(claim.id, {})
         found += [Piece("tokens", role, "model", rivals.get(role, "") * (rivals.get(role) in roles)) for role in nats]
         found += [Piece("margins", role) for role in nats if "margins" in claim.needs]
-        short = [role for role in nats if role != "reasoning"]
         found += [Piece("texts", "")] * ("texts" in claim.needs and bool(roles))
         if "base" in claim.needs and "base" in self.models:
-            found += [Piece("base", role, "base") for role in short]
+            found += [Piece("base", role, "base") for role in nats]
             found += [Piece("transplants", "reasoning", "base")] * ("reasoning" in self.tasks)
         if "control" in claim.needs and "control" in self.models:
-            found += [Piece(field, role, "control") for role in short for field in ("control", "margins")]
+            found += [Piece(field, role, "control") for role in nats for field in ("control", "margins")]
         if "heads" in claim.needs and {"written_retrieval", "reasoning"} <= {*self.tasks}:
             found.append(Piece("heads", "written_retrieval"))
         return found
@@ -184,27 +176,28 @@ class Sweeps:
 
         These are guessed from the mean of what was.
         """
-        missing = [piece for piece in self.pieces(claim) if (piece, n) not in self._made]
+        missing = [piece for piece in self.pieces(claim) if _key(piece, n) not in self._made]
         known = [self._seconds[piece] for piece in missing if piece in self._seconds]
         new = sum(_TIMES.get(piece.field, 1) for piece in missing if piece not in self._seconds)
         mean = np.mean([n * seconds / before for before, seconds in self._seconds.values()] or [1.0])
-        return sum(seconds * (n / before - 1) for before, seconds in known), float(new * mean)
+        return sum(seconds * max(n / before - 1, 0) for before, seconds in known), float(new * mean)
 
     def has_more(self, claim: Claim, looks: int) -> bool:
         """Whether another look would have other documents than so many had."""
         names = {name for piece in self.pieces(claim) if piece.role for name in self.tasks[piece.role]}
-        sizes = [len(task.eval_docs) for leaf, task in self._loaded.items() if {leaf, self._group(leaf)} & names]
+        chosen = [leaf for leaf in self._loaded if {leaf, self._group(leaf)} & names]
+        sizes = [len(self._loaded[leaf].eval_docs) * self._members[leaf] for leaf in chosen]
         return looks < len(LOOKS) and max(sizes, default=0) > LOOKS[looks - 1]
 
     def _one(self, piece: Piece, n: int) -> Any:
         """A piece with so many documents; its answers on fewer are read from the store."""
-        n = POOL if piece.field == "margins" else n
-        if (piece, n) not in self._made:
+        key = _key(piece, n)
+        if key not in self._made:
             start = time.monotonic()
-            self._made[piece, n] = self._make(piece, n)
+            self._made[key] = self._make(*key)
             spent = self._seconds.get(piece, (0, 0.0))[1]
-            self._seconds[piece] = n, spent + time.monotonic() - start
-        return self._made[piece, n]
+            self._seconds[piece] = key[1], spent + time.monotonic() - start
+        return self._made[key]
 
     def _make(self, piece: Piece, n: int) -> Any:
         if piece.field == "heads":
@@ -215,7 +208,8 @@ class Sweeps:
         lens, names = self.models[piece.of], self.tasks[piece.role]
         unused = () if piece.role in WRITTEN else WRITING
         kept: Any = {name: value for name, value in self.options.items() if name not in unused}
-        options: EvalOptions = {**kept, "samples": self._samples(names, slice(n), piece)}
+        easy = self._as_easy(piece) if piece.rival else {}
+        options: EvalOptions = {**kept, "samples": self._samples(names, n, easy=easy)}
         views = [*self.views, broken_condition(lens.dims.n_layers)]
         if piece.field == "margins":
             shots = self.options.get("num_fewshot")
@@ -223,27 +217,31 @@ class Sweeps:
             views = [str(BASELINE)]
         if piece.field == "transplants":
             thirds = [f"{third}@donor" for third in third_conditions(lens.dims.n_layers)]
-            options["samples"] = self._samples(names[:1], slice(n))
+            options["samples"] = self._samples(names[:1], n)
             return condition_sweep(lens, names[:1], thirds, donor=self.models["model"], **options)
         if piece.field != piece.role:
             options["measure"] = TOKEN_LOGPROB
         return condition_sweep(lens, names, views, **options)
 
-    def _samples(self, names: Sequence[str], some: slice, piece: Piece | None = None) -> dict[str, list[int]]:
-        """Documents of tasks, of a group as many as of a task; tasks of equal size have the same ones.
+    def _samples(
+        self, names: Sequence[str], n: int, *, turn: int | None = None, easy: Mapping[str, set[int]] | None = None
+    ) -> dict[str, list[int]]:
+        """So many documents of tasks, of a group as many as of a task; tasks of equal size have the same ones.
 
-        Of a piece that has a rival, they are chosen among documents that the whole model finds as easy as some of the
-        rival's, before anything is removed.
+        Args:
+            names: Of tasks and groups.
+            n: Documents.
+            turn: Every other document, from the first or the second on; None: all of them in turn.
+            easy: By task, the documents that may be chosen; of a task without, and of a group, all may be.
         """
         found = {}
-        easy = self._as_easy(piece) if piece and piece.rival else {}
         for leaf in (leaf for leaf in self._loaded if {leaf, self._group(leaf)} & {*names}):
             random = np.random.default_rng(self.options.get("seed", 0))
             order = [int(i) for i in random.permutation(len(self._loaded[leaf].eval_docs))]
-            order = [i for i in order if i in easy[leaf]] if easy.get(leaf) else order
-            start, stop, step = some.start, some.stop, some.step
-            most = -(-stop // self._members[leaf]) * (step or 1)
-            found[leaf] = order[slice(start, most, step)]
+            if may := (easy or {}).get(leaf):
+                order = [i for i in order if i in may]
+            some = order if turn is None else order[turn::2]
+            found[leaf] = some[: -(-n // self._members[leaf])]
         return found
 
     def _as_easy(self, piece: Piece) -> dict[str, set[int]]:
@@ -258,11 +256,12 @@ class Sweeps:
     def _heads(self, n: int) -> dict[str, Any]:
         """Lists of heads that every other document chooses, and their removal on those between them."""
         lens, written, solved = self.models["model"], self.tasks["written_retrieval"][0], self.tasks["reasoning"][0]
-        copied, computed = ({"samples": self._samples([name], slice(0, n, 2))} for name in (written, solved))
-        testing = self._samples([written, solved], slice(1, n, 2))
+        copied, computed = ({"samples": self._samples([name], n, turn=0)} for name in (written, solved))
+        testing = self._samples([written, solved], n, turn=1)
         options = {name: value for name, value in self.options.items() if name in NEEDLE_OPTIONS}
         needles = task_needles(lens, written, **options, **copied)
         if not recalled_needles(lens, needles, store=self.options.get("store", "auto"), progress=False):
+            print(f"{written}: the model recalls no answer, so that no heads are found")
             return {}
         scoring: dict[str, Any] = options | {"progress": False}
         scores = {
@@ -279,6 +278,11 @@ class Sweeps:
             )
         tasks = {"retrieval": written, "reasoning": solved}
         return {"heads": curves, "head_tasks": tasks, "head_scores": scores}
+
+
+def _key(piece: Piece, n: int) -> tuple[Piece, int]:
+    """A piece and its documents: the whole model scores the pool, however many are removed from."""
+    return piece, POOL if piece.field == "margins" else n
 
 
 def _joined(results: Sequence[Result]) -> Result:
@@ -336,15 +340,16 @@ def ask(
         >>> sorted(verdicts.states)
         ['C1']
     """
-    ids = [claim.id for claim in CLAIMS]
-    chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
+    chosen = chosen_claims(claims)
+    arguments.number("minutes", minutes, 0)
+    top = arguments.whole("top", top, 1, of=" of heads")
     if refused := {"limit", "samples", "measure"} & {*options}:
         raise UserError(f"{min(refused)}: claims choose their documents and metrics; leave it out")
     models = {name: model for name, model in (("model", lens), ("base", base), ("control", control)) if model}
     settings: EvalOptions = {"num_fewshot": 2, **options}
     views = [ablate] if isinstance(ablate, str) else [*ablate]
     sweeps = Sweeps(models, roles_of(EMBEDDED if tasks is None else tasks), views, top, settings)
-    asked = {claim: claim.parts(Evidence()) for claim in CLAIMS if claim.id in chosen}
+    asked = {claim: claim.parts(Evidence()) for claim in chosen}
     looks, end = dict.fromkeys(asked, 0), time.monotonic() + 60 * minutes
     try:
         while todo := [
@@ -352,7 +357,7 @@ def ask(
         ]:
             claim = min(todo, key=lambda c: (looks[c], sum(sweeps.predicted(c, LOOKS[looks[c]]))))
             n, left = LOOKS[looks[claim]], end - time.monotonic()
-            if left < max(sweeps.predicted(claim, n)[0], 0.0):
+            if left < sweeps.predicted(claim, n)[0]:
                 break
             if settings.get("progress", True):
                 decided = sum(looks[c] > 0 and not _open(parts) for c, parts in asked.items())

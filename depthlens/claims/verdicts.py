@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from depthlens import arguments
 from depthlens.analysis.result.findings import Finding, paragraphs
 from depthlens.claims import scorecard_html
-from depthlens.claims.claims import CLAIMS
+from depthlens.claims.claims import CLAIMS, chosen_claims
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.parts import OPEN, ROWS, STATES, Part, worst
 
@@ -120,9 +119,7 @@ def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> V
         >>> verdicts.states["C1"]["controlled"]
         'shown'
     """
-    ids = [claim.id for claim in CLAIMS]
-    chosen = ids if claims is None else arguments.chosen("claim", claims, ids)
-    return Verdicts.of({c.id: c.parts(evidence) for c in CLAIMS if c.id in chosen}, evidence.models)
+    return Verdicts.of({claim.id: claim.parts(evidence) for claim in chosen_claims(claims)}, evidence.models)
 
 
 def _rows(claim: str, parts: Sequence[Part]) -> Iterator[tuple[Any, ...]]:

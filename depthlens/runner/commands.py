@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from depthlens import arguments
-from depthlens.errors import UserError
+from depthlens.errors import blaming
 from depthlens.experiments.commands import with_options
 from depthlens.progress import say
 
@@ -50,9 +50,10 @@ def claims(
     arguments.check(out=out)
     roles = None
     if tasks is not None:
-        if not Path(tasks).is_file():
-            raise UserError(f"--tasks {tasks!r} is no file; give a YAML file of tasks by role")
-        roles = yaml.safe_load(Path(tasks).read_text(encoding="utf-8"))
+        with blaming(
+            f"--tasks {tasks!r} cannot be read", "give a YAML file of tasks by role", (OSError, yaml.YAMLError)
+        ):
+            roles = yaml.safe_load(Path(tasks).read_text(encoding="utf-8"))
     for name in filter(None, (model, base, control)):
         names.find(name)
     say(f"loading {', '.join(filter(None, (model, base, control)))}", model=model)

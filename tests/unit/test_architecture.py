@@ -64,6 +64,9 @@ def imports(name, *, typing=False):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
 
 
+ASKS = "depthlens.claims.sweeps"  # the one module of claims that asks a model
+
+
 def test_every_package_is_in_the_table():
     assert set(FLOOR) == KNOWN
 
@@ -75,7 +78,8 @@ def test_imports_go_down_the_table():
             if "." not in name or "." not in other:
                 continue
             here, there = name.split(".")[1], other.split(".")[1]
-            if here != there and (FLOOR[there] < FLOOR[here] or there in FORBIDDEN[here]):
+            forbidden = FORBIDDEN[here] if name != ASKS else {"engine", "backends", "organisms", "store"}
+            if here != there and (FLOOR[there] < FLOOR[here] or there in forbidden):
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
 
@@ -117,7 +121,7 @@ def test_modules_and_functions_are_short():
 
 def test_what_needs_no_model_imports_no_torch_and_importing_depthlens_has_no_effects():
     light = ("depthlens.analysis", "depthlens.claims", "depthlens.plots")
-    names = [name for name in sorted(MODULES) if name.startswith(light) and name != "depthlens.claims.sweeps"]
+    names = [name for name in sorted(MODULES) if name.startswith(light) and name != ASKS]
     names += [f"depthlens.runner.{name}" for name in ("execute", "pages", "parameters")]
     program = f"""
 import atexit, gc, sys, time, warnings

@@ -210,8 +210,9 @@ class Losses:
         found = {"loss": loss.value, "loss_low": low, "loss_high": high, "min_effect": self.min_effect}
         return found | {"critical": self.critical(), "gain": self.gain()}
 
-    def relative(self, weights: np.ndarray | None = None) -> Mean:
-        """`mean` as a share of what the whole model scores above the floor, the measured one where there is one.
+    @property
+    def room(self) -> Mean:
+        """What the whole model scores above the floor, the measured one where there is one.
 
         Raises:
             UserError: the metric has no floor.
@@ -220,7 +221,15 @@ class Losses:
         if floor is None:
             fault = f"{self.metric} of task {self.task} has no chance level"
             raise UserError(f"{fault} that its losses could be a share of; use scale='importance'")
-        return self.mean(weights) / self.over(self.base - floor)
+        return self.over(self.base - floor)
+
+    def relative(self, weights: np.ndarray | None = None) -> Mean:
+        """`mean` as a share of `room`.
+
+        Raises:
+            UserError: the metric has no floor.
+        """
+        return self.mean(weights) / self.room
 
     def share(self, weights: np.ndarray) -> Mean:
         """Losses summed over conditions with weights, as a share of their whole sum. Shape [condition, ...]."""
