@@ -353,14 +353,14 @@ def ask(
     looks, end = dict.fromkeys(asked, 0), time.monotonic() + 60 * minutes
     try:
         while todo := [
-            c for c, parts in asked.items() if not looks[c] or _open(parts) and sweeps.has_more(c, looks[c])
+            c for c, parts in asked.items() if not looks[c] or _may_decide(parts) and sweeps.has_more(c, looks[c])
         ]:
             claim = min(todo, key=lambda c: (looks[c], sum(sweeps.predicted(c, LOOKS[looks[c]]))))
             n, left = LOOKS[looks[claim]], end - time.monotonic()
             if left < sweeps.predicted(claim, n)[0]:
                 break
             if settings.get("progress", True):
-                decided = sum(looks[c] > 0 and not _open(parts) for c, parts in asked.items())
+                decided = sum(not _open(parts) for parts in asked.values())
                 print(
                     f"decided {decided} of {len(asked)}, next {claim.id} with {n} documents, {left / 60:.0f} min left"
                 )
@@ -371,8 +371,12 @@ def ask(
     return Verdicts.of({claim.id: parts for claim, parts in asked.items()}, [m.name for m in models.values()])
 
 
-def _open(parts: Sequence[Part]) -> bool:
-    """Whether a row of a claim is open that more documents may decide: not where something was not measured."""
+def _open(parts: Sequence[Part]) -> list[Part]:
+    """The open parts of the rows of a claim that are open."""
     rows = [[part for part in parts if part.question.row == row] for row in ROWS]
-    deciding = [worst(of) for of in rows if of]
-    return any(part.state == OPEN and not part.main.why.startswith(NOT_MEASURED) for part in deciding)
+    return [part for of in rows if of and worst(of).state == OPEN for part in of if part.state == OPEN]
+
+
+def _may_decide(parts: Sequence[Part]) -> bool:
+    """Whether more documents may decide an open row: a part of it was measured, and one that is reversed decides."""
+    return any(not part.main.why.startswith(NOT_MEASURED) for part in _open(parts))

@@ -45,6 +45,16 @@ def test_a_claim_is_asked_until_it_is_decided(lens, capsys):
     assert n <= asked[-1]
 
 
+def test_a_claim_of_which_a_part_was_not_measured_is_not_counted_as_decided(lens, capsys):
+    """Written letters are shown to need deep layers; worked solutions, which could fail, have no task."""
+    roles = {role: ROLES[role] for role in ("letters", "generation", "continuation", "retrieval", "long_text")}
+    found = ask(lens, tasks=roles, claims=["C2", "C3"], **OPTIONS | {"progress": True})
+    assert found.parts.query("claim == 'C2' and part == 'a' and view == 'decides'")["state"].item() == SHOWN
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("decided")]
+    assert "next C2" in lines[0] and any("next C3" in line for line in lines) and "C2" not in found.decided
+    assert all(line.startswith("decided 0 of 2") for line in lines)
+
+
 def test_more_documents_are_those_before_and_others(made):
     few, more = (made.evidence(BY_ID["C1"], n).letters for n in LOOKS[:2])
     task = ROLES["letters"]
