@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from depthlens.ablations import Head, parse_condition
-from depthlens.errors import UserError
 from depthlens.experiments import one_prompt
 
 PROMPT = "the cat sat on"
@@ -90,21 +89,3 @@ def test_attention_is_the_models_own(lens):
     row = one.pattern[0, 4]
     assert one.largest["position"].iloc[0] == row.argmax() and one.largest["weight"].iloc[0] == row.max()
     assert one.data["weights"][0][10:15] == [round(1000 * float(weight)) for weight in row[:5]]
-
-
-@pytest.mark.parametrize(("call", "told"), [
-    (lambda lens: one_prompt.generate(lens, ""), "give some text"),
-    (lambda lens: one_prompt.generate(lens, "a", "L1@resample"), "give resample_prompt"),
-    (lambda lens: one_prompt.next_token(lens, "a", "L1@resample"), "give resample_prompts"),
-    (lambda lens: one_prompt.next_token(lens, "a", "L1", resample_prompts="b"), "no condition uses @resample"),
-    (lambda lens: one_prompt.next_token(lens, ["a", "b"]), "give some text"),
-    (lambda lens: one_prompt.logit_lens(lens, 5), "give some text"),
-    *[
-        (lambda lens, part=part: one_prompt.attention(lens, "a", part), "no layer or head")
-        for part in ("L1.mlp", "L1-2", "L1@mean", "L1.H1[3:]", "baseline")
-    ],
-    (lambda lens: one_prompt.ablated(lens, "L9").__enter__(), "layer 9 does not exist"),
-])  # fmt: skip
-def test_what_is_wrong_is_refused(lens, call, told):
-    with pytest.raises(UserError, match=told):
-        call(lens)

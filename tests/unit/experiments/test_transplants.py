@@ -221,13 +221,6 @@ def test_activation_deltas_by_hand(saved, family, streamed):
         assert 0 <= row.relative_low < row.relative < row.relative_high
 
 
-@pytest.mark.parametrize("prompts", [[], [[3, 4], []]])
-def test_activation_deltas_need_prompts_with_text(prompts):
-    lens = tiny.lens("llama-gqa")
-    with pytest.raises(UserError, match="each with some text"):
-        distillation.activation_deltas(lens, other(lens), prompts)
-
-
 def test_activation_deltas_of_prompts_that_a_window_cuts_are_refused():
     windowed = tiny.lens("mistral", sliding_window=4)
     with pytest.raises(UserError, match="walk 5 tokens, and the attention window is 4"):

@@ -193,21 +193,6 @@ def test_one_document_has_no_halves(folder):
         dl.setup_notebook({"model": folder, "tasks": TASKS, "limit": 1}).halves()
 
 
-@pytest.mark.parametrize(("parameter", "value", "said"), [
-    ("enable_thinking", False, "enable_thinking is an argument of the chat template"),
-    ("depths", [0.5, 2], "depths [0.5, 2]: give a list of at least 1, each a number from 0 to 1"),
-    ("knowledge", ["capitals_generativ"], "unknown task 'capitals_generativ'; did you mean capitals_generative"),
-    ("layers", [3, 9], "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..4"),
-    ("views", ["layers@mean"], "views ['layers@mean']: give a list of ways, with layers among them"),
-    ("ways", ["layers@median"], "ways ['layers@median']: condition 'layers@median': cannot read"),
-])  # fmt: skip
-def test_a_wrong_parameter_is_told_in_one_line(folder, capsys, parameter, value, said):
-    with pytest.raises(UserError) as raised:
-        dl.setup_notebook({"model": folder, "tasks": TASKS, parameter: value})
-    assert said in str(raised.value) and "\n" not in str(raised.value)
-    assert capsys.readouterr().out == ""
-
-
 def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
