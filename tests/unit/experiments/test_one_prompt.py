@@ -44,18 +44,6 @@ def test_next_token_probabilities_are_the_models_and_means_over_resample_prompts
     assert len(one_prompt.next_token(lens, PROMPT, k=10**30)) == lens.model.config.vocab_size  # all that there are
 
 
-def test_contexts_are_nested_and_restored_after_an_exception(lens):
-    whole = logits(lens)
-    with one_prompt.ablated(lens, "L1+L3.H2"):
-        both = logits(lens)
-    with pytest.raises(ZeroDivisionError), one_prompt.ablated(lens, "L1"), one_prompt.ablated(lens, (3, 2)):
-        assert torch.equal(logits(lens), both)
-        _ = 1 / 0
-    assert torch.equal(logits(lens), whole)
-    with one_prompt.ablated(lens, "baseline"):
-        assert torch.equal(logits(lens), whole)
-
-
 def test_the_last_depth_of_the_logit_lens_is_the_model(lens):
     found = one_prompt.logit_lens(lens, PROMPT)
     probabilities = logits(lens)[0].softmax(-1)
