@@ -34,10 +34,7 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
     ({"profile": "papr"}, "unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml"),
     ({"parameters": {"modle": "x"}}, r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)"),
     *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
-    (
-        {"parameters": {"tasks": "[capitals, capitols_default]"}},
-        "unknown task 'capitols_default'; did you mean cap",
-    ),
+    ({"parameters": {"tasks": "[capitals, capitols_default]"}}, "unknown task 'capitols_default'; did you mean cap"),
     ({"models": ["organism", "no/such"]}, "model 'no/such'"),
     ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
     ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
