@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import by_hand
 import model_classes
 import numpy as np
 import pytest
@@ -30,19 +31,6 @@ ASKED = [LoglikelihoodRequest(tuple(range(5 + n, 5 + 2 * n)), (7, 8, n)) for n i
 @pytest.fixture
 def lens():
     return tiny.lens("llama-gqa")
-
-
-def logits(lens, text=PROMPT):
-    with torch.no_grad():
-        return lens.model(**lens.tokenizer(text, return_tensors="pt")).logits
-
-
-def logprob(model, request):
-    """As lm-eval's own: the last token is not read."""
-    tokens, n = torch.tensor([request.inputs]), len(request.continuation)
-    with torch.no_grad():
-        found = model(tokens, use_cache=False).logits[0, -n:].log_softmax(-1)
-    return float(found[range(n), list(request.continuation)].sum())
 
 
 def scores(lens, *conditions, **options):
@@ -111,7 +99,7 @@ def test_conditions_in_force_are_added_to_every_row(family, outer):
     lens = tiny.lens(family)
     both = scores(lens, outer, f"{outer}+L3.attn[2:]")
     with dl.ablated(lens, outer):
-        alone = torch.tensor([logprob(lens.model, request) for request in ASKED])
+        alone = torch.tensor([by_hand.logprob(lens.model, request) for request in ASKED])
         for path in (None, "padded_rows"):
             assert torch.allclose(scores(lens, "baseline", "L3.attn[2:]", path=path), both, atol=SAME)
     assert torch.allclose(alone, both[0], atol=SAME) and not torch.allclose(alone, scores(lens)[0], atol=1e-3)
@@ -247,7 +235,7 @@ def test_a_model_that_scales_by_the_place_in_the_row_is_packed_within_that_scale
         layer.self_attn.use_rope = False
     found = scores(lens)
     assert Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
-    assert torch.allclose(found[0], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)
+    assert torch.allclose(found[0], torch.tensor([by_hand.logprob(lens.model, q) for q in ASKED]), atol=SAME)
     assert Engine(lens, progress=False).path_for(25) == "padded_rows"
 
 
