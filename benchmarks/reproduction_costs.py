@@ -125,7 +125,7 @@ def costs(name: str) -> dict[str, float]:
         "Layers transplanted cumulatively": written(model, pair[0], n // 2) + scored(model, pair[0]),
         "Heads transplanted": 3 * heads / n * scored(model, replace(GSM8K, n_docs=200)),
         "Depth shift": 2 * (both(model, pair[0]) + scored(model, pair[1])),
-        "Claims C1 to C7": scorecard(model, pair=name == "DeepSeek-R1-Distill-Llama-8B"),
+        "Claims C1 to C8": scorecard(model, pair=name == "DeepSeek-R1-Distill-Llama-8B"),
     }  # fmt: skip
     return {experiment: operations / RATE / 3600 for experiment, operations in flops.items()}
 

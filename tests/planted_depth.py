@@ -11,6 +11,7 @@ import numpy as np
 
 import depthlens as dl
 from depthlens.analysis.result.losses import broken_condition, layer_third
+from depthlens.analysis.result.profiles import third_conditions
 from depthlens.claims.answers import CRITICAL, HARMLESS, NEAR, TASKS, TREND, WRITTEN
 from depthlens.claims.in_depth import DEEPER_THAN, SHALLOWER
 from depthlens.claims.measures import FIRST
@@ -143,7 +144,7 @@ def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
     fields = ("continuation", "reasoning_choice", "tokens")
     found = _sweeps(distilled, fields)
     found |= {who: _sweeps(lens, fields)["tokens"] for who, lens in (("control", control), ("base", base))}
-    task, thirds = FIELDS["reasoning"][0], dl.analysis.third_conditions(base.dims.n_layers)
+    task, thirds = FIELDS["reasoning"][0], third_conditions(base.dims.n_layers)
     found["reasoning"] = dl.condition_sweep(distilled, task, "L0", limit=WEIGHTED, **OPTIONS)
     found["transplants"] = dl.condition_sweep(
         base, task, [f"{third}@donor" for third in thirds], donor=distilled, limit=WEIGHTED, **OPTIONS

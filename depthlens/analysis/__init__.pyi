@@ -10,11 +10,7 @@ from .layers.differences import open_book_gain as open_book_gain
 from .layers.differences import open_book_losses as open_book_losses
 from .layers.geometry import geometry_predictors as geometry_predictors
 from .layers.recovery import transplant_recovery as transplant_recovery
-from .numbers.means import max_t as max_t
-from .numbers.means import mean as mean
 from .result.losses import Losses as Losses
-from .result.profiles import third_conditions as third_conditions
-from .result.tables import DescribedTable as DescribedTable
 from .runs.subgroups import kinds_by_subtask as kinds_by_subtask
 from .runs.subgroups import kinds_by_third as kinds_by_third
 from .runs.subgroups import split_by_kind as split_by_kind

@@ -32,6 +32,7 @@ from depthlens.claims.parts import (
     APART,
     AT_LEAST,
     CONTROLLED,
+    GRAMS,
     SCORE,
     STUDY,
     UNDER,
@@ -58,6 +59,10 @@ def _both(what: str, matters: float, claim: str = AT_LEAST) -> tuple[Question, Q
 HARMLESS = _both("Scored by {name}, three quarters of the layers after L1 cost no more than {effect} each", 0.10, UNDER)
 CRITICAL = _both("Scored by {name}, L0 or L1 costs {effect} more than a later layer on average", 0.10)
 WRITTEN = _both("A layer beyond the first third costs {effect} more if {name} is written, not chosen", 0.10)
+LOOPS = (
+    Question("A text that is written without a layer beyond the first third repeats {effect} more", GRAMS, 0.10),
+    Question("Of what was new, a text without such a layer repeats {effect}", GRAMS, 0.10, row=CONTROLLED),
+)
 TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
 SLOPE = TREND._replace(of=LAYER, matters=0.25, row=CONTROLLED)
 VARIES = Question(
@@ -121,13 +126,30 @@ def c2(evidence: Evidence) -> Iterator[Part]:
 
     They are chosen among options and written, once with a short answer and once with a worked solution. The mean loss
     of a layer beyond the first third is larger by at least 10% where they are written: of all answers; controlled, of
-    what there is to lose under one protocol for both, whichever of the two that is.
+    what there is to lose under one protocol for both, whichever of the two that is. And texts that go on without such
+    a layer lose their coherence: at least 10% more of their 4-grams occurred before.
     """
     for name, written, chosen in (
         ("a letter", "generation", "letters"),
         ("a worked solution", "reasoning", "reasoning_continuation"),
     ):
         yield from _written(evidence, name, written, chosen)
+    yield from _loops(evidence)
+
+
+def _loops(evidence: Evidence) -> Iterator[Part]:
+    """How much more texts repeat themselves without a deep layer: of all 4-grams, and of those that were new before."""
+    if not evidence.results("texts"):
+        yield from (missing(question, not_measured(["texts"])) for question in LOOPS)
+        return
+
+    def effect(view: str, seed: int, row: str) -> list[Effect]:
+        found = next(p for p in evidence.profiles("texts", SUFFIX[view]) if p.metric == "repetition")
+        more = found.mean(even(found.thirds > 0))  # repetition is turned: less of it is better
+        return [more] if row == STUDY else [Ratio(more, found.over(1 + found.base, (0.0, 1.0)))]
+
+    for question in LOOPS:
+        yield part(question, functools.partial(effect, row=question.row), seeds=1, main=ALL, views=(SPARED, MEANS))
 
 
 def _written(evidence: Evidence, name: str, written: str, chosen: str) -> Iterator[Part]:

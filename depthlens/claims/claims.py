@@ -34,7 +34,7 @@ class Claim:
         >>> claim
         C3: Knowledge and retrieval depend mostly on shallow layers.
         >>> claim.needs
-        ('continuation', 'retrieval', 'text', 'long_text', 'tokens', 'margins')
+        ('continuation', 'retrieval', 'open_book', 'text', 'long_text', 'tokens', 'margins')
     """
 
     id: str
@@ -67,12 +67,13 @@ CLAIMS = (
     Claim(
         "C2",
         "Under generation middle and deep layers become indispensable: the metric decides which layers look important.",
-        answers.c2, ("letters", "generation", "reasoning", "reasoning_continuation"), answers.WRITTEN,
+        answers.c2, ("letters", "generation", "reasoning", "reasoning_continuation", "texts"),
+        (*answers.WRITTEN, *answers.LOOPS),
     ),
     Claim(
         "C3",
         "Knowledge and retrieval depend mostly on shallow layers.",
-        in_depth.c3, ("continuation", "retrieval", "text", "long_text", "tokens", "margins"),
+        in_depth.c3, ("continuation", "retrieval", "open_book", "text", "long_text", "tokens", "margins"),
         (in_depth.SHALLOW, in_depth.SHALLOWER),
     ),
     Claim(

@@ -17,8 +17,8 @@ from depthlens.errors import UserError, unknown
 Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
 # sweeps of the model that is judged
 MODEL_FIELDS = (
-    "letters", "continuation", "generation", "retrieval", "text", "long_text", "reasoning", "reasoning_continuation",
-    "copying", "reasoning_choice", "tokens",
+    "letters", "continuation", "generation", "retrieval", "text", "long_text", "open_book", "reasoning",
+    "reasoning_continuation", "copying", "reasoning_choice", "tokens",
 )  # fmt: skip
 
 
@@ -27,8 +27,8 @@ class Evidence:
     """Results that the claims are judged by; what is missing leaves its claims open.
 
     Every sweep is ``condition_sweep(lens, tasks, ["layers", "layers[1:]", "layers@mean"])`` with the condition of
-    `depthlens.analysis.broken_condition`, as `depthlens.claim_sweeps` makes it. A field takes one result, or a sequence
-    of results of several few-shot seeds. Of a task with several metrics the first is used.
+    `depthlens.analysis.result.losses.broken_condition`, as `depthlens.claims.ask` makes it. A field takes one result,
+    or a sequence of results of several few-shot seeds. Of a task with several metrics the first is used.
 
     Attributes:
         letters: Tasks whose options are lettered, such as mmlu; the likeliest letter is the answer.
@@ -37,12 +37,14 @@ class Evidence:
         retrieval: Retrieval tasks with options, such as kv_retrieval_4_continuation.
         text: Plain text with options, as long as the prompts of ``continuation``; their control.
         long_text: Plain text with options, as long as the prompts of ``retrieval``; their control.
+        open_book: The questions of ``continuation`` with the fact in the prompt, such as capitals_open_book.
         reasoning: Reasoning tasks with written solutions, such as gsm8k.
         reasoning_continuation: The questions of ``reasoning`` with options, such as arithmetic_continuation.
         copying: Solutions of equal length to be copied, such as solution_copy; the control of ``reasoning``.
         reasoning_choice: Reasoning tasks with options, such as arithmetic_step_continuation.
         tokens: All of these but for ``letters`` and ``generation``, with ``measure="token_logprob"``.
-        heads: What `depthlens.claim_curves` returns: the curve that decides, then those under other views.
+        texts: What `depthlens.free_text` gives of the removed layers: how much continuations repeat themselves.
+        heads: Removal curves of two lists: the one that decides, then those under other views.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         head_scores: What chose the heads of each list.
         base: Sweeps as ``tokens`` of the model that the judged one was trained from.
@@ -68,11 +70,13 @@ class Evidence:
     retrieval: Seeds = None
     text: Seeds = None
     long_text: Seeds = None
+    open_book: Seeds = None
     reasoning: Seeds = None
     reasoning_continuation: Seeds = None
     copying: Seeds = None
     reasoning_choice: Seeds = None
     tokens: Seeds = None
+    texts: Result | None = None
     heads: RemovalCurve | Sequence[RemovalCurve] | None = None
     head_tasks: dict[str, str] | None = None
     head_scores: dict[str, HeadScores] | None = None

@@ -138,12 +138,14 @@ def _shares(evidence: Evidence, question: Question, own: str, rival: str | None 
 def c3(evidence: Evidence) -> Iterator[Part]:
     """The first third of the layers holds at least half more of the loss than its even share.
 
-    For knowledge and for retrieval: of all lost answers. Controlled: at least half an even share more than for plain
-    text of the same length, without L0 and L1, in log-odds per answer token, on documents weighted to be equally easy.
+    For knowledge, for retrieval, and for facts that the prompt gives: of all lost answers. Controlled, for the first
+    two: at least half an even share more than for plain text of the same length, without L0 and L1, in log-odds per
+    answer token, on documents weighted to be equally easy.
     """
     for name, own, control in (("knowledge", "continuation", "text"), ("retrieval", "retrieval", "long_text")):
         yield _shares(evidence, named(SHALLOW, name), own)
         yield _in_depth(evidence, named(SHALLOWER, name), [(("tokens", own), ("tokens", control))], excess)
+    yield _shares(evidence, named(SHALLOW, "facts in the prompt"), "open_book")
 
 
 def c4(evidence: Evidence) -> Iterator[Part]:

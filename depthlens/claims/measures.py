@@ -175,4 +175,4 @@ def crossed(folds: Sequence[Effect]) -> Effect:
 
 
 def not_measured(fields: Sequence[str]) -> str:
-    return f"{NOT_MEASURED}: the evidence has no {' and no '.join(fields)}"
+    return f"{NOT_MEASURED}: no {', no '.join(fields)}"

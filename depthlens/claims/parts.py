@@ -32,7 +32,7 @@ SHOWN, SIGN, SMALLER, REVERSED, OPEN = STATES = ("shown", "in sign only", "small
 WORST_FIRST = (REVERSED, SMALLER, OPEN, SIGN, SHOWN)
 AT_LEAST, UNDER, MOVED, APART = "at least", "under", "either way at least", "at least, as chosen on the other half,"
 STUDY, CONTROLLED = ROWS = ("as the study says it", "controlled")
-ANSWERS, SCORE = "of the answers", "of the score above the floor"
+ANSWERS, SCORE, GRAMS = SHARES = "of the answers", "of the score above the floor", "of its 4-grams"
 LEVEL = 0.993  # five looks at twice as many documents each, and two parts a row; docs/methods.md
 FEWEST = 20  # questions of a task, and documents that the weights of overlap amount to
 Effect = Mean | Ratio
@@ -148,7 +148,7 @@ class Part:
         """A number of this part as text: shares of answers in percent."""
         if math.isinf(value):
             return "-∞" if value < 0 else "∞"
-        return f"{100 * value:.3g}%" if self.question.of in (ANSWERS, SCORE) else f"{value:.2f}"
+        return f"{100 * value:.3g}%" if self.question.of in SHARES else f"{value:.2f}"
 
 
 def state(low: float, high: float, matters: float, claim: str = AT_LEAST) -> str:

@@ -26,7 +26,7 @@ from depthlens.experiments.condition_runs import load_tasks, settled
 from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
 from depthlens.experiments.reasoning_heads import reasoning_scores
 from depthlens.experiments.retrieval_heads import recalled_needles, retrieval_scores
-from depthlens.experiments.sweep import condition_sweep
+from depthlens.experiments.sweep import OF_FREE_TEXT, condition_sweep, free_text
 from depthlens.metrics import TOKEN_LOGPROB
 from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.needles import task_needles
@@ -37,6 +37,7 @@ ROLES = {
     "generation": "the same prompts; the letter is written",
     "continuation": "knowledge; the likeliest answer text is the answer",
     "retrieval": "retrieval, with options",
+    "open_book": "the questions of continuation with the fact in the prompt",
     "text": "plain text with options, as long as the prompts of continuation: their control",
     "long_text": "the same, as long as the prompts of retrieval",
     "reasoning": "reasoning with written solutions",
@@ -50,6 +51,7 @@ EMBEDDED = {
     "generation": ["capitals_letters_generative", "elements_letters_generative"],
     "continuation": ["capitals_continuation", "elements_continuation"],
     "retrieval": ["kv_retrieval_4_continuation"],
+    "open_book": ["capitals_open_book", "elements_open_book"],
     "text": ["plain_text_many_continuation"],
     "long_text": ["plain_text_many_long_continuation"],
     "reasoning": ["arithmetic_cot"],
@@ -140,7 +142,8 @@ class Sweeps:
         self._made: dict[tuple[Piece, int], Any] = {}
         self._seconds: dict[Piece, tuple[int, float]] = {}  # documents of the latest, and all that it took
         every = list(dict.fromkeys(name for names in tasks.values() for name in names))
-        self._loaded = load_tasks(every, settled(options))
+        loading: Any = {name: value for name, value in options.items() if name not in WRITING}
+        self._loaded = load_tasks(every, settled(loading))
         groups = [self._group(leaf) for leaf in self._loaded]
         self._members = {leaf: groups.count(self._group(leaf)) for leaf in self._loaded}
 
@@ -157,6 +160,7 @@ class Sweeps:
         found += [Piece("tokens", role, "model", rivals.get(role, "") * (rivals.get(role) in roles)) for role in nats]
         found += [Piece("margins", role) for role in nats if "margins" in claim.needs]
         short = [role for role in nats if role != "reasoning"]
+        found += [Piece("texts", "")] * ("texts" in claim.needs and bool(roles))
         if "base" in claim.needs and "base" in self.models:
             found += [Piece("base", role, "base") for role in short]
             found += [Piece("transplants", "reasoning", "base")] * ("reasoning" in self.tasks)
@@ -175,18 +179,20 @@ class Sweeps:
         several: dict[str, Any] = {name: of if name == "margins" else _joined(of) for name, of in made.items()}
         return Evidence(**several | heads)
 
-    def predicted(self, claim: Claim, n: int) -> tuple[float, int]:
-        """Seconds that evidence on a claim would take by what fewer documents took, and how much was never made."""
+    def predicted(self, claim: Claim, n: int) -> tuple[float, float]:
+        """Seconds that evidence on a claim would take, by what fewer documents took; and those of what was never made.
+
+        These are guessed from the mean of what was.
+        """
         missing = [piece for piece in self.pieces(claim) if (piece, n) not in self._made]
         known = [self._seconds[piece] for piece in missing if piece in self._seconds]
         new = sum(_TIMES.get(piece.field, 1) for piece in missing if piece not in self._seconds)
-        # what was never made is guessed from the slowest piece that was
-        slowest = max((n * seconds / before for before, seconds in self._seconds.values()), default=0.0)
-        return sum(seconds * (n / before - 1) for before, seconds in known) + new * slowest, new
+        mean = np.mean([n * seconds / before for before, seconds in self._seconds.values()] or [1.0])
+        return sum(seconds * (n / before - 1) for before, seconds in known), float(new * mean)
 
     def has_more(self, claim: Claim, looks: int) -> bool:
         """Whether another look would have other documents than so many had."""
-        names = {name for piece in self.pieces(claim) for name in self.tasks[piece.role]}
+        names = {name for piece in self.pieces(claim) if piece.role for name in self.tasks[piece.role]}
         sizes = [len(task.eval_docs) for leaf, task in self._loaded.items() if {leaf, self._group(leaf)} & names]
         return looks < len(LOOKS) and max(sizes, default=0) > LOOKS[looks - 1]
 
@@ -203,6 +209,9 @@ class Sweeps:
     def _make(self, piece: Piece, n: int) -> Any:
         if piece.field == "heads":
             return self._heads(n)
+        if piece.field == "texts":
+            own: Any = {name: value for name, value in self.options.items() if name in OF_FREE_TEXT}
+            return free_text(self.models["model"], self.views, n_prompts=n, **own)
         lens, names = self.models[piece.of], self.tasks[piece.role]
         unused = () if piece.role in WRITTEN else WRITING
         kept: Any = {name: value for name, value in self.options.items() if name not in unused}
@@ -299,9 +308,10 @@ def ask(
 ) -> Verdicts:
     """Ask a model which claims hold for it, from as few documents as that takes.
 
-    The cheapest open claim is asked next, with 25 documents of each of its tasks, then 50, 100, 200 and 400, until it
-    is decided as the study says it and controlled, or the time is over. Intervals hold at all of these looks together.
-    Answers are kept in the store: another call goes on from there, and so does one that was interrupted.
+    The cheapest open claim is asked next: of all with 25 documents of each of its tasks, then of those that are open
+    with 50, 100, 200 and 400, until each is decided as the study says it and controlled, or the time is over.
+    Intervals hold at all of these looks together. Answers are kept in the store: another call goes on from there, and
+    so does one that was interrupted.
 
     Args:
         lens: A loaded model.
@@ -340,7 +350,7 @@ def ask(
         while todo := [
             c for c, parts in asked.items() if not looks[c] or _open(parts) and sweeps.has_more(c, looks[c])
         ]:
-            claim = min(todo, key=lambda c: sweeps.predicted(c, LOOKS[looks[c]]))
+            claim = min(todo, key=lambda c: (looks[c], sum(sweeps.predicted(c, LOOKS[looks[c]]))))
             n, left = LOOKS[looks[claim]], end - time.monotonic()
             if left < max(sweeps.predicted(claim, n)[0], 0.0):
                 break

@@ -65,7 +65,9 @@ class Verdicts(Finding):
     @property
     def table(self) -> pd.DataFrame:
         """One row for either row of a claim: that of the part which decides it, with the claim's statement."""
-        rows = self.parts[self.parts["worst"]].drop(columns=["view", "worst"]).reset_index(drop=True)
+        decide = self.parts[self.parts["worst"]].drop(columns=["view", "worst"])
+        order = decide["claim"] + decide["row"].map({row: str(i) for i, row in enumerate(ROWS)})
+        rows = decide.iloc[order.argsort(kind="stable")].reset_index(drop=True)
         statements = {claim.id: claim.statement for claim in CLAIMS}
         return rows.assign(statement=rows["claim"].map(statements))
 

@@ -68,7 +68,7 @@ class Patching(Drawable):
         """One row a part and position.
 
         Columns: ``part``, ``position``, ``token``, ``source`` (the token that the patch comes from), ``effect``,
-        ``ci_low``, ``ci_high``, and ``p_adjusted``, corrected for all parts and positions (`dl.analysis.max_t`; NaN of
+        ``ci_low``, ``ci_high``, and ``p_adjusted``, corrected for all parts and positions (step-down maxT; NaN of
         one pair).
         """
         n_parts, n_pos, effect = len(self.parts), len(self.tokens), self.effect.ravel()

@@ -159,7 +159,7 @@ RULES: dict[str, Callable[[str, Any], object]] = {
     **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _COUNT),
     **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _COUNT),
     **dict.fromkeys(("context_lengths", "ks"), list_of(_COUNT)),
-    **dict.fromkeys(("head_limit", "texts"), or_none(_FROM_2)),
+    "texts": or_none(_FROM_2),
     "model": lambda name, value: names.find(value),
     **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt"), TEXT),
     "prompt_answers": list_of(TEXT, 2, 2),

@@ -73,6 +73,7 @@ NOT_RUN = {
     "pipx install .": "downloads 2 GB; make wheel tests the wheel that it installs",
     "uv tool install .": "as pipx",
     "uvx --from . depthlens models": "as pipx",
+    "depthlens claims smollm2-135m-cot ": "takes an hour; test_sweeps.py asks an organism",
     "docker build ": "needs Docker and registries",
     "docker run ": "needs the image",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",

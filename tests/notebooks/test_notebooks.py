@@ -16,14 +16,13 @@ import yaml
 from depthlens import paths
 from depthlens.ablations import Dims, expand
 from depthlens.analysis.numbers.stats import SUMMARY_COLUMNS
-from depthlens.analysis.result.losses import broken_condition
 from depthlens.analysis.result.results import DOCS_COLUMNS, Result
-from depthlens.claims import CLAIMS
+from depthlens.claims import CLAIMS, Verdicts
 from depthlens.errors import UserError
 from depthlens.models import names
 from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
-from depthlens.runner.parameters import ROLES, declared, read_profile
+from depthlens.runner.parameters import declared, read_profile
 from depthlens.runner.session import NAMES as PARAMETERS
 from depthlens.tasks import harness
 
@@ -31,7 +30,7 @@ COMMON = {"model", "tasks", "limit", "num_fewshot", "seed", "device", "dtype", "
 MAX_CELLS = 28
 # what these notebooks remove one at a time, whole; the others choose
 KNOWLEDGE = "02_knowledge_and_retrieval"
-LAYERS = ("00_tour", "01_protocols", KNOWLEDGE, "03_reasoning", "08_geometry", "09_claims")
+LAYERS = ("00_tour", "01_protocols", KNOWLEDGE, "03_reasoning", "08_geometry")
 SWEPT = dict.fromkeys(LAYERS, "layers") | {"04_heads": "heads", "10_compression": "layers,layers@int4"}
 NAMES = list(execute.suite())
 NOTEBOOKS = {name: read_notebook(paths.notebooks_dir() / f"{name}.ipynb") for name in NAMES}
@@ -80,8 +79,9 @@ def test_parameters_are_commented_literals_and_the_next_cell_checks_them(name, c
         assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
         ast.literal_eval(statement.value)
     names = [statement.targets[0].id for statement in statements]
-    by_role = set(ROLES) <= set(names)
-    assert COMMON - ({"tasks"} if by_role else set()) <= set(names) and len(set(names)) == len(names)
+    # claims have tasks by role, and choose their documents
+    missing = {"tasks", "limit"} if "roles" in names else set()
+    assert COMMON - missing <= set(names) and len(set(names)) == len(names)
     tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     lines = [*range(1, len(statements) + 1)]
@@ -107,7 +107,8 @@ def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
         values = DEFAULTS[name] | given
         assert values["model"] in aliases and values["out"] is None, "depthlens run chooses the folder"
         tasks = parameters.named(values, parameters.TASKS)
-        assert tasks and harness.task_manager(sorted({*tasks}))
+        assert "roles" in values or tasks, "claims have tasks of their own where none are given"
+        harness.task_manager(sorted({*tasks}))
         parameters.check(**values)
         for n_layers in (1, 4, 12):
             parameters.check_parts(values, Dims(n_layers, 1, 1, 32, 32))
@@ -193,7 +194,10 @@ def test_a_notebook_runs_and_has_figure_headline_and_result(request, which, name
     assert f"{given['model']} float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
     in_headline = given["tasks"] if "tasks" in given else [claim.id for claim in CLAIMS]  # every claim has its line
     assert all(text in run.headline for text in in_headline)
-    check_result(Result.load(report.out / name), name, given)
+    if name == "09_claims":
+        assert {*Verdicts.load(report.out / name / "verdicts").states} == {claim.id for claim in CLAIMS}
+    else:
+        check_result(Result.load(report.out / name), name, given)
 
 
 def check_result(result: Result, name: str, given: dict) -> None:
@@ -205,8 +209,7 @@ def check_result(result: Result, name: str, given: dict) -> None:
         # 04 can be told to remove heads of some layers only
         chosen = {a.layer for c in expand(given.get("layers") or "layers", dims) for a in c.ablations}
         wanted = [c for c in expand(SWEPT[name], dims) if all(a.layer in chosen for a in c.ablations)]
-        floors = [broken_condition(dims.n_layers)] if name == "09_claims" else []
-        assert conditions == [*map(str, wanted), *floors]
+        assert conditions == [*map(str, wanted)]
     counted = result.docs.groupby(["task", "metric"])[["condition", "doc_id"]].nunique()
     assert (counted["condition"] == len(conditions)).all() and len(conditions) > 1
     # in 06 one half of the documents chooses heads, and the other is what they are removed on

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 HUB = {"openbookqa_open", "gsm8k_copy"}  # their documents are downloaded
 # groups, and of every task its version, documents, prompts and answers; of these two it is read what they are
-SHA256 = "994adc2f6196cb6e9bf65bb92b298a2a3e2ac663f6bb472b6c43751d55b2c373"
+SHA256 = "b8e998e5d550a1bf82fb00512cc82d37c663cc2360cf81855ea465404ab77480"
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import tiny
 from made_results import capitals_and_elements, head_scores
 from nbclient import NotebookClient
 
-import depthlens as dl
 from depthlens import progress
+from depthlens.analysis.result.tables import DescribedTable
 
 BAR = """
 from depthlens import progress
@@ -90,11 +90,11 @@ def test_html_is_short_and_texts_stay_texts():
     lens.name = "<b>mine"
     scores = head_scores(np.random.default_rng(0).random((40, 64)), "copy <score>", "nats", n=3)
     table = pd.DataFrame({"head": [f"<L{i}>" for i in range(500)], "value": 1 / 3})
-    empty = dl.analysis.DescribedTable(pd.DataFrame({"task": []}), ["No task can be <judged>."], {})
+    empty = DescribedTable(pd.DataFrame({"task": []}), ["No task can be <judged>."], {})
     shown = {
         "&lt;b&gt;mine": lens,
         "copy &lt;score&gt; in nats: the 10 highest of 2560 heads": scores,
-        "440 more rows in .table": dl.analysis.DescribedTable(table, ["All are equal."], {}),
+        "440 more rows in .table": DescribedTable(table, ["All are equal."], {}),
         "<p>No task can be &lt;judged&gt;.</p>": empty,
         "result.plot() draws it</p>": capitals_and_elements(),
     }

@@ -218,7 +218,7 @@ def mean(
 
     Example:
         >>> losses = result.losses("organism_one_hop")
-        >>> dl.analysis.mean(losses.loss, losses.units).value.shape
+        >>> mean(losses.loss, losses.units).value.shape
         (6,)
     """
     values = np.asarray(values, dtype=float)
@@ -263,7 +263,7 @@ def max_t(found: Mean, *, n_draws: int = N_DRAWS, seed: int = 0) -> np.ndarray:
 
     Example:
         >>> losses = result.losses("organism_one_hop")
-        >>> dl.analysis.max_t(losses.mean()) < 0.05
+        >>> max_t(losses.mean()) < 0.05
         array([False,  True,  True, False, False, False])
     """
     if not len(found.value):

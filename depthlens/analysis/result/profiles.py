@@ -23,7 +23,7 @@ def third_conditions(n_layers: int) -> list[str]:
     """The thirds of a model's layers as conditions, first to last: ``L0-9``, ``L10-19``, ``L20-29`` of 30 layers.
 
     Example:
-        >>> dl.analysis.third_conditions(30)
+        >>> third_conditions(30)
         ['L0-9', 'L10-19', 'L20-29']
     """
     thirds = pd.Series(range(n_layers)).groupby(layer_third(np.arange(n_layers), n_layers)).agg(["min", "max"])

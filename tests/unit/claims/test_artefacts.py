@@ -14,12 +14,14 @@ from pathlib import Path
 import made_claims
 import numpy as np
 import pytest
+import yaml
 from made_claims import Task
 from made_results import same_documents, viewed
 
 from depthlens.claims import CLAIMS, Evidence, judge
-from depthlens.claims.measures import excess
+from depthlens.claims.measures import NOT_MEASURED, excess
 from depthlens.claims.parts import CONTROLLED, REVERSED, ROWS, SHOWN, SMALLER, state
+from depthlens.claims.sweeps import EMBEDDED
 from depthlens.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -148,6 +150,42 @@ def test_answers_that_cannot_be_read_are_lost_and_their_share_is_told():
 def test_longer_answers_do_not_make_reasoning_deep():
     """A3: each token breaks alike; a solution and its copy have three times as many."""
     assert counts("by token, late", "C4")["C4", SHOWN] <= MOST
+
+
+# by claim, the world of the benchmark in which it is true
+TRUE_IN = dict.fromkeys(("C1", "C2", "C3", "C7"), "shallow layers matter most, most of all to texts")
+TRUE_IN |= dict.fromkeys(("C4", "C8"), "reasoning is deep")
+HARMLESS_BY_FAR = {"tasks": {"rest": Task(np.zeros(30), ERRORS["by_thirds"](30, 0.6, 0.03, 0.01, 0.01))}}
+DOCUMENTS = 150  # the least that a role of a profile has, of which 400 are asked at most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", [None, "demo", "scorecard", "paper"])
+def test_no_claim_that_a_profile_measures_is_open_by_construction(profile):
+    """In worlds where all is strongly true each is shown, from roles as they are shipped."""
+    profiles = yaml.safe_load((ROOT / "notebooks/profiles.yml").read_text())
+    given = profiles[profile].get("09_claims") or {} if profile else {}
+    roles, chosen = given.get("roles") or EMBEDDED, given.get("claims") or list(TRUE_IN)
+    measured = [claim for claim in TRUE_IN if claim in chosen and {*NEEDED[claim]} <= {*roles}]
+    assert len(measured) >= min(3, len(chosen))
+    shown = Counter()
+    for claim in measured:
+        world = HARMLESS_BY_FAR if claim == "C1" else ERRORS["truths"](30)[TRUE_IN[claim]][0]
+        for seed in range(10):
+            made = made_claims.evidence(n=DOCUMENTS, rng=np.random.default_rng([seed, DOCUMENTS]), **world)
+            kept = {field: of for field, of in made.by_field.items() if field in (*roles, "tokens", "margins")}
+            parts = BY_ID[claim].parts(made_claims.Made(by_field=kept))
+            # of the simulated tasks each role has one; roles as they are shipped have two of knowledge
+            given = [p for p in parts if NOT_MEASURED not in p.main.why and "there are no two" not in p.main.why]
+            shown[claim] += bool(given) and all(part.state == SHOWN for part in given)
+    assert all(shown[claim] >= 8 for claim in measured), shown
+
+
+NEEDED = {
+    "C1": ("letters", "continuation"), "C2": ("letters", "generation"), "C7": ("continuation",),
+    "C3": ("continuation", "retrieval", "text", "long_text"), "C8": ("continuation", "letters", "generation"),
+    "C4": ("reasoning", "copying", "reasoning_choice", "continuation"),
+}  # fmt: skip
 
 
 def false_and_true(found):

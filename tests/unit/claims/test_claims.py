@@ -75,9 +75,10 @@ def test_written_answers_need_deep_layers_that_chosen_ones_do_not(loss, state):
     letters = [same_documents(x) for x in viewed(np.where(LAYERS < 2, 0.5, chosen), "letters")]
     options = [same_documents(x) for x in viewed(np.full(12, chosen), "options", n=140)]
     solved = {"reasoning": written(loss, "sums", n=140), "reasoning_continuation": options}
-    states, parts = judged("C2", letters=letters, generation=written(loss), **solved)
+    states, parts = judged("C2", letters=letters, generation=written(loss), texts=texts(0.4)[0], **solved)
     assert states == (state, state), list(parts["sentence"])
-    assert list(parts["tasks"][::2]) == ["letters_w, letters", "sums, options"] and list(parts["n"][::2]) == [150, 140]
+    assert list(parts["tasks"][::2]) == ["letters_w, letters", "sums, options", ""]
+    assert list(parts["n"][::2]) == [150, 140, 48]
 
 
 def test_equal_answers_under_two_floors_do_not_differ():
@@ -90,10 +91,32 @@ def test_equal_answers_under_two_floors_do_not_differ():
 WRITTEN_ALIKE = {"letters": {}, "letters_w": {"info": {"floor": 0.0}, "chance": None}}
 
 
+def texts(loss):
+    """Texts of which so many more 4-grams occurred before without a layer beyond the first third; and their values."""
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 0.2, 48)
+    values = {f"L{i}": np.clip(base + loss * (i > 3) + rng.normal(0, 0.02, 48), 0, 1) for i in range(12)}
+    about = {"task": "free_text", "metric": "repetition", "chance": None, "better": False, "n_layers": 12, "model": "m"}
+    return result_of({"baseline": base} | values, **about), base, values
+
+
+@pytest.mark.parametrize(("loss", "state"), [(0.4, "shown"), (0.02, "smaller")])
+def test_texts_that_repeat_themselves_without_deep_layers_are_no_longer_coherent(loss, state):
+    found, base, values = texts(loss)
+    parts = judged("C2", texts=found)[1]
+    absolute, relative = parts["effect"][4:]
+    assert list(parts["state"][4:]) == [state, state], list(parts["sentence"])
+    gain = np.mean([values[f"L{i}"] - base for i in range(4, 12)])
+    assert absolute == pytest.approx(gain) and relative == pytest.approx(gain / (1 - base.mean()))
+
+
 def test_other_questions_are_not_compared_nor_tasks_at_chance():
     letters = [same_documents(x) for x in viewed(FEW, "letters")]
     _, parts = judged("C2", letters=viewed(FEW, "letters"), generation=viewed(FEW, "other", chance=0.0))
-    assert "ask other questions" in parts["sentence"][0] and "has no reasoning and no" in parts["sentence"][2]
+    assert (
+        "ask other questions" in parts["sentence"][0]
+        and "no reasoning, no reasoning_continuation" in parts["sentence"][2]
+    )
     guess = [dl.concat([letters[0], *viewed(FEW, "guess", accuracy=0.25)])]
     assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters acc"
     states, parts = judged("C1", **both(accuracy=0.25))

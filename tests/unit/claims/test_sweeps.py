@@ -11,6 +11,7 @@ from depthlens.claims import sweeps
 from depthlens.claims.measures import odds
 from depthlens.claims.parts import OPEN, SHOWN, STUDY
 from depthlens.claims.sweeps import LOOKS, POOL, Piece, Sweeps, ask
+from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -85,6 +86,20 @@ def test_nothing_begins_after_the_time_and_an_interrupted_call_keeps_what_it_has
     decides = found.parts.query("view == 'decides'").set_index("claim")["effect"]
     assert decides["C1"].notna().all() and decides["C2"].isna().all(), "the first was judged before"
     assert "the same call goes on from there" in capsys.readouterr().out
+
+
+def test_the_command_writes_a_page_of_verdicts(lens, tmp_path, call):
+    tasks = tmp_path / "roles.yaml"
+    tasks.write_text("letters: organism_letters\ncontinuation: [organism_knowledge]\n")
+    out = tmp_path / "claims"
+    asked = ["claims", lens.name, "--tasks", str(tasks), "--only", "C1", "--num-fewshot", "0", "--out", str(out)]
+    code, said, _ = call(*asked)
+    assert code == 0
+    page, saved = (out / "index.html").read_text(), Verdicts.load(out)
+    assert saved.headline in said and saved.headline in page and "Song et al." in page
+    assert call(*asked[:-1], str(tmp_path / "again"), "--minutes", "0")[0] == 0
+    code, _, fault = call("claims", lens.name, "--tasks", "nothing.yaml", "--out", str(out))
+    assert code == 2 and "--tasks 'nothing.yaml' is no file" in fault
 
 
 @pytest.mark.parametrize(
