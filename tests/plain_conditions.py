@@ -1,7 +1,7 @@
 """A model under conditions in plain torch and transformers: a copy of it whose forward methods obey them.
 
 Conditions are in force in the order in which they were entered. Hooks that the copied model has stay, and come before
-what a condition does around them. Only removals and noise are written here.
+what a condition does around them. The noise is drawn and scaled here again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple
 
-import surgery
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,20 +47,67 @@ class Edit(NamedTuple):
         return torch.where(there, self.put(x, position), x)
 
 
-def edits(condition: str, dims: Any) -> list[Edit]:
-    """What a condition does."""
+def edits(condition: Any, lens: dl.Lens, means: Any = None) -> list[Edit]:
+    """What a condition does; ``means``: what ``@mean`` and ``@resample`` put in place."""
     found = []
-    for a in dl.parse_condition(condition).ablations:
-        heads = {"head": (a.index,), "kv": tuple(dims.query_heads(a.index) if a.site == "kv" else ())}.get(a.site, ())
-        put = (lambda x, at: 0 * x) if a.mode != "noise" else noisy(a, dims.d_model)
+    for a in (dl.parse_condition(condition) if isinstance(condition, str) else condition).ablations:
+        groups = tuple(lens.dims.query_heads(a.index)) if a.site == "kv" else ()
+        heads = {"head": (a.index,), "kv": groups}.get(a.site, ())
+        put = new(a, heads, lens, means)
         found.append(Edit(a.layer, "z" if heads else a.site, heads, a.start, a.stop, put))
     return found
 
 
+def new(a: Any, heads: tuple[int, ...], lens: dl.Lens, means: Any) -> Any:
+    """What takes the place of what a part adds (of z for heads), as a function of it and of positions."""
+    if a.mode == "noise":
+        return noisy_z(a, list(heads), lens) if heads else noisy(a, lens.dims.d_model)
+    if a.mode == "mean":
+        kept = means.mean["z" if heads else a.site][a.layer].flatten(1)
+        return lambda x, at: kept[at.clamp(max=1)]  # of first tokens, and of all others
+    if a.mode == "resample":
+        sample = means.sample["z" if heads else a.site][a.layer].flatten(1)
+        return lambda x, at: sample[[wrapped(p, len(sample)) for p in at.tolist()]]
+    return lambda x, at: 0 * x
+
+
+def wrapped(position: int, n: int) -> int:
+    """The same position of a sample; past its end it is read again from its second token on."""
+    while position >= n > 1:
+        position -= n - 1
+    return min(position, n - 1)
+
+
+def noise(seed: int, layer: int, site: str, index: int, n: int, width: int) -> torch.Tensor:
+    """What ``@noise`` draws at the first n positions, of shape [n, width]: 256 positions a generator."""
+    number = ("layer", "attn", "mlp", "head", "kv").index(site)
+    drawn = [
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, layer, number, index + 1, block])))
+        for block in range(n // 256 + 1)
+    ]
+    return torch.tensor(np.concatenate([g.standard_normal((256, width), dtype=np.float32) for g in drawn]))[:n]
+
+
 def noisy(a: Any, width: int) -> Any:
-    drawn = surgery.noise(a.seed, a.layer, a.site, a.index, 256, width)
-    unit = drawn / drawn.norm(dim=-1, keepdim=True)
-    return lambda x, at: x + unit[at] * x.norm(dim=-1, keepdim=True)
+    def put(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        drawn = noise(a.seed, a.layer, a.site, a.index, 256, width)[at].to(x)
+        return x + drawn / drawn.norm(dim=-1, keepdim=True) * x.norm(dim=-1, keepdim=True)
+
+    return put
+
+
+def noisy_z(a: Any, heads: list[int], lens: dl.Lens) -> Any:
+    """Heads get as much noise as they write together: norms are of what goes into the residual stream."""
+    columns = lens.arch.o_proj[a.layer].weight.detach().unflatten(1, (lens.dims.n_heads, -1))[:, heads]
+
+    def put(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        z, width = x.unflatten(-1, (lens.dims.n_heads, -1)).clone(), columns.shape[2]
+        drawn = noise(a.seed, a.layer, a.site, a.index, 256, len(heads) * width)[at].to(x).unflatten(-1, (-1, width))
+        size, wanted = (torch.einsum("...hd,mhd->...m", y, columns).norm(dim=-1) for y in (drawn, z[..., heads, :]))
+        z[..., heads, :] += drawn * (wanted / size)[..., None, None]
+        return z.flatten(-2)
+
+    return put
 
 
 def cut(plain: nn.Module, made: list[Edit]) -> Any:

@@ -151,10 +151,10 @@ class Session:
     @property
     def made(self) -> list[Edit]:
         """By hand, what the conditions do that are in force."""
-        return [edit for condition, _ in self.inside.values() for edit in edits(condition, self.lens.dims)]
+        return [edit for condition, _ in self.inside.values() for edit in edits(condition, self.lens)]
 
     def under(self, conditions: list[str]) -> list[list[Edit]]:
-        return [self.made, *(self.made + edits(condition, self.lens.dims) for condition in conditions)]
+        return [self.made, *(self.made + edits(condition, self.lens) for condition in conditions)]
 
     def ids(self, text: str) -> list[int]:
         return self.lens.tokenizer(text, add_special_tokens=False).input_ids

@@ -37,6 +37,8 @@ depth_geometry = on(dl.depth_geometry, progress=False)
 plan = on(dl.plan, TASK, "layers", store=None)
 attribution = on(dl.head_sweep, TASK, method="attribution", **QUICK)
 next_token = on(dl.next_token)
+patch = on(dl.patch, progress=False)
+attention = on(dl.attention, "a")
 
 
 def start(**parameters):
@@ -92,7 +94,14 @@ SWEEPS = [
     (condition_sweep(ablate=["L1", 3]), "condition 3: write L12, L12.attn"),
     (condition_sweep(ablate=[]), "ablate []: give layers"),
     (lambda e: dl.parse_condition(None), "condition None: write L12, L12.attn"),
-    (next_token(prompt=""), "prompt '': give some text"),
+    *((next_token(prompt=x), f"prompt {x!r}: give some text") for x in ("", ["a", "b"])),
+    (lambda e: dl.generate(e.lens, ""), "give some text"),
+    (lambda e: dl.logit_lens(e.lens, 5), "give some text"),
+    (lambda e: dl.generate(e.lens, "a", "L1@resample"), "give resample_prompt"),
+    (next_token(prompt="a", conditions="L1@resample"), "give resample_prompts"),
+    (next_token(prompt="a", conditions="L1", resample_prompts="b"), "no condition uses @resample"),
+    (lambda e: dl.ablated(e.lens, "L9").__enter__(), "layer 9 does not exist"),
+    *((attention(heads=part), "no layer or head") for part in ("L1.mlp", "L1-2", "L1@mean", "L1.H1[3:]", "baseline")),
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
     *((greedy(tolerance=x), f"tolerance {x!r}: give a number, at least 0") for x in (-0.1, None, math.nan)),
     (greedy(limit=8), "is not shown to be above chance with every layer in place: nothing to lose; take"),
@@ -126,6 +135,19 @@ HEADS = [
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
     (sufficiency(measure="both"), "a curve has one measure"),
 ]  # fmt: skip
+PAIR = {"clean": "the cat", "corrupted": "the dog"}
+TWO = {"clean": ["the cat", "one cat"], "corrupted": ["the dog", "one dog"]}
+PATCHES = [
+    (patch(clean="the cat", corrupted="the cats"), "7 and 8 tokens"),
+    (patch(clean="the cat", corrupted="the cat"), "give prompts that differ"),
+    (patch(clean=["a", "b"], corrupted=["c"]), "2 clean and 1 corrupted"),
+    (patch(**PAIR, parts="mlp", into="L2.H1"), "a path goes from heads into one of a later layer"),
+    (patch(**PAIR, parts="heads", into="L0.H1"), "a path goes from heads"),
+    (patch(**PAIR, parts="heads", into="L1.H1", answer=("ab", "cd")), "several tokens"),
+    *((patch(**PAIR, answer=x), "give (right, wrong)") for x in ("ab", ("a", "b", "c"))),
+    (patch(**TWO, answer=[("a", "b")]), "or a list of 2, one for each pair"),
+    (patch(**PAIR, answer=("a", "a")), "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no"),
+]
 WORKERS = [
     (layer_sweep(workers=0), "workers 0: give a whole number, at least 1"),
     (layer_sweep(ray=" "), "ray ' ': give 'local' or the address"),
@@ -140,6 +162,10 @@ DONORS = [
     (lambda e: dl.with_donor(e.organism, e.lens), "are no pair: "),
     (lambda e: dl.with_donor(e.organism, "gpt5"), "unknown model 'gpt5'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
+    *(
+        (lambda e, x=x: dl.activation_deltas(e.lens, dl.Lens(e.lens.model, e.lens.tokenizer), x), "each with some text")
+        for x in ([], [[3, 4], []])
+    ),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
     (depth_geometry(texts="C5"), "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),
 ]
@@ -147,6 +173,12 @@ DONORS = [
 PARAMETERS = [
     *((start(model=model), f"model {model!r}: give an alias") for model in (None, ["organism"])),
     (start(num_fewshot=99), ": its prompts cannot be made ("),
+    (start(enable_thinking=False), "enable_thinking is an argument of the chat template"),
+    (start(depths=[0.5, 2]), "depths [0.5, 2]: give a list of at least 1, each a number from 0 to 1"),
+    (start(knowledge=["capitals_generativ"]), "unknown task 'capitals_generativ'; did you mean capitals_generative"),
+    (start(layers=[3, 9]), "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..5"),
+    (start(views=["layers@mean"]), "views ['layers@mean']: give a list of ways, with layers among them"),
+    (start(ways=["layers@median"]), "ways ['layers@median']: condition 'layers@median': cannot read"),
 ]
 REMOVED = {
     "baseline": "condition baseline removes nothing",
@@ -162,6 +194,10 @@ CHECKPOINTS = [
 RESULTS = [
     (lambda e: e.result.select(metrics="f1"), "unknown metric 'f1'; "),
     (lambda e: e.result.select(conditions=["L99"]), "unknown condition 'L99'; "),
+    (lambda e: e.result.answers("L9"), "unknown condition 'L9'"),
+    (lambda e: e.result.answers("L1", "bad"), "unknown change 'bad'; allowed: "),
+    (lambda e: e.result.answers("L1", task="t"), "unknown task 't'"),
+    (lambda e: dl.concat([]), "results []: give at least one"),
     (lambda e: e.result.describe("L1", tasks="organism_one_hip"), "unknown task 'organism_one_hip'; did you mean"),
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
@@ -188,4 +224,4 @@ PLOTS = [
 ]  # fmt: skip
 
 
-CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *WORKERS, *DONORS, *PARAMETERS, *CHECKPOINTS, *RESULTS, *PLOTS]
+CALLS = [*ENTRIES, *LOAD, *SWEEPS, *HEADS, *PATCHES, *WORKERS, *DONORS, *PARAMETERS, *CHECKPOINTS, *RESULTS, *PLOTS]

@@ -87,14 +87,6 @@ def test_nats_of_the_right_answer_stand_beside_a_choice():
     assert table["nats"].tolist() == [-3.0, -1.0] and table["doc_id"].tolist() == [1, 0], "the most nats first"
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"condition": "L9"}, {"condition": "L1", "change": "bad"}, {"condition": "L1", "task": "t"}]
-)
-def test_unknown_names_are_refused(wrong):
-    with pytest.raises(UserError, match="there is no|unknown|is not one|did you mean|known"):
-        written().answers(**wrong)
-
-
 def test_the_view_holds_every_answer_and_runs_nothing_of_what_a_model_wrote(tmp_path):
     view = written().explore()
     page = view.html()

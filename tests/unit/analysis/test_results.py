@@ -188,11 +188,6 @@ def test_concat_keeps_the_shared_baseline_once(result):
     assert any("3 conditions were selected" in note for note in selected.notes)
 
 
-def test_concat_of_nothing_says_so():
-    with pytest.raises(UserError, match=r"results \[\]: give at least one"):
-        concat([])
-
-
 def test_concat_refuses_disagreement(result):
     flipped = result.docs.copy()
     flipped.loc[0, "value"] = 0.0

@@ -34,14 +34,6 @@ def with_record(result: Result, task=(), **changes) -> Result:
     return Result(result.docs, result.record | {"tasks": tasks} | changes)
 
 
-def test_equal_runs_do_not_differ_in_anything():
-    found = compared(sweep(EARLY), sweep(EARLY))
-    assert found.settings["equal"].all() and list(found.notes) == []
-    assert not found.table["shown"].any() and (gaps(found)["difference"] == 0).all()
-    assert (gaps(found)["p_adjusted"] == 1).all() and len(gaps(found)) == 2 * N_LAYERS
-    assert "**" not in "".join(found.describe()) and repr(found).splitlines() == found.describe()
-
-
 def test_a_planted_difference_is_found_everywhere():
     found = compared(sweep(EARLY, n=120), sweep(LATE, n=120, model="late", seed=1))
     table = found.of(LOSS, compared=True).set_index("condition")

@@ -115,11 +115,7 @@ def test_baseline_alone_is_summarised():
     ({"L0": [1, 0]}, None, r"t acc of m has no 'baseline'"),
     ({"baseline": [1, 0], "L7": [1, math.nan]}, None, r"condition 'L7'.*no number on document 1.*float16"),
     ({"baseline": [1, 0], "L7": [1]}, None, r"condition 'L7'.*no number on document 1"),
-    (
-        {"baseline": [1, 0], "L7": [1, 0]},
-        {"baseline": [0, 1], "L7": [0, 5]},
-        r"'baseline'.*no number on document 5",
-    ),
+    ({"baseline": [1, 0], "L7": [1, 0]}, {"baseline": [0, 1], "L7": [0, 5]}, r"'baseline'.*no number on document 5"),
 ])  # fmt: skip
 def test_bad_documents_are_refused_in_one_line(values, ids, message):
     with pytest.raises(UserError, match=message) as caught:

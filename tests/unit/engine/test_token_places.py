@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import plain_conditions
 import pytest
 import surgery
 import tiny
@@ -147,6 +148,6 @@ def test_noise_is_drawn_by_seed_layer_site_index_and_position():
     """Position by position, also beyond those that come from one generator."""
     texts = ["L2@noise", "L2.attn@noise", "L2.H1@noise", "L2.KV0[1:]@noise", "L2@noise1", "L3.mlp@noise4294967296"]
     for (a,) in (parse_condition(text).ablations for text in texts):
-        wanted = surgery.noise(a.seed, a.layer, a.site, a.index, 300, 8)
+        wanted = plain_conditions.noise(a.seed, a.layer, a.site, a.index, 300, 8)
         for position in (torch.arange(300)[None], torch.tensor([[299, 255, 256, 7]])):
             assert torch.equal(noise(a, position, 8)[0], wanted[position[0]])

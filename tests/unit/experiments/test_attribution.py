@@ -1,6 +1,5 @@
 """Attribution against finite differences, integrated gradients against removal, answer_logprob against one pass."""
 
-import itertools
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ from depthlens.ablations import heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
-from depthlens.experiments.attribution import _groups, attribute, nodes
+from depthlens.experiments.attribution import attribute, nodes
 from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
@@ -188,15 +187,11 @@ def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
     assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
 
 
-def test_estimates_of_a_group_of_heads_add_up_to_its_removal(requests):
+def test_estimates_of_heads_that_move_together_add_up_to_their_removal(requests):
     lens = tiny.lens("llama-gqa", num_hidden_layers=2, initializer_range=0.1)
-    found, _ = attribute(lens, requests, steps=MANY_STEPS, groups=2)
-    drawn = np.array([_groups(request, 2, 4, 2) for request in requests])  # [request, layer, head]
-    assert len({group.tobytes() for group in drawn.reshape(-1, 4)}) > 2, "groups differ between layers and requests"
-    for (r, layer), g in itertools.product(np.ndindex(len(requests), 2), (0, 1)):
-        inside = drawn[r, layer] == g
-        ((exact,),) = changes(lens, requests[r : r + 1], [[(layer, int(h)) for h in np.flatnonzero(inside)]])
-        assert found[r, layer].numpy()[inside].sum() == pytest.approx(exact, abs=COMPLETE_TOLERANCE)
+    found, _ = attribute(lens, requests, steps=MANY_STEPS, groups=1)
+    exact = changes(lens, requests, [[(layer, head) for head in range(4)] for layer in range(2)])
+    assert found.sum(-1).numpy() == pytest.approx(exact, abs=COMPLETE_TOLERANCE)
 
 
 def test_an_attention_window_is_refused_where_it_would_cut(requests):

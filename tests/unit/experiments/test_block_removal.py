@@ -31,14 +31,6 @@ def greedy(lens):
 
 
 class TestBlockSweep:
-    def test_single_layers_are_those_of_a_layer_sweep(self, lens, swept):
-        layers = dl.layer_sweep(lens, [CHOICE, "organism_two_hop"], limit=LIMIT, progress=False)
-        single = swept.docs[swept.docs["condition"].isin(set(layers.docs["condition"]))]
-        order = ["task", "metric", "condition", "doc_id"]
-        pd.testing.assert_frame_equal(
-            single.sort_values(order, ignore_index=True), layers.docs.sort_values(order, ignore_index=True)
-        )
-
     def test_table_and_findings(self, swept):
         table = blocks.block_table(swept)
         assert len(table) == 2 * (6 + 5 + 4)

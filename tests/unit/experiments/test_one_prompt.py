@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from depthlens.ablations import Head, parse_condition
-from depthlens.errors import UserError
 from depthlens.experiments import one_prompt
 
 PROMPT = "the cat sat on"
@@ -45,18 +44,6 @@ def test_next_token_probabilities_are_the_models_and_means_over_resample_prompts
     assert len(one_prompt.next_token(lens, PROMPT, k=10**30)) == lens.model.config.vocab_size  # all that there are
 
 
-def test_contexts_are_nested_and_restored_after_an_exception(lens):
-    whole = logits(lens)
-    with one_prompt.ablated(lens, "L1+L3.H2"):
-        both = logits(lens)
-    with pytest.raises(ZeroDivisionError), one_prompt.ablated(lens, "L1"), one_prompt.ablated(lens, (3, 2)):
-        assert torch.equal(logits(lens), both)
-        _ = 1 / 0
-    assert torch.equal(logits(lens), whole)
-    with one_prompt.ablated(lens, "baseline"):
-        assert torch.equal(logits(lens), whole)
-
-
 def test_the_last_depth_of_the_logit_lens_is_the_model(lens):
     found = one_prompt.logit_lens(lens, PROMPT)
     probabilities = logits(lens)[0].softmax(-1)
@@ -90,21 +77,3 @@ def test_attention_is_the_models_own(lens):
     row = one.pattern[0, 4]
     assert one.largest["position"].iloc[0] == row.argmax() and one.largest["weight"].iloc[0] == row.max()
     assert one.data["weights"][0][10:15] == [round(1000 * float(weight)) for weight in row[:5]]
-
-
-@pytest.mark.parametrize(("call", "told"), [
-    (lambda lens: one_prompt.generate(lens, ""), "give some text"),
-    (lambda lens: one_prompt.generate(lens, "a", "L1@resample"), "give resample_prompt"),
-    (lambda lens: one_prompt.next_token(lens, "a", "L1@resample"), "give resample_prompts"),
-    (lambda lens: one_prompt.next_token(lens, "a", "L1", resample_prompts="b"), "no condition uses @resample"),
-    (lambda lens: one_prompt.next_token(lens, ["a", "b"]), "give some text"),
-    (lambda lens: one_prompt.logit_lens(lens, 5), "give some text"),
-    *[
-        (lambda lens, part=part: one_prompt.attention(lens, "a", part), "no layer or head")
-        for part in ("L1.mlp", "L1-2", "L1@mean", "L1.H1[3:]", "baseline")
-    ],
-    (lambda lens: one_prompt.ablated(lens, "L9").__enter__(), "layer 9 does not exist"),
-])  # fmt: skip
-def test_what_is_wrong_is_refused(lens, call, told):
-    with pytest.raises(UserError, match=told):
-        call(lens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import by_hand
 import model_classes
 import numpy as np
 import pytest
@@ -32,19 +33,6 @@ def lens():
     return tiny.lens("llama-gqa")
 
 
-def logits(lens, text=PROMPT):
-    with torch.no_grad():
-        return lens.model(**lens.tokenizer(text, return_tensors="pt")).logits
-
-
-def logprob(model, request):
-    """As lm-eval's own: the last token is not read."""
-    tokens, n = torch.tensor([request.inputs]), len(request.continuation)
-    with torch.no_grad():
-        found = model(tokens, use_cache=False).logits[0, -n:].log_softmax(-1)
-    return float(found[range(n), list(request.continuation)].sum())
-
-
 def scores(lens, *conditions, **options):
     """Log-likelihoods. Shape [condition, request]."""
     under = [parse_condition(text) for text in conditions or ("baseline",)]
@@ -52,49 +40,27 @@ def scores(lens, *conditions, **options):
     return torch.tensor([[answer.logprob for answer in row] for row in answers])
 
 
-VECTOR = 0.7 * torch.randn(32, generator=torch.Generator().manual_seed(3))
+def by_the_batch(module, args, output):
+    return output - 0.5 * output.mean((0, 1))
 
 
-def first(output):
-    return output[0] if isinstance(output, tuple) else output
-
-
-def put(output, value):
-    return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-def from_the_fifth_on(module, args, output):
-    value = first(output).clone()
-    value[:, 5:] += VECTOR
-    return put(output, value)
-
-
-HOOKS = {
-    "from a position on": from_the_fifth_on,
-    "by length": lambda module, args, output: put(output, first(output) + VECTOR * first(output).shape[1] / 20),
-    "by the batch": lambda module, args, output: put(output, first(output) - 0.5 * first(output).mean((0, 1))),
-}
-PLACES = ["model.layers.1", "model.layers.2.self_attn", "model.layers.1.mlp", "model.norm", "model.embed_tokens"]
-
-
-@pytest.mark.parametrize("kind", HOOKS)
-@pytest.mark.parametrize("place", PLACES)
-def test_a_hook_of_the_user_counts_once_at_every_length(lens, kind, place, caplog):
-    whole = scores(lens)
-    lens.model.get_submodule(place).register_forward_hook(HOOKS[kind])
+def test_hooks_and_training_mode_are_said_once_and_leave_no_trace(lens, caplog):
+    """Dropout draws numbers: whatever comes out is the user's own, and kept nowhere."""
+    whole, handle = scores(lens), lens.model.model.layers[1].register_forward_hook(by_the_batch)
     with caplog.at_level(logging.WARNING):
-        found = scores(lens, "baseline", "L3")
-    assert caplog.text.count(f"it has hooks on {place}; each row takes a whole pass") == 1
-    wanted = torch.tensor([logprob(lens.model, request) for request in ASKED])
-    assert torch.allclose(found[0], wanted, atol=SAME) and not torch.allclose(found[0], whole[0], atol=0.01)
-    with dl.ablated(lens, "L3"):
-        assert torch.allclose(found[1], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)
-    table = dl.next_token(lens, PROMPT, ["L3"], k=5)
-    assert table["baseline"].max() == pytest.approx(float(logits(lens)[0, -1].softmax(-1).max()), abs=1e-5)
+        scores(lens, "baseline", "L3")
+    assert caplog.text.count("it has hooks on model.layers.1; each row takes a whole pass") == 1
+    handle.remove()
+    lens.model.train()
+    with caplog.at_level(logging.WARNING):
+        scores(lens)
+    assert "it is in training mode (LlamaForCausalLM); call model.eval()" in caplog.text
+    lens.model.eval()
+    assert torch.allclose(scores(lens), whole, atol=SAME)
 
 
 def test_means_are_taken_text_by_text_where_a_hook_sees_the_batch(lens):
-    lens.model.model.layers[1].register_forward_hook(HOOKS["by the batch"])
+    lens.model.model.layers[1].register_forward_hook(by_the_batch)
     texts, kept = [tuple(range(n, n + 8)) for n in (5, 40, 90)], []
     means = measure_means(lens, texts, "three texts")
     handle = lens.model.model.layers[3].mlp.register_forward_hook(lambda module, args, output: kept.append(output[0]))
@@ -107,7 +73,7 @@ def test_means_are_taken_text_by_text_where_a_hook_sees_the_batch(lens):
 
 
 def test_what_does_not_see_a_hook_is_refused(lens, tmp_path):
-    lens.model.model.layers[1].register_forward_hook(HOOKS["by length"])
+    lens.model.model.layers[1].register_forward_hook(by_the_batch)
     said = "has hooks on model.layers.1"
     for ask in (
         lambda: scores(lens, backend="nnsight"),
@@ -133,7 +99,7 @@ def test_conditions_in_force_are_added_to_every_row(family, outer):
     lens = tiny.lens(family)
     both = scores(lens, outer, f"{outer}+L3.attn[2:]")
     with dl.ablated(lens, outer):
-        alone = torch.tensor([logprob(lens.model, request) for request in ASKED])
+        alone = torch.tensor([by_hand.logprob(lens.model, request) for request in ASKED])
         for path in (None, "padded_rows"):
             assert torch.allclose(scores(lens, "baseline", "L3.attn[2:]", path=path), both, atol=SAME)
     assert torch.allclose(alone, both[0], atol=SAME) and not torch.allclose(alone, scores(lens)[0], atol=1e-3)
@@ -269,7 +235,7 @@ def test_a_model_that_scales_by_the_place_in_the_row_is_packed_within_that_scale
         layer.self_attn.use_rope = False
     found = scores(lens)
     assert Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
-    assert torch.allclose(found[0], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)
+    assert torch.allclose(found[0], torch.tensor([by_hand.logprob(lens.model, q) for q in ASKED]), atol=SAME)
     assert Engine(lens, progress=False).path_for(25) == "padded_rows"
 
 
@@ -297,13 +263,3 @@ def test_rows_that_skip_layers_do_not_pass_them_while_they_write(lens, monkeypat
     assert engine.generate_until(asked, conditions) == wanted
     per_token = 5 + 4 + 5 + 2 + 0 + 5 + 4 + 4
     assert sum(passed) == len(asked) * 5 * per_token  # the first of six tokens comes with the prompt
-
-
-def test_training_mode_is_said_and_leaves_no_trace(lens, caplog):
-    """Dropout draws numbers: whatever comes out is the user's own, and kept nowhere."""
-    lens.model.train()
-    with caplog.at_level(logging.WARNING):
-        scores(lens)
-    assert "it is in training mode (LlamaForCausalLM); call model.eval()" in caplog.text
-    lens.model.eval()
-    assert torch.allclose(scores(lens)[0], torch.tensor([logprob(lens.model, q) for q in ASKED]), atol=SAME)

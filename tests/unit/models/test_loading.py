@@ -108,14 +108,9 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("spoilt", "said"), [
-    (
-        {"without": "blk.1.ffn_up.weight"},
-        "files lack 1 of its weights, e.g. model.layers.1.mlp.up_proj.weight is missing; load the model from the",
-    ),
-    (
-        {"beside": {"blk.0.attn_q.bias": torch.ones(32)}},
-        "transformers does not read its blk.0.attn_q.bias, and scores",
-    ),
+    ({"without": "blk.1.ffn_up.weight"},
+     "files lack 1 of its weights, e.g. model.layers.1.mlp.up_proj.weight is missing; load the model from the"),
+    ({"beside": {"blk.0.attn_q.bias": torch.ones(32)}}, "transformers does not read its blk.0.attn_q.bias, and scores"),
     ({"architecture": "mistral"}, "cannot be loaded: Unknown gguf model_type: mistral in gguf-py"),
 ])  # fmt: skip
 def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path, cache):

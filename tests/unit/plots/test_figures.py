@@ -57,7 +57,8 @@ def profiles():
     yield Case(plots.depth_profile(sites), 1, count={"series": 3}, words=said)
     for site, done in (("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")):
         yield Case(plots.depth_profile(layers(site=site)), 1, words=(f"one layer {done} at a time",))
-    yield Case(plots.depth_profile(layers(metric="error", flip=True)), 1, shown=[0, 3])
+    errors = layers(metric="error", flip=True)
+    yield Case(plots.depth_profile(errors), 1, errors.summary["value"].iloc[1:], [0, 3])
     judged = np.where(np.arange(18) // 6 == 1, np.nan, np.ravel([delta(PROTOCOLS, t) for t in TASKS]))
     said = ("continuation", "guess", "baseline 0.90", "critical")
     yield Case(PROTOCOLS.plot("protocol_comparison"), 2, judged, [0, 3] * 2, {"hatch": 1}, said, cannot_judge=1)

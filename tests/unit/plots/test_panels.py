@@ -34,11 +34,6 @@ def test_colours_differ_in_greyscale():
     assert len(set(theme.MARKERS)) == len(PALETTE)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (0.4217, 0.43), (0.83, 0.83), (1.0, 1.0), (12.01, 13.0)])
-def test_round_up(value, expected):
-    assert theme.round_up(value) == expected
-
-
 def test_numbers_of_documents_in_words():
     assert theme.counts([16]) == theme.counts(n for n in (16, 16)) == "16"
     assert theme.counts([6, 4, 16]) == "4 to 16"
@@ -158,23 +153,6 @@ def test_a_legend_is_not_wider_than_its_figure():
         fig.draw_without_rendering()
         assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == ncols
         assert legend.get_window_extent().width <= fig.bbox.width
-
-
-@pytest.mark.parametrize(
-    ("metric", "better", "least", "greatest"),
-    [("chance_of_answer", True, 0, 1), ("misses", False, 0, 1), ("answer_logprob", True, -np.inf, 0)],
-)
-def test_no_interval_leaves_the_range_of_its_metric(metric, better, least, greatest):
-    """Graded scores near an end of their range, of so few documents that Student's interval passes it."""
-    rng = np.random.default_rng(0)
-    values = {c: (1 - rng.beta(0.3, 5, 8)) if greatest == 1 else -rng.beta(0.3, 5, 8) for c in ("baseline", "L0", "L1")}
-    result = made_results.result({"t": values}, metric=metric, info={"higher_is_better": better, "chance": None})
-    base = result.baselines.iloc[0]
-    assert least <= base["ci_low"] and base["ci_high"] <= greatest
-    fig = plots.depth_profile(result)
-    ends = fig.table[["low", "high"]].to_numpy()
-    assert ends.min() >= least and ends.max() <= greatest
-    assert greatest in ends or least in ends, "an end was cut off"
 
 
 def test_a_figure_carries_its_table_and_saves_it(tmp_path):
