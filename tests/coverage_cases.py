@@ -38,11 +38,11 @@ def probabilities(rng: Rng, n: int) -> Losses:
     return profile(base, base[:, None] * kept, 0.0)
 
 
-def nats(rng: Rng, n: int) -> Losses:
+def nats(rng: Rng, n: int, damage: np.ndarray = DAMAGE) -> Losses:
     """Log-likelihoods; a third of the documents lose nothing at a layer."""
     base = -rng.gamma(2, 1, n)
     size = np.exp(0.5 * rng.standard_normal((n, 1)) + 0.6 * rng.standard_normal((n, N_LAYERS)))
-    loss = DAMAGE * size * (rng.random((n, N_LAYERS)) < 0.67) + 0.02 * rng.standard_normal((n, N_LAYERS))
+    loss = damage * size * (rng.random((n, N_LAYERS)) < 0.67) + 0.02 * rng.standard_normal((n, N_LAYERS))
     return profile(base, base[:, None] - loss, None, metric="answer_logprob")
 
 
@@ -80,6 +80,8 @@ CASES: dict[str, Callable[[Rng, int], Mean]] = {
     **{f"change of L0 ({name})": lambda rng, n, of=of: of(rng, n).mean()[0] for name, of in SWEEPS.items()},
     **{f"share of the first third ({name})": lambda rng, n, of=of: of(rng, n).share(FIRST)
        for name, of in SWEEPS.items()},
+    "share of the first third, half of the layers gain (nats)":
+        lambda rng, n: nats(rng, n, DAMAGE - 0.1).share(FIRST),  # W11: no layer is left out after a look
     **{f"centre of mass ({name})": lambda rng, n, of=of: of(rng, n).centre for name, of in SWEEPS.items()},
     "loss above the floor (0/1)": lambda rng, n: right_and_wrong(rng, n).relative()[2],
     "difference of centres (0/1)": deeper,

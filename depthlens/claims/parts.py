@@ -88,15 +88,6 @@ class Estimate:
         why = "" if low > -math.inf or high < math.inf else "nothing is lost that could be shared out"
         return cls(float(effects[0].value), low, high, min(effect.n for effect in effects), why)
 
-    def needed(self, question: Question) -> int | None:
-        """Documents at which the present estimate would not be open; None where that cannot be said."""
-        half, matters = (self.high - self.low) / 2, question.matters
-        effect = abs(self.effect) if question.claim == MOVED else self.effect
-        away = abs(effect - matters) if question.claim == UNDER else max(abs(effect), abs(effect - matters))
-        if not math.isfinite(half + away) or not away:
-            return None
-        return max(FEWEST, math.ceil(self.n * (half / away) ** 2))
-
 
 @dataclass(frozen=True)
 class Part:
@@ -109,6 +100,7 @@ class Part:
         tasks: ``task metric`` of each that was used.
         notes: What else to know: measured floors, unparsed answers, tasks that were left out.
         but: Why the part is not *shown* although its interval is; "" if nothing speaks against it.
+        minutes: How much longer it takes to decide it, at the pace of what was measured; None: this is not known.
     """
 
     question: Question
@@ -117,6 +109,18 @@ class Part:
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     but: str = ""
+    minutes: float | None = None
+
+    @property
+    def needed(self) -> int | None:
+        """Documents at which the present estimate would not be open; None: it is not, or that cannot be said."""
+        main, matters, claim = self.main, self.question.matters, self.question.claim
+        half = (main.high - main.low) / 2
+        effect = abs(main.effect) if claim == MOVED else main.effect
+        away = abs(effect - matters) if claim == UNDER else max(abs(effect), abs(effect - matters))
+        if self.state != OPEN or main.why or self.but or not math.isfinite(half + away) or not away:
+            return None
+        return max(FEWEST, math.ceil(main.n * (half / away) ** 2))
 
     @property
     def state(self) -> str:
@@ -140,8 +144,9 @@ class Part:
         text = q.what.replace("{effect}", f"{effect} {q.of} [{low}, {high}]")
         text += f"; the claim is {q.claim} {matters} (n = {main.n})"
         against = main.why or self.but
-        if self.state == OPEN and not against and (needed := main.needed(q)):
+        if needed := self.needed:
             text += f"; at this estimate some {needed} documents would decide"
+            text += "" if self.minutes is None else f", in {max(self.minutes, 1):.0f} min more"
         return f"{text}, but {against}." if against else f"{text}."
 
     def number(self, value: float) -> str:

@@ -171,6 +171,11 @@ class Sweeps:
         several: dict[str, Any] = {name: of if name == "margins" else _joined(of) for name, of in made.items()}
         return Evidence(**several | heads)
 
+    def parts(self, claim: Claim, n: int) -> list[Part]:
+        """The parts of a claim, with how long it takes to decide those that are open."""
+        found = claim.parts(self.evidence(claim, n))
+        return [replace(of, minutes=self.predicted(claim, of.needed)[0] / 60) if of.needed else of for of in found]
+
     def predicted(self, claim: Claim, n: int) -> tuple[float, float]:
         """Seconds that evidence on a claim would take, by what fewer documents took; and those of what was never made.
 
@@ -364,7 +369,7 @@ def ask(
                 print(
                     f"decided {decided} of {len(asked)}, next {claim.id} with {n} documents, {left / 60:.0f} min left"
                 )
-            asked[claim] = claim.parts(sweeps.evidence(claim, n))
+            asked[claim] = sweeps.parts(claim, n)
             looks[claim] += 1
     except KeyboardInterrupt:
         print("stopped; the store has what was computed, and the same call goes on from there")

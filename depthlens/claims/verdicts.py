@@ -23,7 +23,7 @@ from depthlens.claims.parts import OPEN, ROWS, STATES, Part, worst
 DECIDES = "decides"  # the name in the column ``view`` of the estimate that decides
 COLUMNS = [
     "claim", "row", "part", "what", "view", "state", "at_half", "at_double", "effect", "ci_low", "ci_high", "matters",
-    "claimed", "unit", "n", "needed", "tasks", "notes", "why", "worst", "sentence",
+    "claimed", "unit", "n", "needed", "minutes", "tasks", "notes", "why", "worst", "sentence",
 ]  # fmt: skip
 
 
@@ -35,7 +35,8 @@ class Verdicts(Finding):
         parts: One row a part of a claim and estimate. ``row`` is "as the study says it" or "controlled". ``view`` is
             "decides" for the estimate that decides, which has a ``state`` and a ``sentence``, and else names the
             estimate that stands beside it. ``at_half`` and ``at_double`` are the states where half or twice as much
-            would matter; ``needed`` are the documents at which an open part would be decided by its present estimate.
+            would matter; ``needed`` are the documents at which an open part would be decided by its present estimate,
+            ``minutes`` how much longer that takes.
             ``worst`` marks the part that decides the row of the claim.
         record: The models.
 
@@ -130,8 +131,8 @@ def _rows(claim: str, parts: Sequence[Part]) -> Iterator[tuple[Any, ...]]:
         for view, found in {DECIDES: part.main, **part.beside}.items():
             main = view == DECIDES
             states = (part.state, part.state_at(0.5), part.state_at(2.0)) if main else ("", "", "")
-            needed = found.needed(q) if main and part.state == OPEN and not found.why else None
+            more = (part.needed, part.minutes) if main else (None, None)
             own = "; ".join(part.notes), found.why or part.but, part in decide, part.sentence
             texts = own if main else ("", found.why, False, "")
-            numbers = found.effect, found.low, found.high, q.matters, q.claim, q.of, found.n, needed
+            numbers = found.effect, found.low, found.high, q.matters, q.claim, q.of, found.n, *more
             yield claim, q.row, letter, what, view, *states, *numbers, tasks, *texts

@@ -1,6 +1,7 @@
 """A part of a claim: the state of its interval, the part that decides, and its sentence."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,12 +114,13 @@ def test_a_sentence_has_effect_interval_what_matters_and_n():
 def test_what_matters_and_how_many_documents_would_decide_are_told():
     undecided = part(-0.02, 0.12)  # 0.05 with half of 0.14 around it, 0.05 from both ends of what is open
     assert [undecided.state_at(times) for times in (0.5, 1, 2)] == [OPEN, OPEN, SMALLER]
-    needed = undecided.main.needed(undecided.question)
+    needed = undecided.needed
     assert needed == 236, "120 * (0.07 / 0.05) ** 2, rounded up"
-    assert "at this estimate some 236 documents would decide" in undecided.sentence
+    assert undecided.sentence.endswith("at this estimate some 236 documents would decide.")
+    assert replace(undecided, minutes=4.2).sentence.endswith("some 236 documents would decide, in 4 min more.")
     narrower = Part(undecided.question, Estimate(0.05, 0.0001, 0.0999, needed))
     assert narrower.state != OPEN
-    assert part(-np.inf, 0.2).main.needed(COSTS) is None and "-∞" in part(-np.inf, 0.2).sentence
+    assert part(-np.inf, 0.2).needed is None and part(0.2, 0.3).needed is None and "-∞" in part(-np.inf, 0.2).sentence
 
 
 def test_several_ways_of_measuring_an_effect_have_to_agree():
