@@ -11,15 +11,14 @@ of ``--include-path`` take the place of others. What lm-eval lacks is included f
 ``gsm8k_copy``, and key-value retrieval with the prompt of Lost in the Middle, here with its own pairs.
 
 ``real_data.csv`` says where each split is, how many documents it has, and the SHA-256 of its bytes. Both are compared.
-A clone is ``CLONES/owner+name/repo`` or ``CLONES/name``, with a work tree or without. Limits are stated in
-docs/howto/without_network.md.
+A clone is ``CLONES/owner+name/repo``, with a work tree or without. docs/howto/without_network.md has the limits.
 """
 
 from __future__ import annotations
 
 import bz2
 import csv
-import glob
+import fnmatch
 import gzip
 import hashlib
 import io
@@ -27,11 +26,9 @@ import json
 import os
 import re
 import subprocess
-import tarfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import lm_eval
 import typer
@@ -40,9 +37,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from depthlens import paths
 
-LM_EVALS, OURS = Path(lm_eval.__file__).parent / "tasks", paths.tasks_dir()
+ROOTS = (Path(lm_eval.__file__).parent / "tasks", paths.tasks_dir())
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-OPENED: dict[str, Callable[[bytes], bytes]] = {".bz2": bz2.decompress, ".gz": gzip.decompress}
 
 
 def arc(row: dict) -> dict:
@@ -92,10 +88,9 @@ def piqa(row: dict) -> dict:
 
 
 def winogrande(row: dict) -> dict:
-    same = os.path.commonprefix(row["context_options"]).rpartition(" ")[0] + " "
-    first, second = (text.removeprefix(same) for text in row["context_options"])
-    sentence = f"{same}_ {row['continuation']}"
-    return {"sentence": sentence, "option1": first, "option2": second, "answer": str(row["gold"] + 1)}
+    same = re.match("(?s)(.* )?", os.path.commonprefix(row["context_options"]))[0]
+    options = {f"option{i}": text.removeprefix(same) for i, text in enumerate(row["context_options"], 1)}
+    return {"sentence": f"{same}_ {row['continuation']}", **options, "answer": str(row["gold"] + 1)}
 
 
 def pairs(row: dict) -> dict:
@@ -104,11 +99,11 @@ def pairs(row: dict) -> dict:
     return {"keys": keys, "values": values, **asked}
 
 
-# what makes a document of the hub of one of a clone, and the YAML files of its tasks
+# what makes a document of the hub of one of a clone, and the YAML files of its tasks, of lm-eval or of ours
 SETS: dict[str, tuple[Callable[[Any], dict], list[str]]] = {
     "mmlu": (mmlu, [f"mmlu/{kind}/*.yaml" for kind in ("default", "continuation", "generative")]),
     "hellaswag": (hellaswag, ["hellaswag/hellaswag.yaml"]),
-    "openbookqa": (openbookqa, ["openbookqa/openbookqa.yaml", f"{OURS}/openbookqa_open.yaml"]),
+    "openbookqa": (openbookqa, ["openbookqa/openbookqa.yaml", "openbookqa_open.yaml"]),
     "mathqa": (mathqa, ["mathqa/mathqa.yaml"]),
     "arc_challenge": (arc, ["arc/arc_challenge*.yaml"]),
     "arc_easy": (arc, ["arc/arc_easy.yaml"]),
@@ -116,89 +111,70 @@ SETS: dict[str, tuple[Callable[[Any], dict], list[str]]] = {
     "lambada_openai": (lambada, ["lambada/lambada_openai.yaml"]),
     "winogrande": (winogrande, ["winogrande/default.yaml"]),
     "boolq": (boolq, ["super_glue/boolq/default.yaml"]),
-    "gsm8k": (dict, ["gsm8k/gsm8k*.yaml", f"{OURS}/gsm8k_copy.yaml"]),
-    **{f"kv_retrieval_uuid_{n}": (pairs, [f"{OURS}/kv_retrieval/kv_retrieval_uuid_{n}.yaml"]) for n in (75, 140)},
+    "gsm8k": (dict, ["gsm8k/gsm8k*.yaml", "gsm8k_copy.yaml"]),
+    "kv_retrieval_uuid_75": (pairs, ["kv_retrieval/kv_retrieval_uuid_75.yaml"]),
+    "kv_retrieval_uuid_140": (pairs, ["kv_retrieval/kv_retrieval_uuid_140.yaml"]),
 }
 
 
 def read(mirror: Path, source: dict[str, str]) -> dict[str, bytes]:
-    """The files of a source, by what stands where its path has a star; their bytes are those that are expected."""
-    owner, name = source["repository"].split("/")
-    places = (mirror / f"{owner}+{name}" / "repo", mirror / name)
-    clone = next((place for place in places if place.is_dir()), places[1])
-    archive = ["git", "-C", str(clone), "archive", "--format=tar", source["commit"], "--", source["path"]]
-    done = subprocess.run(archive, capture_output=True)
-    if done.returncode:
-        fix = f"git clone https://github.com/{source['repository']} {places[1]}, or choose other sets with --only"
-        raise SystemExit(f"{source['set']}: {done.stderr.decode().strip()}; {fix}")
+    """The files of a source, by what stands where its path has a star (a subject)."""
+    git = ["git", "-C", mirror / source["repository"].replace("/", "+") / "repo"]
+    listed = subprocess.check_output([*git, "ls-tree", "-r", "--name-only", source["commit"]], text=True)
+    names = fnmatch.filter(listed.splitlines(), source["path"])
+    files = {name: subprocess.check_output([*git, "show", f"{source['commit']}:{name}"]) for name in names}
+    found = hashlib.sha256(b"".join(files.values())).hexdigest()
+    assert found == source["sha256"], f"{source['path']}: SHA-256 {found}, and not {source['sha256']}"
     before, _, after = source["path"].partition("*")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
-        files = {file.name: tar.extractfile(file).read() for file in tar if file.isfile()}
-    if (found := hashlib.sha256(b"".join(files.values())).hexdigest()) != source["sha256"]:
-        raise SystemExit(f"{source['path']}: SHA-256 {found}, not {source['sha256']}; clone the repository again")
     return {name[len(before) : len(name) - len(after)]: content for name, content in files.items()}
 
 
 def rows(path: str, content: bytes) -> Iterable[Any]:
-    """The rows of a file by its kind: JSON, a table, or lines of which six are a document."""
-    place = Path(path)
-    if place.suffix in OPENED:
-        place, content = place.with_suffix(""), OPENED[place.suffix](content)
-    text = content.decode()
+    """The rows of a file by its name: JSON, cells of a table, or lines of which six are a document."""
+    unpack = {".bz2": bz2.decompress, ".gz": gzip.decompress}.get(Path(path).suffix, bytes)
+    text = unpack(content).decode()
     lines = text.removesuffix("\n").split("\n")
-    kinds = {
-        ".jsonl": lambda: map(json.loads, lines),
-        ".json": lambda: json.loads(text),
-        ".csv": lambda: csv.reader(io.StringIO(text, newline="")),
-        ".txt": lambda: map(list, zip(*[iter(lines)] * 6, strict=True)),
-    }
-    return kinds[place.suffix]()
+    if ".json" in path:
+        return map(json.loads, lines) if ".jsonl" in path else json.loads(text)
+    return csv.reader(io.StringIO(text)) if ".csv" in path else map(list, zip(*[iter(lines)] * 6, strict=True))
 
 
-def write_task(folder: Path, included: str, files: dict[str, dict[str, str]]) -> None:
-    """Write a task with local documents, or a group of such tasks.
+def write_documents(folder: Path, mirror: Path, source: dict[str, str]) -> dict[str, str]:
+    """Write the documents of a split, and say where those of each part of the data set are."""
+    document, written, n_documents = SETS[source["set"]][0], {}, 0
+    for part, content in read(mirror, source).items():
+        documents = [json.dumps(document(row)) + "\n" for row in rows(source["path"], content)]
+        place = folder / "data" / source["set"] / part / f"{source['split']}.jsonl"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(documents), encoding="utf-8")
+        written[part], n_documents = str(place), n_documents + len(documents)
+    assert n_documents == int(source["documents"]), f"{source['path']}: {n_documents}, and not {source['documents']}"
+    return written
 
-    Args:
-        folder: Of YAML files.
-        included: YAML file of the task as it is.
-        files: Documents by part of the data set (a subject) and split.
-    """
-    config = load_yaml(included, resolve_func=False)
-    local: dict[str, Any] = {"include": included}
+
+def write_task(folder: Path, included: Path, splits: dict[str, dict[str, str]]) -> None:
+    """Write a task with local documents (files by split and part), or a group of such tasks."""
+    config, local = load_yaml(included, resolve_func=False), {"include": str(included)}
     if "group" not in config:
-        here = files[config["dataset_name"] if len(files) > 1 else ""]
-        local |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": here}}
-        local |= {"custom_dataset": None, **{split: None for split in SPLITS if config.get(split) not in here}}
+        files = {split: of.get("") or of[config["dataset_name"]] for split, of in splits.items()}
+        local |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        local |= {"custom_dataset": None, **{split: None for split in SPLITS if config.get(split) not in files}}
     name = config.get("group") or config["task"]
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(local, sort_keys=False), encoding="utf-8")
 
 
-def main(
-    mirror: Annotated[Path, typer.Option()], out: Annotated[Path, typer.Option()], only: str = ",".join(SETS)
-) -> None:
+def main(mirror: Path = Path("clones"), out: Path = Path("real_tasks"), only: str = ",".join(SETS)) -> None:
     """Write tasks, their documents, and SHA256SUMS of these."""
-    folder, sums = out.resolve(), []
-    sources = [*csv.DictReader(Path(__file__).with_suffix(".csv").open(encoding="utf-8"))]
-    for name in only.split(","):
-        if name not in SETS:
-            raise SystemExit(f"unknown set {name!r}; the sets are {', '.join(SETS)}")
-        document, yamls = SETS[name]
-        files: dict[str, dict[str, str]] = defaultdict(dict)
-        for source in (source for source in sources if source["set"] == name):
-            path, split, n_documents = source["path"], source["split"], 0
-            for part, content in read(mirror, source).items():
-                documents = [json.dumps(document(row)) + "\n" for row in rows(path, content)]
-                n_documents += len(documents)
-                place = folder / "data" / name / part / f"{split}.jsonl"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text("".join(documents), encoding="utf-8")
-                files[part][split] = str(place)
-                sums.append(f"{hashlib.sha256(place.read_bytes()).hexdigest()}  {place.relative_to(folder)}\n")
-            if n_documents != int(source["documents"]):
-                raise SystemExit(f"{path}: {n_documents} documents, not {source['documents']}; correct real_data.csv")
-        for included in (path for pattern in yamls for path in glob.glob(str(LM_EVALS / pattern))):
-            write_task(folder, included, files)
-        print(f"{name}: {', '.join(sorted({split for of in files.values() for split in of}))}", flush=True)
+    folder, sources = out.resolve(), csv.DictReader(Path(__file__).with_suffix(".csv").open(encoding="utf-8"))
+    splits: dict[str, dict[str, dict[str, str]]] = {name: {} for name in only.split(",")}
+    for source in (source for source in sources if source["set"] in splits):
+        splits[source["set"]][source["split"]] = write_documents(folder, mirror, source)
+        print(source["set"], source["split"], source["documents"], flush=True)
+    for name, of in splits.items():
+        for included in (path for root in ROOTS for pattern in SETS[name][1] for path in root.glob(pattern)):
+            write_task(folder, included, of)
+    written = sorted(folder.glob("data/**/*.jsonl"))
+    sums = (f"{hashlib.sha256(place.read_bytes()).hexdigest()}  {place.relative_to(folder)}\n" for place in written)
     (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 
 
