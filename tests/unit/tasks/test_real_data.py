@@ -1,9 +1,8 @@
-"""`benchmarks/real_data.py` on clones of handwritten rows: its tasks ask what lm-eval's own ask of the hub's documents."""
+"""`benchmarks/real_data.py` on clones of handwritten rows: its tasks ask what lm-eval's ask of the same documents."""
 
 from __future__ import annotations
 
 import bz2
-import csv
 import hashlib
 import json
 import re
@@ -14,13 +13,14 @@ from pathlib import Path
 
 import hub
 import lm_eval
+import pandas as pd
 import pytest
 
 from depthlens import paths
 from depthlens.tasks import harness
 
 SCRIPT = paths.data_dir().parent / "benchmarks" / "real_data.py"
-SOURCES = [*csv.DictReader(SCRIPT.with_suffix(".csv").open(encoding="utf-8"))]
+SOURCES = pd.read_csv(SCRIPT.with_suffix(".csv")).to_dict("records")
 LM_EVALS = Path(lm_eval.__file__).parent / "tasks"
 
 
@@ -44,10 +44,7 @@ def made(tmp_path):
             head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
             sha256 = hashlib.sha256(content).hexdigest()
             source.update({"commit": head, "sha256": sha256, "documents": len(docs)} | wrong)
-        with (tmp_path / "real_data.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, [*SOURCES[0]])
-            table.writeheader()
-            table.writerows(sources)
+        pd.DataFrame(sources).to_csv(tmp_path / "real_data.csv", index=False)
         main = runpy.run_path(str(tmp_path / SCRIPT.name))["main"]
         main(tmp_path / "clones", tmp_path / "made", ",".join(rows))
         return tmp_path / "made"
@@ -56,11 +53,7 @@ def made(tmp_path):
 
 
 def asked(task, doc):
-    return (
-        task.doc_to_text(doc),
-        task.doc_to_target(doc),
-        task.doc_to_choice(doc) if task.config.doc_to_choice else None,
-    )
+    return task.doc_to_text(doc), task.doc_to_target(doc), task.config.doc_to_choice and task.doc_to_choice(doc)
 
 
 def as_in_the_clone(name, doc):
@@ -71,19 +64,12 @@ def as_in_the_clone(name, doc):
         options = re.sub("[a-e]", lambda letter: letter[0].upper(), doc["options"])
         return {"instruction": f"{doc['Problem']} The options: {options}", "answer": doc["correct"].upper()}
     if name == "openbookqa":
-        choices = [
-            {"text": t, "label": k} for t, k in zip(doc["choices"]["text"], doc["choices"]["label"], strict=True)
-        ]
+        choices = [{"label": label, "text": text} for label, text in zip("ABCD", doc["choices"]["text"], strict=True)]
         return doc | {"question": {"stem": doc["question_stem"], "choices": choices}}
     return doc
 
 
-HUB = {
-    "hellaswag": "Rowan/hellaswag",
-    "mathqa": "regisss/math_qa",
-    "openbookqa": "allenai/openbookqa",
-    "gsm8k": "openai/gsm8k",
-}
+HUB = {"hellaswag": "Rowan/hellaswag", "mathqa": "regisss/math_qa", "openbookqa": "allenai/openbookqa"}
 
 
 @pytest.mark.usefixtures("hubs_data")
