@@ -10,7 +10,8 @@ replaces the data alone, by JSONL files whose fields have the names of the hub's
 of ``--include-path`` take the place of others. What lm-eval lacks is included from depthlens: ``openbookqa_open``,
 ``gsm8k_copy``, and key-value retrieval with the prompt of Lost in the Middle, here with its own pairs.
 
-``real_data.csv`` says where each split is, how many documents it has, and the SHA-256 of its bytes. Both are compared.
+``real_data.csv`` says where each split is, how it is read, and the YAML files of its tasks. The number of documents and
+the SHA-256 of the bytes that it has are compared.
 A clone is ``CLONES/owner+name/repo``, with a work tree or without. docs/howto/without_network.md has the limits.
 """
 
@@ -26,7 +27,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +100,8 @@ def pairs(row: dict) -> dict:
     return {"keys": keys, "values": values, **asked}
 
 
-# what makes a document of the hub of one of a clone, and the YAML files of its tasks, of lm-eval or of ours
-SETS: dict[str, tuple[Callable[[Any], dict], list[str]]] = {
-    "mmlu": (mmlu, [f"mmlu/{kind}/*.yaml" for kind in ("default", "continuation", "generative")]),
-    "hellaswag": (hellaswag, ["hellaswag/hellaswag.yaml"]),
-    "openbookqa": (openbookqa, ["openbookqa/openbookqa.yaml", "openbookqa_open.yaml"]),
-    "mathqa": (mathqa, ["mathqa/mathqa.yaml"]),
-    "arc_challenge": (arc, ["arc/arc_challenge*.yaml"]),
-    "arc_easy": (arc, ["arc/arc_easy.yaml"]),
-    "piqa": (piqa, ["piqa/piqa.yaml"]),
-    "lambada_openai": (lambada, ["lambada/lambada_openai.yaml"]),
-    "winogrande": (winogrande, ["winogrande/default.yaml"]),
-    "boolq": (boolq, ["super_glue/boolq/default.yaml"]),
-    "gsm8k": (dict, ["gsm8k/gsm8k*.yaml", "gsm8k_copy.yaml"]),
-    "kv_retrieval_uuid_75": (pairs, ["kv_retrieval/kv_retrieval_uuid_75.yaml"]),
-    "kv_retrieval_uuid_140": (pairs, ["kv_retrieval/kv_retrieval_uuid_140.yaml"]),
-}
+FORMATS = {format.__name__: format for format in (arc, boolq, dict, hellaswag, lambada, mathqa, mmlu)}
+FORMATS |= {format.__name__: format for format in (openbookqa, pairs, piqa, winogrande)}
 
 
 def read(mirror: Path, source: dict[str, str]) -> dict[str, bytes]:
@@ -141,7 +128,7 @@ def rows(path: str, content: bytes) -> Iterable[Any]:
 
 def write_documents(folder: Path, mirror: Path, source: dict[str, str]) -> dict[str, str]:
     """Write the documents of a split, and say where those of each part of the data set are."""
-    document, written, n_documents = SETS[source["set"]][0], {}, 0
+    document, written, n_documents = FORMATS[source["format"]], {}, 0
     for part, content in read(mirror, source).items():
         documents = [json.dumps(document(row)) + "\n" for row in rows(source["path"], content)]
         place = folder / "data" / source["set"] / part / f"{source['split']}.jsonl"
@@ -163,16 +150,15 @@ def write_task(folder: Path, included: Path, splits: dict[str, dict[str, str]]) 
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(local, sort_keys=False), encoding="utf-8")
 
 
-def main(mirror: Path = Path("clones"), out: Path = Path("real_tasks"), only: str = ",".join(SETS)) -> None:
+def main(mirror: Path = Path("clones"), out: Path = Path("real_tasks"), only: str = "") -> None:
     """Write tasks, their documents, and SHA256SUMS of these."""
-    folder, sources = out.resolve(), csv.DictReader(Path(__file__).with_suffix(".csv").open(encoding="utf-8"))
-    splits: dict[str, dict[str, dict[str, str]]] = {name: {} for name in only.split(",")}
-    for source in (source for source in sources if source["set"] in splits):
-        splits[source["set"]][source["split"]] = write_documents(folder, mirror, source)
-        print(source["set"], source["split"], source["documents"], flush=True)
-    for name, of in splits.items():
-        for included in (path for root in ROOTS for pattern in SETS[name][1] for path in root.glob(pattern)):
-            write_task(folder, included, of)
+    folder, sources = out.resolve(), [*csv.DictReader(Path(__file__).with_suffix(".csv").open(encoding="utf-8"))]
+    for name in only.split(",") if only else dict.fromkeys(source["set"] for source in sources):
+        of = [source for source in sources if source["set"] == name]
+        splits = {source["split"]: write_documents(folder, mirror, source) for source in of}
+        print(name, *(f"{source['documents']} {source['split']}" for source in of), flush=True)
+        for included in (path for root in ROOTS for pattern in of[0]["yaml"].split() for path in root.glob(pattern)):
+            write_task(folder, included, splits)
     written = sorted(folder.glob("data/**/*.jsonl"))
     sums = (f"{hashlib.sha256(place.read_bytes()).hexdigest()}  {place.relative_to(folder)}\n" for place in written)
     (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
