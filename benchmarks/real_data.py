@@ -100,8 +100,8 @@ def pairs(row: dict) -> dict:
     return {"keys": keys, "values": values, **asked}
 
 
-FORMATS = {format.__name__: format for format in (arc, boolq, dict, hellaswag, lambada, mathqa, mmlu)}
-FORMATS |= {format.__name__: format for format in (openbookqa, pairs, piqa, winogrande)}
+ALL = (arc, boolq, dict, hellaswag, lambada, mathqa, mmlu, openbookqa, pairs, piqa, winogrande)
+FORMATS = {make.__name__: make for make in ALL}  # a document of the hub of one of a clone
 
 
 def read(mirror: Path, source: dict[str, str]) -> dict[str, bytes]:
@@ -155,6 +155,7 @@ def main(mirror: Path = Path("clones"), out: Path = Path("real_tasks"), only: st
     folder, sources = out.resolve(), [*csv.DictReader(Path(__file__).with_suffix(".csv").open(encoding="utf-8"))]
     for name in only.split(",") if only else dict.fromkeys(source["set"] for source in sources):
         of = [source for source in sources if source["set"] == name]
+        assert of, f"no set {name!r}; those of real_data.csv are the sets"
         splits = {source["split"]: write_documents(folder, mirror, source) for source in of}
         print(name, *(f"{source['documents']} {source['split']}" for source in of), flush=True)
         for included in (path for root in ROOTS for pattern in of[0]["yaml"].split() for path in root.glob(pattern)):
