@@ -18,7 +18,6 @@ import itertools
 import json
 import platform
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ import depthlens as dl  # noqa: E402
 from depthlens.analysis.layers import blocks  # noqa: E402
 from depthlens.analysis.numbers import stats  # noqa: E402
 from depthlens.analysis.result import losses  # noqa: E402
+from depthlens.analysis.runs.comparison import compare_runs  # noqa: E402
 from depthlens.provenance import git_commit  # noqa: E402
 
 PRECISION = torch.float64  # of tiny models and organisms
@@ -391,7 +391,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "subtasks": lambda: a.split_by_kind(result("group"), "facts", a.kinds_by_subtask(result("group"), "facts")),
     "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
-    "models/compared": lambda: compared(result("binary"), result("other", "distilled")),
+    "models/compared": lambda: compare_runs({
+        "run0": {"": result("binary")}, "run1": {"": result("other", "distilled")}}),
     "transplants": lambda: a.transplant_recovery(result("moved"), result("binary", "donor").select(tasks="facts")),
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
@@ -418,15 +419,6 @@ def draws(seed: int, n: int = 50) -> np.ndarray:
 
 def copy(seed: int) -> dl.HeadScores:
     return result("heads", seed=seed).head_losses("copy", "answer_logprob")
-
-
-def compared(*results: dl.Result) -> Any:
-    """The comparison of saved results."""
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / f"run{i}" for i in range(len(results))]
-        for place, one in zip(places, results, strict=True):
-            one.save(place)
-        return dl.compare(*places)
 
 
 # Record and compare ---------------------------------------------------------------------------------------------------

@@ -58,8 +58,7 @@ def boolq(row: dict) -> dict:
 def hellaswag(lines: list[str]) -> dict:
     """A sentence that is not complete is ``ctx_b``, which lm-eval begins with a capital letter."""
     activity, context = lines[0].split(": ", 1)
-    found = re.fullmatch(r"(.*[.!?]['\")]*) ([^.!?]+)", context)
-    complete, begun = found.groups() if found else (context, "")
+    complete, begun = re.fullmatch(r"(.*[.!?]['\")]*)(?: ([^.!?]+))?", context).groups("")
     return {"activity_label": activity, "ctx_a": complete, "ctx_b": begun, "endings": lines[2:], "label": lines[1]}
 
 

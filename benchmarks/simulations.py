@@ -48,12 +48,13 @@ import numpy as np
 import pandas as pd
 import typer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
 import coverage_cases  # noqa: E402
 import made_claims  # noqa: E402
 import planted_depth  # noqa: E402
 from made_claims import Task  # noqa: E402
+from shared import in_processes  # noqa: E402
 from simulated_races import MARGIN, binary, race  # noqa: E402
 
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED  # noqa: E402
@@ -160,10 +161,7 @@ TRANSPLANTS_FALSE = {f"transplants change {share:.0%} of the answers": {"change"
 TRANSPLANTS_TRUE = {"one transplant recovers half of the gap": {"share": 0.5, "change": 0.05}}
 
 
-Case = tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]
-
-
-def simulate(case: Case) -> list[tuple[str, str, int, str]]:
+def simulate(case: tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]) -> list[tuple[str, str, int, str]]:
     """The claims that are judged in one simulation, each with a row, and its state at a number of documents.
 
     Every look has the documents of the one before.
@@ -230,8 +228,6 @@ def print_claims(
     processes: int = 0,
 ) -> None:
     """Print the table."""
-    from shared import in_processes  # beside this file
-
     run = partial(in_processes, processes=processes, chunk=10)
     layers_of, looks = ([int(n) for n in of.split(",")] for of in (layers, documents))
     found = table(simulations, layers_of, looks, tuple(claims.split(",")), run)
@@ -312,10 +308,9 @@ def judged(case: tuple[str, str, int, int]) -> pd.DataFrame:
     else:
         evidence = planted_depth.evidence(claim, true=true, seed=seed, n_layers=n_layers)
     parts = judge(evidence, claims=claim).parts.query("view == 'decides'")
-    if claim in planted_depth.CLAIMS:
-        parts = parts[parts["row"] == planted_depth.ROW.get(claim, CONTROLLED)]
     parts = parts.assign(planted=planted, seed=seed, minutes=(time.perf_counter() - start) / 60)[[*COLUMNS, "worst"]]
     if claim in planted_depth.CLAIMS:
+        parts = parts[parts["row"] == planted_depth.ROW.get(claim, CONTROLLED)].copy()
         name = planted_depth.organism(claim, true=true, seed=seed, n_layers=n_layers)
         parts["true effect"] = [part.main.effect for part in planted_depth.planted(name)[claim]]
     return parts
@@ -326,15 +321,13 @@ def print_planted(
     layers: int = planted_depth.LAYERS, seeds: int = 1, claims: str = "C1,C2,C3,C4,C5,C6,C7", processes: int = 0
 ) -> None:
     """Print both tables."""
-    from shared import in_processes  # beside this file
-
     kinds = [(claim, planted) for claim in claims.split(",") for planted in (HOLDS, FAILS)]
     kinds += [("C5", SWAPPED)] * ("C5" in claims)
     cases = [(*kind, seed, layers) for kind in kinds for seed in range(seeds)]
     found = pd.concat(in_processes(judged, cases, processes), ignore_index=True)
     print(found.drop(columns="worst").round(3).to_markdown(index=False))
-    of_state = found[found["worst"]].groupby(["claim", "planted", "state"], sort=False)
-    print(of_state.size().rename("organisms").reset_index().to_markdown(index=False))
+    states_of = found[found["worst"]].value_counts(["claim", "planted", "state"], sort=False)
+    print(states_of.rename("organisms").reset_index().to_markdown(index=False))
 
 
 if __name__ == "__main__":
