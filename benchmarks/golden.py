@@ -17,7 +17,7 @@ import functools
 import itertools
 import json
 import platform
-import tempfile
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +29,18 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
-import depthlens as dl
-from depthlens.analysis.layers import blocks
-from depthlens.analysis.numbers import stats
-from depthlens.analysis.result import losses
-from depthlens.provenance import git_commit
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import tiny as of_tests  # noqa: E402
+
+import depthlens as dl  # noqa: E402
+from depthlens.analysis.layers import blocks  # noqa: E402
+from depthlens.analysis.numbers import stats  # noqa: E402
+from depthlens.analysis.result import losses  # noqa: E402
+from depthlens.analysis.runs.comparison import compare_runs  # noqa: E402
+from depthlens.provenance import git_commit  # noqa: E402
 
 PRECISION = torch.float64  # of tiny models and organisms
 # how far a value may be from the recorded one, by the first word of its case; texts are equal
@@ -108,24 +112,11 @@ def cells(case: str, found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 # Tiny random models ---------------------------------------------------------------------------------------------------
 
-SHAPE = {
-    **{"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024},
-    **{"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258, "initializer_range": 0.2},  # every part matters
-}
-LATENT = {
-    **{"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8},
-    **{"v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 2},
-    **{"moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_shared_experts": 1},
-}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
-    "llama-mqa": ("llama", {"num_key_value_heads": 1}),
+    **{family: of_tests.FAMILIES[family] for family in ("llama-mqa", "qwen2", "qwen3", "deepseek-v3")},
     "mistral": ("mistral", {"sliding_window": 64}),  # shorter than the prompts: whole passes
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {"head_dim": 12}),  # all heads together are wider than the residual stream
     "qwen3-moe": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
-    "deepseek-v3": ("deepseek_v3", LATENT),
     "gemma3": ("gemma3_text", {"head_dim": 12}),  # walked layer by layer as a whole
     "gpt-neox": ("gpt_neox", {"num_key_value_heads": 4}),  # attention and MLP beside each other
 }
@@ -156,16 +147,12 @@ TEXTS = ["The capital of Peru is Lima, and that of Chile is Santiago.", "Water b
 @functools.cache
 def tiny(family: str, seed: int = 0, precision: torch.dtype = PRECISION) -> dl.Lens:
     """A random model of a few thousand weights that reads bytes; equal seeds give equal weights."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    raw.add_special_tokens(list(special.values()))
     kind, changes = FAMILIES[family]
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **(SHAPE | changes))
+    config = AutoConfig.for_model(kind, **(of_tests.BASE | {"max_position_embeddings": 1024} | changes))
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # others know no float64
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=CHAT, **special)
+    tokenizer = of_tests.tokenizer()
+    tokenizer.chat_template = CHAT
     return dl.Lens(model.to(precision).eval(), tokenizer, f"tiny-{family}-{seed}")
 
 
@@ -404,7 +391,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "subtasks": lambda: a.split_by_kind(result("group"), "facts", a.kinds_by_subtask(result("group"), "facts")),
     "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
-    "models/compared": lambda: compared(result("binary"), result("other", "distilled")),
+    "models/compared": lambda: compare_runs({
+        "run0": {"": result("binary")}, "run1": {"": result("other", "distilled")}}),
     "transplants": lambda: a.transplant_recovery(result("moved"), result("binary", "donor").select(tasks="facts")),
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
@@ -431,15 +419,6 @@ def draws(seed: int, n: int = 50) -> np.ndarray:
 
 def copy(seed: int) -> dl.HeadScores:
     return result("heads", seed=seed).head_losses("copy", "answer_logprob")
-
-
-def compared(*results: dl.Result) -> Any:
-    """The comparison of saved results."""
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / f"run{i}" for i in range(len(results))]
-        for place, one in zip(places, results, strict=True):
-            one.save(place)
-        return dl.compare(*places)
 
 
 # Record and compare ---------------------------------------------------------------------------------------------------

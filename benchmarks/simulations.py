@@ -5,6 +5,7 @@ Usage::
     python benchmarks/simulations.py claims [--simulations 200] [--layers 12,24,32] [--documents 300] [--claims C2,C4]
     python benchmarks/simulations.py races [--sweeps 2000]
     python benchmarks/simulations.py coverage [SAMPLES]
+    python benchmarks/simulations.py planted [--layers 30] [--seeds 1] [--claims C1,C5] [--processes 2]
 
 **Claims.** Every simulation draws the documents of all tasks (`tests/made_claims.py`) and judges the claims by the
 package's own code: tasks at chance are left out, documents are matched, lists of heads and transplants are chosen.
@@ -25,11 +26,19 @@ more. The structures:
 **Coverage** of the 95% intervals that the package prints (`tests/coverage_cases.py`): one row a case and the share of
 samples of 30, 100 and 300 questions (or subjects) whose interval covers the truth. With 2,000 samples a share has a
 standard error of 0.005.
+
+**Planted**: states of the claims on organisms with planted depth, each claim where it holds and where it fails.
+`tests/planted_depth.py` and `tests/planted_heads.py` say what is planted. The claims are judged by sweeps of the
+organisms' own tasks. Printed is every part with its estimate and with what was planted, then how often each state came
+out. C5 is judged on organisms of 6 layers. A claim that fails should be *smaller* or *reversed*. C5 fails where no few
+heads carry retrieval, and where each list is said to belong to the other's task. C6 fails where the distilled model
+reasons where its base does.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,16 +48,19 @@ import numpy as np
 import pandas as pd
 import typer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
 import coverage_cases  # noqa: E402
 import made_claims  # noqa: E402
+import planted_depth  # noqa: E402
 from made_claims import Task  # noqa: E402
+from shared import in_processes  # noqa: E402
 from simulated_races import MARGIN, binary, race  # noqa: E402
 
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED  # noqa: E402
 from depthlens.claims.claims import CLAIMS  # noqa: E402
-from depthlens.claims.parts import ROWS, STATES, Part, worst  # noqa: E402
+from depthlens.claims.parts import CONTROLLED, ROWS, STATES, Part, worst  # noqa: E402
+from depthlens.claims.verdicts import judge  # noqa: E402
 
 app = typer.Typer()
 EVERY = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")
@@ -149,10 +161,7 @@ TRANSPLANTS_FALSE = {f"transplants change {share:.0%} of the answers": {"change"
 TRANSPLANTS_TRUE = {"one transplant recovers half of the gap": {"share": 0.5, "change": 0.05}}
 
 
-Case = tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]
-
-
-def simulate(case: Case) -> list[tuple[str, str, int, str]]:
+def simulate(case: tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]) -> list[tuple[str, str, int, str]]:
     """The claims that are judged in one simulation, each with a row, and its state at a number of documents.
 
     Every look has the documents of the one before.
@@ -219,8 +228,6 @@ def print_claims(
     processes: int = 0,
 ) -> None:
     """Print the table."""
-    from shared import in_processes  # beside this file
-
     run = partial(in_processes, processes=processes, chunk=10)
     layers_of, looks = ([int(n) for n in of.split(",")] for of in (layers, documents))
     found = table(simulations, layers_of, looks, tuple(claims.split(",")), run)
@@ -284,6 +291,43 @@ def print_coverage(samples: int = typer.Argument(500)) -> None:
     cases, sizes = coverage_cases.CASES, (30, 100, 300)
     found = {f"n = {n}": {case: coverage_cases.coverage(case, n, samples) for case in cases} for n in sizes}
     print(pd.DataFrame(found).to_markdown(floatfmt=".3f"))
+
+
+HOLDS, FAILS, SWAPPED = "holds", "fails", "lists swapped"
+COLUMNS = ["claim", "planted", "seed", "row", "part", "state", "effect", "ci_low", "ci_high", "n", "why", "minutes"]
+
+
+def judged(case: tuple[str, str, int, int]) -> pd.DataFrame:
+    """The parts of a claim on one organism."""
+    claim, planted, seed, n_layers = case
+    start, true = time.perf_counter(), planted == HOLDS
+    if claim == "C5":
+        import planted_heads  # slow to import
+
+        evidence = planted_heads.evidence(true=planted != FAILS, seed=seed, swapped=planted == SWAPPED)
+    else:
+        evidence = planted_depth.evidence(claim, true=true, seed=seed, n_layers=n_layers)
+    parts = judge(evidence, claims=claim).parts.query("view == 'decides'")
+    parts = parts.assign(planted=planted, seed=seed, minutes=(time.perf_counter() - start) / 60)[[*COLUMNS, "worst"]]
+    if claim in planted_depth.CLAIMS:
+        parts = parts[parts["row"] == planted_depth.ROW.get(claim, CONTROLLED)].copy()
+        name = planted_depth.organism(claim, true=true, seed=seed, n_layers=n_layers)
+        parts["true effect"] = [part.main.effect for part in planted_depth.planted(name)[claim]]
+    return parts
+
+
+@app.command("planted")
+def print_planted(
+    layers: int = planted_depth.LAYERS, seeds: int = 1, claims: str = "C1,C2,C3,C4,C5,C6,C7", processes: int = 0
+) -> None:
+    """Print both tables."""
+    kinds = [(claim, planted) for claim in claims.split(",") for planted in (HOLDS, FAILS)]
+    kinds += [("C5", SWAPPED)] * ("C5" in claims)
+    cases = [(*kind, seed, layers) for kind in kinds for seed in range(seeds)]
+    found = pd.concat(in_processes(judged, cases, processes), ignore_index=True)
+    print(found.drop(columns="worst").round(3).to_markdown(index=False))
+    states_of = found[found["worst"]].value_counts(["claim", "planted", "state"], sort=False)
+    print(states_of.rename("organisms").reset_index().to_markdown(index=False))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ Peers
     checkpoint  the authors' way: delete the layer, save a checkpoint, load it, run lm-eval's ``hf`` on it
 
 A peer pays the same for every condition, so it is timed on ``--conditions`` of them and scaled to all; ours runs all.
-Scores of both sides are compared on the conditions that the peer ran. ``--model`` takes another model, also by a name
-of ``shapes.py``. ``--profile`` prints the costliest operations of one run of ours. Operations a second are those of the
-products with weights of the layers.
+Scores of both sides are compared on the conditions that the peer ran. ``--model`` takes another model. One of `SHAPES`
+has random weights in bfloat16 and the exact shapes of one of the study's, since speed does not depend on weights, and
+the tokenizer of the embedded model; R1-Distill-Llama-8B has the shapes of LLaMA-3.1-8B. ``--write FOLDER`` writes the
+model as a checkpoint for any command, and measures nothing. ``--profile`` prints the costliest operations of one run of
+ours. Operations a second are those of the products with weights of the layers.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from typing import Any
 
 import torch
 import typer
-from shapes import SHAPES, random_model
+from reproduction_costs import MODELS
 from shared import alternating, show, timed
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import depthlens as dl
 from depthlens.ablations import Condition, expand
@@ -48,12 +51,25 @@ WORKS: dict[str, tuple[str, str, int | None, int, str, dict | None]] = {
     "256 written tokens": (BASE, "arithmetic_cot", 5, 32, "layers", {"max_gen_toks": 256, "until": []}),
     "heads": (BASE, "capitals_continuation", 5, 32, "heads", None),
 }
+SHAPES = {"llama-3.1-8b": ("llama", MODELS["LLaMA-3.1-8B"]), "qwen3-8b": ("qwen3", MODELS["Qwen3-8B"])}
 BATCH_SIZES, TRIED, WRITING_BATCH = (8, 16, 64), 128, 32
 
 
 @functools.cache
 def load(name: str, device: str) -> dl.Lens:
-    return random_model(name, device) if name in SHAPES else dl.load(name, device=device)
+    """A model, with random weights if it is one of `SHAPES`."""
+    if name not in SHAPES:
+        return dl.load(name, device=device)
+    kind, of = SHAPES[name]
+    sizes = {"hidden_size": of.d_model, "num_hidden_layers": of.n_layers, "intermediate_size": of.d_mlp}
+    sizes |= {"num_attention_heads": of.n_heads, "num_key_value_heads": of.n_kv_heads, "head_dim": of.d_head}
+    sizes |= {"vocab_size": of.n_vocabulary, "max_position_embeddings": 40960}
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = None  # texts are as long as they may be
+    return dl.Lens(model, dl.load("smollm2-135m").tokenizer, name)
 
 
 @contextmanager
@@ -164,8 +180,13 @@ def main(
     conditions: int = 2,
     device: str = "cpu",
     profile: bool = False,
+    write: str = "",
 ) -> None:
-    """Print a table for each work, or for one task of lm-eval."""
+    """Print a table for each work, or for one task of lm-eval; or write a model."""
+    if write:
+        for part in (load(model, device).model, load(model, device).tokenizer):
+            part.save_pretrained(write)
+        return
     own = {task: (BASE, task, num_fewshot, 16, "layers", None)}
     print(f"{torch.get_num_threads()} threads; torch {torch.__version__}")
     chosen = own if task else {name: WORKS[name] for name in work.split(",")}

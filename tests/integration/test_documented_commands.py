@@ -82,6 +82,9 @@ NOT_RUN = {
     "depthlens sweep deepseek-r1-llama-70b ": "needs several GPUs; test_reproduction.py parses it",
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "as the next one",
     "depthlens run 04_heads --workers 2 ": "takes minutes; tests/unit/cluster runs sweeps on workers",
+    "git clone ": "needs a network",
+    "python benchmarks/real_data.py ": "needs clones; tests/unit/tasks/test_real_data.py has made-up ones",
+    "depthlens sweep smollm2-135m arc_easy ": "as the one before",
     "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }
 
