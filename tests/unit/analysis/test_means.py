@@ -152,6 +152,13 @@ def test_other_changes_are_tested_by_a_bootstrap_of_units():
     assert max_t(mean(values)) == pytest.approx(resampled(values, 2000, rng), abs=of_draws)
 
 
+def test_of_few_units_p_is_not_below_students_by_bonferroni_and_of_draws_never_nothing():
+    values = np.array([0.9, 0.8, 1.0, 0.7])[:, None] * [1, 0.5, 0.1]
+    few, many = mean(values, limits=UNLIMITED), mean(np.tile(values, (10, 1)), limits=UNLIMITED)
+    assert max_t(few) == pytest.approx(3 * few.p())
+    assert max_t(many, n_draws=99) == pytest.approx(1 / (1 + 99))
+
+
 def skewed(n: int, n_conditions: int, rng: np.random.Generator) -> np.ndarray:
     """W5: most documents lose 0.085 nats and a tenth gains 0.765, so that nothing is lost on average."""
     return np.where(rng.random((n, n_conditions)) < 0.1, -0.765, 0.085)
