@@ -141,7 +141,7 @@ PATCHES = [
     (patch(clean="the cat", corrupted="the cats"), "7 and 8 tokens"),
     (patch(clean="the cat", corrupted="the cat"), "give prompts that differ"),
     (patch(clean=["a", "b"], corrupted=["c"]), "2 clean and 1 corrupted"),
-    (patch(**PAIR, parts="mlp", into="L2.H1"), "a path goes from heads into one of a later layer"),
+    (patch(**PAIR, parts="mlp", into="L2.H1"), "heads into one of a later layer; give parts 'heads', and a head"),
     (patch(**PAIR, parts="heads", into="L0.H1"), "a path goes from heads"),
     (patch(**PAIR, parts="heads", into="L1.H1", answer=("ab", "cd")), "several tokens"),
     *((patch(**PAIR, answer=x), "give (right, wrong)") for x in ("ab", ("a", "b", "c"))),

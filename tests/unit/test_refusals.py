@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 TASK = commands.TASK
 # a line says what is allowed, or what to do
-FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples|a path goes from")
+FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import depthlens
 from depthlens.analysis.heads.effects import head_contrast
 from depthlens.analysis.layers import depth, differences
 from depthlens.analysis.layers.removal import follow
+from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.ranks import correlate
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
@@ -150,6 +151,12 @@ def test_a_contrast_of_heads_stands_within_its_interval():
     frame = head_contrast(made, "a", "b").frame
     assert frame["value"].to_numpy() == pytest.approx(2 / 6 - 5 / 6)
     assert (frame["low"] <= frame["value"]).all() and (frame["value"] <= frame["high"]).all()
+    lost = np.random.default_rng(0).random((20, 4)) < [0.25, 0.25, 0.3, 0.6]
+    tasks = {"a": {"baseline": [1] * 20, **dict(zip(heads, 1 - lost.T, strict=True))}}
+    tasks["b"] = {"baseline": [1] * 20, **dict.fromkeys(heads, [1] * 20)}
+    critical = head_contrast(same_documents(made_results.result(tasks, n_layers=2, n_heads=2)), "a", "b").critical
+    cost = mean(lost.astype(float))
+    assert critical.ravel().tolist() == (max_t(cost) < 0.05).tolist() != (cost.p() < 0.05).tolist()
 
 
 @pytest.mark.parametrize("draws", [60, pytest.param(300, marks=pytest.mark.nightly)])
