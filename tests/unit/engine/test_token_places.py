@@ -71,7 +71,7 @@ def test_means_are_of_what_a_part_adds_at_first_tokens_and_at_all_others(family)
     modules = {"layer": a.layers[1], "attn": a.attn[1], "mlp": a.mlp[1], "z": a.o_proj[1]}
     added = {site: [] for site in modules}
     for text in texts:
-        for site, (args, out) in recorded(lens, text, modules)[0].items():
+        for site, (args, out) in recorded(lens.model, text, modules)[0].items():
             new = args[0] if site == "z" else out - args[0] if site == "layer" else out
             added[site].append(new[0].double())
     for site, rows in added.items():

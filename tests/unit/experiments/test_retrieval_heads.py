@@ -157,7 +157,7 @@ def test_writes_pass_the_final_norm_of_every_kind(kind):
     lens, (needle, *_) = model_classes.lens(kind), made_needles()
     norm, weight, d = lens.arch.final_norm, lens.arch.unembed.weight.double(), lens.dims.d_head
     tokens = (*needle.request.context, *needle.request.continuation)[:-1]
-    kept, logits = recorded(lens, tokens, {"norm": norm, **dict(enumerate(lens.arch.o_proj))})
+    kept, logits = recorded(lens.model, tokens, {"norm": norm, **dict(enumerate(lens.arch.o_proj))})
     (states,), _ = kept["norm"]
     gain = torch.ones(lens.dims.d_model) if kind == "olmo" else norm.weight + (kind == "gemma")
     for step, target, position in zip(range(3), needle.targets, needle.asked, strict=True):

@@ -199,7 +199,7 @@ def taken_apart(lens, tokens):
     parts = ("attn_out", "self_attn"), ("mlp_out", "mlp"), ("resid_post", "")
     layers = lens.model.model.layers
     modules = {(i, name): la.get_submodule(part) for i, la in enumerate(layers) for name, part in parts}
-    return {name: out[0].double() for name, (_, out) in recorded(lens, tokens, modules)[0].items()}
+    return {name: out[0].double() for name, (_, out) in recorded(lens.model, tokens, modules)[0].items()}
 
 
 @pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
