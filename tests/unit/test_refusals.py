@@ -102,6 +102,7 @@ def made():
     options = {"limit": 4, "progress": False}
     return types.SimpleNamespace(
         lens=lens,
+        windowed=tiny.lens("mistral", sliding_window=8),
         organism=organism,
         result=dl.layer_sweep(organism, calls.ONE, **options),
         heads=dl.head_sweep(organism, calls.ONE, layers=[2], **options),

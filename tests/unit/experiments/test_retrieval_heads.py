@@ -13,7 +13,6 @@ from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
 import depthlens as dl
 from depthlens.analysis.heads.lists import head_roles
 from depthlens.errors import UserError
-from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.retrieval_heads import DETECTORS, retrieval_scores
 from depthlens.requests import LoglikelihoodRequest
@@ -217,9 +216,3 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
         assert scores.values[retrieval] > 10 * abs(scores.values[decoy])
-
-
-def test_what_cannot_be_read_is_refused():
-    narrow = tiny.lens("mistral", sliding_window=6)
-    with pytest.raises(UserError, match="7 tokens are more than the 6 that attention sees at once"):
-        attention_patterns.read(narrow, random_tokens(7, 0), [0], lambda *a: None)
