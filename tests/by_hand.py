@@ -23,8 +23,8 @@ def attentions(family, tokens, **changes):
         return [a[0] for a in model(torch.tensor([list(tokens)]), output_attentions=True).attentions]
 
 
-def recorded(lens, tokens, modules):
-    """What modules (by name) read and gave in a pass of the model, [(arguments, output)], and the logits."""
+def recorded(model, tokens, modules):
+    """What modules (by name) read and gave in a pass of a model, [(arguments, output)], and the logits."""
     kept = {}
 
     def keep(name):
@@ -32,7 +32,7 @@ def recorded(lens, tokens, modules):
 
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     with torch.no_grad():
-        logits = lens.model(torch.tensor([list(tokens)])).logits[0].double()
+        logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].double()
     for handle in handles:
         handle.remove()
     return kept, logits

@@ -44,10 +44,6 @@ def same(found, wanted, what=""):
     assert drift <= SAME, f"{what}: drift {drift:.1e}, bound {SAME:.0e}"
 
 
-def weights_of(model):
-    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
-
-
 def operated(base, donor, condition):
     """A copy of the base whose own parameters are overwritten by hand; removals on top by hooks of the backend."""
     model, dims = copy.deepcopy(base.model), base.dims

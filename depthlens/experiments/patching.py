@@ -169,7 +169,8 @@ def patch(
         heads_condition([receiver]).validate(lens.dims)
         single = [part for part in single if part.ablations[0].layer < receiver.layer]
         if parts != WORDS["head"] or not single:
-            raise UserError(f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer")
+            fault = f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer"
+            raise UserError(f"{fault}; give parts 'heads', and a head of L1 or later")
         if not walk_check.found(lens).adds:
             fault = f"a layer of {lens.name!r} does more than add what its attention gives"
             raise UserError(f"into {receiver}: {fault}; patch without into")

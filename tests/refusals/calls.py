@@ -10,9 +10,13 @@ import math
 
 import depthlens as dl
 from depthlens.analysis.layers import recovery
+from depthlens.experiments import attention_patterns
+from depthlens.experiments.attribution import attribute
 from depthlens.lm_eval_model import DepthlensLM
+from depthlens.requests import LoglikelihoodRequest
 
 TASK, ONE = "capitals_continuation", "organism_one_hop"
+LONG = LoglikelihoodRequest(tuple(range(11)), (5, 6))  # beyond the window
 LISTS = {"found": [(0, 0), (1, 0)]}
 QUICK = {"limit": 2, "progress": False}
 
@@ -141,7 +145,7 @@ PATCHES = [
     (patch(clean="the cat", corrupted="the cats"), "7 and 8 tokens"),
     (patch(clean="the cat", corrupted="the cat"), "give prompts that differ"),
     (patch(clean=["a", "b"], corrupted=["c"]), "2 clean and 1 corrupted"),
-    (patch(**PAIR, parts="mlp", into="L2.H1"), "a path goes from heads into one of a later layer"),
+    (patch(**PAIR, parts="mlp", into="L2.H1"), "heads into one of a later layer; give parts 'heads', and a head"),
     (patch(**PAIR, parts="heads", into="L0.H1"), "a path goes from heads"),
     (patch(**PAIR, parts="heads", into="L1.H1", answer=("ab", "cd")), "several tokens"),
     *((patch(**PAIR, answer=x), "give (right, wrong)") for x in ("ab", ("a", "b", "c"))),
@@ -165,6 +169,16 @@ DONORS = [
     *(
         (lambda e, x=x: dl.activation_deltas(e.lens, dl.Lens(e.lens.model, e.lens.tokenizer), x), "each with some text")
         for x in ([], [[3, 4], []])
+    ),
+    *(
+        (lambda e, do=do: do(e.windowed), said)
+        for do, said in (
+            (lambda lens: attribute(lens, [LONG]), "walk 12 tokens, and the attention window is 8"),
+            (lambda lens: attribute(lens, [LONG], steps=1), "walk 12 tokens, and the attention window is 8"),
+            (lambda lens: dl.activation_deltas(lens, lens, [[*LONG.context]]), "and the attention window is 8"),
+            (lambda lens: dl.depth_geometry(lens, ["nine signs"]), "the model reads 8 at once, set max_tokens=8"),
+            (lambda lens: attention_patterns.read(lens, LONG.context, [0], print), "tokens are more than the 8 that"),
+        )
     ),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),
     (depth_geometry(texts="C5"), "unknown text set 'C5'; allowed: embedded, c4; or give texts as a list"),

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 TASK = commands.TASK
 # a line says what is allowed, or what to do
-FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples|a path goes from")
+FIX = re.compile(r"; |: give |: write |did you mean|must be|has \d+ examples")
 
 
 @pytest.fixture
@@ -102,6 +102,7 @@ def made():
     options = {"limit": 4, "progress": False}
     return types.SimpleNamespace(
         lens=lens,
+        windowed=tiny.lens("mistral", sliding_window=8),
         organism=organism,
         result=dl.layer_sweep(organism, calls.ONE, **options),
         heads=dl.head_sweep(organism, calls.ONE, layers=[2], **options),

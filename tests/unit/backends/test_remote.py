@@ -97,6 +97,8 @@ def test_a_whole_sweep_by_name(tmp_path):
     (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
     (lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
      "condition L1@noise is not done remotely; use @mean"),
+    (lambda lens: sweep.condition_sweep(lens, TASK, "L1@donor", limit=1, donor=surgery.rough_lens("llama-gqa")),
+     "@donor needs the weights of "),
 ])  # fmt: skip
 def test_what_needs_the_weights_here_is_refused(pair, call, said, monkeypatch):
     lens = pair("llama-gqa")[1]

@@ -10,6 +10,7 @@ import tiny
 import torch
 import trees
 from by_hand import random_tokens as drawn
+from by_hand import recorded
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.row_edits import noise
@@ -61,6 +62,22 @@ def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, texts, re
             assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
         changed = max(abs(a.logprob - b) for a, b in zip(row, clean, strict=True))
         assert (changed > 1e-3) == (condition != BASELINE and str(condition) != "L3[500:]"), str(condition)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
+def test_means_are_of_what_a_part_adds_at_first_tokens_and_at_all_others(family):
+    lens, texts = tiny.lens(family), [drawn(12, 1), drawn(4, 2)]
+    means, a = measure_means(lens, texts, "two texts"), lens.arch
+    modules = {"layer": a.layers[1], "attn": a.attn[1], "mlp": a.mlp[1], "z": a.o_proj[1]}
+    added = {site: [] for site in modules}
+    for text in texts:
+        for site, (args, out) in recorded(lens.model, text, modules)[0].items():
+            new = args[0] if site == "z" else out - args[0] if site == "layer" else out
+            added[site].append(new[0].double())
+    for site, rows in added.items():
+        wanted = torch.stack([torch.cat([x[at] for x in rows]).mean(0) for at in (slice(1), slice(1, None))])
+        assert torch.allclose(means.mean[site][1].flatten(1).double(), wanted, atol=1e-5), site
+        assert (wanted[0] - wanted[1]).abs().max() > 0.01
 
 
 WAYS = [("qwen3-moe", "torch", {}), ("llama-gqa", "transformer_lens", {}), ("deepseek-v3", "nnsight", {})]

@@ -6,6 +6,7 @@ import hub
 import numpy as np
 import pandas as pd
 import pytest
+import surgery
 import tiny
 import torch
 from by_hand import peak_bytes, recorded
@@ -15,6 +16,7 @@ from scipy import stats as sps
 from scipy.stats import spearmanr
 
 import depthlens as dl
+from depthlens.ablations import BASELINE
 from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import texts
@@ -39,7 +41,7 @@ def lens(request):
 def streams(lens, text):
     """Residual streams by hand, float64 [depth, pos, d_model], and the logits [pos, vocabulary]."""
     modules = {-1: lens.arch.embed} | dict(enumerate(lens.arch.layers))
-    kept, logits = recorded(lens, lens.tokenizer(text).input_ids, modules)
+    kept, logits = recorded(lens.model, lens.tokenizer(text).input_ids, modules)
     return torch.stack([out[0].double() for _, out in kept.values()]), logits
 
 
@@ -120,32 +122,11 @@ def test_a_text_is_walked_once_and_memory_is_that_of_one_text(monkeypatch):
         assert many == pytest.approx(few, rel=0.05), "states of an earlier text are still held"
 
 
-def contributions(lens, tokens, skipped=None, until=None, start=0):
-    """What every layer adds, by forward hooks; ``skipped`` passes its input on from ``start`` to before ``until``."""
-    added = {}
-
-    def hook(layer):
-        def look(module, args, kwargs, out):
-            x = args[0] if args else kwargs["hidden_states"]
-            first = out[0] if isinstance(out, tuple) else out
-            if layer != skipped:
-                added[layer] = (first - x)[0].double()
-                return None
-            position = torch.arange(x.shape[1])[:, None]
-            keep = (position >= start) & (position < (x.shape[1] if until is None else until))
-            replaced = torch.where(keep, x, first)
-            return (replaced, *out[1:]) if isinstance(out, tuple) else replaced
-
-        return look
-
-    handles = [m.register_forward_hook(hook(i), with_kwargs=True) for i, m in enumerate(lens.arch.layers)]
-    try:
-        with torch.no_grad():
-            lens.model(torch.tensor([tokens]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return added
+def contributions(lens, tokens, condition=BASELINE):
+    """What every layer adds, [pos, d_model], under a condition by hand."""
+    model = surgery.cut(lens, condition, None)
+    kept, _ = recorded(model, tokens, dict(enumerate(model.model.layers)))
+    return [(out - args[0])[0].double() for args, out in kept.values()]
 
 
 @pytest.mark.parametrize(("reduce", "skip_first"), [("mean", 0), ("max", 2)])
@@ -159,9 +140,9 @@ def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
     splits = [int(np.random.default_rng([5, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
     clean = [contributions(lens, row) for row in rows]
     for (where, layer), group in table.groupby(["where", "layer"]):
-        untils = splits if where == "future" else [None] * len(rows)
+        untils = splits if where == "future" else [""] * len(rows)
         pairs = list(zip(rows, untils, strict=True))
-        without = [contributions(lens, row, layer, until, skip_first) for row, until in pairs]
+        without = [contributions(lens, row, f"L{layer}[{skip_first}:{until}]") for row, until in pairs]
         for _, found in group.iterrows():
             values = []
             for a, b, until in zip(clean, without, untils, strict=True):
@@ -186,9 +167,7 @@ def test_an_offloaded_model_gives_the_same(tmp_path):
         pd.testing.assert_frame_equal(streamed, whole, rtol=QUOTIENT, atol=QUOTIENT)
 
 
-def test_a_window_that_cuts_and_weights_that_overflow_are_refused():
-    with pytest.raises(UserError, match="the model reads 8 at once, set max_tokens=8"):
-        geo.depth_geometry(tiny.lens("mistral", sliding_window=8), TEXTS, progress=False)
+def test_weights_that_overflow_are_refused():
     broken = tiny.lens("llama-gqa")
     broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
     for measure in (geo.depth_geometry, geo.layer_effects):

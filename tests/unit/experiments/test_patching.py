@@ -31,12 +31,12 @@ def test_every_cell_equals_a_hook(parts, direction):
     assert ("".join(found.sources), "".join(found.tokens)) == (source, target)
     source, target = (lens.tokenizer(text).input_ids for text in (source, target))
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
-    kept, logits = recorded(lens, source, dict(enumerate(modules)))
+    kept, logits = recorded(lens.model, source, dict(enumerate(modules)))
 
     def difference(logits):
         return float(logits[-1, right] - logits[-1, wrong])
 
-    whole = [difference(logits), difference(recorded(lens, target, {})[1])]
+    whole = [difference(logits), difference(recorded(lens.model, target, {})[1])]
     columns = ["clean", "corrupted"][:: 1 if direction == "restore" else -1]
     assert found.differences[columns].to_numpy()[0] == pytest.approx(whole, abs=LOGITS)
     assert found.top(3)["effect"].abs().tolist() == sorted(found.table["effect"].abs())[:-4:-1], "of either sign"
@@ -56,7 +56,7 @@ def test_every_cell_equals_a_hook(parts, direction):
 
         module = modules[layer]
         hook = module.register_forward_pre_hook(put_head) if parts == "heads" else module.register_forward_hook(put)
-        by_hand = difference(recorded(lens, target, {})[1])
+        by_hand = difference(recorded(lens.model, target, {})[1])
         hook.remove()
         ours = whole[1] + found.effect.value[i, at] * (whole[0] - whole[1])
         assert ours == pytest.approx(by_hand, abs=LOGITS), (part, at)
@@ -68,49 +68,40 @@ def test_a_path_equals_hooks_by_hand():
     answers = likelier_first(lens, ("the cat sat", "the dog sat"), ("a", "b"))
     found = patch(lens, "the cat sat", "the dog sat", "heads", answer=answers, into="L2.H1", **QUIET)
     assert found.parts == tuple(f"L{layer}.H{head}" for layer in (0, 1) for head in range(lens.dims.n_heads))
-    clean, corrupted = (lens.tokenizer(text, return_tensors="pt").input_ids for text in ("the cat sat", "the dog sat"))
+    clean, corrupted = (lens.tokenizer(text).input_ids for text in ("the cat sat", "the dog sat"))
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
-    layers, width = lens.model.model.layers, lens.dims.d_head
-    rotary = lens.model.model.rotary_emb
+    layers, o_proj, width = lens.arch.layers, lens.arch.o_proj, lens.dims.d_head
 
-    @torch.no_grad()
-    def z_of(tokens, layer):
-        kept = []
-        hook = layers[layer].self_attn.o_proj.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
-        logits = lens.model(tokens).logits[0, -1]
-        hook.remove()
-        return kept[0], float(logits[right] - logits[wrong])
+    def read(tokens):
+        """z of every layer, [pos, head and d_head], and the difference of the answers."""
+        kept, logits = recorded(lens.model, tokens, dict(enumerate(o_proj)))
+        return [args[0][0] for args, _ in kept.values()], float(logits[-1, right] - logits[-1, wrong])
 
-    whole, base = (z_of(tokens, 0)[1] for tokens in (clean, corrupted))
+    (z, whole), (its, base) = read(clean), read(corrupted)
     mine = slice(width, 2 * width)
-    mask = torch.full((1, 1, 11, 11), -torch.inf).triu(1)
     for i, part in enumerate(found.parts):
         layer, head = i // lens.dims.n_heads, i % lens.dims.n_heads
         own = slice(head * width, (head + 1) * width)
-        change = (z_of(clean, layer)[0] - z_of(corrupted, layer)[0])[0]
-        for at in range(clean.shape[1]):
-            with torch.no_grad():
-                residual = lens.model(corrupted, output_hidden_states=True).hidden_states[2].clone()
-                residual[0, at] += layers[layer].self_attn.o_proj.weight[:, own] @ change[at, own]
-                kept = []
-                o_proj = layers[2].self_attn.o_proj
-                hook = o_proj.register_forward_pre_hook(lambda module, args, kept=kept: kept.append(args[0].clone()))
-                places = rotary(residual, torch.arange(clean.shape[1])[None])
-                layers[2].self_attn(
-                    layers[2].input_layernorm(residual), position_embeddings=places, attention_mask=mask
-                )
-                hook.remove()
+        for at in range(len(clean)):
+            written = o_proj[layer].weight[:, own] @ (z[layer] - its[layer])[at, own]
 
-                def put(module, args, kept=kept):
-                    z = args[0].clone()
-                    z[..., mine] = kept[0][..., mine]
-                    return (z,)
+            def add(module, args, out, at=at, written=written):
+                return torch.index_add(out, 1, torch.tensor([at]), written[None, None])
 
-                hook = o_proj.register_forward_pre_hook(put)
-                logits = lens.model(corrupted).logits[0, -1]
-                hook.remove()
+            hook = layers[1].register_forward_hook(add)
+            sees, _ = read(corrupted)
+            hook.remove()
+
+            def put(module, args, sees=sees):
+                z = args[0].clone()
+                z[..., mine] = sees[2][None, :, mine]
+                return (z,)
+
+            hook = o_proj[2].register_forward_pre_hook(put)
+            _, difference = read(corrupted)
+            hook.remove()
             ours = base + found.effect.value[i, at] * (whole - base)
-            assert ours == pytest.approx(float(logits[right] - logits[wrong]), abs=LOGITS), (part, at)
+            assert ours == pytest.approx(difference, abs=LOGITS), (part, at)
 
 
 def likelier_first(lens, pair, answers):

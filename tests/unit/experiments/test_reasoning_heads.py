@@ -37,24 +37,29 @@ def tokens_of(solution, kind):
 
 
 def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
-    found = reasoning["exact"]
+    found, clean = reasoning["exact"], [logprobs(lens, s.text.tokens) for s in solved]
+    surprisal = {
+        kind: np.mean([-c[tokens_of(s, kind)].mean() for s, c in zip(solved, clean, strict=True)])
+        for kind in reasoning_heads.KINDS
+    }
     for head in [(0, 1), (3, 2)]:
         by_kind = {kind: [] for kind in reasoning_heads.KINDS}
-        for solution in solved:
-            lost = logprobs(lens, solution.text.tokens) - logprobs(lens, solution.text.tokens, [head])
+        for solution, whole in zip(solved, clean, strict=True):
+            lost = whole - logprobs(lens, solution.text.tokens, [head])
             for kind in reasoning_heads.KINDS:
                 by_kind[kind].append(lost[tokens_of(solution, kind)].mean())
         for kind in reasoning_heads.KINDS:
             assert found[kind].values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found["contrast"].values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
+        ratios = [np.mean(by_kind[kind]) / surprisal[kind] for kind in ("computed", "copied")]
+        assert found["normalised"].values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)
         half = sps.t.ppf(0.975, len(gap) - 1) * sps.sem(gap)
         assert found["contrast"].grid("high")[head] - found["contrast"].values[head] == pytest.approx(half, rel=0.01)
     assert np.abs(found["computed"].values).max() > 10 * LOSS_TOLERANCE
-    clean = [logprobs(lens, s.text.tokens) for s in solved]
-    text = [c[tokens_of(s, "text")].mean() for s, c in zip(solved, clean, strict=True)]
     baseline = found["text"].record["baseline"]["text"]
-    assert baseline["nats_per_token"] == pytest.approx(np.mean(text), abs=LOSS_TOLERANCE)
+    assert baseline["nats_per_token"] == pytest.approx(-surprisal["text"], abs=LOSS_TOLERANCE)
+    assert found["normalised"].unit == "" and found["normalised"].n == found["contrast"].n
 
 
 def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning, solved):
@@ -67,20 +72,6 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
     for solution, of_whole in zip(solved, whole.numpy(), strict=True):
         requests, weights = zip(*(weighted_tokens(solution, kind) for kind in reasoning_heads.KINDS), strict=True)
         assert np.allclose(attribute(lens, requests, weights=weights)[0].numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
-
-
-def test_the_normalised_contrast_is_the_difference_of_two_ratios(lens, reasoning, solved):
-    found = reasoning["exact"]
-    clean = [logprobs(lens, s.text.tokens) for s in solved]
-    for head in [(0, 1), (3, 2)]:
-        removed = [logprobs(lens, s.text.tokens, [head]) for s in solved]
-        ratios = []
-        for kind in ("computed", "copied"):
-            at = [tokens_of(one, kind) for one in solved]
-            loss = np.mean([(c - r)[p].mean() for c, r, p in zip(clean, removed, at, strict=True)])
-            ratios.append(loss / np.mean([-c[p].mean() for c, p in zip(clean, at, strict=True)]))
-        assert found["normalised"].values[head] == pytest.approx(ratios[0] - ratios[1], abs=LOSS_TOLERANCE)
-    assert found["normalised"].unit == "" and found["normalised"].n == found["contrast"].n
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])

@@ -13,7 +13,6 @@ from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
 import depthlens as dl
 from depthlens.analysis.heads.lists import head_roles
 from depthlens.errors import UserError
-from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.retrieval_heads import DETECTORS, retrieval_scores
 from depthlens.requests import LoglikelihoodRequest
@@ -157,7 +156,7 @@ def test_writes_pass_the_final_norm_of_every_kind(kind):
     lens, (needle, *_) = model_classes.lens(kind), made_needles()
     norm, weight, d = lens.arch.final_norm, lens.arch.unembed.weight.double(), lens.dims.d_head
     tokens = (*needle.request.context, *needle.request.continuation)[:-1]
-    kept, logits = recorded(lens, tokens, {"norm": norm, **dict(enumerate(lens.arch.o_proj))})
+    kept, logits = recorded(lens.model, tokens, {"norm": norm, **dict(enumerate(lens.arch.o_proj))})
     (states,), _ = kept["norm"]
     gain = torch.ones(lens.dims.d_model) if kind == "olmo" else norm.weight + (kind == "gemma")
     for step, target, position in zip(range(3), needle.targets, needle.asked, strict=True):
@@ -217,9 +216,3 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
         assert scores.values[retrieval] > 10 * abs(scores.values[decoy])
-
-
-def test_what_cannot_be_read_is_refused():
-    narrow = tiny.lens("mistral", sliding_window=6)
-    with pytest.raises(UserError, match="7 tokens are more than the 6 that attention sees at once"):
-        attention_patterns.read(narrow, random_tokens(7, 0), [0], lambda *a: None)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import surgery
-import tiny
 import torch
 from accelerate.utils import OffloadedWeightsLoader
 from by_hand import recorded
@@ -26,34 +25,17 @@ from transplants import (
     scores,
     texts,
     two,
-    weights_of,
 )
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.experiments import distillation
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
 
 BIASED = {"attention_bias": True}  # that of the output projection goes with the whole attention
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
-def test_no_part_is_the_base_exactly_and_all_parts_are_the_donor(family):
-    base, donor = two(family)
-    clean, wanted, before = logits(base.model), logits(donor.model), weights_of(base.model)
-    together = dl.with_donor(base, donor)
-    with dl.ablated(together, "baseline"):
-        assert torch.equal(logits(base.model), clean)
-    with dl.ablated(together, "embed@donor+unembed@donor+L0-4@donor"):
-        same(logits(base.model), wanted)
-    with dl.ablated(together, "L0-4@donor"):
-        assert float((logits(base.model) - wanted).abs().max()) > 0.1  # the ends differ too
-    assert torch.equal(logits(base.model), clean)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in base.model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
@@ -159,12 +141,6 @@ def test_transplants_go_through_sweep_statistics_and_record(saved, tmp_path):
     assert record["donor"]["fingerprint"] == donor.fingerprint != record["model"]["fingerprint"]
 
 
-def test_a_remote_model_takes_no_transplant(saved):
-    base, donor = loading.load(saved("llama-gqa"), remote="local"), saved("llama-gqa", moved=True)
-    with pytest.raises(UserError, match="@donor needs the weights of .* here; load it without remote"):
-        condition_sweep(base, TASK, "L1@donor", limit=1, donor=donor, progress=False)
-
-
 def test_lm_eval_model(saved):
     base, donor = saved("llama-gqa"), loading.load(saved("llama-gqa", moved=True))
     model = DepthlensLM(base, condition="L1@donor", donor=donor)
@@ -199,7 +175,7 @@ def taken_apart(lens, tokens):
     parts = ("attn_out", "self_attn"), ("mlp_out", "mlp"), ("resid_post", "")
     layers = lens.model.model.layers
     modules = {(i, name): la.get_submodule(part) for i, la in enumerate(layers) for name, part in parts}
-    return {name: out[0].double() for name, (_, out) in recorded(lens, tokens, modules)[0].items()}
+    return {name: out[0].double() for name, (_, out) in recorded(lens.model, tokens, modules)[0].items()}
 
 
 @pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
@@ -219,9 +195,3 @@ def test_activation_deltas_by_hand(saved, family, streamed):
         ends = np.clip(sps.t.interval(0.95, 2, np.mean(cosine), sps.sem(cosine)), -1, 1)
         assert (row.cosine_low, row.cosine_high) == pytest.approx(ends.tolist(), abs=1e-3)
         assert 0 <= row.relative_low < row.relative < row.relative_high
-
-
-def test_activation_deltas_of_prompts_that_a_window_cuts_are_refused():
-    windowed = tiny.lens("mistral", sliding_window=4)
-    with pytest.raises(UserError, match="walk 5 tokens, and the attention window is 4"):
-        distillation.activation_deltas(windowed, other(windowed), [[1, 2, 3, 4, 5]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 
 import by_hand
@@ -157,6 +158,14 @@ def test_tasks_of_an_event_loop_have_conditions_of_their_own(lens):
         return await asyncio.gather(*tasks)
 
     assert torch.allclose(torch.stack(asyncio.run(serve())), torch.stack(wanted), atol=SAME)
+
+
+def test_a_context_that_has_ended_elsewhere_is_over_here(lens):
+    whole = scores(lens)
+    with dl.ablated(lens, "L1"):
+        inside = contextvars.copy_context()  # as a task or a thread that begins here has one
+        assert not torch.equal(inside.run(scores, lens), whole)
+    assert torch.equal(inside.run(scores, lens), whole)
 
 
 def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
