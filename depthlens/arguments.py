@@ -323,7 +323,34 @@ COMMANDS = OPTIONS | LOADING | SOURCES
 
 
 RULES = {name: o.rule if o.default is not None else or_none(o.rule) for name, o in COMMANDS.items()}
-RULES |= {"out": or_none(PATH), "tasks": _names("capitals_continuation"), "text_set": one_of(*TEXT_SETS)}
+# of other arguments of experiments, and of parameters of notebooks
+_TEXTS, _LAYERS, _COUNT, _FROM_2 = list_of(TEXT), list_of(WHOLE), numeric(int, 1), numeric(int, 2)
+RULES |= {
+    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _COUNT),
+    **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _COUNT),
+    **dict.fromkeys(("context_lengths", "ks"), list_of(_COUNT)),
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt"), TEXT),
+    **dict.fromkeys(("base", "control"), list_of(TEXT, 0, 1)),
+    **dict.fromkeys(("more", "knowledge"), list_of(TEXT, 0)),
+    **dict.fromkeys(("ways", "prompt_conditions"), _TEXTS),
+    **dict.fromkeys(("metrics", "claims"), or_none(_TEXTS)),
+    **dict.fromkeys(("minutes", "tolerance"), numeric(float, 0)),
+    "check": numeric(int, 3),
+    "depths": list_of(numeric(float, 0, 1)),
+    "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),
+    "layers": Rule(lambda v: isinstance(v, str | None) or _LAYERS.fits(v), "layers, as [3, 4], or as 'layers:4'"),
+    "max_tokens": _FROM_2,
+    "out": or_none(PATH),
+    "prompt_answers": list_of(TEXT, 2, 2),
+    "race": FLAG,
+    "roles": or_none(Rule(lambda value: isinstance(value, dict), "tasks by role, as {'letters': ['mmlu']}")),
+    "rounding": one_of("int4", "int8"),
+    "skip_first": WHOLE,
+    "tasks": _names("capitals_continuation"),
+    "text_set": one_of(*TEXT_SETS),
+    "texts": or_none(_FROM_2),
+    "views": Rule(lambda v: _TEXTS.fits(v) and "layers" in v, "a list of ways, with layers among them, which decides"),
+}
 
 
 def check(**values: Any) -> dict[str, Any]:

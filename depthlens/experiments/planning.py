@@ -111,7 +111,9 @@ def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float,
     counts, seconds, peak_bytes, tried = dict.fromkeys(COUNTS, 0), 0.0, 0, None
     requests: Sequence[Any] = task.requests
     for reference in runs.references[task.name]:
-        engine = runs.engine(runs.cache(task, reference), progress=False)
+        cache, batch_tokens = runs.cache(task, reference), runs.options["batch_tokens"]
+        backend = runs.options["backend"]
+        engine = Engine(runs.joined, backend=backend, batch_tokens=batch_tokens, cache=cache, progress=False)
         lengths = None
         if task.written:
             engine.check_writing(runs.conditions)

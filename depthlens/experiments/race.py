@@ -25,7 +25,6 @@ from depthlens.analysis.result.races import Race
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, frame_of, settled
-from depthlens.experiments.texts import made_record
 from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.measures import FreeText
@@ -106,12 +105,13 @@ def race(
             decided[still] = np.reshape(evidence.decisions(), decided.shape)[still]
             bar.update(int(still.sum() - (decided == betting.UNDECIDED).sum()))
     asked = {"conditions": [*map(str, conditions)], "margin": margin, "alpha": alpha, "max_documents": max_documents}
-    counts = {
-        "n_documents": {c.task: len(c.documents) for c in courses},
-        "n_baseline": {c.task: c.n_seen for c in courses},
-    }
-    about = {"tasks": {c.task: {"metric": c.metric} for c in courses}, **asked, **counts, **runs.record}
-    record = made_record(lens, runs.store, runs.caches, **about)
+    record = runs.store.record(
+        tasks={c.task: {"metric": c.metric} for c in courses},
+        n_documents={c.task: len(c.documents) for c in courses},
+        n_baseline={c.task: c.n_seen for c in courses},
+        **asked,
+        **runs.record,
+    )
     losses = pd.concat([table for course in courses for table in course.losses], ignore_index=True)
     keys = ["task", "condition"]
     found = losses.groupby(keys, sort=False)["loss"].agg(n="size", loss="mean", values=list)

@@ -37,6 +37,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Unpack
 
@@ -55,7 +56,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import ATTRIBUTION, EXACT, address, losses, removed_alone
 from depthlens.experiments.condition_runs import OF_CONDITIONS, load_tasks, prepare, settled, task_options, tasks_record
-from depthlens.experiments.texts import made_record, measured
+from depthlens.experiments.texts import measured
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
@@ -299,10 +300,9 @@ def reasoning_scores(
     if lacking := [name for name, some in needed.items() if not len(some)]:
         fault = f"none of {len(solved)} solutions has {lacking[0]}"
         raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents")
-    of_method = EXACT if method == EXACT else address(method, 0)
-    cache = answers.entry(f"solutions {' '.join(names)}", method=of_method)
     requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
-    lost, clean = losses(lens, requests, method, chosen, cache, weights=weights, heads=removed)
+    entry = answers.entry(f"solutions {' '.join(names)}", method=address(method))
+    lost, clean = losses(lens, requests, method, chosen, entry, weights=weights, heads=removed)
     n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
     lost, clean = lost / n_tokens[:, None, None], clean / n_tokens
     about = {"documents": [s.doc_hash for s in solved], "n_unclear": sum(s.n_unclear for s in solved)}
@@ -310,7 +310,7 @@ def reasoning_scores(
         kind: {"n_tokens": int(n_tokens[at].sum()), "nats_per_token": float(clean[at].mean())}
         for kind, at in rows.items()
     }
-    record = made_record(lens, answers, [cache], method=method, **tasks_record(names, chosen), **about)
+    record = answers.record(method=method, **tasks_record(names, chosen), **about)
     suffix = ", by attribution" if method == ATTRIBUTION else ""
 
     def scores(name: str, values: np.ndarray, unit: str = "nats") -> HeadScores:
@@ -374,21 +374,20 @@ def attention_at_results(
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]
     dims = lens.dims
-    shape = dims.n_layers, dims.n_heads, len(SOURCES)
-    values, _ = measured(
-        lens,
-        [(s.text.tokens, s.question, s.results) for s in solved],
+    values = measured(
+        AnswerStore(chosen["store"], lens),
+        f"results of {' '.join(names)}",
+        "attention at results",
+        solved,
         [f"{head} {source}" for head in dims.head_names for source in SOURCES],
-        lambda i: _masses(lens, solved[i]),
-        label=f"results of {' '.join(names)}",
-        method="attention at results",
-        store=chosen["store"],
-        shape=shape,
+        partial(_masses, lens),
+        cases=[(s.text.tokens, s.question, s.results) for s in solved],
         unit="solution",
         progress=chosen["progress"],
     )
     n = sum(len(s.results) for s in solved)
-    table = pd.DataFrame(np.ndindex(shape[:2]), columns=["layer", "head"]).assign(condition=dims.head_names)
+    table = pd.DataFrame(np.ndindex(dims.n_layers, dims.n_heads), columns=["layer", "head"])
+    table = table.assign(condition=dims.head_names)
     table[[*SOURCES]] = values.sum(0).reshape(-1, len(SOURCES)) / n
     return table.assign(n=n)
 

@@ -146,8 +146,7 @@ def layer_sweep(
         >>> result.critical()["condition"].tolist()
         ['L1', 'L2']
     """
-    if site not in LAYER_SITES:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(LAYER_SITES)}")
+    arguments.one_of(*LAYER_SITES)("site", site)
     return condition_sweep(lens, tasks, "layers" if site == "layer" else site, **options)
 
 
@@ -250,7 +249,6 @@ def _estimated(
         how: Arguments of `attribution.attribute`.
     """
     cache = runs.store.entry(task.name, method=of_method + (f" {reference.keys['mean']}" if reference else ""))
-    runs.caches.append(cache)
     means = (lambda: reference.measure(runs.lens)) if reference else None
     change, clean = attribution.attribute(runs.lens, task.requests, means=means, cache=cache, **how)
     change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
