@@ -67,12 +67,10 @@ STEPS = {"attribution": 0, "integrated_gradients": 1}  # by method
 GROUPS = 3
 
 
-def address(method: str, steps: int | None = None, mode: str = "zero") -> str:
-    """What the store calls what a method finds; None: the method's own number of steps."""
-    if method == EXACT:
-        return EXACT
-    steps = STEPS[method] if steps is None else steps
-    return f"{method} {mode}" + (f" {steps} steps {GROUPS} groups" if steps else "")
+def address(method: str, mode: str = "zero") -> str:
+    """What the store calls what a method finds."""
+    steps = STEPS.get(method)
+    return method if method == EXACT else f"{method} {mode}" + (f" {steps} steps {GROUPS} groups" if steps else "")
 
 
 def nodes(steps: int) -> list[tuple[float, float]]:
@@ -129,7 +127,6 @@ def attribute(
     lens.needs_heads(what)
     if lens.stream:
         raise UserError(f"{what} needs the whole model in memory for its backward pass; load without offload")
-    steps, groups = arguments.whole("steps", steps, 0), arguments.whole("groups", groups, 1)
     walk_check.refuse_window(lens, max((len(q.inputs) for q in requests), default=0), what)
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
     dims = lens.dims

@@ -22,7 +22,7 @@ from depthlens.engine import tree_attention
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
-from depthlens.errors import UserError
+from depthlens.errors import UserError, unknown
 from depthlens.experiments.texts import tokens_of
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import pairs
@@ -238,25 +238,18 @@ def settled(given: EvalOptions, *, without: Sequence[str] = ()) -> EvalOptions:
 
     Args:
         given: What the caller gave.
-        without: Options that the experiment does not have.
+        without: Options that the experiment does not have, and that may be given at their defaults alone.
 
     Raises:
         UserError: an option that does not exist, or a value that it cannot have.
     """
-    allowed = [name for name in arguments.OPTIONS if name not in without]
-    for name in given:
-        arguments.one_of(*allowed)("option", name)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
+    for name, value in given.items():
+        if name not in defaults or (name in without and value != defaults[name]):
+            raise unknown("option", name, [name for name in defaults if name not in without])
     options = cast(EvalOptions, arguments.check(**{**defaults, **given}))
     cluster.asked(options)  # refuses workers of which only the size is given
     return options
-
-
-def refuse_workers(options: EvalOptions, what: str, fix: str) -> None:
-    """Raise a `UserError` where workers are given to something that runs in one process."""
-    for name in cluster.NAMES:
-        if (value := dict(options)[name]) is not None:
-            raise UserError(f"{name} {value!r}: {what} runs in one process; leave it out{fix}")
 
 
 def recorded(options: EvalOptions) -> dict[str, Any]:

@@ -90,8 +90,7 @@ def removal_curve(
         [0, 1, 2]
     """
     arguments.one_of(*SUFFIXES)("suffix", suffix)
-    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": suffix}
-    return curves.removal(*_swept(lens, tasks, lists, options, **how))
+    return curves.removal(*_swept(lens, tasks, lists, options, k=k, n_draws=n_draws, metric=metric, suffix=suffix))
 
 
 @one_thread
@@ -129,8 +128,8 @@ def sufficiency_curve(
     """
     if options.get("measure") == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
-    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": "@mean", "keep": True}
-    return curves.sufficiency(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
+    swept = _swept(lens, tasks, lists, options, k=k, n_draws=n_draws, metric=metric, suffix="@mean", keep=True)
+    return curves.sufficiency(*swept, none=str(keep_only([], lens.dims)))
 
 
 def _swept(

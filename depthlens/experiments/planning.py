@@ -19,11 +19,12 @@ import pandas as pd
 import psutil
 import torch
 
+from depthlens import cluster
 from depthlens.ablations import BASELINE, Condition
 from depthlens.arguments import EvalOptions
 from depthlens.engine import prefix_tree, work
 from depthlens.engine.engine import Engine
-from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, refuse_workers, settled
+from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, settled
 from depthlens.models.lens import Lens, one_thread
 
 SECONDS = 2.0  # of trying
@@ -98,8 +99,7 @@ def plan(
         0           7          8
     """
     lens.needs_weights("plan")
-    chosen = settled(options)
-    refuse_workers(chosen, "plan", "")
+    chosen = settled(options, without=cluster.NAMES)
     runs = ConditionRuns(lens, tasks, ablate, chosen, donor=donor, resample_prompts=resample_prompts)
     counts, seconds, peaks = zip(*(_costs(runs, task) for task in runs.asked), strict=True)
     about = [{"task": of.name, "conditions": len(runs.conditions), "documents": len(of.asked)} for of in runs.asked]

@@ -16,7 +16,6 @@ The cheapest of many removals would look too cheap on the documents that chose i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -33,7 +32,7 @@ from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments import attribution
-from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks, load_tasks, refuse_workers, settled
+from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks, load_tasks, settled
 from depthlens.experiments.texts import EMBEDDED, Texts, chosen, named
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, names
@@ -159,7 +158,6 @@ def head_sweep(
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
-    steps: int | None = None,
     resample_prompts: Sequence[str] | int | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
@@ -177,13 +175,11 @@ def head_sweep(
             costs more and holds behind a saturated softmax.
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
             of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
-        steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 1.
         resample_prompts: Reference prompts for ``resample``; scores are means over them.
         options: `EvalOptions`; ``measure`` is ``both`` by default; estimates have ``answer_logprob`` alone.
 
     Returns:
-        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found, and
-        ``record["steps"]`` with how many points.
+        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found.
 
     Raises:
         UserError: for anything asked for that does not exist.
@@ -197,10 +193,6 @@ def head_sweep(
         arguments.one_of(*allowed)(name, value)
     if site == "expert" and (method, mode) != ("exact", "zero"):
         raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
-    if steps is not None:
-        if method != "integrated_gradients":
-            raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
-        steps = arguments.whole("steps", steps, 1)
     of_layers = _layers("layers" if layers is None else layers, lens.dims)
     every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
     ablate = [str(condition) for layer in of_layers for condition in every if condition.layer == layer]
@@ -211,8 +203,7 @@ def head_sweep(
         result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
         result.record["method"] = method
         return result
-    settings = settled({"measure": ANSWER_LOGPROB, **options})
-    refuse_workers(settings, method, ", or use method='exact'")
+    settings = settled({"measure": ANSWER_LOGPROB, **options}, without=cluster.NAMES)
     for name, value, can in (
         ("measure", settings["measure"], (ANSWER_LOGPROB,)),
         ("backend", settings["backend"], ("torch",)),
@@ -220,12 +211,22 @@ def head_sweep(
     ):
         if value not in can:
             raise UserError(f"{name} {value!r}: {method} can do {' and '.join(can)} only; use it, or method='exact'")
-    steps = steps or attribution.STEPS[method]
     runs = ConditionRuns(lens, tasks, ablate, settings, resample_prompts=resample_prompts)
-    runs.record |= {"method": method} | ({"steps": steps} if steps else {})
-    how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "progress": settings["progress"]}
-    how |= {"steps": steps, "layers": of_layers, "n_in_layer": len(ablate) // len(of_layers)}
-    return runs.result(partial(_estimated, runs, of_method=attribution.address(method, steps, mode), **how))
+    runs.record["method"] = method
+    how: dict[str, Any] = {name: settings[name] for name in ("batch_tokens", "progress")}
+    how |= {"steps": attribution.STEPS[method], "layers": of_layers}
+    n_in_layer = len(ablate) // len(of_layers)
+
+    def estimated(task: Any, reference: Reference | None) -> list[list[Any]]:
+        of_means = f" {reference.keys['mean']}" if reference else ""
+        cache = runs.store.entry(task.name, method=attribution.address(method, mode) + of_means)
+        means = (lambda: reference.measure(lens)) if reference else None
+        change, clean = attribution.attribute(lens, task.requests, means=means, cache=cache, **how)
+        change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
+        values = [clean + change[:, c.layer, c.ablations[0].index] if c else clean for c in runs.conditions]
+        return [[LoglikelihoodAnswer(float(value), False) for value in of_condition] for of_condition in values]
+
+    return runs.result(estimated)
 
 
 def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
@@ -233,30 +234,6 @@ def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
     if not isinstance(layers, str):
         return arguments.layers("layers", layers, dims.n_layers)
     return sorted({ablation.layer for condition in expand(layers, dims) for ablation in condition.ablations})
-
-
-def _estimated(
-    runs: ConditionRuns, task: Any, reference: Reference | None, *, of_method: str, n_in_layer: int, **how: Any
-) -> list[list[Any]]:
-    """What `ConditionRuns.run` gives, estimated from gradients.
-
-    Args:
-        runs: Heads, or groups of them, that are removed.
-        task: The reference answers of one task of ``runs``.
-        reference: What takes the place of z.
-        of_method: What the store calls the estimates.
-        n_in_layer: Heads, or groups of them, in a layer.
-        how: Arguments of `attribution.attribute`.
-    """
-    cache = runs.store.entry(task.name, method=of_method + (f" {reference.keys['mean']}" if reference else ""))
-    means = (lambda: reference.measure(runs.lens)) if reference else None
-    change, clean = attribution.attribute(runs.lens, task.requests, means=means, cache=cache, **how)
-    change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
-    answers = []
-    for c in runs.conditions:
-        values = clean + change[:, c.layer, c.ablations[0].index] if c else clean
-        answers.append([LoglikelihoodAnswer(float(value), False) for value in values])
-    return answers
 
 
 @one_thread

@@ -77,29 +77,6 @@ def fit(value: object, default: object) -> object:
     return value
 
 
-def check_values(values: Mapping[str, Any], notebook: str) -> None:
-    """Refuse values that `depthlens.setup_notebook` would refuse, as far as no model or device is needed to know.
-
-    A notebook checks its parameters in its first cells, but a kernel takes seconds to get there.
-
-    Args:
-        values: Every parameter with its value.
-        notebook: For the error.
-
-    Raises:
-        UserError: the first value that is not allowed.
-    """
-    with concerning(f"notebook {notebook}"):
-        check({name: value for name, value in values.items() if value is not None})
-        for model in named(values, MODELS):
-            names.configuration(names.find(model))
-        # lm-eval is imported only where a task is not embedded, because that is slow
-        if others := sorted({*named(values, TASKS)} - paths.embedded_names()):
-            from depthlens.tasks.harness import task_manager
-
-            task_manager(others, values.get("include_path"))
-
-
 def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebook: str) -> None:
     """Refuse a model of one's own in a notebook that compares it with a twin, where the twin is that of another model.
 
@@ -114,8 +91,11 @@ def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebo
             raise UserError(f"{fault}; name one that was trained from it: -p distilled NAME")
 
 
-def check(values: Mapping[str, object]) -> None:
-    """Check values against the rules of their names; one without a rule passes.
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse what no model or device is needed to refuse: values by the rules of their names, and unknown names.
+
+    A value without a rule passes. `depthlens run` asks before a kernel starts, which takes seconds; `setup_notebook` asks
+    in the notebook.
 
     Raises:
         UserError: the first value that is not allowed.
@@ -123,12 +103,19 @@ def check(values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if rule := arguments.RULES.get("limit" if name.endswith("_limit") else name):
             rule(name, value)
-    if "model" in values:
-        names.find(values["model"])
     if "distilled" in values and values["distilled"] == values.get("model"):
         raise UserError(f"distilled {values['distilled']!r}: it is the model itself; name one that was trained from it")
     if "ks" in values and values.get("draws") == 0:
         raise UserError("draws 0: lists of heads are compared with random ones; give at least 10")
+    if "model" in values:
+        names.find(values["model"])
+    for model in [] if values.get("remote") else named(values, MODELS):
+        names.configuration(names.find(model))
+    # lm-eval is imported only where a task is not embedded, because that is slow
+    if others := sorted({*named(values, TASKS)} - paths.embedded_names()):
+        from depthlens.tasks.harness import task_manager
+
+        task_manager(others, values.get("include_path"))
 
 
 def check_parts(values: Mapping[str, Any], dims: Dims) -> None:

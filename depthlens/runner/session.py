@@ -136,11 +136,8 @@ def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
         # here, because importing takes seconds in which the cell says what it does
         from transformers import set_seed
 
-        from depthlens.models import loading, names
+        from depthlens.models import loading
         from depthlens.tasks import harness
-    source = names.find(values["model"])
-    if not values.get("remote"):
-        names.configuration(source)
     if tasks:  # 09_claims has tasks of its own where none are given
         harness.load_tasks(tasks, **_some(values, (*DOCUMENTS, "gen_kwargs")))
     set_seed(values.get("seed", 0))

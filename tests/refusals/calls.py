@@ -153,10 +153,7 @@ WORKERS = [
     (layer_sweep(ray=" "), "ray ' ': give 'local' or the address"),
     (layer_sweep(worker_gpus=1.5, workers=1), "worker_gpus 1.5: give a share of a GPU"),
     (layer_sweep(worker_cpus=2), "worker_cpus 2: no workers are asked for"),
-    *(
-        (call(workers=2), f"workers 2: {what} runs in one process")
-        for call, what in ((plan, "plan"), (attribution, "attribution"))
-    ),
+    *((call(workers=2), "unknown option 'workers'; allowed: limit, samples, ") for call in (plan, attribution)),
 ]
 DONORS = [
     (lambda e: dl.with_donor(e.organism, e.lens), "are no pair: "),
