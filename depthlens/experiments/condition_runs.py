@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import and_
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -35,7 +34,7 @@ from depthlens.tasks.prepared_task import Prepared, described, renumbered
 OF_TASKS = ("limit", "samples", "num_fewshot", "include_path", "seed")
 OF_CHAT = ("apply_chat_template", "system_instruction", "think_end_token", "enable_thinking")
 # what experiments do not have that ask no conditions of tasks
-OF_CONDITIONS = ("measure", "backend", "gen_kwargs", *OF_CHAT)
+OF_CONDITIONS = ("measure", "backend", "gen_kwargs", "donor", "resample_prompts", *OF_CHAT)
 AskedTask = Prepared | FreeText
 Tasks = str | Sequence[str] | dict[str, Any]
 Ablate = str | Iterable[str | Condition]
@@ -50,9 +49,6 @@ class ConditionRuns:
         tasks: Names, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: See `depthlens.ablations.expand`.
         options: All of `EvalOptions`.
-        resample_prompts: Prompts of ``@resample``, or how many are made of the first task's documents that are not
-            evaluated.
-        donor: Model of ``@donor``.
 
     Attributes:
         conditions: The baseline and all others.
@@ -65,22 +61,12 @@ class ConditionRuns:
         UserError: for anything asked for that does not exist.
     """
 
-    def __init__(
-        self,
-        lens: Lens,
-        tasks: Tasks,
-        ablate: Ablate,
-        options: EvalOptions,
-        *,
-        resample_prompts: Sequence[str] | int | None = None,
-        donor: str | Path | Lens | None = None,
-    ) -> None:
-        resample_prompts = arguments.check(resample_prompts=resample_prompts)["resample_prompts"]
-        self.lens, self.options = lens, options
+    def __init__(self, lens: Lens, tasks: Tasks, ablate: Ablate, options: EvalOptions) -> None:
+        self.lens, self.options, resample_prompts = lens, options, options["resample_prompts"]
         self.conditions = expand(ablate, lens.dims)
         if resamples := any(c.uses("resample") for c in self.conditions):
             lens.needs_weights("@resample")
-        self.joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
+        self.joined = pairs.join_donor(lens, options["donor"], self.conditions, options["backend"])
         self.store = AnswerStore(options["store"], self.joined)  # its errors come before the tasks are made
         if not isinstance(tasks, dict) or not tasks:
             tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict

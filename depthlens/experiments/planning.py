@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
@@ -70,23 +69,13 @@ class Plan:
 
 
 @one_thread
-def plan(
-    lens: Lens,
-    tasks: Tasks,
-    ablate: Ablate,
-    *,
-    donor: str | Path | Lens | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
-    **options: Unpack[EvalOptions],
-) -> Plan:
+def plan(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[EvalOptions]) -> Plan:
     """What `depthlens.condition_sweep` with the same arguments would cost; two seconds of each task are tried.
 
     Args:
         lens: A loaded model.
         tasks: See `depthlens.condition_sweep`.
         ablate: See `depthlens.condition_sweep`.
-        donor: See `depthlens.condition_sweep`.
-        resample_prompts: See `depthlens.condition_sweep`.
         options: `EvalOptions`.
 
     Raises:
@@ -100,7 +89,7 @@ def plan(
     """
     lens.needs_weights("plan")
     chosen = settled(options, without=cluster.NAMES)
-    runs = ConditionRuns(lens, tasks, ablate, chosen, donor=donor, resample_prompts=resample_prompts)
+    runs = ConditionRuns(lens, tasks, ablate, chosen)
     counts, seconds, peaks = zip(*(_costs(runs, task) for task in runs.asked), strict=True)
     about = [{"task": of.name, "conditions": len(runs.conditions), "documents": len(of.asked)} for of in runs.asked]
     return Plan(pd.DataFrame(about).join(pd.DataFrame(counts)), sum(seconds), max(peaks))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -46,8 +45,6 @@ def race(
     margin: int | float = MARGIN,
     alpha: int | float = ALPHA,
     max_documents: int | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
-    donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
 ) -> Race:
     """Decide which conditions cost something and which cost less than a margin, on as few documents as that takes.
@@ -60,8 +57,6 @@ def race(
         alpha: Probability that any decision is wrong.
         max_documents: Documents of each task after which the race ends; None: all that are chosen. Documents that ask
             the same question count once.
-        resample_prompts: See `depthlens.condition_sweep`.
-        donor: See `depthlens.condition_sweep`.
         options: `EvalOptions`. ``seed`` also is that of the order of documents. ``measure`` is ``task`` (the metric
             that stands for the task), ``answer_logprob`` or ``token_logprob``.
 
@@ -82,7 +77,7 @@ def race(
         max_documents = arguments.whole("max_documents", max_documents, 1, fix=", or leave it out for all")
     if chosen["measure"] not in _MEASURES:
         raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
-    runs = ConditionRuns(lens, tasks, ablate, chosen, resample_prompts=resample_prompts, donor=donor)
+    runs = ConditionRuns(lens, tasks, ablate, chosen)
     if any(c.uses("resample") for c in runs.conditions):
         raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
     courses = _courses(runs.asked, chosen["seed"], max_documents)

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Unpack
@@ -104,7 +104,8 @@ class Solution:
     Attributes:
         doc_id: Document of the task.
         text: Prompt and solution.
-        spans: Tokens of the solution by kind, in order; what is left out is in none.
+        kinds: The kind of each token of the solution; None: it is left out.
+        spans: Neighbouring tokens of one kind, in order; of numbers those of one number.
         results: The computed numbers, in order.
         question: Token positions of the question (few-shot examples are not a part of it).
         n_unclear: Numbers that were left out.
@@ -113,6 +114,7 @@ class Solution:
 
     doc_id: int
     text: Text
+    kinds: tuple[str | None, ...]
     spans: tuple[Span, ...]
     results: tuple[ComputedNumber, ...]
     question: tuple[int, ...]
@@ -140,9 +142,6 @@ class Solution:
             table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
         return table
 
-    def n_tokens(self, kind: str) -> int:
-        return sum(s.end - s.start for s in self.spans if s.kind == kind)
-
 
 def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
     """Every number of a solution: start, end, and ``computed``, ``copied`` or None where it could be both.
@@ -168,13 +167,14 @@ def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, i
     return found
 
 
-def take_apart(doc_id: int, text: Text, question: str) -> Solution:
+def take_apart(doc_id: int, text: Text, question: str, doc_hash: str = "") -> Solution:
     """Spans and results of a solution.
 
     Args:
         doc_id: Document of the task.
         text: Prompt (which ends with the question) and solution.
         question: The question as text; where the prompt does not hold it, the whole prompt is the question.
+        doc_hash: See `Solution`.
     """
     at = max(text.context.rfind(question.strip()), 0)
     found = kinds(text.continuation, text.context[at:], text.context[:at])
@@ -194,10 +194,12 @@ def take_apart(doc_id: int, text: Text, question: str) -> Solution:
     return Solution(
         doc_id,
         text,
+        tuple(kind_of.values()),
         tuple(Span(kind, run[0], run[-1] + 1) for kind, run in runs if kind),
         tuple(_results(text.continuation, places)),
         tuple(range(min(asked, default=0), max(asked, default=-1) + 1)),
         sum(kind is None for _, kind, _ in places),
+        doc_hash,
     )
 
 
@@ -235,18 +237,17 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
         2
     """
     chosen = settled(options)
-    names = arguments.names("tasks", tasks, "arithmetic_cot")
+    loaded = load_tasks(tasks, chosen)
     found = []
-    for prepared in prepare(lens, load_tasks(names, chosen), chosen):
+    for prepared in prepare(lens, loaded, chosen):
         if prepared.output_type != "generate_until":
             raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(prepared).pairs.items():
             text = align(prepared.encoder, prepared.name, context, solution)
-            doc = prepared.docs[doc_id]
-            found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
-            found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
+            task, doc = prepared.task, prepared.docs[doc_id]
+            found.append(take_apart(doc_id, text, task.doc_to_text(doc), identity(task, doc)))
     if not any(s.results for s in found):
-        fault = f"tasks {', '.join(names)}: none of {len(found)} answers computes a number"
+        fault = f"tasks {', '.join(loaded)}: none of {len(found)} answers computes a number"
         raise UserError(f"{fault}; take another task")
     return found
 
@@ -292,7 +293,7 @@ def reasoning_scores(
     answers = AnswerStore(chosen["store"], lens)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = worked_solutions(lens, names, **task_options(chosen))
-    cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]  # tokens of a kind
+    cells = [(s, kind) for s, one in enumerate(solved) for kind in KINDS if kind in one.kinds]  # tokens of a kind
     places = pd.Series(range(len(cells)), pd.MultiIndex.from_tuples(cells)).unstack().reindex(columns=KINDS)
     rows = {kind: places[kind].dropna().to_numpy(dtype=int) for kind in KINDS}
     both = places[[*KINDS[:2]]].dropna().to_numpy(dtype=int).T  # [(computed, copied), solution]
@@ -303,7 +304,7 @@ def reasoning_scores(
     requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
     entry = answers.entry(f"solutions {' '.join(names)}", method=address(method))
     lost, clean = losses(lens, requests, method, chosen, entry, weights=weights, heads=removed)
-    n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
+    n_tokens = np.array([sum(of_cell) for of_cell in weights])
     lost, clean = lost / n_tokens[:, None, None], clean / n_tokens
     about = {"documents": [s.doc_hash for s in solved], "n_unclear": sum(s.n_unclear for s in solved)}
     about["baseline"] = {
@@ -337,12 +338,7 @@ def ratio_cases(
 
 def weighted_tokens(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
     """The whole solution as one continuation, in which the tokens of one kind count."""
-    n = len(solution.text.request.context)
-    weights = [0.0] * len(solution.text.request.continuation)
-    for span in solution.spans:
-        if span.kind == kind:
-            weights[span.start - n : span.end - n] = [1.0] * (span.end - span.start)
-    return solution.text.request, weights
+    return solution.text.request, [float(of_token == kind) for of_token in solution.kinds]
 
 
 @one_thread

@@ -65,7 +65,7 @@ from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import EXACT, STEPS, address, losses, removed_alone
-from depthlens.experiments.condition_runs import OF_CONDITIONS, engine_of, settled, task_options, tasks_record
+from depthlens.experiments.condition_runs import OF_CONDITIONS, OF_TASKS, engine_of, settled, task_options, tasks_record
 from depthlens.experiments.texts import measured
 from depthlens.models import quantised
 from depthlens.models.architectures import wide, wide_type
@@ -282,26 +282,21 @@ def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:
 
 
 @one_thread
-def recalled_needles(
-    lens: Lens,
-    needles: Sequence[Needle],
-    *,
-    batch_tokens: int | None = None,
-    store: Where = DEFAULT,
-    progress: bool = True,
-) -> list[Needle]:
-    """The needles whose answer greedy decoding writes token by token.
+def recalled_needles(lens: Lens, needles: Sequence[Needle], **options: Unpack[EvalOptions]) -> list[Needle]:
+    """The needles whose answer greedy decoding writes token by token; none where the model recalls none.
 
-    Returns:
-        None where the model recalls none.
+    Args:
+        lens: A loaded model.
+        needles: From `depthlens.tasks.task_needles` or `depthlens.tasks.written_needles`.
+        options: `EvalOptions`: batch_tokens, store, progress, and those of workers.
 
     Example:
         >>> recalled = dl.recalled_needles(lens, needles)
         >>> len(recalled), len(needles)
         (4, 4)
     """
-    options = settled({"batch_tokens": batch_tokens, "progress": progress})  # workers are those of the environment
-    return _recalled(engine_of(lens, options, AnswerStore(store, lens).entry("needles")), needles)
+    chosen = settled(options, without=(*OF_CONDITIONS, *OF_TASKS))
+    return _recalled(engine_of(lens, chosen, AnswerStore(chosen["store"], lens).entry("needles")), needles)
 
 
 def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:

@@ -16,7 +16,6 @@ The cheapest of many removals would look too cheap on the documents that chose i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Unpack, cast
 
 import pandas as pd
@@ -43,19 +42,11 @@ from depthlens.tasks.measures import NAME, FreeText
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", *attribution.STEPS)
 HEAD_MODES = ("zero", "mean", "resample")
-OF_FREE_TEXT = ("backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
+OF_FREE_TEXT = ("donor", "backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
 
 
 @one_thread
-def condition_sweep(
-    lens: Lens,
-    tasks: Tasks,
-    ablate: Ablate,
-    *,
-    resample_prompts: Sequence[str] | int | None = None,
-    donor: str | Path | Lens | None = None,
-    **options: Unpack[EvalOptions],
-) -> Result:
+def condition_sweep(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[EvalOptions]) -> Result:
     """Score tasks under the baseline and every condition of ``ablate``.
 
     ``@mean`` puts the mean of what a part adds in the place of what it adds (a layer's output becomes its input plus
@@ -67,11 +58,6 @@ def condition_sweep(
         tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
             `depthlens.ablations.expand`.
-        resample_prompts: Prompts whose parts ``@resample`` conditions put in place, each in turn; scores are means over
-            them. A number makes so many, where a condition resamples: of documents of the first task that are not
-            evaluated, in the form of the prompts that are scored, with their reference answers.
-        donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model
-            (`depthlens.models.pairs.with_donor`).
         options: `EvalOptions`.
 
     Returns:
@@ -85,8 +71,7 @@ def condition_sweep(
         >>> result.summary["condition"].tolist()
         ['baseline', 'L2', 'L2.H1', 'L3-4@mean']
     """
-    options = settled(options)
-    return ConditionRuns(lens, tasks, ablate, options, resample_prompts=resample_prompts, donor=donor).result()
+    return ConditionRuns(lens, tasks, ablate, settled(options)).result()
 
 
 def run_by_name(
@@ -95,8 +80,6 @@ def run_by_name(
     ablate: str,
     *,
     experiment: Callable[..., Any] = condition_sweep,
-    donor: str | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
     **options: Any,
 ) -> Any:
     """An experiment on a model by its name; what needs no weights is checked before they are read.
@@ -106,18 +89,16 @@ def run_by_name(
         tasks: See `condition_sweep`.
         ablate: See `condition_sweep`.
         experiment: `condition_sweep` or what takes the same arguments.
-        donor: See `condition_sweep`.
-        resample_prompts: See `condition_sweep`.
         options: Those of `depthlens.load`, and `EvalOptions`.
     """
     how = {name: options.pop(name, option.default) for name, option in arguments.LOADING.items()}
-    arguments.check(tasks=tasks, resample_prompts=resample_prompts, **how)
-    for name in (model, donor):
+    arguments.check(tasks=tasks, **how)
+    for name in (model, options.get("donor")):
         if name is not None and not how["remote"]:
             names.configuration(names.find(name))
     loaded = load_tasks(tasks, settled(cast(EvalOptions, options)))
     lens = loading.load(model, **how)
-    return experiment(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
+    return experiment(lens, loaded, ablate, **options)
 
 
 @one_thread
@@ -158,7 +139,6 @@ def head_sweep(
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
-    resample_prompts: Sequence[str] | int | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
     """Remove every attention head, every group of heads that share keys and values, or every expert, one at a time.
@@ -174,8 +154,8 @@ def head_sweep(
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
             costs more and holds behind a saturated softmax.
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
-            of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
-        resample_prompts: Reference prompts for ``resample``; scores are means over them.
+            of the token, see `condition_sweep`), or ``resample``: z of each of ``resample_prompts`` at the same
+            position.
         options: `EvalOptions`; ``measure`` is ``both`` by default; estimates have ``answer_logprob`` alone.
 
     Returns:
@@ -200,7 +180,7 @@ def head_sweep(
         raise UserError(f"layers {of_layers}: they have no {WORDS[site]}; {every[0]} is the first of {lens.name!r}")
     if method == "exact":
         options = {"measure": "both", **options}
-        result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
+        result = condition_sweep(lens, tasks, ablate, **options)
         result.record["method"] = method
         return result
     settings = settled({"measure": ANSWER_LOGPROB, **options}, without=cluster.NAMES)
@@ -211,7 +191,7 @@ def head_sweep(
     ):
         if value not in can:
             raise UserError(f"{name} {value!r}: {method} can do {' and '.join(can)} only; use it, or method='exact'")
-    runs = ConditionRuns(lens, tasks, ablate, settings, resample_prompts=resample_prompts)
+    runs = ConditionRuns(lens, tasks, ablate, settings)
     runs.record["method"] = method
     how: dict[str, Any] = {name: settings[name] for name in ("batch_tokens", "progress")}
     how |= {"steps": attribution.STEPS[method], "layers": of_layers}
@@ -245,7 +225,6 @@ def free_text(
     n_prompts: int | None = 24,
     prompt_tokens: int = 32,
     max_new_tokens: int = 64,
-    donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
     """Let a model continue plain texts under every condition; how much it repeats itself and how strange the text is.
@@ -258,8 +237,7 @@ def free_text(
         n_prompts: The first so many texts; None: all.
         prompt_tokens: So many tokens of a text are given, from its start on; all of a shorter one.
         max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.
-        donor: See `depthlens.condition_sweep`.
-        options: backend, batch_tokens, store, progress.
+        options: `EvalOptions`: donor, backend, batch_tokens, store, progress, and those of workers.
 
     Returns:
         A result with the task ``free_text``, a document for each prompt, and the metrics ``repetition`` (share of
@@ -286,7 +264,7 @@ def free_text(
         fault = f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {both} tokens"
         raise UserError(f"{fault}; the model reads {lens.max_length} in all")
     view = FreeText(lens, rows, max_new_tokens)
-    result = condition_sweep(lens, {NAME: view}, ablate, donor=donor, **options)
+    result = condition_sweep(lens, {NAME: view}, ablate, **options)
     settings = {"prompt_tokens": prompt_tokens, "max_new_tokens": max_new_tokens, "n_prompts": len(rows)}
     result.record[NAME] = {**settings, "texts": named(texts)}
     return result

@@ -94,8 +94,8 @@ def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebo
 def check(values: Mapping[str, Any]) -> None:
     """Refuse what no model or device is needed to refuse: values by the rules of their names, and unknown names.
 
-    A value without a rule passes. `depthlens run` asks before a kernel starts, which takes seconds; `setup_notebook` asks
-    in the notebook.
+    A value without a rule passes. `depthlens run` asks before a kernel starts, since that takes seconds, and
+    `setup_notebook` in the kernel.
 
     Raises:
         UserError: the first value that is not allowed.
