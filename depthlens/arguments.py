@@ -314,7 +314,7 @@ class LoadOptions(TypedDict, total=False):
 
 OPTIONS, LOADING = map(_options_of, (EvalOptions, LoadOptions))
 # of these the record of a result says nothing: they decide no score, differ from task to task, or have their own entry
-UNRECORDED = ("num_fewshot", "donor", "batch_tokens", "store", "progress")
+UNRECORDED: tuple[str, ...] = ("num_fewshot", "donor", "batch_tokens", "store", "progress")
 UNRECORDED += ("workers", "ray", "worker_cpus", "worker_gpus")
 COMMANDS = OPTIONS | LOADING
 
