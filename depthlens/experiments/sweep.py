@@ -302,7 +302,6 @@ def greedy_removal(
     *,
     tolerance: float = 0.1,
     max_layers: int | None = None,
-    metric: str | None = None,
     **options: Unpack[EvalOptions],
 ) -> Greedy:
     """Remove layers one after another, each time the one that costs least, until the score falls by more than allowed.
@@ -315,15 +314,14 @@ def greedy_removal(
         tasks: One lm-eval task.
         tolerance: How far the mean score of the choosing half may fall below the whole model's, in the metric's unit.
         max_layers: Largest number of layers to remove; None, or as many as the model has: all but one.
-        metric: Which metric; None takes the task's first.
         options: `EvalOptions`. With a store the steps of an earlier call are read.
 
     Returns:
         The steps; see `Greedy`.
 
     Raises:
-        UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
-            than two documents, or anything that a sweep refuses.
+        UserError: a bad tolerance or number of layers, a task at chance, fewer than two documents, or anything that a
+            sweep refuses.
 
     Example:
         >>> greedy = dl.greedy_removal(lens, "organism_one_hop", max_layers=1, limit=12)
@@ -338,10 +336,13 @@ def greedy_removal(
 
     def tried(gone: list[int]) -> tuple[list[int], Losses]:
         left = [layer for layer in range(n_layers) if layer not in gone]
-        conditions = {layer: str(_without([*gone, layer])) for layer in left}
-        result = condition_sweep(lens, tasks, list(conditions.values()), **options)
-        results.append(_same_baseline(result.select(metrics=_metric(result, metric)), results))
-        return left, results[-1].losses().select(list(conditions.values()))
+        conditions = [str(_without([*gone, layer])) for layer in left]
+        results.append(_same_baseline(condition_sweep(lens, tasks, conditions, **options).primary(), results))
+        losses = results[-1].losses()
+        if losses.at_chance:
+            fault = f"{losses.task} ({losses.metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
+            raise UserError(f"{fault}: nothing to lose; take another task or more documents")
+        return left, losses.select(conditions)
 
     rows, stopped = follow(tried, tolerance=tolerance, max_removed=min(asked, n_layers - 1))
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
@@ -364,12 +365,3 @@ def _same_baseline(result: Result, earlier: Sequence[Result]) -> Result:
 
 def _without(layers: Sequence[int]) -> Condition:
     return Condition(tuple(Ablation(layer) for layer in sorted(layers)))
-
-
-def _metric(result: Result, asked: str | None) -> str:
-    """The metric asked for, or the task's first, of a task that can be judged."""
-    losses = result.losses(metric=asked or result.docs["metric"].iloc[0])
-    if losses.at_chance:
-        fault = f"{losses.task} ({losses.metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
-        raise UserError(f"{fault}: nothing to lose; take another task or more documents")
-    return losses.metric
