@@ -205,6 +205,7 @@ _PROMPTS = Rule(
     "a list of prompts, none of them empty, or how many are made",
     "TEXT",
 )
+_DONOR = Rule(lambda value: not isinstance(value, str) or _is_text(value), "a model", "MODEL")
 PATH = Rule(_is_path, "the path of a folder, such as runs/mine")
 _ADDRESS = Rule(_is_text, "'local' or the address of a cluster, such as 10.0.0.1:6379", "ADDRESS|local")
 
@@ -232,6 +233,11 @@ class EvalOptions(TypedDict, total=False):
         measure: ``task`` (default): the task's own metrics; ``answer_logprob``: log-likelihood of the reference answer
             in nats; ``token_logprob``: the same per token of the answer; ``both``: the task's own metrics and
             ``answer_logprob``.
+        donor: Model whose weights ``@donor`` conditions put in place, e.g. ``layers@donor``; in Python a name or a
+            loaded one (`depthlens.with_donor`).
+        resample_prompts: Prompt whose parts ``@resample`` conditions put in place; of several each in turn, and scores
+            are means over them. In Python a list, or a number, which makes so many of documents of the first task that
+            are not evaluated, in the form of the prompts that are scored, with their reference answers.
         backend: What applies the conditions: ``torch`` (default), ``transformer_lens`` or ``nnsight``.
         batch_tokens: Tokens of one batch; chosen by device and free memory by default.
         store: Folder or URL where answers are read and kept, so that nothing is computed twice; none, in Python None:
@@ -263,6 +269,8 @@ class EvalOptions(TypedDict, total=False):
     think_end_token: Annotated[str | None, Option(Rule(_is_text, "a text, such as '</think>'", "TEXT"))]
     enable_thinking: Annotated[bool | None, Option(FLAG, flag="--enable-thinking/--no-thinking")]
     measure: Annotated[str, Option(one_of("task", "answer_logprob", "token_logprob", "both"), "task")]
+    donor: Annotated[Any, Option(_DONOR)]
+    resample_prompts: Annotated[Sequence[str] | int | None, Option(_PROMPTS, flag="--resample-prompt", many=True)]
     backend: Annotated[str, Option(one_of(*BACKENDS), "torch")]
     batch_tokens: Annotated[int | None, Option(numeric(int, 1))]
     # `depthlens.store.parts` checks it
@@ -304,26 +312,42 @@ class LoadOptions(TypedDict, total=False):
     remote: Annotated[bool | str, Option(_REMOTE, False)]
 
 
-class SourceOptions(TypedDict, total=False):
-    """Options of conditions that put something in the place of a part.
-
-    Attributes:
-        donor: Model whose weights @donor conditions put in place, e.g. layers@donor.
-        resample_prompts: Prompt on which @resample conditions look up what a part does; may be repeated.
-    """
-
-    donor: Annotated[str | None, Option(Rule(_is_text, "a model", "MODEL"))]
-    resample_prompts: Annotated[Sequence[str] | int | None, Option(_PROMPTS, flag="--resample-prompt", many=True)]
-
-
-OPTIONS, LOADING, SOURCES = map(_options_of, (EvalOptions, LoadOptions, SourceOptions))
-# of these the record of a result says nothing: they decide no score, or differ from task to task
-UNRECORDED = ("num_fewshot", "batch_tokens", "store", "progress", "workers", "ray", "worker_cpus", "worker_gpus")
-COMMANDS = OPTIONS | LOADING | SOURCES
+OPTIONS, LOADING = map(_options_of, (EvalOptions, LoadOptions))
+# of these the record of a result says nothing: they decide no score, differ from task to task, or have their own entry
+UNRECORDED: tuple[str, ...] = ("num_fewshot", "donor", "batch_tokens", "store", "progress")
+UNRECORDED += ("workers", "ray", "worker_cpus", "worker_gpus")
+COMMANDS = OPTIONS | LOADING
 
 
 RULES = {name: o.rule if o.default is not None else or_none(o.rule) for name, o in COMMANDS.items()}
-RULES |= {"out": or_none(PATH), "tasks": _names("capitals_continuation"), "text_set": one_of(*TEXT_SETS)}
+# of other arguments of experiments, and of parameters of notebooks
+_TEXTS, _LAYERS, _COUNT, _FROM_2 = list_of(TEXT), list_of(WHOLE), numeric(int, 1), numeric(int, 2)
+RULES |= {
+    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _COUNT),
+    **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _COUNT),
+    **dict.fromkeys(("context_lengths", "ks"), list_of(_COUNT)),
+    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt"), TEXT),
+    **dict.fromkeys(("base", "control"), list_of(TEXT, 0, 1)),
+    **dict.fromkeys(("more", "knowledge"), list_of(TEXT, 0)),
+    **dict.fromkeys(("ways", "prompt_conditions"), _TEXTS),
+    **dict.fromkeys(("metrics", "claims"), or_none(_TEXTS)),
+    **dict.fromkeys(("minutes", "tolerance"), numeric(float, 0)),
+    "check": numeric(int, 3),
+    "depths": list_of(numeric(float, 0, 1)),
+    "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),
+    "layers": Rule(lambda v: isinstance(v, str | None) or _LAYERS.fits(v), "layers, as [3, 4], or as 'layers:4'"),
+    "max_tokens": _FROM_2,
+    "out": or_none(PATH),
+    "prompt_answers": list_of(TEXT, 2, 2),
+    "race": FLAG,
+    "roles": or_none(Rule(lambda value: isinstance(value, dict), "tasks by role, as {'letters': ['mmlu']}")),
+    "rounding": one_of("int4", "int8"),
+    "skip_first": WHOLE,
+    "tasks": _names("capitals_continuation"),
+    "text_set": one_of(*TEXT_SETS),
+    "texts": or_none(_FROM_2),
+    "views": Rule(lambda v: _TEXTS.fits(v) and "layers" in v, "a list of ways, with layers among them, which decides"),
+}
 
 
 def check(**values: Any) -> dict[str, Any]:

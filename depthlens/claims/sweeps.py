@@ -222,8 +222,8 @@ class Sweeps:
             views = [str(BASELINE)]
         if piece.field == "transplants":
             thirds = [f"{third}@donor" for third in third_conditions(lens.dims.n_layers)]
-            options["samples"] = self._samples(names[:1], n)
-            return condition_sweep(lens, names[:1], thirds, donor=self.models["model"], **options)
+            options |= {"samples": self._samples(names[:1], n), "donor": self.models["model"]}
+            return condition_sweep(lens, names[:1], thirds, **options)
         if piece.field != piece.role:
             options["measure"] = TOKEN_LOGPROB
         return condition_sweep(lens, names, views, **options)

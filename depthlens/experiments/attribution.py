@@ -34,7 +34,7 @@ experts of a mixture, since slopes do not see a jump.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
@@ -46,15 +46,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, AnyHead, Head, heads_condition, heads_of
+from depthlens.arguments import EvalOptions
 from depthlens.backends.row_edits import Means, classes
-from depthlens.cluster import pool
 from depthlens.engine import walk_check, work
-from depthlens.engine.engine import Engine
 from depthlens.engine.tree_attention import Keys, Queries, Values, Z, walking
 from depthlens.errors import UserError
+from depthlens.experiments.condition_runs import engine_of
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
@@ -66,9 +67,10 @@ STEPS = {"attribution": 0, "integrated_gradients": 1}  # by method
 GROUPS = 3
 
 
-def address(method: str, steps: int, mode: str = "zero") -> str:
-    """What the store calls estimates."""
-    return f"{method} {mode}" + (f" {steps} steps {GROUPS} groups" if steps else "")
+def address(method: str, mode: str = "zero") -> str:
+    """What the store calls what a method finds."""
+    steps = STEPS.get(method)
+    return method if method == EXACT else f"{method} {mode}" + (f" {steps} steps {GROUPS} groups" if steps else "")
 
 
 def nodes(steps: int) -> list[tuple[float, float]]:
@@ -125,8 +127,7 @@ def attribute(
     lens.needs_heads(what)
     if lens.stream:
         raise UserError(f"{what} needs the whole model in memory for its backward pass; load without offload")
-    steps, groups = arguments.whole("steps", steps, 0), arguments.whole("groups", groups, 1)
-    walk_check.refuse_window(lens, max(map(_length, requests), default=0), what)
+    walk_check.refuse_window(lens, max((len(q.inputs) for q in requests), default=0), what)
     factors = [[1.0] * len(q.continuation) for q in requests] if weights is None else weights
     dims = lens.dims
     chosen = list(range(dims.n_layers)) if layers is None else arguments.layers("layers", layers, dims.n_layers)
@@ -142,9 +143,9 @@ def attribute(
             change = path.integral(nodes(steps), n_groups, chosen)
             return torch.cat([path.clean[:, None], change.flatten(1)], 1).cpu().numpy()
 
-        at_once, left = most, sorted(members, key=lambda i: _length(requests[i]))  # rows are padded to the longest
+        at_once, left = most, sorted(members, key=lambda i: len(requests[i].inputs))  # rows are padded to the longest
         while left:
-            longest = [_length(requests[i]) for i in left]
+            longest = [len(requests[i].inputs) for i in left]
             n = next((n for n in range(1, len(left)) if (n + 1) * longest[n] > at_once), len(left))
             values = work.tried(partial(run, left[:n]), smaller=n > 1)
             if values is None:  # memory ran out
@@ -160,11 +161,6 @@ def attribute(
     found = torch.full((len(requests), dims.n_layers, dims.n_heads), torch.nan, dtype=clean.dtype)
     found[:, chosen] = torch.stack(each, 1).unflatten(1, (len(chosen), dims.n_heads))
     return found, clean
-
-
-def _length(request: LoglikelihoodRequest) -> int:
-    """Tokens of a request that the model reads: the last one is only predicted."""
-    return len(request.context) + len(request.continuation) - 1
 
 
 class CausalRows:
@@ -210,14 +206,11 @@ class _Path:
         walk_check.require(lens, "an estimate from gradients", whole=True)
         self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
         device, dims = lens.device, lens.dims
-        longest = max(map(_length, requests))
-        tokens = torch.zeros(len(requests), longest, dtype=torch.long)
-        for row, q in enumerate(requests):
-            tokens[row, : _length(q)] = torch.tensor([*q.context, *q.continuation][:-1])
+        tokens = pad_sequence([torch.tensor(q.inputs) for q in requests], batch_first=True)
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
         self.weight = torch.tensor([w for of_request in weights for w in of_request], dtype=wide_type(lens.dtype))
-        self.layout = CausalRows(longest, device)
+        self.layout = CausalRows(tokens.shape[1], device)
         self.classes = classes(self.layout.position_ids).expand(len(requests), -1)
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.angles(x, self.layout.position_ids)
@@ -331,17 +324,11 @@ def removed_alone(lens: Lens, heads: Sequence[AnyHead] | None, method: str, name
     return unique
 
 
-def engine_of(lens: Lens, options: Mapping[str, Any], cache: AnswerCache) -> Engine:
-    """The engine that options of an experiment ask for."""
-    about = {name: options[name] for name in ("batch_tokens", "progress")}
-    return Engine(lens, cache=cache, workers=pool.workers_of(options), **about)
-
-
 def losses(
     lens: Lens,
     requests: Sequence[LoglikelihoodRequest],
     method: str,
-    options: Mapping[str, Any],
+    options: EvalOptions,
     cache: AnswerCache,
     *,
     weights: Sequence[Sequence[float]] | None = None,
@@ -365,7 +352,7 @@ def losses(
         whole model, or without any of the heads. Both are sums over the tokens that count.
     """
     if method != EXACT:
-        how: dict[str, Any] = {name: options[name] for name in ("batch_tokens", "progress")}
+        how: dict[str, Any] = {"batch_tokens": options["batch_tokens"], "progress": options["progress"]}
         change, clean = attribute(lens, requests, steps=STEPS[method], weights=weights, cache=cache, **how)
         return -change.numpy(), clean.numpy()
     parts = [part for i, q in enumerate(requests) for part in _parts(i, q, weights[i] if weights else None)]

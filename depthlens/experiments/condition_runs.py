@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, reduce
+from functools import reduce
 from operator import and_
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -22,8 +21,8 @@ from depthlens.engine import tree_attention
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.engine.work import Work
-from depthlens.errors import UserError
-from depthlens.experiments.texts import made_record
+from depthlens.errors import UserError, unknown
+from depthlens.experiments.texts import tokens_of
 from depthlens.metrics import ANSWER_LOGPROB, LOGPROBS
 from depthlens.models import pairs
 from depthlens.models.lens import NO_GENERATION, Lens
@@ -35,7 +34,7 @@ from depthlens.tasks.prepared_task import Prepared, described, renumbered
 OF_TASKS = ("limit", "samples", "num_fewshot", "include_path", "seed")
 OF_CHAT = ("apply_chat_template", "system_instruction", "think_end_token", "enable_thinking")
 # what experiments do not have that ask no conditions of tasks
-OF_CONDITIONS = ("measure", "backend", "gen_kwargs", *OF_CHAT)
+OF_CONDITIONS = ("measure", "backend", "gen_kwargs", "donor", "resample_prompts", *OF_CHAT)
 AskedTask = Prepared | FreeText
 Tasks = str | Sequence[str] | dict[str, Any]
 Ablate = str | Iterable[str | Condition]
@@ -50,9 +49,6 @@ class ConditionRuns:
         tasks: Names, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: See `depthlens.ablations.expand`.
         options: All of `EvalOptions`.
-        resample_prompts: Prompts of ``@resample``, or how many are made of the first task's documents that are not
-            evaluated.
-        donor: Model of ``@donor``.
 
     Attributes:
         conditions: The baseline and all others.
@@ -60,28 +56,17 @@ class ConditionRuns:
         references: What takes the place of parts, by task: one for each prompt of ``@resample``.
         record: What is run and how; `run` adds the work that it was.
         store: Where answers are kept.
-        caches: Those that were asked so far.
 
     Raises:
         UserError: for anything asked for that does not exist.
     """
 
-    def __init__(
-        self,
-        lens: Lens,
-        tasks: Tasks,
-        ablate: Ablate,
-        options: EvalOptions,
-        *,
-        resample_prompts: Sequence[str] | int | None = None,
-        donor: str | Path | Lens | None = None,
-    ) -> None:
-        resample_prompts = arguments.check(resample_prompts=resample_prompts)["resample_prompts"]
-        self.lens, self.options = lens, options
+    def __init__(self, lens: Lens, tasks: Tasks, ablate: Ablate, options: EvalOptions) -> None:
+        self.lens, self.options, resample_prompts = lens, options, options["resample_prompts"]
         self.conditions = expand(ablate, lens.dims)
         if resamples := any(c.uses("resample") for c in self.conditions):
             lens.needs_weights("@resample")
-        self.joined = pairs.join_donor(lens, donor, self.conditions, options["backend"])
+        self.joined = pairs.join_donor(lens, options["donor"], self.conditions, options["backend"])
         self.store = AnswerStore(options["store"], self.joined)  # its errors come before the tasks are made
         if not isinstance(tasks, dict) or not tasks:
             tasks = load_tasks(cast(Sequence[str], tasks), options)  # which refuses an empty dict
@@ -91,28 +76,17 @@ class ConditionRuns:
         if isinstance(resample_prompts, int):
             first, n = cast(Prepared, self.asked[0]), resample_prompts
             resample_prompts = prompts_of_others(first, n, seed=options["seed"]) if resamples else None
-        prompts = _tokens(lens, self.conditions, resample_prompts)
+        prompts = prompts_of_resample(lens, self.conditions, resample_prompts or ())
         self.references = _references(self.asked, self.conditions, prompts)
-        self.caches: list[AnswerCache] = []
         self._work, self._seconds = Work(), 0.0
         said = ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]
         self.record: dict[str, Any] = {"ablate": said}
         self.record |= recorded(options) | {"resample_prompts": list(resample_prompts) if resample_prompts else None}
 
-    @cached_property
-    def _workers(self) -> pool.Workers | None:
-        return pool.workers_of(self.options)
-
     def cache(self, task: AskedTask, reference: Reference | None) -> AnswerCache:
         """Where answers to a task are kept."""
         keys = reference.keys if reference else None
         return self.store.entry(task.name, backend=self.options["backend"], reference=keys)
-
-    def engine(self, cache: AnswerCache, **about: Any) -> Engine:
-        """What computes answers."""
-        options = self.options
-        about = {"backend": options["backend"], "batch_tokens": options["batch_tokens"], "cache": cache} | about
-        return Engine(self.joined, **about)
 
     def run(
         self, task: AskedTask, reference: Reference | None, conditions: Sequence[Condition] | None = None
@@ -126,10 +100,9 @@ class ConditionRuns:
         """
         conditions = self.conditions if conditions is None else conditions
         cache, means, record = self.cache(task, reference), None, self.record
-        self.caches.append(cache)
         if reference is not None and AnswerRows(cache, task.requests, conditions).unfinished:
             means = reference.measure(self.joined)
-        engine = self.engine(cache, means=means, progress=self.options["progress"], workers=self._workers)
+        engine = engine_of(self.joined, self.options, cache, means=means)
         record |= {"budget": dict(vars(engine.budget)), "batch_tokens": engine.budget.batch_tokens}
         start = time.monotonic()
         answers = task.run(engine, conditions)
@@ -140,8 +113,8 @@ class ConditionRuns:
             record["whole_passes"] = engine.walked().fault  # why; None: the layers were walked
         if (donor := self.joined.donor) is not None:
             record["donor"] = donor.describe(self.store.identities["donor"].fingerprint)
-        if self._workers:
-            record["workers"] = self._workers.describe()
+        if engine.workers:
+            record["workers"] = engine.workers.describe()
         record["work"] = vars(self._work) | {"seconds": self._seconds}
         return answers
 
@@ -166,8 +139,14 @@ class ConditionRuns:
             asked[task.name] = renumbered(questions, task.member)
         about = {"tasks": described(records, {task.name: task.member for task in self.asked})}
         about["conditions"] = [str(c) for c in self.conditions]
-        record = made_record(self.lens, self.store, self.caches, **about, **self.record)
+        record = self.store.record(**about, **self.record)
         return Result(pd.concat(frames, ignore_index=True), record, pd.concat(asked.values(), ignore_index=True))
+
+
+def engine_of(lens: Lens, options: EvalOptions, cache: AnswerCache, **about: Any) -> Engine:
+    """The engine that options of an experiment ask for, with the workers that they ask for."""
+    about |= {name: value for name, value in options.items() if name in ("backend", "batch_tokens", "progress")}
+    return Engine(lens, cache=cache, workers=pool.workers_of(options), **about)
 
 
 def _asked(lens: Lens, tasks: dict[str, Any], options: EvalOptions) -> list[AskedTask]:
@@ -198,14 +177,19 @@ def _references(
     return found
 
 
-def _tokens(lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str] | None) -> list[list[int]]:
-    """Token ids of the prompts of ``@resample``, where a condition asks for some."""
+def prompts_of_resample(
+    lens: Lens, conditions: Sequence[Condition], prompts: Sequence[str], name: str = "resample_prompts"
+) -> list[tuple[int, ...]]:
+    """Token ids of the prompts of ``@resample``, the argument ``name``, where a condition asks for some.
+
+    Raises:
+        UserError: there are prompts and no such condition, or it is the other way round.
+    """
     asked = next((c for c in conditions if c.uses("resample")), None)
     if bool(asked) != bool(prompts):
-        need = f"condition {asked} needs resample_prompts"
-        fault = need if asked else "resample_prompts are used by @resample conditions only"
+        fault = f"condition {asked} needs {name}" if asked else f"{name} is used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")
-    return [lens.tokenizer(prompt).input_ids for prompt in prompts or ()]
+    return [tokens_of(lens, prompt) for prompt in prompts]
 
 
 def _mean_of(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -240,25 +224,18 @@ def settled(given: EvalOptions, *, without: Sequence[str] = ()) -> EvalOptions:
 
     Args:
         given: What the caller gave.
-        without: Options that the experiment does not have.
+        without: Options that the experiment does not have, and that may be given at their defaults alone.
 
     Raises:
         UserError: an option that does not exist, or a value that it cannot have.
     """
-    allowed = [name for name in arguments.OPTIONS if name not in without]
-    for name in given:
-        arguments.one_of(*allowed)("option", name)
     defaults = {name: option.default for name, option in arguments.OPTIONS.items()}
+    for name, value in given.items():
+        if name not in defaults or (name in without and value != defaults[name]):
+            raise unknown("option", name, [name for name in defaults if name not in without])
     options = cast(EvalOptions, arguments.check(**{**defaults, **given}))
     cluster.asked(options)  # refuses workers of which only the size is given
     return options
-
-
-def refuse_workers(options: EvalOptions, what: str, fix: str) -> None:
-    """Raise a `UserError` where workers are given to something that runs in one process."""
-    for name in cluster.NAMES:
-        if (value := dict(options)[name]) is not None:
-            raise UserError(f"{name} {value!r}: {what} runs in one process; leave it out{fix}")
 
 
 def recorded(options: EvalOptions) -> dict[str, Any]:

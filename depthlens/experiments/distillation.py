@@ -21,7 +21,7 @@ from torch import Tensor
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.errors import UserError
-from depthlens.experiments.texts import table_of_means
+from depthlens.experiments.texts import measured, table_of_means, tokens_of
 from depthlens.models import quantised
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -122,7 +122,8 @@ def activation_deltas(
     Both models read each prompt for themselves, so that differences pile up with depth. At every token, with x_b and
     x_d of the two: ``relative`` ||x_d - x_b|| / ||x_b||, ``cosine`` <x_d, x_b> / (||x_d|| ||x_b||); then the mean over
     a prompt's tokens, the mean over prompts, and its 95% interval (`depthlens.analysis.numbers.means`). The
-    models walk side by side, and only what the current layer makes is held, for all prompts.
+    models walk side by side, and only what the current layer makes is held; offloaded ones read their layers once a
+    prompt.
 
     Args:
         base: A loaded model.
@@ -143,50 +144,37 @@ def activation_deltas(
         ['attn_out', 'mlp_out', 'resid_post']
     """
     asked = [prompts] if isinstance(prompts, str) else prompts
-    rows = [base.tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in asked]
-    if not rows or not all(rows):
+    rows = [tokens_of(base, prompt) for prompt in asked]
+    if not rows:
         raise UserError(f"prompts {prompts!r}: give at least one, each with some text")
     walk_check.refuse_window(base, max(map(len, rows)), "activation deltas")
     donor = load_donor(base, donor)
-    n_layers = base.dims.n_layers
+    places = list(itertools.product(range(base.dims.n_layers), _PARTS))
 
-    def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        for lens in (base, donor):
-            walk_check.require(lens, "the comparison of activations", adds=True, whole=True)
-        # the layers of an offloaded model are read once for all prompts
-        step = len(members) if base.stream or donor.stream else 1
-        for start in range(0, len(members), step):
-            some = members[start : start + step]
-            walks = [_states(lens, [rows[i] for i in some]) for lens in (base, donor)]
-            by_layer = [
-                [[_apart(*both) for both in zip(*of_prompt, strict=True)] for of_prompt in zip(*of_layer, strict=True)]
-                for of_layer in zip(*walks, strict=True)
-            ]
-            yield some, np.array(by_layer).swapaxes(0, 1).reshape(len(some), -1)
+    def measure(tokens: Sequence[int]) -> np.ndarray:
+        by_layer = zip(_states(base, tokens), _states(donor, tokens), strict=True)
+        return np.array([_apart(*both) for of_layer in by_layer for both in zip(*of_layer, strict=True)])
 
-    cache = AnswerStore(store, base, donor).entry("deltas", method="activation deltas")
-    names = [f"L{layer} {part} {name}" for layer in range(n_layers) for part in _PARTS for name in _MEASURES]
-    values = cache.numbers(rows, names, measure, desc="activation deltas", unit="prompt")
+    answers, names = (
+        AnswerStore(store, base, donor),
+        [f"L{at} {part} {name}" for at, part in places for name in _MEASURES],
+    )
+    values = measured(answers, "deltas", "activation deltas", rows, names, measure)
     values = values.reshape(len(rows), -1, len(_MEASURES))
     measures = {name: (values[..., i], limits) for i, (name, limits) in enumerate(_MEASURES.items())}
-    return table_of_means(["layer", "part"], itertools.product(range(n_layers), _PARTS), measures)
+    return table_of_means(["layer", "part"], places, measures)
 
 
 _PARTS = ("attn_out", "mlp_out", "resid_post")
 _MEASURES = {"relative": (0.0, math.inf), "cosine": (-1.0, 1.0)}  # with their limits
 
 
-def _states(lens: Lens, rows: Sequence[Sequence[int]]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """What each layer makes of each prompt: attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
-    arch = lens.arch
-    layouts = [Layout(prefix_tree.build([row], [0]), lens.device) for row in rows]
-    states = [arch.embed(layout.tokens)[None] for layout in layouts]
+def _states(lens: Lens, tokens: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What each layer makes of a prompt: attn_out, mlp_out and resid_post, each of shape [1, pos, d_model]."""
+    walk_check.require(lens, "the comparison of activations", adds=True, whole=True)
+    arch, layout = lens.arch, Layout(prefix_tree.build([tokens], [0]), lens.device)
+    x = arch.embed(layout.tokens)[None]
     for layer in range(lens.dims.n_layers):
-        made = []
-        with lens.resident(layer), walking(lens.model):
-            for x, layout in zip(states, layouts, strict=True):
-                with arch.sublayers(layer) as given:
-                    after = arch.call(layer, x, layout, arch.angles(x, layout.position_ids))
-                made.append((given["attn"], given["mlp"].view_as(after), after))
-        states = [after for *_, after in made]
-        yield made
+        with lens.resident(layer), walking(lens.model), arch.sublayers(layer) as given:
+            x = arch.call(layer, x, layout, arch.angles(x, layout.position_ids))
+        yield given["attn"], given["mlp"].view_as(x), x

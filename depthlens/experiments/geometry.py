@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,7 @@ from depthlens.experiments.texts import Texts, encoded, measured, named, table_o
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
-from depthlens.store.answer_cache import Where
+from depthlens.store.answer_cache import AnswerStore, Where
 from depthlens.store.parts import DEFAULT
 
 LENS = {"probability": (0.0, 1.0), "rank": (1.0, np.inf), "entropy": (0.0, np.inf)}  # with their limits
@@ -97,18 +97,18 @@ def depth_geometry(
         *(f"influence {layer}" for layer in depths[:-1]),
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
-    how: dict[str, Any] = {"store": store, "progress": progress, "method": f"geometry, lens at {lens_positions}"}
-    values, record = measured(lens, rows, names, lambda i: _measure(lens, rows[i], lens_positions), "geometry", **how)
+    answers, method = AnswerStore(store, lens), f"geometry, lens at {lens_positions}"
+    measure = partial(_measure, lens, lens_positions)
+    values = measured(answers, "geometry", method, rows, names, measure, progress=progress)
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     of_lens = {name: (by_depth[:, i :: len(LENS)], limits) for i, (name, limits) in enumerate(LENS.items())}
     digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()  # of their token ids
     read = {"source": named(texts), "n": len(rows), "digest": digest}
-    record |= {"texts": read, "max_tokens": max_tokens, "lens_positions": lens_positions}
     return Geometry(
         distances=table_of_means(["layer", "size"], places, {"distance": (distance, (0.0, 1.0))}),
         influences=table_of_means(["layer"], depths[:-1], {"influence": (influence, (0.0, 2.0))}),
         logit_lens=table_of_means(["depth"], depths, of_lens),
-        record=record,
+        record=answers.record(texts=read, max_tokens=max_tokens, lens_positions=lens_positions),
     )
 
 
@@ -123,7 +123,7 @@ def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_
 
 
 @torch.no_grad()
-def _measure(lens: Lens, tokens: Sequence[int], lens_positions: int) -> np.ndarray:
+def _measure(lens: Lens, lens_positions: int, tokens: Sequence[int]) -> np.ndarray:
     """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
     states = residual_streams(lens, tokens)
     last = torch.stack([x[-1] for x in states])  # [depth, d_model]
@@ -151,19 +151,34 @@ def _logit_lens(lens: Lens, states: Sequence[Tensor], n_positions: int) -> np.nd
     n_pos = len(states[0])
     at = torch.linspace(n_pos - 1, 0, min(n_positions, n_pos), dtype=torch.float32).round().long()
     x = torch.stack([state[at] for state in states])  # [depth, position, d_model]
-    top = torch.cat([lens.arch.logits(chunk.to(lens.device)).argmax(-1).cpu() for chunk in x[-1].split(UNEMBEDDED)])
-    found = []
-    rows, wanted = x.flatten(0, 1), top.repeat(len(x))
-    for chunk, tokens in zip(rows.split(UNEMBEDDED), wanted.split(UNEMBEDDED), strict=True):
-        logits = wide(lens.arch.logits(chunk.to(lens.device)))
-        its = logits.gather(-1, tokens[:, None].to(logits.device))
-        norm = logits.logsumexp(-1, keepdim=True)
-        rank = 1 + (logits > its).sum(-1, keepdim=True)
-        # entropy = log Z - sum of p x
-        entropy = norm - ((logits - norm).exp() * logits).sum(-1, keepdim=True)
-        found.append(torch.cat([(its - norm).exp(), rank, entropy], -1).cpu())
-    probability, rank, entropy = torch.cat(found).double().unflatten(0, x.shape[:2]).numpy().transpose(2, 0, 1)
+    top = unembedded(lens, x[-1])[0].long()
+    _, *found = unembedded(lens, x.flatten(0, 1), top.repeat(len(x)))
+    probability, rank, entropy = (of.view(x.shape[:2]).numpy() for of in found)
     return np.stack([probability.mean(1), np.median(rank, 1), entropy.mean(1)], 1)
+
+
+def unembedded(
+    lens: Lens, states: Float[Tensor, "row d_model"], wanted: Tensor | None = None
+) -> Float[Tensor, "4 row"]:
+    """What the model would say after states: token, its probability and rank, and the entropy of all in nats.
+
+    Args:
+        lens: A loaded model.
+        states: Of the residual stream.
+        wanted: A token for each; None: the likeliest.
+    """
+    found = []
+    for start in range(0, len(states), UNEMBEDDED):
+        at = slice(start, start + UNEMBEDDED)
+        logits = wide(lens.arch.logits(states[at].to(lens.device)))
+        token = logits.argmax(-1) if wanted is None else wanted[at].to(logits.device)
+        its, norm = logits.gather(-1, token[:, None])[:, 0], logits.logsumexp(-1)
+        rank = 1 + (logits > its[:, None]).sum(-1)
+        # entropy = log Z - sum of p x
+        entropy = norm - ((logits - norm[:, None]).exp() * logits).nan_to_num().sum(-1)
+        # on the CPU, since float64 is not on every device
+        found.append(torch.stack([of.cpu().double() for of in (token, (its - norm).exp(), rank, entropy)]))
+    return torch.cat(found, 1)
 
 
 @one_thread
@@ -216,17 +231,17 @@ def layer_effects(
     skip_first = arguments.whole("skip_first", skip_first, 0, min(map(len, rows)) - 2, fix=", as the texts are")
     # seeded by text, so that a text's split does not depend on how many others there are
     splits = [int(np.random.default_rng([seed, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
-    n_layers = lens.dims.n_layers
-    places = [(s, later, where) for where in WHERE for s in range(n_layers) for later in range(s + 1, n_layers)]
+    above = np.triu_indices(lens.dims.n_layers, 1)  # skipped layers, and later ones
+    places = [(s, later, where) for where in WHERE for s, later in zip(*np.array(above).tolist(), strict=True)]
 
-    def measure(i: int) -> np.ndarray:
-        found = text_effects(lens, rows[i], skip_first, splits[i], reduce, batch_tokens)
-        return np.array([found[WHERE.index(where), s, later] for s, later, where in places])
+    def measure(case: tuple[list[int], int]) -> np.ndarray:
+        tokens, split = case
+        return text_effects(lens, tokens, skip_first, split, reduce, batch_tokens)[:, *above]
 
     cases = list(zip(rows, splits, strict=True))
     names = [f"{where} {s} {later}" for s, later, where in places]
-    how: dict[str, Any] = {"store": store, "progress": progress, "method": f"effects, {reduce}, spare {skip_first}"}
-    values, _ = measured(lens, cases, names, measure, "geometry", **how)
+    answers, method = AnswerStore(store, lens), f"effects, {reduce}, spare {skip_first}"
+    values = measured(answers, "geometry", method, cases, names, measure, progress=progress)
     return table_of_means(["layer", "later", "where"], places, {"effect": (values, (0.0, np.inf))})
 
 

@@ -46,7 +46,6 @@ from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import settled
 from depthlens.experiments.sweep import condition_sweep
-from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models.lens import Lens, one_thread
 
 MIN_DRAWS = 10
@@ -62,7 +61,6 @@ def removal_curve(
     *,
     k: int | Sequence[int] = 8,
     n_draws: int = 20,
-    metric: str | None = None,
     suffix: str = "",
     **options: Unpack[EvalOptions],
 ) -> curves.RemovalCurve:
@@ -74,11 +72,10 @@ def removal_curve(
         lists: Heads, most important first, by name; see `HeadScores.top`.
         k: Remove 1, 2, ... up to so many; or the numbers themselves.
         n_draws: Random rivals of each list; at least 10.
-        metric: Which metric of the tasks, where they have several; None takes each task's first.
         suffix: How heads are removed, as it stands behind them in a condition: "" sets their z to zero, ``[1:]`` spares
             the first token, ``@mean`` puts the mean in its place (see `condition_sweep`).
-        options: `EvalOptions`; ``measure="both"`` gives the task's metric and nats, and ``seed`` is also that of the
-            draws.
+        options: `EvalOptions`; ``measure="both"`` gives the metric that stands for a task and nats, and ``seed`` is
+            also that of the draws.
 
     Raises:
         UserError: a list that is empty, too short for k or names a head twice or one that the model does not have; too
@@ -90,8 +87,7 @@ def removal_curve(
         [0, 1, 2]
     """
     arguments.one_of(*SUFFIXES)("suffix", suffix)
-    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": suffix}
-    return curves.removal(*_swept(lens, tasks, lists, options, **how))
+    return curves.removal(*_swept(lens, tasks, lists, options, k=k, n_draws=n_draws, suffix=suffix))
 
 
 @one_thread
@@ -102,7 +98,6 @@ def sufficiency_curve(
     *,
     k: int | Sequence[int] | None = None,
     n_draws: int = 20,
-    metric: str | None = None,
     **options: Unpack[EvalOptions],
 ) -> curves.SufficiencyCurve:
     """Score tasks with only the first k heads of each list, all others at their mean, against random lists.
@@ -115,7 +110,6 @@ def sufficiency_curve(
             as the shortest list goes. Areas are exact only as far as these numbers reach: between the last one and all
             heads a straight line is assumed.
         n_draws: Random lists beside each list; at least 10.
-        metric: Which metric of the tasks, where they have several; None takes each task's first.
         options: `EvalOptions`; ``measure`` is ``task`` or ``answer_logprob``, and ``seed`` also that of the draws.
 
     Raises:
@@ -129,8 +123,8 @@ def sufficiency_curve(
     """
     if options.get("measure") == "both":
         raise UserError("measure 'both': a curve has one measure; give 'task' or 'answer_logprob'")
-    how: dict[str, Any] = {"k": k, "n_draws": n_draws, "metric": metric, "suffix": "@mean", "keep": True}
-    return curves.sufficiency(*_swept(lens, tasks, lists, options, **how), none=str(keep_only([], lens.dims)))
+    swept = _swept(lens, tasks, lists, options, k=k, n_draws=n_draws, suffix="@mean", keep=True)
+    return curves.sufficiency(*swept, none=str(keep_only([], lens.dims)))
 
 
 def _swept(
@@ -141,7 +135,6 @@ def _swept(
     *,
     k: int | Sequence[int] | None,
     n_draws: int,
-    metric: str | None,
     suffix: str,
     keep: bool = False,
 ) -> tuple[Result, dict[str, list[list[str]]], dict[str, Any]]:
@@ -163,7 +156,7 @@ def _swept(
     }
     every = [c for orders in conditions.values() for order in orders for c in order]
     every = [named([]), *every] if keep else every
-    result = _one_metric(condition_sweep(lens, tasks, list(dict.fromkeys(every)), **options), metric)
+    result = condition_sweep(lens, tasks, list(dict.fromkeys(every)), **options).primary(with_logprob=True)
     counts = {name: n_lists(heads, ks, dims.n_heads) for name, heads in chosen.items()}
     about = {"k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws, "n_heads": n_all, "n_lists": counts}
     return result, conditions, result.record | about | {"suffix": suffix}
@@ -238,18 +231,3 @@ def n_lists(heads: Sequence[Head], ks: Sequence[int], n_heads: int) -> int:
             size = sum(la == layer for la, _ in heads[start:end])
             ways, left = ways * comb(left, size), left - size
     return ways
-
-
-def _one_metric(result: Result, metric: str | None) -> Result:
-    """The metric that is named, or each task's own first, and `answer_logprob` beside it where it was measured.
-
-    Raises:
-        UserError: a task does not have it.
-    """
-    if metric is None:
-        return result.primary(with_logprob=True)
-    selected = result.select(metrics=metric)
-    if lost := set(result.docs["task"]) - set(selected.docs["task"]):
-        raise UserError(f"task {min(lost)} has no metric {metric!r}; leave metric out, or the task")
-    both = {*selected.docs["metric"], *({ANSWER_LOGPROB} & set(result.docs["metric"]))}
-    return result.select(metrics=list(both))

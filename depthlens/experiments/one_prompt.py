@@ -23,7 +23,9 @@ from depthlens.engine.engine import Engine
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
-from depthlens.experiments.geometry import residual_streams
+from depthlens.experiments.condition_runs import prompts_of_resample
+from depthlens.experiments.geometry import residual_streams, unembedded
+from depthlens.experiments.texts import tokens_of
 from depthlens.models import in_force, pairs
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -64,15 +66,16 @@ def next_token(
         ['baseline', 'L2', 'L3']
     """
     k = arguments.whole("k", k, 1)
-    tokens = _tokens(lens, prompt)
+    tokens = tokens_of(lens, prompt)
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
     pairs.require(lens, columns, backend)
     row = torch.tensor([tokens], device=lens.device)
-    others: list[str | None] = [resample_prompts] if isinstance(resample_prompts, str) else [*resample_prompts]
+    prompts = [resample_prompts] if isinstance(resample_prompts, str) else resample_prompts
+    others: list[Any] = prompts_of_resample(lens, columns, prompts)
     found = []
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
         for other in others or [None]:
-            reference = _reference(lens, columns, other, "resample_prompts=['...']")
+            reference = states_of(lens, other, columns) if other else None
             engine = Engine(lens, backend=backend, means=reference, progress=False)  # importing libraries is slow
             as_it_is = engine.walked().foreign is not None
             logits = []
@@ -129,8 +132,9 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else [*prompts]
     limit = arguments.whole("max_new_tokens", max_new_tokens, 1)
     under = expand(conditions, lens.dims) if conditions else [BASELINE]
-    requests = [GenerateRequest(_tokens(lens, text), tuple(until), limit) for text in texts]
-    engine = Engine(lens, means=_reference(lens, under, resample_prompt), progress=progress)
+    requests = [GenerateRequest(tokens_of(lens, text), tuple(until), limit) for text in texts]
+    _, means = _resampled(lens, under, resample_prompt)
+    engine = Engine(lens, means=means, progress=progress)
     written = engine.generate_until(requests, under)
     columns = {str(condition): [str(text) for text in column] for condition, column in zip(under, written, strict=True)}
     return pd.DataFrame(columns, index=pd.Index(texts, name="prompt"))
@@ -167,8 +171,7 @@ def ablated(lens: Lens, condition: str | Condition | AnyHead, *, resample_prompt
     named = Head(*condition) if isinstance(condition, tuple) else condition
     chosen = parse_condition(str(named)).validate(lens.dims)
     pairs.require(lens, [chosen], "torch")
-    means = _reference(lens, [chosen], resample_prompt)
-    prompt = None if resample_prompt is None else _tokens(lens, resample_prompt)
+    prompt, means = _resampled(lens, [chosen], resample_prompt)
     with entered(in_force.Entered(lens, chosen, means, prompt)):
         yield lens.model
 
@@ -223,16 +226,11 @@ def logit_lens(lens: Lens, text: str) -> LogitLens:
         ((7, 9), 'Dora')
         >>> figure = found.plot()
     """
-    tokens = _tokens(lens, text)
-    found = []
-    for state in residual_streams(lens, tokens):
-        log_p = wide(lens.arch.logits(state.to(lens.device))).log_softmax(-1)
-        best = log_p.max(-1)
-        entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
-        found.append([numbers.cpu() for numbers in (best.indices, best.values.exp(), entropy)])
-    says, probability, entropies = (torch.stack(by_depth).numpy() for by_depth in zip(*found, strict=True))
-    texts = np.array(words(lens, says.ravel().tolist()), dtype=object).reshape(says.shape)
-    return LogitLens(words(lens, tokens), texts, probability, entropies)
+    tokens = tokens_of(lens, text)
+    states = torch.stack(residual_streams(lens, tokens))  # [depth, pos, d_model]
+    says, probability, _, entropy = unembedded(lens, states.flatten(0, 1)).unflatten(1, states.shape[:2])
+    texts = np.array(words(lens, says.long().ravel().tolist()), dtype=object).reshape(says.shape)
+    return LogitLens(words(lens, tokens), texts, probability.numpy(), entropy.numpy())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -308,7 +306,7 @@ def attention(
             head token  position
         0  L2.H1  Dora         5
     """
-    tokens = _tokens(lens, text)
+    tokens = tokens_of(lens, text)
     query = range(len(tokens))[query]
     if heads is None:
         heads = [f"L{layer}" for layer in range(lens.dims.n_layers)]
@@ -342,24 +340,13 @@ def words(lens: Lens, tokens: Sequence[int]) -> tuple[str, ...]:
     return tuple(str(lens.tokenizer.decode([token])) for token in tokens)
 
 
-def _tokens(lens: Lens, text: str | Sequence[int]) -> tuple[int, ...]:
-    tokens = lens.tokenizer(text).input_ids if isinstance(text, str) else arguments.plain(text)
-    if not isinstance(tokens, Sequence) or not tokens or not all(type(token) is int for token in tokens):
-        raise UserError(f"prompt {text!r}: give some text")
-    return tuple(tokens)
-
-
-def _reference(
-    lens: Lens, conditions: Sequence[Condition], prompt: str | None, give: str = "resample_prompt='...'"
-) -> Means | None:
-    """The states of the prompt that ``@resample`` conditions take, if there are any."""
-    if not any(c.uses("resample") for c in conditions):
-        if prompt is not None:
-            raise UserError(f"resample prompt {prompt!r}: no condition uses @resample; leave it out")
-        return None
-    if prompt is None:
-        raise UserError(f"@resample takes the states of another prompt; give {give}")
-    return states_of(lens, _tokens(lens, prompt), conditions)
+def _resampled(
+    lens: Lens, conditions: Sequence[Condition], prompt: str | None
+) -> tuple[tuple[int, ...] | None, Means | None]:
+    """The prompt whose states ``@resample`` conditions take, and these, if there are any."""
+    given = [] if prompt is None else [prompt]
+    found = prompts_of_resample(lens, conditions, given, "resample_prompt")
+    return (found[0], states_of(lens, found[0], conditions)) if found else (None, None)
 
 
 def states_of(lens: Lens, tokens: Sequence[int], conditions: Sequence[Condition]) -> Means:

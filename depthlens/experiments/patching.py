@@ -29,6 +29,7 @@ from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.one_prompt import states_of, words
+from depthlens.experiments.texts import tokens_of
 from depthlens.models.architectures import body_of, head, replaced_forwards, wide
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved
@@ -180,11 +181,11 @@ def patch(
     conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
     asked = [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
     differences = _differences(lens, Engine(lens, batch_tokens=batch_tokens, progress=False), rows, asked)
-    sides = ("clean", "corrupted")[:: 1 if direction == RESTORE else -1]
+    side = "clean" if direction == RESTORE else "corrupted"  # from which is patched
+    ways = [row if direction == RESTORE else row[::-1] for row in rows]
     found: list[np.ndarray] = []
     gaps: list[float] = []
-    for row, told, whole in zip(rows, asked, differences[sides[0]], strict=True):
-        source, target = row if direction == RESTORE else row[::-1]
+    for (source, target), told, whole in zip(ways, asked, differences[side], strict=True):
         states = states_of(lens, source, conditions)
         engine = Engine(lens, batch_tokens=batch_tokens, means=states, progress=progress)
         patched = _difference(engine, target, told, [BASELINE, *([] if into else conditions)])
@@ -197,8 +198,8 @@ def patch(
     sign = np.sign(np.mean(gaps)) or 1.0
     moves, gap = (means.mean(sign * np.stack(values), limits=means.UNLIMITED) for values in (found, gaps))
     effect = moves / gap
-    texts = dict(zip(("clean", "corrupted"), (words(lens, ids) for ids in rows[0]), strict=True))
-    return Patching(effect, tuple(map(str, single)), texts[sides[1]], texts[sides[0]], differences, direction)
+    sources, tokens = (words(lens, ids) for ids in ways[0])
+    return Patching(effect, tuple(map(str, single)), tokens, sources, differences, direction)
 
 
 def _shown(p: float) -> str:
@@ -274,9 +275,7 @@ def _rows(lens: Lens, *given: str | Sequence[str]) -> list[tuple[tuple[int, ...]
     clean, corrupted = ([texts] if isinstance(texts, str) else [*texts] for texts in given)
     if len(clean) != len(corrupted) or not clean:
         raise UserError(f"{len(clean)} clean and {len(corrupted)} corrupted prompts; give as many of both")
-    rows = [
-        tuple(tuple(lens.tokenizer(text).input_ids) for text in pair) for pair in zip(clean, corrupted, strict=True)
-    ]
+    rows = [tuple(tokens_of(lens, text) for text in pair) for pair in zip(clean, corrupted, strict=True)]
     for i, row in enumerate(rows):
         if (sizes := [*map(len, row)]) != [n := len(rows[0][0])] * 2:
             raise UserError(f"pair {i}: prompts of {sizes[0]} and {sizes[1]} tokens; give prompts of {n}, as the first")
@@ -310,17 +309,14 @@ def _differences(
     answers: Sequence[Sequence[tuple[int, ...]]],
 ) -> pd.DataFrame:
     """`Patching.differences`; refuses a pair of prompts that give its answers alike, in which a patch moves nothing."""
-    found = [
-        [lens.tokenizer.decode([*ids]) for ids in told]
-        + [_difference(engine, text, told, [BASELINE])[0] for text in row]
-        for row, told in zip(rows, answers, strict=True)
-    ]
-    for i, (right, wrong, clean, corrupted) in enumerate(found):
+    found = []
+    for i, (row, told) in enumerate(zip(rows, answers, strict=True)):
+        right, wrong = (lens.tokenizer.decode([*ids]) for ids in told)
+        clean, corrupted = (_difference(engine, text, told, [BASELINE])[0] for text in row)
         if not abs(clean - corrupted) >= SAME:
-            fault = (
-                f"pair {i}: {right!r} against {wrong!r} is {clean:.2f} nats after both prompts, and no patch moves it"
-            )
-            raise UserError(f"{fault}; give answer=(right, wrong) that the prompts tell apart")
+            alike = f"pair {i}: {right!r} against {wrong!r} is {clean:.2f} nats after both prompts"
+            raise UserError(f"{alike}, and no patch moves it; give answer=(right, wrong) that the prompts tell apart")
+        found.append((right, wrong, clean, corrupted))
     return pd.DataFrame(found, columns=["right", "wrong", "clean", "corrupted"])
 
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
 import psutil
 import torch
 
+from depthlens import cluster
 from depthlens.ablations import BASELINE, Condition
 from depthlens.arguments import EvalOptions
 from depthlens.engine import prefix_tree, work
 from depthlens.engine.engine import Engine
-from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, refuse_workers, settled
+from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, settled
 from depthlens.models.lens import Lens, one_thread
 
 SECONDS = 2.0  # of trying
@@ -69,23 +69,13 @@ class Plan:
 
 
 @one_thread
-def plan(
-    lens: Lens,
-    tasks: Tasks,
-    ablate: Ablate,
-    *,
-    donor: str | Path | Lens | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
-    **options: Unpack[EvalOptions],
-) -> Plan:
+def plan(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[EvalOptions]) -> Plan:
     """What `depthlens.condition_sweep` with the same arguments would cost; two seconds of each task are tried.
 
     Args:
         lens: A loaded model.
         tasks: See `depthlens.condition_sweep`.
         ablate: See `depthlens.condition_sweep`.
-        donor: See `depthlens.condition_sweep`.
-        resample_prompts: See `depthlens.condition_sweep`.
         options: `EvalOptions`.
 
     Raises:
@@ -98,9 +88,8 @@ def plan(
         0           7          8
     """
     lens.needs_weights("plan")
-    chosen = settled(options)
-    refuse_workers(chosen, "plan", "")
-    runs = ConditionRuns(lens, tasks, ablate, chosen, donor=donor, resample_prompts=resample_prompts)
+    chosen = settled(options, without=cluster.NAMES)
+    runs = ConditionRuns(lens, tasks, ablate, chosen)
     counts, seconds, peaks = zip(*(_costs(runs, task) for task in runs.asked), strict=True)
     about = [{"task": of.name, "conditions": len(runs.conditions), "documents": len(of.asked)} for of in runs.asked]
     return Plan(pd.DataFrame(about).join(pd.DataFrame(counts)), sum(seconds), max(peaks))
@@ -111,7 +100,9 @@ def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float,
     counts, seconds, peak_bytes, tried = dict.fromkeys(COUNTS, 0), 0.0, 0, None
     requests: Sequence[Any] = task.requests
     for reference in runs.references[task.name]:
-        engine = runs.engine(runs.cache(task, reference), progress=False)
+        cache, batch_tokens = runs.cache(task, reference), runs.options["batch_tokens"]
+        backend = runs.options["backend"]
+        engine = Engine(runs.joined, backend=backend, batch_tokens=batch_tokens, cache=cache, progress=False)
         lengths = None
         if task.written:
             engine.check_writing(runs.conditions)

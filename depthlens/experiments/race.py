@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -25,7 +24,6 @@ from depthlens.analysis.result.races import Race
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import Ablate, AskedTask, ConditionRuns, Tasks, frame_of, settled
-from depthlens.experiments.texts import made_record
 from depthlens.metrics import LOGPROBS
 from depthlens.models.lens import Lens, one_thread
 from depthlens.tasks.measures import FreeText
@@ -47,8 +45,6 @@ def race(
     margin: int | float = MARGIN,
     alpha: int | float = ALPHA,
     max_documents: int | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
-    donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
 ) -> Race:
     """Decide which conditions cost something and which cost less than a margin, on as few documents as that takes.
@@ -61,8 +57,6 @@ def race(
         alpha: Probability that any decision is wrong.
         max_documents: Documents of each task after which the race ends; None: all that are chosen. Documents that ask
             the same question count once.
-        resample_prompts: See `depthlens.condition_sweep`.
-        donor: See `depthlens.condition_sweep`.
         options: `EvalOptions`. ``seed`` also is that of the order of documents. ``measure`` is ``task`` (the metric
             that stands for the task), ``answer_logprob`` or ``token_logprob``.
 
@@ -83,7 +77,7 @@ def race(
         max_documents = arguments.whole("max_documents", max_documents, 1, fix=", or leave it out for all")
     if chosen["measure"] not in _MEASURES:
         raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
-    runs = ConditionRuns(lens, tasks, ablate, chosen, resample_prompts=resample_prompts, donor=donor)
+    runs = ConditionRuns(lens, tasks, ablate, chosen)
     if any(c.uses("resample") for c in runs.conditions):
         raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
     courses = _courses(runs.asked, chosen["seed"], max_documents)
@@ -106,12 +100,13 @@ def race(
             decided[still] = np.reshape(evidence.decisions(), decided.shape)[still]
             bar.update(int(still.sum() - (decided == betting.UNDECIDED).sum()))
     asked = {"conditions": [*map(str, conditions)], "margin": margin, "alpha": alpha, "max_documents": max_documents}
-    counts = {
-        "n_documents": {c.task: len(c.documents) for c in courses},
-        "n_baseline": {c.task: c.n_seen for c in courses},
-    }
-    about = {"tasks": {c.task: {"metric": c.metric} for c in courses}, **asked, **counts, **runs.record}
-    record = made_record(lens, runs.store, runs.caches, **about)
+    record = runs.store.record(
+        tasks={c.task: {"metric": c.metric} for c in courses},
+        n_documents={c.task: len(c.documents) for c in courses},
+        n_baseline={c.task: c.n_seen for c in courses},
+        **asked,
+        **runs.record,
+    )
     losses = pd.concat([table for course in courses for table in course.losses], ignore_index=True)
     keys = ["task", "condition"]
     found = losses.groupby(keys, sort=False)["loss"].agg(n="size", loss="mean", values=list)

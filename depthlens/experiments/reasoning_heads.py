@@ -36,7 +36,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Unpack
 
@@ -55,7 +56,7 @@ from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import ATTRIBUTION, EXACT, address, losses, removed_alone
 from depthlens.experiments.condition_runs import OF_CONDITIONS, load_tasks, prepare, settled, task_options, tasks_record
-from depthlens.experiments.texts import made_record, measured
+from depthlens.experiments.texts import measured
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
@@ -103,7 +104,8 @@ class Solution:
     Attributes:
         doc_id: Document of the task.
         text: Prompt and solution.
-        spans: Tokens of the solution by kind, in order; what is left out is in none.
+        kinds: The kind of each token of the solution; None: it is left out.
+        spans: Neighbouring tokens of one kind, in order; of numbers those of one number.
         results: The computed numbers, in order.
         question: Token positions of the question (few-shot examples are not a part of it).
         n_unclear: Numbers that were left out.
@@ -112,6 +114,7 @@ class Solution:
 
     doc_id: int
     text: Text
+    kinds: tuple[str | None, ...]
     spans: tuple[Span, ...]
     results: tuple[ComputedNumber, ...]
     question: tuple[int, ...]
@@ -139,9 +142,6 @@ class Solution:
             table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
         return table
 
-    def n_tokens(self, kind: str) -> int:
-        return sum(s.end - s.start for s in self.spans if s.kind == kind)
-
 
 def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
     """Every number of a solution: start, end, and ``computed``, ``copied`` or None where it could be both.
@@ -167,13 +167,14 @@ def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, i
     return found
 
 
-def take_apart(doc_id: int, text: Text, question: str) -> Solution:
+def take_apart(doc_id: int, text: Text, question: str, doc_hash: str = "") -> Solution:
     """Spans and results of a solution.
 
     Args:
         doc_id: Document of the task.
         text: Prompt (which ends with the question) and solution.
         question: The question as text; where the prompt does not hold it, the whole prompt is the question.
+        doc_hash: See `Solution`.
     """
     at = max(text.context.rfind(question.strip()), 0)
     found = kinds(text.continuation, text.context[at:], text.context[:at])
@@ -193,10 +194,12 @@ def take_apart(doc_id: int, text: Text, question: str) -> Solution:
     return Solution(
         doc_id,
         text,
+        tuple(kind_of.values()),
         tuple(Span(kind, run[0], run[-1] + 1) for kind, run in runs if kind),
         tuple(_results(text.continuation, places)),
         tuple(range(min(asked, default=0), max(asked, default=-1) + 1)),
         sum(kind is None for _, kind, _ in places),
+        doc_hash,
     )
 
 
@@ -234,18 +237,17 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
         2
     """
     chosen = settled(options)
-    names = arguments.names("tasks", tasks, "arithmetic_cot")
+    loaded = load_tasks(tasks, chosen)
     found = []
-    for prepared in prepare(lens, load_tasks(names, chosen), chosen):
+    for prepared in prepare(lens, loaded, chosen):
         if prepared.output_type != "generate_until":
             raise UserError(f"task {prepared.name} is {prepared.output_type}; worked solutions need a generative task")
         for doc_id, (context, solution) in Answers(prepared).pairs.items():
             text = align(prepared.encoder, prepared.name, context, solution)
-            doc = prepared.docs[doc_id]
-            found_in = take_apart(doc_id, text, prepared.task.doc_to_text(doc))
-            found.append(replace(found_in, doc_hash=identity(prepared.task, doc)))
+            task, doc = prepared.task, prepared.docs[doc_id]
+            found.append(take_apart(doc_id, text, task.doc_to_text(doc), identity(task, doc)))
     if not any(s.results for s in found):
-        fault = f"tasks {', '.join(names)}: none of {len(found)} answers computes a number"
+        fault = f"tasks {', '.join(loaded)}: none of {len(found)} answers computes a number"
         raise UserError(f"{fault}; take another task")
     return found
 
@@ -291,7 +293,7 @@ def reasoning_scores(
     answers = AnswerStore(chosen["store"], lens)
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = worked_solutions(lens, names, **task_options(chosen))
-    cells = [(s, kind) for s in range(len(solved)) for kind in KINDS if solved[s].n_tokens(kind)]  # tokens of a kind
+    cells = [(s, kind) for s, one in enumerate(solved) for kind in KINDS if kind in one.kinds]  # tokens of a kind
     places = pd.Series(range(len(cells)), pd.MultiIndex.from_tuples(cells)).unstack().reindex(columns=KINDS)
     rows = {kind: places[kind].dropna().to_numpy(dtype=int) for kind in KINDS}
     both = places[[*KINDS[:2]]].dropna().to_numpy(dtype=int).T  # [(computed, copied), solution]
@@ -299,18 +301,17 @@ def reasoning_scores(
     if lacking := [name for name, some in needed.items() if not len(some)]:
         fault = f"none of {len(solved)} solutions has {lacking[0]}"
         raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents")
-    of_method = EXACT if method == EXACT else address(method, 0)
-    cache = answers.entry(f"solutions {' '.join(names)}", method=of_method)
     requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
-    lost, clean = losses(lens, requests, method, chosen, cache, weights=weights, heads=removed)
-    n_tokens = np.array([solved[s].n_tokens(kind) for s, kind in cells])
+    entry = answers.entry(f"solutions {' '.join(names)}", method=address(method))
+    lost, clean = losses(lens, requests, method, chosen, entry, weights=weights, heads=removed)
+    n_tokens = np.array([sum(of_cell) for of_cell in weights])
     lost, clean = lost / n_tokens[:, None, None], clean / n_tokens
     about = {"documents": [s.doc_hash for s in solved], "n_unclear": sum(s.n_unclear for s in solved)}
     about["baseline"] = {
         kind: {"n_tokens": int(n_tokens[at].sum()), "nats_per_token": float(clean[at].mean())}
         for kind, at in rows.items()
     }
-    record = made_record(lens, answers, [cache], method=method, **tasks_record(names, chosen), **about)
+    record = answers.record(method=method, **tasks_record(names, chosen), **about)
     suffix = ", by attribution" if method == ATTRIBUTION else ""
 
     def scores(name: str, values: np.ndarray, unit: str = "nats") -> HeadScores:
@@ -337,12 +338,7 @@ def ratio_cases(
 
 def weighted_tokens(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
     """The whole solution as one continuation, in which the tokens of one kind count."""
-    n = len(solution.text.request.context)
-    weights = [0.0] * len(solution.text.request.continuation)
-    for span in solution.spans:
-        if span.kind == kind:
-            weights[span.start - n : span.end - n] = [1.0] * (span.end - span.start)
-    return solution.text.request, weights
+    return solution.text.request, [float(of_token == kind) for of_token in solution.kinds]
 
 
 @one_thread
@@ -374,21 +370,20 @@ def attention_at_results(
     names = arguments.names("tasks", tasks, "arithmetic_cot")
     solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]
     dims = lens.dims
-    shape = dims.n_layers, dims.n_heads, len(SOURCES)
-    values, _ = measured(
-        lens,
-        [(s.text.tokens, s.question, s.results) for s in solved],
+    values = measured(
+        AnswerStore(chosen["store"], lens),
+        f"results of {' '.join(names)}",
+        "attention at results",
+        solved,
         [f"{head} {source}" for head in dims.head_names for source in SOURCES],
-        lambda i: _masses(lens, solved[i]),
-        label=f"results of {' '.join(names)}",
-        method="attention at results",
-        store=chosen["store"],
-        shape=shape,
+        partial(_masses, lens),
+        cases=[(s.text.tokens, s.question, s.results) for s in solved],
         unit="solution",
         progress=chosen["progress"],
     )
     n = sum(len(s.results) for s in solved)
-    table = pd.DataFrame(np.ndindex(shape[:2]), columns=["layer", "head"]).assign(condition=dims.head_names)
+    table = pd.DataFrame(np.ndindex(dims.n_layers, dims.n_heads), columns=["layer", "head"])
+    table = table.assign(condition=dims.head_names)
     table[[*SOURCES]] = values.sum(0).reshape(-1, len(SOURCES)) / n
     return table.assign(n=n)
 

@@ -45,7 +45,8 @@ Limits: a head may do both, and a head that induces by meaning (synonyms) has a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple, Unpack
 
@@ -63,9 +64,9 @@ from depthlens.arguments import EvalOptions
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments import attention_patterns
-from depthlens.experiments.attribution import EXACT, STEPS, address, engine_of, losses, removed_alone
-from depthlens.experiments.condition_runs import OF_CONDITIONS, settled, task_options, tasks_record
-from depthlens.experiments.texts import made_record, measured
+from depthlens.experiments.attribution import EXACT, STEPS, address, losses, removed_alone
+from depthlens.experiments.condition_runs import OF_CONDITIONS, OF_TASKS, engine_of, settled, task_options, tasks_record
+from depthlens.experiments.texts import measured
 from depthlens.models import quantised
 from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens, one_thread
@@ -92,7 +93,7 @@ class Detector(NamedTuple):
 
 
 def _copy_paste(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
-    sequence = _sequence(needle)
+    sequence = needle.request.inputs
     targets, tokens, places = (torch.tensor(x, device=lens.device) for x in (needle.targets, sequence, needle.places))
 
     def hits(pattern: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def _copy_paste(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers 
 
 def _query_to_gold(lens: Lens, needle: Needle) -> Float[np.ndarray, "query n_layers n_heads"]:
     gold = torch.tensor(needle.gold, device=lens.device)
-    return _of_patterns(lens, _sequence(needle), needle.queries, lambda pattern: pattern[..., gold].sum(-1))
+    return _of_patterns(lens, needle.request.inputs, needle.queries, lambda pattern: pattern[..., gold].sum(-1))
 
 
 def _of_patterns(
@@ -146,7 +147,7 @@ def _writes(
         added[:, layer] = (z * along).sum(-1).T.cpu()
 
     with torch.no_grad():
-        final = attention_patterns.read(lens, _sequence(needle), needle.asked, see)
+        final = attention_patterns.read(lens, needle.request.inputs, needle.asked, see)
         final = moved(final, place)
         plain, normed = _centred(wide(final), centres) * gain, wide(norm(final)) - bias
         scale = (plain * normed).sum(-1) / plain.square().sum(-1)
@@ -155,10 +156,6 @@ def _writes(
 
 def _centred(states: Tensor, centres: bool) -> Tensor:
     return states - states.mean(-1, keepdim=True) if centres else states
-
-
-def _sequence(needle: Needle) -> tuple[int, ...]:
-    return (*needle.request.context, *needle.request.continuation)[:-1]
 
 
 DETECTORS = {
@@ -248,31 +245,31 @@ def retrieval_scores(
     counts = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
     source["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
     source["needles"] = {**counts, "groups": recall_table(needles, recalled).to_dict("records")}
-    caches = [engine.cache]
-    if method != EXACT:
-        of_method = address(method, STEPS[method]) if method in STEPS else f"{method} of needles"
-        caches.append(answers.entry(label, method=of_method))
     if detector := DETECTORS.get(method):
-
-        def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-            for i in members:
-                yield [i], detector.measure(lens, used[i]).mean(0).reshape(1, -1)
-
-        cases = [(n.request, n.targets, n.places, n.asked, n.gold, n.queries) for n in used]
-        how: dict[str, Any] = {"desc": detector.label, "unit": "needle", "progress": chosen["progress"]}
-        values = caches[-1].numbers(cases, lens.dims.head_names, measure, **how)
+        values = measured(
+            answers,
+            label,
+            f"{method} of needles",
+            used,
+            lens.dims.head_names,
+            lambda needle: detector.measure(lens, needle).mean(0),
+            cases=[(n.request, n.targets, n.places, n.asked, n.gold, n.queries) for n in used],
+            unit="needle",
+            progress=chosen["progress"],
+        )
         values = values.reshape(len(used), lens.dims.n_layers, lens.dims.n_heads)
-        about = made_record(lens, answers, caches, method=method, **source)
+        record = answers.record(method=method, **source)
         limits = UNLIMITED if detector.unit else (0.0, 1.0)  # a share of attention has no unit
-        return HeadScores.of_cases(detector.label, detector.unit, values, about, tested=False, limits=limits)
+        return HeadScores.of_cases(detector.label, detector.unit, values, record, tested=False, limits=limits)
     requests, others = [_needle_tokens(n) for n in used], given_removed is not None
-    found, _ = losses(lens, requests, method, chosen, caches[-1], heads=removed, given_others=others)
+    entry = answers.entry(label, method=address(method))
+    found, _ = losses(lens, requests, method, chosen, entry, heads=removed, given_others=others)
     name = "loss on needle tokens" + ("" if method == EXACT else f", by {method.replace('_', ' ')}")
     if given_removed is not None and removed:
         source["given_removed"] = [str(heads_condition([head])) for head in removed]
         name = f"{name} after {len(removed) - 1} other heads"
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
-    record = made_record(lens, answers, caches, method=method, **source)
+    record = answers.record(method=method, **source)
     return HeadScores.of_cases(name, "nats", found / n_tokens, record, tested=True, heads=removed)
 
 
@@ -285,26 +282,21 @@ def _needle_tokens(needle: Needle) -> LoglikelihoodRequest:
 
 
 @one_thread
-def recalled_needles(
-    lens: Lens,
-    needles: Sequence[Needle],
-    *,
-    batch_tokens: int | None = None,
-    store: Where = DEFAULT,
-    progress: bool = True,
-) -> list[Needle]:
-    """The needles whose answer greedy decoding writes token by token.
+def recalled_needles(lens: Lens, needles: Sequence[Needle], **options: Unpack[EvalOptions]) -> list[Needle]:
+    """The needles whose answer greedy decoding writes token by token; none where the model recalls none.
 
-    Returns:
-        None where the model recalls none.
+    Args:
+        lens: A loaded model.
+        needles: From `depthlens.tasks.task_needles` or `depthlens.tasks.written_needles`.
+        options: `EvalOptions`: batch_tokens, store, progress, and those of workers.
 
     Example:
         >>> recalled = dl.recalled_needles(lens, needles)
         >>> len(recalled), len(needles)
         (4, 4)
     """
-    options = {"batch_tokens": batch_tokens, "progress": progress}  # workers are those of the environment
-    return _recalled(engine_of(lens, options, AnswerStore(store, lens).entry("needles")), needles)
+    chosen = settled(options, without=(*OF_CONDITIONS, *OF_TASKS))
+    return _recalled(engine_of(lens, chosen, AnswerStore(chosen["store"], lens).entry("needles")), needles)
 
 
 def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:
@@ -367,19 +359,12 @@ def induction_scores(
     n_texts = arguments.whole("n_texts", n_texts, 1)
     seed = arguments.check(seed=seed)["seed"]
     texts = _texts_read_twice(lens, n_texts, length, seed)
-    values, record = measured(
-        lens,
-        texts,
-        lens.dims.head_names,
-        lambda i: _induction(lens, texts[i], length),
-        label="random tokens",
-        method="induction score",
-        store=store,
-        shape=(lens.dims.n_layers, lens.dims.n_heads),
-        progress=progress,
-    )
-    record |= {"method": "induction", "n_texts": n_texts, "length": length, "seed": seed}
-    return HeadScores.of_cases("induction score", "", values, record, tested=False, limits=(0.0, 1.0))
+    answers, name, dims = AnswerStore(store, lens), "induction score", lens.dims
+    measure = partial(_induction, lens, length)
+    values = measured(answers, "random tokens", name, texts, dims.head_names, measure, progress=progress)
+    values = values.reshape(n_texts, dims.n_layers, dims.n_heads)
+    record = answers.record(method="induction", n_texts=n_texts, length=length, seed=seed)
+    return HeadScores.of_cases(name, "", values, record, tested=False, limits=(0.0, 1.0))
 
 
 def _texts_read_twice(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, ...]]:
@@ -397,7 +382,7 @@ def _texts_read_twice(lens: Lens, n_texts: int, length: int, seed: int) -> list[
     return [(*start, *tokens, *tokens) for tokens in drawn]
 
 
-def _induction(lens: Lens, text: tuple[int, ...], length: int) -> Float[np.ndarray, "n_layers n_heads"]:
+def _induction(lens: Lens, length: int, text: tuple[int, ...]) -> Float[np.ndarray, "n_layers n_heads"]:
     """Induction score of every head on one text."""
     asked = list(range(len(text) - length, len(text)))
     after_first = torch.tensor([i - (length - 1) for i in asked], device=lens.device)

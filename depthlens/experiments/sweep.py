@@ -16,8 +16,6 @@ The cheapest of many removals would look too cheap on the documents that chose i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any, Unpack, cast
 
 import pandas as pd
@@ -33,7 +31,7 @@ from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError
 from depthlens.experiments import attribution
-from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks, load_tasks, refuse_workers, settled
+from depthlens.experiments.condition_runs import Ablate, ConditionRuns, Tasks, load_tasks, settled
 from depthlens.experiments.texts import EMBEDDED, Texts, chosen, named
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.models import loading, names
@@ -44,19 +42,11 @@ from depthlens.tasks.measures import NAME, FreeText
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", *attribution.STEPS)
 HEAD_MODES = ("zero", "mean", "resample")
-OF_FREE_TEXT = ("backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
+OF_FREE_TEXT = ("donor", "backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
 
 
 @one_thread
-def condition_sweep(
-    lens: Lens,
-    tasks: Tasks,
-    ablate: Ablate,
-    *,
-    resample_prompts: Sequence[str] | int | None = None,
-    donor: str | Path | Lens | None = None,
-    **options: Unpack[EvalOptions],
-) -> Result:
+def condition_sweep(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[EvalOptions]) -> Result:
     """Score tasks under the baseline and every condition of ``ablate``.
 
     ``@mean`` puts the mean of what a part adds in the place of what it adds (a layer's output becomes its input plus
@@ -68,11 +58,6 @@ def condition_sweep(
         tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
         ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
             `depthlens.ablations.expand`.
-        resample_prompts: Prompts whose parts ``@resample`` conditions put in place, each in turn; scores are means over
-            them. A number makes so many, where a condition resamples: of documents of the first task that are not
-            evaluated, in the form of the prompts that are scored, with their reference answers.
-        donor: Model whose weights ``@donor`` conditions put in place: a name or a loaded model
-            (`depthlens.models.pairs.with_donor`).
         options: `EvalOptions`.
 
     Returns:
@@ -86,8 +71,7 @@ def condition_sweep(
         >>> result.summary["condition"].tolist()
         ['baseline', 'L2', 'L2.H1', 'L3-4@mean']
     """
-    options = settled(options)
-    return ConditionRuns(lens, tasks, ablate, options, resample_prompts=resample_prompts, donor=donor).result()
+    return ConditionRuns(lens, tasks, ablate, settled(options)).result()
 
 
 def run_by_name(
@@ -96,8 +80,6 @@ def run_by_name(
     ablate: str,
     *,
     experiment: Callable[..., Any] = condition_sweep,
-    donor: str | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
     **options: Any,
 ) -> Any:
     """An experiment on a model by its name; what needs no weights is checked before they are read.
@@ -107,18 +89,16 @@ def run_by_name(
         tasks: See `condition_sweep`.
         ablate: See `condition_sweep`.
         experiment: `condition_sweep` or what takes the same arguments.
-        donor: See `condition_sweep`.
-        resample_prompts: See `condition_sweep`.
         options: Those of `depthlens.load`, and `EvalOptions`.
     """
     how = {name: options.pop(name, option.default) for name, option in arguments.LOADING.items()}
-    arguments.check(tasks=tasks, resample_prompts=resample_prompts, **how)
-    for name in (model, donor):
+    arguments.check(tasks=tasks, **how)
+    for name in (model, options.get("donor")):
         if name is not None and not how["remote"]:
             names.configuration(names.find(name))
     loaded = load_tasks(tasks, settled(cast(EvalOptions, options)))
     lens = loading.load(model, **how)
-    return experiment(lens, loaded, ablate, donor=donor, resample_prompts=resample_prompts, **options)
+    return experiment(lens, loaded, ablate, **options)
 
 
 @one_thread
@@ -146,8 +126,7 @@ def layer_sweep(
         >>> result.critical()["condition"].tolist()
         ['L1', 'L2']
     """
-    if site not in LAYER_SITES:
-        raise UserError(f"unknown site {site!r} for a layer sweep; allowed: {', '.join(LAYER_SITES)}")
+    arguments.one_of(*LAYER_SITES)("site", site)
     return condition_sweep(lens, tasks, "layers" if site == "layer" else site, **options)
 
 
@@ -160,8 +139,6 @@ def head_sweep(
     site: str = "head",
     method: str = "exact",
     mode: str = "zero",
-    steps: int | None = None,
-    resample_prompts: Sequence[str] | int | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
     """Remove every attention head, every group of heads that share keys and values, or every expert, one at a time.
@@ -177,14 +154,12 @@ def head_sweep(
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
             costs more and holds behind a saturated softmax.
         mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
-            of the token, see `condition_sweep`), or ``resample``: z of a reference prompt at the same position.
-        steps: Points along the way of ``integrated_gradients`` besides the whole model; None: 1.
-        resample_prompts: Reference prompts for ``resample``; scores are means over them.
+            of the token, see `condition_sweep`), or ``resample``: z of each of ``resample_prompts`` at the same
+            position.
         options: `EvalOptions`; ``measure`` is ``both`` by default; estimates have ``answer_logprob`` alone.
 
     Returns:
-        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found, and
-        ``record["steps"]`` with how many points.
+        Every document under the baseline and a condition a head. ``record["method"]`` says how it was found.
 
     Raises:
         UserError: for anything asked for that does not exist.
@@ -198,10 +173,6 @@ def head_sweep(
         arguments.one_of(*allowed)(name, value)
     if site == "expert" and (method, mode) != ("exact", "zero"):
         raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
-    if steps is not None:
-        if method != "integrated_gradients":
-            raise UserError(f"steps {steps!r}: method {method!r} has none; use method='integrated_gradients'")
-        steps = arguments.whole("steps", steps, 1)
     of_layers = _layers("layers" if layers is None else layers, lens.dims)
     every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
     ablate = [str(condition) for layer in of_layers for condition in every if condition.layer == layer]
@@ -209,11 +180,10 @@ def head_sweep(
         raise UserError(f"layers {of_layers}: they have no {WORDS[site]}; {every[0]} is the first of {lens.name!r}")
     if method == "exact":
         options = {"measure": "both", **options}
-        result = condition_sweep(lens, tasks, ablate, resample_prompts=resample_prompts, **options)
+        result = condition_sweep(lens, tasks, ablate, **options)
         result.record["method"] = method
         return result
-    settings = settled({"measure": ANSWER_LOGPROB, **options})
-    refuse_workers(settings, method, ", or use method='exact'")
+    settings = settled({"measure": ANSWER_LOGPROB, **options}, without=cluster.NAMES)
     for name, value, can in (
         ("measure", settings["measure"], (ANSWER_LOGPROB,)),
         ("backend", settings["backend"], ("torch",)),
@@ -221,12 +191,22 @@ def head_sweep(
     ):
         if value not in can:
             raise UserError(f"{name} {value!r}: {method} can do {' and '.join(can)} only; use it, or method='exact'")
-    steps = steps or attribution.STEPS[method]
-    runs = ConditionRuns(lens, tasks, ablate, settings, resample_prompts=resample_prompts)
-    runs.record |= {"method": method} | ({"steps": steps} if steps else {})
-    how: dict[str, Any] = {"batch_tokens": settings["batch_tokens"], "progress": settings["progress"]}
-    how |= {"steps": steps, "layers": of_layers, "n_in_layer": len(ablate) // len(of_layers)}
-    return runs.result(partial(_estimated, runs, of_method=attribution.address(method, steps, mode), **how))
+    runs = ConditionRuns(lens, tasks, ablate, settings)
+    runs.record["method"] = method
+    how: dict[str, Any] = {name: settings[name] for name in ("batch_tokens", "progress")}
+    how |= {"steps": attribution.STEPS[method], "layers": of_layers}
+    n_in_layer = len(ablate) // len(of_layers)
+
+    def estimated(task: Any, reference: Reference | None) -> list[list[Any]]:
+        of_means = f" {reference.keys['mean']}" if reference else ""
+        cache = runs.store.entry(task.name, method=attribution.address(method, mode) + of_means)
+        means = (lambda: reference.measure(lens)) if reference else None
+        change, clean = attribution.attribute(lens, task.requests, means=means, cache=cache, **how)
+        change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
+        values = [clean + change[:, c.layer, c.ablations[0].index] if c else clean for c in runs.conditions]
+        return [[LoglikelihoodAnswer(float(value), False) for value in of_condition] for of_condition in values]
+
+    return runs.result(estimated)
 
 
 def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
@@ -234,31 +214,6 @@ def _layers(layers: Sequence[int] | str, dims: Dims) -> list[int]:
     if not isinstance(layers, str):
         return arguments.layers("layers", layers, dims.n_layers)
     return sorted({ablation.layer for condition in expand(layers, dims) for ablation in condition.ablations})
-
-
-def _estimated(
-    runs: ConditionRuns, task: Any, reference: Reference | None, *, of_method: str, n_in_layer: int, **how: Any
-) -> list[list[Any]]:
-    """What `ConditionRuns.run` gives, estimated from gradients.
-
-    Args:
-        runs: Heads, or groups of them, that are removed.
-        task: The reference answers of one task of ``runs``.
-        reference: What takes the place of z.
-        of_method: What the store calls the estimates.
-        n_in_layer: Heads, or groups of them, in a layer.
-        how: Arguments of `attribution.attribute`.
-    """
-    cache = runs.store.entry(task.name, method=of_method + (f" {reference.keys['mean']}" if reference else ""))
-    runs.caches.append(cache)
-    means = (lambda: reference.measure(runs.lens)) if reference else None
-    change, clean = attribution.attribute(runs.lens, task.requests, means=means, cache=cache, **how)
-    change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
-    answers = []
-    for c in runs.conditions:
-        values = clean + change[:, c.layer, c.ablations[0].index] if c else clean
-        answers.append([LoglikelihoodAnswer(float(value), False) for value in values])
-    return answers
 
 
 @one_thread
@@ -270,7 +225,6 @@ def free_text(
     n_prompts: int | None = 24,
     prompt_tokens: int = 32,
     max_new_tokens: int = 64,
-    donor: str | Path | Lens | None = None,
     **options: Unpack[EvalOptions],
 ) -> Result:
     """Let a model continue plain texts under every condition; how much it repeats itself and how strange the text is.
@@ -283,8 +237,7 @@ def free_text(
         n_prompts: The first so many texts; None: all.
         prompt_tokens: So many tokens of a text are given, from its start on; all of a shorter one.
         max_new_tokens: Longest continuation, in tokens. Loops often begin late: 64 and more show them.
-        donor: See `depthlens.condition_sweep`.
-        options: backend, batch_tokens, store, progress.
+        options: `EvalOptions`: donor, backend, batch_tokens, store, progress, and those of workers.
 
     Returns:
         A result with the task ``free_text``, a document for each prompt, and the metrics ``repetition`` (share of
@@ -311,7 +264,7 @@ def free_text(
         fault = f"prompt_tokens {prompt_tokens} and max_new_tokens {max_new_tokens} are {both} tokens"
         raise UserError(f"{fault}; the model reads {lens.max_length} in all")
     view = FreeText(lens, rows, max_new_tokens)
-    result = condition_sweep(lens, {NAME: view}, ablate, donor=donor, **options)
+    result = condition_sweep(lens, {NAME: view}, ablate, **options)
     settings = {"prompt_tokens": prompt_tokens, "max_new_tokens": max_new_tokens, "n_prompts": len(rows)}
     result.record[NAME] = {**settings, "texts": named(texts)}
     return result
@@ -349,7 +302,6 @@ def greedy_removal(
     *,
     tolerance: float = 0.1,
     max_layers: int | None = None,
-    metric: str | None = None,
     **options: Unpack[EvalOptions],
 ) -> Greedy:
     """Remove layers one after another, each time the one that costs least, until the score falls by more than allowed.
@@ -362,15 +314,14 @@ def greedy_removal(
         tasks: One lm-eval task.
         tolerance: How far the mean score of the choosing half may fall below the whole model's, in the metric's unit.
         max_layers: Largest number of layers to remove; None, or as many as the model has: all but one.
-        metric: Which metric; None takes the task's first.
         options: `EvalOptions`. With a store the steps of an earlier call are read.
 
     Returns:
         The steps; see `Greedy`.
 
     Raises:
-        UserError: a bad tolerance or number of layers, a metric that the task does not have, a task at chance, fewer
-            than two documents, or anything that a sweep refuses.
+        UserError: a bad tolerance or number of layers, a task at chance, fewer than two documents, or anything that a
+            sweep refuses.
 
     Example:
         >>> greedy = dl.greedy_removal(lens, "organism_one_hop", max_layers=1, limit=12)
@@ -385,10 +336,13 @@ def greedy_removal(
 
     def tried(gone: list[int]) -> tuple[list[int], Losses]:
         left = [layer for layer in range(n_layers) if layer not in gone]
-        conditions = {layer: str(_without([*gone, layer])) for layer in left}
-        result = condition_sweep(lens, tasks, list(conditions.values()), **options)
-        results.append(_same_baseline(result.select(metrics=_metric(result, metric)), results))
-        return left, results[-1].losses().select(list(conditions.values()))
+        conditions = [str(_without([*gone, layer])) for layer in left]
+        results.append(_same_baseline(condition_sweep(lens, tasks, conditions, **options).primary(), results))
+        losses = results[-1].losses()
+        if losses.at_chance:
+            fault = f"{losses.task} ({losses.metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
+            raise UserError(f"{fault}: nothing to lose; take another task or more documents")
+        return left, losses.select(conditions)
 
     rows, stopped = follow(tried, tolerance=tolerance, max_removed=min(asked, n_layers - 1))
     steps = pd.DataFrame(rows).astype({"layer": "Int64"})
@@ -411,12 +365,3 @@ def _same_baseline(result: Result, earlier: Sequence[Result]) -> Result:
 
 def _without(layers: Sequence[int]) -> Condition:
     return Condition(tuple(Ablation(layer) for layer in sorted(layers)))
-
-
-def _metric(result: Result, asked: str | None) -> str:
-    """The metric asked for, or the task's first, of a task that can be judged."""
-    losses = result.losses(metric=asked or result.docs["metric"].iloc[0])
-    if losses.at_chance:
-        fault = f"{losses.task} ({losses.metric}) is {NOT_ABOVE_CHANCE} with every layer in place"
-        raise UserError(f"{fault}: nothing to lose; take another task or more documents")
-    return losses.metric

@@ -10,20 +10,21 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from depthlens import arguments, provenance
+from depthlens import arguments
 from depthlens.analysis.numbers.means import UNLIMITED, mean
 from depthlens.engine.walk_check import window_of
 from depthlens.errors import UserError, first_line, unknown
 from depthlens.models.lens import Lens
 from depthlens.paths import data_dir
 from depthlens.progress import quiet
-from depthlens.store.answer_cache import AnswerCache, AnswerStore, Where, cache_usage
+from depthlens.store.answer_cache import AnswerStore
 
+T = TypeVar("T")
 Texts = str | Sequence[str] | None
 EMBEDDED, C4 = arguments.TEXT_SETS
 
@@ -91,6 +92,18 @@ def encoded(lens: Lens, texts: Texts, limit: int | None, max_tokens: int) -> lis
     return rows
 
 
+def tokens_of(lens: Lens, text: str | Sequence[int]) -> tuple[int, ...]:
+    """Token ids of a text, as the tokenizer makes them by default; or those that are given in its place.
+
+    Raises:
+        UserError: it is no text, or an empty one.
+    """
+    tokens = lens.tokenizer(text).input_ids if isinstance(text, str) else arguments.plain(text)
+    if not isinstance(tokens, Sequence) or not tokens or not all(type(token) is int for token in tokens):
+        raise UserError(f"prompt {text!r}: give some text")
+    return tuple(tokens)
+
+
 def _c4(limit: int | None) -> list[str]:
     import datasets  # slow to import
 
@@ -106,50 +119,37 @@ def _c4(limit: int | None) -> list[str]:
 
 
 def measured(
-    lens: Lens,
-    cases: Sequence[Any],
-    names: Sequence[str],
-    measure: Callable[[int], np.ndarray],
+    answers: AnswerStore,
     label: str,
-    *,
     method: str,
-    store: Where,
-    shape: Sequence[int] = (-1,),
+    things: Sequence[T],
+    names: Sequence[str],
+    measure: Callable[[T], np.ndarray],
+    *,
+    cases: Sequence[Any] | None = None,
     unit: str = "text",
     progress: bool = False,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Measure every case that the store does not have.
+) -> np.ndarray:
+    """Measure every thing that the store does not have; the numbers of all have the shape [thing, name].
 
     Args:
-        lens: The model.
-        cases: What each case is, as far as it decides the numbers: plain values, which the store hashes.
-        names: What each number is.
-        measure: The numbers of the case with that index, in the order of ``names``.
+        answers: Where numbers are found and kept.
         label: Of what the store has numbers.
         method: What the numbers are; the progress bar says it, too.
-        store: Where numbers are found and kept.
-        shape: Of the numbers of a case.
-        unit: What a case is called in the bar.
+        things: What is measured, such as texts.
+        names: What each number is.
+        measure: The numbers of a thing, in the order of ``names``.
+        cases: What each thing is, as far as it decides the numbers: plain values, which the store hashes; None: itself.
+        unit: What a thing is called in the bar.
         progress: Show it.
-
-    Returns:
-        The numbers of all cases, of shape [case, *shape], and what a record holds of them.
     """
-    answers = AnswerStore(store, lens)
-    cache = answers.entry(label, method=method)
 
     def run(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         for i in members:
-            yield [i], measure(i).reshape(1, -1)
+            yield [i], measure(things[i]).reshape(1, -1)
 
-    values = cache.numbers(cases, names, run, desc=method, unit=unit, progress=progress)
-    return values.reshape(len(cases), *shape), made_record(lens, answers, [cache])
-
-
-def made_record(lens: Lens, answers: AnswerStore, caches: Sequence[AnswerCache], **about: Any) -> dict[str, Any]:
-    """What a record holds: the model, what the experiment says, use of the store, versions, time and machine."""
-    record = {"model": lens.describe(answers.fingerprint), **about, "store": cache_usage(caches)}
-    return record | provenance.environment()
+    cases = things if cases is None else cases
+    return answers.entry(label, method=method).numbers(cases, names, run, desc=method, unit=unit, progress=progress)
 
 
 def table_of_means(

@@ -1,3 +1,3 @@
-from .compare_page import write_comparison as write_comparison
 from .execute import run as run
+from .finding_pages import write_comparison as write_comparison
 from .pages import gallery as gallery

@@ -47,7 +47,6 @@ def claims(
 
     from depthlens.models import names
 
-    arguments.check(out=out)
     roles = None
     if tasks is not None:
         with blaming(
@@ -60,7 +59,7 @@ def claims(
     from depthlens.claims.sweeps import ask, roles_of
     from depthlens.models.loading import load
     from depthlens.paths import writable_folder
-    from depthlens.runner.claims_page import write_verdicts
+    from depthlens.runner.finding_pages import write_verdicts
 
     folder = writable_folder(out)
     if roles is not None:
@@ -92,8 +91,8 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
     arguments.check(out=out)
     say(f"reading {', '.join(runs)}", runs=runs)
     from depthlens.analysis.numbers.words import plain
-    from depthlens.runner.compare_page import write_comparison
     from depthlens.runner.compared_runs import compare as compared
+    from depthlens.runner.finding_pages import write_comparison
 
     found = compared(*runs, stages=stages)
     page = write_comparison(found, out, overwrite=overwrite)

@@ -35,10 +35,10 @@ from traitlets import default
 
 from depthlens import arguments, paths, provenance
 from depthlens import progress as bars
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError, concerning, unknown
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import Executed, failed_cell, read_notebook, write_whole
-from depthlens.runner.parameters import assign, check_twin, check_values, declared, read_profile, with_first_layers
+from depthlens.runner.parameters import assign, check, check_twin, declared, read_profile, with_first_layers
 
 # `_execute` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -225,7 +225,8 @@ def prepare(
             if "out" in defaults[name] and "out" not in values:
                 values["out"] = str(out / folder / name)
             values |= with_first_layers(defaults[name] | values, n_layers)
-            check_values(defaults[name] | values, name)
+            with concerning(f"notebook {name}"):
+                check({key: value for key, value in (defaults[name] | values).items() if value is not None})
             source = str(files[name]) if own_file else name
             path = Path(folder, name).as_posix()
             if own_file and files[name].resolve() == (out / f"{path}.ipynb").resolve():

@@ -2,22 +2,21 @@
 
 The cell tagged ``parameters`` is read as Python and not line by line as papermill does, because papermill skips a line
 whose comment contains an equals sign, and a parameter that is skipped could not be checked. Values are checked by the
-rules of their names; what another notebook calls by a name of its own is that notebook's affair.
+rules of their names (`depthlens.arguments`); what another notebook calls by a name of its own is its affair.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from depthlens import arguments, paths
-from depthlens.ablations import ROUNDED, Dims, expand
-from depthlens.arguments import FLAG, TEXT, WHOLE, Rule, list_of, numeric, one_of, or_none
+from depthlens.ablations import Dims, expand
 from depthlens.errors import UserError, blaming, concerning, unknown
 from depthlens.models import names
 
@@ -78,29 +77,6 @@ def fit(value: object, default: object) -> object:
     return value
 
 
-def check_values(values: Mapping[str, Any], notebook: str) -> None:
-    """Refuse values that `depthlens.setup_notebook` would refuse, as far as no model or device is needed to know.
-
-    A notebook checks its parameters in its first cells, but a kernel takes seconds to get there.
-
-    Args:
-        values: Every parameter with its value.
-        notebook: For the error.
-
-    Raises:
-        UserError: the first value that is not allowed.
-    """
-    with concerning(f"notebook {notebook}"):
-        check(**{name: value for name, value in values.items() if value is not None})
-        for model in named(values, MODELS):
-            names.configuration(names.find(model))
-        # lm-eval is imported only where a task is not embedded, because that is slow
-        if others := sorted({*named(values, TASKS)} - paths.embedded_names()):
-            from depthlens.tasks.harness import task_manager
-
-            task_manager(others, values.get("include_path"))
-
-
 def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebook: str) -> None:
     """Refuse a model of one's own in a notebook that compares it with a twin, where the twin is that of another model.
 
@@ -115,19 +91,31 @@ def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebo
             raise UserError(f"{fault}; name one that was trained from it: -p distilled NAME")
 
 
-def check(**values: object) -> None:
-    """Check values against the rules of their names; one without a rule passes.
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse what no model or device is needed to refuse: values by the rules of their names, and unknown names.
+
+    A value without a rule passes. `depthlens run` asks before a kernel starts, since that takes seconds, and
+    `setup_notebook` in the kernel.
 
     Raises:
         UserError: the first value that is not allowed.
     """
     for name, value in values.items():
-        if rule := RULES.get(name, RULES["limit"] if name.endswith("_limit") else None):
+        if rule := arguments.RULES.get("limit" if name.endswith("_limit") else name):
             rule(name, value)
     if "distilled" in values and values["distilled"] == values.get("model"):
         raise UserError(f"distilled {values['distilled']!r}: it is the model itself; name one that was trained from it")
     if "ks" in values and values.get("draws") == 0:
         raise UserError("draws 0: lists of heads are compared with random ones; give at least 10")
+    if "model" in values:
+        names.find(values["model"])
+    for model in [] if values.get("remote") else named(values, MODELS):
+        names.configuration(names.find(model))
+    # lm-eval is imported only where a task is not embedded, because that is slow
+    if others := sorted({*named(values, TASKS)} - paths.embedded_names()):
+        from depthlens.tasks.harness import task_manager
+
+        task_manager(others, values.get("include_path"))
 
 
 def check_parts(values: Mapping[str, Any], dims: Dims) -> None:
@@ -150,37 +138,6 @@ def named(values: Mapping[str, object], parameters: Sequence[str]) -> list[str]:
         return [value] if isinstance(value, str) else [text for item in inside for text in texts(item)]
 
     return texts(list(map(values.get, parameters)))
-
-
-# one rule for each name of a parameter; those that the experiments have, too, are theirs
-_TEXTS, _LAYERS, _COUNT, _FROM_2 = list_of(TEXT), list_of(WHOLE), numeric(int, 1), numeric(int, 2)
-RULES: dict[str, Callable[[str, Any], object]] = {
-    **{name: rule for name, rule in arguments.RULES.items() if name not in ("store", "donor")},  # no notebook has them
-    **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _COUNT),
-    **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _COUNT),
-    **dict.fromkeys(("context_lengths", "ks"), list_of(_COUNT)),
-    "texts": or_none(_FROM_2),
-    "model": lambda name, value: names.find(value),
-    **dict.fromkeys(("organism", "distilled", "position", "prompt", "other_prompt"), TEXT),
-    "prompt_answers": list_of(TEXT, 2, 2),
-    **dict.fromkeys(("more", "knowledge"), list_of(TEXT, 0)),
-    **dict.fromkeys(("tasks", "ways", "prompt_conditions"), _TEXTS),
-    **dict.fromkeys(("base", "control"), list_of(TEXT, 0, 1)),
-    "check": numeric(int, 3),
-    "depths": list_of(numeric(float, 0, 1)),
-    "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),
-    "layers": Rule(lambda v: isinstance(v, str | None) or _LAYERS.fits(v), "layers, as [3, 4], or as 'layers:4'"),
-    "max_tokens": _FROM_2,
-    "metrics": or_none(_TEXTS),
-    "race": FLAG,
-    "minutes": numeric(float, 0),
-    "claims": or_none(_TEXTS),
-    "roles": or_none(Rule(lambda v: isinstance(v, dict), "tasks by role, as {'letters': ['mmlu']}")),
-    "rounding": one_of(*ROUNDED),
-    "skip_first": WHOLE,
-    "tolerance": numeric(float, 0),
-    "views": Rule(lambda v: _TEXTS.fits(v) and "layers" in v, "a list of ways, with layers among them, which decides"),
-}
 
 
 def read_profile(
@@ -212,7 +169,7 @@ def read_profile(
     with concerning(f"profile {profile} of {path}"):
         values = assign(shared, defaults)
         for name, of_notebook in own.items():
-            one_of(*defaults)("notebook", name)
+            arguments.one_of(*defaults)("notebook", name)
             values[name] |= assign(of_notebook or {}, {name: defaults[name]})[name]
     return values, n_layers
 

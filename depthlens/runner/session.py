@@ -29,7 +29,7 @@ DOCUMENTS = ("limit", "num_fewshot", "seed", "include_path")
 CHAT = ("apply_chat_template", "enable_thinking")
 WRITING = ("gen_kwargs", "think_end_token")
 # the names of parameters; other options of experiments are given where a cell calls one
-NAMES = {*parameters.RULES} - {*arguments.COMMANDS} | {*DOCUMENTS, *CHAT, *WRITING, *arguments.LOADING}
+NAMES = {*arguments.RULES} - {*arguments.COMMANDS} | {"model", *DOCUMENTS, *CHAT, *WRITING, *arguments.LOADING}
 PACKAGES = ("depthlens", "torch", "transformers", "lm-eval")
 
 
@@ -107,7 +107,7 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
         {'limit': 8}
     """
     values = {n: v for n, v in namespace.items() if n in NAMES or n.endswith("_limit")}
-    parameters.check(**{"model": None, **values})
+    parameters.check({"model": None, **values})
     tasks = list(dict.fromkeys(parameters.named(values, parameters.TASKS)))
     if (out := values.get("out")) is not None:
         writable_folder(out)
@@ -136,11 +136,8 @@ def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
         # here, because importing takes seconds in which the cell says what it does
         from transformers import set_seed
 
-        from depthlens.models import loading, names
+        from depthlens.models import loading
         from depthlens.tasks import harness
-    source = names.find(values["model"])
-    if not values.get("remote"):
-        names.configuration(source)
     if tasks:  # 09_claims has tasks of its own where none are given
         harness.load_tasks(tasks, **_some(values, (*DOCUMENTS, "gen_kwargs")))
     set_seed(values.get("seed", 0))

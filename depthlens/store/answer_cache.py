@@ -207,6 +207,7 @@ class AnswerStore:
         self._opened = open_store(store)
         given = {"model": lens, "donor": lens.donor, "second": second}
         self._models = {role: model for role, model in given.items() if model is not None}
+        self._entries: list[AnswerCache] = []
 
     @cached_property
     def identities(self) -> dict[str, Any]:
@@ -263,15 +264,18 @@ class AnswerStore:
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
         made = {"model": lens.name, **about, **provenance.environment(), "label": label}
         donor = {"donor": self.identities["donor"].fingerprint} if "donor" in self.identities else {}
-        return AnswerCache(self.store, f"{key}/{safe}", {**shared, **made}, {**(reference or {}), **donor})
+        self._entries.append(
+            AnswerCache(self.store, f"{key}/{safe}", {**shared, **made}, {**(reference or {}), **donor})
+        )
+        return self._entries[-1]
 
-
-def cache_usage(caches: Sequence[AnswerCache]) -> dict[str, Any] | None:
-    """For the record: where answers were stored, and how many were read and computed."""
-    stores = [cache.store.location for cache in caches if cache.store]
-    asked = [rows for cache in caches for rows in cache.asked]
-    read, computed = sum(rows.n_known for rows in asked), sum(len(rows.computed) for rows in asked)
-    return {"location": stores[0], "rows_read": read, "rows_computed": computed} if stores else None
+    def record(self, **about: Any) -> dict[str, Any]:
+        """What a record holds: the model, what the experiment says, use of the store, versions, time and machine."""
+        asked = [rows for entry in self._entries for rows in entry.asked]
+        read, computed = sum(rows.n_known for rows in asked), sum(len(rows.computed) for rows in asked)
+        usage = {"location": self.store.location, "rows_read": read, "rows_computed": computed} if self.store else None
+        model = self._models["model"].describe(self.fingerprint)
+        return {"model": model, **about, "store": usage, **provenance.environment()}
 
 
 def digest(request: Any) -> str:

@@ -90,7 +90,7 @@ LOAD = [
     (load(offload=True), "offload True: give 'disk', or leave it out"),
 ]
 SWEEPS = [
-    (layer_sweep(site="block"), "unknown site 'block' for a layer sweep; allowed: layer, attn, mlp"),
+    (layer_sweep(site="block"), "unknown site 'block'; allowed: layer, attn, mlp"),
     *((layer_sweep(limit=None, samples=x), f"samples {x!r}: task {TASK} has documents 0..155; give some of these")
       for x in ("900:", [2, 400])),
     (layer_sweep(limit=None, samples={"arc": [1]}), f"unknown task in samples 'arc'; allowed: {TASK}"),
@@ -101,9 +101,9 @@ SWEEPS = [
     *((next_token(prompt=x), f"prompt {x!r}: give some text") for x in ("", ["a", "b"])),
     (lambda e: dl.generate(e.lens, ""), "give some text"),
     (lambda e: dl.logit_lens(e.lens, 5), "give some text"),
-    (lambda e: dl.generate(e.lens, "a", "L1@resample"), "give resample_prompt"),
-    (next_token(prompt="a", conditions="L1@resample"), "give resample_prompts"),
-    (next_token(prompt="a", conditions="L1", resample_prompts="b"), "no condition uses @resample"),
+    (lambda e: dl.generate(e.lens, "a", "L1@resample"), "L1@resample needs resample_prompt: give both, or neither"),
+    (next_token(prompt="a", conditions="L1@resample"), "L1@resample needs resample_prompts: give both, or neither"),
+    (next_token(prompt="a", conditions="L1", resample_prompts="b"), "is used by @resample conditions only: give both"),
     (lambda e: dl.ablated(e.lens, "L9").__enter__(), "layer 9 does not exist"),
     *((attention(heads=part), "no layer or head") for part in ("L1.mlp", "L1-2", "L1@mean", "L1.H1[3:]", "baseline")),
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
@@ -157,18 +157,15 @@ WORKERS = [
     (layer_sweep(ray=" "), "ray ' ': give 'local' or the address"),
     (layer_sweep(worker_gpus=1.5, workers=1), "worker_gpus 1.5: give a share of a GPU"),
     (layer_sweep(worker_cpus=2), "worker_cpus 2: no workers are asked for"),
-    *(
-        (call(workers=2), f"workers 2: {what} runs in one process")
-        for call, what in ((plan, "plan"), (attribution, "attribution"))
-    ),
+    *((call(workers=2), "unknown option 'workers'; allowed: limit, samples, ") for call in (plan, attribution)),
 ]
 DONORS = [
     (lambda e: dl.with_donor(e.organism, e.lens), "are no pair: "),
     (lambda e: dl.with_donor(e.organism, "gpt5"), "unknown model 'gpt5'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     *(
-        (lambda e, x=x: dl.activation_deltas(e.lens, dl.Lens(e.lens.model, e.lens.tokenizer), x), "each with some text")
-        for x in ([], [[3, 4], []])
+        (lambda e, x=x: dl.activation_deltas(e.lens, dl.Lens(e.lens.model, e.lens.tokenizer), x), said)
+        for x, said in (([], "give at least one, each with some text"), ([[3, 4], []], "prompt []: give some text"))
     ),
     *(
         (lambda e, do=do: do(e.windowed), said)

@@ -1,4 +1,4 @@
-"""A comparison of runs as one page that needs no network, with its tables beside it as Parquet files."""
+"""Comparisons and verdicts as pages that need no network, with their tables beside them as Parquet files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pandas as pd
 from nbconvert.filters import text_base64
 
 from depthlens import __version__
+from depthlens.analysis.result.findings import Finding
 from depthlens.analysis.result.folder import DOCS_FILE, refuse_other
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
+from depthlens.claims.scorecard_html import scorecard
+from depthlens.claims.verdicts import DECIDES, Verdicts
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, writable_folder
 from depthlens.plots.comparison import drawable, loss_difference, profile_comparison, run_centres
@@ -45,14 +48,27 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
         raise UserError(f"{str(out)!r} holds results of a sweep, which are never replaced; name another folder")
     if not overwrite:
         refuse_other(folder, (*Comparison.files(), PAGE), partial(comparison.differs, folder))
-    page = comparison_page(comparison)
-    comparison.save(folder, overwrite=True)
+    return _write(comparison, folder, "compare.html.j2", **_of_comparison(comparison))
+
+
+def write_verdicts(verdicts: Verdicts, folder: Path) -> Path:
+    """Write verdicts into a folder: ``index.html``, their table and ``record.json``; returns the page's path."""
+    figure = verdicts.plot()
+    columns = ["claim", "row", "part", "what", "at_half", "state", "at_double"]
+    sizes = verdicts.parts[verdicts.parts["view"] == DECIDES][columns].to_html(index=False, border=0)
+    shown = {"scorecard": scorecard(verdicts), "alt": figure.get_suptitle(), "svg": text_base64(figure.svg())}
+    return _write(verdicts, folder, "claims.html.j2", verdicts=verdicts, sizes=sizes, **shown)
+
+
+def _write(finding: Finding, folder: Path, template: str, **values: Any) -> Path:
+    page = pages.render(template, ("base.css", "compare.css"), version=__version__, **values)
+    finding.save(folder, overwrite=True)
     write_whole(folder / PAGE, page)
     return folder / PAGE
 
 
-def comparison_page(c: Comparison) -> str:
-    """The page as HTML, with all figures inside."""
+def _of_comparison(c: Comparison) -> dict[str, Any]:
+    """What the page shows, with all figures."""
     drawn: dict[Any, bool] = {run_centres: False}
     if len(c.runs) <= MAX_OVERLAID:
         drawn = {profile_comparison: False, loss_difference: True} | drawn
@@ -68,16 +84,13 @@ def comparison_page(c: Comparison) -> str:
         "estimates": c.verdicts.drop(columns=["why", "sentence"]),
     }
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
-    return pages.render(
-        "compare.html.j2",
-        ("base.css", "compare.css"),
-        comparison=c,
-        figures=[(f.get_suptitle(), text_base64(f.svg())) for f in figures],
-        settings={kind: _folded(rows) for kind, rows in settings.items()},
-        tables={name: _folded(rows) for name, rows in tables.items()},
-        sentence=_text,
-        version=__version__,
-    )
+    return {
+        "comparison": c,
+        "figures": [(f.get_suptitle(), text_base64(f.svg())) for f in figures],
+        "settings": {kind: _folded(rows) for kind, rows in settings.items()},
+        "tables": {name: _folded(rows) for name, rows in tables.items()},
+        "sentence": _text,
+    }
 
 
 def _by_run(c: Comparison, table: pd.DataFrame, index: list[str], values: str) -> pd.DataFrame:
