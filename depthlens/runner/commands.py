@@ -105,11 +105,17 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
 
 
 def answers(
-    run: str, condition: str, *, change: str = "broken", task: str | None = None, against: str | None = None
+    run: str,
+    condition: str,
+    *,
+    change: str = "broken",
+    task: str | None = None,
+    against: str | None = None,
+    format: str = "text",
 ) -> None:
     """Print the answers that a removal changes, beside those of the whole model.
 
-    Example: depthlens answers runs/layers L11
+    Example: depthlens answers runs/layers L11 --format csv > broken.csv
 
     Args:
         run (RUN): A folder that `depthlens sweep` wrote.
@@ -118,13 +124,18 @@ def answers(
         task (NAME): Of this task only.
         against (RUN): A run of another model on the same documents, whose whole model is the baseline. With the
             condition baseline: the documents on which two models differ.
+        format: text, or a table with all columns for other programs: csv, or json (a list of one object an answer).
     """
+    arguments.one_of("text", "csv", "json")("format", format)
     say(f"reading {run}", run=run)
     from depthlens.analysis.numbers.stats import BASELINE
     from depthlens.analysis.result.results import Result
 
     other = None if against is None else Result.load(against)
     found = Result.load(run).answers(condition, change, task=task, against=other)
+    if format != "text":
+        csv = format == "csv"
+        return typer.echo(found.to_csv(index=False) if csv else found.to_json(orient="records", indent=2), nl=not csv)
     names = against or "whole model", run if condition == BASELINE else f"without {condition}"
     for row in found.itertuples():
         lines = row.question, row.reference, row.baseline_answer, row.answer
