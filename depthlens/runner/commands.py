@@ -76,7 +76,9 @@ def claims(
     typer.echo(f"\nWrote {page}")
 
 
-def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool = False) -> None:
+def compare(
+    runs: list[str], *, out: str, stages: bool = False, from_logs: bool = False, overwrite: bool = False
+) -> None:
     """Compare runs: scores, profiles over depth, critical parts, and verdicts, with differences tested.
 
     Only what was measured with equal settings is compared; the page says what was not.
@@ -87,6 +89,7 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
         runs (RUN...): Two folders or more that `depthlens sweep` or `depthlens run` wrote, each of one model.
         out (DIR): Folder for index.html, the tables (.parquet) and record.json.
         stages: The runs are stages of training, in order: compare each with the one before, not the first.
+        from_logs: The runs are logs of lm-eval (folders of --output_path with --log_samples) or Inspect (.eval files).
         overwrite: Replace what --out holds.
     """
     arguments.check(out=out)
@@ -95,7 +98,7 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
     from depthlens.runner.compare_page import write_comparison
     from depthlens.runner.compared_runs import compare as compared
 
-    found = compared(*runs, stages=stages)
+    found = compared(*runs, stages=stages, from_logs=from_logs)
     page = write_comparison(found, out, overwrite=overwrite)
     for line in found.sentences:
         typer.echo(plain(line))

@@ -82,6 +82,7 @@ NOT_RUN = {
     "depthlens sweep deepseek-r1-llama-70b ": "needs several GPUs; test_reproduction.py parses it",
     "depthlens sweep smollm2-135m capitals_continuation --ablate layers --limit 20 --workers 2 ": "as the next one",
     "depthlens run 04_heads --workers 2 ": "takes minutes; tests/unit/cluster runs sweeps on workers",
+    "depthlens compare --from-logs ": "needs logs of others; tests/unit/runner/test_logs.py has lm-eval write some",
     "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }
 
