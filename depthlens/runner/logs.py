@@ -6,8 +6,9 @@ files, or one JSON file; a folder may hold several. Of a task that was run sever
 
 Each becomes a result of whole models, of one condition. Questions are paired by lm-eval's hash of the document, or by
 Inspect's id of the sample together with its text; epochs are times that a question is asked. Chance is known among
-options. Limits: the question of a prompt with examples is what stands behind the last separator of examples. A score
-of Inspect that is no number, no grade (C, P, I, N) and no dictionary of these is left out.
+options. Limits: the question of a prompt with examples is what stands behind the last separator of examples. Where
+options are parts of the prompt (Winogrande), no log says which is right: the reference is what follows them. A score of
+Inspect that is no number, no grade (C, P, I, N) and no dictionary of these is left out.
 """
 
 from __future__ import annotations

@@ -67,8 +67,9 @@ def test_a_log_of_lm_eval_is_the_sweep_of_its_model(made):
         asked, said = (r.asked.set_index(["task", "doc_id"]).sort_index() for r in (sweeps[name], found))
         assert said["doc_hash"].equals(asked["doc_hash"])
         chosen = asked["choices"].notna()
-        for column in ("choices", "reference"):
-            assert said[chosen][column].tolist() == asked[chosen][column].tolist()
+        assert said[chosen]["choices"].tolist() == asked[chosen]["choices"].tolist()
+        chosen &= asked.index.get_level_values("task") != "mini_blanks"  # no log says which sentence is right
+        assert said[chosen]["reference"].tolist() == asked[chosen]["reference"].tolist()
         assert said.loc["mini_shots", "question"].tolist() == asked.loc["mini_shots", "question"].tolist()
         for task, metric in ours[["task", "metric"]].drop_duplicates().itertuples(index=False):
             wanted, info = sweeps[name].metric_info(task, metric), found.metric_info(task, metric)
