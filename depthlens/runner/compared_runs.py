@@ -46,7 +46,7 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_l
         >>> comparison.runs
         ['step1', 'step2']
     """
-    names, given = _names(runs), logs.read([Path(run) for run in runs]) if from_logs else runs
+    names, given = _names(runs), logs.read([Path(str(run)) for run in runs]) if from_logs else runs
     read = [_read(run) for run in given]
     if all(len({*results, *verdicts}) == 1 for results, verdicts in read):  # whatever their folders are called
         read = [({at[:0]: r for at, r in results.items()}, {at[:0]: v for at, v in of.items()}) for results, of in read]
