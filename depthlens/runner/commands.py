@@ -75,7 +75,9 @@ def claims(
     typer.echo(f"\nWrote {page}")
 
 
-def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool = False) -> None:
+def compare(
+    runs: list[str], *, out: str, stages: bool = False, from_logs: bool = False, overwrite: bool = False
+) -> None:
     """Compare runs: scores, profiles over depth, critical parts, and verdicts, with differences tested.
 
     Only what was measured with equal settings is compared; the page says what was not.
@@ -86,6 +88,7 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
         runs (RUN...): Two folders or more that `depthlens sweep` or `depthlens run` wrote, each of one model.
         out (DIR): Folder for index.html, the tables (.parquet) and record.json.
         stages: The runs are stages of training, in order: compare each with the one before, not the first.
+        from_logs: The runs are logs of lm-eval (folders of --output_path with --log_samples) or Inspect (.eval files).
         overwrite: Replace what --out holds.
     """
     arguments.check(out=out)
@@ -94,7 +97,7 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
     from depthlens.runner.compared_runs import compare as compared
     from depthlens.runner.finding_pages import write_comparison
 
-    found = compared(*runs, stages=stages)
+    found = compared(*runs, stages=stages, from_logs=from_logs)
     page = write_comparison(found, out, overwrite=overwrite)
     for line in found.sentences:
         typer.echo(plain(line))
@@ -104,11 +107,17 @@ def compare(runs: list[str], *, out: str, stages: bool = False, overwrite: bool 
 
 
 def answers(
-    run: str, condition: str, *, change: str = "broken", task: str | None = None, against: str | None = None
+    run: str,
+    condition: str,
+    *,
+    change: str = "broken",
+    task: str | None = None,
+    against: str | None = None,
+    format: str = "text",
 ) -> None:
     """Print the answers that a removal changes, beside those of the whole model.
 
-    Example: depthlens answers runs/layers L11
+    Example: depthlens answers runs/layers L11 --format csv > broken.csv
 
     Args:
         run (RUN): A folder that `depthlens sweep` wrote.
@@ -117,13 +126,18 @@ def answers(
         task (NAME): Of this task only.
         against (RUN): A run of another model on the same documents, whose whole model is the baseline. With the
             condition baseline: the documents on which two models differ.
+        format: text, or a table with all columns for other programs: csv, or json (a list of one object an answer).
     """
+    arguments.one_of("text", "csv", "json")("format", format)
     say(f"reading {run}", run=run)
     from depthlens.analysis.numbers.stats import BASELINE
     from depthlens.analysis.result.results import Result
 
     other = None if against is None else Result.load(against)
     found = Result.load(run).answers(condition, change, task=task, against=other)
+    if format != "text":
+        csv = format == "csv"
+        return typer.echo(found.to_csv(index=False) if csv else found.to_json(orient="records", indent=2), nl=not csv)
     names = against or "whole model", run if condition == BASELINE else f"without {condition}"
     for row in found.itertuples():
         lines = row.question, row.reference, row.baseline_answer, row.answer

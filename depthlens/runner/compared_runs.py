@@ -20,11 +20,12 @@ from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import Comparison, compare_runs
 from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
+from depthlens.runner import logs
 
 _FIX = "give folders that `depthlens sweep --out` or `depthlens run --out` wrote"
 
 
-def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Comparison:
+def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_logs: bool = False) -> Comparison:
     """Compare runs: whole models, profiles over depth, losses by condition, and verdicts.
 
     Only what was measured with equal settings is compared; ``settings`` and ``notes`` of the comparison say what was
@@ -34,21 +35,25 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False) -> Com
         runs: Two or more folders that ``depthlens sweep`` or ``depthlens run`` wrote, or results in memory; each of
             one model.
         stages: Whether the runs are stages of training, in order.
+        from_logs: Whether they are logs of lm-eval or Inspect (`depthlens.runner.logs`).
 
     Raises:
-        UserError: fewer than two runs, one run twice, a run that holds no results or a damaged one, or runs that have
-            no task and metric in common.
+        UserError: fewer than two runs, one run twice, a run that holds no results or a damaged one, runs that have
+            no task and metric in common, or logs of which no two can be compared.
 
     Example:
         >>> comparison = dl.compare(one, other)
         >>> comparison.runs
         ['step1', 'step2']
     """
-    names, read = _names(runs), [_read(run) for run in runs]
+    names, given = _names(runs), logs.read([Path(str(run)) for run in runs]) if from_logs else runs
+    read = [_read(run) for run in given]
     if all(len({*results, *verdicts}) == 1 for results, verdicts in read):  # whatever their folders are called
         read = [({at[:0]: r for at, r in results.items()}, {at[:0]: v for at, v in of.items()}) for results, of in read]
     results, verdicts = ({name: of[kind] for name, of in zip(names, read, strict=True)} for kind in (0, 1))
     found = compare_runs(results, verdicts, stages=stages)
+    if from_logs and found.notes and not found.table["reference"].any():
+        raise UserError(f"{'; '.join(found.notes)}; give logs of the same questions and settings")
     paths = ["" if isinstance(run, Result) else str(Path(run)) for run in runs]
     return replace(found, record=found.record | {"paths": paths})
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import random
 import re
 import threading
@@ -46,20 +45,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from depthlens import metrics
 from depthlens.errors import UserError, blaming
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 log = logging.getLogger(__name__)
 
 FIX = "correct its YAML file or its documents"
-_AMONG_OPTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-_LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda option: len(option.encode())}
-# perplexity metrics: the name of what we report of each document, and its unit in nats
-_RATES = {
-    "word_perplexity": ("nats_per_word", 1.0),
-    "byte_perplexity": ("nats_per_byte", 1.0),
-    "bits_per_byte": ("bits_per_byte", math.log(2)),
-}
 _seeded = threading.RLock()
 
 
@@ -223,34 +215,14 @@ class Prepared:
             name = metric if len(first.filtered_resps) == 1 else f"{metric},{filter_name}"
             chooses = self.output_type == "multiple_choice"
             whole = " | ".join(dict.fromkeys(map(str, first.resps)))
-            response = self._choice(metric, doc_id, answers) if chooses else whole
+            response = metrics.chosen(metric, self._options[doc_id], answers) if chooses else whole
             is_right = value == 1.0 and better.get(metric, True)  # what is right was read
             yield Score(name, doc_id, value, response, parsed or is_right, complete)
 
-    def _choice(self, metric: str, doc_id: int, answers: list[tuple[float, bool]]) -> str:
-        """The option that a metric chooses, by the rules of lm-eval's ``ConfigurableTask.process_results``."""
-        options = self._options[doc_id]
-        logprobs = np.array([logprob for logprob, _ in answers])
-        with_context, without = logprobs[: len(options)], logprobs[len(options) :]
-        if metric == "exact_match":
-            return " | ".join(o.strip() for o, (_, is_greedy) in zip(options, answers, strict=False) if is_greedy)
-        if metric == "acc_mutual_info" and len(without):
-            with_context = with_context - without
-        elif metric in _LENGTHS:
-            with np.errstate(divide="ignore", invalid="ignore"):  # an option may be empty
-                with_context = with_context / [float(_LENGTHS[metric](option)) for option in options]
-        return options[int(np.argmax(with_context))].strip()
-
     def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
         """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
-        if metric in _RATES and isinstance(value, tuple | list):
-            name, unit = _RATES[metric]
-            loglikelihood, n_pieces = value  # words or bytes
-            return name, -loglikelihood / n_pieces / unit
-        if metric == "perplexity":  # a cloze task's log-likelihood, which lm-eval turns into perplexity at the end
-            return "nats", -float(value)
-        if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
-            return metric, float(value)
+        if (found := metrics.of_document(metric, value)) is not None:
+            return found
         self.skipped[metric] = "has no value per document"
         return None
 
@@ -258,12 +230,12 @@ class Prepared:
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:
         """The task's entry in a record; ``docs`` are its rows, which say what metrics it has."""
         better, config, writes = self.task.higher_is_better(), self.task.config, self.output_type == "generate_until"
-        metrics: dict[str, dict[str, Any]] = {}
+        infos: dict[str, dict[str, Any]] = {}
         for metric in docs["metric"].unique():
             name = str(metric).partition(",")[0]
-            higher, chance = bool(better.get(name, not name.startswith(("nats", "bits")))), self.chance(name)
+            higher, chance = bool(better.get(name, metrics.rises(name))), self.chance(name)
             floor = (0.0 if higher else None) if self.written else chance
-            metrics[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor}
+            infos[str(metric)] = {"higher_is_better": higher, "chance": chance, "floor": floor}
         return {
             "version": (config.metadata or {}).get("version"),
             "config": _config_hash(config),
@@ -274,13 +246,13 @@ class Prepared:
             "output_type": self.output_type,
             "n_truncated": sum(n > 0 for n in self.cut),
             "max_tokens_cut": max(self.cut, default=0),
-            "metrics": metrics,
+            "metrics": infos,
             "skipped_metrics": self.skipped,
         }
 
     def chance(self, metric: str) -> float | None:
         """The score of guessing (see the module); None for metrics that have none."""
-        if self.output_type == "multiple_choice" and metric in _AMONG_OPTIONS:
+        if self.output_type == "multiple_choice" and metric in metrics.AMONG_OPTIONS:
             right = {doc_id: self.task.doc_to_target(doc) for doc_id, doc in self.docs.items()}
             n_right = {doc_id: len(set(t)) if isinstance(t, list) else 1 for doc_id, t in right.items()}
             return sum(n / len(self._options[doc_id]) for doc_id, n in n_right.items()) / len(n_right)

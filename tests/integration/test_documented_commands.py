@@ -85,6 +85,7 @@ NOT_RUN = {
     "git clone ": "needs a network",
     "python benchmarks/real_data.py ": "needs clones; tests/unit/tasks/test_real_data.py has made-up ones",
     "depthlens sweep smollm2-135m arc_easy ": "as the one before",
+    "depthlens compare --from-logs ": "needs logs of others; tests/unit/runner/test_logs.py has lm-eval write some",
     "depthlens compare runs/step1000 ": "needs three checkpoints; test_compare.py has made-up ones",
 }
 

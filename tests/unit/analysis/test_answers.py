@@ -1,5 +1,7 @@
 """Answers that removals change: the table, and the view of it."""
 
+import csv
+import io
 import json
 import re
 
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 
 import depthlens as dl
+from depthlens.analysis.result import answers
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.show import explorer, views
 from depthlens.errors import UserError
@@ -53,6 +56,22 @@ def test_each_answer_is_broken_repaired_changed_or_the_same():
     assert result.answers("L1", "changed")["answer"].tolist() == ["y"]
     assert result.answers("L1", "all")["change"].tolist() == ["broken", "changed", "same", "repaired"], "by loss"
     assert not len(result.answers("L1@mean")), "nothing changes"
+
+
+def test_the_command_prints_the_answers_as_text_and_as_tables_of_other_programs(call, tmp_path):
+    """Line breaks, quotes and other alphabets come back as they were."""
+    result = written()
+    result.save(tmp_path / "run")
+    printed = {form: call("answers", tmp_path / "run", "L0", "--format", form) for form in ("text", "csv", "json")}
+    assert [code for code, *_ in printed.values()] == [0, 0, 0] and "without L0:" in printed["text"][1]
+    rows = list(csv.DictReader(io.StringIO(printed["csv"][1])))
+    objects = json.loads(printed["json"][1])
+    for found in (rows, objects):
+        assert [row["question"] for row in found] == ["Italy?", HOSTILE]
+        assert [row["baseline_answer"] for row in found] == ["Rome", HOSTILE]
+        assert [float(row["loss"]) for row in found] == [1, 1] and list(found[0]) == answers.COLUMNS
+    assert objects[0]["nats"] is None, "JSON has no NaN"
+    assert call("answers", tmp_path / "run", "L0", "--format", "xml")[2].startswith("Error: unknown format 'xml'")
 
 
 def test_without_answers_no_view_has_a_text(monkeypatch):
