@@ -138,7 +138,7 @@ def test_make_demo_runs_notebooks_that_conclude_something(tmp_path):
     (typed,) = re.findall(r"depthlens run (.+) --out runs/demo", (root / "Makefile").read_text())
     *chosen, _, profile = typed.split()
     prepared = execute.prepare(chosen, out=tmp_path, profile=profile)
-    assert [run.name for run in prepared.notebooks] == ["00_tour", "01_protocols", "09_claims", "11_one_prompt"]
+    assert [run.name for run in prepared.notebooks] == ["00_tour", "01_protocols", "11_one_prompt", "09_claims"]
     for page in ("README.md", "CONTRIBUTING.md"):
         line = re.search(r"^.*make demo.*$", (root / page).read_text(), re.MULTILINE)[0]
         assert all(name[:2] in line for name in chosen), page
