@@ -17,8 +17,8 @@ IN_RANGE := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] < (
 help:  ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-demo: $(INSTALLED)  ## run three notebooks on the embedded model; runs/demo/index.html shows findings as they come
-	$(BIN)/depthlens run 00_tour 01_protocols 11_one_prompt --profile demo --out runs/demo
+demo: $(INSTALLED)  ## run four notebooks on the embedded model; runs/demo/index.html shows findings as they come
+	$(BIN)/depthlens run 00_tour 01_protocols 11_one_prompt 09_claims --profile demo --out runs/demo
 
 test: lint  ## lint and types, then the tests
 	$(PYTEST) tests -m "not nightly" --durations 30

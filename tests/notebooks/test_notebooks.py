@@ -133,12 +133,12 @@ def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
 
 
 def test_make_demo_runs_notebooks_that_conclude_something(tmp_path):
-    """09 decides no claim on the few documents of a demo; README and CONTRIBUTING name those that run."""
+    """09 is asked for claims that likelihoods decide; README and CONTRIBUTING name the notebooks that run."""
     root = paths.notebooks_dir().parent
     (typed,) = re.findall(r"depthlens run (.+) --out runs/demo", (root / "Makefile").read_text())
     *chosen, _, profile = typed.split()
     prepared = execute.prepare(chosen, out=tmp_path, profile=profile)
-    assert [run.name for run in prepared.notebooks] == ["00_tour", "01_protocols", "11_one_prompt"]
+    assert [run.name for run in prepared.notebooks] == ["00_tour", "01_protocols", "11_one_prompt", "09_claims"]
     for page in ("README.md", "CONTRIBUTING.md"):
         line = re.search(r"^.*make demo.*$", (root / page).read_text(), re.MULTILINE)[0]
         assert all(name[:2] in line for name in chosen), page
