@@ -129,7 +129,7 @@ def looks() -> Attention:
 
 def notebook_pages(folder: Path) -> None:
     """The page of a notebook, whose view of answers stands far below, and the index over it."""
-    png, about = dl.plots.depth_profile(made())._repr_png_()
+    png, about = made().plot("depth_profile")._repr_png_()
     shown = [
         new_output("display_data", {"image/png": base64.b64encode(png).decode()}, metadata={"image/png": about}),
         new_output("display_data", {"text/html": made().explore().html()}),
