@@ -136,7 +136,7 @@ def recovery_curve(result: Result, donor: Result) -> None:
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
 
     Example:
-        >>> figure = dl.plots.recovery_curve(moved, whole)
+        >>> figure = moved.plot("recovery_curve", donor=whole)
     """
     table = recovery.transplant_recovery(result, donor).table
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]

@@ -61,7 +61,7 @@ def head_map(scores: Result | HeadScores, *, others: Sequence[HeadScores] = (), 
         UserError: no condition that is a single head, or no number of names.
 
     Example:
-        >>> figure = dl.plots.head_map(heads.select(metrics="acc"), top=2)
+        >>> figure = heads.select(metrics="acc").plot(top=2)
         >>> figure.table[["task", "condition", "value"]].shape
         (48, 3)
     """
@@ -287,7 +287,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10) -> None:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
 
     Example:
-        >>> figure = dl.plots.head_overlap(copying, scores, k=3)
+        >>> figure = copying.plot("head_overlap", b=scores, k=3)
     """
     *tops, scored = lists.both_tops(a, b, k)
     first, second = map(set, tops)

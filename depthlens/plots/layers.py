@@ -52,7 +52,7 @@ def depth_profile(result: Result) -> None:
         UserError: no condition is a single layer.
 
     Example:
-        >>> figure = dl.plots.depth_profile(result)
+        >>> figure = result.plot("depth_profile")
         >>> figure.table.columns.tolist()
         ['panel', 'model', 'task', 'metric', 'condition', 'layer', 'value', 'low', 'high', 'p_adjusted', 'shown']
     """
@@ -267,7 +267,7 @@ def effect_map(found: DescribedTable) -> None:
         found: From `depthlens.layer_effects`.
 
     Example:
-        >>> figure = dl.plots.effect_map(dl.layer_effects(lens, limit=2))
+        >>> figure = dl.layer_effects(lens, limit=2).plot()
     """
     effects = found.table
     layers = range(int(effects["later"].max()) + 1)

@@ -26,7 +26,6 @@ import pandas as pd  # noqa: E402
 from lab import BROWSERS, Browser, until  # noqa: E402
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output  # noqa: E402
 
-import depthlens as dl  # noqa: E402
 from depthlens.ablations import Head  # noqa: E402
 from depthlens.analysis.result.results import Result  # noqa: E402
 from depthlens.experiments.one_prompt import Attention  # noqa: E402
