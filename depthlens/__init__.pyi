@@ -4,7 +4,6 @@ from . import analysis as analysis
 from . import backends as backends
 from . import claims as claims
 from . import organisms as organisms
-from . import plots as plots
 from . import runner as runner
 from . import tasks as tasks
 from .ablations import Ablation as Ablation

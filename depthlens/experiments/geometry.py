@@ -31,7 +31,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,6 +39,7 @@ from torch.nn import functional
 from depthlens import arguments
 from depthlens.ablations import BASELINE
 from depthlens.analysis.layers.geometry import Geometry
+from depthlens.analysis.result.tables import DescribedTable
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
 from depthlens.engine.wavefront import CleanRow, Wavefront
@@ -194,7 +194,7 @@ def layer_effects(
     batch_tokens: int = 4096,
     store: Where = DEFAULT,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> DescribedTable:
     """How much skipping a layer changes what each later layer adds to the residual stream.
 
     The first token of a text is an attention sink. A few early layers give it a state far larger than all others. Much
@@ -215,15 +215,17 @@ def layer_effects(
 
     Returns:
         One row a pair of layers and where: layer (skipped), later, where (``all``: skipped and measured at all
-        positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
+        positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n. ``plot()`` draws it.
 
     Raises:
         UserError: an unknown ``reduce``, a ``skip_first`` below 0 or that leaves fewer than 2 tokens of a text, or see
             `geometry`.
 
     Example:
-        >>> dl.layer_effects(lens, limit=2).columns.tolist()
+        >>> effects = dl.layer_effects(lens, limit=2)
+        >>> effects.table.columns.tolist()
         ['layer', 'later', 'where', 'effect', 'ci_low', 'ci_high', 'n']
+        >>> figure = effects.plot()
     """
     arguments.one_of(*REDUCE)("reduce", reduce)
     seed = arguments.check(seed=seed)["seed"]
@@ -242,7 +244,8 @@ def layer_effects(
     names = [f"{where} {s} {later}" for s, later, where in places]
     answers, method = AnswerStore(store, lens), f"effects, {reduce}, spare {skip_first}"
     values = measured(answers, "geometry", method, cases, names, measure, progress=progress)
-    return table_of_means(["layer", "later", "where"], places, {"effect": (values, (0.0, np.inf))})
+    table = table_of_means(["layer", "later", "where"], places, {"effect": (values, (0.0, np.inf))})
+    return DescribedTable(table, [], answers.record(made_by="layer_effects"))
 
 
 @torch.no_grad()

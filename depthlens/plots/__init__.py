@@ -1,7 +1,6 @@
 """Figures of results: a `Result` goes in, a `Figure` comes out that was neither shown nor saved.
 
-A figure that belongs to one kind of finding is drawn by its ``plot`` (`depthlens.plots.figures`); the functions here
-take several inputs or tables.
+``plot`` of a finding draws its figures (`depthlens.plots.figures` has their names).
 
 Labels, units, chance levels and the number of layers are read from the result. A layer is marked as critical
 only where its loss is significant by step-down maxT; a task at chance is drawn in grey and says so.
@@ -13,7 +12,3 @@ Figures do not belong to pyplot, so none is left open, and ``%matplotlib`` does 
 expression of a notebook cell displays its figure exactly once, in Jupyter and under papermill alike. Anywhere
 else in a cell write ``display(figure)``.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

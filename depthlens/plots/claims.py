@@ -10,14 +10,13 @@ import textwrap
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from depthlens.claims.parts import CONTROLLED, LEVEL, MOVED, STUDY, UNDER
 from depthlens.claims.scorecard_html import CHIPS
 from depthlens.claims.verdicts import DECIDES, Verdicts
 from depthlens.look import CLAIMED, CLAIMED_OPACITY, GREY, INK, PALETTE
 from depthlens.plots import panels
-from depthlens.plots.theme import DASHED, SMALL, Plot, figure, themed
+from depthlens.plots.theme import DASHED, SMALL, figure, themed
 
 _WHAT = 48  # characters in a line
 _LEAST, _MOST = -2.0, 4.0  # times what matters; what is beyond is drawn at the edge, as an arrow
@@ -27,13 +26,11 @@ _SHADE: dict[str, Any] = {"facecolor": CLAIMED, "alpha": CLAIMED_OPACITY, "lw": 
 
 
 @themed
-def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def scorecard(verdicts: Verdicts) -> None:
     """One row a part of a claim: its effect with its interval in multiples of what matters, and its state.
 
     Args:
         verdicts: Of `depthlens.claims.judge`.
-        title: Above the figure; by default the models, and how many claims are in which state.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = verdicts.plot()
@@ -42,8 +39,8 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None =
     names = {"effect": "value", "ci_low": "low", "ci_high": "high"}
     times = rows[[*names]].div(rows["matters"], axis=0).rename(columns=names)
     models = f"{', '.join(verdicts.record.get('models', []))}: ".removeprefix(": ")
-    fig = figure(title, models + verdicts.headline, height=0.45 * len(rows) + 1.1, ax=ax)
-    (ax,) = panels.grid(fig, 1, 1, "")
+    figure(models + verdicts.headline, height=0.45 * len(rows) + 1.1)
+    (ax,) = panels.grid(1, 1)
     panels.keep(ax, rows.assign(**times), "value")
     ax.set(xlim=(_LEAST - 0.2, _MOST + 0.2), ylim=(len(rows) - 0.5, -0.5))
     for y, (row, ends) in enumerate(zip(rows.itertuples(), times.to_numpy(dtype=float), strict=True)):
@@ -70,4 +67,3 @@ def scorecard(verdicts: Verdicts, *, title: str | None = None, ax: Axes | None =
     panels.key(ax, "series", f"effect, {LEVEL:.1%} interval", color=PALETTE[0], marker="o")
     panels.key(ax, "line", "what matters", ls=DASHED)
     panels.key(ax, "area", "claimed", **_SHADE)
-    return fig

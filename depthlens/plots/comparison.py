@@ -10,7 +10,6 @@ for it is drawn, and log-likelihoods; the tables have all.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -27,21 +26,15 @@ from depthlens.metrics import LOGPROBS
 from depthlens.plots.effects import axis_of, named
 from depthlens.plots.layers import CRITICAL_LAYER
 from depthlens.plots.panels import PROVEN, curves, idle_where, note, tidy
-from depthlens.plots.theme import SMALL, Plot, counts, themed
+from depthlens.plots.theme import SMALL, counts, themed
 
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
 SHARES, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
-DIFFERS, SAME = f"differs from the base ({PROVEN})", "no change"
-_ACTIVATIONS: dict[str, dict[str, Any]] = {
-    "relative": {"unit": "size of the difference\nrelative to the base's", "least": 0, "greatest": math.inf, SAME: 0},
-    "cosine": {"unit": "cosine of base and donor", "least": -1, "greatest": 1, SAME: 1},
-}
+DIFFERS = f"differs from the base ({PROVEN})"
 
 
 @themed
-def profile_comparison(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
-) -> Plot:
+def profile_comparison(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
     """What removing each layer costs, one panel a task and one line a model or run, with the centre of mass of each.
 
     Losses are shares of the score above the floor where the metric has one, else in its unit. Filled markers are
@@ -52,8 +45,6 @@ def profile_comparison(
         comparison: Of `depthlens.compare`, of two to four runs.
         place: Folder of the results below the runs.
         parts: Kind of part, such as ``layers`` or ``attn@mean``.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more runs than there are colours, or nothing to draw.
@@ -75,14 +66,12 @@ def profile_comparison(
     if (table.groupby("layer")["depth"].nunique() <= 1).all():  # as many layers
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
-    look: dict[str, Any] = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel, "ax": ax}
-    return _figure(comparison, table, place, parts, title, "loss by removed part", **look)[0]
+    look: dict[str, Any] = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
+    _figure(comparison, table, place, parts, "loss by removed part", **look)
 
 
 @themed
-def loss_difference(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
-) -> Plot:
+def loss_difference(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
     """Loss of each run minus that of the run that it is compared with, by removed layer: one panel a task and scale.
 
     Bands are 95% intervals, and markers are filled where the difference is shown.
@@ -91,8 +80,6 @@ def loss_difference(
         comparison: Of `depthlens.compare`, of two to four runs.
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more pairs than there are colours, or no differences, as of models with other numbers of layers.
@@ -103,14 +90,11 @@ def loss_difference(
     table = _pairs(comparison)
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
-    look: dict[str, Any] = {"levels": ("zero",), "xlabel": "removed layer", "ax": ax}
-    return _figure(comparison, table, place, parts, title, "difference of losses", **look)[0]
+    _figure(comparison, table, place, parts, "difference of losses", levels=("zero",), xlabel="removed layer")
 
 
 @themed
-def run_centres(
-    comparison: Comparison, *, place: str = "", parts: str = "layers", title: str | None = None, ax: Axes | None = None
-) -> Plot:
+def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
     """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
 
     Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
@@ -119,8 +103,6 @@ def run_centres(
         comparison: Of `depthlens.compare`, of any number of runs.
         place: Folder of the results below the runs.
         parts: Kind of part over depth.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: nothing to draw.
@@ -134,14 +116,12 @@ def run_centres(
     table = pd.concat([whole, centres.assign(unit="centre of mass\nshare of depth")])
     table["at"] = [comparison.runs.index(run) for run in table["run"]]
     table = tidy(table, "at", "value", series="")
-    fig, axes = _figure(comparison, table, place, parts, title, "scores and centres", ax=ax)
-    for panel, _ in axes:
+    for panel, _ in _figure(comparison, table, place, parts, "scores and centres"):
         panel.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
-    return fig
 
 
 @themed
-def recovery_curve(result: Result, donor: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def recovery_curve(result: Result, donor: Result) -> None:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
@@ -151,14 +131,12 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, a
     Args:
         result: Of the base model, over conditions such as ``bottom@donor``, ``top@donor`` and ``layers@donor``.
         donor: Holds the donor's own baseline.
-        title: Above the figure; by default the models and the number of documents.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
 
     Example:
-        >>> figure = dl.plots.recovery_curve(moved, whole)
+        >>> figure = moved.plot("recovery_curve", donor=whole)
     """
     table = recovery.transplant_recovery(result, donor).table
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
@@ -178,37 +156,8 @@ def recovery_curve(result: Result, donor: Result, *, title: str | None = None, a
     table = pd.concat(parts, ignore_index=True)
     columns = min(table["panel"].nunique(), 2)
     look: dict[str, Any] = {"xlabel": "layer x", "each": 2.5, "shown": DIFFERS, "levels": ("base", "donor", "chance")}
-    fig, axes = curves(title, default, table, list(_SERIES.values()), columns=columns, ax=ax, **look)
-    for panel, rows in axes:
+    for panel, rows in curves(default, table, list(_SERIES.values()), columns=columns, **look):
         _share_axis(panel, rows.iloc[0])
-    return fig
-
-
-@themed
-def activation_deltas(deltas: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Plot:
-    """How far two models' activations are apart by layer: size of the difference and cosine, one line a part.
-
-    Args:
-        deltas: From `depthlens.experiments.distillation.activation_deltas`: layer, part, relative and cosine with their
-            ``_low`` and ``_high``.
-        title: Above the figure; by default with the number of prompts, where the table has it (``n``).
-        ax: Axes into which it is drawn, if it has one panel.
-
-    Raises:
-        UserError: more parts than there are colours.
-
-    Example:
-        >>> deltas = dl.activation_deltas(base, donor, ["The capital of Denmark is", "Water boils at"])
-        >>> figure = dl.plots.activation_deltas(deltas)
-    """
-    rows = deltas.sort_values("layer")
-    table = pd.concat(
-        tidy(rows, "layer", measure, f"{measure}_low", f"{measure}_high").assign(**axis)
-        for measure, axis in _ACTIVATIONS.items()
-    ).assign(series=lambda t: t["part"], n_layers=deltas["layer"].max() + 1)
-    count = f", n = {deltas['n'].max()} shared prompts" if "n" in deltas else ""
-    default, parts = f"Change of the activations{count}", list(deltas["part"].unique())
-    return curves(title, default, table, parts, xlabel="layer", each=1.9, levels=(SAME,), ax=ax)[0]
 
 
 def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -257,9 +206,9 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
 
 
 def _figure(
-    comparison: Comparison, table: pd.DataFrame, place: str, parts: str, title: str | None, what: str, **look: Any
-) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
-    """A panel for each task, metric and unit, with a line for each series; the figure, and what each panel shows."""
+    comparison: Comparison, table: pd.DataFrame, place: str, parts: str, what: str, **look: Any
+) -> list[tuple[Axes, pd.DataFrame]]:
+    """A panel for each task, metric and unit, with a line for each series; what each panel shows."""
     shown = _panels(table, place, parts)
     if not shown:
         known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
@@ -270,4 +219,4 @@ def _figure(
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
     default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(title, default, table, names, each=1.9, columns=columns, **look)
+    return curves(default, table, names, each=1.9, columns=columns, **look)

@@ -17,13 +17,14 @@ from depthlens.plots.theme import Plot
 FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "Result": (
         *(layers.depth_profile, layers.block_map, layers.protocol_comparison, layers.loss_shares),
-        heads.head_map,
+        *(heads.head_map, comparison.recovery_curve),
     ),
-    "HeadScores": (heads.head_map,),
+    "HeadScores": (heads.head_map, heads.head_overlap),
     **{"RemovalCurve": (heads.removal_curve,), "SufficiencyCurve": (heads.sufficiency,)},
     "Geometry": (layers.influence_profile, layers.angular_map, layers.logit_lens),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
     **{"Verdicts": (claims.scorecard,), "open_book_losses": (layers.open_book_losses,)},
+    "layer_effects": (layers.effect_map,),
     **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }
 # But of a sweep, if all of its conditions are such ones.

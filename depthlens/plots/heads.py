@@ -33,9 +33,8 @@ from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_table, sweep_title, varying
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
-from depthlens.plots.theme import SMALL, Plot, figure, themed
+from depthlens.plots.theme import SMALL, figure, themed
 
-Scored = Result | HeadScores | Sequence[HeadScores]
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
@@ -46,7 +45,7 @@ _FAR = 2.0  # times the 99th percentile: a largest value from here on does not e
 
 
 @themed
-def head_map(scores: Scored, *, top: int | None = None, title: str | None = None, ax: Axes | None = None) -> Plot:
+def head_map(scores: Result | HeadScores, *, others: Sequence[HeadScores] = (), top: int | None = None) -> None:
     """Layer x head: what removing each head, or group of heads that share keys and values, changes; or its score.
 
     A dot is a critical head, a ring a significant gain. A task at chance shows no differences, because there are none
@@ -54,23 +53,19 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
 
     Args:
         scores: A head sweep (conditions that are not one head or KV group are left out), or scores of heads.
+        others: More scores of heads, for panels beside that of the first.
         top: Frame so many heads with the largest loss or score in each panel, and name them above it, the largest
             first; at most 20.
-        title: Above the figure; by default the model, what was done, and the number of documents.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition that is a single head, or no number of names.
 
     Example:
-        >>> figure = dl.plots.head_map(heads.select(metrics="acc"), top=2)
+        >>> figure = heads.select(metrics="acc").plot(top=2)
         >>> figure.table[["task", "condition", "value"]].shape
         (48, 3)
     """
-    if isinstance(scores, Result):
-        maps, default = _of_result(scores)
-    else:
-        maps, default = _of_scores([scores] if isinstance(scores, HeadScores) else scores)
+    maps, default = _of_result(scores) if isinstance(scores, Result) else _of_scores([scores, *others])
     if top is not None:
         arguments.whole("top", top, 1, of=" of heads")
         top = min(top, MAX_TOP)
@@ -80,10 +75,11 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
     wide = min(theme.WIDTH, max(4.8, columns * (0.45 * n_layers + 0.9))) / columns - 0.65  # inches, as is the height
     n_rows = math.ceil(len(maps) / columns)
     high = min(max(n_heads * min(wide / n_layers, 0.22), 1.1), max(1.2, 8.2 / n_rows - 1.2))
-    fig = figure(title, default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65), ax=ax)
-    if ax:
+    figure(default, height=n_rows * (high + 1.4) + 1.0, width=columns * (wide + 0.65))
+    axes = panels.grid(len(maps), columns, "layer")
+    if ax := theme.DRAWN.get().into:
         wide, high = ax.bbox.width / ax.figure.dpi, ax.bbox.height / ax.figure.dpi
-    for panel, rows in zip(panels.grid(fig, len(maps), columns, "layer"), maps, strict=True):
+    for panel, rows in zip(axes, maps, strict=True):
         of_unit = table[(table["unit"] == rows["unit"].iloc[0]) & (table["worse"] == rows["worse"].iloc[0])]
         limits, label, extend = _scale(of_unit)
         named = _top(rows, top)
@@ -92,7 +88,6 @@ def head_map(scores: Scored, *, top: int | None = None, title: str | None = None
         lines = rows["name"].iloc[0], f"largest: {largest}" if largest else ""
         panels.panel_title(panel, "\n".join(filter(None, lines)), fontsize=SMALL)
         panels.colour_bar(mesh, panel, textwrap.fill(label, int(14 * wide)), extend=extend, aspect=8 * wide)
-    return fig
 
 
 def _of_result(result: Result) -> tuple[list[pd.DataFrame], str]:
@@ -190,7 +185,7 @@ def _draw(
 
 
 @themed
-def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def removal_curve(curve: RemovalCurve) -> None:
     """Score by number of removed heads: one panel a task, one line a list, against random heads of the same layers.
 
     The shaded range holds all random draws of a list, the thin line is their mean. Markers are filled where the list is
@@ -199,8 +194,6 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | N
 
     Args:
         curve: From `depthlens.removal_curve`.
-        title: Above the figure; by default the model and the numbers of draws and documents.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more lists than there are colours.
@@ -224,13 +217,13 @@ def removal_curve(curve: RemovalCurve, *, title: str | None = None, ax: Axes | N
         said.append(about | {"baseline": row.baseline, "chance": row.chance})
     of_panel = pd.DataFrame(said).drop(columns="n_layers")  # the x axis is of heads
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
-    look: dict[str, Any] = {"xlabel": "heads removed together", "ax": ax, "each": 2.6, "aside": 0.08}
+    look: dict[str, Any] = {"xlabel": "heads removed together", "each": 2.6, "aside": 0.08}
     look |= {"levels": ("baseline", "chance"), "shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
-    return _of_lists(title, what, curve, table, of_panel, **look)[0]
+    _of_lists(what, curve, table, of_panel, **look)
 
 
 @themed
-def sufficiency(curve: SufficiencyCurve, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def sufficiency(curve: SufficiencyCurve) -> None:
     """Faithfulness by number of heads kept: one panel a task, one line a list, with random lists beside it.
 
     The x axis is logarithmic, so that the few heads with which a curve rises can be told apart; the areas CPR
@@ -239,8 +232,6 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None, ax: Axes |
 
     Args:
         curve: From `depthlens.sufficiency_curve`.
-        title: Above the figure; by default the model and the numbers of draws and documents.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: more lists than there are colours.
@@ -258,32 +249,29 @@ def sufficiency(curve: SufficiencyCurve, *, title: str | None = None, ax: Axes |
         of_panel.append(about | {"whole model": 1.0, "no head kept": 0.0})
     what = f"only the first k heads of a list kept, {curve.record['n_draws']} random lists"
     look: dict[str, Any] = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
-    look |= {"random": "random lists of the same layers", "ax": ax}
-    fig, axes = _of_lists(title, what, curve, table, pd.DataFrame(of_panel), **look)
+    look |= {"random": "random lists of the same layers"}
+    axes = _of_lists(what, curve, table, pd.DataFrame(of_panel), **look)
     kept = [*curve.record["k"], curve.record["n_heads"]]
     for panel, _ in axes:
         panel.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
         panel.set_xticks(kept, kept)
         panel.xaxis.set_minor_locator(ticker.NullLocator())
-    return fig
 
 
 def _of_lists(
-    title: str | None, what: str, curve: Any, points: pd.DataFrame, of_panel: pd.DataFrame, **look: Any
-) -> tuple[Plot, list[tuple[Axes, pd.DataFrame]]]:
+    what: str, curve: Any, points: pd.DataFrame, of_panel: pd.DataFrame, **look: Any
+) -> list[tuple[Axes, pd.DataFrame]]:
     """Lists with their random lists beside them; ``of_panel`` is what is said of each task and metric."""
     random = curve.band[curve.band["k"].isin(points["k"])]
     random = random.assign(series=random["list"] + RANDOM, x=random["k"], y=random["mean"])
     table = pd.concat([points.assign(series=points["list"]), random]).merge(of_panel)
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
     names = list(points["list"].unique())
-    return curves(title, f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
+    return curves(f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
 
 
 @themed
-def head_overlap(
-    a: HeadScores, b: HeadScores, k: int = 10, *, title: str | None = None, ax: Axes | None = None
-) -> Plot:
+def head_overlap(a: HeadScores, b: HeadScores, k: int = 10) -> None:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
@@ -294,14 +282,12 @@ def head_overlap(
         a: Scores for the x axis.
         b: Scores for the y axis, of the same heads.
         k: Length of both lists.
-        title: Above the figure; by default the model and the overlap in numbers.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
 
     Example:
-        >>> figure = dl.plots.head_overlap(copying, scores, k=3)
+        >>> figure = copying.plot("head_overlap", b=scores, k=3)
     """
     *tops, scored = lists.both_tops(a, b, k)
     first, second = map(set, tops)
@@ -318,7 +304,7 @@ def head_overlap(
     common = lists.overlap(tops[0], tops[1], scored.sum(axis=1).tolist())
     default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
     look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
-    fig, ((ax, _),) = curves(title, default, table, names[:-1], **look, ax=ax)
+    ((ax, _),) = curves(default, table, names[:-1], **look)
     panels.keep(ax, others)
     dot: dict[str, Any] = {"color": PALE, "ms": 3}
     ax.plot(others["x"], others["y"], "o", zorder=1, gid="others", **dot)
@@ -330,7 +316,6 @@ def head_overlap(
         place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
         ax.annotate(f"L{h[0]}.H{h[1]}", (a.values[h], b.values[h]), fontsize=SMALL, gid="name", **place)
     ax.margins(0.08)
-    return fig
 
 
 def _named(top: Sequence[Head], shared: set[Head]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm
 
 from depthlens.analysis.layers import depth
@@ -26,7 +25,7 @@ from depthlens.errors import UserError
 from depthlens.look import EMPTY, INK
 from depthlens.plots.effects import FIELDS, labels, named, sweep_table, sweep_title, varying
 from depthlens.plots.panels import CENTRE, MAX_OVERLAID, PROVEN, curves, idle_where, key, maps, tidy
-from depthlens.plots.theme import SMALL, WIDTH, Plot, counts, round_up, themed
+from depthlens.plots.theme import SMALL, WIDTH, counts, round_up, themed
 
 SHARES = "share of the row's summed loss (red: loss)"
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
@@ -39,7 +38,7 @@ _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or 
 
 
 @themed
-def depth_profile(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def depth_profile(result: Result) -> None:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have
@@ -48,14 +47,12 @@ def depth_profile(result: Result, *, title: str | None = None, ax: Axes | None =
 
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
-        title: Above the figure; by default the model, what was removed, and the number of documents.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition is a single layer.
 
     Example:
-        >>> figure = dl.plots.depth_profile(result)
+        >>> figure = result.plot("depth_profile")
         >>> figure.table.columns.tolist()
         ['panel', 'model', 'task', 'metric', 'condition', 'layer', 'value', 'low', 'high', 'p_adjusted', 'shown']
     """
@@ -85,11 +82,11 @@ def depth_profile(result: Result, *, title: str | None = None, ax: Axes | None =
     axis = "removed layer" if goes else "layer"  # one that is rounded, disturbed or run twice stays
     names = list(table["series"].unique())
     look: dict[str, Any] = {"levels": ("baseline", "chance"), "xlabel": axis, "shown": CRITICAL_LAYER}
-    return curves(title, default, table, names, ax=ax, **look)[0]
+    curves(default, table, names, **look)
 
 
 @themed
-def protocol_comparison(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def protocol_comparison(result: Result) -> None:
     """One row per task and metric, one column per removed layer: which layers matter under which protocol.
 
     Colour is the difference from baseline: white none, red worse, blue better. A dot is a critical layer, a
@@ -97,8 +94,6 @@ def protocol_comparison(result: Result, *, title: str | None = None, ax: Axes | 
 
     Args:
         result: Of a sweep over layers, their attention or their MLPs; other conditions are left out.
-        title: Above the figure; by default the model, what was removed, and the number of documents.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: no condition that is a single layer, or several units.
@@ -118,14 +113,13 @@ def protocol_comparison(result: Result, *, title: str | None = None, ax: Axes | 
     names, n_layers = list(labels(firsts, varying(table))), int(table["n_layers"].max())
     label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
     look = _layer_rows(names, n_layers) | {"cmap": cmap, "shown": CRITICAL_LAYER}
-    fig, (ax,) = maps(title, sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look, ax=ax)
+    (ax,) = maps(sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look)
     for y, baseline in zip(firsts["y"], firsts["baseline"], strict=True):
         ax.text(n_layers - 0.2, y, f"baseline {baseline:.2f}", va="center", fontsize=SMALL)
-    return fig
 
 
 @themed
-def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def loss_shares(result: Result) -> None:
     """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
 
     Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
@@ -134,8 +128,6 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
 
     Args:
         result: A layer sweep.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: the result has no single-layer conditions.
@@ -159,7 +151,7 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
     bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
     # even up to an even share and by the logarithm beyond, because one early layer can hold nearly everything
     colours = AsinhNorm(1 / n_layers, -limit, limit)
-    fig, (ax,) = maps(title, default, table, colours, SHARES, bar=bar, **look, ax=ax)
+    (ax,) = maps(default, table, colours, SHARES, bar=bar, **look)
     places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
     for row, (centre, *interval) in enumerate(places):
         if np.isnan(centre):
@@ -171,19 +163,16 @@ def loss_shares(result: Result, *, title: str | None = None, ax: Axes | None = N
     for third in (1, 2):
         ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
     key(ax, "line", "thirds of the depth", **_THIRDS)
-    return fig
 
 
 @themed
-def open_book_losses(versus: DescribedTable, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def open_book_losses(versus: DescribedTable) -> None:
     """Loss in the open-book task minus loss in the closed-book one, by layer.
 
     Bars are 95% intervals; a marker is filled where the difference is proven.
 
     Args:
         versus: From `depthlens.analysis.open_book_losses`, of a layer sweep.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
@@ -196,7 +185,7 @@ def open_book_losses(versus: DescribedTable, *, title: str | None = None, ax: Ax
     table = table.assign(unit=f"open minus closed\n({loss_unit(metric) or metric})", n_layers=table["layer"].max() + 1)
     look: dict[str, Any] = {"xlabel": "layer", "levels": ("zero",), "bars": True, "ls": "", "ms": 4}
     default = f"Loss in the open-book minus loss in the closed-book task, n = {table['n'].max()}"
-    return curves(title, default, table, names, each=1.7, **look, ax=ax)[0]
+    curves(default, table, names, each=1.7, **look)
 
 
 def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
@@ -206,7 +195,7 @@ def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
 
 
 @themed
-def angular_map(geometry: Geometry, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def angular_map(geometry: Geometry) -> None:
     """Angular distance between the input and the output of every block of layers, by first layer and size.
 
     The dot in each row is the block of that size whose input and output are nearest in angle: the one that pruning by
@@ -214,8 +203,6 @@ def angular_map(geometry: Geometry, *, title: str | None = None, ax: Axes | None
 
     Args:
         geometry: From `depthlens.depth_geometry`.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = geometry.plot("angular_map")
@@ -227,22 +214,19 @@ def angular_map(geometry: Geometry, *, title: str | None = None, ax: Axes | None
     label = "angular distance of the block's input and output (1: opposite)"
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers in the block", "empty": "white"}
     look |= {"rows": range(1, n_layers + 1), "columns": range(n_layers), "height": 4.4, "width": 0.75 * WIDTH}
-    fig, (ax,) = maps(title, default, table, (0, top), label, **look, ax=ax)
+    (ax,) = maps(default, table, (0, top), label, **look)
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "mfc": "white", "color": INK, "mew": 0.9}
     ax.plot(best["x"], best["y"], ls="", gid="best", **dot)
     ax.invert_yaxis()
     key(ax, "mark", "smallest of its size", **dot)
-    return fig
 
 
 @themed
-def influence_profile(geometry: Geometry, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def influence_profile(geometry: Geometry) -> None:
     """Block influence by layer, with its interval, and the angular distance that the layer alone makes.
 
     Args:
         geometry: From `depthlens.depth_geometry`.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = geometry.plot()
@@ -253,17 +237,15 @@ def influence_profile(geometry: Geometry, *, title: str | None = None, ax: Axes 
         "angular distance\n(last token)": tidy(single, "layer", "distance"),
     }
     default = _title(geometry, "how much each layer changes the residual stream")
-    return _over_texts(title, default, parts, xlabel="layer", ax=ax)
+    _over_texts(default, parts, xlabel="layer")
 
 
 @themed
-def logit_lens(geometry: Geometry, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def logit_lens(geometry: Geometry) -> None:
     """What the unembedding reads from the residual stream by depth: probability of the final top-1 token, and entropy.
 
     Args:
         geometry: From `depthlens.depth_geometry`.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Example:
         >>> figure = geometry.plot("logit_lens")
@@ -271,63 +253,58 @@ def logit_lens(geometry: Geometry, *, title: str | None = None, ax: Axes | None 
     lens = geometry.logit_lens
     parts = {label: tidy(lens, "depth", name, f"{name}_low", f"{name}_high") for name, label in _LENSES.items()}
     default = _title(geometry, "logit lens")
-    return _over_texts(title, default, parts, xlabel="layers passed (0: the embedding)", ax=ax)
+    _over_texts(default, parts, xlabel="layers passed (0: the embedding)")
 
 
 @themed
-def effect_map(effects: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def effect_map(found: DescribedTable) -> None:
     """How much skipping one layer changes what each later one adds: at all positions, and at future ones only.
 
     Both panels share one scale. It ends at the largest effect, or at the 95th percentile of all where a few are far
     beyond; the colour bar then ends in a point.
 
     Args:
-        effects: From `depthlens.layer_effects`.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
+        found: From `depthlens.layer_effects`.
 
     Example:
-        >>> figure = dl.plots.effect_map(dl.layer_effects(lens, limit=2))
+        >>> figure = dl.layer_effects(lens, limit=2).plot()
     """
+    effects = found.table
     layers = range(int(effects["later"].max()) + 1)
     largest, usual = float(effects["effect"].max()), float(effects["effect"].quantile(0.95))
     top = round_up(largest if largest < 2 * usual else usual) or 1.0
-    count = f", n = {effects['n'].max()} texts" if "n" in effects else ""
     names = {"x": effects["later"], "y": effects["layer"], "value": effects["effect"]}
     table = effects.assign(**names, panel=effects["where"].map(_WHERE)).sort_values("where")
     label = "change of what the later layer adds, relative to its size"
     look: dict[str, Any] = {"rows": layers, "columns": layers, "empty": "white", "height": 4.3, "across": 2}
     look |= {"xlabel": "later layer", "ylabel": "skipped layer"}
     look |= {"bar": {"extend": "max" if largest > top else "neither"}}
-    fig, axes = maps(title, f"Effect of a skipped layer on later ones{count}", table, (0, top), label, **look, ax=ax)
+    title = f"Effect of a skipped layer on later ones, n = {effects['n'].max()} texts"
+    axes = maps(title, table, (0, top), label, **look)
     for ax in axes:
         ax.set(xlim=(0.5, len(layers) - 0.5), ylim=(len(layers) - 1.5, -0.5))
-    return fig
 
 
 def _title(geometry: Geometry, what: str) -> str:
     return f"{geometry.record['model']['name']}: {what}, n = {geometry.record['texts']['n']} texts"
 
 
-def _over_texts(title: str | None, default: str, parts: Mapping[str, pd.DataFrame], **look: Any) -> Plot:
+def _over_texts(default: str, parts: Mapping[str, pd.DataFrame], **look: Any) -> None:
     """A panel for each table, by what it is called: a line with its interval over texts, on an axis from 0."""
     table = pd.concat([rows.assign(unit=unit, least=0, greatest=np.inf) for unit, rows in parts.items()])
-    fig, axes = curves(title, default, table, each=1.8, interval="95% interval over texts", **look)
+    axes = curves(default, table, each=1.8, interval="95% interval over texts", **look)
     for panel, _ in axes:
         panel.set_ylim(bottom=0)
-    return fig
 
 
 @themed
-def block_map(result: Result, *, title: str | None = None, ax: Axes | None = None) -> Plot:
+def block_map(result: Result) -> None:
     """Loss by removing every contiguous block: one panel a task and metric, first layer of the block by its size.
 
     A dot marks blocks whose loss is significant by step-down maxT. A task at chance is hatched.
 
     Args:
         result: A block sweep.
-        title: Above the figure.
-        ax: Axes into which it is drawn, if it has one panel.
 
     Raises:
         UserError: the result has no blocks.
@@ -352,8 +329,7 @@ def block_map(result: Result, *, title: str | None = None, ax: Axes | None = Non
     look: dict[str, Any] = {"xlabel": "first layer of the block", "ylabel": "layers", "rows": sizes, "columns": columns}
     look |= {"height": (0.16 * len(sizes) + 1.25) * len(bases) + 0.5, "edgecolors": "none", "mark": 1.25}
     default = "Loss by removing a block of layers"
-    fig, axes = maps(title, default, table, None, "loss of ", shown=PROVEN_BLOCK, **look, ax=ax)
+    axes = maps(default, table, None, "loss of ", shown=PROVEN_BLOCK, **look)
     for ax in axes:
         ax.invert_yaxis()
     key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)
-    return fig

@@ -64,11 +64,10 @@ _KEYS: dict[str, dict[str, Any]] = {
 # -- panels and axes -----------------------------------------------------------------------------------
 
 
-def grid(fig: theme.Plot, n: int, columns: int, xlabel: str) -> list[Axes]:
-    """Axes of n panels in rows, with the x axis named at the foot of each column.
+def grid(n: int, columns: int, xlabel: str = "") -> list[Axes]:
+    """Axes of n panels in rows, with the x axis named at the foot of each column; or those of a user.
 
     Args:
-        fig: Where they are added; for one that is drawn into the Axes of a user these.
         n: Number of panels.
         columns: Panels in a row.
         xlabel: Of the x axes.
@@ -76,6 +75,7 @@ def grid(fig: theme.Plot, n: int, columns: int, xlabel: str) -> list[Axes]:
     Raises:
         UserError: several panels for one Axes.
     """
+    fig = theme.DRAWN.get()
     if fig.into and n > 1:
         raise UserError(f"one ax cannot hold the {n} panels of this figure; draw it without ax=, or fewer panels")
     axes = [fig.into or fig.add_subplot(math.ceil(n / columns), columns, i + 1) for i in range(n)]
@@ -150,8 +150,7 @@ def idle_where(at_chance: Any) -> Any:
 
 
 def curves(
-    title: str | None,
-    default: str,
+    title: str,
     table: pd.DataFrame,
     names: Sequence[str] = ("",),
     *,
@@ -159,21 +158,18 @@ def curves(
     xlabel: str = "",
     each: Number = 2.2,
     columns: int | None = None,
-    ax: Axes | None = None,
     **look: Any,
-) -> tuple[theme.Plot, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure of lines with bands or bars: the figure, and each panel with its rows.
+) -> list[tuple[Axes, pd.DataFrame]]:
+    """A figure of lines with bands or bars: each panel with its rows.
 
     Args:
-        title: Above the figure.
-        default: The title for None.
+        title: The default title.
         table: See `depthlens.plots.panels`. A missing ``y`` leaves a gap.
         names: Of all series of the figure, in order: the place of a series here is its style.
         levels: Names of `LEVELS`: columns with values at which each panel has a horizontal line, or ``zero``.
         xlabel: Of the x axes.
         each: Inches: height of a panel.
         columns: Panels in a row.
-        ax: See `depthlens.plots.theme.figure`.
         **look: See `_lines`.
 
     Raises:
@@ -185,8 +181,8 @@ def curves(
     table = table.assign(**{column: value for column, value in missing.items() if column not in table})
     parts = [rows for _, rows in table.groupby(["panel", "unit", "group"], sort=False)]
     columns = columns or {1: 1, 2: 2, 4: 2}.get(len(parts), 3)
-    fig = theme.figure(title, default, height=each * math.ceil(len(parts) / columns) + 1.2, ax=ax)
-    axes = grid(fig, len(parts), columns, xlabel)
+    theme.figure(title, height=each * math.ceil(len(parts) / columns) + 1.2)
+    axes = grid(len(parts), columns, xlabel)
     for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
         first = rows.iloc[0]
         for kind in levels:
@@ -204,7 +200,7 @@ def curves(
         if i % columns == 0 or parts[i - 1]["unit"].iloc[0] != first["unit"]:
             ax.set_ylabel(_wrapped(first["unit"].replace(" (", "\n("), round(13 * each))).set_parse_math(False)
         panel_title(ax, first["panel"])
-    return fig, list(zip(axes, parts, strict=True))
+    return list(zip(axes, parts, strict=True))
 
 
 def _level(ax: Axes, rows: pd.DataFrame, names: Sequence[str], kind: str) -> None:
@@ -313,8 +309,7 @@ def _band(ax: Axes, x: Any, low: Any, high: Any, colour: str, *, hatched: str, g
 
 
 def maps(
-    title: str | None,
-    default: str,
+    title: str,
     table: pd.DataFrame,
     limits: Limits | Normalize | None,
     label: str,
@@ -325,14 +320,12 @@ def maps(
     xlabel: str = "",
     ylabel: str = "",
     bar: Mapping[str, Any] | None = None,
-    ax: Axes | None = None,
     **look: Any,
-) -> tuple[theme.Plot, list[Axes]]:
-    """A figure of grids of cells: the figure, and its panels.
+) -> list[Axes]:
+    """A figure of grids of cells: its panels.
 
     Args:
-        title: Above the figure.
-        default: The title for None.
+        title: The default title.
         table: See `cells` and `depthlens.plots.panels`.
         limits: See `cells`; None: each panel has colours from 0 up to its own largest value, and a scale beside it.
         label: Of the scale; with the ``unit`` of the panel where each has its own.
@@ -342,13 +335,12 @@ def maps(
         xlabel: Of the x axes.
         ylabel: Of the y axes.
         bar: Of the scale, for matplotlib.
-        ax: See `depthlens.plots.theme.figure`.
         **look: See `cells`.
     """
     table = table if "panel" in table else table.assign(panel="")
     parts = [rows for _, rows in table.groupby("panel", sort=False)]
-    fig = theme.figure(title, default, height=height, width=width, ax=ax)
-    axes = grid(fig, len(parts), across, xlabel)
+    theme.figure(title, height=height, width=width)
+    axes = grid(len(parts), across, xlabel)
     for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
         top = max(1e-9, float(np.nanmax(rows["value"].to_numpy(dtype=float), initial=0)))
         mesh = cells(ax, rows, limits or (0, top), **look)
@@ -359,7 +351,7 @@ def maps(
             colour_bar(mesh, ax, label + rows["unit"].iloc[0], **beside)
     if limits is not None:
         colour_bar(mesh, axes, label, **(bar or {}))
-    return fig, axes
+    return axes
 
 
 def cells(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar, copy_context
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,6 @@ from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
 from depthlens.errors import UserError
 from depthlens.paths import writable_folder, write_files
 
-P = ParamSpec("P")
 MARKERS = ("o", "s", "^", "D")
 SCORES = "mako_r"  # numbers from 0 up: perceptually uniform, light to dark, so that it also prints in grey
 WIDTH = 7.0  # inches: both columns of a page
@@ -52,20 +51,21 @@ class Plot(Figure):
     Attributes:
         drawn: The panels with the rows that they show.
         keys: What the legend explains, by label: its place in the order, and how it looks.
+        asked: The title that was asked for; None for the default one.
         into: The Axes of a user into which it is drawn; it is then saved with all of their figure.
 
     Example:
-        >>> figure = dl.plots.depth_profile(result)
+        >>> figure = result.plot()
         >>> figure.save("profile.pdf")
         >>> len(figure.table)
         6
     """
 
-    def __init__(self, *args: Any, into: Axes | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, asked: str | None = None, into: Axes | None = None) -> None:
+        super().__init__(dpi=rcParams["figure.dpi"] if _set("figure.dpi") else 200, layout="constrained")
         self.drawn: list[tuple[Axes, pd.DataFrame]] = []
         self.keys: dict[str, tuple[int, Artist]] = {}
-        self.into = into
+        self.asked, self.into = asked, into
 
     @property
     def table(self) -> pd.DataFrame:
@@ -131,13 +131,24 @@ class Plot(Figure):
 DRAWN: ContextVar[Plot] = ContextVar("DRAWN")  # the figure that is being drawn
 
 
-def themed(draw: Callable[P, Plot]) -> Callable[P, Plot]:
-    """Draw a figure in seaborn's ticks theme with text of 8 to 9 pt and two spines, and its legend."""
+def themed(draw: Callable[..., None]) -> Callable[..., Plot]:
+    """Draw a figure in seaborn's ticks theme with text of 8 to 9 pt and two spines, and its legend.
+
+    What it makes of a function that draws takes two more options: ``title``, which stands above the figure in place of
+    the default one, and ``ax``, the Axes of a user into which it is drawn, if it has one panel. It returns the figure.
+
+    Raises:
+        UserError: ``ax`` is anything else.
+    """
 
     @wraps(draw)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Plot:
+    def inner(*args: Any, title: str | None = None, ax: Axes | None = None, **options: Any) -> Plot:
+        if not isinstance(ax, Axes | None):
+            raise UserError(f"ax is a {type(ax).__name__}; give one matplotlib Axes")
         with rc_context(_look()):
-            fig = copy_context().run(draw, *args, **kwargs)
+            fig, context = Plot(title, ax), copy_context()
+            context.run(DRAWN.set, fig)
+            context.run(draw, *args, **options)
             _legend(fig)
         return fig
 
@@ -160,30 +171,22 @@ def _set(name: Any) -> bool:
     return bool(rcParams[name] != rcParamsDefault[name])
 
 
-def figure(title: str | None, default: str, *, height: float, width: float = WIDTH, ax: Axes | None = None) -> Plot:
-    """An empty figure (sizes in inches) with a title, or the default one for None, that is wrapped to its width.
+def figure(default: str, *, height: float, width: float = WIDTH) -> Plot:
+    """The figure that is drawn: its size in inches and its title, wrapped to its width.
 
     Args:
-        title: Of the figure.
-        default: The title for None; a figure that is drawn into ``ax`` has none then.
+        default: The title where none was asked for; a figure that is drawn into Axes of a user has none then.
         height: Of the figure.
         width: Of the figure.
-        ax: Axes of a user into which it is drawn.
-
-    Raises:
-        UserError: ``ax`` is anything else.
     """
-    if not isinstance(ax, Axes | None):
-        raise UserError(f"ax is a {type(ax).__name__}; give one matplotlib Axes")
-    dpi = rcParams["figure.dpi"] if _set("figure.dpi") else 200
-    fig = Plot(figsize=(round(width, 2), round(height, 2)), dpi=dpi, layout="constrained", into=ax)
-    DRAWN.set(fig)
+    fig = DRAWN.get()
+    fig.set_size_inches(round(width, 2), round(height, 2))
     # "n = 50" is one word
-    text = (default if title is None else title).replace(" = ", "\xa0=\xa0")
+    text = (default if fig.asked is None else fig.asked).replace(" = ", "\xa0=\xa0")
     if text := fill(text, width).replace("\xa0", " "):
         fig.suptitle(text, x=0.01, ha="left").set_parse_math(False)
-    if ax and title:
-        ax.set_title(title, loc="left").set_parse_math(False)
+    if fig.into and fig.asked:
+        fig.into.set_title(fig.asked, loc="left").set_parse_math(False)
     return fig
 
 

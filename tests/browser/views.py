@@ -26,7 +26,6 @@ import pandas as pd  # noqa: E402
 from lab import BROWSERS, Browser, until  # noqa: E402
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output  # noqa: E402
 
-import depthlens as dl  # noqa: E402
 from depthlens.ablations import Head  # noqa: E402
 from depthlens.analysis.result.results import Result  # noqa: E402
 from depthlens.experiments.one_prompt import Attention  # noqa: E402
@@ -129,7 +128,7 @@ def looks() -> Attention:
 
 def notebook_pages(folder: Path) -> None:
     """The page of a notebook, whose view of answers stands far below, and the index over it."""
-    png, about = dl.plots.depth_profile(made())._repr_png_()
+    png, about = made().plot("depth_profile")._repr_png_()
     shown = [
         new_output("display_data", {"image/png": base64.b64encode(png).decode()}, metadata={"image/png": about}),
         new_output("display_data", {"text/html": made().explore().html()}),

@@ -18,10 +18,12 @@ import transplants
 
 import depthlens as dl
 from depthlens import paths
+from depthlens.plots import figures
 
-SPACES = ("analysis", "backends", "claims", "organisms", "plots", "runner", "tasks")
+SPACES = ("analysis", "backends", "claims", "organisms", "runner", "tasks")
 PLACES = {"dl": dl} | {f"dl.{space}": getattr(dl, space) for space in SPACES}
 NAMED = {f"{place}.{name}": getattr(of, name) for place, of in PLACES.items() for name in of.__all__}
+NAMED |= {f"plot({of.__name__!r})": of for several in figures.FIGURES.values() for of in several}
 # what has a docstring: no packages, and no constants such as `dl.claims.CLAIMS`; some have two names
 PUBLIC = {id(of): (name, of) for name, of in NAMED.items() if callable(of) and not inspect.ismodule(of)}
 CASES = [pytest.param(of, id=name) for name, of in sorted(PUBLIC.values(), key=lambda case: case[0])]

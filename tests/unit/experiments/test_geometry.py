@@ -133,7 +133,7 @@ def contributions(lens, tokens, condition=BASELINE):
 def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
     table = geo.layer_effects(
         lens, TEXTS, reduce=reduce, skip_first=skip_first, seed=5, batch_tokens=70, progress=False
-    )
+    ).table
     n_layers = lens.dims.n_layers
     assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
     rows = [lens.tokenizer(text).input_ids for text in TEXTS]
@@ -160,7 +160,7 @@ def test_an_offloaded_model_gives_the_same(tmp_path):
         lens = loading.load(folder, offload=offload)
         g = geo.depth_geometry(lens, TEXTS, progress=False)
         assert g.record["model"]["offload"] == offload
-        tables.append((g.distances, g.influences, g.logit_lens, geo.layer_effects(lens, TEXTS, progress=False)))
+        tables.append((g.distances, g.influences, g.logit_lens, geo.layer_effects(lens, TEXTS, progress=False).table))
     assert all(t.is_meta for layer in lens.arch.layers for t in layer.parameters()), "no layer stays in memory"
     for whole, streamed in zip(*tables, strict=True):
         # where weights lie in memory can change the order of some sums
@@ -184,8 +184,8 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     assert by_name.record["texts"]["source"] == "c4" and by_hand.record["texts"]["source"] == "given"
     assert by_name.record["texts"]["digest"] == by_hand.record["texts"]["digest"]
     assert by_name.distances.equals(by_hand.distances)
-    effects = geo.layer_effects(lens, "c4", limit=2, progress=False)
-    assert effects.equals(geo.layer_effects(lens, wanted, limit=2, progress=False))
+    effects = geo.layer_effects(lens, "c4", limit=2, progress=False).table
+    assert effects.equals(geo.layer_effects(lens, wanted, limit=2, progress=False).table)
 
 
 def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():

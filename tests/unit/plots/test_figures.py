@@ -7,13 +7,11 @@ A number is that of the table or result that the figure is drawn from, and is co
 import geometries
 import made_results
 import numpy as np
-import pandas as pd
 import pytest
 from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
 from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
-from depthlens import plots
 from depthlens.analysis.heads import lists
 from depthlens.analysis.layers import differences
 from depthlens.analysis.result.results import concat
@@ -46,19 +44,19 @@ PROTOCOLS = concat([layers("continuation"), GUESS, layers("written", "exact_matc
 def profiles():
     one = layers()
     said = ("tiny, capitals: one layer removed at a time, n = 120 documents", "95% interval", "critical", "chance")
-    yield Case(plots.depth_profile(one), 1, one.summary["value"].iloc[1:], [0, 3], {"baseline": 1, "chance": 1}, said)
-    yield Case(plots.depth_profile(one, title="T"), 1, words=("T", "accuracy"))
+    yield Case(one.plot("depth_profile"), 1, one.summary["value"].iloc[1:], [0, 3], {"baseline": 1, "chance": 1}, said)
+    yield Case(one.plot("depth_profile", title="T"), 1, words=("T", "accuracy"))
     scores = {task: PROTOCOLS.select(tasks=task).summary["value"].iloc[1:] for task in ("continuation", "guess")}
-    yield Case(plots.depth_profile(PROTOCOLS), 1, scores, [0, 3] * 2, {"series": 3, "baseline": 3}, cannot_judge=1)
+    yield Case(PROTOCOLS.plot("depth_profile"), 1, scores, [0, 3] * 2, {"series": 3, "baseline": 3}, cannot_judge=1)
     graded = layers("summaries", "rouge", scale=37.5, chance=None)
-    yield Case(plots.depth_profile(concat([one, graded])), 2, words=("accuracy", "rouge"))
+    yield Case(concat([one, graded]).plot("depth_profile"), 2, words=("accuracy", "rouge"))
     sites = concat([one, layers(site=".attn"), layers(site="@donor")])
     said = ("attention", "donor", "one layer or part of it removed or replaced at a time")
-    yield Case(plots.depth_profile(sites), 1, count={"series": 3}, words=said)
+    yield Case(sites.plot("depth_profile"), 1, count={"series": 3}, words=said)
     for site, done in (("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")):
-        yield Case(plots.depth_profile(layers(site=site)), 1, words=(f"one layer {done} at a time",))
+        yield Case(layers(site=site).plot("depth_profile"), 1, words=(f"one layer {done} at a time",))
     errors = layers(metric="error", flip=True)
-    yield Case(plots.depth_profile(errors), 1, errors.summary["value"].iloc[1:], [0, 3])
+    yield Case(errors.plot("depth_profile"), 1, errors.summary["value"].iloc[1:], [0, 3])
     judged = np.where(np.arange(18) // 6 == 1, np.nan, np.ravel([delta(PROTOCOLS, t) for t in TASKS]))
     said = ("continuation", "guess", "baseline 0.90", "critical")
     yield Case(PROTOCOLS.plot("protocol_comparison"), 2, judged, [0, 3] * 2, {"hatch": 1}, said, cannot_judge=1)
@@ -82,12 +80,7 @@ def transplants():
     moved = {"layer x alone": [0.2] * 6, "layers 0 to x": [0.2] * 4 + [0.55, 0.9]}
     moved["layers x to the last"] = [0.9] * 5 + [0.2]
     said = ("share of the gap", "base with layers of donor, n = 120 documents", "differs from the base")
-    yield Case(plots.recovery_curve(result, donor), 1, moved, count={"base": 1, "donor": 1}, words=said)
-    parts = pd.MultiIndex.from_product([("attn_out", "mlp_out"), range(5)], names=["part", "layer"])
-    acts = pd.DataFrame({"relative": 0.1 * parts.get_level_values(1)}, index=parts).reset_index()
-    ends = {"relative_low": 0.0, "relative_high": 0.5, "cosine": 0.99, "cosine_low": 0.9, "cosine_high": 1.0, "n": 8}
-    y = {part: [*(0.1 * np.arange(5)), *[0.99] * 5] for part in ("attn_out", "mlp_out")}
-    yield Case(plots.activation_deltas(acts.assign(**ends)), 2, y, words=("n = 8 shared prompts", "no change"))
+    yield Case(result.plot("recovery_curve", donor=donor), 1, moved, count={"base": 1, "donor": 1}, words=said)
 
 
 def head_figures():
@@ -107,7 +100,7 @@ def head_figures():
     *tops, scored = lists.both_tops(a, b, 5)
     common = lists.overlap(*tops, scored.sum(1).tolist())
     said = (f"m: the top 5 of 36 heads by two scores have {common}", "L3.H2", "top 5 of copying: L4.H5, ")
-    yield Case(plots.head_overlap(a, b, k=5), 1, {"on both lists": [2.5]}, count={"name": common.n}, words=said)
+    yield Case(a.plot("head_overlap", b=b, k=5), 1, {"on both lists": [2.5]}, count={"name": common.n}, words=said)
 
 
 def geometry_figures():
@@ -120,8 +113,8 @@ def geometry_figures():
     yield Case(g.plot(), 2, [*g.influences["influence"], *single], count={"band": 2})
     both = [*g.logit_lens["probability"], *g.logit_lens["entropy"]]
     yield Case(g.plot("logit_lens", title="My lens"), 2, both, words=("My lens", "entropy (nats)", "final top-1 token"))
-    both = [*(effects.loc[effects["where"] == where, "effect"] for where in ("all", "future"))]
-    yield Case(plots.effect_map(effects), 3, np.concatenate(both), words=("skipped layer", "later layer"))
+    both = [*(effects.table.loc[effects.table["where"] == where, "effect"] for where in ("all", "future"))]
+    yield Case(effects.plot(), 3, np.concatenate(both), words=("skipped layer", "later layer"))
 
 
 def run_figures():

@@ -4,7 +4,6 @@ import itertools
 
 import made_results
 import numpy as np
-import pandas as pd
 import pytest
 from drawn import (  # noqa: F401 (a fixture for all of them)
     Case,
@@ -15,8 +14,8 @@ from drawn import (  # noqa: F401 (a fixture for all of them)
     points,
 )
 
-from depthlens import plots
 from depthlens.analysis.result.results import Result, concat
+from depthlens.plots import heads
 from depthlens.plots.heads import CRITICAL_HEAD
 
 N_LAYERS, N_HEADS, N_KV, N = 6, 4, 2, 40
@@ -57,21 +56,21 @@ def cases():
     one, kv = sweep(), sweep(letter="KV", n_heads=N_KV, kept={(2, 1): 0.0})
     said = ("tiny, kv_retrieval: one head removed at a time, n = 40", CRITICAL_HEAD, "largest: L1.H2, L3.H0")
     said += ("change of accuracy from baseline", "baseline 0.90", "between KV groups")
-    yield Case(plots.head_map(one, top=2), 2, changes(one), [1, 3], {"group": 1, "top": 2}, said)
+    yield Case(heads.head_map(one, top=2), 2, changes(one), [1, 3], {"group": 1, "top": 2}, said)
     hard = concat([one, sweep("hard", base=0.25)])
     values = [*changes(one), *[np.nan] * 24]
-    yield Case(plots.head_map(hard, top=2), 4, values, [1, 3], {"hatch": 1, "top": 2}, cannot_judge=1)
-    yield Case(plots.head_map(kv, top=1), 2, changes(kv), [2], {"group": 0}, ("KV group", "L2.KV1"))
-    yield Case(plots.head_map(concat([one, sweep(mode="@mean")])), 4, words=("removed", "mean"))
-    yield Case(plots.head_map(sweep(layers=[1, 3])), 2, changes(sweep(layers=[1, 3])), words=("not measured",))
+    yield Case(heads.head_map(hard, top=2), 4, values, [1, 3], {"hatch": 1, "top": 2}, cannot_judge=1)
+    yield Case(heads.head_map(kv, top=1), 2, changes(kv), [2], {"group": 0}, ("KV group", "L2.KV1"))
+    yield Case(heads.head_map(concat([one, sweep(mode="@mean")])), 4, words=("removed", "mean"))
+    yield Case(heads.head_map(sweep(layers=[1, 3])), 2, changes(sweep(layers=[1, 3])), words=("not measured",))
     gain = sweep(base=0.5, kept={(2, 3): 1.9})
-    yield Case(plots.head_map(gain, top=2), 2, changes(gain), [], {"gain": 1, "top": 0}, ("significant gain",))
+    yield Case(heads.head_map(gain, top=2), 2, changes(gain), [], {"gain": 1, "top": 0}, ("significant gain",))
     values = np.full((N_LAYERS, N_HEADS), 0.01)
     values[2, 1] = 0.83
     said = ("copy-paste score", "the largest", "L2.H1")
-    yield Case(plots.head_map(scores(values), top=1), 2, values, [], words=said)
+    yield Case(heads.head_map(scores(values), top=1), 2, values, [], words=said)
     losses = scores(values, "loss on needle tokens", "nats", values > 0.5)
-    yield Case(plots.head_map(losses), 2, values, [2], words=(CRITICAL_HEAD, "(nats)"))
+    yield Case(heads.head_map(losses), 2, values, [2], words=(CRITICAL_HEAD, "(nats)"))
 
 
 def test_maps_draw_their_numbers():
@@ -88,7 +87,7 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
     flipped = Result(error.docs.assign(value=1 - error.docs["value"]), error.record)
     gain = sweep(base=0.5, kept={(2, 3): 1.9})
     for result, at, gid in ((sweep(), (1, 2), "shown"), (flipped, (1, 2), "shown"), (gain, (2, 3), "gain")):
-        fig = plots.head_map(result)
+        fig = heads.head_map(result)
         cells = mesh(fig)
         red, _, blue, _ = cells.cmap(cells.norm(cells.get_array()[at[::-1]]))
         assert (red > 2 * blue) if gid == "shown" else (blue > 2 * red)
@@ -99,7 +98,7 @@ def test_losses_are_red_and_gains_blue_whichever_way_the_metric_runs():
 def test_three_sizes_of_model(sizes):
     top = 8
     of_both = [planted(sizes, k=top), planted(sizes, 1, loss=True, k=top)]
-    fig = plots.head_map(of_both, top=top)
+    fig = heads.head_map(of_both[0], others=of_both[1:], top=top)
     check(fig)
     assert fig.get_size_inches()[1] <= 10, "does not fit a page"
     assert points(fig, "shown") == sorted(of_both[1].top(top))
@@ -116,32 +115,19 @@ def test_three_sizes_of_model(sizes):
 def test_scores_run_from_zero_and_losses_around_it_with_one_scale_a_unit():
     values = np.full((N_LAYERS, N_HEADS), 0.01)
     values[2, 1] = 0.83
-    cells = mesh(plots.head_map(scores(values)))
+    cells = mesh(heads.head_map(scores(values)))
     assert cells.get_clim() == (0, 0.83) and cells.cmap.name == "mako_r"
     for losses in (scores(values, "loss", "nats", values > 0.5), scores(values - 0.05, "contrast", "nats")):
-        cells = mesh(plots.head_map(losses))
+        cells = mesh(heads.head_map(losses))
         low, high = cells.get_clim()
         assert low == -high and cells.cmap.name == "vlag"
     costs = {f"L{la}.H{h}": {(1, 2): 2.0, (4, 1): -1.0}.get((la, h), 0) for la, h in np.ndindex(N_LAYERS, N_HEADS)}
     sizes = {"n_layers": N_LAYERS, "n_heads": N_HEADS, "n_kv_heads": N_KV, "method": "attribution"}
     nats = made_results.nats(costs, n=N, noise=0.1, task="kv_retrieval", model="tiny", **sizes)
     many = concat([sweep(), sweep("other", kept={(0, 0): 0.9}), nats])
-    fig = plots.head_map(many)
+    fig = heads.head_map(many)
     first, second, third = (cells.get_clim() for cells in by_gid(fig, "cells"))
     assert first == second != third
     said = ("other, acc", "kv_retrieval, answer_logprob", "change of answer_logprob (nats, at most 1 a")
     holds(Case(fig, 6, words=said))
-    assert len(by_gid(plots.head_map(many.select(metrics="acc")), "cells")) == 2
-
-
-def test_prediction():
-    tokens = [" Paris", "\n", " $x$", " 巴", ""]
-    found = {"baseline": [0.6, 0.2, 0.1, 0.05, 0], "L3": [0.1, 0.3, 0.2, 0.05, 0]}
-    fig = plots.prediction(pd.DataFrame(found, index=tokens), "L3", title="T")
-    (ax,) = fig.axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ['"␣Paris"', '"␣\\u5df4"', "(empty)", '"⏎"', '"␣$x$"']
-    drawn = {gid: by_gid(fig, gid)[0].get_xdata().tolist() for gid in ("before", "after")}
-    assert drawn == {"before": [0.6, 0.05, 0, 0.2, 0.1], "after": [0.1, 0.05, 0, 0.3, 0.2]}
-    assert list(fig.table["value"]) == sum(drawn.values(), []) and "L3 removed" in [*fig.table["series"]]
-    assert ax.get_ylim()[1] < ax.get_ylim()[0], "tokens that lose on top, the likeliest first"
-    check(fig)
+    assert len(by_gid(heads.head_map(many.select(metrics="acc")), "cells")) == 2

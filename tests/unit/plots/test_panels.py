@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+from pathlib import Path
 
 import geometries
 import made_results
@@ -18,7 +19,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
-from depthlens import plots
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
 from depthlens.look import GREY, PALETTE
@@ -34,23 +34,29 @@ def test_colours_differ_in_greyscale():
     assert len(set(theme.MARKERS)) == len(PALETTE)
 
 
+def test_white_space_and_what_the_font_lacks_are_made_visible():
+    texts = [theme.visible(token) for token in (" Paris", "\n", " $x$", " 巴", "")]
+    assert texts == ["␣Paris", "⏎", "␣$x$", "␣\\u5df4", "(empty)"]
+
+
 def test_numbers_of_documents_in_words():
     assert theme.counts([16]) == theme.counts(n for n in (16, 16)) == "16"
     assert theme.counts([6, 4, 16]) == "4 to 16"
 
 
 def test_a_notebook_shows_half_the_pixels_there_are():
-    png, size = plots.prediction(pd.DataFrame({"baseline": [0.1], "L3": [0.2]}, index=["a"]), "L3")._repr_png_()
+    png, size = sweep(EARLY).plot()._repr_png_()
     height, width, _ = matplotlib.image.imread(io.BytesIO(png)).shape
     assert (width, height) == (2 * size["width"], 2 * size["height"])
 
 
-NOTEBOOK = """
-import pandas as pd
-from depthlens import plots
-from depthlens.analysis.result.tables import DescribedTable
-{setup}
-plots.prediction(pd.DataFrame({{"baseline": [0.5, 0.2], "L3": [0.1, 0.6]}}, index=["a", "b"]), "L3")
+TESTS = Path(made_results.__file__).parent
+NOTEBOOK = f"""
+import sys
+sys.path.append({str(TESTS)!r})
+import made_results
+{{setup}}
+made_results.sweep(made_results.EARLY).plot()
 """
 
 
@@ -83,19 +89,15 @@ TABLE = pd.DataFrame(
 
 @themed
 def drawing(draw, *args, **options):
-    fig = theme.figure("Title", "", height=2.5)
-    draw(fig.subplots(), *args, **options)
-    return fig
+    draw(theme.figure("", height=2.5).subplots(), *args, **options)
 
 
-@themed
-def curves(*args, **options):
-    return panels.curves(*args, **options)[0]
+curves = themed(panels.curves)
 
 
 def test_more_series_than_colours_are_refused():
     with pytest.raises(UserError, match="5 series; a figure shows up to 4, draw fewer: a, b, c, d, e"):
-        curves("Title", "", TABLE, "abcde")
+        curves("", TABLE, "abcde")
 
 
 def heights(fig, gid):
@@ -104,7 +106,7 @@ def heights(fig, gid):
 
 @pytest.mark.parametrize("bars", [False, True])
 def test_lines_draw_their_table(bars):
-    fig = curves("Title", "", TABLE.assign(least=0, greatest=1), ("a", "b"), bars=bars)
+    fig = curves("", TABLE.assign(least=0, greatest=1), ("a", "b"), bars=bars)
     check(fig)
     np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan], [0.1, 0.2, 0.3]])
     assert heights(fig, "shown") == [[0.6]], "nothing is shown where nothing can be judged"
@@ -121,7 +123,7 @@ def test_lines_draw_their_table(bars):
 
 def test_missing_layers_leave_a_gap_and_a_point_alone_has_a_bar():
     rows = TABLE.iloc[[0, 1, 1]].assign(x=[0, 1, 4], layer=[0, 1, 4], n_layers=6)
-    fig = curves("Title", "", rows, ["a"])
+    fig = curves("", rows, ["a"])
     np.testing.assert_equal(heights(fig, "series"), [[0.5, 0.6, np.nan, np.nan, 0.6]])
     (bars,) = by_gid(fig, "interval")
     assert [path.vertices[:, 0].tolist() for path in bars.get_paths()] == [[4, 4]]
@@ -157,7 +159,7 @@ def test_a_legend_is_not_wider_than_its_figure():
 
 def test_a_figure_carries_its_table_and_saves_it(tmp_path):
     result = sweep(EARLY)
-    fig = plots.depth_profile(result)
+    fig = result.plot("depth_profile")
     rows = result.summary.iloc[1:]
     assert list(fig.table) == [c for c in theme.COLUMNS if c not in ("claim", "part", "head", "x", "y", "series")]
     for column in ("layer", "value", "p_adjusted"):

@@ -66,13 +66,13 @@ class TestNothingIsComputedTwice:
         texts, options = ["one text", "another one", "a third text"], {"store": str(tmp_path), "progress": False}
         dl.layer_effects(lens, texts[:2], **options)
         before = parts(tmp_path)
-        found = dl.layer_effects(lens, texts, **options)
+        found = dl.layer_effects(lens, texts, **options).table
         (added,) = {*parts(tmp_path)} - {*before}
         assert pd.read_parquet(added)["request"].nunique() == 1, "the third text alone is measured"
-        assert found.equals(dl.layer_effects(lens, texts, **options | {"store": None}))
+        assert found.equals(dl.layer_effects(lens, texts, **options | {"store": None}).table)
         for changed in ({"skip_first": 1}, {"seed": 1}):  # each is a part of the address
-            without = dl.layer_effects(lens, texts, **changed, **options | {"store": None})
-            assert dl.layer_effects(lens, texts, **changed, **options).equals(without)
+            without = dl.layer_effects(lens, texts, **changed, **options | {"store": None}).table
+            assert dl.layer_effects(lens, texts, **changed, **options).table.equals(without)
 
     def test_equal_requests_are_one_row(self, lens, tmp_path):
         at = answer_cache.AnswerStore(str(tmp_path), lens).entry("twice")

@@ -78,7 +78,7 @@ EXPERIMENTS = {
     "attribution of means": attributed("mean"),
     **{f"copying, {method}": copying(method) for method in ("copy_paste", "exact", "attribution")},
     "geometry": geometry,
-    "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False),
+    "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False).table,
     "donor": swept("L1@donor", "L2.H1@donor"),
     "donor, mean and resample": swept("L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"),
     "written with a donor": swept("L1@donor", task=WRITTEN),
