@@ -33,7 +33,18 @@ COLUMNS = [
 
 
 def recovery(result: Result, donor: Result) -> DescribedTable:
-    """See `depthlens.Result.recovery`."""
+    """What share of the gap between base and donor each transplant recovers; see `depthlens.Result.recovery`.
+
+    Returns:
+        One row a task and transplant: task, metric, condition, site, first, last (the layers that it changes, where
+        these are one stretch of one site, else missing), n, value, value_low, value_high (score, with the interval of
+        its difference from the base), base, donor, recovered, ci_low, ci_high, p_adjusted (of the difference from the
+        base; step-down maxT over the sweep), no_gap ("" or why no share is given). It is described by sentences on
+        the best of each series of transplants.
+
+    Raises:
+        UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
+    """
     comparable(result, donor, ("task", "metric", "doc_id"))
     conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses("donor")]
     if not conditions:

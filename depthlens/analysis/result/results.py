@@ -56,7 +56,6 @@ class Result(Finding):
           condition   n  value
         0  baseline  12    1.0
         1        L0  12    1.0
-        >>> figure = result.plot()
     """
 
     FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
@@ -339,8 +338,9 @@ class Result(Finding):
 
         Example:
             >>> found = book.open_book("capitals", "capitals_open_book").table
-            >>> found.loc[0, ["condition", "closed", "opened"]].tolist()
-            ['baseline', 0.6, 0.9]
+            >>> found.loc[:0, ["condition", "closed", "opened"]]
+              condition  closed  opened
+            0  baseline     0.6     0.9
         """
         from depthlens.analysis.layers import differences
 
