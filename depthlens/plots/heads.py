@@ -7,7 +7,7 @@ few heads are far beyond the rest, which would otherwise look white; the figure 
 conditions: L9.H6 is head 6 of layer 9.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.head_curves`
-and `depthlens.analysis.heads.lists`.
+and `depthlens.analysis.heads.agreement`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from matplotlib.patches import Rectangle
 
 from depthlens import arguments
 from depthlens.ablations import INDEXED, Head
-from depthlens.analysis.heads import lists
+from depthlens.analysis.heads.agreement import both_tops, detector_agreement
 from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
 from depthlens.analysis.heads.scores import HeadScores
+from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.analysis.result.results import Result
 from depthlens.look import EMPTY, GREY, INK, PALE
 from depthlens.plots import panels, theme
@@ -40,6 +41,10 @@ CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
 _COUNTS = {"head": "n_heads", "KV group": "n_kv_heads", "expert": "n_experts"}
 OUTSIDE = "worse than every random draw"
+SHARED = (
+    " have {n_shared} in common, {more} than as many random heads of each layer explain "
+    "({expected_shared:.2g} expected, p = {p_shared:.2g})"
+)
 MAX_NAMED = 10  # heads of each list
 _FAR = 2.0  # times the 99th percentile: a largest value from here on does not end the scale
 
@@ -275,8 +280,8 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10) -> None:
     """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
 
     Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
-    heads on a list from the others. The p-value is the probability that random lists with as many heads in each layer
-    share at least as many (`depthlens.analysis.heads.lists`).
+    heads on a list from the others. The p-value is the probability that lists with as many heads in each layer share at
+    least as many, by permutation (`depthlens.detector_agreement`).
 
     Args:
         a: Scores for the x axis.
@@ -289,7 +294,7 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10) -> None:
     Example:
         >>> figure = copying.plot("head_overlap", b=scores, k=3)
     """
-    *tops, scored = lists.both_tops(a, b, k)
+    *tops, scored = both_tops(a, b, k)
     first, second = map(set, tops)
     layer, head = np.nonzero(scored)
     on = [((*h,) in first) + 2 * ((*h,) in second) for h in zip(layer, head, strict=True)]  # 0: on neither list
@@ -301,8 +306,9 @@ def head_overlap(a: HeadScores, b: HeadScores, k: int = 10) -> None:
     table = tidy(table, "x", "y", unit=axes[1])
     others, table = (table[(table["series"] == names[-1]) == other] for other in (True, False))
     model = a.record.get("model", {}).get("name", "")
-    common = lists.overlap(tops[0], tops[1], scored.sum(axis=1).tolist())
-    default = f"{model}: the top {k} of {scored.sum()} heads by two scores have {common}".removeprefix(": ")
+    found = detector_agreement({"a": a, "b": b}, k=k).table.to_dict("records")
+    shared = "".join(SHARED.format(more="more" if row["p_shared"] < ALPHA else "no more", **row) for row in found)
+    default = f"{model}: the top {k} of {scored.sum()} heads by two scores{shared}".removeprefix(": ")
     look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
     ((ax, _),) = curves(default, table, names[:-1], **look)
     panels.keep(ax, others)

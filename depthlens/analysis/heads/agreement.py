@@ -26,6 +26,7 @@ two that look at attention agree on a decoy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
@@ -33,9 +34,8 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablations import WORDS, parse_condition
+from depthlens.ablations import WORDS, Head, parse_condition
 from depthlens.analysis.heads.effects import head_conditions
-from depthlens.analysis.heads.lists import both_tops
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.ranks import COLUMNS, pairwise, ranks, within_layers
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
@@ -43,6 +43,7 @@ from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.profiles import by_layer, one_model, paired
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
+from depthlens.errors import UserError
 
 Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-1 for other parts)
 Tables = dict[str, pd.DataFrame]  # by name: what every unit adds to the loss of each part
@@ -240,6 +241,21 @@ def detector_agreement(
     record["seed"] = seed
     lines = [_sentence(row, k) for row in rows] + lines
     return DescribedTable.of("detector_agreement", rows=rows, columns=OF_DETECTORS, lines=lines, **record)
+
+
+def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[Head], np.ndarray]:
+    """The first ``k`` heads by each of two scores, among the heads that have both, and which heads these are.
+
+    Raises:
+        UserError: scores of different shapes, or a ``k`` that does not fit the heads that have both.
+    """
+    if a.values.shape != b.values.shape:
+        raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
+    both = a.frame["value"].notna() & b.frame["value"].notna()
+    n = int(both.sum())
+    k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")
+    first, second = (replace(s, frame=s.frame[both]).top(k) for s in (a, b))
+    return first, second, both.to_numpy().reshape(a.values.shape)
 
 
 def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Generator) -> dict[str, Any]:

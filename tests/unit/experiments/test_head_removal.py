@@ -1,7 +1,6 @@
 """Curves of heads removed and of heads kept, their random rivals and the overlap of lists, and organisms with truth."""
 
 from collections import Counter
-from itertools import combinations
 from random import Random
 
 import made_results
@@ -12,7 +11,6 @@ import tiny
 import depthlens as dl
 from depthlens.ablations import Ablation, Condition
 from depthlens.analysis.heads import curves as analysis
-from depthlens.analysis.heads.lists import overlap
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments.head_curves import keep_only, removal_curve, same_layers
@@ -108,23 +106,6 @@ def test_accuracy_and_nats_side_by_side_are_seeded(organism):
     assert np.allclose(own[["value", "p_value"]], nats.tests[["value", "p_value"]])
     other = removal_curve(lens, ONE, lists, seed=2, **options)
     assert other.record["draws"] != both.record["draws"] == nats.record["draws"]
-
-
-# -- overlap --------------------------------------------------------------------------------------------------
-
-
-def test_lists_of_the_same_layers_are_permuted_within_them():
-    one, other = [(0, 0), (0, 1), (1, 2)], [(0, 0), (1, 2), (1, 3)]
-    found = overlap(one, other, [3, 4, 0])  # of the last layer no head was measured
-    common = [
-        len({*first, last} & set(other)) for first in combinations([(0, h) for h in range(3)], 2)
-        for last in [(1, h) for h in range(4)]
-    ]  # fmt: skip
-    assert found.n == 2 and found.expected == pytest.approx(np.mean(common))
-    assert found.p_value == pytest.approx(np.mean(np.array(common) >= 2))
-    everything = [(0, h) for h in range(3)]
-    same = overlap(everything, everything, [3, 9, 9])
-    assert same.n == 3 and same.p_value == 1, "two lists of one whole layer share no more than the layer"
 
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout

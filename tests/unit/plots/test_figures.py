@@ -12,7 +12,6 @@ from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of
 from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
-from depthlens.analysis.heads import lists
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE
 
@@ -96,10 +95,10 @@ def head_figures():
     values[1, 6:] = np.nan  # only heads with both scores can be on both lists
     who = "copying", "loss on computed minus copied tokens, in units of surprisal, by attribution"
     a, b = (made_results.head_scores(*both) for both in zip(values, who, strict=True))
-    *tops, scored = lists.both_tops(a, b, 5)
-    common = lists.overlap(*tops, scored.sum(1).tolist())
-    said = (f"m: the top 5 of 36 heads by two scores have {common}", "L3.H2", "top 5 of copying: L4.H5, ")
-    yield Case(a.plot("head_overlap", b=b, k=5), 1, {"on both lists": [2.5]}, count={"name": common.n}, words=said)
+    (row,) = dl.detector_agreement({"a": a, "b": b}, k=5).table.itertuples()
+    said = (f"m: the top 5 of 36 heads by two scores have {row.n_shared} in common, no more", f"p = {row.p_shared:.2g}")
+    said += ("L3.H2", "top 5 of copying: L4.H5, ")
+    yield Case(a.plot("head_overlap", b=b, k=5), 1, {"on both lists": [2.5]}, count={"name": row.n_shared}, words=said)
 
 
 def geometry_figures():
