@@ -56,8 +56,8 @@ def next_token(
             over them.
 
     Returns:
-        One row a token, one column a condition (its text form), sorted by the baseline's probability. Where several tokens
-        have one text, their numbers stand behind it.
+        One row a token, one column a condition (its text form), sorted by the baseline's probability. Where several
+        tokens have one text, their numbers stand behind it.
 
     Raises:
         UserError: an empty prompt, a condition that the model does not have, or ``@resample`` without prompts.
