@@ -37,8 +37,11 @@ import tiny as of_tests  # noqa: E402
 
 import depthlens as dl  # noqa: E402
 from depthlens.analysis.layers import blocks  # noqa: E402
+from depthlens.analysis.layers.depth import critical_by_task  # noqa: E402
 from depthlens.analysis.numbers import stats  # noqa: E402
+from depthlens.analysis.numbers.means import max_t, mean  # noqa: E402
 from depthlens.analysis.result import losses  # noqa: E402
+from depthlens.analysis.result.profiles import third_conditions  # noqa: E402
 from depthlens.analysis.runs.comparison import compare_runs  # noqa: E402
 from depthlens.provenance import git_commit  # noqa: E402
 
@@ -53,7 +56,6 @@ TOLERANCES = {
 }
 QUIET: dict[str, Any] = {"store": None, "progress": False}
 Cases = Iterator[tuple[str, Callable[[], Any]]]
-a = dl.analysis
 
 # Tables ---------------------------------------------------------------------------------------------------------------
 
@@ -370,12 +372,15 @@ ROLES = [*RESULTS][[*RESULTS].index("letters") :]
 # what an analysis makes of a result, and of which results
 ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
     "summary": lambda r: {"summary": r.summary, "baselines": r.baselines, "losses": r.loss_table},
-    "critical": lambda r: {"rows": r.critical(), "names": pd.Series(a.critical_by_task(r), dtype=object).to_frame()},
+    "critical": lambda r: {
+        "rows": r.critical(),
+        "names": pd.Series(critical_by_task(r), dtype=object).to_frame(),
+    },
     "needed documents": lambda r: {" ".join(key): n for key, n in r.needed_documents.items()},
-    "thirds": lambda r: {s: a.loss_by_third(r, scale=s) for s in ("score", "above_chance", "importance")},
-    "centre": lambda r: a.centre_of_mass(r),
+    "thirds": lambda r: {s: r.loss_by_third(scale=s) for s in ("score", "above_chance", "importance")},
+    "centre": lambda r: r.centre_of_mass(),
     "ranks": lambda r: dl.agreement(r),
-    "overlap": lambda r: a.critical_overlap(r),
+    "overlap": lambda r: r.critical_overlap(),
     "geometry": lambda r: dl.agreement(r, pd.DataFrame({"layer": range(N_LAYERS), "x": EARLY, "y": LATE})),
 }
 OF_HEADS = ("summary", "critical")
@@ -385,26 +390,25 @@ OTHERS: dict[str, Callable[[], Any]] = {
         "table": blocks.block_table(result("blocks")),
         "largest": blocks.largest_sparable(result("blocks")),
     },
-    "sites": lambda: a.site_losses(result("sites")),
-    "open book/gain": lambda: a.open_book_gain(result("sites"), "closed", "opened"),
-    "open book/losses": lambda: a.open_book_losses(result("sites"), "closed", "opened"),
-    "subtasks": lambda: a.split_by_kind(result("group"), "facts", a.kinds_by_subtask(result("group"), "facts")),
+    "sites": lambda: result("sites").site_losses(),
+    "open book": lambda: result("sites").open_book("closed", "opened"),
+    "subtasks": lambda: result("group").split("facts"),
     "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),
     "models/compared": lambda: compare_runs({
         "run0": {"": result("binary")}, "run1": {"": result("other", "distilled")}}),
-    "transplants": lambda: a.transplant_recovery(result("moved"), result("binary", "donor").select(tasks="facts")),
+    "transplants": lambda: result("moved").recovery(result("binary", "donor").select(tasks="facts")),
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
-    "means": lambda: {"p": (m := a.mean(draws(3)) - a.mean(draws(4))).p(), "max t": a.max_t(m), "ends": m.interval()},
+    "means": lambda: {"p": (m := mean(draws(3)) - mean(draws(4))).p(), "max t": max_t(m), "ends": m.interval()},
     "documents": lambda: {"loss": stats.documents_for_loss(0.1, 30)},
-    "thirds of layers": lambda: {"of": losses.layer_third(np.arange(10), 10), "conditions": a.third_conditions(30)},
+    "thirds of layers": lambda: {"of": losses.layer_third(np.arange(10), 10), "conditions": third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
-    "heads/contrast": lambda: a.head_contrast(result("heads"), "copy", "sums", "answer_logprob"),
+    "heads/contrast": lambda: result("heads").head_losses("copy", "answer_logprob", beyond="sums"),
     "heads/agreement": lambda: dl.agreement(result("heads"), result("heads", seed=1)),
     "heads/detectors": lambda: dl.detector_agreement({"one": copy(0), "two": copy(1)}, k=4),
-    "heads/roles": lambda: a.head_roles(copy(0), copy(1)),
-    "heads/truth": lambda: a.compare_with_truth({"one": copy(0).top(5)}, copy(1).top(4)),
+    "heads/roles": lambda: copy(0).roles(copy(1)),
+    "heads/truth": lambda: dl.organisms.compare({"one": copy(0).top(5)}, copy(1).top(4)),
 }  # fmt: skip
 
 

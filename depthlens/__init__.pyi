@@ -1,13 +1,10 @@
 __version__: str
 
-from . import analysis as analysis
 from . import backends as backends
 from . import claims as claims
 from . import organisms as organisms
 from . import runner as runner
 from . import tasks as tasks
-from .ablations import Ablation as Ablation
-from .ablations import Condition as Condition
 from .ablations import Head as Head
 from .ablations import parse_condition as parse_condition
 from .analysis.heads.agreement import agreement as agreement
@@ -17,9 +14,10 @@ from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
 from .analysis.layers.geometry import Geometry as Geometry
 from .analysis.layers.removal import Greedy as Greedy
+from .analysis.result.concat import concat as concat
+from .analysis.result.losses import Losses as Losses
 from .analysis.result.races import Race as Race
 from .analysis.result.results import Result as Result
-from .analysis.result.results import concat as concat
 from .analysis.runs.comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine

@@ -4,7 +4,6 @@ import functools
 
 import tiny
 
-from depthlens.analysis.layers.geometry import geometry_predictors
 from depthlens.experiments import geometry as geo
 
 TEXTS = ["The tide turned before noon.", "Nobody saw the heron.", "One, two, and then many more of them."]
@@ -17,4 +16,4 @@ def measured():
     """Geometry, effects and predictors of one tiny model."""
     lens = tiny.lens("llama-gqa")
     g = geo.depth_geometry(lens, TEXTS, progress=False)
-    return g, geo.layer_effects(lens, TEXTS, progress=False), geometry_predictors(g)
+    return g, geo.layer_effects(lens, TEXTS, progress=False), g.predictors()

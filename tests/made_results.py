@@ -16,9 +16,10 @@ import pandas as pd
 from depthlens.analysis.heads.curves import RemovalCurve
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.layers.removal import Greedy
+from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.losses import Losses, broken_condition
 from depthlens.analysis.result.races import Race
-from depthlens.analysis.result.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis.result.results import DOCS_COLUMNS, Result
 
 if TYPE_CHECKING:
     from depthlens.claims import Verdicts
@@ -143,9 +144,13 @@ def profile(base, values, floor: float | None, **fields) -> Losses:
 def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:
     """Scores of heads [layer, head] without intervals; ``model``: what the record says of it."""
     values = np.asarray(values, dtype=float)
-    measured = pd.DataFrame(list(np.ndindex(values.shape)), columns=["layer", "head"]).assign(value=values.ravel())
-    told = measured if critical is None else measured.assign(critical=critical.ravel())
-    return HeadScores.of_heads(name, unit, told, values.shape, n, {"model": {"name": "m"} | model})
+    heads = list(np.ndindex(values.shape))
+    frame = pd.DataFrame(heads, columns=["layer", "head"])
+    frame = frame.assign(condition=[f"L{layer}.H{head}" for layer, head in heads], value=values.ravel())
+    frame = frame.assign(low=np.nan, high=np.nan, critical=pd.array([pd.NA] * len(frame), "boolean"))
+    if critical is not None:
+        frame["critical"] = pd.array(np.ravel(critical), "boolean")
+    return HeadScores(name, unit, frame, n, {"model": {"name": "m"} | model})
 
 
 def race(decisions: Sequence[str]) -> Race:

@@ -124,8 +124,8 @@ class Ablation:
         seed: Of the noise; 0 for other modes.
 
     Example:
-        >>> dl.Condition((dl.Ablation(9, "head", 3, mode="mean"),)) == dl.parse_condition("L9.H3@mean")
-        True
+        >>> dl.parse_condition("L9.H3@mean").ablations[0].mode
+        'mean'
     """
 
     layer: int

@@ -12,9 +12,10 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import BASELINE, AnyHead
+from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.losses import broken_condition
 from depthlens.analysis.result.profiles import third_conditions
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.claims.claims import Claim, chosen_claims
 from depthlens.claims.evidence import Evidence

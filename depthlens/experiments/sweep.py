@@ -25,8 +25,9 @@ from depthlens.ablations import INDEXED, WORDS, Ablation, Condition, Dims, expan
 from depthlens.analysis.layers.removal import Greedy, follow
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
+from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.losses import Losses
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
 from depthlens.engine.references import Reference
 from depthlens.errors import UserError

@@ -25,12 +25,16 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depthlens import arguments
-from depthlens.ablations import Head
+from depthlens.ablations import AnyHead, Head, heads_of
 from depthlens.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 from depthlens.organisms import language
 
 N_HEADS = 4  # of a layer
@@ -271,6 +275,32 @@ class Truth:
         if task not in self.tasks:
             raise unknown("organism task", task, self.tasks)
         return frozenset(Head(h.layer, h.head) for h in self.heads if task in getattr(h, field))
+
+
+def compare(named: Mapping[str, Collection[AnyHead]], true: Collection[AnyHead]) -> pd.DataFrame:
+    """What each method of finding heads misses and names wrongly, where the heads that matter are known.
+
+    Args:
+        named: Heads by method.
+        true: Heads that matter.
+
+    Returns:
+        One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
+
+    Example:
+        >>> true = dl.organisms.truth("organism").needed("one_hop")
+        >>> dl.organisms.compare({"copying": copying.top(1), "removal": scores.top(2)}, true)
+                        named missed wrong
+        copying         L2.H1  L1.H2  none
+        removal  L1.H2, L2.H1   none  none
+    """
+    import pandas as pd  # what asks for names of models alone is quick without
+
+    known, table = {*heads_of("true", [*true])}, {}
+    for method, heads in named.items():
+        found = {*heads_of(method, [*heads])}
+        table[method] = {"named": found, "missed": known - found, "wrong": found - known}
+    return pd.DataFrame(table).T.map(lambda heads: ", ".join(map(str, sorted(heads))) or "none")
 
 
 def truth(organism: str | Options) -> Truth:

@@ -133,12 +133,12 @@ def recovery_curve(result: Result, donor: Result) -> None:
         donor: Holds the donor's own baseline.
 
     Raises:
-        UserError: see `depthlens.analysis.transplant_recovery`; or no series of layers.
+        UserError: see `depthlens.Result.recovery`; or no series of layers.
 
     Example:
         >>> figure = moved.plot("recovery_curve", donor=whole)
     """
-    table = recovery.transplant_recovery(result, donor).table
+    table = result.recovery(donor).table
     names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
     losses = {of.label: of for of in result.every_losses.values()}
     parts = [

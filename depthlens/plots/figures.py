@@ -23,7 +23,7 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     **{"RemovalCurve": (heads.removal_curve,), "SufficiencyCurve": (heads.sufficiency,)},
     "Geometry": (layers.influence_profile, layers.angular_map, layers.logit_lens),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
-    **{"Verdicts": (claims.scorecard,), "open_book_losses": (layers.open_book_losses,)},
+    **{"Verdicts": (claims.scorecard,), "open_book": (layers.open_book_losses,)},
     "layer_effects": (layers.effect_map,),
     **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }

@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import AsinhNorm
 
-from depthlens.analysis.layers import depth
 from depthlens.analysis.layers.blocks import block_table
 from depthlens.analysis.layers.geometry import Geometry
-from depthlens.analysis.numbers.stats import ALPHA, GROUP, loss_unit
+from depthlens.analysis.numbers.stats import ALPHA, BASELINE, GROUP, loss_unit
 from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
@@ -135,7 +134,7 @@ def loss_shares(result: Result) -> None:
     Example:
         >>> figure = one.plot("loss_shares")
     """
-    rows, centres = by_layer(result), depth.centre_of_mass(result).table
+    rows, centres = by_layer(result), result.centre_of_mass().table
     n_layers, n = rows[0].n_layers, counts(len(p.documents) for p in rows)
     parts = []
     for y, p in enumerate(rows):
@@ -172,14 +171,14 @@ def open_book_losses(versus: DescribedTable) -> None:
     Bars are 95% intervals; a marker is filled where the difference is proven.
 
     Args:
-        versus: From `depthlens.analysis.open_book_losses`, of a layer sweep.
+        versus: From `depthlens.Result.open_book`, of a layer sweep; of its metrics the last is drawn.
 
     Example:
-        >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
-        >>> figure = versus.plot()
+        >>> figure = book.open_book("capitals", "capitals_open_book").plot()
     """
-    metric = versus.record["metric"]
-    table = tidy(versus.table.sort_values("layer"), "layer", "difference")
+    metric = versus.table["metric"].iloc[-1]
+    table = versus.table[(versus.table["metric"] == metric) & (versus.table["condition"] != BASELINE)]
+    table = tidy(table.sort_values("layer"), "layer", "difference")
     names = [f"costs more in the {book}-book task" for book in ("open", "closed")]
     table = table.assign(series=np.where(table["y"] > 0, *names), shown=table["p_adjusted"] < ALPHA)
     table = table.assign(unit=f"open minus closed\n({loss_unit(metric) or metric})", n_layers=table["layer"].max() + 1)

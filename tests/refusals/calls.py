@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import depthlens as dl
-from depthlens.analysis.layers import recovery
 from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import attribute
 from depthlens.lm_eval_model import DepthlensLM
@@ -216,8 +215,8 @@ RESULTS = [
     *((lambda e, k=k: e.scores.top(k), f"k {k!r}: give a whole number of heads from 1 to 24")
       for k in (0, 99, "3", True)),
     (lambda e: e.result.head_losses(), "conditions that are not one head each; give the result of a head"),
-    (lambda e: dl.analysis.loss_by_third(e.result, scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
-    (lambda e: recovery.transplant_recovery(e.result, e.result), "no condition takes a part from a donor; sweep some"),
+    (lambda e: e.result.loss_by_third(scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
+    (lambda e: e.result.recovery(e.result), "no condition takes a part from a donor; sweep some"),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
     (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C9"]), "unknown claim 'C9'"),

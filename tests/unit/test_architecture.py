@@ -137,7 +137,7 @@ assert not {{"torch", "transformers", "lm_eval"}} & set(sys.modules)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-SPACES = ("analysis", "backends", "claims", "organisms", "runner", "tasks")
+SPACES = ("backends", "claims", "organisms", "runner", "tasks")
 NAMES = [f"dl.{name}" for name in dl.__all__] + [
     f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__
 ]
@@ -154,7 +154,7 @@ def test_every_public_name_is_there_and_documented(name):
 
 def test_the_page_lists_nothing_else():
     listed = set(re.findall(r"^\| `(dl\.[\w.]+)", PAGE.read_text(), re.MULTILINE))
-    assert listed <= {*NAMES} and len(listed) > 60
+    assert listed <= {*NAMES} and 60 < len(listed) <= 75
 
 
 PEERS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"

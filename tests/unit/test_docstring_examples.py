@@ -20,7 +20,7 @@ import depthlens as dl
 from depthlens import paths
 from depthlens.plots import figures
 
-SPACES = ("analysis", "backends", "claims", "organisms", "runner", "tasks")
+SPACES = ("backends", "claims", "organisms", "runner", "tasks")
 PLACES = {"dl": dl} | {f"dl.{space}": getattr(dl, space) for space in SPACES}
 NAMED = {f"{place}.{name}": getattr(of, name) for place, of in PLACES.items() for name in of.__all__}
 NAMED |= {f"plot({of.__name__!r})": of for several in figures.FIGURES.values() for of in several}
@@ -32,8 +32,10 @@ ONE, TWO = "organism_one_hop", "organism_two_hop"
 
 
 def examples_of(public, names=None) -> list[doctest.DocTest]:
-    """The examples of a docstring, and those of methods, each with names of its own."""
-    return doctest.DocTestFinder().find(public, public.__name__, globs=names or {})
+    """The examples of a docstring, then those of methods, its own and its bases', each with names of its own."""
+    bases = [of for of in getattr(public, "__mro__", ())[1:] if of.__module__.startswith("depthlens.")]
+    found = (doctest.DocTestFinder().find(of, of.__name__, globs=names or {}) for of in (public, *bases))
+    return [test for tests in found for test in tests]
 
 
 @pytest.fixture(scope="module")

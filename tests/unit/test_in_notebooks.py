@@ -37,7 +37,7 @@ COMPLETES = """
 import depthlens.plots.layers, depthlens.analysis.result.results
 shell = get_ipython()
 shell.Completer.use_jedi = False
-for space in ("dl", "dl.claims", "dl.analysis"):
+for space in ("dl", "dl.claims", "dl.organisms"):
     offered = [text[1:] for text in shell.Completer.complete(line_buffer=space + ".")[1] if text.startswith(".")]
     print(space, sorted(offered) == sorted(eval(space).__all__) == dir(eval(space)))
 call = "dl.head_sweep(lens, 'capitals', "
@@ -82,7 +82,7 @@ def test_the_set_up_cell_does_not_ask_for_ipywidgets_and_completion_offers_publi
     texts = [str(output.get("data", output.get("text"))) for output in shown]
     assert any("fingerprint" in text for text in texts) and not any("ipywidgets" in text for text in texts)
     offered = "".join(output.text for output in completed)  # a kernel may send it in pieces
-    assert offered.splitlines() == ["dl True", "dl.claims True", "dl.analysis True", "options True"]
+    assert offered.splitlines() == ["dl True", "dl.claims True", "dl.organisms True", "options True"]
 
 
 def test_html_is_short_and_texts_stay_texts():

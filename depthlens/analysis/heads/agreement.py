@@ -71,7 +71,7 @@ def agreement(a: Result, b: Result | pd.DataFrame | None = None, *, seed: int = 
       (arXiv 2506.22638) found that a base model and its fine-tuned one rank the layers alike.
     - Two head sweeps, such as exact and by attribution: each task and metric that both have. The p-value says whether
       they agree within layers, beyond what their profiles over depth explain.
-    - A layer sweep and a table: each column, such as of `depthlens.analysis.geometry_predictors`, with the losses. It
+    - A layer sweep and a table: each column, such as of `depthlens.Geometry.predictors`, with the losses. It
       counts as known, so that the ceiling is the square root of the losses' reliability.
 
     Args:
@@ -100,7 +100,7 @@ def agreement(a: Result, b: Result | pd.DataFrame | None = None, *, seed: int = 
                        task          metric
         0  organism_one_hop  answer_logprob
         1  organism_two_hop  answer_logprob
-        >>> dl.agreement(result, dl.analysis.geometry_predictors(geometry)).table["predictor"].tolist()
+        >>> dl.agreement(result, geometry.predictors()).table["predictor"].tolist()
         ['block_influence', 'angular_distance', 'entropy_drop']
     """
     if isinstance(b, pd.DataFrame):

@@ -7,69 +7,29 @@ from __future__ import annotations
 
 from depthlens.ablations import Head
 from depthlens.analysis.heads.scores import HeadScores
-from depthlens.analysis.numbers.means import max_t
+from depthlens.analysis.numbers.means import ALPHA, max_t
 from depthlens.analysis.numbers.stats import BASELINE, loss_unit
 from depthlens.analysis.numbers.words import not_above_chance
-from depthlens.analysis.result import documents
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 
-def head_losses(result: Result, task: str, metric: str | None = None) -> HeadScores:
-    """Loss that removing each head causes: mean over documents of baseline minus score (positive = worse).
+def head_losses(result: Result, task: str, metric: str | None = None, beyond: str | None = None) -> HeadScores:
+    """See `depthlens.Result.head_losses`.
 
-    Nats are clipped to 1 a document, as in `Result.losses`.
-
-    Args:
-        result: A head sweep.
-        task: Which task.
-        metric: Which metric; may be left out where the task has one.
-
-    Returns:
-        Scores with 95% intervals, and which heads are critical by step-down maxT over the heads swept, as in
-        `Result.summary`.
-
-    Raises:
-        UserError: several metrics and none named, or conditions that are not single heads.
+    Heads are critical by step-down maxT over the heads swept. Nats are clipped to 1 a document.
     """
-    metric = documents.only(result.select(tasks=task).docs, "metric", metric)
-    chosen = result.select(tasks=task, metrics=metric)
-    heads, dims = head_conditions(chosen, task), chosen.record["model"]["dims"]
-    rows = chosen.loss_table.set_index("condition").loc[list(heads.values())]
-    rows = rows.drop(columns="value").rename(columns={"loss": "value", "loss_low": "low", "loss_high": "high"})
-    kind = "loss" if chosen.record.get("method", "exact") == "exact" else "estimated loss"
-    name, n, shape = f"{kind} of {metric}, {task}", int(rows["n"].max()), (dims["n_layers"], dims["n_heads"])
-    return HeadScores.of_heads(name, loss_unit(metric), rows, shape, n, chosen.record)
-
-
-def head_contrast(result: Result, task: str, other_task: str, metric: str | None = None) -> HeadScores:
-    """How much more a head's removal costs on one task than on another: loss minus loss, paired by document.
-
-    High for heads that carry what only ``task`` needs. Heads that both tasks need are near 0. Nats are clipped to 1 a
-    document.
-
-    Args:
-        result: A head sweep of both tasks, which ask the same documents (`depthlens.analysis.result.questions`).
-        task: The task whose heads are searched for.
-        other_task: The task whose losses are subtracted.
-        metric: Which metric; may be left out where the tasks have one.
-
-    Returns:
-        Means over documents, tested against 0.
-
-    Raises:
-        UserError: a task or metric that is not there, or other documents.
-
-    Example:
-        >>> dl.analysis.head_contrast(heads, "organism_two_hop", "organism_one_hop", "acc").top(2)
-        [L3.H0, L4.H3]
-    """
-    heads, dims = head_conditions(result, task), result.record["model"]["dims"]
-    own = result.losses(task, metric).select(list(heads.values()))
-    own, rival = own.join(result.losses(other_task, own.metric), every=True)
-    found, shape = own - rival, (dims["n_layers"], dims["n_heads"])
-    name, n = f"loss of {own.metric}, {task} minus {other_task}", len(own.base)
-    return HeadScores.of_mean(name, loss_unit(own.metric), found, list(heads), shape, n, result.record, max_t(found))
+    heads = head_conditions(result.select(tasks=task), task)
+    losses, record = result.losses(task, metric), result.select(tasks=task).record
+    own = losses.select(list(heads.values()))
+    kind = "loss" if record.get("method", "exact") == "exact" else "estimated loss"
+    name, found, critical = f"{kind} of {own.metric}, {task}", own.mean(), own.critical()
+    if beyond is not None:
+        own, rival = own.join(result.losses(beyond, own.metric), every=True)
+        name, found, record = f"loss of {own.metric}, {task} minus {beyond}", own - rival, result.record
+        critical = (max_t(found) < ALPHA) & (found.value > own.min_effect)
+    shape = record["model"]["dims"]["n_layers"], record["model"]["dims"]["n_heads"]
+    return HeadScores.of_mean(name, loss_unit(own.metric), found, list(heads), shape, len(own.base), record, critical)
 
 
 def describe_heads(result: Result) -> list[str]:

@@ -7,98 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import scipy
 
 from depthlens import arguments
-from depthlens.ablations import AnyHead, Head, heads_of
+from depthlens.ablations import Head
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.errors import UserError
-
-COPIES, NEEDED = 0.1, 0.1  # score, nats per token
-
-
-def head_roles(
-    copying: HeadScores,
-    alone: HeadScores,
-    together: HeadScores | None = None,
-    *,
-    copies: float = COPIES,
-    needed: float = NEEDED,
-) -> pd.DataFrame:
-    """What each head is for a task, from what it attends to and what its removal costs, alone and with others.
-
-    - *copies and is needed*: high copy-paste score, and its removal costs something;
-    - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
-      alone less than half of that: a backup, or what has one;
-    - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
-    - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
-    - *neither*.
-
-    A removal costs something where its loss is significant (step-down maxT) and at least ``needed``. A loss that is not
-    significant does not show that a removal costs nothing: look at the intervals, and at n.
-
-    Args:
-        copying: `depthlens.retrieval_scores` with ``method="copy_paste"``.
-        alone: The same with ``method="exact"``: loss when this head is removed.
-        together: The same with ``given_removed`` = the copying heads: loss when this one is removed after all others;
-            None leaves backups and decoys in one role, "attends but is not needed alone".
-        copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
-        needed: Loss in nats per token from which on a head counts as needed.
-
-    Returns:
-        One row a head: layer, head, condition, copy, alone, together (NaN where not tested), role.
-
-    Raises:
-        UserError: scores of different shapes.
-
-    Example:
-        >>> roles = dl.analysis.head_roles(copying, scores, copies=0.5)
-        >>> roles.query("role != 'neither'")[["condition", "role"]]
-          condition                  role
-        9     L2.H1  copies and is needed
-    """
-    table = copying.frame[["layer", "head", "condition"]].assign(copy=copying.frame["value"])
-    costs = {}
-    for name, scores in (("alone", alone), ("together", together)):
-        if scores is None:
-            table[name], costs[name] = np.nan, False
-            continue
-        if scores.values.shape != copying.values.shape:
-            raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {copying.values.shape}")
-        table[name] = scores.frame["value"]
-        costs[name] = (table[name] >= needed) & scores.frame["critical"].astype(bool)
-    copy = table["copy"] >= copies
-    joint = copy & costs["together"]
-    single = costs["alone"] & (~joint | (table["alone"] >= table["together"] / 2))
-    idle = "attends but is not needed" + (" alone" if together is None else "")
-    roles = ["copies and is needed", "needed only together", idle, "needed but does not copy"]
-    return table.assign(role=np.select([copy & single, joint, copy, single], roles, "neither"))
-
-
-def compare_with_truth(named: dict[str, Collection[AnyHead]], true: Collection[AnyHead]) -> pd.DataFrame:
-    """What each method of finding heads misses and names wrongly, where the heads that matter are known.
-
-    Args:
-        named: Heads by method.
-        true: Heads that matter.
-
-    Returns:
-        One row a method: named, missed, wrong (as "L2.H1, L2.H3", or "none").
-
-    Example:
-        >>> true = dl.organisms.truth("organism").needed("one_hop")
-        >>> dl.analysis.compare_with_truth({"copying": copying.top(1), "removal": scores.top(2)}, true)
-                        named missed wrong
-        copying         L2.H1  L1.H2  none
-        removal  L1.H2, L2.H1   none  none
-    """
-    known = set(heads_of("true", [*true]))
-    lists = pd.Series({method: set(heads_of(method, [*heads])) for method, heads in named.items()}, dtype=object)
-    wrong = lists.map(lambda heads: heads - known)
-    table = pd.DataFrame({"named": lists, "missed": lists.map(known.difference), "wrong": wrong})
-    return table.map(lambda heads: ", ".join(map(str, sorted(heads))) or "none")
 
 
 def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[Head], np.ndarray]:

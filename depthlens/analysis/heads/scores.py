@@ -19,9 +19,10 @@ from depthlens.ablations import Head
 from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, max_t, mean
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Finding
+from depthlens.errors import UserError
 from depthlens.metrics import MIN_NATS
 
-COLUMNS = ["value", "low", "high", "critical"]
+COPIES, NEEDED = 0.1, 0.1  # score, nats per token: from which on a head copies, and is needed
 N_SHOWN = 10  # highest heads that a notebook shows
 
 
@@ -55,28 +56,6 @@ class HeadScores(Finding):
     record: dict[str, Any]
 
     @classmethod
-    def of_heads(
-        cls, name: str, unit: str, measured: pd.DataFrame, shape: Sequence[int], n: int, record: dict[str, Any]
-    ) -> HeadScores:
-        """Scores of some heads; the others were not measured.
-
-        Args:
-            name: What is measured.
-            unit: See `HeadScores`.
-            measured: One row a head: layer, head, value, and low, high and critical where they are known.
-            shape: Layers, and heads of each.
-            n: See `HeadScores`.
-            record: See `HeadScores`.
-        """
-        every = pd.MultiIndex.from_product(map(range, shape), names=["layer", "head"])
-        frame = measured.set_index(["layer", "head"]).reindex(every, columns=COLUMNS)
-        verdicts = frame.pop("critical").astype("boolean")
-        frame = frame.astype(float)
-        frame.insert(0, "condition", [f"L{layer}.H{head}" for layer, head in every])
-        frame.insert(4, "critical", verdicts.fillna(False) if "critical" in measured else verdicts)
-        return cls(name, unit, frame.reset_index(), n, record)
-
-    @classmethod
     def of_cases(
         cls,
         name: str,
@@ -102,8 +81,10 @@ class HeadScores(Finding):
         n, *shape = cases.shape
         at = list(np.ndindex(*shape)) if heads is None else heads
         by_head = cases[:, *np.transpose(at)]  # [case, head]
-        p = max_t(mean(np.clip(by_head, *CHANGES))) if tested else None
-        return cls.of_mean(name, unit, mean(by_head, limits=limits), at, shape, n, record, p)
+        found = mean(by_head, limits=limits)
+        least = MIN_NATS if unit.startswith("nats") else 0.0
+        critical = (max_t(mean(np.clip(by_head, *CHANGES))) < ALPHA) & (found.value > least) if tested else None
+        return cls.of_mean(name, unit, found, at, shape, n, record, critical)
 
     @classmethod
     def of_mean(
@@ -115,9 +96,9 @@ class HeadScores(Finding):
         shape: Sequence[int],
         n: int,
         record: dict[str, Any],
-        p_adjusted: np.ndarray | None = None,
+        critical: np.ndarray | None,
     ) -> HeadScores:
-        """Value and interval of some heads and, where there are p-values, whether they are above 0.
+        """Value and interval of some heads; the others were not measured.
 
         Args:
             name: What is measured.
@@ -127,14 +108,16 @@ class HeadScores(Finding):
             shape: Layers, and heads of each.
             n: See `HeadScores`.
             record: See `HeadScores`.
-            p_adjusted: Corrected p-value of each head; None where it was not tested. Shape [head].
+            critical: Whether each head is shown to be above 0; None where it was not tested. Shape [head].
         """
-        measured = pd.DataFrame(heads, columns=["layer", "head"]).assign(value=found.value)
-        measured[["low", "high"]] = np.transpose(found.interval())
-        if p_adjusted is not None:
-            least = MIN_NATS if unit.startswith("nats") else 0.0
-            measured["critical"] = (p_adjusted < ALPHA) & (found.value > least)
-        return cls.of_heads(name, unit, measured, shape, n, record)
+        every = pd.MultiIndex.from_product(map(range, shape), names=["layer", "head"])
+        low, high = found.interval()
+        measured = pd.DataFrame({"value": found.value, "low": low, "high": high}, pd.MultiIndex.from_tuples(heads))
+        frame = measured.reindex(every).astype(float)
+        verdicts = pd.Series(critical, measured.index, dtype="boolean")
+        frame["critical"] = verdicts.reindex(every, fill_value=pd.NA if critical is None else False)
+        frame.insert(0, "condition", [f"L{layer}.H{head}" for layer, head in every])
+        return cls(name, unit, frame.reset_index(), n, record)
 
     def grid(self, column: str) -> np.ndarray:
         """A column of numbers of ``frame``. Shape [n_layers, n_heads]."""
@@ -163,6 +146,59 @@ class HeadScores(Finding):
         """
         k = arguments.whole("k", k, 1, int(self.frame["value"].count()), of=" of heads")
         return [Head(int(layer), int(head)) for layer, head in self.highest(k)[["layer", "head"]].to_numpy()]
+
+    def roles(
+        self, alone: HeadScores, together: HeadScores | None = None, *, copies: float = COPIES, needed: float = NEEDED
+    ) -> pd.DataFrame:
+        """What each head is for a task, from what it attends to and what its removal costs, alone and with others.
+
+        These are `depthlens.retrieval_scores` with ``method="copy_paste"``.
+
+        - *copies and is needed*: high copy-paste score, and its removal costs something;
+        - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
+          alone less than half of that: a backup, or what has one;
+        - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
+        - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
+        - *neither*.
+
+        A removal costs something where its loss is significant (step-down maxT) and at least ``needed``. A loss that is
+        not significant does not show that a removal costs nothing: look at the intervals, and at n.
+
+        Args:
+            alone: The same with ``method="exact"``: loss when this head is removed.
+            together: The same with ``given_removed`` = the copying heads: loss when this one is removed after all
+                others; None leaves backups and decoys in one role, "attends but is not needed alone".
+            copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
+            needed: Loss in nats per token from which on a head counts as needed.
+
+        Returns:
+            One row a head: layer, head, condition, copy, alone, together (NaN where not tested), role.
+
+        Raises:
+            UserError: scores of different shapes.
+
+        Example:
+            >>> roles = copying.roles(scores, copies=0.5)
+            >>> roles.query("role != 'neither'")[["condition", "role"]]
+              condition                  role
+            9     L2.H1  copies and is needed
+        """
+        table = self.frame[["layer", "head", "condition"]].assign(copy=self.frame["value"])
+        costs = {}
+        for name, scores in (("alone", alone), ("together", together)):
+            if scores is None:
+                table[name], costs[name] = np.nan, False
+                continue
+            if scores.values.shape != self.values.shape:
+                raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {self.values.shape}")
+            table[name] = scores.frame["value"]
+            costs[name] = (table[name] >= needed) & scores.frame["critical"].astype(bool)
+        copy = table["copy"] >= copies
+        joint = copy & costs["together"]
+        single = costs["alone"] & (~joint | (table["alone"] >= table["together"] / 2))
+        idle = "attends but is not needed" + (" alone" if together is None else "")
+        roles = ["copies and is needed", "needed only together", idle, "needed but does not copy"]
+        return table.assign(role=np.select([copy & single, joint, copy, single], roles, "neither"))
 
     def describe(self) -> list[str]:
         """How the scores are spread over the heads, in one sentence."""

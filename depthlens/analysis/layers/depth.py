@@ -40,26 +40,8 @@ SITES = ("attn", "mlp")
 INTERVAL = ["ci_low", "ci_high"]
 
 
-def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFrame:
-    """Loss of removing one layer of each depth third: the mean, or for ``importance`` the third's share of all losses.
-
-    Args:
-        result: A layer sweep.
-        scale: One of `SCALES`.
-
-    Returns:
-        One row a task that can be judged and third: task, third, loss, ci_low, ci_high.
-
-    Raises:
-        UserError: the result has no single-layer conditions, or the scale does not fit a metric.
-
-    Example:
-        >>> dl.analysis.loss_by_third(result)[["third", "loss"]].round(1)
-                  third  loss
-        0   first third   0.4
-        1  middle third   0.7
-        2    last third   0.0
-    """
+def loss_by_third(result: Result, scale: str) -> pd.DataFrame:
+    """See `depthlens.Result.loss_by_third`."""
     arguments.one_of(*SCALES)("scale", scale)
     tables = []
     for scores in by_layer(result):
@@ -73,26 +55,7 @@ def loss_by_third(result: Result, *, scale: str = "above_chance") -> pd.DataFram
 
 
 def centre_of_mass(result: Result) -> DescribedTable:
-    """How deep a task's losses are: the centre of mass of its losses over depth, as a share of the model's depth.
-
-    docs/methods.md has how often the interval covers the truth in the simulations of `benchmarks/simulations.py`.
-
-    Args:
-        result: A layer sweep.
-
-    Returns:
-        One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre). It is described
-        by one sentence a task, and then one for every two tasks on which is deeper, with intervals that hold together
-        (Bonferroni).
-
-    Raises:
-        UserError: the result has no single-layer conditions.
-
-    Example:
-        >>> found = dl.analysis.centre_of_mass(result)
-        >>> found.table.columns.tolist()
-        ['task', 'n', 'centre', 'ci_low', 'ci_high', 'unplaced']
-    """
+    """See `depthlens.Result.centre_of_mass`."""
     rows, lines, every = [], [], by_layer(result)
     for scores in every:
         row = {"task": scores.label, "n": len(scores.documents), "unplaced": scores.unplaced}
@@ -116,26 +79,7 @@ def centre_of_mass(result: Result) -> DescribedTable:
 
 
 def site_losses(result: Result) -> DescribedTable:
-    """How much of what single sublayers cost is attention's: by third of the layers and in all.
-
-    The share is summed losses of attention over those of attention and MLPs.
-
-    Args:
-        result: A sweep of ``attn`` and ``mlp`` with one metric a task.
-
-    Returns:
-        One row a task that can be judged and third (and ``all``): task, third, attn and mlp (losses summed over layers,
-        means over documents), share, ci_low, ci_high. No share of fewer than 100 units, or where the losses are not
-        shown to add up to more than 0. It is described by one sentence a task.
-
-    Raises:
-        UserError: the result lacks one of the two sites.
-
-    Example:
-        >>> sites = dl.condition_sweep(lens, "organism_one_hop", ["attn", "mlp"], limit=12)
-        >>> dl.analysis.site_losses(sites).table["third"].tolist()
-        ['first third', 'middle third', 'last third', 'all']
-    """
+    """See `depthlens.Result.site_losses`."""
     names = [c for c in result.docs["condition"].unique() if c != BASELINE]
     of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
     tables, lines = [], []
@@ -166,10 +110,6 @@ def critical_by_task(result: Result) -> dict[str, list[str]]:
 
     Raises:
         UserError: several models, whose lists would have the same keys.
-
-    Example:
-        >>> dl.analysis.critical_by_task(both)
-        {'organism_one_hop': ['L1', 'L2'], 'organism_two_hop': ['L1', 'L3', 'L4']}
     """
     one_model(result)
     pairs = zip(result.every_losses.values(), result.baselines["at_chance"], strict=True)

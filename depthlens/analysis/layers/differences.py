@@ -4,9 +4,9 @@ Everything is a difference of two means over units (`depthlens.analysis.numbers.
 have the same questions, with step-down maxT over conditions. Losses in nats are at most 1 a document.
 
 * `critical_overlap`: which conditions are critical under two tasks, and which cost more under one.
-* `open_book_gain`, `open_book_losses`: a closed-book task asks what only the weights know. Its open-book twin asks the
-  same documents with the facts in the prompt. A layer with a positive difference helps to find the answer in the
-  prompt, a layer with a negative one helps to recall it.
+* `open_book`: a closed-book task asks what only the weights know. Its open-book twin asks the same documents with the
+  facts in the prompt. A layer with a positive difference helps to find the answer in the prompt, a layer with a
+  negative one helps to recall it.
 
 Limits: a task that scores higher has more to lose, so that a difference in the metric's own unit may only
 say so. Shares (of the score above the floor or of all losses, the centre of mass) are free of that where damage is in
@@ -25,12 +25,19 @@ import pandas as pd
 
 from depthlens.analysis.layers.depth import INTERVAL, critical_by_task
 from depthlens.analysis.numbers.means import ALPHA, max_t
+from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result.losses import Losses
+from depthlens.analysis.result.profiles import one_model
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
+from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB, metric_unit
 
 ABOVE_FLOOR = "of the score above the floor"
+BOOKS = ("closed", "opened")
+OF_BOOKS = [
+    "metric", "condition", "layer", *BOOKS, "difference", *INTERVAL, "p_value", "p_adjusted", "n",
+]  # fmt: skip
 BOOK = (
     "The facts in the prompt change the whole model's score by **{difference:+.2f}** [{ci_low:+.2f}, {ci_high:+.2f}] "
     "{unit} (n = {n})"
@@ -38,28 +45,13 @@ BOOK = (
 
 
 def critical_overlap(result: Result) -> DescribedTable:
-    """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
+    """Which conditions are critical under both of two tasks, and more; see `depthlens.Result.critical_overlap`.
 
     That a condition is critical under one task alone does not show that the tasks differ. The difference of its two
     losses is tested instead, by step-down maxT over all conditions that both tasks have: of relative losses, ``loss /
     (baseline - floor)``, where both tasks have a floor, and in the metric's own unit where both have the same metric
     without one. The floor is what a broken model scores: chance among options, 0 for a written answer. Where the two
     differ, a difference has to show with the lower one for both, too: else equal answers would differ by their floors.
-
-    Args:
-        result: A sweep.
-
-    Returns:
-        In `table` one row a pair of tasks that can be judged: task, other, both (critical under both), more_task and
-        more_other (shown to cost more there, and critical there), not_shown (critical under one alone, but no
-        difference is shown), scale (what was compared; "" where the losses have no common scale, and no difference can
-        be shown).
-        Conditions are texts, ``none`` if empty. `describe` begins with the pair that differs most.
-
-    Example:
-        >>> dl.analysis.critical_overlap(both).table[["both", "more_task", "more_other"]]
-          both more_task more_other
-        0   L1        L2     L3, L4
     """
     rows, by_label = [], {losses.label: losses for losses in result.every_losses.values()}
     pairs = list(itertools.combinations(critical_by_task(result).items(), 2))
@@ -99,83 +91,30 @@ def _shown_sides(a: Losses, b: Losses, n_pairs: int) -> tuple[np.ndarray, str]:
     return np.where((sides == sides[0]).all(0), sides[0], 0), scale
 
 
-def open_book_gain(result: Result, closed: str, opened: str) -> DescribedTable:
-    """How much better the whole model scores open-book than closed-book.
-
-    Args:
-        result: A sweep of both tasks.
-        closed: The closed-book task.
-        opened: The open-book task.
-
-    Returns:
-        One row a metric that both have: metric, closed, opened (mean scores), difference (mean change), ci_low,
-        ci_high, p_value, n. It is described by one sentence a metric.
-
-    Raises:
-        UserError: an unknown task, or two that were asked other documents.
-
-    Example:
-        >>> gain = dl.analysis.open_book_gain(book, "capitals", "capitals_open_book")
-        >>> gain.table[["metric", "closed", "opened", "difference"]].round(2)
-          metric  closed  opened  difference
-        0    acc     0.6     0.9         0.3
-    """
-    rows = []
-    metrics = [[key[2] for key in result.every_losses if key[1] == task] for task in (closed, opened)]
-    for metric in (metric for metric in metrics[0] if metric in metrics[1]):
-        without, with_book = result.losses(closed, metric).join(result.losses(opened, metric), every=True)
-        change = with_book.gain_over(without) * with_book.sign
-        means = {"closed": without.sign * without.base.mean(), "opened": with_book.sign * with_book.base.mean()}
-        rows.append({"metric": metric, **means, "n": len(without.base)} | change.columns())
-    units = {ANSWER_LOGPROB: "nats of the right answer, at most 1 a question"}
-    lines = [
-        BOOK.format(unit=units.get(row["metric"], f"of {row['metric']}"), **row)
-        + ("." if row["p_value"] < ALPHA else ", not proven.")
-        for row in rows
-    ]
-    columns = ["metric", "closed", "opened", "difference", *INTERVAL, "p_value", "n"]
-    tasks = {"closed": closed, "opened": opened}
-    return DescribedTable.of("open_book_gain", result, rows=rows, columns=columns, lines=lines, **tasks)
-
-
-def open_book_losses(result: Result, closed: str, opened: str, metric: str = ANSWER_LOGPROB) -> DescribedTable:
-    """How much more each condition costs open-book than closed-book.
-
-    Args:
-        result: A sweep of both tasks.
-        closed: The closed-book task.
-        opened: The open-book task.
-        metric: A metric of both whose higher values are better.
-
-    Returns:
-        One row a condition: condition, layer, closed and opened (mean losses), difference (opened minus closed),
-        ci_low, ci_high, p_value, p_adjusted (step-down maxT), n. It is described by two sentences: the layers that cost
-        more open-book, and those that cost more closed-book.
-
-    Raises:
-        UserError: see `open_book_gain`; or the tasks do not have the metric in common.
-
-    Example:
-        >>> versus = dl.analysis.open_book_losses(book, "capitals", "capitals_open_book", metric="acc")
-        >>> versus.table[["condition", "closed", "opened"]].round(2)
-          condition  closed  opened
-        0        L0     0.5     0.7
-        1        L1     0.1     0.6
-        2        L2     0.0     0.0
-    """
-    own, rival = result.losses(closed, metric).join(result.losses(opened, metric), every=True)
-    names = [name for name in own.conditions if name in rival.conditions]
-    own, rival = own.select(names), rival.select(names)
-    gap = rival - own
-    columns = {"closed": own.mean().value, "opened": rival.mean().value, **gap.columns(), "p_adjusted": max_t(gap)}
-    layers = pd.Series(own.layers, dtype="Int64").replace(-1, pd.NA)
-    table = pd.DataFrame({"condition": names, "layer": layers}).assign(**columns, n=len(own.base))
-    sides = np.sign(table["difference"]) * (table["p_adjusted"] < ALPHA)
-    more, less = (", ".join(table.loc[sides == side, "condition"]) or "none" for side in (1, -1))
-    lines = [
-        f"Layers that cost more open-book: {more}. The open book has more to lose, so that a layer which breaks the "
-        "model costs more there, too.",
-        f"Layers that cost more closed-book: {less}.",
-    ]
-    about = {"closed": closed, "opened": opened, "metric": metric}
-    return DescribedTable.of("open_book_losses", result, rows=table, columns=list(table), lines=lines, **about)
+def open_book(result: Result, closed: str, opened: str) -> DescribedTable:
+    """See `depthlens.Result.open_book`."""
+    one_model(result)
+    every = {(of.task, of.metric): of for of in result.select(tasks=[closed, opened]).every_losses.values()}
+    metrics = [metric for task, metric in every if task == closed and (opened, metric) in every]
+    if not metrics:
+        raise UserError(f"{closed} and {opened} have no metric in common; measure='answer_logprob' gives both one")
+    tables, lines = [], []
+    for metric in metrics:
+        whole = every[closed, metric].join(every[opened, metric], every=True)
+        names = [name for name in whole[0].conditions if name in whole[1].conditions]
+        parts, change = [of.select(names) for of in whole], (whole[1].gain_over(whole[0]) * whole[0].sign).columns()
+        gap = parts[1] - parts[0]
+        means = (np.r_[of.sign * of.base.mean(), of.mean().value] for of in parts)
+        numbers = dict(zip(BOOKS, means, strict=True))
+        numbers |= {name: np.r_[change[name], of_parts] for name, of_parts in gap.columns().items()}
+        table = pd.DataFrame({"condition": [BASELINE, *names], **numbers, "p_adjusted": np.r_[np.nan, max_t(gap)]})
+        layers = pd.Series([-1, *parts[0].layers], dtype="Int64").replace(-1, pd.NA)
+        tables.append(table.assign(metric=metric, layer=layers, n=len(parts[0].base)))
+        unit = "nats of the right answer, at most 1 a question" if metric == ANSWER_LOGPROB else f"of {metric}"
+        proven = "." if change["p_value"] < ALPHA else ", not proven."
+        lines.append(BOOK.format(unit=unit, **tables[-1].iloc[0]) + proven)
+        sides = np.sign(table["difference"]) * (table["p_adjusted"] < ALPHA)
+        more, less = (", ".join(table.loc[sides == side, "condition"]) or "none" for side in (1, -1))
+        lines += [f"{metric}: layers that cost more open-book: {more}; closed-book: {less}."] * bool(names)
+    about = {"closed": closed, "opened": opened}
+    return DescribedTable.of("open_book", result, rows=pd.concat(tables), columns=OF_BOOKS, lines=lines, **about)

@@ -42,17 +42,16 @@ class Geometry(Finding):
         """Layers of the model."""
         return len(self.influences)
 
+    def predictors(self) -> pd.DataFrame:
+        """The cheap numbers of each layer that may predict what its removal costs; larger should mean more important.
 
-def geometry_predictors(geometry: Geometry) -> pd.DataFrame:
-    """The cheap numbers of each layer that may predict what its removal costs; larger should mean more important.
+        Returns:
+            One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
 
-    Returns:
-        One row a layer: layer, block_influence, angular_distance (size 1), entropy_drop (of the logit lens, nats).
-
-    Example:
-        >>> dl.analysis.geometry_predictors(geometry).columns.tolist()
-        ['layer', 'block_influence', 'angular_distance', 'entropy_drop']
-    """
-    single, entropy = geometry.distances[geometry.distances["size"] == 1], geometry.logit_lens["entropy"]
-    table = geometry.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
-    return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))
+        Example:
+            >>> geometry.predictors().columns.tolist()
+            ['layer', 'block_influence', 'angular_distance', 'entropy_drop']
+        """
+        single, entropy = self.distances[self.distances["size"] == 1], self.logit_lens["entropy"]
+        table = self.influences[["layer", "influence"]].rename(columns={"influence": "block_influence"})
+        return table.assign(angular_distance=single["distance"].to_numpy(), entropy_drop=-np.diff(entropy))

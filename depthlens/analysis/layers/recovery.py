@@ -32,12 +32,8 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
-    """What share of the gap between base and donor each transplant recovers.
-
-    Args:
-        result: A sweep of the base model over conditions that take parts from the donor; others are left out.
-        donor: The donor's own scores (baseline) on the same tasks, metrics and documents; its conditions are not read.
+def recovery(result: Result, donor: Result) -> DescribedTable:
+    """What share of the gap between base and donor each transplant recovers; see `depthlens.Result.recovery`.
 
     Returns:
         One row a task and transplant: task, metric, condition, site, first, last (the layers that it changes, where
@@ -48,12 +44,6 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
 
     Raises:
         UserError: no transplants; or the results differ in tasks, metrics, documents or settings.
-
-    Example:
-        >>> dl.analysis.transplant_recovery(moved, whole).table[["condition", "no_gap"]].head(2)
-            condition                                        no_gap
-        0    L0@donor  the donor is not proven better than the base
-        1  L0-1@donor  the donor is not proven better than the base
     """
     comparable(result, donor, ("task", "metric", "doc_id"))
     conditions = [c for c in result.docs["condition"].unique() if parse_condition(c).uses("donor")]
@@ -73,7 +63,7 @@ def transplant_recovery(result: Result, donor: Result) -> DescribedTable:
         found = (share * np.nan if no_gap else share).columns("recovered")
         tables.append(rows.assign(**found).astype({"first": "Int64", "last": "Int64"})[COLUMNS])
     table = pd.concat(tables, ignore_index=True)
-    return DescribedTable.of("transplant_recovery", result, donor, rows=table, columns=COLUMNS, lines=_sentences(table))
+    return DescribedTable.of("recovery", result, donor, rows=table, columns=COLUMNS, lines=_sentences(table))
 
 
 def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -83,7 +73,7 @@ def series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     than two are left out.
 
     Args:
-        rows: Those of one task from `transplant_recovery`.
+        rows: Those of one task from `depthlens.Result.recovery`.
     """
     by_kind: dict[str, pd.DataFrame] = {}
     for site, part in rows.dropna(subset=["first"]).groupby("site", sort=False):

@@ -210,6 +210,17 @@ class Losses:
         found = {"loss": loss.value, "loss_low": low, "loss_high": high, "min_effect": self.min_effect}
         return found | {"critical": self.critical(), "gain": self.gain()}
 
+    def summary(self) -> pd.DataFrame:
+        """The rows of `depthlens.Result.summary`, the baseline first."""
+        values, base, change = self.sign * self.values, self.sign * self.base, self.mean() * -self.sign
+        columns = {"value": values.mean(0), "delta": (values - base[:, None]).mean(0)}
+        columns |= change.columns("bounded") | {"p_adjusted": self.p_adjusted}
+        of_base = {name: np.nan if name.startswith("p_") else 0.0 for name in columns} | {"value": base.mean()}
+        places = {"layer": np.r_[-1, self.layers], "head": np.r_[-1, self.heads]}
+        table = pd.DataFrame(places | {name: np.r_[of_base[name], rest] for name, rest in columns.items()})
+        about = {"model": self.model, "task": self.task, "metric": self.metric, "n": len(base), "baseline": base.mean()}
+        return table.assign(condition=[BASELINE, *self.conditions], **about)
+
     @property
     def room(self) -> Mean:
         """What the whole model scores above the floor, the measured one where there is one.

@@ -12,14 +12,12 @@ loss, and no condition on it is called harmless or critical.
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
@@ -36,6 +34,7 @@ from depthlens.metrics import LOGPROBS
 
 if TYPE_CHECKING:
     from depthlens.analysis.heads.scores import HeadScores
+    from depthlens.analysis.result.tables import DescribedTable
     from depthlens.analysis.show.explorer import Explorer
 
 
@@ -57,7 +56,6 @@ class Result(Finding):
           condition   n  value
         0  baseline  12    1.0
         1        L0  12    1.0
-        >>> figure = result.plot()
     """
 
     FILES: ClassVar[dict[str, str]] = {"asked": QUESTIONS_FILE}
@@ -128,7 +126,7 @@ class Result(Finding):
         Conditions keep their order of first appearance, baseline first. The baseline row has delta 0, interval 0..0 and
         no p-value.
         """
-        table = pd.concat([_summary(each) for each in self.every_losses.values()], ignore_index=True)
+        table = pd.concat([each.summary() for each in self.every_losses.values()], ignore_index=True)
         places = table[["layer", "head"]].astype("Int64")
         table[["layer", "head"]] = places.mask(places == -1)
         return table.astype(dict.fromkeys([*GROUP, "condition"], "str"))[stats.SUMMARY_COLUMNS]
@@ -247,11 +245,139 @@ class Result(Finding):
                 warnings.warn(words.cannot_judge(row, several=several), stacklevel=2)
         return self.loss_table.loc[lambda rows: rows["critical"], stats.SUMMARY_COLUMNS].reset_index(drop=True)
 
-    def head_losses(self, task: str | None = None, metric: str | None = None) -> HeadScores:
-        """Loss that removing each head causes, of a head sweep; see `depthlens.analysis.heads.effects.head_losses`."""
+    def head_losses(
+        self, task: str | None = None, metric: str | None = None, *, beyond: str | None = None
+    ) -> HeadScores:
+        """Loss that removing each head causes, of a head sweep: mean over documents of baseline minus score.
+
+        Args:
+            task: Which task; may be left out where there is one.
+            metric: Which metric; may be left out where the task has one.
+            beyond: Another task of the same documents, whose losses are subtracted: high for heads that carry what only
+                ``task`` needs, near 0 for those that both need.
+
+        Example:
+            >>> heads.head_losses("organism_two_hop", "acc", beyond="organism_one_hop").top(2)
+            [L3.H0, L4.H3]
+        """
         from depthlens.analysis.heads import effects
 
-        return effects.head_losses(self, documents.only(self.docs, "task", task), metric)
+        return effects.head_losses(self, documents.only(self.docs, "task", task), metric, beyond)
+
+    def loss_by_third(self, *, scale: str = "above_chance") -> pd.DataFrame:
+        """Loss of removing one layer of each depth third, of a layer sweep: task, third, loss, ci_low, ci_high.
+
+        Args:
+            scale: Mean losses as shares of the score ``above_chance`` or in the unit of the ``score``; or the third's
+                share of all losses, its ``importance``. See `depthlens.analysis.layers.depth`.
+
+        Example:
+            >>> result.loss_by_third()["loss"].round(1).tolist()
+            [0.4, 0.7, 0.0]
+        """
+        from depthlens.analysis.layers import depth
+
+        return depth.loss_by_third(self, scale)
+
+    def centre_of_mass(self) -> DescribedTable:
+        """How deep the losses of a layer sweep are: their mean depth by task, as a share of the model's depth.
+
+        Returns:
+            One row a task: task, n, centre, ci_low, ci_high, unplaced ("" or why there is no centre); one sentence a
+            task, then one for every two tasks on which is deeper, with intervals that hold together (Bonferroni).
+
+        Example:
+            >>> result.centre_of_mass().table["unplaced"].item()
+            '12 questions are too few; take at least 100'
+        """
+        from depthlens.analysis.layers import depth
+
+        return depth.centre_of_mass(self)
+
+    def site_losses(self) -> DescribedTable:
+        """How much of what single sublayers cost is attention's, of a sweep of ``attn`` and ``mlp``: a row a third.
+
+        Returns:
+            task, third (and ``all``), attn and mlp (losses summed over layers), share (of attention), ci_low, ci_high.
+
+        Example:
+            >>> sites = dl.condition_sweep(lens, "organism_one_hop", ["attn", "mlp"], limit=12)
+            >>> sites.site_losses().table["third"].tolist()
+            ['first third', 'middle third', 'last third', 'all']
+        """
+        from depthlens.analysis.layers import depth
+
+        return depth.site_losses(self)
+
+    def critical_overlap(self) -> DescribedTable:
+        """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
+
+        Returns:
+            One row a pair of tasks: task, other, both (critical under both), more_task, more_other (shown to cost more
+            there), not_shown (critical under one alone, no difference is shown), scale (what was compared).
+
+        Example:
+            >>> both.critical_overlap().table[["both", "more_task", "more_other"]]
+              both more_task more_other
+            0   L1        L2     L3, L4
+        """
+        from depthlens.analysis.layers import differences
+
+        return differences.critical_overlap(self)
+
+    def open_book(self, closed: str, opened: str) -> DescribedTable:
+        """What facts in the prompt add to the whole model's score, and how much more each layer costs with them.
+
+        Args:
+            closed: A task whose answers only the weights know.
+            opened: One of the same documents with the facts in the prompt.
+
+        Returns:
+            One row a metric of both and condition: metric, condition, layer, closed and opened (mean losses, of the
+            baseline scores), difference (opened minus closed), ci_low, ci_high, p_value, p_adjusted, n.
+
+        Example:
+            >>> found = book.open_book("capitals", "capitals_open_book").table
+            >>> found.loc[:0, ["condition", "closed", "opened"]]
+              condition  closed  opened
+            0  baseline     0.6     0.9
+        """
+        from depthlens.analysis.layers import differences
+
+        return differences.open_book(self, closed, opened)
+
+    def recovery(self, donor: Result) -> DescribedTable:
+        """What share of the gap between a base model and its donor each transplant recovers.
+
+        Args:
+            donor: The donor's own baseline on the same tasks, metrics and documents.
+
+        Returns:
+            One row a task and transplant: `depthlens.analysis.layers.recovery` has the columns.
+
+        Example:
+            >>> moved.recovery(whole).table[["condition", "no_gap"]].head(1)
+                condition                                        no_gap
+            0    L0@donor  the donor is not proven better than the base
+        """
+        from depthlens.analysis.layers import recovery
+
+        return recovery.recovery(self, donor)
+
+    def split(self, task: str, kinds: Mapping[int, str] | None = None) -> Result:
+        """One task as several, one per kind of document: ``task, kind``; p-values are corrected within each.
+
+        Args:
+            task: Its name.
+            kinds: Kind by document id; documents without one are left out. None: the subtasks of a group.
+
+        Example:
+            >>> subjects.split("mmlu").docs["task"].unique().tolist()
+            ['mmlu, mmlu_anatomy', 'mmlu, mmlu_virology']
+        """
+        from depthlens.analysis.runs import subgroups
+
+        return subgroups.split(self, task, kinds)
 
     def describe(
         self,
@@ -372,76 +498,3 @@ class Result(Finding):
             return super()._repr_html_()
         head = self.display()[0].partition(";")[0]
         return paragraphs([head]) + picture + paragraphs([*limits, self.NEXT])
-
-
-def concat(results: Sequence[Result]) -> Result:
-    """Join results of different tasks, models or kinds of condition into one.
-
-    A document scored twice under one condition (the baseline, which every sweep computes) is kept once if
-    both scores are equal. In the record, what all results agree on stays at the top; the records themselves
-    are kept under ``parts``.
-
-    Raises:
-        UserError: two results disagree on a score, or on what a task is.
-
-    Example:
-        >>> attention = dl.layer_sweep(lens, "organism_one_hop", site="attn", limit=12)
-        >>> dl.concat([result, attention]).summary["condition"].nunique()
-        13
-    """
-    if not results:
-        raise UserError("results []: give at least one result to join")
-    key = [*GROUP, "condition", "doc_id"]
-    docs = pd.concat([r.docs for r in results], ignore_index=True)
-    docs = docs.drop_duplicates([*key, "value"], ignore_index=True)
-    clash = docs[docs.duplicated(key)]
-    if len(clash):
-        first = " ".join(map(str, clash.iloc[0][key]))
-        fault = f"the results disagree on {len(clash)} scores, first on {first}"
-        raise UserError(f"{fault}; join results of the same settings")
-    parts = [r.record for r in results]
-    record = _agreed(parts) | {"tasks": _joined_tasks(parts), "parts": parts}
-    if any("selected_conditions" in r for r in parts):
-        record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
-    joined = Result(docs, record, questions.joined(r.asked for r in results))
-    _ = joined.summary  # documents that do not match are refused here, not at the first plot
-    return joined
-
-
-def _summary(each: Losses) -> pd.DataFrame:
-    """Rows of `Result.summary` of one model, task and metric, the baseline first."""
-    values, base, change = each.sign * each.values, each.sign * each.base.mean(), each.mean() * -each.sign
-    columns = {"value": values.mean(0), "delta": (values - each.sign * each.base[:, None]).mean(0)}
-    columns |= change.columns("bounded") | {"p_adjusted": each.p_adjusted}
-    of_base = {"value": base} | {name: np.nan if name.startswith("p_") else 0.0 for name in (*columns,)[1:]}
-    table = pd.DataFrame({name: np.r_[of_base[name], rest] for name, rest in columns.items()})
-    places = {"condition": [BASELINE, *each.conditions], "layer": np.r_[-1, each.layers], "head": np.r_[-1, each.heads]}
-    about = {"model": each.model, "task": each.task, "metric": each.metric, "n": len(each.base), "baseline": base}
-    return table.assign(**places, **about)
-
-
-def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entries that are the same in all records."""
-    first, *others = records
-    return {k: v for k, v in first.items() if all(k in r and r[k] == v for r in others)}
-
-
-def _joined_tasks(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The tasks of all records.
-
-    Raises:
-        UserError: two records disagree on what a task or a metric is.
-    """
-    tasks: dict[str, dict] = {}
-    for task, entry in (item for record in records for item in record.get("tasks", {}).items()):
-        known = tasks.setdefault(task, entry)
-        old, new = (e.get("metrics", {}) for e in (known, entry))
-        fields = ("version", "num_fewshot", "output_type")
-        pairs = {f"{field} of": (known.get(field), entry.get(field)) for field in fields}
-        for metric, field in itertools.product(old.keys() & new.keys(), ("higher_is_better", "chance")):
-            pairs[f"{field} of metric {metric!r} of"] = old[metric].get(field), new[metric].get(field)
-        for what, values in pairs.items():
-            if values[0] != values[1]:
-                raise UserError(f"the results disagree on {what} task {task!r}: {list(values)}; name them apart")
-        tasks[task] = _agreed([known, entry]) | {"metrics": {**old, **new, **old}}
-    return tasks

@@ -24,7 +24,7 @@ class DescribedTable(Finding):
         record: Model, tasks and settings.
 
     Example:
-        >>> found = dl.analysis.critical_overlap(both)
+        >>> found = both.critical_overlap()
         >>> sentences = found.describe()
         >>> found.record["made_by"]
         'critical_overlap'

@@ -8,9 +8,10 @@ from made_results import exact
 from scipy.stats import spearmanr
 
 import depthlens as dl
-from depthlens.analysis.layers import depth, differences
+from depthlens.analysis.layers import depth
 from depthlens.analysis.numbers.means import UNLIMITED, mean
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.concat import concat
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 N_LAYERS, N_DOCS = 9, made_results.N
@@ -20,7 +21,7 @@ GUESS = (0.3, [0.3] * N_LAYERS)
 
 
 def test_a_task_at_chance_has_no_share_to_lose():
-    table = depth.loss_by_third(exact({"early": EARLY, "guess": GUESS}))
+    table = exact({"early": EARLY, "guess": GUESS}).loss_by_third()
     assert set(table["task"]) == {"early"} and table["loss"].is_monotonic_decreasing
     assert table["ci_high"].iloc[2] < table["ci_low"].iloc[0]
 
@@ -54,17 +55,18 @@ def test_two_models_are_compared_task_by_task():
 def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
     """One layer costs what removing the others gains: its loss is shown, and the sum of all is not."""
     result = exact({"mixed": (0.6, [0.1, *[0.68] * (N_LAYERS - 1)])})
-    (critical,), (centre,) = depth.describe_critical(result), depth.centre_of_mass(result).describe()
+    (critical,), (centre,) = depth.describe_critical(result), result.centre_of_mass().describe()
     assert f"**1 of {N_LAYERS}** layers are critical (L0)" in critical
     assert centre == f"mixed: losses and gains of all layers may cancel, cannot judge (n = {N_DOCS})."
 
 
 def test_critical_conditions_and_findings_in_words():
     result = exact({"early": EARLY, "late": LATE, "guess": GUESS})
-    found = depth.critical_by_task(result)
+    with pytest.warns(UserWarning, match="guess acc is not shown to be above chance"):
+        found = {task: list(rows) for task, rows in result.critical().groupby("task")["condition"]}
     assert found["early"][:3] == ["L0", "L1", "L2"]
     assert "guess" not in found
-    overlap = differences.critical_overlap(result)
+    overlap = result.critical_overlap()
     (row,) = overlap.table.itertuples()
     assert row.more_task.startswith("L0, L1, L2") and row.more_other == "L5, L6, L7, L8"
     alone = set(found["early"]) ^ set(found["late"])
@@ -88,7 +90,7 @@ def test_protocols_do_not_differ_by_what_a_broken_model_scores(written):
     chosen = EARLY if written is EARLY else (0.9, [0.25, 0.25, 0.25, *[0.9] * 6])
     result = exact({"chosen": chosen, "written": written})
     result.record["tasks"]["written"]["metrics"]["acc"]["floor"] = 0.0
-    overlap = differences.critical_overlap(result)
+    overlap = result.critical_overlap()
     assert overlap.table[["more_task", "more_other"]].to_numpy().tolist() == [["none", "none"]]
     assert overlap.describe()[0] == "No removal is shown to cost chosen and written unequally."
     assert overlap.table["both"].item().startswith("L0, L1, L2")
@@ -104,24 +106,24 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     one = exact({"early": EARLY})
     docs = pd.concat([one.docs, one.docs.assign(metric="acc_norm")])
     both = Result(docs, made_results.record_of(early={m: {"chance": 0.25} for m in ("acc", "acc_norm")}))
-    found = depth.critical_by_task(both)
-    assert list(found) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
-    assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(one)["early"]
+    assert list(dict.fromkeys(both.loss_by_third()["task"])) == ["early acc", "early acc_norm"]
+    said = [line.partition(";")[0].partition(": ") for line in (*both.describe(), *one.describe())]
+    assert [task for task, *_ in said] == ["early acc", "early acc_norm", "early"] and len({of for *_, of in said}) == 1
     two = Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
     with pytest.raises(UserError, match="there are several models; name or select one of m, other"):
-        depth.critical_by_task(two)
+        two.critical_overlap()
     assert [line.partition(",")[0] for line in two.describe()] == ["m", "other"]
     with pytest.raises(UserError, match="not one condition a layer"):
-        depth.loss_by_third(Result(one.docs.assign(layer=pd.NA), one.record))
+        Result(one.docs.assign(layer=pd.NA), one.record).loss_by_third()
 
 
 def test_a_share_of_losses_needs_a_hundred_questions():
     result = exact({"early": EARLY})
     few = Result(result.docs[result.docs["doc_id"] < 99], result.record)
-    assert depth.loss_by_third(few, scale="importance").empty and len(depth.loss_by_third(few)) == 3
-    assert depth.centre_of_mass(few).table["unplaced"].item() == "99 questions are too few; take at least 100"
+    assert few.loss_by_third(scale="importance").empty and len(few.loss_by_third()) == 3
+    assert few.centre_of_mass().table["unplaced"].item() == "99 questions are too few; take at least 100"
     twice = made_results.same_documents(result, times=2)
-    assert depth.centre_of_mass(twice).table["unplaced"].item().startswith("60 questions are too few")
+    assert twice.centre_of_mass().table["unplaced"].item().startswith("60 questions are too few")
 
 
 def test_shares_and_centres_are_quotients_of_means_over_documents():
@@ -129,10 +131,10 @@ def test_shares_and_centres_are_quotients_of_means_over_documents():
     of = {task: result.losses(task).loss for task in ("early", "late")}
     total = mean(of["early"].sum(1), limits=UNLIMITED)
     share = mean(of["early"][:, :3].sum(1), limits=UNLIMITED) / total
-    row = depth.loss_by_third(result, scale="importance").iloc[0]
+    row = result.loss_by_third(scale="importance").iloc[0]
     by_hand = [float(x) for x in (share.value, *share.interval())]
     assert row[["loss", "ci_low", "ci_high"]].tolist() == pytest.approx(by_hand)
-    centres = depth.centre_of_mass(result)
+    centres = result.centre_of_mass()
     losses = of["early"].mean(0)
     assert centres.table["centre"][0] == pytest.approx(losses @ np.arange(9) / 8 / losses.sum())
     assert "The losses of early are **less deep** than those of late: -" in centres.describe()[2]
@@ -161,7 +163,7 @@ def both() -> Result:
 
 
 def test_what_the_book_is_worth(both):
-    (row,) = differences.open_book_gain(both, CLOSED, OPENED).table.itertuples()
+    (row,) = both.select(conditions=["baseline"]).open_book(CLOSED, OPENED).table.itertuples()
     docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
     gain = mean(np.clip(docs[OPENED] - docs[CLOSED], -1, 1))
     assert (row.metric, row.n, row.difference) == (ANSWER_LOGPROB, N, pytest.approx(float(gain.value)))
@@ -170,8 +172,8 @@ def test_what_the_book_is_worth(both):
 
 
 def test_what_serves_the_finding_and_what_the_knowing(both):
-    losses = differences.open_book_losses(both, CLOSED, OPENED)
-    table = losses.table
+    losses = both.open_book(CLOSED, OPENED)
+    table = losses.table.iloc[1:]
     assert list(table["condition"]) == [f"L{i}" for i in range(LAYERS)]
     values = {t: g.pivot(index="doc_id", columns="condition", values="value") for t, g in both.docs.groupby("task")}
     for row in table.itertuples():
@@ -182,20 +184,16 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
         assert (row.difference, row.p_value) == pytest.approx((float(gap.value), float(gap.p())))
     proven = table[table["p_adjusted"] < 0.05]
     assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
-    finding, knowing = losses.describe()
-    assert finding.startswith("Layers that cost more open-book: L1. The open book has more to lose")
-    assert knowing == "Layers that cost more closed-book: L3."
-    (gain,) = differences.open_book_gain(both, CLOSED, OPENED).describe()
-    assert (
-        gain.startswith("The facts in the prompt change the whole model's score by **+0.")
-        and "nats of the right answer" in gain
-    )
+    gain, said = losses.describe()
+    assert said == f"{ANSWER_LOGPROB}: layers that cost more open-book: L1; closed-book: L3."
+    assert gain.startswith("The facts in the prompt change the whole model's score by **+0.")
+    assert "nats of the right answer" in gain
 
 
 def test_attentions_share():
     attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
     mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
-    shares = depth.site_losses(concat([attn, mlp]))
+    shares = concat([attn, mlp]).site_losses()
     table = shares.table
     assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
     whole = table[table["third"] == "all"].set_index("task")
@@ -208,8 +206,11 @@ def test_attentions_share():
 
 
 def test_mistakes(both):
-    with pytest.raises(UserError, match="unknown metric 'acc'"):
-        differences.open_book_losses(both, CLOSED, OPENED, metric="acc")
+    with pytest.raises(UserError, match="unknown task 'facts'"):
+        both.open_book("facts", OPENED)
+    apart = both.docs["metric"].mask(both.docs["task"] == CLOSED, "token_logprob")
+    with pytest.raises(UserError, match="closed and open have no metric in common; measure='answer_logprob' gives"):
+        Result(both.docs.assign(metric=apart), both.record, both.asked).open_book(CLOSED, OPENED)
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
     with pytest.raises(UserError, match=r"were asked other documents \(111 are of one only\); pair tasks of the same"):
-        differences.open_book_losses(fewer, CLOSED, OPENED)
+        fewer.open_book(CLOSED, OPENED)

@@ -9,8 +9,9 @@ import pytest
 from made_results import docs_of, record_of, same_documents
 
 from depthlens.analysis.numbers.means import mean
+from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.profiles import by_layer, paired
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}

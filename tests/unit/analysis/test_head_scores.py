@@ -11,7 +11,7 @@ from depthlens.analysis.heads import curves
 from depthlens.analysis.heads.curves import Costs, interaction_table
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.means import UNLIMITED, mean
-from depthlens.analysis.result.results import concat
+from depthlens.analysis.result.concat import concat
 
 N = 20
 

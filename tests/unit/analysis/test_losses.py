@@ -13,11 +13,10 @@ import pytest
 from made_results import profile, result_of, same_documents, sweep
 
 import depthlens
-from depthlens.analysis.heads.effects import head_contrast
-from depthlens.analysis.layers import depth, differences
 from depthlens.analysis.layers.removal import follow
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.ranks import correlate
+from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
@@ -129,15 +128,15 @@ def test_a_contrast_of_heads_stands_within_its_interval():
     tasks["b"] = {"baseline": [1, 1, 0, 1, 1, 1], **dict.fromkeys(heads, [0] * 6)}
     unknown = made_results.result(tasks, n_layers=2, n_heads=2)
     with pytest.raises(UserError, match=r"other documents \(12 are of one only\)"):
-        head_contrast(unknown, "a", "b")
+        unknown.head_losses("a", beyond="b")
     made = same_documents(unknown)
-    frame = head_contrast(made, "a", "b").frame
+    frame = made.head_losses("a", beyond="b").frame
     assert frame["value"].to_numpy() == pytest.approx(2 / 6 - 5 / 6)
     assert (frame["low"] <= frame["value"]).all() and (frame["value"] <= frame["high"]).all()
     lost = np.random.default_rng(0).random((20, 4)) < [0.25, 0.25, 0.3, 0.6]
     tasks = {"a": {"baseline": [1] * 20, **dict(zip(heads, 1 - lost.T, strict=True))}}
     tasks["b"] = {"baseline": [1] * 20, **dict.fromkeys(heads, [1] * 20)}
-    critical = head_contrast(same_documents(made_results.result(tasks, n_layers=2, n_heads=2)), "a", "b").critical
+    critical = same_documents(made_results.result(tasks, n_layers=2, n_heads=2)).head_losses("a", beyond="b").critical
     cost = mean(lost.astype(float))
     assert critical.ravel().tolist() == (max_t(cost) < 0.05).tolist() != (cost.p() < 0.05).tolist()
 
@@ -161,10 +160,10 @@ def test_of_six_equal_tasks_none_is_called_deeper_or_costlier(draws):
     wrong, unlike = 0, 0
     for draw in range(draws):
         made = [sweep(made_results.FLAT, task=f"t{i}", n_layers=12, seed=100 * draw + i) for i in range(6)]
-        six = depthlens.analysis.result.results.concat(made)
-        said = depth.centre_of_mass(six).describe()
+        six = concat(made)
+        said = six.centre_of_mass().describe()
         wrong += any("**deeper** than" in line or "**less deep** than" in line for line in said)
-        table = differences.critical_overlap(six).table
+        table = six.critical_overlap().table
         unlike += (table[["more_task", "more_other"]] != "none").any(axis=None)
     assert wrong / draws <= errors(0.07, draws) and unlike / draws <= errors(0.07, draws)
 

@@ -6,14 +6,14 @@ import pytest
 from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, same_documents, sweep
 
 from depthlens.analysis.heads.agreement import agreement
-from depthlens.analysis.layers import depth, recovery
+from depthlens.analysis.layers import recovery
 from depthlens.analysis.result.losses import NO_LOSS
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 
 def test_nothing_lost_has_no_place():
-    assert depth.centre_of_mass(sweep(EARLY * 0)).table["unplaced"].item() == NO_LOSS
+    assert sweep(EARLY * 0).centre_of_mass().table["unplaced"].item() == NO_LOSS
 
 
 def test_thirds_on_three_scales():
@@ -25,17 +25,17 @@ def test_thirds_on_three_scales():
         "importance": loss.reshape(3, 3).sum(1) / loss.sum(),
     }
     for scale, thirds in wanted.items():
-        np.testing.assert_allclose(depth.loss_by_third(result, scale=scale)["loss"], thirds)
+        np.testing.assert_allclose(result.loss_by_third(scale=scale)["loss"], thirds)
     with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
-        depth.loss_by_third(nats(EARLY), scale="above_chance")
+        nats(EARLY).loss_by_third(scale="above_chance")
 
 
 def test_selected_layers_keep_their_depth():
     result = sweep(LATE).select(conditions=["L6", "L7", "L8"])
-    (row,) = depth.centre_of_mass(result).table.itertuples()
+    (row,) = result.centre_of_mass().table.itertuples()
     assert row.centre > 6 / (N_LAYERS - 1)
     with pytest.raises(UserError, match="no layer of the first third was removed"):
-        depth.loss_by_third(result)
+        result.loss_by_third()
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -74,7 +74,7 @@ SHARES = {"L0@donor": 0.0, "L8@donor": 0.3, "L0-4@donor": 0.2, "L0-8@donor": 1.0
 
 def test_recovered_shares_have_their_true_value_and_place():
     result, donor = transplants(SHARES, n=200)
-    table = recovery.transplant_recovery(result, donor).table.set_index("condition")
+    table = result.recovery(donor).table.set_index("condition")
     for condition, share in SHARES.items():
         row = table.loc[condition]
         assert row["ci_low"] <= share <= row["ci_high"], condition
@@ -95,21 +95,21 @@ def test_recovered_shares_have_their_true_value_and_place():
 
 def test_recovery_beside_an_older_donor_that_does_not_say_what_its_documents_are():
     result, donor = transplants(SHARES, n=200)
-    wanted, found = (recovery.transplant_recovery(own, donor).table for own in (result, same_documents(result)))
+    wanted, found = (own.recovery(donor).table for own in (result, same_documents(result)))
     pd.testing.assert_frame_equal(found, wanted)
 
 
 def test_recovery_in_words():
-    said = recovery.transplant_recovery(*transplants(SHARES, n=200)).describe()
+    said = Result.recovery(*transplants(SHARES, n=200)).describe()
     assert any("from the top: **L0-8@donor recovers 1.00" in line and ", the most of 3 (" in line for line in said)
     assert any("L2.H1@donor recovers 0.00" in line and "not proven to help" in line for line in said)
-    said = recovery.transplant_recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
+    said = Result.recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
     assert "**L0-4@donor recovers 1.00" in said.describe()[0], "of equal ones the smaller"
 
 
 def test_without_a_gap_nothing_is_recovered():
     result, donor = transplants(SHARES, own=0.9, goal=0.92, n=40)
-    shares = recovery.transplant_recovery(result, donor)
+    shares = result.recovery(donor)
     table = shares.table
     assert table["recovered"].isna().all() and set(table["no_gap"]) == {recovery.NO_GAP}
     assert table["value"].notna().all()
@@ -119,6 +119,6 @@ def test_without_a_gap_nothing_is_recovered():
 
 def test_recovery_reads_transplants_only_and_refuses_other_documents():
     result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
-    assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
+    assert set(result.recovery(donor).table["condition"]) == set(SHARES)
     with pytest.raises(UserError, match="task sums, metric acc, doc_id 119: base alone has it"):
-        recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])
+        result.recovery(transplants(SHARES, n=N - 1)[1])

@@ -17,7 +17,8 @@ import depthlens as dl
 from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.numbers.stats import documents_for_loss
-from depthlens.analysis.result.results import DOCS_COLUMNS, Result, concat
+from depthlens.analysis.result.concat import concat
+from depthlens.analysis.result.results import DOCS_COLUMNS, Result
 from depthlens.errors import UserError
 
 

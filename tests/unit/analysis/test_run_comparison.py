@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
 
-from depthlens.analysis.layers import depth
 from depthlens.analysis.numbers.means import max_t, mean
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.concat import concat
+from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, compare_runs
 from depthlens.errors import UserError
 
@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_functions_for_one_run_and_for_two():
     np.testing.assert_allclose(share["value"], a.loss_table["loss"] / a.baselines["baseline"].item())
     assert profile.loc[profile["critical"], "condition"].tolist() == a.critical()["condition"].tolist()
     assert ((share["ci_low"] <= share["value"]) & (share["value"] <= share["ci_high"])).all()
-    assert centre_of(found, "a")["value"] == pytest.approx(depth.centre_of_mass(a).table["centre"].item())
+    assert centre_of(found, "a")["value"] == pytest.approx(a.centre_of_mass().table["centre"].item())
 
 
 def test_documents_of_a_smaller_run_are_paired_with_the_same_ones_of_a_larger():

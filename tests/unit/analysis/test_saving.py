@@ -18,7 +18,8 @@ from made_results import capitals_and_elements, docs_of
 import depthlens as dl
 from depthlens import cli, paths
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.concat import concat
+from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
 N, N_LAYERS, N_HEADS = 120, 6, 2
@@ -51,7 +52,7 @@ MADE = {
     "geometry": geometry,
     "head scores": scores,
     "verdicts": lambda: dl.claims.judge(dl.claims.Evidence(letters=swept())),
-    "centres": lambda: dl.analysis.centre_of_mass(swept()),
+    "centres": lambda: swept().centre_of_mass(),
     "runs": lambda: dl.compare(swept(), swept("d", seed=1)),
     "race": lambda: made_results.race([CRITICAL, SPARED, UNDECIDED]),
 }
@@ -148,7 +149,7 @@ def test_a_finding_with_a_result_inside_is_refused_by_its_own_settings(tmp_path)
 def test_a_table_shows_itself_rounded():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = dl.analysis.centre_of_mass(swept())
+        made = swept().centre_of_mass()
     centre = made.table["centre"].item()
     assert f"{centre:.2f}" in repr(made) and f"{centre:.2f}" in made._repr_html_() and "<table" in made._repr_html_()
     assert made.record["made_by"] == "centre_of_mass" and made.record["made_from"][0]["tasks"] == ["t"]

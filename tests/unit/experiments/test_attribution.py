@@ -9,7 +9,7 @@ import torch
 from by_hand import logprobs, patched
 
 import depthlens as dl
-from depthlens.ablations import heads_condition
+from depthlens.ablations import Ablation, Condition, heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments.attribution import attribute, nodes
@@ -158,7 +158,7 @@ SMOOTH = [("llama-gqa", "zero"), ("llama-mqa", "mean"), ("qwen2", "mean"), ("qwe
 def changes(lens, requests, groups, means=None):
     """Exact changes in nats by removing groups of heads together; shape [request, group]."""
     mode = "mean" if means else "zero"
-    conditions = [dl.Condition(tuple(dl.Ablation(la, "head", h, mode) for la, h in heads)) for heads in groups]
+    conditions = [Condition(tuple(Ablation(la, "head", h, mode) for la, h in heads)) for heads in groups]
     answers = Engine(lens, means=means, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
     values = np.array([[a.logprob for a in row] for row in answers])
     return (values[1:] - values[0]).T

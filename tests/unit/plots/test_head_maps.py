@@ -14,7 +14,8 @@ from drawn import (  # noqa: F401 (a fixture for all of them)
     points,
 )
 
-from depthlens.analysis.result.results import Result, concat
+from depthlens.analysis.result.concat import concat
+from depthlens.analysis.result.results import Result
 from depthlens.plots import heads
 from depthlens.plots.heads import CRITICAL_HEAD
 

@@ -9,7 +9,6 @@ import pytest
 import tiny
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.analysis import kinds_by_subtask, split_by_kind
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result import questions
 from depthlens.analysis.result.profiles import by_layer
@@ -75,7 +74,7 @@ def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
     base = ours.baselines.set_index("metric")
     assert base.loc["acc", "baseline"] == pytest.approx(found["groups"]["school"]["acc,none"])
     assert base.loc["acc", "n"] == sum(min(n, limit or n) for n in SIZES.values())
-    by_subject = split_by_kind(ours, "school", kinds_by_subtask(ours, "school")).baselines
+    by_subject = ours.split("school").baselines
     assert len(by_subject) == 2 * len(SIZES)
     for row in by_subject.itertuples():
         theirs = found["results"][row.task.removeprefix("school, ")]
@@ -112,7 +111,7 @@ def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name
     result = sweep(name, limit=2)
     assert list(result.docs["task"].unique()) == list(SIZES) and result.questions()["subtask"].isna().all()
     with pytest.raises(UserError, match="task school_art is no group with a score of its own; name one, such as mmlu"):
-        kinds_by_subtask(result, "school_art")
+        result.split("school_art")
 
 
 @pytest.mark.parametrize("names", [["school", "school_art"], ["school_chess", "school"], ["school_arts", "school"]])

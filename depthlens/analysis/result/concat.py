@@ -1,0 +1,75 @@
+"""Several results as one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from depthlens.analysis.numbers.stats import BASELINE, GROUP
+from depthlens.analysis.result import questions
+from depthlens.analysis.result.results import Result
+from depthlens.errors import UserError
+
+
+def concat(results: Sequence[Result]) -> Result:
+    """Join results of different tasks, models or kinds of condition into one.
+
+    A document scored twice under one condition (the baseline, which every sweep computes) is kept once if
+    both scores are equal. In the record, what all results agree on stays at the top; the records themselves
+    are kept under ``parts``.
+
+    Raises:
+        UserError: two results disagree on a score, or on what a task is.
+
+    Example:
+        >>> attention = dl.layer_sweep(lens, "organism_one_hop", site="attn", limit=12)
+        >>> dl.concat([result, attention]).summary["condition"].nunique()
+        13
+    """
+    if not results:
+        raise UserError("results []: give at least one result to join")
+    key = [*GROUP, "condition", "doc_id"]
+    docs = pd.concat([r.docs for r in results], ignore_index=True)
+    docs = docs.drop_duplicates([*key, "value"], ignore_index=True)
+    clash = docs[docs.duplicated(key)]
+    if len(clash):
+        first = " ".join(map(str, clash.iloc[0][key]))
+        fault = f"the results disagree on {len(clash)} scores, first on {first}"
+        raise UserError(f"{fault}; join results of the same settings")
+    parts = [r.record for r in results]
+    record = _agreed(parts) | {"tasks": _joined_tasks(parts), "parts": parts}
+    if any("selected_conditions" in r for r in parts):
+        record["selected_conditions"] = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()
+    joined = Result(docs, record, questions.joined(r.asked for r in results))
+    _ = joined.summary  # documents that do not match are refused here, not at the first plot
+    return joined
+
+
+def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are the same in all records."""
+    first, *others = records
+    return {k: v for k, v in first.items() if all(k in r and r[k] == v for r in others)}
+
+
+def _joined_tasks(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The tasks of all records.
+
+    Raises:
+        UserError: two records disagree on what a task or a metric is.
+    """
+    tasks: dict[str, dict] = {}
+    for task, entry in (item for record in records for item in record.get("tasks", {}).items()):
+        known = tasks.setdefault(task, entry)
+        old, new = (e.get("metrics", {}) for e in (known, entry))
+        fields = ("version", "num_fewshot", "output_type")
+        pairs = {f"{field} of": (known.get(field), entry.get(field)) for field in fields}
+        for metric, field in itertools.product(old.keys() & new.keys(), ("higher_is_better", "chance")):
+            pairs[f"{field} of metric {metric!r} of"] = old[metric].get(field), new[metric].get(field)
+        for what, values in pairs.items():
+            if values[0] != values[1]:
+                raise UserError(f"the results disagree on {what} task {task!r}: {list(values)}; name them apart")
+        tasks[task] = _agreed([known, entry]) | {"metrics": {**old, **new, **old}}
+    return tasks
