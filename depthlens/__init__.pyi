@@ -9,6 +9,7 @@ from . import tasks as tasks
 from .ablations import Ablation as Ablation
 from .ablations import Condition as Condition
 from .ablations import Head as Head
+from .ablations import mode as mode
 from .ablations import parse_condition as parse_condition
 from .analysis.heads.agreement import agreement as agreement
 from .analysis.heads.agreement import detector_agreement as detector_agreement

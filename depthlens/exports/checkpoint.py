@@ -131,7 +131,7 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.mode in ("skip", "zero", "twice") and a.site != "expert" and a.everywhere
+        removed = a.kind in ("removal", "repeat") and a.site != "expert" and a.everywhere
         if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")
     if len({a.layer for a in condition.ablations if a.mode == "skip"}) == lens.dims.n_layers:
@@ -235,7 +235,7 @@ def _write_card(folder: Path, lens: Lens, condition: Condition, made: Export, co
     consecutive = (list(run) for _, run in groupby(enumerate(made.layers), lambda pair: pair[1] - pair[0]))
     runs = [(run[0][1], run[-1][1]) for run in consecutive]
     about: dict[str, Any] = {"lens": lens, "condition": condition, "made": made, "cost": cost, "bounds": bounds}
-    about["stays"] = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
+    about["stays"] = any(a.kind != "removal" for a in condition.ablations)
     about["left"] = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
     template = str(Path(__file__).with_name("model_card.md.j2"))
     card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, version=__version__, **about)
