@@ -140,3 +140,10 @@ def test_layer_head_and_first_layer_of_a_condition():
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
     assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)
+
+
+def test_a_mode_that_is_not_known_here_is_read_so_that_results_of_others_are_and_no_model_runs_under_it():
+    for text in ("L1@elsewhere", "L0-2[1:]@elsewhere+L3.H1[2]@elsewhere", "L2.KV0@elsewhere2"):
+        assert str(parse_condition(text)) == text
+        with pytest.raises(UserError, match="unknown mode 'elsewhere2?'"):
+            expand(text, DIMS)
