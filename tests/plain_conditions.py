@@ -70,6 +70,8 @@ def edits(condition: Any, lens: dl.Lens, means: Any = None) -> list[Edit]:
 
 def new(a: Any, heads: tuple[int, ...], lens: dl.Lens, means: Any) -> Any:
     """What takes the place of what a part adds (of z for heads), as a function of it and of positions."""
+    if a.mode == "scale":
+        return lambda x, at: a.factor * x
     if a.mode in OWN:
         return OWN[a.mode]
     if a.mode == "noise":

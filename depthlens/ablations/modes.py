@@ -59,12 +59,13 @@ BUILT_IN = {
         Mode("mean", "reference", PARTS),
         Mode("resample", "reference", PARTS),
         Mode("noise", "change", PARTS),
+        Mode("scale", "change", PARTS),
         Mode("donor", "weights", (*PARTS, *ENDS)),
         *(Mode(name, "weights", PARTS) for name in ROUNDED),
         Mode("twice", "repeat", ("layer",)),
     )
 }
-UNWRITTEN = ("skip", "zero", "twice")  # modes that do not follow an @
+UNWRITTEN = ("skip", "zero", "scale", "twice")  # modes that do not follow an @
 _own: dict[str, Mode] = {}
 
 

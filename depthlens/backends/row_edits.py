@@ -10,6 +10,7 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - layer ``x2``: the layer gets its own output once more;
 - expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
+- any of these under ``*0.9``: what the part writes is multiplied by that;
 - any of these under a mode of the user's own: what its function makes of what the part writes takes its place, see
   `depthlens.backends.own_modes`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
@@ -264,6 +265,8 @@ class RowEdits:
         change = None
         if a.mode == "noise":
             change = partial(with_noise, a, in_stream)
+        elif a.mode == "scale":
+            change = partial(scaled, a.factor)
         elif a.kind == "change":
             tokens = self.tokens if mine is None or self.tokens is None or len(self.tokens) == 1 else self.tokens[mine]
             change = partial(own_modes.called, modes.of(a.mode), tokens)
@@ -336,6 +339,11 @@ def _block(a: Ablation, n: int, width: int, device: torch.device) -> Float[Tenso
     # a generator takes numbers from 0 on, and the index of a part without one is -1
     drawn = np.random.default_rng([a.seed, a.layer, SITES.index(a.site), a.index + 1, n])
     return torch.from_numpy(drawn.standard_normal((BLOCK, width), dtype=np.float32)).to(device)
+
+
+def scaled(factor: float, written: Tensor, position_ids: Any) -> Tensor:
+    """What a part writes, multiplied."""
+    return factor * written
 
 
 def with_noise(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
