@@ -10,6 +10,9 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - layer ``x2``: the layer gets its own output once more;
 - expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
+- any of these under ``*0.9``: what the part writes is multiplied by that;
+- any of these under a mode of the user's own: what its function makes of what the part writes takes its place, see
+  `depthlens.backends.own_modes`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   below.
 
@@ -57,7 +60,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
+from depthlens.ablations import SITES, Ablation, Condition, modes
+from depthlens.backends import own_modes
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
@@ -126,6 +130,7 @@ class RowEdits:
         lens: The base model.
         means: What ``@mean`` and ``@resample`` put in place of a part; embedding and unembedding need none.
         position_ids: Where the tokens stand; only conditions that depend on it need them.
+        tokens: Their ids; only modes of one's own need them.
         in_force: The same of each condition that is.
         by_layer: All ablations of each layer, with their rows; -1: of embedding and unembedding.
         layers: Those that are edited.
@@ -135,6 +140,7 @@ class RowEdits:
     lens: Lens
     means: Means | None = None
     position_ids: Int[Tensor, "#row pos"] | None = None
+    tokens: Int[Tensor, "#row pos"] | None = None
 
     def __post_init__(self) -> None:
         self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
@@ -145,7 +151,7 @@ class RowEdits:
         entered = in_force.entered(self.lens.model)
         with in_force.aside():
             self.in_force: list[Any] = [
-                RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered
+                RowEdits([one.condition], one.lens, one.means, self.position_ids, self.tokens) for one in entered
             ]
         edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
         self.layers: list[int] = sorted(layer for layer in edited if layer >= 0)
@@ -161,7 +167,7 @@ class RowEdits:
         of_layer = self.by_layer.get(layer, {})
         if twice := [row for a, rows in of_layer.items() if a.mode == "twice" for row in rows]:
             yield _twice(self.lens.arch.layers[layer], twice, len(self.conditions))
-        for mode in dict.fromkeys(a.mode for a in of_layer if a.mode in WEIGHTS):
+        for mode in dict.fromkeys(a.mode for a in of_layer if a.kind == "weights"):
             for module, other, kind in self._modules(layer, mode):
                 taken = self._mask(layer, mode, kind)
                 whole = taken.all(1, keepdim=True)
@@ -235,7 +241,7 @@ class RowEdits:
         found: dict[str, list[Edit]] = {}
         # a head's come after its KV group's
         for a, rows in sorted(self.by_layer.get(layer, {}).items(), key=lambda item: item[0].site == "head"):
-            if a.site in ACTS_ON and a.mode not in (*WEIGHTS, "twice"):
+            if a.site in ACTS_ON and modes.of(a.mode).has_positions:
                 found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
         own = {site: SiteEdit(tuple(edits), self.position_ids, before.get(site)) for site, edits in found.items()}
         return before | own
@@ -255,19 +261,27 @@ class RowEdits:
                 with held(o_proj := self.lens.arch.o_proj[a.layer]):
                     in_stream = quantised.matrix(o_proj)[:, columns].clone()
         mine = None if len(self.conditions) == 1 else torch.tensor(rows)
-        values = self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None
-        noise = partial(noise_like, a, in_stream) if a.mode == "noise" else None
-        return Edit(mine, columns, a.start, a.stop, values, noise)
+        values = self.means.values(a)[:, columns] if self.means and a.kind == "reference" else None
+        change = None
+        if a.mode == "noise":
+            change = partial(with_noise, a, in_stream)
+        elif a.mode == "scale":
+            change = partial(scaled, a.factor)
+        elif a.kind == "change":
+            tokens = self.tokens if mine is None or self.tokens is None or len(self.tokens) == 1 else self.tokens[mine]
+            change = partial(own_modes.called, modes.of(a.mode), tokens)
+        return Edit(mine, columns, a.start, a.stop, values, change)
 
 
 def require(conditions: Sequence[Condition], lens: Lens, means: Means | None) -> None:
     """Check conditions against a model.
 
     Raises:
-        UserError: a condition does not fit the model, or needs means or a prompt and there is none.
+        UserError: a condition does not fit the model, needs means or a prompt and there is none, or has a mode of one's
+            own that does not do what it must.
     """
     for condition in dict.fromkeys(conditions):
-        condition.validate(lens.dims)
+        own_modes.require(condition.validate(lens.dims), lens)
         if condition.uses("mean") and not (means and means.mean):
             raise UserError(f"condition {condition} needs the means of a reference set and none was given")
         if condition.uses("resample") and not (means and means.sample):
@@ -327,8 +341,13 @@ def _block(a: Ablation, n: int, width: int, device: torch.device) -> Float[Tenso
     return torch.from_numpy(drawn.standard_normal((BLOCK, width), dtype=np.float32)).to(device)
 
 
-def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
-    """Noise of the norm of what a part writes.
+def scaled(factor: float, written: Tensor, position_ids: Any) -> Tensor:
+    """What a part writes, multiplied."""
+    return factor * written
+
+
+def with_noise(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
+    """What a part writes and noise of its norm.
 
     Args:
         a: Of the part.
@@ -341,7 +360,7 @@ def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_id
     drawn = noise(a, position_ids, written.shape[-1]).to(of_part)
     in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
     wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
-    return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
+    return written + (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
 
 
 def unembed(lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]) -> Tensor:

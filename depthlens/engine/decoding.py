@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -319,10 +319,11 @@ class Decoding:
         """
         lens, arch = self.lens, self.lens.arch
         position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
-        edits = row_edits.RowEdits(conditions, lens, self.backend.means, position_ids)
+        last = torch.tensor(tokens, device=lens.device)[:, None]
+        edits = row_edits.RowEdits(conditions, lens, self.backend.means, position_ids, last)
         with walking(lens.model):
             with edits.embeddings():
-                x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+                x = arch.embed(last)
             rotary = arch.angles(x, position_ids)
             for i in range(lens.dims.n_layers):
                 x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
@@ -353,7 +354,8 @@ class Decoding:
             about = pytree.tree_map(lambda value: value[self._passing], about)
             under = [self.conditions[conditions[row]] for row in passed]
             edited = bool(edits.in_force or self._editing[i] & {conditions[row] for row in passed})
-            mine = row_edits.RowEdits(under, self.lens, self.backend.means, about["position_ids"]) if edited else None
+            read = about["position_ids"], moved(cast(Tensor, edits.tokens), x.device)[self._passing]
+            mine = row_edits.RowEdits(under, self.lens, self.backend.means, *read) if edited else None
             with mine.hooked(i) if mine else nullcontext():
                 out = hidden(layer(x[self._passing], attention_mask=None, layout=self, **about))
             new, self._passing = new.index_copy(0, self._passing, out), None

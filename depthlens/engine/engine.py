@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 
 from depthlens import arguments, backends, progress
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, modes
 from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
@@ -133,9 +133,10 @@ class Engine:
         rows = self.cache.rows(requests, conditions)
         walked = self.walked() if rows.unfinished else walk_check.Found()
         walk_check.require_parts(self.lens, walked, conditions)
-        if self.workers is not None and (walked.foreign or in_force.entered(self.lens.model)):
-            fault = f"model {self.lens.name!r} {walked.foreign or 'is ablated here'}, which workers do not know"
-            raise UserError(f"{fault}; leave workers out")
+        own = next((c for c in conditions if modes.keys(c.modes)), None)
+        if self.workers is not None and (walked.foreign or in_force.entered(self.lens.model) or own):
+            fault = walked.foreign or (f"runs under {own} here" if own else "is ablated here")
+            raise UserError(f"model {self.lens.name!r} {fault}, which workers do not know; leave workers out")
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}

@@ -72,7 +72,7 @@ def first_edited(condition: Condition) -> int:
 def skip_mode(condition: Condition, layer: int) -> str | None:
     """The mode in which a condition does without the whole layer, if it does at all positions."""
     whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.everywhere)
-    return next((a.mode for a in whole if a.mode in ("skip", "mean", "resample")), None)
+    return next((a.mode for a in whole if a.kind in ("removal", "reference")), None)
 
 
 def passes(condition: Condition, layer: int) -> int:
@@ -180,7 +180,7 @@ class Wavefront:
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
                 of_rows = [under[c] for c in some]
-                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids)
+                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, layout.tokens[None])
                 if not n:
                     x = edits.at(layer)["layer"](x, x)
                 else:  # hooks edit all positions

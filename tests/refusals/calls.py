@@ -188,7 +188,7 @@ PARAMETERS = [
     (start(knowledge=["capitals_generativ"]), "unknown task 'capitals_generativ'; did you mean capitals_generative"),
     (start(layers=[3, 9]), "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..5"),
     (start(views=["layers@mean"]), "views ['layers@mean']: give a list of ways, with layers among them"),
-    (start(ways=["layers@median"]), "ways ['layers@median']: condition 'layers@median': cannot read"),
+    (start(ways=["layers@median"]), "ways ['layers@median']: unknown mode 'median'; did you mean mean"),
 ]
 REMOVED = {
     "baseline": "condition baseline removes nothing",
