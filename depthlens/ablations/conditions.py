@@ -109,7 +109,7 @@ class Dims:
         return range(kv_head * size, (kv_head + 1) * size)
 
     def indices(self, site: str, layer: int) -> range:
-        """What `Ablation.index` can be at a site of a layer: numbers of heads, groups or experts, last layers; or -1."""
+        """What `Ablation.index` can be at a site of a layer: numbers of heads, groups, experts, last layers; or -1."""
         if site == "expert":
             return range(self.n_experts[layer] if self.n_experts else 0)
         if site == BLOCK:
