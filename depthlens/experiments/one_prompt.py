@@ -56,7 +56,8 @@ def next_token(
             over them.
 
     Returns:
-        One row a token, one column a condition (its text form), sorted by the baseline's probability.
+        One row a token, one column a condition (its text form), sorted by the baseline's probability. Where several
+        tokens have one text, their numbers stand behind it.
 
     Raises:
         UserError: an empty prompt, a condition that the model does not have, or ``@resample`` without prompts.
@@ -85,10 +86,12 @@ def next_token(
                 logits += given
             found.append(wide(torch.cat(logits)).softmax(-1))
     probs = torch.stack(found).mean(0)  # [condition, d_vocab]
-    likeliest = probs.topk(min(k, probs.shape[1])).indices.flatten().unique()
+    likeliest = probs.topk(min(k, probs.shape[1])).indices.flatten().unique().tolist()
+    texts = pd.Series(words(lens, likeliest), index=likeliest)
+    shared = texts.duplicated(keep=False)  # as of tokens that are bytes; their numbers tell them apart
     frame = pd.DataFrame(
         probs[:, likeliest].T.cpu().numpy(),
-        index=pd.Index(words(lens, likeliest.tolist()), name="token"),
+        index=pd.Index(texts.where(~shared, texts + [f" ({token})" for token in likeliest]), name="token"),
         columns=[str(c) for c in columns],
     )
     return frame.sort_values("baseline", ascending=False)

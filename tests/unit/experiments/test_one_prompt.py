@@ -41,7 +41,8 @@ def test_next_token_probabilities_are_the_models_and_means_over_resample_prompts
             each.append(logits(lens)[0, -1].softmax(-1))
     assert both[under].max() == pytest.approx(torch.stack(each).mean(0).max().item(), rel=1e-5)
     assert not torch.allclose(*each)
-    assert len(one_prompt.next_token(lens, PROMPT, k=10**30)) == lens.model.config.vocab_size  # all that there are
+    of_all = one_prompt.next_token(lens, PROMPT, k=10**30)
+    assert len(of_all) == lens.model.config.vocab_size and of_all.index.is_unique  # bytes that are no text alone, too
 
 
 def test_the_last_depth_of_the_logit_lens_is_the_model(lens):
