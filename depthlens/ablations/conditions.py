@@ -39,7 +39,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any, cast
 
 from depthlens import arguments
@@ -68,7 +68,7 @@ _NOTHING = {
 }  # what a field is where it does not fit
 # what the parts with numbers are called, and the part that they are within
 _KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
-_SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
+_SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp", "pairs", "repeats")  # words that may have a number
 _ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
 
 _PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)|\(L(\d+)-(\d{1,5})\)")
@@ -372,7 +372,9 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
             and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
             ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
-            spread over the depth; all where there are fewer); ``blocks:N`` (all contiguous blocks of at most N layers);
+            spread over the depth; all where there are fewer); ``pairs`` (every two layers; ``pairs:N``: every two of N that
+            are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of two layers
+            or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N layers);
             ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
             N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
@@ -380,7 +382,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Raises:
         UserError: unknown word, malformed condition, or a part that the model does not have.
     """
-    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, bottom[:N], top[:N] or conditions"
+    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, pairs[:N], repeats[:N], bottom[:N], top[:N] or conditions"
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else spec
     if not isinstance(items, Iterable) or isinstance(items, Mapping) or not (items := list(items)):
         raise UserError(f"ablate {spec!r}: give {allowed}")
@@ -403,14 +405,26 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
         raise UserError(f"size {size!r} in {word!r}; give {name}:N with N a whole number, at least 1")
     n_layers, n = dims.n_layers, int(size or 0)
     layers = range(n_layers)
+    of_all = min(n or n_layers, n_layers)
+    spread = [(2 * i + 1) * n_layers // (2 * of_all) for i in range(of_all)]  # the middle of each n-th of the depth
     if site := next((site for site, of in WORDS.items() if of == name), None):
-        n = min(n or n_layers, n_layers)
-        spread = [(2 * i + 1) * n_layers // (2 * n) for i in range(n)]  # the middle of each n-th of the depth
         found = [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
         if not found:
             raise UserError(f"{text!r}: the model has no {name}; give layers, attn or mlp")
         return found
-    if name == "blocks":
+    if name == "repeats":
+        if text != word:
+            raise UserError(f"{text!r}: a repeat has no mode and no position; give repeats, or repeats:N for one size")
+        sizes = [n] if n else range(2, n_layers + 1)
+        blocks = [(start, start + k - 1) for k in sizes for start in range(n_layers - k + 1)]
+        if not blocks:
+            raise UserError(f"{text!r}: the model has {n_layers} layers; give a size from 1 to {n_layers}")
+        return [parse_condition(f"(L{first}-{last})x2") for first, last in blocks]
+    if name == "pairs":
+        if len(spread) < 2:
+            raise UserError(f"{text!r}: a pair needs two layers; give pairs:N with N at least 2")
+        runs: Sequence[Sequence[int]] = list(combinations(spread, 2))
+    elif name == "blocks":
         runs = [layers[start : start + k] for k in range(1, min(n, n_layers) + 1) for start in range(n_layers - k + 1)]
     else:
         step = n_layers if name == "whole" else n or 1
