@@ -372,20 +372,19 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
             and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
             ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
-            spread over the depth; all where there are fewer); ``pairs`` (every two layers; ``pairs:N``: every two of N that
-            are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of two layers
-            or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N layers);
-            ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
+            spread over the depth; all where there are fewer); ``pairs`` (every two layers; ``pairs:N``: every two of N
+            that are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of two
+            layers or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
             N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
 
     Raises:
         UserError: unknown word, malformed condition, or a part that the model does not have.
     """
-    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, pairs[:N], repeats[:N], bottom[:N], top[:N] or conditions"
+    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, pairs[:N], repeats[:N], bottom[:N], top[:N]"
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else spec
     if not isinstance(items, Iterable) or isinstance(items, Mapping) or not (items := list(items)):
-        raise UserError(f"ablate {spec!r}: give {allowed}")
+        raise UserError(f"ablate {spec!r}: give {allowed} or conditions")
     conditions = [BASELINE]
     for item in items:
         of_word = _of_word(item.strip(), dims) if isinstance(item, str) else None
