@@ -373,9 +373,10 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
             and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
             ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
             spread over the depth; all where there are fewer); ``pairs`` (every two layers; ``pairs:N``: every two of N
-            that are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of two
-            layers or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N); ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
-            N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
+            that are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of
+            two layers or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N); ``bottom`` and ``top`` (the
+            lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by N layers, in the end to
+            all); ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
 
     Raises:
