@@ -1,4 +1,5 @@
 from . import modes as modes
+from . import routes as routes
 from .conditions import BASELINE as BASELINE
 from .conditions import INDEXED as INDEXED
 from .conditions import SITES as SITES
@@ -9,6 +10,7 @@ from .conditions import Dims as Dims
 from .conditions import expand as expand
 from .conditions import heads_condition as heads_condition
 from .conditions import parse_condition as parse_condition
+from .conditions import refuse_overlap as refuse_overlap
 from .heads import AnyHead as AnyHead
 from .heads import Head as Head
 from .heads import heads_of as heads_of

@@ -22,6 +22,7 @@ from typing import Any
 from depthlens.errors import UserError, unknown
 
 ENDS = ("embed", "unembed")  # sites outside the layers
+BLOCK = "block"  # the site of layers from one to another, as one part
 PARTS = ("layer", "attn", "mlp", "head", "kv")  # sites that write into the residual stream, or z of heads
 ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bits
 
@@ -62,7 +63,7 @@ BUILT_IN = {
         Mode("scale", "change", PARTS),
         Mode("donor", "weights", (*PARTS, *ENDS)),
         *(Mode(name, "weights", PARTS) for name in ROUNDED),
-        Mode("twice", "repeat", ("layer",)),
+        Mode("twice", "repeat", ("layer", BLOCK)),
     )
 }
 UNWRITTEN = ("skip", "zero", "scale", "twice")  # modes that do not follow an @

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.backends import site_edits
-from depthlens.backends.row_edits import Means, RowEdits, require
+from depthlens.backends.row_edits import Means, RowEdits, repeated, require
 from depthlens.errors import UserError
 from depthlens.models import in_force
 from depthlens.models.architectures import body_of, head, put_forward
@@ -167,6 +167,7 @@ def applied(edits: RowEdits) -> Iterator[None]:
         stack.enter_context(edits.embeddings())
         for layer in edits.layers:
             stack.enter_context(edits.hooked(layer))
+        stack.enter_context(repeated(edits))
         stack.enter_context(in_force.aside())
         yield
 

@@ -2,7 +2,7 @@
 
 What a condition does to activations is done to weights. A skipped layer is left out, and the layers above it move
 down. Attention or MLP that adds nothing has weights of zero, and so have the columns of ``o_proj`` that read a removed
-head. What is scaled (``*0.9``) has its output matrix scaled. A layer that runs twice is there twice. Weights that are
+head. What is scaled (``*0.9``) has its output matrix scaled. Layers that run twice are there twice. Weights that are
 rounded (``@int4``) are stored in the dtype of the model. So the logits are those of the condition.
 
 An empty model of the cut configuration (`depthlens.models.names.of_layers`) shows whether it tells layers apart: its
@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthlens import __version__, arguments
-from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
+from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition, routes
 from depthlens.analysis.numbers.words import bounds
 from depthlens.analysis.result.results import Result
 from depthlens.engine import walk_check
@@ -112,11 +112,10 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
         raise UserError(f"model {lens.name!r} {fault}, which no checkpoint holds; export it without")
     cost = _cost(lens, chosen, result)
     folder = empty_folder(out)
-    numbers, skipped = range(lens.dims.n_layers), {a.layer for a in chosen.ablations if a.mode == "skip"}
-    kept = [i for i in numbers if i not in skipped for _ in range(1 + chosen.runs_twice(i))]
+    kept = routes.of(chosen, lens.dims.n_layers).layers
     smaller = _skeleton(lens, kept)
     weights, n_zero = _weights(lens, chosen, kept)
-    made = Export(folder, tuple(kept), smaller.num_parameters(), n_zero, lens.model.num_parameters())
+    made = Export(folder, kept, smaller.num_parameters(), n_zero, lens.model.num_parameters())
     with writing_to(folder, SafetensorError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # written beside it and renamed at the end, so that no half checkpoint has its name

@@ -68,6 +68,9 @@ REFUSED = {
     "whole[1:]@donor": "start 1 does not fit",
     "whole": "removal does not fit site 'embed'; allowed: donor",
     "experts": "the model has no experts; give layers, attn or mlp",
+    **dict.fromkeys(("repeats@mean", "repeats[1:]", "repeats:2x2"), "a repeat has no mode and no position"),
+    "repeats:7": "the model has 6 layers; give a size from 1 to 6",
+    "pairs:1": "a pair needs two layers",
     **dict.fromkeys(("blocks:0", "layers:0", "mlp:x", "top:x[1:]"), "size '.' in"),
 }  # fmt: skip
 
@@ -98,6 +101,9 @@ WORDS = [
     ("layers", 6, "L0", "L5"), ("attn@mean", 6, "L0.attn@mean", "L5.attn@mean"), ("mlp", 6, "L0.mlp", "L5.mlp"),
     ("heads", 24, "L0.H0", "L5.H3"), ("kv[0:]@noise", 12, "L0.KV0@noise", "L5.KV1@noise"),
     ("blocks:3[1:]", 6 + 5 + 4, "L0[1:]", "L3-5[1:]"), ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1, "L0", "L0-5"),
+    ("pairs", 15, "L0-1", "L4-5"), ("pairs[1:]@mean", 15, "L0-1[1:]@mean", "L4-5[1:]@mean"),
+    ("pairs:3", 3, "L1+L3", "L3+L5"), ("pairs:9", 15, "L0-1", "L4-5"), ("repeats", 15, "(L0-1)x2", "(L0-5)x2"),
+    ("repeats:3", 4, "(L0-2)x2", "(L3-5)x2"), ("repeats:1", 6, "L0x2", "L5x2"),
     ("bottom", 6, "L0", "L0-5"), ("top@donor", 6, "L5@donor", "L0-5@donor"),
     ("top:4@donor", 2, "L2-5@donor", "L0-5@donor"), ("top:9@donor", 1, "L0-5@donor", "L0-5@donor"),
     ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"), ("layers:3@mean", 3, "L1@mean", "L5@mean"),
