@@ -219,6 +219,25 @@ class Result(Finding):
 
         return broken.broken(self, conditions, task)
 
+    def to_inspect(self, out: str | Path) -> list[Path]:
+        """Write a log of Inspect for each task and condition into a folder, for ``inspect view --log-dir OUT``.
+
+        The condition is among the arguments of the model; see `depthlens.analysis.result.inspect_logs`.
+
+        Returns:
+            The ``.eval`` files. Those of an earlier call for the same result are replaced.
+
+        Raises:
+            UserError: the folder cannot be written, or the questions are not known.
+
+        Example:
+            >>> len(result.to_inspect("logs"))
+            7
+        """
+        from depthlens.analysis.result import inspect_logs
+
+        return inspect_logs.write(self, out)
+
     def explore(self) -> Explorer:
         """What breaks: a map of the removed parts, and the answers that each of them changes.
 
