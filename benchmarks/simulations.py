@@ -138,7 +138,8 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     texts = {"text": Task(flat), "long_text": Task(flat)}
     shallow = known | texts | {"rest": Task(0 * flat, chosen)}
     shallow |= {name: Task(0 * flat, written) for name in ("generation", "reasoning", "copying")}
-    deep = shallow | {"reasoning_choice": Task(by_thirds(n, 0, 0.03, 0.2, 0.3), little)}
+    late = by_thirds(n, 0.6, 0.02, 0.2, 0.3)
+    deep = shallow | {"reasoning_choice": Task(by_thirds(n, 0, 0.03, 0.2, 0.3), late)}
     deep |= {
         "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
         "generation": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),

@@ -6,6 +6,7 @@ from . import organisms as organisms
 from . import runner as runner
 from . import tasks as tasks
 from .ablations import Head as Head
+from .ablations import mode as mode
 from .ablations import parse_condition as parse_condition
 from .analysis.heads.agreement import agreement as agreement
 from .analysis.heads.agreement import detector_agreement as detector_agreement

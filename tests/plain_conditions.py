@@ -16,6 +16,7 @@ from torch import nn
 import depthlens as dl
 
 NEAR_TIE = 1e-3  # nats between the two likeliest tokens below which rounding decides what is written
+OWN: dict[str, Any] = {}  # functions of modes of one's own, by name
 PATHS = {"": "", "norm": "input_layernorm", "attn": "self_attn", "mlp": "mlp"}
 PATHS |= {"q": "self_attn.q_proj", "o": "self_attn.o_proj", "down": "mlp.down_proj"}  # of a layer's parts
 
@@ -38,13 +39,22 @@ class Edit(NamedTuple):
     stop: int
     put: Any
 
-    def __call__(self, x: torch.Tensor, first: int, n_heads: int) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, first: int, n_heads: int, tokens: torch.Tensor) -> torch.Tensor:
         position = first + torch.arange(x.shape[1])
         there = ((position >= self.start) & (position < (self.stop or 10**6)))[:, None]
         if self.site == "z":
             owner = torch.arange(x.shape[2]) // (x.shape[2] // n_heads)
             there = there & torch.isin(owner, torch.tensor(self.heads))
-        return torch.where(there, self.put(x, position), x)
+        own = self.put in OWN.values()  # a function of the user's, which is given what heads write alone
+        if not own:
+            return torch.where(there, self.put(x, position), x)
+        made = x.clone()
+        heads = made.unflatten(-1, (n_heads, -1))[..., self.heads, :] if self.heads else made
+        new = self.put(heads.flatten(2) if self.heads else heads, position.expand(x.shape[:2]), tokens)
+        if self.heads:
+            made.unflatten(-1, (n_heads, -1))[..., self.heads, :] = new.unflatten(-1, (len(self.heads), -1))
+            new = made
+        return torch.where(there, new, x)
 
 
 def edits(condition: Any, lens: dl.Lens, means: Any = None) -> list[Edit]:
@@ -60,6 +70,10 @@ def edits(condition: Any, lens: dl.Lens, means: Any = None) -> list[Edit]:
 
 def new(a: Any, heads: tuple[int, ...], lens: dl.Lens, means: Any) -> Any:
     """What takes the place of what a part adds (of z for heads), as a function of it and of positions."""
+    if a.mode == "scale":
+        return lambda x, at: a.factor * x
+    if a.mode in OWN:
+        return OWN[a.mode]
     if a.mode == "noise":
         return noisy_z(a, list(heads), lens) if heads else noisy(a, lens.dims.d_model)
     if a.mode == "mean":
@@ -112,12 +126,13 @@ def noisy_z(a: Any, heads: list[int], lens: dl.Lens) -> Any:
 
 def cut(plain: nn.Module, made: list[Edit]) -> Any:
     """A copy of a model under edits; of one site those that come first are the inner ones."""
-    model, first = copy.deepcopy(plain), [0]
+    model, first, read = copy.deepcopy(plain), [0], [torch.zeros(0)]
     n_heads = model.config.num_attention_heads
 
     def body(*args: Any, own: Any = model.model.forward, **kwargs: Any) -> Any:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         first[0] = 0 if cache is None else cache.get_seq_length()
+        read[0] = args[0] if args else kwargs["input_ids"]
         return own(*args, **kwargs)
 
     model.model.forward = body
@@ -126,11 +141,11 @@ def cut(plain: nn.Module, made: list[Edit]) -> Any:
 
         def forward(*args: Any, own: Any = part.forward, e: Edit = e, **kwargs: Any) -> Any:
             if e.site == "z":
-                return own(e(args[0], first[0], n_heads))
+                return own(e(args[0], first[0], n_heads, read[0]))
             out = own(*args, **kwargs)
             given = out[0] if isinstance(out, tuple) else out
             base = (args[0] if args else kwargs["hidden_states"]) if e.site == "layer" else torch.zeros(())
-            new = base + e(given - base, first[0], n_heads)
+            new = base + e(given - base, first[0], n_heads, read[0])
             return (new, *out[1:]) if isinstance(out, tuple) else new
 
         part.forward = forward

@@ -27,11 +27,12 @@ _CLAUSE_END = re.compile(r"[,;:(]|(?<=\w{3})\.")
 
 
 def load(test: str = "", fewshot: str = "", **drawn: Any) -> dict[str, datasets.Dataset]:
-    """Documents of the two splits; names are relative to this folder. lm-eval adds the task's metadata.
+    """Documents of the splits that are named, relative to this folder. lm-eval adds the task's metadata.
 
     Without names they are drawn by `key_value_pairs`.
     """
-    return {"test": _read(test), "fewshot": _read(fewshot)} if test else key_value_pairs(**drawn)
+    names = {"test": test, "fewshot": fewshot}
+    return {split: _read(name) for split, name in names.items() if name} if test else key_value_pairs(**drawn)
 
 
 def _read(name: str) -> datasets.Dataset:

@@ -1,10 +1,8 @@
+from . import modes as modes
+from . import routes as routes
 from .conditions import BASELINE as BASELINE
-from .conditions import ENDS as ENDS
 from .conditions import INDEXED as INDEXED
-from .conditions import MODES as MODES
-from .conditions import ROUNDED as ROUNDED
 from .conditions import SITES as SITES
-from .conditions import WEIGHTS as WEIGHTS
 from .conditions import WORDS as WORDS
 from .conditions import Ablation as Ablation
 from .conditions import Condition as Condition
@@ -12,6 +10,10 @@ from .conditions import Dims as Dims
 from .conditions import expand as expand
 from .conditions import heads_condition as heads_condition
 from .conditions import parse_condition as parse_condition
+from .conditions import refuse_overlap as refuse_overlap
 from .heads import AnyHead as AnyHead
 from .heads import Head as Head
 from .heads import heads_of as heads_of
+from .modes import ENDS as ENDS
+from .modes import ROUNDED as ROUNDED
+from .modes import mode as mode

@@ -18,9 +18,13 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
                   L12.attn@resample and L12.mlp@resample likewise, and L12.H3@resample its z (heads and KV groups)
     L12.H3@noise  the part stays, and noise of the norm of what it writes is added to it (any of the first five rows);
                   L12.H3@noise3 draws it with seed 3 in place of 0
-    L12x2         the layer run twice: its output goes through it again
+    L12x2         the layer run twice: its output goes through it again; L8-14x2 runs each of these twice in a row
+    (L8-14)x2     the block run twice: the output of layer 14 goes through layers 8 to 14 again
     L12[1:]       the part is ablated from position 1 on, so that the first token is spared; L12.H3[1:]@mean likewise
     L12[7]        the part is ablated at position 7 alone; L12[3:9] from 3 to 8; L12.attn[7]@resample likewise
+    L12*0.9       what the part writes is multiplied by a number (any of the first five rows); L12[1:]*0.9 likewise
+    L12@calm      what the part writes is replaced by what a function of yours makes of it (any of the first five rows,
+                  see `depthlens.mode`)
     L12@int4      the part computes with its own weights rounded to 4 bits, or 8 (@int8; any of the first five rows,
                   see `depthlens.models.quantised`)
     L12.H3@donor  the part gets the weights of a donor model (any of the above, see `depthlens.models.pairs`)
@@ -35,38 +39,45 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any, cast
 
 from depthlens import arguments
+from depthlens.ablations import modes
 from depthlens.ablations.heads import Head
+from depthlens.ablations.modes import BLOCK, BUILT_IN, ENDS, UNWRITTEN
 from depthlens.errors import UserError, unknown
 
-ENDS = ("embed", "unembed")  # sites outside the layers
 INDEXED = {"head": "H", "kv": "KV", "expert": "E"}  # sites that have a number, and the letters before it
-SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS)
+SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS, BLOCK)
 # sites of one part, as the words of a sweep (`expand`)
 WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv", "expert": "experts"}
-ROUNDED = {"int8": 8, "int4": 4}  # modes that round weights, and to how many bits
-WEIGHTS = ("donor", *ROUNDED)  # modes under which a part computes with other weights
-MODES = ("mean", "resample", "noise", *WEIGHTS)  # those that are written after an @; removal is not
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on), [7] or [3:9] "
-    "and an optional @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12.E17; L12x2; joined by +"
+    "and an optional *0.9 (a factor), @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12.E17; "
+    "L12x2; (L8-14)x2; joined by +"
 )
 
-_MODES_OF = dict.fromkeys(SITES, ("zero", *MODES))  # removal first, where there is one
-_MODES_OF |= {"layer": ("skip", *MODES, "twice"), "expert": ("zero",), **dict.fromkeys(ENDS, ("donor",))}
-_NOTHING = {"layer": -1, "index": -1, "start": 0, "stop": 0, "seed": 0}  # what a field is where it does not fit
+_NOTHING = {
+    "layer": -1,
+    "index": -1,
+    "start": 0,
+    "stop": 0,
+    "seed": 0,
+    "factor": 1.0,
+}  # what a field is where it does not fit
 # what the parts with numbers are called, and the part that they are within
 _KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
-_SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp")  # words that may have a number
+_SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp", "pairs", "repeats")  # words that may have a number
 _ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
 
-_PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)")
+_PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)|\(L(\d+)-(\d{1,5})\)")
 # what is ablated, then whether it runs twice, or from where on and how it is ablated
 _POSITIONS = r"\[(?=[\d:])(\d*)(:?)(\d*)\]"
-_SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:{_POSITIONS})?(?:@(?:noise(\d+)|({'|'.join(MODES)})))?)", re.DOTALL)
+_MODE = rf"@(?:noise(\d+)|(?!(?:{'|'.join(UNWRITTEN)})$)([^\W\d]\w*))"
+_FACTOR = r"\*(-?(?:\d+\.?\d*|\.\d+)(?:e-\d+)?)"
+_SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:{_POSITIONS})?(?:{_MODE}|{_FACTOR})?)", re.DOTALL)
+MOST = 1e6  # that a factor may be
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,11 @@ class Dims:
         return range(kv_head * size, (kv_head + 1) * size)
 
     def indices(self, site: str, layer: int) -> range:
-        """What `Ablation.index` can be at a site of a layer: numbers of its heads, groups or experts; else -1."""
+        """What `Ablation.index` can be at a site of a layer: numbers of heads, groups, experts, last layers; or -1."""
         if site == "expert":
             return range(self.n_experts[layer] if self.n_experts else 0)
+        if site == BLOCK:
+            return range(layer + 1, self.n_layers)
         if site in INDEXED:
             return range(0 if layer in self.headless else self.n_heads if site == "head" else self.n_kv_heads)
         return range(-1, 0)
@@ -112,16 +125,19 @@ class Ablation:
 
     Attributes:
         layer: Layer number from 0; -1 for the sites ``embed`` and ``unembed``.
-        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``expert``, ``embed`` or ``unembed``.
-        index: Head, KV group or expert for the sites ``head``, ``kv`` and ``expert``, else -1.
+        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``expert``, ``embed``, ``unembed`` or ``block``.
+        index: Head, KV group or expert for the sites ``head``, ``kv`` and ``expert``, the last layer of a ``block``,
+            else -1.
         mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
             group: of its ``z``), ``resample`` (the same of a reference prompt), ``noise`` (added to what the part
-            writes, which stays), ``int8`` or ``int4`` (its weights are rounded), ``donor`` (the only mode of ``embed``
-            and ``unembed``), or ``twice`` (whole layers only). An expert can only be removed (``zero``).
+            writes, which stays), ``scale`` (what the part writes is multiplied), ``int8`` or ``int4`` (its weights are
+            rounded), ``donor`` (the only mode of ``embed`` and ``unembed``), ``twice`` (layers and blocks), or one of
+            your own (`depthlens.mode`). An expert can only be removed (``zero``).
         start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
             token. Where the part computes with other weights, or twice, always 0.
         stop: The position before which it ends; 0: the end of the sequence.
         seed: Of the noise; 0 for other modes.
+        factor: By which what the part writes is multiplied; 1 for other modes than ``scale``.
 
     Example:
         >>> dl.parse_condition("L9.H3@mean").ablations[0].mode
@@ -135,30 +151,38 @@ class Ablation:
     start: int = 0
     stop: int = 0
     seed: int = 0
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.site not in SITES:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
-        modes = _MODES_OF[self.site]
-        if not self.mode and self.site not in ENDS:
-            object.__setattr__(self, "mode", modes[0])
-        if self.mode not in modes:
+        if not self.mode and BUILT_IN[first := modes.allowed(self.site)[0]].kind == "removal":
+            object.__setattr__(self, "mode", first)
+        if not self.mode or self.site not in modes.of(self.mode).sites:
             what = f"mode {self.mode!r}" if self.mode else "removal"
-            raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes)}")
-        placed = self.mode not in (*WEIGHTS, "twice")  # else no position can be spared
-        free = self.site not in ENDS, self.site in INDEXED, placed, placed, self.mode == "noise"
+            raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes.allowed(self.site))}")
+        placed = modes.of(self.mode).has_positions
+        numbered = self.site in (*INDEXED, BLOCK)
+        free = self.site not in ENDS, numbered, placed, placed, self.mode == "noise", self.mode == "scale"
         for (name, nothing), is_free in zip(_NOTHING.items(), free, strict=True):
             value = getattr(self, name)
             if not is_free and value != nothing:
                 fault = f"{self}: {name} {value} does not fit site {self.site!r} and mode {self.mode!r}"
                 raise UserError(f"{fault}; leave it out")
+            if is_free and name == "factor":  # there is one zero
+                object.__setattr__(self, name, 0.0 + arguments.number("an ablation's factor", value, -MOST, MOST))
             # sweeps make many, and rules take longer; torch computes with 64 bits
-            if is_free and (type(value) is not int or not 0 <= value < 2**63):
+            elif is_free and (type(value) is not int or not 0 <= value < 2**63):
                 object.__setattr__(self, name, arguments.whole(f"an ablation's {name}", value, 0, 2**63 - 1))
+
+        if self.site == BLOCK and self.index <= self.layer:
+            raise UserError(f"block {self.layer}-{self.index} is none of several layers; the first comes first")
 
     def __str__(self) -> str:
         if self.site in ENDS:
             return self.site + self.suffix
+        if self.site == BLOCK:
+            return f"(L{self.layer}-{self.index}){self.suffix}"
         part = f".{INDEXED[self.site]}{self.index}" if self.site in INDEXED else f".{self.site}"
         return f"L{self.layer}{'' if self.site == 'layer' else part}{self.suffix}"
 
@@ -169,13 +193,29 @@ class Ablation:
             return "x2"
         one = self.stop == self.start + 1
         places = "" if self.everywhere else f"[{self.start}]" if one else f"[{self.start}:{self.stop or ''}]"
-        mode = "" if self.mode in ("skip", "zero") else f"@{self.mode}{self.seed or ''}"
-        return places + mode
+        return places + ("" if self.kind == "removal" else self.manner if self.mode == "scale" else f"@{self.manner}")
+
+    @property
+    def manner(self) -> str:
+        """How it is ablated, wherever: ``mean``, ``noise3``, ``*0.9`` and the like."""
+        return f"*{str(self.factor).removesuffix('.0')}" if self.mode == "scale" else f"{self.mode}{self.seed or ''}"
+
+    @property
+    def kind(self) -> str:
+        """What its mode does, in the words of `depthlens.ablations.modes`."""
+        return modes.of(self.mode).kind
 
     @property
     def everywhere(self) -> bool:
         """Whether no position is spared."""
         return not (self.start or self.stop)
+
+
+def refuse_overlap(ablations: Iterable[Ablation], what: str) -> None:
+    """Raise a `UserError` where two blocks run twice of which each has layers in and outside of the other."""
+    blocks = [a for a in ablations if a.site == BLOCK]
+    for a, b in ((a, b) for a in blocks for b in blocks if a.layer < b.layer <= a.index < b.index):
+        raise UserError(f"{what}: blocks {a} and {b} overlap; name such as are apart, or one within the other")
 
 
 @dataclass(frozen=True)
@@ -201,10 +241,11 @@ class Condition:
         if len({*parts}) != len(parts):
             fix = "name it once, at one stretch of positions as in [3:6], or give two conditions"
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; {fix}")
-        modes = {a.mode for a in ordered}
-        if "noise" in modes and (others := [f"@{mode}" for mode in WEIGHTS if mode in modes]):
-            raise UserError(f"condition {self}: @noise and {others[0]} do not go together; drop one of the two")
-        other_mlps = {a.layer for a in ordered if a.mode in WEIGHTS and a.site in ("layer", "mlp")}
+        refuse_overlap(ordered, f"condition {self}")
+        others = [a for a in ordered if a.kind == "weights"]
+        if others and self.uses("noise"):
+            raise UserError(f"condition {self}: @noise and @{others[0].mode} do not go together; drop one of the two")
+        other_mlps = {a.layer for a in others if a.site in ("layer", "mlp")}
         if expert := next((a for a in ordered if a.site == "expert" and a.layer in other_mlps), None):
             raise UserError(f"condition {self}: {expert} is of an MLP that has other weights; drop one of the two")
 
@@ -227,7 +268,7 @@ class Condition:
     @property
     def layer(self) -> int | None:
         """The layer, where all ablations are in the same one."""
-        layers = {a.layer for a in self.ablations}
+        layers = {a.layer if a.site != BLOCK else -1 for a in self.ablations}
         return layers.pop() if len(layers) == 1 and min(layers) >= 0 else None
 
     @property
@@ -240,28 +281,25 @@ class Condition:
         """The first layer that the condition changes; layers below equal the baseline (0 for the embeddings)."""
         return max(0, self.ablations[0].layer) if self.ablations else None
 
-    def runs_twice(self, layer: int) -> bool:
-        """Whether a layer runs twice."""
-        return any((a.layer, a.mode) == (layer, "twice") for a in self.ablations)
-
-    def uses(self, *modes: str) -> bool:
-        """Whether an ablation has one of these modes."""
-        return any(a.mode in modes for a in self.ablations)
-
     @property
-    def uses_positions(self) -> bool:
-        """Whether what it does at a token depends on where the token stands."""
-        return any(not a.everywhere or a.mode in ("mean", "resample", "noise") for a in self.ablations)
+    def modes(self) -> set[str]:
+        """The modes that its ablations have."""
+        return {a.mode for a in self.ablations}
+
+    def uses(self, *names: str) -> bool:
+        """Whether an ablation has one of these modes."""
+        return bool(self.modes & {*names})
 
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
 
         Raises:
-            UserError: a part does not exist in the model, or no expert of a layer is left.
+            UserError: a part does not exist in the model, no expert of a layer is left, or a mode is not known.
         """
         for a in self.ablations:
-            if a.layer >= dims.n_layers:
-                fault = f"condition {self}: layer {a.layer} does not exist"
+            modes.require(a.mode)
+            if (layer := a.index if a.site == BLOCK else a.layer) >= dims.n_layers:
+                fault = f"condition {self}: layer {layer} does not exist"
                 raise UserError(f"{fault}; layers are 0..{dims.n_layers - 1}")
             indices = dims.indices(a.site, a.layer)
             if a.index not in indices:
@@ -298,25 +336,28 @@ def parse_condition(text: str) -> Condition:
         named, how = _split(part)
         if not (match := _PART.fullmatch(named)):
             raise UserError(f"condition {text!r}: cannot read {part!r}; write {GRAMMAR}")
-        first, last, sublayer, letters, number, end = match.groups()
-        bottom, top = int(first or -1), int(last or first or -1)
+        first, last, sublayer, letters, number, end, start, stop = match.groups()
+        bottom, top = int(first or start or -1), int(last or stop or first or -1)
         if top < bottom:
             raise UserError(f"condition {text!r}: block {bottom}-{top} runs backwards; write L{top}-{bottom}")
+        if start and top > bottom:
+            ablations.append(Ablation(bottom, BLOCK, top, **how))
+            continue
         site = next((site for site, of in INDEXED.items() if of == letters), sublayer or end or "layer")
         ablations += [Ablation(layer, site, int(number or -1), **how) for layer in range(bottom, top + 1)]
     return Condition(tuple(ablations))
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """What is ablated (a part, or a word such as ``layers``), and the mode, start and seed that follow it."""
+    """What is ablated (a part, or a word such as ``layers``), and the fields of `Ablation` that follow it."""
     # every text matches: the last groups are optional and the first takes the rest
-    named, twice, start, colon, stop, seed, mode = cast(re.Match[str], _SUFFIX.fullmatch(text)).groups()
-    mode = "twice" if twice else "noise" if seed else mode or ""
+    named, twice, start, colon, stop, seed, mode, factor = cast(re.Match[str], _SUFFIX.fullmatch(text)).groups()
+    mode = "twice" if twice else "noise" if seed else "scale" if factor else mode or ""
     first = int(start or 0)
     last = int(stop or 0) if colon else first + 1 if start else 0
     if last and last <= first:
         raise UserError(f"condition {text!r}: positions {first} to {last} are none; write [{first}] or [{first}:]")
-    return named, {"mode": mode, "start": first, "stop": last, "seed": int(seed or 0)}
+    return named, {"mode": mode, "start": first, "stop": last, "seed": int(seed or 0), "factor": float(factor or 1)}
 
 
 def heads_condition(heads: Sequence[tuple[int, int]], suffix: str = "") -> Condition:
@@ -331,18 +372,20 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
             and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
             ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
-            spread over the depth; all where there are fewer); ``blocks:N`` (all contiguous blocks of at most N layers);
-            ``bottom`` and ``top`` (the lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by
-            N layers, in the end to all); ``whole@donor`` (every layer and both embeddings: the donor itself).
+            spread over the depth; all where there are fewer); ``pairs`` (every two layers; ``pairs:N``: every two of N
+            that are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of
+            two layers or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N); ``bottom`` and ``top`` (the
+            lowest, or highest, 1, 2 .. n_layers layers; ``bottom:N`` and ``top:N`` grow by N layers, in the end to
+            all); ``whole@donor`` (every layer and both embeddings: the donor itself).
         dims: The model's sizes.
 
     Raises:
         UserError: unknown word, malformed condition, or a part that the model does not have.
     """
-    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, bottom[:N], top[:N] or conditions"
+    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, pairs[:N], repeats[:N], bottom[:N], top[:N]"
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else spec
     if not isinstance(items, Iterable) or isinstance(items, Mapping) or not (items := list(items)):
-        raise UserError(f"ablate {spec!r}: give {allowed}")
+        raise UserError(f"ablate {spec!r}: give {allowed} or conditions")
     conditions = [BASELINE]
     for item in items:
         of_word = _of_word(item.strip(), dims) if isinstance(item, str) else None
@@ -362,14 +405,26 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
         raise UserError(f"size {size!r} in {word!r}; give {name}:N with N a whole number, at least 1")
     n_layers, n = dims.n_layers, int(size or 0)
     layers = range(n_layers)
+    of_all = min(n or n_layers, n_layers)
+    spread = [(2 * i + 1) * n_layers // (2 * of_all) for i in range(of_all)]  # the middle of each n-th of the depth
     if site := next((site for site, of in WORDS.items() if of == name), None):
-        n = min(n or n_layers, n_layers)
-        spread = [(2 * i + 1) * n_layers // (2 * n) for i in range(n)]  # the middle of each n-th of the depth
         found = [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
         if not found:
             raise UserError(f"{text!r}: the model has no {name}; give layers, attn or mlp")
         return found
-    if name == "blocks":
+    if name == "repeats":
+        if text != word:
+            raise UserError(f"{text!r}: a repeat has no mode and no position; give repeats, or repeats:N for one size")
+        sizes = [n] if n else range(2, n_layers + 1)
+        blocks = [(start, start + k - 1) for k in sizes for start in range(n_layers - k + 1)]
+        if not blocks:
+            raise UserError(f"{text!r}: the model has {n_layers} layers; give a size from 1 to {n_layers}")
+        return [parse_condition(f"(L{first}-{last})x2") for first, last in blocks]
+    if name == "pairs":
+        if len(spread) < 2:
+            raise UserError(f"{text!r}: a pair needs two layers; give pairs:N with N at least 2")
+        runs: Sequence[Sequence[int]] = list(combinations(spread, 2))
+    elif name == "blocks":
         runs = [layers[start : start + k] for k in range(1, min(n, n_layers) + 1) for start in range(n_layers - k + 1)]
     else:
         step = n_layers if name == "whole" else n or 1

@@ -7,9 +7,12 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - attn, mlp: ``attn_out`` or ``mlp_out`` is replaced by zero, its mean, or that of a reference prompt;
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
-- layer ``x2``: the layer gets its own output once more;
+- layer ``x2``, block ``x2``: the first of the layers gets the output of the last once more;
 - expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
+- any of these under ``*0.9``: what the part writes is multiplied by that;
+- any of these under a mode of the user's own: what its function makes of what the part writes takes its place, see
+  `depthlens.backends.own_modes`;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   below.
 
@@ -57,7 +60,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from depthlens.ablations import SITES, WEIGHTS, Ablation, Condition
+from depthlens.ablations import SITES, Ablation, Condition, modes, refuse_overlap
+from depthlens.backends import own_modes
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
@@ -126,8 +130,12 @@ class RowEdits:
         lens: The base model.
         means: What ``@mean`` and ``@resample`` put in place of a part; embedding and unembedding need none.
         position_ids: Where the tokens stand; only conditions that depend on it need them.
+        tokens: Their ids; only modes of one's own need them.
         in_force: The same of each condition that is.
-        by_layer: All ablations of each layer, with their rows; -1: of embedding and unembedding.
+        by_layer: All ablations of each layer but those that pass it again, with their rows; -1: of embedding and
+            unembedding.
+        repeats: Ablations that pass layers again, with their rows; routes have them (`depthlens.ablations.routes`), and
+            whole passes (`repeated`).
         layers: Those that are edited.
     """
 
@@ -135,17 +143,20 @@ class RowEdits:
     lens: Lens
     means: Means | None = None
     position_ids: Int[Tensor, "#row pos"] | None = None
+    tokens: Int[Tensor, "#row pos"] | None = None
 
     def __post_init__(self) -> None:
         self.donor: Any = self.lens.donor  # conditions that take weights from it are refused where there is none
         self.by_layer: dict[int, dict[Ablation, list[int]]] = {}
+        self.repeats: dict[Ablation, list[int]] = {}
         for row, condition in enumerate(self.conditions):
-            for ablation in condition.ablations:
-                self.by_layer.setdefault(ablation.layer, {}).setdefault(ablation, []).append(row)
+            for a in condition.ablations:
+                table = self.repeats if a.kind == "repeat" else self.by_layer.setdefault(a.layer, {})
+                table.setdefault(a, []).append(row)
         entered = in_force.entered(self.lens.model)
         with in_force.aside():
             self.in_force: list[Any] = [
-                RowEdits([one.condition], one.lens, one.means, self.position_ids) for one in entered
+                RowEdits([one.condition], one.lens, one.means, self.position_ids, self.tokens) for one in entered
             ]
         edited = {*self.by_layer, *(layer for first in self.in_force for layer in first.layers)}
         self.layers: list[int] = sorted(layer for layer in edited if layer >= 0)
@@ -159,9 +170,7 @@ class RowEdits:
         for first in self.in_force:
             yield from first.forwards(layer)
         of_layer = self.by_layer.get(layer, {})
-        if twice := [row for a, rows in of_layer.items() if a.mode == "twice" for row in rows]:
-            yield _twice(self.lens.arch.layers[layer], twice, len(self.conditions))
-        for mode in dict.fromkeys(a.mode for a in of_layer if a.mode in WEIGHTS):
+        for mode in dict.fromkeys(a.mode for a in of_layer if a.kind == "weights"):
             for module, other, kind in self._modules(layer, mode):
                 taken = self._mask(layer, mode, kind)
                 whole = taken.all(1, keepdim=True)
@@ -235,7 +244,7 @@ class RowEdits:
         found: dict[str, list[Edit]] = {}
         # a head's come after its KV group's
         for a, rows in sorted(self.by_layer.get(layer, {}).items(), key=lambda item: item[0].site == "head"):
-            if a.site in ACTS_ON and a.mode not in (*WEIGHTS, "twice"):
+            if a.site in ACTS_ON and modes.of(a.mode).has_positions:
                 found.setdefault(ACTS_ON[a.site], []).append(self._edit(a, rows))
         own = {site: SiteEdit(tuple(edits), self.position_ids, before.get(site)) for site, edits in found.items()}
         return before | own
@@ -255,19 +264,29 @@ class RowEdits:
                 with held(o_proj := self.lens.arch.o_proj[a.layer]):
                     in_stream = quantised.matrix(o_proj)[:, columns].clone()
         mine = None if len(self.conditions) == 1 else torch.tensor(rows)
-        values = self.means.values(a)[:, columns] if self.means and a.mode in ("mean", "resample") else None
-        noise = partial(noise_like, a, in_stream) if a.mode == "noise" else None
-        return Edit(mine, columns, a.start, a.stop, values, noise)
+        values = self.means.values(a)[:, columns] if self.means and a.kind == "reference" else None
+        change = None
+        if a.mode == "noise":
+            change = partial(with_noise, a, in_stream)
+        elif a.mode == "scale":
+            change = partial(scaled, a.factor)
+        elif a.kind == "change":
+            tokens = self.tokens if mine is None or self.tokens is None or len(self.tokens) == 1 else self.tokens[mine]
+            change = partial(own_modes.called, modes.of(a.mode), tokens)
+        return Edit(mine, columns, a.start, a.stop, values, change)
 
 
 def require(conditions: Sequence[Condition], lens: Lens, means: Means | None) -> None:
     """Check conditions against a model.
 
     Raises:
-        UserError: a condition does not fit the model, or needs means or a prompt and there is none.
+        UserError: a condition does not fit the model, needs means or a prompt and there is none, or has a mode of one's
+            own that does not do what it must.
     """
+    entered = [a for one in in_force.entered(lens.model) for a in one.condition.ablations]
     for condition in dict.fromkeys(conditions):
-        condition.validate(lens.dims)
+        refuse_overlap([*entered, *condition.ablations], f"condition {condition}")
+        own_modes.require(condition.validate(lens.dims), lens)
         if condition.uses("mean") and not (means and means.mean):
             raise UserError(f"condition {condition} needs the means of a reference set and none was given")
         if condition.uses("resample") and not (means and means.sample):
@@ -299,17 +318,45 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
         yield
 
 
-def _twice(layer: nn.Module, rows: Sequence[int], n_rows: int) -> tuple[nn.Module, Forward]:
-    """A layer, and a forward that takes some rows through it again; hooks see the second run."""
-    forward, mine = layer.forward, torch.zeros(n_rows, 1, 1, dtype=torch.bool)
-    mine[rows] = True
+@contextmanager
+def repeated(edits: RowEdits) -> Iterator[None]:
+    """Within the context layers that rows pass again run again as soon as the last of them has, in whole passes.
 
-    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        first = forward(x, *args, **kwargs)
-        again = forward(hidden(first), *args, **kwargs)
-        return with_hidden(first, torch.where(mine.to(hidden(first).device), hidden(again), hidden(first)))
+    The rows of a batch go together, and those that pass the layers once keep what they had. While layers run again,
+    smaller blocks within them do as well.
+    """
+    n_rows, layers = len(edits.conditions), edits.lens.arch.layers
+    found = [(a, None) for first in edits.in_force for a in first.repeats] + [*edits.repeats.items()]
+    found.sort(key=lambda item: max(0, item[0].index - item[0].layer))
+    called: dict[int, tuple[tuple, dict[str, Any]]] = {}  # what each layer was called with beside its input
+    running = [(len(found), torch.ones(n_rows, dtype=torch.bool))]  # which block runs again, and for which rows
 
-    return layer, call
+    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], *, layer: int) -> None:
+        called[layer] = args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+    def again(module: nn.Module, args: tuple, output: Any, *, number: int) -> Any:
+        a, rows = found[number]
+        outer, mine = running[-1]
+        if rows is not None and n_rows > 1:
+            mine = mine & torch.zeros(n_rows, dtype=torch.bool).index_fill(0, torch.tensor(rows), True)
+        if number >= outer or not mine.any():
+            return output
+        running.append((number, mine))
+        x = hidden(output)
+        for layer in range(a.layer, max(a.layer, a.index) + 1):
+            args, kwargs = called[layer]
+            x = hidden(layers[layer](moved(x, edits.lens.device_of(layer)), *args, **kwargs))
+        running.pop()
+        return with_hidden(output, torch.where(mine.to(x.device)[:, None, None], x, moved(hidden(output), x.device)))
+
+    with ExitStack() as stack:
+        for layer in {layer for a, _ in found for layer in range(a.layer, max(a.layer, a.index) + 1)}:
+            noted = here(partial(note, layer=layer), lambda *call: None)
+            stack.enter_context(layers[layer].register_forward_pre_hook(noted, with_kwargs=True))
+        for number, (a, _) in enumerate(found):
+            hook = here(partial(again, number=number), lambda *call: None)
+            stack.enter_context(layers[max(a.layer, a.index)].register_forward_hook(hook))
+        yield
 
 
 def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
@@ -327,8 +374,13 @@ def _block(a: Ablation, n: int, width: int, device: torch.device) -> Float[Tenso
     return torch.from_numpy(drawn.standard_normal((BLOCK, width), dtype=np.float32)).to(device)
 
 
-def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
-    """Noise of the norm of what a part writes.
+def scaled(factor: float, written: Tensor, position_ids: Any) -> Tensor:
+    """What a part writes, multiplied."""
+    return factor * written
+
+
+def with_noise(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
+    """What a part writes and noise of its norm.
 
     Args:
         a: Of the part.
@@ -341,7 +393,7 @@ def noise_like(a: Ablation, columns: Tensor | None, written: Tensor, position_id
     drawn = noise(a, position_ids, written.shape[-1]).to(of_part)
     in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
     wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
-    return (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
+    return written + (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
 
 
 def unembed(lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]) -> Tensor:

@@ -26,7 +26,7 @@ class Edit:
         stop: Position before which that ends; 0: the end of the row.
         values: What is added to what is there without the part, by position: those of a reference prompt, or means of
             first tokens and of others. None: nothing is. Shape [entry, column].
-        noise: Gives what is added to the part instead, from what the part writes and from positions.
+        change: Makes what takes the place of what the part writes from it and from positions.
     """
 
     rows: Tensor | None
@@ -34,7 +34,7 @@ class Edit:
     start: int = 0
     stop: int = 0
     values: Tensor | None = None
-    noise: Callable[[Tensor, Any], Tensor] | None = None
+    change: Callable[[Tensor, Any], Tensor] | None = None
 
     def put(self, old: Tensor, without: Tensor, now: Tensor, positions: Any) -> Tensor:
         """The new values of the part in its rows; at positions that are spared, what other edits have made of it now.
@@ -43,8 +43,8 @@ class Edit:
         attention whatever its content.
         """
         new = without
-        if self.noise is not None:
-            new = old + self.noise(old - without, positions)
+        if self.change is not None:
+            new = without + self.change(old - without, positions)
         elif self.values is not None:
             n = len(self.values)
             entry = torch.where(positions < n, positions, 1 + (positions - 1) % max(1, n - 1)).clamp(max=n - 1)

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from depthlens.ablations import BASELINE, Condition
 from depthlens.backends import site_edits
-from depthlens.backends.row_edits import Means, RowEdits, require
+from depthlens.backends.row_edits import Means, RowEdits, repeated, require
 from depthlens.errors import UserError
 from depthlens.models import in_force
 from depthlens.models.architectures import body_of, head, put_forward
@@ -83,7 +83,7 @@ class Backend(ABC):
     ) -> Callable[[list[int], list[int]], Float[Tensor, "place d_vocab"]]:
         """Run rows of tokens, called ``how``; returns what gives the logits of some rows' places."""
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        edits = RowEdits(conditions, self.lens, self.means, position_ids)
+        edits = RowEdits(conditions, self.lens, self.means, position_ids, tokens)
         how |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if as_it_is:
             with applied(edits):
@@ -167,6 +167,7 @@ def applied(edits: RowEdits) -> Iterator[None]:
         stack.enter_context(edits.embeddings())
         for layer in edits.layers:
             stack.enter_context(edits.hooked(layer))
+        stack.enter_context(repeated(edits))
         stack.enter_context(in_force.aside())
         yield
 
@@ -218,7 +219,8 @@ def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
                     raise UserError(f"condition {twice} runs a layer twice, and a cache holds it once; use_cache=False")
                 kwargs["use_cache"] = False
             lens.bind()  # a module may have been replaced since
-            with applied(RowEdits([BASELINE], lens, position_ids=_positions(args, kwargs))):
+            tokens = args[0] if args else kwargs.get("input_ids")
+            with applied(RowEdits([BASELINE], lens, None, _positions(tokens, kwargs), tokens)):
                 return of_body(*args, **kwargs)
 
     def logits(*args: Any, **kwargs: Any) -> Any:
@@ -229,11 +231,10 @@ def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     yield unembed, logits
 
 
-def _positions(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _positions(tokens: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
     """Where the tokens of a call stand, as transformers finds it. Shape [#row, pos]."""
     if (given := kwargs.get("position_ids")) is not None:
         return given
-    tokens = args[0] if args else kwargs.get("input_ids")
     tokens = kwargs["inputs_embeds"] if tokens is None else tokens
     cache = kwargs.get("cache", kwargs.get("past_key_values"))
     start = 0 if cache is None else cache.get_seq_length()

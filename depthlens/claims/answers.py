@@ -190,6 +190,8 @@ def _unparsed(evidence: Evidence, field: str, tasks: Sequence[str]) -> Iterator[
 
 PROTOCOLS = "protocols of the same questions"
 TASKS = ("letters", "continuation", "generation", "retrieval", "reasoning", "reasoning_choice")
+# fields whose tasks are answered in one way: letters are chosen, texts are chosen, answers are written
+ALIKE = (("letters",), ("continuation", "retrieval", "reasoning_choice"), ("generation", "reasoning"))
 
 
 def _trend(profile: Losses) -> Mean:
@@ -231,9 +233,10 @@ def c8(evidence: Evidence) -> Iterator[Part]:
     """What a task or a protocol needs differs in depth.
 
     By how much more a layer of the first third costs than one of the last third differs by at least 10% of the answers
-    between two tasks, and between two protocols of the same questions. One half of the questions chooses the two, the
-    other tests them. Controlled: tasks by half of what a layer costs on average, without L0 and L1, in log-odds per
-    answer token; protocols by 10% of what there is to lose under one of them for both, whichever of the two that is.
+    between two tasks that are answered in one way, and between two protocols of the same questions. One half of the
+    questions chooses the two, the other tests them. Controlled: tasks by half of what a layer costs on average, without
+    L0 and L1, in log-odds per answer token; protocols by 10% of what there is to lose under one of them for both,
+    whichever of the two that is.
     """
     fields = [name for name in TASKS if evidence.results(name)]
     kept, left = judged([p for name in fields for p in evidence.profiles(name) if p.floor is not None])
@@ -245,8 +248,10 @@ def c8(evidence: Evidence) -> Iterator[Part]:
         return [p for name in names for p in evidence.profiles(name, SUFFIX[view], seed) if p.task in able]
 
     def tasks(view: str, seed: int) -> list[Effect]:
-        found = profiles(view, seed)
-        return [_apart(found, list(itertools.combinations(range(len(found)), 2)), _trend)]
+        found = [profiles(view, seed, [name for name in names if name in fields]) for names in ALIKE]
+        ends = np.cumsum([0, *map(len, found)])
+        pairs = [pair for a, b in itertools.pairwise(ends) for pair in itertools.combinations(range(a, b), 2)]
+        return [_apart(list(itertools.chain(*found)), pairs, _trend)]
 
     def in_odds(view: str, seed: int) -> list[Effect]:
         found = [log_odds(p.beyond(FIRST)) for p in profiles(view, seed, ["tokens"])]

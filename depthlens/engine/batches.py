@@ -30,7 +30,7 @@ from depthlens.backends import row_edits, site_edits
 from depthlens.backends.torch import Rows, predictions
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.decoding import FIRST_ROOM, Decoding
-from depthlens.engine.wavefront import CleanRow, Wavefront, first_edited, fork_layer
+from depthlens.engine.wavefront import CLEAN, CleanRow, Wavefront, first_edited, places, ways_of
 from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text_lengths, tried
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
@@ -99,13 +99,15 @@ class PackedTrees(Batches):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._rate = WorkRate(self.lens)
-        self._forks = [fork_layer(condition, self.lens.dims.n_layers) for condition in self.rows.conditions]
+        self._ways = ways_of(self.lens, self.rows.conditions)
         self._starts = [first_edited(condition) for condition in self.rows.conditions]
         self.reserved = 0  # tokens that each row has room to write
 
     def run(self) -> None:
         """Answer every request under every condition."""
-        order = sorted(self.rows.unfinished, key=lambda c: self._forks[c])  # the baseline last: see decoding.Decoding
+        order = sorted(
+            self.rows.unfinished, key=lambda c: self._ways[c].fork
+        )  # the baseline last: see decoding.Decoding
         if self.writes:
             return self._write_all(order)
         order.sort(key=lambda c: self._starts[c])  # those that are edited from the same position on walk together
@@ -117,7 +119,8 @@ class PackedTrees(Batches):
     def _write_all(self, order: Sequence[int]) -> None:
         """Write all texts, under so many conditions in one go that their weights fit into memory with the keys."""
         dims, conditions = self.lens.dims, self.rows.conditions
-        n_held = self.budget.key_bytes // (2 * dims.n_layers * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
+        n_kept = len(places(self._ways))  # each has keys and values of its own
+        n_held = self.budget.key_bytes // (2 * n_kept * dims.n_kv_heads * dims.d_head * self.lens.dtype.itemsize)
         shared = prefix_tree.common_prefix(min(self.read), max(self.read))
         # texts end early more often than not; see `Decoding.run` for where they do not
         self.reserved = min(max(self.max_new), max(FIRST_ROOM, *text_lengths(self.lens, self.rows.requests)))
@@ -152,7 +155,7 @@ class PackedTrees(Batches):
                 some, todo = todo[:n], todo[n:]
                 for members, under in self.rows.missing(pack.sequences, some):
                     if members != walked:
-                        walked, clean = members, CleanRow(frozenset(self._forks[c] for c in todo))
+                        walked, clean = members, CleanRow(frozenset(self._ways[c].fork for c in todo))
                     self.compute(members, under, clean)
 
     def _in_time(self, pack: prefix_tree.Pack, todo: Sequence[int], *, walked: bool) -> int:
@@ -164,12 +167,11 @@ class PackedTrees(Batches):
 
     def _work(self, pack: prefix_tree.Pack, group: Sequence[int], walked: bool) -> int:
         """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
-        n_layers = self.lens.dims.n_layers
-        read = sum(n_layers - self._forks[c] for c in group)
-        written = sum(self.max_new[r] for r in pack.sequences)
+        read = sum(self._ways[c].passed(self._ways[c].fork) for c in group)
+        written = sum(self.max_new[r] for r in pack.sequences) * sum(self._ways[c].passed() for c in group)
         before = 0 if self.writes else min(pack.n_prefix, *(self._starts[c] for c in group))
-        clean = 0 if walked else n_layers * pack.n_tokens
-        return clean + (pack.n_tokens - before) * read + n_layers * len(group) * written
+        clean = 0 if walked else self._ways[CLEAN].passed() * pack.n_tokens
+        return clean + (pack.n_tokens - before) * read + written
 
     def compute(self, members: list[int], group: list[int], clean: CleanRow) -> None:
         """Answer some requests under some conditions, and store the answers.

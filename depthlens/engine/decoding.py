@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -26,12 +26,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils import _pytree as pytree
 
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, routes
 from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Keys, Layout, Part, Queries, Values, Z, aligned, attend, merge, walking
-from depthlens.engine.wavefront import CLEAN, Wavefront, passes, skip_mode
+from depthlens.engine.wavefront import CLEAN, Wavefront, ways_of
 from depthlens.engine.work import Budget
 from depthlens.engine.writer import Row, Writer
 from depthlens.models.architectures import hidden
@@ -50,6 +50,7 @@ STAY_SHARE = 0.8
 Products = tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]
 # of one new token a row: its queries by key head; what attention gives for them is a `Part` [row, kv, group, d_value]
 New = Float[Tensor, "row kv group d_head"]
+Place = tuple[int, int]  # of keys and values: a layer, and how often the row was there before
 # keys or values that one row of the walk brings
 Brought = Float[Tensor, "kv pos _"]  # keys of latent attention are wider than its values
 
@@ -81,23 +82,34 @@ class WalkedRows:
         mask = torch.zeros(len(own), len(slots), dtype=lens.dtype, device=device)
         mask.masked_fill_((slots >= lengths[:, None]) & (slots < self._slot), -torch.inf)  # padding before the answer
         self._mask = mask.repeat(len(conditions), 1)[:, None, None]
-        self._own: dict[int, list[Tensor]] = {}  # by layer, keys and values: [row, n_kv_heads, own + new, d]
+        self._own: dict[Place, list[Tensor]] = {}  # keys and values: [row, n_kv_heads, own + new, d]
 
-    def fill(self, layer: int, condition: int, key: Brought, value: Brought) -> None:
+    def fill(self, place: Place, condition: int, key: Brought, value: Brought) -> None:
         """Copy keys and values to the rows of a condition, counted from the first one; those of `CLEAN` to all rows."""
         n_prompts, width = self._paths.shape
-        if layer not in self._own:
+        if place not in self._own:
             slots = len(self.rows), len(key), self._room
-            self._own[layer] = [x.new_zeros(*slots, x.shape[-1]) for x in (key, value)]
+            self._own[place] = [x.new_zeros(*slots, x.shape[-1]) for x in (key, value)]
         of_condition = slice(condition * n_prompts, (condition + 1) * n_prompts)
-        for own, new in zip(self._own[layer], (key, value), strict=True):
+        for own, new in zip(self._own[place], (key, value), strict=True):
             mine = own[slice(None) if condition == CLEAN else of_condition, :, :width].unflatten(0, (-1, n_prompts))
             mine.copy_(new[:, moved(self._paths, new.device)].transpose(0, 1))  # [prompt, kv, own, d]
 
-    def attention(self, layer: int, q: New, key: Tensor, value: Tensor, scale: float) -> Part:
-        """Attention of one new token a row to the row's own tokens and itself, and its log-sum-exp."""
-        keys, values = self._own[layer]
-        keys[:, :, self._slot], values[:, :, self._slot] = key[:, :, 0], value[:, :, 0]
+    def attention(self, place: Place, q: New, key: Tensor, value: Tensor, here: Any, scale: float) -> Part:
+        """Attention of one new token a row to the row's own tokens and itself, and its log-sum-exp.
+
+        Args:
+            place: Where the rows are.
+            q: Queries.
+            key: Keys.
+            value: Values.
+            here: What selects the rows that are there; others come by themselves, and their keys and values stay.
+            scale: Factor on the scores.
+        """
+        if place not in self._own:  # none of these rows is ever there
+            return q.new_zeros(*q.shape[:-1], value.shape[-1]), q.new_zeros(q.shape[:-1])
+        keys, values = self._own[place]
+        keys[here, :, self._slot], values[here, :, self._slot] = key[here, :, 0], value[here, :, 0]
         end = self._slot + 1
         self._mask = moved(self._mask, key.device)  # once a device and step, not at every layer
         return attend(q, keys[:, :, :end], values[:, :, :end], scale, self._mask[..., :end])
@@ -108,8 +120,8 @@ class WalkedRows:
         self.position = self.position + 1
         if self._slot == self._room:
             self._mask = functional.pad(self._mask, (0, self._room))
-            for layer, kept in self._own.items():
-                self._own[layer] = [functional.pad(x, (0, 0, 0, self._room)) for x in kept]
+            for place, kept in self._own.items():
+                self._own[place] = [functional.pad(x, (0, 0, 0, self._room)) for x in kept]
             self._room *= 2
 
     @property
@@ -125,32 +137,32 @@ class WalkedRows:
         index = torch.tensor(stay, dtype=torch.long, device=self.position.device)
         self.rows, self.position = [self.rows[i] for i in stay], self.position[index]
         self._mask = self._mask[moved(index, self._mask.device)]
-        for layer, kept in self._own.items():
-            self._own[layer] = [x[moved(index, x.device)] for x in kept]
+        for place, kept in self._own.items():
+            self._own[place] = [x[moved(index, x.device)] for x in kept]
 
 
 class SharedPrefixes:
-    """Keys and values of the prefix at every layer, by condition."""
+    """Keys and values of the prefix at every place, by condition."""
 
     def __init__(self) -> None:
         self._conditions: list[int] = []  # of each row
-        self._known: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # by layer and condition
-        self._products: dict[int, Products] = {}  # by layer, until rows join or leave
+        self._known: dict[Place, dict[int, tuple[Tensor, Tensor]]] = {}  # by place and condition
+        self._products: dict[Place, Products] = {}  # until rows join or leave
 
-    def put(self, layer: int, condition: int, key: Brought, value: Brought) -> None:
+    def put(self, place: Place, condition: int, key: Brought, value: Brought) -> None:
         """Keep the prefix of a condition, or of the clean row, which every walk of the pack brings."""
-        self._known.setdefault(layer, {}).setdefault(condition, (key.clone(), value.clone()))
+        self._known.setdefault(place, {}).setdefault(condition, (key.clone(), value.clone()))
 
     def read_by(self, conditions: Sequence[int]) -> None:
         """Rows have joined or left: the condition of each that there is now, sorted."""
         self._conditions = list(conditions)
         self._products.clear()
 
-    def attention(self, layer: int, q: New, scale: float) -> Part:
+    def attention(self, place: Place, q: New, scale: float) -> Part:
         """Attention of one new token a row to its prefix, and its log-sum-exp."""
-        if layer not in self._products:
-            self._products[layer] = self._made(layer)
-        products, order = self._products[layer]
+        if place not in self._products:
+            self._products[place] = self._made(place)
+        products, order = self._products[place]
         found = []
         for rows, keys, values in products:
             queries = q[rows].transpose(1, 2).flatten(2, 3)  # [prefix, kv, row and group, d_head]
@@ -159,17 +171,20 @@ class SharedPrefixes:
         out, lse = (torch.cat(of)[order] for of in zip(*found, strict=True))
         return out, lse
 
-    def _made(self, layer: int) -> Products:
+    def _made(self, place: Place) -> Products:
         """One product for the prefixes that conditions have of their own, and one for the clean prefix.
+
+        Rows that are never there read any prefix, and nobody reads what they get.
 
         Returns:
             Of each product the rows of each prefix, padded to shape [prefix, row], and its keys and values; and the
             place of each row in what all products give.
         """
-        known, rows_of = self._known[layer], dict[int, list[int]]()
+        known, rows_of = self._known[place], dict[int, list[int]]()
+        other = min(known)  # the clean row, where it is there
         for row, c in enumerate(self._conditions):
-            rows_of.setdefault(c if c in known else CLEAN, []).append(row)
-        products, kept, places = [], {CLEAN: known[CLEAN]}, []
+            rows_of.setdefault(c if c in known else other, []).append(row)
+        products, kept, places = [], {other: known[other]}, []
         for some in ([c for c in rows_of if c != CLEAN], [c for c in rows_of if c == CLEAN]):
             if some:
                 keys, values = (torch.stack(of) for of in zip(*(known[c] for c in some), strict=True))
@@ -178,9 +193,26 @@ class SharedPrefixes:
                 rows = pad_sequence([torch.tensor(rows_of[c]) for c in some], batch_first=True, padding_value=-1)
                 places.append(rows.flatten())
                 products.append((rows.clamp(min=0).to(keys.device), keys, values))
-        self._known[layer] = kept
+        self._known[place] = kept
         order = torch.cat(places).argsort()[-len(self._conditions) :]  # padding comes first
-        return products, order.to(known[CLEAN][0].device)
+        return products, order.to(known[other][0].device)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows that go through a layer together.
+
+    Attributes:
+        place: The layer, and how often these rows were there before.
+        passing: Numbers of those that pass it; None: all rows do.
+        replaced: Numbers of those that get what takes its place.
+        edited: Whether the layer is edited for one that passes it.
+    """
+
+    place: Place
+    passing: Tensor | None
+    replaced: list[int]
+    edited: bool
 
 
 @dataclass
@@ -212,15 +244,12 @@ class Decoding:
     _walked: list[WalkedRows] = field(default_factory=list, init=False)
     _prefix: SharedPrefixes = field(default_factory=SharedPrefixes, init=False)
     _alive: set[Row] = field(default_factory=set, init=False)  # rows that are not finished
-    _passing: Tensor | None = field(default=None, init=False)  # rows that pass a layer which others skip
+    _steps: list[Step] | None = field(default=None, init=False)  # until rows join or leave
+    _step_now: Step | None = field(default=None, init=False)  # which rows pass now
 
     def __post_init__(self) -> None:
-        layers, conditions = range(self.lens.dims.n_layers), [*enumerate(self.conditions)]
-        self._n_passed = [sum(passes(condition, layer) for layer in layers) for _, condition in conditions]
-        edited = [{a.layer for a in condition.ablations} for _, condition in conditions]
-        # by layer, conditions that edit it, and those under which a row does not pass it
-        self._editing = [{c for c, _ in conditions if layer in edited[c]} for layer in layers]
-        self._skipping = [{c for c, condition in conditions if skip_mode(condition, layer)} for layer in layers]
+        self._ways = ways_of(self.lens, self.conditions)
+        self._plan = routes.schedule(self._ways, dict.fromkeys(self._ways, 0))
 
     @torch.no_grad()
     def run(self, at_once: int) -> None:
@@ -245,16 +274,20 @@ class Decoding:
 
     def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of one new token a row to the prefix, the row's own tokens and itself."""
-        if (passing := self._passing) is not None:  # those that skip the layer take part in the products all the same
-            n = len(self.rows)
+        assert self._step_now is not None
+        passing, place = self._step_now.passing, self._step_now.place
+        sizes: list[int] = [len(walked.rows) for walked in self._walked]
+        here: Sequence[Any] = [slice(None)] * len(sizes)
+        if passing is not None:  # those that skip the layer take part in the products all the same
+            n = sum(sizes)
             query, key, value = (x.new_zeros(n, *x.shape[1:]).index_copy(0, passing, x) for x in (query, key, value))
-        sizes = [len(walked.rows) for walked in self._walked]
+            here = passing.new_zeros(n, dtype=torch.bool).index_fill(0, passing, True).split(sizes)
         q = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # [row, kv, group, d_head]
-        parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), strict=True)
-        found = [walked.attention(layer, *some, scale) for walked, *some in parts]
+        parts = zip(self._walked, *(x.split(sizes) for x in (q, key, value)), here, strict=True)
+        found = [walked.attention(place, *some, scale) for walked, *some in parts]
         out, lse = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         if self.pack.n_prefix:
-            out = merge(out, lse, *self._prefix.attention(layer, q, scale))
+            out = merge(out, lse, *self._prefix.attention(place, q, scale))
         out = out.flatten(1, 2)[:, :, None]
         return out if passing is None else out[passing]
 
@@ -265,16 +298,18 @@ class Decoding:
         walked = WalkedRows(pack, some, n_new, lens)
 
         def keep(layer: int, condition: int, key: Tensor, value: Tensor) -> None:
-            walked.fill(layer, condition, key, value)
+            place = layer, layout.visit
+            walked.fill(place, condition, key, value)
             whose = CLEAN if condition == CLEAN else some[condition]
-            self._prefix.put(layer, whose, key[:, : pack.n_prefix], value[:, : pack.n_prefix])
+            self._prefix.put(place, whose, key[:, : pack.n_prefix], value[:, : pack.n_prefix])
 
         last_tokens = [path[-1] for path in pack.paths]
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
         under = self.conditions[some.start : some.stop]
-        states = walk.run(pack, under, last_tokens, Layout(pack, lens.device, keep), self.passed)
+        layout = Layout(pack, lens.device, keep)
+        states = walk.run(pack, under, last_tokens, layout, self.passed)
         self._walked.append(walked)
-        self._prefix.read_by([c for c, _ in self.rows])
+        self._changed()
         self._alive |= {*walked.rows}
         self._write(walked.rows, states.flatten(0, 1))
 
@@ -287,7 +322,7 @@ class Decoding:
             walked.advance()
         if len(rows) > 1 and sum(walked.n_bytes for walked in self._walked) > GROWTH * self.budget.key_bytes:
             raise torch.OutOfMemoryError("out of memory: texts are longer than there was room for")  # fewer at once
-        self.passed(sum(self._n_passed[c] for c, _ in self._alive))
+        self.passed(sum(self._ways[c].passed() for c, _ in self._alive))
         self._write(rows, states)
 
     def _write(self, rows: list[Row], states: Float[Tensor, "row d_model"]) -> None:
@@ -309,7 +344,25 @@ class Decoding:
             walked.keep(self._alive)
         self._walked = [walked for walked in self._walked if walked.rows]
         if len(self.rows) < before:
-            self._prefix.read_by([c for c, _ in self.rows])
+            self._changed()
+
+    def _changed(self) -> None:
+        """Rows have joined or left: which of them take which step together."""
+        under = [c for c, _ in self.rows]
+        self._prefix.read_by(under)
+        self._steps = []
+        for layer, together in self._plan:
+            visits = {c: self._ways[c].visit(step) for c, step in together.items()}
+            gone = {c for c in together if layer in self._ways[c].replaced}
+            for visit in sorted({*visits.values()}):
+                here = [row for row, c in enumerate(under) if visits.get(c) == visit]
+                replaced = [row for row in here if under[row] in gone]
+                passing = sorted({*here} - {*replaced})
+                edited = any(layer in self._ways[under[row]].edited for row in passing)
+                every = len(passing) == len(under)
+                if here:
+                    numbers = None if every else torch.tensor(passing, device=self.lens.device_of(layer))
+                    self._steps.append(Step((layer, visit), numbers, replaced, edited))
 
     def _walked_once(self, conditions: list[Condition], tokens: list[int]) -> Float[Tensor, "row d_model"]:
         """One token a row through all layers.
@@ -319,42 +372,47 @@ class Decoding:
         """
         lens, arch = self.lens, self.lens.arch
         position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
-        edits = row_edits.RowEdits(conditions, lens, self.backend.means, position_ids)
+        last = torch.tensor(tokens, device=lens.device)[:, None]
+        edits = row_edits.RowEdits(conditions, lens, self.backend.means, position_ids, last)
         with walking(lens.model):
             with edits.embeddings():
-                x = arch.embed(torch.tensor(tokens, device=lens.device))[:, None]
+                x = arch.embed(last)
             rotary = arch.angles(x, position_ids)
-            for i in range(lens.dims.n_layers):
+            for step in self._steps or ():
+                i, _ = step.place
                 x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
                 about = {"position_embeddings": arch.angles_at(rotary, i), "position_ids": position_ids}
-                x = self._through(i, x, about, edits)
+                x = self._through(step, x, about, edits)
         return x[:, 0]
 
-    def _through(self, i: int, x: Float[Tensor, "row 1 d_model"], about: Any, edits: row_edits.RowEdits) -> Tensor:
-        """One token a row through one layer, which rows that do without all of it do not pass.
+    def _through(
+        self, step: Step, x: Float[Tensor, "row 1 d_model"], about: Any, edits: row_edits.RowEdits
+    ) -> Float[Tensor, "row 1 d_model"]:
+        """One token a row through one layer, by those rows that are there.
 
         Args:
-            i: Number of the layer.
+            step: Which layer and rows.
             x: Residual streams.
             about: What the layer is called with, by row.
             edits: Of the rows.
         """
+        i, _ = step.place
         layer = self.lens.arch.layers[i]  # called whole, since conditions that skip it in part hook the layer itself
-        conditions = [c for c, _ in self.rows]
-        skipped = [row for row, c in enumerate(conditions) if c in self._skipping[i]] if self._skipping[i] else []
-        if not skipped:
+        self._step_now = step
+        if (passing := step.passing) is None:
             with edits.hooked(i) if i in edits.layers else nullcontext():
                 return hidden(layer(x, attention_mask=None, layout=self, **about))
         new = x
-        if any(skip_mode(self.conditions[c], i) != "skip" for c in {conditions[row] for row in skipped}):
-            new = edits.at(i)["layer"](x, x)  # what takes the place of the layer; rows that pass it follow
-        if passed := sorted({*range(len(x))} - {*skipped}):
-            self._passing = torch.tensor(passed, device=x.device)
-            about = pytree.tree_map(lambda value: value[self._passing], about)
-            under = [self.conditions[conditions[row]] for row in passed]
-            edited = bool(edits.in_force or self._editing[i] & {conditions[row] for row in passed})
-            mine = row_edits.RowEdits(under, self.lens, self.backend.means, about["position_ids"]) if edited else None
+        if step.replaced:  # what takes the place of the layer
+            gone = torch.tensor(step.replaced, device=x.device)
+            new = x.index_copy(0, gone, edits.at(i)["layer"](x, x)[gone])
+        if len(passing):
+            about = pytree.tree_map(lambda value: value[passing], about)
+            under = [edits.conditions[row] for row in passing.tolist()]
+            read = about["position_ids"], moved(cast(Tensor, edits.tokens), x.device)[passing]
+            edited = step.edited or edits.in_force
+            mine = row_edits.RowEdits(under, self.lens, self.backend.means, *read) if edited else None
             with mine.hooked(i) if mine else nullcontext():
-                out = hidden(layer(x[self._passing], attention_mask=None, layout=self, **about))
-            new, self._passing = new.index_copy(0, self._passing, out), None
+                out = hidden(layer(x[passing], attention_mask=None, layout=self, **about))
+            new = new.index_copy(0, passing, out)
         return new

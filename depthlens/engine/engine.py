@@ -12,12 +12,12 @@ from contextlib import closing
 from typing import Any
 
 from depthlens import arguments, backends, progress
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, modes
 from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
 from depthlens.engine.batches import PackedTrees, RowBatches, cut
-from depthlens.engine.wavefront import fork_layer, passes
+from depthlens.engine.wavefront import CLEAN, ways_of
 from depthlens.engine.work import Work, WorkRate, text_lengths
 from depthlens.engine.writer import require_plain
 from depthlens.errors import UserError, unknown
@@ -120,7 +120,7 @@ class Engine:
                 `loglikelihood`.
             Interrupted: Ctrl-C; the message says what is stored.
         """
-        self.check_writing(conditions)
+        self.check_writing()
         return self._answers(requests, conditions, desc, writes=True)
 
     def _answers(
@@ -133,9 +133,10 @@ class Engine:
         rows = self.cache.rows(requests, conditions)
         walked = self.walked() if rows.unfinished else walk_check.Found()
         walk_check.require_parts(self.lens, walked, conditions)
-        if self.workers is not None and (walked.foreign or in_force.entered(self.lens.model)):
-            fault = f"model {self.lens.name!r} {walked.foreign or 'is ablated here'}, which workers do not know"
-            raise UserError(f"{fault}; leave workers out")
+        own = next((c for c in conditions if modes.keys(c.modes)), None)
+        if self.workers is not None and (walked.foreign or in_force.entered(self.lens.model) or own):
+            fault = walked.foreign or (f"runs under {own} here" if own else "is ablated here")
+            raise UserError(f"model {self.lens.name!r} {fault}, which workers do not know; leave workers out")
         total = len(requests) * len(conditions)
         # the bar starts at what is known, so that its pace is that of the rest
         options = {"total": total, "initial": rows.n_known, "desc": desc, "unit": "row", "disable": not self.progress}
@@ -143,6 +144,11 @@ class Engine:
             walk_check.refuse_scaled_angles(self.lens, longest)
             if not rows.unfinished:
                 return rows.answers
+            if writes and self.path_for(longest) == "padded_rows":
+                entered = (one.condition for one in in_force.entered(self.lens.model))
+                if twice := next((c for c in (*conditions, *entered) if c.uses("twice")), None):
+                    fault = f"condition {twice} passes layers again, and writes no texts where layers are not walked"
+                    raise UserError(f"{fault}; score answers instead")
             row_edits.require([conditions[c] for c in rows.unfinished], self.lens, self.backend.means)
             if self.workers is not None:
                 needed = self.expected(rows, text_lengths(self.lens, requests) if writes else None)
@@ -153,8 +159,8 @@ class Engine:
                 (PackedTrees(*about) if walks else RowBatches(*about, as_it_is=walked.foreign is not None)).run()
         return rows.answers
 
-    def check_writing(self, conditions: Sequence[Condition]) -> None:
-        """Refuse a model, or conditions, under which no texts are written here.
+    def check_writing(self) -> None:
+        """Refuse a model of which no texts are written here.
 
         Raises:
             UserError: see `generate_until`.
@@ -162,9 +168,6 @@ class Engine:
         if self.lens.stream:
             raise UserError(NO_GENERATION)
         require_plain(self.lens)
-        in_force_here = (one.condition for one in in_force.entered(self.lens.model))
-        if twice := next((c for c in (*conditions, *in_force_here) if c.uses("twice")), None):
-            raise UserError(f"condition {twice} runs a layer twice, and writes no texts; score answers instead")
 
     def expected(self, rows: AnswerRows, lengths: Sequence[int] | None) -> int:
         """About how many tokens pass a layer for the answers that are missing, each layer counted.
@@ -173,18 +176,17 @@ class Engine:
             rows: Requests under conditions.
             lengths: Of each text that is to be written, in tokens; None for log-likelihoods.
         """
-        n_layers, total = self.lens.dims.n_layers, 0
+        ways, total = ways_of(self.lens, rows.conditions), 0
         written = [0] * len(rows.requests) if lengths is None else lengths
         for members, group in rows.missing():
             read = [q.inputs if lengths is None else q.context for q in (rows.requests[r] for r in members)]
-            conditions = [rows.conditions[c] for c in group]
             longest = max(len(tokens) + written[r] for tokens, r in zip(read, members, strict=True))
             if self.path_for(longest) == "wavefront":
-                forked = sum(passes(c, layer) for c in conditions for layer in range(fork_layer(c, n_layers), n_layers))
-                total += prefix_tree.n_distinct(read) * (n_layers + forked)
+                forked = sum(ways[c].passed(ways[c].fork) for c in group)
+                total += prefix_tree.n_distinct(read) * (ways[CLEAN].passed() + forked)
             else:
-                total += n_layers * len(group) * sum(map(len, read))
-            passed = sum(passes(condition, layer) for condition in conditions for layer in range(n_layers))
+                total += self.lens.dims.n_layers * len(group) * sum(map(len, read))
+            passed = sum(ways[c].passed() for c in group)
             total += passed * sum(max(0, written[r] - 1) for r in members)
         return total
 

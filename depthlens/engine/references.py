@@ -141,7 +141,7 @@ def _read(lens: Lens, tokens: Int[Tensor, "row pos"], edits: Sequence[dict[str, 
     tokens, position_ids = tokens.to(lens.device), torch.arange(tokens.shape[1], device=lens.device)[None]
     with ExitStack() as stack:
         # what is in force comes first, so that its work is seen
-        stack.enter_context(applied(RowEdits([BASELINE], lens, position_ids=position_ids)))
+        stack.enter_context(applied(RowEdits([BASELINE], lens, None, position_ids, tokens)))
         for layer, at in enumerate(edits):
             stack.enter_context(hooks(lens.arch, layer, at))
         body_of(lens.model)(input_ids=tokens, use_cache=False)

@@ -94,6 +94,7 @@ class Layout:
         tokens: Those that rows hold. Shape [pos].
         position_ids: Shape [1, pos].
         rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
+        visit: How often these rows were at the layer before; set by the walk.
         rotary: Angles of these positions, as an architecture gives them; set by the walk.
     """
 
@@ -106,6 +107,7 @@ class Layout:
         n_before: int = 0,
     ) -> None:
         self.rows: list[int] = []
+        self.visit = 0
         self.rotary: Any = None
         self.keep = keep
         self._before, self._n_before = before, n_before

@@ -114,7 +114,7 @@ def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> 
     """Raise a `UserError` where a condition asks for what hooks cannot do to parts that are not added as they are."""
     for condition in conditions if not tried.adds else ():
         for a in condition.ablations:
-            if a.site in ("attn", "mlp") and a.mode in ("mean", "resample", "noise"):
+            if a.site in ("attn", "mlp") and a.kind in ("reference", "change"):
                 fault = f"{lens.name!r} changes what its attention or its MLP gives before it is added"
                 raise UserError(f"condition {condition}: {fault}; remove the part, or use @{a.mode} on the layer")
             if a.site in ("attn", "mlp", "head", "kv") and not tried.separable:

@@ -1,10 +1,11 @@
 """The fast path: walk the layers once, all conditions together.
 
-The clean row goes through the layers of one pack. At layer l every condition whose first ablation is there forks off
-the clean row, and all open rows go through the next layer together. A row that skips a layer waits while the others
-pass (one that skips it from a later position on passes with them, and then gets back what it skips). So each layer is
-visited once for all conditions, a single-layer sweep costs half its naive layer passes, and only the positions that are
-asked for are unembedded. The scores are those of `depthlens.backends.torch`.
+The clean row goes through the layers of one pack. A condition forks off it at the first step of its route
+(`depthlens.ablations.routes`) that is not the clean row's, and all open rows go through the next layer together. A row
+that skips a layer waits while the others pass (one that skips it from a later position on passes with them, and then
+gets back what it skips). Rows that pass layers again wait until the others are through, and go up once more together.
+So each layer is visited once for all conditions, or twice, a single-layer sweep costs half its naive layer passes, and
+only the positions that are asked for are unembedded. The scores are those of `depthlens.backends.torch`.
 
 Rows that are edited at late positions only (patches) hold the tokens from there on. The tokens before are those of the
 clean row at every layer, and so are their keys and values.
@@ -15,20 +16,22 @@ Conditions that are too many to walk together walk in groups. The clean row walk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from depthlens.ablations import BASELINE, Condition
+from depthlens.ablations import BASELINE, Condition, routes
 from depthlens.backends.row_edits import Means, RowEdits
 from depthlens.engine.prefix_tree import Pack
 from depthlens.engine.tree_attention import Layout, walking
+from depthlens.models import in_force
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 from depthlens.models.quantised import donor_layers
@@ -41,15 +44,15 @@ class CleanRow:
     """The clean row of one pack as it was walked, for conditions that walk after it.
 
     Attributes:
-        layers: Layers before which its residual stream is kept: those that conditions fork off at.
-        inputs: Residual streams before these layers. Each of shape [pos, d_model].
+        steps: Steps before which its residual stream is kept: those at which conditions fork off.
+        inputs: Residual streams before these steps. Each of shape [pos, d_model].
         keys: Keys and values of the prefix, by layer, where rows that hold its last tokens only are to come. Each of
             shape [n_kv_heads, n_prefix, d].
         final: Final residual stream of the positions that were asked for, shape [position, d_model]; None until the row
             was walked.
     """
 
-    layers: frozenset[int] = frozenset()
+    steps: frozenset[int] = frozenset()
     inputs: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     final: Tensor | None = None
@@ -59,25 +62,21 @@ class CleanRow:
         self.keys[layer] = key[:, :n_prefix].clone(), value[:, :n_prefix].clone()
 
 
-def fork_layer(condition: Condition, n_layers: int) -> int:
-    """The layer at which a condition leaves the clean row; ``n_layers`` for the baseline, which never does."""
-    return n_layers if condition.first_layer is None else condition.first_layer
+def ways_of(lens: Lens, conditions: Sequence[Condition]) -> dict[int, routes.Route]:
+    """The routes of conditions by number, and that of the clean row, with what is in force on the model."""
+    entered = [one.condition for one in in_force.entered(lens.model)]
+    numbered = [(CLEAN, BASELINE), *enumerate(conditions)]
+    return {c: routes.of(condition, lens.dims.n_layers, entered) for c, condition in numbered}
+
+
+def places(ways: Mapping[int, routes.Route]) -> set[tuple[int, int]]:
+    """Where rows read keys and values: layers, and how often a row was there before."""
+    return {(layer, way.visit(step)) for way in ways.values() for step, layer in enumerate(way.layers)}
 
 
 def first_edited(condition: Condition) -> int:
     """The position from which on a condition edits its row; 0 for the baseline."""
     return min((a.start for a in condition.ablations), default=0)
-
-
-def skip_mode(condition: Condition, layer: int) -> str | None:
-    """The mode in which a condition does without the whole layer, if it does at all positions."""
-    whole = (a for a in condition.ablations if a.layer == layer and a.site == "layer" and a.everywhere)
-    return next((a.mode for a in whole if a.mode in ("skip", "mean", "resample")), None)
-
-
-def passes(condition: Condition, layer: int) -> int:
-    """How often a row passes a layer: 0, 1 or 2 times."""
-    return 0 if skip_mode(condition, layer) else 1 + condition.runs_twice(layer)
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,12 @@ class Wavefront:
         Returns:
             Final residual stream, before the last norm.
         """
-        arch, n_layers, device, clean = self.lens.arch, self.lens.dims.n_layers, self.lens.device, clean or CleanRow()
+        arch, device, clean = self.lens.arch, self.lens.device, clean or CleanRow()
+        ways = ways_of(self.lens, conditions)
+        n_clean, forks = len(ways[CLEAN].layers), {c: ways[c].fork for c in range(len(conditions))}
         # tokens of the prefix that conditions share with the clean row at every layer; it has to go first for them
         first = min((first_edited(c) for c in conditions if c.ablations), default=0)
-        before = 0 if layout else min(first, pack.n_prefix, *positions)
+        before = 0 if layout or n_clean > self.lens.dims.n_layers else min(first, pack.n_prefix, *positions)
         before = before if before * len(conditions) > pack.n_tokens else 0
         walked = clean.final is not None and (not before or bool(clean.keys))
         passing = partial(clean.keep, pack.n_prefix) if before else None
@@ -135,57 +136,80 @@ class Wavefront:
         own, forked, kept = walks[-1]
         for some, *_ in walks:
             some.rotary = arch.angles(x[None, -len(some.tokens) :], some.position_ids)
-        forks = [fork_layer(condition, n_layers) for condition in conditions]
+
+        def fork(step: int) -> None:
+            """Rows leave the clean one before one of its steps."""
+            if step in clean.steps and not walked:
+                clean.inputs[step] = rows[CLEAN]
+            for c in (c for c, where in forks.items() if where == step):
+                forked[c] = (clean.inputs[step] if walked else rows[CLEAN])[before:]
+                if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
+                    with RowEdits([conditions[c]], self.lens).embeddings():
+                        forked[c] = arch.embed(own.tokens[None])[0]
+
+        for step in range(n_clean + 1) if walked else [0]:
+            fork(step)
+        # the last steps of rows, of which some positions are used; of the clean row's last one others may need all
+        last = {c: len(way.layers) - 1 for c, way in ways.items()}
+        last[CLEAN] += n_clean in {*clean.steps, *forks.values()}
         from_donor = donor_layers(conditions)
+        plan = routes.schedule(ways, {**forks, CLEAN: n_clean if walked else 0})
         with walking(self.lens.model):
-            for layer in range(min(forks, default=n_layers) if walked else 0, n_layers):
+            for layer, together in groupby(plan, lambda entry: entry[0]):
                 device = self.lens.device_of(layer)
                 for some, of_some, _ in walks:
                     some.rotary = moved(some.rotary, device)
                     of_some.update((c, moved(row, device)) for c, row in of_some.items())
-                if layer in clean.layers and not walked:
-                    clean.inputs[layer] = rows[CLEAN]
-                for c in (c for c, fork in enumerate(forks) if fork == layer):
-                    forked[c] = (clean.inputs[layer] if walked else rows[CLEAN])[before:]
-                    if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
-                        with RowEdits([conditions[c]], self.lens).embeddings():
-                            forked[c] = moved(arch.embed(own.tokens[None])[0], device)
                 donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
-                    for some, of_some, asked in walks:
-                        keep = moved(asked, device) if layer == n_layers - 1 else None
-                        passed(len(some.tokens) * self._layer(of_some, conditions, layer, some, keep))
+                    for _, steps in together:
+                        ends = {c for c, step in steps.items() if step == last[c]}
+                        for some, of_some, asked in walks:
+                            here = {c: ways[c].visit(step) for c, step in steps.items() if c in of_some}
+                            gone = {c for c in here if layer in ways[c].replaced}
+                            keep = moved(asked, device) if ends >= {*here} else None
+                            passed(len(some.tokens) * self._layer(of_some, conditions, layer, here, gone, some, keep))
+                        if CLEAN in steps:
+                            fork(steps[CLEAN] + 1)
         clean.final = final = clean.final if walked and clean.final is not None else rows[CLEAN][moved(at, device)]
-        kept = moved(kept, device)
-        return torch.stack([forked[c][kept] if c in forked else final for c in range(len(conditions))])
+        asked = moved(kept, final.device)
+        found = (moved(forked[c], final.device)[asked] if c in forked else final for c in forks)
+        return torch.stack([*found])
 
     def _layer(
-        self, rows: dict[int, Tensor], conditions: Sequence[Condition], layer: int, layout: Layout, keep: Any
+        self,
+        rows: dict[int, Tensor],
+        conditions: Sequence[Condition],
+        layer: int,
+        here: Mapping[int, int],
+        replaced: Set[int],
+        layout: Layout,
+        keep: Any,
     ) -> int:
-        """Take all open rows through one layer, in chunks, and add up how often they passed it.
-
-        Rows that skip it wait, and what takes its place is added to them; those that pass it twice go together.
+        """Take open rows through one layer, in chunks, and count those that passed it.
 
         Args:
             rows: Residual streams by condition, which are replaced. Each of shape [pos, d_model].
             conditions: By number.
             layer: Layer number.
+            here: The rows that are at the layer, and how often each was there before.
+            replaced: Those that get what takes its place, and do not pass it.
             layout: Of the pack.
             keep: Positions whose outputs are used, shape [kept]; None: all.
         """
-        under = {c: conditions[c] if c != CLEAN else BASELINE for c in rows}
         size = max(1, self.batch_tokens // len(layout.tokens))
-        for n in range(3):
-            group = [c for c in rows if passes(under[c], layer) == n and skip_mode(under[c], layer) != "skip"]
+        for kind in sorted({(visit, c in replaced) for c, visit in here.items()}):
+            group = [c for c in rows if c in here and (here[c], c in replaced) == kind]
+            layout.visit, skips = kind
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
-                of_rows = [under[c] for c in some]
-                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids)
-                if not n:
+                of_rows = [conditions[c] if c != CLEAN else BASELINE for c in some]
+                edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, layout.tokens[None])
+                if skips:
                     x = edits.at(layer)["layer"](x, x)
                 else:  # hooks edit all positions
                     edited = layer in edits.layers
                     with edits.hooked(layer) if edited else nullcontext():
                         x = self.lens.arch.call(layer, x, layout, layout.rotary, None if edited else keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
-        return sum(passes(condition, layer) for condition in under.values())
+        return len(here) - len(replaced)

@@ -91,10 +91,10 @@ def sweep(
         model (MODEL): Short name (see `depthlens models`), Hugging Face id, folder or .gguf file.
         tasks (TASK...): Tasks of depthlens, of lm-eval, or of your own files (--include-path).
         ablate (WHAT): What to remove, one at a time: layers, attn, mlp, heads, kv, blocks:N, layers:N (evenly spread),
-            bottom[:N], top[:N], or conditions such as L3,L5.H2,L8@mean. @mean puts the mean of what a part adds, over
-            texts of the task that are not evaluated, in its place; @noise adds noise of the norm of what the part
-            writes; L8-14x2 runs each of these layers twice in a row (and not the block twice); layers[1:] spares the
-            first token.
+            pairs[:N], repeats[:N], bottom[:N], top[:N], or conditions such as L3,L5.H2,L8@mean. @mean puts the mean of
+            what a part adds, over texts of the task that are not evaluated, in its place; @noise adds noise of the norm
+            of what the part writes; L3*0.9 multiplies what it writes; L8-14x2 runs each of these layers twice in a row
+            (and not the block twice, which (L8-14)x2 does); layers[1:] spares the first token.
         out (DIR): Folder for the results: tables (.parquet) and record.json. [required, but for --plan]
         overwrite: Replace the results of another sweep in --out.
         plan: Say what the sweep would cost in tokens, time and memory, and compute nothing of it.

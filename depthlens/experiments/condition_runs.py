@@ -11,8 +11,8 @@ from typing import Any, cast
 import pandas as pd
 
 from depthlens import arguments, cluster
-from depthlens.ablations import Condition, expand
-from depthlens.analysis.result.documents import COMPLETE, DOCS_COLUMNS, PARSED
+from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.analysis.result.documents import COMPLETE, DOCS_COLUMNS, MARGIN, PARSED
 from depthlens.analysis.result.questions import SUBTASK
 from depthlens.analysis.result.results import Result
 from depthlens.arguments import EvalOptions
@@ -215,8 +215,9 @@ def frame_of(
     if not rows:
         skipped = ", ".join(task.skipped) or "none"
         raise UserError(f"task {task.name}: no metric has a value per document ({skipped})")
-    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE])
-    return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"})
+    frame = pd.DataFrame(rows, columns=[*DOCS_COLUMNS, PARSED, COMPLETE, MARGIN])
+    frame.loc[frame["condition"] != str(BASELINE), MARGIN] = None  # few bytes: those of the whole model alone
+    return frame.astype({"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64", MARGIN: "float32"})
 
 
 def settled(given: EvalOptions, *, without: Sequence[str] = ()) -> EvalOptions:

@@ -42,7 +42,7 @@ from depthlens.analysis.layers.geometry import Geometry
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout, walking
-from depthlens.engine.wavefront import CleanRow, Wavefront
+from depthlens.engine.wavefront import CLEAN, CleanRow, Wavefront, ways_of
 from depthlens.experiments.texts import Texts, encoded, measured, named, table_of_means
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -137,7 +137,9 @@ def _measure(lens: Lens, lens_positions: int, tokens: Sequence[int]) -> np.ndarr
 def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "pos d_model"]]:
     """Residual streams of one text on the CPU: after the embedding and after each layer, before the final norm."""
     walk_check.require(lens, "the geometry of the residual stream")
-    pack, clean = prefix_tree.build([tokens], [0]), CleanRow(frozenset(range(lens.dims.n_layers)))
+    # where layers are passed again under what is in force, before each is passed first
+    steps = (ways_of(lens, [])[CLEAN].layers.index(layer) for layer in range(lens.dims.n_layers))
+    pack, clean = prefix_tree.build([tokens], [0]), CleanRow(frozenset(steps))
     (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), clean=clean)
     # on the CPU, since float64, which the measures need, is not on every device
     states = [x.cpu() for x in (*clean.inputs.values(), final)]

@@ -1,15 +1,18 @@
 """Activation patching: which part of a model, at which token, carries the difference between two prompts.
 
-Two prompts of equally many tokens differ in what decides the answer ("The capital of France is", "The capital of Italy
-is"). Each part at each position of one prompt gets what it writes on the other prompt, and the difference of two
-answers' logits tells how much of the answer comes with it (causal tracing, Meng et al. 2022, arXiv 2202.05262; Zhang &
-Nanda 2024, arXiv 2309.16042). The patched parts are conditions such as ``L12[7]@resample``, so that all of them share
-one walk.
+Two prompts differ in what decides the answer ("The capital of France is", "The capital of Italy is"). Each part at each
+position of one prompt gets what it writes on the other prompt, and the difference of two answers' logits, or another
+metric, tells how much of the answer comes with it (causal tracing, Meng et al. 2022, arXiv 2202.05262; Zhang & Nanda
+2024, arXiv 2309.16042). The patched parts are conditions such as ``L12[7]@resample``, so that all of them share one
+walk. A metric reads the logits of every position, and each patch is a whole pass then.
+
+The residual stream before a layer is what the layer below it leaves: this layer's condition puts in place the one
+prompt's stream less what enters the layer on the other prompt. Before the first layer the stream is the token itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,24 +23,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, Head, expand, heads_condition, heads_of
+from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, expand, heads_condition, heads_of
 from depthlens.analysis.numbers import means
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Drawable
-from depthlens.backends.row_edits import hooks
+from depthlens.backends.row_edits import Means
 from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.experiments.geometry import residual_streams
 from depthlens.experiments.one_prompt import states_of, words
+from depthlens.experiments.path_patching import by_paths
 from depthlens.experiments.texts import tokens_of
-from depthlens.models.architectures import body_of, head, replaced_forwards, wide
+from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
-from depthlens.models.placement import moved
+from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodRequest
 
-PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"])
+RESID = "resid"
+PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"], RESID)
 RESTORE, BREAK = DIRECTIONS = ("restore", "break")
 SAME = 1e-4  # nats that sums in another order may differ by
+SMALL = 0.1  # share of the difference, below which the largest effect of a single pair is called none
+Metric = Callable[[Float[Tensor, "prompt pos d_vocab"]], Any]
+Cell = tuple[tuple[int, ...], Condition]  # what is run: a prompt under a condition
+Spans = list[tuple[range, range]]  # of a pair, by place: the tokens in the clean and in the corrupted prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,19 +58,23 @@ class Patching(Drawable):
         effect: Share of the difference between the two prompts that a patch moves: 0 is nothing, 1 all. Of several
             pairs what a patch moves on average over the mean difference, so that a pair which hardly differs hardly
             counts; without an interval where there is one pair. Shape [part, pos].
-        parts: Text of each part, such as ``L12`` or ``L12.H3``. Shape [part].
-        tokens: Text of each token of the first pair's prompt into which is patched. Shape [pos].
-        sources: Text of each token of its other prompt, from which is patched. Shape [pos].
-        differences: Log-probability of the right answer minus that of the wrong one (of one token each, the difference
-            of their logits), by pair: on the clean and on the corrupted prompt. Columns ``right`` and ``wrong``, the
-            text of the answers, ``clean`` and ``corrupted``.
+        parts: Text of each part, such as ``L12``, ``L12.H3`` or ``L12.resid_pre``. Shape [part].
+        places: Where is patched: numbers of tokens, or the names that were given. Shape [pos].
+        tokens: Text of each place in the first pair's prompt into which is patched. Shape [pos].
+        sources: Text of each place in its other prompt, from which is patched. Shape [pos].
+        metric: What is compared, in words: the log-probability of the right answer minus that of the wrong one (of one
+            token each, the difference of their logits), or the name of the metric.
+        differences: The metric by pair: columns ``clean`` and ``corrupted``; of answers also ``right`` and ``wrong``,
+            their texts.
         direction: ``restore`` or ``break``.
     """
 
     effect: means.Mean
     parts: tuple[str, ...]
+    places: tuple[int | str, ...]
     tokens: tuple[str, ...]
     sources: tuple[str, ...]
+    metric: str
     differences: pd.DataFrame
     direction: str
 
@@ -73,7 +87,7 @@ class Patching(Drawable):
         one pair).
         """
         n_parts, n_pos, effect = len(self.parts), len(self.tokens), self.effect.ravel()
-        columns = {"part": np.repeat(self.parts, n_pos), "position": np.tile(range(n_pos), n_parts)}
+        columns = {"part": np.repeat(self.parts, n_pos), "position": np.tile(self.places, n_parts)}
         columns |= {"token": np.tile(self.tokens, n_parts), "source": np.tile(self.sources, n_parts)}
         p = means.max_t(effect) if effect.n > 1 else np.nan
         return pd.DataFrame(columns | effect.columns("effect")).drop(columns="p_value").assign(p_adjusted=p)
@@ -85,28 +99,33 @@ class Patching(Drawable):
 
     @property
     def compared(self) -> str:
-        """The two answers, and how much likelier the right one is on both prompts; of several pairs the mean."""
-        (right, wrong), n = self.differences.loc[0, ["right", "wrong"]], len(self.differences)
-        more = f" (mean of {n} pairs, of which this is the first)" if n > 1 else ""
+        """What is compared, and how much it is on both prompts; of several pairs the mean."""
+        n = len(self.differences)
+        named = ", of which this is the first" if "right" in self.differences else ""
+        more = f" (mean of {n} pairs{named})" if n > 1 else ""
         clean, corrupted = self.differences[["clean", "corrupted"]].mean()
-        said = f"log-probability of {right!r} minus that of {wrong!r}{more}"
-        return f"{said}: {clean:.2f} on the clean prompt, {corrupted:.2f} on the corrupted one"
+        return f"{self.metric}{more}: {clean:.2f} on the clean prompt, {corrupted:.2f} on the corrupted one"
 
     def describe(self) -> list[str]:
-        """What the patches that move most do, one sentence each, and which answers are compared."""
-        moved = "restores" if self.direction == RESTORE else "breaks"
+        """What the patches that move most do, one sentence each, and what is compared; that none is shown is said."""
+        moved, rows = "restores" if self.direction == RESTORE else "breaks", self.table
         patches = [
-            f"Patching {row.part} at token {row.position} ({_both(row)}) {moved} "
+            f"Patching {row.part} at {_place(row.position)} ({_both(row)}) {moved} "
             f"{estimate(row.effect, row.ci_low, row.ci_high)} of the difference{_shown(row.p_adjusted)}."
             for row in self.top(3).itertuples()
         ]
-        if (self.differences["clean"] <= self.differences["corrupted"]).any():
+        if len(self.differences) > 1 and not (rows["p_adjusted"] < means.ALPHA).any():
+            patches = ["No patch is shown to move the difference.", *patches]
+        elif len(self.differences) == 1 and rows["effect"].abs().max() < SMALL:
+            patches = [f"No patch moves {SMALL} of the difference.", *patches]
+        if "right" in self.differences and (self.differences["clean"] <= self.differences["corrupted"]).any():
             patches = ["The clean prompt does not make its answer likelier: cannot judge the patches."]
-        return [*patches, f"The difference is the {self.compared}."]
+        return [*patches, f"The difference is that of {self.compared}."]
 
     def __repr__(self) -> str:
         size = f"{len(self.parts)} parts at {len(self.tokens)} tokens"
-        return f"Patching ({self.direction}) of {size}; {self.compared}\n{self.top()}"
+        nothing = [line for line in self.describe()[:1] if line.startswith("No patch")]
+        return "\n".join([f"Patching ({self.direction}) of {size}; {self.compared}", *nothing, str(self.top())])
 
 
 @one_thread
@@ -117,6 +136,8 @@ def patch(
     parts: str = "layers",
     *,
     answer: tuple[str, str] | Sequence[tuple[str, str]] | None = None,
+    metric: Metric | None = None,
+    positions: Mapping[str, Sequence[Any]] | None = None,
     direction: str = RESTORE,
     into: AnyHead | None = None,
     batch_tokens: int | None = None,
@@ -127,10 +148,18 @@ def patch(
     Args:
         lens: A loaded model.
         clean: A prompt whose right answer the model knows, or several.
-        corrupted: The same with another answer: a prompt of as many tokens for each clean one.
-        parts: ``layers`` (what a whole layer adds to the residual stream), ``attn``, ``mlp`` or ``heads``.
+        corrupted: The same with another answer, one for each clean one. Without ``positions`` all prompts have equally
+            many tokens.
+        parts: ``layers`` (what a whole layer adds to the residual stream), ``attn``, ``mlp``, ``heads``, or ``resid``
+            (the residual stream before each layer; before the first one the token itself, which keeps its position).
         answer: The answer of the clean prompt and that of the corrupted one, as they follow the prompt (mostly with a
             space before them): one pair for all prompts, or one for each. None: the likeliest next token of each.
+        metric: What is compared in place of answers: a function of logits, shape [prompt, pos, d_vocab], that gives one
+            number a prompt. Prompts are in the order of the pairs. Shorter ones begin with rows of NaN, so that -1 is
+            the last token of each.
+        positions: Where is patched, by names of yours, with one entry for each pair: ``(start, stop)``, which is from
+            token ``start`` to the one before ``stop``; or a token's number (-1: the last one); or two such entries, for
+            the clean and for the corrupted prompt. The tokens of an entry are patched together.
         direction: ``restore``: from the clean prompt into the corrupted one (denoising: what is sufficient);
             ``break``: the other way round (noising: what is necessary).
         into: A head, the receiver: of the ``heads`` below it only what goes straight into it is patched (path patching,
@@ -143,10 +172,10 @@ def patch(
         Effects by part and position, means over the pairs.
 
     Raises:
-        UserError: prompts of unlike numbers, prompts of a pair with unlike numbers of tokens or without a difference,
-            an answer that is no pair, answers that both prompts tell apart equally well, or a path from other parts
-            than heads, to a head without any below it, or in a model whose layers do more than add what attention
-            gives.
+        UserError: prompts of unlike numbers, or of a pair without a difference; prompts of unlike length without
+            ``positions``, or positions that prompts do not have; an answer that is no pair, answers that both prompts
+            tell apart equally well, or a metric that does not give a number a prompt; or a path from other parts than
+            heads, to a head without any below it, or in a model whose layers do more than add what attention gives.
 
     Example:
         >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
@@ -159,47 +188,204 @@ def patch(
     for name, value, allowed in (("parts", parts, PARTS), ("direction", direction, DIRECTIONS)):
         arguments.one_of(*allowed)(name, value)
     rows = _rows(lens, clean, corrupted)
+    names, spans = _places(rows, positions)
+    single, receiver = _parts(lens, parts, into), None if into is None else heads_of("into", [into])[0]
+    if metric is not None and (answer is not None or receiver is not None):
+        raise UserError("metric: it takes the place of answer, and into compares answers; give one of them")
+    engine = Engine(lens, batch_tokens=batch_tokens, progress=False)
+    told = [] if metric else _told(lens, rows, answer)
+    turned = direction == BREAK  # from the corrupted prompt into the clean one
+    ways = [row[::-1] if turned else row for row in rows]
+    at = [[(b, a) if turned else (a, b) for a, b in of] for of in spans]
+    cells = [_cells(single, way, of_way) for way, of_way in zip(ways, at, strict=True)]
+    states = [_states(lens, parts, *each) for each in zip(ways, at, cells, strict=True)]
+    if metric is not None:
+        engines = [Engine(lens, batch_tokens=batch_tokens, means=of, progress=False) for of in states]
+        plain = [[[(text, BASELINE)] for text in texts] for texts in zip(*rows, strict=True)]
+        clean_value, corrupted_value = (_by_metric([engine] * len(rows), of, metric, False)[0] for of in plain)
+        differences = _alike(pd.DataFrame({"clean": clean_value, "corrupted": corrupted_value}))
+        compared = _name(metric)
+        patched = _by_metric(engines, cells, metric, progress).T  # [pair, cell]
+    else:
+        differences, patched = _differences(lens, engine, rows, told), np.empty((len(rows), len(cells[0])))
+        compared = "log-probability of {right!r} minus that of {wrong!r}".format_map(differences.iloc[0])
+        for i, (of_cells, of) in enumerate(zip(cells, states, strict=True)):
+            engine = Engine(lens, batch_tokens=batch_tokens, means=of, progress=progress)
+            if receiver is None:
+                patched[i] = _by_answers(engine, of_cells, told[i])
+                continue
+            target, change = ways[i][1], of.sample["z"] - states_of(lens, ways[i][1], [of_cells[1][1]]).sample["z"]
+            patched[i, 0] = _difference(engine, [target], told[i], [BASELINE])[0, 0]
+            senders = [condition for _, condition in of_cells[1:]]
+            patched[i, 1:] = by_paths(lens, engine.budget.batch_tokens, target, change, senders, receiver, told[i])
+    gaps = differences["clean" if direction == RESTORE else "corrupted"].to_numpy() - patched[:, 0]
+    found = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
+    if positions is None:  # before the first token that differs a patch does nothing
+        found = np.pad(found, ((0, 0), (0, 0), (names[0], 0)))
+        names, at = [*range(len(ways[0][0]))], [[(range(i, i + 1),) * 2 for i in range(len(ways[0][0]))]]
+    sign = np.sign(gaps.mean()) or 1.0
+    moves, gap = (means.mean(sign * values, limits=means.UNLIMITED) for values in (found, gaps))
+    sources, tokens = (
+        tuple("".join(words(lens, [text[i] for i in both[side]])) for both in at[0])
+        for side, text in enumerate(ways[0])
+    )
+    return Patching(
+        moves / gap, tuple(name for name, _ in single), tuple(names), tokens, sources, compared, differences, direction
+    )
+
+
+def _parts(lens: Lens, parts: str, into: AnyHead | None) -> list[tuple[str, Condition | None]]:
+    """Name and condition of each part that is patched; the token, which has no condition, before the first layer."""
+    if parts == RESID:
+        below = [None, *expand(WORDS["layer"], lens.dims)[1:-1]]
+        single = [(f"L{layer}.resid_pre", condition) for layer, condition in enumerate(below)]
+    else:
+        single = [(str(condition), condition) for condition in expand(parts, lens.dims)[1:]]
+    if into is None:
+        return single
+    (receiver,) = heads_of("into", [into])
+    heads_condition([receiver]).validate(lens.dims)
+    single = [(name, part) for name, part in single if part and part.ablations[0].layer < receiver.layer]
+    if parts != WORDS["head"] or not single:
+        fault = f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer"
+        raise UserError(f"{fault}; give parts 'heads', and a head of L1 or later")
+    if not walk_check.found(lens).adds:
+        fault = f"a layer of {lens.name!r} does more than add what its attention gives"
+        raise UserError(f"into {receiver}: {fault}; patch without into")
+    return single
+
+
+def _places(
+    rows: Sequence[tuple[tuple[int, ...], ...]], positions: Mapping[str, Sequence[Any]] | None
+) -> tuple[list[Any], list[Spans]]:
+    """Names of the places where is patched, and for each pair of prompts the tokens of each place."""
+    if positions is None:
+        n = len(rows[0][0])
+        for i, row in enumerate(rows):
+            if (sizes := [*map(len, row)]) != [n] * 2:
+                fault = f"pair {i}: prompts of {sizes[0]} and {sizes[1]} tokens; give prompts of {n}, as the first"
+                raise UserError(f"{fault}, or positions=")
+        first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
+        return [*range(first, n)], [[(range(i, i + 1),) * 2 for i in range(first, n)] for _ in rows]
+    for name, of_pairs in positions.items():
+        if len(of_pairs) != len(rows):
+            raise UserError(f"positions {name!r}: {len(of_pairs)} entries for {len(rows)} pairs; give one for each")
+    found = [[_spans(name, of[i], [*map(len, row)]) for name, of in positions.items()] for i, row in enumerate(rows)]
+    for of_pair in found:
+        sources = [(pos, other) for both in of_pair for pos, other in zip(*both, strict=True)]
+        for side in (0, 1):
+            if len({one[side] for one in sources}) != len(set(sources)):
+                raise UserError(f"positions {[*positions]}: a token has two others; name tokens that do not overlap")
+    return [*positions], found
+
+
+def _spans(name: str, given: Any, sizes: Sequence[int]) -> tuple[range, range]:
+    """The tokens that an entry of ``positions`` stands for in the clean and in the corrupted prompt of a pair."""
+    two = isinstance(given, Sequence) and len(given) == 2 and any(isinstance(at, Sequence) for at in given)
+    each = zip(given if two else (given, given), sizes, strict=True)
+    spans = [(at % n, at % n + 1) if isinstance(at, int) and -n <= at < n else at for at, n in each]
+    whole = all(isinstance(at, Sequence) and len(at) == 2 and all(type(end) is int for end in at) for at in spans)
+    sound = whole and all(0 <= start < stop <= n for (start, stop), n in zip(spans, sizes, strict=True))
+    if not sound or len({stop - start for start, stop in spans}) > 1:
+        fault = f"positions {name!r}: {given!r} in prompts of {sizes[0]} and {sizes[1]} tokens"
+        raise UserError(f"{fault}; give (start, stop), or one for each of the two prompts, of equally many tokens")
+    return range(*spans[0]), range(*spans[1])
+
+
+def _cells(single: Sequence[tuple[str, Condition | None]], way: Sequence[tuple[int, ...]], spans: Spans) -> list[Cell]:
+    """What is run of a pair: the prompt into which is patched, as it is, and then with each part at each place."""
+    source, target = way
+    found: list[Cell] = [(target, BASELINE)]
+    for _, condition in single:
+        for pos, other in ((at, other) for other, at in spans):
+            if condition is None:
+                tokens = source[other.start : other.stop]
+                found.append(((*target[: pos.start], *tokens, *target[pos.stop :]), BASELINE))
+            else:
+                (part,) = condition.ablations
+                put = replace(part, mode="resample", start=pos.start, stop=pos.stop)
+                found.append((target, Condition((put,))))
+    return found
+
+
+def _states(lens: Lens, parts: str, way: Sequence[tuple[int, ...]], spans: Spans, cells: Sequence[Cell]) -> Means:
+    """What the conditions put in place, at the positions of the prompt into which is patched."""
+    source, target = way
+    at = [min(pos, len(source) - 1) for pos in range(len(target))]
+    for other, pos in spans:
+        at[pos.start : pos.stop] = other
+    if parts == RESID:
+        before, after = residual_streams(lens, target)[:-1], residual_streams(lens, source)[1:]
+        change = torch.stack([b[at] - a for a, b in zip(before, after, strict=True)]).to(lens.device)
+        return Means("another prompt", sample={"layer": change})
+    states = states_of(lens, source, [condition for _, condition in cells])
+    return replace(states, sample={site: values[:, at] for site, values in states.sample.items()})
+
+
+def _by_answers(engine: Engine, cells: Sequence[Cell], answers: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """The difference of two answers in each cell. Shape [cell]."""
+    target = cells[0][0]
+    conditions = [*dict.fromkeys(condition for text, condition in cells if text == target)]
+    values = _difference(engine, [target], answers, conditions)[:, 0]
+    found = {(target, condition): value for condition, value in zip(conditions, values, strict=True)}
+    if others := [*dict.fromkeys(text for text, _ in cells if text != target)]:
+        values = _difference(engine, others, answers, [BASELINE])[0]
+        found |= {(text, BASELINE): value for text, value in zip(others, values, strict=True)}
+    return np.array([found[cell] for cell in cells])
+
+
+def _by_metric(
+    engines: Sequence[Engine], cells: Sequence[Sequence[Cell]], metric: Metric, progress: bool
+) -> np.ndarray:
+    """A metric in each cell of each pair; the engines have what the conditions put in place. Shape [cell, pair]."""
+    first, found = engines[0], []
+    longest = max(len(text) for of_pair in cells for text, _ in of_pair)
+    as_it_is = first.walked().foreign is not None  # what a user has put on the model may depend on the batch
+    size = first.budget.unembed_rows // (longest * len(cells))
+    size = 1 if as_it_is else max(1, min(size, first.budget.batch_tokens // longest))
+    for start in Bar(iterable=range(0, len(cells[0]), size), desc="patching", disable=not progress):
+        of_pairs = []
+        for engine, of_pair in zip(engines, cells, strict=True):
+            texts, conditions = zip(*of_pair[start : start + size], strict=True)
+            tokens = torch.tensor(texts, device=engine.lens.device)
+            where, mask = [range(tokens.shape[1])] * len(tokens), torch.ones_like(tokens)
+            logits, _ = engine.backend.forward(tokens, mask, conditions, positions=where, as_it_is=as_it_is)
+            nothing = (0, 0, longest - tokens.shape[1], 0)
+            of_pairs.append(torch.nn.functional.pad(wide(torch.stack(logits)), nothing, value=torch.nan))
+        for logits in torch.stack(of_pairs, 1):  # [prompt, pos, d_vocab]
+            values = torch.as_tensor(metric(logits)).double().cpu()
+            if values.shape != (len(cells),):
+                fault = f"metric {_name(metric)} gives shape {[*values.shape]} for {len(cells)} prompts"
+                raise UserError(f"{fault}; return one number a prompt, such as logits[:, -1, token]")
+            found.append(values.numpy())
+    return np.array(found)
+
+
+def _alike(differences: pd.DataFrame) -> pd.DataFrame:
+    """The table, if its pairs of prompts differ."""
+    if (same := np.isclose(differences["clean"], differences["corrupted"], rtol=1e-6, atol=0)).any():
+        value = differences["clean"][same].iloc[0]
+        fault = f"pair {np.argmax(same)}: the metric is {value:.3g} on both prompts, and no patch moves it"
+        raise UserError(f"{fault}; give a metric that tells the prompts apart")
+    return differences
+
+
+def _name(metric: Metric) -> str:
+    return str(getattr(metric, "__name__", type(metric).__name__))
+
+
+def _told(lens: Lens, rows: Sequence[tuple[tuple[int, ...], ...]], answer: Any) -> list[list[tuple[int, ...]]]:
+    """The tokens of both answers of each pair."""
     answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
         raise UserError(
             f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"
         )
-    single = expand(parts, lens.dims)[1:]
-    if into is not None:
-        (receiver,) = heads_of("into", [into])
-        heads_condition([receiver]).validate(lens.dims)
-        single = [part for part in single if part.ablations[0].layer < receiver.layer]
-        if parts != WORDS["head"] or not single:
-            fault = f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer"
-            raise UserError(f"{fault}; give parts 'heads', and a head of L1 or later")
-        if not walk_check.found(lens).adds:
-            fault = f"a layer of {lens.name!r} does more than add what its attention gives"
-            raise UserError(f"into {receiver}: {fault}; patch without into")
-    n_pos = len(rows[0][0])
-    first = min(next(i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b) for row in rows)
-    # before the first token that differs all states are the same, and a patch does nothing
-    conditions = [_at(condition, position) for condition in single for position in range(first, n_pos)]
-    asked = [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
-    differences = _differences(lens, Engine(lens, batch_tokens=batch_tokens, progress=False), rows, asked)
-    side = "clean" if direction == RESTORE else "corrupted"  # from which is patched
-    ways = [row if direction == RESTORE else row[::-1] for row in rows]
-    found: list[np.ndarray] = []
-    gaps: list[float] = []
-    for (source, target), told, whole in zip(ways, asked, differences[side], strict=True):
-        states = states_of(lens, source, conditions)
-        engine = Engine(lens, batch_tokens=batch_tokens, means=states, progress=progress)
-        patched = _difference(engine, target, told, [BASELINE, *([] if into else conditions)])
-        if into is not None:
-            change = states.sample["z"] - states_of(lens, target, conditions).sample["z"]
-            by_path = _paths(lens, engine.budget.batch_tokens, target, change, conditions, receiver, told)
-            patched = np.append(patched, by_path)
-        found.append(np.pad((patched[1:] - patched[0]).reshape(len(single), -1), ((0, 0), (first, 0))))
-        gaps.append(whole - patched[0])
-    sign = np.sign(np.mean(gaps)) or 1.0
-    moves, gap = (means.mean(sign * np.stack(values), limits=means.UNLIMITED) for values in (found, gaps))
-    effect = moves / gap
-    sources, tokens = (words(lens, ids) for ids in ways[0])
-    return Patching(effect, tuple(map(str, single)), tokens, sources, differences, direction)
+    return [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
+
+
+def _place(position: int | str) -> str:
+    return position if isinstance(position, str) else f"token {position}"
 
 
 def _shown(p: float) -> str:
@@ -212,64 +398,6 @@ def _both(row: Any) -> str:
     return repr(token) if token == source else f"{token!r}, from {source!r}"
 
 
-@torch.no_grad()
-def _paths(
-    lens: Lens,
-    batch_tokens: int,
-    target: tuple[int, ...],
-    change: Float[Tensor, "n_layers pos n_heads d_head"],
-    senders: Sequence[Condition],
-    into: Head,
-    answers: Sequence[tuple[int, ...]],
-) -> np.ndarray:
-    """Difference of the answers' logits where one sender writes its change into what the receiver reads.
-
-    Shape [sender].
-    """
-    if any(len(ids) != 1 for ids in answers):
-        raise UserError("into: answers of several tokens; give answers of one token each")
-    found = []
-    tokens = torch.tensor([target], device=lens.device)
-    size = max(1, batch_tokens // len(target))
-    for chunk in (senders[i : i + size] for i in range(0, len(senders), size)):
-        written = torch.zeros(len(chunk), len(target), lens.dims.d_model, dtype=lens.dtype, device=lens.device)
-        for row, ((sender,), at) in enumerate((part.ablations, part.ablations[0].start) for part in chunk):
-            z = torch.zeros_like(change[0, 0])
-            z[sender.index] = change[sender.layer, at, sender.index]
-            project = lens.arch.o_proj[sender.layer]
-            written[row, at] = project(z.flatten()) - project(torch.zeros_like(z).flatten())
-
-        with replaced_forwards([(lens.arch.layers[into.layer], _receiver(lens, into, written))]):
-            states = body_of(lens.model)(tokens.expand(len(chunk), -1), use_cache=False).last_hidden_state
-        logits = wide(head(lens.model, states[:, -1]))
-        found.append((logits[:, answers[0][0]] - logits[:, answers[1][0]]).cpu().numpy())
-    return np.concatenate(found)
-
-
-def _receiver(lens: Lens, into: Head, written: Float[Tensor, "row pos d_model"]) -> Callable[..., Any]:
-    """The forward of the receiver's layer in which the receiver alone reads what is written into the layer's input."""
-    layer, width = into.layer, lens.dims.d_head
-    forward = lens.arch.layers[layer].forward
-    before, after = into.head * width, (into.head + 1) * width
-
-    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        read: list[Tensor] = []
-
-        def keep(z: Tensor) -> Tensor:
-            read.append(z)
-            return z
-
-        def put(z: Tensor) -> Tensor:
-            return torch.cat([z[..., :before], read[0][..., before:after], z[..., after:]], -1)
-
-        with hooks(lens.arch, layer, {"z": keep}):
-            forward(x + moved(written, x.device), *args, **kwargs)
-        with hooks(lens.arch, layer, {"z": put}):
-            return forward(x, *args, **kwargs)
-
-    return call
-
-
 def _rows(lens: Lens, *given: str | Sequence[str]) -> list[tuple[tuple[int, ...], ...]]:
     """The tokens of both prompts of each pair."""
     clean, corrupted = ([texts] if isinstance(texts, str) else [*texts] for texts in given)
@@ -277,16 +405,9 @@ def _rows(lens: Lens, *given: str | Sequence[str]) -> list[tuple[tuple[int, ...]
         raise UserError(f"{len(clean)} clean and {len(corrupted)} corrupted prompts; give as many of both")
     rows = [tuple(tokens_of(lens, text) for text in pair) for pair in zip(clean, corrupted, strict=True)]
     for i, row in enumerate(rows):
-        if (sizes := [*map(len, row)]) != [n := len(rows[0][0])] * 2:
-            raise UserError(f"pair {i}: prompts of {sizes[0]} and {sizes[1]} tokens; give prompts of {n}, as the first")
         if row[0] == row[1]:
             raise UserError(f"clean and corrupted are both {clean[i]!r}; give prompts that differ")
     return rows
-
-
-def _at(condition: Condition, position: int) -> Condition:
-    (part,) = condition.ablations
-    return Condition((replace(part, mode="resample", start=position, stop=position + 1),))
 
 
 def _answers(lens: Lens, row: tuple[tuple[int, ...], ...], told: Any) -> list[tuple[int, ...]]:
@@ -296,10 +417,12 @@ def _answers(lens: Lens, row: tuple[tuple[int, ...], ...], told: Any) -> list[tu
         if not all(found):
             raise UserError(f"answer {tuple(told)!r}: an answer has no tokens; give some text")
         return found
-    ids = torch.tensor(row, device=lens.device)
-    backend = Engine(lens, progress=False).backend
-    logits, _ = backend.forward(ids, torch.ones_like(ids), [BASELINE] * 2, positions=[[ids.shape[1] - 1]] * 2)
-    return [(int(one.argmax()),) for one in logits]
+    backend, found = Engine(lens, progress=False).backend, []
+    for tokens in row:
+        ids = torch.tensor([tokens], device=lens.device)
+        (logits,), _ = backend.forward(ids, torch.ones_like(ids), [BASELINE], positions=[[len(tokens) - 1]])
+        found.append((int(logits.argmax()),))
+    return found
 
 
 def _differences(
@@ -312,7 +435,7 @@ def _differences(
     found = []
     for i, (row, told) in enumerate(zip(rows, answers, strict=True)):
         right, wrong = (lens.tokenizer.decode([*ids]) for ids in told)
-        clean, corrupted = (_difference(engine, text, told, [BASELINE])[0] for text in row)
+        clean, corrupted = (_difference(engine, [text], told, [BASELINE])[0, 0] for text in row)
         if not abs(clean - corrupted) >= SAME:
             alike = f"pair {i}: {right!r} against {wrong!r} is {clean:.2f} nats after both prompts"
             raise UserError(f"{alike}, and no patch moves it; give answer=(right, wrong) that the prompts tell apart")
@@ -321,9 +444,13 @@ def _differences(
 
 
 def _difference(
-    engine: Engine, prompt: tuple[int, ...], answers: Sequence[tuple[int, ...]], conditions: Sequence[Condition]
+    engine: Engine,
+    prompts: Sequence[tuple[int, ...]],
+    answers: Sequence[tuple[int, ...]],
+    conditions: Sequence[Condition],
 ) -> np.ndarray:
-    """Log-probability of the first answer minus that of the second. Shape [condition]."""
-    requests = [LoglikelihoodRequest(prompt, ids) for ids in answers]
+    """Log-probability of the first answer minus that of the second. Shape [condition, prompt]."""
+    requests = [LoglikelihoodRequest(prompt, ids) for prompt in prompts for ids in answers]
     scores = engine.loglikelihood(requests, conditions, desc="patching")
-    return np.array([right.logprob - wrong.logprob for right, wrong in scores])
+    values = np.array([[answer.logprob for answer in of_condition] for of_condition in scores])
+    return values[:, ::2] - values[:, 1::2]

@@ -105,7 +105,7 @@ def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float,
         engine = Engine(runs.joined, backend=backend, batch_tokens=batch_tokens, cache=cache, progress=False)
         lengths = None
         if task.written:
-            engine.check_writing(runs.conditions)
+            engine.check_writing()
             lengths = work.text_lengths(runs.lens, requests)
         rows = engine.cache.rows(requests, runs.conditions)
         counts["known"] += rows.n_known

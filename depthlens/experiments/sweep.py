@@ -57,8 +57,8 @@ def condition_sweep(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[
     Args:
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several, or tasks from `depthlens.tasks.harness.load_tasks`.
-        ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``bottom``, ``top`` or conditions; see
-            `depthlens.ablations.expand`.
+        ablate: ``layers``, ``attn``, ``mlp``, ``heads``, ``kv``, ``blocks:N``, ``pairs``, ``repeats``, ``bottom``,
+            ``top`` or conditions; see `depthlens.ablations.expand`.
         options: `EvalOptions`.
 
     Returns:

@@ -2,8 +2,8 @@
 
 What a condition does to activations is done to weights. A skipped layer is left out, and the layers above it move
 down. Attention or MLP that adds nothing has weights of zero, and so have the columns of ``o_proj`` that read a removed
-head. A layer that runs twice is there twice. Weights that are rounded (``@int4``) are stored in the dtype of the model.
-So the logits are those of the condition.
+head. What is scaled (``*0.9``) has its output matrix scaled. Layers that run twice are there twice. Weights that are
+rounded (``@int4``) are stored in the dtype of the model. So the logits are those of the condition.
 
 An empty model of the cut configuration (`depthlens.models.names.of_layers`) shows whether it tells layers apart: its
 layers must be what those that stay are, module by module. `hf_scores` says what lm-eval's own ``hf`` model makes of a
@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,12 +32,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthlens import __version__, arguments
-from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition
+from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition, routes
 from depthlens.analysis.numbers.words import bounds
 from depthlens.analysis.result.results import Result
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
+from depthlens.models.architectures import hidden
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
@@ -110,11 +112,10 @@ def export(lens: Lens, condition: str | Condition, out: str | Path, *, result: R
         raise UserError(f"model {lens.name!r} {fault}, which no checkpoint holds; export it without")
     cost = _cost(lens, chosen, result)
     folder = empty_folder(out)
-    numbers, skipped = range(lens.dims.n_layers), {a.layer for a in chosen.ablations if a.mode == "skip"}
-    kept = [i for i in numbers if i not in skipped for _ in range(1 + chosen.runs_twice(i))]
+    kept = routes.of(chosen, lens.dims.n_layers).layers
     smaller = _skeleton(lens, kept)
     weights, n_zero = _weights(lens, chosen, kept)
-    made = Export(folder, tuple(kept), smaller.num_parameters(), n_zero, lens.model.num_parameters())
+    made = Export(folder, kept, smaller.num_parameters(), n_zero, lens.model.num_parameters())
     with writing_to(folder, SafetensorError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # written beside it and renamed at the end, so that no half checkpoint has its name
@@ -131,8 +132,9 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.mode in ("skip", "zero", "twice") and a.site != "expert" and a.everywhere
-        if not removed and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
+        removed = a.kind in ("removal", "repeat") and a.site != "expert" and a.everywhere
+        scaled = a.mode == "scale" and a.site != "layer" and a.everywhere
+        if not removed and not scaled and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")
     if len({a.layer for a in condition.ablations if a.mode == "skip"}) == lens.dims.n_layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
@@ -182,7 +184,7 @@ def _weights(lens: Lens, condition: Condition, kept: Sequence[int]) -> tuple[dic
 
 
 def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequence[Ablation]) -> int:
-    """Round the weights of a layer in place and set those of removed parts to zero; returns how many these are."""
+    """Round and scale weights of a layer in place, set those of removed parts to zero; returns how many these are."""
     family, dims = lens.arch.family, lens.dims
     paths = {"layer": "", "attn": family.mixes(layer) + ".", "mlp": family.mlp + "."}
     parts = {site: [w for name, w in weights.items() if name.startswith(path)] for site, path in paths.items()}
@@ -191,15 +193,49 @@ def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequenc
             weight.copy_(quantised.rounded(weight, a.mode))
     sites = {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}
     removed = [weight for site in sites for weight in parts[site] if weight.is_floating_point()]
-    heads = {a.index for a in ablations if a.site == "head"}
-    heads |= {head for a in ablations if a.site == "kv" for head in dims.query_heads(a.index)}
-    if heads and "attn" not in sites:
+    for a in ablations:
+        if a.mode == "scale" and a.site in ("attn", "mlp"):
+            path = paths[a.site] + _output_matrix(lens, a)
+            for weight in (w for name, w in weights.items() if name in (f"{path}.weight", f"{path}.bias")):
+                weight.mul_(a.factor)
+    factors: dict[int, float] = {}  # by head; its own comes over that of its group, and removal is 0
+    for a in sorted(ablations, key=lambda a: a.site, reverse=True):
+        if a.site in ("head", "kv"):
+            factor = a.factor if a.mode == "scale" else 0.0
+            factors |= dict.fromkeys(dims.query_heads(a.index) if a.site == "kv" else [a.index], factor)
+    if factors and "attn" not in sites:
         axis = 0 if isinstance(lens.arch.o_proj[layer], Conv1D) else 1  # of its inputs
         by_head = weights[f"{family.o_proj}.weight"].unflatten(axis, (dims.n_heads, dims.d_head))
-        removed += [by_head.select(axis, head) for head in heads]
+        removed += [by_head.select(axis, head) for head, factor in factors.items() if not factor]
+        for head, factor in factors.items():
+            by_head.select(axis, head).mul_(factor)
     for weight in removed:
         weight.zero_()
     return sum(weight.numel() for weight in removed)
+
+
+def _output_matrix(lens: Lens, a: Ablation) -> str:
+    """The matrix in an attention or MLP whose output is that of the part, by its path in it; the model says which.
+
+    Raises:
+        UserError: there is not one such matrix.
+    """
+    part, given = {"attn": lens.arch.attn, "mlp": lens.arch.mlp}[a.site][a.layer], dict[str, Tensor]()
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, args, output: given.update({name: hidden(output)})
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in part.named_modules():
+            if not name or isinstance(module, nn.Linear | Conv1D):
+                stack.enter_context(module.register_forward_hook(keep(name)))
+        lens.model(torch.arange(4, device=lens.device)[None], use_cache=False)
+    whole = given.pop("").flatten()
+    found = [name for name, output in given.items() if torch.equal(output.flatten(), whole)]
+    if len(found) != 1:
+        fault = f"{a} of {lens.name!r} is not written by one matrix, so that no weights can be scaled"
+        raise UserError(f"condition {a}: {fault}; scale heads, or export another condition")
+    return found[0]
 
 
 def _cost(lens: Lens, condition: Condition, result: Result | None) -> pd.DataFrame | None:
@@ -235,7 +271,7 @@ def _write_card(folder: Path, lens: Lens, condition: Condition, made: Export, co
     consecutive = (list(run) for _, run in groupby(enumerate(made.layers), lambda pair: pair[1] - pair[0]))
     runs = [(run[0][1], run[-1][1]) for run in consecutive]
     about: dict[str, Any] = {"lens": lens, "condition": condition, "made": made, "cost": cost, "bounds": bounds}
-    about["stays"] = any(a.mode in (*ROUNDED, "twice") for a in condition.ablations)
+    about["stays"] = any(a.kind != "removal" for a in condition.ablations)
     about["left"] = ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in runs)
     template = str(Path(__file__).with_name("model_card.md.j2"))
     card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, version=__version__, **about)

@@ -24,6 +24,8 @@ from unittest.mock import patch
 
 from torch import nn
 
+from depthlens.ablations import modes
+
 if TYPE_CHECKING:
     from depthlens.ablations import Condition
     from depthlens.models.lens import Lens
@@ -54,7 +56,8 @@ class Entered:
     def address(self) -> str:
         """All that decides what it does, for a store."""
         donor = self.lens.donor.fingerprint if self.lens.donor and self.condition.uses("donor") else None
-        return f"{self.condition} {self.prompt} {donor}"
+        keys = modes.keys(self.condition.modes)
+        return f"{self.condition} {self.prompt} {donor}" + (f" {keys}" if keys else "")
 
 
 ENTERED: ContextVar[tuple[Entered, ...]] = ContextVar("entered", default=())

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from depthlens import arguments, progress
-from depthlens.ablations import Dims
+from depthlens.ablations import Dims, modes
 from depthlens.errors import UserError
 from depthlens.models import architectures, fingerprint, in_force, quantised
 from depthlens.models.placement import held, place_of, twin
@@ -173,6 +173,9 @@ class Lens:
         settings = fingerprint.settings(config, self.tokenizer, kernel)
         if entered := in_force.entered(self.model):
             settings["ablated"] = "; ".join(one.address() for one in entered)
+        keys = modes.keys({name for one in entered for name in one.condition.modes})
+        if unkeyed := next((name for name, key in keys.items() if key is None), None):
+            identity = replace(identity, obstacle=f"is ablated by mode {unkeyed!r}, whose function has no key")
         return replace(identity, settings=settings)
 
     @property

@@ -142,7 +142,7 @@ def of_layers(config: Any, kept: Sequence[int]) -> Any:
 
     Args:
         config: Of the whole model.
-        kept: Numbers of the layers that stay, ascending; one that runs twice is there twice.
+        kept: Numbers of the layers that stay, in order; one that runs twice is there twice.
     """
     entries = config.to_dict()
     n_layers = config.get_text_config().num_hidden_layers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from depthlens.plots import theme
 from depthlens.plots.panels import maps
 from depthlens.plots.theme import themed
@@ -33,14 +35,16 @@ def token_grid(found: Any) -> None:
     table, says = found.table, "says" in found.table
     row, value = ("depth", "probability") if says else ("part", "effect")
     rows = [str(name) for name in table[row].unique()]
-    first = 0 if says else int(table.loc[table[value] != 0, "position"].min())  # patches do nothing before
+    places = range(len(found.tokens)) if says else found.places
+    table = table.assign(x=np.tile(range(len(places)), len(rows)))
+    first = 0 if says else int(table.loc[table[value] != 0, "x"].min())  # patches do nothing before
     most = float(table[value].abs().max()) or 1.0
     # under a patch each token stands with the one that the patch comes from, where they differ
     pairs = zip(found.tokens, found.tokens if says else found.sources, strict=True)
     texts = [_short(a) if a == b else f"{_short(a, 7)}←{_short(b, 7)}" for a, b in pairs]
-    columns = [f"{position} {text}" for position, text in enumerate(texts)][first:]
-    drawn = table[table["position"] >= first]
-    drawn = drawn.assign(x=drawn["position"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
+    columns = [f"{place} {text}" for place, text in zip(places, texts, strict=True)][first:]
+    drawn = table[table["x"] >= first]
+    drawn = drawn.assign(x=drawn["x"] - first, y=drawn[row].astype(str).map(rows.index), value=drawn[value])
     height = 0.19 * max(len(rows), 9) + 1.2 + 0.07 * max(map(len, columns))
     look: dict[str, Any] = {"rows": rows, "columns": columns, "height": height, "xlabel": "token"}
     look["width"] = max(4.5, min(theme.WIDTH, 1.2 + (0.75 if says else 0.45) * len(columns)))

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from depthlens import provenance
-from depthlens.ablations import Condition
+from depthlens.ablations import Condition, modes
 from depthlens.errors import Interrupted
 from depthlens.progress import Bar
 from depthlens.store.parts import Store, open_store
@@ -54,7 +54,7 @@ class AnswerRows:
         conditions: Under which conditions; for numbers, their names.
 
     Attributes:
-        addresses: What each condition is called in the store.
+        addresses: What each condition is called in the store; "": nothing is kept under it.
         answers: Indexed [condition][request]; None where one is missing.
         n_known: How many answers were read at the start.
         computed: Rows that were computed.
@@ -67,7 +67,8 @@ class AnswerRows:
         self.addresses = [cache.address(c) for c in conditions]
         # equal requests (an option that two documents share) are one row of the store
         self._digests = [digest(request) if cache.store else "" for request in requests]
-        known = cache.store.read(cache.folder, {*self.addresses}, {*self._digests}) if cache.store else {}
+        named = {address for address in self.addresses if address}
+        known = cache.store.read(cache.folder, named, {*self._digests}) if cache.store else {}
         self.answers: list[list[Any]] = [[known.get((c, r)) for r in self._digests] for c in self.addresses]
         self.n_known = sum(answer is not None for row in self.answers for answer in row)
         self.computed: set[Row] = set()
@@ -99,7 +100,7 @@ class AnswerRows:
         """
         new = {(c, r) for c, r in rows if self.answers[c][r] is not None} - self.computed
         self.computed |= new
-        self._waiting += sorted(new)
+        self._waiting += sorted((c, r) for c, r in new if self.addresses[c])
         if not wait or time.monotonic() - self._last_stored > KEEP_SECONDS:
             self._store()
 
@@ -183,11 +184,15 @@ class AnswerCache:
         return np.array(rows.answers).reshape(len(names), len(cases)).T
 
     def address(self, condition: Condition | str) -> str:
-        """A condition's text with the digests it depends on; a name of numbers as it is."""
+        """A condition's text with the digests and keys it depends on; a name of numbers as it is.
+
+        "" where the function of a mode of the user's own has no key.
+        """
         if isinstance(condition, str):
             return condition
-        modes = sorted({a.mode for a in condition.ablations} & set(self.reference))
-        return " ".join([str(condition), *(f"{mode}:{self.reference[mode]}" for mode in modes)])
+        keys = {**self.reference, **modes.keys(condition.modes)}
+        used = sorted(condition.modes & set(keys))
+        return "" if None in keys.values() else " ".join([str(condition), *(f"{name}:{keys[name]}" for name in used)])
 
 
 class AnswerStore:

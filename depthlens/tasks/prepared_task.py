@@ -52,6 +52,7 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 log = logging.getLogger(__name__)
 
 FIX = "correct its YAML file or its documents"
+SHORT = 40  # characters of a text by which documents can be grouped
 _seeded = threading.RLock()
 
 
@@ -76,7 +77,8 @@ def lm_evals_seeds() -> Iterator[None]:
 class Score(NamedTuple):
     """One document's value of a metric, the answer that it is of, whether it could be read, and whether it had ended.
 
-    ``complete`` is None for what is not written, and where a store of an older version does not say it.
+    ``complete`` is None for what is not written, and where a store of an older version does not say it. ``margin`` is
+    how much likelier the right option is than the best wrong one, in nats; None where there are no options.
     """
 
     metric: str
@@ -85,6 +87,7 @@ class Score(NamedTuple):
     response: str
     parsed: bool = True
     complete: bool | None = None
+    margin: float | None = None
 
 
 class Member(NamedTuple):
@@ -156,6 +159,12 @@ class Prepared:
         return {doc_id: self.task.doc_to_choice(doc) for doc_id, doc in self.docs.items()}
 
     @cached_property
+    def _right(self) -> dict[int, np.ndarray]:
+        """Which options of each document are right. Shape [option]."""
+        asked = {doc_id: question(self.task, doc) for doc_id, doc in self.docs.items()}
+        return {doc_id: np.array([one in right for one in options]) for doc_id, (_, right, options) in asked.items()}
+
+    @cached_property
     def _fallbacks(self) -> dict[str, set[str]]:
         """What the filters of each name give where they find no answer."""
         of = {p.name: [getattr(make(), "fallback", None) for make in p.filters] for p in self.task._filters}
@@ -211,13 +220,16 @@ class Prepared:
         parsed = not self.written or any(t.casefold() not in fallbacks and re.search(r"[^\W_]", t) for t in texts)
         ended = [getattr(text, "complete", None) for text in first.resps]
         complete = None if None in ended else all(ended)
+        chooses, margin = self.output_type == "multiple_choice", None
+        if chooses and 0 < (right := self._right[doc_id]).sum() < len(right):
+            likelihoods = np.array([logprob for logprob, _ in answers[: len(right)]])
+            margin = float(likelihoods[right].max() - likelihoods[~right].max())
         for metric, value in values:
             name = metric if len(first.filtered_resps) == 1 else f"{metric},{filter_name}"
-            chooses = self.output_type == "multiple_choice"
             whole = " | ".join(dict.fromkeys(map(str, first.resps)))
             response = metrics.chosen(metric, self._options[doc_id], answers) if chooses else whole
             is_right = value == 1.0 and better.get(metric, True)  # what is right was read
-            yield Score(name, doc_id, value, response, parsed or is_right, complete)
+            yield Score(name, doc_id, value, response, parsed or is_right, complete, margin)
 
     def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
         """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
@@ -322,22 +334,31 @@ def by_document(instances: Sequence[Any]) -> dict[int, list[Any]]:
 def questions(name: str, task: Any) -> pd.DataFrame:
     """The questions, reference answers and options of the documents that have instances; one row per document.
 
-    Several accepted answers are joined by ``" | "``.
+    Several accepted answers are joined by ``" | "``. ``fields`` are what documents can be grouped by, as JSON: their
+    numbers, truth values, and texts of at most `SHORT` characters that several documents have.
 
     Raises:
         UserError: a right answer is no option, so that lm-eval scores 0 without a word; not of a task with a
             ``process_results`` of its own, which may mean anything by it.
     """
-    rows = []
+    rows, asked = [], {instance.doc_id: instance.doc for instance in task.instances}
+    short = {i: {k: v for k, v in doc.items() if _is_short(v)} for i, doc in asked.items()}
+    often = Counter(pair for fields in short.values() for pair in fields.items())
     chooses = task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results)
-    for doc_id, doc in {instance.doc_id: instance.doc for instance in task.instances}.items():
+    for doc_id, doc in asked.items():
         text, answers, options = question(task, doc)
         if wrong := [answer for answer in answers if chooses and answer not in options]:
             fault = f"answer {wrong[0]!r} of document {doc_id} is no option (0..{len(options) - 1}, or the text of one)"
             raise UserError(f"task {name}: {fault}; {FIX}")
         shown = options and [str(option) for option in options]
-        rows.append((name, doc_id, text, " | ".join(map(str, answers)), shown, identity(task, doc)))
-    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash"])
+        fields = {k: v for k, v in short[doc_id].items() if not isinstance(v, str) or often[k, v] > 1}
+        said = json.dumps(fields, ensure_ascii=False)
+        rows.append((name, doc_id, text, " | ".join(map(str, answers)), shown, identity(task, doc), said))
+    return pd.DataFrame(rows, columns=["task", "doc_id", "question", "reference", "choices", "doc_hash", "fields"])
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= SHORT)
 
 
 def _config_hash(config: Any) -> str:

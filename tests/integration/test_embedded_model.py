@@ -7,8 +7,11 @@ import sys
 
 import gsm8k
 import lm_eval
+import numpy as np
 import pytest
+import torch
 from lm_eval.models.huggingface import HFLM
+from transformer_lens import patching
 
 import depthlens as dl
 from depthlens.experiments.sweep import condition_sweep
@@ -41,6 +44,22 @@ def test_the_embedded_model_is_what_it_says(lens):
         **lens.tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1, do_sample=False, pad_token_id=0
     )
     assert lens.tokenizer.decode(greedy[0, -1]) == " Tokyo"
+
+
+@pytest.mark.nightly
+def test_patching_the_residual_stream_is_transformer_lens_own(lens):
+    pair, names = ("When Mary met John, John thanked", "When Mary met John, Mary thanked"), (" Mary", " John")
+    found = dl.patch(lens, *pair, "resid", answer=names, progress=False)
+    right, wrong = (lens.tokenizer(name).input_ids[0] for name in names)
+    clean, corrupted = (torch.tensor([lens.tokenizer(text).input_ids]) for text in pair)
+    _, cache = lens.bridge.run_with_cache(clean)
+    whole, base = found.differences.loc[0, ["clean", "corrupted"]]
+
+    def metric(logits):
+        return (logits[0, -1, right] - logits[0, -1, wrong] - base) / (whole - base)
+
+    theirs = patching.get_act_patch_resid_pre(lens.bridge, corrupted, cache, metric)
+    np.testing.assert_allclose(found.effect.value, theirs.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(

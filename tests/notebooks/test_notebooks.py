@@ -201,7 +201,7 @@ def test_a_notebook_runs_and_has_figure_headline_and_result(request, which, name
 
 
 def check_result(result: Result, name: str, given: dict) -> None:
-    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete"]
+    assert list(result.docs.columns) == [*DOCS_COLUMNS, "parsed", "complete", "margin"]
     assert list(result.summary.columns) == SUMMARY_COLUMNS
     conditions = result.record["conditions"]
     if name in SWEPT:

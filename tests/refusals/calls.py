@@ -144,6 +144,12 @@ PATCHES = [
     (patch(clean="the cat", corrupted="the cats"), "7 and 8 tokens"),
     (patch(clean="the cat", corrupted="the cat"), "give prompts that differ"),
     (patch(clean=["a", "b"], corrupted=["c"]), "2 clean and 1 corrupted"),
+    (patch(**PAIR, positions={"end": [1, 2]}), "positions 'end': 2 entries for 1 pairs; give one for each"),
+    *((patch(**PAIR, positions={"x": [at]}), "give (start, stop), or") for at in (99, "ab", (3, 2), ((0, 1), (0, 2)))),
+    (patch(**PAIR, positions={"x": [(0, 1)], "y": [((0, 1), (1, 2))]}), "a token has two others"),
+    (patch(**PAIR, metric=len, answer=("a", "b")), "metric: it takes the place of answer"),
+    (patch(**PAIR, metric=lambda x: x.sum()), "gives shape [] for 1 prompts; return one number a prompt"),
+    (patch(**PAIR, metric=lambda x: x[:, 0, 0]), "pair 0: the metric is "),
     (patch(**PAIR, parts="mlp", into="L2.H1"), "heads into one of a later layer; give parts 'heads', and a head"),
     (patch(**PAIR, parts="heads", into="L0.H1"), "a path goes from heads"),
     (patch(**PAIR, parts="heads", into="L1.H1", answer=("ab", "cd")), "several tokens"),
@@ -188,7 +194,7 @@ PARAMETERS = [
     (start(knowledge=["capitals_generativ"]), "unknown task 'capitals_generativ'; did you mean capitals_generative"),
     (start(layers=[3, 9]), "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..5"),
     (start(views=["layers@mean"]), "views ['layers@mean']: give a list of ways, with layers among them"),
-    (start(ways=["layers@median"]), "ways ['layers@median']: condition 'layers@median': cannot read"),
+    (start(ways=["layers@median"]), "ways ['layers@median']: unknown mode 'median'; did you mean mean"),
 ]
 REMOVED = {
     "baseline": "condition baseline removes nothing",

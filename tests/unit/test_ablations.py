@@ -56,8 +56,9 @@ REFUSED = {
     **dict.fromkeys(("L3[99999999999999999999]", "L3[:9223372036854775808]"), "ablation.s st.* from 0 to 9223"),
     "L3.H1+L3@noise+L4@donor": "@noise and @donor do not go together",
     "L3[5:2]": "positions 5 to 2 are none",
-    **dict.fromkeys(("L3[]", "L3[-1:]", "L3@mean[1:]", "L3[1:].H1", "L3@int3", "", "layers@median"),
-                    "cannot read|ablate '': give layers"),
+    **dict.fromkeys(("L3[]", "L3[-1:]", "L3@mean[1:]", "L3[1:].H1", ""), "cannot read|ablate '': give layers"),
+    "L3@int3": "unknown mode 'int3'; did you mean int8, int4.* depthlens.mode names a function of yours",
+    "layers@median": "unknown mode 'median'; did you mean mean",
     "layer": "unknown ablation 'layer'; did you mean layers",
     "L3[1:]@donor": r"L3\[1:\]@donor: start 1 does not fit site 'layer' and mode 'donor'; leave it out",
     "embed@noise": "mode 'noise' does not fit site 'embed'; allowed: donor",
@@ -67,6 +68,9 @@ REFUSED = {
     "whole[1:]@donor": "start 1 does not fit",
     "whole": "removal does not fit site 'embed'; allowed: donor",
     "experts": "the model has no experts; give layers, attn or mlp",
+    **dict.fromkeys(("repeats@mean", "repeats[1:]", "repeats:2x2"), "a repeat has no mode and no position"),
+    "repeats:7": "the model has 6 layers; give a size from 1 to 6",
+    "pairs:1": "a pair needs two layers",
     **dict.fromkeys(("blocks:0", "layers:0", "mlp:x", "top:x[1:]"), "size '.' in"),
 }  # fmt: skip
 
@@ -97,6 +101,9 @@ WORDS = [
     ("layers", 6, "L0", "L5"), ("attn@mean", 6, "L0.attn@mean", "L5.attn@mean"), ("mlp", 6, "L0.mlp", "L5.mlp"),
     ("heads", 24, "L0.H0", "L5.H3"), ("kv[0:]@noise", 12, "L0.KV0@noise", "L5.KV1@noise"),
     ("blocks:3[1:]", 6 + 5 + 4, "L0[1:]", "L3-5[1:]"), ("blocks:9", 6 + 5 + 4 + 3 + 2 + 1, "L0", "L0-5"),
+    ("pairs", 15, "L0-1", "L4-5"), ("pairs[1:]@mean", 15, "L0-1[1:]@mean", "L4-5[1:]@mean"),
+    ("pairs:3", 3, "L1+L3", "L3+L5"), ("pairs:9", 15, "L0-1", "L4-5"), ("repeats", 15, "(L0-1)x2", "(L0-5)x2"),
+    ("repeats:3", 4, "(L0-2)x2", "(L3-5)x2"), ("repeats:1", 6, "L0x2", "L5x2"),
     ("bottom", 6, "L0", "L0-5"), ("top@donor", 6, "L5@donor", "L0-5@donor"),
     ("top:4@donor", 2, "L2-5@donor", "L0-5@donor"), ("top:9@donor", 1, "L0-5@donor", "L0-5@donor"),
     ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"), ("layers:3@mean", 3, "L1@mean", "L5@mean"),
@@ -120,7 +127,6 @@ def test_where_a_condition_starts_and_its_seed_are_part_of_it():
     assert len(set(conditions)) == len(set(map(str, conditions))) == 6
     assert {(c.layer, c.first_layer) for c in conditions} == {(1, 1)}
     assert parse_condition("L1.H2[1:]@noise3").head == 2
-    assert [c.uses_positions for c in conditions] == [False, True, True, True, True, True]
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 30])
@@ -140,3 +146,10 @@ def test_layer_head_and_first_layer_of_a_condition():
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
     assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)
+
+
+def test_a_mode_that_is_not_known_here_is_read_so_that_results_of_others_are_and_no_model_runs_under_it():
+    for text in ("L1@elsewhere", "L0-2[1:]@elsewhere+L3.H1[2]@elsewhere", "L2.KV0@elsewhere2"):
+        assert str(parse_condition(text)) == text
+        with pytest.raises(UserError, match="unknown mode 'elsewhere2?'"):
+            expand(text, DIMS)

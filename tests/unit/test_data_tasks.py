@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 HUB = {"openbookqa_open", "gsm8k_copy"}  # their documents are downloaded
 # groups, and of every task its version, documents, prompts and answers; of these two it is read what they are
-SHA256 = "b8e998e5d550a1bf82fb00512cc82d37c663cc2360cf81855ea465404ab77480"
+SHA256 = "ba4c3710ea2ace2372baa2c91f0e13960916b9f8aed52df97eea03f3a2793e14"
 
 
 @pytest.fixture(scope="module")

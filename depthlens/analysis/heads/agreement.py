@@ -180,7 +180,7 @@ def _by_mode(result: Result) -> dict[str, dict[str, dict[Place, str]]]:
         parts = parse_condition(text).ablations
         if len(parts) == 1 and parts[0].site in WORDS:
             (part,) = parts
-            mode = f"{part.mode}{part.seed or ''}" + (f"[{part.start}:]" if part.start else "")
+            mode = part.manner + (f"[{part.start}:]" if part.start else "")
             found.setdefault(WORDS[part.site], {}).setdefault(mode, {})[part.layer, part.index] = text
     shared = {site for site, of in found.items() for a, b in combinations(of.values(), 2) if a.keys() & b.keys()}
     return {site: of for site, of in found.items() if site in shared}

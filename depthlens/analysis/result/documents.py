@@ -13,15 +13,18 @@ from depthlens.metrics import ACC_NORM, LENGTH_NORMALISED, LOGPROBS
 DOCS_COLUMNS = [*GROUP, "condition", "layer", "head", "doc_id", "value", "response"]
 PARSED = "parsed"  # whether a written answer could be read; may be left out where it is not known
 COMPLETE = "complete"  # whether a written answer ended before it had as many tokens as were allowed; NA elsewhere
+MARGIN = (
+    "margin"  # of the whole model: log-likelihood of the right option minus that of the best wrong one; NaN elsewhere
+)
 FLEXIBLE = "flexible-extract"
-_OPTIONAL = (PARSED, COMPLETE)
+_OPTIONAL = (PARSED, COMPLETE, MARGIN)
 _TEXTS = (*GROUP, "condition", "response")
-_DTYPES = dict.fromkeys(_TEXTS, "str") | dict.fromkeys(_OPTIONAL, "boolean")
-_DTYPES |= {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64"}
+_DTYPES = dict.fromkeys(_TEXTS, "str") | dict.fromkeys((PARSED, COMPLETE), "boolean")
+_DTYPES |= {"layer": "Int64", "head": "Int64", "doc_id": "int64", "value": "float64", MARGIN: "float32"}
 
 
 def normalise(docs: pd.DataFrame) -> pd.DataFrame:
-    """The columns in order and of one type each; ``parsed`` and ``complete`` are NA where it says neither.
+    """The columns in order and of one type each; ``parsed``, ``complete`` and ``margin`` are NA where it says none.
 
     Raises:
         UserError: a column is missing, or has an empty cell.

@@ -17,7 +17,8 @@ KEY = ["task", "doc_id"]
 COLUMNS = [*KEY, "question", "reference", "choices"]
 HASH = "doc_hash"  # see `depthlens.tasks.prepared_task.identity`; NA in results that were saved before it was recorded
 SUBTASK = "subtask"  # of a group, the task that the document is of (`depthlens.tasks.harness`); NA elsewhere
-_OPTIONAL = (HASH, SUBTASK)
+FIELDS = "fields"  # what documents can be grouped by, as JSON; NA in results that were saved before it was recorded
+_OPTIONAL = (HASH, SUBTASK, FIELDS)
 SUBJECTS_AS_UNITS = 6  # or more; where 5 lose everything, the 2**5 sign flips still leave a p-value above 0.05
 
 

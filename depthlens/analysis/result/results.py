@@ -34,6 +34,7 @@ from depthlens.metrics import LOGPROBS
 
 if TYPE_CHECKING:
     from depthlens.analysis.heads.scores import HeadScores
+    from depthlens.analysis.result.broken import Broken
     from depthlens.analysis.result.tables import DescribedTable
     from depthlens.analysis.show.explorer import Explorer
 
@@ -201,6 +202,41 @@ class Result(Finding):
         from depthlens.analysis.result import answers
 
         return answers.answers(self, condition, change, task=task, against=against)
+
+    def broken(self, conditions: str | Sequence[str], task: str | None = None) -> Broken:
+        """What the questions that a condition breaks have in common; see `depthlens.analysis.result.broken`.
+
+        ``result.broken("L11").by("region")`` crosses broken and kept questions with a field of the documents.
+
+        Raises:
+            UserError: there is no such condition or task, several tasks or models, or the questions are not known.
+
+        Example:
+            >>> print(result.broken("L2").describe()[0])
+            L2 breaks 12 of 12 questions of organism_one_hop that the whole model can lose.
+        """
+        from depthlens.analysis.result import broken
+
+        return broken.broken(self, conditions, task)
+
+    def to_inspect(self, out: str | Path) -> list[Path]:
+        """Write a log of Inspect for each task and condition into a folder, for ``inspect view --log-dir OUT``.
+
+        The condition is among the arguments of the model; see `depthlens.analysis.result.inspect_logs`.
+
+        Returns:
+            The ``.eval`` files. Those of an earlier call for the same result are replaced.
+
+        Raises:
+            UserError: the folder cannot be written, or the questions are not known.
+
+        Example:
+            >>> len(result.to_inspect("logs"))
+            7
+        """
+        from depthlens.analysis.result import inspect_logs
+
+        return inspect_logs.write(self, out)
 
     def explore(self) -> Explorer:
         """What breaks: a map of the removed parts, and the answers that each of them changes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -41,7 +41,7 @@ class DescribedTable(Finding):
     @classmethod
     def of(
         cls, made_by: str, *results: Result, rows: Any, columns: Sequence[str], lines: Sequence[str], **settings: Any
-    ) -> DescribedTable:
+    ) -> Self:
         """A table with the record of how it was made.
 
         Args:
@@ -58,7 +58,7 @@ class DescribedTable(Finding):
             for result in results
         ]
         record = {"made_by": made_by, "made_from": sources, **settings}
-        return DescribedTable(pd.DataFrame(rows, columns=list(columns)), lines, record)
+        return cls(pd.DataFrame(rows, columns=list(columns)), lines, record)
 
 
 def joined(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:

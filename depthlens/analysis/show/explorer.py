@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.numbers.stats import BASELINE, is_binary
-from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE, not_above_chance
+from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE, not_above_chance, plain
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.answers import BROKEN, answers, logprobs, questions_of
+from depthlens.analysis.result.broken import broken, common
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.show.views import View
 from depthlens.errors import UserError
@@ -88,12 +89,12 @@ class Explorer(View):
         rows = []
         losses = self.result.primary().loss_table
         for row in losses[losses["critical"]].nlargest(MOST_PARTS, "loss").itertuples():
-            broken = answers(self.result, row.condition, BROKEN, task=row.task)
-            common = broken["answer"].value_counts().head(MOST_ANSWERS)
-            new = "; ".join(f"{_short(answer)} ({count})" for answer, count in common.items())
-            asked = "; ".join(map(_short, broken["question"].head(MOST_QUESTIONS)))
+            lost = answers(self.result, row.condition, BROKEN, task=row.task)
+            often = lost["answer"].value_counts().head(MOST_ANSWERS)
+            new = "; ".join(f"{_short(answer)} ({count})" for answer, count in often.items())
+            asked = "; ".join(map(_short, lost["question"].head(MOST_QUESTIONS)))
             texts = ("", "") if os.environ.get(NO_ANSWERS) else (new, asked)
-            rows.append([f"{row.condition}, {row.task}", f"{row.loss:.2f}", str(len(broken)), *texts])
+            rows.append([f"{row.condition}, {row.task}", f"{row.loss:.2f}", str(len(lost)), *texts])
         if not rows:
             return "<p>No removal is shown to break answers.</p>"
         columns = ["without", "loss", "broken answers", "answers instead (how often)", "broken questions"]
@@ -118,6 +119,8 @@ def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
     asked, likelihoods = questions_of(result, task, values.index), logprobs(result, task, values.index)
     likelihoods = likelihoods.sub(likelihoods[BASELINE], axis=0)
     binary = is_binary(values.to_numpy())
+    telling = [*rows.index[critical]] if result.asked is not None and not os.environ.get(NO_ANSWERS) else []
+    shared = broken(result, telling, task).table if telling else pd.DataFrame({"condition": []})
     return {
         "name": task,
         "metric": metric,
@@ -126,6 +129,7 @@ def _task(result: Result, row: Any, losses: pd.DataFrame) -> dict[str, Any]:
         "score": round(float(score), 4),
         "binary": binary,
         "conditions": conditions,
+        "common": {name: plain(" ".join(common(shared[shared["condition"] == name]))) for name in telling},
         "rows": _rows(task, conditions),
         "losses": costs.astype(object).assign(critical=critical).to_numpy().tolist(),
         "ids": values.index.tolist(),

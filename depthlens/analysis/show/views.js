@@ -54,6 +54,7 @@ export const explore = (root, data, state, changed = () => {}) => {
   const heat = make("div", { className: "heat" });
   const say = make("p", { className: "say" });
   say.setAttribute("aria-live", "polite");
+  const common = make("p", { className: "legend" });
   const chips = make("div", { className: "chips", role: "group", ariaLabel: "which answers" });
   const find = make("input", { type: "search", placeholder: "find text", ariaLabel: "find text in the answers" });
   const head = make("tr");
@@ -61,7 +62,7 @@ export const explore = (root, data, state, changed = () => {}) => {
   const more = make("button", { className: "chip", type: "button", hidden: true });
   const moves = [["← previous", -1], ["next →", 1]].map(([name, by]) => make("button", { className: "chip", type: "button", onclick: () => step(by) }, name));
   const table = make("table", {}, make("thead", {}, head), body);
-  root.replaceChildren(heat, make("p", { className: "legend" }, data.legend), say, make("div", { className: "bar" }, ...moves, chips, find), table, more);
+  root.replaceChildren(heat, make("p", { className: "legend" }, data.legend), say, common, make("div", { className: "bar" }, ...moves, chips, find), table, more);
 
   const task = () => data.tasks[state.task];
   const rowOf = () => task().rows.find((row) => row.cells.includes(state.condition)) ?? task().rows[0];
@@ -174,6 +175,7 @@ export const explore = (root, data, state, changed = () => {}) => {
       ` of ${one.ids.length} answers to ${one.name} ${words[0]}, `, make("b", { className: "right" }, String(found.repaired.length)),
       ` ${words[1]}, ${found.changed.length} ${words[2]}.`, one.at_chance ? ` The whole model is ${one.at_chance}, so this judges nothing.` : "",
       state.missing ? ` (${state.missing} is not in this sweep.)` : "");
+    common.textContent = one.common[name] ?? "";
     chips.replaceChildren(...Object.entries(labels).map(([key, label]) => {
       const chip = make("button", { className: "chip", type: "button" }, `${label} ${found[key].length}`);
       chip.setAttribute("aria-pressed", key === state.change);

@@ -8,6 +8,9 @@ answers that can be. What a condition costs is therefore the rise of the one plu
 A task that is scored with and without regard to its format (GSM8K's ``strict-match`` and ``flexible-extract``) has
 ``flexible-extract`` as its first metric here: ``strict-match`` counts a right number without "####" as wrong, so that a
 layer which only carries the format seems to carry the reasoning.
+
+An answer may also be wrong by white space around it or by case alone. Such answers are counted, with what in the task's
+YAML file makes lm-eval accept them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import pandas as pd
 from depthlens.analysis.numbers.means import CHANGES
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result import documents
+from depthlens.analysis.result.answers import questions_of
 from depthlens.analysis.result.documents import PARSED
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
@@ -26,6 +30,11 @@ from depthlens.metrics import LOGPROBS
 SAID = {
     "unparsed": "{} cannot be read",
     "cut_off": "{} are cut off at the greatest number of tokens and may be right with more (max_gen_toks)",
+}
+# of near misses: what differs, and the filter or the setting of the metric by which lm-eval accepts them
+ACCEPTED = {
+    "white_space": r"white space alone: filter {function: regex, regex_pattern: '^\s*(.*?)\s*$'} accepts them",
+    "case": "case, or case and white space: ignore_case: true of the metric, after such a filter, accepts them",
 }
 
 
@@ -67,8 +76,34 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
     return table.assign(rise=rise.value, ci_low=low, ci_high=high, p_value=np.where(is_base, np.nan, rise.p()))
 
 
+def near_misses(result: Result, task: str, metric: str) -> pd.DataFrame:
+    """How many wrong answers differ from a right one by white space around them, or by case, alone.
+
+    Args:
+        result: A sweep.
+        task: Name of the task.
+        metric: Name of the metric.
+
+    Returns:
+        Counts: one row a condition, the baseline first; columns white_space and case, which share no answer.
+    """
+    values, texts = (documents.table(result.docs, column, task, metric) for column in ("value", "response"))
+    right = questions_of(result, task, texts.index)["reference"].str.split(" | ", regex=False)
+    found = pd.DataFrame(0, index=texts.columns, columns=list(ACCEPTED))
+    for condition, column in texts[values == 0].items():
+        for text, accepted in zip(column.dropna(), right[column.notna()], strict=True):
+            stripped = [answer.strip() for answer in accepted if answer.strip()]
+            if text.strip() in stripped:
+                found.loc[condition, "white_space"] += 1
+            elif text.strip().casefold() in map(str.casefold, stripped):
+                found.loc[condition, "case"] += 1
+    return found
+
+
 def describe(result: Result) -> list[str]:
     """One sentence for each task and metric with answers that cannot be read or were cut off: how many, and where most.
+
+    And one for each kind of `near_misses`.
 
     There is none for results that do not know it.
     """
@@ -85,4 +120,11 @@ def describe(result: Result) -> list[str]:
             told += [said.format(shares)] if table[column].any() else []
         if told:
             lines.append(f"{row.task} {row.metric}, whole model: {'; '.join(told)}.")
+        if row.metric.startswith("exact_match"):
+            near = near_misses(result, row.task, row.metric)
+            for kind, fix in ACCEPTED.items():
+                worst = near[kind].idxmax()
+                counts = f"{near.loc[BASELINE, kind]} of its wrong answers, and {near[kind][worst]} under {worst},"
+                if near[kind].any():
+                    lines.append(f"{row.task} {row.metric}, whole model: {counts} differ from the right one by {fix}.")
     return lines

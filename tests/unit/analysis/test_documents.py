@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import made_results
 import numpy as np
 import pandas as pd
 import pytest
+from lm_eval.api.metrics import exact_match_hf_evaluate
+from lm_eval.filters.extraction import RegexFilter
 from made_results import docs_of, record_of, same_documents
 
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.profiles import by_layer, paired
 from depthlens.analysis.result.results import Result
+from depthlens.analysis.show import written_answers
 from depthlens.errors import UserError
 
 MATCH = {"higher_is_better": True, "chance": 0.1, "floor": 0.0, "binary": True}
@@ -47,6 +53,31 @@ def test_sentences_say_how_many_cannot_be_read():
     assert result.describe()[-1] == f"worked {FLEXIBLE}, {expected}"
     clean = written(could_be_read=dict.fromkeys(VALUES, [1] * 10))
     assert "read" not in " ".join([*clean.describe(), *clean.describe("L0")])
+
+
+WRITTEN = ["Rome", " Rome\n", "ROME", "rome ", "Oslo", "Roma", "", " Paris", "x", "y"]  # right: Rome or Paris
+
+
+def accepted(texts, ignore_case):
+    """Which texts lm-eval accepts with the filter that is named, by its own filter and metric."""
+    pattern = re.search("regex_pattern: '(.*?)'", written_answers.ACCEPTED["white_space"])[1]
+    filtered = RegexFilter(pattern).apply([[text] for text in texts], [{}] * len(texts))
+    match = partial(exact_match_hf_evaluate, ignore_case=ignore_case)
+    return [any(match([t], [r])["exact_match"] for r in ("Rome", "Paris")) for (t,) in filtered]
+
+
+def test_answers_that_white_space_or_case_alone_makes_wrong_are_counted_with_what_accepts_them():
+    right = [text in ("Rome", "Paris") for text in WRITTEN]
+    made = written({"baseline": right, "L0": right}, dict.fromkeys(VALUES, [1] * 10), response=WRITTEN * 2)
+    asked = pd.DataFrame({"task": "worked", "doc_id": range(10), "question": "?", "reference": "Rome | Paris"})
+    result = Result(made.docs, made.record, asked.assign(choices=None))
+    near = written_answers.near_misses(result, "worked", FLEXIBLE).loc["L0"]
+    cut, folded = (np.array(accepted(WRITTEN, ignore_case=case)) for case in (False, True))
+    assert near.tolist() == [(cut & ~np.array(right)).sum(), (folded & ~cut).sum()] == [2, 2]
+    lines = result.describe()[-2:]
+    assert lines[0].startswith(f"worked {FLEXIBLE}, whole model: 2 of its wrong answers, and 2 under baseline, differ")
+    assert "regex_pattern" in lines[0] and "ignore_case: true" in lines[1]
+    assert not any("wrong answers" in line for line in made.describe()), "whose questions are not known"
 
 
 def test_a_log_likelihood_has_no_answers_that_could_be_read():

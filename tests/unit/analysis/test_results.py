@@ -29,7 +29,7 @@ def result() -> Result:
 
 def test_docs_are_brought_to_the_contracted_types(result):
     own = ["model", "task", "metric", "condition", "layer", "head", "doc_id", "value", "response"]
-    assert DOCS_COLUMNS == own and list(result.docs.columns) == [*own, "parsed", "complete"]
+    assert DOCS_COLUMNS == own and list(result.docs.columns) == [*own, "parsed", "complete", "margin"]
     types = {c: str(t) for c, t in result.docs.dtypes.items()}
     assert (types["layer"], types["head"]) == ("Int64", "Int64")
     assert (types["doc_id"], types["value"], types["parsed"]) == ("int64", "float64", "boolean")

@@ -242,6 +242,9 @@ def test_depth_usage_varies_where_tasks_and_protocols_differ():
     letters, generation = same_documents(*viewed(EVEN, "letters")), written(EVEN)
     states, parts = judged("C8", letters=letters, generation=generation, **alike)
     assert states == ("smaller", "smaller"), list(parts["sentence"])
+    # a task of letters and one of texts differ in protocol, too
+    _, parts = judged("C8", letters=viewed(EARLY, "letters"), continuation=viewed(LATE, "facts"))
+    assert "there are no two" in parts["sentence"].iloc[0]
 
 
 def test_views_and_seeds_stand_beside_and_take_nothing_away():

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 import depthlens as dl
-from depthlens.ablations import parse_condition
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.errors import UserError
@@ -110,8 +110,9 @@ def test_a_layer_that_runs_twice_fits_no_cache(lens):
     with dl.ablated(lens, "L1x2"):
         with pytest.raises(UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
             lens.model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
-        with pytest.raises(UserError, match="L1x2 runs a layer twice, and writes no texts"):
-            dl.generate(lens, PROMPT)
+        engine = Engine(lens, path="padded_rows", progress=False)
+        with pytest.raises(UserError, match="L1x2 passes layers again, and writes no texts where layers are not walk"):
+            engine.generate_until([GenerateRequest((5, 6), (), 4)], [BASELINE])
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])

@@ -87,9 +87,10 @@ def test_questions_can_be_joined_with_the_scores(lens, load):
     names = ["mini_choice", "mini_cloze", "mini_rolling", "mini_writing"]
     result = condition_sweep(lens, load(*names), "L2", limit=2, progress=False)
     asked = result.questions().set_index(["task", "doc_id"])
-    assert list(asked.columns) == ["question", "reference", "choices", "doc_hash", "subtask"] and len(asked) == 4 * 2
+    own = ["question", "reference", "choices", "doc_hash", "subtask", "fields"]
+    assert list(asked.columns) == own and len(asked) == 4 * 2
     assert asked["doc_hash"].groupby("doc_id").nunique().tolist() == [1, 1]  # four tasks of the same documents
-    asked = asked.drop(columns=["doc_hash", "subtask"])
+    asked = asked.drop(columns=own[3:])
     q, options = DOCUMENTS[1]["q"], DOCUMENTS[1]["options"]
     assert asked.loc[("mini_choice", 1)].tolist() == [f"{q}\nA:", "4", options]
     assert asked.loc[("mini_cloze", 1)].tolist() == [q, " four", None]
