@@ -52,7 +52,7 @@ class Losses:
         floor: What a broken model scores: chance among options, 0 for written answers and for scores that are never
             below; None if there is no such score.
         chance: Of guessing; None where there is no such level.
-        at_chance: See `depthlens.analysis.result.results`.
+        at_chance: See `depthlens.analysis.result.scored`.
         sign: -1 where the sign was turned, else 1.
         min_effect: The smallest loss that is called an effect.
         broken: Score of a broken model, which lacks the first half of its layers (`broken_condition`): the measured
