@@ -1,15 +1,20 @@
 """The way of a row through the layers: a condition compiled once, for whatever walks layers or counts their passes.
 
 The clean row passes layers 0, 1, 2 and so on. A condition leaves layers out, puts something known in the place of some,
-or passes some again. Until its way, or what it does to a layer, differs from the clean row's, its row is the clean row.
+or passes some again. As long as the steps of two conditions are equal, and what they do at them, one row is enough for
+both: routes form a trie, whose nodes are rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from depthlens.ablations.conditions import Condition
+from depthlens.ablations.conditions import Ablation, Condition
+
+Edits = frozenset[Ablation]
+FIRST, END = -1, -2  # what stands for the embedding and for what comes after the layers, where these are numbers
 
 
 @dataclass(frozen=True)
@@ -19,15 +24,13 @@ class Route:
     Attributes:
         layers: The layer of each step, in order. One that is skipped is not among them, one that is passed again is
             there again.
+        edits: What is done at a layer; `FIRST`: at embedding and unembedding.
         replaced: Layers in whose place something known is put: the row gets to them and does not pass them.
-        edited: Layers at which the row differs from the clean one in another way than by its steps.
-        fork: The first step at which the row leaves the clean one; one more than there are of these, if it never does.
     """
 
     layers: tuple[int, ...]
+    edits: Mapping[int, Edits]
     replaced: frozenset[int]
-    edited: frozenset[int]
-    fork: int
 
     def passed(self, first: int = 0) -> int:
         """How often the row passes a layer from a step on."""
@@ -38,6 +41,18 @@ class Route:
         return self.layers[:step].count(self.layers[step])
 
 
+class Fork(NamedTuple):
+    """Where a row leaves another one: it has the state of that one before a step.
+
+    Attributes:
+        row: The one that it leaves.
+        step: Of both rows. A row that never leaves the other one has one step less.
+    """
+
+    row: int
+    step: int
+
+
 def of(condition: Condition, n_layers: int, entered: Iterable[Condition] = ()) -> Route:
     """The route of a condition.
 
@@ -46,29 +61,39 @@ def of(condition: Condition, n_layers: int, entered: Iterable[Condition] = ()) -
         n_layers: Of the model.
         entered: Conditions in force on the model. Of these, layers that are passed again are of every route.
     """
-    again = [a for one in entered for a in one.ablations if a.kind == "repeat"]
-    clean = _steps(n_layers, again)
-    whole = [a for a in condition.ablations if a.site == "layer" and a.everywhere]
-    skipped = {a.layer for a in whole if a.kind == "removal"}
-    own = [a for a in condition.ablations if a.kind == "repeat"]
-    layers = [layer for layer in _steps(n_layers, again + own) if layer not in skipped]
-    edited = {a.layer for a in condition.ablations if a.kind != "repeat"} - skipped
-    pairs, shorter = enumerate(zip(layers, clean, strict=False)), min(len(layers), len(clean))
-    fork = next((step for step, (layer, other) in pairs if layer != other or layer in edited), shorter)
-    if min(edited, default=0) < 0:  # the embedding
-        fork = 0
-    elif fork == len(layers) == len(clean):
-        fork += 1
-    return Route(tuple(layers), frozenset(a.layer for a in whole if a.kind == "reference"), frozenset(edited), fork)
-
-
-def _steps(n_layers: int, again: Iterable) -> list[int]:
-    """The layers in order, with those that are passed again; small blocks first, which larger ones then repeat."""
-    steps = list(range(n_layers))
-    for a in sorted(again, key=lambda a: max(0, a.index - a.layer)):
+    steps, again = list(range(n_layers)), [a for one in (*entered, condition) for a in one.ablations]
+    # small blocks first, which larger ones then repeat
+    for a in sorted((a for a in again if a.kind == "repeat"), key=lambda a: max(0, a.index - a.layer)):
         first, last = steps.index(a.layer), len(steps) - steps[::-1].index(max(a.layer, a.index))
         steps[first:last] *= 2
-    return steps
+    whole = [a for a in condition.ablations if a.site == "layer" and a.everywhere]
+    skipped = {a.layer for a in whole if a.kind == "removal"}
+    edits: dict[int, Edits] = {}
+    for a in condition.ablations:
+        if a.kind != "repeat" and a.layer not in skipped:
+            edits[a.layer] = edits.get(a.layer, frozenset()) | {a}
+    replaced = frozenset(a.layer for a in whole if a.kind == "reference")
+    return Route(tuple(layer for layer in steps if layer not in skipped), edits, replaced)
+
+
+def forks(ways: Mapping[int, Route], *, shared: bool = True) -> dict[int, Fork]:
+    """Where each row leaves the one that has its steps until then.
+
+    Args:
+        ways: Routes by number of row, the clean one first.
+        shared: Whether rows leave one another, too, and not only the clean one.
+    """
+    nodes, leads, found, clean = dict[tuple, int](), dict[int, int](), dict[int, Fork](), next(iter(ways))
+    for c, way in ways.items():
+        path: list[int] = []  # a number for each beginning: nothing but the embedding, then one step more
+        for layer in (FIRST, *way.layers, END):
+            beginning = (path[-1] if path else None, layer, way.edits.get(layer))
+            path.append(nodes.setdefault(beginning, len(nodes)))
+        known = [leads[node] for node in path if node in leads]
+        found[c] = Fork(known[-1] if known else clean, max(0, len(known) - 1))
+        if shared or c == clean:
+            leads |= dict.fromkeys(path[len(known) :], c)
+    return found
 
 
 def schedule(routes: Mapping[int, Route], starts: Mapping[int, int]) -> list[tuple[int, dict[int, int]]]:
@@ -76,7 +101,7 @@ def schedule(routes: Mapping[int, Route], starts: Mapping[int, int]) -> list[tup
 
     Args:
         routes: By number of row.
-        starts: The first step of each row that is taken; those before are the clean row's.
+        starts: The first step of each row that is taken; those before are of a row that it leaves.
 
     Returns:
         Layers, with the step of each row that is at the layer then.

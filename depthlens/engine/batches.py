@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from depthlens.ablations import routes
 from depthlens.backends import row_edits, site_edits
 from depthlens.backends.torch import Rows, predictions
 from depthlens.engine import prefix_tree, walk_check
@@ -100,14 +101,16 @@ class PackedTrees(Batches):
         super().__post_init__()
         self._rate = WorkRate(self.lens)
         self._ways = ways_of(self.lens, self.rows.conditions)
+        self._forks = {c: fork.step for c, fork in routes.forks(self._ways, shared=False).items()}
+        shared = routes.forks(self._ways, shared=not self.writes)
+        # passes that no other row has, and the unembedding, which costs about as much as one
+        self._own = {c: way.passed(shared[c].step) + 1 for c, way in self._ways.items()}
         self._starts = [first_edited(condition) for condition in self.rows.conditions]
         self.reserved = 0  # tokens that each row has room to write
 
     def run(self) -> None:
         """Answer every request under every condition."""
-        order = sorted(
-            self.rows.unfinished, key=lambda c: self._ways[c].fork
-        )  # the baseline last: see decoding.Decoding
+        order = sorted(self.rows.unfinished, key=lambda c: self._forks[c])  # the baseline last: see decoding.Decoding
         if self.writes:
             return self._write_all(order)
         order.sort(key=lambda c: self._starts[c])  # those that are edited from the same position on walk together
@@ -155,7 +158,7 @@ class PackedTrees(Batches):
                 some, todo = todo[:n], todo[n:]
                 for members, under in self.rows.missing(pack.sequences, some):
                     if members != walked:
-                        walked, clean = members, CleanRow(frozenset(self._ways[c].fork for c in todo))
+                        walked, clean = members, CleanRow(frozenset(self._forks[c] for c in todo))
                     self.compute(members, under, clean)
 
     def _in_time(self, pack: prefix_tree.Pack, todo: Sequence[int], *, walked: bool) -> int:
@@ -167,7 +170,7 @@ class PackedTrees(Batches):
 
     def _work(self, pack: prefix_tree.Pack, group: Sequence[int], walked: bool) -> int:
         """Tokens that pass a layer, counting each layer: of the clean row, of rows that have forked, and written."""
-        read = sum(self._ways[c].passed(self._ways[c].fork) for c in group)
+        read = sum(self._own[c] for c in group)
         written = sum(self.max_new[r] for r in pack.sequences) * sum(self._ways[c].passed() for c in group)
         before = 0 if self.writes else min(pack.n_prefix, *(self._starts[c] for c in group))
         clean = 0 if walked else self._ways[CLEAN].passed() * pack.n_tokens

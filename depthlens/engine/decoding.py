@@ -358,7 +358,7 @@ class Decoding:
                 here = [row for row, c in enumerate(under) if visits.get(c) == visit]
                 replaced = [row for row in here if under[row] in gone]
                 passing = sorted({*here} - {*replaced})
-                edited = any(layer in self._ways[under[row]].edited for row in passing)
+                edited = any(layer in self._ways[under[row]].edits for row in passing)
                 every = len(passing) == len(under)
                 if here:
                     numbers = None if every else torch.tensor(passing, device=self.lens.device_of(layer))

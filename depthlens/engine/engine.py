@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 
 from depthlens import arguments, backends, progress
-from depthlens.ablations import Condition, modes
+from depthlens.ablations import Condition, modes, routes
 from depthlens.backends import row_edits
 from depthlens.backends.torch import TorchBackend
 from depthlens.engine import prefix_tree, walk_check, work
@@ -177,12 +177,13 @@ class Engine:
             lengths: Of each text that is to be written, in tokens; None for log-likelihoods.
         """
         ways, total = ways_of(self.lens, rows.conditions), 0
+        forks = routes.forks(ways, shared=lengths is None)
         written = [0] * len(rows.requests) if lengths is None else lengths
         for members, group in rows.missing():
             read = [q.inputs if lengths is None else q.context for q in (rows.requests[r] for r in members)]
             longest = max(len(tokens) + written[r] for tokens, r in zip(read, members, strict=True))
             if self.path_for(longest) == "wavefront":
-                forked = sum(ways[c].passed(ways[c].fork) for c in group)
+                forked = sum(ways[c].passed(forks[c].step) for c in group)
                 total += prefix_tree.n_distinct(read) * (ways[CLEAN].passed() + forked)
             else:
                 total += self.lens.dims.n_layers * len(group) * sum(map(len, read))

@@ -1,7 +1,8 @@
 """The fast path: walk the layers once, all conditions together.
 
-The clean row goes through the layers of one pack. A condition forks off it at the first step of its route
-(`depthlens.ablations.routes`) that is not the clean row's, and all open rows go through the next layer together. A row
+The clean row goes through the layers of one pack. A condition forks off it, or off the row of another condition, at the
+first step of its route (`depthlens.ablations.routes`) that is its own, and all open rows go through the next layer
+together. A row
 that skips a layer waits while the others pass (one that skips it from a later position on passes with them, and then
 gets back what it skips). Rows that pass layers again wait until the others are through, and go up once more together.
 So each layer is visited once for all conditions, or twice, a single-layer sweep costs half its naive layer passes, and
@@ -118,7 +119,11 @@ class Wavefront:
         """
         arch, device, clean = self.lens.arch, self.lens.device, clean or CleanRow()
         ways = ways_of(self.lens, conditions)
-        n_clean, forks = len(ways[CLEAN].layers), {c: ways[c].fork for c in range(len(conditions))}
+        # keys and values are kept of rows of their own alone
+        n_clean, forks = len(ways[CLEAN].layers), routes.forks(ways, shared=layout is None)
+        leaving: dict[tuple[int, int], list[int]] = {}
+        for c in range(len(conditions)):
+            leaving.setdefault(forks[c], []).append(c)
         # tokens of the prefix that conditions share with the clean row at every layer; it has to go first for them
         first = min((first_edited(c) for c in conditions if c.ablations), default=0)
         before = 0 if layout or n_clean > self.lens.dims.n_layers else min(first, pack.n_prefix, *positions)
@@ -137,23 +142,24 @@ class Wavefront:
         for some, *_ in walks:
             some.rotary = arch.angles(x[None, -len(some.tokens) :], some.position_ids)
 
-        def fork(step: int) -> None:
-            """Rows leave the clean one before one of its steps."""
-            if step in clean.steps and not walked:
+        def leave(row: int, step: int) -> None:
+            """Rows leave another one before one of its steps."""
+            if row == CLEAN and step in clean.steps and not walked:
                 clean.inputs[step] = rows[CLEAN]
-            for c in (c for c, where in forks.items() if where == step):
-                forked[c] = (clean.inputs[step] if walked else rows[CLEAN])[before:]
-                if conditions[c].ablations[0].site == "embed":  # the row reads another embedding
+            for c in leaving.get((row, step), ()):
+                forked[c] = forked[row] if row != CLEAN else (clean.inputs[step] if walked else rows[CLEAN])[before:]
+                if step == 0 and conditions[c].ablations[0].site == "embed":  # the row reads another embedding
                     with RowEdits([conditions[c]], self.lens).embeddings():
                         forked[c] = arch.embed(own.tokens[None])[0]
 
         for step in range(n_clean + 1) if walked else [0]:
-            fork(step)
-        # the last steps of rows, of which some positions are used; of the clean row's last one others may need all
-        last = {c: len(way.layers) - 1 for c, way in ways.items()}
-        last[CLEAN] += n_clean in {*clean.steps, *forks.values()}
+            leave(CLEAN, step)
+        # the last steps of rows, of which some positions are used, but where another row goes on from all of them
+        needed = {*leaving, *((CLEAN, step) for step in clean.steps)}
+        last = {c: len(way.layers) - 1 for c, way in ways.items() if (c, len(way.layers)) not in needed}
         from_donor = donor_layers(conditions)
-        plan = routes.schedule(ways, {**forks, CLEAN: n_clean if walked else 0})
+        starts = {c: fork.step for c, fork in forks.items()} | {CLEAN: n_clean if walked else 0}
+        plan = routes.schedule(ways, starts)
         with walking(self.lens.model):
             for layer, together in groupby(plan, lambda entry: entry[0]):
                 device = self.lens.device_of(layer)
@@ -163,18 +169,19 @@ class Wavefront:
                 donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
                 with self.lens.resident(layer), donor:
                     for _, steps in together:
-                        ends = {c for c, step in steps.items() if step == last[c]}
+                        ends = {c for c, step in steps.items() if step == last.get(c)}
                         for some, of_some, asked in walks:
                             here = {c: ways[c].visit(step) for c, step in steps.items() if c in of_some}
                             gone = {c for c in here if layer in ways[c].replaced}
                             keep = moved(asked, device) if ends >= {*here} else None
                             passed(len(some.tokens) * self._layer(of_some, conditions, layer, here, gone, some, keep))
-                        if CLEAN in steps:
-                            fork(steps[CLEAN] + 1)
+                        for c, step in steps.items():
+                            leave(c, step + 1)
         clean.final = final = clean.final if walked and clean.final is not None else rows[CLEAN][moved(at, device)]
         asked = moved(kept, final.device)
-        found = (moved(forked[c], final.device)[asked] if c in forked else final for c in forks)
-        return torch.stack([*found])
+        # a row that never leaves another one has its states
+        mine = (c if c in forked else forks[c].row for c in range(len(conditions)))
+        return torch.stack([final if c == CLEAN else moved(forked[c], final.device)[asked] for c in mine])
 
     def _layer(
         self,

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pandas as pd
 
 from depthlens import arguments, cluster
-from depthlens.ablations import BASELINE, Condition, expand
+from depthlens.ablations import BASELINE, Condition, expand, modes
 from depthlens.analysis.result.documents import COMPLETE, DOCS_COLUMNS, MARGIN, PARSED
 from depthlens.analysis.result.questions import SUBTASK
 from depthlens.analysis.result.results import Result
@@ -81,6 +81,8 @@ class ConditionRuns:
         self._work, self._seconds = Work(), 0.0
         said = ablate if isinstance(ablate, str) else [str(c) for c in self.conditions[1:]]
         self.record: dict[str, Any] = {"ablate": said}
+        if keys := modes.keys({name for c in self.conditions for name in c.modes}):
+            self.record["modes"] = keys  # of modes of one's own: what stands for their functions
         self.record |= recorded(options) | {"resample_prompts": list(resample_prompts) if resample_prompts else None}
 
     def cache(self, task: AskedTask, reference: Reference | None) -> AnswerCache:

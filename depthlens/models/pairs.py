@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from depthlens.ablations import ROUNDED, Condition
 from depthlens.errors import UserError
-from depthlens.models import loading, names, quantised
+from depthlens.models import in_force, loading, names, quantised
 from depthlens.models.lens import Lens, one_thread
 
 # settings of a configuration in which a donor may differ: they change no layer, or rotary angles alone
@@ -99,9 +99,10 @@ def join_donor(
 
 
 def require(lens: Lens, conditions: Sequence[Condition], backend: str = "torch") -> None:
-    """Refuse a condition that this model, its donor or the backend cannot do."""
-    for condition in conditions:
-        if fault := _fault(lens, condition, backend):
+    """Refuse a condition, one that is in force among them, that this model, its donor or the backend cannot do."""
+    entered = [(one.lens, one.condition) for one in in_force.entered(lens.model)]
+    for of, condition in [*((lens, condition) for condition in conditions), *entered]:
+        if fault := _fault(of, condition, backend):
             raise UserError(f"condition {condition} {fault}")
 
 

@@ -117,6 +117,7 @@ def test_answers_are_kept_under_the_key_of_the_function_alone(tmp_path):
                 result = dl.condition_sweep(lens, "organism_one_hop", ["L2@odd"], **options)
         else:
             result = dl.condition_sweep(lens, "organism_one_hop", ["L2@odd"], **options)
+        assert result.record["modes"] == {"odd": key}
         value = result.docs.query("condition == 'L2@odd'")["value"].mean()
         return (result.record["store"] or {}).get("rows_computed"), value
 

@@ -120,6 +120,8 @@ def test_other_backends_add_them_too(lens, backend):
     wanted = scores(lens, "L2", "L2+L3.H1")
     with dl.ablated(lens, "L2"):
         assert torch.allclose(scores(lens, "baseline", "L3.H1", backend=backend), wanted, atol=SAME)
+    with dl.ablated(lens, "(L1-2)x2"), pytest.raises(UserError, match="can be computed by backend 'torch' only"):
+        scores(lens, "baseline", backend=backend)
 
 
 def test_a_forward_that_a_user_puts_in_place_meanwhile_stays(lens):
