@@ -16,12 +16,12 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import Head
-from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, max_t, mean
+from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, in_top, max_t, mean
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Finding
 from depthlens.metrics import MIN_NATS
 
-COLUMNS = ["value", "low", "high", "critical"]
+COLUMNS = ["value", "low", "high", "critical", "in_top"]
 N_SHOWN = 10  # highest heads that a notebook shows
 
 
@@ -34,7 +34,8 @@ class HeadScores(Finding):
         unit: "", or one that begins with "nats" (`depthlens.metrics.loss_unit`).
         frame: One row a head: layer, head, condition ("L9.H6"); value (NaN where the head was not measured); low, high
             (95% interval; NaN for one case); critical (above 0 by step-down maxT and, in nats, at least `MIN_NATS`; NA
-            where it was not tested).
+            where it was not tested); in_top (how stable the ranking is: share of bootstrap draws of cases in which
+            the head is among the `N_SHOWN` highest; NaN where that is not known).
         n: Cases that the values are means over.
         record: Model, task and settings: what is needed to repeat it.
 
@@ -131,6 +132,7 @@ class HeadScores(Finding):
         """
         measured = pd.DataFrame(heads, columns=["layer", "head"]).assign(value=found.value)
         measured[["low", "high"]] = np.transpose(found.interval())
+        measured["in_top"] = in_top(found, min(N_SHOWN, len(measured)))
         if p_adjusted is not None:
             least = MIN_NATS if unit.startswith("nats") else 0.0
             measured["critical"] = (p_adjusted < ALPHA) & (found.value > least)

@@ -173,7 +173,7 @@ def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
 def test_questions_travel_with_a_result(result, tmp_path):
     whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
     asked = whole.questions()
-    columns = ["task", "doc_id", "question", "reference", "choices", "doc_hash", "subtask"]
+    columns = ["task", "doc_id", "question", "reference", "choices", "doc_hash", "subtask", "fields"]
     assert len(asked) == 40 and asked.columns.tolist() == columns
     assert asked[["doc_hash", "subtask"]].isna().all(axis=None)  # as in a folder that says nothing of them
     whole.save(tmp_path)
