@@ -44,6 +44,7 @@ from .experiments.retrieval_heads import induction_scores as induction_scores
 from .experiments.retrieval_heads import recall_table as recall_table
 from .experiments.retrieval_heads import recalled_needles as recalled_needles
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
+from .experiments.states import residual as residual
 from .experiments.sweep import block_sweep as block_sweep
 from .experiments.sweep import condition_sweep as condition_sweep
 from .experiments.sweep import free_text as free_text

@@ -42,6 +42,7 @@ attribution = on(dl.head_sweep, TASK, method="attribution", **QUICK)
 next_token = on(dl.next_token)
 patch = on(dl.patch, progress=False)
 attention = on(dl.attention, "a")
+residual = on(dl.residual)
 
 
 def start(**parameters):
@@ -144,6 +145,10 @@ PATCHES = [
     (patch(clean="the cat", corrupted="the cats"), "7 and 8 tokens"),
     (patch(clean="the cat", corrupted="the cat"), "give prompts that differ"),
     (patch(clean=["a", "b"], corrupted=["c"]), "2 clean and 1 corrupted"),
+    (residual(texts=[]), "0 texts; give some texts"),
+    (residual(texts="ab", position=[0, 1]), "2 for 1 texts"),
+    (residual(texts="ab", position=9), "position 9: 'ab' has 2 tokens; give a number from -2 to 1"),
+    (residual(texts="ab", depths=[6]), "layers are 0..5"),
     (patch(**PAIR, positions={"end": [1, 2]}), "positions 'end': 2 entries for 1 pairs; give one for each"),
     *((patch(**PAIR, positions={"x": [at]}), "give (start, stop), or") for at in (99, "ab", (3, 2), ((0, 1), (0, 2)))),
     (patch(**PAIR, positions={"x": [(0, 1)], "y": [((0, 1), (1, 2))]}), "a token has two others"),

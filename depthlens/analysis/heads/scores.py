@@ -16,7 +16,7 @@ import pandas as pd
 
 from depthlens import arguments
 from depthlens.ablations import Head
-from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, max_t, mean
+from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, in_top, max_t, mean
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Finding
 from depthlens.errors import UserError
@@ -35,7 +35,8 @@ class HeadScores(Finding):
         unit: "", or one that begins with "nats" (`depthlens.metrics.loss_unit`).
         frame: One row a head: layer, head, condition ("L9.H6"); value (NaN where the head was not measured); low, high
             (95% interval; NaN for one case); critical (above 0 by step-down maxT and, in nats, at least `MIN_NATS`; NA
-            where it was not tested).
+            where it was not tested); in_top (how stable the ranking is: share of bootstrap draws of cases in which
+            the head is among the `N_SHOWN` highest; NaN where that is not known).
         n: Cases that the values are means over.
         record: Model, task and settings: what is needed to repeat it.
 
@@ -113,6 +114,7 @@ class HeadScores(Finding):
         every = pd.MultiIndex.from_product(map(range, shape), names=["layer", "head"])
         low, high = found.interval()
         measured = pd.DataFrame({"value": found.value, "low": low, "high": high}, pd.MultiIndex.from_tuples(heads))
+        measured["in_top"] = in_top(found, min(N_SHOWN, len(measured)))
         frame = measured.reindex(every).astype(float)
         verdicts = pd.Series(critical, measured.index, dtype="boolean")
         frame["critical"] = verdicts.reindex(every, fill_value=pd.NA if critical is None else False)

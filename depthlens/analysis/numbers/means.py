@@ -236,6 +236,36 @@ def mean(
     return Mean(value, added, centred, pd.Index(names), n, extra, limits)
 
 
+def in_top(found: Mean, k: int, *, n_draws: int = 1_000, seed: int = 0) -> np.ndarray:
+    """How stable a ranking is: share of bootstrap draws of units in which each value is among the ``k`` greatest.
+
+    Equal values are ranked at random.
+
+    Args:
+        found: One value a condition. Shape [condition].
+        k: At most the number of conditions.
+        n_draws: Samples of units with replacement.
+        seed: Of the draws.
+
+    Returns:
+        Shape [condition]; NaN of a single unit.
+
+    Example:
+        >>> losses = result.losses("organism_one_hop")
+        >>> in_top(losses.mean(), 2)
+        array([0., 1., 1., 0., 0., 0.])
+    """
+    n, size = found.centred.shape
+    if n < 2 or k < 1:
+        return np.full(size, np.nan)
+    rng, counts = np.random.default_rng(seed), np.zeros(size)
+    for _, count in _blocks(n_draws, n + size):
+        drawn = found.value + rng.multinomial(n, np.full(n, 1 / n), size=count) @ found.centred
+        drawn += rng.uniform(0, _TIE, drawn.shape)
+        counts += (drawn >= np.partition(drawn, -k, axis=1)[:, [-k]]).sum(0)
+    return counts / n_draws
+
+
 def max_t(found: Mean, *, n_draws: int = N_DRAWS, seed: int = 0) -> np.ndarray:
     """Two-sided p-values of a family, corrected by step-down maxT over draws of units.
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from depthlens import arguments
 from depthlens.analysis.numbers import stats
+from depthlens.analysis.numbers.means import in_top
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.result.findings import paragraphs
@@ -122,7 +124,9 @@ class Result(Scored):
     def critical(self) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
 
-        A task at chance yields no row and a warning that names it.
+        A task at chance yields no row and a warning that names it. ``in_top`` is how stable the ranking is: the
+        share of bootstrap draws of questions in which the row is among the k costliest of its task and metric, where k
+        are critical (`depthlens.analysis.numbers.means.in_top`).
         """
         from depthlens.analysis.show import words
 
@@ -130,7 +134,9 @@ class Result(Scored):
         for row in self.baselines.itertuples():
             if row.at_chance:
                 warnings.warn(words.cannot_judge(row, several=several), stacklevel=2)
-        return self.loss_table.loc[lambda rows: rows["critical"], stats.SUMMARY_COLUMNS].reset_index(drop=True)
+        tops = [in_top(each.mean(), int(each.critical().sum())) for each in self.every_losses.values()]
+        table = self.loss_table.assign(in_top=np.concatenate([[], *tops]))
+        return table.loc[table["critical"], [*stats.SUMMARY_COLUMNS, "in_top"]].reset_index(drop=True)
 
     def head_losses(
         self, task: str | None = None, metric: str | None = None, *, beyond: str | None = None

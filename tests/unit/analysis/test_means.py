@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from depthlens.analysis.numbers.means import IMAGINARY, UNLIMITED, Mean, Ratio, max_t, mean
+from depthlens.analysis.numbers.means import IMAGINARY, UNLIMITED, Mean, Ratio, in_top, max_t, mean
 
 ROUNDING = 1e-9
 NS = (30, 100, 300)
@@ -203,3 +203,20 @@ def test_a_quotient_has_every_number_that_its_contrast_does_not_refute():
     assert Ratio(part, nothing).interval()[1] == math.inf, "a whole that may be nothing"
     assert Ratio(-part, nothing).interval()[0] == -math.inf
     assert Ratio(part, -whole).value == math.inf
+
+
+def test_stability_of_a_ranking_is_that_of_samples_of_units_by_hand():
+    """Units of unlike size, each of several documents; a draw takes whole units."""
+    rng = np.random.default_rng(1)
+    units = np.repeat(np.arange(120), rng.integers(1, 4, 120))
+    values = rng.normal(size=(120, 5))[units] * 0.5 + np.array([0.2, 0.16, 0.12, 0.0, -0.3])
+    ours = in_top(mean(values, units, limits=UNLIMITED), 2)
+    counts, rows = np.zeros(5), [np.flatnonzero(units == unit) for unit in range(120)]
+    for _ in range(2_000):
+        chosen = np.concatenate([rows[unit] for unit in rng.integers(0, 120, 120)])
+        counts[np.argsort(values[chosen].mean(0))[-2:]] += 1
+    np.testing.assert_allclose(ours, counts / 2_000, atol=0.05)
+    assert 0.2 < ours[1] < 0.8 and ours[4] < 0.01 and ours.sum() == pytest.approx(2)
+    equal = in_top(mean(np.zeros((9, 4)), limits=UNLIMITED), 1)
+    np.testing.assert_allclose(equal, 0.25, atol=0.05)
+    assert np.isnan(in_top(mean(np.ones((1, 3))), 1)).all()

@@ -64,7 +64,7 @@ def test_critical_excludes_chance_and_names_it(result):
     with pytest.warns(UserWarning, match=message):
         table = result.critical()
     assert table[["task", "condition"]].values.tolist() == [["capitals", "L0"]]
-    assert list(table.columns) == list(result.summary.columns)
+    assert list(table.columns) == [*result.summary.columns, "in_top"] and table["in_top"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(("better", "critical"), [(True, ["L0"]), (False, ["L1"])])
