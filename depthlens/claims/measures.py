@@ -12,7 +12,7 @@ else a document that was lucky would weigh more and lose more.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +20,21 @@ import numpy as np
 from depthlens.analysis.numbers.means import UNLIMITED, Mean, Ratio
 from depthlens.analysis.numbers.words import not_above_chance
 from depthlens.analysis.result.losses import Losses
-from depthlens.claims.parts import FEWEST, LEVEL, Effect, average
+from depthlens.claims.parts import (
+    ANSWERS,
+    AT_LEAST,
+    FEWEST,
+    LEVEL,
+    UNDER,
+    Effect,
+    Estimate,
+    Part,
+    Question,
+    average,
+    missing,
+)
 from depthlens.errors import UserError
+from depthlens.metrics import in_nats
 
 FIRST = 2  # layers that C1 calls the first few, and that controlled views of depth leave out
 ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
@@ -151,6 +164,42 @@ def judged(profiles: Sequence[Losses]) -> tuple[list[Losses], list[str]]:
         if p.at_chance or p.n_questions < FEWEST
     ]
     return [p for p in profiles if not p.at_chance and p.n_questions >= FEWEST], why
+
+
+def tested(
+    what: str,
+    losses: Losses,
+    effect: Callable[[Losses], Effect],
+    *,
+    at_least: float | None = None,
+    under: float | None = None,
+) -> Part:
+    """A claim of one's own, such as another paper's: an effect, and whether it is as large or as small as is claimed.
+
+    Args:
+        what: The effect as a sentence, with ``{effect}`` where its number stands.
+        losses: What the effect is computed from, such as ``result.losses("mmlu")``.
+        effect: From these losses to one mean or quotient, such as ``lambda x: x.mean(weights)``.
+        at_least: The least effect that matters, in the unit of the losses.
+        under: In place of it, what the effect is claimed to stay under.
+
+    Returns:
+        The part; ``state`` and ``sentence`` say what was found. It is open where the model is at chance on the task, or
+        has answered too few questions.
+
+    Example:
+        >>> losses = result.losses("organism_one_hop").select(["L1"])
+        >>> claim = dl.claims.tested("the model loses {effect}", losses, lambda x: x.mean()[0], at_least=0.1)
+        >>> claim.state, claim.sentence
+        ('open', 'No estimate: organism_one_hop is left out: 12 questions are too few; take at least 20.')
+    """
+    of = losses.metric.replace("_", " ") if in_nats(losses.metric) else ANSWERS
+    matters, claim = (under, UNDER) if at_least is None else (at_least, AT_LEAST)
+    if matters is None:
+        raise UserError("at_least None and under None: a claim needs one of them")
+    question = Question(what, of, matters, claim)
+    able, left = judged([losses])
+    return Part(question, Estimate.of([effect(losses)])) if able else missing(question, left[0])
 
 
 def crossed(folds: Sequence[Effect]) -> Effect:
