@@ -4,8 +4,6 @@ A cell is the largest difference of any logit from `surgery.cut`, a model with t
 where the backend refuses the family. The table stands between two markers in docs/equality.md.
 """
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What all tests of figures ask of a figure."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from dataclasses import dataclass, field

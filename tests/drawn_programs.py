@@ -1,7 +1,5 @@
 """Programs of a user, drawn at random, as lists of steps: see `user_programs`."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A way is a statement. It sees the model, ``layers``, two of them by number (``i`
 numbers; a way to edit a weight sees that, too. What it did is there as long as the context of `edited` lasts.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import random

@@ -1,7 +1,5 @@
 """Tiny models as .gguf files, as llama.cpp's converter writes them in float32, with a tokenizer of bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

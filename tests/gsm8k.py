@@ -1,7 +1,5 @@
 """Twenty problems of our own in the format of GSM8K, as a task of a user's own folder that includes lm-eval's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

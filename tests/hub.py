@@ -4,8 +4,6 @@
 one. lm-eval's own YAML files, prompts, filters and metrics therefore run on these documents without a network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

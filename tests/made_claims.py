@@ -5,8 +5,6 @@ by what the layer does to the task (times what is fragile in the document), or d
 answer is right as often as the log-odds say, and else a guess; a written one is right or wrong, and may lose its form.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 import made_results

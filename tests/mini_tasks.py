@@ -1,7 +1,5 @@
 """Small lm-eval tasks of every kind, over five documents, as a user's folder of YAML files."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

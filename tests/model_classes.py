@@ -6,8 +6,6 @@ It writes the table of docs/models.md. Every class gets the same small sizes, un
 has for them.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

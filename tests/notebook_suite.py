@@ -1,7 +1,5 @@
 """Throw-away notebooks that papermill really executes: no model, no torch."""
 
-from __future__ import annotations
-
 import json
 import re
 import textwrap

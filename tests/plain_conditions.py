@@ -4,8 +4,6 @@ Conditions are in force in the order in which they were entered. Hooks that the 
 what a condition does around them. The noise is drawn and scaled here again.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ organism's own tasks. `tests/planted_heads.py` has the claim on heads. An organi
 few-shot seed.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 import depthlens as dl

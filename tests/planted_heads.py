@@ -4,8 +4,6 @@ A list of heads can be told from random lists only where a layer has many heads,
 little. An organism has four heads a layer, each of which a task needs, so that each is divided here (`widened`).
 """
 
-from __future__ import annotations
-
 import copy
 
 from transformers import LlamaForCausalLM

@@ -1,7 +1,5 @@
 """A Ray cluster of several nodes on this machine, each with one CPU, and what a test does to it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Losses of simulated sweeps, and races on them; `benchmarks/simulations.py` runs more of them than the tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tiny random models built from configuration: no download, seeded, every family and head layout."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -6,8 +6,6 @@ driven by its DevTools protocol. JupyterLab serves a copy of ``notebooks`` with 
 Usage: ``python tests/browser/lab.py [--out FOLDER] [--browser PATH]``; the folder receives a screenshot of every step.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import contextlib

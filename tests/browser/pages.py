@@ -8,8 +8,6 @@ is compared with the one that was asked for. The content security policy of page
 from npm (``npm install axe-core``). Prints one line a page and finding; the exit code is 1 where there is any.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil

@@ -7,8 +7,6 @@ Made-up findings, with texts that attack, are opened in headless Chromium. Print
 where one fails.
 """
 
-from __future__ import annotations
-
 import base64
 import shutil
 import sys

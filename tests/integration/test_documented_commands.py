@@ -4,8 +4,6 @@ They run in this process, on a tiny model wherever the page names the embedded o
 papermill and ``python -m``. A new line there fails here until it is run, or listed with the reason why it is not.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The embedded real model: our baseline is lm-eval's, and it takes no more memory than is said."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """The notebooks keep the conventions that make them rerunnable, and every one of them really runs."""
 
-from __future__ import annotations
-
 import ast
 import io
 import re

@@ -4,8 +4,6 @@ A call gets ``e``: ``e.lens`` (a tiny model: 5 layers, 4 heads), ``e.organism`` 
 ``e.result`` (layers), ``e.heads`` (one layer's heads), ``e.scores`` (copy-paste scores); ``e.tmp`` is an empty folder.
 """
 
-from __future__ import annotations
-
 import math
 
 import depthlens as dl

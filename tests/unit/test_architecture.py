@@ -1,7 +1,5 @@
 """The house: imports go down a table, modules are short, processes import what they use, names are listed."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import json

@@ -1,7 +1,5 @@
 """The command line: what it passes on, what it prints, and how it ends. No model is loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

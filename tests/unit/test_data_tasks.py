@@ -1,7 +1,5 @@
 """The embedded tasks: loadable by plain lm-eval anywhere, with the prompts and scores that they should have."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -3,8 +3,6 @@
 All examples share the names of `names`; what one assigns, no other sees.
 """
 
-from __future__ import annotations
-
 import doctest
 import inspect
 import re

@@ -1,7 +1,5 @@
 """What a notebook shows: bars outside standard error, errors in one line, objects as short HTML, public names."""
 
-from __future__ import annotations
-
 import re
 
 import nbformat

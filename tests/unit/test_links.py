@@ -1,7 +1,5 @@
 """Links of the pages lead somewhere: files exist, and anchors are headings; what is on other sites is not asked."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from pathlib import Path

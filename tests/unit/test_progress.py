@@ -1,7 +1,5 @@
 """The bar: the same everywhere, also as lines of JSON, and resumed where it was."""
 
-from __future__ import annotations
-
 import json
 import time
 

@@ -5,8 +5,6 @@ handlers are pointed at the captured standard error first, so that a warning whi
 line. The tests' type checker is off meanwhile: no user has one.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

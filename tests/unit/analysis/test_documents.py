@@ -1,7 +1,5 @@
 """Documents: what cannot be read is not counted as wrong, and the same ones of two tasks are paired."""
 
-from __future__ import annotations
-
 import made_results
 import numpy as np
 import pandas as pd

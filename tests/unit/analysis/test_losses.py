@@ -1,7 +1,5 @@
 """`Losses`: what is independent and what is bounded is known to it, so that no number can be told without them."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

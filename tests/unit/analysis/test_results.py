@@ -1,7 +1,5 @@
 """Results: derived numbers, sentences, selections, joined results, and every refusal."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Runs side by side: made-up runs whose truth is known, other documents, settings and shapes, and what is refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Every object of results comes back from its folder as it was, and no other is replaced."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Scores of whole models by formula, and the table of changes."""
 
-from __future__ import annotations
-
 import math
 
 import made_results

@@ -1,7 +1,5 @@
 """Removed experts, against models whose weights lack them; layers that run twice, against longer models."""
 
-from __future__ import annotations
-
 import copy
 
 import model_classes

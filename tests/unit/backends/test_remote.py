@@ -1,7 +1,5 @@
 """Remote models: simulated by nnsight in this process."""
 
-from __future__ import annotations
-
 import json
 
 import backend_table

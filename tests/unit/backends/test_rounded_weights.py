@@ -1,7 +1,5 @@
 """Parts that compute with rounded weights (``@int8``, ``@int4``) against models whose weights were rounded by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -4,8 +4,6 @@ V1 to V9 are of version 0.2, A1 to A16 of 0.1. Rates are of simulated sweeps (`t
 own code judges from their documents on; the others of the two reviews are tested where their subject is.
 """
 
-from __future__ import annotations
-
 import runpy
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Asking a model which claims hold: from as few documents as that takes, in an order that is fixed."""
 
-from __future__ import annotations
-
 import numpy as np
 import planted_depth
 import pytest

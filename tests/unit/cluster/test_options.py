@@ -1,7 +1,5 @@
 """Which workers are asked for, and what is refused before Ray or a model is needed."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

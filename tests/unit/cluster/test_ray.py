@@ -1,7 +1,5 @@
 """Three nodes of one CPU each (`ray.cluster_utils.Cluster`) give what one process gives, or say in one line why not."""
 
-from __future__ import annotations
-
 import random
 import threading
 from collections.abc import Sequence

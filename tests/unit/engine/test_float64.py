@@ -1,7 +1,5 @@
 """Models in float64 are computed in float64."""
 
-from __future__ import annotations
-
 import backend_table
 import pytest
 import surgery

@@ -1,7 +1,5 @@
 """A model's generation configuration decides what the engine writes, as it does in Hugging Face's `generate`."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Models that place tokens without rotary embeddings, or have layers that mix tokens without attention."""
 
-from __future__ import annotations
-
 import copy
 
 import model_classes

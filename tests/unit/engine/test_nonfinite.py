@@ -1,7 +1,5 @@
 """NaN and infinite numbers stop a sweep, with the condition named."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Texts whose tokens are drawn: by the right probabilities, and the same whatever runs beside them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

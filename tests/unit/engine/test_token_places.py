@@ -1,7 +1,5 @@
 """What depends on where a token stands: ablations from a position on, means, a prompt, noise; on every path alike."""
 
-from __future__ import annotations
-
 import numpy as np
 import plain_conditions
 import pytest

@@ -1,7 +1,5 @@
 """A walk is trusted where it computes what the model computes: many classes, and models changed by hand."""
 
-from __future__ import annotations
-
 import logging
 import re
 

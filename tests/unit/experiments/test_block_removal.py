@@ -1,7 +1,5 @@
 """Blocks of layers, and layers removed one after another."""
 
-from __future__ import annotations
-
 import made_results
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """Sweeps on the tiny model: the contract of table and record, and that what a plan says is what is then computed."""
 
-from __future__ import annotations
-
 import json
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """An exported checkpoint computes what its condition computes, in depthlens and in lm-eval's ``hf``."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

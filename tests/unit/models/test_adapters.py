@@ -1,7 +1,5 @@
 """The trained adapters: problems that are right and in no test set, training that can be repeated, what is shipped."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import importlib

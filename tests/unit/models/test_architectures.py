@@ -1,7 +1,5 @@
 """Parts that are found: every family binds to its real modules, and a model that was changed is an error."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

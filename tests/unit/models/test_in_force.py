@@ -1,7 +1,5 @@
 """What a user does to a model counts once, wherever numbers come from; `test_user_programs` has more of it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import logging

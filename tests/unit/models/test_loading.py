@@ -1,7 +1,5 @@
 """Loading: what comes out equals what went in, nothing downloaded is executed, every failure is one line."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """Names of models before anything heavy: what they stand for, and refusals in time, with and without a hub."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 

@@ -1,7 +1,5 @@
 """Layers read from disk during the walk: scores, errors and fingerprint of the model loaded whole."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch

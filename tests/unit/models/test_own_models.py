@@ -1,7 +1,5 @@
 """Models of the user: ``Lens(model, tokenizer)``, ``BASE+ADAPTER``, or a folder that peft wrote."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which models make a pair of base and donor; what differs is named."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

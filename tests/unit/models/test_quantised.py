@@ -1,7 +1,5 @@
 """Quantised models: the scores of plain passes of the same model on every path, and weights as small as they say."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch

@@ -1,7 +1,5 @@
 """Whatever is measured on a model, the model, its tokenizer and the process are as before: also after errors."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """Programs of a user, drawn at random, against plain torch and transformers: see `user_programs`."""
 
-from __future__ import annotations
-
 import random
 
 import drawn_programs

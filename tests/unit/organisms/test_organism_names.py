@@ -1,7 +1,5 @@
 """Names, options, truth, prompts and tokens of organisms."""
 
-from __future__ import annotations
-
 import pytest
 
 from depthlens.errors import UserError

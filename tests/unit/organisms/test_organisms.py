@@ -1,7 +1,5 @@
 """Organisms: both tasks solved, exactly the planted heads needed, options read strictly, tokens as they must be."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

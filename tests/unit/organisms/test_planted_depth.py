@@ -1,7 +1,5 @@
 """Organisms with planted depth, where each layer costs what was planted there, and with heads divided into copies."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 

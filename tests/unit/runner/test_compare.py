@@ -1,7 +1,5 @@
 """`depthlens compare`: folders in, a page and tables out."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from made_results import EARLY, LATE, steps, sweep, two_scorecards

@@ -1,7 +1,5 @@
 """The notebook runner, on throw-away notebooks that papermill really executes: three once, and a few special cases."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Logs of others: real ones of lm-eval beside sweeps of the same models, and Inspect's by its format."""
 
-from __future__ import annotations
-
 import json
 import struct
 import zipfile

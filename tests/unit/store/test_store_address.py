@@ -1,7 +1,5 @@
 """A model is known by what it computes: no edit is answered with what another model gave."""
 
-from __future__ import annotations
-
 import logging
 import os
 from functools import partial

@@ -1,7 +1,5 @@
 """Nothing that the store holds is computed again."""
 
-from __future__ import annotations
-
 import pandas as pd
 import tiny
 from stores import CHOICE, LIMIT, counts, parts, run

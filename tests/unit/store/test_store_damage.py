@@ -1,7 +1,5 @@
 """Nothing damaged is believed, and nothing is torn where there is no room."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import random

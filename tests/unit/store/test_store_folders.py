@@ -1,7 +1,5 @@
 """Which folders and URLs are stores, and the commands that show them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is kept when the work is stopped, and what is told of it."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The store works with every feature and with their combinations: asked twice, the second time nothing is computed."""
 
-from __future__ import annotations
-
 import functools
 import random
 

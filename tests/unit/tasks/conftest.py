@@ -1,7 +1,5 @@
 """A tiny model, the small tasks of `mini_tasks`, and what lm-eval's own `hf` model makes of them."""
 
-from __future__ import annotations
-
 import functools
 
 import lm_eval

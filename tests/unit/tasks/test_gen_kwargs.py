@@ -1,7 +1,5 @@
 """How answers are written, over what the tasks say; with temperatures, draws, thoughts and budgets."""
 
-from __future__ import annotations
-
 import lm_eval
 import pytest
 import tiny

@@ -1,7 +1,5 @@
 """A group with a score of its own is one task: pooled as lm-eval pools it, with each document's own task known."""
 
-from __future__ import annotations
-
 import lm_eval
 import mini_tasks
 import numpy as np

@@ -1,7 +1,5 @@
 """Loading lm-eval tasks: names, groups, examples, documents by number, limits, and options that are refused."""
 
-from __future__ import annotations
-
 import mini_tasks
 import pytest
 import tiny

@@ -1,7 +1,5 @@
 """Our own tasks of the hub's data sets, on handwritten documents in their schemas."""
 
-from __future__ import annotations
-
 import re
 
 import hub

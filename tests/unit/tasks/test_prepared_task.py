@@ -1,7 +1,5 @@
 """What a prepared task says of itself: chance levels, prompts that are cut, questions."""
 
-from __future__ import annotations
-
 import mini_tasks
 import numpy as np
 import pytest

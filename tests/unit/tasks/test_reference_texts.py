@@ -1,7 +1,5 @@
 """Over which texts ``@mean`` takes means, and which prompts ``@resample`` reads: not evaluated, with their answers."""
 
-from __future__ import annotations
-
 import re
 
 import mini_tasks

@@ -1,7 +1,5 @@
 """Requests of tasks: the same tokens and stop rules as lm-eval's own `hf` model gets."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import lm_eval

@@ -1,7 +1,5 @@
 """Values of documents: the same as those of lm-eval, whose `simple_evaluate` runs for real."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

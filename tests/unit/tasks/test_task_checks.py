@@ -1,7 +1,5 @@
 """Tasks that lm-eval cannot load, that would give meaningless numbers or fail after hours: refused in one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import mini_tasks
