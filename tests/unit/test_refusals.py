@@ -12,11 +12,10 @@ import types
 
 import pytest
 import tiny
-from refusals import calls, commands, rules
+from refusals import calls, commands, refused, rules
 
 import depthlens as dl
 from depthlens import arguments
-from depthlens.errors import UserError
 from depthlens.store import parts
 
 pytestmark = pytest.mark.slow
@@ -48,7 +47,7 @@ def filled(value, places):
 
 
 @pytest.fixture
-def refused(call, unchecked, places, tmp_path, monkeypatch):
+def refused_command(call, unchecked, places, tmp_path, monkeypatch):
     """Run a command that must be refused: returns its one line; nothing may be written."""
     monkeypatch.chdir(tmp_path / "tmp")
     monkeypatch.setenv(parts.ENVIRONMENT, "none")  # what --store sets is taken back
@@ -71,7 +70,7 @@ def refused(call, unchecked, places, tmp_path, monkeypatch):
 
 
 def told(line: str, said: str) -> None:
-    assert said in line and "\n" not in line, line
+    assert said in line, line
     assert FIX.search(line) or "cannot be loaded: " in line, f"no way out: {line}"  # transformers says what it wants
     assert len(line) < 700 or "xxx" in line, f"too long: {line}"
 
@@ -83,14 +82,12 @@ def rows(table):
 
 @pytest.mark.parametrize(("name", "value", "said"), rows(rules.RULES))
 def test_rule(name, value, said):
-    with pytest.raises(UserError) as raised:
-        arguments.check(**{name: value})
-    told(str(raised.value), said)
+    told(refused("", arguments.check, **{name: value}), said)
 
 
 @pytest.mark.parametrize(("arguments", "said"), rows(commands.COMMANDS))
-def test_command(refused, arguments, said):
-    told(refused(arguments), said)
+def test_command(refused_command, arguments, said):
+    told(refused_command(arguments), said)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +108,5 @@ def made():
 @pytest.mark.parametrize(("do", "said"), rows(calls.CALLS))
 def test_call(made, unchecked, tmp_path, do, said):
     made.tmp = tmp_path
-    with pytest.raises(UserError) as raised:
-        do(made)
-    told(str(raised.value), said)
+    told(refused("", do, made), said)
     assert list(tmp_path.iterdir()) == []

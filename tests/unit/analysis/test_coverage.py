@@ -4,11 +4,11 @@ import made_results
 import numpy as np
 import pytest
 from coverage_cases import CASES, coverage
+from refusals import refused
 
 from depthlens.analysis.layers.blocks import largest_sparable
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.stats import documents_for_loss, needed_documents
-from depthlens.errors import UserError
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
 SOME = [
@@ -51,8 +51,7 @@ def test_a_small_loss_is_shown_to_be_small_by_enough_documents():
     assert found["size"] == 2 and found["p_adjusted"] < 0.05 and largest_sparable(costly)["size"].isna().item()
     thrice = made_results.same_documents(nothing[400], times=20)
     assert largest_sparable(thrice)["size"].isna().item(), "20 questions, each asked 20 times"
-    with pytest.raises(UserError, match="margin -0.1"):
-        largest_sparable(costly, margin=-0.1)
+    refused("margin -0.1", largest_sparable, costly, margin=-0.1)
 
 
 @pytest.mark.parametrize(("n_conditions", "loss"), [(1, 0.3), pytest.param(30, 0.1, marks=pytest.mark.nightly)])

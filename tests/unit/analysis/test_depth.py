@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import exact
+from refusals import refused
 from scipy.stats import spearmanr
 
 import depthlens as dl
@@ -47,8 +48,7 @@ def test_two_models_are_compared_task_by_task():
     assert (row.task, row.other) == ("sums of base", "sums of tuned") and row.n_parts == made_results.N_LAYERS
     assert row.spearman > 0.9 and row.ceiling < 1
     other = made_results.sweep(made_results.EARLY, task="facts", model="tuned")
-    with pytest.raises(UserError, match="run both alike"):
-        dl.agreement(base, other)
+    refused("run both alike", dl.agreement, base, other)
 
 
 def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
@@ -108,11 +108,9 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     assert list(found) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
     assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(one)["early"]
     two = Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
-    with pytest.raises(UserError, match="there are several models; name or select one of m, other"):
-        depth.critical_by_task(two)
+    refused("there are several models; name or select one of m, other", depth.critical_by_task, two)
     assert [line.partition(",")[0] for line in two.describe()] == ["m", "other"]
-    with pytest.raises(UserError, match="not one condition a layer"):
-        depth.loss_by_third(Result(one.docs.assign(layer=pd.NA), one.record))
+    refused("not one condition a layer", depth.loss_by_third, Result(one.docs.assign(layer=pd.NA), one.record))
 
 
 def test_a_share_of_losses_needs_a_hundred_questions():
@@ -208,8 +206,7 @@ def test_attentions_share():
 
 
 def test_mistakes(both):
-    with pytest.raises(UserError, match="unknown metric 'acc'"):
-        differences.open_book_losses(both, CLOSED, OPENED, metric="acc")
+    refused("unknown metric 'acc'", differences.open_book_losses, both, CLOSED, OPENED, metric="acc")
     fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
     with pytest.raises(UserError, match=r"were asked other documents \(111 are of one only\); pair tasks of the same"):
         differences.open_book_losses(fewer, CLOSED, OPENED)

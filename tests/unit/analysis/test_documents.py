@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import docs_of, record_of, same_documents
+from refusals import refused
 
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result.profiles import by_layer, paired
@@ -49,8 +50,7 @@ def test_sentences_say_how_many_cannot_be_read():
 def test_a_log_likelihood_has_no_answers_that_could_be_read():
     nats = written(metric="answer_logprob")
     assert not any("read" in line for line in nats.describe())
-    with pytest.raises(UserError, match="metric answer_logprob: the model writes nothing"):
-        nats.unparsed("worked", "answer_logprob")
+    refused("metric answer_logprob: the model writes nothing", nats.unparsed, "worked", "answer_logprob")
 
 
 def test_results_of_older_versions_load_and_say_what_they_do_not_know(tmp_path):
@@ -130,8 +130,7 @@ def test_two_models_are_paired_also_where_one_result_is_older():
     ((one, other),) = paired(with_hashes(first, a=names), second)
     assert (one.loss == other.loss).all() and (one.base == other.base).all() and one.documents == other.documents
     changed = with_hashes(of_tasks("a"), a=["document 0", "document 1", "document 2", "other"])
-    with pytest.raises(UserError, match="task a: tiny and tiny were asked other documents"):
-        paired(new, changed)
+    refused("task a: tiny and tiny were asked other documents", paired, new, changed)
 
 
 def test_a_known_hash_is_kept_when_results_are_joined():

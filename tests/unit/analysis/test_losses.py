@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import profile, result_of, same_documents, sweep
+from refusals import refused
 
 import depthlens
 from depthlens.analysis.heads.effects import head_contrast
@@ -17,7 +18,6 @@ from depthlens.analysis.layers.removal import follow
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.ranks import correlate
 from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 
 ROOT = Path(depthlens.__file__).parent
 SOURCES = [path for room in ("analysis", "claims", "plots") for path in ROOT.joinpath(room).rglob("*.py")]
@@ -97,8 +97,7 @@ class TestParts:
         own, rival = self.losses.join(other)
         assert own.documents == rival.documents == ("0", "1", "5") and own.units == rival.units == ("a", "a", "c")
         assert rival.base.tolist() == other.base[[3, 1, 0]].tolist()
-        with pytest.raises(UserError, match="asked other documents"):
-            self.losses.join(other, every=True)
+        refused("asked other documents", self.losses.join, other, every=True)
 
     def test_a_difference_is_paired_by_unit(self):
         other = profile(RNG.random(6), RNG.random((6, 3)), 0.25, units=self.losses.units)
@@ -126,8 +125,7 @@ def test_a_contrast_of_heads_stands_within_its_interval():
     tasks = {"a": {"baseline": [1] * 6, **heads}}
     tasks["b"] = {"baseline": [1, 1, 0, 1, 1, 1], **dict.fromkeys(heads, [0] * 6)}
     unknown = made_results.result(tasks, n_layers=2, n_heads=2)
-    with pytest.raises(UserError, match=r"other documents \(12 are of one only\)"):
-        head_contrast(unknown, "a", "b")
+    refused(r"other documents \(12 are of one only\)", head_contrast, unknown, "a", "b")
     made = same_documents(unknown)
     frame = head_contrast(made, "a", "b").frame
     assert frame["value"].to_numpy() == pytest.approx(2 / 6 - 5 / 6)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, same_documents, sweep
+from refusals import refused
 
 from depthlens.analysis.heads.agreement import agreement
 from depthlens.analysis.layers import depth, recovery
@@ -34,8 +35,7 @@ def test_selected_layers_keep_their_depth():
     result = sweep(LATE).select(conditions=["L6", "L7", "L8"])
     (row,) = depth.centre_of_mass(result).table.itertuples()
     assert row.centre > 6 / (N_LAYERS - 1)
-    with pytest.raises(UserError, match="no layer of the first third was removed"):
-        depth.loss_by_third(result)
+    refused("no layer of the first third was removed", depth.loss_by_third, result)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -46,15 +46,13 @@ def test_selected_layers_keep_their_depth():
     ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
 ])  # fmt: skip
 def test_sweeps_that_differ_are_refused(change, message):
-    with pytest.raises(UserError, match=message):
-        agreement(sweep(EARLY), sweep(LATE, model="d", **change))
+    refused(message, agreement, sweep(EARLY), sweep(LATE, model="d", **change))
 
 
 def test_examples_that_differ_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
-    with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
-        agreement(base, Result(other.docs, record))
+    refused("task sums: num_fewshot is 0 for base and 4 for d", agreement, base, Result(other.docs, record))
 
 
 def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import ACC, capitals_and_elements, docs_of, record_of
+from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.numbers import stats
@@ -97,8 +98,7 @@ def test_too_few_documents_are_said_to_be_too_few():
 
 
 def test_tables_that_are_no_documents_are_refused(result):
-    with pytest.raises(UserError, match="lacks column task, or a value in it; it needs model, task"):
-        Result(result.docs.assign(task=None), {})
+    refused("lacks column task, or a value in it; it needs model, task", Result, result.docs.assign(task=None), {})
 
 
 def test_select_keeps_the_baseline_and_says_so(result):
@@ -148,11 +148,9 @@ def test_scores_and_losses_of_documents():
         table = result.loss_table.set_index("condition")
         assert table["loss"].tolist() == losses.mean().value.tolist()
         assert (table["loss_low"] <= table["loss"]).all() and (table["loss"] <= table["loss_high"]).all()
-    with pytest.raises(UserError, match="unknown metric 'f1'"):
-        result.scores("capitals", "f1")
+    refused("unknown metric 'f1'", result.scores, "capitals", "f1")
     two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
-    with pytest.raises(UserError, match="there are several models; name or select one of tiny, other"):
-        two.scores("capitals", "acc")
+    refused("there are several models; name or select one of tiny, other", two.scores, "capitals", "acc")
     assert two.scores("capitals", "acc", "other").to_dict("list") == values
 
 
@@ -193,16 +191,13 @@ def test_concat_refuses_disagreement(result):
         concat([result, Result(flipped, result.record)])
     shots = json.loads(json.dumps(result.record))
     shots["tasks"]["capitals"]["num_fewshot"] = 5
-    with pytest.raises(UserError, match=r"disagree on num_fewshot of task 'capitals': \[0, 5\]"):
-        concat([result, Result(result.docs, shots)])
+    refused(r"disagree on num_fewshot of task 'capitals': \[0, 5\]", concat, [result, Result(result.docs, shots)])
     chance = json.loads(json.dumps(result.record))
     chance["tasks"]["capitals"]["metrics"]["acc"]["chance"] = 0.5
-    with pytest.raises(UserError, match="disagree on chance of metric 'acc' of task 'capitals'"):
-        concat([result, Result(result.docs, chance)])
+    refused("disagree on chance of metric 'acc' of task 'capitals'", concat, [result, Result(result.docs, chance)])
     half = result.docs[result.docs["doc_id"] < 10]
     fewer = Result(half.replace({"condition": {"L0": "L2"}}), result.record)
-    with pytest.raises(UserError, match="condition 'L2'.*has no number on document"):
-        concat([result, fewer])
+    refused("condition 'L2'.*has no number on document", concat, [result, fewer])
 
 
 def test_display(result):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from made_results import capitals_and_elements, docs_of
+from refusals import refused
 
 import depthlens as dl
 from depthlens import cli, paths
@@ -90,16 +91,10 @@ def test_an_object_comes_back_as_it_was(name, tmp_path):
 @pytest.mark.parametrize("name", ["result", "curve", "verdicts", "head scores", "centres"])
 def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path, monkeypatch):
     made = MADE[name]()
-
-    def refused(call, message):
-        with pytest.raises(UserError, match=message) as caught:
-            call()
-        assert "\n" not in str(caught.value)
-
     other, own, file = tmp_path / "other", tmp_path / "own", tmp_path / "own" / made.RECORD
     other.mkdir()
     (other / "record.json").write_text('{"profile": "demo"}')
-    refused(lambda: made.save(other), "holds a record.json of something else; name another folder")
+    refused("holds a record.json of something else; name another folder", made.save, other)
     assert len(list(other.iterdir())) == 1
     made.save(other, overwrite=True)
     same(type(made).load(other), made)
@@ -115,24 +110,20 @@ def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(paths, "open", full, raising=False)
-        refused(lambda: made.save(own, overwrite=True), "cannot write to .*No space left on device")
+        refused("cannot write to .*No space left on device", made.save, own, overwrite=True)
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
     for content in ("{half", "[1]"):
         file.write_text(content)
-        refused(lambda: type(made).load(own), f"does not hold what {type(made).__name__}.save writes .*; make it again")
+        refused(f"does not hold what {type(made).__name__}.save writes .*; make it again", type(made).load, own)
     file.unlink()
-    refused(
-        lambda: type(made).load(own), f"holds no {made.RECORD}; give a folder that {type(made).__name__}.save wrote"
-    )
+    refused(f"holds no {made.RECORD}; give a folder that {type(made).__name__}.save wrote", type(made).load, own)
 
 
 def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
     scores(limit=2).save(tmp_path / "scores")
-    with pytest.raises(UserError, match=r"holds another result \(limit 2, not 3\)"):
-        scores(limit=3).save(tmp_path / "scores")
+    refused(r"holds another result \(limit 2, not 3\)", lambda: scores(limit=3).save(tmp_path / "scores"))
     MADE["centres"]().save(tmp_path / "centres")
-    with pytest.raises(UserError, match="holds a record.json of something else"):
-        geometry().save(tmp_path / "centres")
+    refused("holds a record.json of something else", lambda: geometry().save(tmp_path / "centres"))
     with pytest.raises(UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
         dl.HeadScores.load(tmp_path / "centres")
 
@@ -188,12 +179,10 @@ def test_questions_travel_with_a_result(result, tmp_path):
 def test_a_result_without_questions_says_so(result, tmp_path):
     result.save(tmp_path)  # as a folder that version 0.1 wrote
     old = Result.load(tmp_path)
-    with pytest.raises(UserError, match=r"holds no questions \(no questions.parquet\); run the sweep again"):
-        old.questions()
+    refused(r"holds no questions \(no questions.parquet\); run the sweep again", old.questions)
     assert concat([old, result]).asked is None
     result.docs.drop(columns=["response"]).to_parquet(tmp_path / "docs.parquet")
-    with pytest.raises(UserError, match="lacks column response"):
-        Result.load(tmp_path)
+    refused("lacks column response", Result.load, tmp_path)
 
 
 def test_results_that_ask_something_else_are_not_joined(result):
@@ -216,8 +205,7 @@ def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
 
 def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
     broken = Result(docs_of({"L0": [1, 0]}), {})
-    with pytest.raises(UserError, match="no 'baseline'"):
-        broken.save(tmp_path / "out")
+    refused("no 'baseline'", broken.save, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -310,5 +298,4 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
 def test_other_documents_under_the_same_record_are_not_replaced(result, tmp_path):
     result.save(tmp_path)
     docs = result.docs[result.docs["doc_id"] < 10]  # the record does not tell the two apart
-    with pytest.raises(UserError, match="rows of documents, not"):
-        Result(docs, result.record).save(tmp_path)
+    refused("rows of documents, not", lambda: Result(docs, result.record).save(tmp_path))

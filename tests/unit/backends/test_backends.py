@@ -8,6 +8,7 @@ import surgery
 import tiny
 import torch
 from backend_table import batch_logits
+from refusals import refused
 from transformer_lens.factories import architecture_adapter_factory
 
 from depthlens import backends
@@ -72,10 +73,8 @@ def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backen
     monkeypatch.delitem(architecture_adapter_factory.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
     fresh = surgery.rough_lens("llama-gqa")
     said = "TransformerLens does not support LlamaForCausalLM; use backend 'torch' or 'nnsight'"
-    with pytest.raises(UserError, match=re.escape(said)):
-        Engine(fresh, backend="transformer_lens")
-    with pytest.raises(UserError, match=re.escape(said)):
-        _ = fresh.bridge
+    refused(re.escape(said), Engine, fresh, backend="transformer_lens")
+    refused(re.escape(said), lambda: fresh.bridge)
 
 
 def test_latent_attention_writes_no_texts_with_transformer_lens():

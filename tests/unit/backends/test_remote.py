@@ -8,13 +8,13 @@ import pytest
 import surgery
 import tiny
 import torch
+from refusals import refused
 from transplants import requests
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading, remote
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -101,14 +101,11 @@ def test_a_whole_sweep_by_name(tmp_path):
 def test_what_needs_the_weights_here_is_refused(pair, call, said, monkeypatch):
     lens = pair("llama-gqa")[1]
     monkeypatch.setattr(lens.remote, "attempt", lambda *given: pytest.fail("a trace was sent"))
-    with pytest.raises(UserError) as caught:
-        call(lens)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    refused(said, call, lens)
 
 
 def test_no_key_for_ndif_is_told_without_a_connection(monkeypatch):
     monkeypatch.setattr(remote.CONFIG.API, "APIKEY", None)
     monkeypatch.setattr(remote.CONFIG.API, "HOST", remote.NDIF)
     said = "^remote=True needs an NDIF API key; get one at https://login.ndif.us, then set NDIF_API_KEY[^\n]*$"
-    with pytest.raises(UserError, match=said):
-        loading.load("qwen3-8b", remote=True)
+    refused(said, loading.load, "qwen3-8b", remote=True)

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from made_claims import Task
 from made_results import same_documents, viewed
+from refusals import refused
 
 from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.measures import NOT_MEASURED, excess
 from depthlens.claims.parts import CONTROLLED, REVERSED, ROWS, SHOWN, SMALLER, state
 from depthlens.claims.sweeps import EMBEDDED
-from depthlens.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 ERRORS = runpy.run_path(str(ROOT / "benchmarks/simulations.py"))
@@ -100,15 +100,13 @@ def test_lists_of_heads_that_cost_nothing_are_not_shown_where_others_help():
 def test_sweeps_of_the_same_examples_are_one_few_shot_seed():
     """V6: one sweep three times has intervals that are too short by the root of three."""
     first, other = viewed(np.zeros(N_LAYERS), seeds=2, views=("",))
-    with pytest.raises(UserError, match="letters has two sweeps of one few-shot seed"):
-        Evidence(letters=[first] * 3)
+    refused("letters has two sweeps of one few-shot seed", Evidence, letters=[first] * 3)
 
     def fixed(**entry):
         tasks = {task: told | entry for task, told in first.record["tasks"].items()}
         return [replace(sweep, record=sweep.record | {"tasks": tasks}) for sweep in (first, other)]
 
-    with pytest.raises(UserError, match="few-shot seeds share 2 examples of task task"):
-        Evidence(letters=fixed(examples=["a", "b"]))
+    refused("few-shot seeds share 2 examples of task task", Evidence, letters=fixed(examples=["a", "b"]))
     assert Evidence(letters=[first, other]).n_seeds("letters") == 2
 
 

@@ -4,6 +4,7 @@ import made_results
 import numpy as np
 import pytest
 from made_results import FEW, FLAT, nested, result_of, same_documents, tokens, viewed
+from refusals import refused
 
 import depthlens as dl
 from depthlens.claims import CLAIMS, Evidence, judge
@@ -176,8 +177,7 @@ def test_weights_make_both_sides_equally_easy():
         assert means[0] == pytest.approx(means[1], abs=1e-6), "overlap weights balance what the regression has"
     assert all(w.mean() == pytest.approx(1) for w in weights)
     far = [easy[0], {name: x + 9 for name, x in easy[1].items()}]
-    with pytest.raises(UserError, match="are not equally easy: .* take at least 20, or easier or harder tasks"):
-        balanced(own, other, far)
+    refused("are not equally easy: .* take at least 20, or easier or harder tasks", balanced, own, other, far)
 
 
 def test_documents_that_are_too_sure_are_left_out():
@@ -215,8 +215,7 @@ def test_distillation_moves_losses_and_transplants_recover_the_gap():
     whole = result_of(nested({"baseline": 0.3, "L0-11@donor": 0.9}, 240), task="sums", model="base", n_layers=12)
     assert "takes all layers" in judged("C6", **distilled(transplants=whole))[1]["sentence"][2]
     other = result_of(nested({"baseline": 0.3, "L0-3@donor": 0.9}, 260), task="sums", model="base", n_layers=12)
-    with pytest.raises(UserError, match="alone has it; run both alike"):
-        judged("C6", **distilled(transplants=other))
+    refused("alone has it; run both alike", judged, "C6", **distilled(transplants=other))
 
 
 def test_the_trend_has_its_tasks_beside():
@@ -274,10 +273,8 @@ def test_a_short_task_is_left_out_and_opens_nothing_else():
 
 
 def test_evidence_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="models m, other"):
-        Evidence(letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
+    refused("models m, other", Evidence, letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
     with pytest.raises(UserError, match="2 and 3 few-shot seeds"):
         judge(Evidence(letters=viewed(FLAT, seeds=2), generation=viewed(FLAT, seeds=3)), claims="C2")
     blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
-    with pytest.raises(UserError, match="sweep of layers"):
-        judge(Evidence(letters=blocks, continuation=blocks), claims="C1")
+    refused("sweep of layers", judge, Evidence(letters=blocks, continuation=blocks), claims="C1")

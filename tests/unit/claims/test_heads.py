@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import head_scores, same_documents
+from refusals import refused
 
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result.results import Result
 from depthlens.claims import Evidence, heads, judge
 from depthlens.claims.verdicts import DECIDES
-from depthlens.errors import UserError
 from depthlens.metrics import ANSWER_LOGPROB
 
 OWN = {"retrieval": "copy", "reasoning": "sums"}
@@ -120,8 +120,7 @@ def test_too_few_questions_views_beside_and_what_does_not_fit():
     by_mean = curve(record=curve().record | {"suffix": "@mean"}, result=renamed(curve().result))
     found = judge(Evidence(heads=[curve(), by_mean], head_tasks=OWN, head_scores=APART), claims="C5").parts
     assert set(found["view"]) == {DECIDES, "mean ablation", "on copy", "on sums"} and found["effect"].notna().all()
-    with pytest.raises(UserError, match="retrieval: another"):
-        Evidence(heads=curve(), head_tasks={"retrieval": "another"})
+    refused("retrieval: another", Evidence, heads=curve(), head_tasks={"retrieval": "another"})
     assert "one for reasoning" in judged(curve(), own={"retrieval": "copy"})[1]["sentence"][0]
 
 

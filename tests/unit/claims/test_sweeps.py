@@ -3,6 +3,7 @@
 import numpy as np
 import planted_depth
 import pytest
+from refusals import refused
 
 import depthlens as dl
 from depthlens.claims import sweeps
@@ -10,7 +11,6 @@ from depthlens.claims.measures import odds
 from depthlens.claims.parts import OPEN, SHOWN, STUDY
 from depthlens.claims.sweeps import LOOKS, POOL, Sweeps, ask
 from depthlens.claims.verdicts import Verdicts
-from depthlens.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -123,5 +123,4 @@ def test_the_command_writes_a_page_of_verdicts(lens, tmp_path, call):
     ],
 )
 def test_what_cannot_be_asked_is_refused(lens, options, said):
-    with pytest.raises(UserError, match=said):
-        ask(lens, **{"tasks": ROLES, **OPTIONS, **options})
+    refused(said, ask, lens, **{"tasks": ROLES, **OPTIONS, **options})

@@ -12,6 +12,7 @@ import tiny
 import torch
 import transplants
 from ray_nodes import Nodes, wait_for
+from refusals import refused
 from stores import CHOICE, WRITTEN, parts, run
 
 import depthlens as dl
@@ -59,8 +60,7 @@ def test_a_model_that_was_changed_here_and_too_many_workers_are_refused(nodes, l
     changed.model.model.layers[2].mlp.up_proj.weight.data.mul_(1.5)
     with pytest.raises(UserError, match=r"is another on a worker \(fingerprint\); load .* saved where workers see it"):
         sweep(changed, nodes, "L0", tasks=[CHOICE])
-    with pytest.raises(UserError, match=r"workers 4: Ray has room for 3 with 1 CPUs and 0 GPUs each"):
-        run(lens, None, workers=4, ray=nodes.address)
+    refused(r"workers 4: Ray has room for 3 with 1 CPUs and 0 GPUs each", run, lens, None, workers=4, ray=nodes.address)
 
 
 def swept(lens: dl.Lens, folder: Path | None = None, limit: int = 40, **options: Any) -> dl.Result:

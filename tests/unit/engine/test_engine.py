@@ -8,12 +8,12 @@ import pytest
 import tiny
 import torch
 from by_hand import patched, under
+from refusals import refused
 
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.engine import work
 from depthlens.engine.engine import PATHS, Engine
-from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
@@ -128,7 +128,6 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
 
 
 def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):
-    with pytest.raises(UserError, match="unknown path 'wave'; did you mean wavefront"):
-        Engine(lens, path="wave")
+    refused("unknown path 'wave'; did you mean wavefront", Engine, lens, path="wave")
     windowed = tiny.lens("mistral", sliding_window=8)
     assert [Engine(windowed).path_for(n) for n in (8, 9)] == list(PATHS)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import tiny
+from refusals import refused
 
 import depthlens as dl
 from depthlens.engine.engine import Engine
@@ -35,8 +36,7 @@ def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
 ])  # fmt: skip
 def test_a_broken_weight_is_one_line(backend, path, value, write):
     said = r"^model 'tiny-llama-gqa' gives numbers that are not finite under (baseline|L0) \(float32\); use dtype="
-    with pytest.raises(UserError, match=said):
-        ask(broken(value), backend=backend, path=path, write=write)
+    refused(said, ask, broken(value), backend=backend, path=path, write=write)
 
 
 @pytest.mark.parametrize("write", [False, True])
@@ -55,5 +55,4 @@ def test_half_precision_that_overflows_is_told_to_use_float32():
     lens = tiny.lens("llama-gqa")
     lens.model.half()
     lens.model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
-    with pytest.raises(UserError, match=r"\(float16\); use dtype=float32"):
-        ask(lens)
+    refused(r"\(float16\); use dtype=float32", ask, lens)

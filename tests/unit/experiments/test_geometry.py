@@ -12,12 +12,12 @@ import torch
 from by_hand import peak_bytes, recorded
 from geometries import ACCURACIES, N_LAYERS, TEXTS
 from made_results import exact
+from refusals import refused
 from scipy import stats as sps
 from scipy.stats import spearmanr
 
 import depthlens as dl
 from depthlens.ablations import BASELINE
-from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import texts
 from depthlens.models import loading
@@ -171,8 +171,7 @@ def test_weights_that_overflow_are_refused():
     broken = tiny.lens("llama-gqa")
     broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
     for measure in (geo.depth_geometry, geo.layer_effects):
-        with pytest.raises(UserError, match="not finite under baseline"):
-            measure(broken, TEXTS, progress=False)
+        refused("not finite under baseline", measure, broken, TEXTS, progress=False)
 
 
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):

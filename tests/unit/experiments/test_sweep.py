@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 import stores
+from refusals import refused
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.experiments import condition_runs
 from depthlens.experiments.sweep import condition_sweep, layer_sweep
 
@@ -81,8 +81,7 @@ def test_means_name_the_set_they_were_taken_over(lens):
 @pytest.mark.parametrize("wrong", [{"ablate": "L9"}, {"limit": 0}])
 def test_mistakes_come_before_any_forward_pass(lens, monkeypatch, wrong):
     monkeypatch.setattr(condition_runs, "Engine", lambda *a, **k: pytest.fail("the model runs"))
-    with pytest.raises(UserError):
-        condition_sweep(lens, **{"tasks": [CHOICE], "ablate": "layers"} | wrong)
+    refused("", condition_sweep, lens, **{"tasks": [CHOICE], "ablate": "layers"} | wrong)
 
 
 COUNTED = ("rows", "unshared_tokens", "written_tokens")

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from refusals import refused
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -94,8 +95,7 @@ def test_lm_evals_hf_gives_the_conditions_scores_document_by_document(family, tm
     assert beside["condition"].to_numpy() == pytest.approx(beside["checkpoint"].to_numpy(), abs=1e-3)
     ours = result.docs
     assert len(beside) == (ours["condition"].eq("L1-2+L4") & ours["metric"].ne("nats")).sum()
-    with pytest.raises(dl.UserError, match="unknown condition 'L9'"):
-        dl.hf_scores(tmp_path / "out", result, "L9")
+    refused("unknown condition 'L9'", dl.hf_scores, tmp_path / "out", result, "L9")
 
 
 def test_tied_embeddings_stay_tied_and_an_offloaded_model_gives_the_same_files(tmp_path):
@@ -152,14 +152,12 @@ def test_a_layer_that_depends_on_how_many_there_are_is_told(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     lens = tiny.lens("llama-gqa")
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(dl.UserError, match="cannot write to .*; name a folder you can write to"):
-        dl.export(lens, "L1", tmp_path / "mine.txt" / "out")
+    refused("cannot write to .*; name a folder you can write to", dl.export, lens, "L1", tmp_path / "mine.txt" / "out")
 
     def no_room(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedModel, "save_pretrained", no_room)
-        with pytest.raises(dl.UserError, match="No space left on device"):
-            dl.export(lens, "L1", tmp_path / "out")
+        refused("No space left on device", dl.export, lens, "L1", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from refusals import refused
 
 import depthlens as dl
 from depthlens.ablations import parse_condition
@@ -80,10 +81,8 @@ def test_what_does_not_see_a_hook_is_refused(lens, tmp_path):
         lambda: scores(lens, path="wavefront"),
         lambda: dl.logit_lens(lens, PROMPT),
     ):
-        with pytest.raises(UserError, match=said):
-            ask()
-    with pytest.raises(UserError, match=f"{said}, which no checkpoint holds"):
-        dl.export(lens, "L1", tmp_path / "smaller")
+        refused(said, ask)
+    refused(f"{said}, which no checkpoint holds", dl.export, lens, "L1", tmp_path / "smaller")
     assert AnswerStore(str(tmp_path), lens).store is None
 
 
@@ -108,8 +107,7 @@ def test_a_layer_that_runs_twice_fits_no_cache(lens):
     with dl.ablated(lens, "L1x2"):
         with pytest.raises(UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
             lens.model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
-        with pytest.raises(UserError, match="L1x2 runs a layer twice, and writes no texts"):
-            dl.generate(lens, PROMPT)
+        refused("L1x2 runs a layer twice, and writes no texts", dl.generate, lens, PROMPT)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
@@ -180,14 +178,12 @@ def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
 def test_what_knows_no_conditions_says_so(lens, tmp_path):
     texts = ["one text of some length"]
     with dl.ablated(lens, "L1"):
-        with pytest.raises(UserError, match="is ablated here, which no checkpoint holds"):
-            dl.export(lens, "L2", tmp_path / "smaller")
+        refused("is ablated here, which no checkpoint holds", dl.export, lens, "L2", tmp_path / "smaller")
         for ask in (
             lambda: dl.layer_effects(lens, texts, store=None, progress=False),
             lambda: dl.activation_deltas(lens, tiny.lens("llama-gqa"), texts, store=None),
         ):
-            with pytest.raises(UserError, match="is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"):
-                ask()
+            refused("is of the whole model, and 'tiny-llama-gqa' is ablated here; leave", ask)
 
 
 def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):

@@ -8,10 +8,10 @@ import gguf_files
 import pytest
 import tiny
 import torch
+from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaForCausalLM
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.models import loading
 
 
@@ -32,11 +32,7 @@ def change_config(folder, **changes):
 
 
 def refusal(name, **kwargs) -> str:
-    with pytest.raises(UserError) as raised:
-        loading.load(name, **kwargs)
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
+    return refused("", loading.load, name, **kwargs)
 
 
 def logits(lens):

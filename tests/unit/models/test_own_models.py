@@ -8,6 +8,7 @@ import tiny
 import torch
 from model_classes import ASKED
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from refusals import refused
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
@@ -26,8 +27,7 @@ def test_it_is_taken_over_for_evaluation():
 
 def test_adapters_that_are_not_merged_are_refused_with_the_way(tmp_path):
     wrapped = get_peft_model(tiny.model("qwen2"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    with pytest.raises(dl.UserError, match=r"Lens of PeftModel .*; of one of peft model.merge_and_unload\(\)"):
-        dl.Lens(wrapped, tiny.tokenizer())
+    refused(r"Lens of PeftModel .*; of one of peft model.merge_and_unload\(\)", dl.Lens, wrapped, tiny.tokenizer())
     assert dl.Lens(wrapped.merge_and_unload(), tiny.tokenizer()).identify().obstacle is None
 
 
@@ -119,5 +119,4 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_adapter_is_one_line(desk, name):
-    with pytest.raises(dl.UserError, match=REFUSED[name]):
-        dl.load(name.format(desk=desk))
+    refused(REFUSED[name], dl.load, name.format(desk=desk))

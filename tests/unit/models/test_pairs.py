@@ -5,6 +5,7 @@ import copy
 import pytest
 import tiny
 import torch
+from refusals import refused
 from transformers import AddedToken
 
 from depthlens.errors import UserError
@@ -22,10 +23,8 @@ from depthlens.models.lens import Lens
 ])  # fmt: skip
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
     base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
-    with pytest.raises(UserError, match=message):
-        pairs.with_donor(base, donor)
-    with pytest.raises(UserError, match="are no pair"):
-        distillation.weight_deltas(base, donor)
+    refused(message, pairs.with_donor, base, donor)
+    refused("are no pair", distillation.weight_deltas, base, donor)
 
 
 def byte_pair(vocab, merges):
@@ -41,8 +40,7 @@ def byte_pair(vocab, merges):
 def test_a_matrix_of_another_shape_is_refused():
     base, donor = tiny.lens("llama-gqa"), tiny.lens("llama-gqa")
     donor.arch.mlp[0].gate_proj = torch.nn.Linear(32, 64, bias=False)
-    with pytest.raises(UserError, match=r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in the base"):
-        pairs.with_donor(base, donor)
+    refused(r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in the base", pairs.with_donor, base, donor)
 
 
 def test_tokenizers_that_make_other_tokens_are_refused():

@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 from accelerate import dispatch_model
+from refusals import refused
 from transplants import ALIKE as SAME
 from transplants import scores
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.errors import UserError
 from depthlens.models import loading, placement
 from depthlens.models.lens import Lens
 
@@ -49,8 +49,7 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     there["cuda"] = True
     assert placement.torch_devices("auto") == [torch.device("cuda", 0), torch.device("cuda", 1)]
     assert placement.torch_devices("cuda:1") == [torch.device("cuda", 1)]
-    with pytest.raises(UserError, match="'cuda:2': torch finds 2 CUDA GPUs here"):
-        placement.torch_devices("cuda:0,cuda:2")
+    refused("'cuda:2': torch finds 2 CUDA GPUs here", placement.torch_devices, "cuda:0,cuda:2")
 
 
 def places(lens):
@@ -68,8 +67,7 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     gpus(0.6, 2.4)
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
     gpus(0.4, 0.4)
-    with pytest.raises(UserError, match="does not fit into memory; try dtype=bfloat16 or offload=disk"):
-        loading.load(folder, device=LISTED)
+    refused("does not fit into memory; try dtype=bfloat16 or offload=disk", loading.load, folder, device=LISTED)
 
 
 def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
@@ -81,8 +79,7 @@ def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
     for conditions, same in ((taken[:3], [BASELINE] * 3), (taken[3:], [parse_condition("L4")])):
         torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=SAME, rtol=0)
     gpus(0.6, 2.4)
-    with pytest.raises(UserError, match="device of layer"):
-        dl.with_donor(base, loading.load(folder, device=LISTED))
+    refused("device of layer", dl.with_donor, base, loading.load(folder, device=LISTED))
 
 
 def test_a_donor_follows_its_base_onto_what_torch_calls_mps_0(saved, monkeypatch):

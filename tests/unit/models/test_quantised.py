@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from model_classes import scores
+from refusals import refused
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
@@ -112,15 +113,11 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
     assert (about["quantize"], about["quantization"]) == (None, "bitsandbytes")
     assert lens.identify().obstacle is None
     assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
-    with pytest.raises(dl.UserError, match="is quantised already"):
-        dl.load(str(tmp_path), quantize="nf4")
+    refused("is quantised already", dl.load, str(tmp_path), quantize="nf4")
 
 
 def test_what_reads_plain_weights_is_refused(wide, tmp_path):
     lens = dl.load(wide(), quantize="int8")
-    with pytest.raises(dl.UserError, match="rounds weights, and those of .* are quantised"):
-        scores(lens, [parse_condition("L1@int4")])
-    with pytest.raises(dl.UserError, match="is quantised"):
-        dl.export(lens, "L1", tmp_path / "out")
-    with pytest.raises(dl.UserError, match="is done while files are read: not with offload, several"):
-        dl.load("organism", quantize="int8")
+    refused("rounds weights, and those of .* are quantised", scores, lens, [parse_condition("L1@int4")])
+    refused("is quantised", dl.export, lens, "L1", tmp_path / "out")
+    refused("is done while files are read: not with offload, several", dl.load, "organism", quantize="int8")

@@ -18,6 +18,7 @@ from made_results import EARLY, sweep
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from refusals import refused
 
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
@@ -96,8 +97,7 @@ curves = themed(panels.curves)
 
 
 def test_more_series_than_colours_are_refused():
-    with pytest.raises(UserError, match="5 series; a figure shows up to 4, draw fewer: a, b, c, d, e"):
-        curves("", TABLE, "abcde")
+    refused("5 series; a figure shows up to 4, draw fewer: a, b, c, d, e", curves, "", TABLE, "abcde")
 
 
 def heights(fig, gid):
@@ -177,11 +177,9 @@ def test_a_figure_carries_its_table_and_saves_it(tmp_path):
     assert "<text" not in fig.svg(), "a page need not have the font"
     pd.testing.assert_frame_equal(pd.read_csv(pdf.with_suffix(".csv")), fig.table, check_dtype=False)
     for name in ("profile", "profile.jpg"):
-        with pytest.raises(UserError, match=r"end its name with \.png, \.pdf, \.svg, \.csv"):
-            fig.save(tmp_path / name)
+        refused(r"end its name with \.png, \.pdf, \.svg, \.csv", fig.save, tmp_path / name)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write to"):
-        fig.save(tmp_path / "file" / "profile.png")
+    refused("cannot write to", fig.save, tmp_path / "file" / "profile.png")
 
 
 def test_fonts_and_resolution_of_a_user_are_kept():
@@ -214,10 +212,8 @@ def test_a_figure_of_one_panel_is_drawn_into_axes(tmp_path):
     height, width, _ = matplotlib.image.imread(tmp_path / "both.png").shape
     assert (width, height) == (900, 400), "the whole figure of the user"
     geometry, _, _ = geometries.measured()
-    with pytest.raises(UserError, match="one ax cannot hold the 2 panels of this figure"):
-        geometry.plot(ax=axes[0])
-    with pytest.raises(UserError, match="ax is a ndarray; give one matplotlib Axes"):
-        result.plot(ax=axes)
+    refused("one ax cannot hold the 2 panels of this figure", geometry.plot, ax=axes[0])
+    refused("ax is a ndarray; give one matplotlib Axes", result.plot, ax=axes)
 
 
 def test_each_finding_has_its_figures():
@@ -228,7 +224,6 @@ def test_each_finding_has_its_figures():
     wanted = {"layer removed": result, "head replaced": heads, "Loss by removing a block": blocks, "one layer": given}
     for words, found in wanted.items():
         assert words in " ".join(found.plot().get_suptitle().split())
-    with pytest.raises(UserError, match="unknown figure of RemovalCurve 'map'; allowed: removal_curve"):
-        tables.plot("map")
+    refused("unknown figure of RemovalCurve 'map'; allowed: removal_curve", tables.plot, "map")
     with pytest.raises(UserError, match="this table has no figure of its own; those that have one: Result, HeadScores"):
         DescribedTable(result.summary, [], {}).plot()

@@ -175,8 +175,7 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
     mine, good = (str(tmp_path / f"{name}.ipynb") for name in ("mine", "00_good"))
     refused = {"unknown notebook '02": ["02_plain.md"], "be replaced": [mine], "to one file": ["00_good", good]}
     for told, given in refused.items():
-        with pytest.raises(UserError, match=told):
-            execute.prepare(given, out=tmp_path)
+        refused(told, execute.prepare, given, out=tmp_path)
 
 
 def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(suite, tmp_path):
@@ -186,7 +185,6 @@ def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(s
     for said in ("broken.ipynb' is not a notebook", "index.html' is another page and would be replaced"):
         before = sorted(tmp_path.iterdir())
         for refused in (lambda: execute.run(["02_plain"], out=tmp_path), lambda: gallery(tmp_path)):
-            with pytest.raises(UserError, match=said):
-                refused()
+            refused(said, refused)
         assert sorted(tmp_path.iterdir()) == before
         (tmp_path / "index.html").write_text("<title>Mine</title>")

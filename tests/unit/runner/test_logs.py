@@ -14,11 +14,11 @@ import tiny
 import transplants
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
+from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.runs.comparison import Comparison
-from depthlens.errors import UserError
 from depthlens.runner import logs
 from depthlens.tasks import harness
 
@@ -182,8 +182,7 @@ def test_two_logs_of_inspect_are_paired_by_sample(tmp_path, form):
 
 def test_samples_of_inspect_with_the_same_number_and_another_text_are_no_pair(tmp_path):
     one, other = inspect_log(tmp_path / "a.eval", "CICI"), inspect_log(tmp_path / "b.eval", "CICI", first=4)
-    with pytest.raises(UserError, match=r"different documents \(1 are of both\)"):
-        dl.compare(one, other, from_logs=True)
+    refused(r"different documents \(1 are of both\)", dl.compare, one, other, from_logs=True)
 
 
 def test_scores_that_are_no_number_and_samples_without_one_are_left_out(tmp_path):

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from refusals import refused
 from stores import CHOICE, counts, flip, parts, run
-
-from depthlens.errors import UserError
 
 
 class TestDamage:
@@ -65,8 +64,7 @@ def test_no_room_is_one_line_and_nothing_is_torn(lens, tmp_path, small_packs, mo
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
         said = "cannot be written .*No space left on device.*; make room or name another store"
-        with pytest.raises(UserError, match=said):
-            run(lens, tmp_path, tasks=[CHOICE])
+        refused(said, run, lens, tmp_path, tasks=[CHOICE])
     assert len([path for path in parts(tmp_path) if not path.name.startswith(".")]) == 2
     resumed = run(lens, tmp_path, tasks=[CHOICE])
     assert counts(resumed)[0] > 0 and resumed.docs.equals(run(lens, None, tasks=[CHOICE]).docs)

@@ -7,10 +7,10 @@ import fsspec
 import pytest
 import tiny
 import torch
+from refusals import refused
 from stores import CHOICE, WRITTEN, counts, parts, run
 
 from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 from depthlens.models import fingerprint
 from depthlens.store import parts as store_parts
 from depthlens.store.parts import Store, open_store
@@ -24,8 +24,7 @@ def alone(lens) -> Result:
 class TestFolders:
     def test_a_store_of_another_version_is_left_as_it_is(self, tmp_path):
         (tmp_path / "format.json").write_text('{"format": 1}')
-        with pytest.raises(UserError, match="is of version 0.2 of depthlens; name another store, and both are kept"):
-            Store(str(tmp_path))
+        refused("is of version 0.2 of depthlens; name another store, and both are kept", Store, str(tmp_path))
         (tmp_path / "format.json").write_text('{"format": 2}')  # of this version, before it was left out
         assert Store(str(tmp_path)).parts() == []
 

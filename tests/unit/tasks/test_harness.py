@@ -4,8 +4,8 @@ import mini_tasks
 import pytest
 import tiny
 from mini_tasks import DOCUMENTS
+from refusals import refused
 
-from depthlens.errors import UserError
 from depthlens.tasks import harness
 
 
@@ -35,8 +35,7 @@ def test_the_seed_chooses_the_examples(lens, load):
 
 
 def test_a_task_fixed_at_no_examples_refuses_some(load):
-    with pytest.raises(UserError, match="task mini_spaces is fixed at 0 examples"):
-        load("mini_spaces", num_fewshot=1)
+    refused("task mini_spaces is fixed at 0 examples", load, "mini_spaces", num_fewshot=1)
     assert load("mini_spaces", num_fewshot=0)["mini_spaces"].config.num_fewshot == 0
 
 
@@ -79,8 +78,7 @@ def test_a_document_is_never_its_own_example(prompts, kind):
 
 def test_there_have_to_be_enough_other_documents(prompts):
     assert len(prompts("a test split only", 2, n_docs=3)) == 3
-    with pytest.raises(UserError, match="task sums: its prompts cannot be made .*Sample larger than"):
-        prompts("a test split only", 2, n_docs=2)
+    refused("task sums: its prompts cannot be made .*Sample larger than", prompts, "a test split only", 2, n_docs=2)
 
 
 N = len(DOCUMENTS)

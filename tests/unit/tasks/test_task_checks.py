@@ -4,8 +4,8 @@ from pathlib import Path
 
 import mini_tasks
 import pytest
+from refusals import refused
 
-from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.experiments.sweep import run_by_name
 from depthlens.tasks import harness
@@ -65,9 +65,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("kind", "changes", "said"), FAULTS)
 def test_a_faulty_task_is_refused_in_one_line(task, kind, changes, said):
-    with pytest.raises(UserError) as told:
-        task(kind, **changes)()
-    assert str(told.value).startswith("task mine") and said in str(told.value) and "\n" not in str(told.value)
+    assert said in refused("^task mine", task(kind, **changes))
 
 
 @pytest.mark.parametrize("wrong", [7, -1, "maybe"])
@@ -75,8 +73,7 @@ def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
     """lm-eval scores 0 for it, whatever a model says; a task that scores by itself may mean anything by it."""
     docs = [*DOCS[:2], {**DOCS[2], "answer": wrong}]
     said = r"task mine: answer .* of document 2 is no option \(0..1, or the text of one\); correct its YAML file"
-    with pytest.raises(UserError, match=said):
-        harness.prepare(lens, task("choice", docs)())
+    refused(said, harness.prepare, lens, task("choice", docs)())
     assert len(harness.prepare(lens, task("choice", docs)(), limit=2)[0].docs) == 2
     assert len(harness.prepare(lens, task("choice", docs, **function("right"))())[0].docs) == 3
 
@@ -84,8 +81,7 @@ def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
 def test_a_sweep_by_name_tries_tasks_before_it_loads_the_model(task, tmp_path, monkeypatch):
     task("choice", **function("divide"))
     monkeypatch.setattr(sweep.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    with pytest.raises(UserError, match="document 0: scoring the answer"):
-        run_by_name("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
+    refused("document 0: scoring the answer", run_by_name, "smollm2-135m", ["mine"], "layers", include_path=tmp_path)
 
 
 EMBEDDED = "capitals_continuation"
@@ -99,10 +95,7 @@ def write(folder: Path, name="mine", docs=PARITY, **changes) -> Path:
 
 
 def refusal(folder, *names) -> str:
-    with pytest.raises(UserError) as told:
-        harness.load_tasks(names or ["mine"], include_path=folder)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    return refused("", harness.load_tasks, names or ["mine"], include_path=folder)
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
