@@ -21,18 +21,14 @@ HOSTILE = '</script><script>alert("x")</script> <b>é</b> "quoted" \u202eright t
 def written() -> Result:
     """Four questions: without L1 one answer breaks, one is mended, one wrong answer is another one, one stays."""
     right = {"baseline": [1, 0, 0, 1], "L0": [0, 0, 0, 0], "L1": [0, 1, 0, 1], "L1@mean": [1, 0, 0, 1]}
-    texts = {
-        "baseline": ["Rome", "Paris", "x", HOSTILE],
-        "L0": ["a a a a", "a a a a", "b", HOSTILE],
-        "L1": ["Lima", "Oslo", "y", HOSTILE],
-        "L1@mean": ["Rome", "Paris", "x", HOSTILE],
-    }
+    whole = ["Rome", "Paris", "x", HOSTILE]
+    texts = {"baseline": whole, "L1@mean": whole, "L1": ["Lima", "Oslo", "y", HOSTILE]}
+    texts["L0"] = ["a a a a", "a a a a", "b", HOSTILE]
     found = made_results.result_of(right, task="capitals", metric="exact_match", n_layers=2)
     docs = found.docs.assign(response=[texts[c][i] for c, i in found.docs[["condition", "doc_id"]].to_numpy()])
     asked = {"task": "capitals", "doc_id": range(4), "question": ["Italy?", "Norway?", "Chad?", HOSTILE]}
-    return Result(
-        docs, found.record, pd.DataFrame(asked | {"reference": ["Rome", "Oslo", "N'Djamena", "?"], "choices": None})
-    )
+    asked |= {"reference": ["Rome", "Oslo", "N'Djamena", "?"], "choices": None}
+    return Result(docs, found.record, pd.DataFrame(asked))
 
 
 def two_models() -> tuple[Result, Result]:
@@ -45,12 +41,8 @@ def two_models() -> tuple[Result, Result]:
 def test_each_answer_is_broken_repaired_changed_or_the_same():
     result = written()
     (broken,) = result.answers("L1").itertuples()
-    assert (broken.question, broken.reference, broken.baseline_answer, broken.answer) == (
-        "Italy?",
-        "Rome",
-        "Rome",
-        "Lima",
-    )
+    said = broken.question, broken.reference, broken.baseline_answer, broken.answer
+    assert said == ("Italy?", "Rome", "Rome", "Lima")
     assert (broken.baseline_value, broken.value, broken.loss) == (1, 0, 1)
     assert result.answers("L1", "repaired")["answer"].tolist() == ["Oslo"]
     assert result.answers("L1", "changed")["answer"].tolist() == ["y"]
@@ -154,10 +146,9 @@ def test_the_table_without_a_script_tells_the_commonest_new_answers():
 
 
 def test_what_cannot_be_looked_at_is_refused():
-    nothing = made_results.result_of({"baseline": [1, 0]})
+    refused("removes nothing", made_results.result_of({"baseline": [1, 0]}).explore)
     several = made_results.concat([made_results.result_of({"baseline": [1], "L0": [0]}, model=m) for m in ("a", "b")])
-    for result, told in ((nothing, "removes nothing"), (several, "several models")):
-        refused(told, result.explore)
+    refused("several models", several.explore)
 
 
 def test_a_comparison_lists_the_documents_on_which_whole_models_differ():

@@ -11,18 +11,15 @@ from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.stats import documents_for_loss, needed_documents
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
-SOME = [
-    "change, 3% lost and 1% won",
-    "share of the first third, half of the layers gain (nats)",
-    "change of L0 (0/1, subjects)",
-]
+SOME = ["change, 3% lost and 1% won", "share of the first third, half of the layers gain (nats)"]
+SOME += ["change of L0 (0/1, subjects)"]
 FULL = [(case, n, 300) for case in CASES for n in (30, 100, 300)]
 
 
-@pytest.mark.parametrize(
-    ("case", "n", "samples"),
-    [*((case, 100, 40) for case in SOME), *(pytest.param(*f, marks=pytest.mark.nightly) for f in FULL)],
-)
+TRIED = [*((case, 100, 40) for case in SOME), *(pytest.param(*f, marks=pytest.mark.nightly) for f in FULL)]
+
+
+@pytest.mark.parametrize(("case", "n", "samples"), TRIED)
 def test_coverage(case, n, samples):
     assert coverage(case, n, samples) >= LEAST - 3 * np.sqrt(LEAST * (1 - LEAST) / samples)
 

@@ -40,15 +40,13 @@ def test_agreement_is_spearman_of_every_pair_of_tasks():
 
 def test_two_models_are_compared_task_by_task():
     steps = np.linspace(0.9, 0.1, made_results.N_LAYERS)
-    base, tuned = (
-        made_results.sweep(steps, task="sums", model=model, seed=seed) for seed, model in enumerate(("base", "tuned"))
-    )
-    found = dl.agreement(base, tuned)
+    two = [made_results.sweep(steps, task="sums", model=name, seed=i) for i, name in enumerate(("base", "tuned"))]
+    found = dl.agreement(*two)
     (row,) = found.table.itertuples()
     assert (row.task, row.other) == ("sums of base", "sums of tuned") and row.n_parts == made_results.N_LAYERS
     assert row.spearman > 0.9 and row.ceiling < 1
     other = made_results.sweep(made_results.EARLY, task="facts", model="tuned")
-    refused("run both alike", dl.agreement, base, other)
+    refused("run both alike", dl.agreement, two[0], other)
 
 
 def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
@@ -72,11 +70,8 @@ def test_critical_conditions_and_findings_in_words():
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
     assert row.scale == "of the score above the floor"
     (line,) = overlap.describe()
-    more = (
-        f"early loses more than late without **{row.more_task}**",
-        "late loses more than early without **L5, L6, L7, L8**",
-    )
-    assert line == f"{'; '.join(more)}."
+    more = f"early loses more than late without **{row.more_task}**"
+    assert line == f"{more}; late loses more than early without **L5, L6, L7, L8**."
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers are critical (L0, L1, L2" in early
     assert "not shown to be above chance (120 questions), cannot judge" in guess
@@ -184,10 +179,8 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     assert finding.startswith("Layers that cost more open-book: L1. The open book has more to lose")
     assert knowing == "Layers that cost more closed-book: L3."
     (gain,) = differences.open_book_gain(both, CLOSED, OPENED).describe()
-    assert (
-        gain.startswith("The facts in the prompt change the whole model's score by **+0.")
-        and "nats of the right answer" in gain
-    )
+    assert gain.startswith("The facts in the prompt change the whole model's score by **+0.")
+    assert "nats of the right answer" in gain
 
 
 def test_attentions_share():

@@ -114,10 +114,8 @@ def test_texts_that_repeat_themselves_without_deep_layers_are_no_longer_coherent
 def test_other_questions_are_not_compared_nor_tasks_at_chance():
     letters = [same_documents(x) for x in viewed(FEW, "letters")]
     _, parts = judged("C2", letters=viewed(FEW, "letters"), generation=viewed(FEW, "other", chance=0.0))
-    assert (
-        "ask other questions" in parts["sentence"][0]
-        and "no reasoning, no reasoning_continuation" in parts["sentence"][2]
-    )
+    both_said = parts["sentence"][0], parts["sentence"][2]
+    assert "ask other questions" in both_said[0] and "no reasoning, no reasoning_continuation" in both_said[1]
     guess = [dl.concat([letters[0], *viewed(FEW, "guess", accuracy=0.25)])]
     assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters acc"
     states, parts = judged("C1", **both(accuracy=0.25))
@@ -133,17 +131,12 @@ SHALLOW = {"continuation": EARLY, "retrieval": EARLY, "text": EVEN, "long_text":
 DEEP = {"reasoning": LATE, "copying": EARLY, "reasoning_choice": LATE, "continuation": EARLY}
 
 
-@pytest.mark.parametrize(
-    ("claim", "losses", "state"),
-    [
-        ("C3", SHALLOW, "shown"),
-        ("C3", SHALLOW | {"text": EARLY}, "smaller"),
-        ("C3", SHALLOW | {"retrieval": LATE}, "reversed"),
-        ("C4", DEEP, "shown"),
-        ("C4", DEEP | {"copying": LATE}, "smaller"),
-        ("C4", DEEP | {"continuation": LATE, "reasoning_choice": EARLY}, "reversed"),
-    ],
-)
+@pytest.mark.parametrize(("claim", "losses", "state"), [
+    ("C3", SHALLOW, "shown"), ("C3", SHALLOW | {"text": EARLY}, "smaller"),
+    ("C3", SHALLOW | {"retrieval": LATE}, "reversed"),
+    ("C4", DEEP, "shown"), ("C4", DEEP | {"copying": LATE}, "smaller"),
+    ("C4", DEEP | {"continuation": LATE, "reasoning_choice": EARLY}, "reversed"),
+])  # fmt: skip
 def test_depth_is_compared_on_documents_that_are_equally_easy(claim, losses, state):
     states, parts = judged(claim, **depth(**losses))
     assert states[1] == state, list(parts["sentence"])
@@ -165,9 +158,9 @@ def test_the_study_calls_shallow_what_holds_more_than_its_share(loss, state):
 def test_weights_make_both_sides_equally_easy():
     rng = np.random.default_rng(0)
     base = {"a": rng.normal(0, 1, 200), "b": rng.normal(0.7, 1.5, 300)}
+    named = {name: tuple(f"{name}{i}" for i in range(len(x))) for name, x in base.items()}
     own, other = (
-        made_results.profile(x, np.zeros((len(x), 12)), None, documents=tuple(f"{name}{i}" for i in range(len(x))))
-        for name, x in base.items()
+        made_results.profile(x, np.zeros((len(x), 12)), None, documents=named[name]) for name, x in base.items()
     )
     easy = [dict(zip(side.documents, side.base, strict=True)) for side in (own, other)]
     a, b = balanced(own, other, easy)

@@ -93,18 +93,14 @@ def test_a_list_that_costs_twice_as_much_as_random_heads_is_not_reversed():
     assert times.state == "smaller", times.sentence
 
 
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        (None, "say what chose the heads of retrieval (head_scores=)"),
-        ({"tasks": ["copy", "sums"], "limit": None}, "120 documents of copy both chose and test the heads"),
-        ({"tasks": ["copy", "sums"], "limit": 10}, "10 documents of copy both chose and test the heads"),
-        ({"tasks": ["copy"], "samples": {"copy": [7]}}, "1 documents of copy both chose and test the heads"),
-        ({"tasks": ["another"], "documents": ["document 7"]}, "1 documents of copy both chose and test the heads"),
-        ({"tasks": ["another"], "documents": ["document 500"]}, ""),
-        ({"tasks": ["another"], "limit": None}, ""),
-    ],
-)
+@pytest.mark.parametrize(("record", "said"), [
+    (None, "say what chose the heads of retrieval (head_scores=)"),
+    ({"tasks": ["copy", "sums"], "limit": None}, "120 documents of copy both chose and test the heads"),
+    ({"tasks": ["copy", "sums"], "limit": 10}, "10 documents of copy both chose and test the heads"),
+    ({"tasks": ["copy"], "samples": {"copy": [7]}}, "1 documents of copy both chose and test the heads"),
+    ({"tasks": ["another"], "documents": ["document 7"]}, "1 documents of copy both chose and test the heads"),
+    ({"tasks": ["another"], "documents": ["document 500"]}, ""), ({"tasks": ["another"], "limit": None}, ""),
+])  # fmt: skip
 def test_documents_that_chose_the_heads_do_not_test_them(record, said):
     """A1: heads that are chosen by noise would look specific."""
     known = curve(result=same_documents(curve().result))

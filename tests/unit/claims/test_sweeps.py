@@ -111,16 +111,11 @@ def test_the_command_writes_a_page_of_verdicts(lens, tmp_path, call):
     assert code == 2 and "--tasks 'nothing.yaml' cannot be read (FileNotFoundError" in fault
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"tasks": {"letter": "organism_letters"}}, "unknown role of tasks 'letter'"),
-        ({"claims": "C9"}, "unknown claim 'C9'"),
-        ({"ablate": "heads"}, "unknown view 'heads'"),
-        ({"tasks": ["mmlu"]}, "give tasks by role"),
-        ({"minutes": float("nan")}, "minutes nan: give a number, at least 0"),
-        ({"limit": 5}, "limit: claims choose their documents and metrics; leave it out"),
-    ],
-)
+@pytest.mark.parametrize(("options", "said"), [
+    ({"tasks": {"letter": "organism_letters"}}, "unknown role of tasks 'letter'"),
+    ({"claims": "C9"}, "unknown claim 'C9'"), ({"ablate": "heads"}, "unknown view 'heads'"),
+    ({"tasks": ["mmlu"]}, "give tasks by role"), ({"minutes": float("nan")}, "minutes nan: give a number, at least 0"),
+    ({"limit": 5}, "limit: claims choose their documents and metrics; leave it out"),
+])  # fmt: skip
 def test_what_cannot_be_asked_is_refused(lens, options, said):
     refused(said, ask, lens, **{"tasks": ROLES, **OPTIONS, **options})
