@@ -146,10 +146,8 @@ def answers(lens: Lens, store: str | None) -> list:
 
 def equal(one: list, other: list) -> bool:
     """Texts are equal, numbers but for what other batches may round (float32, a sum of three)."""
-    return all(
-        a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-5)
-        for a, b in zip(one, other, strict=True)
-    )
+    pairs = zip(one, other, strict=True)
+    return all(a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-5) for a, b in pairs)
 
 
 def tried(todo: list[tuple[str, int]], store: str) -> dict[str, Any]:
