@@ -3,7 +3,6 @@
 import copy
 
 import surgery
-import tiny
 import torch
 
 from depthlens.ablations import expand
@@ -15,7 +14,6 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 SAME = 2e-4
 # the same arithmetic on the same weights; only where they lie in memory differs, and with it the order of some sums
 ALIKE = 1e-5
-FAMILIES = [*tiny.FAMILIES]
 TOKENS = torch.tensor([[5, 9, 200, 31, 7, 90, 11], [1, 4, 77, 30, 6, 81, 10]])
 
 
@@ -44,6 +42,13 @@ def same(found, wanted, what=""):
     assert drift <= SAME, f"{what}: drift {drift:.1e}, bound {SAME:.0e}"
 
 
+# what a part has of its own, for parts that are taken whole
+WHOLE = {
+    **{"layer": ["{}."], "embed": ["model.embed_tokens."], "unembed": ["model.norm.", "lm_head."]},
+    **{"attn": ["{}.self_attn.", "{}.input_layernorm."], "mlp": ["{}.mlp.", "{}.post_attention_layernorm."]},
+}
+
+
 def operated(base, donor, condition):
     """A copy of the base whose own parameters are overwritten by hand; removals on top by hooks of the backend."""
     model, dims = copy.deepcopy(base.model), base.dims
@@ -68,19 +73,8 @@ def operated(base, donor, condition):
             layer = f"model.layers.{a.layer}"
             if a.mode != "donor":
                 continue
-            if a.site == "layer":
-                take(layer + ".")
-            if a.site == "attn":
-                take(f"{layer}.self_attn.")
-                take(f"{layer}.input_layernorm.")
-            if a.site == "mlp":
-                take(f"{layer}.mlp.")
-                take(f"{layer}.post_attention_layernorm.")
-            if a.site == "embed":
-                take("model.embed_tokens.")
-            if a.site == "unembed":
-                take("model.norm.")
-                take("lm_head.")
+            for start in WHOLE.get(a.site, ()):
+                take(start.format(layer))
             for head in {"head": [a.index], "kv": dims.query_heads(a.index) if a.site == "kv" else []}.get(a.site, []):
                 for name in ("q_proj", "q_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, head, dims.n_heads)

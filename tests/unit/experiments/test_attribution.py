@@ -37,10 +37,10 @@ def logprob(lens, request, heads=(), **way):
     return logprobs(lens, (*request.context, *request.continuation), heads, **way)[len(request.context) - 1 :].sum()
 
 
-@pytest.mark.parametrize(
-    ("family", "mode"),
-    [*((family, "zero") for family in tiny.FAMILIES), ("llama-gqa", "mean"), ("deepseek-v3", "mean")],
-)
+TRIED = [*((family, "zero") for family in tiny.FAMILIES), ("llama-gqa", "mean"), ("deepseek-v3", "mean")]
+
+
+@pytest.mark.parametrize(("family", "mode"), TRIED)
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
     means = measure_means(lens, [[*q.context, *q.continuation] for q in requests], "texts") if mode == "mean" else None
@@ -108,9 +108,10 @@ def test_reference_answers_of_choices_and_of_written_tasks(lens):
 
 
 def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
-    both = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure="both", progress=False)
-    task = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, progress=False)
-    answer = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=ANSWER_LOGPROB, progress=False)
+    both, task, answer = (
+        condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=measure, progress=False)
+        for measure in ("both", "task", ANSWER_LOGPROB)
+    )
     assert set(both.docs["metric"]) == {"acc", "acc_norm", ANSWER_LOGPROB}
     assert list(both.select(metrics=["acc", "acc_norm"]).docs["value"]) == list(task.docs["value"])
     assert list(both.select(metrics=ANSWER_LOGPROB).docs["value"]) == list(answer.docs["value"])

@@ -131,9 +131,8 @@ def contributions(lens, tokens, condition=BASELINE):
 
 @pytest.mark.parametrize(("reduce", "skip_first"), [("mean", 0), ("max", 2)])
 def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
-    table = geo.layer_effects(
-        lens, TEXTS, reduce=reduce, skip_first=skip_first, seed=5, batch_tokens=70, progress=False
-    ).table
+    options = {"reduce": reduce, "skip_first": skip_first, "seed": 5, "batch_tokens": 70, "progress": False}
+    table = geo.layer_effects(lens, TEXTS, **options).table
     n_layers = lens.dims.n_layers
     assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
     rows = [lens.tokenizer(text).input_ids for text in TEXTS]

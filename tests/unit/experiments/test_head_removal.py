@@ -26,11 +26,8 @@ N_DOCS, N_DRAWS = 10, 20
 @pytest.fixture(scope="module")
 def curve(organism):
     lens, truth = organism
-    lists = {
-        "one-hop": [truth.role("retrieval"), (5, 0)],
-        "two-hop": [truth.role("output"), truth.role("bridge")],
-        "noise": [(5, 2), (0, 1)],
-    }
+    lists = {"one-hop": [truth.role("retrieval"), (5, 0)], "two-hop": [truth.role("output"), truth.role("bridge")]}
+    lists["noise"] = [(5, 2), (0, 1)]
     return removal_curve(lens, [ONE, TWO], lists, k=2, n_draws=N_DRAWS, limit=N_DOCS, progress=False)
 
 
@@ -116,10 +113,8 @@ def test_accuracy_and_nats_side_by_side_are_seeded(organism):
 def test_lists_of_the_same_layers_are_permuted_within_them():
     one, other = [(0, 0), (0, 1), (1, 2)], [(0, 0), (1, 2), (1, 3)]
     found = overlap(one, other, [3, 4, 0])  # of the last layer no head was measured
-    common = [
-        len({*first, last} & set(other)) for first in combinations([(0, h) for h in range(3)], 2)
-        for last in [(1, h) for h in range(4)]
-    ]  # fmt: skip
+    firsts, lasts = combinations([(0, h) for h in range(3)], 2), [(1, h) for h in range(4)]
+    common = [len({*first, last} & set(other)) for first in firsts for last in lasts]
     assert found.n == 2 and found.expected == pytest.approx(np.mean(common))
     assert found.p_value == pytest.approx(np.mean(np.array(common) >= 2))
     everything = [(0, h) for h in range(3)]

@@ -18,9 +18,10 @@ LOGITS = 1e-4  # float32 sums in another order
 QUIET = {"progress": False}
 
 
-@pytest.mark.parametrize(
-    ("parts", "direction"), [("layers", "restore"), ("attn", "break"), ("mlp", "restore"), ("heads", "break")]
-)
+TRIED = [("layers", "restore"), ("attn", "break"), ("mlp", "restore"), ("heads", "break")]
+
+
+@pytest.mark.parametrize(("parts", "direction"), TRIED)
 def test_every_cell_equals_a_hook(parts, direction):
     lens = tiny.lens("llama-gqa")
     a, d = lens.arch, lens.dims.d_head
