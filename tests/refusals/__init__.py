@@ -12,8 +12,8 @@ from depthlens.errors import UserError
 
 
 def refused(said: str, do: Callable, /, *given: Any, **options: Any) -> str:
-    """Call a function that must refuse; returns the one line, in which a pattern is found."""
-    with pytest.raises(UserError, match=said) as raised:
+    """Call a function that must refuse; returns the one line, in which a pattern is found (any line for no pattern)."""
+    with pytest.raises(UserError, match=said or None) as raised:
         do(*given, **options)
     assert "\n" not in str(raised.value)
     return str(raised.value)

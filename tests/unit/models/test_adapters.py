@@ -103,9 +103,8 @@ N_SUBSET = 16
 def test_shipped_adapter_reaches_its_accuracies(name):
     """On the first documents only: three standard errors of so few may lie between them and what the issue wants."""
     lens = loading.load(name)
-    result = sweep.condition_sweep(
-        lens, list(REACHED[name]), ["baseline"], limit=N_SUBSET, num_fewshot=0, progress=False
-    )
+    options = {"limit": N_SUBSET, "num_fewshot": 0, "progress": False}
+    result = sweep.condition_sweep(lens, list(REACHED[name]), ["baseline"], **options)
     for task, wanted in REACHED[name].items():
         scores = result.baselines[result.baselines["task"] == task]
         error = (wanted * (1 - wanted) / N_SUBSET) ** 0.5

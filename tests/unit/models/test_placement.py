@@ -40,14 +40,10 @@ def gpus(monkeypatch):
 
 
 def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
-    there = {"cuda": False, "mps": False}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * there["cuda"])
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
-    assert placement.torch_devices("auto") == [torch.device("cpu")]
-    there["mps"] = True
-    assert placement.torch_devices("auto") == [torch.device("mps")]
-    there["cuda"] = True
-    assert placement.torch_devices("auto") == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    for cuda, mps, found in ((0, False, ["cpu"]), (0, True, ["mps"]), (2, True, ["cuda:0", "cuda:1"])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert placement.torch_devices("auto") == [*map(torch.device, found)]
     assert placement.torch_devices("cuda:1") == [torch.device("cuda", 1)]
     refused("'cuda:2': torch finds 2 CUDA GPUs here", placement.torch_devices, "cuda:0,cuda:2")
 
