@@ -20,10 +20,8 @@ from depthlens.requests import GenerateRequest
 NIGHTLY = "qwen3_moe deepseek_v2 granitemoe ernie4_5_moe hunyuan_v1_moe".split()
 # softmax over all experts with and without new weights, over the chosen ones, sigmoids with a bias that only the choice
 # sees, groups of experts, routers with biases, shared experts, dense first layers
-KINDS = [
-    *("mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"),
-    *(pytest.param(kind, marks=pytest.mark.nightly) for kind in NIGHTLY),
-]
+KINDS = ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"]
+KINDS += [pytest.param(kind, marks=pytest.mark.nightly) for kind in NIGHTLY]
 SAME = 1e-5  # nats: experts are summed in another order
 LAST = 3
 
@@ -129,12 +127,8 @@ def test_a_layer_that_runs_twice_is_there_twice(family):
     for condition, row in zip(conditions, found, strict=True):
         longer = copy.deepcopy(lens.model)
         skipped = {a.layer for a in condition.ablations if a.mode == "skip"}
-        layers = [
-            copy.deepcopy(layer)
-            for i, layer in enumerate(longer.model.layers)
-            for _ in range(1 + condition.runs_twice(i))
-            if i not in skipped
-        ]
+        times = [0 if i in skipped else 1 + condition.runs_twice(i) for i in range(lens.dims.n_layers)]
+        layers = [copy.deepcopy(x) for x, n in zip(longer.model.layers, times, strict=True) for _ in range(n)]
         for i, layer in enumerate(layers):
             layer.self_attn.layer_idx = i
         longer.model.layers = nn.ModuleList(layers)

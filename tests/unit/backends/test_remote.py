@@ -28,10 +28,8 @@ KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not i
 
 def scores(lens, asked, conditions, **options):
     answers = Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
-    return (
-        torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64),
-        [[a.is_greedy for a in row] for row in answers],
-    )
+    logprobs = torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
+    return logprobs, [[a.is_greedy for a in row] for row in answers]
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +63,16 @@ def test_scores_and_texts_are_those_of_the_torch_backend(pair, family):
     assert got[1] == wanted[1] and wanted[1][0][-1], "the likeliest token is said to be it"
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
     asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
-    texts = [
-        Engine(lens, progress=False, means=means).generate_until(asked, conditions)
-        for lens, means in ((whole, here), (far, there))
-    ]
+    engines = (Engine(lens, progress=False, means=means) for lens, means in ((whole, here), (far, there)))
+    texts = [engine.generate_until(asked, conditions) for engine in engines]
     assert texts[1] == texts[0] and len({t for row in texts[0] for t in row}) > 5
 
 
 def test_a_whole_sweep_by_name(tmp_path):
     folder = str(tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096))
-    whole, far = (
-        sweep.run_by_name(
-            folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2", limit=2, remote=r, progress=False, device="cpu"
-        )
-        for r in (False, "local")
-    )
+    given = folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2"
+    options = {"limit": 2, "progress": False, "device": "cpu"}
+    whole, far = (sweep.run_by_name(*given, remote=remote, **options) for remote in (False, "local"))
     columns = ["task", "metric", "condition", "doc_id", "value", "response"]
     pd.testing.assert_frame_equal(far.docs[columns], whole.docs[columns], rtol=0, atol=TOLERANCE)
     about, other = far.record["model"], whole.record["model"]

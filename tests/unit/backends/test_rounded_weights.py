@@ -12,15 +12,8 @@ from depthlens.ablations import parse_condition
 
 SAME = 1e-4  # nats, of sums in another order
 FAMILIES = ["llama-gqa", "qwen3-moe", "deepseek-v3"]
-CONDITIONS = [
-    "L1@int4",
-    "L2.mlp@int8",
-    "L1.attn@int4+L3.mlp@int4",
-    "L0@int8+L2@int4+L4.H1",
-    "L1@int4+L1.H2",
-    "L0-4@int4",
-    "L3@int4+L4",
-]
+CONDITIONS = ["L1@int4", "L2.mlp@int8", "L1.attn@int4+L3.mlp@int4", "L0@int8+L2@int4+L4.H1", "L1@int4+L1.H2"]
+CONDITIONS += ["L0-4@int4", "L3@int4+L4"]
 BITS = {"int8": 8, "int4": 4}
 
 

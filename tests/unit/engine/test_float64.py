@@ -14,12 +14,8 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-9  # nats: norms of transformers are taken in float32, but of the same numbers
 EAGER = 1e-5  # transformers' own eager attention, which TransformerLens uses, has a softmax in float32
-WAYS = [
-    ("torch", None, SAME),
-    ("torch", "padded_rows", SAME),
-    ("nnsight", None, SAME),
-    ("transformer_lens", None, EAGER),
-]
+WAYS = [*((*way, SAME) for way in (("torch", None), ("torch", "padded_rows"), ("nnsight", None)))]
+WAYS += [("transformer_lens", None, EAGER)]
 TOKENS, N_CONTEXT = backend_table.TOKENS.tolist(), backend_table.N_CONTEXT
 REQUEST = LoglikelihoodRequest(tuple(TOKENS[:N_CONTEXT]), tuple(TOKENS[N_CONTEXT:]))
 

@@ -32,13 +32,8 @@ GREEDY = [
     {"begin_suppress_tokens": FAVOURITES},
     {"no_repeat_ngram_size": 2, "min_new_tokens": 4, "suppress_tokens": [65, 66], "renormalize_logits": True},
 ]
-DRAWN = [
-    {"typical_p": 0.3},
-    {"top_h": 0.4},
-    {"epsilon_cutoff": 0.02},
-    {"eta_cutoff": 0.6},
-    {"repetition_penalty": 1.7, "no_repeat_ngram_size": 1},
-]
+DRAWN = [{"typical_p": 0.3}, {"top_h": 0.4}, {"epsilon_cutoff": 0.02}, {"eta_cutoff": 0.6}]
+DRAWN += [{"repetition_penalty": 1.7, "no_repeat_ngram_size": 1}]
 REFUSED = {"num_beams": 4, "penalty_alpha": 0.6, "guidance_scale": 1.5, "stop_strings": ["\n"]}
 
 
@@ -68,10 +63,9 @@ def requests(sampling=None):
 
 def alone(lens, request, condition, **options):
     """What `generate` writes after one prompt."""
+    options |= {"max_new_tokens": request.max_new_tokens, "pad_token_id": 258}
     with under(lens, [condition]):
-        return lens.model.generate(
-            torch.tensor([request.context]), max_new_tokens=request.max_new_tokens, pad_token_id=258, **options
-        )
+        return lens.model.generate(torch.tensor([request.context]), **options)
 
 
 def write(lens, asked, conditions=CONDITIONS, path=None):

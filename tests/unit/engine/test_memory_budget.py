@@ -114,10 +114,8 @@ def test_room_for_texts_grows_with_them_and_what_does_not_fit_is_written_by_halv
 
 def test_a_stop_string_is_looked_for_in_the_last_tokens(lens, monkeypatch):
     prompts = [GenerateRequest((1, 2, 3, n), ("never written",), 200) for n in (10, 20)]
-    own, lengths = type(lens.tokenizer).decode, []
-    monkeypatch.setattr(
-        type(lens.tokenizer), "decode", lambda self, ids, **about: lengths.append(len(ids)) or own(self, ids, **about)
-    )
+    kind, own, lengths = type(lens.tokenizer), type(lens.tokenizer).decode, []
+    monkeypatch.setattr(kind, "decode", lambda self, ids, **of: lengths.append(len(ids)) or own(self, ids, **of))
     lens.model.generation_config.eos_token_id = None
     texts = Engine(lens, progress=False).generate_until(prompts, [BASELINE])
     whole = [n for n in lengths if n > 30]

@@ -45,10 +45,9 @@ def conditions_of(lens, *texts):
     return [c for text in texts for c in expand(text, lens.dims)[1:]] + [BASELINE]
 
 
-@pytest.mark.parametrize(
-    ("family", "texts"),
-    [("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE]), ("qwen3-moe", [MEANS]), ("deepseek-v3", [SAMPLED, NOISE])],
-)
+@pytest.mark.parametrize(("family", "texts"), [
+    ("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE]), ("qwen3-moe", [MEANS]), ("deepseek-v3", [SAMPLED, NOISE]),
+])  # fmt: skip
 def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, texts, requests):
     lens = surgery.rough_lens(family)
     means, conditions = means_of(lens), conditions_of(lens, *texts)
@@ -90,9 +89,8 @@ def test_every_path_gives_the_same_scores_and_texts(family, backend, changes, re
     asked = [GenerateRequest(q.context, ("zz",), 6) for q in requests]
     fast = Engine(lens, means=means, batch_tokens=64, progress=False)
     plain = Engine(lens, backend=backend, path="padded_rows", means=means, batch_tokens=500, progress=False)
-    for row, other in zip(
-        fast.loglikelihood(requests, conditions), plain.loglikelihood(requests, conditions), strict=True
-    ):
+    found, wanted = (engine.loglikelihood(requests, conditions) for engine in (fast, plain))
+    for row, other in zip(found, wanted, strict=True):
         assert [a.logprob for a in row] == pytest.approx([a.logprob for a in other], abs=LOGPROB_TOLERANCE)
         assert [a.is_greedy for a in row] == [a.is_greedy for a in other]
     texts = fast.generate_until(asked, conditions)
@@ -109,9 +107,8 @@ def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, kern
     lens = surgery.rough_lens("llama-gqa")
     means, prefix = means_of(lens), drawn(12, 7)
     asked = [LoglikelihoodRequest(prefix + own, (5,)) for own in ((), (8, 9), (8, 3, 2))[: 3 if branches else 1]]
-    texts = [
-        f"L{layer}.{part}[{at}:]@resample" for layer in (0, 2, 4) for part in ("attn", "H1") for at in range(3, 12)
-    ]
+    parts = [f"L{layer}.{part}" for layer in (0, 2, 4) for part in ("attn", "H1")]
+    texts = [f"{part}[{at}:]@resample" for part in parts for at in range(3, 12)]
     conditions = [BASELINE, *map(parse_condition, texts), *map(parse_condition, ["L1[11:]@mean", "L3.mlp[9:]@noise"])]
     work = {}
     for group in (5, 128):
@@ -153,9 +150,8 @@ def test_a_part_that_writes_nothing_gets_no_noise():
         lens.arch.mlp[2].down_proj.weight.zero_()
     request = [LoglikelihoodRequest((1, 2, 3), (4, 5))]
     conditions = [parse_condition(text) for text in ("baseline", "L2.H0@noise", "L2.mlp@noise", "L2.H1@noise")]
-    clean, head, mlp, other = (
-        row[0].logprob for row in Engine(lens, progress=False).loglikelihood(request, conditions)
-    )
+    rows = Engine(lens, progress=False).loglikelihood(request, conditions)
+    clean, head, mlp, other = (row[0].logprob for row in rows)
     assert head == mlp == pytest.approx(clean, abs=LOGPROB_TOLERANCE) and abs(other - clean) > 0.01
 
 
