@@ -86,9 +86,8 @@ def test_two_logs_give_the_table_and_the_answers_of_two_runs(made, call, tmp_pat
     for column in ("value", "difference", "difference_low", "difference_high", "p_adjusted", "n_paired"):
         np.testing.assert_allclose(theirs[column].astype(float), ours[column].astype(float), atol=5e-3)
     columns = ["task", "doc_id", "baseline_answer", "answer", "change"]
-    ours, theirs = (
-        c.answers[~c.answers["task"].isin(["mini_cloze", "mini_rolling"])][columns] for c in (wanted, found)
-    )
+    written = "task not in ['mini_cloze', 'mini_rolling']"
+    ours, theirs = (c.answers.query(written)[columns] for c in (wanted, found))
     assert len(ours) and sorted(ours.to_numpy().tolist()) == sorted(theirs.to_numpy().tolist())
     assert (tmp_path / "out" / "index.html").is_file() and found.runs == ["one", "other"]
 
@@ -107,9 +106,8 @@ def test_logs_of_other_questions_or_settings_are_refused_in_one_line(made, call,
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text()
         copy.write_text(text.replace(old, new) if "other" in copy.parts else text)
-    code, printed, told = call(
-        "compare", "--from-logs", tmp_path / "one", tmp_path / "other", "--out", tmp_path / "out"
-    )
+    typed = ["compare", "--from-logs", tmp_path / "one", tmp_path / "other"]
+    code, printed, told = call(*typed, "--out", tmp_path / "out")
     (error,) = [line for line in told.splitlines() if line.startswith("Error")]
     assert (code, printed) == (2, "") and f"Error: {PAIR}{said}" in error, told
     assert error.endswith("; give logs of the same questions and settings") and not (tmp_path / "out").exists()
@@ -127,9 +125,8 @@ def inspect_log(path, grades, *, first=1, **spec):
     samples = []
     for i, grade in enumerate(grades, first):
         text, said = QUESTION.format(i, i), str(2 * i) if grade in ("C", 1, True) else "no"
-        asked = (
-            text if i % 2 else [{"role": "system", "content": "Add."}, {"role": "user", "content": [{"text": text}]}]
-        )
+        talk = [{"role": "system", "content": "Add."}, {"role": "user", "content": [{"text": text}]}]
+        asked = text if i % 2 else talk
         sample = {"id": i, "epoch": 1, "input": asked, "target": [str(2 * i)], "messages": [], "metadata": {}}
         sample["output"] = {"choices": [{"message": {"role": "assistant", "content": f"attachment://{i}"}}]}
         samples.append(sample | {"scores": {"match": {"value": grade}}, "attachments": {str(i): said}})
@@ -152,9 +149,8 @@ def zstandard(path):
         packed = pyarrow.compress(content, "zstd", asbytes=True)
         sizes = (zipfile.crc32(content), len(packed), len(content))
         local = struct.pack("<5H3I2H", 20, 0, 93, 0, 33, *sizes, len(name), 0)
-        central += (
-            b"PK\1\2" + struct.pack("<H", 20) + local + struct.pack("<3H2I", 0, 0, 0, 0, len(out)) + name.encode()
-        )
+        beside = struct.pack("<3H2I", 0, 0, 0, 0, len(out))
+        central += b"PK\1\2" + struct.pack("<H", 20) + local + beside + name.encode()
         out += b"PK\3\4" + local + name.encode() + packed
     end = struct.pack("<4H2IH", 0, 0, len(files), len(files), len(central), len(out), 0)
     path.write_bytes(out + central + b"PK\5\6" + end)
@@ -188,11 +184,8 @@ def test_samples_of_inspect_with_the_same_number_and_another_text_are_no_pair(tm
 def test_scores_that_are_no_number_and_samples_without_one_are_left_out(tmp_path):
     log = inspect_log(tmp_path / "a.json", ["C", 0.25, True, "maybe", {"x": 1, "y": "I", "z": [2]}, float("nan")])
     docs = logs.read([log])[0].docs
-    assert docs.groupby("metric")["value"].apply(list).to_dict() == {
-        "match": [1, 0.25, 1],
-        "match/x": [1],
-        "match/y": [0],
-    }
+    found = docs.groupby("metric")["value"].apply(list).to_dict()
+    assert found == {"match": [1, 0.25, 1], "match/x": [1], "match/y": [0]}
 
 
 def test_what_is_no_log_is_refused(tmp_path, call):

@@ -116,10 +116,9 @@ def test_text_is_read_unless_the_default_is_text(text, default, value):
 
 @pytest.mark.slow
 def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_running(suite, tmp_path):
+    cells = [new_markdown_cell("# Which?"), code("model = 'organism'", "parameters")]
     fails = code("if 'seed' in model:\n    raise ValueError('too short')")
-    write(
-        suite, "03_model", new_markdown_cell("# Which?"), code("model = 'organism'", "parameters"), fails, code(FIGURE)
-    )
+    write(suite, "03_model", *cells, fails, code(FIGURE))
     out = tmp_path / "out"
     done = execute.run("03_model", models=MODELS, out=out, progress=False)
     assert done.exit_code == 1
@@ -144,8 +143,8 @@ TASKS = ["capitals_continuation", "kv_retrieval_4"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa"))
+def folder(saved):
+    return saved()
 
 
 def test_a_good_start_prints_one_line_and_gives_the_model_and_what_cells_repeat(folder, tmp_path, capsys):

@@ -56,14 +56,8 @@ def lm_evals_own(lens, folder):
 
     @functools.cache
     def evaluate(name):
-        lm = Noting(lens)
-        results = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[name],
-            task_manager=harness.task_manager([name], str(folder)),
-            fewshot_random_seed=0,
-            bootstrap_iters=0,
-        )
-        return lm, results["samples"][name]
+        lm, manager = Noting(lens), harness.task_manager([name], str(folder))
+        options = {"fewshot_random_seed": 0, "bootstrap_iters": 0}
+        return lm, lm_eval.simple_evaluate(lm, tasks=[name], task_manager=manager, **options)["samples"][name]
 
     return evaluate

@@ -89,8 +89,7 @@ def test_thinking_is_an_argument_of_the_template_and_what_follows_it_is_the_answ
 
 
 @pytest.mark.parametrize(("settings", "think_end"), [
-    ({"max_new_tokens": 3}, None),
-    ({"max_new_tokens": 11}, None),  # more than the task's 7
+    ({"max_new_tokens": 3}, None), ({"max_new_tokens": 11}, None),  # more than the task's 7
     ({"no_repeat_ngram_size": 1, "min_new_tokens": 4}, None),
     ({"suppress_tokens": [*range(130, 256)]}, "32"),  # the number of a token, which is a space
 ], ids=["shorter", "longer", "processors", "thoughts"])  # fmt: skip

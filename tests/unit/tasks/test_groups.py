@@ -20,12 +20,9 @@ from depthlens.tasks import harness
 SIZES = {"school_art": 5, "school_biology": 9, "school_chess": 7}
 N = sum(SIZES.values())
 SUBJECT = mini_tasks.choice("{{q}}", "acc", "acc_norm", metadata={"version": 1.5})
-GROUPS = {
-    "school": "aggregate_metric_list: [{metric: acc, weight_by_size: true}]",
-    "school_arts": "aggregate_metric_list: [{metric: acc}]",
-    "school_unweighted": "aggregate_metric_list: [{metric: acc, weight_by_size: false}]",
-    "school_plain": "",
-}
+WEIGHTED = {"school": ", weight_by_size: true", "school_arts": "", "school_unweighted": ", weight_by_size: false"}
+GROUPS = {name: f"aggregate_metric_list: [{{metric: acc{how}}}]" for name, how in WEIGHTED.items()}
+GROUPS["school_plain"] = ""
 IN_GROUP = {"school": ["school_arts", "school_biology", "school_chess"], "school_arts": ["school_art"]}
 
 
@@ -34,10 +31,8 @@ def folder(tmp_path_factory):
     """Subjects of several sizes and numbers of options; a group with a group inside, and groups without a score."""
     folder, rng = tmp_path_factory.mktemp("school"), np.random.default_rng(0)
     for i, (name, n) in enumerate(SIZES.items()):
-        docs = [
-            {"q": f"{name} {j}: ", "options": [f"{k}{j}" for k in "abcd"[: 2 + i]], "answer": int(rng.integers(2 + i))}
-            for j in range(n)
-        ]
+        letters, right = "abcd"[: 2 + i], rng.integers(2 + i, size=n).tolist()
+        docs = [{"q": f"{name} {j}: ", "options": [f"{k}{j}" for k in letters], "answer": right[j]} for j in range(n)]
         mini_tasks.write_task(folder, name, {name: docs}, **SUBJECT, test_split=name)
     for name, score in GROUPS.items():
         inside = "\n".join(f"  - {task}" for task in IN_GROUP.get(name, SIZES))
@@ -62,13 +57,8 @@ def result(sweep):
 
 @pytest.mark.parametrize("limit", [None, 6])
 def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
-    found = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
-        tasks=["school"],
-        task_manager=harness.task_manager(["school"], str(folder)),
-        limit=limit,
-        bootstrap_iters=0,
-    )
+    peer, manager = HFLM(lens.model, tokenizer=lens.tokenizer), harness.task_manager(["school"], str(folder))
+    found = lm_eval.simple_evaluate(peer, tasks=["school"], task_manager=manager, limit=limit, bootstrap_iters=0)
     ours = sweep("school", limit=limit)
     assert list(ours.docs["task"].unique()) == ["school"]
     base = ours.baselines.set_index("metric")

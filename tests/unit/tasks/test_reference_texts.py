@@ -14,9 +14,7 @@ from depthlens.tasks import harness
 from depthlens.tasks.measures import reference_of
 
 N_TEST = 90
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{{ '<bot>' if add_generation_prompt }}"
 BODIES = {
     "choice": mini_tasks.choice("Q: {{q}}", doc_to_choice="{{o}}", doc_to_target="a"),
     "cloze": mini_tasks.measured("loglikelihood", "Q: {{q}}", " {{o[0]}}", "acc"),
@@ -75,9 +73,7 @@ def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, ki
 
 
 def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkeypatch):
-    said = (
-        "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
-    )
+    said = "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task"
     refused(said, reference_of, prepared("choice", limit=N_TEST - 3))
     assert len(reference_of(prepared("choice", limit=N_TEST - 4)).texts) == 8
     monkeypatch.setattr(Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
@@ -95,13 +91,9 @@ def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
 def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens, prepared):
     """Two examples come before each, as the task says."""
     task = prepared("choice")
-    options = {"include_path": folder, "limit": 20, "measure": "answer_logprob"}
-    asked, again = (
-        dl.condition_sweep(
-            lens, task.name, "L1,L1@resample", resample_prompts=some, store=None, progress=False, **options
-        )
-        for some in (2, 2)
-    )
+    options = {"include_path": folder, "limit": 20, "measure": "answer_logprob", "store": None, "progress": False}
+    options |= {"resample_prompts": 2}
+    asked, again = (dl.condition_sweep(lens, task.name, "L1,L1@resample", **options) for _ in range(2))
     prompts = asked.record["resample_prompts"]
     shots = [line for text in prompts for line in re.findall(r"Q: (\w+ \d+)\?", text)]
     assert len(prompts) == 2 and len(shots) == 6 and shots[2] != shots[5], "two questions, with two examples each"

@@ -25,9 +25,8 @@ PERPLEXITIES = {  # lm-eval's name -> ours, and our unit in nats
 def test_baseline_equals_lm_eval_document_by_document(lens, load, lm_evals_own, name):
     _, samples = lm_evals_own(name)
     result = condition_sweep(lens, load(name), "L2", progress=False)
-    ours = {
-        (row.metric, row.doc_id): row.value for row in result.docs[result.docs["condition"] == "baseline"].itertuples()
-    }
+    baseline = result.docs[result.docs["condition"] == "baseline"]
+    ours = {(row.metric, row.doc_id): row.value for row in baseline.itertuples()}
     several = len({sample["filter"] for sample in samples}) > 1
     compared = 0
     for sample in samples:
@@ -79,16 +78,15 @@ def test_metrics_of_the_whole_set_are_told_as_skipped(lens, load):
         condition_sweep(lens, load("mini_set_only"), "L2", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("written", "whole", "first_letter"),
-    [("four", True, True), ("...", False, False), ("", False, False), ("__", False, False), ("[invalid]", True, True)],
-)
-def test_an_answer_that_cannot_be_read_is_told_apart_from_a_wrong_one(lens, load, written, whole, first_letter):
+ANSWERS = {"four": True, "...": False, "": False, "__": False, "[invalid]": True}
+
+
+@pytest.mark.parametrize(("written", "read"), ANSWERS.items())
+def test_an_answer_that_cannot_be_read_is_told_apart_from_a_wrong_one(lens, load, written, read):
     """The filter's fallback is no answer, and neither is what has no letter or digit, such as the filter's "_"."""
     (prepared,) = harness.prepare(lens, load("mini_filters"), limit=1)
     parsed = {s.metric: s.parsed for s in prepared.score([written])}
-    assert parsed["exact_match,whole"] == whole
-    assert parsed["exact_match,first-letter"] == first_letter
+    assert parsed["exact_match,whole"] == parsed["exact_match,first-letter"] == read
 
 
 def test_choices_are_always_read_and_floors_are_what_a_broken_model_scores(lens, load):

@@ -10,11 +10,8 @@ from depthlens.experiments import sweep
 from depthlens.experiments.sweep import run_by_name
 from depthlens.tasks import harness
 
-DOCS = [
-    {"q": "Is ice cold?", "options": ["yes", "no"], "answer": 0, "word": "yes"},
-    {"q": "Is fire cold?", "options": ["yes", "no"], "answer": 1, "word": "no"},
-    {"q": "Is lava hot?", "options": ["yes", "no"], "answer": 0, "word": "yes"},
-]
+ASKED = {"Is ice cold?": 0, "Is fire cold?": 1, "Is lava hot?": 0}
+DOCS = [{"q": q, "options": ["yes", "no"], "answer": i, "word": ("yes", "no")[i]} for q, i in ASKED.items()]
 KINDS = {
     "choice": mini_tasks.choice(doc_to_choice="options", doc_to_target="answer"),
     "rolling": mini_tasks.measured("loglikelihood_rolling", "", "q", "word_perplexity"),
@@ -55,11 +52,7 @@ def right(doc, results):
 FAULTS = [
     ("choice", function("divide"), "document 0: scoring the answer (-1.0, False) fails (ZeroDivisionError at utils.py"),
     ("written", function("insists"), "document 0: scoring the answer 'yes' fails (AssertionError at utils.py line 6)"),
-    (
-        "rolling",
-        function("nothing"),
-        "has no attribute 'items'); correct the task's scoring; process_results gives numbers by name, such as {'acc'",
-    ),
+    ("rolling", function("nothing"), "has no attribute 'items'); correct the task's scoring; process_results gives"),
 ]
 
 
