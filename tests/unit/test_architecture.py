@@ -14,10 +14,8 @@ import depthlens as dl
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "depthlens"
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-}
+PARTS = {path: path.relative_to(ROOT).with_suffix("").parts for path in PACKAGE.rglob("*.py")}
+MODULES = {".".join(parts).removesuffix(".__init__"): path for path, parts in PARTS.items()}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 TOP_MODULES, MODULE_LINES, BODY_LINES, TEST_LINES = 12, 500, 60, 400
 
@@ -102,11 +100,8 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_modules_and_functions_are_short():
     assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES  # ten modules, __init__ and __main__
-    long = [
-        f"{name}: {n} lines"
-        for name, path in MODULES.items()
-        if (n := len(path.read_text().splitlines())) > MODULE_LINES
-    ]
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    long = [f"{name}: {n} lines" for name, n in lines.items() if n > MODULE_LINES]
     for name, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -136,10 +131,9 @@ assert not {{"torch", "transformers", "lm_eval"}} & set(sys.modules)
 
 
 SPACES = ("analysis", "backends", "claims", "organisms", "runner", "tasks")
-NAMES = [f"dl.{name}" for name in dl.__all__] + [
-    f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__
-]
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+NAMES = [f"dl.{name}" for name in dl.__all__]
+NAMES += [f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__]
+PAGE = ROOT / "docs" / "api.md"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -35,11 +35,8 @@ def places(tmp_path, saved):
     (made["foreign"] / "notes.txt").write_text("mine")
     (made["page"] / "index.html").write_text("<title>Mine</title>")
     parts.open_store(str(made["kept"]))
-    return {name: str(folder) for name, folder in made.items()} | {
-        "file": str(tmp_path / "file"),
-        "out": str(tmp_path / "out"),
-        "model": saved(max_position_embeddings=4096),
-    }
+    made |= {name: tmp_path / name for name in ("file", "out")}
+    return {name: str(place) for name, place in made.items()} | {"model": saved(max_position_embeddings=4096)}
 
 
 def filled(value, places):

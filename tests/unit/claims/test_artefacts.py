@@ -37,9 +37,8 @@ def drawn(world, seed, n=300):
 def counts(world, *claims):
     """How often the controlled row of each claim has each state in a world of the benchmark in which it is false."""
     cases = [("null", world, N_LAYERS, (300,), seed, claims) for seed in range(N_DRAWS)]
-    return Counter(
-        (claim, said) for case in cases for claim, row, _, said in ERRORS["simulate"](case) if row == CONTROLLED
-    )
+    told = [row for case in cases for row in ERRORS["simulate"](case)]
+    return Counter((claim, said) for claim, row, _, said in told if row == CONTROLLED)
 
 
 def unweighted(evidence, own, control):

@@ -46,10 +46,9 @@ def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]
     """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
     asked = [LoglikelihoodRequest(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
     answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
-    return {
-        str(condition): {task: sum(a.is_greedy for a in given[i * n : (i + 1) * n]) / n for i, task in enumerate(TASKS)}
-        for condition, given in zip(conditions, answers, strict=True)
-    }
+    right = torch.tensor([[a.is_greedy for a in row] for row in answers]).double().unflatten(1, (len(TASKS), n))
+    shares = (dict(zip(TASKS, row, strict=True)) for row in right.mean(2).tolist())
+    return dict(zip(map(str, conditions), shares, strict=True))
 
 
 MORE = ("decoy", "n_kv_heads=2", "seed=1,decoy,backup", "seed=2", "seed=3", "seed=4")
@@ -80,9 +79,8 @@ def test_exactly_the_planted_heads_carry_their_tasks(name):
 def test_other_instruction_sets_give_the_same_weights(tmp_path):
     """A processor without vector instructions, which sums in another order: differences as of rounding, 1e-7."""
     program = "import sys; from depthlens.organisms import weights; weights.build().model.save_pretrained(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, check=True
-    )
+    own = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=own, check=True)
     here = weights.build().model.state_dict()
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         torch.testing.assert_close(weight, here[name], atol=1e-6, rtol=0)

@@ -8,7 +8,7 @@ import geometries
 import made_results
 import numpy as np
 import pytest
-from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
+from drawn import Case, holds
 from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
@@ -150,9 +150,8 @@ def run_figures():
 
 def other_figures():
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
-    made = made_results.result(
-        {"t": {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}}, n_layers=4
-    )
+    scores = {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}
+    made = made_results.result({"t": scores}, n_layers=4)
     yield Case(made.plot(), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
     books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
@@ -165,17 +164,7 @@ def other_figures():
     yield Case(fig, 1, losses.table.sort_values("layer")["difference"], words=("open minus closed",))
 
 
-SETS = {
-    "layers": profiles,
-    "donors": transplants,
-    "heads": head_figures,
-    "geometry": geometry_figures,
-    "others": other_figures,
-    "runs": run_figures,
-}
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_figures_draw_their_tables(name):
-    for case in SETS[name]():
+@pytest.mark.parametrize("made", [profiles, transplants, head_figures, geometry_figures, other_figures, run_figures])
+def test_figures_draw_their_tables(made):
+    for case in made():
         holds(case)

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, check, luminance, nothing_leaks, points, texts  # noqa: F401 (a fixture for all of them)
+from drawn import by_gid, check, luminance, points, texts
 from made_results import EARLY, sweep
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -74,18 +74,10 @@ def test_a_notebook_cell_shows_its_figure_exactly_once():
         assert base64.b64decode(images[0]).startswith(b"\x89PNG")
 
 
-TABLE = pd.DataFrame(
-    {
-        "series": ["a"] * 3 + ["b"] * 3,
-        "x": [0, 1, 2] * 2,
-        "y": [0.5, 0.6, np.nan, 0.1, 0.2, 0.3],
-        "low": [-0.1, 0.5, np.nan, 0.0, 0.1, 0.2],
-        "high": [0.7, 0.7, np.nan, 0.2, 0.3, 1.4],
-        "shown": [False, True, False, True, False, False],
-        "idle": [""] * 3 + [theme.CANNOT_JUDGE] * 3,
-        "task": "t",
-    }
-)
+A = [(0.5, -0.1, 0.7, False), (0.6, 0.5, 0.7, True), (np.nan, np.nan, np.nan, False)]
+B = [(0.1, 0.0, 0.2, True), (0.2, 0.1, 0.3, False), (0.3, 0.2, 1.4, False)]
+TABLE = pd.DataFrame([*A, *B], columns=["y", "low", "high", "shown"])
+TABLE = TABLE.assign(series=[*"aaabbb"], x=[0, 1, 2] * 2, idle=[""] * 3 + [theme.CANNOT_JUDGE] * 3, task="t")
 
 
 @themed
