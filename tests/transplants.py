@@ -5,9 +5,8 @@ import copy
 import surgery
 import torch
 
+import depthlens as dl
 from depthlens.ablations import expand
-from depthlens.engine.engine import Engine
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums in another order: batches are cut by rows, a head's share of o_proj is added apart
@@ -24,7 +23,7 @@ def other(base, seed=3, scale=0.2):
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(scale * torch.randn(tensor.shape, generator=g))
-    return Lens(model, base.tokenizer, f"{base.name}-distilled")
+    return dl.Lens(model, base.tokenizer, f"{base.name}-distilled")
 
 
 def two(family, **changes):
@@ -82,7 +81,7 @@ def operated(base, donor, condition):
             if a.site == "kv":
                 for name in ("k_proj", "v_proj", "kv_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, a.index, dims.n_kv_heads)
-    return Lens(model, base.tokenizer, "operated")
+    return dl.Lens(model, base.tokenizer, "operated")
 
 
 def removals(condition):
@@ -112,12 +111,12 @@ def prompts(n=3, new=4):
 
 
 def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
+    answers = dl.Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
     return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
 
 
 def texts(lens, conditions, **options):
-    return Engine(lens, progress=False, **options).generate_until(prompts(), conditions)
+    return dl.Engine(lens, progress=False, **options).generate_until(prompts(), conditions)
 
 
 def attributes(model):

@@ -9,7 +9,6 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 
 import depthlens as dl
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
 pytestmark = pytest.mark.integration
@@ -50,7 +49,7 @@ def test_the_baseline_is_lm_evals_document_by_document(lens, reference, tmp_path
     options = {"limit": limit, "num_fewshot": num_fewshot}
     given = {"task_manager": manager, "bootstrap_iters": 0, **options, **seeds}
     theirs = lm_eval.simple_evaluate(reference, tasks=[task], **given)["samples"][task]
-    result = condition_sweep(lens, task, "L7", seed=SEED, include_path=tmp_path, progress=False, **options)
+    result = dl.condition_sweep(lens, task, "L7", seed=SEED, include_path=tmp_path, progress=False, **options)
     docs = result.docs[result.docs["condition"] == "baseline"]
     ours = {(row.metric, row.doc_id): row.value for row in docs.itertuples()}
     several = len({sample["filter"] for sample in theirs}) > 1

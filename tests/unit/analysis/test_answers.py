@@ -12,13 +12,12 @@ from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.result import answers
-from depthlens.analysis.result.results import Result
 from depthlens.analysis.show import explorer, views
 
 HOSTILE = '</script><script>alert("x")</script> <b>é</b> "quoted" \u202eright to left\u202c 😀'
 
 
-def written() -> Result:
+def written() -> dl.Result:
     """Four questions: without L1 one answer breaks, one is mended, one wrong answer is another one, one stays."""
     right = {"baseline": [1, 0, 0, 1], "L0": [0, 0, 0, 0], "L1": [0, 1, 0, 1], "L1@mean": [1, 0, 0, 1]}
     whole = ["Rome", "Paris", "x", HOSTILE]
@@ -28,14 +27,14 @@ def written() -> Result:
     docs = found.docs.assign(response=[texts[c][i] for c, i in found.docs[["condition", "doc_id"]].to_numpy()])
     asked = {"task": "capitals", "doc_id": range(4), "question": ["Italy?", "Norway?", "Chad?", HOSTILE]}
     asked |= {"reference": ["Rome", "Oslo", "N'Djamena", "?"], "choices": None}
-    return Result(docs, found.record, pd.DataFrame(asked))
+    return dl.Result(docs, found.record, pd.DataFrame(asked))
 
 
-def two_models() -> tuple[Result, Result]:
+def two_models() -> tuple[dl.Result, dl.Result]:
     """The whole second model answers as the first does without L1."""
     result = written()
     swapped = result.docs["condition"].replace({"baseline": "L1", "L1": "baseline"})
-    return result, Result(result.docs.assign(condition=swapped, model="distilled"), result.record, result.asked)
+    return result, dl.Result(result.docs.assign(condition=swapped, model="distilled"), result.record, result.asked)
 
 
 def test_each_answer_is_broken_repaired_changed_or_the_same():
@@ -79,7 +78,7 @@ def test_two_models_differ_where_one_answers_otherwise():
     broken, repaired = (other.answers("baseline", change, against=result) for change in ("broken", "repaired"))
     pd.testing.assert_frame_equal(broken, result.answers("L1"))
     pd.testing.assert_frame_equal(repaired, result.answers("L1", "repaired"))
-    elsewhere = Result(other.docs, other.record, other.asked.assign(question="Who?"))
+    elsewhere = dl.Result(other.docs, other.record, other.asked.assign(question="Who?"))
     refused("no question in common", elsewhere.answers, "baseline", against=result)
 
 
@@ -93,7 +92,7 @@ def test_nats_of_the_right_answer_stand_beside_a_choice():
     nats = made_results.result_of({"baseline": [-1.0, -1.0], "L0": [-2.0, -4.0]}, metric="answer_logprob", chance=None)
     record = choices.record
     record["tasks"]["sums"]["metrics"] |= nats.record["tasks"]["sums"]["metrics"]
-    table = Result(pd.concat([choices.docs, nats.docs]), record).answers("L0")
+    table = dl.Result(pd.concat([choices.docs, nats.docs]), record).answers("L0")
     assert table["nats"].tolist() == [-3.0, -1.0] and table["doc_id"].tolist() == [1, 0], "the most nats first"
 
 

@@ -11,7 +11,6 @@ from scipy.stats import spearmanr
 import depthlens as dl
 from depthlens.analysis.layers import depth, differences
 from depthlens.analysis.numbers.means import UNLIMITED, mean
-from depthlens.analysis.result.results import Result, concat
 from depthlens.errors import UserError
 
 N_LAYERS, N_DOCS = 9, made_results.N
@@ -98,19 +97,19 @@ def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical
 def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     one = exact({"early": EARLY})
     docs = pd.concat([one.docs, one.docs.assign(metric="acc_norm")])
-    both = Result(docs, made_results.record_of(early={m: {"chance": 0.25} for m in ("acc", "acc_norm")}))
+    both = dl.Result(docs, made_results.record_of(early={m: {"chance": 0.25} for m in ("acc", "acc_norm")}))
     found = depth.critical_by_task(both)
     assert list(found) == list(dict.fromkeys(depth.loss_by_third(both)["task"])) == ["early acc", "early acc_norm"]
     assert found["early acc"] == found["early acc_norm"] == depth.critical_by_task(one)["early"]
-    two = Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
+    two = dl.Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
     refused("there are several models; name or select one of m, other", depth.critical_by_task, two)
     assert [line.partition(",")[0] for line in two.describe()] == ["m", "other"]
-    refused("not one condition a layer", depth.loss_by_third, Result(one.docs.assign(layer=pd.NA), one.record))
+    refused("not one condition a layer", depth.loss_by_third, dl.Result(one.docs.assign(layer=pd.NA), one.record))
 
 
 def test_a_share_of_losses_needs_a_hundred_questions():
     result = exact({"early": EARLY})
-    few = Result(result.docs[result.docs["doc_id"] < 99], result.record)
+    few = dl.Result(result.docs[result.docs["doc_id"] < 99], result.record)
     assert depth.loss_by_third(few, scale="importance").empty and len(depth.loss_by_third(few)) == 3
     assert depth.centre_of_mass(few).table["unplaced"].item() == "99 questions are too few; take at least 100"
     twice = made_results.same_documents(result, times=2)
@@ -135,7 +134,7 @@ CLOSED, OPENED, N, LAYERS = "closed", "open", 120, 6
 ANSWER_LOGPROB = "answer_logprob"
 
 
-def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> Result:
+def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> dl.Result:
     """Log-likelihoods under every condition: baseline minus a loss by layer, with noise."""
     random, scores = np.random.default_rng(3), {}
     for task, loss in losses.items():
@@ -147,7 +146,7 @@ def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, flo
 
 
 @pytest.fixture(scope="module")
-def both() -> Result:
+def both() -> dl.Result:
     closed = np.array([3.0, 0.1, 0.1, 2.0, 0.1, 0.0])  # layer 3 knows
     opened = np.array([3.0, 1.5, 0.1, 0.1, 0.1, 0.0])  # layer 1 finds
     return result({CLOSED: closed, OPENED: opened}, base={OPENED: 0.6})
@@ -186,7 +185,7 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
 def test_attentions_share():
     attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
     mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
-    shares = depth.site_losses(concat([attn, mlp]))
+    shares = depth.site_losses(dl.concat([attn, mlp]))
     table = shares.table
     assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
     whole = table[table["third"] == "all"].set_index("task")
@@ -200,6 +199,6 @@ def test_attentions_share():
 
 def test_mistakes(both):
     refused("unknown metric 'acc'", differences.open_book_losses, both, CLOSED, OPENED, metric="acc")
-    fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
+    fewer = dl.Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
     with pytest.raises(UserError, match=r"were asked other documents \(111 are of one only\); pair tasks of the same"):
         differences.open_book_losses(fewer, CLOSED, OPENED)

@@ -6,10 +6,9 @@ import pytest
 from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, same_documents, sweep
 from refusals import refused
 
-from depthlens.analysis.heads.agreement import agreement
+import depthlens as dl
 from depthlens.analysis.layers import depth, recovery
 from depthlens.analysis.result.losses import NO_LOSS
-from depthlens.errors import UserError
 
 
 def test_nothing_lost_has_no_place():
@@ -23,7 +22,7 @@ def test_thirds_on_three_scales():
     wanted = {"score": thirds, "above_chance": thirds / (whole - 0.25), "importance": 3 * thirds / loss.sum()}
     for scale, thirds in wanted.items():
         np.testing.assert_allclose(depth.loss_by_third(result, scale=scale)["loss"], thirds)
-    with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
+    with pytest.raises(dl.UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
         depth.loss_by_third(nats(EARLY), scale="above_chance")
 
 
@@ -42,13 +41,13 @@ def test_selected_layers_keep_their_depth():
     ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
 ])  # fmt: skip
 def test_sweeps_that_differ_are_refused(change, message):
-    refused(message, agreement, sweep(EARLY), sweep(LATE, model="d", **change))
+    refused(message, dl.agreement, sweep(EARLY), sweep(LATE, model="d", **change))
 
 
 def test_examples_that_differ_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     other.record["tasks"]["sums"]["num_fewshot"] = 4
-    refused("task sums: num_fewshot is 0 for base and 4 for d", agreement, base, other)
+    refused("task sums: num_fewshot is 0 for base and 4 for d", dl.agreement, base, other)
 
 
 def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
@@ -111,5 +110,5 @@ def test_without_a_gap_nothing_is_recovered():
 def test_recovery_reads_transplants_only_and_refuses_other_documents():
     result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
     assert set(recovery.transplant_recovery(result, donor).table["condition"]) == set(SHARES)
-    with pytest.raises(UserError, match="task sums, metric acc, doc_id 119: base alone has it"):
+    with pytest.raises(dl.UserError, match="task sums, metric acc, doc_id 119: base alone has it"):
         recovery.transplant_recovery(result, transplants(SHARES, n=N - 1)[1])

@@ -17,7 +17,6 @@ from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.numbers.stats import documents_for_loss
 from depthlens.analysis.result.results import DOCS_COLUMNS, Result, concat
-from depthlens.errors import UserError
 
 
 @pytest.fixture
@@ -187,7 +186,7 @@ def test_concat_keeps_the_shared_baseline_once(result):
 def test_concat_refuses_disagreement(result):
     flipped = result.docs.copy()
     flipped.loc[0, "value"] = 0.0
-    with pytest.raises(UserError, match="disagree on 1 scores, first on tiny capitals acc baseline 0;"):
+    with pytest.raises(dl.UserError, match="disagree on 1 scores, first on tiny capitals acc baseline 0;"):
         concat([result, Result(flipped, result.record)])
     shots = json.loads(json.dumps(result.record))
     shots["tasks"]["capitals"]["num_fewshot"] = 5

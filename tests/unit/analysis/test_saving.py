@@ -18,7 +18,6 @@ import depthlens as dl
 from depthlens import cli, paths
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED
 from depthlens.analysis.result.results import Result, concat
-from depthlens.errors import UserError
 
 N, N_LAYERS, N_HEADS = 120, 6, 2
 EARLY = [0.9, 0.6, 0.2, 0.1, 0.0, 0.0]
@@ -124,13 +123,13 @@ def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
     refused(r"holds another result \(limit 2, not 3\)", lambda: scores(limit=3).save(tmp_path / "scores"))
     MADE["centres"]().save(tmp_path / "centres")
     refused("holds a record.json of something else", lambda: geometry().save(tmp_path / "centres"))
-    with pytest.raises(UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
+    with pytest.raises(dl.UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
         dl.HeadScores.load(tmp_path / "centres")
 
 
 def test_a_finding_with_a_result_inside_is_refused_by_its_own_settings(tmp_path):
     made_results.greedy().save(tmp_path)
-    with pytest.raises(UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
+    with pytest.raises(dl.UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
         made_results.greedy(tolerance=0.2).save(tmp_path)
 
 
@@ -188,7 +187,7 @@ def test_a_result_without_questions_says_so(result, tmp_path):
 def test_results_that_ask_something_else_are_not_joined(result):
     one = result.select(tasks="capitals")
     other = asked_of(question=[f"Q{i}!" for i in range(21)])
-    with pytest.raises(UserError, match="disagree on what document 0 of task 'capitals' asks"):
+    with pytest.raises(dl.UserError, match="disagree on what document 0 of task 'capitals' asks"):
         concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
 
 

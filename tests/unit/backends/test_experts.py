@@ -14,7 +14,6 @@ from torch import nn
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest
 
 NIGHTLY = "qwen3_moe deepseek_v2 granitemoe ernie4_5_moe hunyuan_v1_moe".split()
@@ -86,7 +85,7 @@ def test_written_texts_are_those_of_a_model_without_the_expert(kind):
     lens = one_group(kind)
     asked = [GenerateRequest(tuple(range(5, 12 + i)), (), 10) for i in range(3)]
     conditions = [BASELINE, parse_condition(f"L{LAST}.E0"), parse_condition("L1.E2")]
-    texts = Engine(lens, progress=False).generate_until(asked, conditions)
+    texts = dl.Engine(lens, progress=False).generate_until(asked, conditions)
     for row, model in zip(texts, [lens.model, without(lens, LAST, 0).model, without(lens, 1, 2).model], strict=True):
         assert row == [written(lens, request, model) for request in asked]
 
@@ -123,7 +122,7 @@ def test_a_layer_that_runs_twice_is_there_twice(family):
     assert torch.allclose(found, scores(lens, conditions, path="padded_rows"), atol=SAME)
     assert torch.allclose(found, scores(lens, conditions, batch_tokens=30), atol=SAME)
     with pytest.raises(dl.UserError, match="condition L0x2 runs a layer twice, and writes no texts"):
-        Engine(lens, progress=False).generate_until([GenerateRequest((5, 6), (), 10)], conditions)
+        dl.Engine(lens, progress=False).generate_until([GenerateRequest((5, 6), (), 10)], conditions)
     for condition, row in zip(conditions, found, strict=True):
         longer = copy.deepcopy(lens.model)
         skipped = {a.layer for a in condition.ablations if a.mode == "skip"}

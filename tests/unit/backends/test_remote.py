@@ -13,7 +13,6 @@ from transplants import requests
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments import sweep
 from depthlens.models import loading, remote
@@ -27,7 +26,7 @@ KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not i
 
 
 def scores(lens, asked, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
+    answers = dl.Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
     logprobs = torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
     return logprobs, [[a.is_greedy for a in row] for row in answers]
 
@@ -63,7 +62,7 @@ def test_scores_and_texts_are_those_of_the_torch_backend(pair, family):
     assert got[1] == wanted[1] and wanted[1][0][-1], "the likeliest token is said to be it"
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
     asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
-    engines = (Engine(lens, progress=False, means=means) for lens, means in ((whole, here), (far, there)))
+    engines = (dl.Engine(lens, progress=False, means=means) for lens, means in ((whole, here), (far, there)))
     texts = [engine.generate_until(asked, conditions) for engine in engines]
     assert texts[1] == texts[0] and len({t for row in texts[0] for t in row}) > 5
 
@@ -86,7 +85,7 @@ def test_a_whole_sweep_by_name(tmp_path):
 @pytest.mark.parametrize(("call", "said"), [
     (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
     (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
-    (lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
+    (lambda lens: dl.Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
      "condition L1@noise is not done remotely; use @mean"),
     (lambda lens: sweep.condition_sweep(lens, TASK, "L1@donor", limit=1, donor=surgery.rough_lens("llama-gqa")),
      "@donor needs the weights of "),

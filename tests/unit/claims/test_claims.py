@@ -11,7 +11,6 @@ from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.measures import balanced, excess, log_odds
 from depthlens.claims.parts import CONTROLLED, STUDY
 from depthlens.claims.verdicts import DECIDES
-from depthlens.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -267,7 +266,7 @@ def test_a_short_task_is_left_out_and_opens_nothing_else():
 
 def test_evidence_that_does_not_fit_is_refused():
     refused("models m, other", Evidence, letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
-    with pytest.raises(UserError, match="2 and 3 few-shot seeds"):
+    with pytest.raises(dl.UserError, match="2 and 3 few-shot seeds"):
         judge(Evidence(letters=viewed(FLAT, seeds=2), generation=viewed(FLAT, seeds=3)), claims="C2")
     blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
     refused("sweep of layers", judge, Evidence(letters=blocks, continuation=blocks), claims="C1")

@@ -12,7 +12,6 @@ import torch
 import depthlens as dl
 from depthlens import cluster
 from depthlens.cluster import AskedWorkers, pool
-from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.requests import LoglikelihoodRequest
 
@@ -84,4 +83,4 @@ def test_a_worker_takes_a_relative_path_from_the_folder_of_the_command(tmp_path,
     monkeypatch.chdir("/")  # where a worker is that was started before
     shared = pool.models_of(lens, 0), str(tmp_path), "loglikelihood", {"means": None}
     number, answers, _ = worker.compute(shared, 7, shard)
-    assert (number, answers) == (7, Engine(lens, progress=False).loglikelihood(*shard))
+    assert (number, answers) == (7, dl.Engine(lens, progress=False).loglikelihood(*shard))

@@ -7,9 +7,7 @@ import tiny
 from refusals import refused
 
 import depthlens as dl
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 READ = [LoglikelihoodRequest((5, 6, 7), (8, 9)), LoglikelihoodRequest((5, 6), (10,))]
@@ -24,7 +22,7 @@ def broken(value: float = float("nan"), layer: int = 2, **changes):
 
 
 def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
-    engine = Engine(lens, progress=False, **options)
+    engine = dl.Engine(lens, progress=False, **options)
     wanted = [dl.parse_condition(c) for c in conditions]
     return engine.generate_until(WRITE, wanted) if write else engine.loglikelihood(READ, wanted)
 
@@ -46,7 +44,7 @@ def test_the_condition_that_breaks_it_is_named(write):
     attn = means.mean["attn"].clone()
     attn[1] = float("inf")
     conditions = ["baseline", "L0", "L1.attn@mean", "L3"]
-    with pytest.raises(UserError, match=r"not finite under L1\.attn@mean "):
+    with pytest.raises(dl.UserError, match=r"not finite under L1\.attn@mean "):
         ask(lens, conditions, means=dataclasses.replace(means, mean={**means.mean, "attn": attn}), write=write)
     assert ask(lens, ["baseline", "L0", "L3"], means=means, write=write)
 

@@ -10,10 +10,8 @@ from by_hand import logprobs, patched
 
 import depthlens as dl
 from depthlens.ablations import heads_condition
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments.attribution import attribute, nodes
-from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
@@ -109,7 +107,7 @@ def test_reference_answers_of_choices_and_of_written_tasks(lens):
 
 def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
     both, task, answer = (
-        condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=measure, progress=False)
+        dl.condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=measure, progress=False)
         for measure in ("both", "task", ANSWER_LOGPROB)
     )
     assert set(both.docs["metric"]) == {"acc", "acc_norm", ANSWER_LOGPROB}
@@ -120,7 +118,7 @@ def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
 
 
 def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
-    result = condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=ANSWER_LOGPROB, progress=False)
+    result = dl.condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=ANSWER_LOGPROB, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["kv_retrieval_4"]), limit=3)
     for request, value in zip(Answers(prepared).requests, result.docs["value"][:3], strict=True):
         assert value == pytest.approx(logprob(lens, request), abs=LOGPROB_TOLERANCE)
@@ -129,8 +127,8 @@ def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
 @pytest.mark.parametrize(("site", "mode"), [("head", "zero"), ("kv", "mean")])
 def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     options = {"limit": 3, "num_fewshot": 0, "site": site, "mode": mode, "measure": ANSWER_LOGPROB, "progress": False}
-    exact = head_sweep(lens, "capitals_continuation", **options)
-    estimated = head_sweep(lens, "capitals_continuation", method="attribution", **options)
+    exact = dl.head_sweep(lens, "capitals_continuation", **options)
+    estimated = dl.head_sweep(lens, "capitals_continuation", method="attribution", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]
     assert estimated.docs[keys].equals(exact.docs[keys])
     assert (estimated.record["method"], exact.record["method"]) == ("attribution", "exact")
@@ -160,7 +158,7 @@ def changes(lens, requests, groups, means=None):
     """Exact changes in nats by removing groups of heads together; shape [request, group]."""
     mode = "mean" if means else "zero"
     conditions = [dl.Condition(tuple(dl.Ablation(la, "head", h, mode) for la, h in heads)) for heads in groups]
-    answers = Engine(lens, means=means, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
+    answers = dl.Engine(lens, means=means, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
     values = np.array([[a.logprob for a in row] for row in answers])
     return (values[1:] - values[0]).T
 

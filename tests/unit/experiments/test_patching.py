@@ -10,7 +10,6 @@ import torch
 from by_hand import recorded
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.experiments.patching import patch
 from depthlens.models.architectures import hidden
 
@@ -151,5 +150,5 @@ def test_a_path_needs_a_layer_that_only_adds():
     lens = model_classes.lens("olmo2")
     told = {"answer": ("a", "b")} | QUIET
     patch(lens, "the cat", "the dog", "heads", **told)
-    with pytest.raises(UserError, match="does more than add .* patch without into"):
+    with pytest.raises(dl.UserError, match="does more than add .* patch without into"):
         patch(lens, "the cat", "the dog", "heads", into="L1.H1", **told)

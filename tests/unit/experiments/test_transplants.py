@@ -18,7 +18,6 @@ import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.references import measure_means
 from depthlens.experiments import distillation
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
 
@@ -112,10 +111,10 @@ def test_transplants_go_through_sweep_statistics_and_record(saved, tmp_path):
     base, donor = loading.load(saved()), loading.load(saved(moved=True))
     options = {"limit": 4, "measure": "both", "progress": False}
     ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
-    swept = condition_sweep(base, [TASK, WRITTEN], ablate, donor=saved(moved=True), **options)
+    swept = dl.condition_sweep(base, [TASK, WRITTEN], ablate, donor=saved(moved=True), **options)
     assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
     assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
-    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], **options)
+    alone = dl.condition_sweep(donor, [TASK, WRITTEN], ["baseline"], **options)
     mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
     assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
     assert mine["response"].tolist() == alone.docs["response"].tolist()

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import depthlens as dl
-from depthlens.ablations import parse_condition
 from depthlens.exports import checkpoint
 
 SAME = 1e-5  # nats: removed parts are zeros instead of absent, and sums take another order
@@ -27,7 +26,7 @@ MORE = ["phi3", "olmo2", "mixtral", "qwen2_moe", "glm4_moe", "cohere2"]
 
 
 def logprobs(lens: dl.Lens, condition: str) -> torch.Tensor:
-    return model_classes.scores(lens, [parse_condition(condition).validate(lens.dims)])[0]
+    return model_classes.scores(lens, [dl.parse_condition(condition).validate(lens.dims)])[0]
 
 
 def assert_is_condition(lens: dl.Lens, condition: str, out: Path) -> dl.Lens:

@@ -13,12 +13,8 @@ import torch
 from refusals import refused
 
 import depthlens as dl
-from depthlens.ablations import parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.models import remote
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
 
@@ -35,8 +31,8 @@ def lens():
 
 def scores(lens, *conditions, **options):
     """Log-likelihoods. Shape [condition, request]."""
-    under = [parse_condition(text) for text in conditions or ("baseline",)]
-    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, under)
+    under = [dl.parse_condition(text) for text in conditions or ("baseline",)]
+    answers = dl.Engine(lens, progress=False, **options).loglikelihood(ASKED, under)
     return torch.tensor([[answer.logprob for answer in row] for row in answers])
 
 
@@ -101,7 +97,7 @@ def test_conditions_in_force_are_added_to_every_row(family, outer):
 
 def test_a_layer_that_runs_twice_fits_no_cache(lens):
     with dl.ablated(lens, "L1x2"):
-        with pytest.raises(UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
+        with pytest.raises(dl.UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
             lens.model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
         refused("L1x2 runs a layer twice, and writes no texts", dl.generate, lens, PROMPT)
 
@@ -161,7 +157,7 @@ def test_a_context_that_has_ended_elsewhere_is_over_here(lens):
 
 
 def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
-    other, donor = Lens(lens.model, lens.tokenizer, "other"), tiny.lens("llama-gqa", rope_parameters=None)
+    other, donor = dl.Lens(lens.model, lens.tokenizer, "other"), tiny.lens("llama-gqa", rope_parameters=None)
     donor.model.model.layers[2].mlp.down_proj.weight.data.mul_(-1)
     pair = dl.with_donor(lens, donor)
     wanted = scores(lens, "L1")[0], scores(pair, "L2@donor")[0]
@@ -231,9 +227,9 @@ def test_a_model_that_scales_by_the_place_in_the_row_is_packed_within_that_scale
         layer.self_attn.floor_scale, layer.self_attn.attn_temperature_tuning = 24, True
         layer.self_attn.use_rope = False
     found = scores(lens)
-    assert Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
+    assert dl.Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
     assert torch.allclose(found[0], torch.tensor([by_hand.logprob(lens.model, q) for q in ASKED]), atol=SAME)
-    assert Engine(lens, progress=False).path_for(25) == "padded_rows"
+    assert dl.Engine(lens, progress=False).path_for(25) == "padded_rows"
 
 
 @pytest.mark.parametrize("path", [None, "padded_rows"])
@@ -251,10 +247,10 @@ def test_rows_that_skip_layers_do_not_pass_them_while_they_write(lens, monkeypat
         return call(self, x, *args, **kwargs)
 
     texts = ["baseline", "L1", "L2@int8", "L1-3", "L0-4", "L2[1:]", "L3+L1.H0", "L2@mean"]
-    conditions, means = [*map(parse_condition, texts)], measure_means(lens, [(1, 2, 3, 4), (9, 8)], "two texts")
+    conditions, means = [*map(dl.parse_condition, texts)], measure_means(lens, [(1, 2, 3, 4), (9, 8)], "two texts")
     asked = [GenerateRequest(q.context, (), 6) for q in ASKED]
-    wanted = Engine(lens, path="padded_rows", means=means, progress=False).generate_until(asked, conditions)
-    engine = Engine(lens, means=means, progress=False)
+    wanted = dl.Engine(lens, path="padded_rows", means=means, progress=False).generate_until(asked, conditions)
+    engine = dl.Engine(lens, means=means, progress=False)
     engine.walked()
     monkeypatch.setattr(type(lens.arch.layers[0]), "forward", counted)
     assert engine.generate_until(asked, conditions) == wanted

@@ -5,7 +5,6 @@ import tiny
 from refusals import refused
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.models import names
 
 
@@ -13,7 +12,7 @@ def test_what_a_name_stands_for(tmp_path):
     folder = tiny.save(tmp_path / "model", "llama-gqa")
     assert names.find(folder) == names.Source(str(folder), "folder", str(folder))
     assert names.find("organism:seed=3,decoy").kind == "organism"
-    with pytest.raises(UserError, match="organism option seed=1@x in 'organism:seed=1@x'"):  # it has no revisions
+    with pytest.raises(dl.UserError, match="organism option seed=1@x in 'organism:seed=1@x'"):  # it has no revisions
         names.find("organism:seed=1@x")
     file = str(tiny.gguf_head(tmp_path / "a.gguf"))
     assert names.find(file) == names.Source(file, "gguf", file)

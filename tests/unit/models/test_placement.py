@@ -14,7 +14,6 @@ from transplants import scores
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.models import loading, placement
-from depthlens.models.lens import Lens
 
 CONDITIONS = [BASELINE, *map(parse_condition, ("L0", "L2.attn", "L3.H1", "L1.mlp@noise", "L2.H0@noise"))]
 LISTED = "cuda:0,cuda:1"
@@ -82,7 +81,7 @@ def test_a_donor_follows_its_base_onto_what_torch_calls_mps_0(saved, monkeypatch
     """On a Mac: loaded as ``mps``, tensors say ``mps:0``."""
     base, found, asked = loading.load(saved()), placement.torch_devices, []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(Lens, "devices", property(lambda lens: [torch.device("mps", 0)]))
+    monkeypatch.setattr(dl.Lens, "devices", property(lambda lens: [torch.device("mps", 0)]))
     monkeypatch.setattr(placement, "torch_devices", lambda name: asked.extend(found(name)) or [torch.device("cpu")])
     assert dl.with_donor(base, saved(moved=True)).donor is not None and asked == [torch.device("mps", 0)]
 
@@ -94,7 +93,7 @@ def on_disk(tmp_path):
     model = copy.deepcopy(whole.model)
     where = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
     where |= {f"model.layers.{i}": "disk" if i > 1 else "cpu" for i in range(5)}
-    return Lens(dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer, whole.name), whole
+    return dl.Lens(dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer, whole.name), whole
 
 
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
@@ -108,7 +107,7 @@ def test_where_weights_are_does_not_change_the_fingerprint(on_disk):
     lens, whole = on_disk
     assert lens.identify() == whole.identify()
     hooked = dispatch_model(copy.deepcopy(whole.model), {"": "cpu"}, force_hooks=True)
-    moved = Lens(hooked, whole.tokenizer, whole.name)
+    moved = dl.Lens(hooked, whole.tokenizer, whole.name)
     assert moved.identify() == whole.identify()
     hooked.model.layers[1].mlp.forward = lambda x: x
     assert "forward method of its own in model.layers.1.mlp" in moved.identify().obstacle

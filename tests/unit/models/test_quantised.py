@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.models import quantised
 from depthlens.models.placement import tensors_of
 from depthlens.requests import GenerateRequest
@@ -61,7 +60,7 @@ def test_scores_are_those_of_a_plain_model_with_the_same_numbers(wide, scheme):
     conditions = expand(ABLATE, lens.dims)
     assert torch.allclose(scores(lens, conditions), scores(plain, conditions), atol=SAME)
     asked = [GenerateRequest(tuple(range(3, 12)), (), 8)]
-    texts = [Engine(one, progress=False).generate_until(asked, conditions[:4]) for one in (lens, plain)]
+    texts = [dl.Engine(one, progress=False).generate_until(asked, conditions[:4]) for one in (lens, plain)]
     assert texts[0] == texts[1]
 
 

@@ -12,10 +12,9 @@ import torch
 from organism_prompts import read, sample
 from safetensors.torch import load_file
 
+import depthlens as dl
 from depthlens.ablations import BASELINE, Condition, Dims, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.models import loading
-from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, weights
 from depthlens.organisms.language import TASKS
 from depthlens.paths import tasks_dir
@@ -29,7 +28,7 @@ UNCHANGED = 0.02 + 1e-9  # one prompt of 50
 
 
 @cache
-def lens(name: str) -> Lens:
+def lens(name: str) -> dl.Lens:
     return loading.load(name, device="cpu")
 
 
@@ -45,7 +44,7 @@ def together(heads) -> Condition:
 def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]]:
     """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
     asked = [LoglikelihoodRequest(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
-    answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
+    answers = dl.Engine(lens(name), progress=False).loglikelihood(asked, conditions)
     right = torch.tensor([[a.is_greedy for a in row] for row in answers]).double().unflatten(1, (len(TASKS), n))
     shares = (dict(zip(TASKS, row, strict=True)) for row in right.mean(2).tolist())
     return dict(zip(map(str, conditions), shares, strict=True))

@@ -14,7 +14,6 @@ from made_results import EARLY, LATE, nats, steps, sweep
 import depthlens as dl
 from depthlens.analysis.heads import lists
 from depthlens.analysis.layers import differences
-from depthlens.analysis.result.results import concat
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE
 
 N, N_LAYERS = 120, 6
@@ -38,7 +37,7 @@ def delta(result, task=None):
 
 TASKS = "continuation", "guess", "written"
 GUESS = layers("guess", base=0.25)
-PROTOCOLS = concat([layers("continuation"), GUESS, layers("written", "exact_match", base=0.8, chance=None)])
+PROTOCOLS = dl.concat([layers("continuation"), GUESS, layers("written", "exact_match", base=0.8, chance=None)])
 
 
 def profiles():
@@ -49,8 +48,8 @@ def profiles():
     scores = {task: PROTOCOLS.select(tasks=task).summary["value"].iloc[1:] for task in ("continuation", "guess")}
     yield Case(PROTOCOLS.plot("depth_profile"), 1, scores, [0, 3] * 2, {"series": 3, "baseline": 3}, cannot_judge=1)
     graded = layers("summaries", "rouge", scale=37.5, chance=None)
-    yield Case(concat([one, graded]).plot("depth_profile"), 2, words=("accuracy", "rouge"))
-    sites = concat([one, layers(site=".attn"), layers(site="@donor")])
+    yield Case(dl.concat([one, graded]).plot("depth_profile"), 2, words=("accuracy", "rouge"))
+    sites = dl.concat([one, layers(site=".attn"), layers(site="@donor")])
     said = ("attention", "donor", "one layer or part of it removed or replaced at a time")
     yield Case(sites.plot("depth_profile"), 1, count={"series": 3}, words=said)
     for site, done in (("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")):
@@ -64,7 +63,7 @@ def profiles():
     yield Case(gain, 2, shown=[0, 3], count={"gain": 1}, words=("significant gain",))
     shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
     said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
-    yield Case(concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
+    yield Case(dl.concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
     few, said = layers(n=40), ("for a centre of mass 40 questions are too few; take at least 100",)
     yield Case(few.plot("loss_shares"), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
@@ -154,7 +153,7 @@ def other_figures():
     made = made_results.result({"t": scores}, n_layers=4)
     yield Case(made.plot(), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
-    books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
+    books = dl.concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
     losses = differences.open_book_losses(made_results.same_documents(books), "closed", "open")
     finds, knows = (losses.table.loc[losses.table["layer"] == i, "difference"] for i in (1, 2))
     fig = losses.plot()

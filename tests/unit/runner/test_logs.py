@@ -18,7 +18,6 @@ from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.numbers.means import mean
-from depthlens.analysis.runs.comparison import Comparison
 from depthlens.runner import logs
 from depthlens.tasks import harness
 
@@ -80,7 +79,7 @@ def test_two_logs_give_the_table_and_the_answers_of_two_runs(made, call, tmp_pat
     root, sweeps = made
     code, printed, _ = call("compare", "--from-logs", root / "one", root / "other", "--out", tmp_path / "out")
     assert code == 0 and "mini_writing exact_match: the score of other is " in printed, printed
-    found, wanted = Comparison.load(tmp_path / "out"), dl.compare(*sweeps.values())
+    found, wanted = dl.Comparison.load(tmp_path / "out"), dl.compare(*sweeps.values())
     key = ["task", "metric", "measure"]
     ours, theirs = (c.table[c.table["reference"] != ""].set_index(key).sort_index() for c in (wanted, found))
     for column in ("value", "difference", "difference_low", "difference_high", "p_adjusted", "n_paired"):

@@ -17,10 +17,7 @@ from refusals import refused
 
 import depthlens as dl
 from depthlens import paths
-from depthlens.analysis.heads.scores import HeadScores
-from depthlens.errors import UserError
 from depthlens.models import loading
-from depthlens.models.lens import Lens
 from depthlens.runner import execute
 from depthlens.runner.execute import folder_name
 from depthlens.runner.notebook_files import read_notebook
@@ -151,7 +148,7 @@ def test_a_good_start_prints_one_line_and_gives_the_model_and_what_cells_repeat(
     chosen = {"limit": 3, "num_fewshot": None, "seed": 7}
     loaded = {"model": folder, "tasks": TASKS, "dtype": "bfloat16", "device": "cpu", "out": None, "tables": 3}
     study = dl.setup_notebook(chosen | loaded)
-    assert isinstance(study.lens, Lens) and study.lens.dtype == torch.bfloat16
+    assert isinstance(study.lens, dl.Lens) and study.lens.dtype == torch.bfloat16
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1 and printed.err == ""
     for part in ("depthlens 0.", "torch ", "lm-eval ", "git ", folder, "bfloat16 on cpu", "sdpa", "seed 7"):
@@ -178,11 +175,11 @@ def test_the_output_folder_is_made_and_what_is_saved_lies_there(folder, tmp_path
     assert (tmp_path / "a" / "b").is_dir() and not any((tmp_path / "a" / "b").iterdir())
     scores = made_results.head_scores(np.eye(2), "score")
     study.save(scores, "scores")
-    assert HeadScores.load(tmp_path / "a" / "b" / "scores").top(1) == [(0, 0)]
+    assert dl.HeadScores.load(tmp_path / "a" / "b" / "scores").top(1) == [(0, 0)]
 
 
 def test_one_document_has_no_halves(folder):
-    with pytest.raises(UserError, match="limit 1: one half of the documents chooses"):
+    with pytest.raises(dl.UserError, match="limit 1: one half of the documents chooses"):
         dl.setup_notebook({"model": folder, "tasks": TASKS, "limit": 1}).halves()
 
 

@@ -5,7 +5,6 @@ import tiny
 from stores import CHOICE, LIMIT, counts, parts, run
 
 import depthlens as dl
-from depthlens.ablations import parse_condition
 from depthlens.engine import engine, references
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store import answer_cache
@@ -45,7 +44,7 @@ class TestNothingIsComputedTwice:
         together = run(lens, tmp_path, ablate, tasks=[CHOICE], limit=1)
         assert counts(together)[1] == 0
         texts = [((1, 2, 3), (4,)), ((1, 2), (3, 4)), ((1, 2, 3, 4), ())]
-        conditions = [parse_condition(text) for text in ablate]
+        conditions = [dl.parse_condition(text) for text in ablate]
         caches = [AnswerCache(reference=references.Reference("x", [text]).keys) for text in texts]
         addresses = {cache.address(c) for cache in caches for c in conditions}
         assert len(addresses) == len(ablate) + 2 * (len(texts) - 1)

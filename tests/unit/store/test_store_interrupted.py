@@ -13,7 +13,6 @@ from stores import CHOICE, LIMIT, WRITTEN, counts, parts, run
 
 import depthlens as dl
 from depthlens.engine import wavefront
-from depthlens.engine.engine import Engine
 from depthlens.engine.writer import Writer
 from depthlens.errors import Interrupted
 from depthlens.requests import GenerateRequest
@@ -59,7 +58,7 @@ class TestTextsThatHaveEnded:
         cache = answer_cache.AnswerStore(where and str(where), lens).entry("texts")
         prompts = [GenerateRequest((1, 2, 3, 20 + i), (), n) for i, n in enumerate(self.LENGTHS)]
         conditions = [dl.parse_condition(c) for c in self.CONDITIONS]
-        texts = Engine(lens, progress=False, cache=cache).generate_until(prompts, conditions)
+        texts = dl.Engine(lens, progress=False, cache=cache).generate_until(prompts, conditions)
         (rows,) = cache.asked
         return texts, (rows.n_known, len(rows.computed))
 

@@ -8,12 +8,11 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 from refusals import refused
 
+import depthlens as dl
 from depthlens.analysis import kinds_by_subtask, split_by_kind
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result import questions
 from depthlens.analysis.result.profiles import by_layer
-from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
@@ -86,7 +85,7 @@ def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeyp
     (profile, _) = by_layer(result)
     assert len({*profile.units}) == N and "school: 3 subjects are too few to stand for others" in result.notes[-1]
     monkeypatch.setattr(questions, "SUBJECTS_AS_UNITS", len(SIZES))
-    result = Result(result.docs, result.record, result.asked)
+    result = dl.Result(result.docs, result.record, result.asked)
     values = result.scores("school", "acc")["baseline"].to_numpy()
     names = [name for name, n in SIZES.items() for _ in range(n)]
     base = result.baselines.set_index("metric").loc["acc"]
@@ -107,7 +106,7 @@ def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name
 
 @pytest.mark.parametrize("names", [["school", "school_art"], ["school_chess", "school"], ["school_arts", "school"]])
 def test_a_task_in_two_ways_is_refused(folder, names):
-    with pytest.raises(UserError, match=r"task school_\w+ is asked for twice, alone or in groups; name it once"):
+    with pytest.raises(dl.UserError, match=r"task school_\w+ is asked for twice, alone or in groups; name it once"):
         harness.load_tasks(names, include_path=folder)
 
 

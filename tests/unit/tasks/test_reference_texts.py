@@ -8,8 +8,6 @@ import tiny
 from refusals import refused
 
 import depthlens as dl
-from depthlens.engine.engine import Engine
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 from depthlens.tasks.measures import reference_of
 
@@ -76,9 +74,9 @@ def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkey
     said = "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task"
     refused(said, reference_of, prepared("choice", limit=N_TEST - 3))
     assert len(reference_of(prepared("choice", limit=N_TEST - 4)).texts) == 8
-    monkeypatch.setattr(Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
+    monkeypatch.setattr(dl.Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
     task = prepared("choice", limit=None)
-    refused("and 4 are left", condition_sweep, lens, {task.name: task.task}, "L1@mean", progress=False)
+    refused("and 4 are left", dl.condition_sweep, lens, {task.name: task.task}, "L1@mean", progress=False)
 
 
 def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
