@@ -19,28 +19,27 @@ TASK = "capitals_continuation"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class TestAsked:
-    def test_options_count_before_the_environment(self, monkeypatch):
-        assert cluster.asked({}) is None
-        monkeypatch.setenv("DEPTHLENS_WORKERS", "4")
-        monkeypatch.setenv("DEPTHLENS_WORKER_GPUS", "0.5")
-        assert cluster.asked({"workers": None}) == AskedWorkers(4, "local", None, 0.5)
-        assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers(2, "host:1", None, 0.5)
+def test_options_count_before_the_environment(monkeypatch):
+    assert cluster.asked({}) is None
+    monkeypatch.setenv("DEPTHLENS_WORKERS", "4")
+    monkeypatch.setenv("DEPTHLENS_WORKER_GPUS", "0.5")
+    assert cluster.asked({"workers": None}) == AskedWorkers(4, "local", None, 0.5)
+    assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers(2, "host:1", None, 0.5)
 
 
-class TestRay:
-    def test_without_ray_the_line_says_how_to_install_it(self, lens, monkeypatch):
-        monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
-            dl.layer_sweep(lens, TASK, limit=1, workers=2)
+def test_without_ray_the_line_says_how_to_install_it(lens, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
+        dl.layer_sweep(lens, TASK, limit=1, workers=2)
 
-    @pytest.mark.parametrize("address", ["127.0.0.1:9", "nosuch.invalid:6379", "ray://127.0.0.1:9", "10.0.0.1:port"])
-    def test_a_wrong_address_is_one_line_within_seconds(self, lens, address):
-        pytest.importorskip("ray")
-        start = time.monotonic()
-        with pytest.raises(UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
-            dl.layer_sweep(lens, TASK, limit=1, ray=address)
-        assert time.monotonic() - start < 60
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nosuch.invalid:6379", "ray://127.0.0.1:9", "10.0.0.1:port"])
+def test_a_wrong_address_is_one_line_within_seconds(lens, address):
+    pytest.importorskip("ray")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
+        dl.layer_sweep(lens, TASK, limit=1, ray=address)
+    assert time.monotonic() - start < 60
 
 
 @pytest.fixture

@@ -12,42 +12,45 @@ from refusals import refused
 from stores import CHOICE, counts, flip, parts, run
 
 
-class TestDamage:
-    @pytest.fixture
-    def at(self, lens, tmp_path, small_packs) -> Path:
-        run(lens, tmp_path / "s")
-        assert len(parts(tmp_path / "s")) >= 4
-        return tmp_path / "s"
+@pytest.fixture
+def at(lens, tmp_path, small_packs) -> Path:
+    run(lens, tmp_path / "s")
+    assert len(parts(tmp_path / "s")) >= 4
+    return tmp_path / "s"
 
-    def recovers(self, lens, at: Path, damaged: list[Path], caplog) -> None:
-        with caplog.at_level(logging.WARNING):
-            again = run(lens, at)
-        for path in damaged:
-            assert f"part {path.parent.parent.name}/{path.parent.name}/{path.name} cannot be read" in caplog.text
-        assert counts(again)[1] > 0
-        assert again.docs.equals(run(lens, None).docs)
-        assert counts(run(lens, at))[1] == 0  # whole again
 
-    def test_parts_cut_off_at_a_random_byte(self, lens, at, caplog):
-        chance = random.Random(1)
-        for path in parts(at):
-            path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
-        self.recovers(lens, at, parts(at), caplog)
+def recovers(lens, at: Path, damaged: list[Path], caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        again = run(lens, at)
+    for path in damaged:
+        assert f"part {path.parent.parent.name}/{path.parent.name}/{path.name} cannot be read" in caplog.text
+    assert counts(again)[1] > 0
+    assert again.docs.equals(run(lens, None).docs)
+    assert counts(run(lens, at))[1] == 0  # whole again
 
-    @pytest.mark.parametrize("seed", range(8))
-    def test_a_bit_flipped_anywhere_gives_no_wrong_answer(self, lens, at, seed):
-        """What describes the pages has no checksum: such a part may be read, and reads as it was written."""
-        chance = random.Random(seed)
-        path = chance.choice(parts(at))
-        flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
-        assert run(lens, at).docs.equals(run(lens, None).docs)
 
-    def test_a_part_of_another_schema(self, lens, at, caplog):
-        path = parts(at)[0]
-        pd.DataFrame({"condition": ["L0"], "value": [1.0]}).to_parquet(path.with_name("x.parquet"))
-        with caplog.at_level(logging.WARNING):
-            assert counts(run(lens, at))[1] == 0
-        assert "x.parquet cannot be read" in caplog.text
+def test_parts_cut_off_at_a_random_byte(lens, at, caplog):
+    chance = random.Random(1)
+    for path in parts(at):
+        path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+    recovers(lens, at, parts(at), caplog)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_bit_flipped_anywhere_gives_no_wrong_answer(lens, at, seed):
+    """What describes the pages has no checksum: such a part may be read, and reads as it was written."""
+    chance = random.Random(seed)
+    path = chance.choice(parts(at))
+    flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
+    assert run(lens, at).docs.equals(run(lens, None).docs)
+
+
+def test_a_part_of_another_schema(lens, at, caplog):
+    path = parts(at)[0]
+    pd.DataFrame({"condition": ["L0"], "value": [1.0]}).to_parquet(path.with_name("x.parquet"))
+    with caplog.at_level(logging.WARNING):
+        assert counts(run(lens, at))[1] == 0
+    assert "x.parquet cannot be read" in caplog.text
 
 
 def test_no_room_is_one_line_and_nothing_is_torn(lens, tmp_path, small_packs, monkeypatch):
