@@ -227,9 +227,7 @@ PLOTS = [
       for f in ("depth_profile", "protocol_comparison")),
     (lambda e: e.result.plot("head_map"), "no condition removes a single head (L0"),
     (lambda e: e.heads.plot("block_map"), "the result has no blocks of layers; make it with block_sweep"),
-    (lambda e: e.heads.plot("map"), "unknown figure of Result 'map'; allowed: depth_profile, block_map, proto"),
     (lambda e: e.result.plot(ax="here"), "ax is a str; give one matplotlib Axes"),
-    (lambda e: e.result.plot().save("a.jpg"), "no figure is saved as 'a.jpg'; end its name with .png, .pdf"),
 ]  # fmt: skip
 
 

@@ -212,15 +212,13 @@ TASK = "organism_one_hop"
 
 
 @pytest.fixture
-def sweep(capsys, tmp_path):
+def sweep(call, tmp_path):
     """Run the command line on one folder: exit code and the last line that was told."""
 
-    def run(*flags, model="organism", tasks=(TASK,), ablate="L1,L2", limit=2, out=tmp_path / "out"):
-        given = ["sweep", model, *tasks, "--ablate", ablate, "--limit", limit, "--out", out, *flags]
-        with pytest.raises(SystemExit) as ended:
-            cli.main(list(map(str, given)))
-        printed = capsys.readouterr()
-        return ended.value.code, (printed.out + printed.err).splitlines()[-1]
+    def run(*flags, model="organism", ablate="L1,L2", limit=2):
+        typed = ["sweep", model, TASK, "--ablate", ablate, "--limit", limit, "--out", tmp_path / "out", *flags]
+        code, *printed = call(*typed)
+        return code, "".join(printed).splitlines()[-1]
 
     return run
 

@@ -7,7 +7,7 @@ import pytest
 import surgery
 import tiny
 import torch
-from backend_table import batch_logits
+from backend_table import TOKENS, TOLERANCE, batch_logits
 from refusals import refused
 from transformer_lens.factories import architecture_adapter_factory
 
@@ -15,11 +15,6 @@ import depthlens as dl
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.requests import GenerateRequest
-
-# float32 rounding of one order of operations against another, over five layers with logits of order 10
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
-
 
 # kinds that meet what is special in a family: shared heads, wide or latent z, biases, experts
 CROSSING = ("attn @mean", "mlp @resample", "head @mean", "KV @resample", "KV [1:]@noise", "sum [n:]", "nested")

@@ -1,18 +1,13 @@
 """The handles of other libraries share one set of weights, and nothing that is done to one reaches another."""
 
-import backend_table
 import pytest
 import surgery
 import torch
-from backend_table import batch_logits
+from backend_table import TOKENS, TOLERANCE, batch_logits
 from tokenizers import processors
 
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
-
-# float32 rounding of one order of operations against another, over five layers with logits of order 10
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import surgery
 import tiny
 import torch
+from backend_table import TOLERANCE
 from refusals import refused
 from transplants import requests
 
@@ -19,9 +20,6 @@ from depthlens.models import loading, remote
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 TASK = "capitals_continuation"
-# float32 rounding of one order of operations against another, over five layers
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
 KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not in text and "@noise" not in text}
 
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaForCausalLM
+from transplants import logits
 
 import depthlens as dl
 from depthlens.models import loading
@@ -30,17 +31,11 @@ def refusal(name, **kwargs) -> str:
     return refused("", loading.load, name, **kwargs)
 
 
-def logits(lens):
-    tokens = torch.tensor([lens.tokenizer("Layers do not matter equally.").input_ids])
-    with torch.no_grad():
-        return lens.model(tokens).logits
-
-
 @pytest.mark.parametrize("family", ["llama-mha", "qwen3", "deepseek-v2"])
 def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     loaded = loading.load(str(tiny.save(tmp_path, family)))
     original = tiny.lens(family)
-    assert torch.equal(logits(loaded), logits(original))
+    assert torch.equal(logits(loaded.model), logits(original.model))
     assert loaded.dims == original.dims
     assert loaded.fingerprint == original.fingerprint
     assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
@@ -66,7 +61,7 @@ def test_a_gguf_file_is_converted_once_to_what_transformers_makes_of_it(family, 
     assert again.tokenizer.chat_template == direct.tokenizer.chat_template == gguf_files.CHAT
     streamed = loading.load(path, offload="disk")
     for lens in (first, again, streamed):
-        assert lens.identify() == direct.identify() and torch.equal(logits(lens), logits(direct))
+        assert lens.identify() == direct.identify() and torch.equal(logits(lens.model), logits(direct.model))
     assert first.describe() == direct.describe()
     cut = loading.load(f"{path}[:2]", dtype="bfloat16")
     kept = model.to(torch.bfloat16).state_dict()

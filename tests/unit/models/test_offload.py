@@ -7,24 +7,13 @@ import transplants
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from transplants import ALIKE as SAME
-from transplants import layers_in_memory, requests, scores
+from transplants import layers_in_memory, logits, requests, scores
 
 from depthlens.ablations import expand
 from depthlens.engine.references import measure_means
 from depthlens.experiments import sweep
 from depthlens.models import loading, pairs
 from depthlens.models.architectures import Architecture
-
-
-def every_kind(dims):
-    words = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
-    return list(dict.fromkeys(c for word in words for c in expand(word, dims)))
-
-
-def logits(lens):
-    with torch.no_grad():
-        return lens.model(torch.tensor([[1, 2, 3, 4, 5]])).logits
-
 
 # -- the same model --
 
@@ -33,7 +22,7 @@ def logits(lens):
 def test_an_offloaded_model_is_the_model_loaded_whole(saved, family, monkeypatch):
     whole, streamed = loading.load(saved(family)), loading.load(saved(family), offload="disk")
     assert layers_in_memory(whole) == list(range(5)) and layers_in_memory(streamed) == []
-    conditions, held = every_kind(whole.dims), []
+    conditions, held = expand("layers,attn,mlp,heads,kv,blocks:2", whole.dims), []
     wanted = scores(whole, conditions)
     call = Architecture.call
     monkeypatch.setattr(Architecture, "call", lambda *a: (held.append(layers_in_memory(streamed)), call(*a))[1])
@@ -42,7 +31,7 @@ def test_an_offloaded_model_is_the_model_loaded_whole(saved, family, monkeypatch
     assert streamed.fingerprint == whole.fingerprint
     assert streamed.describe() == whole.describe() | {"offload": "disk"} and whole.describe()["offload"] is None
     # called whole, as by hand in a notebook
-    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
+    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=SAME)
     assert layers_in_memory(streamed) == [] and not any(p.requires_grad for p in streamed.model.parameters())
 
 
@@ -57,7 +46,7 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
     streamed = loading.load(tmp_path, dtype=dtype, device="cpu", offload="disk")
     assert streamed.dtype == whole.dtype and (streamed.arch.unembed.weight is streamed.arch.embed.weight) == tied
     assert streamed.fingerprint == whole.fingerprint  # of names, shapes, dtypes and values
-    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
+    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=SAME)
 
 
 # -- what goes wrong on the way --
@@ -74,7 +63,7 @@ def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call)
 
     handle = lens.arch.mlp[2].register_forward_hook(fail)
     with pytest.raises(type(error)):
-        logits(lens) if whole_call else scores(lens, conditions)
+        logits(lens.model) if whole_call else scores(lens, conditions)
     handle.remove()
     assert layers_in_memory(lens) == []
     assert torch.equal(scores(lens, conditions), wanted)

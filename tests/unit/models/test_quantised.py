@@ -19,20 +19,14 @@ CASES = [*(("llama-gqa", scheme) for scheme in SCHEMES), ("qwen3-moe", "int8"), 
 ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
 
 
+WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4}
+LATENT = {"v_head_dim": 16}  # of deepseek-v3
+
+
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """Folders of tiny models whose widths are multiples of 32, each written once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(family="llama-gqa"):
-        place = root / family
-        if not place.exists():
-            sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4}
-            sizes |= {"v_head_dim": 16} if family == "deepseek-v3" else {}
-            tiny.save(place, family, **sizes)
-        return str(place)
-
-    return folder
+def wide(saved):
+    """Folders of tiny models whose widths are multiples of 32."""
+    return lambda family="llama-gqa": saved(family, **WIDE | (LATENT if family == "deepseek-v3" else {}))
 
 
 @pytest.mark.parametrize("family, scheme", CASES)
