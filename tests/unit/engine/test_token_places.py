@@ -8,7 +8,7 @@ import tiny
 import torch
 import trees
 from by_hand import random_tokens as drawn
-from by_hand import recorded
+from by_hand import recorded, scored
 
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.row_edits import noise
@@ -19,6 +19,7 @@ from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
 LOGPROB_TOLERANCE = 1e-4
+PLAIN = "L0,L3,L2.attn,L1.H3,L4.KV1,L1-2,L0.mlp+L4.H0"
 SPARED = "L0[1:],L2[1:],L4[1:],L1-3[1:],L2.attn[1:],L1.mlp[4:],L1.H3[2:],L4.KV1[1:],L3[500:],L1[1:]+L1.H0+L2"
 MEANS = "L1@mean,L2[1:]@mean,L4@mean,L2.attn@mean,L0.mlp[3:]@mean,L4.mlp@mean,L3.H1@mean,L2.KV0[1:]@mean,L1-2@mean+L4"
 SAMPLED = "L1.H2@resample,L3.KV1@resample,L0.H1@resample+L2.H0,L2.H3@resample+L4.mlp,L2@resample,L1.attn@resample"
@@ -45,18 +46,21 @@ def conditions_of(lens, *texts):
     return [c for text in texts for c in expand(text, lens.dims)[1:]] + [BASELINE]
 
 
-@pytest.mark.parametrize(("family", "texts"), [
-    ("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE]), ("qwen3-moe", [MEANS]), ("deepseek-v3", [SAMPLED, NOISE]),
+@pytest.mark.parametrize(("family", "texts", "budget"), [
+    *(("llama-gqa", [PLAIN], budget) for budget in (1, 40, 4096)), ("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE], 64),
+    ("qwen3-moe", [MEANS], 64), ("deepseek-v3", [SAMPLED, NOISE], 64),
 ])  # fmt: skip
-def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, texts, requests):
+def test_log_likelihoods_are_those_of_a_model_with_other_parts_whatever_the_budget(family, texts, budget, requests):
     lens = surgery.rough_lens(family)
     means, conditions = means_of(lens), conditions_of(lens, *texts)
-    answers = Engine(lens, means=means, batch_tokens=64, progress=False).loglikelihood(requests, conditions)
+    answers = Engine(lens, means=means, batch_tokens=budget, progress=False).loglikelihood(requests, conditions)
     clean = [a.logprob for a in answers[-1]]
     for condition, row in zip(conditions, answers, strict=True):
+        cut = surgery.cut(lens, condition, means)
         for q, answer in zip(requests, row, strict=True):
-            wanted = surgery.logprob(lens, condition, means, q)
-            assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
+            logprob, greedy = scored(cut, q)
+            assert answer.logprob == pytest.approx(logprob, abs=LOGPROB_TOLERANCE), str(condition)
+            assert answer.is_greedy == greedy
         changed = max(abs(a.logprob - b) for a, b in zip(row, clean, strict=True))
         assert (changed > 1e-3) == (condition != BASELINE and str(condition) != "L3[500:]"), str(condition)
 
