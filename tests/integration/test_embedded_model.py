@@ -4,12 +4,11 @@ import subprocess
 import sys
 
 import gsm8k
-import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
+from lm_evals import evaluate
 
 import depthlens as dl
-from depthlens.tasks import harness
 
 pytestmark = pytest.mark.integration
 
@@ -45,10 +44,8 @@ def test_the_embedded_model_is_what_it_says(lens):
 def test_the_baseline_is_lm_evals_document_by_document(lens, reference, tmp_path, task, limit, num_fewshot, solved):
     """It is swept beside a condition. Some documents are solved, so that both are not wrong in two ways."""
     gsm8k.write_task(tmp_path, "gsm8k_sample", generation_kwargs=SHORT)
-    manager, seeds = harness.task_manager([task], str(tmp_path)), dict.fromkeys(SEEDS, SEED)
-    options = {"limit": limit, "num_fewshot": num_fewshot}
-    given = {"task_manager": manager, "bootstrap_iters": 0, **options, **seeds}
-    theirs = lm_eval.simple_evaluate(reference, tasks=[task], **given)["samples"][task]
+    options, seeds = {"limit": limit, "num_fewshot": num_fewshot}, dict.fromkeys(SEEDS, SEED)
+    theirs = evaluate(reference, [task], tmp_path, **options, **seeds)["samples"][task]
     result = dl.condition_sweep(lens, task, "L7", seed=SEED, include_path=tmp_path, progress=False, **options)
     docs = result.docs[result.docs["condition"] == "baseline"]
     ours = {(row.metric, row.doc_id): row.value for row in docs.itertuples()}

@@ -4,7 +4,6 @@ import json
 import struct
 import zipfile
 
-import lm_eval
 import mini_tasks
 import numpy as np
 import pandas as pd
@@ -13,13 +12,12 @@ import pytest
 import tiny
 import transplants
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.models.huggingface import HFLM
+from lm_evals import Noting, evaluate
 from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.numbers.means import mean
 from depthlens.runner import logs
-from depthlens.tasks import harness
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +38,7 @@ def made(lenses, tmp_path_factory):
     folder, sweeps = mini_tasks.write(root / "tasks"), {}
     for name, lens in lenses.items():
         tracker = EvaluationTracker(output_path=str(root / name))
-        peer = HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1, logits_cache=False)
-        manager = harness.task_manager(TASKS, str(folder))
-        options = {"fewshot_random_seed": 0, "bootstrap_iters": 0, "evaluation_tracker": tracker}
-        found = lm_eval.simple_evaluate(model=peer, tasks=TASKS, task_manager=manager, **options)
+        found = evaluate(Noting(lens), TASKS, folder, evaluation_tracker=tracker)
         samples = found.pop("samples")
         tracker.save_results_aggregated(results=found, samples=samples)
         for task, of_task in samples.items():

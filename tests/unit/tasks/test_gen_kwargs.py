@@ -1,9 +1,8 @@
 """How answers are written, over what the tasks say; with temperatures, draws, thoughts and budgets."""
 
-import lm_eval
 import pytest
 import tiny
-from lm_eval.models.huggingface import HFLM
+from lm_evals import Noting, evaluate
 from refusals import refused
 
 from depthlens.experiments.sweep import condition_sweep
@@ -97,9 +96,7 @@ def test_the_models_own_settings_decide_texts_as_in_lm_evals_own_model(folder, s
     lens = tiny.lens("llama-gqa")
     before = condition_sweep(lens, "mini_writing", "L1", include_path=folder, progress=False)
     vars(lens.model.generation_config).update(settings)
-    lm = HFLM(lens.model, tokenizer=lens.tokenizer, batch_size=1, think_end_token=think_end)
-    manager = harness.task_manager(["mini_writing"], str(folder))
-    samples = lm_eval.simple_evaluate(lm, tasks=["mini_writing"], task_manager=manager, bootstrap_iters=0)["samples"]
+    samples = evaluate(Noting(lens, think_end_token=think_end), ["mini_writing"], folder)["samples"]
     options = {"include_path": folder, "progress": False, "think_end_token": think_end}
     result = condition_sweep(lens, "mini_writing", "L1", **options)
     ours = result.docs.query("condition == 'baseline'")["response"].tolist()

@@ -1,11 +1,10 @@
 """A group with a score of its own is one task: pooled as lm-eval pools it, with each document's own task known."""
 
-import lm_eval
 import mini_tasks
 import numpy as np
 import pytest
 import tiny
-from lm_eval.models.huggingface import HFLM
+from lm_evals import Noting, evaluate
 from refusals import refused
 
 import depthlens as dl
@@ -56,8 +55,7 @@ def result(sweep):
 
 @pytest.mark.parametrize("limit", [None, 6])
 def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
-    peer, manager = HFLM(lens.model, tokenizer=lens.tokenizer), harness.task_manager(["school"], str(folder))
-    found = lm_eval.simple_evaluate(peer, tasks=["school"], task_manager=manager, limit=limit, bootstrap_iters=0)
+    found = evaluate(Noting(lens), ["school"], folder, limit=limit)
     ours = sweep("school", limit=limit)
     assert list(ours.docs["task"].unique()) == ["school"]
     base = ours.baselines.set_index("metric")
@@ -99,9 +97,8 @@ def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeyp
 def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name):
     result = sweep(name, limit=2)
     assert list(result.docs["task"].unique()) == list(SIZES) and result.questions()["subtask"].isna().all()
-    refused(
-        "school_art is no group with a score of its own; name one, such as mm", kinds_by_subtask, result, "school_art"
-    )
+    said = "task school_art is no group with a score of its own; name one, such as mmlu"
+    refused(said, kinds_by_subtask, result, "school_art")
 
 
 @pytest.mark.parametrize("names", [["school", "school_art"], ["school_chess", "school"], ["school_arts", "school"]])
