@@ -56,9 +56,7 @@ def hook_site(name: str) -> set[tuple[int, str]]:
     return {(int(layer[1:]), part or "layer")} if name.startswith("L") and part != "norm" else set()
 
 
-def program(
-    chance: random.Random, *, edits: bool = True, asks: bool = True, standing: Sequence[str] = ()
-) -> list[Step]:
+def program(chance: random.Random, *, edits=True, asks=True, standing: Sequence[str] = ()) -> list[Step]:
     """Some steps.
 
     Args:

@@ -9,6 +9,7 @@ has for them.
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -93,9 +94,10 @@ def logprobs(lens: dl.Lens, path: str | None, backend: str = "torch") -> torch.T
     return scores(lens, expand(ABLATE, lens.dims), path=path, backend=backend)
 
 
-def scores(lens: dl.Lens, conditions: list, **options) -> torch.Tensor:
-    """Log-likelihoods of the answers. Shape [condition, answer]."""
-    rows = dl.Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
+def scores(lens: dl.Lens, conditions: Iterable, asked: list = ASKED, **options) -> torch.Tensor:
+    """Log-likelihoods of answers under conditions, or their texts. Shape [condition, answer]."""
+    under = [dl.parse_condition(c).validate(lens.dims) if isinstance(c, str) else c for c in conditions]
+    rows = dl.Engine(lens, progress=False, **options).loglikelihood(asked, under)
     return torch.tensor([[answer.logprob for answer in row] for row in rows])
 
 

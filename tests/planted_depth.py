@@ -152,9 +152,6 @@ def distillation(*, moved: bool, seed: int = 0, n_layers: int = LAYERS) -> dict[
     third = n_layers // 3
     common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.6}
     common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.6}
-    changes = {
-        "base": {},
-        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 0.8},
-        "control": {"reasoning_strength": 0.72},
-    }
+    changes = {"base": {}, "control": {"reasoning_strength": 0.72}, "distilled": {"reasoning_strength": 0.8}}
+    changes["distilled"]["reasoning_layer"] = 2 * third if moved else third
     return {who: dl.organisms.Options(**common | change).name for who, change in changes.items()}

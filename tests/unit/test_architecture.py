@@ -187,9 +187,9 @@ def test_looking_up_a_sweep_imports_little_more_than_transformers():
     assert not {"transformers.modeling_utils", "torch._dynamo", "torch.distributed.tensor", "scipy.stats"} & found
 
 
-@pytest.mark.parametrize(
-    ("arguments", "allowed"), [(["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"})]
-)
+@pytest.mark.parametrize(("arguments", "allowed"), [
+    (["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"}),
+])  # fmt: skip
 def test_commands_that_need_no_model_import_no_library_of_models(arguments, allowed):
     (found,) = imported(RUN.format(arguments=arguments))
     assert packages(found) <= COMMANDS | allowed

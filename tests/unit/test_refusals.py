@@ -91,15 +91,12 @@ def test_command(refused_command, arguments, said):
 def made():
     """What calls are given: loaded models and results."""
     lens, organism = tiny.lens("llama-gqa", max_position_embeddings=4096), dl.load("organism")
+    made = types.SimpleNamespace(lens=lens, organism=organism, windowed=tiny.lens("mistral", sliding_window=8))
     options = {"limit": 4, "progress": False}
-    return types.SimpleNamespace(
-        lens=lens,
-        windowed=tiny.lens("mistral", sliding_window=8),
-        organism=organism,
-        result=dl.layer_sweep(organism, calls.ONE, **options),
-        heads=dl.head_sweep(organism, calls.ONE, layers=[2], **options),
-        scores=dl.retrieval_scores(organism, calls.ONE, **options),
-    )
+    made.result = dl.layer_sweep(organism, calls.ONE, **options)
+    made.heads = dl.head_sweep(organism, calls.ONE, layers=[2], **options)
+    made.scores = dl.retrieval_scores(organism, calls.ONE, **options)
+    return made
 
 
 @pytest.mark.parametrize(("do", "said"), rows(calls.CALLS))

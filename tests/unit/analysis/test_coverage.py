@@ -31,9 +31,9 @@ def blocks(loss: float, n: int, rng: np.random.Generator, n_blocks: int = 20) ->
     return made_results.result({"t": {"baseline": right} | of_block}, info={"chance": None}, n_layers=n_blocks + 1)
 
 
-@pytest.mark.parametrize(
-    ("n", "samples"), [(30, 30), *(pytest.param(n, 200, marks=pytest.mark.nightly) for n in (30, 100, 300))]
-)
+@pytest.mark.parametrize(("n", "samples"), [
+    (30, 30), *(pytest.param(n, 200, marks=pytest.mark.nightly) for n in (30, 100, 300)),
+])  # fmt: skip
 def test_a_loss_at_the_margin_is_rarely_called_smaller(n, samples):
     rng = np.random.default_rng(0)
     wrong = sum(largest_sparable(blocks(0.06, n, rng), margin=0.06)["size"].notna().item() for _ in range(samples))

@@ -45,7 +45,7 @@ def operated(lens: dl.Lens, condition: str) -> tuple[dl.Lens, str]:
 
 
 def logprobs(lens: dl.Lens, *conditions: str, path: str | None = None) -> torch.Tensor:
-    return scores(lens, [dl.parse_condition(c).validate(lens.dims) for c in conditions], path=path)
+    return scores(lens, conditions, path=path)
 
 
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])

@@ -97,9 +97,8 @@ def test_a_task_gives_needles_and_attribution_agrees():
 def test_needles_that_are_not_recalled_do_not_count():
     lens, truth = planted("organism")
     good = planted_needles("one_hop", 5)
-    swapped = [
-        Needle(LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)), (0,), n.places) for n in good
-    ]
+    wrong = [LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)) for n in good]
+    swapped = [Needle(request, (0,), n.places) for request, n in zip(wrong, good, strict=True)]
     mixed = retrieval_scores(lens, needles=[*good, *swapped], progress=False)
     assert mixed.n == 5 and mixed.record["needles"]["asked"] == 10
     assert np.array_equal(mixed.values, retrieval_scores(lens, needles=good, progress=False).values)

@@ -25,18 +25,14 @@ CLASSES = ["gemma2", "gemma3_text", "smollm3"]
 MORE = ["phi3", "olmo2", "mixtral", "qwen2_moe", "glm4_moe", "cohere2"]
 
 
-def logprobs(lens: dl.Lens, condition: str) -> torch.Tensor:
-    return model_classes.scores(lens, [dl.parse_condition(condition).validate(lens.dims)])[0]
-
-
 def assert_is_condition(lens: dl.Lens, condition: str, out: Path) -> dl.Lens:
     """Export, load again, and compare with the condition; returns what was loaded."""
-    wanted, before = logprobs(lens, condition), lens.fingerprint
-    assert not torch.allclose(wanted, logprobs(lens, "baseline"), atol=100 * SAME)
+    (base, wanted), before = model_classes.scores(lens, ["baseline", condition]), lens.fingerprint
+    assert not torch.allclose(wanted, base, atol=100 * SAME)
     found = dl.export(lens, condition, out)
     loaded = dl.load(str(out), dtype="float32")
     assert loaded.dims.n_layers == len(found.layers)
-    assert torch.allclose(logprobs(loaded, "baseline"), wanted, atol=SAME)
+    assert torch.allclose(model_classes.scores(loaded, ["baseline"])[0], wanted, atol=SAME)
     plain = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert [by_hand.logprob(plain, q) for q in model_classes.ASKED] == pytest.approx(wanted.tolist(), abs=10 * SAME)
     assert found.n_parameters == sum(w.numel() for w in loaded.model.parameters())

@@ -31,9 +31,7 @@ def lens():
 
 def scores(lens, *conditions, **options):
     """Log-likelihoods. Shape [condition, request]."""
-    under = [dl.parse_condition(text) for text in conditions or ("baseline",)]
-    answers = dl.Engine(lens, progress=False, **options).loglikelihood(ASKED, under)
-    return torch.tensor([[answer.logprob for answer in row] for row in answers])
+    return model_classes.scores(lens, conditions or ["baseline"], ASKED, **options)
 
 
 def by_the_batch(module, args, output):
