@@ -17,7 +17,6 @@ from refusals import refused
 import depthlens as dl
 from depthlens import cli, paths
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED
-from depthlens.analysis.result.results import Result, concat
 
 N, N_LAYERS, N_HEADS = 120, 6, 2
 EARLY = [0.9, 0.6, 0.2, 0.1, 0.0, 0.0]
@@ -56,7 +55,7 @@ MADE = {
 
 
 @pytest.fixture
-def result() -> Result:
+def result() -> dl.Result:
     return capitals_and_elements()
 
 
@@ -143,7 +142,7 @@ def test_a_table_shows_itself_rounded():
 
 
 def test_every_column_is_on_the_page_of_files_in_its_order(result, tmp_path):
-    Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements")])).save(tmp_path)
+    dl.Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements")])).save(tmp_path)
     page = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
     for name in ("docs", "questions", "summary"):
         section = page.partition(f"## {name}.parquet\n")[2].partition("\n## ")[0]
@@ -159,17 +158,17 @@ def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
 
 
 def test_questions_travel_with_a_result(result, tmp_path):
-    whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
+    whole = dl.Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
     asked = whole.questions()
     columns = ["task", "doc_id", "question", "reference", "choices", "doc_hash", "subtask"]
     assert len(asked) == 40 and asked.columns.tolist() == columns
     assert asked[["doc_hash", "subtask"]].isna().all(axis=None)  # as in a folder that says nothing of them
     whole.save(tmp_path)
-    pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), asked)
+    pd.testing.assert_frame_equal(dl.Result.load(tmp_path).questions(), asked)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "questions.parquet")[["question"]], asked[["question"]])
     one = whole.select(tasks="elements", conditions=["L0"])
     assert set(one.questions()["task"]) == {"elements"} and one.questions()["choices"].tolist() == [None] * 20
-    joined = concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
+    joined = dl.concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
     pd.testing.assert_frame_equal(joined.questions(), asked)
     result.save(tmp_path, overwrite=True)
     assert not (tmp_path / "questions.parquet").exists(), "questions of an older result are not left beside another"
@@ -177,33 +176,33 @@ def test_questions_travel_with_a_result(result, tmp_path):
 
 def test_a_result_without_questions_says_so(result, tmp_path):
     result.save(tmp_path)  # as a folder that version 0.1 wrote
-    old = Result.load(tmp_path)
+    old = dl.Result.load(tmp_path)
     refused(r"holds no questions \(no questions.parquet\); run the sweep again", old.questions)
-    assert concat([old, result]).asked is None
+    assert dl.concat([old, result]).asked is None
     result.docs.drop(columns=["response"]).to_parquet(tmp_path / "docs.parquet")
-    refused("lacks column response", Result.load, tmp_path)
+    refused("lacks column response", dl.Result.load, tmp_path)
 
 
 def test_results_that_ask_something_else_are_not_joined(result):
     one = result.select(tasks="capitals")
     other = asked_of(question=[f"Q{i}!" for i in range(21)])
     with pytest.raises(dl.UserError, match="disagree on what document 0 of task 'capitals' asks"):
-        concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
+        dl.concat([dl.Result(one.docs, one.record, asked_of()), dl.Result(one.docs, one.record, other)])
 
 
 def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
     cut = {"n_truncated": 3, "max_tokens_cut": 17}
     one = result.select(tasks="capitals")
     tasks = {t: v | cut for t, v in one.record["tasks"].items()}
-    one = Result(one.docs, one.record | {"tasks": tasks})
+    one = dl.Result(one.docs, one.record | {"tasks": tasks})
     note = "capitals: 3 prompts are longer than the model reads and lost up to 17 tokens at their left end"
     assert one.notes.count(note) == 1
-    assert concat([one, result.select(tasks="elements")]).notes.count(note) == 1
-    assert concat([concat([one, one]), one]).notes.count(note) == 1
+    assert dl.concat([one, result.select(tasks="elements")]).notes.count(note) == 1
+    assert dl.concat([dl.concat([one, one]), one]).notes.count(note) == 1
 
 
 def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
-    broken = Result(docs_of({"L0": [1, 0]}), {})
+    broken = dl.Result(docs_of({"L0": [1, 0]}), {})
     refused("no 'baseline'", broken.save, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -244,10 +243,10 @@ def state(folder) -> dict[str, bytes]:
 
 
 def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
-    before = Result.load(out)
+    before = dl.Result.load(out)
     code, line = sweep(ablate="L2,L1")
     assert code == 0, line
-    after = Result.load(out)
+    after = dl.Result.load(out)
     assert set(after.docs["condition"]) == set(before.docs["condition"]) and len(after.docs) == len(before.docs)
     assert set(state(out)) >= {"docs.parquet", "questions.parquet", "record.json", "summary.parquet"}
 
@@ -295,4 +294,4 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
 def test_other_documents_under_the_same_record_are_not_replaced(result, tmp_path):
     result.save(tmp_path)
     docs = result.docs[result.docs["doc_id"] < 10]  # the record does not tell the two apart
-    refused("rows of documents, not", lambda: Result(docs, result.record).save(tmp_path))
+    refused("rows of documents, not", lambda: dl.Result(docs, result.record).save(tmp_path))

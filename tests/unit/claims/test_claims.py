@@ -157,10 +157,8 @@ def test_the_study_calls_shallow_what_holds_more_than_its_share(loss, state):
 def test_weights_make_both_sides_equally_easy():
     rng = np.random.default_rng(0)
     base = {"a": rng.normal(0, 1, 200), "b": rng.normal(0.7, 1.5, 300)}
-    named = {name: tuple(f"{name}{i}" for i in range(len(x))) for name, x in base.items()}
-    own, other = (
-        made_results.profile(x, np.zeros((len(x), 12)), None, documents=named[name]) for name, x in base.items()
-    )
+    named = {name: {"documents": tuple(f"{name}{i}" for i in range(len(x)))} for name, x in base.items()}
+    own, other = (made_results.profile(x, np.zeros((len(x), 12)), None, **named[name]) for name, x in base.items())
     easy = [dict(zip(side.documents, side.base, strict=True)) for side in (own, other)]
     a, b = balanced(own, other, easy)
     weights = [side.base / x for side, x in zip((a, b), base.values(), strict=True)]

@@ -12,7 +12,6 @@ import torch
 import depthlens as dl
 from depthlens import cluster
 from depthlens.cluster import AskedWorkers, pool
-from depthlens.errors import UserError
 from depthlens.requests import LoglikelihoodRequest
 
 TASK = "capitals_continuation"
@@ -29,7 +28,7 @@ def test_options_count_before_the_environment(monkeypatch):
 
 def test_without_ray_the_line_says_how_to_install_it(lens, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
+    with pytest.raises(dl.UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
         dl.layer_sweep(lens, TASK, limit=1, workers=2)
 
 
@@ -37,7 +36,7 @@ def test_without_ray_the_line_says_how_to_install_it(lens, monkeypatch):
 def test_a_wrong_address_is_one_line_within_seconds(lens, address):
     pytest.importorskip("ray")
     start = time.monotonic()
-    with pytest.raises(UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
+    with pytest.raises(dl.UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
         dl.layer_sweep(lens, TASK, limit=1, ray=address)
     assert time.monotonic() - start < 60
 
@@ -70,7 +69,7 @@ def test_workers_here_leave_the_gpu_of_the_model_alone(asked, before, seen, eigh
 
 
 def test_a_worker_for_every_gpu_is_refused_with_the_reason(eight_gpus):
-    with pytest.raises(UserError, match=r"room for 7 with .* each, beside the model here; ask for fewer"):
+    with pytest.raises(dl.UserError, match=r"room for 7 with .* each, beside the model here; ask for fewer"):
         pool.Workers(AskedWorkers(8, worker_gpus=1))
 
 

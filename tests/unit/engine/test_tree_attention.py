@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import trees
-from trees import random_sequences, sees
+from trees import random_sequences, sees, with_flex_attention
 
 from depthlens.engine import tree_attention
 from depthlens.engine.prefix_tree import build, pack
@@ -17,7 +16,7 @@ TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or 
 def kernel(request, monkeypatch):
     """The kernel that a CPU gets, and the block mask that a GPU may get (not compiled, which takes half a minute)."""
     if request.param != "chosen":
-        trees.with_flex_attention(monkeypatch)
+        with_flex_attention(monkeypatch)
 
 
 def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):

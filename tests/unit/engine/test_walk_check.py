@@ -198,9 +198,7 @@ def test_texts_whose_rotary_angles_would_change_with_their_neighbours_are_refuse
             assert answer.logprob == pytest.approx(logprob(lens.model, request), abs=SAME)
     long = [*short, LoglikelihoodRequest(tuple(range(5, 25)), (7, 8))]
     said = f"21 tokens: beyond 20 the rotary angles of 'tiny-llama-gqa' .{angles['rope_type']}. change for all texts"
-    for ask in (
-        lambda: dl.Engine(lens, progress=False).loglikelihood(long, [BASELINE]),
-        lambda: dl.Engine(lens, progress=False).generate_until([GenerateRequest((1,) * 16, (), 5)], [BASELINE]),
-        lambda: attribution.attribute(lens, long),
-    ):
-        refused(said, ask)
+    engine = dl.Engine(lens, progress=False)
+    refused(said, engine.loglikelihood, long, [BASELINE])
+    refused(said, engine.generate_until, [GenerateRequest((1,) * 16, (), 5)], [BASELINE])
+    refused(said, attribution.attribute, lens, long)

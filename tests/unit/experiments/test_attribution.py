@@ -106,10 +106,8 @@ def test_reference_answers_of_choices_and_of_written_tasks(lens):
 
 
 def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
-    both, task, answer = (
-        dl.condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=measure, progress=False)
-        for measure in ("both", "task", ANSWER_LOGPROB)
-    )
+    given, measures = (lens, "capitals_continuation", "L1,L2.H0"), ("both", "task", ANSWER_LOGPROB)
+    both, task, answer = (dl.condition_sweep(*given, limit=3, measure=m, progress=False) for m in measures)
     assert set(both.docs["metric"]) == {"acc", "acc_norm", ANSWER_LOGPROB}
     assert list(both.select(metrics=["acc", "acc_norm"]).docs["value"]) == list(task.docs["value"])
     assert list(both.select(metrics=ANSWER_LOGPROB).docs["value"]) == list(answer.docs["value"])

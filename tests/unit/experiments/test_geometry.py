@@ -14,7 +14,6 @@ from geometries import ACCURACIES, N_LAYERS, TEXTS
 from made_results import exact
 from refusals import refused
 from scipy import stats as sps
-from scipy.stats import spearmanr
 
 import depthlens as dl
 from depthlens.ablations import BASELINE
@@ -193,6 +192,6 @@ def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     base, without = ACCURACIES["sums"]
     loss = [base - a for a in without]
     for name in ("good", "poor"):
-        assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert table.loc[name, "spearman"] == pytest.approx(sps.spearmanr(cheap[name], loss).statistic)
         assert table.loc[name, "other_reliability"] == 1
     assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])

@@ -6,12 +6,10 @@ import pandas as pd
 import pytest
 import stores
 from refusals import refused
+from stores import CHOICE, LIMIT, WRITTEN
 
 import depthlens as dl
 from depthlens.experiments import condition_runs
-
-CHOICE, WRITTEN = "capitals_continuation", "kv_retrieval_4"
-LIMIT = 3
 
 
 @pytest.fixture(scope="module")

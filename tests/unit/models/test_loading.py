@@ -27,10 +27,6 @@ def change_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def refusal(name, **kwargs) -> str:
-    return refused("", loading.load, name, **kwargs)
-
-
 @pytest.mark.parametrize("family", ["llama-mha", "qwen3", "deepseek-v2"])
 def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     loaded = loading.load(str(tiny.save(tmp_path, family)))
@@ -80,7 +76,7 @@ def test_a_converted_file_keeps_float32_and_says_what_it_was_written_in(file_typ
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"))
     monkeypatch.setenv("DEPTHLENS_CACHE", str(path / "within"))
-    message = refusal(path)
+    message = refused("", loading.load, path)
     assert f"model {str(path)!r} cannot be written to {path}/within (NotADirectoryError" in message
     assert "free 4 bytes a weight there or set DEPTHLENS_CACHE to another folder" in message
 
@@ -94,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path, cache):
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), **spoilt)
     for _ in range(2):
-        assert said in refusal(path) and [*cache.iterdir()] == [], "nothing is kept"
+        assert said in refused("", loading.load, path) and [*cache.iterdir()] == [], "nothing is kept"
 
 
 # -- nothing that came with a model runs --
@@ -113,7 +109,7 @@ def test_code_beside_the_weights_is_never_executed(copy, tmp_path, model_type, m
     if model_type == "llama":  # a family that transformers knows needs none of that code
         assert loading.load(str(copy)).dims.n_layers == 5
     else:
-        assert "contains custom code" in refusal(str(copy))
+        assert "contains custom code" in refused("", loading.load, str(copy))
     assert not marker.exists()
 
 
@@ -124,7 +120,7 @@ def test_pickled_weights_are_refused_unread(copy, tmp_path):
 
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
-    message = refusal(str(copy))
+    message = refused("", loading.load, str(copy))
     assert "model.safetensors" in message and str(copy) in message
     assert not (tmp_path / "executed").exists()
 
@@ -144,12 +140,12 @@ def without_tokenizer(folder):
 ])  # fmt: skip
 def test_a_damaged_folder_is_one_line(copy, spoil, said):
     spoil(copy)
-    assert said in refusal(str(copy))
+    assert said in refused("", loading.load, str(copy))
 
 
 def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
     change_config(copy, num_hidden_layers=7)
-    message = refusal(str(copy))
+    message = refused("", loading.load, str(copy))
     assert "lack 18 of its weights, e.g. model.layers.5.input_layernorm.weight is missing; get the" in message
     assert capfd.readouterr().err == ""
 
@@ -160,4 +156,4 @@ def test_a_model_too_large_for_the_memory(copy, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", full)
-    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refusal(str(copy))
+    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refused("", loading.load, str(copy))

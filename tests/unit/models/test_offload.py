@@ -6,8 +6,7 @@ import torch
 import transplants
 from refusals import refused
 from safetensors.torch import load_file, save_file
-from transplants import ALIKE as SAME
-from transplants import layers_in_memory, logits, requests, scores
+from transplants import ALIKE, layers_in_memory, logits, requests, scores
 
 from depthlens.ablations import expand
 from depthlens.engine.references import measure_means
@@ -26,12 +25,12 @@ def test_an_offloaded_model_is_the_model_loaded_whole(saved, family, monkeypatch
     wanted = scores(whole, conditions)
     call = Architecture.call
     monkeypatch.setattr(Architecture, "call", lambda *a: (held.append(layers_in_memory(streamed)), call(*a))[1])
-    torch.testing.assert_close(scores(streamed, conditions), wanted, rtol=0, atol=SAME)
+    torch.testing.assert_close(scores(streamed, conditions), wanted, rtol=0, atol=ALIKE)
     assert max(map(len, held)) == 1 and layers_in_memory(streamed) == []
     assert streamed.fingerprint == whole.fingerprint
     assert streamed.describe() == whole.describe() | {"offload": "disk"} and whole.describe()["offload"] is None
     # called whole, as by hand in a notebook
-    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=SAME)
+    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=ALIKE)
     assert layers_in_memory(streamed) == [] and not any(p.requires_grad for p in streamed.model.parameters())
 
 
@@ -46,7 +45,7 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
     streamed = loading.load(tmp_path, dtype=dtype, device="cpu", offload="disk")
     assert streamed.dtype == whole.dtype and (streamed.arch.unembed.weight is streamed.arch.embed.weight) == tied
     assert streamed.fingerprint == whole.fingerprint  # of names, shapes, dtypes and values
-    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=SAME)
+    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=ALIKE)
 
 
 # -- what goes wrong on the way --
@@ -79,9 +78,9 @@ def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
     conditions = expand(["L1@mean", "L2.H1@mean", "L3", "L2[1:]", "L3.H0[1:]@noise"], whole.dims)
     texts = [[*r.context, *r.continuation] for r in requests()]
     means = [measure_means(lens, texts, "texts") for lens in (whole, streamed)]
-    torch.testing.assert_close(means[1].mean["z"], means[0].mean["z"], rtol=0, atol=SAME)
+    torch.testing.assert_close(means[1].mean["z"], means[0].mean["z"], rtol=0, atol=ALIKE)
     found = [scores(lens, conditions, means=m) for lens, m in zip((whole, streamed), means, strict=True)]
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=SAME)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=ALIKE)
     assert (found[0][1:] - found[0][0]).abs().max() > 0.01 and layers_in_memory(streamed) == []
 
 

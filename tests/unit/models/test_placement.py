@@ -8,8 +8,7 @@ import tiny
 import torch
 from accelerate import dispatch_model
 from refusals import refused
-from transplants import ALIKE as SAME
-from transplants import scores
+from transplants import ALIKE, scores
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
@@ -20,8 +19,8 @@ LISTED = "cuda:0,cuda:1"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa")
+def folder(saved):
+    return saved()
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     even = loading.load(folder, device=LISTED)
     assert sorted(places(even)) == places(even), "layers stay in order"
     assert set(places(even)) == {"cpu:1", "cpu:2"}
-    torch.testing.assert_close(scores(even, CONDITIONS), wanted, atol=SAME, rtol=0)
+    torch.testing.assert_close(scores(even, CONDITIONS), wanted, atol=ALIKE, rtol=0)
     assert even.describe()["device"] == "cpu:1,cpu:2" and "cpu:1,cpu:2" in repr(even)
     gpus(0.6, 2.4)
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
@@ -72,7 +71,7 @@ def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
     taken = [parse_condition(text) for text in ("L0@donor", "L4.attn@donor", "L3.H1@donor", "L2.mlp@donor+L4")]
     # the same weights: a transplant changes nothing
     for conditions, same in ((taken[:3], [BASELINE] * 3), (taken[3:], [parse_condition("L4")])):
-        torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=SAME, rtol=0)
+        torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=ALIKE, rtol=0)
     gpus(0.6, 2.4)
     refused("device of layer", dl.with_donor, base, loading.load(folder, device=LISTED))
 

@@ -13,11 +13,9 @@ from depthlens.tasks import harness
 
 # float32 sums of log-probabilities of up to a few hundred tokens in another batch layout
 LOGPROB_TOLERANCE = 2e-3
-PERPLEXITIES = {  # lm-eval's name -> ours, and our unit in nats
-    "word_perplexity": ("nats_per_word", 1.0),
-    "byte_perplexity": ("nats_per_byte", 1.0),
-    "bits_per_byte": ("bits_per_byte", 1 / math.log(2)),
-}
+# lm-eval's name -> ours, and our unit in nats
+PERPLEXITIES = {"word_perplexity": ("nats_per_word", 1.0), "byte_perplexity": ("nats_per_byte", 1.0)}
+PERPLEXITIES["bits_per_byte"] = "bits_per_byte", 1 / math.log(2)
 
 
 @pytest.mark.parametrize("name", [*LIKELIHOODS, "mini_mutual", *WRITTEN])
