@@ -184,13 +184,11 @@ def removal_curve(tasks=tuple(RIGHT), *, better=True, times=1) -> dl.RemovalCurv
     of_test = ["higher_is_better", "value", "low", "high", "random", "p_value", "smallest_p", "separates", "at_chance"]
     lists = {name: [(0, int(condition[-1]))] for name, condition in LISTS.items()}
     draws = {name: [[(0, 2)], [(0, 3)]] for name in LISTS}
-    return dl.RemovalCurve(
-        pd.DataFrame(tests, columns=[*keys, *of_test]),
-        pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
-        pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
-        result(scores, info={"higher_is_better": better}),
-        {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}},
-    )
+    of_points, of_band = ["k", "value", "ci_low", "ci_high"], ["k", "low", "high", "mean", "n_draws"]
+    made = ((tests, of_test), (points, of_points), (band, of_band))
+    tables = (pd.DataFrame(rows, columns=[*keys, *columns]) for rows, columns in made)
+    record = {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}}
+    return dl.RemovalCurve(*tables, result(scores, info={"higher_is_better": better}), record)
 
 
 def greedy(**record) -> dl.Greedy:

@@ -26,8 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 BASE = {
     **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
-    **{"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258},
-    "initializer_range": 0.2,  # large enough that every part matters
+    **{"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258, "initializer_range": 0.2},  # every part matters
 }
 LATENT = {
     **{"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8},

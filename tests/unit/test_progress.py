@@ -5,11 +5,10 @@ import time
 
 import pytest
 import tiny
+from stores import CHOICE
 
 import depthlens as dl
 from depthlens import progress
-
-CHOICE = "capitals_continuation"
 
 
 def lines(text: str) -> list[dict]:

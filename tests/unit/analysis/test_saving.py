@@ -215,8 +215,8 @@ def sweep(call, tmp_path):
     """Run the command line on one folder: exit code and the last line that was told."""
 
     def run(*flags, model="organism", ablate="L1,L2", limit=2):
-        typed = ["sweep", model, TASK, "--ablate", ablate, "--limit", limit, "--out", tmp_path / "out", *flags]
-        code, *printed = call(*typed)
+        given = f"sweep {model} {TASK} --ablate {ablate} --limit {limit} --out".split()
+        code, *printed = call(*given, tmp_path / "out", *flags)
         return code, "".join(printed).splitlines()[-1]
 
     return run

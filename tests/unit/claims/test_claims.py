@@ -181,12 +181,10 @@ def test_documents_that_are_too_sure_are_left_out():
 def distilled(moved=LATE, gain=0.5, **other):
     reasoning = result_of(nested({"baseline": 0.9, "L0": 0.9}, 240), task="sums", model="m", n_layers=12)
     recovers = {"baseline": 0.3, "L0-3@donor": 0.3, "L4-7@donor": 0.3 + gain * 0.6, "L0-11@donor": 0.9}
-    return {
-        **depth(continuation=EARLY, reasoning_choice=moved),
-        "reasoning": reasoning,
-        "control": tokens({"continuation": EARLY, "reasoning_choice": EARLY}, model="control"),
-        "transplants": result_of(nested(recovers, 240), task="sums", model="base", n_layers=12),
-    } | other
+    control = tokens({"continuation": EARLY, "reasoning_choice": EARLY}, model="control")
+    transplants = result_of(nested(recovers, 240), task="sums", model="base", n_layers=12)
+    own = {"reasoning": reasoning, "control": control, "transplants": transplants}
+    return depth(continuation=EARLY, reasoning_choice=moved) | own | other
 
 
 def test_distillation_moves_losses_and_transplants_recover_the_gap():

@@ -20,13 +20,12 @@ ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
 
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4}
-LATENT = {"v_head_dim": 16}  # of deepseek-v3
 
 
 @pytest.fixture(scope="module")
 def wide(saved):
     """Folders of tiny models whose widths are multiples of 32."""
-    return lambda family="llama-gqa": saved(family, **WIDE | (LATENT if family == "deepseek-v3" else {}))
+    return lambda family="llama-gqa": saved(family, **WIDE | ({"v_head_dim": 16} if "deep" in family else {}))
 
 
 @pytest.mark.parametrize("family, scheme", CASES)

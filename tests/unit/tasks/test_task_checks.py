@@ -12,11 +12,9 @@ from depthlens.tasks import harness
 
 ASKED = {"Is ice cold?": 0, "Is fire cold?": 1, "Is lava hot?": 0}
 DOCS = [{"q": q, "options": ["yes", "no"], "answer": i, "word": ("yes", "no")[i]} for q, i in ASKED.items()]
-KINDS = {
-    "choice": mini_tasks.choice(doc_to_choice="options", doc_to_target="answer"),
-    "rolling": mini_tasks.measured("loglikelihood_rolling", "", "q", "word_perplexity"),
-    "written": mini_tasks.written("word", until=["\n"], max_gen_toks=3),
-}
+KINDS = {"choice": mini_tasks.choice(doc_to_choice="options", doc_to_target="answer")}
+KINDS["rolling"] = mini_tasks.measured("loglikelihood_rolling", "", "q", "word_perplexity")
+KINDS["written"] = mini_tasks.written("word", until=["\n"], max_gen_toks=3)
 
 
 @pytest.fixture
