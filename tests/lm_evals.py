@@ -6,14 +6,13 @@ from typing import Any
 import lm_eval
 from lm_eval.models.huggingface import HFLM
 
-from depthlens.models.lens import Lens
 from depthlens.tasks import harness
 
 
 class Noting(HFLM):
     """lm-eval's model, one row at a time, that notes what it feeds the network."""
 
-    def __init__(self, lens: Lens, **options: Any) -> None:
+    def __init__(self, lens: Any, **options: Any) -> None:
         super().__init__(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1, logits_cache=False, **options)
         self.read, self.written = [], []
 
