@@ -4,8 +4,6 @@ A cell is the largest difference of any logit from `surgery.cut`, a model with t
 where the backend refuses the family. The table stands between two markers in docs/equality.md.
 """
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path
@@ -31,22 +29,14 @@ KINDS = {
     **{f"{s} {m}".strip(): text + m for s, text in SITES.items() for m in ("", "@mean", "@resample")},
     "block": "L1-2",
     "sum": "L0.H1+L2.attn+L3",
-    "layer [1:]": "L2[1:]",
-    "head [1:]@mean": "L2.H1[1:]@mean",
-    "layer @noise": "L2@noise",
-    "attn @noise": "L2.attn@noise3",
-    "mlp @noise": "L2.mlp@noise",
-    "head @noise": "L2.H1@noise",
+    **{"layer [1:]": "L2[1:]", "head [1:]@mean": "L2.H1[1:]@mean", "layer @noise": "L2@noise"},
+    **{"attn @noise": "L2.attn@noise3", "mlp @noise": "L2.mlp@noise", "head @noise": "L2.H1@noise"},
     "KV [1:]@noise": "L2.KV0[1:]@noise",
     "sum [n:]": "L0.H1[1:]+L1.attn[3:]+L2[2:]@mean+L3.KV0@mean+L4.mlp",
     "nested": "L0.H1@noise+L1.attn[3:]+L2[2:]@mean+L2.mlp@noise+L3.KV0@noise",
 }
-WAYS = {
-    "torch, wavefront": "torch",
-    "torch, whole passes": "torch",
-    "transformer_lens": "transformer_lens",
-    "nnsight": "nnsight",
-}
+WAYS = {"torch, wavefront": "torch", "torch, whole passes": "torch"}
+WAYS |= {name: name for name in ("transformer_lens", "nnsight")}
 TOKENS = torch.randint(0, 256, (9,), generator=torch.Generator().manual_seed(0))
 N_CONTEXT = 6  # of TOKENS; the others are an answer
 REFERENCE = [[*TOKENS.tolist(), 9, 8, 7, 6], [1, 2, 3, 5]]  # texts for the means

@@ -73,6 +73,13 @@ def hubs_data(tmp_path_factory):
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of converted models."""
+    monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def call(capsys):
     """Run the command line in this process: its exit code, standard output and standard error."""
 

@@ -4,8 +4,6 @@ Used by tests/unit/analysis/test_coverage.py and, with more samples, by benchmar
 that the package makes, from n units that are drawn at random. Its truth is the value of very many.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache

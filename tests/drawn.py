@@ -1,7 +1,5 @@
 """What all tests of figures ask of a figure."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from dataclasses import dataclass, field
@@ -9,21 +7,11 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.image
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
 from depthlens.plots import theme
 
 mpl.use("agg")
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks():
-    before = mpl.rcParams.copy()
-    yield
-    assert plt.get_fignums() == [], "a figure was left open in pyplot"
-    assert mpl.rcParams == before, "global settings were changed"
 
 
 def by_gid(fig, gid):

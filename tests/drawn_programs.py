@@ -1,7 +1,5 @@
 """Programs of a user, drawn at random, as lists of steps: see `user_programs`."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence
@@ -58,9 +56,7 @@ def hook_site(name: str) -> set[tuple[int, str]]:
     return {(int(layer[1:]), part or "layer")} if name.startswith("L") and part != "norm" else set()
 
 
-def program(
-    chance: random.Random, *, edits: bool = True, asks: bool = True, standing: Sequence[str] = ()
-) -> list[Step]:
+def program(chance: random.Random, *, edits=True, asks=True, standing: Sequence[str] = ()) -> list[Step]:
     """Some steps.
 
     Args:

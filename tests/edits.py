@@ -4,8 +4,6 @@ A way is a statement. It sees the model, ``layers``, two of them by number (``i`
 numbers; a way to edit a weight sees that, too. What it did is there as long as the context of `edited` lasts.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import random
@@ -20,9 +18,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP  # noqa: F401 - for a statement
 
-from depthlens.ablations import parse_condition
-from depthlens.engine.engine import Engine
-from depthlens.models.lens import Lens
+import depthlens as dl
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
 
@@ -111,16 +107,16 @@ TOKENIZER = tiny.tokenizer()
 PROMPTS = [tuple(TOKENIZER(text).input_ids) for text in ("The capital of Peru is", "A text")]
 SCORED = [LoglikelihoodRequest(prompt, (65, 66, 67)) for prompt in PROMPTS]
 WRITTEN = [GenerateRequest(prompt, ("\n",), 6) for prompt in PROMPTS]
-CONDITIONS = [parse_condition(text) for text in ("baseline", "L1.H0", "L3")]
+CONDITIONS = [dl.parse_condition(text) for text in ("baseline", "L1.H0", "L3")]
 
 
-def fresh() -> Lens:
+def fresh() -> dl.Lens:
     """The clean model, with nothing shared but its values."""
-    return Lens(copy.deepcopy(CLEAN), copy.deepcopy(TOKENIZER), "tiny")
+    return dl.Lens(copy.deepcopy(CLEAN), copy.deepcopy(TOKENIZER), "tiny")
 
 
 @contextmanager
-def edited(way: str, seed: int) -> Iterator[Lens]:
+def edited(way: str, seed: int) -> Iterator[dl.Lens]:
     """The clean model after an edit."""
     lens, chance = fresh(), random.Random(seed)
     layers, (i, j) = lens.model.model.layers, chance.sample(range(lens.dims.n_layers), 2)
@@ -135,12 +131,12 @@ def edited(way: str, seed: int) -> Iterator[Lens]:
         yield lens
 
 
-def answers(lens: Lens, store: str | None) -> list:
+def answers(lens: dl.Lens, store: str | None) -> list:
     """Log-likelihoods and texts under some conditions."""
     opened = AnswerStore(store, lens)
     found: list = []
     for kind, requests in (("loglikelihood", SCORED), ("generate_until", WRITTEN)):
-        engine = Engine(lens, progress=False, cache=opened.entry(kind))
+        engine = dl.Engine(lens, progress=False, cache=opened.entry(kind))
         rows = getattr(engine, kind)(requests, CONDITIONS)
         found += [a if isinstance(a, str) else a.logprob for row in rows for a in row]
     return found
@@ -148,10 +144,8 @@ def answers(lens: Lens, store: str | None) -> list:
 
 def equal(one: list, other: list) -> bool:
     """Texts are equal, numbers but for what other batches may round (float32, a sum of three)."""
-    return all(
-        a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-5)
-        for a, b in zip(one, other, strict=True)
-    )
+    pairs = zip(one, other, strict=True)
+    return all(a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-5) for a, b in pairs)
 
 
 def tried(todo: list[tuple[str, int]], store: str) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """Tiny models as .gguf files, as llama.cpp's converter writes them in float32, with a tokenizer of bytes."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -13,15 +10,14 @@ from transformers import PreTrainedModel
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
-def write(
-    path: Path,
-    model: PreTrainedModel,
-    *,
-    without: str = "",
-    beside: Mapping[str, Tensor] | None = None,
-    architecture: str = "llama",
-    file_type: int | None = None,
-) -> Path:
+# of a file, and of the configuration
+FIELDS = {"context_length": "max_position_embeddings", "embedding_length": "hidden_size", "vocab_size": "vocab_size"}
+FIELDS |= {"block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size"}
+FIELDS |= {"head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads"}
+FIELDS |= {"layer_norm_rms_eps": "rms_norm_eps"}
+
+
+def write(path: Path, model: PreTrainedModel, *, without="", beside=None, architecture="llama", file_type=None) -> Path:
     """Write a model.
 
     Args:
@@ -34,17 +30,9 @@ def write(
     """
     config = model.config
     out = gguf.GGUFWriter(str(path), architecture)
-    out.add_context_length(config.max_position_embeddings)
-    out.add_embedding_length(config.hidden_size)
-    out.add_block_count(config.num_hidden_layers)
-    out.add_feed_forward_length(config.intermediate_size)
-    out.add_head_count(config.num_attention_heads)
-    out.add_head_count_kv(config.num_key_value_heads)
-    out.add_layer_norm_rms_eps(config.rms_norm_eps)
-    out.add_rope_dimension_count(8)
-    out.add_vocab_size(config.vocab_size)
-    if file_type is not None:
-        out.add_file_type(file_type)
+    about = {name: getattr(config, field) for name, field in FIELDS.items()} | {"rope_dimension_count": 8}
+    for name, value in (about if file_type is None else about | {"file_type": file_type}).items():
+        getattr(out, f"add_{name}")(value)
     merges(out)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for key, weight in model.state_dict().items():

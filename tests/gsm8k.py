@@ -1,7 +1,5 @@
 """Twenty problems of our own in the format of GSM8K, as a task of a user's own folder that includes lm-eval's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,7 @@ def write_task(folder: Path, name: str, **config: Any) -> None:
     for split, part in (("test", lines[:N_TEST]), ("train", lines[N_TEST:])):
         (folder / f"{split}.jsonl").write_text("".join(part), encoding="utf-8")
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
-    task = {
-        "include": str(Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"),
-        "task": name,
-        **{"dataset_path": "json", "dataset_name": None, "tag": None},
-        "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
-    }
+    own = {"include": str(Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml"), "task": name}
+    data = {"data_files": files, "cache_dir": str(folder / "cache")}
+    task = own | {"dataset_path": "json", "dataset_name": None, "tag": None, "dataset_kwargs": data}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | config), encoding="utf-8")

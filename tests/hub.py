@@ -4,8 +4,6 @@
 one. lm-eval's own YAML files, prompts, filters and metrics therefore run on these documents without a network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -13,11 +11,8 @@ from pathlib import Path
 
 import lm_eval
 
-SUBJECTS = sorted(
-    match[1]
-    for path in (Path(lm_eval.__file__).parent / "tasks/mmlu/default").glob("mmlu_*.yaml")
-    if (match := re.search(r"dataset_name\W+(\w+)", path.read_text()))
-)
+MMLU = (Path(lm_eval.__file__).parent / "tasks/mmlu/default").glob("mmlu_*.yaml")
+SUBJECTS = sorted(subject for path in MMLU for subject in re.findall(r"dataset_name\W+(\w+)", path.read_text()))
 FILE = Path(__file__).parent / "data" / "hub.json"  # by name, configuration and split
 DATA_SETS = json.loads(FILE.read_text(encoding="utf-8"))
 (mmlu,) = DATA_SETS["cais/mmlu"].values()

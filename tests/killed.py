@@ -6,8 +6,6 @@ Kinds: plain, offload, donor (its weights come from a folder), generation, sampl
 forked from a process that has imported everything. What a child has kept is the number of parts in its store.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ by what the layer does to the task (times what is fragile in the document), or d
 answer is right as often as the log-odds say, and else a guess; a written one is right or wrong, and may lose its form.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 import made_results
@@ -24,15 +22,9 @@ from depthlens.errors import UserError
 CHANCE = 0.25
 # the field of each task, what it is asked about, whether it is written
 ROLES = {
-    "letters": ("facts", False),
-    "generation": ("facts", True),
-    "continuation": ("facts", False),
-    "retrieval": ("codes", False),
-    "text": ("text", False),
-    "long_text": ("text", False),
-    "reasoning": ("sums", True),
-    "reasoning_continuation": ("sums", False),
-    "copying": ("copies", True),
+    **{"letters": ("facts", False), "generation": ("facts", True), "continuation": ("facts", False)},
+    **{"retrieval": ("codes", False), "text": ("text", False), "long_text": ("text", False)},
+    **{"reasoning": ("sums", True), "reasoning_continuation": ("sums", False), "copying": ("copies", True)},
     "reasoning_choice": ("steps", False),
 }
 TOKENS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying", "reasoning_choice")
@@ -90,12 +82,9 @@ class Made(Evidence):
 
     def easy(self, name, seed, tasks):
         """The whole model's log-odds with other luck than that of the prompts that are judged."""
-        return {
-            document: x
-            for p in self.by_field[name]
-            if p.task in tasks
-            for document, x in zip(p.documents, self.by_field["margins"][p.model, p.task], strict=True)
-        }
+        own = [p for p in self.by_field[name] if p.task in tasks]
+        margins = [zip(p.documents, self.by_field["margins"][p.model, p.task], strict=True) for p in own]
+        return {document: x for of_task in margins for document, x in of_task}
 
     def has_other_margins(self, names):
         return True
@@ -103,11 +92,11 @@ class Made(Evidence):
     def first(self, n):
         """The evidence of the first n documents of every task."""
         margins = {key: values[:n] for key, values in self.by_field["margins"].items()}
-        fields = {
-            name: [p.select(documents=range(n)) for p in of] for name, of in self.by_field.items() if name != "margins"
-        }
-        again = {name: [replace(p, at_chance=_at_chance(p)) for p in of] for name, of in fields.items()}
-        return Made(by_field=again | {"margins": margins})
+        found: dict = {"margins": margins}
+        for name in self.by_field.keys() - {"margins"}:
+            fewer = [p.select(documents=range(n)) for p in self.by_field[name]]
+            found[name] = [replace(p, at_chance=_at_chance(p)) for p in fewer]
+        return Made(by_field=found)
 
 
 def evidence(tasks, control=None, *, n=300, rng, repeats=1, subjects=None, luck=0.0):
@@ -202,9 +191,8 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         for other, at in planted.items():
             if both or other == name:
                 harm[task][at] = cost.get(other, 0.0) / size
-    lists = {
-        name: np.argsort(-(harm[task] + 0.02 * rng.standard_normal(n_heads)))[:size] for name, task in LISTS.items()
-    }
+    estimates = {name: harm[task] + 0.02 * rng.standard_normal(n_heads) for name, task in LISTS.items()}
+    lists = {name: np.argsort(-of)[:size] for name, of in estimates.items()}
     draws = {name: [rng.permutation(n_heads)[:size] for _ in range(n_lists)] for name in LISTS}
     costs, ranks = {}, {}
     for task, rates in harm.items():

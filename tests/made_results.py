@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.heads.curves import RemovalCurve
+import depthlens as dl
 from depthlens.analysis.heads.scores import HeadScores
-from depthlens.analysis.layers.removal import Greedy
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.losses import Losses, broken_condition
-from depthlens.analysis.result.races import Race
 from depthlens.analysis.result.results import DOCS_COLUMNS, Result
 
 if TYPE_CHECKING:
@@ -141,7 +139,7 @@ def profile(base, values, floor: float | None, **fields) -> Losses:
     return Losses(values=values, base=base, layers=np.arange(n_layers), n_layers=n_layers, floor=floor, **own | fields)
 
 
-def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> HeadScores:
+def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) -> dl.HeadScores:
     """Scores of heads [layer, head] without intervals; ``model``: what the record says of it."""
     values = np.asarray(values, dtype=float)
     heads = list(np.ndindex(values.shape))
@@ -153,13 +151,13 @@ def head_scores(values, name="test", unit="", *, critical=None, n=5, **model) ->
     return HeadScores(name, unit, frame, n, {"model": {"name": "m"} | model})
 
 
-def race(decisions: Sequence[str]) -> Race:
+def race(decisions: Sequence[str]) -> dl.Race:
     """A race of as many conditions as are decided; the first took 20 documents, each one more than the one before."""
     table = pd.DataFrame({"condition": [f"L{i}" for i in range(len(decisions))], "decision": decisions})
     about = {"task": "t", "metric": "acc", "layer": 0, "head": 1, "loss": 0.0, "ci_low": -1.0, "ci_high": 1.0}
     losses = pd.DataFrame({"task": "t", "condition": "L0", "doc_id": [1], "wave": [1], "loss": [0.5]})
     record = {"alpha": 0.05, "margin": 0.1, "n_documents": {"t": 200}}
-    return Race(table.assign(n=20 + table.index, **about), losses, record)
+    return dl.Race(table.assign(n=20 + table.index, **about), losses, record)
 
 
 # right answers of 20 without nothing, without each list (one head each), and without the random heads L0.H2 and L0.H3
@@ -171,7 +169,7 @@ RIGHT = {
 LISTS = {"retrieval": "L0.H0", "reasoning": "L0.H1"}
 
 
-def removal_curve(tasks=tuple(RIGHT), *, better=True, times=1) -> RemovalCurve:
+def removal_curve(tasks=tuple(RIGHT), *, better=True, times=1) -> dl.RemovalCurve:
     """A list of one head matters to `copy`, one to `sums`; `guess` is at chance. Told by errors if not ``better``.
 
     20 documents so many ``times``.
@@ -192,21 +190,19 @@ def removal_curve(tasks=tuple(RIGHT), *, better=True, times=1) -> RemovalCurve:
     of_test = ["higher_is_better", "value", "low", "high", "random", "p_value", "smallest_p", "separates", "at_chance"]
     lists = {name: [(0, int(condition[-1]))] for name, condition in LISTS.items()}
     draws = {name: [[(0, 2)], [(0, 3)]] for name in LISTS}
-    return RemovalCurve(
-        pd.DataFrame(tests, columns=[*keys, *of_test]),
-        pd.DataFrame(points, columns=[*keys, "k", "value", "ci_low", "ci_high"]),
-        pd.DataFrame(band, columns=[*keys, "k", "low", "high", "mean", "n_draws"]),
-        result(scores, info={"higher_is_better": better}),
-        {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}},
-    )
+    of_points, of_band = ["k", "value", "ci_low", "ci_high"], ["k", "low", "high", "mean", "n_draws"]
+    made = ((tests, of_test), (points, of_points), (band, of_band))
+    tables = (pd.DataFrame(rows, columns=[*keys, *columns]) for rows, columns in made)
+    record = {"lists": lists, "draws": draws, "k": [1], "n_draws": 2, "n_lists": {}}
+    return dl.RemovalCurve(*tables, result(scores, info={"higher_is_better": better}), record)
 
 
-def greedy(**record) -> Greedy:
+def greedy(**record) -> dl.Greedy:
     """Layer 5 of six is let go."""
     steps = pd.DataFrame({"step": [0, 1], "layer": pd.array([None, 5], "Int64"), "removed": ["baseline", "L5"]})
     numbers = {"delta": [0.0, -0.02], "chosen_by": [0.0, -0.01], "value": 0.9, "ci_low": -0.1, "ci_high": 0.1, "n": 20}
     about = {"task": "sums", "metric": "acc", "tolerance": 0.1, "n_layers": 6, "model": {"name": "base"}}
-    return Greedy(steps.assign(**numbers, within=True), sweep(EARLY[:6], n_layers=6), "enough", about | record)
+    return dl.Greedy(steps.assign(**numbers, within=True), sweep(EARLY[:6], n_layers=6), "enough", about | record)
 
 
 def same_documents(made: Result, times: int = 1) -> Result:

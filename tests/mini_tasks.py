@@ -1,7 +1,5 @@
 """Small lm-eval tasks of every kind, over five documents, as a user's folder of YAML files."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -19,6 +17,10 @@ DOCUMENTS = [
 FIRST = {"function": "take_first"}
 VOTE = {"function": "majority_vote"}
 LAST_LETTER = {"function": "regex", "regex_pattern": r"(\w)$"}
+LETTERS = {"first": [LAST_LETTER, FIRST], "vote": [LAST_LETTER, VOTE, FIRST]}
+WHOLE_AND_LETTER = {"whole": [FIRST], "first-letter": [{"function": "regex", "regex_pattern": r"(\w)"}, FIRST]}
+PERPLEXITY = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+PER_LENGTH = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 DRAWN = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 2}
 
 
@@ -50,25 +52,13 @@ TASKS = {
     "mini_mutual": choice("{{q}}", "acc", "acc_mutual_info"),
     "mini_metrics": choice("{{q}}", "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"),
     "mini_blanks": choice("answer", "acc", "acc_norm", doc_to_target="{{q[:9]}}"),
-    "mini_cloze": measured(
-        *("loglikelihood", "{{q}}", " {{options[0]}}", "acc"),
-        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
-    ),
-    "mini_rolling": measured(
-        "loglikelihood_rolling", "", "{{text}}", "word_perplexity", "byte_perplexity", "bits_per_byte"
-    ),
+    "mini_cloze": measured("loglikelihood", "{{q}}", " {{options[0]}}", "acc", PERPLEXITY),
+    "mini_rolling": measured("loglikelihood_rolling", "", "{{text}}", *PER_LENGTH),
     "mini_writing": written("{{options[0]}}", until=["\n", "e"], max_gen_toks=7, do_sample=False, temperature=0.0),
     "mini_defaults": written("{{'four'}}", max_new_tokens=5),
-    "mini_filters": written(
-        "{{options[0]}}",
-        {"whole": [FIRST], "first-letter": [{"function": "regex", "regex_pattern": r"(\w)"}, FIRST]},
-        until=[],
-        max_gen_toks=4,
-    ),
+    "mini_filters": written("{{options[0]}}", WHOLE_AND_LETTER, until=[], max_gen_toks=4),
     "mini_votes": written(filters={"first": [FIRST], "vote": [VOTE, FIRST]}, repeats=3, **DRAWN),
-    "mini_draws": written(
-        filters={"first": [LAST_LETTER, FIRST], "vote": [LAST_LETTER, VOTE, FIRST]}, repeats=4, **DRAWN
-    ),
+    "mini_draws": written(filters=LETTERS, repeats=4, **DRAWN),
     "mini_too_long": choice(doc_to_choice="{{['a', 'x' * 90]}}", doc_to_target=0),
     "mini_set_only": choice("{{q}}", "mcc"),
 }

@@ -6,11 +6,10 @@ It writes the table of docs/models.md. Every class gets the same small sizes, un
 has for them.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,11 +22,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+import depthlens as dl
 from depthlens.ablations import expand
 from depthlens.engine import walk_check
-from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
-from depthlens.models.lens import Lens
 from depthlens.requests import LoglikelihoodRequest
 
 N_HEADS = 4
@@ -85,21 +82,22 @@ def build(kind: str) -> PreTrainedModel | None:
     return model
 
 
-def lens(kind: str) -> Lens:
+def lens(kind: str) -> dl.Lens:
     """The same as a depthlens handle."""
     model = build(kind)
     assert model is not None
-    return Lens(model, tiny.tokenizer(), kind)
+    return dl.Lens(model, tiny.tokenizer(), kind)
 
 
-def logprobs(lens: Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
+def logprobs(lens: dl.Lens, path: str | None, backend: str = "torch") -> torch.Tensor:
     """Log-likelihoods of the answers under the baseline and `ABLATE`."""
     return scores(lens, expand(ABLATE, lens.dims), path=path, backend=backend)
 
 
-def scores(lens: Lens, conditions: list, **options) -> torch.Tensor:
-    """Log-likelihoods of the answers. Shape [condition, answer]."""
-    rows = Engine(lens, progress=False, **options).loglikelihood(ASKED, conditions)
+def scores(lens: dl.Lens, conditions: Iterable, asked: list = ASKED, **options) -> torch.Tensor:
+    """Log-likelihoods of answers under conditions, or their texts. Shape [condition, answer]."""
+    under = [dl.parse_condition(c).validate(lens.dims) if isinstance(c, str) else c for c in conditions]
+    rows = dl.Engine(lens, progress=False, **options).loglikelihood(asked, under)
     return torch.tensor([[answer.logprob for answer in row] for row in rows])
 
 
@@ -112,9 +110,9 @@ def taken(kind: str) -> tuple[str, ...]:
         model = build(kind)
         if model is None:
             return "not tried", "a tiny one cannot be configured"
-        lens = Lens(model, tiny.tokenizer(), kind)
+        lens = dl.Lens(model, tiny.tokenizer(), kind)
         found = walk_check.found(lens)
-    except UserError as e:
+    except dl.UserError as e:
         return "refused", str(e).removesuffix("; it is not supported")
     experts = str(sum(n > 0 for n in lens.dims.n_experts) or "")
     if found.fault is None:

@@ -1,7 +1,5 @@
 """Prompts of organisms with the positions that matter, which `depthlens.organisms.language` draws as texts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from depthlens.organisms import language

@@ -4,8 +4,6 @@ Conditions are in force in the order in which they were entered. Hooks that the 
 what a condition does around them. The noise is drawn and scaled here again.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 
@@ -95,11 +93,9 @@ def wrapped(position: int, n: int) -> int:
 def noise(seed: int, layer: int, site: str, index: int, n: int, width: int) -> torch.Tensor:
     """What ``@noise`` draws at the first n positions, of shape [n, width]: 256 positions a generator."""
     number = ("layer", "attn", "mlp", "head", "kv").index(site)
-    drawn = [
-        np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, layer, number, index + 1, block])))
-        for block in range(n // 256 + 1)
-    ]
-    return torch.tensor(np.concatenate([g.standard_normal((256, width), dtype=np.float32) for g in drawn]))[:n]
+    seeds = [np.random.SeedSequence([seed, layer, number, index + 1, block]) for block in range(n // 256 + 1)]
+    drawn = [np.random.Generator(np.random.PCG64(seed)).standard_normal((256, width), np.float32) for seed in seeds]
+    return torch.tensor(np.concatenate(drawn))[:n]
 
 
 def noisy(a: Any, width: int) -> Any:
@@ -177,9 +173,7 @@ def depths(plain: nn.Module, made: list[Edit], tokens: list[int]) -> torch.Tenso
     """Log-probabilities that the head reads from the stream at every depth. Shape [depth, pos, d_vocab]."""
     model, states = cut(plain, made), []
     for layer in model.model.layers:
-        layer.register_forward_pre_hook(
-            lambda layer, args, kwargs: states.append([*args, *kwargs.values()][0]), with_kwargs=True
-        )
+        layer.register_forward_pre_hook(lambda _, args, of: states.append([*args, *of.values()][0]), with_kwargs=True)
     last = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
     said = model.lm_head(model.model.norm(torch.cat(states)))
     if cap := getattr(model.config, "final_logit_softcapping", None):

@@ -5,8 +5,6 @@ organism's own tasks. `tests/planted_heads.py` has the claim on heads. An organi
 few-shot seed.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 import depthlens as dl
@@ -67,9 +65,8 @@ def organism(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS) -
         ("C2", True): {"reasoning_layer": FIRST, "writing_layers": f"{third + 1}-{min(third + 4, last - 1)}"},
         ("C3", False): {"knowledge_layers": late, "retrieval_layer": last, "text_layers": early},
         ("C4", False): {"knowledge_layers": late, "copying_layer": last, "reasoning_layer": FIRST},
-        ("C7", False): {
-            "letter_layers": late, "knowledge_layers": late, "retrieval_layer": last, "reasoning_layer": last,
-        },
+        ("C7", False): dict.fromkeys(("letter_layers", "knowledge_layers"), late)
+        | dict.fromkeys(("retrieval_layer", "reasoning_layer"), last),
     }  # fmt: skip
     return dl.organisms.Options(**planted | changes.get((claim, true), {})).name
 
@@ -104,9 +101,7 @@ def planted(name: str) -> dict[str, list[Part]]:
     return {claim: [Part(q, Estimate(x, x, x)) for q, x in parts] for claim, parts in effects.items()}
 
 
-def evidence(
-    claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, fields: tuple[str, ...] = ()
-) -> dl.claims.Evidence:
+def evidence(claim: str, *, true: bool, seed: int = 0, n_layers: int = LAYERS, fields=()) -> dl.claims.Evidence:
     """What a claim takes, of an organism on which it holds or fails. Layers are skipped, and in no other view.
 
     Args:
@@ -127,16 +122,12 @@ def _sweeps(lens: dl.Lens, fields: tuple[str, ...]) -> dict[str, dl.Result]:
     tasks = {field: FIELDS[field][0] for field in fields if field in FIELDS}
     nats = "tokens" in fields
     conditions = ["L0"] if nats else ["layers", broken_condition(lens.dims.n_layers)]
-    swept = dl.condition_sweep(lens, [*dict.fromkeys(tasks.values())], conditions, limit=_documents(nats), **OPTIONS)
+    names, limit = [*dict.fromkeys(tasks.values())], WEIGHTED if nats else DOCUMENTS
+    swept = dl.condition_sweep(lens, names, conditions, limit=limit, **OPTIONS)
     found = {field: swept.select(tasks=task) for field, task in tasks.items()}
     if nats:
-        options = OPTIONS | {"measure": TOKEN_LOGPROB, "limit": WEIGHTED}
-        found["tokens"] = dl.condition_sweep(lens, [*dict.fromkeys(tasks.values())], "layers", **options)
+        found["tokens"] = dl.condition_sweep(lens, names, "layers", measure=TOKEN_LOGPROB, limit=limit, **OPTIONS)
     return found
-
-
-def _documents(nats: bool) -> int:
-    return WEIGHTED if nats else DOCUMENTS
 
 
 def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
@@ -146,9 +137,8 @@ def _of_distillation(names: dict[str, str]) -> dl.claims.Evidence:
     found |= {who: _sweeps(lens, fields)["tokens"] for who, lens in (("control", control), ("base", base))}
     task, thirds = FIELDS["reasoning"][0], third_conditions(base.dims.n_layers)
     found["reasoning"] = dl.condition_sweep(distilled, task, "L0", limit=WEIGHTED, **OPTIONS)
-    found["transplants"] = dl.condition_sweep(
-        base, task, [f"{third}@donor" for third in thirds], donor=distilled, limit=WEIGHTED, **OPTIONS
-    )
+    options = {"donor": distilled, "limit": WEIGHTED} | OPTIONS
+    found["transplants"] = dl.condition_sweep(base, task, [f"{third}@donor" for third in thirds], **options)
     return dl.claims.Evidence(**found)
 
 
@@ -162,9 +152,6 @@ def distillation(*, moved: bool, seed: int = 0, n_layers: int = LAYERS) -> dict[
     third = n_layers // 3
     common = {"n_layers": n_layers, "seed": seed, "sharpness": 9.0, "previous_layer": 0, "noise": 0.6}
     common |= {"knowledge_layers": f"{FIRST}-{third - 1}", "reasoning_layer": third, "reasoning_strength": 0.6}
-    changes = {
-        "base": {},
-        "distilled": {"reasoning_layer": 2 * third if moved else third, "reasoning_strength": 0.8},
-        "control": {"reasoning_strength": 0.72},
-    }
+    changes = {"base": {}, "control": {"reasoning_strength": 0.72}, "distilled": {"reasoning_strength": 0.8}}
+    changes["distilled"]["reasoning_layer"] = 2 * third if moved else third
     return {who: dl.organisms.Options(**common | change).name for who, change in changes.items()}

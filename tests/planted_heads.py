@@ -4,8 +4,6 @@ A list of heads can be told from random lists only where a layer has many heads,
 little. An organism has four heads a layer, each of which a task needs, so that each is divided here (`widened`).
 """
 
-from __future__ import annotations
-
 import copy
 
 from transformers import LlamaForCausalLM
@@ -52,10 +50,8 @@ def evidence(*, true: bool, seed: int = 0, swapped: bool = False) -> dl.claims.E
     """
     lens = widened(dl.load(f"organism:seed={seed}" + ("" if true else ",backup"), device="cpu"))
     options = {"num_fewshot": 0, "progress": False}
-    scores = {
-        name: dl.retrieval_scores(lens, task, method="attribution", samples=CHOOSE, **options)
-        for name, task in TASKS.items()
-    }
+    chosen = {"method": "attribution", "samples": CHOOSE} | options
+    scores = {name: dl.retrieval_scores(lens, task, **chosen) for name, task in TASKS.items()}
     lists = {name: found.top(COPIES) for name, found in scores.items()}
     curves = dl.removal_curve(lens, [*TASKS.values()], lists, k=[COPIES], n_draws=N_DRAWS, samples=TEST, **options)
     own = dict(zip(TASKS, reversed(TASKS.values()), strict=True)) if swapped else TASKS

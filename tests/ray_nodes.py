@@ -1,7 +1,5 @@
 """A Ray cluster of several nodes on this machine, each with one CPU, and what a test does to it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -10,6 +8,7 @@ from typing import Any
 
 import psutil
 
+PORTS = ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
 TRIES = 4  # where tests of other processes keep both cores busy, a node may take too long to start
 
 
@@ -48,10 +47,7 @@ class Nodes:
         """One more node."""
         for tried in range(TRIES):
             # with ports of its own a node waits for fewer of its helpers
-            ports = {
-                f"{name}_port": free_port()
-                for name in ("metrics_agent", "metrics_export", "runtime_env_agent", "dashboard_agent_listen")
-            }
+            ports = {f"{name}_port": free_port() for name in PORTS}
             quiet = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
             try:
                 return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20, **ports, **quiet)

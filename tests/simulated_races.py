@@ -1,7 +1,5 @@
 """Losses of simulated sweeps, and races on them; `benchmarks/simulations.py` runs more of them than the tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -13,9 +11,7 @@ MARGIN, ALPHA = 0.1, 0.05
 RIGHT = 0.7  # of the documents, without any removal
 
 
-def binary(
-    rng: np.random.Generator, mean: np.ndarray, flips: np.ndarray, n: int, *, shared: bool = False
-) -> np.ndarray:
+def binary(rng: np.random.Generator, mean: np.ndarray, flips: np.ndarray, n: int, *, shared=False) -> np.ndarray:
     """Losses of -1, 0 and 1 with a mean and a share of documents that change. Shape [document, part].
 
     The whole model is right on `RIGHT` of the documents: only these can be lost, and only the others won. Where

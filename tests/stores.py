@@ -1,7 +1,5 @@
 """What tests of the store share: one tiny model's sweep, what it read and computed, and the parts it left."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny models of which every part matters, and an independent reference of them under every kind of condition."""
 
-from __future__ import annotations
-
 import by_hand
 import plain_conditions
 import tiny

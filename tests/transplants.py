@@ -3,19 +3,16 @@
 import copy
 
 import surgery
-import tiny
 import torch
 
+import depthlens as dl
 from depthlens.ablations import expand
-from depthlens.engine.engine import Engine
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums in another order: batches are cut by rows, a head's share of o_proj is added apart
 SAME = 2e-4
 # the same arithmetic on the same weights; only where they lie in memory differs, and with it the order of some sums
 ALIKE = 1e-5
-FAMILIES = [*tiny.FAMILIES]
 TOKENS = torch.tensor([[5, 9, 200, 31, 7, 90, 11], [1, 4, 77, 30, 6, 81, 10]])
 
 
@@ -26,7 +23,7 @@ def other(base, seed=3, scale=0.2):
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(scale * torch.randn(tensor.shape, generator=g))
-    return Lens(model, base.tokenizer, f"{base.name}-distilled")
+    return dl.Lens(model, base.tokenizer, f"{base.name}-distilled")
 
 
 def two(family, **changes):
@@ -42,6 +39,13 @@ def logits(model, tokens=TOKENS):
 def same(found, wanted, what=""):
     drift = float((found - wanted).abs().max())
     assert drift <= SAME, f"{what}: drift {drift:.1e}, bound {SAME:.0e}"
+
+
+# what a part has of its own, for parts that are taken whole
+WHOLE = {
+    **{"layer": ["{}."], "embed": ["model.embed_tokens."], "unembed": ["model.norm.", "lm_head."]},
+    **{"attn": ["{}.self_attn.", "{}.input_layernorm."], "mlp": ["{}.mlp.", "{}.post_attention_layernorm."]},
+}
 
 
 def operated(base, donor, condition):
@@ -68,19 +72,8 @@ def operated(base, donor, condition):
             layer = f"model.layers.{a.layer}"
             if a.mode != "donor":
                 continue
-            if a.site == "layer":
-                take(layer + ".")
-            if a.site == "attn":
-                take(f"{layer}.self_attn.")
-                take(f"{layer}.input_layernorm.")
-            if a.site == "mlp":
-                take(f"{layer}.mlp.")
-                take(f"{layer}.post_attention_layernorm.")
-            if a.site == "embed":
-                take("model.embed_tokens.")
-            if a.site == "unembed":
-                take("model.norm.")
-                take("lm_head.")
+            for start in WHOLE.get(a.site, ()):
+                take(start.format(layer))
             for head in {"head": [a.index], "kv": dims.query_heads(a.index) if a.site == "kv" else []}.get(a.site, []):
                 for name in ("q_proj", "q_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, head, dims.n_heads)
@@ -88,7 +81,7 @@ def operated(base, donor, condition):
             if a.site == "kv":
                 for name in ("k_proj", "v_proj", "kv_b_proj"):
                     block(f"{layer}.self_attn.{name}", 0, a.index, dims.n_kv_heads)
-    return Lens(model, base.tokenizer, "operated")
+    return dl.Lens(model, base.tokenizer, "operated")
 
 
 def removals(condition):
@@ -118,12 +111,12 @@ def prompts(n=3, new=4):
 
 
 def scores(lens, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
+    answers = dl.Engine(lens, progress=False, **options).loglikelihood(requests(), conditions)
     return torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
 
 
 def texts(lens, conditions, **options):
-    return Engine(lens, progress=False, **options).generate_until(prompts(), conditions)
+    return dl.Engine(lens, progress=False, **options).generate_until(prompts(), conditions)
 
 
 def attributes(model):

@@ -6,8 +6,6 @@ driven by its DevTools protocol. JupyterLab serves a copy of ``notebooks`` with 
 Usage: ``python tests/browser/lab.py [--out FOLDER] [--browser PATH]``; the folder receives a screenshot of every step.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import contextlib
@@ -31,30 +29,16 @@ import websocket
 from depthlens import paths
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PROGRAM = next(filter(None, map(shutil.which, BROWSERS)), None)
 NOTEBOOK = "00_tour.ipynb"
 SMALL = {"limit": 3, "num_fewshot": 1}  # as in the profile `smoke`
 STEP_SECONDS = 900  # after which a step has hung; a loaded machine may need minutes for one
 WIDTH, HEIGHT = 1280, 1500
 
-# What the steps call in the page. JupyterLab exposes its application as `jupyterapp`.
-HELPERS = """
-window.panel = () => [...window.jupyterapp.shell.widgets('main')].find((w) => w.content?.widgets?.length);
-window.cells = () => window.panel().content.widgets;
-window.kernel = () => window.panel().sessionContext.session?.kernel;
-window.shown = (i) => window.cells()[i].model.outputs?.toJSON() ?? [];
-window.state = () => ({
-  kernel: window.kernel()?.status,
-  counts: window.cells().map((c) => c.model.type === 'code' && c.model.sharedModel.source.trim()
-    ? (c.model.executionState === 'running' ? null : c.model.executionCount) : -1),
-});
-window.show = (i) => { const all = window.panel().content; all.activeCellIndex = i; all.scrollToItem(i, 'start'); };
-window.run = (i) => { window.show(i); window.jupyterapp.commands.execute('notebook:run-cell'); };
-window.add = (source) => {
-  const at = window.cells().length;
-  window.panel().content.model.sharedModel.insertCell(at, {cell_type: 'code', source});
-  return at;
-};
-"""
+
+def script(name: str) -> str:
+    """A script of this folder."""
+    return Path(__file__).with_name(f"{name}.js").read_text(encoding="utf-8")
 
 
 class Browser:
@@ -153,7 +137,7 @@ class Session:
         browser.send("Emulation.setFocusEmulationEnabled", enabled=True)  # commands go to the notebook in focus
         browser.send("Page.navigate", url=f"{address}/lab/tree/{NOTEBOOK}?reset")
         until(lambda: browser.value("!!window.jupyterapp?.shell"), "JupyterLab to load")
-        browser.value(HELPERS)
+        browser.value(script("lab"))
         until(lambda: browser.value("!!window.panel()"), "the notebook to open")
         browser.value("window.jupyterapp.shell.activateById(window.panel().id)")
         until(lambda: self.kernel == "idle", "the kernel")
@@ -307,7 +291,7 @@ def main() -> None:
     """Run every step; the first that fails ends the program with a screenshot and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/labtest"), help="folder for screenshots")
-    parser.add_argument("--browser", default=next(filter(None, map(shutil.which, BROWSERS)), None))
+    parser.add_argument("--browser", default=PROGRAM)
     options = parser.parse_args()
     if options.browser is None:
         parser.error(f"no browser was found; install one of {', '.join(BROWSERS)}, or give --browser")

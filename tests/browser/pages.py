@@ -8,42 +8,19 @@ is compared with the one that was asked for. The content security policy of page
 from npm (``npm install axe-core``). Prints one line a page and finding; the exit code is 1 where there is any.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import BROWSERS, Browser, until
+from lab import BROWSERS, PROGRAM, Browser, script, until
 
 WIDTHS, HEIGHT = (375, 768, 1280), 900
 SERIOUS = ("serious", "critical")
 LOAD_SECONDS = 120  # after which a page has hung
-# runs before the scripts of a page
-LISTEN = """
-window.seen = [];
-addEventListener("error", e => window.seen.push(e.message));
-["error", "warn"].forEach(of => {
-  const old = console[of];
-  console[of] = (...said) => { window.seen.push(said.join(" ")); old(...said); };
-});
-"""
 LOADED = "!window.left && document.readyState === 'complete'"
-FIND = """
-(async () => {
-  const root = document.documentElement;
-  document.querySelectorAll("details").forEach(folded => { folded.open = true; });
-  await new Promise(resolve => setTimeout(resolve, 1000));  // scripts of the page make what scrolls focusable
-  const found = {inner: innerWidth, wide: root.scrollWidth - root.clientWidth, console: window.seen, axe: []};
-  if (window.axe) found.axe = (await axe.run({preload: false})).violations.map(
-    v => [v.id, v.impact, v.nodes.length, [...new Set(v.nodes.map(n => n.html.slice(0, 60)))].slice(0, 4).join(" ")]);
-  return found;
-})()
-"""
 
 
 def look(browser: Browser, page: Path, width: int, dark: bool, axe: str) -> dict:
@@ -62,7 +39,7 @@ def look(browser: Browser, page: Path, width: int, dark: bool, axe: str) -> dict
 
     until(loaded, f"{page} to load", LOAD_SECONDS)
     browser.send("Runtime.evaluate", expression=axe)
-    found = browser.value(FIND)
+    found = browser.value(script("find"))
     if found["inner"] != width:
         raise RuntimeError(f"{page}: the window is {found['inner']} pixels wide and not {width}")
     return found
@@ -75,7 +52,7 @@ def opened(program: str) -> Iterator[Browser]:
         with contextlib.closing(Browser(program, Path(folder))) as browser:
             browser.send("Page.enable")
             browser.send("Page.setBypassCSP", enabled=True)
-            browser.send("Page.addScriptToEvaluateOnNewDocument", source=LISTEN)
+            browser.send("Page.addScriptToEvaluateOnNewDocument", source=script("listen"))
             yield browser
 
 
@@ -84,12 +61,11 @@ def main() -> int:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--axe", type=Path, help="axe.min.js; without it only widths and messages are looked at")
     args = parser.parse_args()
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
+    if PROGRAM is None:
         parser.error(f"no browser was found; install one of {', '.join(BROWSERS)}")
     axe = args.axe.read_text(encoding="utf-8") if args.axe else ""
     n_bad = 0
-    with opened(program) as browser:
+    with opened(PROGRAM) as browser:
         for page in args.pages:
             for width, dark in ((width, dark) for width in WIDTHS for dark in (False, True)):
                 found = look(browser, page.resolve(), width, dark, axe)

@@ -7,10 +7,7 @@ Made-up findings, with texts that attack, are opened in headless Chromium. Print
 where one fails.
 """
 
-from __future__ import annotations
-
 import base64
-import shutil
 import sys
 import tempfile
 import time
@@ -23,7 +20,7 @@ import made_results  # noqa: E402
 import nbformat  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-from lab import BROWSERS, Browser, until  # noqa: E402
+from lab import PROGRAM, Browser, script, until  # noqa: E402
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output  # noqa: E402
 
 from depthlens.ablations import Head  # noqa: E402
@@ -87,22 +84,6 @@ ALWAYS = (
     ("nothing is loaded", "", "performance.getEntriesByType('resource').length === 0"),
     ("the console is silent", "", "window.seen.length === 0"),
 )  # fmt: skip
-TOOLS = """
-window.KEY = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
-window.FIND = text => {
-  const box = document.querySelector("input");
-  box.value = text;
-  box.dispatchEvent(new Event("input"));
-};
-window.MARK = share => {
-  const strip = document.querySelector(".strip"), box = strip.getBoundingClientRect();
-  const clientX = box.x + share * box.width, clientY = box.y + 5;
-  strip.dispatchEvent(new MouseEvent("click", {clientX, clientY, bubbles: true}));
-};
-window.seen = [];
-["error", "warn"].forEach(of => { console[of] = (...said) => window.seen.push(said.join(" ")); });
-addEventListener("error", e => window.seen.push(e.message));
-"""
 
 
 def made() -> Result:
@@ -156,7 +137,7 @@ def check(browser: Browser, page: str, first: str, steps: Sequence[tuple[str, st
 
 
 def main() -> None:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None) or sys.exit("no Chromium or Chrome")
+    program = PROGRAM or sys.exit("no Chromium or Chrome")
     with tempfile.TemporaryDirectory() as folder:
         answers, attention, profile = (Path(folder) / name for name in ("answers.html", "attention.html", "profile"))
         made().explore().save(answers)
@@ -164,7 +145,7 @@ def main() -> None:
         profile.mkdir()
         browser = Browser(program, profile)
         browser.send("Page.enable")
-        browser.send("Page.addScriptToEvaluateOnNewDocument", source=TOOLS)
+        browser.send("Page.addScriptToEvaluateOnNewDocument", source=script("listen") + script("act"))
         failed = check(browser, answers.as_uri(), ".cell", STEPS)
         failed += check(browser, attention.as_uri(), "button.token", LOOKS)
         notebook_pages(Path(folder))

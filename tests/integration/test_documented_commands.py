@@ -4,8 +4,6 @@ They run in this process, on a tiny model wherever the page names the embedded o
 papermill and ``python -m``. A new line there fails here until it is run, or listed with the reason why it is not.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -27,20 +25,16 @@ from depthlens.ablations import Dims, expand
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 ROOT = paths.data_dir().parent
-PAGES = [
-    ROOT / page for page in ("README.md", "docs/installing.md", "docs/guide.md", "docs/python.md", "docs/store.md")
-]
+PAGES = [ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in ("installing", "guide", "python", "store"))]
 PAGES += sorted((ROOT / "docs/howto").glob("*.md"))  # their Python is run by tests/unit/test_howto_doctests.py
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-LINES = [
-    line.split("  #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines() if line.strip()
-]
+TYPED = [line for kind, text in BLOCKS if not kind for line in text.splitlines() if line.strip()]
+LINES = [line.split("  #")[0].strip() for line in TYPED]
 SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 
-TINY = dict.fromkeys(("smollm2-135m", "smollm2-135m-direct"), "path/to/folder") | {
-    "smollm2-135m-cot": "trained/further"
-}
+TINY = dict.fromkeys(("smollm2-135m", "smollm2-135m-direct"), "path/to/folder")
+TINY["smollm2-135m-cot"] = "trained/further"
 # what a line begins with, and what is printed
 RUN = {
     "depthlens sweep Qwen/Qwen3-8B capitals_continuation ": "cannot be loaded: We couldn't connect to",
@@ -148,10 +142,8 @@ def check(line: str, desk: Path, code: int, told: str, wanted: str) -> None:
 def test_command(call, unchecked, desk, beginning):
     line = line_of(beginning)
     if "KEY/TASK" in line or "NAME" in line:
-        _, listed, _ = call("store", "list")
-        first = next(
-            row.split() for row in listed.splitlines() if "capitals_continuation" in row
-        )  # what the reader sees
+        _, listed, _ = call("store", "list")  # what the reader sees
+        first = next(row.split() for row in listed.splitlines() if "capitals_continuation" in row)
         line = line.replace("KEY/TASK", "/".join(first[:2])).replace("NAME", first[1])
     code, *printed = call(*shlex.split(line)[1:])
     check(line, desk, code, "".join(printed), RUN[beginning])

@@ -1,21 +1,17 @@
 """The embedded real model: our baseline is lm-eval's, and it takes no more memory than is said."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 
 import gsm8k
-import lm_eval
 import numpy as np
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_evals import evaluate
 from transformer_lens import patching
 
 import depthlens as dl
-from depthlens.experiments.sweep import condition_sweep
-from depthlens.tasks import harness
 
 pytestmark = pytest.mark.integration
 
@@ -40,9 +36,8 @@ def reference(lens):
 def test_the_embedded_model_is_what_it_says(lens):
     assert (lens.dims.n_layers, lens.dims.n_heads, lens.dims.n_kv_heads, lens.dims.d_model) == (30, 9, 3, 576)
     assert 134e6 < lens.describe()["n_parameters"] < 135e6
-    greedy = lens.model.generate(
-        **lens.tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=1, do_sample=False, pad_token_id=0
-    )
+    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    greedy = lens.model.generate(**lens.tokenizer(PROMPT, return_tensors="pt"), **options)
     assert lens.tokenizer.decode(greedy[0, -1]) == " Tokyo"
 
 
@@ -69,21 +64,16 @@ def test_patching_the_residual_stream_is_transformer_lens_own(lens):
 def test_the_baseline_is_lm_evals_document_by_document(lens, reference, tmp_path, task, limit, num_fewshot, solved):
     """It is swept beside a condition. Some documents are solved, so that both are not wrong in two ways."""
     gsm8k.write_task(tmp_path, "gsm8k_sample", generation_kwargs=SHORT)
-    manager, seeds = harness.task_manager([task], str(tmp_path)), dict.fromkeys(SEEDS, SEED)
-    options = {"limit": limit, "num_fewshot": num_fewshot}
-    theirs = lm_eval.simple_evaluate(
-        reference, tasks=[task], task_manager=manager, bootstrap_iters=0, **options, **seeds
-    )
-    theirs = theirs["samples"][task]
-    result = condition_sweep(lens, task, "L7", seed=SEED, include_path=tmp_path, progress=False, **options)
+    options, seeds = {"limit": limit, "num_fewshot": num_fewshot}, dict.fromkeys(SEEDS, SEED)
+    theirs = evaluate(reference, [task], tmp_path, **options, **seeds)["samples"][task]
+    result = dl.condition_sweep(lens, task, "L7", seed=SEED, include_path=tmp_path, progress=False, **options)
     docs = result.docs[result.docs["condition"] == "baseline"]
     ours = {(row.metric, row.doc_id): row.value for row in docs.itertuples()}
     several = len({sample["filter"] for sample in theirs}) > 1
-    wanted = {
-        (f"{metric},{sample['filter']}" if several else metric, sample["doc_id"]): float(sample[metric])
-        for sample in theirs
-        for metric in sample["metrics"]
-    }
+    wanted = {}
+    for sample in theirs:
+        kind = f",{sample['filter']}" if several else ""
+        wanted |= {(f"{metric}{kind}", sample["doc_id"]): float(sample[metric]) for metric in sample["metrics"]}
     assert ours == wanted and len(ours) == limit * docs["metric"].nunique() and sum(ours.values()) >= solved
     if result.record["tasks"][task]["output_type"] == "generate_until":
         texts = docs.drop_duplicates("doc_id").set_index("doc_id")["response"].to_dict()

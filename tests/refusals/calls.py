@@ -4,8 +4,6 @@ A call gets ``e``: ``e.lens`` (a tiny model: 5 layers, 4 heads), ``e.organism`` 
 ``e.result`` (layers), ``e.heads`` (one layer's heads), ``e.scores`` (copy-paste scores); ``e.tmp`` is an empty folder.
 """
 
-from __future__ import annotations
-
 import math
 
 import depthlens as dl
@@ -239,9 +237,7 @@ PLOTS = [
       for f in ("depth_profile", "protocol_comparison")),
     (lambda e: e.result.plot("head_map"), "no condition removes a single head (L0"),
     (lambda e: e.heads.plot("block_map"), "the result has no blocks of layers; make it with block_sweep"),
-    (lambda e: e.heads.plot("map"), "unknown figure of Result 'map'; allowed: depth_profile, block_map, proto"),
     (lambda e: e.result.plot(ax="here"), "ax is a str; give one matplotlib Axes"),
-    (lambda e: e.result.plot().save("a.jpg"), "no figure is saved as 'a.jpg'; end its name with .png, .pdf"),
 ]  # fmt: skip
 
 

@@ -4,8 +4,6 @@
 (5 layers, 4 heads, 2 KV groups).
 """
 
-from __future__ import annotations
-
 TASK = "capitals_continuation"
 
 USAGE = [

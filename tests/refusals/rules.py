@@ -1,7 +1,5 @@
 """Rules of `depthlens.arguments`, one for each name: a value that is wrong, a part of the line."""
 
-from __future__ import annotations
-
 NUMBERS = "give numbers of documents, each once, e.g. range(0, 100, 2), START:STOP:STEP such as '1::2', or either"
 
 RULES = [

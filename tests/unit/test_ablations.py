@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+from refusals import refused
 
 from depthlens.ablations import BASELINE, Ablation, Condition, Dims, expand, parse_condition
 from depthlens.errors import UserError
@@ -77,8 +78,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_what_cannot_be_removed_is_refused(text):
-    with pytest.raises(UserError, match=REFUSED[text]):
-        expand(text, DIMS)
+    refused(REFUSED[text], expand, text, DIMS)
 
 
 def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
@@ -86,15 +86,11 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
         if (site, mode) in (("layer", "skip"), ("attn", "zero")):
             assert Ablation(0, site, mode=mode) == Ablation(0, site)
         else:
-            with pytest.raises(UserError, match="does not fit"):
-                Ablation(0, site, mode=mode)
-    with pytest.raises(UserError, match="index"):
-        Ablation(0, "head")
-    with pytest.raises(UserError, match="index"):
-        Ablation(0, "attn", 3)
+            refused("does not fit", Ablation, 0, site, mode=mode)
+    refused("index", Ablation, 0, "head")
+    refused("index", Ablation, 0, "attn", 3)
     for options in ({"start": -1}, {"seed": -1}, {"seed": 2}, {"start": 1, "mode": "donor"}):
-        with pytest.raises(UserError, match="give a whole number from 0|does not fit site"):
-            Ablation(1, **options)
+        refused("give a whole number from 0|does not fit site", Ablation, 1, **options)
 
 
 WORDS = [

@@ -1,7 +1,5 @@
 """The house: imports go down a table, modules are short, processes import what they use, names are listed."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import json
@@ -16,10 +14,8 @@ import depthlens as dl
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "depthlens"
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-}
+PARTS = {path: path.relative_to(ROOT).with_suffix("").parts for path in PACKAGE.rglob("*.py")}
+MODULES = {".".join(parts).removesuffix(".__init__"): path for path, parts in PARTS.items()}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 TOP_MODULES, MODULE_LINES, BODY_LINES, TEST_LINES = 12, 500, 60, 400
 
@@ -104,11 +100,8 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_modules_and_functions_are_short():
     assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES  # ten modules, __init__ and __main__
-    long = [
-        f"{name}: {n} lines"
-        for name, path in MODULES.items()
-        if (n := len(path.read_text().splitlines())) > MODULE_LINES
-    ]
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    long = [f"{name}: {n} lines" for name, n in lines.items() if n > MODULE_LINES]
     for name, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -195,9 +188,9 @@ def test_looking_up_a_sweep_imports_little_more_than_transformers():
     assert not {"transformers.modeling_utils", "torch._dynamo", "torch.distributed.tensor", "scipy.stats"} & found
 
 
-@pytest.mark.parametrize(
-    ("arguments", "allowed"), [(["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"})]
-)
+@pytest.mark.parametrize(("arguments", "allowed"), [
+    (["--help"], set()), (["models"], set()), (["store", "list"], TABLES | {"xxhash"}),
+])  # fmt: skip
 def test_commands_that_need_no_model_import_no_library_of_models(arguments, allowed):
     (found,) = imported(RUN.format(arguments=arguments))
     assert packages(found) <= COMMANDS | allowed

@@ -1,7 +1,5 @@
 """Arguments that are numbers and lists of NumPy, pandas and torch mean what Python's own mean."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

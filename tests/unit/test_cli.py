@@ -1,7 +1,5 @@
 """The command line: what it passes on, what it prints, and how it ends. No model is loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -110,10 +108,8 @@ def test_run_passes_parameters_as_pairs(runs, call, tmp_path):
     pairs = ["-p", "limit", "-1", "--profile", "smoke", "-p", "model", "a b"]
     code, out, err = call("run", "00_tour", *pairs, "--out", str(tmp_path))
     assert (code, err, out) == (0, "reading 00_tour ...\n", f"Wrote {tmp_path / 'index.html'}\n")
-    values = {"limit": "-1", "model": "a b"}
-    assert runs.calls == [
-        (["00_tour"], {"out": str(tmp_path), "profile": "smoke", "parameters": values, "models": None})
-    ]
+    given = {"profile": "smoke", "parameters": {"limit": "-1", "model": "a b"}, "models": None}
+    assert runs.calls == [(["00_tour"], {"out": str(tmp_path)} | given)]
 
 
 def test_run_tells_each_failed_notebook_in_one_line_and_has_no_profile_unless_one_is_named(runs, call, tmp_path):

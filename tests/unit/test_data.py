@@ -1,7 +1,5 @@
 """The documents of the embedded tasks: those of the release, generated as committed."""
 
-from __future__ import annotations
-
 import hashlib
 import runpy
 

@@ -1,7 +1,5 @@
 """The embedded tasks: loadable by plain lm-eval anywhere, with the prompts and scores that they should have."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -122,11 +120,9 @@ def test_letters_are_found_or_known_not_to_be_there(tasks, response, letter):
 
 
 @pytest.mark.parametrize(("task", "about", "right", "wrong"), [
-    (
-        *("capitals_generative", "Brazil"),
-        [" brasilia.", " The capital of Brazil is **Brasília**.", " Brasília, a planned city", " Brasilia\n\nQ: W"],
-        [" Rio de Janeiro, not Brasília", " The capital of Brazil is Rio de Janeiro", " Bra"],
-    ),
+    ("capitals_generative", "Brazil",
+     [" brasilia.", " The capital of Brazil is **Brasília**.", " Brasília, a planned city", " Brasilia\n\nQ: W"],
+     [" Rio de Janeiro, not Brasília", " The capital of Brazil is Rio de Janeiro", " Bra"]),
     ("capitals_generative", "Chad", [" N’Djaména", " Ndjamena"], []),
     ("capitals_generative", "Antigua and Barbuda", [" Saint John's.", " St Johns"], [" St. George's"]),
     ("elements_generative", "sodium", [" Na (from Latin natrium)", " The symbol of sodium is Na."], [" So"]),

@@ -3,8 +3,6 @@
 A page runs in a folder of its own, in which its YAML blocks are the files that their first lines name.
 """
 
-from __future__ import annotations
-
 import doctest
 import re
 

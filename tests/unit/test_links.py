@@ -1,7 +1,5 @@
 """Links of the pages lead somewhere: files exist, and anchors are headings; what is on other sites is not asked."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,14 +10,8 @@ import pytest
 from depthlens import paths
 
 ROOT = paths.data_dir().parent
-PAGES = [
-    *(
-        ROOT / name
-        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "data/README.md")
-    ),
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "howto").glob("*.md")),
-]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "benchmarks/README", "data/README")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+(?:\([^()]*\)[^()\s]*)?)(?: \"[^\"]*\")?\)")
 FENCE = re.compile(r"^( *)(```|:::).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 SITE = "docs/made/"  # pages that the site makes

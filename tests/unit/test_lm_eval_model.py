@@ -1,15 +1,12 @@
 """Our engine as an lm-eval model: equal to lm-eval's own `hf` model, whole and ablated, with and without chat."""
 
-import lm_eval
+import lm_evals
 import pytest
 import tiny
 from by_hand import under
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
-from depthlens import paths
+import depthlens.lm_eval_model  # noqa: F401 - registers the model
 from depthlens.ablations import parse_condition
-from depthlens.progress import quiet
 
 pytestmark = pytest.mark.slow
 
@@ -23,19 +20,10 @@ def lens():
     return tiny.lens("qwen2", max_position_embeddings=2048)
 
 
-@pytest.fixture(scope="module")
-def manager():
-    with quiet():
-        return TaskManager(include_path=str(paths.tasks_dir()), include_defaults=False)
-
-
-def evaluate(model, manager, **kwargs):
+def evaluate(model, **options):
     """Per-document samples of each task."""
-    with quiet():
-        found = lm_eval.simple_evaluate(
-            model=model, tasks=TASKS, task_manager=manager, limit=3, bootstrap_iters=0, fewshot_random_seed=0, **kwargs
-        )
-    return {t: [(s["doc_id"], s["filtered_resps"], s["arguments"]) for s in found["samples"][t]] for t in TASKS}
+    found = lm_evals.evaluate(model, TASKS, limit=3, **options)["samples"]
+    return {t: [(s["doc_id"], s["filtered_resps"], s["arguments"]) for s in found[t]] for t in TASKS}
 
 
 def equal(mine, wanted):
@@ -49,24 +37,17 @@ def equal(mine, wanted):
                     assert float(one[0]) == pytest.approx(float(other[0]), abs=1e-3)
 
 
-def hf(lens):
-    return HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4)
-
-
 @pytest.mark.parametrize("condition", ["baseline", "L2", "L1.H3"])
-def test_equals_the_hf_model_under_the_same_hooks(lens, manager, condition):
-    ours = evaluate("depthlens", manager, model_args={"pretrained": lens, "condition": condition})
-    # one hook a row: the peer's batches are of any size, so every row gets the condition in a batch of one
-    peer = hf(lens)
-    peer.batch_size_per_gpu = 1
+def test_equals_the_hf_model_under_the_same_hooks(lens, condition):
+    ours = evaluate("depthlens", model_args={"pretrained": lens, "condition": condition})
     with under(lens, [parse_condition(condition)]):
-        equal(ours, evaluate(peer, manager))
+        equal(ours, evaluate(lm_evals.Noting(lens)))
 
 
-def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, manager, monkeypatch):
+def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, monkeypatch):
     monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
-    peer = evaluate(hf(lens), manager, apply_chat_template=True, system_instruction="Be brief.")
+    peer = evaluate(lm_evals.Noting(lens), apply_chat_template=True, system_instruction="Be brief.")
     chat = {"apply_chat_template": True, "system_instruction": "Be brief."}
-    ours = evaluate("depthlens", manager, model_args={"pretrained": lens}, **chat)
+    ours = evaluate("depthlens", model_args={"pretrained": lens}, **chat)
     equal(ours, peer)
     assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")

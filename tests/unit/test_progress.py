@@ -1,47 +1,44 @@
 """The bar: the same everywhere, also as lines of JSON, and resumed where it was."""
 
-from __future__ import annotations
-
 import json
 import time
 
 import pytest
 import tiny
+from stores import CHOICE
 
 import depthlens as dl
 from depthlens import progress
-
-CHOICE = "capitals_continuation"
 
 
 def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-class TestBar:
-    def test_json_lines_in_place_of_the_bar(self, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        monkeypatch.setattr(progress, "EVERY", 0)
-        with progress.Bar(total=10, initial=4, desc="task", unit="row") as bar:
-            time.sleep(0.01)
-            bar.update(3)
-            bar.update(3)
-        out, err = capsys.readouterr()
-        told = lines(err)
-        assert out == "" and [line["done"] for line in told] == [4, 7, 10, 10]
-        assert all(line["total"] == 10 and line["held"] == 4 and line["what"] == "task" for line in told)
-        assert told[0]["per_second"] is None and told[0]["seconds_left"] is None
-        # what the store held does not count into the pace: three rows in ten milliseconds at the least, not seven
-        assert 0 < told[1]["per_second"] <= 300 and told[1]["seconds_left"] == pytest.approx(3 / told[1]["per_second"])
-        assert told[-1]["seconds_left"] == 0
+def test_json_lines_in_place_of_the_bar(monkeypatch, capsys):
+    monkeypatch.setenv(progress.ENVIRONMENT, "-")
+    monkeypatch.setattr(progress, "EVERY", 0)
+    with progress.Bar(total=10, initial=4, desc="task", unit="row") as bar:
+        time.sleep(0.01)
+        bar.update(3)
+        bar.update(3)
+    out, err = capsys.readouterr()
+    told = lines(err)
+    assert out == "" and [line["done"] for line in told] == [4, 7, 10, 10]
+    assert all(line["total"] == 10 and line["held"] == 4 and line["what"] == "task" for line in told)
+    assert told[0]["per_second"] is None and told[0]["seconds_left"] is None
+    # what the store held does not count into the pace: three rows in ten milliseconds at the least, not seven
+    assert 0 < told[1]["per_second"] <= 300 and told[1]["seconds_left"] == pytest.approx(3 / told[1]["per_second"])
+    assert told[-1]["seconds_left"] == 0
 
-    def test_not_every_update_is_a_line(self, monkeypatch, capsys):
-        monkeypatch.setenv(progress.ENVIRONMENT, "-")
-        monkeypatch.setattr(progress, "EVERY", 3600)
-        with progress.Bar(total=1000, desc="task") as bar:
-            for _ in range(1000):
-                bar.update()
-        assert [line["done"] for line in lines(capsys.readouterr().err)] == [0, 1000]
+
+def test_not_every_update_is_a_line(monkeypatch, capsys):
+    monkeypatch.setenv(progress.ENVIRONMENT, "-")
+    monkeypatch.setattr(progress, "EVERY", 3600)
+    with progress.Bar(total=1000, desc="task") as bar:
+        for _ in range(1000):
+            bar.update()
+    assert [line["done"] for line in lines(capsys.readouterr().err)] == [0, 1000]
 
 
 def screen(stream: str) -> list[str]:

@@ -1,7 +1,5 @@
 """The project files agree with each other, and a built wheel carries what an installed depthlens needs."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import subprocess

@@ -5,8 +5,6 @@ handlers are pointed at the captured standard error first, so that a warning whi
 line. The tests' type checker is off meanwhile: no user has one.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys
@@ -14,11 +12,10 @@ import types
 
 import pytest
 import tiny
-from refusals import calls, commands, rules
+from refusals import calls, commands, refused, rules
 
 import depthlens as dl
 from depthlens import arguments
-from depthlens.errors import UserError
 from depthlens.store import parts
 
 pytestmark = pytest.mark.slow
@@ -38,11 +35,8 @@ def places(tmp_path, saved):
     (made["foreign"] / "notes.txt").write_text("mine")
     (made["page"] / "index.html").write_text("<title>Mine</title>")
     parts.open_store(str(made["kept"]))
-    return {name: str(folder) for name, folder in made.items()} | {
-        "file": str(tmp_path / "file"),
-        "out": str(tmp_path / "out"),
-        "model": saved(max_position_embeddings=4096),
-    }
+    made |= {name: tmp_path / name for name in ("file", "out")}
+    return {name: str(place) for name, place in made.items()} | {"model": saved(max_position_embeddings=4096)}
 
 
 def filled(value, places):
@@ -50,7 +44,7 @@ def filled(value, places):
 
 
 @pytest.fixture
-def refused(call, unchecked, places, tmp_path, monkeypatch):
+def refused_command(call, unchecked, places, tmp_path, monkeypatch):
     """Run a command that must be refused: returns its one line; nothing may be written."""
     monkeypatch.chdir(tmp_path / "tmp")
     monkeypatch.setenv(parts.ENVIRONMENT, "none")  # what --store sets is taken back
@@ -73,7 +67,7 @@ def refused(call, unchecked, places, tmp_path, monkeypatch):
 
 
 def told(line: str, said: str) -> None:
-    assert said in line and "\n" not in line, line
+    assert said in line, line
     assert FIX.search(line) or "cannot be loaded: " in line, f"no way out: {line}"  # transformers says what it wants
     assert len(line) < 700 or "xxx" in line, f"too long: {line}"
 
@@ -85,35 +79,28 @@ def rows(table):
 
 @pytest.mark.parametrize(("name", "value", "said"), rows(rules.RULES))
 def test_rule(name, value, said):
-    with pytest.raises(UserError) as raised:
-        arguments.check(**{name: value})
-    told(str(raised.value), said)
+    told(refused("", arguments.check, **{name: value}), said)
 
 
 @pytest.mark.parametrize(("arguments", "said"), rows(commands.COMMANDS))
-def test_command(refused, arguments, said):
-    told(refused(arguments), said)
+def test_command(refused_command, arguments, said):
+    told(refused_command(arguments), said)
 
 
 @pytest.fixture(scope="module")
 def made():
     """What calls are given: loaded models and results."""
     lens, organism = tiny.lens("llama-gqa", max_position_embeddings=4096), dl.load("organism")
+    made = types.SimpleNamespace(lens=lens, organism=organism, windowed=tiny.lens("mistral", sliding_window=8))
     options = {"limit": 4, "progress": False}
-    return types.SimpleNamespace(
-        lens=lens,
-        windowed=tiny.lens("mistral", sliding_window=8),
-        organism=organism,
-        result=dl.layer_sweep(organism, calls.ONE, **options),
-        heads=dl.head_sweep(organism, calls.ONE, layers=[2], **options),
-        scores=dl.retrieval_scores(organism, calls.ONE, **options),
-    )
+    made.result = dl.layer_sweep(organism, calls.ONE, **options)
+    made.heads = dl.head_sweep(organism, calls.ONE, layers=[2], **options)
+    made.scores = dl.retrieval_scores(organism, calls.ONE, **options)
+    return made
 
 
 @pytest.mark.parametrize(("do", "said"), rows(calls.CALLS))
 def test_call(made, unchecked, tmp_path, do, said):
     made.tmp = tmp_path
-    with pytest.raises(UserError) as raised:
-        do(made)
-    told(str(raised.value), said)
+    told(refused("", do, made), said)
     assert list(tmp_path.iterdir()) == []

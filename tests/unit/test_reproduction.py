@@ -3,8 +3,6 @@
 The tasks of the `paper` profiles run on handwritten documents (`hub.py`) through the real YAML files.
 """
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex

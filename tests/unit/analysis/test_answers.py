@@ -8,49 +8,40 @@ import re
 import made_results
 import pandas as pd
 import pytest
+from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.result import answers
-from depthlens.analysis.result.results import Result
 from depthlens.analysis.show import explorer, views
-from depthlens.errors import UserError
 
 HOSTILE = '</script><script>alert("x")</script> <b>é</b> "quoted" \u202eright to left\u202c 😀'
 
 
-def written() -> Result:
+def written() -> dl.Result:
     """Four questions: without L1 one answer breaks, one is mended, one wrong answer is another one, one stays."""
     right = {"baseline": [1, 0, 0, 1], "L0": [0, 0, 0, 0], "L1": [0, 1, 0, 1], "L1@mean": [1, 0, 0, 1]}
-    texts = {
-        "baseline": ["Rome", "Paris", "x", HOSTILE],
-        "L0": ["a a a a", "a a a a", "b", HOSTILE],
-        "L1": ["Lima", "Oslo", "y", HOSTILE],
-        "L1@mean": ["Rome", "Paris", "x", HOSTILE],
-    }
+    whole = ["Rome", "Paris", "x", HOSTILE]
+    texts = {"baseline": whole, "L1@mean": whole, "L1": ["Lima", "Oslo", "y", HOSTILE]}
+    texts["L0"] = ["a a a a", "a a a a", "b", HOSTILE]
     found = made_results.result_of(right, task="capitals", metric="exact_match", n_layers=2)
     docs = found.docs.assign(response=[texts[c][i] for c, i in found.docs[["condition", "doc_id"]].to_numpy()])
     asked = {"task": "capitals", "doc_id": range(4), "question": ["Italy?", "Norway?", "Chad?", HOSTILE]}
-    return Result(
-        docs, found.record, pd.DataFrame(asked | {"reference": ["Rome", "Oslo", "N'Djamena", "?"], "choices": None})
-    )
+    asked |= {"reference": ["Rome", "Oslo", "N'Djamena", "?"], "choices": None}
+    return dl.Result(docs, found.record, pd.DataFrame(asked))
 
 
-def two_models() -> tuple[Result, Result]:
+def two_models() -> tuple[dl.Result, dl.Result]:
     """The whole second model answers as the first does without L1."""
     result = written()
     swapped = result.docs["condition"].replace({"baseline": "L1", "L1": "baseline"})
-    return result, Result(result.docs.assign(condition=swapped, model="distilled"), result.record, result.asked)
+    return result, dl.Result(result.docs.assign(condition=swapped, model="distilled"), result.record, result.asked)
 
 
 def test_each_answer_is_broken_repaired_changed_or_the_same():
     result = written()
     (broken,) = result.answers("L1").itertuples()
-    assert (broken.question, broken.reference, broken.baseline_answer, broken.answer) == (
-        "Italy?",
-        "Rome",
-        "Rome",
-        "Lima",
-    )
+    said = broken.question, broken.reference, broken.baseline_answer, broken.answer
+    assert said == ("Italy?", "Rome", "Rome", "Lima")
     assert (broken.baseline_value, broken.value, broken.loss) == (1, 0, 1)
     assert result.answers("L1", "repaired")["answer"].tolist() == ["Oslo"]
     assert result.answers("L1", "changed")["answer"].tolist() == ["y"]
@@ -87,9 +78,8 @@ def test_two_models_differ_where_one_answers_otherwise():
     broken, repaired = (other.answers("baseline", change, against=result) for change in ("broken", "repaired"))
     pd.testing.assert_frame_equal(broken, result.answers("L1"))
     pd.testing.assert_frame_equal(repaired, result.answers("L1", "repaired"))
-    elsewhere = Result(other.docs, other.record, other.asked.assign(question="Who?"))
-    with pytest.raises(UserError, match="no question in common"):
-        elsewhere.answers("baseline", against=result)
+    elsewhere = dl.Result(other.docs, other.record, other.asked.assign(question="Who?"))
+    refused("no question in common", elsewhere.answers, "baseline", against=result)
 
 
 def test_a_metric_that_is_better_when_lower_breaks_where_it_rises():
@@ -102,7 +92,7 @@ def test_nats_of_the_right_answer_stand_beside_a_choice():
     nats = made_results.result_of({"baseline": [-1.0, -1.0], "L0": [-2.0, -4.0]}, metric="answer_logprob", chance=None)
     record = choices.record
     record["tasks"]["sums"]["metrics"] |= nats.record["tasks"]["sums"]["metrics"]
-    table = Result(pd.concat([choices.docs, nats.docs]), record).answers("L0")
+    table = dl.Result(pd.concat([choices.docs, nats.docs]), record).answers("L0")
     assert table["nats"].tolist() == [-3.0, -1.0] and table["doc_id"].tolist() == [1, 0], "the most nats first"
 
 
@@ -155,11 +145,9 @@ def test_the_table_without_a_script_tells_the_commonest_new_answers():
 
 
 def test_what_cannot_be_looked_at_is_refused():
-    nothing = made_results.result_of({"baseline": [1, 0]})
+    refused("removes nothing", made_results.result_of({"baseline": [1, 0]}).explore)
     several = made_results.concat([made_results.result_of({"baseline": [1], "L0": [0]}, model=m) for m in ("a", "b")])
-    for result, told in ((nothing, "removes nothing"), (several, "several models")):
-        with pytest.raises(UserError, match=told):
-            result.explore()
+    refused("several models", several.explore)
 
 
 def test_a_comparison_lists_the_documents_on_which_whole_models_differ():

@@ -4,25 +4,22 @@ import made_results
 import numpy as np
 import pytest
 from coverage_cases import CASES, coverage
+from refusals import refused
 
 from depthlens.analysis.layers.blocks import largest_sparable
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.stats import documents_for_loss, needed_documents
-from depthlens.errors import UserError
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
-SOME = [
-    "change, 3% lost and 1% won",
-    "share of the first third, half of the layers gain (nats)",
-    "change of L0 (0/1, subjects)",
-]
+SOME = ["change, 3% lost and 1% won", "share of the first third, half of the layers gain (nats)"]
+SOME += ["change of L0 (0/1, subjects)"]
 FULL = [(case, n, 300) for case in CASES for n in (30, 100, 300)]
 
 
-@pytest.mark.parametrize(
-    ("case", "n", "samples"),
-    [*((case, 100, 40) for case in SOME), *(pytest.param(*f, marks=pytest.mark.nightly) for f in FULL)],
-)
+TRIED = [*((case, 100, 40) for case in SOME), *(pytest.param(*f, marks=pytest.mark.nightly) for f in FULL)]
+
+
+@pytest.mark.parametrize(("case", "n", "samples"), TRIED)
 def test_coverage(case, n, samples):
     assert coverage(case, n, samples) >= LEAST - 3 * np.sqrt(LEAST * (1 - LEAST) / samples)
 
@@ -34,9 +31,9 @@ def blocks(loss: float, n: int, rng: np.random.Generator, n_blocks: int = 20) ->
     return made_results.result({"t": {"baseline": right} | of_block}, info={"chance": None}, n_layers=n_blocks + 1)
 
 
-@pytest.mark.parametrize(
-    ("n", "samples"), [(30, 30), *(pytest.param(n, 200, marks=pytest.mark.nightly) for n in (30, 100, 300))]
-)
+@pytest.mark.parametrize(("n", "samples"), [
+    (30, 30), *(pytest.param(n, 200, marks=pytest.mark.nightly) for n in (30, 100, 300)),
+])  # fmt: skip
 def test_a_loss_at_the_margin_is_rarely_called_smaller(n, samples):
     rng = np.random.default_rng(0)
     wrong = sum(largest_sparable(blocks(0.06, n, rng), margin=0.06)["size"].notna().item() for _ in range(samples))
@@ -51,8 +48,7 @@ def test_a_small_loss_is_shown_to_be_small_by_enough_documents():
     assert found["size"] == 2 and found["p_adjusted"] < 0.05 and largest_sparable(costly)["size"].isna().item()
     thrice = made_results.same_documents(nothing[400], times=20)
     assert largest_sparable(thrice)["size"].isna().item(), "20 questions, each asked 20 times"
-    with pytest.raises(UserError, match="margin -0.1"):
-        largest_sparable(costly, margin=-0.1)
+    refused("margin -0.1", largest_sparable, costly, margin=-0.1)
 
 
 @pytest.mark.parametrize(("n_conditions", "loss"), [(1, 0.3), pytest.param(30, 0.1, marks=pytest.mark.nightly)])

@@ -40,16 +40,11 @@ def test_agreement_is_spearman_of_every_pair_of_tasks():
 
 def test_two_models_are_compared_task_by_task():
     steps = np.linspace(0.9, 0.1, made_results.N_LAYERS)
-    base, tuned = (
-        made_results.sweep(steps, task="sums", model=model, seed=seed) for seed, model in enumerate(("base", "tuned"))
-    )
-    found = dl.agreement(base, tuned)
+    two = [made_results.sweep(steps, task="sums", model=name, seed=i) for i, name in enumerate(("base", "tuned"))]
+    found = dl.agreement(*two)
     (row,) = found.table.itertuples()
     assert (row.task, row.other) == ("sums of base", "sums of tuned") and row.n_parts == made_results.N_LAYERS
     assert row.spearman > 0.9 and row.ceiling < 1
-    other = made_results.sweep(made_results.EARLY, task="facts", model="tuned")
-    with pytest.raises(UserError, match="run both alike"):
-        dl.agreement(base, other)
 
 
 def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
@@ -74,11 +69,8 @@ def test_critical_conditions_and_findings_in_words():
     assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
     assert row.scale == "of the score above the floor"
     (line,) = overlap.describe()
-    more = (
-        f"early loses more than late without **{row.more_task}**",
-        "late loses more than early without **L5, L6, L7, L8**",
-    )
-    assert line == f"{'; '.join(more)}."
+    more = f"early loses more than late without **{row.more_task}**"
+    assert line == f"{more}; late loses more than early without **L5, L6, L7, L8**."
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers are critical (L0, L1, L2" in early
     assert "not shown to be above chance (120 questions), cannot judge" in guess
@@ -144,7 +136,7 @@ CLOSED, OPENED, N, LAYERS = "closed", "open", 120, 6
 ANSWER_LOGPROB = "answer_logprob"
 
 
-def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> Result:
+def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> dl.Result:
     """Log-likelihoods under every condition: baseline minus a loss by layer, with noise."""
     random, scores = np.random.default_rng(3), {}
     for task, loss in losses.items():
@@ -156,7 +148,7 @@ def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, flo
 
 
 @pytest.fixture(scope="module")
-def both() -> Result:
+def both() -> dl.Result:
     closed = np.array([3.0, 0.1, 0.1, 2.0, 0.1, 0.0])  # layer 3 knows
     opened = np.array([3.0, 1.5, 0.1, 0.1, 0.1, 0.0])  # layer 1 finds
     return result({CLOSED: closed, OPENED: opened}, base={OPENED: 0.6})

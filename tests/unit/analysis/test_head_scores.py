@@ -9,9 +9,7 @@ from made_results import head_scores, removal_curve
 import depthlens as dl
 from depthlens.analysis.heads import curves
 from depthlens.analysis.heads.curves import Costs, interaction_table
-from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.means import UNLIMITED, mean
-from depthlens.analysis.result.concat import concat
 
 N = 20
 
@@ -74,22 +72,22 @@ def test_means_intervals_and_verdicts_over_cases():
     rng = np.random.default_rng(0)
     cases = rng.normal(0, 1, (30, 2, 3))
     cases[:, 1, 2] += 3
-    scores = HeadScores.of_cases("test", "nats", cases, {}, tested=True)
+    scores = dl.HeadScores.of_cases("test", "nats", cases, {}, tested=True)
     assert np.allclose(scores.values, cases.mean(0)) and scores.n == 30
     assert np.argwhere(scores.critical).tolist() == [[1, 2]]
     half = sps.t.ppf(0.975, 29) * sps.sem(cases)
     assert np.allclose([scores.grid("high") - scores.values, scores.values - scores.grid("low")], half)
-    assert not HeadScores.of_cases("test", "nats", -cases, {}, tested=True).critical.any()  # gains are not critical
-    assert HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
+    assert not dl.HeadScores.of_cases("test", "nats", -cases, {}, tested=True).critical.any()  # gains are not critical
+    assert dl.HeadScores.of_cases("test", "", cases, {}, tested=False).critical is None
 
 
 def test_an_interval_of_bounded_scores_has_a_width():
     cases = np.zeros((30, 1, 2))
     cases[:3, 0, 0] = 1.0
-    scores = HeadScores.of_cases("test", "", cases, {}, tested=False, limits=(0.0, 1.0))
+    scores = dl.HeadScores.of_cases("test", "", cases, {}, tested=False, limits=(0.0, 1.0))
     assert (scores.grid("low") <= scores.values).all() and (scores.values < scores.grid("high")).all()
     assert "[" in scores.describe()[0] and "nan" not in scores.describe()[0]
-    alone = HeadScores.of_cases("test", "", cases[:1], {}, tested=False)
+    alone = dl.HeadScores.of_cases("test", "", cases[:1], {}, tested=False)
     assert alone.frame["low"].isna().all() and "[" not in alone.describe()[0], "one case has no interval"
 
 
@@ -137,5 +135,5 @@ def test_agreement_is_spearmans_of_heads_in_any_order(effect):
     opposite = dl.agreement(sweep(spread), sweep(-spread)).table.iloc[0]
     assert opposite.spearman == pytest.approx(-1) and opposite.p_value < 0.01
     assert len(dl.agreement(sweep(spread), sweep(spread, task="u")).table) == 0
-    tasks = dl.agreement(concat([sweep(spread), sweep(spread * 3, task="u")]))
+    tasks = dl.agreement(dl.concat([sweep(spread), sweep(spread * 3, task="u")]))
     assert tasks.table["n_parts"].tolist() == [N_LAYERS * N_HEADS] and tasks.describe()[0].startswith("Heads by t and")

@@ -1,7 +1,5 @@
 """`Losses`: what is independent and what is bounded is known to it, so that no number can be told without them."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import profile, result_of, same_documents, sweep
+from refusals import refused
 
 import depthlens
 from depthlens.analysis.layers.removal import follow
@@ -18,7 +17,6 @@ from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.numbers.ranks import correlate
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 
 ROOT = Path(depthlens.__file__).parent
 SOURCES = [path for room in ("analysis", "claims", "plots") for path in ROOT.joinpath(room).rglob("*.py")]
@@ -98,8 +96,7 @@ class TestParts:
         own, rival = self.losses.join(other)
         assert own.documents == rival.documents == ("0", "1", "5") and own.units == rival.units == ("a", "a", "c")
         assert rival.base.tolist() == other.base[[3, 1, 0]].tolist()
-        with pytest.raises(UserError, match="asked other documents"):
-            self.losses.join(other, every=True)
+        refused("asked other documents", self.losses.join, other, every=True)
 
     def test_a_difference_is_paired_by_unit(self):
         other = profile(RNG.random(6), RNG.random((6, 3)), 0.25, units=self.losses.units)
@@ -127,7 +124,7 @@ def test_a_contrast_of_heads_stands_within_its_interval():
     tasks = {"a": {"baseline": [1] * 6, **heads}}
     tasks["b"] = {"baseline": [1, 1, 0, 1, 1, 1], **dict.fromkeys(heads, [0] * 6)}
     unknown = made_results.result(tasks, n_layers=2, n_heads=2)
-    with pytest.raises(UserError, match=r"other documents \(12 are of one only\)"):
+    with pytest.raises(depthlens.UserError, match=r"other documents \(12 are of one only\)"):
         unknown.head_losses("a", beyond="b")
     made = same_documents(unknown)
     frame = made.head_losses("a", beyond="b").frame

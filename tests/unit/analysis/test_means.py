@@ -1,7 +1,5 @@
 """Means over units by numbers that are worked out by hand, their families by all flips, and repeated questions."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, N, nats, result_of, same_documents, sweep
+from refusals import refused
 
-from depthlens.analysis.heads.agreement import agreement
+import depthlens as dl
 from depthlens.analysis.layers import recovery
 from depthlens.analysis.result.losses import NO_LOSS
-from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 
 
 def test_nothing_lost_has_no_place():
@@ -19,14 +18,11 @@ def test_nothing_lost_has_no_place():
 def test_thirds_on_three_scales():
     result = sweep(EARLY, chance=0.25)
     loss, whole = -result.summary["delta"].iloc[1:].to_numpy(), result.baselines["baseline"].item()
-    wanted = {
-        "score": loss.reshape(3, 3).mean(1),
-        "above_chance": loss.reshape(3, 3).mean(1) / (whole - 0.25),
-        "importance": loss.reshape(3, 3).sum(1) / loss.sum(),
-    }
+    thirds = loss.reshape(3, 3).mean(1)
+    wanted = {"score": thirds, "above_chance": thirds / (whole - 0.25), "importance": 3 * thirds / loss.sum()}
     for scale, thirds in wanted.items():
         np.testing.assert_allclose(result.loss_by_third(scale=scale)["loss"], thirds)
-    with pytest.raises(UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
+    with pytest.raises(dl.UserError, match="answer_logprob of task sums has no chance level.*scale='importance'"):
         nats(EARLY).loss_by_third(scale="above_chance")
 
 
@@ -34,7 +30,7 @@ def test_selected_layers_keep_their_depth():
     result = sweep(LATE).select(conditions=["L6", "L7", "L8"])
     (row,) = result.centre_of_mass().table.itertuples()
     assert row.centre > 6 / (N_LAYERS - 1)
-    with pytest.raises(UserError, match="no layer of the first third was removed"):
+    with pytest.raises(dl.UserError, match="no layer of the first third was removed"):
         result.loss_by_third()
 
 
@@ -46,15 +42,13 @@ def test_selected_layers_keep_their_depth():
     ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
 ])  # fmt: skip
 def test_sweeps_that_differ_are_refused(change, message):
-    with pytest.raises(UserError, match=message):
-        agreement(sweep(EARLY), sweep(LATE, model="d", **change))
+    refused(message, dl.agreement, sweep(EARLY), sweep(LATE, model="d", **change))
 
 
 def test_examples_that_differ_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
-    record = other.record | {"tasks": {"sums": other.record["tasks"]["sums"] | {"num_fewshot": 4}}}
-    with pytest.raises(UserError, match="task sums: num_fewshot is 0 for base and 4 for d"):
-        agreement(base, Result(other.docs, record))
+    other.record["tasks"]["sums"]["num_fewshot"] = 4
+    refused("task sums: num_fewshot is 0 for base and 4 for d", dl.agreement, base, other)
 
 
 def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
@@ -85,12 +79,9 @@ def test_recovered_shares_have_their_true_value_and_place():
     assert unchanged["recovered"] == 0 and unchanged["ci_low"] < 0 < unchanged["ci_high"], "no change is no proof"
     assert table.loc["L5-8@donor", ["first", "last"]].tolist() == [5, 8] and table.loc["L2.H1@donor", "site"] == "head"
     assert table["first"].isna().tolist() == [False] * 5 + [True]
-    kinds = {kind: rows["condition"].tolist() for kind, rows in recovery.series(table.reset_index()).items()}
-    assert kinds == {
-        "of one layer": ["L0@donor", "L8@donor"],
-        "from the bottom": ["L0@donor", "L0-4@donor", "L0-8@donor"],
-        "from the top": ["L0-8@donor", "L5-8@donor", "L8@donor"],
-    }
+    kinds = {kind: " ".join(rows["condition"]) for kind, rows in recovery.series(table.reset_index()).items()}
+    wanted = {"of one layer": "L0@donor L8@donor", "from the bottom": "L0@donor L0-4@donor L0-8@donor"}
+    assert kinds == wanted | {"from the top": "L0-8@donor L5-8@donor L8@donor"}
 
 
 def test_recovery_beside_an_older_donor_that_does_not_say_what_its_documents_are():
@@ -100,10 +91,10 @@ def test_recovery_beside_an_older_donor_that_does_not_say_what_its_documents_are
 
 
 def test_recovery_in_words():
-    said = Result.recovery(*transplants(SHARES, n=200)).describe()
+    said = dl.Result.recovery(*transplants(SHARES, n=200)).describe()
     assert any("from the top: **L0-8@donor recovers 1.00" in line and ", the most of 3 (" in line for line in said)
     assert any("L2.H1@donor recovers 0.00" in line and "not proven to help" in line for line in said)
-    said = Result.recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
+    said = dl.Result.recovery(*transplants({"L0-4@donor": 1.0, "L0-6@donor": 1.0, "L8.attn@donor": 0.0}))
     assert "**L0-4@donor recovers 1.00" in said.describe()[0], "of equal ones the smaller"
 
 
@@ -120,5 +111,5 @@ def test_without_a_gap_nothing_is_recovered():
 def test_recovery_reads_transplants_only_and_refuses_other_documents():
     result, donor = transplants(SHARES, extra={"L3": np.zeros(N)})
     assert set(result.recovery(donor).table["condition"]) == set(SHARES)
-    with pytest.raises(UserError, match="task sums, metric acc, doc_id 119: base alone has it"):
+    with pytest.raises(dl.UserError, match="task sums, metric acc, doc_id 119: base alone has it"):
         result.recovery(transplants(SHARES, n=N - 1)[1])

@@ -1,7 +1,5 @@
 """Results: derived numbers, sentences, selections, joined results, and every refusal."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import ACC, capitals_and_elements, docs_of, record_of
+from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.numbers import stats
@@ -19,7 +18,6 @@ from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.numbers.stats import documents_for_loss
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.results import DOCS_COLUMNS, Result
-from depthlens.errors import UserError
 
 
 @pytest.fixture
@@ -100,8 +98,7 @@ def test_too_few_documents_are_said_to_be_too_few():
 
 
 def test_tables_that_are_no_documents_are_refused(result):
-    with pytest.raises(UserError, match="lacks column task, or a value in it; it needs model, task"):
-        Result(result.docs.assign(task=None), {})
+    refused("lacks column task, or a value in it; it needs model, task", Result, result.docs.assign(task=None), {})
 
 
 def test_select_keeps_the_baseline_and_says_so(result):
@@ -129,9 +126,10 @@ def test_primary_is_the_first_own_metric_of_each_task():
     assert sorted(kept(result.primary(with_logprob=True))) == sorted([*first, ("d", "answer_logprob")])
 
 
-@pytest.mark.parametrize(
-    ("task", "metric"), [("hellaswag", "acc_norm"), ("hellaswag, kind 1", "acc_norm"), ("b", "acc")]
-)
+PUBLISHED = {"hellaswag": "acc_norm", "hellaswag, kind 1": "acc_norm", "b": "acc"}
+
+
+@pytest.mark.parametrize(("task", "metric"), PUBLISHED.items())
 def test_primary_of_a_task_whose_baseline_is_published_by_acc_norm(task, metric):
     names = ("acc", "acc_norm", "answer_logprob")
     docs = pd.concat([docs_of({"baseline": [1, 1, 0], "L0": [0, 1, 0]}, task=task, metric=name) for name in names])
@@ -151,11 +149,9 @@ def test_scores_and_losses_of_documents():
         table = result.loss_table.set_index("condition")
         assert table["loss"].tolist() == losses.mean().value.tolist()
         assert (table["loss_low"] <= table["loss"]).all() and (table["loss"] <= table["loss_high"]).all()
-    with pytest.raises(UserError, match="unknown metric 'f1'"):
-        result.scores("capitals", "f1")
+    refused("unknown metric 'f1'", result.scores, "capitals", "f1")
     two = Result(pd.concat([result.docs, result.docs.assign(model="other")]), result.record)
-    with pytest.raises(UserError, match="there are several models; name or select one of tiny, other"):
-        two.scores("capitals", "acc")
+    refused("there are several models; name or select one of tiny, other", two.scores, "capitals", "acc")
     assert two.scores("capitals", "acc", "other").to_dict("list") == values
 
 
@@ -192,20 +188,17 @@ def test_concat_keeps_the_shared_baseline_once(result):
 def test_concat_refuses_disagreement(result):
     flipped = result.docs.copy()
     flipped.loc[0, "value"] = 0.0
-    with pytest.raises(UserError, match="disagree on 1 scores, first on tiny capitals acc baseline 0;"):
+    with pytest.raises(dl.UserError, match="disagree on 1 scores, first on tiny capitals acc baseline 0;"):
         concat([result, Result(flipped, result.record)])
     shots = json.loads(json.dumps(result.record))
     shots["tasks"]["capitals"]["num_fewshot"] = 5
-    with pytest.raises(UserError, match=r"disagree on num_fewshot of task 'capitals': \[0, 5\]"):
-        concat([result, Result(result.docs, shots)])
+    refused(r"disagree on num_fewshot of task 'capitals': \[0, 5\]", concat, [result, Result(result.docs, shots)])
     chance = json.loads(json.dumps(result.record))
     chance["tasks"]["capitals"]["metrics"]["acc"]["chance"] = 0.5
-    with pytest.raises(UserError, match="disagree on chance of metric 'acc' of task 'capitals'"):
-        concat([result, Result(result.docs, chance)])
+    refused("disagree on chance of metric 'acc' of task 'capitals'", concat, [result, Result(result.docs, chance)])
     half = result.docs[result.docs["doc_id"] < 10]
     fewer = Result(half.replace({"condition": {"L0": "L2"}}), result.record)
-    with pytest.raises(UserError, match="condition 'L2'.*has no number on document"):
-        concat([result, fewer])
+    refused("condition 'L2'.*has no number on document", concat, [result, fewer])
 
 
 def test_display(result):

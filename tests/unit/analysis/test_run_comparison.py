@@ -1,17 +1,15 @@
 """Runs side by side: made-up runs whose truth is known, other documents, settings and shapes, and what is refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
+from refusals import refused
 
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, TEST, Comparison, compare_runs
-from depthlens.errors import UserError
 
 MILD = np.array([0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.05, 0, 0])
 
@@ -169,14 +167,9 @@ def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number(
     assert found.record["stages"] and found.runs == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(("results", "said"), [
-    ([sweep(EARLY)], "no two runs have a task and metric in common"),
-    ([sweep(EARLY), sweep(EARLY, task="others")], "no two runs have a task and metric in common"),
-    ([sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")])], "name or select one of base, z"),
-])  # fmt: skip
-def test_what_cannot_be_compared_is_refused(results, said):
-    with pytest.raises(UserError, match=said):
-        compared(*results)
+def test_what_cannot_be_compared_is_refused():
+    refused("no two runs have a task and metric in common", compared, sweep(EARLY), sweep(EARLY, task="others"))
+    refused("select one of base, z", compared, sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")]))
 
 
 def test_one_document_is_too_few_for_a_difference():

@@ -1,7 +1,5 @@
 """Every object of results comes back from its folder as it was, and no other is replaced."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -14,13 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from made_results import capitals_and_elements, docs_of
+from refusals import refused
 
 import depthlens as dl
 from depthlens import cli, paths
 from depthlens.analysis.numbers.betting import CRITICAL, SPARED, UNDECIDED
-from depthlens.analysis.result.concat import concat
-from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 
 N, N_LAYERS, N_HEADS = 120, 6, 2
 EARLY = [0.9, 0.6, 0.2, 0.1, 0.0, 0.0]
@@ -59,7 +55,7 @@ MADE = {
 
 
 @pytest.fixture
-def result() -> Result:
+def result() -> dl.Result:
     return capitals_and_elements()
 
 
@@ -93,16 +89,10 @@ def test_an_object_comes_back_as_it_was(name, tmp_path):
 @pytest.mark.parametrize("name", ["result", "curve", "verdicts", "head scores", "centres"])
 def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path, monkeypatch):
     made = MADE[name]()
-
-    def refused(call, message):
-        with pytest.raises(UserError, match=message) as caught:
-            call()
-        assert "\n" not in str(caught.value)
-
     other, own, file = tmp_path / "other", tmp_path / "own", tmp_path / "own" / made.RECORD
     other.mkdir()
     (other / "record.json").write_text('{"profile": "demo"}')
-    refused(lambda: made.save(other), "holds a record.json of something else; name another folder")
+    refused("holds a record.json of something else; name another folder", made.save, other)
     assert len(list(other.iterdir())) == 1
     made.save(other, overwrite=True)
     same(type(made).load(other), made)
@@ -118,31 +108,27 @@ def test_other_folders_full_disks_and_damaged_files_are_one_line(name, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(paths, "open", full, raising=False)
-        refused(lambda: made.save(own, overwrite=True), "cannot write to .*No space left on device")
+        refused("cannot write to .*No space left on device", made.save, own, overwrite=True)
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
     for content in ("{half", "[1]"):
         file.write_text(content)
-        refused(lambda: type(made).load(own), f"does not hold what {type(made).__name__}.save writes .*; make it again")
+        refused(f"does not hold what {type(made).__name__}.save writes .*; make it again", type(made).load, own)
     file.unlink()
-    refused(
-        lambda: type(made).load(own), f"holds no {made.RECORD}; give a folder that {type(made).__name__}.save wrote"
-    )
+    refused(f"holds no {made.RECORD}; give a folder that {type(made).__name__}.save wrote", type(made).load, own)
 
 
 def test_other_settings_and_other_kinds_do_not_replace_each_other(tmp_path):
     scores(limit=2).save(tmp_path / "scores")
-    with pytest.raises(UserError, match=r"holds another result \(limit 2, not 3\)"):
-        scores(limit=3).save(tmp_path / "scores")
+    refused(r"holds another result \(limit 2, not 3\)", lambda: scores(limit=3).save(tmp_path / "scores"))
     MADE["centres"]().save(tmp_path / "centres")
-    with pytest.raises(UserError, match="holds a record.json of something else"):
-        geometry().save(tmp_path / "centres")
-    with pytest.raises(UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
+    refused("holds a record.json of something else", lambda: geometry().save(tmp_path / "centres"))
+    with pytest.raises(dl.UserError, match="holds no heads.parquet; give a folder that HeadScores.save wrote"):
         dl.HeadScores.load(tmp_path / "centres")
 
 
 def test_a_finding_with_a_result_inside_is_refused_by_its_own_settings(tmp_path):
     made_results.greedy().save(tmp_path)
-    with pytest.raises(UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
+    with pytest.raises(dl.UserError, match=r"holds another result \(tolerance 0.1, not 0.2\)"):
         made_results.greedy(tolerance=0.2).save(tmp_path)
 
 
@@ -156,7 +142,7 @@ def test_a_table_shows_itself_rounded():
 
 
 def test_every_column_is_on_the_page_of_files_in_its_order(result, tmp_path):
-    Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements")])).save(tmp_path)
+    dl.Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements")])).save(tmp_path)
     page = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
     for name in ("docs", "questions", "summary"):
         section = page.partition(f"## {name}.parquet\n")[2].partition("\n## ")[0]
@@ -172,17 +158,17 @@ def asked_of(task="capitals", n=20, **columns) -> pd.DataFrame:
 
 
 def test_questions_travel_with_a_result(result, tmp_path):
-    whole = Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
+    whole = dl.Result(result.docs, result.record, pd.concat([asked_of(), asked_of("elements", choices=None)]))
     asked = whole.questions()
     columns = ["task", "doc_id", "question", "reference", "choices", "doc_hash", "subtask", "fields"]
     assert len(asked) == 40 and asked.columns.tolist() == columns
     assert asked[["doc_hash", "subtask"]].isna().all(axis=None)  # as in a folder that says nothing of them
     whole.save(tmp_path)
-    pd.testing.assert_frame_equal(Result.load(tmp_path).questions(), asked)
+    pd.testing.assert_frame_equal(dl.Result.load(tmp_path).questions(), asked)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "questions.parquet")[["question"]], asked[["question"]])
     one = whole.select(tasks="elements", conditions=["L0"])
     assert set(one.questions()["task"]) == {"elements"} and one.questions()["choices"].tolist() == [None] * 20
-    joined = concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
+    joined = dl.concat([whole.select(tasks="capitals"), whole.select(tasks="elements"), whole])
     pd.testing.assert_frame_equal(joined.questions(), asked)
     result.save(tmp_path, overwrite=True)
     assert not (tmp_path / "questions.parquet").exists(), "questions of an older result are not left beside another"
@@ -190,37 +176,34 @@ def test_questions_travel_with_a_result(result, tmp_path):
 
 def test_a_result_without_questions_says_so(result, tmp_path):
     result.save(tmp_path)  # as a folder that version 0.1 wrote
-    old = Result.load(tmp_path)
-    with pytest.raises(UserError, match=r"holds no questions \(no questions.parquet\); run the sweep again"):
-        old.questions()
-    assert concat([old, result]).asked is None
+    old = dl.Result.load(tmp_path)
+    refused(r"holds no questions \(no questions.parquet\); run the sweep again", old.questions)
+    assert dl.concat([old, result]).asked is None
     result.docs.drop(columns=["response"]).to_parquet(tmp_path / "docs.parquet")
-    with pytest.raises(UserError, match="lacks column response"):
-        Result.load(tmp_path)
+    refused("lacks column response", dl.Result.load, tmp_path)
 
 
 def test_results_that_ask_something_else_are_not_joined(result):
     one = result.select(tasks="capitals")
     other = asked_of(question=[f"Q{i}!" for i in range(21)])
-    with pytest.raises(UserError, match="disagree on what document 0 of task 'capitals' asks"):
-        concat([Result(one.docs, one.record, asked_of()), Result(one.docs, one.record, other)])
+    with pytest.raises(dl.UserError, match="disagree on what document 0 of task 'capitals' asks"):
+        dl.concat([dl.Result(one.docs, one.record, asked_of()), dl.Result(one.docs, one.record, other)])
 
 
 def test_notes_tell_of_cut_prompts_in_joined_results_too(result):
     cut = {"n_truncated": 3, "max_tokens_cut": 17}
     one = result.select(tasks="capitals")
     tasks = {t: v | cut for t, v in one.record["tasks"].items()}
-    one = Result(one.docs, one.record | {"tasks": tasks})
+    one = dl.Result(one.docs, one.record | {"tasks": tasks})
     note = "capitals: 3 prompts are longer than the model reads and lost up to 17 tokens at their left end"
     assert one.notes.count(note) == 1
-    assert concat([one, result.select(tasks="elements")]).notes.count(note) == 1
-    assert concat([concat([one, one]), one]).notes.count(note) == 1
+    assert dl.concat([one, result.select(tasks="elements")]).notes.count(note) == 1
+    assert dl.concat([dl.concat([one, one]), one]).notes.count(note) == 1
 
 
 def test_nothing_is_written_for_a_result_that_cannot_be_summarised(tmp_path):
-    broken = Result(docs_of({"L0": [1, 0]}), {})
-    with pytest.raises(UserError, match="no 'baseline'"):
-        broken.save(tmp_path / "out")
+    broken = dl.Result(docs_of({"L0": [1, 0]}), {})
+    refused("no 'baseline'", broken.save, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -228,15 +211,13 @@ TASK = "organism_one_hop"
 
 
 @pytest.fixture
-def sweep(capsys, tmp_path):
+def sweep(call, tmp_path):
     """Run the command line on one folder: exit code and the last line that was told."""
 
-    def run(*flags, model="organism", tasks=(TASK,), ablate="L1,L2", limit=2, out=tmp_path / "out"):
-        given = ["sweep", model, *tasks, "--ablate", ablate, "--limit", limit, "--out", out, *flags]
-        with pytest.raises(SystemExit) as ended:
-            cli.main(list(map(str, given)))
-        printed = capsys.readouterr()
-        return ended.value.code, (printed.out + printed.err).splitlines()[-1]
+    def run(*flags, model="organism", ablate="L1,L2", limit=2):
+        given = f"sweep {model} {TASK} --ablate {ablate} --limit {limit} --out".split()
+        code, *printed = call(*given, tmp_path / "out", *flags)
+        return code, "".join(printed).splitlines()[-1]
 
     return run
 
@@ -262,10 +243,10 @@ def state(folder) -> dict[str, bytes]:
 
 
 def test_the_same_sweep_goes_on_in_its_folder(sweep, out):
-    before = Result.load(out)
+    before = dl.Result.load(out)
     code, line = sweep(ablate="L2,L1")
     assert code == 0, line
-    after = Result.load(out)
+    after = dl.Result.load(out)
     assert set(after.docs["condition"]) == set(before.docs["condition"]) and len(after.docs) == len(before.docs)
     assert set(state(out)) >= {"docs.parquet", "questions.parquet", "record.json", "summary.parquet"}
 
@@ -313,5 +294,4 @@ def test_a_second_process_is_refused_the_folder_and_a_dead_one_leaves_it_free(sw
 def test_other_documents_under_the_same_record_are_not_replaced(result, tmp_path):
     result.save(tmp_path)
     docs = result.docs[result.docs["doc_id"] < 10]  # the record does not tell the two apart
-    with pytest.raises(UserError, match="rows of documents, not"):
-        Result(docs, result.record).save(tmp_path)
+    refused("rows of documents, not", lambda: dl.Result(docs, result.record).save(tmp_path))

@@ -7,19 +7,14 @@ import pytest
 import surgery
 import tiny
 import torch
-from backend_table import batch_logits
+from backend_table import TOKENS, TOLERANCE, batch_logits
+from refusals import refused
 from transformer_lens.factories import architecture_adapter_factory
 
+import depthlens as dl
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest
-
-# float32 rounding of one order of operations against another, over five layers with logits of order 10
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
-
 
 # kinds that meet what is special in a family: shared heads, wide or latent z, biases, experts
 CROSSING = ("attn @mean", "mlp @resample", "head @mean", "KV @resample", "KV [1:]@noise", "sum [n:]", "nested")
@@ -72,13 +67,11 @@ def test_a_family_that_transformer_lens_does_not_know_is_refused_with_the_backen
     monkeypatch.delitem(architecture_adapter_factory.SUPPORTED_ARCHITECTURES, "LlamaForCausalLM")
     fresh = surgery.rough_lens("llama-gqa")
     said = "TransformerLens does not support LlamaForCausalLM; use backend 'torch' or 'nnsight'"
-    with pytest.raises(UserError, match=re.escape(said)):
-        Engine(fresh, backend="transformer_lens")
-    with pytest.raises(UserError, match=re.escape(said)):
-        _ = fresh.bridge
+    refused(re.escape(said), dl.Engine, fresh, backend="transformer_lens")
+    refused(re.escape(said), lambda: fresh.bridge)
 
 
 def test_latent_attention_writes_no_texts_with_transformer_lens():
-    engine = Engine(surgery.rough_lens("deepseek-v3"), backend="transformer_lens", progress=False)
-    with pytest.raises(UserError, match="kept keys and values of 0 tokens, not of .*; write texts with"):
+    engine = dl.Engine(surgery.rough_lens("deepseek-v3"), backend="transformer_lens", progress=False)
+    with pytest.raises(dl.UserError, match="kept keys and values of 0 tokens, not of .*; write texts with"):
         engine.generate_until([GenerateRequest((5, 6, 7), (), 4)], [BASELINE])

@@ -1,18 +1,13 @@
 """The handles of other libraries share one set of weights, and nothing that is done to one reaches another."""
 
-import backend_table
 import pytest
 import surgery
 import torch
-from backend_table import batch_logits
+from backend_table import TOKENS, TOLERANCE, batch_logits
 from tokenizers import processors
 
 from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
-
-# float32 rounding of one order of operations against another, over five layers with logits of order 10
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +89,8 @@ def test_the_bridge_reads_and_writes_what_the_model_does(family, begins):
     """TransformerLens prepends a token of its own, and its cache of keys is not seen with this transformers."""
     lens = surgery.rough_lens(family)
     if begins:
-        lens.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            "<bos> $A", special_tokens=[("<bos>", 256)]
-        )
+        first = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 256)])
+        lens.tokenizer.backend_tokenizer.post_processor = first
     text, tokens = "The capital of Peru is", torch.tensor([lens.tokenizer("The capital of Peru is").input_ids])
     assert tokens[0, 0].item() == (256 if begins else lens.tokenizer("T").input_ids[-1])
     assert torch.equal(lens.bridge.to_tokens(text), tokens)

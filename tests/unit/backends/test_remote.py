@@ -1,7 +1,5 @@
 """Remote models: simulated by nnsight in this process."""
 
-from __future__ import annotations
-
 import json
 
 import backend_table
@@ -10,30 +8,25 @@ import pytest
 import surgery
 import tiny
 import torch
+from backend_table import TOLERANCE
+from refusals import refused
 from transplants import requests
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading, remote
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 TASK = "capitals_continuation"
-# float32 rounding of one order of operations against another, over five layers
-TOLERANCE = backend_table.TOLERANCE
-TOKENS = backend_table.TOKENS
 KINDS = {k: text for k, text in backend_table.KINDS.items() if "@resample" not in text and "@noise" not in text}
 
 
 def scores(lens, asked, conditions, **options):
-    answers = Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
-    return (
-        torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64),
-        [[a.is_greedy for a in row] for row in answers],
-    )
+    answers = dl.Engine(lens, progress=False, **options).loglikelihood(asked, conditions)
+    logprobs = torch.tensor([[a.logprob for a in row] for row in answers], dtype=torch.float64)
+    return logprobs, [[a.is_greedy for a in row] for row in answers]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +60,16 @@ def test_scores_and_texts_are_those_of_the_torch_backend(pair, family):
     assert got[1] == wanted[1] and wanted[1][0][-1], "the likeliest token is said to be it"
     assert (wanted[0][1:] - wanted[0][0]).abs().amax(1).min() > 1e-3, "a condition changes nothing"
     asked = [GenerateRequest(q.context, ("a", "�"), 3 + i) for i, q in enumerate(requests())]
-    texts = [
-        Engine(lens, progress=False, means=means).generate_until(asked, conditions)
-        for lens, means in ((whole, here), (far, there))
-    ]
+    engines = (dl.Engine(lens, progress=False, means=means) for lens, means in ((whole, here), (far, there)))
+    texts = [engine.generate_until(asked, conditions) for engine in engines]
     assert texts[1] == texts[0] and len({t for row in texts[0] for t in row}) > 5
 
 
 def test_a_whole_sweep_by_name(tmp_path):
     folder = str(tiny.save(tmp_path, "llama-gqa", max_position_embeddings=4096))
-    whole, far = (
-        sweep.run_by_name(
-            folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2", limit=2, remote=r, progress=False, device="cpu"
-        )
-        for r in (False, "local")
-    )
+    given = folder, [TASK, "kv_retrieval_4"], "L1,L2.attn@mean,L3.H2"
+    options = {"limit": 2, "progress": False, "device": "cpu"}
+    whole, far = (sweep.run_by_name(*given, remote=remote, **options) for remote in (False, "local"))
     columns = ["task", "metric", "condition", "doc_id", "value", "response"]
     pd.testing.assert_frame_equal(far.docs[columns], whole.docs[columns], rtol=0, atol=TOLERANCE)
     about, other = far.record["model"], whole.record["model"]
@@ -95,7 +83,7 @@ def test_a_whole_sweep_by_name(tmp_path):
 @pytest.mark.parametrize(("call", "said"), [
     (lambda lens: dl.head_sweep(lens, TASK, method="attribution", limit=1, progress=False), "attribution needs"),
     (lambda lens: sweep.condition_sweep(lens, TASK, "L1.H1@resample", resample_prompts=["x"]), "@resample needs"),
-    (lambda lens: Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
+    (lambda lens: dl.Engine(lens).loglikelihood(requests(), [parse_condition("L1@noise")]),
      "condition L1@noise is not done remotely; use @mean"),
     (lambda lens: sweep.condition_sweep(lens, TASK, "L1@donor", limit=1, donor=surgery.rough_lens("llama-gqa")),
      "@donor needs the weights of "),
@@ -103,14 +91,11 @@ def test_a_whole_sweep_by_name(tmp_path):
 def test_what_needs_the_weights_here_is_refused(pair, call, said, monkeypatch):
     lens = pair("llama-gqa")[1]
     monkeypatch.setattr(lens.remote, "attempt", lambda *given: pytest.fail("a trace was sent"))
-    with pytest.raises(UserError) as caught:
-        call(lens)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    refused(said, call, lens)
 
 
 def test_no_key_for_ndif_is_told_without_a_connection(monkeypatch):
     monkeypatch.setattr(remote.CONFIG.API, "APIKEY", None)
     monkeypatch.setattr(remote.CONFIG.API, "HOST", remote.NDIF)
     said = "^remote=True needs an NDIF API key; get one at https://login.ndif.us, then set NDIF_API_KEY[^\n]*$"
-    with pytest.raises(UserError, match=said):
-        loading.load("qwen3-8b", remote=True)
+    refused(said, loading.load, "qwen3-8b", remote=True)

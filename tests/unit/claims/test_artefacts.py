@@ -4,8 +4,6 @@ V1 to V9 are of version 0.2, A1 to A16 of 0.1. Rates are of simulated sweeps (`t
 own code judges from their documents on; the others of the two reviews are tested where their subject is.
 """
 
-from __future__ import annotations
-
 import runpy
 from collections import Counter
 from dataclasses import replace
@@ -17,12 +15,12 @@ import pytest
 import yaml
 from made_claims import Task
 from made_results import same_documents, viewed
+from refusals import refused
 
 from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.measures import NOT_MEASURED, excess
 from depthlens.claims.parts import CONTROLLED, REVERSED, ROWS, SHOWN, SMALLER, state
 from depthlens.claims.sweeps import EMBEDDED
-from depthlens.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 ERRORS = runpy.run_path(str(ROOT / "benchmarks/simulations.py"))
@@ -39,9 +37,8 @@ def drawn(world, seed, n=300):
 def counts(world, *claims):
     """How often the controlled row of each claim has each state in a world of the benchmark in which it is false."""
     cases = [("null", world, N_LAYERS, (300,), seed, claims) for seed in range(N_DRAWS)]
-    return Counter(
-        (claim, said) for case in cases for claim, row, _, said in ERRORS["simulate"](case) if row == CONTROLLED
-    )
+    told = [row for case in cases for row in ERRORS["simulate"](case)]
+    return Counter((claim, said) for claim, row, _, said in told if row == CONTROLLED)
 
 
 def unweighted(evidence, own, control):
@@ -102,15 +99,13 @@ def test_lists_of_heads_that_cost_nothing_are_not_shown_where_others_help():
 def test_sweeps_of_the_same_examples_are_one_few_shot_seed():
     """V6: one sweep three times has intervals that are too short by the root of three."""
     first, other = viewed(np.zeros(N_LAYERS), seeds=2, views=("",))
-    with pytest.raises(UserError, match="letters has two sweeps of one few-shot seed"):
-        Evidence(letters=[first] * 3)
+    refused("letters has two sweeps of one few-shot seed", Evidence, letters=[first] * 3)
 
     def fixed(**entry):
         tasks = {task: told | entry for task, told in first.record["tasks"].items()}
         return [replace(sweep, record=sweep.record | {"tasks": tasks}) for sweep in (first, other)]
 
-    with pytest.raises(UserError, match="few-shot seeds share 2 examples of task task"):
-        Evidence(letters=fixed(examples=["a", "b"]))
+    refused("few-shot seeds share 2 examples of task task", Evidence, letters=fixed(examples=["a", "b"]))
     assert Evidence(letters=[first, other]).n_seeds("letters") == 2
 
 

@@ -4,13 +4,13 @@ import made_results
 import numpy as np
 import pytest
 from made_results import FEW, FLAT, nested, result_of, same_documents, tokens, viewed
+from refusals import refused
 
 import depthlens as dl
 from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.measures import balanced, excess, log_odds
 from depthlens.claims.parts import CONTROLLED, STUDY
 from depthlens.claims.verdicts import DECIDES
-from depthlens.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -113,10 +113,8 @@ def test_texts_that_repeat_themselves_without_deep_layers_are_no_longer_coherent
 def test_other_questions_are_not_compared_nor_tasks_at_chance():
     letters = [same_documents(x) for x in viewed(FEW, "letters")]
     _, parts = judged("C2", letters=viewed(FEW, "letters"), generation=viewed(FEW, "other", chance=0.0))
-    assert (
-        "ask other questions" in parts["sentence"][0]
-        and "no reasoning, no reasoning_continuation" in parts["sentence"][2]
-    )
+    both_said = parts["sentence"][0], parts["sentence"][2]
+    assert "ask other questions" in both_said[0] and "no reasoning, no reasoning_continuation" in both_said[1]
     guess = [dl.concat([letters[0], *viewed(FEW, "guess", accuracy=0.25)])]
     assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters acc"
     states, parts = judged("C1", **both(accuracy=0.25))
@@ -132,17 +130,12 @@ SHALLOW = {"continuation": EARLY, "retrieval": EARLY, "text": EVEN, "long_text":
 DEEP = {"reasoning": LATE, "copying": EARLY, "reasoning_choice": LATE, "continuation": EARLY}
 
 
-@pytest.mark.parametrize(
-    ("claim", "losses", "state"),
-    [
-        ("C3", SHALLOW, "shown"),
-        ("C3", SHALLOW | {"text": EARLY}, "smaller"),
-        ("C3", SHALLOW | {"retrieval": LATE}, "reversed"),
-        ("C4", DEEP, "shown"),
-        ("C4", DEEP | {"copying": LATE}, "smaller"),
-        ("C4", DEEP | {"continuation": LATE, "reasoning_choice": EARLY}, "reversed"),
-    ],
-)
+@pytest.mark.parametrize(("claim", "losses", "state"), [
+    ("C3", SHALLOW, "shown"), ("C3", SHALLOW | {"text": EARLY}, "smaller"),
+    ("C3", SHALLOW | {"retrieval": LATE}, "reversed"),
+    ("C4", DEEP, "shown"), ("C4", DEEP | {"copying": LATE}, "smaller"),
+    ("C4", DEEP | {"continuation": LATE, "reasoning_choice": EARLY}, "reversed"),
+])  # fmt: skip
 def test_depth_is_compared_on_documents_that_are_equally_easy(claim, losses, state):
     states, parts = judged(claim, **depth(**losses))
     assert states[1] == state, list(parts["sentence"])
@@ -164,10 +157,8 @@ def test_the_study_calls_shallow_what_holds_more_than_its_share(loss, state):
 def test_weights_make_both_sides_equally_easy():
     rng = np.random.default_rng(0)
     base = {"a": rng.normal(0, 1, 200), "b": rng.normal(0.7, 1.5, 300)}
-    own, other = (
-        made_results.profile(x, np.zeros((len(x), 12)), None, documents=tuple(f"{name}{i}" for i in range(len(x))))
-        for name, x in base.items()
-    )
+    named = {name: {"documents": tuple(f"{name}{i}" for i in range(len(x)))} for name, x in base.items()}
+    own, other = (made_results.profile(x, np.zeros((len(x), 12)), None, **named[name]) for name, x in base.items())
     easy = [dict(zip(side.documents, side.base, strict=True)) for side in (own, other)]
     a, b = balanced(own, other, easy)
     weights = [side.base / x for side, x in zip((a, b), base.values(), strict=True)]
@@ -176,8 +167,7 @@ def test_weights_make_both_sides_equally_easy():
         assert means[0] == pytest.approx(means[1], abs=1e-6), "overlap weights balance what the regression has"
     assert all(w.mean() == pytest.approx(1) for w in weights)
     far = [easy[0], {name: x + 9 for name, x in easy[1].items()}]
-    with pytest.raises(UserError, match="are not equally easy: .* take at least 20, or easier or harder tasks"):
-        balanced(own, other, far)
+    refused("are not equally easy: .* take at least 20, or easier or harder tasks", balanced, own, other, far)
 
 
 def test_documents_that_are_too_sure_are_left_out():
@@ -191,12 +181,10 @@ def test_documents_that_are_too_sure_are_left_out():
 def distilled(moved=LATE, gain=0.5, **other):
     reasoning = result_of(nested({"baseline": 0.9, "L0": 0.9}, 240), task="sums", model="m", n_layers=12)
     recovers = {"baseline": 0.3, "L0-3@donor": 0.3, "L4-7@donor": 0.3 + gain * 0.6, "L0-11@donor": 0.9}
-    return {
-        **depth(continuation=EARLY, reasoning_choice=moved),
-        "reasoning": reasoning,
-        "control": tokens({"continuation": EARLY, "reasoning_choice": EARLY}, model="control"),
-        "transplants": result_of(nested(recovers, 240), task="sums", model="base", n_layers=12),
-    } | other
+    control = tokens({"continuation": EARLY, "reasoning_choice": EARLY}, model="control")
+    transplants = result_of(nested(recovers, 240), task="sums", model="base", n_layers=12)
+    own = {"reasoning": reasoning, "control": control, "transplants": transplants}
+    return depth(continuation=EARLY, reasoning_choice=moved) | own | other
 
 
 def test_distillation_moves_losses_and_transplants_recover_the_gap():
@@ -215,8 +203,7 @@ def test_distillation_moves_losses_and_transplants_recover_the_gap():
     whole = result_of(nested({"baseline": 0.3, "L0-11@donor": 0.9}, 240), task="sums", model="base", n_layers=12)
     assert "takes all layers" in judged("C6", **distilled(transplants=whole))[1]["sentence"][2]
     other = result_of(nested({"baseline": 0.3, "L0-3@donor": 0.9}, 260), task="sums", model="base", n_layers=12)
-    with pytest.raises(UserError, match="alone has it; run both alike"):
-        judged("C6", **distilled(transplants=other))
+    refused("alone has it; run both alike", judged, "C6", **distilled(transplants=other))
 
 
 def test_the_trend_has_its_tasks_beside():
@@ -277,10 +264,8 @@ def test_a_short_task_is_left_out_and_opens_nothing_else():
 
 
 def test_evidence_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="models m, other"):
-        Evidence(letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
-    with pytest.raises(UserError, match="2 and 3 few-shot seeds"):
+    refused("models m, other", Evidence, letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
+    with pytest.raises(dl.UserError, match="2 and 3 few-shot seeds"):
         judge(Evidence(letters=viewed(FLAT, seeds=2), generation=viewed(FLAT, seeds=3)), claims="C2")
     blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
-    with pytest.raises(UserError, match="sweep of layers"):
-        judge(Evidence(letters=blocks, continuation=blocks), claims="C1")
+    refused("sweep of layers", judge, Evidence(letters=blocks, continuation=blocks), claims="C1")

@@ -8,27 +8,10 @@ import pytest
 
 from depthlens.analysis.numbers.means import Ratio, mean
 from depthlens.claims import parts
-from depthlens.claims.parts import (
-    ANSWERS,
-    APART,
-    AT_LEAST,
-    MOVED,
-    OPEN,
-    REVERSED,
-    SHOWN,
-    SIGN,
-    SMALLER,
-    STATES,
-    UNDER,
-    Estimate,
-    Part,
-    Question,
-    state,
-    worst,
-)  # fmt: skip
+from depthlens.claims.parts import APART, AT_LEAST, MOVED, OPEN, REVERSED, SHOWN, SIGN, SMALLER, UNDER, Estimate, Part
 from depthlens.errors import UserError
 
-COSTS = Question("Removing {name} costs {effect}", ANSWERS, 0.1)
+COSTS = parts.Question("Removing {name} costs {effect}", parts.ANSWERS, 0.1)
 
 
 def part(low, high, *, claim=AT_LEAST, why="", **more):
@@ -36,36 +19,18 @@ def part(low, high, *, claim=AT_LEAST, why="", **more):
     return Part(COSTS._replace(claim=claim), Estimate((low + high) / 2, low, high, 120, why), **more)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "claim", "wanted"),
-    [
-        (0.1, 0.2, AT_LEAST, SHOWN),
-        (0.3, 9.0, AT_LEAST, SHOWN),  # however wide
-        (0.01, 0.2, AT_LEAST, SIGN),
-        (0.01, 0.09, AT_LEAST, SMALLER),
-        (-0.02, 0.09, AT_LEAST, SMALLER),
-        (-0.2, -0.01, AT_LEAST, REVERSED),
-        (-0.02, 0.2, AT_LEAST, OPEN),
-        (-0.2, 0.09, UNDER, SHOWN),
-        (0.01, 0.09, UNDER, SHOWN),
-        (0.1, 0.2, UNDER, REVERSED),
-        (0.01, 0.2, UNDER, OPEN),
-        (0.1, 0.2, MOVED, SHOWN),
-        (-0.2, -0.1, MOVED, SHOWN),
-        (0.01, 0.2, MOVED, SIGN),
-        (-0.2, -0.01, MOVED, SIGN),
-        (-0.05, 0.05, MOVED, SMALLER),
-        (-0.09, -0.01, MOVED, SMALLER),
-        (-0.02, 0.2, MOVED, OPEN),
-        (-0.2, 0.3, MOVED, OPEN),
-        (0.1, 0.2, APART, SHOWN),
-        (-0.2, -0.01, APART, SMALLER),
-        (0.1, np.inf, AT_LEAST, SHOWN),
-        (-np.inf, 0.09, AT_LEAST, SMALLER),
-    ],
-)
+@pytest.mark.parametrize(("low", "high", "claim", "wanted"), [
+    (0.1, 0.2, AT_LEAST, SHOWN), (0.3, 9.0, AT_LEAST, SHOWN),  # however wide
+    (0.1, np.inf, AT_LEAST, SHOWN), (0.01, 0.2, AT_LEAST, SIGN), (0.01, 0.09, AT_LEAST, SMALLER),
+    (-0.02, 0.09, AT_LEAST, SMALLER), (-np.inf, 0.09, AT_LEAST, SMALLER), (-0.2, -0.01, AT_LEAST, REVERSED),
+    (-0.02, 0.2, AT_LEAST, OPEN),
+    (-0.2, 0.09, UNDER, SHOWN), (0.01, 0.09, UNDER, SHOWN), (0.1, 0.2, UNDER, REVERSED), (0.01, 0.2, UNDER, OPEN),
+    (0.1, 0.2, MOVED, SHOWN), (-0.2, -0.1, MOVED, SHOWN), (0.01, 0.2, MOVED, SIGN), (-0.2, -0.01, MOVED, SIGN),
+    (-0.05, 0.05, MOVED, SMALLER), (-0.09, -0.01, MOVED, SMALLER), (-0.02, 0.2, MOVED, OPEN), (-0.2, 0.3, MOVED, OPEN),
+    (0.1, 0.2, APART, SHOWN), (-0.2, -0.01, APART, SMALLER),
+])  # fmt: skip
 def test_an_interval_has_its_state(low, high, claim, wanted):
-    assert state(low, high, 0.1, claim) == wanted == part(low, high, claim=claim).state
+    assert parts.state(low, high, 0.1, claim) == wanted == part(low, high, claim=claim).state
 
 
 def holds(truth, matters, claim):
@@ -82,24 +47,24 @@ def test_an_interval_that_contains_the_truth_says_nothing_that_is_false_of_it(cl
     grid = [x for x in np.linspace(-0.3, 0.3, 31) if min(abs(x), abs(abs(x) - 0.1)) > 1e-9]
     found = set()
     for low, truth, high in itertools.combinations(grid, 3):
-        found.add(said := state(low, high, 0.1, claim))
+        found.add(said := parts.state(low, high, 0.1, claim))
         assert said in {OPEN} | holds(truth, 0.1, claim), (low, truth, high)
-    assert found == set(STATES).difference(never)
+    assert found == set(parts.STATES).difference(never)
 
 
 def test_the_worst_part_decides_and_of_equal_ones_the_nearest_to_failing():
     shown, sure, sign, smaller = part(0.11, 0.15), part(0.5, 0.6), part(0.01, 0.2), part(0.01, 0.05)
     undecided, turned = part(-0.1, 0.2), part(-0.2, -0.1)
     for better, worse in itertools.pairwise([sure, shown, sign, undecided, smaller, turned]):
-        assert worst([better, worse]) is worst([worse, better]) is worse
+        assert parts.worst([better, worse]) is parts.worst([worse, better]) is worse
     little, less = part(0.05, 0.09, claim=UNDER), part(-0.01, 0.01, claim=UNDER)
-    assert worst([less, little]) is little
+    assert parts.worst([less, little]) is little
     against = part(-0.8, -0.7)
-    assert worst([turned, against]) is against, "of two reversed parts the one that is farther below"
+    assert parts.worst([turned, against]) is against, "of two reversed parts the one that is farther below"
     endless = part(0.2, np.inf)
-    assert worst([sure, endless]) is endless and worst([endless, turned]) is turned
+    assert parts.worst([sure, endless]) is endless and parts.worst([endless, turned]) is turned
     nothing = parts.missing(COSTS, "not measured")
-    assert nothing.state == OPEN and worst([shown, nothing, undecided]) is nothing
+    assert nothing.state == OPEN and parts.worst([shown, nothing, undecided]) is nothing
 
 
 def test_a_sentence_has_effect_interval_what_matters_and_n():

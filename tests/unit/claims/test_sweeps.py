@@ -1,10 +1,9 @@
 """Asking a model which claims hold: from as few documents as that takes, in an order that is fixed."""
 
-from __future__ import annotations
-
 import numpy as np
 import planted_depth
 import pytest
+from refusals import refused
 
 import depthlens as dl
 from depthlens.claims import sweeps
@@ -12,7 +11,6 @@ from depthlens.claims.measures import odds
 from depthlens.claims.parts import OPEN, SHOWN, STUDY
 from depthlens.claims.sweeps import LOOKS, POOL, Sweeps, ask
 from depthlens.claims.verdicts import Verdicts
-from depthlens.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -113,17 +111,11 @@ def test_the_command_writes_a_page_of_verdicts(lens, tmp_path, call):
     assert code == 2 and "--tasks 'nothing.yaml' cannot be read (FileNotFoundError" in fault
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"tasks": {"letter": "organism_letters"}}, "unknown role of tasks 'letter'"),
-        ({"claims": "C9"}, "unknown claim 'C9'"),
-        ({"ablate": "heads"}, "unknown view 'heads'"),
-        ({"tasks": ["mmlu"]}, "give tasks by role"),
-        ({"minutes": float("nan")}, "minutes nan: give a number, at least 0"),
-        ({"limit": 5}, "limit: claims choose their documents and metrics; leave it out"),
-    ],
-)
+@pytest.mark.parametrize(("options", "said"), [
+    ({"tasks": {"letter": "organism_letters"}}, "unknown role of tasks 'letter'"),
+    ({"claims": "C9"}, "unknown claim 'C9'"), ({"ablate": "heads"}, "unknown view 'heads'"),
+    ({"tasks": ["mmlu"]}, "give tasks by role"), ({"minutes": float("nan")}, "minutes nan: give a number, at least 0"),
+    ({"limit": 5}, "limit: claims choose their documents and metrics; leave it out"),
+])  # fmt: skip
 def test_what_cannot_be_asked_is_refused(lens, options, said):
-    with pytest.raises(UserError, match=said):
-        ask(lens, **{"tasks": ROLES, **OPTIONS, **options})
+    refused(said, ask, lens, **{"tasks": ROLES, **OPTIONS, **options})

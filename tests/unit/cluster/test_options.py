@@ -1,7 +1,5 @@
 """Which workers are asked for, and what is refused before Ray or a model is needed."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time
@@ -14,36 +12,33 @@ import torch
 import depthlens as dl
 from depthlens import cluster
 from depthlens.cluster import AskedWorkers, pool
-from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
 from depthlens.requests import LoglikelihoodRequest
 
 TASK = "capitals_continuation"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class TestAsked:
-    def test_options_count_before_the_environment(self, monkeypatch):
-        assert cluster.asked({}) is None
-        monkeypatch.setenv("DEPTHLENS_WORKERS", "4")
-        monkeypatch.setenv("DEPTHLENS_WORKER_GPUS", "0.5")
-        assert cluster.asked({"workers": None}) == AskedWorkers(4, "local", None, 0.5)
-        assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers(2, "host:1", None, 0.5)
+def test_options_count_before_the_environment(monkeypatch):
+    assert cluster.asked({}) is None
+    monkeypatch.setenv("DEPTHLENS_WORKERS", "4")
+    monkeypatch.setenv("DEPTHLENS_WORKER_GPUS", "0.5")
+    assert cluster.asked({"workers": None}) == AskedWorkers(4, "local", None, 0.5)
+    assert cluster.asked({"workers": 2, "ray": "host:1"}) == AskedWorkers(2, "host:1", None, 0.5)
 
 
-class TestRay:
-    def test_without_ray_the_line_says_how_to_install_it(self, lens, monkeypatch):
-        monkeypatch.setitem(sys.modules, "ray", None)
-        with pytest.raises(UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
-            dl.layer_sweep(lens, TASK, limit=1, workers=2)
+def test_without_ray_the_line_says_how_to_install_it(lens, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(dl.UserError, match=r"which is not installed here; pip install 'depthlens\[ray\]', or leave"):
+        dl.layer_sweep(lens, TASK, limit=1, workers=2)
 
-    @pytest.mark.parametrize("address", ["127.0.0.1:9", "nosuch.invalid:6379", "ray://127.0.0.1:9", "10.0.0.1:port"])
-    def test_a_wrong_address_is_one_line_within_seconds(self, lens, address):
-        pytest.importorskip("ray")
-        start = time.monotonic()
-        with pytest.raises(UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
-            dl.layer_sweep(lens, TASK, limit=1, ray=address)
-        assert time.monotonic() - start < 60
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nosuch.invalid:6379", "ray://127.0.0.1:9", "10.0.0.1:port"])
+def test_a_wrong_address_is_one_line_within_seconds(lens, address):
+    pytest.importorskip("ray")
+    start = time.monotonic()
+    with pytest.raises(dl.UserError, match=f"^ray '{address}' cannot be joined or started .*; give HOST:PORT"):
+        dl.layer_sweep(lens, TASK, limit=1, ray=address)
+    assert time.monotonic() - start < 60
 
 
 @pytest.fixture
@@ -74,7 +69,7 @@ def test_workers_here_leave_the_gpu_of_the_model_alone(asked, before, seen, eigh
 
 
 def test_a_worker_for_every_gpu_is_refused_with_the_reason(eight_gpus):
-    with pytest.raises(UserError, match=r"room for 7 with .* each, beside the model here; ask for fewer"):
+    with pytest.raises(dl.UserError, match=r"room for 7 with .* each, beside the model here; ask for fewer"):
         pool.Workers(AskedWorkers(8, worker_gpus=1))
 
 
@@ -86,4 +81,4 @@ def test_a_worker_takes_a_relative_path_from_the_folder_of_the_command(tmp_path,
     monkeypatch.chdir("/")  # where a worker is that was started before
     shared = pool.models_of(lens, 0), str(tmp_path), "loglikelihood", {"means": None}
     number, answers, _ = worker.compute(shared, 7, shard)
-    assert (number, answers) == (7, Engine(lens, progress=False).loglikelihood(*shard))
+    assert (number, answers) == (7, dl.Engine(lens, progress=False).loglikelihood(*shard))

@@ -1,7 +1,5 @@
 """Three nodes of one CPU each (`ray.cluster_utils.Cluster`) give what one process gives, or say in one line why not."""
 
-from __future__ import annotations
-
 import random
 import threading
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ import tiny
 import torch
 import transplants
 from ray_nodes import Nodes, wait_for
+from refusals import refused
 from stores import CHOICE, WRITTEN, parts, run
 
 import depthlens as dl
@@ -37,22 +36,21 @@ def sweep(lens, nodes, *arguments, **options):
     return run(lens, None, *arguments, workers=3, ray=nodes.address, **options)
 
 
-class TestResults:
-    @pytest.mark.parametrize(("ablate", "options"), [
-        ("layers@mean", {"measure": "both"}),
-        ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
-        pytest.param("layers@donor", {"donor": True}, marks=pytest.mark.nightly),
-        pytest.param(["L1.H1@resample"], {"resample_prompts": ["one two", "A b c"]}, marks=pytest.mark.nightly),
-    ])  # fmt: skip
-    def test_they_are_those_of_one_process(self, nodes, lens, ablate, options, tmp_path):
-        if "donor" in options:
-            options = options | {"donor": tiny.save(tmp_path, transplants.other(lens))}
-        alone, there = run(lens, None, ablate, **options), sweep(lens, nodes, ablate, **options)
-        assert alone.docs.drop(columns="value").equals(there.docs.drop(columns="value")), "texts and predictions"
-        # float32: another composition of batches rounds otherwise
-        assert (alone.docs["value"] - there.docs["value"]).abs().max() < 1e-5
-        assert there.record["workers"] == {"n": 3, "ray": nodes.address, "cpus": 1, "gpus": 0.0}
-        assert there.record["work"]["rows"] == alone.record["work"]["rows"]
+@pytest.mark.parametrize(("ablate", "options"), [
+    ("layers@mean", {"measure": "both"}),
+    ("attn", {"gen_kwargs": {"temperature": 1.3}, "tasks": [WRITTEN]}),
+    pytest.param("layers@donor", {"donor": True}, marks=pytest.mark.nightly),
+    pytest.param(["L1.H1@resample"], {"resample_prompts": ["one two", "A b c"]}, marks=pytest.mark.nightly),
+])  # fmt: skip
+def test_they_are_those_of_one_process(nodes, lens, ablate, options, tmp_path):
+    if "donor" in options:
+        options = options | {"donor": tiny.save(tmp_path, transplants.other(lens))}
+    alone, there = run(lens, None, ablate, **options), sweep(lens, nodes, ablate, **options)
+    assert alone.docs.drop(columns="value").equals(there.docs.drop(columns="value")), "texts and predictions"
+    # float32: another composition of batches rounds otherwise
+    assert (alone.docs["value"] - there.docs["value"]).abs().max() < 1e-5
+    assert there.record["workers"] == {"n": 3, "ray": nodes.address, "cpus": 1, "gpus": 0.0}
+    assert there.record["work"]["rows"] == alone.record["work"]["rows"]
 
 
 @pytest.mark.nightly
@@ -61,8 +59,7 @@ def test_a_model_that_was_changed_here_and_too_many_workers_are_refused(nodes, l
     changed.model.model.layers[2].mlp.up_proj.weight.data.mul_(1.5)
     with pytest.raises(UserError, match=r"is another on a worker \(fingerprint\); load .* saved where workers see it"):
         sweep(changed, nodes, "L0", tasks=[CHOICE])
-    with pytest.raises(UserError, match=r"workers 4: Ray has room for 3 with 1 CPUs and 0 GPUs each"):
-        run(lens, None, workers=4, ray=nodes.address)
+    refused(r"workers 4: Ray has room for 3 with 1 CPUs and 0 GPUs each", run, lens, None, workers=4, ray=nodes.address)
 
 
 def swept(lens: dl.Lens, folder: Path | None = None, limit: int = 40, **options: Any) -> dl.Result:
@@ -95,16 +92,15 @@ def disturbed(nodes: Nodes, lens: dl.Lens, folder: Path, chance: random.Random, 
     return {"killed": killed, "workers": result.record["workers"], "result": result}
 
 
-class TestLosses:
-    @pytest.mark.parametrize("lost", [["worker"], pytest.param(["worker", "node"], marks=pytest.mark.nightly)])
-    def test_a_worker_and_then_a_node_are_killed(self, nodes, tmp_path, lost):
-        lens = dl.load(MODEL)
-        alone = swept(lens)
-        found = disturbed(nodes, lens, tmp_path, random.Random(1), lost)
-        assert found["killed"] == lost
-        # float32: other batches round otherwise
-        pd.testing.assert_frame_equal(alone.docs, found["result"].docs, rtol=0, atol=1e-4)
-        assert found["result"].record["store"]["rows_computed"] == alone.record["work"]["rows"]
+@pytest.mark.parametrize("lost", [["worker"], pytest.param(["worker", "node"], marks=pytest.mark.nightly)])
+def test_a_worker_and_then_a_node_are_killed(nodes, tmp_path, lost):
+    lens = dl.load(MODEL)
+    alone = swept(lens)
+    found = disturbed(nodes, lens, tmp_path, random.Random(1), lost)
+    assert found["killed"] == lost
+    # float32: other batches round otherwise
+    pd.testing.assert_frame_equal(alone.docs, found["result"].docs, rtol=0, atol=1e-4)
+    assert found["result"].record["store"]["rows_computed"] == alone.record["work"]["rows"]
 
 
 @pytest.fixture(scope="module")

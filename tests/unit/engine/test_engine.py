@@ -1,19 +1,18 @@
-"""The engine against one plain forward pass or Hugging Face `generate` for each row on its own."""
+"""The engine where memory runs out, and what its bar says; `test_token_places` has its answers."""
 
-import functools
 import json
 
-import by_hand
+import numpy as np
 import pytest
 import tiny
 import torch
-from by_hand import patched, under
+from by_hand import patched, random_tokens
+from refusals import refused
 
 from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.engine import work
 from depthlens.engine.engine import PATHS, Engine
-from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
@@ -22,45 +21,20 @@ LOGPROB_TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def requests():
-    g = torch.Generator().manual_seed(1)
-    made = []
-    for n, m in [(5, 1), (17, 3), (2, 2), (9, 6), (1, 1), (17, 2), (30, 4)]:
-        tokens = torch.randint(0, 256, (n + m,), generator=g).tolist()
-        made.append(LoglikelihoodRequest(tuple(tokens[:n]), tuple(tokens[n:])))
-    return made
-
-
-@functools.cache
-def alone(lens, request, condition):
-    """The log-likelihood of a request from a whole pass of one row."""
-    with under(lens, [condition]):
-        return by_hand.scored(lens.model, request)
-
-
-@pytest.mark.parametrize("budget", [1, 40, 4096])
-def test_loglikelihood_equals_one_forward_pass_each_whatever_the_budget(lens, requests, budget):
-    conditions = expand("L0,L3,L2.attn,L1.H3,L4.KV1,L1-2,L0.mlp+L4.H0", lens.dims)
-    answers = Engine(lens, batch_tokens=budget, progress=False).loglikelihood(requests, conditions)
-    for condition, row in zip(conditions, answers, strict=True):
-        for request, answer in zip(requests, row, strict=True):
-            logprob, greedy = alone(lens, request, condition)
-            assert answer.logprob == pytest.approx(logprob, abs=LOGPROB_TOLERANCE), str(condition)
-            assert answer.is_greedy == greedy
+    made = [(n, random_tokens(n + m, n)) for n, m in ((5, 1), (17, 3), (2, 2), (9, 6), (1, 1), (16, 2), (30, 4))]
+    return [LoglikelihoodRequest(tokens[:n], tokens[n:]) for n, tokens in made]
 
 
 def same(answers, wanted):
-    return all(
-        a.logprob == pytest.approx(b.logprob, abs=LOGPROB_TOLERANCE)
-        for row, wanted_row in zip(answers, wanted, strict=True)
-        for a, b in zip(row, wanted_row, strict=True)
-    )
+    found, wanted = ([[a.logprob for a in row] for row in rows] for rows in (answers, wanted))
+    return np.allclose(found, wanted, rtol=0, atol=LOGPROB_TOLERANCE)
 
 
 @pytest.mark.parametrize(("kind", "room"), [("loglikelihood", 100), ("generate_until", 70)])
 @pytest.mark.parametrize("path", PATHS)
 def test_out_of_memory_takes_fewer_rows_at_once_and_loses_nothing(lens, requests, monkeypatch, path, kind, room):
     conditions = [parse_condition("baseline"), parse_condition("L2"), parse_condition("L1.H0")]
-    # all contexts have 81 tokens: one tree of them does not pass
+    # all contexts have 80 tokens: one tree of them does not pass
     asked = requests if kind == "loglikelihood" else [GenerateRequest(q.context, (), 5) for q in requests]
     wanted = getattr(Engine(lens, progress=False), kind)(asked, conditions)
     engine = Engine(lens, path=path, batch_tokens=4096, progress=False)
@@ -128,7 +102,6 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
 
 
 def test_paths_that_do_not_exist_or_do_not_fit_are_refused(lens):
-    with pytest.raises(UserError, match="unknown path 'wave'; did you mean wavefront"):
-        Engine(lens, path="wave")
+    refused("unknown path 'wave'; did you mean wavefront", Engine, lens, path="wave")
     windowed = tiny.lens("mistral", sliding_window=8)
     assert [Engine(windowed).path_for(n) for n in (8, 9)] == list(PATHS)

@@ -1,27 +1,20 @@
 """Models in float64 are computed in float64."""
 
-from __future__ import annotations
-
 import backend_table
 import pytest
 import surgery
 import torch
 from by_hand import written
 
+import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.experiments import attribution
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-9  # nats: norms of transformers are taken in float32, but of the same numbers
 EAGER = 1e-5  # transformers' own eager attention, which TransformerLens uses, has a softmax in float32
-WAYS = [
-    ("torch", None, SAME),
-    ("torch", "padded_rows", SAME),
-    ("nnsight", None, SAME),
-    ("transformer_lens", None, EAGER),
-]
+WAYS = [*((*way, SAME) for way in (("torch", None), ("torch", "padded_rows"), ("nnsight", None)))]
+WAYS += [("transformer_lens", None, EAGER)]
 TOKENS, N_CONTEXT = backend_table.TOKENS.tolist(), backend_table.N_CONTEXT
 REQUEST = LoglikelihoodRequest(tuple(TOKENS[:N_CONTEXT]), tuple(TOKENS[N_CONTEXT:]))
 
@@ -29,7 +22,7 @@ REQUEST = LoglikelihoodRequest(tuple(TOKENS[:N_CONTEXT]), tuple(TOKENS[N_CONTEXT
 @pytest.fixture(scope="module")
 def lens():
     rough = surgery.rough_lens("llama-gqa")
-    return Lens(rough.model.double(), rough.tokenizer, "double")
+    return dl.Lens(rough.model.double(), rough.tokenizer, "double")
 
 
 @pytest.mark.parametrize(("backend", "path", "same"), WAYS)
@@ -37,7 +30,7 @@ def test_log_likelihoods_are_those_of_a_model_that_was_cut(lens, backend, path, 
     means = backend_table.reference_of(lens)
     assert {means.mean["layer"].dtype, means.mean["z"].dtype, means.sample["attn"].dtype} == {torch.float64}
     conditions = [BASELINE, *map(parse_condition, backend_table.KINDS.values())]
-    engine = Engine(lens, backend=backend, path=path, means=means, progress=False)
+    engine = dl.Engine(lens, backend=backend, path=path, means=means, progress=False)
     found = [row[0].logprob for row in engine.loglikelihood([REQUEST], conditions)]
     wanted = [surgery.logprob(lens, condition, means, REQUEST) for condition in conditions]
     assert found == pytest.approx(wanted, abs=same, rel=0)
@@ -47,7 +40,7 @@ def test_log_likelihoods_are_those_of_a_model_that_was_cut(lens, backend, path, 
 def test_texts_are_those_of_the_model(lens, backend, path):
     """Prompts of unequal lengths: in float64 eager attention makes NaN of padding."""
     asked = [GenerateRequest(REQUEST.context[:n], (), 8) for n in (6, 4, 6, 2)]
-    found = Engine(lens, backend=backend, path=path, progress=False).generate_until(asked, [BASELINE])[0]
+    found = dl.Engine(lens, backend=backend, path=path, progress=False).generate_until(asked, [BASELINE])[0]
     assert found == [written(lens, request) for request in asked]
 
 

@@ -1,7 +1,5 @@
 """Models that place tokens without rotary embeddings, or have layers that mix tokens without attention."""
 
-from __future__ import annotations
-
 import copy
 
 import model_classes
@@ -9,8 +7,8 @@ import pytest
 import torch
 from by_hand import logprob
 from model_classes import ASKED, scores
+from refusals import refused
 
-import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 
 SAME = 1e-4  # nats, of sums in another order
@@ -71,10 +69,7 @@ def test_a_layer_without_heads_says_so():
     assert lens.dims.headless == (0, 1, 2)
     assert {c.layer for c in expand("heads", lens.dims)[1:]} == {3}
     for condition in ("L0.H1", "L2.KV0"):
-        with pytest.raises(dl.UserError, match=r"layer \d has no (heads|KV groups); remove L\d.attn"):
-            expand(condition, lens.dims)
-    with pytest.raises(dl.UserError, match="takes weights that are not only used by calls of modules"):
-        scores(lens, [parse_condition("L0@int4")])
+        refused(r"layer \d has no (heads|KV groups); remove L\d.attn", expand, condition, lens.dims)
+    refused("takes weights that are not only used by calls of modules", scores, lens, [parse_condition("L0@int4")])
     assert scores(lens, [parse_condition("L0.mlp@int4+L3@int8")]).isfinite().all()
-    with pytest.raises(dl.UserError, match="no hooks for"):
-        scores(lens, [BASELINE], backend="transformer_lens")
+    refused("no hooks for", scores, lens, [BASELINE], backend="transformer_lens")

@@ -8,10 +8,9 @@ import tiny
 import torch
 from by_hand import patched
 
+import depthlens as dl
 from depthlens.ablations import BASELINE, expand
 from depthlens.engine import batches, decoding, work
-from depthlens.engine.engine import Engine
-from depthlens.models.lens import Lens
 from depthlens.models.placement import free_bytes
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -27,7 +26,7 @@ CPU = work.Budget(work.CPU_BATCH_TOKENS, work.CPU_STATE_BYTES, work.CPU_KEY_BYTE
 ])  # fmt: skip
 def test_budgets_are_shares_of_what_is_free(lens, monkeypatch, device, free, budget):
     monkeypatch.setattr(work, "free_bytes", lambda device: free)
-    monkeypatch.setattr(Lens, "device", torch.device(device))
+    monkeypatch.setattr(dl.Lens, "device", torch.device(device))
     chosen = work.choose(lens)
     assert chosen == budget if isinstance(budget, work.Budget) else vars(chosen) == vars(chosen) | budget
 
@@ -36,10 +35,10 @@ def test_answers_do_not_depend_on_how_many_positions_are_unembedded_together(len
     requests = [LoglikelihoodRequest(tuple(range(i, i + 9)), (5, 6, i)) for i in range(7)]
     prompts = [GenerateRequest(q.context, (), 5) for q in requests]
     conditions = expand("L1,L2.H0", lens.dims)
-    engine = Engine(lens, progress=False)
+    engine = dl.Engine(lens, progress=False)
     wanted, texts = engine.loglikelihood(requests, conditions), engine.generate_until(prompts, conditions)
     for rows in (1, 4):
-        few = Engine(lens, progress=False)
+        few = dl.Engine(lens, progress=False)
         few.budget = replace(few.budget, unembed_rows=rows)
         for row, wanted_row in zip(few.loglikelihood(requests, conditions), wanted, strict=True):
             assert [a.logprob for a in row] == pytest.approx([a.logprob for a in wanted_row], abs=1e-4)
@@ -52,10 +51,10 @@ def test_rows_join_those_that_write_as_these_leave(lens, at_once, monkeypatch):
     """Of 13 conditions few fit into memory: rows of the next are read while those that write for longest still do."""
     conditions, lengths = expand("layers,L1.attn,L2.attn,L1.mlp,L2.mlp,L1.H0,L1.H1,L2.H0,L3.H2", lens.dims), (2, 4, 12)
     prompts = [GenerateRequest((1, 2, 3, 10 + n), (), n) for n in lengths]
-    wanted = Engine(lens, path="padded_rows", progress=False).generate_until(prompts, conditions)
+    wanted = dl.Engine(lens, path="padded_rows", progress=False).generate_until(prompts, conditions)
     dims, sizes = lens.dims, []
     per_token = 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * lens.dtype.itemsize
-    few = Engine(lens, progress=False)
+    few = dl.Engine(lens, progress=False)
     few.budget = replace(few.budget, key_bytes=at_once * per_token * (3 + len(prompts) * (1 + max(lengths))))
 
     def noted(x, **kwargs):
@@ -98,14 +97,14 @@ def test_memory_has_run_out_under_many_names(said):
 def test_room_for_texts_grows_with_them_and_what_does_not_fit_is_written_by_halves(lens, monkeypatch):
     prompts = [GenerateRequest((1, 2, 3, 10 + n), (), n) for n in (2, 38, 39, 40)]
     conditions = expand("L1,L2.H0,L3", lens.dims)
-    wanted = Engine(lens, path="padded_rows", progress=False).generate_until(prompts, conditions)
+    wanted = dl.Engine(lens, path="padded_rows", progress=False).generate_until(prompts, conditions)
     for module in (decoding, batches):
         monkeypatch.setattr(module, "FIRST_ROOM", 3)
-    engine, sizes = Engine(lens, progress=False), []
+    engine, sizes = dl.Engine(lens, progress=False), []
     assert engine.generate_until(prompts, conditions) == wanted
     grown = decoding.WalkedRows.n_bytes.fget
     monkeypatch.setattr(decoding.WalkedRows, "n_bytes", property(lambda rows: sizes.append(grown(rows)) or sizes[-1]))
-    cramped = Engine(lens, progress=False)
+    cramped = dl.Engine(lens, progress=False)
     cramped.budget = replace(cramped.budget, key_bytes=60_000)
     monkeypatch.setattr(decoding, "GROWTH", 1)
     assert cramped.generate_until(prompts, conditions) == wanted
@@ -114,11 +113,9 @@ def test_room_for_texts_grows_with_them_and_what_does_not_fit_is_written_by_halv
 
 def test_a_stop_string_is_looked_for_in_the_last_tokens(lens, monkeypatch):
     prompts = [GenerateRequest((1, 2, 3, n), ("never written",), 200) for n in (10, 20)]
-    own, lengths = type(lens.tokenizer).decode, []
-    monkeypatch.setattr(
-        type(lens.tokenizer), "decode", lambda self, ids, **about: lengths.append(len(ids)) or own(self, ids, **about)
-    )
+    kind, own, lengths = type(lens.tokenizer), type(lens.tokenizer).decode, []
+    monkeypatch.setattr(kind, "decode", lambda self, ids, **of: lengths.append(len(ids)) or own(self, ids, **of))
     lens.model.generation_config.eos_token_id = None
-    texts = Engine(lens, progress=False).generate_until(prompts, [BASELINE])
+    texts = dl.Engine(lens, progress=False).generate_until(prompts, [BASELINE])
     whole = [n for n in lengths if n > 30]
     assert len(whole) == len(texts[0]) and len(lengths) > 100, "each text is decoded whole once"

@@ -1,16 +1,13 @@
 """NaN and infinite numbers stop a sweep, with the condition named."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
 import tiny
+from refusals import refused
 
 import depthlens as dl
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 READ = [LoglikelihoodRequest((5, 6, 7), (8, 9)), LoglikelihoodRequest((5, 6), (10,))]
@@ -25,7 +22,7 @@ def broken(value: float = float("nan"), layer: int = 2, **changes):
 
 
 def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
-    engine = Engine(lens, progress=False, **options)
+    engine = dl.Engine(lens, progress=False, **options)
     wanted = [dl.parse_condition(c) for c in conditions]
     return engine.generate_until(WRITE, wanted) if write else engine.loglikelihood(READ, wanted)
 
@@ -37,8 +34,7 @@ def ask(lens, conditions=("baseline", "L0"), *, write=False, **options):
 ])  # fmt: skip
 def test_a_broken_weight_is_one_line(backend, path, value, write):
     said = r"^model 'tiny-llama-gqa' gives numbers that are not finite under (baseline|L0) \(float32\); use dtype="
-    with pytest.raises(UserError, match=said):
-        ask(broken(value), backend=backend, path=path, write=write)
+    refused(said, ask, broken(value), backend=backend, path=path, write=write)
 
 
 @pytest.mark.parametrize("write", [False, True])
@@ -48,7 +44,7 @@ def test_the_condition_that_breaks_it_is_named(write):
     attn = means.mean["attn"].clone()
     attn[1] = float("inf")
     conditions = ["baseline", "L0", "L1.attn@mean", "L3"]
-    with pytest.raises(UserError, match=r"not finite under L1\.attn@mean "):
+    with pytest.raises(dl.UserError, match=r"not finite under L1\.attn@mean "):
         ask(lens, conditions, means=dataclasses.replace(means, mean={**means.mean, "attn": attn}), write=write)
     assert ask(lens, ["baseline", "L0", "L3"], means=means, write=write)
 
@@ -57,5 +53,4 @@ def test_half_precision_that_overflows_is_told_to_use_float32():
     lens = tiny.lens("llama-gqa")
     lens.model.half()
     lens.model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
-    with pytest.raises(UserError, match=r"\(float16\); use dtype=float32"):
-        ask(lens)
+    refused(r"\(float16\); use dtype=float32", ask, lens)

@@ -1,13 +1,12 @@
 """Texts whose tokens are drawn: by the right probabilities, and the same whatever runs beside them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import surgery
 import torch
+from by_hand import random_tokens
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from depthlens.ablations import BASELINE, expand, parse_condition
@@ -30,13 +29,8 @@ def test_numbers_are_even_and_depend_on_everything_that_is_said():
     found = [number(request, condition, place) for place in range(2000)]
     # Kolmogorov and Smirnov's distance from evenness, of 2,000 numbers at a level of 0.1%
     assert np.abs(np.sort(found) - np.arange(2000) / 2000).max() < 1.95 / np.sqrt(2000)
-    others = [
-        (replace(request, context=(1, 2, 4)), condition),
-        (replace(request, sampling=replace(WARM, seed=4)), condition),
-        (replace(request, sampling=replace(WARM, draw=1)), condition),
-        (request, parse_condition("L2")),
-    ]
-    for other in others:
+    changes = {"context": (1, 2, 4)}, {"sampling": replace(WARM, seed=4)}, {"sampling": replace(WARM, draw=1)}
+    for other in [*((replace(request, **change), condition) for change in changes), (request, parse_condition("L2"))]:
         assert len({*found[:50], *(number(*other, place) for place in range(50))}) == 100
     # what only bounds the text changes none of its tokens
     assert number(replace(request, until=("a",), max_new_tokens=20), condition, 7) == found[7]
@@ -49,12 +43,9 @@ def lens():
 
 @pytest.fixture(scope="module")
 def requests():
-    prompts = [
-        tuple(torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist()) for n in (4, 9, 23)
-    ]
-    return [
-        GenerateRequest(p, ("\n",), 12, replace(WARM, draw=draw)) for p in (*prompts, prompts[1][:6]) for draw in (0, 1)
-    ]
+    prompts = [random_tokens(n, n) for n in (4, 9, 23)]
+    prompts.append(prompts[1][:6])
+    return [GenerateRequest(p, ("\n",), 12, replace(WARM, draw=draw)) for p in prompts for draw in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +71,8 @@ def test_texts_are_drawn_from_the_models_own_predictions(lens, requests, conditi
             for place in range(request.max_new_tokens):
                 logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
                 cumulative = np.cumsum(probabilities(logits.double(), request.sampling))
-                tokens.append(
-                    int(np.searchsorted(cumulative, number(request, condition, place) * cumulative[-1], side="right"))
-                )
+                drawn = number(request, condition, place) * cumulative[-1]
+                tokens.append(int(np.searchsorted(cumulative, drawn, side="right")))
                 written = lens.tokenizer.decode(tokens[len(request.context) :])
                 if "\n" in written or tokens[-1] == lens.tokenizer.eos_token_id:
                     break
@@ -117,11 +107,9 @@ def test_answers_say_whether_they_had_ended(lens, text, until, n, left, complete
 
 
 @pytest.mark.parametrize(("text", "n", "left", "complete"), [
-    ("So. 2.</t> four. And", 99, "four", True),
-    ("So. 2.</t> four. And", 14, "fou", False),
-    ("So. 2.</t> four<eos>", 99, "four", True),
+    ("So. 2.</t> four. And", 99, "four", True), ("So. 2.</t> four. And", 14, "fou", False),
+    ("So. 2.</t> four<eos>", 99, "four", True), ("So.</t> 2.</t> four.", 99, "2", True),
     ("So. 2. And", 10, "So", False),  # still thinking: lm-eval takes what is there
-    ("So.</t> 2.</t> four.", 99, "2", True),
 ])  # fmt: skip
 def test_stop_strings_count_behind_the_thoughts_and_only_what_follows_is_the_answer(lens, text, n, left, complete):
     found = replayed(lens, text, GenerateRequest((5,), (".",), n, think_end="</t>"))

@@ -1,7 +1,5 @@
 """What depends on where a token stands: ablations from a position on, means, a prompt, noise; on every path alike."""
 
-from __future__ import annotations
-
 import numpy as np
 import plain_conditions
 import pytest
@@ -9,18 +7,17 @@ import surgery
 import tiny
 import torch
 import trees
-from by_hand import random_tokens as drawn
-from by_hand import recorded
+from by_hand import random_tokens, recorded, scored
 
+import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.backends.row_edits import noise
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means, sample
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 # float32 sums of about ten log-probabilities in another batch layout
 LOGPROB_TOLERANCE = 1e-4
+PLAIN = "L0,L3,L2.attn,L1.H3,L4.KV1,L1-2,L0.mlp+L4.H0"
 SPARED = "L0[1:],L2[1:],L4[1:],L1-3[1:],L2.attn[1:],L1.mlp[4:],L1.H3[2:],L4.KV1[1:],L3[500:],L1[1:]+L1.H0+L2"
 MEANS = "L1@mean,L2[1:]@mean,L4@mean,L2.attn@mean,L0.mlp[3:]@mean,L4.mlp@mean,L3.H1@mean,L2.KV0[1:]@mean,L1-2@mean+L4"
 SAMPLED = "L1.H2@resample,L3.KV1@resample,L0.H1@resample+L2.H0,L2.H3@resample+L4.mlp,L2@resample,L1.attn@resample"
@@ -31,7 +28,10 @@ NOISE = "L0@noise,L4@noise3,L2.attn@noise,L4.mlp[1:]@noise,L3.H1@noise,L2.KV0[1:
 @pytest.fixture(scope="module")
 def requests():
     """Of several lengths; options that share a context; and a token that is of a prompt and of an answer."""
-    made = [LoglikelihoodRequest(drawn(n, n), drawn(m, 50 + n)) for n, m in [(5, 1), (17, 3), (9, 6), (1, 3)]]
+    made = [
+        LoglikelihoodRequest(random_tokens(n, n), random_tokens(m, 50 + n))
+        for n, m in [(5, 1), (17, 3), (9, 6), (1, 3)]
+    ]
     shared = made[1].context
     made += [LoglikelihoodRequest(shared, (5, 6, t)) for t in (7, 8)]
     return [*made, LoglikelihoodRequest((*shared, 5, 6), (7, 9)), LoglikelihoodRequest(shared[:4], shared[4:9])]
@@ -39,34 +39,36 @@ def requests():
 
 def means_of(lens):
     """Of three texts, and a prompt that is shorter than some requests and is read again after its end."""
-    texts = [[*drawn(n, 80 + n), *drawn(m, 90 + m)] for n, m in ((6, 3), (11, 1), (9, 5))]
-    return sample(lens, measure_means(lens, texts, "three texts"), drawn(6, 4))
+    texts = [[*random_tokens(n, 80 + n), *random_tokens(m, 90 + m)] for n, m in ((6, 3), (11, 1), (9, 5))]
+    return sample(lens, measure_means(lens, texts, "three texts"), random_tokens(6, 4))
 
 
 def conditions_of(lens, *texts):
     return [c for text in texts for c in expand(text, lens.dims)[1:]] + [BASELINE]
 
 
-@pytest.mark.parametrize(
-    ("family", "texts"),
-    [("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE]), ("qwen3-moe", [MEANS]), ("deepseek-v3", [SAMPLED, NOISE])],
-)
-def test_log_likelihoods_are_those_of_a_model_with_other_parts(family, texts, requests):
+@pytest.mark.parametrize(("family", "texts", "budget"), [
+    *(("llama-gqa", [PLAIN], budget) for budget in (1, 40, 4096)), ("llama-gqa", [SPARED, MEANS, SAMPLED, NOISE], 64),
+    ("qwen3-moe", [MEANS], 64), ("deepseek-v3", [SAMPLED, NOISE], 64),
+])  # fmt: skip
+def test_log_likelihoods_are_those_of_a_model_with_other_parts_whatever_the_budget(family, texts, budget, requests):
     lens = surgery.rough_lens(family)
     means, conditions = means_of(lens), conditions_of(lens, *texts)
-    answers = Engine(lens, means=means, batch_tokens=64, progress=False).loglikelihood(requests, conditions)
+    answers = dl.Engine(lens, means=means, batch_tokens=budget, progress=False).loglikelihood(requests, conditions)
     clean = [a.logprob for a in answers[-1]]
     for condition, row in zip(conditions, answers, strict=True):
+        cut = surgery.cut(lens, condition, means)
         for q, answer in zip(requests, row, strict=True):
-            wanted = surgery.logprob(lens, condition, means, q)
-            assert answer.logprob == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
+            logprob, greedy = scored(cut, q)
+            assert answer.logprob == pytest.approx(logprob, abs=LOGPROB_TOLERANCE), str(condition)
+            assert answer.is_greedy == greedy
         changed = max(abs(a.logprob - b) for a, b in zip(row, clean, strict=True))
         assert (changed > 1e-3) == (condition != BASELINE and str(condition) != "L3[500:]"), str(condition)
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen3-moe", "deepseek-v3"])
 def test_means_are_of_what_a_part_adds_at_first_tokens_and_at_all_others(family):
-    lens, texts = tiny.lens(family), [drawn(12, 1), drawn(4, 2)]
+    lens, texts = tiny.lens(family), [random_tokens(12, 1), random_tokens(4, 2)]
     means, a = measure_means(lens, texts, "two texts"), lens.arch
     modules = {"layer": a.layers[1], "attn": a.attn[1], "mlp": a.mlp[1], "z": a.o_proj[1]}
     added = {site: [] for site in modules}
@@ -90,11 +92,10 @@ def test_every_path_gives_the_same_scores_and_texts(family, backend, changes, re
     lens = surgery.rough_lens(family, **changes)
     means, conditions = means_of(lens), conditions_of(lens, SPARED, MEANS, SAMPLED, NOISE)
     asked = [GenerateRequest(q.context, ("zz",), 6) for q in requests]
-    fast = Engine(lens, means=means, batch_tokens=64, progress=False)
-    plain = Engine(lens, backend=backend, path="padded_rows", means=means, batch_tokens=500, progress=False)
-    for row, other in zip(
-        fast.loglikelihood(requests, conditions), plain.loglikelihood(requests, conditions), strict=True
-    ):
+    fast = dl.Engine(lens, means=means, batch_tokens=64, progress=False)
+    plain = dl.Engine(lens, backend=backend, path="padded_rows", means=means, batch_tokens=500, progress=False)
+    found, wanted = (engine.loglikelihood(requests, conditions) for engine in (fast, plain))
+    for row, other in zip(found, wanted, strict=True):
         assert [a.logprob for a in row] == pytest.approx([a.logprob for a in other], abs=LOGPROB_TOLERANCE)
         assert [a.is_greedy for a in row] == [a.is_greedy for a in other]
     texts = fast.generate_until(asked, conditions)
@@ -109,16 +110,15 @@ def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, kern
     if kernel == "flex":
         trees.with_flex_attention(monkeypatch)
     lens = surgery.rough_lens("llama-gqa")
-    means, prefix = means_of(lens), drawn(12, 7)
+    means, prefix = means_of(lens), random_tokens(12, 7)
     asked = [LoglikelihoodRequest(prefix + own, (5,)) for own in ((), (8, 9), (8, 3, 2))[: 3 if branches else 1]]
-    texts = [
-        f"L{layer}.{part}[{at}:]@resample" for layer in (0, 2, 4) for part in ("attn", "H1") for at in range(3, 12)
-    ]
+    parts = [f"L{layer}.{part}" for layer in (0, 2, 4) for part in ("attn", "H1")]
+    texts = [f"{part}[{at}:]@resample" for part in parts for at in range(3, 12)]
     conditions = [BASELINE, *map(parse_condition, texts), *map(parse_condition, ["L1[11:]@mean", "L3.mlp[9:]@noise"])]
     work = {}
     for group in (5, 128):
         monkeypatch.setattr("depthlens.engine.batches.MAX_OPEN_ROWS", group)
-        engine = Engine(lens, means=means, batch_tokens=64, progress=False)
+        engine = dl.Engine(lens, means=means, batch_tokens=64, progress=False)
         answers = engine.loglikelihood(asked, conditions)
         work[group] = engine.work.layer_tokens
         for condition, row in zip(conditions, answers, strict=True):
@@ -135,10 +135,9 @@ def test_a_mean_over_references_has_the_answers_of_all():
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
     prompts = ["The capital of Peru is Lima.", "A fox met a crow at the well and said nothing."]
     options = {"limit": 8, "measure": "both", "store": None, "progress": False}
-    *alone, both = (
-        condition_sweep(lens, ["capitals_default", "kv_retrieval_4"], "L1@resample", resample_prompts=some, **options)
-        for some in ([prompts[0]], [prompts[1]], prompts)
-    )
+    given = lens, ["capitals_default", "kv_retrieval_4"], "L1@resample"
+    several = [prompts[0]], [prompts[1]], prompts
+    *alone, both = (dl.condition_sweep(*given, resample_prompts=some, **options) for some in several)
     one, other = (result.docs["value"].to_numpy() for result in alone)
     assert np.allclose(both.docs["value"], (one + other) / 2) and not np.allclose(one, other)
     assert both.record["resample_prompts"] == prompts
@@ -155,9 +154,8 @@ def test_a_part_that_writes_nothing_gets_no_noise():
         lens.arch.mlp[2].down_proj.weight.zero_()
     request = [LoglikelihoodRequest((1, 2, 3), (4, 5))]
     conditions = [parse_condition(text) for text in ("baseline", "L2.H0@noise", "L2.mlp@noise", "L2.H1@noise")]
-    clean, head, mlp, other = (
-        row[0].logprob for row in Engine(lens, progress=False).loglikelihood(request, conditions)
-    )
+    rows = dl.Engine(lens, progress=False).loglikelihood(request, conditions)
+    clean, head, mlp, other = (row[0].logprob for row in rows)
     assert head == mlp == pytest.approx(clean, abs=LOGPROB_TOLERANCE) and abs(other - clean) > 0.01
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import trees
-from trees import random_sequences, sees
+from trees import random_sequences, sees, with_flex_attention
 
 from depthlens.engine import tree_attention
 from depthlens.engine.prefix_tree import build, pack
@@ -17,7 +16,7 @@ TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or 
 def kernel(request, monkeypatch):
     """The kernel that a CPU gets, and the block mask that a GPU may get (not compiled, which takes half a minute)."""
     if request.param != "chosen":
-        trees.with_flex_attention(monkeypatch)
+        with_flex_attention(monkeypatch)
 
 
 def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):
@@ -38,12 +37,8 @@ PACKS = {
     "no prefix": lambda: build([(1, 2, 3), (1, 2), (4, 5, 6), (4, 5, 7)], range(4)),
     "one sequence": lambda: build([tuple(range(9))], [0]),
     "one token": lambda: build([(5,)], [0]),
-    "several blocks": lambda: build(
-        [(*range(200), i, *[7] * (i + 20), j) for i in range(5) for j in (1, 2)], range(10)
-    ),
-    "prompts that do not branch": lambda: build(
-        [tuple(range(s, s + n)) for s, n in ((0, 60), (100, 55), (200, 9))], range(3)
-    ),
+    "several blocks": lambda: build([(*range(200), i, *[7] * (i + 9), j) for i in range(5) for j in (1, 2)], range(10)),
+    "prompts that do not branch": lambda: build([(*range(60),), (*range(100, 155),), (*range(200, 209),)], range(3)),
     "in no order": lambda: build(random_sequences(4), [17, 3, 30, 8, 21, 2, 39, 11]),
 }
 

@@ -1,7 +1,5 @@
 """A walk is trusted where it computes what the model computes: many classes, and models changed by hand."""
 
-from __future__ import annotations
-
 import logging
 import re
 
@@ -12,15 +10,14 @@ import torch
 import trees
 from by_hand import logprob
 from model_classes import ABLATE, ASKED, CONTEXTS, logprobs, scores
+from refusals import refused
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+import depthlens as dl
 from depthlens.ablations import BASELINE, expand
 from depthlens.engine import tree_attention, walk_check
-from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
 from depthlens.experiments import attribution
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 SAME = 1e-4  # nats, of sums in another order
@@ -42,7 +39,7 @@ def test_a_class_that_is_walked_has_the_scores_and_texts_of_whole_passes(kind):
     walked, whole = (logprobs(lens, path) for path in ("wavefront", "padded_rows"))
     assert torch.allclose(walked, whole, atol=SAME) and not torch.allclose(whole[0], whole[1], atol=1e-3)
     conditions = expand(ABLATE, lens.dims)
-    texts = [Engine(lens, path=p, progress=False).generate_until(WRITTEN, conditions) for p in (None, "padded_rows")]
+    texts = [dl.Engine(lens, path=p, progress=False).generate_until(WRITTEN, conditions) for p in (None, "padded_rows")]
     assert texts[0] == texts[1]
 
 
@@ -91,14 +88,14 @@ def passes(order):
 def test_a_layer_of_another_class_is_walked_as_it_is():
     model = tiny.model("llama-gqa")
     model.model.layers[2].__class__ = Halved
-    lens = Lens(model, tiny.tokenizer(), "mine")
+    lens = dl.Lens(model, tiny.tokenizer(), "mine")
     tried = walk_check.found(lens)
     assert tried.fault is None and not tried.adds
     found, whole = (scores(lens, expand("L0,L1,L3", lens.dims), path=path) for path in ("wavefront", "padded_rows"))
     assert torch.allclose(found[0], torch.tensor([logprob(model, request) for request in ASKED]), atol=SAME)
     assert torch.allclose(found, whole, atol=SAME)
     walk_check.require(lens, "this")
-    with pytest.raises(UserError, match="a layer does more than add what its attention and its MLP give; use"):
+    with pytest.raises(dl.UserError, match="a layer does more than add what its attention and its MLP give; use"):
         walk_check.require(lens, "this", adds=True)
 
 
@@ -106,13 +103,13 @@ def test_a_layer_of_another_class_is_walked_as_it_is():
 def test_a_changed_model_is_not_walked(change, caplog):
     model = tiny.model("llama-gqa")
     change(model)
-    lens = Lens(model, tiny.tokenizer(), "mine")
+    lens = dl.Lens(model, tiny.tokenizer(), "mine")
     with caplog.at_level(logging.WARNING):
-        (found,) = Engine(lens, progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
+        (found,) = dl.Engine(lens, progress=False).loglikelihood(ASKED, expand("baseline", lens.dims))
     assert "model mine: " in caplog.text and "whole pass" in caplog.text
     for request, answer in zip(ASKED, found, strict=True):
         assert answer.logprob == pytest.approx(logprob(model, request), abs=SAME)
-    assert Engine(lens, progress=False).path_for(2) == "padded_rows"
+    assert dl.Engine(lens, progress=False).path_for(2) == "padded_rows"
 
 
 def no_kernel(*about):
@@ -133,16 +130,17 @@ def test_where_an_attention_kernel_is_wrong_whole_passes_answer(kind, monkeypatc
     lens, (kernel, said) = tiny.lens("llama-gqa"), WRONG[kind]
     monkeypatch.setattr(tree_attention, "fused", kernel)
     with caplog.at_level(logging.WARNING):
-        (found,) = Engine(lens, progress=False).loglikelihood(ASKED, [BASELINE])
+        (found,) = dl.Engine(lens, progress=False).loglikelihood(ASKED, [BASELINE])
     assert "each row takes a whole pass" in caplog.text and re.search(said, caplog.text)
     assert [a.logprob for a in found] == pytest.approx([logprob(lens.model, q) for q in ASKED], abs=SAME)
-    with pytest.raises(UserError, match=f"path 'wavefront' of model 'tiny-llama-gqa': {said}; leave path out"):
-        Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, [BASELINE])
+    with pytest.raises(dl.UserError, match=f"path 'wavefront' of model 'tiny-llama-gqa': {said}; leave path out"):
+        dl.Engine(lens, path="wavefront", progress=False).loglikelihood(ASKED, [BASELINE])
 
 
-@pytest.mark.parametrize(
-    "fault", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), MemoryError()]
-)
+FULL = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), MemoryError()
+
+
+@pytest.mark.parametrize("fault", FULL)
 def test_memory_that_runs_out_is_no_verdict_on_a_model(fault, monkeypatch):
     def full(*about):
         raise fault
@@ -171,18 +169,18 @@ def test_a_softmax_scale_that_is_wrong_in_one_layer_is_noticed(dtype, flex, monk
     model = tiny.model("llama-gqa").to(dtype)
     if flex:  # the tree has more than three blocks then, of both kinds
         trees.with_flex_attention(monkeypatch)
-    assert walk_check.found(Lens(model, tiny.tokenizer())).fault is None
+    assert walk_check.found(dl.Lens(model, tiny.tokenizer())).fault is None
     for layer in range(5):
         with monkeypatch.context() as patch:
             scaled(patch, layer, 1.25)
-            assert f"layer {layer} computes something else" in walk_check.found(Lens(model, tiny.tokenizer())).fault
+            assert f"layer {layer} computes something else" in walk_check.found(dl.Lens(model, tiny.tokenizer())).fault
 
 
 def test_a_model_that_passes_a_layer_twice_is_refused():
     model = tiny.model("llama-gqa")
     passes([0, 1, 2, 1, 2])(model)
-    with pytest.raises(UserError, match="'mine' .* is not supported: layer 1 is passed 2 times"):
-        Engine(Lens(model, tiny.tokenizer(), "mine"), progress=False).loglikelihood(ASKED, [BASELINE])
+    said = "'mine' .* is not supported: layer 1 is passed 2 times"
+    refused(said, scores, dl.Lens(model, tiny.tokenizer(), "mine"), [BASELINE])
 
 
 @pytest.mark.parametrize("angles", [
@@ -195,15 +193,12 @@ def test_texts_whose_rotary_angles_would_change_with_their_neighbours_are_refuse
     lens = tiny.lens("llama-gqa", rope_parameters={"rope_theta": 1e4} | angles, max_position_embeddings=20)
     short = [LoglikelihoodRequest(tuple(range(5, 5 + n)), (7, 8)) for n in (18, 4)]
     for path in ("wavefront", "padded_rows"):
-        (found,) = Engine(lens, path=path, progress=False).loglikelihood(short, [BASELINE])
+        (found,) = dl.Engine(lens, path=path, progress=False).loglikelihood(short, [BASELINE])
         for request, answer in zip(short, found, strict=True):
             assert answer.logprob == pytest.approx(logprob(lens.model, request), abs=SAME)
     long = [*short, LoglikelihoodRequest(tuple(range(5, 25)), (7, 8))]
     said = f"21 tokens: beyond 20 the rotary angles of 'tiny-llama-gqa' .{angles['rope_type']}. change for all texts"
-    for ask in (
-        lambda: Engine(lens, progress=False).loglikelihood(long, [BASELINE]),
-        lambda: Engine(lens, progress=False).generate_until([GenerateRequest((1,) * 16, (), 5)], [BASELINE]),
-        lambda: attribution.attribute(lens, long),
-    ):
-        with pytest.raises(UserError, match=said):
-            ask()
+    engine = dl.Engine(lens, progress=False)
+    refused(said, engine.loglikelihood, long, [BASELINE])
+    refused(said, engine.generate_until, [GenerateRequest((1,) * 16, (), 5)], [BASELINE])
+    refused(said, attribution.attribute, lens, long)

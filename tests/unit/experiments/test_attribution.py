@@ -13,7 +13,6 @@ from depthlens.ablations import Ablation, Condition, heads_condition
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments.attribution import attribute, nodes
-from depthlens.experiments.sweep import condition_sweep, head_sweep
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
@@ -37,10 +36,10 @@ def logprob(lens, request, heads=(), **way):
     return logprobs(lens, (*request.context, *request.continuation), heads, **way)[len(request.context) - 1 :].sum()
 
 
-@pytest.mark.parametrize(
-    ("family", "mode"),
-    [*((family, "zero") for family in tiny.FAMILIES), ("llama-gqa", "mean"), ("deepseek-v3", "mean")],
-)
+TRIED = [*((family, "zero") for family in tiny.FAMILIES), ("llama-gqa", "mean"), ("deepseek-v3", "mean")]
+
+
+@pytest.mark.parametrize(("family", "mode"), TRIED)
 def test_estimates_are_the_slope_towards_removal(family, mode, requests):
     lens = tiny.lens(family)
     means = measure_means(lens, [[*q.context, *q.continuation] for q in requests], "texts") if mode == "mean" else None
@@ -108,9 +107,8 @@ def test_reference_answers_of_choices_and_of_written_tasks(lens):
 
 
 def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
-    both = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure="both", progress=False)
-    task = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, progress=False)
-    answer = condition_sweep(lens, "capitals_continuation", "L1,L2.H0", limit=3, measure=ANSWER_LOGPROB, progress=False)
+    given, measures = (lens, "capitals_continuation", "L1,L2.H0"), ("both", "task", ANSWER_LOGPROB)
+    both, task, answer = (dl.condition_sweep(*given, limit=3, measure=m, progress=False) for m in measures)
     assert set(both.docs["metric"]) == {"acc", "acc_norm", ANSWER_LOGPROB}
     assert list(both.select(metrics=["acc", "acc_norm"]).docs["value"]) == list(task.docs["value"])
     assert list(both.select(metrics=ANSWER_LOGPROB).docs["value"]) == list(answer.docs["value"])
@@ -119,7 +117,7 @@ def test_measure_both_gives_each_metric_the_value_it_has_alone(lens):
 
 
 def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
-    result = condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=ANSWER_LOGPROB, progress=False)
+    result = dl.condition_sweep(lens, "kv_retrieval_4", "L1", limit=3, measure=ANSWER_LOGPROB, progress=False)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["kv_retrieval_4"]), limit=3)
     for request, value in zip(Answers(prepared).requests, result.docs["value"][:3], strict=True):
         assert value == pytest.approx(logprob(lens, request), abs=LOGPROB_TOLERANCE)
@@ -128,8 +126,8 @@ def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
 @pytest.mark.parametrize(("site", "mode"), [("head", "zero"), ("kv", "mean")])
 def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     options = {"limit": 3, "num_fewshot": 0, "site": site, "mode": mode, "measure": ANSWER_LOGPROB, "progress": False}
-    exact = head_sweep(lens, "capitals_continuation", **options)
-    estimated = head_sweep(lens, "capitals_continuation", method="attribution", **options)
+    exact = dl.head_sweep(lens, "capitals_continuation", **options)
+    estimated = dl.head_sweep(lens, "capitals_continuation", method="attribution", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]
     assert estimated.docs[keys].equals(exact.docs[keys])
     assert (estimated.record["method"], exact.record["method"]) == ("attribution", "exact")

@@ -39,18 +39,13 @@ MEASURES = {
     "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
     "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
     "patterns": lambda lens: one_prompt.attention(lens, TOKENS, "L4.H1").pattern[:, [2, 7]],
-    **{
-        name: lambda lens, of=of: np.concatenate([of.measure(lens, n) for n in made_needles()])
-        for name, of in DETECTORS.items()
-    },
 }
-OF_LATENT_ATTENTION = ("effects", *DETECTORS)
+for name, of in DETECTORS.items():
+    MEASURES[name] = lambda lens, of=of: np.concatenate([of.measure(lens, n) for n in made_needles()])
+MEASURED = [*(("llama-gqa", name) for name in MEASURES), *(("deepseek-v3", name) for name in ("effects", *DETECTORS))]
 
 
-@pytest.mark.parametrize(
-    ("family", "measure"),
-    [*(("llama-gqa", name) for name in MEASURES), *(("deepseek-v3", name) for name in OF_LATENT_ATTENTION)],
-)
+@pytest.mark.parametrize(("family", "measure"), MEASURED)
 def test_two_devices_give_what_one_gives(family, measure):
     whole = tiny.lens(family)
     found, wanted = (torch.as_tensor(MEASURES[measure](lens)) for lens in (spread(whole, TWO), whole))

@@ -9,11 +9,7 @@ from depthlens.tasks.measures import repetition
 
 # float32 sums of log-probabilities of a dozen tokens in another batch layout
 LOGPROB_TOLERANCE = 1e-4
-TEXTS = [
-    "A tide mill is a water mill driven by the sea.",
-    "The bus was already late when it came.",
-    "Did you lock the shed?",
-]
+TEXTS = ["A tide mill is a water mill driven by the sea.", "The bus was late when it came.", "Did you lock the shed?"]
 PROMPT, NEW = 8, 12
 
 
@@ -28,11 +24,8 @@ def result(lens):
 
 
 @pytest.mark.parametrize(("tokens", "share"), [
-    ([1, 2, 3, 4, 5, 6], 0),
     ([1, 2, 3, 4, 1, 2, 3, 4], 1 / 5),  # five 4-grams, the last is the first
-    ([7] * 10, 6 / 7),
-    ([1, 2, 3], 0),
-    ([], 0),
+    ([1, 2, 3, 4, 5, 6], 0), ([7] * 10, 6 / 7), ([1, 2, 3], 0), ([], 0),
 ])  # fmt: skip
 def test_repetition_is_one_minus_distinct_4_grams(tokens, share):
     assert repetition(tokens) == pytest.approx(share)

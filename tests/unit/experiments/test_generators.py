@@ -46,14 +46,11 @@ def test_a_task_that_draws_has_the_same_documents_and_values_every_time(lens, fo
     results = []
     for seed in (1, 2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-        before, state = ["mini_choice"] * (seed - 1), states()  # nor do other tasks matter
-        results.append(
-            dl.layer_sweep(lens, [*before, "shuffled"], include_path=folder, **QUIET).select(tasks="shuffled")
-        )
+        tasks, state = [*["mini_choice"] * (seed - 1), "shuffled"], states()  # nor do other tasks matter
+        results.append(dl.layer_sweep(lens, tasks, include_path=folder, **QUIET).select(tasks="shuffled"))
         assert states() == state
     one, two = results
     assert one.questions().to_json() == two.questions().to_json() and one.docs.equals(two.docs)
-    assert one.questions()["question"].map(lambda text: text.split(" 0.")[0]).tolist() != [
-        json.loads(line)["q"] for line in (folder / "test.jsonl").read_text().splitlines()
-    ]
+    asked = [text.split(" 0.")[0] for text in one.questions()["question"]]
+    assert asked != [json.loads(line)["q"] for line in (folder / "test.jsonl").read_text().splitlines()]
     assert set(one.docs["value"]) == {0.0, 1.0}

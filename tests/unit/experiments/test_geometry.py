@@ -12,12 +12,11 @@ import torch
 from by_hand import peak_bytes, recorded
 from geometries import ACCURACIES, N_LAYERS, TEXTS
 from made_results import exact
+from refusals import refused
 from scipy import stats as sps
-from scipy.stats import spearmanr
 
 import depthlens as dl
 from depthlens.ablations import BASELINE
-from depthlens.errors import UserError
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import texts
 from depthlens.models import loading
@@ -131,9 +130,8 @@ def contributions(lens, tokens, condition=BASELINE):
 
 @pytest.mark.parametrize(("reduce", "skip_first"), [("mean", 0), ("max", 2)])
 def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
-    table = geo.layer_effects(
-        lens, TEXTS, reduce=reduce, skip_first=skip_first, seed=5, batch_tokens=70, progress=False
-    ).table
+    options = {"reduce": reduce, "skip_first": skip_first, "seed": 5, "batch_tokens": 70, "progress": False}
+    table = geo.layer_effects(lens, TEXTS, **options).table
     n_layers = lens.dims.n_layers
     assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
     rows = [lens.tokenizer(text).input_ids for text in TEXTS]
@@ -171,8 +169,7 @@ def test_weights_that_overflow_are_refused():
     broken = tiny.lens("llama-gqa")
     broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
     for measure in (geo.depth_geometry, geo.layer_effects):
-        with pytest.raises(UserError, match="not finite under baseline"):
-            measure(broken, TEXTS, progress=False)
+        refused("not finite under baseline", measure, broken, TEXTS, progress=False)
 
 
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
@@ -195,6 +192,6 @@ def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():
     base, without = ACCURACIES["sums"]
     loss = [base - a for a in without]
     for name in ("good", "poor"):
-        assert table.loc[name, "spearman"] == pytest.approx(spearmanr(cheap[name], loss).statistic)
+        assert table.loc[name, "spearman"] == pytest.approx(sps.spearmanr(cheap[name], loss).statistic)
         assert table.loc[name, "other_reliability"] == 1
     assert table.loc["good", "spearman"] == pytest.approx(1) and np.isnan(table.loc["flat", "spearman"])

@@ -11,10 +11,8 @@ import tiny
 import depthlens as dl
 from depthlens.ablations import Ablation, Condition
 from depthlens.analysis.heads import curves as analysis
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
 from depthlens.experiments.head_curves import keep_only, removal_curve, same_layers
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.requests import LoglikelihoodRequest
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"
@@ -24,11 +22,8 @@ N_DOCS, N_DRAWS = 10, 20
 @pytest.fixture(scope="module")
 def curve(organism):
     lens, truth = organism
-    lists = {
-        "one-hop": [truth.role("retrieval"), (5, 0)],
-        "two-hop": [truth.role("output"), truth.role("bridge")],
-        "noise": [(5, 2), (0, 1)],
-    }
+    lists = {"one-hop": [truth.role("retrieval"), (5, 0)], "two-hop": [truth.role("output"), truth.role("bridge")]}
+    lists["noise"] = [(5, 2), (0, 1)]
     return removal_curve(lens, [ONE, TWO], lists, k=2, n_draws=N_DRAWS, limit=N_DOCS, progress=False)
 
 
@@ -52,7 +47,7 @@ def test_rivals_lie_in_the_same_layers_and_are_any_of_their_heads():
 def test_values_are_those_of_a_sweep(organism, curve):
     lens, _ = organism
     conditions = ["L4.H3", "L3.H0+L4.H3", "L2.H1+L5.H0"]
-    alone = condition_sweep(lens, [ONE, TWO], conditions, limit=N_DOCS, progress=False).summary
+    alone = dl.condition_sweep(lens, [ONE, TWO], conditions, limit=N_DOCS, progress=False).summary
     alone = alone[alone["metric"] == "acc"].set_index(["task", "condition"])["value"]
     points = curve.points.set_index(["list", "task", "k"])["value"]
     for task in (ONE, TWO):
@@ -74,7 +69,7 @@ def test_heads_are_removed_as_the_suffix_says(organism, suffix, text):
     lens, truth = organism
     lists = {"two-hop": [truth.role("output"), truth.role("bridge")]}
     found = removal_curve(lens, TWO, lists, suffix=suffix, k=[2], n_draws=10, limit=N_DOCS, progress=False)
-    alone = condition_sweep(lens, TWO, text, limit=N_DOCS, progress=False).summary.set_index("condition")["value"]
+    alone = dl.condition_sweep(lens, TWO, text, limit=N_DOCS, progress=False).summary.set_index("condition")["value"]
     points = found.points.set_index("k")["value"]
     assert points[2] == alone[text] and points[0] == alone["baseline"] and found.record["suffix"] == suffix
     orders = found.record["draws"]["two-hop"]
@@ -133,7 +128,7 @@ def test_every_other_head_is_at_its_mean(family, kept):
     plainly = [Ablation(la, "head", h, "mean") for la in range(dims.n_layers) for h in range(4) if (la, h) not in kept]
     short, long = keep_only(kept, dims), Condition(tuple(plainly))
     assert len(short.ablations) <= len(long.ablations)
-    whole, one, other = Engine(lens, means=means, progress=False).loglikelihood(requests, [Condition(), short, long])
+    whole, one, other = dl.Engine(lens, means=means, progress=False).loglikelihood(requests, [Condition(), short, long])
     for a, b, c in zip(whole, one, other, strict=True):
         assert b.logprob == pytest.approx(c.logprob, abs=LOGPROB_TOLERANCE)
         assert abs(b.logprob - a.logprob) > 10 * LOGPROB_TOLERANCE

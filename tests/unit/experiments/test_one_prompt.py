@@ -54,11 +54,11 @@ def test_the_last_depth_of_the_logit_lens_is_the_model(lens):
     assert list(found.says[-1]) == [lens.tokenizer.decode([int(i)]) for i in best.indices]
     entropy = -(probabilities * probabilities.log()).sum(-1)
     assert found.entropy[-1] == pytest.approx(entropy.numpy(), abs=1e-4)
+    body = lens.model.model
     with torch.no_grad():
-        embedded = lens.model.lm_head(
-            lens.model.model.norm(lens.model.model.embed_tokens(lens.tokenizer(PROMPT, return_tensors="pt").input_ids))
-        )
-    assert found.probability[0] == pytest.approx(embedded[0].softmax(-1).max(-1).values.numpy(), abs=1e-5)
+        embedded = body.norm(body.embed_tokens(lens.tokenizer(PROMPT, return_tensors="pt").input_ids))
+        read = lens.model.lm_head(embedded)[0].softmax(-1).max(-1).values
+    assert found.probability[0] == pytest.approx(read.numpy(), abs=1e-5)
     assert len(found.table) == found.says.size
 
 

@@ -10,23 +10,22 @@ import torch
 from by_hand import recorded
 
 import depthlens as dl
-from depthlens.errors import UserError
-from depthlens.experiments.patching import patch
 from depthlens.models.architectures import hidden
 
 LOGITS = 1e-4  # float32 sums in another order
 QUIET = {"progress": False}
 
 
-@pytest.mark.parametrize(
-    ("parts", "direction"), [("layers", "restore"), ("attn", "break"), ("mlp", "restore"), ("heads", "break")]
-)
+TRIED = [("layers", "restore"), ("attn", "break"), ("mlp", "restore"), ("heads", "break")]
+
+
+@pytest.mark.parametrize(("parts", "direction"), TRIED)
 def test_every_cell_equals_a_hook(parts, direction):
     lens = tiny.lens("llama-gqa")
     a, d = lens.arch, lens.dims.d_head
     modules = {"layers": a.layers, "attn": a.attn, "mlp": a.mlp, "heads": a.o_proj}[parts]
     pair, answers = ("the cat sat", "the dog sat"), ("a", "b")
-    found = patch(lens, *pair, parts, answer=answers, direction=direction, **QUIET)
+    found = dl.patch(lens, *pair, parts, answer=answers, direction=direction, **QUIET)
     source, target = pair[:: 1 if direction == "restore" else -1]
     assert ("".join(found.sources), "".join(found.tokens)) == (source, target)
     source, target = (lens.tokenizer(text).input_ids for text in (source, target))
@@ -66,7 +65,7 @@ def test_a_path_equals_hooks_by_hand():
     """Each head of L0 and L1 into L2.H1: the receiver's attention alone sees the residual with the sender's change."""
     lens = tiny.lens("llama-gqa")
     answers = likelier_first(lens, ("the cat sat", "the dog sat"), ("a", "b"))
-    found = patch(lens, "the cat sat", "the dog sat", "heads", answer=answers, into="L2.H1", **QUIET)
+    found = dl.patch(lens, "the cat sat", "the dog sat", "heads", answer=answers, into="L2.H1", **QUIET)
     assert found.parts == tuple(f"L{layer}.H{head}" for layer in (0, 1) for head in range(lens.dims.n_heads))
     clean, corrupted = (lens.tokenizer(text).input_ids for text in ("the cat sat", "the dog sat"))
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
@@ -115,12 +114,12 @@ def likelier_first(lens, pair, answers):
 
 def test_a_mean_over_pairs_has_intervals_and_one_pair_has_none():
     lens = tiny.lens("llama-gqa")
-    one = patch(lens, "the cat sat", "the dog sat", answer=("a", "b"), **QUIET)
+    one = dl.patch(lens, "the cat sat", "the dog sat", answer=("a", "b"), **QUIET)
     assert np.isnan(one.table["ci_low"]).all()
     pairs = [("the cat sat", "the dog sat"), ("the hen sat", "the fox sat")]
     answers = [likelier_first(lens, pair, told) for pair, told in zip(pairs, [("a", "b"), ("c", "d")], strict=True)]
-    each = [patch(lens, *pair, answer=told, **QUIET) for pair, told in zip(pairs, answers, strict=True)]
-    both = patch(lens, *zip(*pairs, strict=True), answer=answers, **QUIET)
+    each = [dl.patch(lens, *pair, answer=told, **QUIET) for pair, told in zip(pairs, answers, strict=True)]
+    both = dl.patch(lens, *zip(*pairs, strict=True), answer=answers, **QUIET)
     gaps = both.differences["clean"] - both.differences["corrupted"]  # W9: a pair without a difference has no weight
     wanted = np.average([x.effect.value for x in each], axis=0, weights=gaps)
     np.testing.assert_allclose(both.effect.value, wanted, atol=1e-5)
@@ -134,14 +133,14 @@ def test_what_is_compared_is_named_with_its_numbers(direction):
     """In what is printed, in the sentences and in the figure."""
     lens = dl.load("organism", device="cpu")
     clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
-    found = patch(lens, clean, corrupted, direction=direction, **QUIET)
+    found = dl.patch(lens, clean, corrupted, direction=direction, **QUIET)
     (right, wrong, *values) = found.differences.loc[0]
     assert (right.strip(), wrong.strip()) == ("Dora", "Ben") and values[0] > 0 > values[1]
     named = f"log-probability of {right!r} minus that of {wrong!r}"
     numbers = f": {values[0]:.2f} on the clean prompt, {values[1]:.2f} on the corrupted one"
     title = found.plot().get_suptitle().replace("-\n", "-").replace("\n", " ")
     assert all(named + numbers in text for text in (repr(found), found.describe()[-1], title))
-    twice = patch(lens, [clean] * 2, [corrupted] * 2, direction=direction, **QUIET)
+    twice = dl.patch(lens, [clean] * 2, [corrupted] * 2, direction=direction, **QUIET)
     assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)
 
 
@@ -149,6 +148,6 @@ def test_a_path_needs_a_layer_that_only_adds():
     """OLMo-2 norms what attention gives before it is added, so that a head's own share of it is not known."""
     lens = model_classes.lens("olmo2")
     told = {"answer": ("a", "b")} | QUIET
-    patch(lens, "the cat", "the dog", "heads", **told)
-    with pytest.raises(UserError, match="does more than add .* patch without into"):
-        patch(lens, "the cat", "the dog", "heads", into="L1.H1", **told)
+    dl.patch(lens, "the cat", "the dog", "heads", **told)
+    with pytest.raises(dl.UserError, match="does more than add .* patch without into"):
+        dl.patch(lens, "the cat", "the dog", "heads", into="L1.H1", **told)

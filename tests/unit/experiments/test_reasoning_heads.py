@@ -19,11 +19,8 @@ LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, com
 
 @pytest.fixture(scope="module")
 def reasoning(lens):
-    options = {"limit": 3, "num_fewshot": 0, "progress": False}
-    return {
-        method: reasoning_scores(lens, "arithmetic_cot", method=method, **options)
-        for method in ("exact", "attribution")
-    }
+    options, methods = {"limit": 3, "num_fewshot": 0, "progress": False}, ("exact", "attribution")
+    return {method: reasoning_scores(lens, "arithmetic_cot", method=method, **options) for method in methods}
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +35,17 @@ def tokens_of(solution, kind):
 
 def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
     found, clean = reasoning["exact"], [logprobs(lens, s.text.tokens) for s in solved]
-    surprisal = {
-        kind: np.mean([-c[tokens_of(s, kind)].mean() for s, c in zip(solved, clean, strict=True)])
-        for kind in reasoning_heads.KINDS
-    }
+
+    def means(lost, kind):
+        """Of the tokens of a kind, by solution."""
+        return [x[tokens_of(s, kind)].mean() for s, x in zip(solved, lost, strict=True)]
+
+    surprisal = {kind: -np.mean(means(clean, kind)) for kind in reasoning_heads.KINDS}
     for head in [(0, 1), (3, 2)]:
-        by_kind = {kind: [] for kind in reasoning_heads.KINDS}
-        for solution, whole in zip(solved, clean, strict=True):
-            lost = whole - logprobs(lens, solution.text.tokens, [head])
-            for kind in reasoning_heads.KINDS:
-                by_kind[kind].append(lost[tokens_of(solution, kind)].mean())
-        for kind in reasoning_heads.KINDS:
-            assert found[kind].values[head] == pytest.approx(np.mean(by_kind[kind]), abs=LOSS_TOLERANCE)
+        lost = [whole - logprobs(lens, s.text.tokens, [head]) for s, whole in zip(solved, clean, strict=True)]
+        by_kind = {kind: means(lost, kind) for kind in reasoning_heads.KINDS}
+        for kind, losses in by_kind.items():
+            assert found[kind].values[head] == pytest.approx(np.mean(losses), abs=LOSS_TOLERANCE)
         gap = np.subtract(by_kind["computed"], by_kind["copied"])
         assert found["contrast"].values[head] == pytest.approx(gap.mean(), abs=2 * LOSS_TOLERANCE)
         ratios = [np.mean(by_kind[kind]) / surprisal[kind] for kind in ("computed", "copied")]
@@ -63,10 +59,8 @@ def test_reasoning_losses_are_those_of_removal_by_hand(lens, reasoning, solved):
 
 
 def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens, reasoning, solved):
-    found = reasoning["attribution"]
-    assert found["text"].record["baseline"]["text"]["nats_per_token"] == pytest.approx(
-        reasoning["exact"]["text"].record["baseline"]["text"]["nats_per_token"], abs=LOSS_TOLERANCE
-    )
+    estimated, exact = (reasoning[m]["text"].record["baseline"]["text"] for m in ("attribution", "exact"))
+    assert estimated["nats_per_token"] == pytest.approx(exact["nats_per_token"], abs=LOSS_TOLERANCE)
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
     for solution, of_whole in zip(solved, whole.numpy(), strict=True):
@@ -101,13 +95,10 @@ def test_attention_at_results_is_the_mass_of_the_eager_kernel(family):
 def test_numbers_of_a_solution_are_computed_or_copied():
     question = "Question: Ann has 53 pens, gives away 12 and buys 17. Two friends help.\nAnswer:"
     solution = " There are 53 - 12 = 41.\nThen 41 + 17 = 58, or 1,058.5 with 2 of 7th at 12 = 12 and 99.\n#### 58"
-    found = [
-        (solution[a:b], kind) for a, b, kind in reasoning_heads.kinds(solution, question, examples="Question: 99\n\n")
-    ]
-    assert found == [
-        ("53", "copied"), ("12", "copied"), ("41", "computed"), ("41", "copied"), ("17", "copied"), ("58", "computed"),
-        ("1,058.5", "computed"), ("2", None), ("12", "copied"), ("12", None), ("99", None), ("58", "copied"),
-    ]  # fmt: skip
+    kinds = reasoning_heads.kinds(solution, question, examples="Question: 99\n\n")
+    found = {kind: [solution[a:b] for a, b, of in kinds if of == kind] for kind in ("copied", "computed", None)}
+    assert found["copied"] == ["53", "12", "41", "17", "12", "58"]
+    assert found["computed"] == ["41", "58", "1,058.5"] and found[None] == ["2", "12", "99"]
     as_gsm8k = "90/3 = <<90/3=30>>30 jars, 90+30 = <<90+30=120>>120.\n#### 120"
     kinds = [kind for _, _, kind in reasoning_heads.kinds(as_gsm8k, "90 jars on 3 shelves")]
     assert kinds == ["copied"] * 4 + ["computed"] + ["copied"] * 5 + ["computed"] + ["copied"] * 2
@@ -129,13 +120,11 @@ def test_spans_cover_the_solution_and_results_know_their_operands(lens):
         assert not any(c.isdigit() for s in solution.spans if s.kind == "text" for c in read(range(s.start, s.end)))
         assert "Question:" in read(solution.question) and read(solution.question).count("Question:") == 1
         for request in map(solution.request, solution.spans):
-            assert (*request.context, *request.continuation) == tokens[
-                : len(request.context) + len(request.continuation)
-            ]
-    text = align(
-        Encoder(lens), "test", "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
-    )
-    found = reasoning_heads.take_apart(0, text, "Q: 3 bags of 9, minus 21?\nA:")
+            asked = (*request.context, *request.continuation)
+            assert asked == tokens[: len(asked)]
+    question, solution = "Q: 3 bags of 9, minus 21?\nA:", " 3 * 9 = 27.\n27 - 21 = 6.\nWith 4: 6 + 27 = 33."
+    text = align(Encoder(lens), "test", question, solution)
+    found = reasoning_heads.take_apart(0, text, question)
 
     def letters(positions):
         return "".join((text.context + text.continuation)[p] for p in positions)

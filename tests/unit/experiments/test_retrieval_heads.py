@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 from by_hand import attentions, logprobs, made_needles, random_tokens, recorded
+from refusals import refused
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.experiments.attribution import attribute
 from depthlens.experiments.retrieval_heads import DETECTORS, retrieval_scores
 from depthlens.requests import LoglikelihoodRequest
@@ -96,14 +96,12 @@ def test_a_task_gives_needles_and_attribution_agrees():
 def test_needles_that_are_not_recalled_do_not_count():
     lens, truth = planted("organism")
     good = planted_needles("one_hop", 5)
-    swapped = [
-        Needle(LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)), (0,), n.places) for n in good
-    ]
+    wrong = [LoglikelihoodRequest(n.request.context, (n.request.continuation[0] - 1,)) for n in good]
+    swapped = [Needle(request, (0,), n.places) for request, n in zip(wrong, good, strict=True)]
     mixed = retrieval_scores(lens, needles=[*good, *swapped], progress=False)
     assert mixed.n == 5 and mixed.record["needles"]["asked"] == 10
     assert np.array_equal(mixed.values, retrieval_scores(lens, needles=good, progress=False).values)
-    with pytest.raises(UserError, match="recalls none of 5 needles: cannot judge"):
-        retrieval_scores(lens, needles=swapped, progress=False)
+    refused("recalls none of 5 needles: cannot judge", retrieval_scores, lens, needles=swapped, progress=False)
     assert dl.recalled_needles(lens, swapped, progress=False) == []
     given = retrieval_scores(lens, needles=swapped, only_recalled=False, progress=False)
     assert given.n == 5 and given.record["needles"]["recalled"] == 0 and not given.record["needles"]["only_recalled"]

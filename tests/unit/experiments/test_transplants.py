@@ -6,32 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import surgery
+import tiny
 import torch
+import transplants
 from accelerate.utils import OffloadedWeightsLoader
 from by_hand import recorded
 from scipy import stats as sps
-from transplants import (
-    FAMILIES,
-    SAME,
-    attributes,
-    conditions_for,
-    layers_in_memory,
-    logits,
-    operated,
-    other,
-    removals,
-    requests,
-    same,
-    scores,
-    texts,
-    two,
-)
+from transplants import SAME, conditions_for, logits, operated, removals, requests, same, scores, texts, two
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.references import measure_means
 from depthlens.experiments import distillation
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
 
@@ -41,7 +27,7 @@ BIASED = {"attention_bias": True}  # that of the output projection goes with the
 @pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v3"])
 def test_other_rotary_frequencies_go_with_whole_layers(family):
     base = surgery.rough_lens(family)
-    donor = other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
+    donor = transplants.other(surgery.rough_lens(family, rope_parameters={"rope_type": "default", "rope_theta": 50.0}))
     together = dl.with_donor(base, donor)
     assert together.own_rotary
     with dl.ablated(together, "embed@donor+unembed@donor+L0-4@donor"):
@@ -54,12 +40,11 @@ def test_other_rotary_frequencies_go_with_whole_layers(family):
     assert texts(together, conditions)[1] == texts(donor, conditions[:1])[0]
 
 
-BIASES = [("llama-gqa", 2048, BIASED), ("deepseek-v2", 2048, BIASED)]
+TRIED = [*((family, 2048, {}) for family in tiny.FAMILIES), ("llama-gqa", 1, {})]
+TRIED += [("llama-gqa", 2048, BIASED), ("deepseek-v2", 2048, BIASED)]
 
 
-@pytest.mark.parametrize(
-    ("family", "batch_tokens", "changes"), [("llama-gqa", 1, {}), *((family, 2048, {}) for family in FAMILIES), *BIASES]
-)
+@pytest.mark.parametrize(("family", "batch_tokens", "changes"), TRIED)
 def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_tokens, changes):
     base, donor = two(family, **changes)
     together = dl.with_donor(base, donor)
@@ -71,9 +56,8 @@ def test_wavefront_plain_rows_and_generation_agree_with_surgery(family, batch_to
     for i, condition in enumerate(conditions):
         cut = operated(base, donor, condition)
         same(walked[i], scores(cut, [removals(condition)])[0], str(condition))
-        assert bool(condition) == bool((walked[i] - clean).abs().max() > 10 * SAME), (
-            f"{condition} does too little to see"
-        )
+        seen = bool((walked[i] - clean).abs().max() > 10 * SAME)
+        assert bool(condition) == seen, f"{condition} does too little to see"
         if batch_tokens > 1:
             assert written[i] == texts(cut, [removals(condition)])[0], str(condition)
     assert len({tuple(row) for row in written}) > len(conditions) // 2, "the texts tell nothing apart"
@@ -91,7 +75,7 @@ def test_reference_means_and_donors_in_one_condition():
 
 def test_a_failing_read_of_the_donor_leaves_the_base_whole(saved, monkeypatch):
     base, donor = loading.load(saved("llama-gqa")), loading.load(saved("llama-gqa", moved=True), offload="disk")
-    clean, shape, together = logits(base.model), attributes(base.model), dl.with_donor(base, donor)
+    clean, shape, together = logits(base.model), transplants.attributes(base.model), dl.with_donor(base, donor)
 
     def fail(self, key):
         raise OSError(f"cannot read {key}")
@@ -102,8 +86,8 @@ def test_a_failing_read_of_the_donor_leaves_the_base_whole(saved, monkeypatch):
             logits(base.model)
         with pytest.raises(OSError, match="cannot read"):
             scores(together, expand("L1@donor,L3@donor", base.dims))
-    assert torch.equal(logits(base.model), clean) and attributes(base.model) == shape
-    assert layers_in_memory(donor) == []
+    assert torch.equal(logits(base.model), clean) and transplants.attributes(base.model) == shape
+    assert transplants.layers_in_memory(donor) == []
 
 
 def test_transplants_inside_one_another_are_both_in_force():
@@ -127,10 +111,10 @@ def test_transplants_go_through_sweep_statistics_and_record(saved, tmp_path):
     base, donor = loading.load(saved()), loading.load(saved(moved=True))
     options = {"limit": 4, "measure": "both", "progress": False}
     ablate = "layers@donor,L0-1,bottom@donor,L2@donor+L3.H1,whole@donor"
-    swept = condition_sweep(base, [TASK, WRITTEN], ablate, donor=saved(moved=True), **options)
+    swept = dl.condition_sweep(base, [TASK, WRITTEN], ablate, donor=saved(moved=True), **options)
     assert list(swept.docs["condition"].unique()) == swept.record["conditions"]
     assert swept.record["conditions"][-2:] == ["L2@donor+L3.H1", "embed@donor+unembed@donor+L0-4@donor"]
-    alone = condition_sweep(donor, [TASK, WRITTEN], ["baseline"], **options)
+    alone = dl.condition_sweep(donor, [TASK, WRITTEN], ["baseline"], **options)
     mine = swept.docs[swept.docs["condition"] == swept.record["conditions"][-1]].reset_index(drop=True)
     assert mine["doc_id"].tolist() == alone.docs["doc_id"].tolist()
     assert mine["response"].tolist() == alone.docs["response"].tolist()

@@ -1,7 +1,5 @@
 """What a user does to a model counts once, wherever numbers come from; `test_user_programs` has more of it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import logging
@@ -12,14 +10,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from refusals import refused
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, parse_condition
+from depthlens.ablations import BASELINE
 from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.models import remote
-from depthlens.models.lens import Lens
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
 
@@ -36,9 +33,7 @@ def lens():
 
 def scores(lens, *conditions, **options):
     """Log-likelihoods. Shape [condition, request]."""
-    under = [parse_condition(text) for text in conditions or ("baseline",)]
-    answers = Engine(lens, progress=False, **options).loglikelihood(ASKED, under)
-    return torch.tensor([[answer.logprob for answer in row] for row in answers])
+    return model_classes.scores(lens, conditions or ["baseline"], ASKED, **options)
 
 
 def by_the_batch(module, args, output):
@@ -76,16 +71,10 @@ def test_means_are_taken_text_by_text_where_a_hook_sees_the_batch(lens):
 def test_what_does_not_see_a_hook_is_refused(lens, tmp_path):
     lens.model.model.layers[1].register_forward_hook(by_the_batch)
     said = "has hooks on model.layers.1"
-    for ask in (
-        lambda: scores(lens, backend="nnsight"),
-        lambda: scores(lens, backend="transformer_lens"),
-        lambda: scores(lens, path="wavefront"),
-        lambda: dl.logit_lens(lens, PROMPT),
-    ):
-        with pytest.raises(UserError, match=said):
-            ask()
-    with pytest.raises(UserError, match=f"{said}, which no checkpoint holds"):
-        dl.export(lens, "L1", tmp_path / "smaller")
+    for how in ({"backend": "nnsight"}, {"backend": "transformer_lens"}, {"path": "wavefront"}):
+        refused(said, scores, lens, **how)
+    refused(said, dl.logit_lens, lens, PROMPT)
+    refused(f"{said}, which no checkpoint holds", dl.export, lens, "L1", tmp_path / "smaller")
     assert AnswerStore(str(tmp_path), lens).store is None
 
 
@@ -108,10 +97,10 @@ def test_conditions_in_force_are_added_to_every_row(family, outer):
 
 def test_a_layer_that_runs_twice_fits_no_cache(lens):
     with dl.ablated(lens, "L1x2"):
-        with pytest.raises(UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
+        with pytest.raises(dl.UserError, match="L1x2 runs a layer twice, and a cache holds it once; use_cache=False"):
             lens.model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
         engine = Engine(lens, path="padded_rows", progress=False)
-        with pytest.raises(UserError, match="L1x2 passes layers again, and writes no texts where layers are not walk"):
+        with pytest.raises(dl.UserError, match="L1x2 passes layers again, and writes no texts where layers are not w"):
             engine.generate_until([GenerateRequest((5, 6), (), 4)], [BASELINE])
 
 
@@ -120,7 +109,7 @@ def test_other_backends_add_them_too(lens, backend):
     wanted = scores(lens, "L2", "L2+L3.H1")
     with dl.ablated(lens, "L2"):
         assert torch.allclose(scores(lens, "baseline", "L3.H1", backend=backend), wanted, atol=SAME)
-    with dl.ablated(lens, "(L1-2)x2"), pytest.raises(UserError, match="can be computed by backend 'torch' only"):
+    with dl.ablated(lens, "(L1-2)x2"), pytest.raises(dl.UserError, match="can be computed by backend 'torch' only"):
         scores(lens, "baseline", backend=backend)
 
 
@@ -172,7 +161,7 @@ def test_a_context_that_has_ended_elsewhere_is_over_here(lens):
 
 
 def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
-    other, donor = Lens(lens.model, lens.tokenizer, "other"), tiny.lens("llama-gqa", rope_parameters=None)
+    other, donor = dl.Lens(lens.model, lens.tokenizer, "other"), tiny.lens("llama-gqa", rope_parameters=None)
     donor.model.model.layers[2].mlp.down_proj.weight.data.mul_(-1)
     pair = dl.with_donor(lens, donor)
     wanted = scores(lens, "L1")[0], scores(pair, "L2@donor")[0]
@@ -185,14 +174,10 @@ def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
 def test_what_knows_no_conditions_says_so(lens, tmp_path):
     texts = ["one text of some length"]
     with dl.ablated(lens, "L1"):
-        with pytest.raises(UserError, match="is ablated here, which no checkpoint holds"):
-            dl.export(lens, "L2", tmp_path / "smaller")
-        for ask in (
-            lambda: dl.layer_effects(lens, texts, store=None, progress=False),
-            lambda: dl.activation_deltas(lens, tiny.lens("llama-gqa"), texts, store=None),
-        ):
-            with pytest.raises(UserError, match="is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"):
-                ask()
+        refused("is ablated here, which no checkpoint holds", dl.export, lens, "L2", tmp_path / "smaller")
+        said = "is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"
+        refused(said, dl.layer_effects, lens, texts, store=None, progress=False)
+        refused(said, dl.activation_deltas, lens, tiny.lens("llama-gqa"), texts, store=None)
 
 
 def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):
@@ -246,9 +231,9 @@ def test_a_model_that_scales_by_the_place_in_the_row_is_packed_within_that_scale
         layer.self_attn.floor_scale, layer.self_attn.attn_temperature_tuning = 24, True
         layer.self_attn.use_rope = False
     found = scores(lens)
-    assert Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
+    assert dl.Engine(lens, progress=False).path_for(max(LENGTHS)) == "wavefront"
     assert torch.allclose(found[0], torch.tensor([by_hand.logprob(lens.model, q) for q in ASKED]), atol=SAME)
-    assert Engine(lens, progress=False).path_for(25) == "padded_rows"
+    assert dl.Engine(lens, progress=False).path_for(25) == "padded_rows"
 
 
 @pytest.mark.parametrize("path", [None, "padded_rows"])
@@ -266,10 +251,10 @@ def test_rows_that_skip_layers_do_not_pass_them_while_they_write(lens, monkeypat
         return call(self, x, *args, **kwargs)
 
     texts = ["baseline", "L1", "L2@int8", "L1-3", "L0-4", "L2[1:]", "L3+L1.H0", "L2@mean"]
-    conditions, means = [*map(parse_condition, texts)], measure_means(lens, [(1, 2, 3, 4), (9, 8)], "two texts")
+    conditions, means = [*map(dl.parse_condition, texts)], measure_means(lens, [(1, 2, 3, 4), (9, 8)], "two texts")
     asked = [GenerateRequest(q.context, (), 6) for q in ASKED]
-    wanted = Engine(lens, path="padded_rows", means=means, progress=False).generate_until(asked, conditions)
-    engine = Engine(lens, means=means, progress=False)
+    wanted = dl.Engine(lens, path="padded_rows", means=means, progress=False).generate_until(asked, conditions)
+    engine = dl.Engine(lens, means=means, progress=False)
     engine.walked()
     monkeypatch.setattr(type(lens.arch.layers[0]), "forward", counted)
     assert engine.generate_until(asked, conditions) == wanted

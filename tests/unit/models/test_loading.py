@@ -1,7 +1,5 @@
 """Loading: what comes out equals what went in, nothing downloaded is executed, every failure is one line."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil
@@ -10,22 +8,18 @@ import gguf_files
 import pytest
 import tiny
 import torch
+from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaForCausalLM
+from transplants import logits
 
 import depthlens as dl
-from depthlens.errors import UserError
 from depthlens.models import loading
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa")
-
-
 @pytest.fixture
-def copy(folder, tmp_path):
-    """A folder of one's own to spoil."""
-    return shutil.copytree(folder, tmp_path / "copy")
+def copy(tmp_path):
+    """A folder to spoil."""
+    return tiny.save(tmp_path / "copy", "llama-gqa")
 
 
 def change_config(folder, **changes):
@@ -33,37 +27,17 @@ def change_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def refusal(name, **kwargs) -> str:
-    with pytest.raises(UserError) as raised:
-        loading.load(name, **kwargs)
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
-
-
-def logits(lens):
-    tokens = torch.tensor([lens.tokenizer("Layers do not matter equally.").input_ids])
-    with torch.no_grad():
-        return lens.model(tokens).logits
-
-
 @pytest.mark.parametrize("family", ["llama-mha", "qwen3", "deepseek-v2"])
 def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     loaded = loading.load(str(tiny.save(tmp_path, family)))
     original = tiny.lens(family)
-    assert torch.equal(logits(loaded), logits(original))
+    assert torch.equal(logits(loaded.model), logits(original.model))
     assert loaded.dims == original.dims
     assert loaded.fingerprint == original.fingerprint
     assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
 
 
 # -- GGUF --
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "qwen2"])
@@ -83,7 +57,7 @@ def test_a_gguf_file_is_converted_once_to_what_transformers_makes_of_it(family, 
     assert again.tokenizer.chat_template == direct.tokenizer.chat_template == gguf_files.CHAT
     streamed = loading.load(path, offload="disk")
     for lens in (first, again, streamed):
-        assert lens.identify() == direct.identify() and torch.equal(logits(lens), logits(direct))
+        assert lens.identify() == direct.identify() and torch.equal(logits(lens.model), logits(direct.model))
     assert first.describe() == direct.describe()
     cut = loading.load(f"{path}[:2]", dtype="bfloat16")
     kept = model.to(torch.bfloat16).state_dict()
@@ -102,7 +76,7 @@ def test_a_converted_file_keeps_float32_and_says_what_it_was_written_in(file_typ
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"))
     monkeypatch.setenv("DEPTHLENS_CACHE", str(path / "within"))
-    message = refusal(path)
+    message = refused("", loading.load, path)
     assert f"model {str(path)!r} cannot be written to {path}/within (NotADirectoryError" in message
     assert "free 4 bytes a weight there or set DEPTHLENS_CACHE to another folder" in message
 
@@ -116,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_a_gguf_file_of_which_transformers_would_make_another_model(spoilt, said, tmp_path, cache):
     path = gguf_files.write(tmp_path / "m.gguf", tiny.model("llama-gqa"), **spoilt)
     for _ in range(2):
-        assert said in refusal(path) and [*cache.iterdir()] == [], "nothing is kept"
+        assert said in refused("", loading.load, path) and [*cache.iterdir()] == [], "nothing is kept"
 
 
 # -- nothing that came with a model runs --
@@ -135,7 +109,7 @@ def test_code_beside_the_weights_is_never_executed(copy, tmp_path, model_type, m
     if model_type == "llama":  # a family that transformers knows needs none of that code
         assert loading.load(str(copy)).dims.n_layers == 5
     else:
-        assert "contains custom code" in refusal(str(copy))
+        assert "contains custom code" in refused("", loading.load, str(copy))
     assert not marker.exists()
 
 
@@ -146,7 +120,7 @@ def test_pickled_weights_are_refused_unread(copy, tmp_path):
 
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
-    message = refusal(str(copy))
+    message = refused("", loading.load, str(copy))
     assert "model.safetensors" in message and str(copy) in message
     assert not (tmp_path / "executed").exists()
 
@@ -166,20 +140,20 @@ def without_tokenizer(folder):
 ])  # fmt: skip
 def test_a_damaged_folder_is_one_line(copy, spoil, said):
     spoil(copy)
-    assert said in refusal(str(copy))
+    assert said in refused("", loading.load, str(copy))
 
 
 def test_weights_that_are_missing_are_not_filled_at_random(copy, capfd):
     change_config(copy, num_hidden_layers=7)
-    message = refusal(str(copy))
+    message = refused("", loading.load, str(copy))
     assert "lack 18 of its weights, e.g. model.layers.5.input_layernorm.weight is missing; get the" in message
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_a_model_too_large_for_the_memory(folder, monkeypatch, error):
+def test_a_model_too_large_for_the_memory(copy, monkeypatch, error):
     def full(*given, **options):
         raise error
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", full)
-    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refusal(str(folder))
+    assert "does not fit into memory; try dtype=bfloat16 or offload=disk" in refused("", loading.load, str(copy))

@@ -1,34 +1,18 @@
 """Layers read from disk during the walk: scores, errors and fingerprint of the model loaded whole."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch
 import transplants
+from refusals import refused
 from safetensors.torch import load_file, save_file
-from transplants import ALIKE as SAME
-from transplants import layers_in_memory, requests, scores
+from transplants import ALIKE, layers_in_memory, logits, requests, scores
 
 from depthlens.ablations import expand
-from depthlens.engine.engine import Engine
 from depthlens.engine.references import measure_means
-from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.models import loading, pairs
 from depthlens.models.architectures import Architecture
-from depthlens.requests import GenerateRequest
-
-
-def every_kind(dims):
-    words = ("layers", "attn", "mlp", "heads", "kv", "blocks:2")
-    return list(dict.fromkeys(c for word in words for c in expand(word, dims)))
-
-
-def logits(lens):
-    with torch.no_grad():
-        return lens.model(torch.tensor([[1, 2, 3, 4, 5]])).logits
-
 
 # -- the same model --
 
@@ -37,23 +21,22 @@ def logits(lens):
 def test_an_offloaded_model_is_the_model_loaded_whole(saved, family, monkeypatch):
     whole, streamed = loading.load(saved(family)), loading.load(saved(family), offload="disk")
     assert layers_in_memory(whole) == list(range(5)) and layers_in_memory(streamed) == []
-    conditions, held = every_kind(whole.dims), []
+    conditions, held = expand("layers,attn,mlp,heads,kv,blocks:2", whole.dims), []
     wanted = scores(whole, conditions)
     call = Architecture.call
     monkeypatch.setattr(Architecture, "call", lambda *a: (held.append(layers_in_memory(streamed)), call(*a))[1])
-    torch.testing.assert_close(scores(streamed, conditions), wanted, rtol=0, atol=SAME)
+    torch.testing.assert_close(scores(streamed, conditions), wanted, rtol=0, atol=ALIKE)
     assert max(map(len, held)) == 1 and layers_in_memory(streamed) == []
     assert streamed.fingerprint == whole.fingerprint
     assert streamed.describe() == whole.describe() | {"offload": "disk"} and whole.describe()["offload"] is None
     # called whole, as by hand in a notebook
-    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
+    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=ALIKE)
     assert layers_in_memory(streamed) == [] and not any(p.requires_grad for p in streamed.model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("family", "tied", "stored", "dtype"),
-    [("llama-gqa", True, torch.bfloat16, "auto"), ("deepseek-v3", False, torch.float32, "bfloat16")],
-)
+@pytest.mark.parametrize(("family", "tied", "stored", "dtype"), [
+    ("llama-gqa", True, torch.bfloat16, "auto"), ("deepseek-v3", False, torch.float32, "bfloat16"),
+])  # fmt: skip
 def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored, dtype):
     tiny.model(family, tie_word_embeddings=tied).to(stored).save_pretrained(tmp_path, max_shard_size="40KB")
     tiny.tokenizer().save_pretrained(tmp_path)
@@ -62,7 +45,7 @@ def test_shards_tied_embeddings_and_other_dtypes(tmp_path, family, tied, stored,
     streamed = loading.load(tmp_path, dtype=dtype, device="cpu", offload="disk")
     assert streamed.dtype == whole.dtype and (streamed.arch.unembed.weight is streamed.arch.embed.weight) == tied
     assert streamed.fingerprint == whole.fingerprint  # of names, shapes, dtypes and values
-    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=SAME)
+    torch.testing.assert_close(logits(streamed.model), logits(whole.model), rtol=0, atol=ALIKE)
 
 
 # -- what goes wrong on the way --
@@ -79,7 +62,7 @@ def test_an_exception_in_a_layer_leaves_none_in_memory(saved, error, whole_call)
 
     handle = lens.arch.mlp[2].register_forward_hook(fail)
     with pytest.raises(type(error)):
-        logits(lens) if whole_call else scores(lens, conditions)
+        logits(lens.model) if whole_call else scores(lens, conditions)
     handle.remove()
     assert layers_in_memory(lens) == []
     assert torch.equal(scores(lens, conditions), wanted)
@@ -95,18 +78,18 @@ def test_means_rows_and_sliding_windows_read_layers_as_they_are_called(saved):
     conditions = expand(["L1@mean", "L2.H1@mean", "L3", "L2[1:]", "L3.H0[1:]@noise"], whole.dims)
     texts = [[*r.context, *r.continuation] for r in requests()]
     means = [measure_means(lens, texts, "texts") for lens in (whole, streamed)]
-    torch.testing.assert_close(means[1].mean["z"], means[0].mean["z"], rtol=0, atol=SAME)
+    torch.testing.assert_close(means[1].mean["z"], means[0].mean["z"], rtol=0, atol=ALIKE)
     found = [scores(lens, conditions, means=m) for lens, m in zip((whole, streamed), means, strict=True)]
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=SAME)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=ALIKE)
     assert (found[0][1:] - found[0][0]).abs().max() > 0.01 and layers_in_memory(streamed) == []
 
 
 def test_generation_is_refused_before_anything_runs(saved):
     lens = loading.load(saved(max_position_embeddings=4096), offload="disk")
-    with pytest.raises(UserError, match="read whole once for every token; load it without offload, or score"):
-        Engine(lens, progress=False).generate_until([GenerateRequest((1, 2), ("\n",), 3)], expand("layers", lens.dims))
-    with pytest.raises(UserError, match="task kv_retrieval_4: an offloaded model"):
-        sweep.layer_sweep(lens, ["capitals_continuation", "kv_retrieval_4"], limit=1, progress=False)
+    said = "read whole once for every token; load it without offload, or score"
+    refused(said, transplants.texts, lens, expand("layers", lens.dims))
+    tasks = ["capitals_continuation", "kv_retrieval_4"]
+    refused("task kv_retrieval_4: an offloaded model", sweep.layer_sweep, lens, tasks, limit=1, progress=False)
 
 
 @pytest.mark.parametrize(("family", "offloaded"), [("llama-gqa", "disk"), ("qwen3-moe", None), ("deepseek-v3", "disk")])
@@ -140,29 +123,17 @@ def test_layers_of_a_donor_that_nothing_asks_for_are_not_read(saved, monkeypatch
 # -- what cannot be loaded --
 
 
-@pytest.fixture
-def copy(tmp_path):
-    return tiny.save(tmp_path / "copy", "qwen3-moe")
-
-
-def refusal(folder, offload):
-    with pytest.raises(UserError) as caught:
-        loading.load(folder, offload=offload)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "how"), [("model.layers.2.mlp.experts.1.down_proj.weight", "missing"), ("model.norm.weight", "other shape")]
-)
-def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(copy, key, how):
+@pytest.mark.parametrize(("key", "how"), [
+    ("model.layers.2.mlp.experts.1.down_proj.weight", "is missing"), ("model.norm.weight", "has shape"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_as_for_a_whole_model(tmp_path, key, how):
+    copy = tiny.save(tmp_path, "qwen3-moe")
     weights = load_file(copy / "model.safetensors")
     names = [k for k in weights if k.startswith("model.layers.2.mlp.experts.")] if "experts" in key else [key]
     for name in names:  # transformers stacks the experts that are there: one that lacks shows in the shape
-        if how == "missing":
+        if how == "is missing":
             del weights[name]
         else:
             weights[name] = weights[name][..., :-1].contiguous()
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    message = refusal(copy, "disk")
-    assert message == refusal(copy, None)
-    assert ("is missing" if how == "missing" else "has shape") in message
+    assert refused(how, loading.load, copy, offload="disk") == refused("", loading.load, copy)

@@ -1,21 +1,18 @@
 """Models of the user: ``Lens(model, tokenizer)``, ``BASE+ADAPTER``, or a folder that peft wrote."""
 
-from __future__ import annotations
-
 import shutil
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from model_classes import ASKED
+from model_classes import scores
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from refusals import refused
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
 from depthlens import paths
 from depthlens.ablations import expand
-from depthlens.engine.engine import Engine
 from depthlens.models import loading
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -28,29 +25,21 @@ def test_it_is_taken_over_for_evaluation():
 
 def test_adapters_that_are_not_merged_are_refused_with_the_way(tmp_path):
     wrapped = get_peft_model(tiny.model("qwen2"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    with pytest.raises(dl.UserError, match=r"Lens of PeftModel .*; of one of peft model.merge_and_unload\(\)"):
-        dl.Lens(wrapped, tiny.tokenizer())
+    refused(r"Lens of PeftModel .*; of one of peft model.merge_and_unload\(\)", dl.Lens, wrapped, tiny.tokenizer())
     assert dl.Lens(wrapped.merge_and_unload(), tiny.tokenizer()).identify().obstacle is None
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "o_proj", "down_proj"], ["embed_tokens", "lm_head"]])
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
 def test_adapters_inside_a_model_count_as_its_own(targets, path):
-    lens, merged = (
-        dl.Lens(model, tiny.tokenizer(), "mine")
-        for model in (adapted(targets).get_base_model(), adapted(targets).merge_and_unload())
-    )
+    models = adapted(targets).get_base_model(), adapted(targets).merge_and_unload()
+    lens, merged = (dl.Lens(model, tiny.tokenizer(), "mine") for model in models)
     conditions = expand("L1,L2.attn,L1.mlp,L1.H1,L1.KV0", lens.dims)
-    found, wanted = (
-        [[a.logprob for a in row] for row in Engine(one, path=path, progress=False).loglikelihood(ASKED, conditions)]
-        for one in (lens, merged)
-    )
-    assert np.abs(np.subtract(found, wanted)).max() < 1e-4  # products of base and adapter are summed apart
+    found, wanted = (scores(one, conditions, path=path) for one in (lens, merged))
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-4)  # products of base and adapter are summed apart
     for condition in ("L1.H1@int4", "L1@int8"):
-        with pytest.raises(
-            dl.UserError, match=f"condition {condition} puts other weights in place, .* merge them first"
-        ):
-            Engine(lens, progress=False).loglikelihood(ASKED, expand(condition, lens.dims))
+        said = f"condition {condition} puts other weights in place, .* merge them first"
+        refused(said, scores, lens, expand(condition, lens.dims))
 
 
 def adapted(targets):
@@ -121,5 +110,4 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_adapter_is_one_line(desk, name):
-    with pytest.raises(dl.UserError, match=REFUSED[name]):
-        dl.load(name.format(desk=desk))
+    refused(REFUSED[name], dl.load, name.format(desk=desk))

@@ -1,15 +1,14 @@
 """Which models make a pair of base and donor; what differs is named."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
 import tiny
 import torch
-from transformers import AddedToken
+from refusals import refused
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 
-from depthlens.errors import UserError
 from depthlens.experiments import distillation
 from depthlens.models import pairs
 from depthlens.models.lens import Lens
@@ -24,18 +23,15 @@ from depthlens.models.lens import Lens
 ])  # fmt: skip
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
     base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
-    with pytest.raises(UserError, match=message):
-        pairs.with_donor(base, donor)
-    with pytest.raises(UserError, match="are no pair"):
-        distillation.weight_deltas(base, donor)
+    refused(message, pairs.with_donor, base, donor)
+    refused("are no pair", distillation.weight_deltas, base, donor)
+
+
+MERGES = [("a", "b"), ("b", "c"), ("ab", "c")]
 
 
 def byte_pair(vocab, merges):
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers import models as raw
-    from transformers import PreTrainedTokenizerFast
-
-    built = Tokenizer(raw.BPE(vocab={t: i for i, t in enumerate(vocab)}, merges=merges))
+    built = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(vocab)}, merges=merges))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=built)
 
@@ -43,24 +39,22 @@ def byte_pair(vocab, merges):
 def test_a_matrix_of_another_shape_is_refused():
     base, donor = tiny.lens("llama-gqa"), tiny.lens("llama-gqa")
     donor.arch.mlp[0].gate_proj = torch.nn.Linear(32, 64, bias=False)
-    with pytest.raises(UserError, match=r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in the base"):
-        pairs.with_donor(base, donor)
+    refused(r"shape of model.layers.0.mlp.gate_proj.weight is \[48, 32\] in the base", pairs.with_donor, base, donor)
 
 
 def test_tokenizers_that_make_other_tokens_are_refused():
     base = tiny.lens("llama-gqa")
     plain = ["a", "b", "c", "ab", "bc", "abc"]
-    base.tokenizer = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
+    base.tokenizer = byte_pair(plain, MERGES)
 
     def compared(tokenizer):
         return not pairs.with_donor(base, Lens(copy.deepcopy(base.model), tokenizer, "changed")).own_rotary
 
-    assert compared(byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")]))
-    with pytest.raises(UserError, match="token 3 is 'ab' in the base, 'bc' in the donor"):
-        compared(byte_pair(["a", "b", "c", "bc", "ab", "abc"], [("a", "b"), ("b", "c"), ("ab", "c")]))
-    with pytest.raises(UserError, match="token 5 is 'abc' in the base, missing in the donor"):
-        compared(byte_pair(plain[:5], [("a", "b"), ("b", "c")]))
-    distilled = byte_pair(plain, [("a", "b"), ("b", "c"), ("ab", "c")])
+    assert compared(byte_pair(plain, MERGES))
+    moved, fewer = byte_pair(["a", "b", "c", "bc", "ab", "abc"], MERGES), byte_pair(plain[:5], MERGES[:2])
+    refused("token 3 is 'ab' in the base, 'bc' in the donor", compared, moved)
+    refused("token 5 is 'abc' in the base, missing in the donor", compared, fewer)
+    distilled = byte_pair(plain, MERGES)
     distilled.add_tokens([AddedToken("<think>", special=False)])
     distilled.add_special_tokens({"bos_token": "<begin>"})
     distilled.chat_template = "{{ messages }}"

@@ -7,22 +7,20 @@ import pytest
 import tiny
 import torch
 from accelerate import dispatch_model
-from transplants import ALIKE as SAME
-from transplants import scores
+from refusals import refused
+from transplants import ALIKE, scores
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, parse_condition
-from depthlens.errors import UserError
 from depthlens.models import loading, placement
-from depthlens.models.lens import Lens
 
 CONDITIONS = [BASELINE, *map(parse_condition, ("L0", "L2.attn", "L3.H1", "L1.mlp@noise", "L2.H0@noise"))]
 LISTED = "cuda:0,cuda:1"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa")
+def folder(saved):
+    return saved()
 
 
 @pytest.fixture
@@ -40,17 +38,12 @@ def gpus(monkeypatch):
 
 
 def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
-    there = {"cuda": False, "mps": False}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * there["cuda"])
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
-    assert placement.torch_devices("auto") == [torch.device("cpu")]
-    there["mps"] = True
-    assert placement.torch_devices("auto") == [torch.device("mps")]
-    there["cuda"] = True
-    assert placement.torch_devices("auto") == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    for cuda, mps, found in ((0, False, ["cpu"]), (0, True, ["mps"]), (2, True, ["cuda:0", "cuda:1"])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert placement.torch_devices("auto") == [*map(torch.device, found)]
     assert placement.torch_devices("cuda:1") == [torch.device("cuda", 1)]
-    with pytest.raises(UserError, match="'cuda:2': torch finds 2 CUDA GPUs here"):
-        placement.torch_devices("cuda:0,cuda:2")
+    refused("'cuda:2': torch finds 2 CUDA GPUs here", placement.torch_devices, "cuda:0,cuda:2")
 
 
 def places(lens):
@@ -63,13 +56,12 @@ def test_layers_are_shared_by_room_and_answers_stay(folder, gpus):
     even = loading.load(folder, device=LISTED)
     assert sorted(places(even)) == places(even), "layers stay in order"
     assert set(places(even)) == {"cpu:1", "cpu:2"}
-    torch.testing.assert_close(scores(even, CONDITIONS), wanted, atol=SAME, rtol=0)
+    torch.testing.assert_close(scores(even, CONDITIONS), wanted, atol=ALIKE, rtol=0)
     assert even.describe()["device"] == "cpu:1,cpu:2" and "cpu:1,cpu:2" in repr(even)
     gpus(0.6, 2.4)
     assert places(loading.load(folder, device=LISTED)).count("cpu:1") < places(even).count("cpu:1")
     gpus(0.4, 0.4)
-    with pytest.raises(UserError, match="does not fit into memory; try dtype=bfloat16 or offload=disk"):
-        loading.load(folder, device=LISTED)
+    refused("does not fit into memory; try dtype=bfloat16 or offload=disk", loading.load, folder, device=LISTED)
 
 
 def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
@@ -79,17 +71,16 @@ def test_donors_of_a_spread_model_are_spread_alike(folder, gpus):
     taken = [parse_condition(text) for text in ("L0@donor", "L4.attn@donor", "L3.H1@donor", "L2.mlp@donor+L4")]
     # the same weights: a transplant changes nothing
     for conditions, same in ((taken[:3], [BASELINE] * 3), (taken[3:], [parse_condition("L4")])):
-        torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=SAME, rtol=0)
+        torch.testing.assert_close(scores(together, conditions), scores(base, same), atol=ALIKE, rtol=0)
     gpus(0.6, 2.4)
-    with pytest.raises(UserError, match="device of layer"):
-        dl.with_donor(base, loading.load(folder, device=LISTED))
+    refused("device of layer", dl.with_donor, base, loading.load(folder, device=LISTED))
 
 
 def test_a_donor_follows_its_base_onto_what_torch_calls_mps_0(saved, monkeypatch):
     """On a Mac: loaded as ``mps``, tensors say ``mps:0``."""
     base, found, asked = loading.load(saved()), placement.torch_devices, []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(Lens, "devices", property(lambda lens: [torch.device("mps", 0)]))
+    monkeypatch.setattr(dl.Lens, "devices", property(lambda lens: [torch.device("mps", 0)]))
     monkeypatch.setattr(placement, "torch_devices", lambda name: asked.extend(found(name)) or [torch.device("cpu")])
     assert dl.with_donor(base, saved(moved=True)).donor is not None and asked == [torch.device("mps", 0)]
 
@@ -101,7 +92,7 @@ def on_disk(tmp_path):
     model = copy.deepcopy(whole.model)
     where = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
     where |= {f"model.layers.{i}": "disk" if i > 1 else "cpu" for i in range(5)}
-    return Lens(dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer, whole.name), whole
+    return dl.Lens(dispatch_model(model, where, offload_dir=tmp_path), whole.tokenizer, whole.name), whole
 
 
 @pytest.mark.parametrize("path", ["wavefront", "padded_rows"])
@@ -115,7 +106,7 @@ def test_where_weights_are_does_not_change_the_fingerprint(on_disk):
     lens, whole = on_disk
     assert lens.identify() == whole.identify()
     hooked = dispatch_model(copy.deepcopy(whole.model), {"": "cpu"}, force_hooks=True)
-    moved = Lens(hooked, whole.tokenizer, whole.name)
+    moved = dl.Lens(hooked, whole.tokenizer, whole.name)
     assert moved.identify() == whole.identify()
     hooked.model.layers[1].mlp.forward = lambda x: x
     assert "forward method of its own in model.layers.1.mlp" in moved.identify().obstacle

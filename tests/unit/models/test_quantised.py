@@ -1,16 +1,14 @@
 """Quantised models: the scores of plain passes of the same model on every path, and weights as small as they say."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch
 from model_classes import scores
+from refusals import refused
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.models import quantised
 from depthlens.models.placement import tensors_of
 from depthlens.requests import GenerateRequest
@@ -21,20 +19,13 @@ CASES = [*(("llama-gqa", scheme) for scheme in SCHEMES), ("qwen3-moe", "int8"), 
 ABLATE = "layers,attn,heads,kv,L1@noise,L1.H1@noise,L1.attn@noise+L2.mlp,L1x2"
 
 
+WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4}
+
+
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """Folders of tiny models whose widths are multiples of 32, each written once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(family="llama-gqa"):
-        place = root / family
-        if not place.exists():
-            sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4}
-            sizes |= {"v_head_dim": 16} if family == "deepseek-v3" else {}
-            tiny.save(place, family, **sizes)
-        return str(place)
-
-    return folder
+def wide(saved):
+    """Folders of tiny models whose widths are multiples of 32."""
+    return lambda family="llama-gqa": saved(family, **WIDE | ({"v_head_dim": 16} if "deep" in family else {}))
 
 
 @pytest.mark.parametrize("family, scheme", CASES)
@@ -62,7 +53,7 @@ def test_scores_are_those_of_a_plain_model_with_the_same_numbers(wide, scheme):
     conditions = expand(ABLATE, lens.dims)
     assert torch.allclose(scores(lens, conditions), scores(plain, conditions), atol=SAME)
     asked = [GenerateRequest(tuple(range(3, 12)), (), 8)]
-    texts = [Engine(one, progress=False).generate_until(asked, conditions[:4]) for one in (lens, plain)]
+    texts = [dl.Engine(one, progress=False).generate_until(asked, conditions[:4]) for one in (lens, plain)]
     assert texts[0] == texts[1]
 
 
@@ -114,15 +105,11 @@ def test_a_checkpoint_that_came_in_four_bits(wide, tmp_path):
     assert (about["quantize"], about["quantization"]) == (None, "bitsandbytes")
     assert lens.identify().obstacle is None
     assert lens.fingerprint == dl.load(wide(), quantize="nf4").fingerprint
-    with pytest.raises(dl.UserError, match="is quantised already"):
-        dl.load(str(tmp_path), quantize="nf4")
+    refused("is quantised already", dl.load, str(tmp_path), quantize="nf4")
 
 
 def test_what_reads_plain_weights_is_refused(wide, tmp_path):
     lens = dl.load(wide(), quantize="int8")
-    with pytest.raises(dl.UserError, match="rounds weights, and those of .* are quantised"):
-        scores(lens, [parse_condition("L1@int4")])
-    with pytest.raises(dl.UserError, match="is quantised"):
-        dl.export(lens, "L1", tmp_path / "out")
-    with pytest.raises(dl.UserError, match="is done while files are read: not with offload, several"):
-        dl.load("organism", quantize="int8")
+    refused("rounds weights, and those of .* are quantised", scores, lens, [parse_condition("L1@int4")])
+    refused("is quantised", dl.export, lens, "L1", tmp_path / "out")
+    refused("is done while files are read: not with offload, several", dl.load, "organism", quantize="int8")

@@ -1,7 +1,5 @@
 """Whatever is measured on a model, the model, its tokenizer and the process are as before: also after errors."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import itertools
@@ -33,6 +31,7 @@ FREE = {"store": None, "progress": False}
 SHORT = {"gen_kwargs": {"max_gen_toks": 6}}
 SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))  # else lm-eval sets generators
 TEXTS = ["one text of some length", "another one, which is longer"]
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
 
 
 def untied() -> dl.Lens:
@@ -53,12 +52,9 @@ def state(lens: dl.Lens) -> dict[str, object]:
         "tensors": {name: (id(tensor), tensor.requires_grad, tensor.grad) for name, tensor in tensors},
         "tied": model.lm_head.weight is model.model.embed_tokens.weight,
         "modules": [(name, id(module), type(module)) for name, module in model.named_modules()],
-        "hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), "forward" in vars(m))
-            for m in model.modules()
-        ],
+        "hooks": [[len(vars(m)[hooks]) for hooks in HOOKS] for m in model.modules()],
         "training": [module.training for module in model.modules()],
-        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "attributes": [sorted(vars(module)) for module in model.modules()],  # a forward method of its own, too
         "config": model.config.to_json_string(use_diff=False),
         "attention": model.config._attn_implementation,
         "generation_config": model.generation_config.to_json_string(use_diff=False),
@@ -78,11 +74,8 @@ def state(lens: dl.Lens) -> dict[str, object]:
     }
 
 
-LOGS = ("", "lm_eval", "datasets", "transformers")
-
-
 def levels() -> dict[str, int]:
-    return {name: logging.getLogger(name).level for name in LOGS}
+    return {name: logging.getLogger(name).level for name in ("", "lm_eval", "datasets", "transformers")}
 
 
 @pytest.fixture(scope="module")

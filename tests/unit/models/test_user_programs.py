@@ -1,7 +1,5 @@
 """Programs of a user, drawn at random, against plain torch and transformers: see `user_programs`."""
 
-from __future__ import annotations
-
 import random
 
 import drawn_programs
@@ -19,18 +17,19 @@ def folder(tmp_path_factory):
     return user_programs.write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(i, marks=() if i in EVERY_TIME else pytest.mark.nightly) for i in range(N_ALONE)]
-)
+def seeds(n, every_time):
+    marked = [pytest.param(i, marks=() if i in every_time else pytest.mark.nightly) for i in range(n)]
+    return pytest.mark.parametrize("seed", marked)
+
+
+@seeds(N_ALONE, EVERY_TIME)
 def test_a_program_gives_the_numbers_of_plain_torch(folder, seed):
     family, steps = FAMILIES[seed % len(FAMILIES)], drawn_programs.program(random.Random(seed))
     if found := user_programs.alone(family, steps, folder):
         pytest.fail(f"{family}: {found}\n{user_programs.listed(steps)}")
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(i, marks=() if i == 2 else pytest.mark.nightly) for i in range(N_IN_THREADS)]
-)
+@seeds(N_IN_THREADS, [2])
 def test_threads_have_contexts_of_their_own_over_the_edits_of_all(folder, seed):
     chance, family = random.Random(f"threads {seed}"), FAMILIES[seed % len(FAMILIES)]
     first = drawn_programs.program(chance, asks=False)

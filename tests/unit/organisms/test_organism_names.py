@@ -1,10 +1,8 @@
 """Names, options, truth, prompts and tokens of organisms."""
 
-from __future__ import annotations
-
 import pytest
+from refusals import refused
 
-from depthlens.errors import UserError
 from depthlens.organisms import builder, language
 
 
@@ -31,10 +29,8 @@ def test_truth_knows_its_roles_and_tasks():
     assert truth.needed("one_hop") == {(1, 2), (2, 1)}
     assert truth.needed("two_hop") == {(1, 2), (3, 0), (4, 3)}
     assert truth.copies("one_hop") == {(2, 1)} and truth.copies("two_hop") == {(4, 3)}
-    with pytest.raises(UserError, match="unknown organism task 'three_hop'"):
-        truth.needed("three_hop")
-    with pytest.raises(UserError, match="no organism"):
-        builder.truth("smollm2-135m")
+    refused("unknown organism task 'three_hop'", truth.needed, "three_hop")
+    refused("no organism", builder.truth, "smollm2-135m")
 
 
 def test_truth_of_planted_depth():
@@ -49,8 +45,7 @@ def test_truth_of_planted_depth():
     assert knows[4] + knows[5] == 1 and abs(knows[4] - 0.5) < 0.01 and sum(knows) == 2
     written = truth.layer_losses("knowledge", written=True)
     assert [b - a for a, b in zip(knows, written, strict=True)] == [float(layer == 9) for layer in range(12)]
-    with pytest.raises(UserError, match="unknown organism task 'letters'"):
-        truth.layer_losses("letters")
+    refused("unknown organism task 'letters'", truth.layer_losses, "letters")
 
 
 def test_the_extended_language_keeps_the_ids_of_the_other_and_what_is_learned_reaches_every_word():

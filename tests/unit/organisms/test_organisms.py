@@ -1,7 +1,5 @@
 """Organisms: both tasks solved, exactly the planted heads needed, options read strictly, tokens as they must be."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -14,10 +12,9 @@ import torch
 from organism_prompts import read, sample
 from safetensors.torch import load_file
 
+import depthlens as dl
 from depthlens.ablations import BASELINE, Condition, Dims, parse_condition
-from depthlens.engine.engine import Engine
 from depthlens.models import loading
-from depthlens.models.lens import Lens
 from depthlens.organisms import builder, language, weights
 from depthlens.organisms.language import TASKS
 from depthlens.paths import tasks_dir
@@ -31,7 +28,7 @@ UNCHANGED = 0.02 + 1e-9  # one prompt of 50
 
 
 @cache
-def lens(name: str) -> Lens:
+def lens(name: str) -> dl.Lens:
     return loading.load(name, device="cpu")
 
 
@@ -47,11 +44,10 @@ def together(heads) -> Condition:
 def accuracies(name: str, conditions, n: int = 50) -> dict[str, dict[str, float]]:
     """Accuracy (likeliest of all tokens) by condition and task, through the engine: both tasks share their prefixes."""
     asked = [LoglikelihoodRequest(p.tokens, (p.answer_id,)) for task in TASKS for p in prompts(task, n)]
-    answers = Engine(lens(name), progress=False).loglikelihood(asked, conditions)
-    return {
-        str(condition): {task: sum(a.is_greedy for a in given[i * n : (i + 1) * n]) / n for i, task in enumerate(TASKS)}
-        for condition, given in zip(conditions, answers, strict=True)
-    }
+    answers = dl.Engine(lens(name), progress=False).loglikelihood(asked, conditions)
+    right = torch.tensor([[a.is_greedy for a in row] for row in answers]).double().unflatten(1, (len(TASKS), n))
+    shares = (dict(zip(TASKS, row, strict=True)) for row in right.mean(2).tolist())
+    return dict(zip(map(str, conditions), shares, strict=True))
 
 
 MORE = ("decoy", "n_kv_heads=2", "seed=1,decoy,backup", "seed=2", "seed=3", "seed=4")
@@ -82,9 +78,8 @@ def test_exactly_the_planted_heads_carry_their_tasks(name):
 def test_other_instruction_sets_give_the_same_weights(tmp_path):
     """A processor without vector instructions, which sums in another order: differences as of rounding, 1e-7."""
     program = "import sys; from depthlens.organisms import weights; weights.build().model.save_pretrained(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, check=True
-    )
+    own = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=own, check=True)
     here = weights.build().model.state_dict()
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         torch.testing.assert_close(weight, here[name], atol=1e-6, rtol=0)

@@ -1,7 +1,5 @@
 """Organisms with planted depth, where each layer costs what was planted there, and with heads divided into copies."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 
@@ -58,12 +56,8 @@ def answers(name: str, abilities) -> dict[tuple[str, bool], np.ndarray]:
     """Right answers, chosen and written: the whole model, then without each layer. Each [condition, document]."""
     lens = loading.load(name, device="cpu")
     ids = language.vocabulary(True)
-    requests = [
-        LoglikelihoodRequest((ids["<bos>"], *(ids[w] for w in text.split())), tuple(ids[w] for w in option.split()))
-        for ability in abilities
-        for text, options, _, _ in asked(ability)
-        for option in options
-    ]
+    pairs = [(f"<bos> {text}", x) for ability in abilities for text, options, *_ in asked(ability) for x in options]
+    requests = [LoglikelihoodRequest(*(tuple(ids[w] for w in text.split()) for text in pair)) for pair in pairs]
     given = Engine(lens, progress=False).loglikelihood(requests, expand("layers", lens.dims))
     values = np.array([[[a.logprob, a.is_greedy] for a in row] for row in given]).reshape(len(given), -1, N, 4, 2)
     found = {}
@@ -121,10 +115,9 @@ def test_each_claim_is_planted_where_it_holds_and_where_it_fails(claim, true):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fields", "true"),
-    [(("letters",), True), *(pytest.param((), true, marks=pytest.mark.nightly) for true in (True, False))],
-)
+@pytest.mark.parametrize(("fields", "true"), [
+    (("letters",), True), *(pytest.param((), true, marks=pytest.mark.nightly) for true in (True, False)),
+])  # fmt: skip
 def test_claims_on_a_small_organism_have_the_state_that_is_planted(fields, true):
     """Two claims that share their sweeps: C7 holds on both organisms of C2, and one task will do for it."""
     found = judge(planted_depth.evidence("C2", true=true, n_layers=SMALL, fields=fields), claims=["C2", "C7"])

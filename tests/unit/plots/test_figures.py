@@ -8,7 +8,7 @@ import geometries
 import made_results
 import numpy as np
 import pytest
-from drawn import Case, holds, nothing_leaks  # noqa: F401 (a fixture for all of them)
+from drawn import Case, holds
 from made_results import EARLY, LATE, nats, steps, sweep
 
 import depthlens as dl
@@ -36,7 +36,7 @@ def delta(result, task=None):
 
 TASKS = "continuation", "guess", "written"
 GUESS = layers("guess", base=0.25)
-PROTOCOLS = concat([layers("continuation"), GUESS, layers("written", "exact_match", base=0.8, chance=None)])
+PROTOCOLS = dl.concat([layers("continuation"), GUESS, layers("written", "exact_match", base=0.8, chance=None)])
 
 
 def profiles():
@@ -47,8 +47,8 @@ def profiles():
     scores = {task: PROTOCOLS.select(tasks=task).summary["value"].iloc[1:] for task in ("continuation", "guess")}
     yield Case(PROTOCOLS.plot("depth_profile"), 1, scores, [0, 3] * 2, {"series": 3, "baseline": 3}, cannot_judge=1)
     graded = layers("summaries", "rouge", scale=37.5, chance=None)
-    yield Case(concat([one, graded]).plot("depth_profile"), 2, words=("accuracy", "rouge"))
-    sites = concat([one, layers(site=".attn"), layers(site="@donor")])
+    yield Case(dl.concat([one, graded]).plot("depth_profile"), 2, words=("accuracy", "rouge"))
+    sites = dl.concat([one, layers(site=".attn"), layers(site="@donor")])
     said = ("attention", "donor", "one layer or part of it removed or replaced at a time")
     yield Case(sites.plot("depth_profile"), 1, count={"series": 3}, words=said)
     for site, done in (("@mean", "replaced by the mean of what it adds"), ("@donor", "replaced by the donor's")):
@@ -62,7 +62,7 @@ def profiles():
     yield Case(gain, 2, shown=[0, 3], count={"gain": 1}, words=("significant gain",))
     shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
     said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
-    yield Case(concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
+    yield Case(dl.concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
     few, said = layers(n=40), ("for a centre of mass 40 questions are too few; take at least 100",)
     yield Case(few.plot("loss_shares"), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
@@ -148,9 +148,8 @@ def run_figures():
 
 def other_figures():
     blocks = {f"L{i}-{j}" if j > i else f"L{i}": 0.2 * (j - i + 1) for i in range(4) for j in range(i, min(4, i + 3))}
-    made = made_results.result(
-        {"t": {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}}, n_layers=4
-    )
+    scores = {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}
+    made = made_results.result({"t": scores}, n_layers=4)
     yield Case(made.plot(), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
     costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
     books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
@@ -163,17 +162,7 @@ def other_figures():
     yield Case(fig, 1, losses.table.sort_values("layer")["difference"].iloc[:-1], words=("open minus closed",))
 
 
-SETS = {
-    "layers": profiles,
-    "donors": transplants,
-    "heads": head_figures,
-    "geometry": geometry_figures,
-    "others": other_figures,
-    "runs": run_figures,
-}
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_figures_draw_their_tables(name):
-    for case in SETS[name]():
+@pytest.mark.parametrize("made", [profiles, transplants, head_figures, geometry_figures, other_figures, run_figures])
+def test_figures_draw_their_tables(made):
+    for case in made():
         holds(case)

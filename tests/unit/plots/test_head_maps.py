@@ -5,14 +5,7 @@ import itertools
 import made_results
 import numpy as np
 import pytest
-from drawn import (  # noqa: F401 (a fixture for all of them)
-    Case,
-    by_gid,
-    check,
-    holds,
-    nothing_leaks,
-    points,
-)
+from drawn import Case, by_gid, check, holds, points
 
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.results import Result

@@ -13,11 +13,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import by_gid, check, luminance, nothing_leaks, points, texts  # noqa: F401 (a fixture for all of them)
+from drawn import by_gid, check, luminance, points, texts
 from made_results import EARLY, sweep
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from refusals import refused
 
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
@@ -73,18 +74,10 @@ def test_a_notebook_cell_shows_its_figure_exactly_once():
         assert base64.b64decode(images[0]).startswith(b"\x89PNG")
 
 
-TABLE = pd.DataFrame(
-    {
-        "series": ["a"] * 3 + ["b"] * 3,
-        "x": [0, 1, 2] * 2,
-        "y": [0.5, 0.6, np.nan, 0.1, 0.2, 0.3],
-        "low": [-0.1, 0.5, np.nan, 0.0, 0.1, 0.2],
-        "high": [0.7, 0.7, np.nan, 0.2, 0.3, 1.4],
-        "shown": [False, True, False, True, False, False],
-        "idle": [""] * 3 + [theme.CANNOT_JUDGE] * 3,
-        "task": "t",
-    }
-)
+A = [(0.5, -0.1, 0.7, False), (0.6, 0.5, 0.7, True), (np.nan, np.nan, np.nan, False)]
+B = [(0.1, 0.0, 0.2, True), (0.2, 0.1, 0.3, False), (0.3, 0.2, 1.4, False)]
+TABLE = pd.DataFrame([*A, *B], columns=["y", "low", "high", "shown"])
+TABLE = TABLE.assign(series=[*"aaabbb"], x=[0, 1, 2] * 2, idle=[""] * 3 + [theme.CANNOT_JUDGE] * 3, task="t")
 
 
 @themed
@@ -96,8 +89,7 @@ curves = themed(panels.curves)
 
 
 def test_more_series_than_colours_are_refused():
-    with pytest.raises(UserError, match="5 series; a figure shows up to 4, draw fewer: a, b, c, d, e"):
-        curves("", TABLE, "abcde")
+    refused("5 series; a figure shows up to 4, draw fewer: a, b, c, d, e", curves, "", TABLE, "abcde")
 
 
 def heights(fig, gid):
@@ -177,11 +169,9 @@ def test_a_figure_carries_its_table_and_saves_it(tmp_path):
     assert "<text" not in fig.svg(), "a page need not have the font"
     pd.testing.assert_frame_equal(pd.read_csv(pdf.with_suffix(".csv")), fig.table, check_dtype=False)
     for name in ("profile", "profile.jpg"):
-        with pytest.raises(UserError, match=r"end its name with \.png, \.pdf, \.svg, \.csv"):
-            fig.save(tmp_path / name)
+        refused(r"end its name with \.png, \.pdf, \.svg, \.csv", fig.save, tmp_path / name)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write to"):
-        fig.save(tmp_path / "file" / "profile.png")
+    refused("cannot write to", fig.save, tmp_path / "file" / "profile.png")
 
 
 def test_fonts_and_resolution_of_a_user_are_kept():
@@ -214,10 +204,7 @@ def test_a_figure_of_one_panel_is_drawn_into_axes(tmp_path):
     height, width, _ = matplotlib.image.imread(tmp_path / "both.png").shape
     assert (width, height) == (900, 400), "the whole figure of the user"
     geometry, _, _ = geometries.measured()
-    with pytest.raises(UserError, match="one ax cannot hold the 2 panels of this figure"):
-        geometry.plot(ax=axes[0])
-    with pytest.raises(UserError, match="ax is a ndarray; give one matplotlib Axes"):
-        result.plot(ax=axes)
+    refused("one ax cannot hold the 2 panels of this figure", geometry.plot, ax=axes[0])
 
 
 def test_each_finding_has_its_figures():
@@ -228,7 +215,6 @@ def test_each_finding_has_its_figures():
     wanted = {"layer removed": result, "head replaced": heads, "Loss by removing a block": blocks, "one layer": given}
     for words, found in wanted.items():
         assert words in " ".join(found.plot().get_suptitle().split())
-    with pytest.raises(UserError, match="unknown figure of RemovalCurve 'map'; allowed: removal_curve"):
-        tables.plot("map")
+    refused("unknown figure of RemovalCurve 'map'; allowed: removal_curve", tables.plot, "map")
     with pytest.raises(UserError, match="this table has no figure of its own; those that have one: Result, HeadScores"):
         DescribedTable(result.summary, [], {}).plot()

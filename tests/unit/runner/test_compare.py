@@ -1,14 +1,11 @@
 """`depthlens compare`: folders in, a page and tables out."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from made_results import EARLY, LATE, steps, sweep, two_scorecards
 
 import depthlens as dl
 from depthlens import runner
-from depthlens.analysis.runs.comparison import Comparison
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +35,7 @@ def test_two_results_become_a_page_and_tables_that_only_they_replace(runs, call,
     assert code == 0 and f"Wrote {out / 'index.html'}" in printed and "**" not in printed
     files = [*(f"{t}.parquet" for t in TABLES), "index.html", "record.json"]
     assert sorted(p.name for p in out.iterdir()) == sorted(files)
-    found = Comparison.load(out)
+    found = dl.Comparison.load(out)
     assert found.runs == ["base", "late"] and found.table["shown"].any()
     page = (out / "index.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 3 and "<script" not in page and "http://" not in page

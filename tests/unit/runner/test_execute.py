@@ -1,7 +1,5 @@
 """The notebook runner, on throw-away notebooks that papermill really executes: three once, and a few special cases."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -18,6 +16,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_markdown_cell
 from notebook_suite import code, seen, write
+from refusals import refused
 
 from depthlens.errors import UserError
 from depthlens.paths import locked
@@ -109,10 +108,8 @@ def test_special_cases_in_a_folder_that_has_results(suite, out, capfd):
     write(suite, "04_odd", new_markdown_cell(evil), code("1 / 0", "raises-exception"), code(OUTPUTS))
     write(suite, "05_dies", new_markdown_cell("# Dies?"), code("print('before')"), code("import os; os._exit(9)"))
     report = execute.run(["03_check", "05_dies", "04_odd"], out=out, progress=False)
-    assert report.errors == [
-        "notebook 03_check, cell 2: limit = 0: must be at least 1",
-        "notebook 05_dies, cell 3: its kernel died (often: out of memory)",
-    ]
+    wrong = "notebook 03_check, cell 2: limit = 0: must be at least 1"
+    assert report.errors == [wrong, "notebook 05_dies, cell 3: its kernel died (often: out of memory)"]
     assert [n.status for n in report.notebooks] == ["failed", "failed", "ok"] and capfd.readouterr().err == ""
     assert "before" in (out / "05_dies.html").read_text()
     page = (out / "04_odd.html").read_text()
@@ -121,17 +118,19 @@ def test_special_cases_in_a_folder_that_has_results(suite, out, capfd):
     assert list(statuses(out).values()) == ["ok", "failed", "ok", "failed", "ok", "failed"]
 
 
+# jobs in the background of a script ignore an interrupt
+RUN = """
+import pathlib, signal, sys; from depthlens import paths, cli
+signal.signal(signal.SIGINT, signal.default_int_handler); paths.notebooks_dir = lambda: pathlib.Path(sys.argv[1])
+cli.main(['run', '08_slow', '02_plain', '--out', sys.argv[2]])
+"""
+
+
 def test_ctrl_c_keeps_what_was_done(suite, tmp_path):
     slow = code("import time; time.sleep(120)")
     write(suite, "08_slow", new_markdown_cell("# Slow?"), code("print('begun')"), slow)
     out = tmp_path / "out"
-    program = (
-        "import pathlib, signal, sys; from depthlens import paths, cli; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # jobs in the background of a script ignore it
-        f"paths.notebooks_dir = lambda: pathlib.Path({str(suite)!r}); "
-        f"cli.main(['run', '08_slow', '02_plain', '--out', {str(out)!r}])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(suite), str(out)], stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (out / "08_slow.ipynb").exists() and "begun" in (out / "08_slow.ipynb").read_text():
             break
@@ -168,17 +167,15 @@ def test_a_notebook_is_named_as_the_shell_completes_it_and_a_file_is_run_itself(
     given = ["02_plain", "elsewhere/02_plain.ipynb"]
     assert [n.name for n in execute.prepare(given, out=tmp_path).notebooks] == ["02_plain"]
     write(tmp_path, "mine", new_markdown_cell("# Mine?"), code("limit = 3", "parameters"))
-    own, plain = execute.prepare(
-        [str(tmp_path / "mine.ipynb"), str(suite / "02_plain.ipynb")], out=tmp_path / "out", parameters={"limit": "4"}
-    ).notebooks
+    given = [str(tmp_path / "mine.ipynb"), str(suite / "02_plain.ipynb")]
+    own, plain = execute.prepare(given, out=tmp_path / "out", parameters={"limit": "4"}).notebooks
     assert plain.source == "02_plain"
     assert (own.source, own.parameters) == (str(tmp_path / "mine.ipynb"), {"limit": 4})
     write(tmp_path, "00_good", code("limit = 3", "parameters"))
     mine, good = (str(tmp_path / f"{name}.ipynb") for name in ("mine", "00_good"))
-    refused = {"unknown notebook '02": ["02_plain.md"], "be replaced": [mine], "to one file": ["00_good", good]}
-    for told, given in refused.items():
-        with pytest.raises(UserError, match=told):
-            execute.prepare(given, out=tmp_path)
+    wrong = {"unknown notebook '02": ["02_plain.md"], "be replaced": [mine], "to one file": ["00_good", good]}
+    for told, given in wrong.items():
+        refused(told, execute.prepare, given, out=tmp_path)
 
 
 def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(suite, tmp_path):
@@ -187,8 +184,7 @@ def test_a_folder_that_another_run_writes_or_with_a_broken_notebook_is_refused(s
     (tmp_path / "broken.ipynb").write_text("{")
     for said in ("broken.ipynb' is not a notebook", "index.html' is another page and would be replaced"):
         before = sorted(tmp_path.iterdir())
-        for refused in (lambda: execute.run(["02_plain"], out=tmp_path), lambda: gallery(tmp_path)):
-            with pytest.raises(UserError, match=said):
-                refused()
+        refused(said, execute.run, ["02_plain"], out=tmp_path)
+        refused(said, gallery, tmp_path)
         assert sorted(tmp_path.iterdir()) == before
         (tmp_path / "index.html").write_text("<title>Mine</title>")

@@ -1,12 +1,9 @@
 """Logs of others: real ones of lm-eval beside sweeps of the same models, and Inspect's by its format."""
 
-from __future__ import annotations
-
 import json
 import struct
 import zipfile
 
-import lm_eval
 import mini_tasks
 import numpy as np
 import pandas as pd
@@ -15,14 +12,12 @@ import pytest
 import tiny
 import transplants
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.models.huggingface import HFLM
+from lm_evals import Noting, evaluate
+from refusals import refused
 
 import depthlens as dl
 from depthlens.analysis.numbers.means import mean
-from depthlens.analysis.runs.comparison import Comparison
-from depthlens.errors import UserError
 from depthlens.runner import logs
-from depthlens.tasks import harness
 
 pytestmark = pytest.mark.slow
 
@@ -43,10 +38,7 @@ def made(lenses, tmp_path_factory):
     folder, sweeps = mini_tasks.write(root / "tasks"), {}
     for name, lens in lenses.items():
         tracker = EvaluationTracker(output_path=str(root / name))
-        peer = HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=1, logits_cache=False)
-        manager = harness.task_manager(TASKS, str(folder))
-        options = {"fewshot_random_seed": 0, "bootstrap_iters": 0, "evaluation_tracker": tracker}
-        found = lm_eval.simple_evaluate(model=peer, tasks=TASKS, task_manager=manager, **options)
+        found = evaluate(Noting(lens), TASKS, folder, evaluation_tracker=tracker)
         samples = found.pop("samples")
         tracker.save_results_aggregated(results=found, samples=samples)
         for task, of_task in samples.items():
@@ -82,15 +74,14 @@ def test_two_logs_give_the_table_and_the_answers_of_two_runs(made, call, tmp_pat
     root, sweeps = made
     code, printed, _ = call("compare", "--from-logs", root / "one", root / "other", "--out", tmp_path / "out")
     assert code == 0 and "mini_writing exact_match: the score of other is " in printed, printed
-    found, wanted = Comparison.load(tmp_path / "out"), dl.compare(*sweeps.values())
+    found, wanted = dl.Comparison.load(tmp_path / "out"), dl.compare(*sweeps.values())
     key = ["task", "metric", "measure"]
     ours, theirs = (c.table[c.table["reference"] != ""].set_index(key).sort_index() for c in (wanted, found))
     for column in ("value", "difference", "difference_low", "difference_high", "p_adjusted", "n_paired"):
         np.testing.assert_allclose(theirs[column].astype(float), ours[column].astype(float), atol=5e-3)
     columns = ["task", "doc_id", "baseline_answer", "answer", "change"]
-    ours, theirs = (
-        c.answers[~c.answers["task"].isin(["mini_cloze", "mini_rolling"])][columns] for c in (wanted, found)
-    )
+    written = "task not in ['mini_cloze', 'mini_rolling']"
+    ours, theirs = (c.answers.query(written)[columns] for c in (wanted, found))
     assert len(ours) and sorted(ours.to_numpy().tolist()) == sorted(theirs.to_numpy().tolist())
     assert (tmp_path / "out" / "index.html").is_file() and found.runs == ["one", "other"]
 
@@ -109,9 +100,8 @@ def test_logs_of_other_questions_or_settings_are_refused_in_one_line(made, call,
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text()
         copy.write_text(text.replace(old, new) if "other" in copy.parts else text)
-    code, printed, told = call(
-        "compare", "--from-logs", tmp_path / "one", tmp_path / "other", "--out", tmp_path / "out"
-    )
+    typed = ["compare", "--from-logs", tmp_path / "one", tmp_path / "other"]
+    code, printed, told = call(*typed, "--out", tmp_path / "out")
     (error,) = [line for line in told.splitlines() if line.startswith("Error")]
     assert (code, printed) == (2, "") and f"Error: {PAIR}{said}" in error, told
     assert error.endswith("; give logs of the same questions and settings") and not (tmp_path / "out").exists()
@@ -129,9 +119,8 @@ def inspect_log(path, grades, *, first=1, **spec):
     samples = []
     for i, grade in enumerate(grades, first):
         text, said = QUESTION.format(i, i), str(2 * i) if grade in ("C", 1, True) else "no"
-        asked = (
-            text if i % 2 else [{"role": "system", "content": "Add."}, {"role": "user", "content": [{"text": text}]}]
-        )
+        talk = [{"role": "system", "content": "Add."}, {"role": "user", "content": [{"text": text}]}]
+        asked = text if i % 2 else talk
         sample = {"id": i, "epoch": 1, "input": asked, "target": [str(2 * i)], "messages": [], "metadata": {}}
         sample["output"] = {"choices": [{"message": {"role": "assistant", "content": f"attachment://{i}"}}]}
         samples.append(sample | {"scores": {"match": {"value": grade}}, "attachments": {str(i): said}})
@@ -154,9 +143,8 @@ def zstandard(path):
         packed = pyarrow.compress(content, "zstd", asbytes=True)
         sizes = (zipfile.crc32(content), len(packed), len(content))
         local = struct.pack("<5H3I2H", 20, 0, 93, 0, 33, *sizes, len(name), 0)
-        central += (
-            b"PK\1\2" + struct.pack("<H", 20) + local + struct.pack("<3H2I", 0, 0, 0, 0, len(out)) + name.encode()
-        )
+        beside = struct.pack("<3H2I", 0, 0, 0, 0, len(out))
+        central += b"PK\1\2" + struct.pack("<H", 20) + local + beside + name.encode()
         out += b"PK\3\4" + local + name.encode() + packed
     end = struct.pack("<4H2IH", 0, 0, len(files), len(files), len(central), len(out), 0)
     path.write_bytes(out + central + b"PK\5\6" + end)
@@ -184,18 +172,14 @@ def test_two_logs_of_inspect_are_paired_by_sample(tmp_path, form):
 
 def test_samples_of_inspect_with_the_same_number_and_another_text_are_no_pair(tmp_path):
     one, other = inspect_log(tmp_path / "a.eval", "CICI"), inspect_log(tmp_path / "b.eval", "CICI", first=4)
-    with pytest.raises(UserError, match=r"different documents \(1 are of both\)"):
-        dl.compare(one, other, from_logs=True)
+    refused(r"different documents \(1 are of both\)", dl.compare, one, other, from_logs=True)
 
 
 def test_scores_that_are_no_number_and_samples_without_one_are_left_out(tmp_path):
     log = inspect_log(tmp_path / "a.json", ["C", 0.25, True, "maybe", {"x": 1, "y": "I", "z": [2]}, float("nan")])
     docs = logs.read([log])[0].docs
-    assert docs.groupby("metric")["value"].apply(list).to_dict() == {
-        "match": [1, 0.25, 1],
-        "match/x": [1],
-        "match/y": [0],
-    }
+    found = docs.groupby("metric")["value"].apply(list).to_dict()
+    assert found == {"match": [1, 0.25, 1], "match/x": [1], "match/y": [0]}
 
 
 def test_what_is_no_log_is_refused(tmp_path, call):

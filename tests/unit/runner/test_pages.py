@@ -55,11 +55,9 @@ def test_a_page_opens_with_what_was_found_and_only_describes_figures_of_other_li
 
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
     nb = new_notebook(cells=[code('model = "n"\nnum_fewshot = 2\nlimit = 3', "parameters")])
-    nb.metadata["depthlens"] = {
-        **{"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "git_commit": "0123456789" * 4 + "-dirty"},
-        **{"platform": "Linux-6-x86_64", "source": "x", "parameters": {"model": "m", "limit": 5}},
-        "given": {"limit": 5, "tasks": ["a", "b"], "model": "m"},
-    }
+    about = {"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "platform": "Linux-6-x86_64"}
+    about |= {"git_commit": "0123456789" * 4 + "-dirty", "source": "x", "parameters": {"model": "m", "limit": 5}}
+    nb.metadata["depthlens"] = about | {"given": {"limit": 5, "tasks": ["a", "b"], "model": "m"}}
     text = html.unescape(page(nb))
     for part in ("m · limit 5, num_fewshot 2 · profile demo", "commit 012345678-dirty", "Linux-6-x86_64"):
         assert part in text

@@ -13,13 +13,11 @@ import tiny
 import torch
 from nbformat.v4 import new_markdown_cell, new_notebook
 from notebook_suite import FIGURE, code, write
+from refusals import refused
 
 import depthlens as dl
 from depthlens import paths
-from depthlens.analysis.heads.scores import HeadScores
-from depthlens.errors import UserError
 from depthlens.models import loading
-from depthlens.models.lens import Lens
 from depthlens.runner import execute
 from depthlens.runner.execute import folder_name
 from depthlens.runner.notebook_files import read_notebook
@@ -45,9 +43,8 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_requests_are_refused_before_anything_is_written(suite, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(execute, "NBClientEngine", None)
-    with pytest.raises(UserError, match=message) as caught:
-        execute.run(**{"names": ["00_good"], "out": tmp_path / "out"} | arguments)
-    assert not (tmp_path / "out").exists() and "\n" not in str(caught.value)
+    refused(message, execute.run, **{"names": ["00_good"], "out": tmp_path / "out"} | arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_embedded_tasks_are_known_without_lm_eval():
@@ -72,15 +69,13 @@ def profiles(suite, tmp_path):
     ("demo: [1", "profiles.yml does not map"),
 ])  # fmt: skip
 def test_bad_profiles_name_their_file(profiles, content, message):
-    with pytest.raises(UserError, match=message):
-        profiles(content)
+    refused(message, profiles, content)
 
 
 def test_values_of_a_profile_are_held_against_the_rules_of_the_notebook(suite, tmp_path, monkeypatch):
     own = (suite / "profiles.yml").read_text()
     (suite / "profiles.yml").write_text("demo: {00_good: {limit: -1}}")
-    with pytest.raises(UserError, match="notebook 00_good: limit -1"):
-        execute.prepare(["00_good"], out=tmp_path / "out", profile="demo")
+    refused("notebook 00_good: limit -1", execute.prepare, ["00_good"], out=tmp_path / "out", profile="demo")
     (suite / "profiles.yml").write_text(own)
 
 
@@ -104,8 +99,7 @@ def test_declared_reads_what_papermill_would_skip():
     source = 'a = 1  # so that a = 1\nb = "x#y"\nc: float = 2.0\nd = None\ne = a + 1'
     found = declared(new_notebook(cells=[code(source, "parameters")]), "x")
     assert list(found) == ["a", "b", "c", "d", "e"] and found["b"] == "x#y" and found["c"] == 2.0
-    with pytest.raises(UserError, match="parameters cell is not Python"):
-        declared(new_notebook(cells=[code("a = = 1", "parameters")]), "x")
+    refused("parameters cell is not Python", declared, new_notebook(cells=[code("a = = 1", "parameters")]), "x")
 
 
 @pytest.mark.parametrize(("text", "default", "value"), [
@@ -119,10 +113,9 @@ def test_text_is_read_unless_the_default_is_text(text, default, value):
 
 @pytest.mark.slow
 def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_running(suite, tmp_path):
+    cells = [new_markdown_cell("# Which?"), code("model = 'organism'", "parameters")]
     fails = code("if 'seed' in model:\n    raise ValueError('too short')")
-    write(
-        suite, "03_model", new_markdown_cell("# Which?"), code("model = 'organism'", "parameters"), fails, code(FIGURE)
-    )
+    write(suite, "03_model", *cells, fails, code(FIGURE))
     out = tmp_path / "out"
     done = execute.run("03_model", models=MODELS, out=out, progress=False)
     assert done.exit_code == 1
@@ -147,15 +140,15 @@ TASKS = ["capitals_continuation", "kv_retrieval_4"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(tiny.save(tmp_path_factory.mktemp("model"), "llama-gqa"))
+def folder(saved):
+    return saved()
 
 
 def test_a_good_start_prints_one_line_and_gives_the_model_and_what_cells_repeat(folder, tmp_path, capsys):
     chosen = {"limit": 3, "num_fewshot": None, "seed": 7}
     loaded = {"model": folder, "tasks": TASKS, "dtype": "bfloat16", "device": "cpu", "out": None, "tables": 3}
     study = dl.setup_notebook(chosen | loaded)
-    assert isinstance(study.lens, Lens) and study.lens.dtype == torch.bfloat16
+    assert isinstance(study.lens, dl.Lens) and study.lens.dtype == torch.bfloat16
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1 and printed.err == ""
     for part in ("depthlens 0.", "torch ", "lm-eval ", "git ", folder, "bfloat16 on cpu", "sdpa", "seed 7"):
@@ -182,16 +175,15 @@ def test_the_output_folder_is_made_and_what_is_saved_lies_there(folder, tmp_path
     assert (tmp_path / "a" / "b").is_dir() and not any((tmp_path / "a" / "b").iterdir())
     scores = made_results.head_scores(np.eye(2), "score")
     study.save(scores, "scores")
-    assert HeadScores.load(tmp_path / "a" / "b" / "scores").top(1) == [(0, 0)]
+    assert dl.HeadScores.load(tmp_path / "a" / "b" / "scores").top(1) == [(0, 0)]
 
 
 def test_one_document_has_no_halves(folder):
-    with pytest.raises(UserError, match="limit 1: one half of the documents chooses"):
+    with pytest.raises(dl.UserError, match="limit 1: one half of the documents chooses"):
         dl.setup_notebook({"model": folder, "tasks": TASKS, "limit": 1}).halves()
 
 
 def test_everything_cheap_is_checked_before_the_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for wrong in ({"limit": 0}, {"seed": -1}, {"tasks": ["no_such_task"]}, {"num_fewshot": 99}):
-        with pytest.raises(UserError):
-            dl.setup_notebook({"model": "smollm2-135m", "tasks": ["capitals_continuation"], **wrong})
+        refused("", dl.setup_notebook, {"model": "smollm2-135m", "tasks": ["capitals_continuation"], **wrong})

@@ -1,7 +1,5 @@
 """A model is known by what it computes: no edit is answered with what another model gave."""
 
-from __future__ import annotations
-
 import logging
 import os
 from functools import partial
@@ -18,71 +16,71 @@ import depthlens as dl
 from depthlens.store.parts import Store
 
 
-class TestTheModelIsKnownByWhatItComputes:
-    def test_hooks_and_replaced_methods_are_not_kept(self, tmp_path, caplog):
-        lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-        whole = run(lens, tmp_path, tasks=[CHOICE])
-        mlp = lens.model.model.layers[1].mlp
-        handle = mlp.register_forward_hook(lambda module, args, out: out * 3)
-        with caplog.at_level(logging.WARNING):
-            hooked = run(lens, tmp_path, tasks=[CHOICE])
-        assert hooked.record["store"] is None and not hooked.docs.equals(whole.docs)
-        assert "model tiny-llama-gqa has hooks on model.layers.1.mlp; results are neither read nor kept" in caplog.text
-        handle.remove()
-        mlp.forward = lambda x: x
-        assert lens.identify().obstacle == "has a forward method of its own in model.layers.1.mlp"
-        del mlp.forward
-        assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0
-
-    def test_parts_tell_what_made_them(self, lens, tmp_path):
-        run(lens, tmp_path, tasks=[CHOICE])
-        (about,) = Store(str(tmp_path)).table().to_dict("records")
-        assert about["model"] == lens.name and about["fingerprint"] == lens.fingerprint
-        assert about["versions"]["torch"] == torch.__version__ and about["label"] == CHOICE
-        assert set(about["conditions"]) == {"baseline", "L0", "L1", "L2", "L3", "L4"}
-        assert tmp_path / about["part"] == parts(tmp_path)[0] and about["rows"] == 6 * 4 * LIMIT
-        assert {"time", "platform", "git_commit", "dtype", "numerics", "backend"} <= set(about)
+def test_hooks_and_replaced_methods_are_not_kept(tmp_path, caplog):
+    lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
+    whole = run(lens, tmp_path, tasks=[CHOICE])
+    mlp = lens.model.model.layers[1].mlp
+    handle = mlp.register_forward_hook(lambda module, args, out: out * 3)
+    with caplog.at_level(logging.WARNING):
+        hooked = run(lens, tmp_path, tasks=[CHOICE])
+    assert hooked.record["store"] is None and not hooked.docs.equals(whole.docs)
+    assert "model tiny-llama-gqa has hooks on model.layers.1.mlp; results are neither read nor kept" in caplog.text
+    handle.remove()
+    mlp.forward = lambda x: x
+    assert lens.identify().obstacle == "has a forward method of its own in model.layers.1.mlp"
+    del mlp.forward
+    assert counts(run(lens, tmp_path, tasks=[CHOICE]))[1] == 0
 
 
-class TestIdentity:
-    def test_functions_and_their_settings_are_part_of_it(self):
-        """By name and settings, since their addresses in memory differ in every process."""
-        lens = tiny.lens("llama-gqa")
-        mlp, seen = lens.model.model.layers[1].mlp, set()
-        partly = [partial(F.silu, inplace=False), partial(F.silu, inplace=True)]
-        for value in (F.gelu, *partly, [F.silu], [F.relu], torch.float32, torch.float16, {"a": [1.5]}, {"a": [2.5]}):
-            mlp.kept = value
-            assert lens.identify().obstacle is None
-            seen.add(lens.fingerprint)
-        assert len(seen) == 9
-        mlp.kept = lambda x: x
-        assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
-
-    def test_files_of_an_offloaded_model_are_read_again_when_they_change(self, tmp_path):
-        """Weights are changed in place, so that the open files have them, too."""
-        lens = dl.load(tiny.save(tmp_path, "llama-gqa"), offload="disk")
-        first = lens.identify()
-        assert lens.identify() == first
-        path = tmp_path / "model.safetensors"
-        about = path.stat()
-        weights = load_file(path)
-        weights["model.layers.2.mlp.up_proj.weight"][3, 4] += 1
-        fresh = save(weights, metadata={"format": "pt"})
-        assert len(fresh) == about.st_size
-        with open(path, "r+b") as file:
-            file.write(fresh)
-        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
-        changed = lens.identify()
-        assert changed != first and changed == dl.load(tmp_path).identify()
+def test_parts_tell_what_made_them(lens, tmp_path):
+    run(lens, tmp_path, tasks=[CHOICE])
+    (about,) = Store(str(tmp_path)).table().to_dict("records")
+    assert about["model"] == lens.name and about["fingerprint"] == lens.fingerprint
+    assert about["versions"]["torch"] == torch.__version__ and about["label"] == CHOICE
+    assert set(about["conditions"]) == {"baseline", "L0", "L1", "L2", "L3", "L4"}
+    assert tmp_path / about["part"] == parts(tmp_path)[0] and about["rows"] == 6 * 4 * LIMIT
+    assert {"time", "platform", "git_commit", "dtype", "numerics", "backend"} <= set(about)
 
 
-class TestEdits:
-    """`edits.py` edits a model in every way that we know."""
+def test_functions_and_their_settings_are_part_of_it():
+    """By name and settings, since their addresses in memory differ in every process."""
+    lens = tiny.lens("llama-gqa")
+    mlp, seen = lens.model.model.layers[1].mlp, set()
+    partly = [partial(F.silu, inplace=False), partial(F.silu, inplace=True)]
+    for value in (F.gelu, *partly, [F.silu], [F.relu], torch.float32, torch.float16, {"a": [1.5]}, {"a": [2.5]}):
+        mlp.kept = value
+        assert lens.identify().obstacle is None
+        seen.add(lens.fingerprint)
+    assert len(seen) == 9
+    mlp.kept = lambda x: x
+    assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
 
-    @pytest.mark.parametrize("todo", [
-        pytest.param(edits.some(40, seed=0), marks=pytest.mark.slow, id="random"),
-        pytest.param([(way, 0) for way in edits.WAYS], marks=pytest.mark.nightly, id="all"),
-    ])  # fmt: skip
-    def test_no_edit_is_answered_with_what_another_model_gave(self, tmp_path, todo):
-        found = edits.tried(todo, str(tmp_path))
-        assert found["wrong"] == [] and found["changed"] >= 0.85 * len(todo), "most edits must change some answer"
+
+def test_files_of_an_offloaded_model_are_read_again_when_they_change(tmp_path):
+    """Weights are changed in place, so that the open files have them, too."""
+    lens = dl.load(tiny.save(tmp_path, "llama-gqa"), offload="disk")
+    first = lens.identify()
+    assert lens.identify() == first
+    path = tmp_path / "model.safetensors"
+    about = path.stat()
+    weights = load_file(path)
+    weights["model.layers.2.mlp.up_proj.weight"][3, 4] += 1
+    fresh = save(weights, metadata={"format": "pt"})
+    assert len(fresh) == about.st_size
+    with open(path, "r+b") as file:
+        file.write(fresh)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    changed = lens.identify()
+    assert changed != first and changed == dl.load(tmp_path).identify()
+
+
+# `edits.py` edits a model in every way that we know.
+
+
+@pytest.mark.parametrize("todo", [
+    pytest.param(edits.some(40, seed=0), marks=pytest.mark.slow, id="random"),
+    pytest.param([(way, 0) for way in edits.WAYS], marks=pytest.mark.nightly, id="all"),
+])  # fmt: skip
+def test_no_edit_is_answered_with_what_another_model_gave(tmp_path, todo):
+    found = edits.tried(todo, str(tmp_path))
+    assert found["wrong"] == [] and found["changed"] >= 0.85 * len(todo), "most edits must change some answer"

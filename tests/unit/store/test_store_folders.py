@@ -1,7 +1,5 @@
 """Which folders and URLs are stores, and the commands that show them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -9,10 +7,10 @@ import fsspec
 import pytest
 import tiny
 import torch
+from refusals import refused
 from stores import CHOICE, WRITTEN, counts, parts, run
 
 from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 from depthlens.models import fingerprint
 from depthlens.store import parts as store_parts
 from depthlens.store.parts import Store, open_store
@@ -23,72 +21,74 @@ def alone(lens) -> Result:
     return run(lens, None)
 
 
-class TestFolders:
-    def test_a_store_of_another_version_is_left_as_it_is(self, tmp_path):
-        (tmp_path / "format.json").write_text('{"format": 1}')
-        with pytest.raises(UserError, match="is of version 0.2 of depthlens; name another store, and both are kept"):
-            Store(str(tmp_path))
-        (tmp_path / "format.json").write_text('{"format": 2}')  # of this version, before it was left out
-        assert Store(str(tmp_path)).parts() == []
-
-    def test_which_store(self, tmp_path, monkeypatch):
-        assert open_store(None) is open_store("None") is open_store("NONE") is None
-        monkeypatch.setenv(store_parts.ENVIRONMENT, str(tmp_path / "named"))
-        assert open_store().location == str(tmp_path / "named")
-        monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
-        assert open_store() is None
-        monkeypatch.delenv(store_parts.ENVIRONMENT)
-        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-        assert open_store().location == str(tmp_path / "data" / "depthlens" / "answers")
-        assert open_store(tmp_path / "named").location == str(tmp_path / "named")
-
-    def test_a_url(self, lens, alone):
-        first = run(lens, "memory://results/one")
-        second = run(lens, "memory://results/one")
-        assert counts(second)[1] == 0 and second.docs.equals(alone.docs) and first.docs.equals(alone.docs)
-        name, *_ = files = fsspec.filesystem("memory").find("/results/one")
-        assert all(f.endswith(".parquet") and "/." not in f for f in files)
-        with fsspec.open(f"memory:/{name}", "wb") as file:
-            file.write(b"torn")
-        assert counts(run(lens, "memory://results/one"))[1] > 0
-        assert counts(run(lens, "memory://results/one"))[1] == 0
+def test_a_store_of_another_version_is_left_as_it_is(tmp_path):
+    (tmp_path / "format.json").write_text('{"format": 1}')
+    refused("is of version 0.2 of depthlens; name another store, and both are kept", Store, str(tmp_path))
+    (tmp_path / "format.json").write_text('{"format": 2}')  # of this version, before it was left out
+    assert Store(str(tmp_path)).parts() == []
 
 
-class TestCommands:
-    @pytest.fixture
-    def at(self, lens, tmp_path) -> Path:
-        run(lens, tmp_path / "s")
-        return tmp_path / "s"
+def test_which_store(tmp_path, monkeypatch):
+    assert open_store(None) is open_store("None") is open_store("NONE") is None
+    monkeypatch.setenv(store_parts.ENVIRONMENT, str(tmp_path / "named"))
+    assert open_store().location == str(tmp_path / "named")
+    monkeypatch.setenv(store_parts.ENVIRONMENT, "none")
+    assert open_store() is None
+    monkeypatch.delenv(store_parts.ENVIRONMENT)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert open_store().location == str(tmp_path / "data" / "depthlens" / "answers")
+    assert open_store(tmp_path / "named").location == str(tmp_path / "named")
 
-    def test_list(self, at, call):
-        code, out, _ = call("store", "list", "--store", at)
-        head, *rows, _, total = out.splitlines()
-        columns = "key task model dtype device backend method parts rows bytes written".split()
-        assert code == 0 and head.split() == columns
-        assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
-        assert re.fullmatch(rf"2 entries, [\d.]+ MB in {at}", total)
 
-    def test_a_folder_that_is_not_there_is_not_made(self, tmp_path, call):
-        nowhere = tmp_path / "typo"
-        code, out, _ = call("store", "list", "--store", nowhere)
-        assert (code, out) == (0, f"there is no store yet\n\n0 entries, 0.0 MB in {nowhere}\n")
-        assert call("store", "show", "a", "--store", nowhere)[0] == 2
-        assert call("store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
-        assert not nowhere.exists()
-        assert call("store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
+def test_a_url(lens, alone):
+    first = run(lens, "memory://results/one")
+    second = run(lens, "memory://results/one")
+    assert counts(second)[1] == 0 and second.docs.equals(alone.docs) and first.docs.equals(alone.docs)
+    name, *_ = files = fsspec.filesystem("memory").find("/results/one")
+    assert all(f.endswith(".parquet") and "/." not in f for f in files)
+    with fsspec.open(f"memory:/{name}", "wb") as file:
+        file.write(b"torn")
+    assert counts(run(lens, "memory://results/one"))[1] > 0
+    assert counts(run(lens, "memory://results/one"))[1] == 0
 
-    def test_prune(self, lens, at, call):
-        def prune(where: str, *more: str) -> tuple[str, int]:
-            code, out, _ = call("store", "prune", "--where", where, *more, "--store", at)
-            assert code == 0
-            return out.splitlines()[-1], len(parts(at))
 
-        n = len(parts(at))
-        assert prune(f"task == '{CHOICE}'", "--dry-run")[0].startswith("would delete 1 parts") and len(parts(at)) == n
-        assert prune(f"task == '{CHOICE}' and time < '2026-01-01'")[1] == n
-        assert prune(f"task == '{CHOICE}' and model == 'tiny-llama-gqa' and time > '2026-01-01'")[1] == n - 1
-        assert prune("rows > 0")[1] == 0
-        assert counts(run(lens, at))[0] == 0
+@pytest.fixture
+def at(lens, tmp_path) -> Path:
+    run(lens, tmp_path / "s")
+    return tmp_path / "s"
+
+
+def test_list(at, call):
+    code, out, _ = call("store", "list", "--store", at)
+    head, *rows, _, total = out.splitlines()
+    columns = "key task model dtype device backend method parts rows bytes written".split()
+    assert code == 0 and head.split() == columns
+    assert [row.split()[1:3] for row in rows] == [[task, "tiny-llama-gqa"] for task in sorted([CHOICE, WRITTEN])]
+    assert re.fullmatch(rf"2 entries, [\d.]+ MB in {at}", total)
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path, call):
+    nowhere = tmp_path / "typo"
+    code, out, _ = call("store", "list", "--store", nowhere)
+    assert (code, out) == (0, f"there is no store yet\n\n0 entries, 0.0 MB in {nowhere}\n")
+    assert call("store", "show", "a", "--store", nowhere)[0] == 2
+    assert call("store", "prune", "--where", "rows > 0", "--store", nowhere)[0] == 0
+    assert not nowhere.exists()
+    assert call("store", "list", "--store", __file__)[0] == 2  # a file is no store that may come
+
+
+def test_prune(lens, at, call):
+    def prune(where: str, *more: str) -> tuple[str, int]:
+        code, out, _ = call("store", "prune", "--where", where, *more, "--store", at)
+        assert code == 0
+        return out.splitlines()[-1], len(parts(at))
+
+    n = len(parts(at))
+    assert prune(f"task == '{CHOICE}'", "--dry-run")[0].startswith("would delete 1 parts") and len(parts(at)) == n
+    assert prune(f"task == '{CHOICE}' and time < '2026-01-01'")[1] == n
+    assert prune(f"task == '{CHOICE}' and model == 'tiny-llama-gqa' and time > '2026-01-01'")[1] == n - 1
+    assert prune("rows > 0")[1] == 0
+    assert counts(run(lens, at))[0] == 0
 
 
 def test_precision_flags_of_parts_are_in_the_settings(monkeypatch):

@@ -1,7 +1,5 @@
 """The store works with every feature and with their combinations: asked twice, the second time nothing is computed."""
 
-from __future__ import annotations
-
 import functools
 import random
 
@@ -23,17 +21,9 @@ def adapted(folder) -> dl.Lens:
     return lens
 
 
-MODELS = {
-    "in memory": dl.load,
-    "offloaded": lambda folder: dl.load(folder, offload="disk"),
-    "remote": lambda folder: dl.load(folder, remote="local"),
-    "adapted": adapted,
-}
-DONORS = {
-    "donor folder": str,
-    "donor in memory": dl.load,
-    "donor offloaded": lambda folder: dl.load(folder, offload="disk"),
-}
+offloaded, remote = functools.partial(dl.load, offload="disk"), functools.partial(dl.load, remote="local")
+MODELS = {"in memory": dl.load, "offloaded": offloaded, "remote": remote, "adapted": adapted}
+DONORS = {"donor folder": str, "donor in memory": dl.load, "donor offloaded": offloaded}
 
 
 def swept(*ablate, task=CHOICE, **options):

@@ -1,31 +1,24 @@
 """A group with a score of its own is one task: pooled as lm-eval pools it, with each document's own task known."""
 
-from __future__ import annotations
-
-import lm_eval
 import mini_tasks
 import numpy as np
 import pytest
 import tiny
-from lm_eval.models.huggingface import HFLM
+from lm_evals import Noting, evaluate
 
+import depthlens as dl
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result import questions
 from depthlens.analysis.result.profiles import by_layer
-from depthlens.analysis.result.results import Result
-from depthlens.errors import UserError
 from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
 SIZES = {"school_art": 5, "school_biology": 9, "school_chess": 7}
 N = sum(SIZES.values())
 SUBJECT = mini_tasks.choice("{{q}}", "acc", "acc_norm", metadata={"version": 1.5})
-GROUPS = {
-    "school": "aggregate_metric_list: [{metric: acc, weight_by_size: true}]",
-    "school_arts": "aggregate_metric_list: [{metric: acc}]",
-    "school_unweighted": "aggregate_metric_list: [{metric: acc, weight_by_size: false}]",
-    "school_plain": "",
-}
+WEIGHTED = {"school": ", weight_by_size: true", "school_arts": "", "school_unweighted": ", weight_by_size: false"}
+GROUPS = {name: f"aggregate_metric_list: [{{metric: acc{how}}}]" for name, how in WEIGHTED.items()}
+GROUPS["school_plain"] = ""
 IN_GROUP = {"school": ["school_arts", "school_biology", "school_chess"], "school_arts": ["school_art"]}
 
 
@@ -34,10 +27,8 @@ def folder(tmp_path_factory):
     """Subjects of several sizes and numbers of options; a group with a group inside, and groups without a score."""
     folder, rng = tmp_path_factory.mktemp("school"), np.random.default_rng(0)
     for i, (name, n) in enumerate(SIZES.items()):
-        docs = [
-            {"q": f"{name} {j}: ", "options": [f"{k}{j}" for k in "abcd"[: 2 + i]], "answer": int(rng.integers(2 + i))}
-            for j in range(n)
-        ]
+        letters, right = "abcd"[: 2 + i], rng.integers(2 + i, size=n).tolist()
+        docs = [{"q": f"{name} {j}: ", "options": [f"{k}{j}" for k in letters], "answer": right[j]} for j in range(n)]
         mini_tasks.write_task(folder, name, {name: docs}, **SUBJECT, test_split=name)
     for name, score in GROUPS.items():
         inside = "\n".join(f"  - {task}" for task in IN_GROUP.get(name, SIZES))
@@ -62,13 +53,7 @@ def result(sweep):
 
 @pytest.mark.parametrize("limit", [None, 6])
 def test_pooled_and_subject_scores_are_lm_evals(lens, folder, sweep, limit):
-    found = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=lens.model, tokenizer=lens.tokenizer, batch_size=4),
-        tasks=["school"],
-        task_manager=harness.task_manager(["school"], str(folder)),
-        limit=limit,
-        bootstrap_iters=0,
-    )
+    found = evaluate(Noting(lens), ["school"], folder, limit=limit)
     ours = sweep("school", limit=limit)
     assert list(ours.docs["task"].unique()) == ["school"]
     base = ours.baselines.set_index("metric")
@@ -96,7 +81,7 @@ def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeyp
     (profile, _) = by_layer(result)
     assert len({*profile.units}) == N and "school: 3 subjects are too few to stand for others" in result.notes[-1]
     monkeypatch.setattr(questions, "SUBJECTS_AS_UNITS", len(SIZES))
-    result = Result(result.docs, result.record, result.asked)
+    result = dl.Result(result.docs, result.record, result.asked)
     values = result.scores("school", "acc")["baseline"].to_numpy()
     names = [name for name, n in SIZES.items() for _ in range(n)]
     base = result.baselines.set_index("metric").loc["acc"]
@@ -110,13 +95,13 @@ def test_the_unit_is_the_subject_of_many_and_the_question_of_few(result, monkeyp
 def test_groups_without_a_score_over_documents_stand_for_their_tasks(sweep, name):
     result = sweep(name, limit=2)
     assert list(result.docs["task"].unique()) == list(SIZES) and result.questions()["subtask"].isna().all()
-    with pytest.raises(UserError, match="task school_art is no group with a score of its own; name one, such as mmlu"):
+    with pytest.raises(dl.UserError, match="task school_art is no group with a score of its own; name one, such"):
         result.split("school_art")
 
 
 @pytest.mark.parametrize("names", [["school", "school_art"], ["school_chess", "school"], ["school_arts", "school"]])
 def test_a_task_in_two_ways_is_refused(folder, names):
-    with pytest.raises(UserError, match=r"task school_\w+ is asked for twice, alone or in groups; name it once"):
+    with pytest.raises(dl.UserError, match=r"task school_\w+ is asked for twice, alone or in groups; name it once"):
         harness.load_tasks(names, include_path=folder)
 
 

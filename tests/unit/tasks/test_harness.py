@@ -1,13 +1,11 @@
 """Loading lm-eval tasks: names, groups, examples, documents by number, limits, and options that are refused."""
 
-from __future__ import annotations
-
 import mini_tasks
 import pytest
 import tiny
 from mini_tasks import DOCUMENTS
+from refusals import refused
 
-from depthlens.errors import UserError
 from depthlens.tasks import harness
 
 
@@ -37,8 +35,7 @@ def test_the_seed_chooses_the_examples(lens, load):
 
 
 def test_a_task_fixed_at_no_examples_refuses_some(load):
-    with pytest.raises(UserError, match="task mini_spaces is fixed at 0 examples"):
-        load("mini_spaces", num_fewshot=1)
+    refused("task mini_spaces is fixed at 0 examples", load, "mini_spaces", num_fewshot=1)
     assert load("mini_spaces", num_fewshot=0)["mini_spaces"].config.num_fewshot == 0
 
 
@@ -49,10 +46,8 @@ def test_limit_takes_the_first_documents_and_may_be_larger_than_the_task(lens, l
 
 ON_VALIDATION = {"test_split": None, "validation_split": "test"}
 SPLITS = {
-    "a test split only": {},
-    "the first ones of it": {"fewshot_config": {"sampler": "first_n"}},
-    "as lm-eval means it": {"fewshot_split": "test"},
-    "evaluated on its validation split": ON_VALIDATION,
+    **{"a test split only": {}, "the first ones of it": {"fewshot_config": {"sampler": "first_n"}}},
+    **{"as lm-eval means it": {"fewshot_split": "test"}, "evaluated on its validation split": ON_VALIDATION},
     "which the examples name": ON_VALIDATION | {"fewshot_split": "test"},
 }
 
@@ -81,8 +76,7 @@ def test_a_document_is_never_its_own_example(prompts, kind):
 
 def test_there_have_to_be_enough_other_documents(prompts):
     assert len(prompts("a test split only", 2, n_docs=3)) == 3
-    with pytest.raises(UserError, match="task sums: its prompts cannot be made .*Sample larger than"):
-        prompts("a test split only", 2, n_docs=2)
+    refused("task sums: its prompts cannot be made .*Sample larger than", prompts, "a test split only", 2, n_docs=2)
 
 
 N = len(DOCUMENTS)
@@ -98,14 +92,14 @@ SOME = [
 @pytest.mark.parametrize(("samples", "wanted"), SOME)
 def test_documents_keep_their_numbers_prompts_and_answers(lens, load, samples, wanted):
     tasks = ("mini_shots", "mini_choice")
-    (whole, _), (some, _) = (
-        harness.prepare(lens, load(*tasks, num_fewshot=1, samples=s), samples=s) for s in (None, samples)
-    )
+    every, chosen = (harness.prepare(lens, load(*tasks, num_fewshot=1, samples=s), samples=s) for s in (None, samples))
+    whole, some = every[0], chosen[0]
     assert list(some.docs) == wanted
     assert {i: some.docs[i] for i in wanted} == {i: whole.docs[i] for i in wanted}
-    ends = [
-        {(i.doc_id, i.idx): i.args[0][-len(DOCUMENTS[i.doc_id]["q"]) - 3 :] for i in p.task.instances}
-        for p in (whole, some)
-    ]
-    assert ends[1] == {key: text for key, text in ends[0].items() if key[0] in wanted}
+
+    def ends(prepared):
+        questions = ((i, DOCUMENTS[i.doc_id]["q"]) for i in prepared.task.instances)
+        return {(i.doc_id, i.idx): i.args[0][-len(question) - 3 :] for i, question in questions}
+
+    assert ends(some) == {key: text for key, text in ends(whole).items() if key[0] in wanted}
     assert some.asked["doc_id"].tolist() == wanted

@@ -1,7 +1,5 @@
 """Our own tasks of the hub's data sets, on handwritten documents in their schemas."""
 
-from __future__ import annotations
-
 import re
 
 import hub
@@ -22,9 +20,8 @@ def lens():
 def test_the_open_book_has_the_fact_before_the_very_question(lens):
     open_, closed = (harness.prepare(lens, harness.load_tasks(name))[0] for name in ("openbookqa_open", "openbookqa"))
     facts = [doc["fact1"] for doc in hub.DATA_SETS["allenai/openbookqa"]["additional"]["test"]]
-    with_fact, without = (
-        list(dict.fromkeys(lens.tokenizer.decode(q.context) for q in prepared.requests)) for prepared in (open_, closed)
-    )
+    contexts = ([lens.tokenizer.decode(q.context) for q in prepared.requests] for prepared in (open_, closed))
+    with_fact, without = (list(dict.fromkeys(of_task)) for of_task in contexts)
     assert with_fact == [f"{fact}\n{question}" for fact, question in zip(facts, without, strict=True)]
     options = [[lens.tokenizer.decode(q.continuation) for q in prepared.requests] for prepared in (open_, closed)]
     assert options[0] == options[1]

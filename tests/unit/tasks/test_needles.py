@@ -1,7 +1,5 @@
 """Needles: where they are put, and where the answers of a task are found."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """What a prepared task says of itself: chance levels, prompts that are cut, questions."""
 
-from __future__ import annotations
-
 import mini_tasks
 import numpy as np
 import pytest
@@ -69,16 +67,14 @@ def test_cut_prompts_are_counted_told_and_kept_in_record_and_notes(lens, load, c
 
 
 def test_the_log_likelihood_per_token_is_that_of_the_answer_over_its_length(lens, load):
-    whole, each = (
-        condition_sweep(lens, load("mini_writing"), "L2", measure=measure, progress=False)
-        for measure in ("answer_logprob", "token_logprob")
-    )
+    measures = ("answer_logprob", "token_logprob")
+    results = {m: condition_sweep(lens, load("mini_writing"), "L2", measure=m, progress=False) for m in measures}
     (prepared,) = harness.prepare(lens, load("mini_writing"))
     lengths = [len(q.continuation) for q in Answers(prepared).requests]
     assert len(set(lengths)) > 1
-    table, per_token = (r.scores("mini_writing", m) for r, m in ((whole, "answer_logprob"), (each, "token_logprob")))
-    np.testing.assert_allclose(per_token, table.div(lengths, axis=0), rtol=1e-6)
-    info = each.metric_info("mini_writing", "token_logprob")
+    whole, per_token = (result.scores("mini_writing", m) for m, result in results.items())
+    np.testing.assert_allclose(per_token, whole.div(lengths, axis=0), rtol=1e-6)
+    info = results["token_logprob"].metric_info("mini_writing", "token_logprob")
     assert info["floor"] is info["chance"] is None
     assert metric_unit("token_logprob") == "nats"
 

@@ -1,7 +1,5 @@
 """`benchmarks/real_data.py` on clones of handwritten rows: its tasks ask what lm-eval's ask of the same documents."""
 
-from __future__ import annotations
-
 import bz2
 import hashlib
 import json

@@ -1,24 +1,18 @@
 """Over which texts ``@mean`` takes means, and which prompts ``@resample`` reads: not evaluated, with their answers."""
 
-from __future__ import annotations
-
 import re
 
 import mini_tasks
 import pytest
 import tiny
+from refusals import refused
 
 import depthlens as dl
-from depthlens.engine.engine import Engine
-from depthlens.errors import UserError
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 from depthlens.tasks.measures import reference_of
 
 N_TEST = 90
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{{ '<bot>' if add_generation_prompt }}"
 BODIES = {
     "choice": mini_tasks.choice("Q: {{q}}", doc_to_choice="{{o}}", doc_to_target="a"),
     "cloze": mini_tasks.measured("loglikelihood", "Q: {{q}}", " {{o[0]}}", "acc"),
@@ -77,16 +71,12 @@ def test_texts_are_prompts_without_examples_and_their_answers(lens, prepared, ki
 
 
 def test_too_few_documents_are_told_before_the_model_runs(lens, prepared, monkeypatch):
-    said = (
-        "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task with"
-    )
-    with pytest.raises(UserError, match=said):
-        reference_of(prepared("choice", limit=N_TEST - 3))
+    said = "reference_choice: @mean needs 8 documents that are not evaluated, and 7 are left; lower limit, use a task"
+    refused(said, reference_of, prepared("choice", limit=N_TEST - 3))
     assert len(reference_of(prepared("choice", limit=N_TEST - 4)).texts) == 8
-    monkeypatch.setattr(Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
+    monkeypatch.setattr(dl.Engine, "loglikelihood", lambda *a, **k: pytest.fail("the model runs"))
     task = prepared("choice", limit=None)
-    with pytest.raises(UserError, match="and 4 are left"):
-        condition_sweep(lens, {task.name: task.task}, "L1@mean", progress=False)
+    refused("and 4 are left", dl.condition_sweep, lens, {task.name: task.task}, "L1@mean", progress=False)
 
 
 def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
@@ -99,13 +89,9 @@ def test_chat_templates_are_those_of_the_task(lens, prepared, monkeypatch):
 def test_prompts_to_resample_have_the_form_of_those_that_are_scored(folder, lens, prepared):
     """Two examples come before each, as the task says."""
     task = prepared("choice")
-    options = {"include_path": folder, "limit": 20, "measure": "answer_logprob"}
-    asked, again = (
-        dl.condition_sweep(
-            lens, task.name, "L1,L1@resample", resample_prompts=some, store=None, progress=False, **options
-        )
-        for some in (2, 2)
-    )
+    options = {"include_path": folder, "limit": 20, "measure": "answer_logprob", "store": None, "progress": False}
+    options |= {"resample_prompts": 2}
+    asked, again = (dl.condition_sweep(lens, task.name, "L1,L1@resample", **options) for _ in range(2))
     prompts = asked.record["resample_prompts"]
     shots = [line for text in prompts for line in re.findall(r"Q: (\w+ \d+)\?", text)]
     assert len(prompts) == 2 and len(shots) == 6 and shots[2] != shots[5], "two questions, with two examples each"

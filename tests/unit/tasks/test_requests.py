@@ -1,12 +1,10 @@
 """Requests of tasks: the same tokens and stop rules as lm-eval's own `hf` model gets."""
 
-from __future__ import annotations
-
 from collections import Counter
 
-import lm_eval
 import pytest
 import tiny
+from lm_evals import Noting, evaluate
 from mini_tasks import LIKELIHOODS, WRITTEN
 
 from depthlens.errors import UserError
@@ -57,13 +55,12 @@ def test_generation_requests_are_what_lm_eval_asks_for(lens, load, lm_evals_own,
 
 @pytest.mark.parametrize("instruction", [None, "Be brief."])
 @pytest.mark.parametrize(("template", "think_end"), [(SYSTEM, None), (REASONING, "</think>")])
-def test_chat_prompts_are_those_of_lm_eval(folder, load, noting, template, think_end, instruction):
+def test_chat_prompts_are_those_of_lm_eval(folder, load, template, think_end, instruction):
     lens = tiny.lens("llama-gqa")
     lens.tokenizer.chat_template = template
     options = {"apply_chat_template": True, "system_instruction": instruction}
-    lm = noting(lens, think_end_token=think_end)
-    manager = harness.task_manager(["mini_writing"], str(folder))
-    lm_eval.simple_evaluate(lm, tasks=["mini_writing"], task_manager=manager, bootstrap_iters=0, **options)
+    lm = Noting(lens, think_end_token=think_end)
+    evaluate(lm, ["mini_writing"], folder, **options)
     (prepared,) = harness.prepare(lens, load("mini_writing"), think_end_token=think_end, **options)
     assert Counter(q.context for q in prepared.requests) == Counter(context for context, _, _ in lm.written)
     prompt = lens.tokenizer.decode(prepared.requests[0].context)

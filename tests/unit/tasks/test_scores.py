@@ -1,7 +1,5 @@
 """Values of documents: the same as those of lm-eval, whose `simple_evaluate` runs for real."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -9,27 +7,23 @@ import pandas as pd
 import pytest
 from mini_tasks import DOCUMENTS, LIKELIHOODS, WRITTEN
 
+import depthlens as dl
 from depthlens.engine.engine import LoglikelihoodAnswer
-from depthlens.errors import UserError
-from depthlens.experiments.sweep import condition_sweep
 from depthlens.tasks import harness
 
 # float32 sums of log-probabilities of up to a few hundred tokens in another batch layout
 LOGPROB_TOLERANCE = 2e-3
-PERPLEXITIES = {  # lm-eval's name -> ours, and our unit in nats
-    "word_perplexity": ("nats_per_word", 1.0),
-    "byte_perplexity": ("nats_per_byte", 1.0),
-    "bits_per_byte": ("bits_per_byte", 1 / math.log(2)),
-}
+# lm-eval's name -> ours, and our unit in nats
+PERPLEXITIES = {"word_perplexity": ("nats_per_word", 1.0), "byte_perplexity": ("nats_per_byte", 1.0)}
+PERPLEXITIES["bits_per_byte"] = "bits_per_byte", 1 / math.log(2)
 
 
 @pytest.mark.parametrize("name", [*LIKELIHOODS, "mini_mutual", *WRITTEN])
 def test_baseline_equals_lm_eval_document_by_document(lens, load, lm_evals_own, name):
     _, samples = lm_evals_own(name)
-    result = condition_sweep(lens, load(name), "L2", progress=False)
-    ours = {
-        (row.metric, row.doc_id): row.value for row in result.docs[result.docs["condition"] == "baseline"].itertuples()
-    }
+    result = dl.condition_sweep(lens, load(name), "L2", progress=False)
+    baseline = result.docs[result.docs["condition"] == "baseline"]
+    ours = {(row.metric, row.doc_id): row.value for row in baseline.itertuples()}
     several = len({sample["filter"] for sample in samples}) > 1
     compared = 0
     for sample in samples:
@@ -73,28 +67,27 @@ def test_the_response_of_a_vote_is_all_that_was_drawn(lens, load):
 
 
 def test_metrics_of_the_whole_set_are_told_as_skipped(lens, load):
-    result = condition_sweep(lens, load("mini_choice"), "L2", progress=False)
+    result = dl.condition_sweep(lens, load("mini_choice"), "L2", progress=False)
     about = result.record["tasks"]["mini_choice"]
     assert sorted(about["metrics"]) == ["acc", "acc_norm"]
     assert about["skipped_metrics"] == {"mcc": "has no value per document"}
-    with pytest.raises(UserError, match=r"task mini_set_only: no metric has a value per document \(mcc\)"):
-        condition_sweep(lens, load("mini_set_only"), "L2", progress=False)
+    with pytest.raises(dl.UserError, match=r"task mini_set_only: no metric has a value per document \(mcc\)"):
+        dl.condition_sweep(lens, load("mini_set_only"), "L2", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("written", "whole", "first_letter"),
-    [("four", True, True), ("...", False, False), ("", False, False), ("__", False, False), ("[invalid]", True, True)],
-)
-def test_an_answer_that_cannot_be_read_is_told_apart_from_a_wrong_one(lens, load, written, whole, first_letter):
+ANSWERS = {"four": True, "...": False, "": False, "__": False, "[invalid]": True}
+
+
+@pytest.mark.parametrize(("written", "read"), ANSWERS.items())
+def test_an_answer_that_cannot_be_read_is_told_apart_from_a_wrong_one(lens, load, written, read):
     """The filter's fallback is no answer, and neither is what has no letter or digit, such as the filter's "_"."""
     (prepared,) = harness.prepare(lens, load("mini_filters"), limit=1)
     parsed = {s.metric: s.parsed for s in prepared.score([written])}
-    assert parsed["exact_match,whole"] == whole
-    assert parsed["exact_match,first-letter"] == first_letter
+    assert parsed["exact_match,whole"] == parsed["exact_match,first-letter"] == read
 
 
 def test_choices_are_always_read_and_floors_are_what_a_broken_model_scores(lens, load):
-    result = condition_sweep(lens, load("mini_choice", "mini_cloze", "mini_writing"), "L2", progress=False)
+    result = dl.condition_sweep(lens, load("mini_choice", "mini_cloze", "mini_writing"), "L2", progress=False)
     assert result.docs.loc[result.docs["task"] != "mini_writing", "parsed"].all()
     infos = {(t, m): result.metric_info(t, m) for t, m in result.baselines[["task", "metric"]].to_numpy()}
     assert infos["mini_choice", "acc"]["floor"] == infos["mini_choice", "acc"]["chance"] > 0

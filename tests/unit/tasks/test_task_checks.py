@@ -1,27 +1,20 @@
 """Tasks that lm-eval cannot load, that would give meaningless numbers or fail after hours: refused in one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import mini_tasks
 import pytest
+from refusals import refused
 
-from depthlens.errors import UserError
 from depthlens.experiments import sweep
 from depthlens.experiments.sweep import run_by_name
 from depthlens.tasks import harness
 
-DOCS = [
-    {"q": "Is ice cold?", "options": ["yes", "no"], "answer": 0, "word": "yes"},
-    {"q": "Is fire cold?", "options": ["yes", "no"], "answer": 1, "word": "no"},
-    {"q": "Is lava hot?", "options": ["yes", "no"], "answer": 0, "word": "yes"},
-]
-KINDS = {
-    "choice": mini_tasks.choice(doc_to_choice="options", doc_to_target="answer"),
-    "rolling": mini_tasks.measured("loglikelihood_rolling", "", "q", "word_perplexity"),
-    "written": mini_tasks.written("word", until=["\n"], max_gen_toks=3),
-}
+ASKED = {"Is ice cold?": 0, "Is fire cold?": 1, "Is lava hot?": 0}
+DOCS = [{"q": q, "options": ["yes", "no"], "answer": i, "word": ("yes", "no")[i]} for q, i in ASKED.items()]
+KINDS = {"choice": mini_tasks.choice(doc_to_choice="options", doc_to_target="answer")}
+KINDS["rolling"] = mini_tasks.measured("loglikelihood_rolling", "", "q", "word_perplexity")
+KINDS["written"] = mini_tasks.written("word", until=["\n"], max_gen_toks=3)
 
 
 @pytest.fixture
@@ -57,19 +50,13 @@ def right(doc, results):
 FAULTS = [
     ("choice", function("divide"), "document 0: scoring the answer (-1.0, False) fails (ZeroDivisionError at utils.py"),
     ("written", function("insists"), "document 0: scoring the answer 'yes' fails (AssertionError at utils.py line 6)"),
-    (
-        "rolling",
-        function("nothing"),
-        "has no attribute 'items'); correct the task's scoring; process_results gives numbers by name, such as {'acc'",
-    ),
+    ("rolling", function("nothing"), "has no attribute 'items'); correct the task's scoring; process_results gives"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "changes", "said"), FAULTS)
 def test_a_faulty_task_is_refused_in_one_line(task, kind, changes, said):
-    with pytest.raises(UserError) as told:
-        task(kind, **changes)()
-    assert str(told.value).startswith("task mine") and said in str(told.value) and "\n" not in str(told.value)
+    assert said in refused("^task mine", task(kind, **changes))
 
 
 @pytest.mark.parametrize("wrong", [7, -1, "maybe"])
@@ -77,8 +64,7 @@ def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
     """lm-eval scores 0 for it, whatever a model says; a task that scores by itself may mean anything by it."""
     docs = [*DOCS[:2], {**DOCS[2], "answer": wrong}]
     said = r"task mine: answer .* of document 2 is no option \(0..1, or the text of one\); correct its YAML file"
-    with pytest.raises(UserError, match=said):
-        harness.prepare(lens, task("choice", docs)())
+    refused(said, harness.prepare, lens, task("choice", docs)())
     assert len(harness.prepare(lens, task("choice", docs)(), limit=2)[0].docs) == 2
     assert len(harness.prepare(lens, task("choice", docs, **function("right"))())[0].docs) == 3
 
@@ -86,8 +72,7 @@ def test_a_reference_answer_that_is_no_option_is_refused(lens, task, wrong):
 def test_a_sweep_by_name_tries_tasks_before_it_loads_the_model(task, tmp_path, monkeypatch):
     task("choice", **function("divide"))
     monkeypatch.setattr(sweep.loading, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    with pytest.raises(UserError, match="document 0: scoring the answer"):
-        run_by_name("smollm2-135m", ["mine"], "layers", include_path=tmp_path)
+    refused("document 0: scoring the answer", run_by_name, "smollm2-135m", ["mine"], "layers", include_path=tmp_path)
 
 
 EMBEDDED = "capitals_continuation"
@@ -101,10 +86,7 @@ def write(folder: Path, name="mine", docs=PARITY, **changes) -> Path:
 
 
 def refusal(folder, *names) -> str:
-    with pytest.raises(UserError) as told:
-        harness.load_tasks(names or ["mine"], include_path=folder)
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    return refused("", harness.load_tasks, names or ["mine"], include_path=folder)
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
