@@ -1,9 +1,9 @@
-"""Several results as one."""
+"""Several results as one, and one as several: a sweep of all documents holds the answer for each kind of document."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -46,6 +46,30 @@ def concat(results: Sequence[Result]) -> Result:
     joined = Result(docs, record, questions.joined(r.asked for r in results))
     _ = joined.summary  # documents that do not match are refused here, not at the first plot
     return joined
+
+
+def split(result: Result, task: str, kinds: Mapping[int, str] | None = None) -> Result:
+    """See `depthlens.Result.split`.
+
+    Raises:
+        UserError: the result has no such task; or no kinds are given, and it is no group.
+    """
+    chosen = result.select(tasks=task)
+    subtasks = questions.subtasks(chosen.docs, chosen.asked, task) if kinds is None else pd.Series(kinds)
+    if subtasks is None:
+        raise UserError(f"task {task} is no group with a score of its own; name one, such as mmlu")
+    names = task + ", " + subtasks.dropna().astype(str)  # by document
+
+    def renamed(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(task=table["doc_id"].map(names)).dropna(subset="task")
+
+    docs = renamed(chosen.docs)
+    counts = docs.groupby("task")["doc_id"].nunique()
+    found = [name for name in names.unique() if name in counts]
+    docs = pd.concat([docs[docs["task"] == name] for name in found])
+    tasks = {name: chosen.record["tasks"][task] | {"n_docs": int(counts[name])} for name in found}
+    asked = None if chosen.asked is None else renamed(chosen.questions())
+    return Result(docs, chosen.record | {"tasks": tasks, "split": task}, asked)
 
 
 def _agreed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

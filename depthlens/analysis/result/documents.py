@@ -70,7 +70,7 @@ def headline(task: str, metrics: Sequence[str]) -> str:
     (`depthlens.metrics.LOGPROBS`) is chosen only where there is nothing else.
 
     Args:
-        task: Its name, or that of some of its documents (`depthlens.analysis.runs.subgroups`).
+        task: Its name, or that of some of its documents (`depthlens.Result.split`).
         metrics: Those that were measured.
     """
     if task.partition(",")[0] in LENGTH_NORMALISED and ACC_NORM in metrics:

@@ -268,9 +268,9 @@ class Result(Scored):
             >>> subjects.split("mmlu").docs["task"].unique().tolist()
             ['mmlu, mmlu_anatomy', 'mmlu, mmlu_virology']
         """
-        from depthlens.analysis.runs import subgroups
+        from depthlens.analysis.result import concat
 
-        return subgroups.split(self, task, kinds)
+        return concat.split(self, task, kinds)
 
     def describe(
         self,
