@@ -40,6 +40,10 @@ class Route:
         """How often the row has been at the layer of a step before."""
         return self.layers[:step].count(self.layers[step])
 
+    def kind(self, step: int) -> tuple[int, int, bool]:
+        """The layer of a step, how often the row has been there before, and whether it is replaced."""
+        return self.layers[step], self.visit(step), self.layers[step] in self.replaced
+
 
 class Fork(NamedTuple):
     """Where a row leaves another one: it has the state of that one before a step.

@@ -17,8 +17,8 @@ Conditions that are too many to walk together walk in groups. The clean row walk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -80,6 +80,13 @@ def first_edited(condition: Condition) -> int:
     return min((a.start for a in condition.ablations), default=0)
 
 
+def _n_shared(pack: Pack, conditions: Sequence[Condition], positions: Sequence[int]) -> int:
+    """How many tokens of the prefix conditions share with the clean row at every layer; 0: too few to be left out."""
+    first = min((first_edited(c) for c in conditions if c.ablations), default=0)
+    n = min(first, pack.n_prefix, *positions)
+    return n if n * len(conditions) > pack.n_tokens else 0
+
+
 @dataclass(frozen=True)
 class Wavefront:
     """Final residual streams of one pack under many conditions.
@@ -124,10 +131,7 @@ class Wavefront:
         leaving: dict[tuple[int, int], list[int]] = {}
         for c in range(len(conditions)):
             leaving.setdefault(forks[c], []).append(c)
-        # tokens of the prefix that conditions share with the clean row at every layer; it has to go first for them
-        first = min((first_edited(c) for c in conditions if c.ablations), default=0)
-        before = 0 if layout or n_clean > self.lens.dims.n_layers else min(first, pack.n_prefix, *positions)
-        before = before if before * len(conditions) > pack.n_tokens else 0
+        before = 0 if layout or n_clean > self.lens.dims.n_layers else _n_shared(pack, conditions, positions)
         walked = clean.final is not None and (not before or bool(clean.keys))
         passing = partial(clean.keep, pack.n_prefix) if before else None
         layout, at = layout or Layout(pack, device, passing), torch.tensor([*positions])
@@ -157,7 +161,6 @@ class Wavefront:
         # the last steps of rows, of which some positions are used, but where another row goes on from all of them
         needed = {*leaving, *((CLEAN, step) for step in clean.steps)}
         last = {c: len(way.layers) - 1 for c, way in ways.items() if (c, len(way.layers)) not in needed}
-        from_donor = donor_layers(conditions)
         starts = {c: fork.step for c, fork in forks.items()} | {CLEAN: n_clean if walked else 0}
         plan = routes.schedule(ways, starts)
         with walking(self.lens.model):
@@ -166,15 +169,12 @@ class Wavefront:
                 for some, of_some, _ in walks:
                     some.rotary = moved(some.rotary, device)
                     of_some.update((c, moved(row, device)) for c, row in of_some.items())
-                donor = self.lens.donor.resident(layer) if self.lens.donor and layer in from_donor else nullcontext()
-                with self.lens.resident(layer), donor:
+                with self._resident(layer, conditions):
                     for _, steps in together:
-                        ends = {c for c, step in steps.items() if step == last.get(c)}
                         for some, of_some, asked in walks:
-                            here = {c: ways[c].visit(step) for c, step in steps.items() if c in of_some}
-                            gone = {c for c in here if layer in ways[c].replaced}
-                            keep = moved(asked, device) if ends >= {*here} else None
-                            passed(len(some.tokens) * self._layer(of_some, conditions, layer, here, gone, some, keep))
+                            here = {c: step for c, step in steps.items() if c in of_some}
+                            keep = moved(asked, device) if here.items() <= last.items() else None
+                            passed(len(some.tokens) * self._layer(of_some, conditions, ways, here, some, keep))
                         for c, step in steps.items():
                             leave(c, step + 1)
         clean.final = final = clean.final if walked and clean.final is not None else rows[CLEAN][moved(at, device)]
@@ -183,13 +183,19 @@ class Wavefront:
         mine = (c if c in forked else forks[c].row for c in range(len(conditions)))
         return torch.stack([final if c == CLEAN else moved(forked[c], final.device)[asked] for c in mine])
 
+    @contextmanager
+    def _resident(self, layer: int, conditions: Sequence[Condition]) -> Iterator[None]:
+        """Within the context the weights of a layer are in memory, and the donor's, where conditions take them."""
+        donor = self.lens.donor if layer in donor_layers(conditions) else None
+        with self.lens.resident(layer), donor.resident(layer) if donor else nullcontext():
+            yield
+
     def _layer(
         self,
         rows: dict[int, Tensor],
         conditions: Sequence[Condition],
-        layer: int,
-        here: Mapping[int, int],
-        replaced: Set[int],
+        ways: Mapping[int, routes.Route],
+        steps: Mapping[int, int],
         layout: Layout,
         keep: Any,
     ) -> int:
@@ -198,16 +204,17 @@ class Wavefront:
         Args:
             rows: Residual streams by condition, which are replaced. Each of shape [pos, d_model].
             conditions: By number.
-            layer: Layer number.
-            here: The rows that are at the layer, and how often each was there before.
-            replaced: Those that get what takes its place, and do not pass it.
+            ways: Their routes.
+            steps: The step of each row that is at the layer.
             layout: Of the pack.
             keep: Positions whose outputs are used, shape [kept]; None: all.
         """
-        size = max(1, self.batch_tokens // len(layout.tokens))
-        for kind in sorted({(visit, c in replaced) for c, visit in here.items()}):
-            group = [c for c in rows if c in here and (here[c], c in replaced) == kind]
-            layout.visit, skips = kind
+        size, n_passed = max(1, self.batch_tokens // len(layout.tokens)), 0
+        kinds = {c: ways[c].kind(step) for c, step in steps.items()}
+        for kind in sorted({*kinds.values()}):
+            group = [c for c in rows if kinds.get(c) == kind]
+            layer, layout.visit, skips = kind
+            n_passed += 0 if skips else len(group)
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
                 of_rows = [conditions[c] if c != CLEAN else BASELINE for c in some]
@@ -219,4 +226,4 @@ class Wavefront:
                     with edits.hooked(layer) if edited else nullcontext():
                         x = self.lens.arch.call(layer, x, layout, layout.rotary, None if edited else keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
-        return len(here) - len(replaced)
+        return n_passed
