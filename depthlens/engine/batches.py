@@ -103,8 +103,8 @@ class PackedTrees(Batches):
         self._ways = ways_of(self.lens, self.rows.conditions)
         self._forks = {c: fork.step for c, fork in routes.forks(self._ways, shared=False).items()}
         shared = routes.forks(self._ways, shared=not self.writes)
-        # passes that no other row has, and the unembedding, which costs about as much as one
-        self._own = {c: way.passed(shared[c].step) + 1 for c, way in self._ways.items()}
+        # passes that no other row has; unembedding costs about as much as one
+        self._own = {c: max(1, way.passed(shared[c].step)) for c, way in self._ways.items()}
         self._starts = [first_edited(condition) for condition in self.rows.conditions]
         self.reserved = 0  # tokens that each row has room to write
 
