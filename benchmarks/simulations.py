@@ -142,7 +142,7 @@ def truths(n: int) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     deep = shallow | {"reasoning_choice": Task(by_thirds(n, 0, 0.03, 0.2, 0.3), late)}
     deep |= {
         "reasoning": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
-        "generation": Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5)),
+        **dict.fromkeys(("generation", "letters"), Task(0 * flat, by_thirds(n, 0.6, 0.05, 0.4, 0.5))),
         "copying": Task(0 * flat, by_thirds(n, 0.6, 0.4, 0.2, 0.2)),
     }
     control = {"continuation": known["continuation"], "reasoning_choice": Task(early, little), "rest": Task(flat)}

@@ -332,6 +332,7 @@ RULES |= {
     **dict.fromkeys(("ways", "prompt_conditions"), _TEXTS),
     **dict.fromkeys(("metrics", "claims"), or_none(_TEXTS)),
     **dict.fromkeys(("minutes", "tolerance"), numeric(float, 0)),
+    **dict.fromkeys(("core", "anti"), _LAYERS),
     "check": numeric(int, 3),
     "depths": list_of(numeric(float, 0, 1)),
     "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),

@@ -14,7 +14,7 @@ from depthlens.errors import UserError
 from depthlens.models import in_force
 from depthlens.models.lens import Lens
 
-__all__ = ["BACKENDS", "get"]
+__all__ = ["BACKENDS"]
 
 
 def get(name: str, lens: Lens, means: Means | None = None) -> Backend:

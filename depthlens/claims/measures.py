@@ -11,8 +11,9 @@ else a document that was lucky would weigh more and lose more.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,6 @@ from depthlens.claims.parts import (
     Part,
     Question,
     average,
-    missing,
 )
 from depthlens.errors import UserError
 from depthlens.metrics import in_nats
@@ -169,27 +169,36 @@ def judged(profiles: Sequence[Losses]) -> tuple[list[Losses], list[str]]:
 def tested(
     what: str,
     losses: Losses,
-    effect: Callable[[Losses], Effect],
+    some: Sequence[str],
+    others: Sequence[str] = (),
     *,
+    best: bool = False,
     at_least: float | None = None,
     under: float | None = None,
 ) -> Part:
-    """A claim of one's own, such as another paper's: an effect, and whether it is as large or as small as is claimed.
+    """A claim of one's own, such as another paper's: what conditions cost, and whether it is as large as is claimed.
+
+    Losses are means over conditions. They are not clipped, unlike those of critical parts in nats.
 
     Args:
         what: The effect as a sentence, with ``{effect}`` where its number stands.
-        losses: What the effect is computed from, such as ``result.losses("mmlu")``.
-        effect: From these losses to one mean or quotient, such as ``lambda x: x.mean(weights)``.
+        losses: Of a task, such as ``result.losses("mmlu")``.
+        some: Conditions.
+        others: Conditions whose mean loss is subtracted.
+        best: Of ``some`` take the one that costs least on one half of the questions, and judge it on the other half.
         at_least: The least effect that matters, in the unit of the losses.
         under: In place of it, what the effect is claimed to stay under.
 
     Returns:
-        The part; ``state`` and ``sentence`` say what was found. It is open where the model is at chance on the task, or
-        has answered too few questions.
+        The part; ``state`` and ``sentence`` say what was found, and ``beside`` has the estimates of each half of the
+        questions. It is open where the model is at chance on the task, or has answered too few questions.
+
+    Raises:
+        UserError: neither ``at_least`` nor ``under``.
 
     Example:
-        >>> losses = result.losses("organism_one_hop").select(["L1"])
-        >>> claim = dl.claims.tested("the model loses {effect}", losses, lambda x: x.mean()[0], at_least=0.1)
+        >>> losses = result.losses("organism_one_hop")
+        >>> claim = dl.claims.tested("the model loses {effect} without L1", losses, ["L1"], at_least=0.1)
         >>> claim.state, claim.sentence
         ('open', 'No estimate: organism_one_hop is left out: 12 questions are too few; take at least 20.')
     """
@@ -197,9 +206,24 @@ def tested(
     matters, claim = (under, UNDER) if at_least is None else (at_least, AT_LEAST)
     if matters is None:
         raise UserError("at_least None and under None: a claim needs one of them")
-    question = Question(what, of, matters, claim)
-    able, left = judged([losses])
-    return Part(question, Estimate.of([effect(losses)])) if able else missing(question, left[0])
+
+    def cost(on: Losses, conditions: Sequence[str]) -> Mean:
+        found = on.select(list(conditions))
+        return on.over((found.base[:, None] - found.values).mean(1))
+
+    def effect(on: Losses) -> Effect:
+        if best:
+            pairs = [(chooses.select(list(some)), tests) for chooses, tests in itertools.permutations(on.halves())]
+            picked = [(tests, chooses.conditions[chooses.mean().value.argmin()]) for chooses, tests in pairs]
+            return crossed([cost(tests, [name]) for tests, name in picked])
+        return cost(on, some) - cost(on, others) if others else cost(on, some)
+
+    def estimate(on: Losses) -> Estimate:
+        able, left = judged([on])
+        return Estimate.of([effect(on)]) if able else Estimate(why=left[0])
+
+    beside = dict(zip(("one half", "other half"), map(estimate, losses.halves()), strict=True))
+    return Part(Question(what, of, matters, claim), estimate(losses), beside)
 
 
 def crossed(folds: Sequence[Effect]) -> Effect:

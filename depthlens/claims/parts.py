@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -133,6 +133,11 @@ class Part:
             return OPEN
         found = state(self.main.low, self.main.high, times * self.question.matters, self.question.claim)
         return OPEN if found == SHOWN and self.but else found
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The states of the estimates that stand beside, by name."""
+        return {name: replace(self, main=found).state for name, found in self.beside.items()}
 
     @property
     def sentence(self) -> str:

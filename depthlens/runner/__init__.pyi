@@ -1,3 +1,2 @@
 from .execute import run as run
 from .finding_pages import write_comparison as write_comparison
-from .pages import gallery as gallery

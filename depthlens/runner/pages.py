@@ -44,10 +44,6 @@ def gallery(folder: Path | str) -> Path:
 
     Raises:
         UserError: the folder has no notebooks, a broken one or a page of something else, or cannot be written.
-
-    Example:
-        >>> dl.runner.gallery("runs/tour").name
-        'index.html'
     """
     folder = Path(arguments.PATH("folder", folder))
     if not (notebooks := executed(folder)):

@@ -46,9 +46,10 @@ def test_they_are_those_of_one_process(nodes, lens, ablate, options, tmp_path):
     if "donor" in options:
         options = options | {"donor": tiny.save(tmp_path, transplants.other(lens))}
     alone, there = run(lens, None, ablate, **options), sweep(lens, nodes, ablate, **options)
-    assert alone.docs.drop(columns="value").equals(there.docs.drop(columns="value")), "texts and predictions"
+    rounded = ["value", "margin"]
+    assert alone.docs.drop(columns=rounded).equals(there.docs.drop(columns=rounded)), "texts and predictions"
     # float32: another composition of batches rounds otherwise
-    assert (alone.docs["value"] - there.docs["value"]).abs().max() < 1e-5
+    assert (alone.docs[rounded] - there.docs[rounded]).abs().max().max() < 1e-5
     assert there.record["workers"] == {"n": 3, "ray": nodes.address, "cpus": 1, "gpus": 0.0}
     assert there.record["work"]["rows"] == alone.record["work"]["rows"]
 

@@ -15,7 +15,8 @@ def test_more_documents_conditions_or_measures_compute_what_is_missing(lens, tmp
     run(lens, tmp_path, tasks=[CHOICE])
     more = run(lens, tmp_path, tasks=[CHOICE], limit=LIMIT + 2)
     assert counts(more) == (6 * LIMIT * 4, 6 * 2 * 4)
-    assert more.docs.equals(run(lens, None, tasks=[CHOICE], limit=LIMIT + 2).docs)
+    anew = run(lens, None, tasks=[CHOICE], limit=LIMIT + 2).docs
+    pd.testing.assert_frame_equal(more.docs, anew, rtol=1e-5)  # margins: other batches round otherwise
     heads = run(lens, tmp_path, ["L1.H0", "L3", "L0-1"], tasks=[CHOICE])
     assert counts(heads) == (2 * LIMIT * 4, 2 * LIMIT * 4)  # the baseline and L3 were there
     assert counts(run(lens, tmp_path, tasks=[CHOICE], limit=1)) == (6 * 4, 0)
