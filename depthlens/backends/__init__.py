@@ -22,10 +22,6 @@ def get(name: str, lens: Lens, means: Means | None = None) -> Backend:
 
     Raises:
         UserError: for a name that is not a backend, or a model that the backend does not support.
-
-    Example:
-        >>> dl.backends.get("torch", lens).name
-        'torch'
     """
     arguments.check(backend=name)
     if name != "torch" and not lens.remote and (found := in_force.foreign(lens.model)):

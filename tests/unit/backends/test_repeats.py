@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.ablations import BASELINE, Ablation, expand, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest
 
@@ -139,7 +139,7 @@ def test_the_text_of_a_block():
         with pytest.raises(dl.UserError, match=re.escape(said)):
             expand(text, dims)
     with pytest.raises(dl.UserError, match="block 3-2 is none of several layers"):
-        dl.Ablation(3, "block", 2, "twice")
+        Ablation(3, "block", 2, "twice")
     lens = surgery.rough_lens("llama-gqa")
     with dl.ablated(lens, "(L0-2)x2"), pytest.raises(dl.UserError, match="overlap"):
         scores(lens, [parse_condition("(L1-3)x2")])

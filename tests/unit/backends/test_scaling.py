@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, expand, parse_condition
+from depthlens.ablations import BASELINE, Ablation, expand, parse_condition
 
 TEXTS = ["L2*0.5", "L1-3*1.2", "L1.attn*-2", "L2.mlp*0.3", "L2.H1*3", "L3.KV0*0.25", "L2[1:]*0", "L1.H0[3]*4+L3.mlp*2"]
 EXPORTED = [
@@ -89,4 +89,4 @@ def test_the_text_of_a_factor():
         with pytest.raises(dl.UserError, match=said):
             parse_condition(text)
     with pytest.raises(dl.UserError, match="factor 0.5 does not fit site 'layer' and mode 'mean'"):
-        dl.Ablation(1, mode="mean", factor=0.5)
+        Ablation(1, mode="mean", factor=0.5)
