@@ -94,7 +94,8 @@ def forks(ways: Mapping[int, Route], *, shared: bool = True) -> dict[int, Fork]:
             beginning = (path[-1] if path else None, layer, way.edits.get(layer))
             path.append(nodes.setdefault(beginning, len(nodes)))
         known = [leads[node] for node in path if node in leads]
-        found[c] = Fork(known[-1] if known else clean, max(0, len(known) - 1))
+        step = max(0, len(known) - 1)
+        found[c] = Fork(known[-1] if step else clean, step)  # an embedding alone is made anew
         if shared or c == clean:
             leads |= dict.fromkeys(path[len(known) :], c)
     return found
