@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from depthlens import arguments
 from depthlens.analysis.numbers.means import UNLIMITED, Mean, Ratio
 from depthlens.analysis.numbers.words import not_above_chance
 from depthlens.analysis.result.losses import Losses
@@ -194,7 +195,7 @@ def tested(
         questions. It is open where the model is at chance on the task, or has answered too few questions.
 
     Raises:
-        UserError: neither ``at_least`` nor ``under``.
+        UserError: not one of ``at_least`` and ``under``, or a condition that the losses do not have.
 
     Example:
         >>> losses = result.losses("organism_one_hop")
@@ -202,14 +203,17 @@ def tested(
         >>> claim.state, claim.sentence
         ('open', 'No estimate: organism_one_hop is left out: 12 questions are too few; take at least 20.')
     """
-    of = losses.metric.replace("_", " ") if in_nats(losses.metric) else ANSWERS
-    matters, claim = (under, UNDER) if at_least is None else (at_least, AT_LEAST)
-    if matters is None:
-        raise UserError("at_least None and under None: a claim needs one of them")
+    bounds = {AT_LEAST: at_least, UNDER: under}
+    given = [(matters, claim) for claim, matters in bounds.items() if matters is not None]
+    if len(given) != 1:
+        raise UserError(f"at_least {at_least} and under {under}: give one of them")
+    arguments.chosen("condition", [*some, *others], losses.conditions)
+    nats = in_nats(losses.metric)
+    of, limits = (losses.metric.replace("_", " "), UNLIMITED) if nats else (ANSWERS, losses.loss_limits)
 
     def cost(on: Losses, conditions: Sequence[str]) -> Mean:
         found = on.select(list(conditions))
-        return on.over((found.base[:, None] - found.values).mean(1))
+        return on.over((found.base[:, None] - found.values).mean(1), limits)
 
     def effect(on: Losses) -> Effect:
         if best:
@@ -223,7 +227,7 @@ def tested(
         return Estimate.of([effect(on)]) if able else Estimate(why=left[0])
 
     beside = dict(zip(("one half", "other half"), map(estimate, losses.halves()), strict=True))
-    return Part(Question(what, of, matters, claim), estimate(losses), beside)
+    return Part(Question(what, of, *given[0]), estimate(losses), beside)
 
 
 def crossed(folds: Sequence[Effect]) -> Effect:

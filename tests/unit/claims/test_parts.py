@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_results import profile
+from refusals import refused
 
+import depthlens as dl
 from depthlens.analysis.numbers.means import Ratio, mean
 from depthlens.claims import parts
 from depthlens.claims.parts import APART, AT_LEAST, MOVED, OPEN, REVERSED, SHOWN, SIGN, SMALLER, UNDER, Estimate, Part
@@ -110,3 +113,36 @@ def test_views_and_seeds_stand_beside_and_what_has_no_value_says_why():
     seeds = [found.beside[f"few-shot seed {i}"].effect for i in (1, 2)]
     assert seeds == pytest.approx(values.mean(1)) and found.beside["unswept"].why == "sweep it"
     assert "nothing is lost" in found.beside["nothing"].why
+
+
+def test_a_claim_of_ones_own_is_judged_on_all_questions_and_on_each_half():
+    rng = np.random.default_rng(0)
+    base, lost = np.ones(80), (rng.random((80, 3)) < [0.5, 0.1, 0.0]).astype(float)
+    losses = profile(base, base[:, None] - lost, 0.0)
+    found = dl.claims.tested("L0 costs {effect} more", losses, ["L0"], ["L1", "L2"], at_least=0.1)
+    assert found.main.effect == pytest.approx(lost[:, 0].mean() - lost[:, 1:].mean()) and found.state == SHOWN
+    halves = [half.loss[:, 0].mean() - half.loss[:, 1:].mean() for half in losses.halves()]
+    assert [one.effect for one in found.beside.values()] == pytest.approx(halves)
+    nothing = dl.claims.tested("{effect}", losses, ["L2"], under=0.1)
+    assert nothing.state == SHOWN and nothing.main.low < 0 < nothing.main.high, "what never failed may fail yet"
+
+
+def test_the_best_condition_is_judged_where_it_was_not_chosen():
+    base, noise = np.zeros(400), np.random.default_rng(1).normal(size=(400, 60))
+    losses = profile(base, base[:, None] - noise, None)
+    names = list(losses.conditions)
+    best = dl.claims.tested("{effect}", losses, names, best=True, under=-0.05).main
+    assert noise.mean(0).min() < -0.1, "the best of all looks good where it is chosen"
+    assert best.low < 0 < best.high and best.n == 400
+    first, other = (half.select(names) for half in losses.halves())
+    picked = [
+        tests.loss[:, chooses.loss.mean(0).argmin()].mean() for chooses, tests in ((first, other), (other, first))
+    ]
+    assert best.effect == pytest.approx(np.mean(picked))
+
+
+@pytest.mark.parametrize("bounds", [{}, {"at_least": 0.1, "under": 0.1}])
+def test_a_claim_has_one_bound_and_conditions_that_there_are(bounds):
+    losses = profile(np.ones(40), np.ones((40, 2)), 0.0)
+    refused("give one of them", dl.claims.tested, "{effect}", losses, ["L0"], **bounds)
+    refused("unknown condition 'L7'", dl.claims.tested, "{effect}", losses, ["L7"], under=0.1)
