@@ -207,7 +207,7 @@ def tested(
     given = [(matters, claim) for claim, matters in bounds.items() if matters is not None]
     if len(given) != 1:
         raise UserError(f"at_least {at_least} and under {under}: give one of them")
-    arguments.chosen("condition", [*some, *others], losses.conditions)
+    arguments.chosen("condition", [*dict.fromkeys((*some, *others))], losses.conditions)
     nats = in_nats(losses.metric)
     of, limits = (losses.metric.replace("_", " "), UNLIMITED) if nats else (ANSWERS, losses.loss_limits)
 

@@ -123,6 +123,8 @@ def test_a_claim_of_ones_own_is_judged_on_all_questions_and_on_each_half():
     assert found.main.effect == pytest.approx(lost[:, 0].mean() - lost[:, 1:].mean()) and found.state == SHOWN
     halves = [half.loss[:, 0].mean() - half.loss[:, 1:].mean() for half in losses.halves()]
     assert [one.effect for one in found.beside.values()] == pytest.approx(halves)
+    among = dl.claims.tested("{effect}", losses, ["L0"], ["L0", "L1", "L2"], at_least=0.1).main
+    assert among.effect == pytest.approx(lost[:, 0].mean() - lost.mean())
     nothing = dl.claims.tested("{effect}", losses, ["L2"], under=0.1)
     assert nothing.state == SHOWN and nothing.main.low < 0 < nothing.main.high, "what never failed may fail yet"
 
