@@ -348,6 +348,13 @@ def parse_condition(text: str) -> Condition:
     return Condition(tuple(ablations))
 
 
+def chosen(conditions: Any, known: Iterable[str]) -> list[str]:
+    """Conditions of the known ones in canonical form, however they are written; any other is refused."""
+    known = list(known)
+    names = arguments.names("condition", conditions, "L12")
+    return arguments.chosen("condition", [name if name in known else str(parse_condition(name)) for name in names], known)
+
+
 def _split(text: str) -> tuple[str, dict[str, Any]]:
     """What is ablated (a part, or a word such as ``layers``), and the fields of `Ablation` that follow it."""
     # every text matches: the last groups are optional and the first takes the rest

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from depthlens import arguments
+from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers.means import UNLIMITED, Mean, Ratio
 from depthlens.analysis.numbers.words import not_above_chance
 from depthlens.analysis.result.losses import Losses
@@ -207,7 +207,7 @@ def tested(
     given = [(matters, claim) for claim, matters in bounds.items() if matters is not None]
     if len(given) != 1:
         raise UserError(f"at_least {at_least} and under {under}: give one of them")
-    arguments.chosen("condition", [*dict.fromkeys((*some, *others))], losses.conditions)
+    some, others = (chosen(list(names), losses.conditions) if names else [] for names in (some, others))
     nats = in_nats(losses.metric)
     of, limits = (losses.metric.replace("_", " "), UNLIMITED) if nats else (ANSWERS, losses.loss_limits)
 

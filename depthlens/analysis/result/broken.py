@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from depthlens import arguments
+from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers.means import max_t
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.numbers.words import estimate
@@ -57,7 +57,7 @@ def broken(result: Result, conditions: str | Sequence[str], task: str | None = N
     """See `depthlens.Result.broken`."""
     task = documents.only(result.docs, "task", task)
     every = result.select(tasks=task).primary()
-    names = arguments.chosen("condition", conditions, every.docs["condition"].unique())
+    names = chosen(conditions, every.docs["condition"].unique())
     losses = every.losses(task)
     at = np.flatnonzero(losses.base > losses.limits[0])
     whole = every.docs[every.docs["condition"] == BASELINE].set_index("doc_id").sort_index()

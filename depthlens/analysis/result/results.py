@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
-from depthlens import arguments
+from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.means import in_top
 from depthlens.analysis.result import documents
@@ -297,7 +297,7 @@ class Result(Scored):
         if conditions is None:
             return words.describe(result)
         table = result.loss_table
-        names = arguments.chosen("condition", conditions, table["condition"].unique())
+        names = chosen(conditions, table["condition"].unique())
         rows = table[table["condition"].isin(names)]
         return [words.sentence(result, row) for row in rows.itertuples()]
 

@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from depthlens import arguments
+from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.stats import BASELINE, GROUP, Whole
 from depthlens.analysis.result import documents, losses, questions
@@ -188,7 +189,8 @@ class Scored(Finding):
         for column, value in choice.items():
             if value is None:
                 continue
-            names = arguments.chosen(column, value, docs[column].unique())
+            known = docs[column].unique()
+            names = chosen(value, known) if column == "condition" else arguments.chosen(column, value, known)
             docs = docs[docs[column].isin([*names, BASELINE] if column == "condition" else names)]
         if conditions is not None:
             n_selected = docs.loc[docs["condition"] != BASELINE, "condition"].nunique()

@@ -57,6 +57,17 @@ def test_two_right_answers_of_two_are_not_called_at_chance():
     assert "(1 question): cannot judge" in one.notes[0]
 
 
+def test_a_condition_is_found_however_it_is_written():
+    result = sweep({"L1.H0+L2.H3": 0.9, "L1": 0.0})
+    for written in ("L1.H0+L2.H3", "L2.H3 + L1.H0"):
+        assert result.select(conditions=[written]).docs["condition"].unique().tolist() == ["baseline", "L1.H0+L2.H3"]
+        (said,) = result.describe(written)
+        assert said.startswith("Without L1.H0+L2.H3") or "L1.H0+L2.H3" in said
+        found = dl.claims.tested("{effect}", result.losses(), [written], ["L1"], at_least=0.1)
+        assert found.main.effect == pytest.approx(found.main.effect) and found.main.effect > 0.5
+    refused("cannot read 'nothing'", result.select, conditions=["nothing"])
+
+
 def test_critical_excludes_chance_and_names_it(result):
     message = r"elements acc is not shown to be above chance \(20 questions\): cannot judge \(baseline 0.25, ch"
     with pytest.warns(UserWarning, match=message):
