@@ -35,7 +35,7 @@ from depthlens.claims.parts import (
     average,
 )
 from depthlens.errors import UserError
-from depthlens.metrics import in_nats
+from depthlens.metrics import in_nats, metric_unit
 
 FIRST = 2  # layers that C1 calls the first few, and that controlled views of depth leave out
 ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
@@ -209,7 +209,8 @@ def tested(
         raise UserError(f"at_least {at_least} and under {under}: give one of them")
     some, others = (chosen(list(names), losses.conditions) if names else [] for names in (some, others))
     nats = in_nats(losses.metric)
-    of, limits = (losses.metric.replace("_", " "), UNLIMITED) if nats else (ANSWERS, losses.loss_limits)
+    of = (metric_unit(losses.metric) or losses.metric.replace("_", " ")) if nats else ANSWERS
+    limits = UNLIMITED if nats else losses.loss_limits
 
     def cost(on: Losses, conditions: Sequence[str]) -> Mean:
         found = on.select(list(conditions))

@@ -9,7 +9,7 @@ import made_results
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import ACC, capitals_and_elements, docs_of, record_of
+from made_results import ACC, capitals_and_elements, docs_of, record_of, sweep
 from refusals import refused
 
 import depthlens as dl
@@ -61,10 +61,9 @@ def test_a_condition_is_found_however_it_is_written():
     result = sweep({"L1.H0+L2.H3": 0.9, "L1": 0.0})
     for written in ("L1.H0+L2.H3", "L2.H3 + L1.H0"):
         assert result.select(conditions=[written]).docs["condition"].unique().tolist() == ["baseline", "L1.H0+L2.H3"]
-        (said,) = result.describe(written)
-        assert said.startswith("Without L1.H0+L2.H3") or "L1.H0+L2.H3" in said
+        assert "L1.H0+L2.H3" in result.describe(written)[0]
         found = dl.claims.tested("{effect}", result.losses(), [written], ["L1"], at_least=0.1)
-        assert found.main.effect == pytest.approx(found.main.effect) and found.main.effect > 0.5
+        assert found.main.effect == pytest.approx(np.diff(result.losses().loss.mean(0)[::-1])[0])
     refused("cannot read 'nothing'", result.select, conditions=["nothing"])
 
 
