@@ -1,6 +1,5 @@
 """The engine where memory runs out, and what its bar says; `test_token_places` has its answers."""
 
-
 import numpy as np
 import pytest
 import tiny

@@ -197,14 +197,6 @@ def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):
 # -- settings, copies, other implementations of the same --
 
 
-def test_an_object_of_the_user_is_no_setting_that_a_store_knows(lens):
-    class Strength:
-        value = 2.0
-
-    lens.model.model.layers[1].mlp.strength = Strength()
-    assert "whose strength was written in no library" in lens.identify().obstacle
-
-
 def test_a_bridge_follows_settings_and_buffers_and_keeps_hooks_where_weights_change(lens):
     first = lens.bridge
     lens.model.model.layers[1].mlp.up_proj.weight.data.mul_(2)

@@ -52,8 +52,9 @@ def test_functions_and_their_settings_are_part_of_it():
         assert lens.identify().obstacle is None
         seen.add(lens.fingerprint)
     assert len(seen) == 9
-    mlp.kept = lambda x: x
-    assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
+    for own in (lambda x: x, type("Strength", (), {"__module__": __name__, "value": 2.0})()):
+        mlp.kept = own
+        assert lens.identify().obstacle == "has model.layers.1.mlp, whose kept was written in no library"
 
 
 def test_files_of_an_offloaded_model_are_read_again_when_they_change(tmp_path):
