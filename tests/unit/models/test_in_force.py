@@ -109,8 +109,9 @@ def test_other_backends_add_them_too(lens, backend):
     wanted = scores(lens, "L2", "L2+L3.H1")
     with dl.ablated(lens, "L2"):
         assert torch.allclose(scores(lens, "baseline", "L3.H1", backend=backend), wanted, atol=SAME)
-    with dl.ablated(lens, "(L1-2)x2"), pytest.raises(dl.UserError, match="can be computed by backend 'torch' only"):
-        scores(lens, "baseline", backend=backend)
+    for outer in ("(L1-2)x2", "L1x2", "L1@int4"):
+        with dl.ablated(lens, outer):
+            refused("can be computed by backend 'torch' only; use that", scores, lens, "baseline", backend=backend)
 
 
 def test_a_forward_that_a_user_puts_in_place_meanwhile_stays(lens):
