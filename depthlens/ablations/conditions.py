@@ -337,10 +337,9 @@ def parse_condition(text: str) -> Condition:
 def chosen(conditions: Any, known: Iterable[str]) -> list[str]:
     """Conditions of the known ones in canonical form, however they are written; any other is refused."""
     known = list(known)
-    names = arguments.names("condition", conditions, "L12")
-    return arguments.chosen(
-        "condition", [name if name in known else str(parse_condition(name)) for name in names], known
-    )
+    given = arguments.names("condition", conditions, "L12")
+    canonical = [text if text in known else str(parse_condition(text)) for text in given]
+    return arguments.chosen("condition", canonical, known)
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
