@@ -116,13 +116,6 @@ def test_words_stand_for_conditions_behind_the_baseline(spec, count, first, last
     assert (texts[1], texts[-1]) == (first, last) and expand(texts, DIMS) == conditions
 
 
-def test_where_a_condition_starts_and_its_seed_are_part_of_it():
-    conditions = [parse_condition(t) for t in ("L1", "L1[1:]", "L1[2:]", "L1@noise", "L1@noise1", "L1[1:]@noise1")]
-    assert len(set(conditions)) == len(set(map(str, conditions))) == 6
-    assert {(c.layer, c.first_layer) for c in conditions} == {(1, 1)}
-    assert parse_condition("L1.H2[1:]@noise3").head == 2
-
-
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 30])
 def test_so_many_layers_are_spread_evenly_over_the_depth_of_any_model(n_layers):
     dims = Dims(n_layers, 4, 2, 32, 8)
