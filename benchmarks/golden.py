@@ -63,7 +63,7 @@ Cases = Iterator[tuple[str, Callable[[], Any]]]
 KEYS = (
     *("model", "task", "other_task", "metric", "other_metric", "condition", "doc_id", "list", "other_list", "place"),
     *("parts", "run", "reference", "measure", "scale", "claim", "part", "view", "layer", "head", "later", "where"),
-    *("site", "matrix", "size", "k", "step", "depth", "third", "other", "mode", "other_mode", "expert", "predictor"),
+    *("site", "matrix", "size", "k", "step", "depth", "third", "other", "mode", "other_mode", "predictor"),
 )
 PROSE = ("sentence", "what", "why", "claimed", "group")
 # attributes of objects of depthlens that are tables or have some
@@ -239,7 +239,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "removal curve": lambda m: dl.removal_curve(m, FACTS, LISTS, **CURVE, **NATS),
     "sufficiency curve": lambda m: dl.sufficiency_curve(m, FACTS, LISTS, **CURVE, **NATS),
     "free text": lambda m: dl.free_text(m, ["L1", "L3.attn", "L2.H1"], **FREE, **QUIET),
-    "experts": lambda _: sweep(tiny("qwen3-moe"), FACTS, ["L1.E2", "L3.E0+L2.H1"]),
 }
 
 

@@ -151,14 +151,10 @@ def _names(example: str) -> Rule:
 
 
 def _read_settings(text: str) -> Any:
-    """Settings by name, from ``name=value,name=value``, whose values are YAML; another text as it is."""
-    import yaml
+    """Settings as lm-eval reads them from ``name=value,name=value``."""
+    from lm_eval.utils import simple_parse_args_string  # slow to import
 
-    try:
-        found = yaml.safe_load("{" + re.sub(r"(^|,)([^=,]*)=", r"\1\2: ", text) + "}")
-    except yaml.YAMLError:
-        return text
-    return text if None in found.values() else found
+    return simple_parse_args_string(text)
 
 
 FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -191,7 +187,7 @@ _SAMPLES = Rule(
 )
 _FOLDER = Rule(lambda v: _is_path(v) and os.path.isdir(v), "a folder that exists, with your task YAML files", "DIR")
 _SETTINGS = Rule(
-    lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)),
+    lambda value: isinstance(value, Mapping) and bool(value) and all(map(_is_text, value)) and "" not in value.values(),
     "settings by name, e.g. {'temperature': 0.6, 'max_gen_toks': 1024}, for a command NAME=VALUE,NAME=VALUE",
     "NAME=VALUE,...",
     _read_settings,
@@ -411,8 +407,3 @@ def loaded(lens: Any) -> None:
     if not hasattr(lens, "dims"):
         raise UserError(f"lens is a {type(lens).__name__}; give a loaded model, such as dl.load('smollm2-135m')")
     lens.bind()
-
-
-def slice_of(text: str) -> slice:
-    """The slice that ``START:STOP:STEP`` means, which the rule of samples allows."""
-    return slice(*(int(part) if part else None for part in text.split(":")))

@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from depthlens import __version__, cluster, paths, progress, provenance
+from depthlens import __version__, cluster, paths, provenance
 from depthlens.errors import UserError
 from depthlens.experiments import commands as experiments
 from depthlens.exports import commands as exports
@@ -93,7 +93,6 @@ def run(
     profile: str | None = None,
     models: str | None = None,
     no_answers: bool = False,
-    json: bool = False,
     **options: Any,
 ) -> None:
     """Execute notebooks and make web pages of them.
@@ -111,7 +110,6 @@ def run(
             study's models, on a GPU). Without it the notebooks' own values hold.
         models (A,B,...): Models to run on, one after another: a folder each, and one index.
         no_answers: Leave the texts of questions and answers out of the views of what breaks.
-        json: Write progress as lines of JSON to standard error.
         options: Where answers are kept, and workers.
     """
     from depthlens.store import parts
@@ -122,8 +120,7 @@ def run(
     if no_answers:  # kernels read it
         os.environ[paths.NO_ANSWERS] = "yes"
     cluster.configure(options)
-    progress.write_json(json)
-    say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}", notebooks=names)
+    say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}")
     from depthlens.runner import execute
 
     each = models.split(",") if models is not None else None

@@ -1,7 +1,6 @@
 """One progress bar for all long work: rows done, rows/s and time left, also in a notebook that runs headlessly.
 
-Rows that a store already has do not count as work done, so the rate is that of new rows. With DEPTHLENS_PROGRESS=-
-every change is a line of JSON on standard error, for programs, instead of the bar.
+Rows that a store already has do not count as work done, so the rate is that of new rows.
 
 In the kernel of a notebook that a person runs, bars go to standard output, because JupyterLab gives standard error a
 red background. Under ``depthlens run``, which sets DEPTHLENS_PROGRESS, they stay on standard error, which pages fold
@@ -10,8 +9,6 @@ away.
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import os
 import sys
@@ -31,30 +28,17 @@ _quiet = threading.RLock()
 
 
 class Bar(tqdm):
-    """A tqdm bar, or its states as lines of JSON where DEPTHLENS_PROGRESS says so.
-
-    In the kernel of a notebook all bars take the same line, because JupyterLab cannot go back to an earlier one.
-    """
+    """A tqdm bar; in the kernel of a notebook all take one line, as JupyterLab cannot go back to an earlier one."""
 
     _width: ClassVar[int] = 0  # of what stands on the line, whichever bar wrote it
 
     def __init__(self, **options: Any) -> None:
-        asked = os.environ.get(ENVIRONMENT, "")
-        self._as_json = asked == "-"
-        # standard error by default; as JSON goes there, what tqdm writes beside its state goes nowhere
-        file = io.StringIO() if self._as_json else sys.stdout if not asked and in_kernel() else None
+        file = sys.stdout if in_kernel() and not os.environ.get(ENVIRONMENT) else None  # standard error
         fixed = {"mininterval": EVERY, "miniters": 1, "smoothing": 0, "position": 0 if in_kernel() else None}
         super().__init__(**{**fixed, "file": file, **options})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
         """Show the state."""
-        if self._as_json:
-            n, held, total, seconds = self.n, self.initial, self.total, self.format_dict["elapsed"]
-            rate = (n - held) / seconds if n > held and seconds > 0 else None
-            left = (total - n) / rate if rate and total is not None else None
-            line = {"what": self.desc.removesuffix(": "), "done": n, "total": total, "held": held}
-            print(json.dumps(line | {"unit": self.unit, "per_second": rate, "seconds_left": left}), file=sys.stderr)
-            return True
         msg = str(self) if msg is None else msg
         padded = msg + " " * (Bar._width - disp_len(msg))
         Bar._width = 0 if self.disable else disp_len(msg)  # a bar that is closed leaves the line
@@ -78,21 +62,9 @@ def working(what: str) -> Bar:
     return Bar(desc=what, bar_format="{desc}: {elapsed}", disable=bool(os.environ.get(ENVIRONMENT)) or not in_kernel())
 
 
-def write_json(asked: bool) -> None:
-    """Where it is asked for, write progress as lines of JSON to standard error from now on."""
-    if asked:
-        os.environ[ENVIRONMENT] = "-"
-
-
-def say(what: str, **about: Any) -> None:
-    """Print to standard error what begins now.
-
-    Args:
-        what: In words, such as ``"loading smollm2-135m"``.
-        about: The same as values, for the line of JSON.
-    """
-    as_json = os.environ.get(ENVIRONMENT) == "-"
-    print(json.dumps({"status": what, **about}) if as_json else f"{what} ...", file=sys.stderr, flush=True)
+def say(what: str) -> None:
+    """Print to standard error what begins now, such as ``"loading smollm2-135m"``."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 @contextmanager

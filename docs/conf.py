@@ -17,7 +17,6 @@ from typing import Any
 import nbformat
 
 import depthlens
-from depthlens import look
 from depthlens.plots.theme import MIME
 
 HERE = Path(__file__).parent
@@ -144,9 +143,11 @@ def _links(app: Any, docname: str, source: list[str]) -> None:
 def _site_css() -> str:
     """Colours and type of pages for the site, whose readers choose light or dark with a button."""
     sheets = []
-    for name, colours in (("light", look.LIGHT), ("dark", look.DARK)):
-        values = {f"pst-{theirs}": (colours | look.TYPE)[ours] for theirs, ours in THEME.items()}
-        sheets.append(f'html[data-theme="{name}"] {{ {look.variables(values)} }}\n')
+    pages = (ROOT / "depthlens" / "runner" / "templates" / "look.css").read_text(encoding="utf-8").split("@media")
+    light, dark = (dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in pages)
+    for name, values in (("light", light), ("dark", light | dark)):
+        said = " ".join(f"--pst-{theirs}: {values[ours]};" for theirs, ours in THEME.items())
+        sheets.append(f'html[data-theme="{name}"] {{ {said} }}\n')
     return "".join(sheets)
 
 

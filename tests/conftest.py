@@ -20,7 +20,7 @@ import tiny
 import torch.utils.collect_env
 import transplants
 
-from depthlens import cli
+from depthlens import cli, progress
 
 torch.utils.collect_env.get_pretty_env_info = str  # at every evaluation lm-eval would ask pip and others for seconds
 CORES = torch.get_num_threads()
@@ -77,6 +77,15 @@ def cache(tmp_path, monkeypatch):
     """The folder of converted models."""
     monkeypatch.setenv("DEPTHLENS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def bar_states(monkeypatch):
+    """Every state of every bar from now on: rows done, and of how many."""
+    states = []
+    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(progress.Bar, "display", lambda bar, *args, **options: states.append((bar.n, bar.total)))
+    return states
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ ASKED = [LoglikelihoodRequest(context, answer) for context in CONTEXTS for answe
 MORE = "layers do more than add"
 LARGE = 10**7  # parameters of a class that has other names for its sizes
 
-PAGE, TABLE = Path(__file__).parents[1] / "docs" / "models.md", "| class | how | why | difference | experts |\n"
+PAGE, TABLE = Path(__file__).parents[1] / "docs" / "models.md", "| class | how | why | difference |\n"
 
 # kinds that the wavefront walks, beside those of `tiny.FAMILIES`
 WALKED = (
@@ -102,7 +102,7 @@ def scores(lens: dl.Lens, conditions: Iterable, asked: list = ASKED, **options) 
 
 
 def taken(kind: str) -> tuple[str, ...]:
-    """How a type is taken, why not better, how far a walk is from whole passes, and its layers with experts."""
+    """How a type is taken, why not better, and how far a walk is from whole passes."""
     small = config(kind)
     if small.get_text_config() is not small:
         return "not tried", "reads more than text"
@@ -114,12 +114,11 @@ def taken(kind: str) -> tuple[str, ...]:
         found = walk_check.found(lens)
     except dl.UserError as e:
         return "refused", str(e).removesuffix("; it is not supported")
-    experts = str(sum(n > 0 for n in lens.dims.n_experts) or "")
     if found.fault is None:
         apart = float((logprobs(lens, "wavefront") - logprobs(lens, "padded_rows")).abs().max())
-        return "walked", "" if found.adds else MORE, f"{apart:.0e}", experts
+        return "walked", "" if found.adds else MORE, f"{apart:.0e}"
     why = found.fault if found.adds else f"{found.fault}; {MORE}"
-    return "whole passes" if found.separable else "whole passes, layers only", why, "", experts
+    return "whole passes" if found.separable else "whole passes, layers only", why
 
 
 def main() -> None:
@@ -136,9 +135,9 @@ def main() -> None:
         except Exception as e:  # noqa: BLE001 - whatever a class raises when it is built small goes into the table
             found[name] = "not tried", f"a tiny one cannot be built ({type(e).__name__})"
         print(name, *found[name], flush=True)
-    rows = [f"| {' | '.join((name, *about, *[''] * (4 - len(about))))} |\n" for name, about in found.items()]
+    rows = [f"| {' | '.join((name, *about, *[''] * (3 - len(about))))} |\n" for name, about in found.items()]
     head = re.sub(r"transformers [\d.]+\d", f"transformers {transformers.__version__}", head)
-    PAGE.write_text(f"{head}{TABLE}|---|---|---|---|---|\n{''.join(rows)}")
+    PAGE.write_text(f"{head}{TABLE}|---|---|---|---|\n{''.join(rows)}")
 
 
 if __name__ == "__main__":

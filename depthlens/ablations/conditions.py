@@ -8,7 +8,6 @@ A condition is a frozen set of ablations. Its text form is the same on the comma
     L12.mlp       MLP contribution set to zero
     L12.H3        output z of one query head set to zero before the output projection
     L12.KV1       z of every query head that reads key/value head 1 set to zero
-    L12.E17       one expert removed: the router chooses among the others
     L8-11         layers 8 to 11 skipped, both ends included
     L3.H1+L9.H2   several at once
     L12@mean      what the layer adds is replaced by the mean of what it adds over a named reference set: its output is
@@ -36,7 +35,6 @@ Conditions are hashable, travel through JSON as their text form, and need no tor
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
@@ -48,14 +46,14 @@ from depthlens.ablations.heads import Head
 from depthlens.ablations.modes import BLOCK, BUILT_IN, ENDS, UNWRITTEN
 from depthlens.errors import UserError, unknown
 
-INDEXED = {"head": "H", "kv": "KV", "expert": "E"}  # sites that have a number, and the letters before it
+INDEXED = {"head": "H", "kv": "KV"}  # sites that have a number, and the letters before it
 SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS, BLOCK)
 # sites of one part, as the words of a sweep (`expand`)
-WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv", "expert": "experts"}
+WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv"}
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on), [7] or [3:9] "
-    "and an optional *0.9 (a factor), @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12.E17; "
-    "L12x2; (L8-14)x2; joined by +"
+    "and an optional *0.9 (a factor), @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12x2; "
+    "(L8-14)x2; joined by +"
 )
 
 _NOTHING = {
@@ -66,12 +64,11 @@ _NOTHING = {
     "seed": 0,
     "factor": 1.0,
 }  # what a field is where it does not fit
-# what the parts with numbers are called, and the part that they are within
-_KINDS = {"head": ("head", "attn"), "kv": ("KV group", "attn"), "expert": ("expert", "mlp")}
+_KINDS = {"head": "head", "kv": "KV group"}  # what the parts with numbers are called
 _SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp", "pairs", "repeats")  # words that may have a number
 _ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
 
-_PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV|E)(\d+))?|(embed|unembed)|\(L(\d+)-(\d{1,5})\)")
+_PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV)(\d+))?|(embed|unembed)|\(L(\d+)-(\d{1,5})\)")
 # what is ablated, then whether it runs twice, or from where on and how it is ablated
 _POSITIONS = r"\[(?=[\d:])(\d*)(:?)(\d*)\]"
 _MODE = rf"@(?:noise(\d+)|(?!(?:{'|'.join(UNWRITTEN)})$)([^\W\d]\w*))"
@@ -86,7 +83,6 @@ class Dims:
 
     Attributes:
         d_head: The width of one head's ``z``.
-        n_experts: Experts among which each layer's router chooses; 0 for a layer without. () where no layer has any.
         headless: Layers of a hybrid model that have no attention heads.
     """
 
@@ -95,7 +91,6 @@ class Dims:
     n_kv_heads: int
     d_model: int
     d_head: int
-    n_experts: Sequence[int] = ()
     headless: Sequence[int] = ()
 
     @property
@@ -109,9 +104,7 @@ class Dims:
         return range(kv_head * size, (kv_head + 1) * size)
 
     def indices(self, site: str, layer: int) -> range:
-        """What `Ablation.index` can be at a site of a layer: numbers of heads, groups, experts, last layers; or -1."""
-        if site == "expert":
-            return range(self.n_experts[layer] if self.n_experts else 0)
+        """What `Ablation.index` can be at a site of a layer: numbers of heads, groups, last layers; or -1."""
         if site == BLOCK:
             return range(layer + 1, self.n_layers)
         if site in INDEXED:
@@ -125,14 +118,14 @@ class Ablation:
 
     Attributes:
         layer: Layer number from 0; -1 for the sites ``embed`` and ``unembed``.
-        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``expert``, ``embed``, ``unembed`` or ``block``.
-        index: Head, KV group or expert for the sites ``head``, ``kv`` and ``expert``, the last layer of a ``block``,
+        site: ``layer``, ``attn``, ``mlp``, ``head``, ``kv``, ``embed``, ``unembed`` or ``block``.
+        index: Head or KV group for the sites ``head`` and ``kv``, the last layer of a ``block``,
             else -1.
         mode: ``skip`` (whole layers only), ``zero`` (their parts), ``mean`` (of what the part adds; of a head or KV
             group: of its ``z``), ``resample`` (the same of a reference prompt), ``noise`` (added to what the part
             writes, which stays), ``scale`` (what the part writes is multiplied), ``int8`` or ``int4`` (its weights are
             rounded), ``donor`` (the only mode of ``embed`` and ``unembed``), ``twice`` (layers and blocks), or one of
-            your own (`depthlens.mode`). An expert can only be removed (``zero``).
+            your own (`depthlens.mode`).
         start: First position at which the part is ablated, counted from 0 in each token sequence; 1 spares the first
             token. Where the part computes with other weights, or twice, always 0.
         stop: The position before which it ends; 0: the end of the sequence.
@@ -245,9 +238,6 @@ class Condition:
         others = [a for a in ordered if a.kind == "weights"]
         if others and self.uses("noise"):
             raise UserError(f"condition {self}: @noise and @{others[0].mode} do not go together; drop one of the two")
-        other_mlps = {a.layer for a in others if a.site in ("layer", "mlp")}
-        if expert := next((a for a in ordered if a.site == "expert" and a.layer in other_mlps), None):
-            raise UserError(f"condition {self}: {expert} is of an MLP that has other weights; drop one of the two")
 
     def __str__(self) -> str:
         """Consecutive whole layers ablated alike are joined to a block such as ``L8-11``."""
@@ -294,7 +284,7 @@ class Condition:
         """Check every ablation against a model; returns self.
 
         Raises:
-            UserError: a part does not exist in the model, no expert of a layer is left, or a mode is not known.
+            UserError: a part does not exist in the model, or a mode is not known.
         """
         for a in self.ablations:
             modes.require(a.mode)
@@ -303,14 +293,10 @@ class Condition:
                 raise UserError(f"{fault}; layers are 0..{dims.n_layers - 1}")
             indices = dims.indices(a.site, a.layer)
             if a.index not in indices:
-                kind, whole = _KINDS[a.site]
+                kind = _KINDS[a.site]
                 fault = f"{kind} {a.index} does not exist; {kind}s are 0..{len(indices) - 1}"
-                none = f"layer {a.layer} has no {kind}s; remove L{a.layer}.{whole}"
+                none = f"layer {a.layer} has no {kind}s; remove L{a.layer}.attn"
                 raise UserError(f"condition {self}: {fault if indices else none}")
-        for layer, n in Counter(a.layer for a in self.ablations if a.site == "expert").items():
-            if n == dims.n_experts[layer]:
-                fault = f"condition {self}: layer {layer} has {n} experts, and all are removed"
-                raise UserError(f"{fault}; keep one, or write L{layer}.mlp")
         return self
 
 
@@ -379,7 +365,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Args:
         spec: Words and conditions, as a comma-separated text or a sequence. Words, each with an optional first position
             and mode as in ``layers@mean``, ``layers[1:]`` or ``heads[1:]@noise3``: ``layers``, ``attn``, ``mlp``,
-            ``heads``, ``kv``, ``experts``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
+            ``heads``, ``kv``; ``layersx2``; ``layers:N``, ``attn:N`` and ``mlp:N`` (N of them, evenly
             spread over the depth; all where there are fewer); ``pairs`` (every two layers; ``pairs:N``: every two of N
             that are spread so); ``blocks:N`` (all contiguous blocks of at most N layers); ``repeats`` (every block of
             two layers or more run twice, as in ``(L8-14)x2``; ``repeats:N``: those of N); ``bottom`` and ``top`` (the
@@ -390,7 +376,7 @@ def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]
     Raises:
         UserError: unknown word, malformed condition, or a part that the model does not have.
     """
-    allowed = "layers, attn, mlp, heads, kv, experts, blocks:N, layers:N, pairs[:N], repeats[:N], bottom[:N], top[:N]"
+    allowed = "layers, attn, mlp, heads, kv, blocks:N, layers:N, pairs[:N], repeats[:N], bottom[:N], top[:N]"
     items = [t for t in spec.split(",") if t.strip()] if isinstance(spec, str) else spec
     if not isinstance(items, Iterable) or isinstance(items, Mapping) or not (items := list(items)):
         raise UserError(f"ablate {spec!r}: give {allowed} or conditions")
@@ -416,10 +402,7 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
     of_all = min(n or n_layers, n_layers)
     spread = [(2 * i + 1) * n_layers // (2 * of_all) for i in range(of_all)]  # the middle of each n-th of the depth
     if site := next((site for site, of in WORDS.items() if of == name), None):
-        found = [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
-        if not found:
-            raise UserError(f"{text!r}: the model has no {name}; give layers, attn or mlp")
-        return found
+        return [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
     if name == "repeats":
         if text != word:
             raise UserError(f"{text!r}: a repeat has no mode and no position; give repeats, or repeats:N for one size")

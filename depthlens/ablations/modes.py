@@ -56,7 +56,7 @@ BUILT_IN = {
     made.name: made
     for made in (
         Mode("skip", "removal", ("layer",)),
-        Mode("zero", "removal", ("attn", "mlp", "head", "kv", "expert")),
+        Mode("zero", "removal", ("attn", "mlp", "head", "kv")),
         Mode("mean", "reference", PARTS),
         Mode("resample", "reference", PARTS),
         Mode("noise", "change", PARTS),

@@ -8,7 +8,6 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``, block ``x2``: the first of the layers gets the output of the last once more;
-- expert: the layer's router cannot choose it, see `depthlens.models.architectures.Routing`;
 - layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
 - any of these under ``*0.9``: what the part writes is multiplied by that;
 - any of these under a mode of the user's own: what its function makes of what the part writes takes its place, see
@@ -65,7 +64,7 @@ from depthlens.backends import own_modes
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
-from depthlens.models.architectures import Architecture, Routing, here, hidden, replaced_forwards, wide, with_hidden
+from depthlens.models.architectures import Architecture, here, hidden, replaced_forwards, wide, with_hidden
 from depthlens.models.lens import Lens
 from depthlens.models.placement import held, moved
 
@@ -182,17 +181,6 @@ class RowEdits:
                 attn = self.lens.arch.attn[layer]
                 if self.lens.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
                     yield attn, self._with_donor_rotary(attn.forward, layer, mask)
-        ablations = [(row, a) for a, rows in of_layer.items() if a.site == "expert" for row in rows]
-        if ablations and (router := self.lens.arch.routers[layer]):
-            n, device = self.lens.dims.n_experts[layer], self.lens.device_of(layer)
-            no_token = torch.iinfo(torch.long).max
-            starts, stops = torch.full((2, len(self.conditions), 1, n), no_token)
-            for row, a in ablations:
-                starts[row, 0, a.index], stops[row, 0, a.index] = a.start, a.stop or no_token
-            # where none were needed, all ablations start at 0
-            positions = torch.zeros(1, 1) if self.position_ids is None else self.position_ids
-            at = moved(positions, device)[:, :, None]
-            yield Routing(n, (at >= starts.to(device)) & (at < stops.to(device))).around(router)
 
     def _modules(self, layer: int, mode: str) -> Iterator[tuple[nn.Module, nn.Module, str]]:
         """Modules with weights, those that have others, and what they are made for, as in `TAKERS`."""

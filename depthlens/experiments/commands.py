@@ -80,7 +80,6 @@ def sweep(
     alpha: float = _ALPHA,
     max_documents: int | None = None,
     no_answers: bool = False,
-    json: bool = False,
     **options: Any,
 ) -> None:
     """Remove parts of a model one at a time and score tasks each time.
@@ -103,7 +102,6 @@ def sweep(
         alpha (X): Probability that any decision of a race is wrong.
         max_documents (N): Documents of each task after which a race ends. [default: all]
         no_answers: Leave the texts of questions and answers out of index.html.
-        json: Write progress as lines of JSON to standard error.
         options: Options of the model, of tasks, and of what is put in the place of parts.
     """
     if out is None and not plan:
@@ -121,8 +119,7 @@ def sweep(
         names.find(name)
     open_store(options["store"])
     on = ", here and on workers of Ray" if cluster.asked(options) else ""
-    progress.write_json(json)
-    progress.say(f"loading {' and '.join(models)} for {', '.join(tasks)}{on}", model=model, tasks=tasks)
+    progress.say(f"loading {' and '.join(models)} for {', '.join(tasks)}{on}")
     if plan or out is None:
         from depthlens.experiments.planning import plan as experiment
         from depthlens.experiments.sweep import run_by_name

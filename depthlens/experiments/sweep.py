@@ -142,14 +142,14 @@ def head_sweep(
     mode: str = "zero",
     **options: Unpack[EvalOptions],
 ) -> Result:
-    """Remove every attention head, every group of heads that share keys and values, or every expert, one at a time.
+    """Remove every attention head, or every group of heads that share keys and values, one at a time.
 
     Args:
         lens: A loaded model.
         tasks: One lm-eval task (or group) or several.
         layers: Layers whose heads are removed: numbers, or a text such as ``layers:4`` (four, evenly spread) or
             ``L3,L8-11``; None for all.
-        site: ``head``, ``kv`` or ``expert`` (experts of a mixture, by ``exact`` and ``zero``).
+        site: ``head`` or ``kv``.
         method: ``exact`` runs every condition; ``attribution`` estimates all of them, as changes of
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
@@ -172,8 +172,6 @@ def head_sweep(
     """
     for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS), ("mode", mode, HEAD_MODES)):
         arguments.one_of(*allowed)(name, value)
-    if site == "expert" and (method, mode) != ("exact", "zero"):
-        raise UserError(f"method {method!r} with mode {mode!r}: experts are removed; leave both out")
     of_layers = _layers("layers" if layers is None else layers, lens.dims)
     every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
     ablate = [str(condition) for layer in of_layers for condition in every if condition.layer == layer]

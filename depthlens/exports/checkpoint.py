@@ -132,7 +132,7 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.kind in ("removal", "repeat") and a.site != "expert" and a.everywhere
+        removed = a.kind in ("removal", "repeat") and a.everywhere
         scaled = a.mode == "scale" and a.site != "layer" and a.everywhere
         if not removed and not scaled and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
             raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")

@@ -26,7 +26,7 @@ def export(model: str, condition: str, *, out: str, result: str | None = None, *
     from depthlens.ablations import parse_condition
 
     parse_condition(condition)
-    say(f"loading {model}", model=model)
+    say(f"loading {model}")
     import depthlens as dl
     from depthlens.exports.checkpoint import empty_folder
 

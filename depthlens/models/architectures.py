@@ -18,10 +18,8 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
@@ -75,7 +73,6 @@ class Architecture:
         d_key: Width of a query or key head; under latent attention not d_head, that of a value.
         embed, layers, attn, o_proj, mlp, rotary, final_norm, unembed: Its modules, of most one a layer. A layer with
             another mixer in place of attention has an empty ``o_proj``.
-        routers: None: the layer has no experts.
         rotary_types: Of each layer, where layers turn queries and keys in several ways.
 
     Raises:
@@ -101,7 +98,7 @@ class Architecture:
         mixers = dict(family.mixers)
         o_proj = (nn.Identity() if i in mixers else x.get_submodule(family.o_proj) for i, x in enumerate(layers))
         self.o_proj = tuple(o_proj)
-        n_heads, d_model = config.num_attention_heads, config.hidden_size
+        n_heads = config.num_attention_heads
         # o_proj reads n_heads heads side by side; for latent attention (DeepSeek) that is the value width
         projection: Any = next(projection for i, projection in enumerate(self.o_proj) if i not in mixers)
         d_head = (projection.nx if isinstance(projection, Conv1D) else projection.in_features) // n_heads
@@ -109,9 +106,7 @@ class Architecture:
         latent = hasattr(config, "kv_lora_rank")
         self.d_key = config.qk_nope_head_dim + config.qk_rope_head_dim if latent else d_head
         n_kv_heads = n_heads if latent else getattr(config, "num_key_value_heads", n_heads)
-        self.routers, n_experts = zip(*(_router(part, d_model) for part in self.mlp), strict=True)
-        experts = n_experts if any(n_experts) else ()
-        self.dims = Dims(len(layers), n_heads, n_kv_heads, d_model, d_head, experts, tuple(mixers))
+        self.dims = Dims(len(layers), n_heads, n_kv_heads, config.hidden_size, d_head, tuple(mixers))
         self.rotary: Any = model.get_submodule(family.rotary) if family.rotary else None
         several = self.rotary and "layer_type" in inspect.signature(self.rotary.forward).parameters
         self.rotary_types = tuple(config.layer_types) if several else ()
@@ -276,24 +271,6 @@ def _fault(model: nn.Module, what: str, names: list) -> UserError:
     return UserError(f"{type(model).__name__} has {what}{found}; it is not supported")
 
 
-def _router(mlp: nn.Module, d_model: int) -> tuple[nn.Module | None, int]:
-    """What chooses among the experts of an MLP, and how many; None, 0 where it has none or it is unclear what does.
-
-    Experts are a list of blocks or a stack of matrices; the router is the child that holds little more than a matrix
-    with a row for each. Shared experts, which every token passes, are not counted.
-    """
-    counts = {len(m) for m in mlp.modules() if isinstance(m, nn.ModuleList)}
-    counts |= {p.shape[0] for p in mlp.parameters() if p.ndim == 3}
-    # biases, of which there may be several, have one number for each expert
-    found = [
-        (child, n)
-        for child in mlp.children()
-        for n in counts
-        if [tuple(p.shape) for p in child.parameters() if p.numel() > n] == [(n, d_model)]
-    ]
-    return found[0] if len(found) == 1 else (None, 0)
-
-
 def _refuse_compiled(model: nn.Module) -> None:
     """Refuse compiled modules: what runs may have been made before there were hooks."""
     for name, module in model.named_modules():
@@ -395,50 +372,3 @@ def hidden(output: Tensor | tuple) -> Tensor:
 def with_hidden(output: Tensor | tuple, value: Tensor) -> Tensor | tuple:
     """``output`` with its hidden states replaced."""
     return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-class Routing(TorchFunctionMode):
-    """Within the context a router cannot choose the experts that are masked.
-
-    A removed expert gets no logit from its router, which cannot choose it. In its place the router chooses the next
-    best one, and the weights of those chosen are made as the model makes them: from the logits that are left. This is
-    what the model would compute if the expert and its row of the router were deleted. The other way, a weight of zero
-    after the choice, would let the token pass fewer experts than the model is made for.
-
-    A router scores all experts with one product and chooses with ``topk``, in whatever class. Between the two a model
-    may add a bias that only the choice sees (DeepSeek V3); there a removed expert is as far away as in the logits.
-
-    Args:
-        n_experts: Experts that the router chooses among.
-        removed: Which of them each token must do without. One row, or one position, serves all. Shape [row, pos,
-            n_experts].
-    """
-
-    def __init__(self, n_experts: int, removed: Bool[Tensor, "#row #pos n_experts"]) -> None:
-        super().__init__()
-        self.n_experts, self.removed = n_experts, removed
-
-    def around(self, router: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:
-        """A router and a forward of it that runs within the context."""
-        forward = router.forward
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return forward(*args, **kwargs)
-
-        return router, call
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.topk, torch.Tensor.topk) and args[0].shape[-1] == self.n_experts:
-            chosen = func(self._without(args[0]), *args[1:], **kwargs)[1]
-            # where fewer experts are left than a token passes, a removed one is chosen with the weight that it has: 0
-            return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
-        found = func(*args, **kwargs)
-        is_score = func in (F.linear, torch.Tensor.add, torch.add) and isinstance(found, Tensor)
-        return self._without(found) if is_score and found.shape[-1] == self.n_experts else found
-
-    def _without(self, scores: Float[Tensor, "*token n_experts"]) -> Float[Tensor, "*token n_experts"]:
-        n = scores.numel() // self.removed.numel()
-        removed = self.removed.repeat((1, n, 1) if self.removed.shape[1] == 1 else (n, 1, 1))
-        return scores.masked_fill(removed.reshape(scores.shape), -torch.inf)

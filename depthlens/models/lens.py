@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import inspect
 import time
 from collections.abc import Callable, Iterator
@@ -242,13 +241,6 @@ class Lens:
         about = self.describe("")
         where = self.remote.host if self.remote else about["device"]
         return f"Lens({self.name!r}: {about['class']}, {sizes}, {about['dtype']} on {where})"
-
-    def _repr_html_(self) -> str:
-        about = vars(self.dims) | self.describe("") | {"donor": self.donor and self.donor.name}
-        rows = {key: value for key, value in about.items() if isinstance(value, int | str) and value and key != "name"}
-        cells = "".join(f'<tr><th scope="row">{k}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items())
-        following = '<p>next: <code>dl.layer_sweep(lens, ["capitals_continuation"], limit=40)</code></p>'
-        return f"<p>Lens <b>{html.escape(self.name)}</b></p><table>{cells}</table>{following}"
 
 
 def one_thread(function: Callable[P, T]) -> Callable[P, T]:

@@ -115,7 +115,7 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
         return f"meets layers of {name} without attention, which {backend!r} has no hooks for; use 'torch'"
     if method and condition.uses(*ROUNDED):
         return f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
-    if backend != "torch" and any(a.kind in ("weights", "repeat") or a.site == "expert" for a in condition.ablations):
+    if backend != "torch" and any(a.kind in ("weights", "repeat") for a in condition.ablations):
         return "can be computed by backend 'torch' only; use that"
     if lens.remote and any(a.kind != "removal" and a.mode != "mean" for a in condition.ablations):
         return "is not done remotely; use @mean, or nothing to remove, or load the model without remote"

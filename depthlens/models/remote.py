@@ -11,7 +11,6 @@ but such packages hidden, and runs it in this process over a model that was load
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -73,12 +72,11 @@ class Remote:
         return fingerprint.Identity(f"remote:{fingerprint.of_config(module.config, *what)}", edited)
 
     @torch.no_grad()
-    def attempt(self, trace: Callable[[Any], Any], *, again: bool = True) -> Any:
-        """Run a trace; one that the server did not run is sent once more.
+    def attempt(self, trace: Callable[[Any], Any]) -> Any:
+        """Run a trace.
 
         Args:
             trace: Enters one trace with the nnsight backend that it is given.
-            again: Whether it is.
 
         Raises:
             torch.OutOfMemoryError: the server ran out of memory or time.
@@ -95,10 +93,7 @@ class Remote:
             said = str(error).strip().rpartition("\n")[2]  # of a traceback the last line
             if "out of memory" in str(error) or "exceeded the execution timeout" in str(error):
                 raise torch.OutOfMemoryError(said) from error
-            if not again:
-                raise UserError(f"{self.host} did not run {self.key}: {said}") from error
-        time.sleep(5)
-        return self.attempt(trace, again=False)
+            raise UserError(f"{self.host} did not run {self.key}: {said}; run the same again to go on") from error
 
 
 def require_key() -> None:

@@ -34,17 +34,15 @@ class Organism:
     """A built organism.
 
     Attributes:
-        options: What it was built from.
         model: The model, float32, in evaluation mode.
         tokenizer: One token a word, ``<bos>`` in front.
-        truth: Which heads do what.
+        truth: Which heads do what, and the options.
 
     Example:
         >>> organism = dl.organisms.build()
         >>> mine = dl.Lens(organism.model, organism.tokenizer, "mine")
     """
 
-    options: Options
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
     truth: Truth
@@ -88,7 +86,7 @@ def build(**options: Any) -> Organism:
         torch.set_num_threads(1)  # how sums are shared out among threads decides their last bits
         model = LlamaForCausalLM(config).eval().requires_grad_(False)
         _Planter(model, planted).run()
-    return Organism(chosen, model, language.tokenizer(chosen.extended), planted)
+    return Organism(model, language.tokenizer(chosen.extended), planted)
 
 
 class _Planter:

@@ -18,7 +18,7 @@ from depthlens.plots.theme import counts
 
 FIELDS = [*GROUP, "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
-SITES |= {"head": "head", "kv": "KV group", "expert": "expert"}  # several a layer
+SITES |= {"head": "head", "kv": "KV group"}  # several a layer
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
 _DONE = {"removed": "removed", "mean": "replaced by the mean of what it adds", "donor": "replaced by the donor's"}
 _DONE |= {"twice": "run twice"}  # others by their name in conditions

@@ -39,7 +39,7 @@ from depthlens.plots.theme import SMALL, figure, themed
 LOSS_IS_NEGATIVE, LOSS_IS_POSITIVE = "vlag_r", "vlag"  # red to blue, blue to red
 CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
-_COUNTS = {"head": "n_heads", "KV group": "n_kv_heads", "expert": "n_experts"}
+_COUNTS = {"head": "n_heads", "KV group": "n_kv_heads"}
 OUTSIDE = "worse than every random draw"
 SHARED = (
     " have {n_shared} in common, {more} than as many random heads of each layer explain "
@@ -97,7 +97,7 @@ def head_map(scores: Result | HeadScores, *, others: Sequence[HeadScores] = (), 
 
 def _of_result(result: Result) -> tuple[list[pd.DataFrame], str]:
     """A table for each panel of a head sweep: model, task, metric and kind of removal; and what all have in common."""
-    table = sweep_table(result, tuple(INDEXED), "sweep heads, kv or experts")
+    table = sweep_table(result, tuple(INDEXED), "sweep heads or kv")
     method = result.record.get("method", "exact").replace("_", " ")
     how = "" if method == "exact" else f" (estimated by {method})"
     title = sweep_title(table, f"one {' or '.join(table['site'].unique())}", how)
@@ -174,9 +174,10 @@ def _draw(
     many = (rows["shown"] | rows["gain"]).sum() > 0.2 * len(layers) * len(heads)  # small, so that colours are seen
     mark = min(4.0, max(1.4, 0.5 * min(wide, high))) * (0.6 if many else 1)
     cmap = {-1: LOSS_IS_NEGATIVE, 0: theme.SCORES, 1: LOSS_IS_POSITIVE}[first["worse"]]
-    shown = CRITICAL_HEAD.replace("head", "expert") if first["site"] == "expert" else CRITICAL_HEAD
     table = rows.assign(x=rows["layer"], y=rows["head"])
-    mesh = cells(ax, table, limits, rows=heads, columns=layers, cmap=cmap, edgecolors=edges, mark=mark, shown=shown)
+    mesh = cells(
+        ax, table, limits, rows=heads, columns=layers, cmap=cmap, edgecolors=edges, mark=mark, shown=CRITICAL_HEAD
+    )
     for border in range(first["group"], len(heads), first["group"]) if first["group"] > 1 else ():
         ax.axhline(border - 0.5, color=GREY, lw=0.5, gid="group")
         panels.key(ax, "line", "between KV groups", color=GREY, lw=0.8)

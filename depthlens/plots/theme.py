@@ -2,7 +2,7 @@
 
 The theme is seaborn's and holds while a figure is drawn: global settings stay as they are. What was set in
 ``matplotlib.rcParams`` of the family and size of fonts and of the resolution wins over it. Figures do not belong to
-pyplot. Colours are those of `depthlens.look`, as are those of pages and of the site.
+pyplot. Colours are those of `depthlens.look`.
 """
 
 from __future__ import annotations

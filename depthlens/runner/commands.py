@@ -55,7 +55,7 @@ def claims(
             roles = yaml.safe_load(Path(tasks).read_text(encoding="utf-8"))
     for name in filter(None, (model, base, control)):
         names.find(name)
-    say(f"loading {', '.join(filter(None, (model, base, control)))}", model=model)
+    say(f"loading {', '.join(filter(None, (model, base, control)))}")
     from depthlens.claims.sweeps import ask, roles_of
     from depthlens.models.loading import load
     from depthlens.paths import writable_folder
@@ -92,7 +92,7 @@ def compare(
         overwrite: Replace what --out holds.
     """
     arguments.check(out=out)
-    say(f"reading {', '.join(runs)}", runs=runs)
+    say(f"reading {', '.join(runs)}")
     from depthlens.analysis.numbers.words import plain
     from depthlens.runner.compared_runs import compare as compared
     from depthlens.runner.finding_pages import write_comparison
@@ -129,7 +129,7 @@ def answers(
         format: text, or a table with all columns for other programs: csv, or json (a list of one object an answer).
     """
     arguments.one_of("text", "csv", "json")("format", format)
-    say(f"reading {run}", run=run)
+    say(f"reading {run}")
     from depthlens.analysis.numbers.stats import BASELINE
     from depthlens.analysis.result.results import Result
 
@@ -153,7 +153,7 @@ def gallery(folder: str) -> None:
     Args:
         folder (DIR): Folder with executed notebooks.
     """
-    say(f"reading the notebooks in {folder}", folder=folder)
+    say(f"reading the notebooks in {folder}")
     from depthlens.runner.pages import gallery as build
 
     typer.echo(f"Wrote {build(folder)}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -173,13 +172,13 @@ def run(
     report = prepare(names, out=out, profile=profile, parameters=parameters, models=models)
     with paths.locked(report.out):
         for line in report.left_out if progress else []:
-            bars.say(f"leaving out {line}", left_out=line)
-        on_terminal = progress and sys.stderr.isatty() and os.environ.get(bars.ENVIRONMENT) != "-"
+            bars.say(f"leaving out {line}")
+        on_terminal = progress and sys.stderr.isatty()
         try:
             for number, notebook in enumerate(report.notebooks, start=1):
                 label = f"[{number}/{len(report.notebooks)}] {notebook.name}"
                 if progress:
-                    bars.say(label, notebook=notebook.name)
+                    bars.say(label)
                 execute_notebook(notebook, report, {"desc": label} if on_terminal else False)
         except KeyboardInterrupt:
             pass  # the report says it

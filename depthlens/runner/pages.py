@@ -23,7 +23,7 @@ from nbconvert.exporters import HTMLExporter
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from depthlens import arguments, look
+from depthlens import arguments
 from depthlens.analysis.show import views
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, refuse_foreign_page, writable_folder
@@ -125,7 +125,7 @@ def render(template: str, styles: Sequence[str], **values: Any) -> str:
 
 
 def _styles(*names: str) -> str:
-    return look.page_css() + "".join(map(_text, names))
+    return "".join(map(_text, ("look.css", *names)))
 
 
 def _code_css() -> str:

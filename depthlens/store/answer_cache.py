@@ -219,11 +219,6 @@ class AnswerStore:
         """Of the model, its donor and the second model, by these roles."""
         return {role: model.identify() for role, model in self._models.items()}
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the model."""
-        return self.identities["model"].fingerprint
-
     @cached_property
     def store(self) -> Store | None:
         """None where there is none, or where a model's fingerprint does not cover all that decides its answers.
@@ -279,7 +274,7 @@ class AnswerStore:
         asked = [rows for entry in self._entries for rows in entry.asked]
         read, computed = sum(rows.n_known for rows in asked), sum(len(rows.computed) for rows in asked)
         usage = {"location": self.store.location, "rows_read": read, "rows_computed": computed} if self.store else None
-        model = self._models["model"].describe(self.fingerprint)
+        model = self._models["model"].describe(self.identities["model"].fingerprint)
         return {"model": model, **about, "store": usage, **provenance.environment()}
 
 

@@ -23,7 +23,7 @@ def _read(where: str) -> tuple[Store, pd.DataFrame]:
     store = open_store(where, make=False)
     if store is None:
         raise UserError("there is no store (DEPTHLENS_STORE or --store says none); name one with --store")
-    say(f"reading the store {store.location}", store=store.location)
+    say(f"reading the store {store.location}")
     return store, store.table().rename(columns={"label": "task"})
 
 

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT = "DEPTHLENS_STORE"
 DEFAULT = "auto"
-FORMAT = "format.json"  # a file of stores of earlier versions: {"format": 1} is that of 0.2
 Address = tuple[str, str]  # of an answer: condition, request
 Answer = LoglikelihoodAnswer | str | float  # of a log-likelihood request, a generation request, a named number
 SCHEMA = pa.schema({"condition": "string", "request": "string", "value": "float64", "greedy": "bool", "text": "string"})
@@ -79,7 +78,7 @@ class Store:
         root: The path of the store on the file system that it is on.
 
     Raises:
-        UserError: it is a folder with other things in it or a store of 0.2.
+        UserError: it is a folder with other things in it, such as a store of 0.2.
         OSError: it cannot be made or read.
     """
 
@@ -90,11 +89,9 @@ class Store:
         if make or self.fs.isfile(""):  # where a file is, this says so
             self.fs.makedirs("", exist_ok=True)
         files = self.fs.find("", maxdepth=1)
-        if foreign := [name for name in files if not name.startswith(".") and name != FORMAT]:
+        if foreign := [name for name in files if not name.startswith(".")]:
             fault = f"store {location!r} is a folder with other things in it ({foreign[0]}, ...)"
             raise UserError(f"{fault}; name an empty folder or a new one")
-        if FORMAT in files and json.loads(self.fs.cat_file(FORMAT)) == {"format": 1}:
-            raise UserError(f"store {location!r} is of version 0.2 of depthlens; name another store, and both are kept")
 
     def parts(self, folder: str = "") -> list[str]:
         """Paths of parts under the store, of one folder or of all."""

@@ -179,12 +179,6 @@ def _members(name: str, loaded: Mapping[str, Any]) -> dict[str, Member]:
     return found
 
 
-def names_of(tasks: Mapping[str, Any]) -> list[str]:
-    """What loaded tasks are called in a result: a group by its name, once."""
-    members = {leaf: task.depthlens_group for leaf, task in tasks.items()}
-    return list(dict.fromkeys(member.group if member else leaf for leaf, member in members.items()))
-
-
 def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples | None) -> Sequence[int]:
     """Numbers of the documents of a task that are run, rising.
 
@@ -202,7 +196,8 @@ def chosen_documents(name: str, task: Any, limit: int | None, samples: Samples |
     some = samples.get(name) if isinstance(samples, Mapping) else samples
     if some is None:
         return every[:limit]
-    numbers = every[arguments.slice_of(some)] if isinstance(some, str) else sorted(map(int, some))
+    part = slice(*(int(n) if n else None for n in some.split(":"))) if isinstance(some, str) else None
+    numbers = every[part] if part else sorted(map(int, some))
     if not numbers or numbers[-1] not in every:
         last = len(every) - 1
         raise UserError(f"samples {recorded(some)!r}: task {name} has documents 0..{last}; give some of these")

@@ -214,7 +214,9 @@ class Prepared:
         fault = f"task {self.name}, document {doc_id}: scoring the answer {answer} fails"
         with blaming(fault, "correct the task's scoring; process_results gives numbers by name, such as {'acc': 1.0}"):
             results = self.task.process_results(first.doc, answers)
-            values = [found for metric, x in results.items() if (found := self._value(metric, x)) is not None]
+            values = {metric: metrics.of_document(metric, value) for metric, value in results.items()}
+        # others exist on the whole set only
+        self.skipped |= {metric: "has no value per document" for metric, found in values.items() if found is None}
         texts = map(str, answers[0] if isinstance(answers[0], list) else answers)
         fallbacks, better = self._fallbacks[filter_name], self.task.higher_is_better()
         parsed = not self.written or any(t.casefold() not in fallbacks and re.search(r"[^\W_]", t) for t in texts)
@@ -224,19 +226,12 @@ class Prepared:
         if chooses and 0 < (right := self._right[doc_id]).sum() < len(right):
             likelihoods = np.array([logprob for logprob, _ in answers[: len(right)]])
             margin = float(likelihoods[right].max() - likelihoods[~right].max())
-        for metric, value in values:
+        for metric, value in filter(None, values.values()):
             name = metric if len(first.filtered_resps) == 1 else f"{metric},{filter_name}"
             whole = " | ".join(dict.fromkeys(map(str, first.resps)))
             response = metrics.chosen(metric, self._options[doc_id], answers) if chooses else whole
             is_right = value == 1.0 and better.get(metric, True)  # what is right was read
             yield Score(name, doc_id, value, response, parsed or is_right, complete, margin)
-
-    def _value(self, metric: str, value: Any) -> tuple[str, float] | None:
-        """A metric's value of one document, and its name; None for metrics that exist on the whole set only."""
-        if (found := metrics.of_document(metric, value)) is not None:
-            return found
-        self.skipped[metric] = "has no value per document"
-        return None
 
     @lm_evals_seeds()
     def describe(self, docs: pd.DataFrame) -> dict[str, Any]:

@@ -12,7 +12,7 @@ USAGE = [
     (["sweep", "m", "t", "--ablate", "L1"], "no --out; name a folder for the results, or add --plan"),
     (["sweep", "m", "t", "--ablate", "L1", "--out", "{out}", "--colour", "red"], "No such option: --colour"),
     (["sweep", "m", "t", "--plan", "--ablate", "L1", "--gen-kwargs", "temperature"],
-     "gen_kwargs 'temperature': give settings by name, e.g. "),
+     "gen_kwargs {'temperature': ''}: give settings by name, e.g. "),
 ]  # fmt: skip
 
 

@@ -68,7 +68,7 @@ REFUSED = {
     "L2.KV2": r"KV group 2 does not exist; KV groups are 0\.\.1",
     "whole[1:]@donor": "start 1 does not fit",
     "whole": "removal does not fit site 'embed'; allowed: donor",
-    "experts": "the model has no experts; give layers, attn or mlp",
+    "L1.E0": "cannot read",
     **dict.fromkeys(("repeats@mean", "repeats[1:]", "repeats:2x2"), "a repeat has no mode and no position"),
     "repeats:7": "the model has 6 layers; give a size from 1 to 6",
     "pairs:1": "a pair needs two layers",
@@ -114,15 +114,6 @@ def test_words_stand_for_conditions_behind_the_baseline(spec, count, first, last
     texts = [*map(str, conditions)]
     assert conditions[0] is BASELINE and len(texts) == len(set(texts)) == count + 1
     assert (texts[1], texts[-1]) == (first, last) and expand(texts, DIMS) == conditions
-    experts = Dims(3, 4, 2, 32, 8, n_experts=(0, 2, 3))
-    assert [str(c) for c in expand("experts", experts)[1:]] == ["L1.E0", "L1.E1", "L2.E0", "L2.E1", "L2.E2"]
-
-
-def test_where_a_condition_starts_and_its_seed_are_part_of_it():
-    conditions = [parse_condition(t) for t in ("L1", "L1[1:]", "L1[2:]", "L1@noise", "L1@noise1", "L1[1:]@noise1")]
-    assert len(set(conditions)) == len(set(map(str, conditions))) == 6
-    assert {(c.layer, c.first_layer) for c in conditions} == {(1, 1)}
-    assert parse_condition("L1.H2[1:]@noise3").head == 2
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 30])

@@ -1,4 +1,4 @@
-"""Our engine as an lm-eval model: equal to lm-eval's own `hf` model, whole and ablated, with and without chat."""
+"""Our engine as an lm-eval model: equal to lm-eval's own `hf` model, whole and ablated."""
 
 import lm_evals
 import pytest
@@ -11,8 +11,6 @@ from depthlens.ablations import parse_condition
 pytestmark = pytest.mark.slow
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-CHAT += "{% if add_generation_prompt %}<bot>{% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +40,3 @@ def test_equals_the_hf_model_under_the_same_hooks(lens, condition):
     ours = evaluate("depthlens", model_args={"pretrained": lens, "condition": condition})
     with under(lens, [parse_condition(condition)]):
         equal(ours, evaluate(lm_evals.Noting(lens)))
-
-
-def test_chat_template_and_system_prompt_make_the_prompts_of_lm_eval(lens, monkeypatch):
-    monkeypatch.setattr(lens.tokenizer, "chat_template", CHAT)
-    peer = evaluate(lm_evals.Noting(lens), apply_chat_template=True, system_instruction="Be brief.")
-    chat = {"apply_chat_template": True, "system_instruction": "Be brief."}
-    ours = evaluate("depthlens", model_args={"pretrained": lens}, **chat)
-    equal(ours, peer)
-    assert peer["kv_retrieval_4"][0][2][0][0].startswith("<system>Be brief.")

@@ -1,44 +1,10 @@
-"""The bar: the same everywhere, also as lines of JSON, and resumed where it was."""
+"""The bar: on one line in a notebook, and resumed where it was."""
 
-import json
-import time
-
-import pytest
 import tiny
 from stores import CHOICE
 
 import depthlens as dl
 from depthlens import progress
-
-
-def lines(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def test_json_lines_in_place_of_the_bar(monkeypatch, capsys):
-    monkeypatch.setenv(progress.ENVIRONMENT, "-")
-    monkeypatch.setattr(progress, "EVERY", 0)
-    with progress.Bar(total=10, initial=4, desc="task", unit="row") as bar:
-        time.sleep(0.01)
-        bar.update(3)
-        bar.update(3)
-    out, err = capsys.readouterr()
-    told = lines(err)
-    assert out == "" and [line["done"] for line in told] == [4, 7, 10, 10]
-    assert all(line["total"] == 10 and line["held"] == 4 and line["what"] == "task" for line in told)
-    assert told[0]["per_second"] is None and told[0]["seconds_left"] is None
-    # what the store held does not count into the pace: three rows in ten milliseconds at the least, not seven
-    assert 0 < told[1]["per_second"] <= 300 and told[1]["seconds_left"] == pytest.approx(3 / told[1]["per_second"])
-    assert told[-1]["seconds_left"] == 0
-
-
-def test_not_every_update_is_a_line(monkeypatch, capsys):
-    monkeypatch.setenv(progress.ENVIRONMENT, "-")
-    monkeypatch.setattr(progress, "EVERY", 3600)
-    with progress.Bar(total=1000, desc="task") as bar:
-        for _ in range(1000):
-            bar.update()
-    assert [line["done"] for line in lines(capsys.readouterr().err)] == [0, 1000]
 
 
 def screen(stream: str) -> list[str]:
@@ -67,13 +33,8 @@ def test_bars_on_one_line_leave_nothing_of_each_other(monkeypatch, capsys):
     assert "rows: 2/2" in screen(stream)
 
 
-def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, monkeypatch, capsys):
+def test_a_sweep_that_is_resumed_starts_where_it_was(tmp_path, bar_states):
     lens = tiny.lens("llama-gqa", max_position_embeddings=4096)
-    monkeypatch.setenv(progress.ENVIRONMENT, "-")
-    dl.layer_sweep(lens, CHOICE, limit=1, store=str(tmp_path))
-    capsys.readouterr()
+    dl.layer_sweep(lens, CHOICE, limit=1, store=str(tmp_path), progress=False)
     dl.layer_sweep(lens, CHOICE, limit=3, store=str(tmp_path))
-    told = lines(capsys.readouterr().err)
-    known = {"what": CHOICE, "done": 24, "total": 72, "held": 24, "unit": "row"}
-    assert told[0] == known | {"per_second": None, "seconds_left": None}
-    assert told[-1]["done"] == 72
+    assert bar_states[0] == (24, 72) and bar_states[-1] == (72, 72)

@@ -45,7 +45,7 @@ from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
 
-Place = tuple[int, int]  # layer, and the index of a head, KV group or expert (-1 for other parts)
+Place = tuple[int, int]  # layer, and the index of a head or KV group (-1 for other parts)
 Tables = dict[str, pd.DataFrame]  # by name: what every unit adds to the loss of each part
 # what rows of one origin share, with their tables; columns before those of a correlation, each with its entry of a row;
 # what is said of a row; and what is said where there is none

@@ -44,7 +44,7 @@ class Losses:
         base: Score of the whole model. Shape [document].
         conditions: Texts of the conditions.
         layers: The layer of each condition, -1 where it is not of one. Shape [condition].
-        heads: The head (group, expert) of each condition, -1 where it is not of one. Shape [condition].
+        heads: The head (group) of each condition, -1 where it is not of one. Shape [condition].
         documents: What the documents are (`depthlens.analysis.result.questions`).
         units: What is independent of one another, by document: questions, or the subjects of a group.
         limits: The least and the greatest score that there can be; infinite where nothing bounds it.

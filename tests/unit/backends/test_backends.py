@@ -16,7 +16,7 @@ from depthlens import backends
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.requests import GenerateRequest
 
-# kinds that meet what is special in a family: shared heads, wide or latent z, biases, experts
+# kinds that meet what is special in a family: shared heads, wide or latent z, biases, mixtures
 CROSSING = ("attn @mean", "mlp @resample", "head @mean", "KV @resample", "KV [1:]@noise", "sum [n:]", "nested")
 
 

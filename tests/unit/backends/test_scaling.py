@@ -75,7 +75,6 @@ TEXT_FORMS = {
 REFUSED = {
     **dict.fromkeys(("L1*", "L1*x", "L1*0.5[1:]", "L1@scale"), "cannot read"),
     "L1*2000000": "factor 2000000.0: give a number from -1e.06",
-    "L1.E0*2": "does not fit site 'expert'",
     "L1*0.5+L1": "names one part twice",
 }
 

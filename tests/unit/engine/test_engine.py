@@ -1,7 +1,5 @@
 """The engine where memory runs out, and what its bar says; `test_token_places` has its answers."""
 
-import json
-
 import numpy as np
 import pytest
 import tiny
@@ -9,7 +7,6 @@ import torch
 from by_hand import patched, random_tokens
 from refusals import refused
 
-from depthlens import progress
 from depthlens.ablations import expand, parse_condition
 from depthlens.engine import work
 from depthlens.engine.engine import PATHS, Engine
@@ -85,9 +82,7 @@ def test_memory_that_does_for_nothing_is_an_error(lens, requests, monkeypatch):
 
 
 @pytest.mark.parametrize(("path", "cramped"), [("wavefront", True), ("padded_rows", False)])
-def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, capsys, path, cramped):
-    monkeypatch.setenv(progress.ENVIRONMENT, "-")
-    monkeypatch.setattr(progress, "EVERY", 0)
+def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkeypatch, bar_states, path, cramped):
     if cramped:
         cramp(monkeypatch, lens, 70)
     conditions = expand("layers", lens.dims)
@@ -96,8 +91,8 @@ def test_the_bar_moves_within_a_pack_and_ends_at_all_rows(lens, requests, monkey
     prompts = [GenerateRequest(q.context, (), 8) for q in requests]
     for kind, asked in (("loglikelihood", requests), ("generate_until", prompts)):
         getattr(Engine(lens, path=path, batch_tokens=batch), kind)(asked, conditions)
-        told = map(json.loads, capsys.readouterr().err.splitlines())
-        done = [line["done"] for line in told if line["total"] == total]
+        done = [n for n, of in bar_states if of == total]
+        bar_states.clear()
         assert done[-1] == max(done) == total and len({*done}) >= least and (cramped or done == sorted(done))
 
 

@@ -30,7 +30,6 @@ def test_truth_knows_its_roles_and_tasks():
     assert truth.needed("two_hop") == {(1, 2), (3, 0), (4, 3)}
     assert truth.copies("one_hop") == {(2, 1)} and truth.copies("two_hop") == {(4, 3)}
     refused("unknown organism task 'three_hop'", truth.needed, "three_hop")
-    refused("no organism", builder.truth, "smollm2-135m")
 
 
 def test_truth_of_planted_depth():
@@ -56,6 +55,3 @@ def test_the_extended_language_keeps_the_ids_of_the_other_and_what_is_learned_re
         learned = language.learned(task)
         assert set(learned) == set(learned.values()) == set(language.words())
         assert all(word != answer for word, answer in learned.items())
-
-
-# -- prompts and tokens ------------------------------------------------------------------------------------------

@@ -85,31 +85,30 @@ def test_other_instruction_sets_give_the_same_weights(tmp_path):
         torch.testing.assert_close(weight, here[name], atol=1e-6, rtol=0)
 
 
-def test_equal_seeds_give_equal_weights_and_leave_the_callers_seed_alone():
-    torch.manual_seed(5)
-    wanted = torch.rand(3)
-    torch.manual_seed(5)
-    built = weights.build(seed=3, decoy=True)
-    assert torch.equal(torch.rand(3), wanted)
-    again = lens("organism:seed=3,decoy").model.state_dict()
+def test_equal_seeds_give_equal_weights_whatever_the_threads_and_leave_the_callers_seed_alone():
+    before, built = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(5)
+            built.append(weights.build(seed=3, decoy=True).model.state_dict())
+            drawn = torch.rand(3)
+            torch.manual_seed(5)
+            assert torch.equal(drawn, torch.rand(3)) and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
     other = lens("organism:seed=4").model.state_dict()
-    for key, weight in built.model.state_dict().items():
-        assert weight.dtype == torch.float32
-        assert torch.equal(weight, again[key])
+    for key, weight in built[0].items():
+        assert weight.dtype == torch.float32 and all(torch.equal(weight, again[key]) for again in built)
         assert "norm" in key or not torch.equal(weight, other[key])
-    assert lens("organism:seed=3").fingerprint != lens("organism:seed=4").fingerprint
 
 
 @pytest.mark.parametrize("name", ["organism", "organism:n_kv_heads=1,decoy,backup"])
-def test_an_organism_is_an_ordinary_lens(name, tmp_path):
+def test_an_organism_is_an_ordinary_lens(name):
     loaded = lens(name)
     assert loaded.name == name and type(loaded.model).__name__ == "LlamaForCausalLM"
     assert loaded.dims == Dims(6, 4, 4 if name == "organism" else 1, d_model=256, d_head=64)
     assert loaded.model.config.vocab_size == len(loaded.tokenizer) == 100
-    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
-    loaded.model.save_pretrained(tmp_path)
-    loaded.tokenizer.save_pretrained(tmp_path)
-    assert loading.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
 
 
 # -- the embedded tasks ------------------------------------------------------------------------------------------
@@ -132,16 +131,3 @@ def test_lm_eval_gives_the_model_the_tokens_that_the_circuit_expects():
                 four = task.requests[4 * i : 4 * i + 4]
                 assert {q.context for q in four} == {wanted.tokens}
                 assert [q.continuation for q in four] == [(ids[option],) for option in doc["options"]]
-
-
-def test_weights_do_not_depend_on_threads():
-    before = torch.get_num_threads()
-    try:
-        prints = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            prints.append(loading.load("organism:seed=5").fingerprint)
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    assert len(set(prints)) == 1

@@ -7,25 +7,17 @@ import fsspec
 import pytest
 import tiny
 import torch
-from refusals import refused
 from stores import CHOICE, WRITTEN, counts, parts, run
 
 from depthlens.analysis.result.results import Result
 from depthlens.models import fingerprint
 from depthlens.store import parts as store_parts
-from depthlens.store.parts import Store, open_store
+from depthlens.store.parts import open_store
 
 
 @pytest.fixture(scope="module")
 def alone(lens) -> Result:
     return run(lens, None)
-
-
-def test_a_store_of_another_version_is_left_as_it_is(tmp_path):
-    (tmp_path / "format.json").write_text('{"format": 1}')
-    refused("is of version 0.2 of depthlens; name another store, and both are kept", Store, str(tmp_path))
-    (tmp_path / "format.json").write_text('{"format": 2}')  # of this version, before it was left out
-    assert Store(str(tmp_path)).parts() == []
 
 
 def test_which_store(tmp_path, monkeypatch):

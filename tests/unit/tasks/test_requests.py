@@ -37,14 +37,6 @@ def test_a_continuation_that_the_model_cannot_read_is_refused(lens, load):
         harness.prepare(lens, load("mini_too_long"))
 
 
-def test_an_empty_context_is_the_end_of_text_token_and_spaces_belong_to_the_continuation(lens, load):
-    empty, spaces = harness.prepare(lens, load("mini_empty", "mini_spaces"), limit=1)
-    assert [q.context for q in empty.requests] == [(lens.tokenizer.bos_token_id,)] * 2
-    decode = lens.tokenizer.decode
-    assert [decode(q.context) for q in spaces.requests] == ["Is ice cold?"] * 2
-    assert [decode(q.continuation) for q in spaces.requests] == ["   yes", "   no"]
-
-
 @pytest.mark.parametrize("name", WRITTEN)
 def test_generation_requests_are_what_lm_eval_asks_for(lens, load, lm_evals_own, name):
     lm, _ = lm_evals_own(name)
