@@ -146,7 +146,7 @@ class Engine:
                 return rows.answers
             if writes and self.path_for(longest) == "padded_rows":
                 entered = (one.condition for one in in_force.entered(self.lens.model))
-                if twice := next((c for c in (*conditions, *entered) if c.uses("twice")), None):
+                if twice := next((c for c in (*conditions, *entered) if c.uses("repeat")), None):
                     fault = f"condition {twice} passes layers again, and writes no texts where layers are not walked"
                     raise UserError(f"{fault}; score answers instead")
             row_edits.require([conditions[c] for c in rows.unfinished], self.lens, self.backend.means)
