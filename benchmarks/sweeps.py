@@ -27,6 +27,7 @@ from shared import alternating, show
 import depthlens as dl
 from depthlens.analysis.numbers.betting import CRITICAL
 from depthlens.analysis.numbers.ranks import in_words
+from depthlens.arguments import BACKENDS
 
 TASKS = ("capitals_continuation", "kv_retrieval_4_continuation")
 
@@ -41,7 +42,7 @@ def methods(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> Non
 
 
 def backends(sweep: Callable[..., dl.Result], lens: dl.Lens, repeats: int) -> None:
-    seconds, found = alternating({name: partial(sweep, backend=name) for name in dl.backends.BACKENDS}, repeats)
+    seconds, found = alternating({name: partial(sweep, backend=name) for name in BACKENDS}, repeats)
     apart = {name: (r.docs["value"] - found["torch"].docs["value"]).abs().max() for name, r in found.items()}
     show("all layers by backend", seconds, apart=apart)
 

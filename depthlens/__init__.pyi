@@ -1,6 +1,5 @@
 __version__: str
 
-from . import backends as backends
 from . import claims as claims
 from . import organisms as organisms
 from . import runner as runner
@@ -14,6 +13,7 @@ from .analysis.heads.curves import RemovalCurve as RemovalCurve
 from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
 from .analysis.layers.geometry import Geometry as Geometry
+from .analysis.layers.pairs import PairLosses as PairLosses
 from .analysis.layers.removal import Greedy as Greedy
 from .analysis.result.concat import concat as concat
 from .analysis.result.losses import Losses as Losses
@@ -34,6 +34,7 @@ from .experiments.one_prompt import attention as attention
 from .experiments.one_prompt import generate as generate
 from .experiments.one_prompt import logit_lens as logit_lens
 from .experiments.one_prompt import next_token as next_token
+from .experiments.pair_sweep import pair_sweep as pair_sweep
 from .experiments.patching import patch as patch
 from .experiments.planning import plan as plan
 from .experiments.race import race as race

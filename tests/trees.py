@@ -4,8 +4,6 @@ import random
 
 import torch
 
-from depthlens.engine import tree_attention
-
 
 def random_sequences(seed, n=40):
     """Sequences over four tokens, so that they share a lot; duplicates and prefixes of each other included."""
@@ -21,9 +19,3 @@ def sees(pack):
         for at, node in enumerate(path):
             found[node, path[: at + 1]] = True
     return found
-
-
-def with_flex_attention(monkeypatch):
-    """Have trees attend by FlexAttention as on CUDA; it is not compiled, which takes half a minute."""
-    monkeypatch.setattr(tree_attention.BlockTree, "backend", "eager")
-    monkeypatch.setattr(tree_attention, "kernel", lambda device, dtype, equal: "flex")

@@ -15,5 +15,4 @@ from .heads import AnyHead as AnyHead
 from .heads import Head as Head
 from .heads import heads_of as heads_of
 from .modes import ENDS as ENDS
-from .modes import ROUNDED as ROUNDED
 from .modes import mode as mode

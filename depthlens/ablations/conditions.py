@@ -43,7 +43,7 @@ from typing import Any, cast
 from depthlens import arguments
 from depthlens.ablations import modes
 from depthlens.ablations.heads import Head
-from depthlens.ablations.modes import BLOCK, BUILT_IN, ENDS, UNWRITTEN
+from depthlens.ablations.modes import BLOCK, BUILT_IN, ENDS, FACTOR, NAMED, SEED
 from depthlens.errors import UserError, unknown
 
 INDEXED = {"head": "H", "kv": "KV"}  # sites that have a number, and the letters before it
@@ -52,18 +52,12 @@ SITES = ("layer", "attn", "mlp", *INDEXED, *ENDS, BLOCK)
 WORDS = {"layer": "layers", "attn": "attn", "mlp": "mlp", "head": "heads", "kv": "kv"}
 GRAMMAR = (
     "L12, L12.attn, L12.mlp, L12.H3, L12.KV1 or L8-11, each with an optional [1:] (from position 1 on), [7] or [3:9] "
-    "and an optional *0.9 (a factor), @mean, @resample, @noise (@noise3 has seed 3), @int8, @int4 or @donor; L12x2; "
+    f"and an optional *0.9 (a factor), {', '.join(f'@{name}' for name in NAMED)} (@noise3 has seed 3); L12x2; "
     "(L8-14)x2; joined by +"
 )
 
-_NOTHING = {
-    "layer": -1,
-    "index": -1,
-    "start": 0,
-    "stop": 0,
-    "seed": 0,
-    "factor": 1.0,
-}  # what a field is where it does not fit
+# what a field is where it does not fit
+_NOTHING = {"layer": -1, "index": -1, "start": 0, "stop": 0, SEED: 0, FACTOR: 1.0}
 _KINDS = {"head": "head", "kv": "KV group"}  # what the parts with numbers are called
 _SIZED = ("blocks", "bottom", "top", "layers", "attn", "mlp", "pairs", "repeats")  # words that may have a number
 _ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
@@ -71,7 +65,7 @@ _ALL_WORDS = (*dict.fromkeys((*WORDS.values(), *_SIZED)), "whole")
 _PART = re.compile(r"L(\d+)(?:-(\d{1,5})|\.(attn|mlp)|\.(H|KV)(\d+))?|(embed|unembed)|\(L(\d+)-(\d{1,5})\)")
 # what is ablated, then whether it runs twice, or from where on and how it is ablated
 _POSITIONS = r"\[(?=[\d:])(\d*)(:?)(\d*)\]"
-_MODE = rf"@(?:noise(\d+)|(?!(?:{'|'.join(UNWRITTEN)})$)([^\W\d]\w*))"
+_MODE = rf"@(?!(?:{'|'.join(name for name in BUILT_IN if name not in NAMED)})$)([^\W\d]\w*)"
 _FACTOR = r"\*(-?(?:\d+\.?\d*|\.\d+)(?:e-\d+)?)"
 _SUFFIX = re.compile(rf"(.*?)(?:(x2)|(?:{_POSITIONS})?(?:{_MODE}|{_FACTOR})?)", re.DOTALL)
 MOST = 1e6  # that a factor may be
@@ -151,18 +145,18 @@ class Ablation:
             raise UserError(f"unknown ablation site {self.site!r}; allowed: {', '.join(SITES)}")
         if not self.mode and BUILT_IN[first := modes.allowed(self.site)[0]].kind == "removal":
             object.__setattr__(self, "mode", first)
-        if not self.mode or self.site not in modes.of(self.mode).sites:
+        made = modes.of(self.mode)
+        if not self.mode or self.site not in made.sites:
             what = f"mode {self.mode!r}" if self.mode else "removal"
             raise UserError(f"{what} does not fit site {self.site!r}; allowed: {', '.join(modes.allowed(self.site))}")
-        placed = modes.of(self.mode).has_positions
-        numbered = self.site in (*INDEXED, BLOCK)
-        free = self.site not in ENDS, numbered, placed, placed, self.mode == "noise", self.mode == "scale"
-        for (name, nothing), is_free in zip(_NOTHING.items(), free, strict=True):
-            value = getattr(self, name)
+        free = {"layer": self.site not in ENDS, "index": self.site in (*INDEXED, BLOCK), made.number: True}
+        free |= dict.fromkeys(("start", "stop"), made.has_positions)
+        for name, nothing in _NOTHING.items():
+            value, is_free = getattr(self, name), free.get(name, False)
             if not is_free and value != nothing:
                 fault = f"{self}: {name} {value} does not fit site {self.site!r} and mode {self.mode!r}"
                 raise UserError(f"{fault}; leave it out")
-            if is_free and name == "factor":  # there is one zero
+            if is_free and name == FACTOR:  # there is one zero
                 object.__setattr__(self, name, 0.0 + arguments.number("an ablation's factor", value, -MOST, MOST))
             # sweeps make many, and rules take longer; torch computes with 64 bits
             elif is_free and (type(value) is not int or not 0 <= value < 2**63):
@@ -182,16 +176,20 @@ class Ablation:
     @property
     def suffix(self) -> str:
         """``[1:]@mean`` and the like; "" for a removal at all positions."""
-        if self.mode == "twice":
-            return "x2"
         one = self.stop == self.start + 1
         places = "" if self.everywhere else f"[{self.start}]" if one else f"[{self.start}:{self.stop or ''}]"
-        return places + ("" if self.kind == "removal" else self.manner if self.mode == "scale" else f"@{self.manner}")
+        return places + self._how
 
     @property
     def manner(self) -> str:
-        """How it is ablated, wherever: ``mean``, ``noise3``, ``*0.9`` and the like."""
-        return f"*{str(self.factor).removesuffix('.0')}" if self.mode == "scale" else f"{self.mode}{self.seed or ''}"
+        """How it is ablated, wherever: ``skip``, ``mean``, ``noise3``, ``*0.9`` and the like."""
+        return self._how.removeprefix("@") if "{" in modes.of(self.mode).written else self.mode
+
+    @property
+    def _how(self) -> str:
+        made = modes.of(self.mode)
+        number = str(self.factor).removesuffix(".0") if made.number == FACTOR else self.seed or ""
+        return made.written.format(self.mode, number)
 
     @property
     def kind(self) -> str:
@@ -236,7 +234,7 @@ class Condition:
             raise UserError(f"condition {'+'.join(map(str, ordered))!r} names one part twice; {fix}")
         refuse_overlap(ordered, f"condition {self}")
         others = [a for a in ordered if a.kind == "weights"]
-        if others and self.uses("noise"):
+        if others and self.uses("noise"):  # whose norm is taken by the weights that are there
             raise UserError(f"condition {self}: @noise and @{others[0].mode} do not go together; drop one of the two")
 
     def __str__(self) -> str:
@@ -276,9 +274,12 @@ class Condition:
         """The modes that its ablations have."""
         return {a.mode for a in self.ablations}
 
-    def uses(self, *names: str) -> bool:
-        """Whether an ablation has one of these modes."""
-        return bool(self.modes & {*names})
+    def uses(self, *what: str) -> bool:
+        """Whether an ablation has a mode of one of these names or kinds, or one that needs one of these things.
+
+        See `depthlens.ablations.modes`.
+        """
+        return any({made.name, made.kind, made.needs} & {*what} for made in map(modes.of, self.modes))
 
     def validate(self, dims: Dims) -> Condition:
         """Check every ablation against a model; returns self.
@@ -345,13 +346,13 @@ def chosen(conditions: Any, known: Iterable[str]) -> list[str]:
 def _split(text: str) -> tuple[str, dict[str, Any]]:
     """What is ablated (a part, or a word such as ``layers``), and the fields of `Ablation` that follow it."""
     # every text matches: the last groups are optional and the first takes the rest
-    named, twice, start, colon, stop, seed, mode, factor = cast(re.Match[str], _SUFFIX.fullmatch(text)).groups()
-    mode = "twice" if twice else "noise" if seed else "scale" if factor else mode or ""
+    named, twice, start, colon, stop, name, factor = cast(re.Match[str], _SUFFIX.fullmatch(text)).groups()
+    mode, seed = modes.numbered("twice" if twice else "scale" if factor else name or "")
     first = int(start or 0)
     last = int(stop or 0) if colon else first + 1 if start else 0
     if last and last <= first:
         raise UserError(f"condition {text!r}: positions {first} to {last} are none; write [{first}] or [{first}:]")
-    return named, {"mode": mode, "start": first, "stop": last, "seed": int(seed or 0), "factor": float(factor or 1)}
+    return named, {"mode": mode, "start": first, "stop": last, SEED: seed, FACTOR: float(factor or 1)}
 
 
 def heads_condition(heads: Sequence[tuple[int, int]], suffix: str = "") -> Condition:

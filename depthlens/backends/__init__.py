@@ -7,14 +7,11 @@ makes the batches.
 from __future__ import annotations
 
 from depthlens import arguments
-from depthlens.arguments import BACKENDS
 from depthlens.backends.row_edits import Means
 from depthlens.backends.torch import Backend, TorchBackend
 from depthlens.errors import UserError
 from depthlens.models import in_force
 from depthlens.models.lens import Lens
-
-__all__ = ["BACKENDS"]
 
 
 def get(name: str, lens: Lens, means: Means | None = None) -> Backend:

@@ -8,20 +8,13 @@ Sites (pre-norm decoder, ``resid_mid = resid_pre + attn_out``, ``resid_post = re
 - head, KV group: the head's slice of ``z``, the *input* of ``o_proj``, is replaced. Acting there and not on the
   query, key or value projections removes exactly one query head under grouped-query attention;
 - layer ``x2``, block ``x2``: the first of the layers gets the output of the last once more;
-- layer, attn, mlp, head or KV group under ``@noise``: noise is added there, of the norm of what the part writes;
-- any of these under ``*0.9``: what the part writes is multiplied by that;
-- any of these under a mode of the user's own: what its function makes of what the part writes takes its place, see
-  `depthlens.backends.own_modes`;
+- layer, attn, mlp, head or KV group under a mode that changes it (``@noise``, ``*0.9``, the user's own): what
+  `depthlens.backends.changes` makes of what the part writes takes its place;
 - any of these under ``@donor``, ``@int8`` or ``@int4``: the part is computed with other weights, see
   below.
 
 Each acts at the positions from the ablation's ``start`` on. Hooks never write into tensors they did not make: they
 select with ``torch.where``.
-
-**Noise** is a control for damage. A removal takes away what a part writes and disturbs everything after it. Noise of
-the same norm at the same place disturbs as much and takes nothing away, so a part matters by more than its size where
-removing it costs more. A vector is drawn from a standard normal distribution for every position. It depends on the
-seed, the layer, the site, the index and the position only: not on batch, device, dtype or backend.
 
 **Other weights.** A transplanted part keeps its place and gets the donor's weights: for the rows whose condition asks
 for it the donor's module is called in place of the base's, wherever a module works on each position for itself
@@ -50,23 +43,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from depthlens.ablations import SITES, Ablation, Condition, modes, refuse_overlap
-from depthlens.backends import own_modes
+from depthlens.ablations import Ablation, Condition, modes, refuse_overlap
+from depthlens.backends import changes
 from depthlens.backends.site_edits import Edit, LayerEdits, SiteEdit
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
-from depthlens.models.architectures import Architecture, here, hidden, replaced_forwards, wide, with_hidden
+from depthlens.models.architectures import Architecture, here, hidden, replaced_forwards, with_hidden
 from depthlens.models.lens import Lens
-from depthlens.models.placement import held, moved
+from depthlens.models.placement import moved
 
 Forward = Callable[..., Any]
 # whose ablation takes modules, by what these are made for
@@ -80,7 +72,6 @@ TAKERS = {
 }
 # where the ablations of a site act: on what a layer, its attention or its MLP gives, or on z of all heads, side by side
 ACTS_ON = {"layer": "layer", "attn": "attn", "mlp": "mlp", "head": "z", "kv": "z"}
-BLOCK = 256  # positions whose noise is drawn together
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ class Means:
 
     def values(self, a: Ablation) -> Float[Tensor, "entry width"]:
         """What an ablation puts in place at its site, by entry of `depthlens.backends.site_edits.Edit`."""
-        of_reference = self.sample if a.mode == "resample" else self.mean
+        of_reference = self.sample if modes.of(a.mode).needs == "prompt" else self.mean
         return of_reference[ACTS_ON[a.site]][a.layer].flatten(1)
 
 
@@ -177,7 +168,7 @@ class RowEdits:
                     if mask.any():
                         by_input = layer >= 0 and module is self.lens.arch.o_proj[layer]
                         yield module, shared(module, other, mask, by_input=by_input)
-            if mode == "donor" and layer >= 0:
+            if modes.of(mode).needs == "donor" and layer >= 0:
                 attn = self.lens.arch.attn[layer]
                 if self.lens.own_rotary and (mask := self._mask(layer, mode, "attn")).any():
                     yield attn, self._with_donor_rotary(attn.forward, layer, mask)
@@ -190,7 +181,8 @@ class RowEdits:
                 yield getattr(arch, name), getattr(self.donor.arch, name), name.replace("final_norm", "unembed")
             return
         base = arch.layers[layer]
-        other = self.donor.arch.layers[layer] if mode == "donor" else quantised.rounded_layer(self.lens, layer, mode)
+        rounds = modes.of(mode).bits
+        other = quantised.rounded_layer(self.lens, layer, mode) if rounds else self.donor.arch.layers[layer]
         paths = {family.attn_norm: "attn", family.mlp_norm: "mlp", family.mlp: "mlp"}
         for name, module in arch.attn[layer].named_modules():
             if any(True for _ in module.parameters(recurse=False)):
@@ -244,23 +236,14 @@ class RowEdits:
             yield
 
     def _edit(self, a: Ablation, rows: list[int]) -> Edit:
-        dims, columns, in_stream = self.lens.arch.dims, slice(None), None
+        dims, columns = self.lens.arch.dims, slice(None)
         if a.site in ("head", "kv"):
             heads = range(a.index, a.index + 1) if a.site == "head" else dims.query_heads(a.index)
             columns = slice(heads.start * dims.d_head, heads.stop * dims.d_head)
-            if a.mode == "noise":
-                with held(o_proj := self.lens.arch.o_proj[a.layer]):
-                    in_stream = quantised.matrix(o_proj)[:, columns].clone()
         mine = None if len(self.conditions) == 1 else torch.tensor(rows)
         values = self.means.values(a)[:, columns] if self.means and a.kind == "reference" else None
-        change = None
-        if a.mode == "noise":
-            change = partial(with_noise, a, in_stream)
-        elif a.mode == "scale":
-            change = partial(scaled, a.factor)
-        elif a.kind == "change":
-            tokens = self.tokens if mine is None or self.tokens is None or len(self.tokens) == 1 else self.tokens[mine]
-            change = partial(own_modes.called, modes.of(a.mode), tokens)
+        tokens = self.tokens if mine is None or self.tokens is None or len(self.tokens) == 1 else self.tokens[mine]
+        change = changes.of(a, self.lens, columns, tokens) if a.kind == "change" else None
         return Edit(mine, columns, a.start, a.stop, values, change)
 
 
@@ -274,10 +257,10 @@ def require(conditions: Sequence[Condition], lens: Lens, means: Means | None) ->
     entered = [a for one in in_force.entered(lens.model) for a in one.condition.ablations]
     for condition in dict.fromkeys(conditions):
         refuse_overlap([*entered, *condition.ablations], f"condition {condition}")
-        own_modes.require(condition.validate(lens.dims), lens)
-        if condition.uses("mean") and not (means and means.mean):
+        changes.require(condition.validate(lens.dims), lens)
+        if condition.uses("means") and not (means and means.mean):
             raise UserError(f"condition {condition} needs the means of a reference set and none was given")
-        if condition.uses("resample") and not (means and means.sample):
+        if condition.uses("prompt") and not (means and means.sample):
             raise UserError(f"condition {condition} needs a reference prompt and none was given")
 
 
@@ -345,43 +328,6 @@ def repeated(edits: RowEdits) -> Iterator[None]:
             hook = here(partial(again, number=number), lambda *call: None)
             stack.enter_context(layers[max(a.layer, a.index)].register_forward_hook(hook))
         yield
-
-
-def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
-    """The noise of an ablation at some positions, before it is scaled; float32, on the device of the positions."""
-    first, last = int(position_ids.min()) // BLOCK, int(position_ids.max()) // BLOCK
-    kind = replace(ablation, start=0, stop=0)
-    blocks = [_block(kind, n, width, position_ids.device) for n in range(first, last + 1)]
-    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[position_ids - first * BLOCK]
-
-
-@lru_cache(maxsize=128)  # of a residual stream of 8192 numbers a block takes 8 MiB
-def _block(a: Ablation, n: int, width: int, device: torch.device) -> Float[Tensor, "block width"]:
-    # a generator takes numbers from 0 on, and the index of a part without one is -1
-    drawn = np.random.default_rng([a.seed, a.layer, SITES.index(a.site), a.index + 1, n])
-    return torch.from_numpy(drawn.standard_normal((BLOCK, width), dtype=np.float32)).to(device)
-
-
-def scaled(factor: float, written: Tensor, position_ids: Any) -> Tensor:
-    """What a part writes, multiplied."""
-    return factor * written
-
-
-def with_noise(a: Ablation, columns: Tensor | None, written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
-    """What a part writes and noise of its norm.
-
-    Args:
-        a: Of the part.
-        columns: What heads' z is multiplied by on its way to the residual stream, where the norms are taken, shape
-            [d_model, width]; None: the part writes there.
-        written: What it writes. Shape [row, pos, width].
-        position_ids: Where the tokens stand.
-    """
-    of_part = wide(written)
-    drawn = noise(a, position_ids, written.shape[-1]).to(of_part)
-    in_stream = (x if columns is None else x @ columns.to(of_part).T for x in (of_part, drawn))
-    wanted, found = (x.norm(dim=-1, keepdim=True) for x in in_stream)
-    return written + (drawn * (wanted / found.clamp(min=torch.finfo(torch.float32).tiny))).to(written)
 
 
 def unembed(lens: Lens, conditions: Sequence[Condition], states: Float[Tensor, "row d_model"]) -> Tensor:

@@ -214,7 +214,7 @@ def _obedient(lens: Lens) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
         with ALONE:  # hooks are on the modules that all threads share
             if not (now := in_force.entered(lens.model)):
                 return of_body(*args, **kwargs)
-            if twice := next((one.condition for one in now if one.condition.uses("twice")), None):
+            if twice := next((one.condition for one in now if one.condition.uses("repeat")), None):
                 if kwargs.get("cache", kwargs.get("past_key_values")) is not None:
                     raise UserError(f"condition {twice} runs a layer twice, and a cache holds it once; use_cache=False")
                 kwargs["use_cache"] = False

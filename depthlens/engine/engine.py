@@ -73,7 +73,7 @@ class Engine:
         batch_tokens = arguments.check(batch_tokens=batch_tokens)["batch_tokens"]
         if path is not None and path not in PATHS:
             raise unknown("path", path, PATHS)
-        if lens.stream and backend in backends.BACKENDS and backend != "torch":
+        if lens.stream and backend in arguments.BACKENDS and backend != "torch":
             raise UserError(f"backend {backend!r} needs the whole model in memory; use torch, or load without offload")
         if workers is not None and lens.remote:
             raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
@@ -146,7 +146,7 @@ class Engine:
                 return rows.answers
             if writes and self.path_for(longest) == "padded_rows":
                 entered = (one.condition for one in in_force.entered(self.lens.model))
-                if twice := next((c for c in (*conditions, *entered) if c.uses("twice")), None):
+                if twice := next((c for c in (*conditions, *entered) if c.uses("repeat")), None):
                     fault = f"condition {twice} passes layers again, and writes no texts where layers are not walked"
                     raise UserError(f"{fault}; score answers instead")
             row_edits.require([conditions[c] for c in rows.unfinished], self.lens, self.backend.means)

@@ -54,19 +54,6 @@ class Pack:
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
         return depths
 
-    @property
-    def exits(self) -> list[int]:
-        """The flat index at which the subtree of each token ends.
-
-        Tokens stand in depth-first order, so that token j is i or one of its ancestors if and only if
-        ``j <= i < exits[j]`` (the intervals of an Euler tour).
-        """
-        exits = [*range(1, self.n_tokens + 1)]
-        for node in reversed(range(self.n_tokens)):
-            if (parent := self.parents[node]) >= 0:
-                exits[parent] = max(exits[parent], exits[node])
-        return exits
-
 
 def pack(sequences: Sequence[Tokens], max_tokens: int | Callable[[int], int], extra: int = 0) -> Iterator[Pack]:
     """Group sequences into packs.

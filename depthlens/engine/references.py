@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from depthlens.ablations import BASELINE, Condition
+from depthlens.ablations import BASELINE, Condition, modes
 from depthlens.backends.row_edits import ACTS_ON, Means, RowEdits, hooks
 from depthlens.backends.site_edits import Sums
 from depthlens.backends.torch import applied
@@ -52,11 +52,12 @@ class Reference:
     @cached_property
     def keys(self) -> dict[str, str]:
         """Digest of the texts and of where their answers begin, by mode."""
-        return {"mean": digest([(tuple(p), tuple(a)) for p, a in self.texts]), "resample": digest(self.prompt)}
+        of_need = {"means": digest([(tuple(p), tuple(a)) for p, a in self.texts]), "prompt": digest(self.prompt)}
+        return {name: of_need[made.needs] for name, made in modes.BUILT_IN.items() if made.kind == "reference"}
 
     def with_prompts(self, prompts: Sequence[Tokens], conditions: Sequence[Condition]) -> list[Reference]:
         """The same with each of the prompts of ``@resample``, as far as conditions ask for it."""
-        sites = {ACTS_ON[a.site] for c in conditions for a in c.ablations if a.mode == "resample"}
+        sites = {ACTS_ON[a.site] for c in conditions for a in c.ablations if modes.of(a.mode).needs == "prompt"}
         return [Reference(self.name, self.texts, prompt, self, sites) for prompt in prompts]
 
     def measure(self, lens: Lens) -> Means:

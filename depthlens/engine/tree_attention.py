@@ -5,39 +5,25 @@ computes it, and `depthlens.engine.walk_check` tries it with the model before it
 
 - ``fused``, on a CPU and on CUDA: torch's fused kernels, prefix and branches apart;
 - ``unfused``: the same written out, with scores in memory; for other devices, float64 on CUDA, and keys and values of
-  unequal widths on a CPU;
-- ``flex``, where the environment has ``DEPTHLENS_TREE_ATTENTION=flex``: FlexAttention, compiled, with a block mask
-  (arXiv 2412.05496). No GPU has shown it to be faster yet.
+  unequal widths on a CPU.
 
-**Apart.** Attention over two sets of keys is exactly the mean of the attention over each, weighted by the denominators
+Attention over two sets of keys is exactly the mean of the attention over each, weighted by the denominators
 (as in FlashAttention, arXiv 2205.14135, and Hydragen, arXiv 2402.05099). The prefix part is one dense product for all
 branches at once, and the own part is small. Query heads that share a key/value head are folded into the query axis, so
 keys of the prefix are never copied. Texts are written with the same two parts (`depthlens.engine.decoding`).
-
-**With a block mask.** In depth-first order token j is i or one of its ancestors if and only if ``j <= i < exits[j]``
-(`depthlens.engine.prefix_tree.Pack.exits`). So the block mask is one look-up for prefix and branches alike, and nothing
-is merged. Which blocks of 128 x 128 scores are needed at all follows from the least and the largest exit of each block
-of keys: no mask of all tokens against all is ever made, as torch's own ``create_block_mask`` makes it. The rows of a
-batch share the mask, and query heads share keys.
-
-FlexAttention is compiled with dynamic shapes, since a pack has any length and a batch any number of rows: fixed shapes
-would be compiled for each anew. Rows that hold the last tokens only attend apart.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.backends import cuda
-from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
@@ -58,8 +44,6 @@ Mask = Float[Tensor, "#batch #head #query key"]
 Part = tuple[Float[Tensor, "batch head query d_value"], Float[Tensor, "batch head query"]]
 Bucket = tuple[Int[Tensor, "branch own"], Int[Tensor, " token"], Float[Tensor, "branch 1 own own"] | None]
 NAME = "depthlens_tree"
-BLOCK = 128  # what FlexAttention's kernels are made for
-CHOICE = "DEPTHLENS_TREE_ATTENTION"
 # of the unfused path, held at once: so many for each query on average, in float32, three times (while it computes)
 SCORES_PER_QUERY, SCORE_BYTES = 256, 12
 # elements: CUDA kernels want rows of a mask to start at such multiples (16 bytes in bfloat16)
@@ -73,8 +57,6 @@ def kernel_of(lens: Lens) -> str | None:
 
 def kernel(device: torch.device, dtype: torch.dtype, equal: bool) -> str:
     """The kernel for a tree; ``equal`` says whether keys are as wide as values."""
-    if os.environ.get(CHOICE) == "flex":
-        return "flex"
     on_cuda = device.type == "cuda" and dtype != torch.float64
     return "fused" if on_cuda or (device.type == "cpu" and equal) else "unfused"
 
@@ -113,7 +95,7 @@ class Layout:
         self._before, self._n_before = before, n_before
         self.tokens = torch.tensor(pack.tokens[n_before:], device=device)
         self.position_ids: Tensor = torch.tensor([pack.depths[n_before:]], device=device)
-        self._tree: Any = functools.cache(lambda flex, *about: (BlockTree if flex else BranchTree)(pack, *about))
+        self._tree: Any = functools.cache(functools.partial(BranchTree, pack))  # by device and dtype
 
     def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of rows that all have this layout.
@@ -131,8 +113,7 @@ class Layout:
         if self._before is not None:
             before = (x[:, : self._n_before].expand(len(key), -1, -1, -1) for x in self._before[layer])
             key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
-        flex = self._before is None and kernel(query.device, query.dtype, key.shape[-1] == value.shape[-1]) == "flex"
-        return self._tree(flex, query.device, query.dtype).attention(query, key, value, scale)
+        return self._tree(query.device, query.dtype).attention(query, key, value, scale)
 
 
 def tree_attention(
@@ -338,68 +319,3 @@ def _bucket(pack: Pack, branches: list[range], device: torch.device, dtype: torc
             of_branch[i - branch.start] |= of_branch[pack.parents[i] - branch.start]
     mask = torch.zeros(n, 1, width, aligned(width), dtype=dtype, device=device)[..., :width]
     return *places, mask.masked_fill_(~sees[:, None].to(device), -torch.inf)
-
-
-class BlockTree:
-    """A pack as a block mask.
-
-    Args:
-        pack: The prefix tree.
-        device: Where it is computed.
-        dtype: Of queries, keys and values.
-
-    Attributes:
-        backend: Of ``torch.compile``: ``inductor``, or ``eager``, which holds all scores in memory, for tests.
-        mask: The block mask.
-    """
-
-    backend = "inductor"
-
-    def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
-        # for dynamic shapes on a CPU torch 2.13 writes C++ that does not compile (it takes size ks18 for ks1)
-        self._compiled = _compiled(self.backend, self.backend != "inductor" or device.type != "cpu")
-        self.mask = block_mask(torch.tensor(pack.exits, dtype=torch.int32, device=device))
-
-    def attention(self, query: Queries, key: Keys, value: Values, scale: float) -> Z:
-        """See `Layout.attention`."""
-        # contiguous, whatever module they come from: the compiler tells strides apart, too
-        q, k, v = (x.contiguous() for x in (query, key, value))
-        return self._compiled(q, k, v, block_mask=self.mask, scale=scale, enable_gqa=True)
-
-
-@functools.cache
-def _compiled(backend: str, dynamic: bool) -> Callable[..., Tensor]:
-    # the compiler tells apart models, dtypes, devices, one row or several: torch's own limit of 8 is soon reached
-    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 256)
-    # fullgraph: an error where it cannot be compiled, instead of all scores in memory
-    return torch.compile(flex_attention, backend=backend, dynamic=dynamic, fullgraph=True)
-
-
-def block_mask(exits: Int[Tensor, " pos"]) -> BlockMask:
-    """The mask by which token i sees token j if ``j <= i < exits[j]``.
-
-    Args:
-        exits: Where the subtree of each token ends, in depth-first order.
-    """
-    n = len(exits)
-    # what would fill the last block ends at once, and no token comes after it
-    of_block = functional.pad(exits, (0, -n % BLOCK), value=n).view(-1, BLOCK)  # [block, BLOCK]
-    starts = torch.arange(len(of_block), device=exits.device)[:, None] * BLOCK  # of blocks of queries
-    before = starts > starts.T  # whole blocks of keys that come before the queries; shape [block of queries, of keys]
-    some = before & (of_block.amax(1) > starts)
-    every = before & (of_block.amin(1) >= starts + BLOCK)
-    own = torch.eye(len(of_block), dtype=torch.bool, device=exits.device)
-    return BlockMask.from_kv_blocks(
-        *_listed(some & ~every | own),
-        *_listed(every),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=lambda row, head, query, key: (key <= query) & (query < exits[key]),
-        seq_lengths=(n, n),
-        compute_q_blocks=False,  # only gradients need them
-    )
-
-
-def _listed(blocks: Bool[Tensor, "query_block key_block"]) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries needs, and which, first in each row; for any row and head."""
-    order = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    return blocks.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]

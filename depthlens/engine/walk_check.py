@@ -36,8 +36,7 @@ from depthlens.models.placement import moved
 
 log = logging.getLogger(__name__)
 
-# of each text. On a CPU long texts would take as long as a small sweep; elsewhere the tree has more than three blocks
-# of a block mask, of both kinds: whole ones and such that only some tokens see
+# of each text. On a CPU long texts would take as long as a small sweep; elsewhere kernels work in blocks of up to 128
 CPU_TOKENS, TOKENS = 40, 256
 # largest difference of a token's vector from the model's, as a share of its norm: kernels sum in other orders. Measured
 # on the embedded model over all layers: what attention writes is apart by 1e-6, 0.009 and 0.001, and by 0.066 or more
@@ -153,7 +152,7 @@ def found(lens: Lens) -> Found:
 def _try(lens: Lens, *, changed: bool) -> Found:
     """Try the model as it is; ``changed``: with forwards that are not its classes' own, which may make other logits."""
     arch = lens.arch
-    n = CPU_TOKENS if lens.device.type == "cpu" and tree_attention.kernel_of(lens) != "flex" else TOKENS
+    n = CPU_TOKENS if lens.device.type == "cpu" else TOKENS
     # so few that every layer sees them all, and that a row of them is not scaled
     n = min(n, window_of(lens) or n, (longest_row(lens) or 2 * n) // 2, lens.max_length)
     drawn = [i * 7919 % len(arch.embed.weight) for i in range(1, 3 * n + 1)]

@@ -64,7 +64,7 @@ class ConditionRuns:
     def __init__(self, lens: Lens, tasks: Tasks, ablate: Ablate, options: EvalOptions) -> None:
         self.lens, self.options, resample_prompts = lens, options, options["resample_prompts"]
         self.conditions = expand(ablate, lens.dims)
-        if resamples := any(c.uses("resample") for c in self.conditions):
+        if resamples := any(c.uses("prompt") for c in self.conditions):
             lens.needs_weights("@resample")
         self.joined = pairs.join_donor(lens, options["donor"], self.conditions, options["backend"])
         self.store = AnswerStore(options["store"], self.joined)  # its errors come before the tasks are made
@@ -170,7 +170,7 @@ def _references(
     found: dict[str, list[Reference | None]] = {}
     for task in asked:
         reference = Reference("resample_prompts", []) if prompts else None
-        if any(c.uses("mean") for c in conditions):
+        if any(c.uses("means") for c in conditions):
             if isinstance(task, FreeText):
                 fault = "free text has no reference answers; remove parts instead"
                 raise UserError(f"@mean on {task.name}: {fault}")
@@ -187,7 +187,7 @@ def prompts_of_resample(
     Raises:
         UserError: there are prompts and no such condition, or it is the other way round.
     """
-    asked = next((c for c in conditions if c.uses("resample")), None)
+    asked = next((c for c in conditions if c.uses("prompt")), None)
     if bool(asked) != bool(prompts):
         fault = f"condition {asked} needs {name}" if asked else f"{name} is used by @resample conditions only"
         raise UserError(f"{fault}: give both, or neither")

@@ -141,7 +141,7 @@ def _tried(
         (trial.generate_until if writes else trial.loglikelihood)(requests, conditions)
         return time.monotonic() - began, trial.work
 
-    usable = [c for c in conditions if not c.uses("mean") and not c.uses("resample")] or [BASELINE]
+    usable = [c for c in conditions if not c.uses("reference")] or [BASELINE]
     some = usable[:: max(1, len(usable) // (16 if writes else 8))]  # decoding steps are faster with many rows
     asked = list(requests)
     if writes:

@@ -78,7 +78,7 @@ def race(
     if chosen["measure"] not in _MEASURES:
         raise UserError(f"measure {chosen['measure']!r}: a race judges one score; use one of {', '.join(_MEASURES)}")
     runs = ConditionRuns(lens, tasks, ablate, chosen)
-    if any(c.uses("resample") for c in runs.conditions):
+    if any(c.uses("prompt") for c in runs.conditions):
         raise UserError("a race has no @resample conditions, whose scores are means over prompts; use condition_sweep")
     courses = _courses(runs.asked, chosen["seed"], max_documents)
     baseline, *conditions = runs.conditions

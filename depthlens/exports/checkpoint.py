@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from depthlens import __version__, arguments
-from depthlens.ablations import ROUNDED, Ablation, Condition, parse_condition, routes
+from depthlens.ablations import Ablation, Condition, modes, parse_condition, routes
 from depthlens.analysis.numbers.words import bounds
 from depthlens.analysis.result.results import Result
 from depthlens.engine import walk_check
@@ -132,11 +132,9 @@ def _refuse(lens: Lens, condition: Condition) -> None:
     if not condition:
         raise UserError("condition baseline removes nothing; give one that does, e.g. L8-11")
     for a in condition.ablations:
-        removed = a.kind in ("removal", "repeat") and a.everywhere
-        scaled = a.mode == "scale" and a.site != "layer" and a.everywhere
-        if not removed and not scaled and not (a.mode in ROUNDED and a.site in ("layer", "attn", "mlp")):
+        if a.site not in modes.of(a.mode).exported or not a.everywhere:
             raise UserError(f"condition {condition}: {a} cannot be written into weights; export a removal, e.g. L1.mlp")
-    if len({a.layer for a in condition.ablations if a.mode == "skip"}) == lens.dims.n_layers:
+    if not routes.of(condition, lens.dims.n_layers).layers:
         raise UserError(f"condition {condition} leaves no layer of {lens.name!r}; keep one")
     if method := quantised.method_of(lens.model.config):
         raise UserError(f"model {lens.name!r} is quantised ({method}); export its unquantised one, then quantise that")
@@ -189,20 +187,20 @@ def _edit(lens: Lens, layer: int, weights: dict[str, Tensor], ablations: Sequenc
     paths = {"layer": "", "attn": family.mixes(layer) + ".", "mlp": family.mlp + "."}
     parts = {site: [w for name, w in weights.items() if name.startswith(path)] for site, path in paths.items()}
     for a in ablations:
-        for weight in parts[a.site] if a.mode in ROUNDED else ():
+        for weight in parts[a.site] if modes.of(a.mode).bits else ():
             weight.copy_(quantised.rounded(weight, a.mode))
-    sites = {a.site for a in ablations if a.mode == "zero"} & {"attn", "mlp"}
+    sites = {a.site for a in ablations if a.kind == "removal"} & {"attn", "mlp"}
     removed = [weight for site in sites for weight in parts[site] if weight.is_floating_point()]
     for a in ablations:
-        if a.mode == "scale" and a.site in ("attn", "mlp"):
+        if a.kind == "change" and a.site in ("attn", "mlp"):
             path = paths[a.site] + _output_matrix(lens, a)
             for weight in (w for name, w in weights.items() if name in (f"{path}.weight", f"{path}.bias")):
                 weight.mul_(a.factor)
     factors: dict[int, float] = {}  # by head; its own comes over that of its group, and removal is 0
     for a in sorted(ablations, key=lambda a: a.site, reverse=True):
         if a.site in ("head", "kv"):
-            factor = a.factor if a.mode == "scale" else 0.0
-            factors |= dict.fromkeys(dims.query_heads(a.index) if a.site == "kv" else [a.index], factor)
+            heads = dims.query_heads(a.index) if a.site == "kv" else [a.index]
+            factors |= dict.fromkeys(heads, 0.0 if a.kind == "removal" else a.factor)
     if factors and "attn" not in sites:
         axis = 0 if isinstance(lens.arch.o_proj[layer], Conv1D) else 1  # of its inputs
         by_head = weights[f"{family.o_proj}.weight"].unflatten(axis, (dims.n_heads, dims.d_head))
@@ -276,7 +274,7 @@ def _write_card(folder: Path, lens: Lens, condition: Condition, made: Export, co
     template = str(Path(__file__).with_name("model_card.md.j2"))
     card = ModelCard.from_template(front, template, short_name=Path(lens.name).name, version=__version__, **about)
     card.save(folder / "README.md")
-    if all(a.mode in ("skip", "twice") for a in condition.ablations):
+    if all(a.site in ("layer", modes.BLOCK) and a.kind in ("removal", "repeat") for a in condition.ablations):
         slices = [{"sources": [{"model": lens.name, "layer_range": [first, last + 1]}]} for first, last in runs]
         recipe = {"slices": slices, "merge_method": "passthrough", "dtype": str(lens.dtype).removeprefix("torch.")}
         (folder / "mergekit.yml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")

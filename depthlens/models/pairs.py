@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from depthlens.ablations import ROUNDED, Condition
+from depthlens.ablations import Condition, modes
 from depthlens.errors import UserError
 from depthlens.models import in_force, loading, names, quantised
 from depthlens.models.lens import Lens, one_thread
@@ -113,11 +113,11 @@ def _fault(lens: Lens, condition: Condition, backend: str) -> str | None:
     fused = {site for site in ("head", "kv") if not family.per_head or (site == "kv" and not family.per_kv_head)}
     if lens.dims.headless and backend == "transformer_lens":
         return f"meets layers of {name} without attention, which {backend!r} has no hooks for; use 'torch'"
-    if method and condition.uses(*ROUNDED):
+    if method and any(modes.of(a.mode).bits for a in other):
         return f"rounds weights, and those of {name} are quantised ({method}); load it with plain weights"
     if backend != "torch" and any(a.kind in ("weights", "repeat") for a in condition.ablations):
         return "can be computed by backend 'torch' only; use that"
-    if lens.remote and any(a.kind != "removal" and a.mode != "mean" for a in condition.ablations):
+    if lens.remote and not all(modes.of(name).remote for name in condition.modes):
         return "is not done remotely; use @mean, or nothing to remove, or load the model without remote"
     if lens.donor is None and condition.uses("donor"):
         return "takes weights from a donor; give donor=NAME (on the command line --donor NAME)"

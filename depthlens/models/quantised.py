@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from depthlens.ablations import ROUNDED, Condition
+from depthlens.ablations import Condition, modes
 from depthlens.errors import UserError
 from depthlens.models.architectures import wide
 from depthlens.models.placement import held, twin
@@ -127,7 +127,7 @@ def rounded(weight: Tensor, mode: str) -> Tensor:
         return weight
     width = weight.shape[-1]
     size = next((n for n in GROUPS if mode == "int4" and width % n == 0), width)
-    top = 2 ** (ROUNDED[mode] - 1) - 1
+    top = 2 ** (modes.of(mode).bits - 1) - 1
     groups = wide(weight.detach()).unflatten(-1, (-1, size))
     scale = groups.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / top
     return ((groups / scale).round() * scale).flatten(-2).to(weight.dtype)
@@ -150,14 +150,16 @@ def rounded_layer(lens: Lens, layer: int, mode: str) -> nn.Module:
 
 def other_weights_bytes(lens: Lens, conditions: Sequence[Condition]) -> int:
     """Bytes of the layers that conditions need beside the model: rounded copies, and those of an offloaded donor."""
-    modes = {*ROUNDED, "donor"} if lens.donor and lens.donor.stream else {*ROUNDED}
-    layers = {(a.layer, a.mode) for c in conditions for a in c.ablations if a.mode in modes and a.layer >= 0}
+    streams = lens.donor is not None and lens.donor.stream
+    every = (a for c in conditions for a in c.ablations if a.kind == "weights" and a.layer >= 0)
+    layers = {(a.layer, a.mode) for a in every if streams or modes.of(a.mode).needs != "donor"}
     return len(layers) * max(sum(w.nbytes for w in layer.parameters()) for layer in lens.arch.layers) if layers else 0
 
 
 def donor_layers(conditions: Sequence[Condition]) -> list[int]:
     """Layers that take weights from the donor under some condition, sorted."""
-    return sorted({a.layer for c in conditions for a in c.ablations if a.mode == "donor" and a.layer >= 0})
+    every = (a for c in conditions for a in c.ablations if a.layer >= 0)
+    return sorted({a.layer for a in every if modes.of(a.mode).needs == "donor"})
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
     axes = [{name: getattr(of, name) for name in GROUP} | axis_of(result, of, loss=True) for of in every]
     return table.assign(
         site=[SITES[p.site] for p in part],
-        mode=["removed" if p.mode in ("skip", "zero") else p.manner for p in part],
+        mode=["removed" if p.kind == "removal" else p.manner for p in part],
         layer=table["layer"].astype(int),
         index=[p.index for p in part],
         low=table["ci_low"],

@@ -25,6 +25,7 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
     **{"Verdicts": (claims.scorecard,), "open_book": (layers.open_book_losses,)},
     "layer_effects": (layers.effect_map,),
+    "PairLosses": (layers.pair_map,),
     **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }
 # But of a sweep, if all of its conditions are such ones.

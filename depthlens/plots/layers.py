@@ -16,6 +16,7 @@ from matplotlib.colors import AsinhNorm
 
 from depthlens.analysis.layers.blocks import block_table
 from depthlens.analysis.layers.geometry import Geometry
+from depthlens.analysis.layers.pairs import PairLosses
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE, GROUP, loss_unit
 from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
@@ -332,3 +333,37 @@ def block_map(result: Result) -> None:
     for ax in axes:
         ax.invert_yaxis()
     key(axes[0], "area", "no such block", facecolor=EMPTY, alpha=1)
+
+
+@themed
+def pair_map(pairs: PairLosses) -> None:
+    """What two parts cost together beyond the sum of what each costs: one panel a task, one part by the other.
+
+    Red pairs cost more than the sum, blue ones less; a dot marks those for which that is shown. A task at chance is
+    hatched.
+
+    Args:
+        pairs: From `depthlens.pair_sweep`.
+
+    Example:
+        >>> figure = pairs.plot()
+        >>> figure.table.columns.tolist()
+        ['panel', 'series', 'task', 'metric', 'condition', 'x', 'value', 'p_adjusted', 'shown']
+    """
+    parts, table = list(pairs.record["parts"]), pairs.table
+    named_alike = parts == [f"L{i}" for i in range(len(parts))]
+    table = table.assign(
+        x=table["second"].map(parts.index),
+        y=table["first"].map(parts.index),
+        value=table["interaction"].mask(table["at_chance"]),
+        shown=table["more"] | table["less"],
+        idle=idle_where(table["at_chance"]),
+        panel=[f"{row.task}, {row.metric}, n = {row.n}" for row in table.itertuples()],
+    )
+    names = range(len(parts)) if named_alike else parts
+    limit = round_up(float(np.nanmax(table["value"].abs(), initial=1e-9)))
+    look: dict[str, Any] = {"rows": names, "columns": names, "cmap": "RdBu_r", "mark": 2.5, "shown": PROVEN}
+    look |= {"height": 3.2 * table["panel"].nunique() + 0.6, "width": 0.75 * WIDTH, "edgecolors": "none"}
+    look |= {"ylabel": "layer", "xlabel": "other layer"} if named_alike else {}
+    title = f"{pairs.result.record['model']['name']}: loss of two parts beyond the sum of their losses"
+    maps(title, table, (-limit, limit), "loss of the pair minus losses of its parts", **look)

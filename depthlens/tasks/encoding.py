@@ -228,7 +228,7 @@ class DepthlensLM(Encoder):
         lens = pretrained if isinstance(pretrained, Lens) else loading.load(pretrained, dtype=dtype, device=device)
         self.condition = parse_condition(condition).validate(lens.dims)
         lens = pairs.join_donor(lens, donor, [self.condition], backend)
-        if self.condition.uses("mean", "resample"):
+        if self.condition.uses("reference"):
             raise UserError(f"condition {condition}: lm-eval has no other texts to take it from; use depthlens sweep")
         self.engine = Engine(lens, backend=backend, batch_tokens=batch_tokens)
         super().__init__(lens, seed, **kwargs)

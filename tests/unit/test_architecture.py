@@ -130,7 +130,7 @@ assert not {{"torch", "transformers", "lm_eval"}} & set(sys.modules)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-SPACES = ("backends", "claims", "organisms", "runner", "tasks")
+SPACES = ("claims", "organisms", "runner", "tasks")
 NAMES = [f"dl.{name}" for name in dl.__all__] + [
     f"dl.{space}.{name}" for space in SPACES for name in getattr(dl, space).__all__
 ]

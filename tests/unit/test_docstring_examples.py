@@ -18,7 +18,7 @@ import depthlens as dl
 from depthlens import paths
 from depthlens.plots import figures
 
-SPACES = ("backends", "claims", "organisms", "runner", "tasks")
+SPACES = ("claims", "organisms", "runner", "tasks")
 PLACES = {"dl": dl} | {f"dl.{space}": getattr(dl, space) for space in SPACES}
 NAMED = {f"{place}.{name}": getattr(of, name) for place, of in PLACES.items() for name in of.__all__}
 NAMED |= {f"plot({of.__name__!r})": of for several in figures.FIGURES.values() for of in several}
@@ -63,6 +63,7 @@ def names(tmp_path_factory, unchecked):
             "estimated": dl.head_sweep(lens, [ONE, TWO], method="attribution", limit=8, **quiet),
             "reasoning": dl.reasoning_scores(base, method="attribution", limit=2, **quiet),
             "blocks": dl.block_sweep(lens, ONE, max_size=3, limit=12, **quiet),
+            "pairs": dl.pair_sweep(dl.load("organism:backup"), ONE, "heads", n_heads=3, limit=12, **quiet),
             "geometry": dl.depth_geometry(lens, limit=2, **quiet),
             "moved": dl.condition_sweep(base, ONE, "bottom@donor", donor=donor, limit=8, **quiet),
             "whole": dl.condition_sweep(donor, ONE, ["baseline"], limit=8, **quiet),

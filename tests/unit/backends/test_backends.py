@@ -12,7 +12,7 @@ from refusals import refused
 from transformer_lens.factories import architecture_adapter_factory
 
 import depthlens as dl
-from depthlens import backends
+from depthlens import arguments, backends
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.requests import GenerateRequest
 
@@ -55,7 +55,7 @@ def test_variants_of_a_family(family, changes):
     lens = surgery.rough_lens(family, **changes)
     conditions = [BASELINE, parse_condition("L1"), parse_condition("L0.H1+L2.attn+L3.mlp")]
     cut = [surgery.cut(lens, c, None)(TOKENS[None], use_cache=False).logits[0] for c in conditions]
-    for name in backends.BACKENDS:
+    for name in arguments.BACKENDS:
         drift = (batch_logits(backends.get(name, lens), conditions) - torch.stack(cut)).abs().max().item()
         assert drift < TOLERANCE, f"{name}: drift {drift:.1e}, bound {TOLERANCE:.0e}"
 

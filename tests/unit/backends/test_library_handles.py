@@ -6,7 +6,7 @@ import torch
 from backend_table import TOKENS, TOLERANCE, batch_logits
 from tokenizers import processors
 
-from depthlens import backends
+from depthlens import arguments, backends
 from depthlens.ablations import BASELINE, parse_condition
 
 
@@ -57,14 +57,14 @@ def alone(lens):
 def test_what_a_user_leaves_on_a_handle_changes_no_sweep_and_no_other_handle(alone):
     lens = surgery.rough_lens("llama-gqa", max_position_embeddings=4096)
     conditions = [BASELINE, parse_condition("L1.H2")]
-    wanted = {name: batch_logits(backends.get(name, lens), conditions) for name in backends.BACKENDS}
+    wanted = {name: batch_logits(backends.get(name, lens), conditions) for name in arguments.BACKENDS}
     lens.bridge.add_hook("blocks.1.hook_mlp_out", lambda x, hook: x * 0)
     with lens.nnsight.edit(inplace=True):
         lens.nnsight.model.layers[1].mlp.output = lens.nnsight.model.layers[1].mlp.output * 0
     assert not torch.allclose(ask(lens, "bridge"), alone["bridge"], atol=0.1)  # the user's hook works
     assert not torch.allclose(ask(lens, "nnsight"), alone["nnsight"], atol=0.1)
     assert torch.equal(ask(lens, "model"), alone["model"])
-    for name in backends.BACKENDS:
+    for name in arguments.BACKENDS:
         assert torch.equal(batch_logits(backends.get(name, lens), conditions), wanted[name]), name
     lens.bridge.reset_hooks()
     lens.nnsight.clear_edits()

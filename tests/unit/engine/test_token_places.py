@@ -6,12 +6,11 @@ import pytest
 import surgery
 import tiny
 import torch
-import trees
 from by_hand import random_tokens, recorded, scored
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
-from depthlens.backends.row_edits import noise
+from depthlens.backends.changes import noise
 from depthlens.engine.references import measure_means, sample
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
@@ -104,11 +103,8 @@ def test_every_path_gives_the_same_scores_and_texts(family, backend, changes, re
 
 
 @pytest.mark.parametrize("branches", [False, True])
-@pytest.mark.parametrize("kernel", ["chosen", "flex"])
-def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, kernel, monkeypatch):
+def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, monkeypatch):
     """As patches are: from the token on at which the first of them is edited, whoever walked before."""
-    if kernel == "flex":
-        trees.with_flex_attention(monkeypatch)
     lens = surgery.rough_lens("llama-gqa")
     means, prefix = means_of(lens), random_tokens(12, 7)
     asked = [LoglikelihoodRequest(prefix + own, (5,)) for own in ((), (8, 9), (8, 3, 2))[: 3 if branches else 1]]

@@ -1,22 +1,15 @@
-"""Attention over packed prefix trees: every kernel equals one masked softmax, and the block mask today's attention."""
+"""Attention over packed prefix trees: every kernel equals one masked softmax."""
 
 import pytest
 import torch
-from trees import random_sequences, sees, with_flex_attention
+from trees import random_sequences, sees
 
 from depthlens.engine import tree_attention
 from depthlens.engine.prefix_tree import build, pack
-from depthlens.engine.tree_attention import BlockTree, Layout, fused
+from depthlens.engine.tree_attention import Layout, fused
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # float32 softmax of outputs of about 1, in another order, or in two parts
-
-
-@pytest.fixture(params=["chosen", "flex-eager"])
-def kernel(request, monkeypatch):
-    """The kernel that a CPU gets, and the block mask that a GPU may get (not compiled, which takes half a minute)."""
-    if request.param != "chosen":
-        with_flex_attention(monkeypatch)
 
 
 def drawn(n_rows, n, d_value=8, heads=(4, 2), dtype=torch.float32):
@@ -45,7 +38,7 @@ PACKS = {
 
 @pytest.mark.parametrize("d_value", [8, 6])  # on a CPU equal widths take the fused kernel, others the written-out path
 @pytest.mark.parametrize("name", PACKS)
-def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
+def test_tree_attention_equals_one_masked_softmax(name, d_value):
     p = PACKS[name]()
     q, k, v = drawn(3, p.n_tokens, d_value)
     layout = Layout(p, CPU)
@@ -58,18 +51,6 @@ def test_tree_attention_equals_one_masked_softmax(name, d_value, kernel):
         later = Layout(p, CPU, before={0: (k[0], v[0])}, n_before=before)
         got = later.attention(0, *(x[:, :, before:] for x in (q, k, v)), 0.3)
         assert torch.allclose(got, plain(q, k, v, 0.3, sees(p))[:, :, before:], atol=TOLERANCE)
-
-
-@pytest.mark.nightly
-def test_compiled_flex_attention_equals_one_masked_softmax():
-    """As C++ for fixed shapes, since there is no GPU here; one row and several are compiled apart."""
-    p = PACKS["several blocks"]()
-    q, k, v = drawn(3, p.n_tokens, d_value=16)
-    tree = BlockTree(p, CPU, torch.float32)
-    for rows in (1, 3):
-        part = [x[:rows] for x in (q, k, v)]
-        with torch.no_grad():
-            assert torch.allclose(tree.attention(*part, 0.3), plain(*part, 0.3, sees(p)), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,8 +75,5 @@ def test_a_cpu_gets_the_fused_kernel_and_unequal_widths_the_written_out_one(dtyp
     assert tree_attention.kernel(CPU, dtype, d_value == 8) == ("fused" if d_value == 8 else "unfused")
     on_cuda = "unfused" if dtype == torch.float64 else "fused"
     assert tree_attention.kernel(torch.device("cuda"), dtype, d_value == 8) == on_cuda
-    with monkeypatch.context() as patch:
-        patch.setenv("DEPTHLENS_TREE_ATTENTION", "flex")
-        assert tree_attention.kernel(torch.device("cuda"), dtype, True) == "flex"
     monkeypatch.setattr(tree_attention, "fused", None)
     assert d_value == 8 or tree_attention.attend(q, k, v, 0.3)[0].equal(out)
