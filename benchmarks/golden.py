@@ -38,7 +38,6 @@ import tiny as of_tests  # noqa: E402
 import depthlens as dl  # noqa: E402
 from depthlens.analysis.layers import blocks  # noqa: E402
 from depthlens.analysis.layers.depth import critical_by_task  # noqa: E402
-from depthlens.analysis.numbers import stats  # noqa: E402
 from depthlens.analysis.numbers.means import max_t, mean  # noqa: E402
 from depthlens.analysis.result import losses  # noqa: E402
 from depthlens.analysis.result.profiles import third_conditions  # noqa: E402
@@ -376,7 +375,6 @@ ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
         "rows": r.critical(),
         "names": pd.Series(critical_by_task(r), dtype=object).to_frame(),
     },
-    "needed documents": lambda r: {" ".join(key): n for key, n in r.needed_documents.items()},
     "thirds": lambda r: {s: r.loss_by_third(scale=s) for s in ("score", "above_chance", "importance")},
     "centre": lambda r: r.centre_of_mass(),
     "ranks": lambda r: dl.agreement(r),
@@ -401,7 +399,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
     "means": lambda: {"p": (m := mean(draws(3)) - mean(draws(4))).p(), "max t": max_t(m), "ends": m.interval()},
-    "documents": lambda: {"loss": stats.documents_for_loss(0.1, 30)},
     "thirds of layers": lambda: {"of": losses.layer_third(np.arange(10), 10), "conditions": third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
     "heads/contrast": lambda: result("heads").head_losses("copy", "answer_logprob", beyond="sums"),

@@ -52,7 +52,7 @@ class Result(Scored):
 
     @property
     def notes(self) -> list[str]:
-        """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
+        """What limits the conclusions: tasks at chance, few subjects, cut prompts, selections."""
         from depthlens.analysis.show import words  # what shows a result knows it
 
         return words.notes(self)
