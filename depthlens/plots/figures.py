@@ -15,8 +15,8 @@ from depthlens.plots.theme import Plot
 # By the name of its class; the first is drawn where no name is given.
 FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "Result": (
-        *(layers.depth_profile, layers.block_map, layers.protocol_comparison, layers.loss_shares),
-        *(heads.head_map, comparison.recovery_curve),
+        *(layers.depth_profile, layers.block_map, layers.protocol_comparison, heads.head_map),
+        comparison.recovery_curve,
     ),
     "HeadScores": (heads.head_map,),
     "RemovalCurve": (heads.removal_curve,),

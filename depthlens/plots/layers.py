@@ -6,31 +6,25 @@ See `depthlens.plots` for what all figures have in common; the numbers are those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import AsinhNorm
 
 from depthlens.analysis.layers.blocks import block_table
 from depthlens.analysis.layers.geometry import Geometry
 from depthlens.analysis.numbers.stats import ALPHA, GROUP
-from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
-from depthlens.look import EMPTY, INK
+from depthlens.look import EMPTY
 from depthlens.plots.effects import FIELDS, labels, named, sweep_table, sweep_title, varying
-from depthlens.plots.panels import CENTRE, MAX_OVERLAID, PROVEN, curves, idle_where, key, maps, tidy
-from depthlens.plots.theme import SMALL, counts, round_up, themed
+from depthlens.plots.panels import MAX_OVERLAID, PROVEN, curves, idle_where, key, maps, tidy
+from depthlens.plots.theme import SMALL, round_up, themed
 
-SHARES = "share of the row's summed loss (red: loss)"
 CRITICAL_LAYER = f"critical layer (loss, {PROVEN})"
 PROVEN_BLOCK = "proven loss (corrected over blocks)"
 _LENSES = {"probability": "probability of\nthe final top-1 token", "entropy": "entropy (nats)"}
-_SHARE_TICKS = (-1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0)
-_THIRDS: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (2, 2))}
 _LAYER_SITES, _FIX, _SEVERAL = ("layer", "attn", "mlp"), "sweep layers, attn or mlp", "one layer or part of it"
 
 
@@ -109,63 +103,11 @@ def protocol_comparison(result: Result) -> None:
     firsts = table.drop_duplicates("y")
     names, n_layers = list(labels(firsts, varying(table))), int(table["n_layers"].max())
     label, cmap = f"change of {units[0]} from baseline", "RdBu" if table["worse"].iloc[0] < 0 else "RdBu_r"
-    look = _layer_rows(names, n_layers) | {"cmap": cmap, "shown": CRITICAL_LAYER}
+    look: dict[str, Any] = {"rows": names, "columns": range(n_layers), "height": 0.37 * len(names) + 1.6, "cmap": cmap}
+    look |= {"xlabel": "removed layer", "shown": CRITICAL_LAYER}
     (ax,) = maps(sweep_title(table, _SEVERAL), table, (-limit, limit), label, **look)
     for y, baseline in zip(firsts["y"], firsts["baseline"], strict=True):
         ax.text(n_layers - 0.2, y, f"baseline {baseline:.2f}", va="center", fontsize=SMALL)
-
-
-@themed
-def loss_shares(result: Result) -> None:
-    """Where in depth the losses are: one row a task and metric, one column a removed layer; each row adds up to one.
-
-    Colour is the share of the row's summed loss (red; blue where a removal helps), the diamond its centre of mass with
-    a 95% interval. Shares make metrics of any unit comparable. They do not show how much is lost in all. Of too few
-    questions the shares of the sample are shown, without a centre.
-
-    Args:
-        result: A layer sweep.
-
-    Raises:
-        UserError: the result has no single-layer conditions.
-
-    Example:
-        >>> figure = one.plot("loss_shares")
-    """
-    rows, centres = by_layer(result), result.centre_of_mass().table
-    n_layers, n = rows[0].n_layers, counts(len(p.documents) for p in rows)
-    parts = []
-    for y, p in enumerate(rows):
-        idle = "" if p.unplaced == p.too_few else f"{p.unplaced}: cannot judge"
-        share = np.nan if idle else p.loss.mean(0) / p.loss.mean(0).sum()
-        about = {"task": p.task, "metric": p.metric, "idle": idle, "y": y}
-        parts.append(pd.DataFrame(about | {"layer": p.layers, "x": p.layers, "value": share}))
-    table = pd.concat(parts)
-    limit = max(float(table["value"].abs().fillna(0).max()), 3 / n_layers)
-    default = f"{rows[0].model}: share of each row's losses, n = {n} documents"
-    default += next((f" (for a centre of mass {p.too_few})" for p in rows if p.unplaced == p.too_few != ""), "")
-    look = _layer_rows([p.label.replace(" ", "\n", 1) for p in rows], n_layers) | {"cmap": "RdBu_r"}
-    bar = {"ticks": [tick for tick in _SHARE_TICKS if abs(tick) <= limit], "format": "%g"}
-    # even up to an even share and by the logarithm beyond, because one early layer can hold nearly everything
-    colours = AsinhNorm(1 / n_layers, -limit, limit)
-    (ax,) = maps(default, table, colours, SHARES, bar=bar, **look)
-    places = (n_layers - 1) * centres[["centre", "ci_low", "ci_high"]].to_numpy(dtype=float)
-    for row, (centre, *interval) in enumerate(places):
-        if np.isnan(centre):
-            continue
-        for width, colour in ((3.5, "white"), (1.5, INK)):  # the line stands out from any cell
-            ax.plot(interval, [row, row], color=colour, lw=width, solid_capstyle="butt")
-        ax.plot(centre, row, "D", color=INK, mec="white", ms=6, gid="centre")
-        key(ax, "line", CENTRE, lw=1.5, marker="D", mec="white", ms=6)
-    for third in (1, 2):
-        ax.axvline(np.ceil(third * n_layers / 3) - 0.5, **_THIRDS)
-    key(ax, "line", "thirds of the depth", **_THIRDS)
-
-
-def _layer_rows(names: Sequence[str], n_layers: int) -> dict[str, Any]:
-    """Size and axes of a map with one column a layer, and rows with names."""
-    height = 0.37 * len(names) + 1.6
-    return {"rows": names, "columns": range(n_layers), "height": height, "xlabel": "removed layer"}
 
 
 @themed

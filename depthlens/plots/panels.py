@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
@@ -42,7 +42,7 @@ Number = int | float
 Limits = tuple[Number, Number]
 ACCURACY = "accuracy"
 PROVEN, GAIN = f"adjusted p < {ALPHA}", "significant gain"
-SHOWN, INTERVAL, CENTRE = f"proven ({PROVEN})", "95% interval", "centre of mass, 95% interval"
+SHOWN, INTERVAL = f"proven ({PROVEN})", "95% interval"
 MAX_OVERLAID = len(PALETTE)  # series in one panel
 LINE: dict[str, Any] = {"lw": 1.2, "ms": 3.5, "mfc": "white", "mew": 0.8}
 RANDOM = ": random heads"  # added to the name of a list: its random lists, drawn as a band with their mean
@@ -291,14 +291,13 @@ def _band(ax: Axes, x: Any, low: Any, high: Any, colour: str, *, hatched: str, g
 def maps(
     title: str,
     table: pd.DataFrame,
-    limits: Limits | Normalize | None,
+    limits: Limits | None,
     label: str,
     *,
     height: Number,
     width: Number = theme.WIDTH,
     xlabel: str = "",
     ylabel: str = "",
-    bar: Mapping[str, Any] | None = None,
     **look: Any,
 ) -> list[Axes]:
     """A figure of grids of cells: its panels.
@@ -312,7 +311,6 @@ def maps(
         width: Of the figure, in inches.
         xlabel: Of the x axes.
         ylabel: Of the y axes.
-        bar: Of the scale, for matplotlib.
         **look: See `cells`.
     """
     table = table if "panel" in table else table.assign(panel="")
@@ -328,14 +326,14 @@ def maps(
             beside = {"orientation": "vertical", "fraction": 0.15, "pad": 0.01, "aspect": 12}
             colour_bar(mesh, ax, label + rows["unit"].iloc[0], **beside)
     if limits is not None:
-        colour_bar(mesh, axes, label, **(bar or {}))
+        colour_bar(mesh, axes, label)
     return axes
 
 
 def cells(
     ax: Axes,
     table: pd.DataFrame,
-    limits: Limits | Normalize,
+    limits: Limits,
     *,
     rows: range | Sequence[str],
     columns: range | Sequence[str],
@@ -352,7 +350,7 @@ def cells(
         ax: The panel.
         table: ``x`` is the column, ``y`` the row (its place among named ones), ``value`` what the colour says; NaN is
             left empty. A row that is ``idle`` is hatched and says why.
-        limits: The numbers at the ends of the colours, between which they are even; or how numbers become colours.
+        limits: The numbers at the ends of the colours.
         rows: Numbers or names of the rows.
         columns: Numbers or names of the columns.
         cmap: The colours.
@@ -366,8 +364,8 @@ def cells(
     values = table.pivot(index="y", columns="x", values="value").reindex(index=down, columns=across)
     x, y = (np.array([*numbers, numbers[-1] + 1]) - 0.5 for numbers in (across, down))
     look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.5, "gid": "cells", **options}
-    norm = limits if isinstance(limits, Normalize) else Normalize(*limits)
-    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values.to_numpy(dtype=float)), cmap=cmap, norm=norm, **look)
+    look |= {"cmap": cmap, "vmin": limits[0], "vmax": limits[1]}
+    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values.to_numpy(dtype=float)), **look)
     ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), facecolor=EMPTY)
     for axis, names, rotation in ((ax.xaxis, columns, 90), (ax.yaxis, rows, 0)):
         if isinstance(names, range):

@@ -56,7 +56,7 @@ class Drawable:
             UserError: there is no such figure, or nothing to draw.
 
         Example:
-            >>> figure = result.plot("loss_shares", title="Where the losses are")
+            >>> figure = result.plot("protocol_comparison", title="What each layer costs")
         """
         from depthlens.plots import figures  # matplotlib is imported when something is drawn
 

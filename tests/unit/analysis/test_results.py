@@ -203,8 +203,7 @@ def test_display(result):
     text, page = repr(result), result._repr_html_()
     assert text.startswith("Result of 1 model, 2 tasks, 1 metric, 3 conditions; worst loss of each task and metric")
     assert all("not shown to be above chance (20 questions): cannot judge" in shown for shown in (text, page))
-    assert text.index("baseline") < text.index("L0") < text.index("L1") and "<table" not in page
-    assert page.count("<span title=") == 4 and "L0: loss" in page, "a square for each part of each task"
+    assert text.index("baseline") < text.index("L0") < text.index("L1") and page.count("<table") == 1
     many = Result(docs_of({"baseline": [1], **{f"L{i}": [0] for i in range(20)}}), {})
     assert all("record says nothing" in text and "L9" in text for text in (repr(many), many._repr_html_()))
     assert "9 more rows in result.summary" in repr(Result(many.docs, record_of(capitals={"acc": ACC})))

@@ -59,11 +59,6 @@ def profiles():
     yield Case(PROTOCOLS.plot("protocol_comparison"), 2, judged, [0, 3] * 2, {"hatch": 1}, said, cannot_judge=1)
     gain = layers(base=0.6, gain=5).plot("protocol_comparison")
     yield Case(gain, 2, shown=[0, 3], count={"gain": 1}, words=("significant gain",))
-    shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
-    said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
-    yield Case(dl.concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
-    few, said = layers(n=40), ("for a centre of mass 40 questions are too few; take at least 100",)
-    yield Case(few.plot("loss_shares"), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
 
 def transplants():
