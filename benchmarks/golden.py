@@ -37,8 +37,6 @@ import tiny as of_tests  # noqa: E402
 
 import depthlens as dl  # noqa: E402
 from depthlens.analysis.layers import blocks  # noqa: E402
-from depthlens.analysis.layers.depth import critical_by_task  # noqa: E402
-from depthlens.analysis.numbers import stats  # noqa: E402
 from depthlens.analysis.numbers.means import max_t, mean  # noqa: E402
 from depthlens.analysis.result import losses  # noqa: E402
 from depthlens.analysis.result.profiles import third_conditions  # noqa: E402
@@ -371,15 +369,10 @@ ROLES = [*RESULTS][[*RESULTS].index("letters") :]
 # what an analysis makes of a result, and of which results
 ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
     "summary": lambda r: {"summary": r.summary, "baselines": r.baselines, "losses": r.loss_table},
-    "critical": lambda r: {
-        "rows": r.critical(),
-        "names": pd.Series(critical_by_task(r), dtype=object).to_frame(),
-    },
-    "needed documents": lambda r: {" ".join(key): n for key, n in r.needed_documents.items()},
+    "critical": lambda r: {"rows": r.critical()},
     "thirds": lambda r: {s: r.loss_by_third(scale=s) for s in ("score", "above_chance", "importance")},
     "centre": lambda r: r.centre_of_mass(),
     "ranks": lambda r: dl.agreement(r),
-    "overlap": lambda r: r.critical_overlap(),
     "geometry": lambda r: dl.agreement(r, pd.DataFrame({"layer": range(N_LAYERS), "x": EARLY, "y": LATE})),
 }
 OF_HEADS = ("summary", "critical")
@@ -389,7 +382,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
         "table": blocks.block_table(result("blocks")),
         "largest": blocks.largest_sparable(result("blocks")),
     },
-    "sites": lambda: result("sites").site_losses(),
     "open book": lambda: result("sites").open_book("closed", "opened"),
     "subtasks": lambda: result("group").split("facts"),
     "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
@@ -400,13 +392,11 @@ OTHERS: dict[str, Callable[[], Any]] = {
     **{f"claims/{c}": lambda c=c: dl.claims.judge(evidence(), claims=[c])
        for c in ("C1", "C2", "C3", "C4", "C7")},
     "means": lambda: {"p": (m := mean(draws(3)) - mean(draws(4))).p(), "max t": max_t(m), "ends": m.interval()},
-    "documents": lambda: {"loss": stats.documents_for_loss(0.1, 30)},
     "thirds of layers": lambda: {"of": losses.layer_third(np.arange(10), 10), "conditions": third_conditions(30)},
     "heads/losses": lambda: {"losses": copy(0), "top": copy(0).top(6)},
     "heads/contrast": lambda: result("heads").head_losses("copy", "answer_logprob", beyond="sums"),
     "heads/agreement": lambda: dl.agreement(result("heads"), result("heads", seed=1)),
     "heads/detectors": lambda: dl.detector_agreement({"one": copy(0), "two": copy(1)}, k=4),
-    "heads/roles": lambda: copy(0).roles(copy(1)),
     "heads/truth": lambda: dl.organisms.compare({"one": copy(0).top(5)}, copy(1).top(4)),
 }  # fmt: skip
 

@@ -217,7 +217,7 @@ def layer_effects(
 
     Returns:
         One row a pair of layers and where: layer (skipped), later, where (``all``: skipped and measured at all
-        positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n. ``plot()`` draws it.
+        positions; ``future``: skipped before t, measured from t on), effect, ci_low, ci_high, n.
 
     Raises:
         UserError: an unknown ``reduce``, a ``skip_first`` below 0 or that leaves fewer than 2 tokens of a text, or see
@@ -227,7 +227,6 @@ def layer_effects(
         >>> effects = dl.layer_effects(lens, limit=2)
         >>> effects.table.columns.tolist()
         ['layer', 'later', 'where', 'effect', 'ci_low', 'ci_high', 'n']
-        >>> figure = effects.plot()
     """
     arguments.one_of(*REDUCE)("reduce", reduce)
     seed = arguments.check(seed=seed)["seed"]

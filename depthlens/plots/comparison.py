@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -21,12 +22,11 @@ from depthlens.analysis.result import documents
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
 from depthlens.errors import UserError
-from depthlens.look import GREY
 from depthlens.metrics import LOGPROBS
 from depthlens.plots.effects import axis_of, named
 from depthlens.plots.layers import CRITICAL_LAYER
-from depthlens.plots.panels import PROVEN, curves, idle_where, note, tidy
-from depthlens.plots.theme import SMALL, counts, themed
+from depthlens.plots.panels import PROVEN, curves, idle_where, tidy
+from depthlens.plots.theme import counts, themed
 
 _SERIES = {recovery.ONE: "layer x alone", recovery.BOTTOM: "layers 0 to x", recovery.TOP: "layers x to the last"}
 SHARES, DEPTH = "share of score\nabove floor", "depth (layer / last layer)"
@@ -35,11 +35,10 @@ DIFFERS = f"differs from the base ({PROVEN})"
 
 @themed
 def profile_comparison(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
-    """What removing each layer costs, one panel a task and one line a model or run, with the centre of mass of each.
+    """What removing each layer costs: one panel a task and one line a model or run.
 
     Losses are shares of the score above the floor where the metric has one, else in its unit. Filled markers are
-    critical layers, bands 95% intervals. The bar at the top of a panel is the centre of mass with its interval. Models
-    with other numbers of layers are drawn over relative depth.
+    critical layers, bands 95% intervals. Models with other numbers of layers are drawn over relative depth.
 
     Args:
         comparison: Of `depthlens.compare`, of two to four runs.
@@ -52,20 +51,16 @@ def profile_comparison(comparison: Comparison, *, place: str = "", parts: str = 
     Example:
         >>> figure = dl.compare(one, other).plot()
     """
-    table, ends = comparison.of(LOSS, SHARE), ["centre", "centre_low", "centre_high"]
+    table = comparison.of(LOSS, SHARE)
     of_share = table["measure"] == SHARE
     relative = table["value"].where(of_share).groupby([table[c] for c in (*KEY, "group")]).transform("count") > 0
     table = table[of_share == relative]
     unit, idle = table["measure"].map({LOSS: "", SHARE: SHARES}), idle_where(table["why"] != "")
     table = tidy(table, "depth", "value", series=table["run"], shown=table["critical"], unit=unit, idle=idle)
-    names = dict(zip(["value", "ci_low", "ci_high", "why"], [*ends, "unplaced"], strict=True))
-    places = comparison.of(CENTRE).rename(columns=names)
-    table = table.merge(places[[*KEY, "run", *names.values()]], "left", on=[*KEY, "run"])
-    table, xlabel = table.fillna({"unplaced": ""}), DEPTH
-    table = table[(table["place"] == place) & (table["parts"] == parts)]
+    table, xlabel = table[(table["place"] == place) & (table["parts"] == parts)], DEPTH
     if (table.groupby("layer")["depth"].nunique() <= 1).all():  # as many layers
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
-        table, xlabel = table.assign(x=table["layer"], n_layers=last + 1, **table[ends] * last), "removed layer"
+        table, xlabel = table.assign(x=table["layer"], n_layers=last + 1), "removed layer"
     look: dict[str, Any] = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
     _figure(comparison, table, place, parts, "loss by removed part", **look)
 
@@ -125,8 +120,7 @@ def recovery_curve(result: Result, donor: Result) -> None:
     """Score of a base model as layers of a donor are put in place: each alone, from the bottom, and from the top.
 
     One panel a task and site. Reference lines are the base, the donor and chance; markers are filled where a transplant
-    is proven to differ from the base, bands are 95% intervals of that difference. The right axis is the share of the
-    gap, where there is one.
+    is proven to differ from the base, bands are 95% intervals of that difference. Grey: no gap is proven.
 
     Args:
         result: Of the base model, over conditions such as ``bottom@donor``, ``top@donor`` and ``layers@donor``.
@@ -156,27 +150,16 @@ def recovery_curve(result: Result, donor: Result) -> None:
     table = pd.concat(parts, ignore_index=True)
     columns = min(table["panel"].nunique(), 2)
     look: dict[str, Any] = {"xlabel": "layer x", "each": 2.5, "shown": DIFFERS, "levels": ("base", "donor", "chance")}
-    for panel, rows in curves(default, table, list(_SERIES.values()), columns=columns, **look):
-        _share_axis(panel, rows.iloc[0])
+    curves(default, table, list(_SERIES.values()), columns=columns, **look)
 
 
 def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """A series of transplants, whose name begins with the site where that is not the whole layer."""
     series = next(label for kind, label in _SERIES.items() if name.endswith(kind))
     changed = "last" if name.endswith(recovery.BOTTOM) else "first"
-    shown = rows["p_adjusted"] < ALPHA
-    return tidy(rows, changed, "value", "value_low", "value_high", series=series, shown=shown)
-
-
-def _share_axis(ax: Axes, levels: pd.Series) -> None:
-    """The share of the gap on the right, or that there is no gap to share."""
-    if levels["no_gap"]:
-        note(ax, 1.01, 0.5, "no gap: cannot judge", rotation=90, ha="left", color=GREY)
-        return
-    base, gap = levels["base"], levels["donor"] - levels["base"]
-    right = ax.secondary_yaxis("right", functions=(lambda v: (v - base) / gap, lambda s: base + s * gap))
-    right.set_yticks([0, 0.5, 1])
-    right.set_ylabel("share of the gap", fontsize=SMALL)
+    about = {"series": series, "shown": rows["p_adjusted"] < ALPHA}
+    about["idle"] = np.where(rows["no_gap"] != "", "no gap: cannot judge", "")
+    return tidy(rows, changed, "value", "value_low", "value_high", **about)
 
 
 def drawable(comparison: Comparison, tested: bool = False) -> list[tuple[str, str]]:

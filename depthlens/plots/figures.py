@@ -8,23 +8,22 @@ from typing import Any
 
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result.results import Result
-from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError, unknown
 from depthlens.plots import claims, comparison, heads, layers, prompts
 from depthlens.plots.theme import Plot
 
-# By the name of its class, or by the function that made a table; the first is drawn where no name is given.
+# By the name of its class; the first is drawn where no name is given.
 FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "Result": (
-        *(layers.depth_profile, layers.block_map, layers.protocol_comparison, layers.loss_shares),
-        *(heads.head_map, comparison.recovery_curve),
+        *(layers.depth_profile, layers.block_map, layers.protocol_comparison, heads.head_map),
+        comparison.recovery_curve,
     ),
-    "HeadScores": (heads.head_map, heads.head_overlap),
-    **{"RemovalCurve": (heads.removal_curve,), "SufficiencyCurve": (heads.sufficiency,)},
-    "Geometry": (layers.influence_profile, layers.angular_map, layers.logit_lens),
+    "HeadScores": (heads.head_map,),
+    "RemovalCurve": (heads.removal_curve,),
+    "SufficiencyCurve": (heads.sufficiency,),
+    "Geometry": (layers.geometry_profile,),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
-    **{"Verdicts": (claims.scorecard,), "open_book": (layers.open_book_losses,)},
-    "layer_effects": (layers.effect_map,),
+    "Verdicts": (claims.scorecard,),
     "PairLosses": (layers.pair_map,),
     **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }
@@ -34,10 +33,10 @@ _SWEPT = {"head_map": r"(L\d+\.(H|KV|E)\d+[^+ ]* ?)+", "block_map": r"(?=.*-)(L\
 
 def draw(found: Any, name: str | None, options: dict[str, Any]) -> Plot:
     """A figure of a finding; see `depthlens.analysis.result.findings.Drawable.plot`."""
-    kind = found.record.get("made_by", "") if isinstance(found, DescribedTable) else type(found).__name__
+    kind = type(found).__name__
     figures = {figure.__name__: figure for figure in FIGURES.get(kind, ())}
     if not figures:
-        raise UserError(f"{kind or 'this table'} has no figure of its own; those that have one: {', '.join(FIGURES)}")
+        raise UserError(f"a {kind} has no figure of its own; those that have one: {', '.join(FIGURES)}")
     if not name:
         swept = " ".join(sorted({*found.docs["condition"]} - {BASELINE})) if isinstance(found, Result) else ""
         name = next((name for name, all_of in _SWEPT.items() if re.fullmatch(all_of, swept)), next(iter(figures)))

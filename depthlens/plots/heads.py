@@ -6,8 +6,7 @@ from light to dark; both scales are perceptually uniform, and colour-blind reade
 few heads are far beyond the rest, which would otherwise look white; the figure then says so. Heads are named as in
 conditions: L9.H6 is head 6 of layer 9.
 
-See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.head_curves`
-and `depthlens.analysis.heads.agreement`.
+See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.experiments.head_curves`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from depthlens import arguments
-from depthlens.ablations import INDEXED, Head
-from depthlens.analysis.heads.agreement import both_tops, detector_agreement
+from depthlens.ablations import INDEXED
 from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
 from depthlens.analysis.heads.scores import HeadScores
-from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.analysis.result.results import Result
-from depthlens.look import EMPTY, GREY, INK, PALE
+from depthlens.look import EMPTY, INK, PALE
 from depthlens.plots import panels, theme
 from depthlens.plots.effects import FIELDS, axis_of, labels, model_dims, sweep_table, sweep_title, varying
 from depthlens.plots.panels import PROVEN, RANDOM, cells, curves, idle_where, tidy
@@ -41,11 +38,6 @@ CRITICAL_HEAD = f"critical head (loss, {PROVEN})"
 MAX_TOP = 20  # more names do not fit above a map
 _COUNTS = {"head": "n_heads", "KV group": "n_kv_heads"}
 OUTSIDE = "worse than every random draw"
-SHARED = (
-    " have {n_shared} in common, {more} than as many random heads of each layer explain "
-    "({expected_shared:.2g} expected, p = {p_shared:.2g})"
-)
-MAX_NAMED = 10  # heads of each list
 _FAR = 2.0  # times the 99th percentile: a largest value from here on does not end the scale
 
 
@@ -131,13 +123,10 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
 
 
 def _sized(rows: pd.DataFrame, record: dict[str, Any], model: str, site: str) -> pd.DataFrame:
-    """The table of a panel with the numbers of layers, of heads in each, and of heads that share keys and values."""
+    """The table of a panel with the numbers of layers and of heads in each."""
     dims = model_dims(record, model)
     heads = max([rows["head"].max() + 1, *np.atleast_1d(dims.get(_COUNTS[site], 0))])
-    layers, group = max(rows["layer"].max() + 1, dims.get("n_layers", 0)), 1
-    if site == "head" and dims.get("n_kv_heads"):
-        group = dims["n_heads"] // dims["n_kv_heads"]
-    return rows.assign(site=site, layers=layers, heads=heads, group=group)
+    return rows.assign(site=site, layers=max(rows["layer"].max() + 1, dims.get("n_layers", 0)), heads=heads)
 
 
 def _top(rows: pd.DataFrame, k: int | None) -> pd.DataFrame:
@@ -178,9 +167,6 @@ def _draw(
     mesh = cells(
         ax, table, limits, rows=heads, columns=layers, cmap=cmap, edgecolors=edges, mark=mark, shown=CRITICAL_HEAD
     )
-    for border in range(first["group"], len(heads), first["group"]) if first["group"] > 1 else ():
-        ax.axhline(border - 0.5, color=GREY, lw=0.5, gid="group")
-        panels.key(ax, "line", "between KV groups", color=GREY, lw=0.8)
     for head in named.itertuples():
         frame = Rectangle((head.layer - 0.5, head.head - 0.5), 1, 1, fc="none", ec=INK, lw=1, zorder=3, gid="top")
         ax.add_patch(frame).set_clip_on(False)
@@ -274,58 +260,3 @@ def _of_lists(
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
     names = list(points["list"].unique())
     return curves(f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
-
-
-@themed
-def head_overlap(a: HeadScores, b: HeadScores, k: int = 10) -> None:
-    """Two scores against each other, one dot a head: the top k of each, and which heads are on both lists.
-
-    Heads on both lists are named in the panel, the first ten others of each list below it. Dashed lines separate the
-    heads on a list from the others. The p-value is the probability that lists with as many heads in each layer share at
-    least as many, by permutation (`depthlens.detector_agreement`).
-
-    Args:
-        a: Scores for the x axis.
-        b: Scores for the y axis, of the same heads.
-        k: Length of both lists.
-
-    Raises:
-        UserError: scores of models of different sizes, no heads in common, or a ``k`` that does not fit.
-
-    Example:
-        >>> figure = copying.plot("head_overlap", b=scores, k=3)
-    """
-    *tops, scored = both_tops(a, b, k)
-    first, second = map(set, tops)
-    layer, head = np.nonzero(scored)
-    on = [((*h,) in first) + 2 * ((*h,) in second) for h in zip(layer, head, strict=True)]  # 0: on neither list
-    names = [f"top {k} of {s.name}: {_named(top, first & second)}" for s, top in zip((a, b), tops, strict=True)]
-    names += ["on both lists", "other heads"]
-    axes = [s.name + (f" ({s.unit})" if s.unit else "") for s in (a, b)]
-    numbers = {"layer": layer, "head": head, "x": a.values[scored], "y": b.values[scored]}
-    table = pd.DataFrame(numbers | {"series": [names[i - 1] for i in on]})
-    table = tidy(table, "x", "y", unit=axes[1])
-    others, table = (table[(table["series"] == names[-1]) == other] for other in (True, False))
-    model = a.record.get("model", {}).get("name", "")
-    found = detector_agreement({"a": a, "b": b}, k=k).table.to_dict("records")
-    shared = "".join(SHARED.format(more="more" if row["p_shared"] < ALPHA else "no more", **row) for row in found)
-    default = f"{model}: the top {k} of {scored.sum()} heads by two scores{shared}".removeprefix(": ")
-    look: dict[str, Any] = {"xlabel": axes[0], "each": 4.0, "ls": "", "ms": 6}
-    ((ax, _),) = curves(default, table, names[:-1], **look)
-    panels.keep(ax, others)
-    dot: dict[str, Any] = {"color": PALE, "ms": 3}
-    ax.plot(others["x"], others["y"], "o", zorder=1, gid="others", **dot)
-    panels.key(ax, "mark", names[-1], **dot)
-    for s, line in ((a, ax.axvline), (b, ax.axhline)):
-        ranked = np.sort(s.values[scored])[::-1]
-        line(ranked[k - 1 : k + 1].mean(), color=GREY, lw=0.8, ls=theme.DASHED, zorder=1, gid="cut")
-    for h in first & second:
-        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(f"L{h[0]}.H{h[1]}", (a.values[h], b.values[h]), fontsize=SMALL, gid="name", **place)
-    ax.margins(0.08)
-
-
-def _named(top: Sequence[Head], shared: set[Head]) -> str:
-    """The heads of a list that are not on both, the highest first."""
-    names = [f"L{layer}.H{head}" for layer, head in top if (layer, head) not in shared]
-    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])]) or "all on both lists"

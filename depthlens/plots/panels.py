@@ -10,8 +10,7 @@ these are read; all but the places are optional:
   "" where it can;
 - ``text``: what is written in a cell;
 - ``least`` and ``greatest``: the range of the metric, which nothing leaves;
-- ``n_layers``: the x axis is the layers of such a model, and a line is broken where some are missing;
-- ``centre``, ``centre_low``, ``centre_high`` and ``unplaced``: a centre of mass atop the panel, or why none is.
+- ``n_layers``: the x axis is the layers of such a model, and a line is broken where some are missing.
 
 Its other columns, such as ``task`` and ``p_adjusted``, stay in the table of the figure (`depthlens.plots.Plot.table`).
 ``gid`` is the name of an artist, by which tests find it. The place of a series among all chooses colour and marker.
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
@@ -43,7 +42,7 @@ Number = int | float
 Limits = tuple[Number, Number]
 ACCURACY = "accuracy"
 PROVEN, GAIN = f"adjusted p < {ALPHA}", "significant gain"
-SHOWN, INTERVAL, CENTRE = f"proven ({PROVEN})", "95% interval", "centre of mass, 95% interval"
+SHOWN, INTERVAL = f"proven ({PROVEN})", "95% interval"
 MAX_OVERLAID = len(PALETTE)  # series in one panel
 LINE: dict[str, Any] = {"lw": 1.2, "ms": 3.5, "mfc": "white", "mew": 0.8}
 RANDOM = ": random heads"  # added to the name of a list: its random lists, drawn as a band with their mean
@@ -188,8 +187,6 @@ def curves(
         for kind in levels:
             _level(ax, rows, names, kind)
         _lines(ax, rows, names, **look)
-        if "centre" in rows:
-            _centres(ax, rows[rows["idle"] == ""].drop_duplicates("series"), names)
         if pd.api.types.is_integer_dtype(rows["x"]):
             whole_numbers(ax.xaxis, 12 if columns == 1 else 7)
         if "n_layers" in rows:
@@ -221,7 +218,6 @@ def _lines(
     *,
     bars: bool = False,
     shown: str = SHOWN,
-    interval: str = INTERVAL,
     random: str = "",
     aside: Number = 0,
     **look: Any,
@@ -234,7 +230,6 @@ def _lines(
         names: Of all series of the figure.
         bars: Whether intervals are drawn as bars.
         shown: What filled markers are, for the legend.
-        interval: What bands or bars are.
         random: What the band of a series whose name ends with `RANDOM` is.
         aside: How far neighbouring series are drawn apart along the x axis, so that they do not hide each other.
         **look: Of the lines, for matplotlib.
@@ -275,28 +270,13 @@ def _lines(
             _band(ax, x, low, high, colour, hatched=why, gid="band")
         if known.any():
             kind, paint = ("line", "color") if bars else ("area", "facecolor")
-            key(ax, kind, interval, **{paint: colour if len(names) == 1 else INK})
+            key(ax, kind, INTERVAL, **{paint: colour if len(names) == 1 else INK})
         where = rows["shown"].eq(True).to_numpy() if "shown" in rows and not why else np.zeros(len(rows), dtype=bool)
         if where.any():
             size = 5 if style == 0 else 7  # no mark hides one of another series
             mark: dict[str, Any] = {"color": colour, "mec": "white", "mew": 0.7, "ms": size, "zorder": 3 - style / 10}
             ax.plot(x[where], y[where], MARKERS[style], ls="", gid="shown", **mark)
             key(ax, "mark", shown, color=colour if len(names) == 1 else INK)
-
-
-def _centres(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
-    """Centres of mass with their intervals at the top of a panel, one below another; the legend says why one lacks."""
-    for why in rows.loc[rows["unplaced"] != "", "unplaced"]:
-        key(ax, "line", f"no centre of mass: {why}", lw=0)
-    bottom, top = ax.get_ylim()
-    rows = rows[rows["unplaced"] == ""]
-    ax.set_ylim(bottom, top + (top - bottom) * 0.13 * len(rows))
-    for i, row in enumerate(rows.itertuples()):
-        height = 0.95 - 0.11 * i
-        look: dict[str, Any] = {"color": PALETTE[names.index(row.series)], "transform": ax.get_xaxis_transform()}
-        ax.plot([row.centre_low, row.centre_high], [height] * 2, lw=1.5, solid_capstyle="butt", **look)
-        ax.plot([row.centre], [height], marker="|", ms=9, mew=2, gid="centre", **look)
-        key(ax, "line", CENTRE, lw=1.5, marker="|", ms=9, mew=2)
 
 
 def _band(ax: Axes, x: Any, low: Any, high: Any, colour: str, *, hatched: str, gid: str) -> None:
@@ -311,15 +291,13 @@ def _band(ax: Axes, x: Any, low: Any, high: Any, colour: str, *, hatched: str, g
 def maps(
     title: str,
     table: pd.DataFrame,
-    limits: Limits | Normalize | None,
+    limits: Limits | None,
     label: str,
     *,
     height: Number,
     width: Number = theme.WIDTH,
-    across: int = 1,
     xlabel: str = "",
     ylabel: str = "",
-    bar: Mapping[str, Any] | None = None,
     **look: Any,
 ) -> list[Axes]:
     """A figure of grids of cells: its panels.
@@ -331,38 +309,35 @@ def maps(
         label: Of the scale; with the ``unit`` of the panel where each has its own.
         height: Of the figure, in inches.
         width: Of the figure, in inches.
-        across: Panels in a row.
         xlabel: Of the x axes.
         ylabel: Of the y axes.
-        bar: Of the scale, for matplotlib.
         **look: See `cells`.
     """
     table = table if "panel" in table else table.assign(panel="")
     parts = [rows for _, rows in table.groupby("panel", sort=False)]
     theme.figure(title, height=height, width=width)
-    axes = grid(len(parts), across, xlabel)
-    for i, (ax, rows) in enumerate(zip(axes, parts, strict=True)):
+    axes = grid(len(parts), 1, xlabel)
+    for ax, rows in zip(axes, parts, strict=True):
         top = max(1e-9, float(np.nanmax(rows["value"].to_numpy(dtype=float), initial=0)))
         mesh = cells(ax, rows, limits or (0, top), **look)
         panel_title(ax, rows["panel"].iloc[0])
-        ax.set_ylabel("" if i % across else ylabel)
+        ax.set_ylabel(ylabel)
         if limits is None and not ("idle" in rows and rows["idle"].iloc[0]):
             beside = {"orientation": "vertical", "fraction": 0.15, "pad": 0.01, "aspect": 12}
             colour_bar(mesh, ax, label + rows["unit"].iloc[0], **beside)
     if limits is not None:
-        colour_bar(mesh, axes, label, **(bar or {}))
+        colour_bar(mesh, axes, label)
     return axes
 
 
 def cells(
     ax: Axes,
     table: pd.DataFrame,
-    limits: Limits | Normalize,
+    limits: Limits,
     *,
     rows: range | Sequence[str],
     columns: range | Sequence[str],
     cmap: str | Colormap = theme.SCORES,
-    empty: str = EMPTY,
     shown: str = SHOWN,
     mark: Number = 4,
     **options: Any,
@@ -375,11 +350,10 @@ def cells(
         ax: The panel.
         table: ``x`` is the column, ``y`` the row (its place among named ones), ``value`` what the colour says; NaN is
             left empty. A row that is ``idle`` is hatched and says why.
-        limits: The numbers at the ends of the colours, between which they are even; or how numbers become colours.
+        limits: The numbers at the ends of the colours.
         rows: Numbers or names of the rows.
         columns: Numbers or names of the columns.
         cmap: The colours.
-        empty: Colour of an empty cell.
         shown: What dots are, for the legend.
         mark: Points: size of dots and rings.
         **options: Of the mesh, for matplotlib.
@@ -390,9 +364,9 @@ def cells(
     values = table.pivot(index="y", columns="x", values="value").reindex(index=down, columns=across)
     x, y = (np.array([*numbers, numbers[-1] + 1]) - 0.5 for numbers in (across, down))
     look: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.5, "gid": "cells", **options}
-    norm = limits if isinstance(limits, Normalize) else Normalize(*limits)
-    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values.to_numpy(dtype=float)), cmap=cmap, norm=norm, **look)
-    ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), facecolor=empty)
+    look |= {"cmap": cmap, "vmin": limits[0], "vmax": limits[1]}
+    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values.to_numpy(dtype=float)), **look)
+    ax.set(xlim=(x[0], x[-1]), ylim=(y[-1], y[0]), facecolor=EMPTY)
     for axis, names, rotation in ((ax.xaxis, columns, 90), (ax.yaxis, rows, 0)):
         if isinstance(names, range):
             whole_numbers(axis)

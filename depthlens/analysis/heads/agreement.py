@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablations import WORDS, Head, parse_condition
+from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis.heads.effects import head_conditions
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.ranks import COLUMNS, pairwise, ranks, within_layers
@@ -243,25 +243,14 @@ def detector_agreement(
     return DescribedTable.of("detector_agreement", rows=rows, columns=OF_DETECTORS, lines=lines, **record)
 
 
-def both_tops(a: HeadScores, b: HeadScores, k: int) -> tuple[list[Head], list[Head], np.ndarray]:
-    """The first ``k`` heads by each of two scores, among the heads that have both, and which heads these are.
-
-    Raises:
-        UserError: scores of different shapes, or a ``k`` that does not fit the heads that have both.
-    """
-    if a.values.shape != b.values.shape:
-        raise UserError(f"scores have shapes {a.values.shape} and {b.values.shape}; give two of one model")
-    both = a.frame["value"].notna() & b.frame["value"].notna()
-    n = int(both.sum())
-    k = arguments.whole("k", k, 1, max(n - 1, 1), fix=f" ({n} heads have both scores)")
-    first, second = (replace(s, frame=s.frame[both]).top(k) for s in (a, b))
-    return first, second, both.to_numpy().reshape(a.values.shape)
-
-
 def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Generator) -> dict[str, Any]:
     """Both statistics of one pair, and what they are under ``n`` permutations; {} where a score ranks no head."""
-    *tops, scored = both_tops(one, other, k)
+    if one.values.shape != other.values.shape:
+        raise UserError(f"scores have shapes {one.values.shape} and {other.values.shape}; give two of one model")
+    scored = np.isfinite(one.values) & np.isfinite(other.values)
     layers, heads = np.nonzero(scored)
+    k = arguments.whole("k", k, 1, max(len(heads) - 1, 1), fix=f" ({len(heads)} heads have both scores)")
+    tops = [replace(s, frame=s.frame[scored.ravel()]).top(k) for s in (one, other)]
     own, rival = (ranks(s.values[scored]) for s in (one, other))
     if not own.any() or not rival.any():
         return {}

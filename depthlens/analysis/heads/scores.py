@@ -19,10 +19,8 @@ from depthlens.ablations import Head
 from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean, in_top, max_t, mean
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Finding
-from depthlens.errors import UserError
 from depthlens.metrics import MIN_NATS
 
-COPIES, NEEDED = 0.1, 0.1  # score, nats per token: from which on a head copies, and is needed
 N_SHOWN = 10  # highest heads that a notebook shows
 
 
@@ -148,59 +146,6 @@ class HeadScores(Finding):
         """
         k = arguments.whole("k", k, 1, int(self.frame["value"].count()), of=" of heads")
         return [Head(int(layer), int(head)) for layer, head in self.highest(k)[["layer", "head"]].to_numpy()]
-
-    def roles(
-        self, alone: HeadScores, together: HeadScores | None = None, *, copies: float = COPIES, needed: float = NEEDED
-    ) -> pd.DataFrame:
-        """What each head is for a task, from what it attends to and what its removal costs, alone and with others.
-
-        These are `depthlens.retrieval_scores` with ``method="copy_paste"``.
-
-        - *copies and is needed*: high copy-paste score, and its removal costs something;
-        - *needed only together*: high score, and its removal costs something when the other copying heads are gone, but
-          alone less than half of that: a backup, or what has one;
-        - *attends but is not needed*: high score, and neither removal costs anything: a decoy;
-        - *needed but does not copy*: low score, yet its removal costs something: it does other work for the task;
-        - *neither*.
-
-        A removal costs something where its loss is significant (step-down maxT) and at least ``needed``. A loss that is
-        not significant does not show that a removal costs nothing: look at the intervals, and at n.
-
-        Args:
-            alone: The same with ``method="exact"``: loss when this head is removed.
-            together: The same with ``given_removed`` = the copying heads: loss when this one is removed after all
-                others; None leaves backups and decoys in one role, "attends but is not needed alone".
-            copies: Copy-paste score from which on a head counts as copying (0.1 in Wu et al. 2024).
-            needed: Loss in nats per token from which on a head counts as needed.
-
-        Returns:
-            One row a head: layer, head, condition, copy, alone, together (NaN where not tested), role.
-
-        Raises:
-            UserError: scores of different shapes.
-
-        Example:
-            >>> roles = copying.roles(scores, copies=0.5)
-            >>> roles.query("role != 'neither'")[["condition", "role"]]
-              condition                  role
-            9     L2.H1  copies and is needed
-        """
-        table = self.frame[["layer", "head", "condition"]].assign(copy=self.frame["value"])
-        costs = {}
-        for name, scores in (("alone", alone), ("together", together)):
-            if scores is None:
-                table[name], costs[name] = np.nan, False
-                continue
-            if scores.values.shape != self.values.shape:
-                raise UserError(f"{name} has shape {scores.values.shape}, the copy-paste scores {self.values.shape}")
-            table[name] = scores.frame["value"]
-            costs[name] = (table[name] >= needed) & scores.frame["critical"].astype(bool)
-        copy = table["copy"] >= copies
-        joint = copy & costs["together"]
-        single = costs["alone"] & (~joint | (table["alone"] >= table["together"] / 2))
-        idle = "attends but is not needed" + (" alone" if together is None else "")
-        roles = ["copies and is needed", "needed only together", idle, "needed but does not copy"]
-        return table.assign(role=np.select([copy & single, joint, copy, single], roles, "neither"))
 
     def describe(self) -> list[str]:
         """How the scores are spread over the heads, in one sentence."""

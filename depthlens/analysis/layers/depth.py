@@ -1,4 +1,4 @@
-"""What a layer sweep says about depth: critical conditions, losses by depth third, centres of mass, and sites.
+"""What a layer sweep says about depth: critical conditions, losses by depth third, and centres of mass.
 
 Intervals and p-values are of `depthlens.analysis.numbers.means`: tasks that ask the same questions are paired by
 question. A share or a centre of mass needs 100 units (questions; subjects of a group). Tasks at chance are left out,
@@ -22,21 +22,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.analysis.numbers.stats import ALPHA, BASELINE
+from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.analysis.numbers.words import bounds, not_above_chance
 from depthlens.analysis.result.losses import THIRDS
-from depthlens.analysis.result.profiles import by_layer, one_model
+from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable, joined
 
 SCALES = ("score", "above_chance", "importance")
-SITES = ("attn", "mlp")
 INTERVAL = ["ci_low", "ci_high"]
 
 
@@ -78,57 +76,20 @@ def centre_of_mass(result: Result) -> DescribedTable:
     return DescribedTable.of("centre_of_mass", result, rows=rows, columns=columns, lines=lines)
 
 
-def site_losses(result: Result) -> DescribedTable:
-    """See `depthlens.Result.site_losses`."""
-    names = [c for c in result.docs["condition"].unique() if c != BASELINE]
-    of_site = {site: [c for c in names if c.endswith(f".{site}") and "+" not in c] for site in SITES}
-    tables, lines = [], []
-    for attn, mlp in zip(*(by_layer(result.select(conditions=of_site[site])) for site in SITES), strict=True):
-        if attn.at_chance:
-            continue
-        both = replace(attn, values=np.hstack([attn.values, mlp.values]), layers=np.r_[attn.layers, mlp.layers])
-        inside = np.column_stack([both.thirds[:, None] == np.arange(3), both.thirds >= 0]).astype(float)
-        of_attn = inside * (np.arange(len(both.layers)) < len(attn.layers))[:, None]  # [attention and MLP, third]
-        part, total = (both.over(both.loss @ weights) for weights in (of_attn, inside))
-        sums = {"task": attn.label, "third": [*THIRDS, "all"], "attn": part.value, "mlp": total.value - part.value}
-        table = pd.DataFrame(sums | (part / total).columns("share"))
-        judged = (total.interval()[0] > 0) & (both.too_few == "")
-        table.loc[~judged, ["share", *INTERVAL]] = np.nan
-        tables.append(table)
-        amount = "**{share:.0%}** [{ci_low:.0%}, {ci_high:.0%}]".format_map(table.iloc[-1])
-        said = f"attention holds {amount} of what single sublayers cost, MLPs the rest"
-        why = f"{both.unplaced}, cannot judge what attention's share is"
-        lines.append(f"{attn.label}: {why if both.unplaced else said}.")
-    columns = ["task", "third", "attn", "mlp", "share", *INTERVAL]
-    return DescribedTable.of("site_losses", result, rows=joined(tables, columns), columns=columns, lines=lines)
-
-
-def critical_by_task(result: Result) -> dict[str, list[str]]:
-    """Conditions that are critical, for each task that can be judged, in order of depth.
-
-    The keys have the metric's name where a task has several.
-
-    Raises:
-        UserError: several models, whose lists would have the same keys.
-    """
-    one_model(result)
-    pairs = zip(result.every_losses.values(), result.baselines["at_chance"], strict=True)
-    return {of.label: list(itertools.compress(of.conditions, of.critical())) for of, idle in pairs if not idle}
-
-
 def describe_critical(result: Result) -> list[str]:
     """One sentence a task: how many conditions are critical, which, and what the whole model scores."""
-    critical, sentences = critical_by_task(result), []
+    sentences = []
     for row, losses in zip(result.baselines.itertuples(), result.every_losses.values(), strict=True):
         label, every = losses.label, losses.conditions
         score = f"{row.metric} {row.baseline:.2f} {bounds(row.ci_low, row.ci_high)} with nothing removed, n = {row.n}"
         if row.at_chance:
             sentences.append(f"{label}: {not_above_chance(row.n)}, cannot judge ({score}).")
             continue
-        rest = [c for c in every if c not in critical[label]]
-        which = ", ".join(critical[label])
+        critical = list(itertools.compress(every, losses.critical()))
+        rest = [c for c in every if c not in critical]
+        which = ", ".join(critical)
         which = f"all but {', '.join(rest)}" if 0 < len(rest) < len(every) / 5 else which
         what = "layers" if all(re.fullmatch(r"L\d+", condition) for condition in every) else "conditions"
-        count = f"**{len(critical[label])} of {len(every)}** {what} are critical{which and f' ({which})'}"
+        count = f"**{len(critical)} of {len(every)}** {what} are critical{which and f' ({which})'}"
         sentences.append(f"{label}: {count}; {score}.")
     return sentences

@@ -27,10 +27,10 @@ class Geometry(Finding):
         6
         >>> geometry.influences.columns.tolist()
         ['layer', 'influence', 'ci_low', 'ci_high', 'n']
-        >>> figure = geometry.plot("angular_map")
+        >>> figure = geometry.plot()
     """
 
-    NEXT: ClassVar[str] = 'next: plot(), plot("angular_map") and plot("logit_lens") draw it'
+    NEXT: ClassVar[str] = "next: plot() draws it, predictors() has what may predict losses"
 
     influences: pd.DataFrame
     distances: pd.DataFrame

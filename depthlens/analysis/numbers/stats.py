@@ -1,13 +1,7 @@
-"""Whether a whole model is above chance, and how many documents show a loss.
-
-**How many documents** show a loss of right answers that matters, with a stated probability: exact, from the binomial
-distribution of the lost documents and the sign test, corrected for the number of conditions. It misleads where new
-documents are of another kind, and where documents are gained, too: then more are needed.
-"""
+"""What a whole model scores, and whether it is above chance."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +13,6 @@ from depthlens.analysis.numbers.means import LEVEL, Mean
 from depthlens.metrics import in_nats, metric_unit
 
 BASELINE = "baseline"
-POWER, LOSS_THAT_MATTERS = 0.8, 0.1  # probability that a loss is found; of a score that is a share of right answers
 CHANCE_ALPHA = 0.01  # a whole model is above chance where p is below; at 0.05 one in twenty that guess would pass
 GROUP = ["model", "task", "metric"]
 SUMMARY_COLUMNS = [
@@ -88,31 +81,3 @@ def whole_model(values: np.ndarray, found: Mean, chance: float | None, *, higher
     nothing_right = is_binary(values) and higher_is_better and not values.any()
     at_chance = bool(nothing_right or (chance is not None and not p < CHANCE_ALPHA))
     return Whole(len(values), float(values.mean()), float(low), float(high), chance, float(p), at_chance)
-
-
-def documents_for_loss(loss: float, n_conditions: int) -> int:
-    """Documents with which a condition that loses a share ``loss`` of them, and gains none, is shown to cost something.
-
-    The sign test with Bonferroni's correction, which the step-down maxT of `depthlens.Result.summary` is at least as
-    strong as.
-
-    Args:
-        loss: Share of all documents that turn from right to wrong, above 0 and at most 1.
-        n_conditions: Conditions that are compared with the baseline.
-    """
-    lost = math.floor(math.log2(n_conditions / ALPHA)) + 2  # the fewest with n_conditions * 2 ** (1 - lost) < ALPHA
-    n = np.arange(lost, math.ceil((lost + 10) * 6 / loss))
-    return int(n[np.argmax(scipy.stats.binom.sf(lost - 1, n, loss) >= POWER)])
-
-
-def needed_documents(base: np.ndarray, n_conditions: int) -> int | None:
-    """Documents with which a loss of a 0/1 metric is shown with a probability of 80%; None where there are enough.
-
-    Args:
-        base: Right (1) or wrong (0) at baseline. Shape [n_docs].
-        n_conditions: Conditions that are compared with it.
-    """
-    if not n_conditions or not base.any():
-        return None
-    needed = documents_for_loss(min(LOSS_THAT_MATTERS, float(base.mean())), n_conditions)
-    return needed if needed > len(base) else None

@@ -56,7 +56,7 @@ class Drawable:
             UserError: there is no such figure, or nothing to draw.
 
         Example:
-            >>> figure = geometry.plot("angular_map", title="Blocks that are nearly straight")
+            >>> figure = result.plot("protocol_comparison", title="What each layer costs")
         """
         from depthlens.plots import figures  # matplotlib is imported when something is drawn
 

@@ -15,9 +15,7 @@ from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.means import in_top
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.documents import DOCS_COLUMNS as DOCS_COLUMNS
-from depthlens.analysis.result.findings import paragraphs
 from depthlens.analysis.result.scored import Scored
-from depthlens.errors import UserError
 
 if TYPE_CHECKING:
     from depthlens.analysis.heads.scores import HeadScores
@@ -52,7 +50,7 @@ class Result(Scored):
 
     @property
     def notes(self) -> list[str]:
-        """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
+        """What limits the conclusions: tasks at chance, few subjects, cut prompts, selections."""
         from depthlens.analysis.show import words  # what shows a result knows it
 
         return words.notes(self)
@@ -187,37 +185,6 @@ class Result(Scored):
 
         return depth.centre_of_mass(self)
 
-    def site_losses(self) -> DescribedTable:
-        """How much of what single sublayers cost is attention's, of a sweep of ``attn`` and ``mlp``: a row a third.
-
-        Returns:
-            task, third (and ``all``), attn and mlp (losses summed over layers), share (of attention), ci_low, ci_high.
-
-        Example:
-            >>> sites = dl.condition_sweep(lens, "organism_one_hop", ["attn", "mlp"], limit=12)
-            >>> sites.site_losses().table["third"].tolist()
-            ['first third', 'middle third', 'last third', 'all']
-        """
-        from depthlens.analysis.layers import depth
-
-        return depth.site_losses(self)
-
-    def critical_overlap(self) -> DescribedTable:
-        """Which conditions are critical under both of two tasks, and which are shown to cost more under one of them.
-
-        Returns:
-            One row a pair of tasks: task, other, both (critical under both), more_task, more_other (shown to cost more
-            there), not_shown (critical under one alone, no difference is shown), scale (what was compared).
-
-        Example:
-            >>> both.critical_overlap().table[["both", "more_task", "more_other"]]
-              both more_task more_other
-            0   L1        L2     L3, L4
-        """
-        from depthlens.analysis.layers import differences
-
-        return differences.critical_overlap(self)
-
     def open_book(self, closed: str, opened: str) -> DescribedTable:
         """What facts in the prompt add to the whole model's score, and how much more each layer costs with them.
 
@@ -306,14 +273,3 @@ class Result(Scored):
         from depthlens.analysis.show import words
 
         return words.displayed(self)
-
-    def _repr_html_(self) -> str:
-        """In JupyterLab: the losses as small squares, three broken answers, and what limits the conclusions."""
-        from depthlens.analysis.show.explorer import glance
-
-        try:
-            picture, limits = glance(self), self.notes
-        except UserError:  # the record lacks what losses need: the table says what
-            return super()._repr_html_()
-        head = self.display()[0].partition(";")[0]
-        return paragraphs([head]) + picture + paragraphs([*limits, self.NEXT])

@@ -22,8 +22,7 @@ import pyarrow.parquet
 
 from depthlens import arguments
 from depthlens.ablations.conditions import chosen
-from depthlens.analysis.numbers import stats
-from depthlens.analysis.numbers.stats import BASELINE, GROUP, Whole
+from depthlens.analysis.numbers.stats import BASELINE, GROUP, SUMMARY_COLUMNS, Whole
 from depthlens.analysis.result import documents, losses, questions
 from depthlens.analysis.result.findings import Finding, derived
 from depthlens.analysis.result.folder import DOCS_FILE, QUESTIONS_FILE, RECORD_FILE, SUMMARY_FILE
@@ -103,7 +102,7 @@ class Scored(Finding):
         table = pd.concat([each.summary() for each in self.every_losses.values()], ignore_index=True)
         places = table[["layer", "head"]].astype("Int64")
         table[["layer", "head"]] = places.mask(places == -1)
-        return table.astype(dict.fromkeys([*GROUP, "condition"], "str"))[stats.SUMMARY_COLUMNS]
+        return table.astype(dict.fromkeys([*GROUP, "condition"], "str"))[SUMMARY_COLUMNS]
 
     @derived
     def baselines(self) -> pd.DataFrame:
@@ -231,16 +230,3 @@ class Scored(Finding):
         n = pyarrow.parquet.read_metadata(path).num_rows if path.exists() else len(self.docs)
         rows = "" if n == len(self.docs) else f"{n} rows of documents, not {len(self.docs)}"
         return super().differs(folder, record) or rows
-
-    @derived
-    def needed_documents(self) -> dict[tuple[str, str, str], int | None]:
-        """Documents that show a loss of 0.1 of a 0/1 metric in 80% of samples; None where there are as many.
-
-        The keys are (model, task, metric). See `depthlens.analysis.numbers.stats.needed_documents`.
-        """
-        return {
-            key: stats.needed_documents(each.base, len(each.conditions))
-            if each.sign > 0 and stats.is_binary(each.base) and stats.is_binary(each.values)
-            else None
-            for key, each in self.every_losses.items()
-        }

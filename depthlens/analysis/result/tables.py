@@ -24,10 +24,10 @@ class DescribedTable(Finding):
         record: Model, tasks and settings.
 
     Example:
-        >>> found = both.critical_overlap()
+        >>> found = both.centre_of_mass()
         >>> sentences = found.describe()
         >>> found.record["made_by"]
-        'critical_overlap'
+        'centre_of_mass'
     """
 
     table: pd.DataFrame

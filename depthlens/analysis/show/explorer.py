@@ -160,35 +160,6 @@ def _rows(task: str, conditions: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def glance(result: Result) -> str:
-    """A small picture of a result, as HTML: a square for each removed part of a task, and three answers that break.
-
-    Of several models, or where nothing is removed, it is empty.
-    """
-    primary = result.primary()
-    losses = primary.loss_table
-    if losses.empty or result.docs["model"].nunique() > 1:
-        return ""
-    scale, lines = max(0.3, float(losses["loss"].abs().max())), []
-    for base in primary.baselines.itertuples():
-        squares = []
-        for row in losses[losses["task"] == base.task].itertuples():
-            tone, share = "#b2182b" if row.loss > 0 else "#2166ac", 0 if base.at_chance else 100 * abs(row.loss) / scale
-            ground = f"color-mix(in oklab, {tone} {share:.0f}%, rgba(128, 128, 128, .15))"
-            look = f"display:inline-block;width:.7em;height:1.1em;margin-right:1px;background:{ground}"
-            squares.append(f'<span title="{row.condition}: loss {row.loss:.2f}" style="{look}"></span>')
-        chance = f", {not_above_chance(base.n)}: cannot judge" if base.at_chance else ""
-        text = f"{html.escape(base.task)}, {base.metric} {base.baseline:.2f}{chance}"
-        lines.append(f'<p style="line-height:1.2;margin:.2em 0">{"".join(squares)} {text}</p>')
-    best = _first(losses)
-    if os.environ.get(NO_ANSWERS):
-        return "".join(lines)
-    for row in answers(result, best.condition, task=best.task).head(3).itertuples():
-        said = (html.escape(_short(text)) for text in (row.question, row.baseline_answer, row.answer))
-        lines.append("<p>{} <b>{}</b> becomes <b>{}</b> without {}</p>".format(*said, best.condition))
-    return "".join(lines)
-
-
 def _first(losses: pd.DataFrame) -> Any:
     """The costliest single part, first critical ones, and those beyond the first two layers, which break every text."""
     single = losses["layer"].notna() & ~losses["condition"].str.contains("+", regex=False)

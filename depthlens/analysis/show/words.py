@@ -14,7 +14,7 @@ import pandas as pd
 
 from depthlens.analysis.heads import effects
 from depthlens.analysis.layers import blocks, depth
-from depthlens.analysis.numbers.stats import ALPHA, BASELINE, GROUP, LOSS_THAT_MATTERS, POWER
+from depthlens.analysis.numbers.stats import ALPHA, BASELINE, GROUP
 from depthlens.analysis.numbers.words import estimate, not_above_chance
 from depthlens.analysis.result import profiles
 from depthlens.analysis.result.results import Result
@@ -65,16 +65,9 @@ def sentence(result: Result, row: Any) -> str:
 
 
 def notes(result: Result) -> list[str]:
-    """What limits the conclusions: tasks at chance, too few documents, cut prompts, selections."""
+    """What limits the conclusions: tasks at chance, few subjects, cut prompts, selections."""
     several = result.docs["model"].nunique() > 1
-    rows = list(result.baselines.itertuples())
-    lines = [cannot_judge(row, several=several) for row in rows if row.at_chance]
-    few: dict[str, list[str]] = {}  # names by what is said of them, so that equal notes stand once
-    for row in rows:
-        if not row.at_chance and (needed := result.needed_documents[row.model, row.task, row.metric]):
-            what = f"about {needed} documents would show a loss of {LOSS_THAT_MATTERS} in {POWER:.0%} of samples"
-            few.setdefault(f"{what}, and here are {row.n}", []).append(_name(row, several))
-    lines += [f"{', '.join(names)}: {text}" for text, names in few.items()]
+    lines = [cannot_judge(row, several=several) for row in result.baselines.itertuples() if row.at_chance]
     lines += [*dict.fromkeys(_cut_prompts(result.record)), *profiles.subjects_note(result)]
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from depthlens.analysis.numbers.means import CHANGES
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.answers import questions_of
@@ -50,8 +49,7 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
     Returns:
         One row a condition, the baseline first: condition, layer, head, n, value (mean score), wrong, unparsed (shares;
         the three add up to 1), cut_off (share of answers that had not ended when they had as many tokens as were
-        allowed; NaN where it is not known), and the change of ``unparsed`` from the baseline: rise, ci_low, ci_high
-        (95% interval), p_value (not corrected).
+        allowed; NaN where it is not known).
 
     Raises:
         UserError: there is no such task or metric, the metric is a log-likelihood, for which the model writes nothing,
@@ -65,15 +63,10 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
     if readable.isna().any(axis=None):
         raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")
     names = [BASELINE, *(name for name in scores if name != BASELINE)]
-    lost = 1 - readable[names].to_numpy(dtype=float)  # [document, condition]
-    rise = result.losses(task, metric, model).over(lost - lost[:, :1], CHANGES)
-    is_base = np.array(names) == BASELINE
-    low, high = np.where(is_base, 0.0, rise.interval())
     parts = result.docs.drop_duplicates("condition").set_index("condition").loc[names, ["layer", "head"]]
-    value, share = scores[names].mean().to_numpy(), lost.mean(0)
+    value, share = scores[names].mean().to_numpy(), 1 - readable[names].to_numpy(dtype=float).mean(0)
     table = parts.reset_index().assign(n=len(scores), value=value, wrong=1 - value - share, unparsed=share)
-    table["cut_off"] = 1 - complete[names].mean().to_numpy(dtype=float, na_value=np.nan)
-    return table.assign(rise=rise.value, ci_low=low, ci_high=high, p_value=np.where(is_base, np.nan, rise.p()))
+    return table.assign(cut_off=1 - complete[names].mean().to_numpy(dtype=float, na_value=np.nan))
 
 
 def near_misses(result: Result, task: str, metric: str) -> pd.DataFrame:

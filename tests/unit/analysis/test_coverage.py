@@ -1,4 +1,4 @@
-"""How often intervals cover the truth and losses are found or called small, and how many documents are needed."""
+"""How often intervals cover the truth and losses are found or called small."""
 
 import made_results
 import numpy as np
@@ -7,8 +7,6 @@ from coverage_cases import CASES, coverage
 from refusals import refused
 
 from depthlens.analysis.layers.blocks import largest_sparable
-from depthlens.analysis.numbers.means import max_t, mean
-from depthlens.analysis.numbers.stats import documents_for_loss, needed_documents
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
 SOME = ["change, 3% lost and 1% won", "share of the first third, half of the layers gain (nats)"]
@@ -49,23 +47,3 @@ def test_a_small_loss_is_shown_to_be_small_by_enough_documents():
     thrice = made_results.same_documents(nothing[400], times=20)
     assert largest_sparable(thrice)["size"].isna().item(), "20 questions, each asked 20 times"
     refused("margin -0.1", largest_sparable, costly, margin=-0.1)
-
-
-@pytest.mark.parametrize(("n_conditions", "loss"), [(1, 0.3), pytest.param(30, 0.1, marks=pytest.mark.nightly)])
-def test_the_needed_documents_show_a_loss_in_four_of_five_samples(n_conditions, loss):
-    rng, found, samples = np.random.default_rng(1), 0, 100
-    n = documents_for_loss(loss, n_conditions)
-    for _ in range(samples):
-        others = rng.choice([-1.0, 0, 1], (n, n_conditions - 1), p=[0.03, 0.94, 0.03])
-        lost = -(rng.random((n, 1)) < loss).astype(float)
-        found += max_t(mean(np.hstack([lost, others])), n_draws=1000)[0] < 0.05
-    assert found / samples >= 0.8 - 3 * np.sqrt(0.8 * 0.2 / samples)
-
-
-def test_what_is_needed_depends_on_what_there_is_to_lose():
-    base = np.r_[np.ones(18), np.zeros(2)]
-    assert needed_documents(base, 30) == documents_for_loss(0.1, 30) > 100
-    assert needed_documents(np.tile(base, 20), 30) is None
-    assert needed_documents(np.zeros(20), 30) is None and needed_documents(base, 0) is None
-    rarely_right = np.r_[np.ones(1), np.zeros(19)]
-    assert needed_documents(rarely_right, 30) == documents_for_loss(0.05, 30)

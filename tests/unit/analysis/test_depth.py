@@ -10,7 +10,6 @@ from scipy.stats import spearmanr
 import depthlens as dl
 from depthlens.analysis.layers import depth
 from depthlens.analysis.numbers.means import UNLIMITED, mean
-from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
@@ -61,31 +60,9 @@ def test_critical_conditions_and_findings_in_words():
         found = {task: list(rows) for task, rows in result.critical().groupby("task")["condition"]}
     assert found["early"][:3] == ["L0", "L1", "L2"]
     assert "guess" not in found
-    overlap = result.critical_overlap()
-    (row,) = overlap.table.itertuples()
-    assert row.more_task.startswith("L0, L1, L2") and row.more_other == "L5, L6, L7, L8"
-    alone = set(found["early"]) ^ set(found["late"])
-    shown = set(f"{row.more_task}, {row.more_other}".split(", "))
-    assert set(row.not_shown.replace("none", "").split(", ")) - {""} == alone - shown
-    assert row.scale == "of the score above the floor"
-    (line,) = overlap.describe()
-    more = f"early loses more than late without **{row.more_task}**"
-    assert line == f"{more}; late loses more than early without **L5, L6, L7, L8**."
     early, _, guess = result.describe()
     assert f"**{len(found['early'])} of {N_LAYERS}** layers are critical (L0, L1, L2" in early
     assert "not shown to be above chance (120 questions), cannot judge" in guess
-
-
-@pytest.mark.parametrize("written", [EARLY, (0.9, [0.0, 0.0, 0.0, *[0.9] * 6])], ids=["equal answers", "all is broken"])
-def test_protocols_do_not_differ_by_what_a_broken_model_scores(written):
-    """A guess among options scores a quarter, a broken writer nothing: neither shows that a layer matters more."""
-    chosen = EARLY if written is EARLY else (0.9, [0.25, 0.25, 0.25, *[0.9] * 6])
-    result = exact({"chosen": chosen, "written": written})
-    result.record["tasks"]["written"]["metrics"]["acc"]["floor"] = 0.0
-    overlap = result.critical_overlap()
-    assert overlap.table[["more_task", "more_other"]].to_numpy().tolist() == [["none", "none"]]
-    assert overlap.describe()[0] == "No removal is shown to cost chosen and written unequally."
-    assert overlap.table["both"].item().startswith("L0, L1, L2")
 
 
 def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical():
@@ -103,7 +80,7 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     assert [task for task, *_ in said] == ["early acc", "early acc_norm", "early"] and len({of for *_, of in said}) == 1
     two = Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
     with pytest.raises(UserError, match="there are several models; name or select one of m, other"):
-        two.critical_overlap()
+        two.loss_by_third()
     assert [line.partition(",")[0] for line in two.describe()] == ["m", "other"]
     with pytest.raises(UserError, match="not one condition a layer"):
         Result(one.docs.assign(layer=pd.NA), one.record).loss_by_third()
@@ -180,21 +157,6 @@ def test_what_serves_the_finding_and_what_the_knowing(both):
     assert said == f"{ANSWER_LOGPROB}: layers that cost more open-book: L1; closed-book: L3."
     assert gain.startswith("The facts in the prompt change the whole model's score by **+0.")
     assert "nats of the right answer" in gain
-
-
-def test_attentions_share():
-    attn = result({CLOSED: np.full(LAYERS, 0.3), OPENED: np.full(LAYERS, 0.9)}, site=".attn")
-    mlp = result({CLOSED: np.full(LAYERS, 0.9), OPENED: np.full(LAYERS, 0.3)}, site=".mlp")
-    shares = concat([attn, mlp]).site_losses()
-    table = shares.table
-    assert list(table["third"].unique()) == ["first third", "middle third", "last third", "all"]
-    whole = table[table["third"] == "all"].set_index("task")
-    assert whole["share"][CLOSED] == pytest.approx(0.25, abs=0.05)
-    assert whole["share"][OPENED] == pytest.approx(0.75, abs=0.05)
-    assert (whole["ci_low"] < whole["share"]).all() and (whole["share"] < whole["ci_high"]).all()
-    parts = table[(table["third"] != "all") & (table["task"] == CLOSED)]
-    assert parts["attn"].sum() == pytest.approx(whole["attn"][CLOSED])
-    assert shares.describe()[0].startswith("closed: attention holds **2")
 
 
 def test_mistakes(both):

@@ -152,17 +152,15 @@ def test_a_common_trend_over_depth_is_no_agreement(trend, draws):
 
 
 @pytest.mark.parametrize("draws", [6, pytest.param(200, marks=pytest.mark.nightly)])
-def test_of_six_equal_tasks_none_is_called_deeper_or_costlier(draws):
+def test_of_six_equal_tasks_none_is_called_deeper(draws):
     """E13: fifteen pairs, each at 95%, had a false bold sentence in 43% of results."""
-    wrong, unlike = 0, 0
+    wrong = 0
     for draw in range(draws):
         made = [sweep(made_results.FLAT, task=f"t{i}", n_layers=12, seed=100 * draw + i) for i in range(6)]
         six = concat(made)
         said = six.centre_of_mass().describe()
         wrong += any("**deeper** than" in line or "**less deep** than" in line for line in said)
-        table = six.critical_overlap().table
-        unlike += (table[["more_task", "more_other"]] != "none").any(axis=None)
-    assert wrong / draws <= errors(0.07, draws) and unlike / draws <= errors(0.07, draws)
+    assert wrong / draws <= errors(0.07, draws)
 
 
 def test_greedy_removal_keeps_a_question_in_one_half():

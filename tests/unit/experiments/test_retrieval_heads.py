@@ -65,15 +65,9 @@ def test_decoy_and_backup_are_told_apart():
     together = retrieval_scores(lens, needles=given, method="exact", given_removed=among, progress=False)
     assert np.isfinite(together.values).sum() == len(among) and len(together.top(len(among))) == len(among)
     # planted losses are about 5 nats; without the answer the guess moves by 0.15 with the decoy
-    found = copying.roles(alone, together, copies=0.5, needed=0.5).set_index(["layer", "head"])["role"]
-    by_role = {role: set(group.index) for role, group in found.groupby(found)}
-    assert by_role.pop("attends but is not needed") == {truth.role("decoy")}
-    assert by_role.pop("needed only together") == truth.needed_together("one_hop")
-    assert by_role.pop("needed but does not copy") == truth.needed("one_hop") == {truth.role("previous_token")}
-    assert set(by_role) == {"neither"}
-    # without the joint removal backups cannot be told from decoys, and the role says so
-    blind = copying.roles(alone, copies=0.5, needed=0.5).set_index(["layer", "head"])["role"]
-    assert set(blind[blind == "attends but is not needed alone"].index) == truth.copies("one_hop")
+    costly = [{(*at,) for at in np.argwhere(scores.critical & (scores.values >= 0.5))} for scores in (alone, together)]
+    assert costly[0] == truth.needed("one_hop") == {truth.role("previous_token")}, "no backup is needed alone"
+    assert costly[1] & {*among} == truth.needed_together("one_hop") == {*among} - {truth.role("decoy")}
 
 
 def test_a_task_gives_needles_and_attribution_agrees():

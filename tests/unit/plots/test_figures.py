@@ -9,10 +9,9 @@ import made_results
 import numpy as np
 import pytest
 from drawn import Case, holds
-from made_results import EARLY, LATE, nats, steps, sweep
+from made_results import EARLY, LATE, steps, sweep
 
 import depthlens as dl
-from depthlens.analysis.result.concat import concat
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE
 
 N, N_LAYERS = 120, 6
@@ -60,11 +59,6 @@ def profiles():
     yield Case(PROTOCOLS.plot("protocol_comparison"), 2, judged, [0, 3] * 2, {"hatch": 1}, said, cannot_judge=1)
     gain = layers(base=0.6, gain=5).plot("protocol_comparison")
     yield Case(gain, 2, shown=[0, 3], count={"gain": 1}, words=("significant gain",))
-    shares = np.append(delta(one) / delta(one).sum(), np.full(N_LAYERS, np.nan))
-    said = ("thirds of the depth", "share of the row's summed loss (red: loss)")
-    yield Case(dl.concat([one, GUESS]).plot("loss_shares"), 2, shares, count={"centre": 1}, words=said, cannot_judge=1)
-    few, said = layers(n=40), ("for a centre of mass 40 questions are too few; take at least 100",)
-    yield Case(few.plot("loss_shares"), 2, delta(few) / delta(few).sum(), count={"centre": 0, "hatch": 0}, words=said)
 
 
 def transplants():
@@ -77,7 +71,7 @@ def transplants():
     donor = made_results.result({"t": {"baseline": order < 0.9}}, model="donor", info={"chance": 0.0})
     moved = {"layer x alone": [0.2] * 6, "layers 0 to x": [0.2] * 4 + [0.55, 0.9]}
     moved["layers x to the last"] = [0.9] * 5 + [0.2]
-    said = ("share of the gap", "base with layers of donor, n = 120 documents", "differs from the base")
+    said = ("base with layers of donor, n = 120 documents", "differs from the base")
     yield Case(result.plot("recovery_curve", donor=donor), 1, moved, count={"base": 1, "donor": 1}, words=said)
 
 
@@ -89,30 +83,14 @@ def head_figures():
     yield Case(curve.plot(), 2, own, [1, 1], {"random": 4}, said)
     guess = made_results.removal_curve(("guess",)).plot()
     yield Case(guess, 1, shown=[], count={"series": 2}, cannot_judge=3)
-    rng = np.random.default_rng(0)
-    values = rng.beta(0.3, 9, (2, 12, 6))
-    values[:, 3, 2] = 0.9, 2.5
-    values[1, 6:] = np.nan  # only heads with both scores can be on both lists
-    who = "copying", "loss on computed minus copied tokens, in units of surprisal, by attribution"
-    a, b = (made_results.head_scores(*both) for both in zip(values, who, strict=True))
-    (row,) = dl.detector_agreement({"a": a, "b": b}, k=5).table.itertuples()
-    said = (f"m: the top 5 of 36 heads by two scores have {row.n_shared} in common, no more", f"p = {row.p_shared:.2g}")
-    said += ("L3.H2", "top 5 of copying: L4.H5, ")
-    yield Case(a.plot("head_overlap", b=b, k=5), 1, {"on both lists": [2.5]}, count={"name": row.n_shared}, words=said)
 
 
 def geometry_figures():
-    g, effects, _ = geometries.measured()
+    g, _, _ = geometries.measured()
     single = g.distances[g.distances["size"] == 1]["distance"]
-    fig, sizes = g.plot("angular_map"), g.distances.pivot(index="size", columns="layer", values="distance").to_numpy()
-    (best,) = (line for line in fig.axes[0].lines if line.get_gid() == "best")
-    assert list(best.get_xdata()) == list(np.nanargmin(sizes, axis=1))
-    yield Case(fig, 2, g.distances["distance"], words=("layers in the block", "n = 3 texts"))
-    yield Case(g.plot(), 2, [*g.influences["influence"], *single], count={"band": 2})
-    both = [*g.logit_lens["probability"], *g.logit_lens["entropy"]]
-    yield Case(g.plot("logit_lens", title="My lens"), 2, both, words=("My lens", "entropy (nats)", "final top-1 token"))
-    both = [*(effects.table.loc[effects.table["where"] == where, "effect"] for where in ("all", "future"))]
-    yield Case(effects.plot(), 3, np.concatenate(both), words=("skipped layer", "later layer"))
+    every = [*g.influences["influence"], *single, *g.logit_lens["probability"], *g.logit_lens["entropy"]]
+    said = ("n = 3 texts", "entropy (nats)", "final top-1 token")
+    yield Case(g.plot(), 4, every, count={"band": 4}, words=said)
 
 
 def run_figures():
@@ -121,8 +99,7 @@ def run_figures():
     rows = two.of(SHARE)
     shares = {run: rows.loc[rows["run"] == run, "value"] for run in two.runs}
     critical = rows.loc[rows["critical"], "layer"]
-    said = ("base, late: loss by removed part", "removed layer", "centre of mass, 95% interval")
-    yield Case(two.plot(), 1, shares, critical, {"centre": 2}, said)
+    yield Case(two.plot(), 1, shares, critical, words=("base, late: loss by removed part", "removed layer"))
     table = two.of(LOSS, SHARE, compared=True)
     shown = table.loc[table["shown"], "layer"]
     yield Case(two.plot("loss_difference"), 2, table["difference"], shown, words=("late minus base",))
@@ -130,10 +107,6 @@ def run_figures():
     yield Case(shorter.plot(), 1, words=("depth (layer / last layer)",))
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
     yield Case(dl.compare(*guesses).plot(), 1, shown=[], cannot_judge=2)
-    few = dl.compare(*(sweep(EARLY, n=40, model=name) for name in "ab")).plot()
-    said = ("no centre of mass: 40 questions are too few; take at least 100",)
-    yield Case(few, 1, count={"centre": 0}, words=said)
-    assert few.axes[0].get_position().width > 0.6, "no text beside a panel takes its room"
     stages = dl.compare(*steps(5), stages=True)
     values = stages.of(SCORE, CENTRE)["value"].dropna()
     fig = stages.plot("run_centres")
@@ -151,15 +124,6 @@ def other_figures():
     scores = {c: np.arange(N) < (0.9 - x) * N for c, x in {"baseline": 0, **blocks}.items()}
     made = made_results.result({"t": scores}, n_layers=4)
     yield Case(made.plot(), 2, list(blocks.values()), count={"cells": 1}, words=("first layer of the block",))
-    costs = {"closed": [3.0, 0.1, 2.0], "open": [3.0, 1.5, 0.1]}  # layer 2 knows, layer 1 finds
-    books = concat([nats(x, task=task, seed=len(task), noise=0.2, n_layers=6) for task, x in costs.items()])
-    losses = made_results.same_documents(books).open_book("closed", "open")
-    finds, knows = (losses.table.loc[losses.table["layer"] == i, "difference"] for i in (1, 2))
-    fig = losses.plot()
-    table = fig.table.set_index("layer")["series"]
-    assert table[1] == "costs more in the open-book task" and table[2] == "costs more in the closed-book task"
-    assert finds.item() > 0 > knows.item()
-    yield Case(fig, 1, losses.table.sort_values("layer")["difference"].iloc[:-1], words=("open minus closed",))
 
 
 @pytest.mark.parametrize("made", [profiles, transplants, head_figures, geometry_figures, other_figures, run_figures])

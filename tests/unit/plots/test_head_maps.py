@@ -49,12 +49,12 @@ def planted(sizes, seed=0, *, loss=False, k=6):
 def cases():
     one, kv = sweep(), sweep(letter="KV", n_heads=N_KV, kept={(2, 1): 0.0})
     said = ("tiny, kv_retrieval: one head removed at a time, n = 40", CRITICAL_HEAD, "largest: L1.H2, L3.H0")
-    said += ("change of accuracy from baseline", "baseline 0.90", "between KV groups")
-    yield Case(heads.head_map(one, top=2), 2, changes(one), [1, 3], {"group": 1, "top": 2}, said)
+    said += ("change of accuracy from baseline", "baseline 0.90")
+    yield Case(heads.head_map(one, top=2), 2, changes(one), [1, 3], {"top": 2}, said)
     hard = concat([one, sweep("hard", base=0.25)])
     values = [*changes(one), *[np.nan] * 24]
     yield Case(heads.head_map(hard, top=2), 4, values, [1, 3], {"hatch": 1, "top": 2}, cannot_judge=1)
-    yield Case(heads.head_map(kv, top=1), 2, changes(kv), [2], {"group": 0}, ("KV group", "L2.KV1"))
+    yield Case(heads.head_map(kv, top=1), 2, changes(kv), [2], words=("KV group", "L2.KV1"))
     yield Case(heads.head_map(concat([one, sweep(mode="@mean")])), 4, words=("removed", "mean"))
     yield Case(heads.head_map(sweep(layers=[1, 3])), 2, changes(sweep(layers=[1, 3])), words=("not measured",))
     gain = sweep(base=0.5, kept={(2, 3): 1.9})

@@ -204,7 +204,7 @@ def test_a_figure_of_one_panel_is_drawn_into_axes(tmp_path):
     height, width, _ = matplotlib.image.imread(tmp_path / "both.png").shape
     assert (width, height) == (900, 400), "the whole figure of the user"
     geometry, _, _ = geometries.measured()
-    refused("one ax cannot hold the 2 panels of this figure", geometry.plot, ax=axes[0])
+    refused("one ax cannot hold the 4 panels of this figure", geometry.plot, ax=axes[0])
 
 
 def test_each_finding_has_its_figures():
@@ -216,5 +216,5 @@ def test_each_finding_has_its_figures():
     for words, found in wanted.items():
         assert words in " ".join(found.plot().get_suptitle().split())
     refused("unknown figure of RemovalCurve 'map'; allowed: removal_curve", tables.plot, "map")
-    with pytest.raises(UserError, match="this table has no figure of its own; those that have one: Result, HeadScores"):
+    with pytest.raises(UserError, match="a DescribedTable has no figure of its own; those that have one: Result"):
         DescribedTable(result.summary, [], {}).plot()
