@@ -23,8 +23,6 @@ from .analysis.runs.comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
 from .errors import UserError as UserError
-from .experiments.distillation import activation_deltas as activation_deltas
-from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_curves import removal_curve as removal_curve
@@ -37,7 +35,6 @@ from .experiments.one_prompt import next_token as next_token
 from .experiments.patching import patch as patch
 from .experiments.planning import plan as plan
 from .experiments.race import race as race
-from .experiments.reasoning_heads import attention_at_results as attention_at_results
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.reasoning_heads import worked_solutions as worked_solutions
 from .experiments.retrieval_heads import induction_scores as induction_scores

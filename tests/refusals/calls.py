@@ -58,8 +58,8 @@ GIVEN_A_NAME = {
     "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
     "induction_scores": [], "reasoning_scores": [],
     "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "sufficiency_curve": [ONE, LISTS], "free_text": [],
-    "weight_deltas": [None], "activation_deltas": [None, ["x"]], "with_donor": [None], "next_token": ["x"],
-    "worked_solutions": [TASK], "attention_at_results": [], "depth_geometry": [], "layer_effects": [],
+    "with_donor": [None], "next_token": ["x"],
+    "worked_solutions": [TASK], "depth_geometry": [], "layer_effects": [],
 }  # fmt: skip
 ENTRIES = [
     *((lambda e, f=f, a=a: getattr(dl, f)("organism", *a), NAME) for f, a in GIVEN_A_NAME.items()),
@@ -172,15 +172,10 @@ DONORS = [
     (lambda e: dl.with_donor(e.organism, "gpt5"), "unknown model 'gpt5'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     *(
-        (lambda e, x=x: dl.activation_deltas(e.lens, dl.Lens(e.lens.model, e.lens.tokenizer), x), said)
-        for x, said in (([], "give at least one, each with some text"), ([[3, 4], []], "prompt []: give some text"))
-    ),
-    *(
         (lambda e, do=do: do(e.windowed), said)
         for do, said in (
             (lambda lens: attribute(lens, [LONG]), "walk 12 tokens, and the attention window is 8"),
             (lambda lens: attribute(lens, [LONG], steps=1), "walk 12 tokens, and the attention window is 8"),
-            (lambda lens: dl.activation_deltas(lens, lens, [[*LONG.context]]), "and the attention window is 8"),
             (lambda lens: dl.depth_geometry(lens, ["nine signs"]), "the model reads 8 at once, set max_tokens=8"),
             (lambda lens: attention_patterns.read(lens, LONG.context, [0], print), "tokens are more than the 8 that"),
         )

@@ -128,7 +128,6 @@ EXPERIMENTS = {
     "effects": lambda lens: dl.layer_effects(lens, TEXTS, store=None, progress=False),
     "induction": lambda lens: dl.induction_scores(lens, progress=False),
     "transplant": transplanted,
-    "deltas": lambda lens: dl.activation_deltas(lens, untied(), TEXTS, store=None),
     "lm-eval": harness,
 }
 
