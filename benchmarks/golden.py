@@ -224,7 +224,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     **{of: lambda m, of=of: write(m, FEW, "arithmetic_direct", measure=of) for of in ("answer_logprob", "both")},
     "token_logprob": lambda m: sweep(m, [FACTS, "arithmetic_direct"], FEW, measure="token_logprob"),
     **{f"heads/{name}": lambda m, o=o: dl.head_sweep(m, FACTS, limit=4, **o, **SHORT) for name, o in HEADS.items()},
-    "induction": lambda m: dl.induction_scores(m, n_texts=4, length=20, **QUIET),
     "reasoning/exact": lambda m: dl.reasoning_scores(m, limit=3, **SHORT),
     "reasoning/attribution": lambda m: dl.reasoning_scores(m, limit=3, method="attribution", **SHORT),
     "attention": lambda m: dl.attention(m, [*range(40, 60)], (2, 1)).pattern[0, [0, 7, 19]],

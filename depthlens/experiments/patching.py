@@ -43,11 +43,12 @@ from depthlens.requests import LoglikelihoodRequest
 RESID = "resid"
 PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"], RESID)
 RESTORE, BREAK = DIRECTIONS = ("restore", "break")
+NATS = "log-probability of {right!r} minus that of {wrong!r}"
 SAME = 1e-4  # nats that sums in another order may differ by
 SMALL = 0.1  # share of the difference, below which the largest effect of a single pair is called none
 Metric = Callable[[Float[Tensor, "prompt pos d_vocab"]], Any]
 Cell = tuple[tuple[int, ...], Condition]  # what is run: a prompt under a condition
-Spans = list[tuple[range, range]]  # of a pair, by place: the tokens in the clean and in the corrupted prompt
+Spans = list[tuple[range, ...]]  # of a pair, by place: the tokens in the clean and in the corrupted prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,42 +190,43 @@ def patch(
         arguments.one_of(*allowed)(name, value)
     rows = _rows(lens, clean, corrupted)
     names, spans = _places(rows, positions)
-    single, receiver = _parts(lens, parts, into), None if into is None else heads_of("into", [into])[0]
-    if metric is not None and (answer is not None or receiver is not None):
+    single = _parts(lens, parts, into)
+    if metric is not None and (answer is not None or into is not None):
         raise UserError("metric: it takes the place of answer, and into compares answers; give one of them")
-    engine = Engine(lens, batch_tokens=batch_tokens, progress=False)
     told = [] if metric else _told(lens, rows, answer)
-    turned = direction == BREAK  # from the corrupted prompt into the clean one
-    ways = [row[::-1] if turned else row for row in rows]
-    at = [[(b, a) if turned else (a, b) for a, b in of] for of in spans]
+    turn = -1 if direction == BREAK else 1  # from the corrupted prompt into the clean one
+    ways, at = [row[::turn] for row in rows], [[both[::turn] for both in of] for of in spans]
     cells = [_cells(single, way, of_way) for way, of_way in zip(ways, at, strict=True)]
+
+    def values(cells: Sequence[Sequence[Cell]], states: Sequence[Means | None], progress: bool) -> np.ndarray:
+        """What is compared in each cell of each pair. Shape [pair, cell]."""
+        engines = [Engine(lens, batch_tokens=batch_tokens, means=of, progress=progress) for of in states]
+        if metric is not None:
+            return _by_metric(engines, cells, metric, progress)
+        return np.array([_by_answers(*each) for each in zip(engines, cells, told, strict=True)])
+
+    plain = ([[(text, BASELINE)] for text in of_side] for of_side in zip(*rows, strict=True))
+    before = np.column_stack([values(of_side, [None] * len(rows), False) for of_side in plain])  # [pair, side]
+    differences = _differences(lens, before, told)
+    compared = _name(metric) if metric else NATS.format_map(differences.iloc[0])
     states = [_states(lens, parts, *each) for each in zip(ways, at, cells, strict=True)]
-    if metric is not None:
-        engines = [Engine(lens, batch_tokens=batch_tokens, means=of, progress=False) for of in states]
-        plain = [[[(text, BASELINE)] for text in texts] for texts in zip(*rows, strict=True)]
-        clean_value, corrupted_value = (_by_metric([engine] * len(rows), of, metric, False)[0] for of in plain)
-        differences = _alike(pd.DataFrame({"clean": clean_value, "corrupted": corrupted_value}))
-        compared = _name(metric)
-        patched = _by_metric(engines, cells, metric, progress).T  # [pair, cell]
+    if into is None:
+        patched = values(cells, states, progress)
     else:
-        differences, patched = _differences(lens, engine, rows, told), np.empty((len(rows), len(cells[0])))
-        compared = "log-probability of {right!r} minus that of {wrong!r}".format_map(differences.iloc[0])
-        for i, (of_cells, of) in enumerate(zip(cells, states, strict=True)):
-            engine = Engine(lens, batch_tokens=batch_tokens, means=of, progress=progress)
-            if receiver is None:
-                patched[i] = _by_answers(engine, of_cells, told[i])
-                continue
-            target, change = ways[i][1], of.sample["z"] - states_of(lens, ways[i][1], [of_cells[1][1]]).sample["z"]
-            patched[i, 0] = _difference(engine, [target], told[i], [BASELINE])[0, 0]
-            senders = [condition for _, condition in of_cells[1:]]
-            patched[i, 1:] = by_paths(lens, engine.budget.batch_tokens, target, change, senders, receiver, told[i])
-    gaps = differences["clean" if direction == RESTORE else "corrupted"].to_numpy() - patched[:, 0]
-    found = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
+        size = Engine(lens, batch_tokens=batch_tokens, progress=False).budget.batch_tokens
+        (receiver,) = heads_of("into", [into])
+        found = []
+        for (_, target), of_cells, of, ids in zip(ways, cells, states, told, strict=True):
+            change = of.sample["z"] - states_of(lens, target, [of_cells[1][1]]).sample["z"]
+            found.append(by_paths(lens, size, target, change, [sender for _, sender in of_cells[1:]], receiver, ids))
+        patched = np.column_stack([before[:, ::turn][:, 1], found])
+    gaps = before[:, ::turn][:, 0] - patched[:, 0]
+    moved = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
     if positions is None:  # before the first token that differs a patch does nothing
-        found = np.pad(found, ((0, 0), (0, 0), (names[0], 0)))
+        moved = np.pad(moved, ((0, 0), (0, 0), (names[0], 0)))
         names, at = [*range(len(ways[0][0]))], [[(range(i, i + 1),) * 2 for i in range(len(ways[0][0]))]]
     sign = np.sign(gaps.mean()) or 1.0
-    moves, gap = (means.mean(sign * values, limits=means.UNLIMITED) for values in (found, gaps))
+    moves, gap = (means.mean(sign * of, limits=means.UNLIMITED) for of in (moved, gaps))
     sources, tokens = (
         tuple("".join(words(lens, [text[i] for i in both[side]])) for both in at[0])
         for side, text in enumerate(ways[0])
@@ -279,7 +281,7 @@ def _places(
     return [*positions], found
 
 
-def _spans(name: str, given: Any, sizes: Sequence[int]) -> tuple[range, range]:
+def _spans(name: str, given: Any, sizes: Sequence[int]) -> tuple[range, ...]:
     """The tokens that an entry of ``positions`` stands for in the clean and in the corrupted prompt of a pair."""
     two = isinstance(given, Sequence) and len(given) == 2 and any(isinstance(at, Sequence) for at in given)
     each = zip(given if two else (given, given), sizes, strict=True)
@@ -323,51 +325,50 @@ def _states(lens: Lens, parts: str, way: Sequence[tuple[int, ...]], spans: Spans
 
 
 def _by_answers(engine: Engine, cells: Sequence[Cell], answers: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The difference of two answers in each cell. Shape [cell]."""
-    target = cells[0][0]
+    """Log-probability of the first answer minus that of the second, in each cell. Shape [cell]."""
+    target, found = cells[0][0], dict[Cell, float]()
     conditions = [*dict.fromkeys(condition for text, condition in cells if text == target)]
-    values = _difference(engine, [target], answers, conditions)[:, 0]
-    found = {(target, condition): value for condition, value in zip(conditions, values, strict=True)}
-    if others := [*dict.fromkeys(text for text, _ in cells if text != target)]:
-        values = _difference(engine, others, answers, [BASELINE])[0]
-        found |= {(text, BASELINE): value for text, value in zip(others, values, strict=True)}
+    others = [*dict.fromkeys(text for text, _ in cells if text != target)]
+    for texts, under in [([target], conditions)] + [(others, [BASELINE])] * bool(others):
+        requests = [LoglikelihoodRequest(text, ids) for text in texts for ids in answers]
+        for condition, scores in zip(under, engine.loglikelihood(requests, under, desc="patching"), strict=True):
+            right, wrong = (np.array([score.logprob for score in scores[i::2]]) for i in (0, 1))
+            found |= dict(zip([(text, condition) for text in texts], right - wrong, strict=True))
     return np.array([found[cell] for cell in cells])
+
+
+def _logits(engine: Engine, texts: Sequence[Sequence[int]], conditions: Sequence[Condition]) -> Tensor:
+    """Logits of texts of equal length, each under its condition. Shape [text, pos, d_vocab]."""
+    tokens = torch.tensor(texts, device=engine.lens.device)
+    as_it_is = engine.walked().foreign is not None
+    logits, _ = engine.backend.forward(
+        tokens, torch.ones_like(tokens), conditions, positions=[range(tokens.shape[1])] * len(tokens), as_it_is=as_it_is
+    )
+    return wide(torch.stack(logits))
 
 
 def _by_metric(
     engines: Sequence[Engine], cells: Sequence[Sequence[Cell]], metric: Metric, progress: bool
 ) -> np.ndarray:
-    """A metric in each cell of each pair; the engines have what the conditions put in place. Shape [cell, pair]."""
-    first, found = engines[0], []
+    """A metric in each cell of each pair; the engines have what the conditions put in place. Shape [pair, cell]."""
+    budget, found = engines[0].budget, []
     longest = max(len(text) for of_pair in cells for text, _ in of_pair)
-    as_it_is = first.walked().foreign is not None  # what a user has put on the model may depend on the batch
-    size = first.budget.unembed_rows // (longest * len(cells))
-    size = 1 if as_it_is else max(1, min(size, first.budget.batch_tokens // longest))
+    size = max(1, min(budget.unembed_rows // (longest * len(cells)), budget.batch_tokens // longest))
+    if engines[0].walked().foreign is not None:  # what a user has put on the model may depend on the batch
+        size = 1
     for start in Bar(iterable=range(0, len(cells[0]), size), desc="patching", disable=not progress):
         of_pairs = []
         for engine, of_pair in zip(engines, cells, strict=True):
-            texts, conditions = zip(*of_pair[start : start + size], strict=True)
-            tokens = torch.tensor(texts, device=engine.lens.device)
-            where, mask = [range(tokens.shape[1])] * len(tokens), torch.ones_like(tokens)
-            logits, _ = engine.backend.forward(tokens, mask, conditions, positions=where, as_it_is=as_it_is)
-            nothing = (0, 0, longest - tokens.shape[1], 0)
-            of_pairs.append(torch.nn.functional.pad(wide(torch.stack(logits)), nothing, value=torch.nan))
+            logits = _logits(engine, *zip(*of_pair[start : start + size], strict=True))
+            nothing = (0, 0, longest - logits.shape[1], 0)
+            of_pairs.append(torch.nn.functional.pad(logits, nothing, value=torch.nan))
         for logits in torch.stack(of_pairs, 1):  # [prompt, pos, d_vocab]
             values = torch.as_tensor(metric(logits)).double().cpu()
             if values.shape != (len(cells),):
                 fault = f"metric {_name(metric)} gives shape {[*values.shape]} for {len(cells)} prompts"
                 raise UserError(f"{fault}; return one number a prompt, such as logits[:, -1, token]")
             found.append(values.numpy())
-    return np.array(found)
-
-
-def _alike(differences: pd.DataFrame) -> pd.DataFrame:
-    """The table, if its pairs of prompts differ."""
-    if (same := np.isclose(differences["clean"], differences["corrupted"], rtol=1e-6, atol=0)).any():
-        value = differences["clean"][same].iloc[0]
-        fault = f"pair {np.argmax(same)}: the metric is {value:.3g} on both prompts, and no patch moves it"
-        raise UserError(f"{fault}; give a metric that tells the prompts apart")
-    return differences
+    return np.array(found).T
 
 
 def _name(metric: Metric) -> str:
@@ -375,13 +376,20 @@ def _name(metric: Metric) -> str:
 
 
 def _told(lens: Lens, rows: Sequence[tuple[tuple[int, ...], ...]], answer: Any) -> list[list[tuple[int, ...]]]:
-    """The tokens of both answers of each pair."""
+    """The tokens of both answers of each pair; where none are told, the likeliest next token of each prompt."""
     answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
-        raise UserError(
-            f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"
-        )
-    return [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
+        fault = f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"
+        raise UserError(fault)
+    engine, found = Engine(lens, progress=False), []
+    for row, told in zip(rows, answers, strict=True):
+        if told:
+            found.append([tuple(lens.tokenizer(str(text), add_special_tokens=False).input_ids) for text in told])
+        else:
+            found.append([(int(_logits(engine, [text], [BASELINE])[0, -1].argmax()),) for text in row])
+        if not all(found[-1]):
+            raise UserError(f"answer {tuple(told)!r}: an answer has no tokens; give some text")
+    return found
 
 
 def _place(position: int | str) -> str:
@@ -410,47 +418,15 @@ def _rows(lens: Lens, *given: str | Sequence[str]) -> list[tuple[tuple[int, ...]
     return rows
 
 
-def _answers(lens: Lens, row: tuple[tuple[int, ...], ...], told: Any) -> list[tuple[int, ...]]:
-    """The tokens of both answers; where none are told, the likeliest next token of each prompt."""
-    if told:
-        found = [tuple(lens.tokenizer(str(text), add_special_tokens=False).input_ids) for text in told]
-        if not all(found):
-            raise UserError(f"answer {tuple(told)!r}: an answer has no tokens; give some text")
-        return found
-    backend, found = Engine(lens, progress=False).backend, []
-    for tokens in row:
-        ids = torch.tensor([tokens], device=lens.device)
-        (logits,), _ = backend.forward(ids, torch.ones_like(ids), [BASELINE], positions=[[len(tokens) - 1]])
-        found.append((int(logits.argmax()),))
-    return found
-
-
-def _differences(
-    lens: Lens,
-    engine: Engine,
-    rows: Sequence[tuple[tuple[int, ...], ...]],
-    answers: Sequence[Sequence[tuple[int, ...]]],
-) -> pd.DataFrame:
-    """`Patching.differences`; refuses a pair of prompts that give its answers alike, in which a patch moves nothing."""
-    found = []
-    for i, (row, told) in enumerate(zip(rows, answers, strict=True)):
-        right, wrong = (lens.tokenizer.decode([*ids]) for ids in told)
-        clean, corrupted = (_difference(engine, [text], told, [BASELINE])[0, 0] for text in row)
-        if not abs(clean - corrupted) >= SAME:
-            alike = f"pair {i}: {right!r} against {wrong!r} is {clean:.2f} nats after both prompts"
-            raise UserError(f"{alike}, and no patch moves it; give answer=(right, wrong) that the prompts tell apart")
-        found.append((right, wrong, clean, corrupted))
-    return pd.DataFrame(found, columns=["right", "wrong", "clean", "corrupted"])
-
-
-def _difference(
-    engine: Engine,
-    prompts: Sequence[tuple[int, ...]],
-    answers: Sequence[tuple[int, ...]],
-    conditions: Sequence[Condition],
-) -> np.ndarray:
-    """Log-probability of the first answer minus that of the second. Shape [condition, prompt]."""
-    requests = [LoglikelihoodRequest(prompt, ids) for prompt in prompts for ids in answers]
-    scores = engine.loglikelihood(requests, conditions, desc="patching")
-    values = np.array([[answer.logprob for answer in of_condition] for of_condition in scores])
-    return values[:, ::2] - values[:, 1::2]
+def _differences(lens: Lens, values: np.ndarray, told: Sequence[Sequence[tuple[int, ...]]]) -> pd.DataFrame:
+    """`Patching.differences`; refuses a pair of prompts that are alike, in which a patch moves nothing."""
+    texts = [[lens.tokenizer.decode([*ids]) for ids in answers] for answers in told]
+    table = pd.DataFrame(texts, columns=["right", "wrong"] if told else None)
+    table[["clean", "corrupted"]] = values
+    clean, corrupted = values.T
+    if (same := np.isclose(clean, corrupted, rtol=1e-6, atol=SAME if told else 0.0)).any():
+        row = table[same].iloc[0]
+        what = f"{row.right!r} against {row.wrong!r}" if told else "the metric"
+        fault = f"pair {np.argmax(same)}: {what} is {row.clean:.3g} after both prompts, and no patch moves it"
+        raise UserError(f"{fault}; give answer=(right, wrong), or a metric, that tells the prompts apart")
+    return table

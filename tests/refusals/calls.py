@@ -56,7 +56,7 @@ NAME = "lens 'organism' is the name of a model; load it first: dl.load('organism
 GIVEN_A_NAME = {
     "layer_sweep": [TASK], "condition_sweep": [TASK, "L1"], "head_sweep": [TASK], "block_sweep": [TASK],
     "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
-    "induction_scores": [], "reasoning_scores": [],
+    "reasoning_scores": [],
     "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "sufficiency_curve": [ONE, LISTS], "free_text": [],
     "with_donor": [None], "next_token": ["x"],
     "worked_solutions": [TASK], "depth_geometry": [], "layer_effects": [],
@@ -158,7 +158,7 @@ PATCHES = [
     (patch(**PAIR, parts="heads", into="L1.H1", answer=("ab", "cd")), "several tokens"),
     *((patch(**PAIR, answer=x), "give (right, wrong)") for x in ("ab", ("a", "b", "c"))),
     (patch(**TWO, answer=[("a", "b")]), "or a list of 2, one for each pair"),
-    (patch(**PAIR, answer=("a", "a")), "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no"),
+    (patch(**PAIR, answer=("a", "a")), "pair 0: 'a' against 'a' is 0 after both prompts, and no"),
 ]
 WORKERS = [
     (layer_sweep(workers=0), "workers 0: give a whole number, at least 1"),
