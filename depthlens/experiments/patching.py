@@ -23,17 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, expand, heads_condition, heads_of
+from depthlens.ablations import BASELINE, WORDS, Condition, expand
 from depthlens.analysis.numbers import means
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import Means
-from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.geometry import residual_streams
 from depthlens.experiments.one_prompt import states_of, words
-from depthlens.experiments.path_patching import by_paths
 from depthlens.experiments.texts import tokens_of
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -140,7 +138,6 @@ def patch(
     metric: Metric | None = None,
     positions: Mapping[str, Sequence[Any]] | None = None,
     direction: str = RESTORE,
-    into: AnyHead | None = None,
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> Patching:
@@ -163,9 +160,6 @@ def patch(
             the clean and for the corrupted prompt. The tokens of an entry are patched together.
         direction: ``restore``: from the clean prompt into the corrupted one (denoising: what is sufficient);
             ``break``: the other way round (noising: what is necessary).
-        into: A head, the receiver: of the ``heads`` below it only what goes straight into it is patched (path patching,
-            Wang et al. 2022, arXiv 2211.00593). It reads as if a head had written what it writes on the other prompt;
-            all other parts read what they read before. Answers are of one token.
         batch_tokens: See `depthlens.condition_sweep`.
         progress: Whether a bar is shown.
 
@@ -175,8 +169,7 @@ def patch(
     Raises:
         UserError: prompts of unlike numbers, or of a pair without a difference; prompts of unlike length without
             ``positions``, or positions that prompts do not have; an answer that is no pair, answers that both prompts
-            tell apart equally well, or a metric that does not give a number a prompt; or a path from other parts than
-            heads, to a head without any below it, or in a model whose layers do more than add what attention gives.
+            tell apart equally well, or a metric that does not give a number a prompt.
 
     Example:
         >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
@@ -190,9 +183,9 @@ def patch(
         arguments.one_of(*allowed)(name, value)
     rows = _rows(lens, clean, corrupted)
     names, spans = _places(rows, positions)
-    single = _parts(lens, parts, into)
-    if metric is not None and (answer is not None or into is not None):
-        raise UserError("metric: it takes the place of answer, and into compares answers; give one of them")
+    single = _parts(lens, parts)
+    if metric is not None and answer is not None:
+        raise UserError("metric: it takes the place of answer; give one of them")
     told = [] if metric else _told(lens, rows, answer)
     turn = -1 if direction == BREAK else 1  # from the corrupted prompt into the clean one
     ways, at = [row[::turn] for row in rows], [[both[::turn] for both in of] for of in spans]
@@ -210,16 +203,7 @@ def patch(
     differences = _differences(lens, before, told)
     compared = _name(metric) if metric else NATS.format_map(differences.iloc[0])
     states = [_states(lens, parts, *each) for each in zip(ways, at, cells, strict=True)]
-    if into is None:
-        patched = values(cells, states, progress)
-    else:
-        size = Engine(lens, batch_tokens=batch_tokens, progress=False).budget.batch_tokens
-        (receiver,) = heads_of("into", [into])
-        found = []
-        for (_, target), of_cells, of, ids in zip(ways, cells, states, told, strict=True):
-            change = of.sample["z"] - states_of(lens, target, [of_cells[1][1]]).sample["z"]
-            found.append(by_paths(lens, size, target, change, [sender for _, sender in of_cells[1:]], receiver, ids))
-        patched = np.column_stack([before[:, ::turn][:, 1], found])
+    patched = values(cells, states, progress)
     gaps = before[:, ::turn][:, 0] - patched[:, 0]
     moved = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
     if positions is None:  # before the first token that differs a patch does nothing
@@ -236,25 +220,12 @@ def patch(
     )
 
 
-def _parts(lens: Lens, parts: str, into: AnyHead | None) -> list[tuple[str, Condition | None]]:
+def _parts(lens: Lens, parts: str) -> list[tuple[str, Condition | None]]:
     """Name and condition of each part that is patched; the token, which has no condition, before the first layer."""
-    if parts == RESID:
-        below = [None, *expand(WORDS["layer"], lens.dims)[1:-1]]
-        single = [(f"L{layer}.resid_pre", condition) for layer, condition in enumerate(below)]
-    else:
-        single = [(str(condition), condition) for condition in expand(parts, lens.dims)[1:]]
-    if into is None:
-        return single
-    (receiver,) = heads_of("into", [into])
-    heads_condition([receiver]).validate(lens.dims)
-    single = [(name, part) for name, part in single if part and part.ablations[0].layer < receiver.layer]
-    if parts != WORDS["head"] or not single:
-        fault = f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer"
-        raise UserError(f"{fault}; give parts 'heads', and a head of L1 or later")
-    if not walk_check.found(lens).adds:
-        fault = f"a layer of {lens.name!r} does more than add what its attention gives"
-        raise UserError(f"into {receiver}: {fault}; patch without into")
-    return single
+    if parts != RESID:
+        return [(str(condition), condition) for condition in expand(parts, lens.dims)[1:]]
+    below = [None, *expand(WORDS["layer"], lens.dims)[1:-1]]
+    return [(f"L{layer}.resid_pre", condition) for layer, condition in enumerate(below)]
 
 
 def _places(
