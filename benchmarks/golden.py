@@ -233,7 +233,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "race": lambda m: dl.race(m, FACTS, "layers", max_documents=48, margin=0.5, **NATS),
     "greedy": lambda m: dl.greedy_removal(m, FACTS, tolerance=5.0, max_layers=2, limit=8, **NATS),
     "removal curve": lambda m: dl.removal_curve(m, FACTS, LISTS, **CURVE, **NATS),
-    "sufficiency curve": lambda m: dl.sufficiency_curve(m, FACTS, LISTS, **CURVE, **NATS),
     "free text": lambda m: dl.free_text(m, ["L1", "L3.attn", "L2.H1"], **FREE, **QUIET),
     "experts": lambda _: sweep(tiny("qwen3-moe"), FACTS, ["L1.E2", "L3.E0+L2.H1"]),
 }

@@ -11,7 +11,6 @@ from .ablations import parse_condition as parse_condition
 from .analysis.heads.agreement import agreement as agreement
 from .analysis.heads.agreement import detector_agreement as detector_agreement
 from .analysis.heads.curves import RemovalCurve as RemovalCurve
-from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
 from .analysis.layers.geometry import Geometry as Geometry
 from .analysis.layers.removal import Greedy as Greedy
@@ -26,7 +25,6 @@ from .errors import UserError as UserError
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_curves import removal_curve as removal_curve
-from .experiments.head_curves import sufficiency_curve as sufficiency_curve
 from .experiments.one_prompt import ablated as ablated
 from .experiments.one_prompt import attention as attention
 from .experiments.one_prompt import generate as generate

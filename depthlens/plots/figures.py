@@ -20,7 +20,7 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
         *(heads.head_map, comparison.recovery_curve),
     ),
     "HeadScores": (heads.head_map, heads.head_overlap),
-    **{"RemovalCurve": (heads.removal_curve,), "SufficiencyCurve": (heads.sufficiency,)},
+    "RemovalCurve": (heads.removal_curve,),
     "Geometry": (layers.influence_profile, layers.angular_map, layers.logit_lens),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
     **{"Verdicts": (claims.scorecard,), "open_book": (layers.open_book_losses,)},

@@ -32,7 +32,6 @@ race = on(dl.race, ONE, "heads", lens="organism", progress=False, store=None)
 retrieval = on(dl.retrieval_scores, progress=False)
 reasoning = on(dl.reasoning_scores, **QUICK)
 removal = on(dl.removal_curve, ONE, lens="organism", k=1, lists=LISTS, **QUICK)
-sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUICK)
 free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
 depth_geometry = on(dl.depth_geometry, progress=False)
 plan = on(dl.plan, TASK, "layers", store=None)
@@ -57,7 +56,7 @@ GIVEN_A_NAME = {
     "layer_sweep": [TASK], "condition_sweep": [TASK, "L1"], "head_sweep": [TASK], "block_sweep": [TASK],
     "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
     "reasoning_scores": [],
-    "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "sufficiency_curve": [ONE, LISTS], "free_text": [],
+    "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "free_text": [],
     "with_donor": [None], "next_token": ["x"],
     "worked_solutions": [TASK], "depth_geometry": [], "layer_effects": [],
 }  # fmt: skip
@@ -135,7 +134,6 @@ HEADS = [
     (removal(k=0), "k 0: give a whole number, at least 1"),
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
-    (sufficiency(measure="both"), "a curve has one measure"),
 ]  # fmt: skip
 PAIR = {"clean": "the cat", "corrupted": "the dog"}
 TWO = {"clean": ["the cat", "one cat"], "corrupted": ["the dog", "one dog"]}

@@ -66,7 +66,6 @@ def names(tmp_path_factory, unchecked):
             "geometry": dl.depth_geometry(lens, limit=2, **quiet),
             "moved": dl.condition_sweep(base, ONE, "bottom@donor", donor=donor, limit=8, **quiet),
             "whole": dl.condition_sweep(donor, ONE, ["baseline"], limit=8, **quiet),
-            "kept": dl.sufficiency_curve(lens, ONE, {"copying": ["L2.H1", "L1.H2"]}, k=2, n_draws=10, limit=4, **quiet),
             **{"curve": made_results.removal_curve(), "greedy": made_results.greedy()},
             "race": made_results.race(["critical", "spared", "undecided"]),
             **{"one": one, "other": other, "comparison": dl.compare(one, other)},
