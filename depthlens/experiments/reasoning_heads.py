@@ -97,22 +97,6 @@ class Solution:
         tokens = self.text.tokens
         return LoglikelihoodRequest(tokens[: span.start], tokens[span.start : span.end])
 
-    def frame(self, logprobs: Sequence[float] | None = None) -> pd.DataFrame:
-        """The spans in reading order: kind, text, n_tokens, and nats_per_token where their log-probabilities are given.
-
-        Args:
-            logprobs: Of each span, in nats, e.g. by `Engine.loglikelihood` of its `request`.
-        """
-        whole = self.text.context + self.text.continuation
-        offsets = self.text.offsets
-        rows = [
-            (s.kind, whole[offsets[s.start][0] : offsets[s.end - 1][1]].strip(" "), s.end - s.start) for s in self.spans
-        ]
-        table = pd.DataFrame(rows, columns=["kind", "text", "n_tokens"])
-        if logprobs is not None:
-            table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
-        return table
-
 
 def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
     """Every number of a solution: start, end, and ``computed``, ``copied`` or None where it could be both.
@@ -251,7 +235,8 @@ def reasoning_scores(
     if lacking := [name for name, some in needed.items() if not len(some)]:
         fault = f"none of {len(solved)} solutions has {lacking[0]}"
         raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents")
-    requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
+    requests = [solved[s].text.request for s, _ in cells]
+    weights = [[float(of_token == kind) for of_token in solved[s].kinds] for s, kind in cells]  # its tokens count
     entry = answers.entry(f"solutions {' '.join(names)}", method=address(method))
     lost, clean = losses(lens, requests, method, chosen, entry, weights=weights, heads=removed)
     n_tokens = np.array([sum(of_cell) for of_cell in weights])
@@ -284,8 +269,3 @@ def ratio_cases(
     mean = surprisal.mean()
     ratio = losses.mean(0) / mean
     return ratio + (losses - ratio * surprisal[:, None, None]) / mean
-
-
-def weighted_tokens(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
-    """The whole solution as one continuation, in which the tokens of one kind count."""
-    return solution.text.request, [float(of_token == kind) for of_token in solution.kinds]

@@ -163,9 +163,6 @@ def retrieval_scores(
     given_removed: Sequence[AnyHead] | None = None,
     needles: Sequence[Needle] | None = None,
     only_recalled: bool = True,
-    n_needles: int = 2,
-    depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-    context_lengths: Sequence[int] = (256, 512),
     **options: Unpack[EvalOptions],
 ) -> HeadScores:
     """Score every head as a retrieval head: where it looks, what it writes, or what its removal costs.
@@ -183,12 +180,9 @@ def retrieval_scores(
             check the heads that an estimate ranks first.
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
             of them are removed already. It is high for heads that can replace each other.
-        needles: Needles to use, from `depthlens.tasks.needles`, in place of the following.
+        needles: Needles to use, such as those of `depthlens.tasks.written_needles` with other depths and lengths.
         only_recalled: Whether needles count only if the model recalls them. False: their answers are given to the
             model token by token, which says what its heads do then, and not how it would find an answer.
-        n_needles: Written haystacks for every depth and context length.
-        depths: Where in the haystack the needle is, from 0 to 1.
-        context_lengths: Tokens of a prompt.
         options: `EvalOptions`: limit, num_fewshot and include_path of ``tasks``; seed of the haystacks, or of the
             choice of examples; batch_tokens, store, progress.
 
@@ -218,9 +212,7 @@ def retrieval_scores(
         needles = prompts.task_needles(lens, names, **task_options(chosen))
         label, source = " ".join([label, *names]), tasks_record(names, chosen)
     else:
-        needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"])
-        source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
-        source |= {"seed": chosen["seed"]}
+        needles, source = prompts.written_needles(lens, seed=chosen["seed"]), {"seed": chosen["seed"]}
     answers = AnswerStore(chosen["store"], lens)
     engine = engine_of(lens, chosen, answers.entry(label))
     recalled = _recalled(engine, needles)

@@ -9,7 +9,7 @@ from scipy import stats as sps
 
 from depthlens.experiments import reasoning_heads
 from depthlens.experiments.attribution import attribute
-from depthlens.experiments.reasoning_heads import reasoning_scores, weighted_tokens
+from depthlens.experiments.reasoning_heads import reasoning_scores
 from depthlens.tasks.encoding import Encoder
 from depthlens.tasks.measures import align
 
@@ -63,8 +63,9 @@ def test_attributed_reasoning_scores_add_up_to_the_attribution_of_the_whole(lens
     assert all(s.n_unclear == 0 for s in solved)  # so that the three kinds are all tokens
     whole, _ = attribute(lens, [s.text.request for s in solved])
     for solution, of_whole in zip(solved, whole.numpy(), strict=True):
-        requests, weights = zip(*(weighted_tokens(solution, kind) for kind in reasoning_heads.KINDS), strict=True)
-        assert np.allclose(attribute(lens, requests, weights=weights)[0].numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
+        weights = [[float(of == kind) for of in solution.kinds] for kind in reasoning_heads.KINDS]
+        of_kinds, _ = attribute(lens, [solution.text.request] * len(weights), weights=weights)
+        assert np.allclose(of_kinds.numpy().sum(0), of_whole, atol=LOSS_TOLERANCE)
 
 
 def test_numbers_of_a_solution_are_computed_or_copied():
