@@ -222,20 +222,15 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     **{of: lambda m, of=of: write(m, FEW, "arithmetic_direct", measure=of) for of in ("answer_logprob", "both")},
     "token_logprob": lambda m: sweep(m, [FACTS, "arithmetic_direct"], FEW, measure="token_logprob"),
     **{f"heads/{name}": lambda m, o=o: dl.head_sweep(m, FACTS, limit=4, **o, **SHORT) for name, o in HEADS.items()},
-    "induction": lambda m: dl.induction_scores(m, n_texts=4, length=20, **QUIET),
     "reasoning/exact": lambda m: dl.reasoning_scores(m, limit=3, **SHORT),
     "reasoning/attribution": lambda m: dl.reasoning_scores(m, limit=3, method="attribution", **SHORT),
-    "attention at results": lambda m: dl.attention_at_results(m, limit=3, **SHORT),
     "attention": lambda m: dl.attention(m, [*range(40, 60)], (2, 1)).pattern[0, [0, 7, 19]],
     "next token": lambda m: dl.next_token(m, TEXTS[0], ["L2", "L1.H2+L3.mlp"], k=20),
     "geometry": lambda m: dl.depth_geometry(m, TEXTS, **QUIET),
     "layer effects": lambda m: dl.layer_effects(m, TEXTS, **QUIET),
-    "weight deltas": lambda m: dl.weight_deltas(m, tiny("llama", 1), store=None),
-    "activation deltas": lambda m: dl.activation_deltas(m, tiny("llama", 1), TEXTS, store=None),
     "race": lambda m: dl.race(m, FACTS, "layers", max_documents=48, margin=0.5, **NATS),
     "greedy": lambda m: dl.greedy_removal(m, FACTS, tolerance=5.0, max_layers=2, limit=8, **NATS),
     "removal curve": lambda m: dl.removal_curve(m, FACTS, LISTS, **CURVE, **NATS),
-    "sufficiency curve": lambda m: dl.sufficiency_curve(m, FACTS, LISTS, **CURVE, **NATS),
     "free text": lambda m: dl.free_text(m, ["L1", "L3.attn", "L2.H1"], **FREE, **QUIET),
 }
 
@@ -403,7 +398,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 
 @functools.cache
 def evidence() -> dl.claims.Evidence:
-    return dl.claims.Evidence(**{role: [result(role, seed=seed) for seed in range(3)] for role in ROLES})
+    return dl.claims.Evidence(**{role: result(role) for role in ROLES})
 
 
 def draws(seed: int, n: int = 50) -> np.ndarray:

@@ -10,7 +10,6 @@ from .ablations import parse_condition as parse_condition
 from .analysis.heads.agreement import agreement as agreement
 from .analysis.heads.agreement import detector_agreement as detector_agreement
 from .analysis.heads.curves import RemovalCurve as RemovalCurve
-from .analysis.heads.curves import SufficiencyCurve as SufficiencyCurve
 from .analysis.heads.scores import HeadScores as HeadScores
 from .analysis.layers.geometry import Geometry as Geometry
 from .analysis.layers.pairs import PairLosses as PairLosses
@@ -23,12 +22,9 @@ from .analysis.runs.comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
 from .errors import UserError as UserError
-from .experiments.distillation import activation_deltas as activation_deltas
-from .experiments.distillation import weight_deltas as weight_deltas
 from .experiments.geometry import depth_geometry as depth_geometry
 from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_curves import removal_curve as removal_curve
-from .experiments.head_curves import sufficiency_curve as sufficiency_curve
 from .experiments.one_prompt import ablated as ablated
 from .experiments.one_prompt import attention as attention
 from .experiments.one_prompt import generate as generate
@@ -38,10 +34,8 @@ from .experiments.pair_sweep import pair_sweep as pair_sweep
 from .experiments.patching import patch as patch
 from .experiments.planning import plan as plan
 from .experiments.race import race as race
-from .experiments.reasoning_heads import attention_at_results as attention_at_results
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.reasoning_heads import worked_solutions as worked_solutions
-from .experiments.retrieval_heads import induction_scores as induction_scores
 from .experiments.retrieval_heads import recall_table as recall_table
 from .experiments.retrieval_heads import recalled_needles as recalled_needles
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores

@@ -91,7 +91,6 @@ def run(
     out: str,
     parameter: list[Any] | None = None,
     profile: str | None = None,
-    models: str | None = None,
     no_answers: bool = False,
     **options: Any,
 ) -> None:
@@ -108,7 +107,6 @@ def run(
         profile (NAME): Parameter values in place of the notebooks' own: smoke (seconds: every cell runs, on the first
             layers of each model and too few documents for findings), demo (minutes), scorecard (hours) or paper (the
             study's models, on a GPU). Without it the notebooks' own values hold.
-        models (A,B,...): Models to run on, one after another: a folder each, and one index.
         no_answers: Leave the texts of questions and answers out of the views of what breaks.
         options: Where answers are kept, and workers.
     """
@@ -123,8 +121,7 @@ def run(
     say(f"reading {'all notebooks' if names == ['all'] else ', '.join(names)}")
     from depthlens.runner import execute
 
-    each = models.split(",") if models is not None else None
-    report = execute.run(names, out=out, profile=profile, parameters=dict(parameter or []), models=each)
+    report = execute.run(names, out=out, profile=profile, parameters=dict(parameter or []))
     for line in report.errors:
         typer.echo(f"Error: {line}", err=True)
     if report.exit_code == 130:

@@ -6,6 +6,7 @@ answer is right as often as the log-odds say, and else a guess; a written one is
 """
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import made_results
 import numpy as np
@@ -51,16 +52,8 @@ class Task:
     floor: float = CHANCE
 
 
-class _NoTexts:
-    """A result without written texts."""
-
-    docs, n_layers = pd.DataFrame({"task": [], "layer": [], "parsed": []}), 1
-
-    def primary(self):
-        return self
-
-
-NO_TEXTS = _NoTexts()
+# a result without written texts
+NO_TEXTS = SimpleNamespace(docs=pd.DataFrame({"task": [], "layer": [], "parsed": []}), n_layers=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +63,17 @@ class Made(Evidence):
     by_field: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pass
+        vars(self).update(generation=NO_TEXTS, reasoning=NO_TEXTS)
 
-    def results(self, name):
-        return [NO_TEXTS] * (name in self.by_field)
+    def has(self, name):
+        return name in self.by_field
 
-    def profiles(self, name, suffix="", seed=0):
+    def profiles(self, name, suffix=""):
         if suffix:
             raise UserError("other views decide nothing")
         return self.by_field.get(name, [])
 
-    def easy(self, name, seed, tasks):
+    def easy(self, name, tasks):
         """The whole model's log-odds with other luck than that of the prompts that are judged."""
         own = [p for p in self.by_field[name] if p.task in tasks]
         margins = [zip(p.documents, self.by_field["margins"][p.model, p.task], strict=True) for p in own]
@@ -211,7 +204,7 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         costs[task] = Costs(task, "acc", False, *means, mean(right, units, limits=UNLIMITED))
         for name, x in rivals.items():
             ranks[name, task] = (1 + (x.mean(1) >= own[name].mean()).sum()) / (1 + n_lists)
-    return list(heads.compared({"few-shot seed 1": costs}, LISTS, dict.fromkeys(LISTS, ""), ranks))
+    return list(heads.compared({"all layers": costs}, LISTS, dict.fromkeys(LISTS, ""), ranks))
 
 
 def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):
@@ -223,4 +216,4 @@ def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):
     about = {"documents": tuple(f"q{i}" for i in range(n)), "task": "sums"}
     own = made_results.profile(base.astype(float), (moved ^ turned).astype(float), 0.0, **about)
     goal = made_results.profile(donor.astype(float), np.zeros((n, 1)), 0.0, **about)
-    return list(recovered([(own, goal)]))
+    return list(recovered(own, goal))

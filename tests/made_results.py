@@ -113,12 +113,12 @@ def by_condition(losses, suffix: str) -> Mapping[str, float]:
     return losses if isinstance(losses, dict) else {f"L{layer}{suffix}": loss for layer, loss in enumerate(losses)}
 
 
-def viewed(loss, task="task", *, seeds=1, views=VIEWS, n=150, broken=None, accuracy=0.9, **options) -> list[Result]:
-    """Sweeps of one task of four options, one a few-shot seed, under every view; ``broken``: the measured floor."""
+def viewed(loss, task="task", *, views=VIEWS, n=150, broken=None, accuracy=0.9, **options) -> Result:
+    """A sweep of one task of four options under every view; ``broken``: the measured floor."""
     losses = {name: x for view in views for name, x in by_condition(loss, view).items()}
     losses |= {} if broken is None else {broken_condition(len(loss)): 1 - broken / accuracy}
     of_task = {"task": task, "model": "m", "n_layers": len(loss), "chance": 0.25, "n": n, "accuracy": accuracy}
-    return [sweep(losses, seed=seed, record={"seed": seed}, **of_task | options) for seed in range(seeds)]
+    return sweep(losses, **of_task | options)
 
 
 def tokens(losses: Mapping[str, np.ndarray], *, n=150, model="m") -> Result:
@@ -243,7 +243,7 @@ def verdicts(loss: np.ndarray, model: str) -> Verdicts:
 
 def scorecard(folder: Path, loss: np.ndarray, model: str, **record: object) -> Path:
     """What `depthlens run 09_claims` leaves of a model: results, and verdicts below them."""
-    (made,) = viewed(loss, "letters", n=60, model=model, views=("",))
+    made = viewed(loss, "letters", n=60, model=model, views=("",))
     Result(made.docs, made.record | record).save(folder / "09_claims")
     verdicts(loss, model).save(folder / "09_claims" / "verdicts")
     return folder

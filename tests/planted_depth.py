@@ -10,10 +10,10 @@ import numpy as np
 import depthlens as dl
 from depthlens.analysis.result.losses import broken_condition, layer_third
 from depthlens.analysis.result.profiles import third_conditions
-from depthlens.claims.answers import CRITICAL, HARMLESS, NEAR, TASKS, TREND, WRITTEN
-from depthlens.claims.in_depth import DEEPER_THAN, SHALLOWER
+from depthlens.claims.answers import NEAR, TASKS
 from depthlens.claims.measures import FIRST
 from depthlens.claims.parts import STUDY, Estimate, Part
+from depthlens.claims.questions import CRITICAL, DEEPER_THAN, HARMLESS, SHALLOWER, TREND, WRITTEN
 from depthlens.metrics import TOKEN_LOGPROB
 
 LAYERS = 30

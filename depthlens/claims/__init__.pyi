@@ -1,6 +1,6 @@
+from .able import tested as tested
 from .claims import CLAIMS as CLAIMS
 from .evidence import Evidence as Evidence
-from .measures import tested as tested
 from .sweeps import ROLES as ROLES
 from .sweeps import ask as ask
 from .verdicts import Verdicts as Verdicts

@@ -2,101 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from depthlens.analysis.numbers.means import Mean, Ratio
 from depthlens.analysis.result.losses import Losses
+from depthlens.claims import questions
+from depthlens.claims.able import Able
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import (
-    ALL,
-    DEEPER,
-    FIRST,
-    MEANS,
-    SPARED,
-    SUFFIX,
-    crossed,
-    even,
-    judged,
-    log_odds,
-    not_measured,
-    shared,
-)
-from depthlens.claims.parts import (
-    ANSWERS,
-    APART,
-    AT_LEAST,
-    CONTROLLED,
-    GRAMS,
-    SCORE,
-    STUDY,
-    UNDER,
-    Effect,
-    Estimate,
-    Part,
-    Question,
-    mean_of,
-    missing,
-    named,
-    part,
-)
+from depthlens.claims.measures import ALL, DEEPER, FIRST, MEANS, SPARED, SUFFIX, crossed, even, log_odds, shared
+from depthlens.claims.parts import STUDY, Effect, Estimate, Part, Question, mean_of, named
 from depthlens.errors import UserError
 
-LAYER = "times the mean loss of a layer"
 NEAR = (0.6, 0.9)  # layers of these ranks by cost, whose mean is that of the layer at three quarters
 
 
-def _both(what: str, matters: float, claim: str = AT_LEAST) -> tuple[Question, Question]:
-    """A question in answers as the study asks it, and in shares of what there is to lose."""
-    return Question(what, ANSWERS, matters, claim), Question(what, SCORE, matters, claim, CONTROLLED)
+def _floors(able: Able) -> Iterator[str]:
+    """The measured floor of each task beside the guessed one."""
+    for p in able.every:
+        if p.floor is not None and p.broken is None:
+            yield f"the floor of {p.label} is {p.floor:.2f} by its form; it was not measured"
+        elif p.floor is not None and p.broken is not None:
+            yield f"a broken model scores {p.broken.mean():.2f} on {p.label} ({p.floor:.2f} by its form)"
 
 
-HARMLESS = _both("Scored by {name}, three quarters of the layers after L1 cost no more than {effect} each", 0.10, UNDER)
-CRITICAL = _both("Scored by {name}, L0 or L1 costs {effect} more than a later layer on average", 0.10)
-WRITTEN = _both("A layer beyond the first third costs {effect} more if {name} is written, not chosen", 0.10)
-LOOPS = (
-    Question("A text that is written without a layer beyond the first third repeats {effect} more", GRAMS, 0.10),
-    Question("Of what was new, a text without such a layer repeats {effect}", GRAMS, 0.10, row=CONTROLLED),
-)
-TREND = Question("A layer of the first third costs {effect} more than one of the last third", ANSWERS, 0.05)
-SLOPE = TREND._replace(of=LAYER, matters=0.25, row=CONTROLLED)
-VARIES = Question(
-    "What the first third costs beyond the last differs between two {name} by {effect}", ANSWERS, 0.10, APART
-)
-VARIES_MORE = VARIES._replace(of=LAYER, matters=0.5, row=CONTROLLED)
-VARIES_RELATIVE = VARIES._replace(of=SCORE, row=CONTROLLED)
-
-
-def _floor(profile: Losses) -> str:
-    """The measured floor of a task beside the guessed one."""
-    if profile.broken is None:
-        return f"the floor of {profile.label} is {profile.floor:.2f} by its form; it was not measured"
-    return f"a broken model scores {profile.broken.mean():.2f} on {profile.label} ({profile.floor:.2f} by its form)"
-
-
-def _over_tasks(
-    evidence: Evidence, questions: Sequence[Question], names: Sequence[str], of: Callable[[Losses], Mean]
-) -> Iterator[Part]:
+def _over_tasks(able: Able, questions: Sequence[Question], of: Callable[[Losses], Mean]) -> Iterator[Part]:
     """Parts that are the mean over the tasks of some fields: absolute, and as a share of what there is to lose."""
-    seeds = evidence.n_seeds(*names)
-    kept, left = judged([p for name in names for p in evidence.profiles(name)])
-    tasks = {p.task for p in kept}
-    notes = [*left, *(_floor(p) for p in kept if p.floor is not None)]
+
+    def effect(view: str, row: str) -> list[Effect]:
+        chosen = able.profiles(view)
+        losses, room = mean_of([of(p) for p in chosen]), mean_of([p.room for p in chosen])
+        return [losses] if row == STUDY else [Ratio(losses, room)]
+
     for question in questions:
-
-        def effect(view: str, seed: int, row: str = question.row) -> list[Effect]:
-            chosen = [p for name in names for p in evidence.profiles(name, SUFFIX[view], seed) if p.task in tasks]
-            if not chosen:
-                raise UserError("; ".join(left) or "no task")
-            losses, room = mean_of([of(p) for p in chosen]), mean_of([p.room for p in chosen])
-            return [losses] if row == STUDY else [Ratio(losses, room)]
-
-        labels = [f"{p.task} {p.metric}" for p in kept]
-        yield part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=labels, notes=notes)
+        yield able.part(question, partial(effect, row=question.row), notes=[*_floors(able)])
 
 
 def c1(evidence: Evidence) -> Iterator[Part]:
@@ -115,8 +58,9 @@ def c1(evidence: Evidence) -> Iterator[Part]:
         return profile.mean(even(profile.layers < FIRST) - even(profile.layers >= FIRST))
 
     for field, name in (("letters", "letters"), ("continuation", "answer texts")):
-        yield from _over_tasks(evidence, [named(question, name) for question in HARMLESS], [field], later)
-        yield from _over_tasks(evidence, [named(question, name) for question in CRITICAL], [field], critical)
+        able = Able(evidence, [field])
+        yield from _over_tasks(able, [named(question, name) for question in questions.HARMLESS], later)
+        yield from _over_tasks(able, [named(question, name) for question in questions.CRITICAL], critical)
 
 
 def c2(evidence: Evidence) -> Iterator[Part]:
@@ -127,71 +71,62 @@ def c2(evidence: Evidence) -> Iterator[Part]:
     what there is to lose under one protocol for both, whichever of the two that is. And texts that go on without such
     a layer lose their coherence: at least 10% more of their 4-grams occurred before.
     """
-    for name, written, chosen in (
-        ("a letter", "generation", "letters"),
-        ("a worked solution", "reasoning", "reasoning_continuation"),
-    ):
-        yield from _written(evidence, name, written, chosen)
+    yield from _written(evidence, "a letter", "generation", "letters")
+    yield from _written(evidence, "a worked solution", "reasoning", "reasoning_continuation")
     yield from _loops(evidence)
+
+
+def _deep(profile: Losses) -> Mean:
+    """What a layer beyond the first third costs."""
+    return profile.mean(even(profile.thirds > 0))
 
 
 def _loops(evidence: Evidence) -> Iterator[Part]:
     """How much more texts repeat themselves without a deep layer: of all 4-grams, and of those that were new before."""
-    if not evidence.results("texts"):
-        yield from (missing(question, not_measured(["texts"])) for question in LOOPS)
-        return
 
-    def effect(view: str, seed: int, row: str) -> list[Effect]:
+    def effect(view: str, row: str) -> list[Effect]:
         found = next(p for p in evidence.profiles("texts", SUFFIX[view]) if p.metric == "repetition")
-        more = found.mean(even(found.thirds > 0))  # repetition is turned: less of it is better
+        more = _deep(found)  # repetition is turned: less of it is better
         return [more] if row == STUDY else [Ratio(more, found.over(1 + found.base, (0.0, 1.0)))]
 
-    for question in LOOPS:
-        yield part(question, functools.partial(effect, row=question.row), seeds=1, main=ALL, views=(SPARED, MEANS))
+    for question in questions.LOOPS:
+        yield Able(evidence, []).part(question, partial(effect, row=question.row), needed=["texts"])
 
 
 def _written(evidence: Evidence, name: str, written: str, chosen: str) -> Iterator[Part]:
     """The loss of deep layers on the tasks of one field minus that on the tasks of another with the same questions."""
-    if lacking := [field for field in (written, chosen) if not evidence.results(field)]:
-        yield from (missing(named(question, name), not_measured(lacking)) for question in WRITTEN)
-        return
-    kept, left = judged([*evidence.profiles(written), *evidence.profiles(chosen)])
-    able = {p.task for p in kept}
-    rivals = {p.documents: p.task for p in evidence.profiles(chosen) if p.task in able}
-    own = [p for p in evidence.profiles(written) if p.task in able and p.documents in rivals]
-    pairs = {p.task: rivals[p.documents] for p in own}
-    notes = [*left, *map(_floor, kept), *_unparsed(evidence, written, list(pairs))]
-    seeds, tasks = evidence.n_seeds(written, chosen), [*pairs, *pairs.values()]
-    for question in WRITTEN:
+    able = Able(evidence, [written, chosen])
+    notes = [*_floors(able), *_unparsed(able, written)]
 
-        def effect(view: str, seed: int, row: str = question.row) -> list[Effect]:
-            if not pairs:
-                raise UserError("; ".join(left) or "the written and the chosen tasks ask other questions")
-            a, b = ({p.task: p for p in evidence.profiles(name, SUFFIX[view], seed)} for name in (written, chosen))
-            both = [(a[task], b[rival]) for task, rival in pairs.items()]
-            more = mean_of([x.mean(even(x.thirds > 0)) - y.mean(even(y.thirds > 0)) for x, y in both])
-            if row == STUDY:
-                return [more]
-            return [Ratio(more, mean_of([pair[i].room for pair in both])) for i in (0, 1)]
+    def effect(view: str, row: str) -> list[Effect]:
+        every = itertools.product(able.profiles(view, written), able.profiles(view, chosen))
+        pairs = [pair for pair in every if pair[0].documents == pair[1].documents]
+        if not pairs:
+            raise UserError("the written and the chosen tasks ask other questions")
+        more = mean_of([_deep(a) - _deep(b) for a, b in pairs])
+        if row == STUDY:
+            return [more]
+        return [Ratio(more, mean_of([side.room for side in sides])) for sides in zip(*pairs, strict=True)]
 
-        asked = named(question, name)
-        yield part(asked, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=tasks, notes=notes)
+    for question in questions.WRITTEN:
+        yield able.part(named(question, name), partial(effect, row=question.row), notes=notes)
 
 
-def _unparsed(evidence: Evidence, field: str, tasks: Sequence[str]) -> Iterator[str]:
+def _unparsed(able: Able, field: str) -> Iterator[str]:
     """How many written answers could not be read, with a layer beyond the first third removed."""
-    result = evidence.results(field)[0].primary()
-    for task in tasks:
+    for task in sorted(able.tasks(field)):
+        result = getattr(able.evidence, field)
         docs = result.docs[(result.docs["task"] == task) & (result.docs["layer"] * 3 >= result.n_layers)]
         if docs["parsed"].notna().any():
             share = 1 - docs["parsed"].dropna().astype(float).mean()
             yield f"{share:.0%} of the answers to {task} cannot be read without a layer beyond the first third"
 
 
-PROTOCOLS = "protocols of the same questions"
-TASKS = ("letters", "continuation", "generation", "retrieval", "reasoning", "reasoning_choice")
-# fields whose tasks are answered in one way: letters are chosen, texts are chosen, answers are written
-ALIKE = (("letters",), ("continuation", "retrieval", "reasoning_choice"), ("generation", "reasoning"))
+# fields by the way in which their tasks are answered: letters or texts are chosen, or answers are written
+TASKS = {
+    "letters": "letters", "continuation": "texts", "generation": "written", "retrieval": "texts",
+    "reasoning": "written", "reasoning_choice": "texts",
+}  # fmt: skip
 
 
 def _trend(profile: Losses) -> Mean:
@@ -204,29 +139,17 @@ def c7(evidence: Evidence) -> Iterator[Part]:
     The mean over every task that is not at chance is at least 5% of the answers; each task stands beside it.
     Controlled: at least a quarter of what a layer costs on average, without L0 and L1, in log-odds per answer token.
     """
-    fields = [name for name in TASKS if evidence.results(name)]
-    (found,) = _over_tasks(evidence, [TREND], fields, _trend)
-    kept, _ = judged([p for name in fields for p in evidence.profiles(name)])
+    able = Able(evidence, [*filter(evidence.has, TASKS)] or TASKS)
+    (found,) = _over_tasks(able, [questions.TREND], _trend)
     if not found.main.why:
-        found = replace(found, beside={**found.beside, **{p.label: Estimate.of([_trend(p)]) for p in kept}})
+        found = replace(found, beside={**found.beside, **{p.label: Estimate.of([_trend(p)]) for p in able.every}})
     yield found
-    if not evidence.results("tokens"):
-        yield missing(SLOPE, not_measured(["tokens"]))
-        return
-    tasks = {p.task for p in kept}
 
-    def effect(view: str, seed: int) -> list[Effect]:
-        first = FIRST if view == DEEPER else 0
-        profiles = [p.beyond(first) for p in evidence.profiles("tokens", SUFFIX[view], seed) if p.task in tasks]
-        if not profiles:
-            raise UserError("no task of tokens is one that the model is shown to do")
-        odds = [log_odds(p) for p in profiles]
-        means = [p.over(p.loss.mean(1)) for p in odds]
-        return [Ratio(mean_of([_trend(p) for p in odds]), mean_of(means))]
+    def slope(view: str) -> list[Effect]:
+        odds = [log_odds(p) for p in able.profiles(view, "tokens")]
+        return [Ratio(mean_of([_trend(p) for p in odds]), mean_of([p.over(p.loss.mean(1)) for p in odds]))]
 
-    labels = sorted(p.task for p in evidence.profiles("tokens") if p.task in tasks)
-    views = (ALL, SPARED, MEANS)
-    yield part(SLOPE, effect, seeds=evidence.n_seeds("tokens"), main=DEEPER, views=views, tasks=labels)
+    yield able.part(questions.SLOPE, slope, needed=["tokens"], main=DEEPER, views=(ALL, SPARED, MEANS))
 
 
 def c8(evidence: Evidence) -> Iterator[Part]:
@@ -238,39 +161,25 @@ def c8(evidence: Evidence) -> Iterator[Part]:
     L0 and L1, in log-odds per answer token; protocols by 10% of what there is to lose under one of them for both,
     whichever of the two that is.
     """
-    fields = [name for name in TASKS if evidence.results(name)]
-    kept, left = judged([p for name in fields for p in evidence.profiles(name) if p.floor is not None])
-    able = {p.task for p in kept}
+    able = Able(evidence, [*filter(evidence.has, TASKS)] or TASKS)
+    way = {p.task: TASKS[name] for name, profiles in able.kept.items() for p in profiles}
 
-    seeds = evidence.n_seeds(*fields)
+    def tasks(view: str) -> list[Effect]:
+        by_way = sorted(able.profiles(view), key=lambda p: way[p.task])  # of equal differences the first is taken
+        return [_apart(by_way, _trend, lambda a, b: way[a.task] == way[b.task])]
 
-    def profiles(view: str, seed: int, names: Sequence[str] = fields) -> list[Losses]:
-        return [p for name in names for p in evidence.profiles(name, SUFFIX[view], seed) if p.task in able]
+    def in_odds(view: str) -> list[Effect]:
+        found = [log_odds(p.beyond(FIRST)) for p in able.profiles(view, "tokens")]
+        return [_apart(found, _slope, lambda a, b: True)]
 
-    def tasks(view: str, seed: int) -> list[Effect]:
-        found = [profiles(view, seed, [name for name in names if name in fields]) for names in ALIKE]
-        ends = np.cumsum([0, *map(len, found)])
-        pairs = [pair for a, b in itertools.pairwise(ends) for pair in itertools.combinations(range(a, b), 2)]
-        return [_apart(list(itertools.chain(*found)), pairs, _trend)]
+    def protocols(view: str, *sides: int) -> list[Effect]:
+        found = able.profiles(view)
+        return [_apart(found, _trend, lambda a, b: a.documents == b.documents, side) for side in sides or [None]]
 
-    def in_odds(view: str, seed: int) -> list[Effect]:
-        found = [log_odds(p.beyond(FIRST)) for p in profiles(view, seed, ["tokens"])]
-        return [_apart(found, list(itertools.combinations(range(len(found)), 2)), _slope)]
-
-    def protocols(view: str, seed: int, rooms: Sequence[int | None]) -> list[Effect]:
-        found = profiles(view, seed)
-        pairs = itertools.combinations(range(len(found)), 2)
-        same = [(i, j) for i, j in pairs if found[i].documents == found[j].documents]
-        return [_apart(found, same, _trend, side) for side in rooms]
-
-    for question, of, main in (
-        (named(VARIES, "tasks"), tasks, ALL),
-        (named(VARIES_MORE, "tasks"), in_odds, DEEPER),
-        (named(VARIES, PROTOCOLS), functools.partial(protocols, rooms=[None]), ALL),
-        (named(VARIES_RELATIVE, PROTOCOLS), functools.partial(protocols, rooms=[0, 1]), ALL),
-    ):
-        views = (SPARED, MEANS)
-        yield part(question, of, seeds=seeds, main=main, views=views, tasks=sorted(able), notes=left)
+    yield able.part(named(questions.VARIES, "tasks"), tasks)
+    yield able.part(named(questions.VARIES_MORE, "tasks"), in_odds, needed=["tokens"], main=DEEPER)
+    yield able.part(named(questions.VARIES, questions.PROTOCOLS), protocols)
+    yield able.part(named(questions.VARIES_RELATIVE, questions.PROTOCOLS), lambda view: protocols(view, 0, 1))
 
 
 def _slope(profile: Losses) -> Mean:
@@ -280,21 +189,23 @@ def _slope(profile: Losses) -> Mean:
 
 def _apart(
     profiles: Sequence[Losses],
-    pairs: Sequence[tuple[int, int]],
     statistic: Callable[[Losses], Mean],
+    alike: Callable[[Losses, Losses], bool],
     side: int | None = None,
 ) -> Effect:
     """How far apart two profiles are that differ most on the other half of the questions, in the direction found there.
 
     Args:
         profiles: Of tasks or protocols.
-        pairs: Those that are compared.
         statistic: Of a profile.
+        alike: Whether two profiles are compared.
         side: The one of the two whose `room` the difference is a share of; None: the difference itself.
 
     Raises:
-        UserError: there is no pair.
+        UserError: no two are compared.
     """
+    places = itertools.combinations(range(len(profiles)), 2)
+    pairs = [(i, j) for i, j in places if alike(profiles[i], profiles[j])]
     if not pairs:
         raise UserError("there are no two of them that the model is shown to do")
     halves: list[tuple[Losses, Losses]] = [p.halves() for p in profiles]

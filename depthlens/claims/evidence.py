@@ -12,9 +12,8 @@ from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.profiles import by_layer
 from depthlens.analysis.result.results import Result
 from depthlens.claims.measures import odds
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 
-Seeds = Result | Sequence[Result] | None  # one result a few-shot seed
 # sweeps of the model that is judged
 MODEL_FIELDS = (
     "letters", "continuation", "generation", "retrieval", "text", "long_text", "open_book", "reasoning",
@@ -27,8 +26,8 @@ class Evidence:
     """Results that the claims are judged by; what is missing leaves its claims open.
 
     Every sweep is ``condition_sweep(lens, tasks, ["layers", "layers[1:]", "layers@mean"])`` with the condition of
-    `depthlens.analysis.result.losses.broken_condition`, as `depthlens.claims.ask` makes it. A field takes one result,
-    or a sequence of results of several few-shot seeds. Of a task with several metrics the first is used.
+    `depthlens.analysis.result.losses.broken_condition`, as `depthlens.claims.ask` makes it. Of a task with several
+    metrics the first is used.
 
     Attributes:
         letters: Tasks whose options are lettered, such as mmlu; the likeliest letter is the answer.
@@ -51,124 +50,85 @@ class Evidence:
         control: Sweeps as ``tokens`` of a model that was fine-tuned from the same base with the same budget, but not on
             reasoning.
         margins: Results of the tasks of ``tokens`` with other examples, of the judged model and of the control, one or
-            several: what the whole models score there says how easy documents are. Not needed with several seeds.
-        transplants: Sweep of the base over conditions with ``@donor``; the donor is the model that is judged, with the
-            few-shot seeds of ``reasoning``.
+            several: what the whole models score there says how easy documents are.
+        transplants: Sweep of the base over conditions with ``@donor``; the donor is the model that is judged.
 
     Raises:
-        UserError: sweeps of different models; few-shot seeds that are one; or ``head_tasks`` that do not fit ``heads``.
+        UserError: sweeps of different models.
 
     Example:
         >>> evidence = dl.claims.Evidence(letters=letters, continuation=facts)
-        >>> evidence.n_seeds("letters", "continuation")
-        1
+        >>> evidence.models
+        ['m']
     """
 
-    letters: Seeds = None
-    continuation: Seeds = None
-    generation: Seeds = None
-    retrieval: Seeds = None
-    text: Seeds = None
-    long_text: Seeds = None
-    open_book: Seeds = None
-    reasoning: Seeds = None
-    reasoning_continuation: Seeds = None
-    copying: Seeds = None
-    reasoning_choice: Seeds = None
-    tokens: Seeds = None
+    letters: Result | None = None
+    continuation: Result | None = None
+    generation: Result | None = None
+    retrieval: Result | None = None
+    text: Result | None = None
+    long_text: Result | None = None
+    open_book: Result | None = None
+    reasoning: Result | None = None
+    reasoning_continuation: Result | None = None
+    copying: Result | None = None
+    reasoning_choice: Result | None = None
+    tokens: Result | None = None
     texts: Result | None = None
     heads: RemovalCurve | Sequence[RemovalCurve] | None = None
     head_tasks: dict[str, str] | None = None
     head_scores: dict[str, HeadScores] | None = None
-    base: Seeds = None
-    control: Seeds = None
-    margins: Seeds = None
-    transplants: Seeds = None
+    base: Result | None = None
+    control: Result | None = None
+    margins: Result | Sequence[Result] | None = None
+    transplants: Result | None = None
 
     def __post_init__(self) -> None:
-        for name in (*MODEL_FIELDS, "base", "control", "transplants"):
-            _refuse_same_seeds(name, self.results(name))
-        models = sorted({m for name in MODEL_FIELDS for r in self.results(name) for m in r.docs["model"].unique()})
-        if len(models) > 1:
+        if len(models := self._models(MODEL_FIELDS)) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
-        if self.heads is None or self.head_tasks is None:
-            return
-        pairs = list(zip(self.curves[0].tests["list"], self.curves[0].tests["task"], strict=True))
-        for name, task in self.head_tasks.items():
-            if (name, task) not in pairs:
-                raise unknown("list and task", f"{name}: {task}", [f"{a}: {b}" for a, b in pairs])
 
     @property
     def curves(self) -> list[RemovalCurve]:
         """The removal curves, that which decides first; none where they were not given."""
         return _several(self.heads)
 
-    def results(self, name: str) -> list[Result]:
-        """The results of a field, one a few-shot seed or curve of heads; none where the field was not given."""
-        return [curve.result for curve in self.curves] if name == "heads" else _several(getattr(self, name))
+    @property
+    def models(self) -> list[str]:
+        """Names of the models."""
+        return self._models((*MODEL_FIELDS, "base", "control", "transplants"))
 
-    def n_seeds(self, *names: str) -> int:
-        """Few-shot seeds of several fields; a field with one stands beside those with several.
+    def _models(self, names: Sequence[str]) -> list[str]:
+        return sorted({str(m) for name in names if self.has(name) for m in getattr(self, name).docs["model"].unique()})
 
-        Raises:
-            UserError: two fields have several, but not equally many.
-        """
-        counts = sorted({len(self.results(name)) for name in names} - {0, 1})
-        if len(counts) > 1:
-            raise UserError(f"sweeps have {' and '.join(map(str, counts))} few-shot seeds; run all with the same")
-        return counts[0] if counts else 1
+    def has(self, name: str) -> bool:
+        """Whether a field was given."""
+        return getattr(self, name) is not None
 
-    def profiles(self, name: str, suffix: str = "", seed: int = 0) -> list[Losses]:
-        """The profiles of a field under one view."""
-        found = self.results(name)
-        return _profiles(found[min(seed, len(found) - 1)], suffix) if found else []
+    def profiles(self, name: str, suffix: str = "") -> list[Losses]:
+        """The profiles of a field under one view, made once for all claims; none where it was not given."""
+        if not self.has(name):
+            return []
+        kept: dict[str, list[Losses]] = getattr(self, name).kept()
+        if suffix not in kept:
+            kept[suffix] = by_layer(getattr(self, name).primary(), suffix)
+        return kept[suffix]
 
-    def easy(self, name: str, seed: int, tasks: set[str]) -> dict[str, float]:
+    def easy(self, name: str, tasks: set[str]) -> dict[str, float]:
         """Log-odds of the whole model by document, with other examples than those of the sweep where there are any."""
-        found = self.results(name)
-        own = found[min(seed, len(found) - 1)]
-        others = [found[(seed + 1) % len(found)]] if len(found) > 1 else self._margins(own)
-        every = [losses for result in others or [own] for losses in result.every_losses.values()]
+        own = getattr(self, name)
         model = own.docs["model"].iloc[0]
+        every = [losses for result in self._margins(name) or [own] for losses in result.every_losses.values()]
         chosen = [each for each in every if each.task in tasks and each.model == model]
         return {document: x for each in chosen for document, x in zip(each.documents, odds(each.base), strict=True)}
 
     def has_other_margins(self, names: Sequence[str]) -> bool:
         """Whether some other examples say how easy the documents of all sweeps of these fields in nats are."""
-        sweeps = [self.results(name) for name in names if name in ("tokens", "control")]
-        return all(len(found) > 1 or self._margins(found[0]) for found in sweeps)
+        return all(self._margins(name) for name in names if name in ("tokens", "control") and self.has(name))
 
-    def _margins(self, sweep: Result) -> list[Result]:
+    def _margins(self, name: str) -> list[Result]:
         """The margins of the model of a sweep."""
-        model = sweep.docs["model"].iloc[0]
+        model = getattr(self, name).docs["model"].iloc[0]
         return [result for result in _several(self.margins) if (result.docs["model"] == model).any()]
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the models."""
-        names = (*MODEL_FIELDS, "base", "control", "transplants")
-        return sorted({str(m) for name in names for sweep in self.results(name) for m in sweep.docs["model"].unique()})
-
-
-def _profiles(result: Result, suffix: str) -> list[Losses]:
-    """The profiles of a result, made once for all claims and fields that take it."""
-    kept: dict[Any, list[Losses]] = result.kept()
-    if suffix not in kept:
-        kept[suffix] = by_layer(result.primary(), suffix)
-    return kept[suffix]
-
-
-def _refuse_same_seeds(name: str, results: Sequence[Result]) -> None:
-    """Refuse few-shot seeds of a field that are one seed, or that have the same examples."""
-    if len(results) < 2:
-        return
-    if len({result.record.get("seed") for result in results}) < len(results):
-        raise UserError(f"{name} has two sweeps of one few-shot seed; give one a seed")
-    for task in results[0].record["tasks"]:
-        drawn = [set(result.record["tasks"][task].get("examples") or ()) for result in results]
-        if shared := sum(map(len, drawn)) - len(set().union(*drawn)):
-            fault = f"{name}: few-shot seeds share {shared} examples of task {task}"
-            raise UserError(f"{fault}; give seeds or fewer examples, so that they share none")
 
 
 def _several(given: Any) -> list[Any]:

@@ -3,73 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
+from functools import partial
 
 from depthlens.ablations import parse_condition
 from depthlens.analysis.numbers.means import Mean, Ratio
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.profiles import by_document, comparable
+from depthlens.claims import questions
+from depthlens.claims.able import Able
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import (
     ALL,
     CAPPED,
     DEEPER,
-    FIRST,
     MEANS,
     SPARED,
-    SUFFIX,
     balanced,
     capped,
     crossed,
     excess,
-    judged,
     log_odds,
     not_measured,
     pooled,
     shared,
 )
-from depthlens.claims.parts import (
-    ANSWERS,
-    CONTROLLED,
-    FEWEST,
-    MOVED,
-    STUDY,
-    Effect,
-    Part,
-    Question,
-    missing,
-    named,
-    part,
-)
+from depthlens.claims.parts import CONTROLLED, STUDY, Effect, Part, Question, missing, named, part, too_few
 from depthlens.errors import UserError
-
-EVEN, DEPTH, GAP = "times an even share", "of depth", "of the gap"
-SHALLOW = Question("The first third holds more of the loss for {name} than an even share, by {effect}", EVEN, 0.5)
-SHALLOWER = Question(
-    "The first third holds more of the loss for {name} than for plain text, by {effect}", EVEN, 0.5, row=CONTROLLED
-)
-DEEP = Question("The first third holds less of the loss for reasoning than for {name}, by {effect}", EVEN, 0.5)
-DEEPER_THAN = DEEP._replace(row=CONTROLLED)
-RESHAPED = Question("The centre of the losses on reasoning moved from that of the base by {effect}", DEPTH, 0.05, MOVED)
-SHIFT = Question(
-    "Beyond knowledge and the control, the losses on reasoning moved by {effect}", DEPTH, 0.05, MOVED, CONTROLLED
-)
-GAINED = Question("The best transplant, chosen on other documents, gains {effect}", ANSWERS, 0.10)
-RECOVERED = Question("The best transplant, chosen on other documents, recovers {effect}", GAP, 0.25, row=CONTROLLED)
 
 # a field of sweeps, and the field whose tasks are taken of it and say that the model can do them
 Side = tuple[str, str]
-
-
-def _able(evidence: Evidence, fields: Sequence[str]) -> tuple[dict[str, set[str]], list[str]]:
-    """Tasks of fields that the model can do, and why others are left out."""
-    able, notes = {}, []
-    for name in dict.fromkeys(fields):
-        kept, left = judged(evidence.profiles(name))
-        able[name] = {p.task for p in kept}
-        notes += left
-    return able, notes
 
 
 def _in_depth(
@@ -89,49 +51,36 @@ def _in_depth(
         of: The statistic, of losses in log-odds.
         weigh: Weigh documents so that both sides are equally easy.
     """
+    able = Able(evidence, [like for pair in pairs for _, like in pair])
+
+    def difference(view: str, pair: tuple[Side, Side]) -> Mean:
+        a, b = (log_odds(pooled(able.profiles(view, field, like=[like]))) for field, like in pair)
+        if view == CAPPED:
+            a, b = capped(a), capped(b)
+        elif weigh:
+            a, b = balanced(a, b, [evidence.easy(field, able.tasks(like)) for field, like in pair])
+        return of(a) - of(b)
+
+    def effect(view: str) -> list[Effect]:
+        first, *second = (difference(view, pair) for pair in pairs)
+        return [first - second[0] if second else first]
+
     needed = list(dict.fromkeys(name for pair in pairs for side in pair for name in side))
-    if lacking := [name for name in needed if not evidence.results(name)]:
-        return missing(question, not_measured(lacking))
-    able, notes = _able(evidence, [like for pair in pairs for _, like in pair])
-
-    def effect(view: str, seed: int) -> list[Effect]:
-        found = []
-        for pair in pairs:
-            sides, easy = [], []
-            for field, like in pair:
-                profiles = [p for p in evidence.profiles(field, SUFFIX[view], seed) if p.task in able[like]]
-                sides.append(log_odds(pooled([p.beyond(FIRST if view in (DEEPER, CAPPED) else 0) for p in profiles])))
-                easy.append(evidence.easy(field, seed, able[like]))
-            if view == CAPPED:
-                sides = [capped(side) for side in sides]
-            a, b = balanced(sides[0], sides[1], easy) if weigh and view != CAPPED else sides
-            found.append(of(a) - of(b))
-        return [found[0] - found[1] if len(found) > 1 else found[0]]
-
-    if weigh and not evidence.has_other_margins(needed):
-        notes.append("documents are weighted by the prompts whose losses are judged; give margins, or two seeds")
-    tasks = sorted(task for names in able.values() for task in names)
     main, views = (DEEPER, (CAPPED, ALL, SPARED, MEANS)) if question.row == CONTROLLED else (ALL, (SPARED, MEANS))
-    return part(question, effect, seeds=evidence.n_seeds(*needed), main=main, views=views, tasks=tasks, notes=notes)
+    by_own = weigh and not evidence.has_other_margins(needed)
+    notes = ["documents are weighted by the prompts whose losses are judged; give margins"] if by_own else []
+    return able.part(question, effect, needed=needed, main=main, views=views, notes=notes)
 
 
-def _shares(evidence: Evidence, question: Question, own: str, rival: str | None = None) -> Part:
-    """How much of the lost answers the first third has beyond an even share, on one field or more than on another."""
-    fields = [own, rival] if rival else [own]
-    if lacking := [name for name in fields if not evidence.results(name)]:
-        return missing(question, not_measured(lacking))
-    able, notes = _able(evidence, fields)
+def _shares(evidence: Evidence, question: Question, *fields: str) -> Part:
+    """How much of the lost answers the first third has beyond an even share, on one field, or less than on another."""
+    able = Able(evidence, fields)
 
-    def effect(view: str, seed: int) -> list[Effect]:
-        found = [
-            excess(pooled([p for p in evidence.profiles(name, SUFFIX[view], seed) if p.task in able[name]]))
-            for name in fields
-        ]
-        return [found[1] - found[0] if rival else found[0]]
+    def effect(view: str) -> list[Effect]:
+        own, *rival = (excess(pooled(able.profiles(view, name, like=[name]))) for name in fields)
+        return [rival[0] - own if rival else own]
 
-    tasks = sorted(task for names in able.values() for task in names)
-    seeds = evidence.n_seeds(*fields)
-    return part(question, effect, seeds=seeds, main=ALL, views=(SPARED, MEANS), tasks=tasks, notes=notes)
+    return able.part(question, effect)
 
 
 def c3(evidence: Evidence) -> Iterator[Part]:
@@ -142,9 +91,9 @@ def c3(evidence: Evidence) -> Iterator[Part]:
     answer token, on documents weighted to be equally easy.
     """
     for name, own, control in (("knowledge", "continuation", "text"), ("retrieval", "retrieval", "long_text")):
-        yield _shares(evidence, named(SHALLOW, name), own)
-        yield _in_depth(evidence, named(SHALLOWER, name), [(("tokens", own), ("tokens", control))], excess)
-    yield _shares(evidence, named(SHALLOW, "facts in the prompt"), "open_book")
+        yield _shares(evidence, named(questions.SHALLOW, name), own)
+        yield _in_depth(evidence, named(questions.SHALLOWER, name), [(("tokens", own), ("tokens", control))], excess)
+    yield _shares(evidence, named(questions.SHALLOW, "facts in the prompt"), "open_book")
 
 
 def c4(evidence: Evidence) -> Iterator[Part]:
@@ -154,10 +103,12 @@ def c4(evidence: Evidence) -> Iterator[Part]:
     long a text, and less on a step of reasoning than on knowledge; without L0 and L1, in log-odds per answer token, on
     documents weighted to be equally easy.
     """
-    yield _shares(evidence, named(DEEP, "knowledge"), "reasoning", "continuation")
+    yield _shares(evidence, named(questions.DEEP, "knowledge"), "reasoning", "continuation")
     for name, own, control in (("copying", "reasoning", "copying"), ("knowledge", "reasoning_choice", "continuation")):
         pair = ("tokens", own), ("tokens", control)
-        yield _in_depth(evidence, named(DEEPER_THAN, name), [pair], lambda profile: excess(profile, first=False))
+        yield _in_depth(
+            evidence, named(questions.DEEPER_THAN, name), [pair], lambda profile: excess(profile, first=False)
+        )
 
 
 def _centre(profile: Losses) -> Mean:
@@ -173,62 +124,52 @@ def c6(evidence: Evidence) -> Iterator[Part]:
     least 10% of the answers of the other half; controlled: at least a quarter of the gap.
     """
     yield _in_depth(
-        evidence, RESHAPED, [(("tokens", "reasoning_choice"), ("base", "reasoning_choice"))], _centre, weigh=False
+        evidence,
+        questions.RESHAPED,
+        [(("tokens", "reasoning_choice"), ("base", "reasoning_choice"))],
+        _centre,
+        weigh=False,
     )
     pairs = [(("tokens", like), ("control", like)) for like in ("reasoning_choice", "continuation")]
-    yield _in_depth(evidence, SHIFT, pairs, _centre)
-    if lacking := [name for name in ("reasoning", "transplants") if not evidence.results(name)]:
-        yield from (missing(question, not_measured(lacking)) for question in (GAINED, RECOVERED))
+    yield _in_depth(evidence, questions.SHIFT, pairs, _centre)
+    if lacking := [name for name in ("reasoning", "transplants") if not evidence.has(name)]:
+        yield from (missing(question, not_measured(lacking)) for question in questions.TRANSPLANTS)
         return
-    yield from _transplants(evidence)
-
-
-def _transplants(evidence: Evidence) -> Iterator[Part]:
-    found, donors = evidence.results("transplants"), evidence.results("reasoning")
-    result = found[0].primary()
+    result, donor = (getattr(evidence, name).primary() for name in ("transplants", "reasoning"))
     first = next(iter(result.every_losses.values()))
+    own, goal = (each.select(tasks=first.task) for each in (result, donor))
+    comparable(own, goal, ("task", "metric", "doc_id"))
     names = [name for name in first.conditions if not _everything(name, result.n_layers)]
-    if not names:
-        fault = "every transplant takes all layers; transplant some of them"
-        yield from (missing(question, fault) for question in (GAINED, RECOVERED))
-        return
-    pairs = []
-    for seed, sweep in enumerate(found):
-        own, goal = (r.primary().select(tasks=first.task) for r in (sweep, donors[min(seed, len(donors) - 1)]))
-        comparable(own, goal, ("task", "metric", "doc_id"))
-        pairs.append(by_document(own.losses().select(names), goal.losses()))
-    yield from recovered(pairs)
+    yield from recovered(*by_document(own.losses().select(names), goal.losses()))
 
 
-def recovered(pairs: Sequence[tuple[Losses, Losses]]) -> Iterator[Part]:
+def recovered(own: Losses, goal: Losses) -> Iterator[Part]:
     """What the transplant that recovers most on one half of the questions gains and recovers on the other.
 
     Args:
-        pairs: For each few-shot seed the losses of the base under transplants, and those of the donor.
+        own: Losses of the base under transplants.
+        goal: Those of the donor.
     """
-    halves = [(own.halves(), goal.halves()) for own, goal in pairs]
-    best = [int(np.argmin(sum(own[fold].loss.mean(0) for own, _ in halves))) for fold in (0, 1)]
-    first = pairs[0][0]
-    if first.n_questions < FEWEST:
-        why = f"{first.n_questions} questions are too few; take at least {FEWEST}"
-        yield from (missing(question, why) for question in (GAINED, RECOVERED))
+    fault = "" if own.conditions else "every transplant takes all layers; transplant some of them"
+    if fault := fault or too_few(own.n_questions):
+        yield from (missing(question, fault) for question in questions.TRANSPLANTS)
         return
-    notes = [f"the best is {' or '.join(dict.fromkeys(first.conditions[i] for i in best))}"]
-    for question in (GAINED, RECOVERED):
+    halves = list(zip(own.halves(), goal.halves(), strict=True))
+    best = [int(half.mean().value.argmin()) for half, _ in halves]
 
-        def effect(view: str, seed: int, row: str = question.row) -> list[Effect]:
-            own, goal = pairs[seed]
-            gap = own.over(goal.base - own.base)
-            if row == CONTROLLED and not gap.interval()[0] > 0:
-                raise UserError(f"{own.task}: the donor is not shown to be better than the base")
-            folds: list[Effect] = []
-            for tested, chose in ((1, 0), (0, 1)):
-                half, aim = halves[seed][0][tested], halves[seed][1][tested]
-                gain = -half.mean()[best[chose]]
-                folds.append(gain if row == STUDY else Ratio(gain, half.over(aim.base - half.base)))
-            return [crossed(folds)]
+    def effect(view: str, row: str) -> list[Effect]:
+        gap = own.over(goal.base - own.base)
+        if row == CONTROLLED and not gap.interval()[0] > 0:
+            raise UserError(f"{own.task}: the donor is not shown to be better than the base")
+        folds: list[Effect] = []
+        for (half, aim), chosen in zip(reversed(halves), best, strict=True):
+            gain = -half.mean()[chosen]
+            folds.append(gain if row == STUDY else Ratio(gain, half.over(aim.base - half.base)))
+        return [crossed(folds)]
 
-        yield part(question, effect, seeds=len(pairs), main=ALL, tasks=[first.task], notes=notes)
+    notes = [f"the best is {' or '.join(dict.fromkeys(own.conditions[i] for i in best))}"]
+    for question in questions.TRANSPLANTS:
+        yield part(question, partial(effect, row=question.row), main=ALL, tasks=[own.task], notes=notes)
 
 
 def _everything(condition: str, n_layers: int) -> bool:

@@ -11,31 +11,17 @@ else a document that was lucky would weigh more and lose more.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers.means import UNLIMITED, Mean, Ratio
 from depthlens.analysis.numbers.words import not_above_chance
 from depthlens.analysis.result.losses import Losses
-from depthlens.claims.parts import (
-    ANSWERS,
-    AT_LEAST,
-    FEWEST,
-    LEVEL,
-    UNDER,
-    Effect,
-    Estimate,
-    Part,
-    Question,
-    average,
-)
+from depthlens.claims.parts import FEWEST, LEVEL, Effect, mean_of, too_few
 from depthlens.errors import UserError
-from depthlens.metrics import in_nats, metric_unit
 
 FIRST = 2  # layers that C1 calls the first few, and that controlled views of depth leave out
 ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
@@ -61,13 +47,7 @@ def log_odds(profile: Losses) -> Losses:
 
 
 def pooled(profiles: Sequence[Losses]) -> Losses:
-    """The documents of several tasks as one profile.
-
-    Raises:
-        UserError: no task.
-    """
-    if not profiles:
-        raise UserError("no task can be judged")
+    """The documents of several tasks as one profile."""
     return replace(
         profiles[0],
         label=", ".join(profile.label for profile in profiles),
@@ -157,87 +137,27 @@ def even(chosen: np.ndarray) -> np.ndarray:
 
 def judged(profiles: Sequence[Losses]) -> tuple[list[Losses], list[str]]:
     """Profiles of tasks that the model can do, with enough questions, and why others are left out."""
-    why = [
-        f"{p.label} is left out: {p.n_questions} questions are too few; take at least {FEWEST}"
-        if p.n_questions < FEWEST
-        else f"{p.label} is left out: {p.base.mean():.2f} is {not_above_chance(len(p.base))}"
+    faults = [
+        too_few(p.n_questions) or (f"{p.base.mean():.2f} is {not_above_chance(len(p.base))}" if p.at_chance else "")
         for p in profiles
-        if p.at_chance or p.n_questions < FEWEST
     ]
-    return [p for p in profiles if not p.at_chance and p.n_questions >= FEWEST], why
-
-
-def tested(
-    what: str,
-    losses: Losses,
-    some: Sequence[str],
-    others: Sequence[str] = (),
-    *,
-    best: bool = False,
-    at_least: float | None = None,
-    under: float | None = None,
-) -> Part:
-    """A claim of one's own, such as another paper's: what conditions cost, and whether it is as large as is claimed.
-
-    Losses are means over conditions. They are not clipped, unlike those of critical parts in nats.
-
-    Args:
-        what: The effect as a sentence, with ``{effect}`` where its number stands.
-        losses: Of a task, such as ``result.losses("mmlu")``.
-        some: Conditions.
-        others: Conditions whose mean loss is subtracted.
-        best: Of ``some`` take the one that costs least on one half of the questions, and judge it on the other half.
-        at_least: The least effect that matters, in the unit of the losses.
-        under: In place of it, what the effect is claimed to stay under.
-
-    Returns:
-        The part; ``state`` and ``sentence`` say what was found, and ``beside`` has the estimates of each half of the
-        questions. It is open where the model is at chance on the task, or has answered too few questions.
-
-    Raises:
-        UserError: not one of ``at_least`` and ``under``, or a condition that the losses do not have.
-
-    Example:
-        >>> losses = result.losses("organism_one_hop")
-        >>> claim = dl.claims.tested("the model loses {effect} without L1", losses, ["L1"], at_least=0.1)
-        >>> claim.state, claim.sentence
-        ('open', 'No estimate: organism_one_hop is left out: 12 questions are too few; take at least 20.')
-    """
-    bounds = {AT_LEAST: at_least, UNDER: under}
-    given = [(matters, claim) for claim, matters in bounds.items() if matters is not None]
-    if len(given) != 1:
-        raise UserError(f"at_least {at_least} and under {under}: give one of them")
-    some, others = (chosen(list(names), losses.conditions) if names else [] for names in (some, others))
-    nats = in_nats(losses.metric)
-    of = (metric_unit(losses.metric) or losses.metric.replace("_", " ")) if nats else ANSWERS
-    limits = UNLIMITED if nats else losses.loss_limits
-
-    def cost(on: Losses, conditions: Sequence[str]) -> Mean:
-        found = on.select(list(conditions))
-        return on.over((found.base[:, None] - found.values).mean(1), limits)
-
-    def effect(on: Losses) -> Effect:
-        if best:
-            pairs = [(chooses.select(list(some)), tests) for chooses, tests in itertools.permutations(on.halves())]
-            picked = [(tests, chooses.conditions[chooses.mean().value.argmin()]) for chooses, tests in pairs]
-            return crossed([cost(tests, [name]) for tests, name in picked])
-        return cost(on, some) - cost(on, others) if others else cost(on, some)
-
-    def estimate(on: Losses) -> Estimate:
-        able, left = judged([on])
-        return Estimate.of([effect(on)]) if able else Estimate(why=left[0])
-
-    beside = dict(zip(("one half", "other half"), map(estimate, losses.halves()), strict=True))
-    return Part(Question(what, of, *given[0]), estimate(losses), beside)
+    kept = [p for p, fault in zip(profiles, faults, strict=True) if not fault]
+    return kept, [f"{p.label} is left out: {fault}" for p, fault in zip(profiles, faults, strict=True) if fault]
 
 
 def crossed(folds: Sequence[Effect]) -> Effect:
-    """The mean of an effect on two halves of the questions, where the other half has chosen what is tested."""
-    found = average(folds)
+    """The mean of an effect on two halves of the questions, where the other half has chosen what is tested.
+
+    Of quotients it is the mean of the numerators, over that of the divisors.
+    """
     n = sum(fold.n for fold in folds)
-    if isinstance(found, Ratio):
-        return Ratio(replace(found.part, n=n), replace(found.whole, n=n))
-    return replace(found, n=n)
+
+    def mean(of: Sequence[Mean]) -> Mean:
+        return replace(mean_of(of), n=n)
+
+    if ratios := [fold for fold in folds if isinstance(fold, Ratio)]:
+        return Ratio(mean([fold.part for fold in ratios]), mean([fold.whole for fold in ratios]))
+    return mean([fold for fold in folds if isinstance(fold, Mean)])
 
 
 def not_measured(fields: Sequence[str]) -> str:

@@ -96,8 +96,8 @@ class Part:
     Attributes:
         question: What it asks.
         main: The estimate that decides.
-        beside: Estimates by name that do not decide: other views, tasks and metrics, and each few-shot seed.
-        tasks: ``task metric`` of each that was used.
+        beside: Estimates by name that do not decide: other views and tasks.
+        tasks: Those that were used.
         notes: What else to know: measured floors, unparsed answers, tasks that were left out.
         but: Why the part is not *shown* although its interval is; "" if nothing speaks against it.
         minutes: How much longer it takes to decide it, at the pace of what was measured; None: this is not known.
@@ -199,54 +199,41 @@ def worst(parts: Sequence[Part]) -> Part:
 
 def part(
     question: Question,
-    of: Callable[[str, int], Sequence[Effect]],
+    of: Callable[[str], Sequence[Effect]],
     *,
-    seeds: int,
     main: str,
     views: Iterable[str] = (),
     tasks: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Part:
-    """A part whose effect is a mean under every view and few-shot seed.
+    """A part whose effect is a mean under every view.
 
     Args:
         question: What it asks.
-        of: From a view and the number of a seed to the effect, or to several ways of measuring it. It raises
-            `UserError` where there is none.
-        seeds: Few-shot seeds; the effect is the mean over them, and each stands beside it.
+        of: From a view to the effect, or to several ways of measuring it. It raises `UserError` where there is none.
         main: The view that decides.
         views: Views that stand beside it.
         tasks: See `Part`.
         notes: See `Part`.
     """
 
-    def estimate(view: str, numbers: Iterable[int]) -> Estimate:
+    def estimate(view: str) -> Estimate:
         try:
-            found = [of(view, i) for i in numbers]
+            return Estimate.of(of(view))
         except UserError as error:
             return Estimate(why=str(error))
-        return Estimate.of([average(each) for each in zip(*found, strict=True)])
 
-    beside = {view: estimate(view, range(seeds)) for view in views}
-    if seeds > 1:
-        beside |= {f"few-shot seed {i + 1}": estimate(main, [i]) for i in range(seeds)}
-    return Part(question, estimate(main, range(seeds)), beside, tuple(tasks), tuple(notes))
-
-
-def average(effects: Sequence[Effect]) -> Effect:
-    """The mean of several means; of quotients that of the numerators, over that of the divisors."""
-    if all(isinstance(effect, Ratio) for effect in effects):
-        parts, wholes = zip(*((effect.part, effect.whole) for effect in effects), strict=True)  # type: ignore[union-attr]
-        return Ratio(mean_of(parts), mean_of(wholes))
-    return mean_of(effects)  # type: ignore[arg-type]
+    return Part(question, estimate(main), {view: estimate(view) for view in views}, tuple(tasks), tuple(notes))
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
     """The mean of several means."""
-    total = means[0]
-    for each in means[1:]:
-        total = total + each
-    return total * (1 / len(means))
+    return sum(means[1:], start=means[0]) * (1 / len(means))
+
+
+def too_few(n: int) -> str:
+    """Why so many questions are too few to judge by; "" if they are not."""
+    return f"{n} questions are too few; take at least {FEWEST}" if n < FEWEST else ""
 
 
 def missing(question: Question, why: str) -> Part:

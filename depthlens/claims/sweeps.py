@@ -22,15 +22,14 @@ from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import NOT_MEASURED, odds
 from depthlens.claims.parts import OPEN, ROWS, Part, worst
 from depthlens.claims.verdicts import Verdicts
-from depthlens.errors import UserError, unknown
+from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import load_tasks, settled
 from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
 from depthlens.experiments.reasoning_heads import reasoning_scores
-from depthlens.experiments.retrieval_heads import recalled_needles, retrieval_scores
+from depthlens.experiments.retrieval_heads import retrieval_scores
 from depthlens.experiments.sweep import OF_FREE_TEXT, condition_sweep, free_text
 from depthlens.metrics import TOKEN_LOGPROB
 from depthlens.models.lens import Lens, one_thread
-from depthlens.tasks.needles import task_needles
 
 VIEWS = ("layers", "layers[1:]", "layers@mean")
 EMBEDDED = {
@@ -57,15 +56,14 @@ NATS = ("continuation", "retrieval", "text", "long_text", "reasoning", "copying"
 # roles whose answers are long enough that options of writing are for them
 WRITTEN, WRITING = ("reasoning", "copying"), ("gen_kwargs", "think_end_token")
 LOOKS = (25, 50, 100, 200, 400)  # documents; `depthlens.claims.parts.LEVEL` is for as many looks
-NEEDLE_OPTIONS = ("num_fewshot", "include_path", "seed")
-# by claim, the role that each role is compared with in depth
+OF_SCORES = ("num_fewshot", "include_path", "seed", "store")  # options of scores of heads
+# by claim and role, the role that it is compared with in depth
 RIVALS = {
-    claim: {role: rival for a, b in pairs for role, rival in ((a, b), (b, a))}
-    for claim, pairs in {
-        "C3": [("continuation", "text"), ("retrieval", "long_text")],
-        "C4": [("reasoning", "copying"), ("reasoning_choice", "continuation")],
-    }.items()
-}
+    ("C3", "continuation"): "text", ("C3", "text"): "continuation",
+    ("C3", "retrieval"): "long_text", ("C3", "long_text"): "retrieval",
+    ("C4", "reasoning"): "copying", ("C4", "copying"): "reasoning",
+    ("C4", "reasoning_choice"): "continuation", ("C4", "continuation"): "reasoning_choice",
+}  # fmt: skip
 POOL = 400  # documents that the whole model scores, to choose from
 EDGE = 0.05  # the share of them at either end that is not chosen
 _TIMES = {"margins": 0, "heads": 10}  # about how much longer such a piece takes than others
@@ -82,8 +80,7 @@ def roles_of(tasks: Tasks) -> dict[str, list[str]]:
     if not isinstance(tasks, Mapping):
         raise UserError(f"tasks {tasks!r}: give tasks by role, as {{'letters': ['mmlu']}}")
     for role in tasks:
-        if role not in ROLES:
-            raise unknown("role of tasks", role, ROLES)
+        arguments.one_of(*ROLES)("role of tasks", role)
     return {role: [names] if isinstance(names, str) else list(names) for role, names in tasks.items() if names}
 
 
@@ -94,7 +91,7 @@ class Piece(NamedTuple):
         field: Of `Evidence`.
         role: Of its tasks.
         of: ``model``, ``base`` or ``control``.
-        rival: The role whose documents its own should be as easy as; "": all documents count.
+        rival: The role whose documents its own should be as easy as; without tasks of it all documents count.
     """
 
     field: str
@@ -127,8 +124,8 @@ class Sweeps:
         top: int,
         options: EvalOptions,
     ) -> None:
-        if wrong := [view for view in ablate if view not in VIEWS]:
-            raise unknown("view", wrong[0], VIEWS)
+        for view in ablate:
+            arguments.one_of(*VIEWS)("view", view)
         self.models, self.tasks, self.views = models, tasks, list(ablate)
         self.top, self.options = min(top, len(models["model"].dims.head_names) - 1), options
         self._made: dict[tuple[Piece, int], Any] = {}
@@ -150,8 +147,7 @@ class Sweeps:
         if "control" in claim.needs:  # what moved in depth is asked of steps, not of whole solutions
             nats = [role for role in nats if role != "reasoning"]
         found = [Piece(role, role) for role in roles]
-        rivals = RIVALS.get(claim.id, {})
-        found += [Piece("tokens", role, "model", rivals.get(role, "") * (rivals.get(role) in roles)) for role in nats]
+        found += [Piece("tokens", role, rival=RIVALS.get((claim.id, role), "")) for role in nats]
         found += [Piece("margins", role) for role in nats if "margins" in claim.needs]
         found += [Piece("texts", "")] * ("texts" in claim.needs and bool(roles))
         if "base" in claim.needs and "base" in self.models:
@@ -214,7 +210,7 @@ class Sweeps:
         lens, names = self.models[piece.of], self.tasks[piece.role]
         unused = () if piece.role in WRITTEN else WRITING
         kept: Any = {name: value for name, value in self.options.items() if name not in unused}
-        easy = self._as_easy(piece) if piece.rival else {}
+        easy = self._as_easy(piece) if piece.rival in self.tasks else {}
         options: EvalOptions = {**kept, "samples": self._samples(names, n, easy=easy)}
         views = [*self.views, broken_condition(lens.dims.n_layers)]
         if piece.field == "margins":
@@ -264,24 +260,21 @@ class Sweeps:
         lens, written, solved = self.models["model"], self.tasks["written_retrieval"][0], self.tasks["reasoning"][0]
         copied, computed = ({"samples": self._samples([name], n, turn=0)} for name in (written, solved))
         testing = self._samples([written, solved], n, turn=1)
-        options = {name: value for name, value in self.options.items() if name in NEEDLE_OPTIONS}
-        needles = task_needles(lens, written, **options, **copied)
-        if not recalled_needles(lens, needles, store=self.options.get("store", "auto"), progress=False):
-            print(f"{written}: the model recalls no answer, so that no heads are found")
+        scoring: Any = {name: value for name, value in self.options.items() if name in OF_SCORES} | {"progress": False}
+        try:
+            scores = {
+                "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring | copied),
+                "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring | computed)["contrast"],
+            }
+        except UserError as error:  # such as a model that recalls no answer
+            print(f"no heads are found: {error}")
             return {}
-        scoring: dict[str, Any] = options | {"progress": False}
-        scores = {
-            "retrieval": retrieval_scores(lens, written, method="integrated_gradients", **scoring | copied),
-            "reasoning": reasoning_scores(lens, solved, method="attribution", **scoring | computed)["contrast"],
-        }
         lists: dict[str, Sequence[AnyHead]] = {name: heads.top(self.top) for name, heads in scores.items()}
+        asked: Any = {**self.options, "samples": testing, "k": self.top}
         curves = []
         for i, view in enumerate(self.views):
-            asked: EvalOptions = {**self.options, "samples": testing}
             draws, suffix = MIN_DRAWS if i else DRAWS, view.removeprefix(VIEWS[0])
-            curves.append(
-                removal_curve(lens, [written, solved], lists, k=self.top, n_draws=draws, suffix=suffix, **asked)
-            )
+            curves.append(removal_curve(lens, [written, solved], lists, n_draws=draws, suffix=suffix, **asked))
         tasks = {"retrieval": written, "reasoning": solved}
         return {"heads": curves, "head_tasks": tasks, "head_scores": scores}
 
@@ -294,12 +287,12 @@ def _key(piece: Piece, n: int) -> tuple[Piece, int]:
 def _joined(results: Sequence[Result]) -> Result:
     """The results as one; of a task that has two roles, each document is that of the first."""
     kept: list[Result] = []
+    known = pd.MultiIndex.from_arrays([[], []])
     for result in results:
         of_document = pd.MultiIndex.from_frame(result.docs[["task", "doc_id"]])
-        known = [pd.MultiIndex.from_frame(other.docs[["task", "doc_id"]]) for other in kept]
-        new = ~np.any([of_document.isin(index) for index in known], axis=0) if known else slice(None)
-        if len(docs := result.docs[new]):
+        if len(docs := result.docs[~of_document.isin(known)]):
             kept.append(replace(result, docs=docs))
+        known = known.append(of_document)
     return concat(kept)
 
 
@@ -358,18 +351,14 @@ def ask(
     asked = {claim: claim.parts(Evidence()) for claim in chosen}
     looks, end = dict.fromkeys(asked, 0), time.monotonic() + 60 * minutes
     try:
-        while todo := [
-            c for c, parts in asked.items() if not looks[c] or _may_decide(parts) and sweeps.has_more(c, looks[c])
-        ]:
+        while todo := [c for c in asked if not looks[c] or _may_decide(asked[c]) and sweeps.has_more(c, looks[c])]:
             claim = min(todo, key=lambda c: (looks[c], sum(sweeps.predicted(c, LOOKS[looks[c]]))))
             n, left = LOOKS[looks[claim]], end - time.monotonic()
             if left < sweeps.predicted(claim, n)[0]:
                 break
             if settings.get("progress", True):
-                decided = sum(not _open(parts) for parts in asked.values())
-                print(
-                    f"decided {decided} of {len(asked)}, next {claim.id} with {n} documents, {left / 60:.0f} min left"
-                )
+                done = sum(not _open(parts) for parts in asked.values())
+                print(f"decided {done} of {len(asked)}, next {claim.id} with {n} documents, {left / 60:.0f} min left")
             asked[claim] = sweeps.parts(claim, n)
             looks[claim] += 1
     except KeyboardInterrupt:

@@ -53,6 +53,7 @@ from depthlens.store.parts import DEFAULT
 LENS = {"probability": (0.0, 1.0), "rank": (1.0, np.inf), "entropy": (0.0, np.inf)}  # with their limits
 WHERE = ("all", "future")
 REDUCE = ("max", "mean")
+LENS_POSITIONS = 64  # of a text, evenly spread, that the logit lens reads: at a depth one costs as much as some layers
 UNEMBEDDED = 256  # positions unembedded at once: 256 x 128k vocabulary x float32 = 128 MiB
 
 
@@ -63,7 +64,6 @@ def depth_geometry(
     *,
     limit: int | None = None,
     max_tokens: int = 128,
-    lens_positions: int = 64,
     store: Where = DEFAULT,
     progress: bool = True,
 ) -> Geometry:
@@ -75,8 +75,6 @@ def depth_geometry(
             embedded ones.
         limit: Only the first so many; ``c4`` needs it. None: all, but 16 where no texts are named.
         max_tokens: Of longer texts, only the first so many tokens are read.
-        lens_positions: The logit lens reads at most so many positions of a text, evenly spread, the last among
-            them: at every depth a position costs as much as several layers.
         store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
         progress: Show a bar.
 
@@ -88,7 +86,6 @@ def depth_geometry(
         >>> geometry.distances.columns.tolist()
         ['layer', 'size', 'distance', 'ci_low', 'ci_high', 'n']
     """
-    lens_positions = arguments.whole("lens_positions", lens_positions, 1)
     rows = encoded(lens, texts, limit, max_tokens)
     depths = range(lens.dims.n_layers + 1)
     places = [(layer, size) for size in depths[1:] for layer in depths[: len(depths) - size]]
@@ -97,8 +94,8 @@ def depth_geometry(
         *(f"influence {layer}" for layer in depths[:-1]),
         *(f"{measure} {depth}" for depth in depths for measure in LENS),
     ]
-    answers, method = AnswerStore(store, lens), f"geometry, lens at {lens_positions}"
-    measure = partial(_measure, lens, lens_positions)
+    answers, method = AnswerStore(store, lens), f"geometry, lens at {LENS_POSITIONS}"
+    measure = partial(_measure, lens)
     values = measured(answers, "geometry", method, rows, names, measure, progress=progress)
     distance, influence, by_depth = np.split(values, [len(places), len(places) + len(depths) - 1], axis=1)
     of_lens = {name: (by_depth[:, i :: len(LENS)], limits) for i, (name, limits) in enumerate(LENS.items())}
@@ -108,7 +105,7 @@ def depth_geometry(
         distances=table_of_means(["layer", "size"], places, {"distance": (distance, (0.0, 1.0))}),
         influences=table_of_means(["layer"], depths[:-1], {"influence": (influence, (0.0, 2.0))}),
         logit_lens=table_of_means(["depth"], depths, of_lens),
-        record=answers.record(texts=read, max_tokens=max_tokens, lens_positions=lens_positions),
+        record=answers.record(texts=read, max_tokens=max_tokens, lens_positions=LENS_POSITIONS),
     )
 
 
@@ -123,14 +120,14 @@ def angular_distance(a: Float[Tensor, "*row d_model"], b: Float[Tensor, "*row d_
 
 
 @torch.no_grad()
-def _measure(lens: Lens, lens_positions: int, tokens: Sequence[int]) -> np.ndarray:
+def _measure(lens: Lens, tokens: Sequence[int]) -> np.ndarray:
     """Distances by size and layer, influences by layer and the logit lens by depth of one text, one after another."""
     states = residual_streams(lens, tokens)
     last = torch.stack([x[-1] for x in states])  # [depth, d_model]
     distances = torch.cat([angular_distance(last[:-size], last[size:]) for size in range(1, len(states))])
     pairs = zip(states, states[1:], strict=False)
     cosines = [functional.cosine_similarity(a.double(), b.double(), dim=-1).clamp(-1, 1).mean() for a, b in pairs]
-    lenses = _logit_lens(lens, states, lens_positions).ravel()
+    lenses = _logit_lens(lens, states, LENS_POSITIONS).ravel()
     return np.concatenate([distances.numpy(), 1 - torch.stack(cosines).numpy(), lenses])
 
 

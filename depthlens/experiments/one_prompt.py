@@ -42,7 +42,7 @@ def next_token(
     k: int = 8,
     backend: str = "torch",
     *,
-    resample_prompts: str | Sequence[str] = (),
+    resample_prompt: str | None = None,
 ) -> pd.DataFrame:
     """Probability of the next token after a prompt, under the baseline and other conditions.
 
@@ -52,8 +52,7 @@ def next_token(
         conditions: Beside the baseline, which always comes first.
         k: How many of the likeliest tokens of each condition are kept (their union is shown for all).
         backend: What applies the conditions.
-        resample_prompts: What ``@resample`` conditions take the states of. With several prompts probabilities are means
-            over them.
+        resample_prompt: What ``@resample`` conditions take the states of.
 
     Returns:
         One row a token, one column a condition (its text form), sorted by the baseline's probability. Where several
@@ -71,21 +70,16 @@ def next_token(
     columns = expand(conditions, lens.dims) if conditions else [BASELINE]
     pairs.require(lens, columns, backend)
     row = torch.tensor([tokens], device=lens.device)
-    prompts = [resample_prompts] if isinstance(resample_prompts, str) else resample_prompts
-    others: list[Any] = prompts_of_resample(lens, columns, prompts)
-    found = []
+    _, means = _resampled(lens, columns, resample_prompt)
+    logits = []
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
-        for other in others or [None]:
-            reference = states_of(lens, other, columns) if other else None
-            engine = Engine(lens, backend=backend, means=reference, progress=False)  # importing libraries is slow
-            as_it_is = engine.walked().foreign is not None
-            logits = []
-            for some in [[column] for column in columns] if as_it_is else [columns]:
-                rows, last = row.expand(len(some), -1), [[len(tokens) - 1]] * len(some)
-                given, _ = engine.backend.forward(rows, torch.ones_like(rows), some, positions=last, as_it_is=as_it_is)
-                logits += given
-            found.append(wide(torch.cat(logits)).softmax(-1))
-    probs = torch.stack(found).mean(0)  # [condition, d_vocab]
+        engine = Engine(lens, backend=backend, means=means, progress=False)  # importing libraries is slow
+        as_it_is = engine.walked().foreign is not None
+        for some in [[column] for column in columns] if as_it_is else [columns]:
+            rows, last = row.expand(len(some), -1), [[len(tokens) - 1]] * len(some)
+            given, _ = engine.backend.forward(rows, torch.ones_like(rows), some, positions=last, as_it_is=as_it_is)
+            logits += given
+    probs = wide(torch.cat(logits)).softmax(-1)  # [condition, d_vocab]
     likeliest = probs.topk(min(k, probs.shape[1])).indices.flatten().unique().tolist()
     texts = pd.Series(words(lens, likeliest), index=likeliest)
     shared = texts.duplicated(keep=False)  # as of tokens that are bytes; their numbers tell them apart

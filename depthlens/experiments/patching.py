@@ -23,17 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, WORDS, AnyHead, Condition, expand, heads_condition, heads_of
+from depthlens.ablations import BASELINE, WORDS, Condition, expand
 from depthlens.analysis.numbers import means
 from depthlens.analysis.numbers.words import estimate
 from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import Means
-from depthlens.engine import walk_check
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
 from depthlens.experiments.geometry import residual_streams
 from depthlens.experiments.one_prompt import states_of, words
-from depthlens.experiments.path_patching import by_paths
 from depthlens.experiments.texts import tokens_of
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens, one_thread
@@ -43,11 +41,12 @@ from depthlens.requests import LoglikelihoodRequest
 RESID = "resid"
 PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"], RESID)
 RESTORE, BREAK = DIRECTIONS = ("restore", "break")
+NATS = "log-probability of {right!r} minus that of {wrong!r}"
 SAME = 1e-4  # nats that sums in another order may differ by
 SMALL = 0.1  # share of the difference, below which the largest effect of a single pair is called none
 Metric = Callable[[Float[Tensor, "prompt pos d_vocab"]], Any]
 Cell = tuple[tuple[int, ...], Condition]  # what is run: a prompt under a condition
-Spans = list[tuple[range, range]]  # of a pair, by place: the tokens in the clean and in the corrupted prompt
+Spans = list[tuple[range, ...]]  # of a pair, by place: the tokens in the clean and in the corrupted prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +138,6 @@ def patch(
     metric: Metric | None = None,
     positions: Mapping[str, Sequence[Any]] | None = None,
     direction: str = RESTORE,
-    into: AnyHead | None = None,
     batch_tokens: int | None = None,
     progress: bool = True,
 ) -> Patching:
@@ -162,9 +160,6 @@ def patch(
             the clean and for the corrupted prompt. The tokens of an entry are patched together.
         direction: ``restore``: from the clean prompt into the corrupted one (denoising: what is sufficient);
             ``break``: the other way round (noising: what is necessary).
-        into: A head, the receiver: of the ``heads`` below it only what goes straight into it is patched (path patching,
-            Wang et al. 2022, arXiv 2211.00593). It reads as if a head had written what it writes on the other prompt;
-            all other parts read what they read before. Answers are of one token.
         batch_tokens: See `depthlens.condition_sweep`.
         progress: Whether a bar is shown.
 
@@ -174,8 +169,7 @@ def patch(
     Raises:
         UserError: prompts of unlike numbers, or of a pair without a difference; prompts of unlike length without
             ``positions``, or positions that prompts do not have; an answer that is no pair, answers that both prompts
-            tell apart equally well, or a metric that does not give a number a prompt; or a path from other parts than
-            heads, to a head without any below it, or in a model whose layers do more than add what attention gives.
+            tell apart equally well, or a metric that does not give a number a prompt.
 
     Example:
         >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
@@ -189,42 +183,34 @@ def patch(
         arguments.one_of(*allowed)(name, value)
     rows = _rows(lens, clean, corrupted)
     names, spans = _places(rows, positions)
-    single, receiver = _parts(lens, parts, into), None if into is None else heads_of("into", [into])[0]
-    if metric is not None and (answer is not None or receiver is not None):
-        raise UserError("metric: it takes the place of answer, and into compares answers; give one of them")
-    engine = Engine(lens, batch_tokens=batch_tokens, progress=False)
+    single = _parts(lens, parts)
+    if metric is not None and answer is not None:
+        raise UserError("metric: it takes the place of answer; give one of them")
     told = [] if metric else _told(lens, rows, answer)
-    turned = direction == BREAK  # from the corrupted prompt into the clean one
-    ways = [row[::-1] if turned else row for row in rows]
-    at = [[(b, a) if turned else (a, b) for a, b in of] for of in spans]
+    turn = -1 if direction == BREAK else 1  # from the corrupted prompt into the clean one
+    ways, at = [row[::turn] for row in rows], [[both[::turn] for both in of] for of in spans]
     cells = [_cells(single, way, of_way) for way, of_way in zip(ways, at, strict=True)]
+
+    def values(cells: Sequence[Sequence[Cell]], states: Sequence[Means | None], progress: bool) -> np.ndarray:
+        """What is compared in each cell of each pair. Shape [pair, cell]."""
+        engines = [Engine(lens, batch_tokens=batch_tokens, means=of, progress=progress) for of in states]
+        if metric is not None:
+            return _by_metric(engines, cells, metric, progress)
+        return np.array([_by_answers(*each) for each in zip(engines, cells, told, strict=True)])
+
+    plain = ([[(text, BASELINE)] for text in of_side] for of_side in zip(*rows, strict=True))
+    before = np.column_stack([values(of_side, [None] * len(rows), False) for of_side in plain])  # [pair, side]
+    differences = _differences(lens, before, told)
+    compared = _name(metric) if metric else NATS.format_map(differences.iloc[0])
     states = [_states(lens, parts, *each) for each in zip(ways, at, cells, strict=True)]
-    if metric is not None:
-        engines = [Engine(lens, batch_tokens=batch_tokens, means=of, progress=False) for of in states]
-        plain = [[[(text, BASELINE)] for text in texts] for texts in zip(*rows, strict=True)]
-        clean_value, corrupted_value = (_by_metric([engine] * len(rows), of, metric, False)[0] for of in plain)
-        differences = _alike(pd.DataFrame({"clean": clean_value, "corrupted": corrupted_value}))
-        compared = _name(metric)
-        patched = _by_metric(engines, cells, metric, progress).T  # [pair, cell]
-    else:
-        differences, patched = _differences(lens, engine, rows, told), np.empty((len(rows), len(cells[0])))
-        compared = "log-probability of {right!r} minus that of {wrong!r}".format_map(differences.iloc[0])
-        for i, (of_cells, of) in enumerate(zip(cells, states, strict=True)):
-            engine = Engine(lens, batch_tokens=batch_tokens, means=of, progress=progress)
-            if receiver is None:
-                patched[i] = _by_answers(engine, of_cells, told[i])
-                continue
-            target, change = ways[i][1], of.sample["z"] - states_of(lens, ways[i][1], [of_cells[1][1]]).sample["z"]
-            patched[i, 0] = _difference(engine, [target], told[i], [BASELINE])[0, 0]
-            senders = [condition for _, condition in of_cells[1:]]
-            patched[i, 1:] = by_paths(lens, engine.budget.batch_tokens, target, change, senders, receiver, told[i])
-    gaps = differences["clean" if direction == RESTORE else "corrupted"].to_numpy() - patched[:, 0]
-    found = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
+    patched = values(cells, states, progress)
+    gaps = before[:, ::turn][:, 0] - patched[:, 0]
+    moved = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
     if positions is None:  # before the first token that differs a patch does nothing
-        found = np.pad(found, ((0, 0), (0, 0), (names[0], 0)))
+        moved = np.pad(moved, ((0, 0), (0, 0), (names[0], 0)))
         names, at = [*range(len(ways[0][0]))], [[(range(i, i + 1),) * 2 for i in range(len(ways[0][0]))]]
     sign = np.sign(gaps.mean()) or 1.0
-    moves, gap = (means.mean(sign * values, limits=means.UNLIMITED) for values in (found, gaps))
+    moves, gap = (means.mean(sign * of, limits=means.UNLIMITED) for of in (moved, gaps))
     sources, tokens = (
         tuple("".join(words(lens, [text[i] for i in both[side]])) for both in at[0])
         for side, text in enumerate(ways[0])
@@ -234,25 +220,12 @@ def patch(
     )
 
 
-def _parts(lens: Lens, parts: str, into: AnyHead | None) -> list[tuple[str, Condition | None]]:
+def _parts(lens: Lens, parts: str) -> list[tuple[str, Condition | None]]:
     """Name and condition of each part that is patched; the token, which has no condition, before the first layer."""
-    if parts == RESID:
-        below = [None, *expand(WORDS["layer"], lens.dims)[1:-1]]
-        single = [(f"L{layer}.resid_pre", condition) for layer, condition in enumerate(below)]
-    else:
-        single = [(str(condition), condition) for condition in expand(parts, lens.dims)[1:]]
-    if into is None:
-        return single
-    (receiver,) = heads_of("into", [into])
-    heads_condition([receiver]).validate(lens.dims)
-    single = [(name, part) for name, part in single if part and part.ablations[0].layer < receiver.layer]
-    if parts != WORDS["head"] or not single:
-        fault = f"into {receiver} with parts {parts!r}: a path goes from heads into one of a later layer"
-        raise UserError(f"{fault}; give parts 'heads', and a head of L1 or later")
-    if not walk_check.found(lens).adds:
-        fault = f"a layer of {lens.name!r} does more than add what its attention gives"
-        raise UserError(f"into {receiver}: {fault}; patch without into")
-    return single
+    if parts != RESID:
+        return [(str(condition), condition) for condition in expand(parts, lens.dims)[1:]]
+    below = [None, *expand(WORDS["layer"], lens.dims)[1:-1]]
+    return [(f"L{layer}.resid_pre", condition) for layer, condition in enumerate(below)]
 
 
 def _places(
@@ -279,7 +252,7 @@ def _places(
     return [*positions], found
 
 
-def _spans(name: str, given: Any, sizes: Sequence[int]) -> tuple[range, range]:
+def _spans(name: str, given: Any, sizes: Sequence[int]) -> tuple[range, ...]:
     """The tokens that an entry of ``positions`` stands for in the clean and in the corrupted prompt of a pair."""
     two = isinstance(given, Sequence) and len(given) == 2 and any(isinstance(at, Sequence) for at in given)
     each = zip(given if two else (given, given), sizes, strict=True)
@@ -323,51 +296,50 @@ def _states(lens: Lens, parts: str, way: Sequence[tuple[int, ...]], spans: Spans
 
 
 def _by_answers(engine: Engine, cells: Sequence[Cell], answers: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The difference of two answers in each cell. Shape [cell]."""
-    target = cells[0][0]
+    """Log-probability of the first answer minus that of the second, in each cell. Shape [cell]."""
+    target, found = cells[0][0], dict[Cell, float]()
     conditions = [*dict.fromkeys(condition for text, condition in cells if text == target)]
-    values = _difference(engine, [target], answers, conditions)[:, 0]
-    found = {(target, condition): value for condition, value in zip(conditions, values, strict=True)}
-    if others := [*dict.fromkeys(text for text, _ in cells if text != target)]:
-        values = _difference(engine, others, answers, [BASELINE])[0]
-        found |= {(text, BASELINE): value for text, value in zip(others, values, strict=True)}
+    others = [*dict.fromkeys(text for text, _ in cells if text != target)]
+    for texts, under in [([target], conditions)] + [(others, [BASELINE])] * bool(others):
+        requests = [LoglikelihoodRequest(text, ids) for text in texts for ids in answers]
+        for condition, scores in zip(under, engine.loglikelihood(requests, under, desc="patching"), strict=True):
+            right, wrong = (np.array([score.logprob for score in scores[i::2]]) for i in (0, 1))
+            found |= dict(zip([(text, condition) for text in texts], right - wrong, strict=True))
     return np.array([found[cell] for cell in cells])
+
+
+def _logits(engine: Engine, texts: Sequence[Sequence[int]], conditions: Sequence[Condition]) -> Tensor:
+    """Logits of texts of equal length, each under its condition. Shape [text, pos, d_vocab]."""
+    tokens = torch.tensor(texts, device=engine.lens.device)
+    as_it_is = engine.walked().foreign is not None
+    logits, _ = engine.backend.forward(
+        tokens, torch.ones_like(tokens), conditions, positions=[range(tokens.shape[1])] * len(tokens), as_it_is=as_it_is
+    )
+    return wide(torch.stack(logits))
 
 
 def _by_metric(
     engines: Sequence[Engine], cells: Sequence[Sequence[Cell]], metric: Metric, progress: bool
 ) -> np.ndarray:
-    """A metric in each cell of each pair; the engines have what the conditions put in place. Shape [cell, pair]."""
-    first, found = engines[0], []
+    """A metric in each cell of each pair; the engines have what the conditions put in place. Shape [pair, cell]."""
+    budget, found = engines[0].budget, []
     longest = max(len(text) for of_pair in cells for text, _ in of_pair)
-    as_it_is = first.walked().foreign is not None  # what a user has put on the model may depend on the batch
-    size = first.budget.unembed_rows // (longest * len(cells))
-    size = 1 if as_it_is else max(1, min(size, first.budget.batch_tokens // longest))
+    size = max(1, min(budget.unembed_rows // (longest * len(cells)), budget.batch_tokens // longest))
+    if engines[0].walked().foreign is not None:  # what a user has put on the model may depend on the batch
+        size = 1
     for start in Bar(iterable=range(0, len(cells[0]), size), desc="patching", disable=not progress):
         of_pairs = []
         for engine, of_pair in zip(engines, cells, strict=True):
-            texts, conditions = zip(*of_pair[start : start + size], strict=True)
-            tokens = torch.tensor(texts, device=engine.lens.device)
-            where, mask = [range(tokens.shape[1])] * len(tokens), torch.ones_like(tokens)
-            logits, _ = engine.backend.forward(tokens, mask, conditions, positions=where, as_it_is=as_it_is)
-            nothing = (0, 0, longest - tokens.shape[1], 0)
-            of_pairs.append(torch.nn.functional.pad(wide(torch.stack(logits)), nothing, value=torch.nan))
+            logits = _logits(engine, *zip(*of_pair[start : start + size], strict=True))
+            nothing = (0, 0, longest - logits.shape[1], 0)
+            of_pairs.append(torch.nn.functional.pad(logits, nothing, value=torch.nan))
         for logits in torch.stack(of_pairs, 1):  # [prompt, pos, d_vocab]
             values = torch.as_tensor(metric(logits)).double().cpu()
             if values.shape != (len(cells),):
                 fault = f"metric {_name(metric)} gives shape {[*values.shape]} for {len(cells)} prompts"
                 raise UserError(f"{fault}; return one number a prompt, such as logits[:, -1, token]")
             found.append(values.numpy())
-    return np.array(found)
-
-
-def _alike(differences: pd.DataFrame) -> pd.DataFrame:
-    """The table, if its pairs of prompts differ."""
-    if (same := np.isclose(differences["clean"], differences["corrupted"], rtol=1e-6, atol=0)).any():
-        value = differences["clean"][same].iloc[0]
-        fault = f"pair {np.argmax(same)}: the metric is {value:.3g} on both prompts, and no patch moves it"
-        raise UserError(f"{fault}; give a metric that tells the prompts apart")
-    return differences
+    return np.array(found).T
 
 
 def _name(metric: Metric) -> str:
@@ -375,13 +347,20 @@ def _name(metric: Metric) -> str:
 
 
 def _told(lens: Lens, rows: Sequence[tuple[tuple[int, ...], ...]], answer: Any) -> list[list[tuple[int, ...]]]:
-    """The tokens of both answers of each pair."""
+    """The tokens of both answers of each pair; where none are told, the likeliest next token of each prompt."""
     answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
-        raise UserError(
-            f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"
-        )
-    return [_answers(lens, row, told) for row, told in zip(rows, answers, strict=True)]
+        fault = f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"
+        raise UserError(fault)
+    engine, found = Engine(lens, progress=False), []
+    for row, told in zip(rows, answers, strict=True):
+        if told:
+            found.append([tuple(lens.tokenizer(str(text), add_special_tokens=False).input_ids) for text in told])
+        else:
+            found.append([(int(_logits(engine, [text], [BASELINE])[0, -1].argmax()),) for text in row])
+        if not all(found[-1]):
+            raise UserError(f"answer {tuple(told)!r}: an answer has no tokens; give some text")
+    return found
 
 
 def _place(position: int | str) -> str:
@@ -410,47 +389,15 @@ def _rows(lens: Lens, *given: str | Sequence[str]) -> list[tuple[tuple[int, ...]
     return rows
 
 
-def _answers(lens: Lens, row: tuple[tuple[int, ...], ...], told: Any) -> list[tuple[int, ...]]:
-    """The tokens of both answers; where none are told, the likeliest next token of each prompt."""
-    if told:
-        found = [tuple(lens.tokenizer(str(text), add_special_tokens=False).input_ids) for text in told]
-        if not all(found):
-            raise UserError(f"answer {tuple(told)!r}: an answer has no tokens; give some text")
-        return found
-    backend, found = Engine(lens, progress=False).backend, []
-    for tokens in row:
-        ids = torch.tensor([tokens], device=lens.device)
-        (logits,), _ = backend.forward(ids, torch.ones_like(ids), [BASELINE], positions=[[len(tokens) - 1]])
-        found.append((int(logits.argmax()),))
-    return found
-
-
-def _differences(
-    lens: Lens,
-    engine: Engine,
-    rows: Sequence[tuple[tuple[int, ...], ...]],
-    answers: Sequence[Sequence[tuple[int, ...]]],
-) -> pd.DataFrame:
-    """`Patching.differences`; refuses a pair of prompts that give its answers alike, in which a patch moves nothing."""
-    found = []
-    for i, (row, told) in enumerate(zip(rows, answers, strict=True)):
-        right, wrong = (lens.tokenizer.decode([*ids]) for ids in told)
-        clean, corrupted = (_difference(engine, [text], told, [BASELINE])[0, 0] for text in row)
-        if not abs(clean - corrupted) >= SAME:
-            alike = f"pair {i}: {right!r} against {wrong!r} is {clean:.2f} nats after both prompts"
-            raise UserError(f"{alike}, and no patch moves it; give answer=(right, wrong) that the prompts tell apart")
-        found.append((right, wrong, clean, corrupted))
-    return pd.DataFrame(found, columns=["right", "wrong", "clean", "corrupted"])
-
-
-def _difference(
-    engine: Engine,
-    prompts: Sequence[tuple[int, ...]],
-    answers: Sequence[tuple[int, ...]],
-    conditions: Sequence[Condition],
-) -> np.ndarray:
-    """Log-probability of the first answer minus that of the second. Shape [condition, prompt]."""
-    requests = [LoglikelihoodRequest(prompt, ids) for prompt in prompts for ids in answers]
-    scores = engine.loglikelihood(requests, conditions, desc="patching")
-    values = np.array([[answer.logprob for answer in of_condition] for of_condition in scores])
-    return values[:, ::2] - values[:, 1::2]
+def _differences(lens: Lens, values: np.ndarray, told: Sequence[Sequence[tuple[int, ...]]]) -> pd.DataFrame:
+    """`Patching.differences`; refuses a pair of prompts that are alike, in which a patch moves nothing."""
+    texts = [[lens.tokenizer.decode([*ids]) for ids in answers] for answers in told]
+    table = pd.DataFrame(texts, columns=["right", "wrong"] if told else None)
+    table[["clean", "corrupted"]] = values
+    clean, corrupted = values.T
+    if (same := np.isclose(clean, corrupted, rtol=1e-6, atol=SAME if told else 0.0)).any():
+        row = table[same].iloc[0]
+        what = f"{row.right!r} against {row.wrong!r}" if told else "the metric"
+        fault = f"pair {np.argmax(same)}: {what} is {row.clean:.3g} after both prompts, and no patch moves it"
+        raise UserError(f"{fault}; give answer=(right, wrong), or a metric, that tells the prompts apart")
+    return table

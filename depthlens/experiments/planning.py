@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import pandas as pd
-import psutil
-import torch
 
 from depthlens import cluster
 from depthlens.ablations import BASELINE, Condition
@@ -41,12 +39,10 @@ class Plan:
             condition that are to be computed), known (that the store has), tokens (read, shared ones once),
             unshared_tokens (of every request under every condition), written_tokens.
         seconds: Time here; 0 where everything is known.
-        peak_bytes: Memory of this process when most is in use; of a model on GPUs, of the one that holds most.
     """
 
     table: pd.DataFrame
     seconds: float
-    peak_bytes: int
 
     def describe(self) -> list[str]:
         """The plan in sentences."""
@@ -61,7 +57,7 @@ class Plan:
             f"{total['rows']:,} rows{known}.",
             f"{total['tokens']:,} tokens are read ({shared:.0f}x fewer than one by one), and about "
             f"{total['written_tokens']:,} written.",
-            f"Here: about {time_in_words}, {self.peak_bytes / 2**30:.1f} GiB of memory.",
+            f"Here: about {time_in_words}.",
         ]
 
     def __repr__(self) -> str:
@@ -90,19 +86,18 @@ def plan(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[EvalOptions
     lens.needs_weights("plan")
     chosen = settled(options, without=cluster.NAMES)
     runs = ConditionRuns(lens, tasks, ablate, chosen)
-    counts, seconds, peaks = zip(*(_costs(runs, task) for task in runs.asked), strict=True)
+    counts, seconds = zip(*(_costs(runs, task) for task in runs.asked), strict=True)
     about = [{"task": of.name, "conditions": len(runs.conditions), "documents": len(of.asked)} for of in runs.asked]
-    return Plan(pd.DataFrame(about).join(pd.DataFrame(counts)), sum(seconds), max(peaks))
+    return Plan(pd.DataFrame(about).join(pd.DataFrame(counts)), sum(seconds))
 
 
-def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float, int]:
-    """`COUNTS` of a task, the seconds that all of it takes, and memory when most is in use."""
-    counts, seconds, peak_bytes, tried = dict.fromkeys(COUNTS, 0), 0.0, 0, None
+def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float]:
+    """`COUNTS` of a task, and the seconds that all of it takes."""
+    counts, seconds, tried = dict.fromkeys(COUNTS, 0), 0.0, None
     requests: Sequence[Any] = task.requests
     for reference in runs.references[task.name]:
-        cache, batch_tokens = runs.cache(task, reference), runs.options["batch_tokens"]
-        backend = runs.options["backend"]
-        engine = Engine(runs.joined, backend=backend, batch_tokens=batch_tokens, cache=cache, progress=False)
+        how: Any = {name: runs.options[name] for name in ("backend", "batch_tokens")}
+        engine = Engine(runs.joined, cache=runs.cache(task, reference), progress=False, **how)
         lengths = None
         if task.written:
             engine.check_writing()
@@ -122,8 +117,7 @@ def _costs(runs: ConditionRuns, task: AskedTask) -> tuple[dict[str, int], float,
             counts["tokens"] += prefix_tree.n_distinct([read[r] for r in members])
             counts["unshared_tokens"] += len(group) * sum(len(read[r]) for r in members)
             counts["written_tokens"] += len(group) * sum(lengths[r] for r in members) if lengths else 0
-        peak_bytes = max(peak_bytes, _peak_bytes(engine, read, runs.conditions, lengths))
-    return counts, seconds, peak_bytes
+    return counts, seconds
 
 
 def _tried(
@@ -157,29 +151,3 @@ def _tried(
         n *= 2
     whole_texts = writes and asked[0] == requests[0]
     return done.layer_tokens / max(took, 1e-9), done.written_tokens / max(1, done.rows) if whole_texts else None
-
-
-def _peak_bytes(
-    engine: Engine, read: Sequence[Sequence[int]], conditions: Sequence[Condition], lengths: Sequence[int] | None
-) -> int:
-    """What this process, or the GPU that holds most, holds now or will have read, and most of what the work adds."""
-    lens, budget, dims, size = engine.lens, engine.budget, engine.lens.dims, engine.lens.dtype.itemsize
-    # twice, while rows join
-    states = 2 * min(budget.state_bytes, (len(conditions) + 1) * prefix_tree.n_distinct(read) * dims.d_model * size)
-    written = 0 if lengths is None else len(conditions) * (sum(map(len, read)) + sum(lengths))
-    keys = min(budget.key_bytes, written * 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * size)
-    logits = budget.unembed_rows * work.logit_bytes(lens)
-    return _held(lens) + states + keys + logits + budget.batch_tokens * work.chunk_bytes(lens)
-
-
-def _held(lens: Lens) -> int:
-    """Memory of this process when it has read all weights: those in a mapped file take memory once they are used.
-
-    Of a model on GPUs, what the GPU holds that holds most.
-    """
-    if gpus := [device for device in lens.devices if device.type == "cuda"]:
-        return max(map(torch.cuda.memory_allocated, gpus))
-    process = psutil.Process()
-    maps = process.memory_maps() if hasattr(process, "memory_maps") else []  # there are none on macOS
-    unread = sum(m.size - m.rss for m in maps if m.path.endswith(".safetensors"))
-    return process.memory_info().rss + unread

@@ -26,37 +26,28 @@ Cochran 1977, Sampling Techniques, section 6.4), so that the noise of the surpri
 Limits: teacher forcing measures the reference solution, which need not be how the model would solve the problem. A kind
 that the model writes almost surely has a surprisal near 0, and a ratio to it is large for the smallest loss: read
 ``record["baseline"]``.
-
-A head that computes should read what it computes from. `attention_at_results` says where heads look at the positions
-that predict the tokens of computed numbers. Attention says what can reach a head, not what the head does with it, and
-what a position holds may have been gathered from other positions by earlier layers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Unpack
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from depthlens import arguments, cluster
+from depthlens import arguments
 from depthlens.ablations import AnyHead
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.words import WORDS, numbers
 from depthlens.arguments import EvalOptions
 from depthlens.errors import UserError
-from depthlens.experiments import attention_patterns
 from depthlens.experiments.attribution import ATTRIBUTION, EXACT, address, losses, removed_alone
 from depthlens.experiments.condition_runs import OF_CONDITIONS, load_tasks, prepare, settled, task_options, tasks_record
-from depthlens.experiments.texts import measured
 from depthlens.models.lens import Lens, one_thread
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerStore
@@ -64,7 +55,6 @@ from depthlens.tasks.measures import Answers, Text, align
 from depthlens.tasks.prepared_task import identity
 
 KINDS = ("computed", "copied", "text")
-SOURCES = ("operands", "previous_result", "question", "rest")
 
 
 @dataclass(frozen=True)
@@ -83,21 +73,6 @@ class Span:
 
 
 @dataclass(frozen=True)
-class ComputedNumber:
-    """A computed number, and the token positions of the numbers that it could come from.
-
-    Attributes:
-        tokens: The number itself.
-        operands: Numbers before it on its line, since the last result there.
-        previous: The last result before it that is not among the operands.
-    """
-
-    tokens: tuple[int, ...]
-    operands: tuple[int, ...]
-    previous: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Solution:
     """One worked solution.
 
@@ -106,8 +81,6 @@ class Solution:
         text: Prompt and solution.
         kinds: The kind of each token of the solution; None: it is left out.
         spans: Neighbouring tokens of one kind, in order; of numbers those of one number.
-        results: The computed numbers, in order.
-        question: Token positions of the question (few-shot examples are not a part of it).
         n_unclear: Numbers that were left out.
         doc_hash: What the document is; see `depthlens.tasks.prepared_task.identity`.
     """
@@ -116,8 +89,6 @@ class Solution:
     text: Text
     kinds: tuple[str | None, ...]
     spans: tuple[Span, ...]
-    results: tuple[ComputedNumber, ...]
-    question: tuple[int, ...]
     n_unclear: int
     doc_hash: str = ""
 
@@ -125,22 +96,6 @@ class Solution:
         """The tokens of a span, after everything before them."""
         tokens = self.text.tokens
         return LoglikelihoodRequest(tokens[: span.start], tokens[span.start : span.end])
-
-    def frame(self, logprobs: Sequence[float] | None = None) -> pd.DataFrame:
-        """The spans in reading order: kind, text, n_tokens, and nats_per_token where their log-probabilities are given.
-
-        Args:
-            logprobs: Of each span, in nats, e.g. by `Engine.loglikelihood` of its `request`.
-        """
-        whole = self.text.context + self.text.continuation
-        offsets = self.text.offsets
-        rows = [
-            (s.kind, whole[offsets[s.start][0] : offsets[s.end - 1][1]].strip(" "), s.end - s.start) for s in self.spans
-        ]
-        table = pd.DataFrame(rows, columns=["kind", "text", "n_tokens"])
-        if logprobs is not None:
-            table["nats_per_token"] = -np.array(logprobs, dtype=float) / table["n_tokens"]
-        return table
 
 
 def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, int, str | None]]:
@@ -168,7 +123,7 @@ def kinds(solution: str, question: str, examples: str = "") -> list[tuple[int, i
 
 
 def take_apart(doc_id: int, text: Text, question: str, doc_hash: str = "") -> Solution:
-    """Spans and results of a solution.
+    """Spans of a solution.
 
     Args:
         doc_id: Document of the task.
@@ -181,42 +136,21 @@ def take_apart(doc_id: int, text: Text, question: str, doc_hash: str = "") -> So
     n = len(text.request.context)
     kind_of: dict[int, str | None] = dict.fromkeys(range(n, len(text.tokens)), "text")
     number_of: dict[int, int] = {}
-    places: list[tuple[int, str | None, tuple[int, ...]]] = []
     shift = len(text.context)
     for start, end, kind in found:
-        tokens = tuple(p for p in text.positions(shift + start, shift + end) if p >= n)
-        places.append((start, kind, tokens))
+        tokens = [p for p in text.positions(shift + start, shift + end) if p >= n]
         # a token that holds the end of one number and the start of the next is of no one kind
         kind_of |= {p: kind if kind_of[p] == "text" else None for p in tokens}
         number_of |= dict.fromkeys(tokens, start)
     runs = [(kind, [*run]) for (kind, _), run in groupby(kind_of, lambda p: (kind_of[p], number_of.get(p)))]
-    asked = text.positions(at, len(text.context))  # with the spaces between them
     return Solution(
         doc_id,
         text,
         tuple(kind_of.values()),
         tuple(Span(kind, run[0], run[-1] + 1) for kind, run in runs if kind),
-        tuple(_results(text.continuation, places)),
-        tuple(range(min(asked, default=0), max(asked, default=-1) + 1)),
-        sum(kind is None for _, kind, _ in places),
+        sum(kind is None for *_, kind in found),
         doc_hash,
     )
-
-
-def _results(solution: str, places: list[tuple[int, str | None, tuple[int, ...]]]) -> Iterator[ComputedNumber]:
-    last: tuple[int, ...] = ()
-    operands: list[int] = []
-    line_end = 0
-    for start, kind, tokens in places:
-        if "\n" in solution[line_end:start]:
-            operands = []
-        line_end = start
-        if kind == "computed" and tokens:
-            previous = tuple(p for p in last if p not in operands)
-            yield ComputedNumber(tokens, tuple(operands), previous)
-            last, operands = tokens, []
-        else:
-            operands += tokens
 
 
 @one_thread
@@ -246,7 +180,7 @@ def worked_solutions(lens: Lens, tasks: str | Sequence[str], **options: Unpack[E
             text = align(prepared.encoder, prepared.name, context, solution)
             task, doc = prepared.task, prepared.docs[doc_id]
             found.append(take_apart(doc_id, text, task.doc_to_text(doc), identity(task, doc)))
-    if not any(s.results for s in found):
+    if not any("computed" in s.kinds for s in found):
         fault = f"tasks {', '.join(loaded)}: none of {len(found)} answers computes a number"
         raise UserError(f"{fault}; take another task")
     return found
@@ -301,7 +235,8 @@ def reasoning_scores(
     if lacking := [name for name, some in needed.items() if not len(some)]:
         fault = f"none of {len(solved)} solutions has {lacking[0]}"
         raise UserError(f"tasks {', '.join(names)}: {fault}; take more documents")
-    requests, weights = zip(*(weighted_tokens(solved[s], kind) for s, kind in cells), strict=True)
+    requests = [solved[s].text.request for s, _ in cells]
+    weights = [[float(of_token == kind) for of_token in solved[s].kinds] for s, kind in cells]  # its tokens count
     entry = answers.entry(f"solutions {' '.join(names)}", method=address(method))
     lost, clean = losses(lens, requests, method, chosen, entry, weights=weights, heads=removed)
     n_tokens = np.array([sum(of_cell) for of_cell in weights])
@@ -334,86 +269,3 @@ def ratio_cases(
     mean = surprisal.mean()
     ratio = losses.mean(0) / mean
     return ratio + (losses - ratio * surprisal[:, None, None]) / mean
-
-
-def weighted_tokens(solution: Solution, kind: str) -> tuple[LoglikelihoodRequest, list[float]]:
-    """The whole solution as one continuation, in which the tokens of one kind count."""
-    return solution.text.request, [float(of_token == kind) for of_token in solution.kinds]
-
-
-@one_thread
-def attention_at_results(
-    lens: Lens, tasks: str | Sequence[str] = "arithmetic_cot", **options: Unpack[EvalOptions]
-) -> pd.DataFrame:
-    """Where every head looks while computed numbers of worked solutions are written.
-
-    Attention mass at the positions that predict a computed number's tokens, averaged over its tokens, then over
-    numbers: on its *operands* (numbers before it on the line), on the *previous result* where that is not among them,
-    on the *question*, and on the *rest* (examples, ``<bos>``, words of the solution). The four add up to 1.
-
-    Args:
-        lens: A loaded model.
-        tasks: As in `reasoning_scores`.
-        options: `EvalOptions`: limit, num_fewshot, include_path, seed, store, progress.
-
-    Returns:
-        One row a head: layer, head, condition, operands, previous_result, question, rest, n (computed numbers).
-
-    Raises:
-        UserError: see `reasoning_scores`.
-
-    Example:
-        >>> dl.attention_at_results(base, "arithmetic_cot", limit=2).columns.tolist()
-        ['layer', 'head', 'condition', 'operands', 'previous_result', 'question', 'rest', 'n']
-    """
-    chosen = settled(options, without=(*OF_CONDITIONS, *cluster.NAMES, "batch_tokens"))
-    names = arguments.names("tasks", tasks, "arithmetic_cot")
-    solved = [s for s in worked_solutions(lens, names, **task_options(chosen)) if s.results]
-    dims = lens.dims
-    values = measured(
-        AnswerStore(chosen["store"], lens),
-        f"results of {' '.join(names)}",
-        "attention at results",
-        solved,
-        [f"{head} {source}" for head in dims.head_names for source in SOURCES],
-        partial(_masses, lens),
-        cases=[(s.text.tokens, s.question, s.results) for s in solved],
-        unit="solution",
-        progress=chosen["progress"],
-    )
-    n = sum(len(s.results) for s in solved)
-    table = pd.DataFrame(np.ndindex(dims.n_layers, dims.n_heads), columns=["layer", "head"])
-    table = table.assign(condition=dims.head_names)
-    table[[*SOURCES]] = values.sum(0).reshape(-1, len(SOURCES)) / n
-    return table.assign(n=n)
-
-
-def _masses(lens: Lens, solution: Solution) -> np.ndarray:
-    """Attention of every head from the results of one solution to each source. Shape [n_layers, n_heads, source]."""
-    masses = np.zeros((lens.dims.n_layers, lens.dims.n_heads, len(SOURCES)))
-    weights = _sources(solution).to(lens.device)
-
-    def see(layer: int, pattern: Tensor, _: Tensor) -> None:
-        masses[layer, :, :-1] = torch.einsum("hap,aps->hs", pattern, weights.to(pattern)).double().cpu().numpy()
-
-    asked = [p - 1 for result in solution.results for p in result.tokens]
-    attention_patterns.read(lens, solution.text.tokens[:-1], asked, see)
-    masses[..., -1] = len(solution.results) - masses.sum(-1)
-    return masses
-
-
-def _sources(solution: Solution) -> Float[Tensor, "token pos 3"]:
-    """Which positions are operands, previous result and question, for each token of each computed number.
-
-    Each token weighs as one part of its number. Shape [token, pos, 3].
-    """
-    n_pos = len(solution.text.tokens) - 1
-    rows = []
-    for result in solution.results:
-        kinds = torch.zeros(n_pos, len(SOURCES) - 1)
-        # later lines win: a position is an operand before it is anything else
-        for column, positions in ((2, solution.question), (1, result.previous), (0, result.operands)):
-            kinds[list(positions)] = 0.0
-            kinds[list(positions), column] = 1.0
-        rows += [kinds / len(result.tokens)] * len(result.tokens)
-    return torch.stack(rows)

@@ -29,25 +29,12 @@ i to j:
 Limits. The first two say where a head looks, not what it writes: a decoy scores as high as the head that answers. The
 last two count the direct path to the logits: what a head gives to later heads and MLPs is missing, and so is what the
 final norm does with the sum.
-
-**Induction score** (Olsson et al. 2022, In-context Learning and Induction Heads; the definition of TransformerLens). A
-text of random tokens x_1 .. x_n is read twice in a row. From the second occurrence of a token an induction head attends
-to the token after its first occurrence::
-
-    score(h) = mean over i in the second copy of  a_h(i, i - (n - 1))
-
-Random tokens have no meaning, so that nothing but repetition can guide the head. A head with a high copy-paste score
-and a high induction score continues a repeated phrase; one that retrieves by meaning has a low induction score.
-
-Limits: a head may do both, and a head that induces by meaning (synonyms) has a low score here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
-from random import Random
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -72,8 +59,7 @@ from depthlens.models.architectures import wide, wide_type
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.placement import moved, place_of
 from depthlens.requests import LoglikelihoodRequest
-from depthlens.store.answer_cache import AnswerStore, Where
-from depthlens.store.parts import DEFAULT
+from depthlens.store.answer_cache import AnswerStore
 from depthlens.tasks import needles as prompts
 from depthlens.tasks.needles import Needle
 
@@ -177,9 +163,6 @@ def retrieval_scores(
     given_removed: Sequence[AnyHead] | None = None,
     needles: Sequence[Needle] | None = None,
     only_recalled: bool = True,
-    n_needles: int = 2,
-    depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-    context_lengths: Sequence[int] = (256, 512),
     **options: Unpack[EvalOptions],
 ) -> HeadScores:
     """Score every head as a retrieval head: where it looks, what it writes, or what its removal costs.
@@ -197,12 +180,9 @@ def retrieval_scores(
             check the heads that an estimate ranks first.
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
             of them are removed already. It is high for heads that can replace each other.
-        needles: Needles to use, from `depthlens.tasks.needles`, in place of the following.
+        needles: Needles to use, such as those of `depthlens.tasks.written_needles` with other depths and lengths.
         only_recalled: Whether needles count only if the model recalls them. False: their answers are given to the
             model token by token, which says what its heads do then, and not how it would find an answer.
-        n_needles: Written haystacks for every depth and context length.
-        depths: Where in the haystack the needle is, from 0 to 1.
-        context_lengths: Tokens of a prompt.
         options: `EvalOptions`: limit, num_fewshot and include_path of ``tasks``; seed of the haystacks, or of the
             choice of examples; batch_tokens, store, progress.
 
@@ -232,9 +212,7 @@ def retrieval_scores(
         needles = prompts.task_needles(lens, names, **task_options(chosen))
         label, source = " ".join([label, *names]), tasks_record(names, chosen)
     else:
-        needles = prompts.written_needles(lens, n_needles, depths, context_lengths, chosen["seed"])
-        source = {"n_needles": n_needles, "depths": list(depths), "context_lengths": list(context_lengths)}
-        source |= {"seed": chosen["seed"]}
+        needles, source = prompts.written_needles(lens, seed=chosen["seed"]), {"seed": chosen["seed"]}
     answers = AnswerStore(chosen["store"], lens)
     engine = engine_of(lens, chosen, answers.entry(label))
     recalled = _recalled(engine, needles)
@@ -323,71 +301,3 @@ def _recalled(engine: Engine, needles: Sequence[Needle]) -> list[Needle]:
     """See `recalled_needles`."""
     (answers,) = engine.loglikelihood([n.request for n in needles], [BASELINE], desc="recall")
     return [n for n, answer in zip(needles, answers, strict=True) if answer.is_greedy]
-
-
-@one_thread
-def induction_scores(
-    lens: Lens,
-    n_texts: int = 20,
-    length: int = 50,
-    seed: int = 0,
-    *,
-    store: Where = DEFAULT,
-    progress: bool = True,
-) -> HeadScores:
-    """Score every head as an induction head: attention to what followed the same token before, in repeated random text.
-
-    Args:
-        lens: A loaded model.
-        n_texts: Random texts.
-        length: Different tokens of each text, which is read twice in a row (after ``<bos>``, where there is one).
-        seed: Seed of the texts.
-        store: Where the numbers of single texts are found and kept; see `depthlens.layer_sweep`.
-        progress: Show a bar.
-
-    Returns:
-        Attention mass from 0 to 1, mean over the texts.
-
-    Raises:
-        UserError: a number that is not allowed, or a length that the vocabulary or the model does not have.
-
-    Example:
-        >>> scores = dl.induction_scores(lens, n_texts=2, length=20)
-        >>> scores.values.shape
-        (6, 4)
-    """
-    n_texts = arguments.whole("n_texts", n_texts, 1)
-    seed = arguments.check(seed=seed)["seed"]
-    texts = _texts_read_twice(lens, n_texts, length, seed)
-    answers, name, dims = AnswerStore(store, lens), "induction score", lens.dims
-    measure = partial(_induction, lens, length)
-    values = measured(answers, "random tokens", name, texts, dims.head_names, measure, progress=progress)
-    values = values.reshape(n_texts, dims.n_layers, dims.n_heads)
-    record = answers.record(method="induction", n_texts=n_texts, length=length, seed=seed)
-    return HeadScores.of_cases(name, "", values, record, tested=False, limits=(0.0, 1.0))
-
-
-def _texts_read_twice(lens: Lens, n_texts: int, length: int, seed: int) -> list[tuple[int, ...]]:
-    """Token ids: ``<bos>`` if there is one, then ``length`` different tokens twice."""
-    special = set(lens.tokenizer.all_special_ids)
-    ordinary = [
-        i for i in range(min(len(lens.tokenizer), lens.model.config.get_text_config().vocab_size)) if i not in special
-    ]
-    start = () if lens.tokenizer.bos_token_id is None else (lens.tokenizer.bos_token_id,)
-    longest = min(len(ordinary), (lens.max_length - len(start)) // 2)
-    length = arguments.whole("length", length, 2, of=" of tokens")
-    if length > longest:
-        raise UserError(f"length {length}: {lens.name} can read {longest} different tokens twice; give 2 to {longest}")
-    drawn = (Random(f"induction {seed} {i}").sample(ordinary, length) for i in range(n_texts))
-    return [(*start, *tokens, *tokens) for tokens in drawn]
-
-
-def _induction(lens: Lens, length: int, text: tuple[int, ...]) -> Float[np.ndarray, "n_layers n_heads"]:
-    """Induction score of every head on one text."""
-    asked = list(range(len(text) - length, len(text)))
-    after_first = torch.tensor([i - (length - 1) for i in asked], device=lens.device)
-
-    def at_first(pattern: Tensor) -> Tensor:
-        return pattern.gather(-1, after_first.expand(len(pattern), -1)[..., None])[..., 0].double()
-
-    return _of_patterns(lens, text, asked, at_first).mean(0)

@@ -20,7 +20,6 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     ),
     "HeadScores": (heads.head_map,),
     "RemovalCurve": (heads.removal_curve,),
-    "SufficiencyCurve": (heads.sufficiency,),
     "Geometry": (layers.geometry_profile,),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
     "Verdicts": (claims.scorecard,),

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from depthlens import arguments
 from depthlens.ablations import INDEXED
-from depthlens.analysis.heads.curves import CANNOT_JUDGE, RemovalCurve, SufficiencyCurve
+from depthlens.analysis.heads.curves import RemovalCurve
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.result.results import Result
 from depthlens.look import EMPTY, INK, PALE
@@ -211,52 +210,9 @@ def removal_curve(curve: RemovalCurve) -> None:
     what = f"first k heads of a list removed, {curve.band['n_draws'].min()} random draws"
     look: dict[str, Any] = {"xlabel": "heads removed together", "each": 2.6, "aside": 0.08}
     look |= {"levels": ("baseline", "chance"), "shown": OUTSIDE, "random": "random heads of the same layers: all draws"}
-    _of_lists(what, curve, table, of_panel, **look)
-
-
-@themed
-def sufficiency(curve: SufficiencyCurve) -> None:
-    """Faithfulness by number of heads kept: one panel a task, one line a list, with random lists beside it.
-
-    The x axis is logarithmic, so that the few heads with which a curve rises can be told apart; the areas CPR
-    and CMD, above a panel, are over a linear share of heads. Faithfulness is 0 where no head is kept and 1 (dashed) in
-    the whole model. The shaded range holds all random lists, the thin line is their mean, and bars are 95% intervals.
-
-    Args:
-        curve: From `depthlens.sufficiency_curve`.
-
-    Raises:
-        UserError: more lists than there are colours.
-
-    Example:
-        >>> figure = kept.plot()
-    """
-    points = curve.points[curve.points["k"] > 0].merge(curve.areas[["list", "task", "judged"]], on=["list", "task"])
-    table = tidy(points, "k", "faithfulness", idle=np.where(points["judged"], "", CANNOT_JUDGE))
-    of_panel = []
-    for (task, metric), areas in curve.areas.groupby(["task", "metric"], sort=False):
-        said = [f"{a.list}: CPR {a.cpr:.2f}, CMD {a.cmd:.2f}, p = {a.p_value:.2g}" for a in areas.itertuples()]
-        verdict = "\n".join(said) if areas["judged"].any() else f"heads add nothing proven: {CANNOT_JUDGE}"
-        about = {"task": task, "metric": metric, "panel": f"{task}\n{verdict}", "unit": "faithfulness"}
-        of_panel.append(about | {"whole model": 1.0, "no head kept": 0.0})
-    what = f"only the first k heads of a list kept, {curve.record['n_draws']} random lists"
-    look: dict[str, Any] = {"xlabel": "heads kept", "each": 2.8, "levels": ("whole model", "no head kept")}
-    look |= {"random": "random lists of the same layers"}
-    axes = _of_lists(what, curve, table, pd.DataFrame(of_panel), **look)
-    kept = [*curve.record["k"], curve.record["n_heads"]]
-    for panel, _ in axes:
-        panel.set(xscale="log", xlim=(0.8 * kept[0], 1.25 * kept[-1]))
-        panel.set_xticks(kept, kept)
-        panel.xaxis.set_minor_locator(ticker.NullLocator())
-
-
-def _of_lists(
-    what: str, curve: Any, points: pd.DataFrame, of_panel: pd.DataFrame, **look: Any
-) -> list[tuple[Axes, pd.DataFrame]]:
-    """Lists with their random lists beside them; ``of_panel`` is what is said of each task and metric."""
-    random = curve.band[curve.band["k"].isin(points["k"])]
+    random = curve.band[curve.band["k"].isin(table["k"])]
     random = random.assign(series=random["list"] + RANDOM, x=random["k"], y=random["mean"])
-    table = pd.concat([points.assign(series=points["list"]), random]).merge(of_panel)
+    names = list(table["list"].unique())
+    table = pd.concat([table.assign(series=table["list"]), random]).merge(of_panel)
     models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
-    names = list(points["list"].unique())
-    return curves(f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
+    curves(f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)

@@ -5,15 +5,13 @@ cell runs. The kernel is always the interpreter that runs depthlens, whatever ke
 notebook that fails keeps what it has computed and does not stop the others. Ctrl-C keeps it too, and ends the run.
 
 Under OUT: ``NAME.ipynb`` (executed), ``NAME.html``, ``record.json`` (what this call ran, with which versions) and
-``index.html`` (every notebook in the folder, also from earlier calls), which is written again after each notebook. With
-several models each has a folder of its own there.
+``index.html`` (every notebook in the folder, also from earlier calls), which is written again after each notebook.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -143,7 +141,6 @@ def run(
     out: Path | str,
     profile: str | None = None,
     parameters: Mapping[str, object] | None = None,
-    models: Sequence[str] | None = None,
     progress: bool = True,
 ) -> RunReport:
     """Execute notebooks.
@@ -154,7 +151,6 @@ def run(
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' own defaults.
         parameters: Values over the profile's, for each notebook that has them. Text is read as YAML unless the
             notebook's default is text.
-        models: Names of models to run on, one after another: values of the parameter ``model``, a folder each.
         progress: Say on stderr which notebook begins, and show papermill's bar on a terminal.
 
     Returns:
@@ -169,7 +165,7 @@ def run(
         >>> report.errors
         []
     """
-    report = prepare(names, out=out, profile=profile, parameters=parameters, models=models)
+    report = prepare(names, out=out, profile=profile, parameters=parameters)
     with paths.locked(report.out):
         for line in report.left_out if progress else []:
             bars.say(f"leaving out {line}")
@@ -196,7 +192,6 @@ def prepare(
     out: Path | str,
     profile: str | None = None,
     parameters: Mapping[str, object] | None = None,
-    models: Sequence[str] | None = None,
 ) -> RunReport:
     """Check everything that can be checked before a run, and write nothing; see `run`."""
     out = Path(arguments.PATH("out", out))
@@ -209,28 +204,26 @@ def prepare(
     chosen = list(named or known)
 
     report = RunReport(out, profile)
-    for folder, given in _by_model(models, dict(parameters or {})).items():
-        own_values = assign(given, {name: defaults[name] for name in chosen})
-        for name in chosen:
-            own_file = files[name] != known.get(name)
-            values = of_profile[name] | own_values[name]
-            try:
-                check_twin(defaults[name] | values, own_values[name], name)
-            except UserError as error:
-                if named:
-                    raise
-                report.left_out.append(str(error))
-                continue
-            if "out" in defaults[name] and "out" not in values:
-                values["out"] = str(out / folder / name)
-            values |= with_first_layers(defaults[name] | values, n_layers)
-            with concerning(f"notebook {name}"):
-                check({key: value for key, value in (defaults[name] | values).items() if value is not None})
-            source = str(files[name]) if own_file else name
-            path = Path(folder, name).as_posix()
-            if own_file and files[name].resolve() == (out / f"{path}.ipynb").resolve():
-                raise UserError(f"notebook {source!r} would be replaced by what it becomes; name another --out")
-            report.notebooks.append(NotebookRun(path, source, values, own_values[name]))
+    own_values = assign(parameters or {}, {name: defaults[name] for name in chosen})
+    for name in chosen:
+        own_file = files[name] != known.get(name)
+        values = of_profile[name] | own_values[name]
+        try:
+            check_twin(defaults[name] | values, own_values[name], name)
+        except UserError as error:
+            if named:
+                raise
+            report.left_out.append(str(error))
+            continue
+        if "out" in defaults[name] and "out" not in values:
+            values["out"] = str(out / name)
+        values |= with_first_layers(defaults[name] | values, n_layers)
+        with concerning(f"notebook {name}"):
+            check({key: value for key, value in (defaults[name] | values).items() if value is not None})
+        source = str(files[name]) if own_file else name
+        if own_file and files[name].resolve() == (out / f"{name}.ipynb").resolve():
+            raise UserError(f"notebook {source!r} would be replaced by what it becomes; name another --out")
+        report.notebooks.append(NotebookRun(name, source, values, own_values[name]))
     return report
 
 
@@ -245,25 +238,6 @@ def _named(names: Sequence[str] | str, known: Mapping[str, Path]) -> dict[str, P
         if found.setdefault(name, file) != file:
             raise UserError(f"notebooks {found[name]} and {file} would write to one file; run one of them apart")
     return found
-
-
-def _by_model(models: Sequence[str] | None, given: dict[str, object]) -> dict[str, dict[str, object]]:
-    """What the caller gave, by folder of a model below OUT; "" is OUT itself."""
-    if models is None:
-        return {"": given}
-    models = arguments.names("models", models, "smollm2-135m")
-    if "model" in given:
-        raise UserError("the parameter model and several models: give one of them")
-    by_folder = {folder_name(model): given | {"model": model} for model in models}
-    if len(by_folder) < len(models):
-        raise UserError(f"models {', '.join(models)}: two of them would write to one folder; run one of them apart")
-    return by_folder
-
-
-def folder_name(model: str) -> str:
-    """A model's name as that of a folder: ``Qwen/Qwen3-8B`` becomes ``Qwen--Qwen3-8B``, a path its last part."""
-    name = Path(model).name if Path(model).exists() else model.replace("/", "--")
-    return re.sub(r"[^\w.@=,+-]", "_", name)
 
 
 def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] | bool) -> None:

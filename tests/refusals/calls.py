@@ -32,7 +32,6 @@ race = on(dl.race, ONE, "heads", lens="organism", progress=False, store=None)
 retrieval = on(dl.retrieval_scores, progress=False)
 reasoning = on(dl.reasoning_scores, **QUICK)
 removal = on(dl.removal_curve, ONE, lens="organism", k=1, lists=LISTS, **QUICK)
-sufficiency = on(dl.sufficiency_curve, ONE, lens="organism", lists=LISTS, **QUICK)
 free_text = on(dl.free_text, prompt_tokens=2, max_new_tokens=2, progress=False)
 depth_geometry = on(dl.depth_geometry, progress=False)
 plan = on(dl.plan, TASK, "layers", store=None)
@@ -56,10 +55,10 @@ NAME = "lens 'organism' is the name of a model; load it first: dl.load('organism
 GIVEN_A_NAME = {
     "layer_sweep": [TASK], "condition_sweep": [TASK, "L1"], "head_sweep": [TASK], "block_sweep": [TASK],
     "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
-    "induction_scores": [], "reasoning_scores": [],
-    "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "sufficiency_curve": [ONE, LISTS], "free_text": [],
-    "weight_deltas": [None], "activation_deltas": [None, ["x"]], "with_donor": [None], "next_token": ["x"],
-    "worked_solutions": [TASK], "attention_at_results": [], "depth_geometry": [], "layer_effects": [],
+    "reasoning_scores": [],
+    "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "free_text": [],
+    "with_donor": [None], "next_token": ["x"],
+    "worked_solutions": [TASK], "depth_geometry": [], "layer_effects": [],
 }  # fmt: skip
 ENTRIES = [
     *((lambda e, f=f, a=a: getattr(dl, f)("organism", *a), NAME) for f, a in GIVEN_A_NAME.items()),
@@ -100,8 +99,8 @@ SWEEPS = [
     (lambda e: dl.generate(e.lens, ""), "give some text"),
     (lambda e: dl.logit_lens(e.lens, 5), "give some text"),
     (lambda e: dl.generate(e.lens, "a", "L1@resample"), "L1@resample needs resample_prompt: give both, or neither"),
-    (next_token(prompt="a", conditions="L1@resample"), "L1@resample needs resample_prompts: give both, or neither"),
-    (next_token(prompt="a", conditions="L1", resample_prompts="b"), "is used by @resample conditions only: give both"),
+    (next_token(prompt="a", conditions="L1@resample"), "L1@resample needs resample_prompt: give both, or neither"),
+    (next_token(prompt="a", conditions="L1", resample_prompt="b"), "is used by @resample conditions only: give both"),
     (lambda e: dl.ablated(e.lens, "L9").__enter__(), "layer 9 does not exist"),
     *((attention(heads=part), "no layer or head") for part in ("L1.mlp", "L1-2", "L1@mean", "L1.H1[3:]", "baseline")),
     *((block_sweep(max_size=n), f"max_size {n!r}: give a whole number of layers") for n in (0, "2", True)),
@@ -123,7 +122,7 @@ HEADS = [
     *((retrieval(heads=x, method="exact"), f"heads {x!r}: give a list of heads, such as")
       for x in (3, ["L1.Q1"], [(0, -1)])),
     (retrieval(heads=[(9, 9)], method="exact"), "layer 9 does not exist; layers are 0..4"),
-    *((retrieval(depths=[x]), f"depths {x!r}: give a number from 0 to 1") for x in (2, "a")),
+    *((lambda e, x=x: dl.tasks.written_needles(e.lens, depths=[x]), f"depths {x!r}: give a number") for x in (2, "a")),
     (retrieval(tasks=TASK, limit=2), "is in its prompt; retrieval needs one that is"),
     (lambda e: dl.retrieval_scores(e.organism), "does not know English words; give tasks="),
     (reasoning(tasks=TASK), "worked solutions need a generative task"),
@@ -135,7 +134,6 @@ HEADS = [
     (removal(k=0), "k 0: give a whole number, at least 1"),
     (removal(k=9), "list 'found' has 2 heads; k goes up to 9"),
     (removal(n_draws=3), "n_draws 3: give a whole number, at least 10; fewer make no band"),
-    (sufficiency(measure="both"), "a curve has one measure"),
 ]  # fmt: skip
 PAIR = {"clean": "the cat", "corrupted": "the dog"}
 TWO = {"clean": ["the cat", "one cat"], "corrupted": ["the dog", "one dog"]}
@@ -153,12 +151,9 @@ PATCHES = [
     (patch(**PAIR, metric=len, answer=("a", "b")), "metric: it takes the place of answer"),
     (patch(**PAIR, metric=lambda x: x.sum()), "gives shape [] for 1 prompts; return one number a prompt"),
     (patch(**PAIR, metric=lambda x: x[:, 0, 0]), "pair 0: the metric is "),
-    (patch(**PAIR, parts="mlp", into="L2.H1"), "heads into one of a later layer; give parts 'heads', and a head"),
-    (patch(**PAIR, parts="heads", into="L0.H1"), "a path goes from heads"),
-    (patch(**PAIR, parts="heads", into="L1.H1", answer=("ab", "cd")), "several tokens"),
     *((patch(**PAIR, answer=x), "give (right, wrong)") for x in ("ab", ("a", "b", "c"))),
     (patch(**TWO, answer=[("a", "b")]), "or a list of 2, one for each pair"),
-    (patch(**PAIR, answer=("a", "a")), "pair 0: 'a' against 'a' is 0.00 nats after both prompts, and no"),
+    (patch(**PAIR, answer=("a", "a")), "pair 0: 'a' against 'a' is 0 after both prompts, and no"),
 ]
 WORKERS = [
     (layer_sweep(workers=0), "workers 0: give a whole number, at least 1"),
@@ -172,15 +167,10 @@ DONORS = [
     (lambda e: dl.with_donor(e.organism, "gpt5"), "unknown model 'gpt5'; "),
     (lambda e: dl.organisms.truth("x"), "'x' is no organism; write organism or organism:seed=3"),
     *(
-        (lambda e, x=x: dl.activation_deltas(e.lens, dl.Lens(e.lens.model, e.lens.tokenizer), x), said)
-        for x, said in (([], "give at least one, each with some text"), ([[3, 4], []], "prompt []: give some text"))
-    ),
-    *(
         (lambda e, do=do: do(e.windowed), said)
         for do, said in (
             (lambda lens: attribute(lens, [LONG]), "walk 12 tokens, and the attention window is 8"),
             (lambda lens: attribute(lens, [LONG], steps=1), "walk 12 tokens, and the attention window is 8"),
-            (lambda lens: dl.activation_deltas(lens, lens, [[*LONG.context]]), "and the attention window is 8"),
             (lambda lens: dl.depth_geometry(lens, ["nine signs"]), "the model reads 8 at once, set max_tokens=8"),
             (lambda lens: attention_patterns.read(lens, LONG.context, [0], print), "tokens are more than the 8 that"),
         )

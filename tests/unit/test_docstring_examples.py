@@ -46,7 +46,7 @@ def names(tmp_path_factory, unchecked):
     needles = dl.tasks.task_needles(lens, ONE, limit=4)
     one, other = made_results.steps(2)
     book = made_results.exact({"capitals": (0.6, [0.1, 0.5, 0.6]), "capitals_open_book": (0.9, [0.2, 0.3, 0.9])})
-    letters, facts = (made_results.viewed(made_results.FEW, task)[0] for task in ("letters", "facts"))
+    letters, facts = (made_results.viewed(made_results.FEW, task) for task in ("letters", "facts"))
     subjects = made_results.same_documents(made_results.exact({"mmlu": (0.6, [0.3, 0.6])}, n=4))
     asked = subjects.asked.assign(subtask=["mmlu_anatomy", "mmlu_anatomy", "mmlu_virology", "mmlu_virology"])
     folder = tmp_path_factory.mktemp("examples")
@@ -67,7 +67,6 @@ def names(tmp_path_factory, unchecked):
             "geometry": dl.depth_geometry(lens, limit=2, **quiet),
             "moved": dl.condition_sweep(base, ONE, "bottom@donor", donor=donor, limit=8, **quiet),
             "whole": dl.condition_sweep(donor, ONE, ["baseline"], limit=8, **quiet),
-            "kept": dl.sufficiency_curve(lens, ONE, {"copying": ["L2.H1", "L1.H2"]}, k=2, n_draws=10, limit=4, **quiet),
             **{"curve": made_results.removal_curve(), "greedy": made_results.greedy()},
             "race": made_results.race(["critical", "spared", "undecided"]),
             **{"one": one, "other": other, "comparison": dl.compare(one, other)},

@@ -1,14 +1,10 @@
-"""Scores as the first k heads of lists are removed, or kept alone, against random lists; see `depthlens.removal_curve`.
+"""Scores as the first k heads of lists are removed, against random lists; see `depthlens.removal_curve`.
 
 **Removal.** That one list costs significantly much and another does not is no difference between them (Gelman and Stern
 2006, The American Statistician 60:328-331). What two lists cost on two tasks is therefore one test of the difference,
 with documents paired wherever two tasks ask the same (`depthlens.analysis.numbers.means`). Costs are means over k > 0;
 nats are clipped to 1 a document. Between two tasks costs are shares of what the whole model scores above the floor
 (chance, or 0 for scores that are never below), and nats as they are.
-
-**Sufficiency.** Faithfulness and both areas, CPR and CMD, are quotients of means over documents, so that the noise of
-m(none) and m(all) is in their intervals. The test against random lists is a rank test over the draws, with the
-documents as they are. See `depthlens.experiments.head_curves` for the definitions.
 """
 
 from __future__ import annotations
@@ -22,17 +18,15 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import heads_condition
-from depthlens.analysis.numbers.means import ALPHA, CHANGES, UNLIMITED, Mean
+from depthlens.analysis.numbers.means import ALPHA, Mean
 from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
 from depthlens.analysis.result.findings import Finding, derived
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result
 from depthlens.metrics import metric_unit
 
-CANNOT_JUDGE = "cannot judge"
 TIMES = 3  # a list should cost so many times what random heads cost
 KEYS = ["list", "task", "metric"]
-ENDS = list(enumerate(("", "_low", "_high")))
 Conditions = dict[str, list[list[str]]]  # by list, for the list itself and then each random list, one for each k
 
 TESTED = (
@@ -43,15 +37,6 @@ DISSOCIATION = (
     "{verdict} of {list} and {other_list} between {task} ({metric}) and {other_task} ({other_metric}): interaction "
     "{effect:.2g} [{ci_low:.2g}, {ci_high:.2g}], p = {p_value:.2g}; {on_task:.2g} on {task} (p = {p_on_task:.2g}) and "
     "{on_other:.2g} on {other_task} (p = {p_on_other:.2g})."
-)
-RESTORED = (
-    "{list} on {task} ({metric}): {k} heads ({share:.0%}) restore {faithfulness:.0%} of what all heads add to the "
-    "score; CPR {cpr:.2f} [{cpr_low:.2f}, {cpr_high:.2f}], CMD {cmd:.2f} [{cmd_low:.2f}, {cmd_high:.2f}]; random lists "
-    "of the same layers have CPR {random_cpr:.2f} [{random_low:.2f}, {random_high:.2f}], p = {p_value:.2g}."
-)
-NO_GAP = (
-    "{list} on {task} ({metric}): what all heads together add to the score, {gap:.3g} [{gap_low:.3g}, {gap_high:.3g}], "
-    f"is not proven, or the whole model is {NOT_ABOVE_CHANCE}; {CANNOT_JUDGE}."
 )
 
 
@@ -234,102 +219,3 @@ def _band(draws: np.ndarray, **about: Any) -> pd.DataFrame:
     """Range and mean of the random lists. ``draws`` is of shape [draw, k]."""
     numbers = {"low": draws.min(0), "high": draws.max(0), "mean": draws.mean(0), "n_draws": len(draws)}
     return pd.DataFrame(about | numbers)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SufficiencyCurve(Finding):
-    """What is left of the scores of tasks as only the first k heads of lists are kept, and as random heads are.
-
-    Attributes:
-        areas: list, task, metric, cpr, cpr_low, cpr_high, cmd, cmd_low, cmd_high (95% intervals), random_cpr (mean of
-            the random lists), random_low, random_high (their range), p_value (rank of CPR among them; NaN where not
-            judged), gap (m(all) - m(none), higher is better; of nats clipped to 1 a document), gap_low, gap_high,
-            judged (the gap is proven and the whole model above chance).
-        points: list, task, metric, k, share (k of all heads), value (mean score), faithfulness, ci_low, ci_high (95%
-            interval of faithfulness). From k = 0, none kept, to all heads.
-        band: list, task, metric, k, share, low, high (range of faithfulness over all random lists), mean, n_draws.
-        result: Every document under every condition.
-        record: Lists, draws and settings.
-
-    Example:
-        >>> kept.areas[["list", "task", "metric"]]
-              list              task metric
-        0  copying  organism_one_hop    acc
-    """
-
-    RECORD: ClassVar[str] = "sufficiency_curve.json"
-    NEXT: ClassVar[str] = "next: describe() says it in words, plot() draws it"
-
-    areas: pd.DataFrame
-    points: pd.DataFrame
-    band: pd.DataFrame
-    result: Result
-    record: dict[str, Any]
-
-    def describe(self) -> list[str]:
-        """How faithful each list is on each task: one sentence each."""
-        most = self.points[self.points["k"] == max(self.record["k"])]
-        rows = self.areas.merge(most, on=KEYS).to_dict("records")
-        return [(RESTORED if row["judged"] else NO_GAP).format_map(row) for row in rows]
-
-
-def with_intervals(values: np.ndarray, shares: np.ndarray, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
-    """Faithfulness by number of heads kept, then CPR and CMD, each with its 95% interval.
-
-    Faithfulness is ``(m(kept) - m(none)) / (m(all) - m(none))``, NaN where the whole model is not better than none. CPR
-    is the area under it, and CMD that between it and 1, by the trapezoidal rule.
-
-    Args:
-        values: Scores, higher is better: with no head kept first, and with all last. Shape [document, k].
-        shares: Share of heads kept. Shape [k].
-        losses: Of the same documents; says what is independent.
-
-    Returns:
-        Value, lower and upper end. Shapes [3, k] and [3, 2].
-    """
-    restored = values - values[:, :1]
-    missing = restored[:, -1:] - restored
-    steps = np.diff(shares)
-    width = (np.append(steps, 0) + np.append(0, steps)) / 2  # of the trapezoidal rule
-    both = np.stack([restored @ width, missing @ (width * np.sign(missing.mean(0)))], 1)
-    gap = losses.over(restored[:, -1])
-    limits = CHANGES if np.abs(restored).max() <= 1 else UNLIMITED
-    f, found = (losses.over(part, limits) / gap for part in (restored, both))
-    low, high = f.interval()
-    low[[0, -1]] = high[[0, -1]] = f.value[[0, -1]]  # 0 and 1 by definition
-    least, most = found.interval()
-    return np.stack([f.value, low, high]), np.stack([found.value, np.maximum(least, [-np.inf, 0]), most])
-
-
-def sufficiency(result: Result, conditions: Conditions, record: dict[str, Any], *, none: str) -> SufficiencyCurve:
-    """The curve of a sweep that keeps heads.
-
-    Args:
-        result: One metric of each task, under the baseline and every condition.
-        conditions: See `Conditions`.
-        record: See `SufficiencyCurve`.
-        none: The condition under which no head is kept.
-    """
-    ks = [0, *record["k"], record["n_heads"]]
-    shares, points, band, table = np.array(ks) / record["n_heads"], [], [], []
-    for losses in result.every_losses.values():
-        gap = losses.select([none]).mean()[0]
-        judged = bool(gap.interval()[0] > 0 and not losses.at_chance)
-        for name, orders in conditions.items():
-            about = dict(zip(KEYS, (name, losses.task, losses.metric), strict=True))
-            # each [document, k]
-            own, *draws = (np.c_[losses.select([none, *order]).values, losses.base] for order in orders)
-            (f, *ends), found = with_intervals(own, shares, losses)
-            numbers = {"value": losses.sign * own.mean(0), "faithfulness": f, "ci_low": ends[0], "ci_high": ends[1]}
-            points.append(pd.DataFrame(about | {"k": ks, "share": shares, **numbers}))
-            of_draws = [with_intervals(draw, shares, losses) for draw in draws]
-            band.append(_band(np.array([of_k[0] for of_k, _ in of_draws]), **about, k=ks, share=shares))
-            random = np.array([areas[0, 0] for _, areas in of_draws])
-            at_least = random >= found[0, 0]  # NaN where there is nothing to restore
-            row = about | {f"{area}{end}": found[i, j] for j, area in enumerate(("cpr", "cmd")) for i, end in ENDS}
-            row |= {"random_cpr": random.mean(), "random_low": random.min(), "random_high": random.max()}
-            row["p_value"] = (1 + at_least.sum()) / (1 + len(random)) if judged else np.nan
-            row |= {f"gap{end}": (gap.value, *gap.interval())[i] for i, end in ENDS}
-            table.append(row | {"judged": judged})
-    tables = [pd.concat(parts, ignore_index=True) for parts in (points, band)]
-    return SufficiencyCurve(pd.DataFrame(table), tables[0], tables[1], result, record)

@@ -29,6 +29,7 @@ def head_losses(result: Result, task: str, metric: str | None = None, beyond: st
         name, found, record = f"loss of {own.metric}, {task} minus {beyond}", own - rival, result.record
         critical = (max_t(found) < ALPHA) & (found.value > own.min_effect)
     shape = record["model"]["dims"]["n_layers"], record["model"]["dims"]["n_heads"]
+    record = record | {"documents": [*own.documents]}  # those that made the scores
     return HeadScores.of_mean(name, loss_unit(own.metric), found, list(heads), shape, len(own.base), record, critical)
 
 

@@ -1,7 +1,8 @@
 """Artefacts that two reviews found in earlier versions, each as a test that it no longer makes a claim look true.
 
-V1 to V9 are of version 0.2, A1 to A16 of 0.1. Rates are of simulated sweeps (`tests/made_claims.py`) that the package's
-own code judges from their documents on; the others of the two reviews are tested where their subject is.
+V1 to V9 are of version 0.2, A1 to A16 of 0.1. V6, one sweep as three seeds, cannot be given any more: a field takes one
+result. Rates are of simulated sweeps (`tests/made_claims.py`) that the package's own code judges from their documents
+on; the others of the two reviews are tested where their subject is.
 """
 
 import runpy
@@ -15,7 +16,6 @@ import pytest
 import yaml
 from made_claims import Task
 from made_results import same_documents, viewed
-from refusals import refused
 
 from depthlens.claims import CLAIMS, Evidence, judge
 from depthlens.claims.measures import NOT_MEASURED, excess
@@ -96,19 +96,6 @@ def test_lists_of_heads_that_cost_nothing_are_not_shown_where_others_help():
     assert np.mean([parts[0].main.effect for parts in draws]) > 0.005, "the excess alone would be there"
 
 
-def test_sweeps_of_the_same_examples_are_one_few_shot_seed():
-    """V6: one sweep three times has intervals that are too short by the root of three."""
-    first, other = viewed(np.zeros(N_LAYERS), seeds=2, views=("",))
-    refused("letters has two sweeps of one few-shot seed", Evidence, letters=[first] * 3)
-
-    def fixed(**entry):
-        tasks = {task: told | entry for task, told in first.record["tasks"].items()}
-        return [replace(sweep, record=sweep.record | {"tasks": tasks}) for sweep in (first, other)]
-
-    refused("few-shot seeds share 2 examples of task task", Evidence, letters=fixed(examples=["a", "b"]))
-    assert Evidence(letters=[first, other]).n_seeds("letters") == 2
-
-
 @pytest.mark.slow
 def test_a_broken_chooser_that_scores_more_than_guessing_shows_nothing():
     """V7: it scores 0.35 of four options."""
@@ -131,8 +118,8 @@ def test_the_more_documents_the_surer_is_a_trend_that_all_tasks_share():
 @pytest.mark.slow
 def test_answers_that_cannot_be_read_are_lost_and_their_share_is_told():
     """V9: of answers that can be read the true loss would be found at no number of documents."""
-    (letters,) = viewed(np.where(LAYERS < 2, 0.5, 0.02), "letters", views=("",))
-    (sweep,) = viewed(np.where(LAYERS < 4, 0.3, 0.9), "written", views=("",), chance=None, info={"floor": 0.0})
+    letters = viewed(np.where(LAYERS < 2, 0.5, 0.02), "letters", views=("",))
+    sweep = viewed(np.where(LAYERS < 4, 0.3, 0.9), "written", views=("",), chance=None, info={"floor": 0.0})
     unread = (sweep.docs["layer"] >= 4).fillna(False) & (sweep.docs["value"] == 0)
     sweep = replace(sweep, docs=sweep.docs.assign(parsed=~unread.astype(bool)))
     found = judge(Evidence(letters=same_documents(letters), generation=same_documents(sweep)), claims="C2").parts

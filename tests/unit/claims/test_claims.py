@@ -1,4 +1,4 @@
-"""The claims on made-up sweeps: from results with views and seeds to the states of both rows, sentences and tables."""
+"""The claims on made-up sweeps: from results with views to the states of both rows, sentences and tables."""
 
 import made_results
 import numpy as np
@@ -36,10 +36,10 @@ def both(loss=FEW, **options):
 
 @pytest.mark.parametrize(("loss", "state"), [(FEW, "shown"), (FLAT, "reversed")])
 def test_few_layers_are_critical_or_all_are(loss, state):
-    states, parts = judged("C1", **both(loss, seeds=3))
+    states, parts = judged("C1", **both(loss))
     assert states == (state, state), list(parts["sentence"])
     assert len(parts) == 8 and set(parts["n"]) == {150}
-    absolute, relative = judged("C1", **both(loss))[1]["effect"][:2]
+    absolute, relative = parts["effect"][:2]
     assert relative == pytest.approx(absolute / (0.9 - 0.25), rel=0.1), "of what is right beyond guessing"
 
 
@@ -54,7 +54,7 @@ def test_most_layers_are_three_quarters_of_them():
 def test_measured_floors_are_used_and_stand_beside_those_by_form():
     guessed, measured = (judged("C1", **both(EARLY, broken=broken))[1] for broken in (None, 0.5))
     assert "the floor of letters is 0.25 by its form; it was not measured" in guessed["notes"][0]
-    by_hand = viewed(EARLY, "letters", broken=0.5)[0].primary().summary.set_index("condition")["value"]
+    by_hand = viewed(EARLY, "letters", broken=0.5).primary().summary.set_index("condition")["value"]
     broken = by_hand["L0-5"]
     assert f"a broken model scores {broken:.2f} on letters (0.25 by its form)" in measured["notes"][0]
     loss = sorted(by_hand["baseline"] - by_hand[f"L{i}"] for i in range(2, 12))
@@ -65,26 +65,26 @@ def test_measured_floors_are_used_and_stand_beside_those_by_form():
 
 def written(loss, task="letters_w", **options):
     """The same questions with answers that are written."""
-    made = viewed(loss, task, info={"floor": 0.0}, chance=None, **options)
-    return [same_documents(sweep) for sweep in made]
+    return same_documents(viewed(loss, task, info={"floor": 0.0}, chance=None, **options))
 
 
 @pytest.mark.parametrize(("loss", "state"), [(EVEN, "shown"), (LITTLE, "smaller"), (np.zeros(12), "reversed")])
 def test_written_answers_need_deep_layers_that_chosen_ones_do_not(loss, state):
     chosen = 0.15 if state == "reversed" else 0.0
-    letters = [same_documents(x) for x in viewed(np.where(LAYERS < 2, 0.5, chosen), "letters")]
-    options = [same_documents(x) for x in viewed(np.full(12, chosen), "options", n=140)]
+    letters = same_documents(viewed(np.where(LAYERS < 2, 0.5, chosen), "letters"))
+    options = same_documents(viewed(np.full(12, chosen), "options", n=140))
     solved = {"reasoning": written(loss, "sums", n=140), "reasoning_continuation": options}
     states, parts = judged("C2", letters=letters, generation=written(loss), texts=texts(0.4)[0], **solved)
     assert states == (state, state), list(parts["sentence"])
-    assert list(parts["tasks"][::2]) == ["letters_w, letters", "sums, options", ""]
+    assert list(parts["tasks"][::2]) == ["letters, letters_w", "options, sums", ""]
     assert list(parts["n"][::2]) == [150, 140, 48]
 
 
 def test_equal_answers_under_two_floors_do_not_differ():
     """W1: each loss divided by its own floor would be reversed."""
-    letters, same = (viewed(np.full(12, 0.3), task, n=400, **o) for task, o in WRITTEN_ALIKE.items())
-    parts = judged("C2", letters=[same_documents(x) for x in letters], generation=[same_documents(x) for x in same])[1]
+    made = (viewed(np.full(12, 0.3), task, n=400, **o) for task, o in WRITTEN_ALIKE.items())
+    letters, same = map(same_documents, made)
+    parts = judged("C2", letters=letters, generation=same)[1]
     assert list(parts["effect"][:2]) == [0.0, 0.0] and set(parts["state"][:2]) == {"smaller"}
 
 
@@ -111,12 +111,12 @@ def test_texts_that_repeat_themselves_without_deep_layers_are_no_longer_coherent
 
 
 def test_other_questions_are_not_compared_nor_tasks_at_chance():
-    letters = [same_documents(x) for x in viewed(FEW, "letters")]
+    letters = same_documents(viewed(FEW, "letters"))
     _, parts = judged("C2", letters=viewed(FEW, "letters"), generation=viewed(FEW, "other", chance=0.0))
     both_said = parts["sentence"][0], parts["sentence"][2]
     assert "ask other questions" in both_said[0] and "no reasoning, no reasoning_continuation" in both_said[1]
-    guess = [dl.concat([letters[0], *viewed(FEW, "guess", accuracy=0.25)])]
-    assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters acc"
+    guess = dl.concat([letters, viewed(FEW, "guess", accuracy=0.25)])
+    assert judged("C1", letters=guess, continuation=guess)[1]["tasks"][0] == "letters"
     states, parts = judged("C1", **both(accuracy=0.25))
     assert states == ("open", "open") and "is not shown to be above chance (" in parts["sentence"][0]
 
@@ -150,7 +150,7 @@ def test_depth_is_compared_on_documents_that_are_equally_easy(claim, losses, sta
 def test_the_study_calls_shallow_what_holds_more_than_its_share(loss, state):
     found = judged("C3", continuation=viewed(loss, "facts"), retrieval=viewed(EARLY, "kv"))[1]
     assert found["state"][0] == state, list(found["sentence"])
-    by_layer = viewed(loss, "facts")[0].losses("facts").select([f"L{i}" for i in range(12)]).loss.mean(0)
+    by_layer = viewed(loss, "facts").losses("facts").select([f"L{i}" for i in range(12)]).loss.mean(0)
     assert found["effect"][0] == pytest.approx(by_layer[:4].sum() / by_layer.sum() * 3 - 1)
 
 
@@ -220,13 +220,13 @@ def test_the_trend_has_its_tasks_beside():
 
 def test_depth_usage_varies_where_tasks_and_protocols_differ():
     kinds = {"early": EARLY, "late": LATE}
-    letters, generation = same_documents(*viewed(EARLY, "letters")), written(LATE)
+    letters, generation = same_documents(viewed(EARLY, "letters")), written(LATE)
     tasks = {"continuation": viewed(EARLY, "early"), "retrieval": viewed(LATE, "late"), "tokens": tokens(kinds)}
     states, parts = judged("C8", letters=letters, generation=generation, **tasks)
     assert states == ("shown", "shown"), list(parts["sentence"])
     alike = {"continuation": viewed(EVEN, "early"), "retrieval": viewed(EVEN, "late")}
     alike |= {"tokens": tokens({"early": EVEN, "late": EVEN})}
-    letters, generation = same_documents(*viewed(EVEN, "letters")), written(EVEN)
+    letters, generation = same_documents(viewed(EVEN, "letters")), written(EVEN)
     states, parts = judged("C8", letters=letters, generation=generation, **alike)
     assert states == ("smaller", "smaller"), list(parts["sentence"])
     # a task of letters and one of texts differ in protocol, too
@@ -234,12 +234,11 @@ def test_depth_usage_varies_where_tasks_and_protocols_differ():
     assert "there are no two" in parts["sentence"].iloc[0]
 
 
-def test_views_and_seeds_stand_beside_and_take_nothing_away():
-    found = judge(Evidence(**both(views=("",), seeds=2)), claims="C1").parts
+def test_views_stand_beside_and_take_nothing_away():
+    found = judge(Evidence(**both(views=("",))), claims="C1").parts
     first = found[found["part"] == "a"].set_index("view")
-    assert list(first.index) == [DECIDES, "first token spared", "mean ablation", "few-shot seed 1", "few-shot seed 2"]
+    assert list(first.index) == [DECIDES, "first token spared", "mean ablation"]
     assert first.loc[DECIDES, "state"] == "shown" and "sweep of layers[1:]" in first.loc["first token spared", "why"]
-    assert first.loc[DECIDES, "effect"] == pytest.approx(first["effect"].iloc[-2:].mean())
 
 
 def test_missing_evidence_says_what_to_give():
@@ -255,17 +254,15 @@ def test_missing_evidence_says_what_to_give():
 
 
 def test_a_short_task_is_left_out_and_opens_nothing_else():
-    short = [dl.concat([*viewed(FEW, "letters"), *viewed(FEW, "short", n=19)])]
+    short = dl.concat([viewed(FEW, "letters"), viewed(FEW, "short", n=19)])
     states, parts = judged("C1", letters=short, continuation=viewed(FEW, "facts"))
-    assert states == ("shown", "shown") and parts["tasks"][0] == "letters acc"
+    assert states == ("shown", "shown") and parts["tasks"][0] == "letters"
     assert "short is left out: 19 questions are too few; take at least 20" in parts["notes"][0]
-    thrice = {name: same_documents(*sweeps, times=10) for name, sweeps in both().items()}
+    thrice = {name: same_documents(sweep, times=10) for name, sweep in both().items()}
     assert "15 questions are too few" in judged("C1", **thrice)[1]["sentence"][0]
 
 
 def test_evidence_that_does_not_fit_is_refused():
     refused("models m, other", Evidence, letters=viewed(FLAT), generation=viewed(FLAT, model="other"))
-    with pytest.raises(dl.UserError, match="2 and 3 few-shot seeds"):
-        judge(Evidence(letters=viewed(FLAT, seeds=2), generation=viewed(FLAT, seeds=3)), claims="C2")
     blocks = made_results.sweep({f"L{i}-{i + 1}": 0.0 for i in range(8)}, chance=0.25)
     refused("sweep of layers", judge, Evidence(letters=blocks, continuation=blocks), claims="C1")

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import head_scores, same_documents
-from refusals import refused
 
 from depthlens.analysis.numbers.means import mean
 from depthlens.analysis.result.results import Result
@@ -39,7 +38,7 @@ def chosen_by(**record):
     return dict.fromkeys(OWN, replace(head_scores(np.zeros((1, 4))), record=record))
 
 
-APART = chosen_by(tasks=["another"])
+APART = chosen_by(documents=["another:0"])
 
 
 def judged(heads, scores=APART, own=OWN):
@@ -72,7 +71,7 @@ def test_what_a_model_cannot_do_is_not_judged():
     assert states == ["open", "open"] and parts["why"].str.contains("sums is not shown to be above chance").sum() == 2
     unscored = replace(both, tests=both.tests[both.tests["metric"] == ANSWER_LOGPROB])
     unscored = replace(unscored, result=both.result.select(metrics=ANSWER_LOGPROB))
-    assert "no accuracy of copy says that the model can do it" in judged(unscored)[1]["why"][0]
+    assert "no accuracy of copy without the heads of retrieval says" in judged(unscored)[1]["why"][0]
 
 
 def test_random_lists_that_cost_as_much_speak_against():
@@ -95,11 +94,10 @@ def test_a_list_that_costs_twice_as_much_as_random_heads_is_not_reversed():
 
 @pytest.mark.parametrize(("record", "said"), [
     (None, "say what chose the heads of retrieval (head_scores=)"),
-    ({"tasks": ["copy", "sums"], "limit": None}, "120 documents of copy both chose and test the heads"),
-    ({"tasks": ["copy", "sums"], "limit": 10}, "10 documents of copy both chose and test the heads"),
-    ({"tasks": ["copy"], "samples": {"copy": [7]}}, "1 documents of copy both chose and test the heads"),
-    ({"tasks": ["another"], "documents": ["document 7"]}, "1 documents of copy both chose and test the heads"),
-    ({"tasks": ["another"], "documents": ["document 500"]}, ""), ({"tasks": ["another"], "limit": None}, ""),
+    ({"tasks": ["another"]}, "say what chose the heads of retrieval (head_scores=)"),
+    ({"documents": [f"document {i}" for i in range(200)]}, "120 documents of copy both chose and test the heads"),
+    ({"documents": ["document 7"]}, "1 documents of copy both chose and test the heads"),
+    ({"documents": ["document 500"]}, ""),
 ])  # fmt: skip
 def test_documents_that_chose_the_heads_do_not_test_them(record, said):
     """A1: heads that are chosen by noise would look specific."""
@@ -116,7 +114,9 @@ def test_too_few_questions_views_beside_and_what_does_not_fit():
     by_mean = curve(record=curve().record | {"suffix": "@mean"}, result=renamed(curve().result))
     found = judge(Evidence(heads=[curve(), by_mean], head_tasks=OWN, head_scores=APART), claims="C5").parts
     assert set(found["view"]) == {DECIDES, "mean ablation", "on copy", "on sums"} and found["effect"].notna().all()
-    refused("retrieval: another", Evidence, heads=curve(), head_tasks={"retrieval": "another"})
+    for wrong in ({"retrieval": "another"}, {"another": "copy"}):
+        said = judged(curve(), APART | {"another": APART["retrieval"]}, wrong | {"reasoning": "sums"})[1]["sentence"][0]
+        assert "no accuracy of" in said and "another" in said
     assert "one for reasoning" in judged(curve(), own={"retrieval": "copy"})[1]["sentence"][0]
 
 

@@ -1,19 +1,14 @@
-"""Curves of heads removed and of heads kept, their random rivals and the overlap of lists, and organisms with truth."""
+"""Curves of heads removed, their random rivals and the overlap of lists, and organisms with truth."""
 
 from collections import Counter
 from random import Random
 
-import made_results
 import numpy as np
 import pytest
-import tiny
 
 import depthlens as dl
-from depthlens.ablations import Ablation, Condition
 from depthlens.analysis.heads import curves as analysis
-from depthlens.engine.references import measure_means
-from depthlens.experiments.head_curves import keep_only, removal_curve, same_layers
-from depthlens.requests import LoglikelihoodRequest
+from depthlens.experiments.head_curves import removal_curve, same_layers
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"
 N_DOCS, N_DRAWS = 10, 20
@@ -101,83 +96,3 @@ def test_accuracy_and_nats_side_by_side_are_seeded(organism):
     assert np.allclose(own[["value", "p_value"]], nats.tests[["value", "p_value"]])
     other = removal_curve(lens, ONE, lists, seed=2, **options)
     assert other.record["draws"] != both.record["draws"] == nats.record["draws"]
-
-
-LOGPROB_TOLERANCE = 1e-4  # float32 sums of a few log-probabilities in another batch layout
-
-
-@pytest.fixture(scope="module")
-def restored(organism):
-    lens, truth = organism
-    planted = [truth.role(role) for role in ("previous_token", "retrieval", "bridge", "output")]
-    lists = {"planted": planted, "noise": [(0, 0), (5, 1), (2, 3), (3, 2)]}
-    options = {"limit": 8, "measure": "answer_logprob", "store": None, "progress": False}
-    return dl.sufficiency_curve(lens, [ONE, TWO], lists, k=[1, 2, 4], n_draws=10, **options)
-
-
-# -- what is kept -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "deepseek-v2"])
-@pytest.mark.parametrize("kept", [[], [(0, 0), (2, 1), (2, 3)], [(3, h) for h in range(4)]])
-def test_every_other_head_is_at_its_mean(family, kept):
-    lens = tiny.lens(family)
-    dims = lens.dims
-    requests = [LoglikelihoodRequest((5, 80, 31, 200, 7), (9, 44)), LoglikelihoodRequest((17, 3, 90), (61,))]
-    means = measure_means(lens, [q.context for q in requests], "contexts")
-    plainly = [Ablation(la, "head", h, "mean") for la in range(dims.n_layers) for h in range(4) if (la, h) not in kept]
-    short, long = keep_only(kept, dims), Condition(tuple(plainly))
-    assert len(short.ablations) <= len(long.ablations)
-    whole, one, other = dl.Engine(lens, means=means, progress=False).loglikelihood(requests, [Condition(), short, long])
-    for a, b, c in zip(whole, one, other, strict=True):
-        assert b.logprob == pytest.approx(c.logprob, abs=LOGPROB_TOLERANCE)
-        assert abs(b.logprob - a.logprob) > 10 * LOGPROB_TOLERANCE
-
-
-def test_areas_of_known_curves():
-    curves = [[0, 0.25, 0.5, 1], [0, 1, 1, 1], [0, 1.5, 1, 1]]  # as by chance; at once; more than the whole model
-    shares = np.array([0, 0.25, 0.5, 1])
-    # too much is as far from the model as too little
-    for f, areas in zip(curves, [(0.5, 0.5), (0.875, 0.125), (1.0, 0.25)], strict=True):
-        scores = np.array([f, f]) - 3
-        losses = made_results.profile(scores[:, -1], scores, None)
-        found, its = analysis.with_intervals(scores, shares, losses)
-        assert found[0] == pytest.approx(f) and its[0] == pytest.approx(areas)
-        assert np.isnan(analysis.with_intervals(-scores, shares, losses)[1]).all()  # nothing to restore
-
-
-def test_points_follow_from_the_documents(restored, organism):
-    lens, _ = organism
-    scores = restored.result.scores(ONE, "answer_logprob").mean()
-    none = scores[str(keep_only([], lens.dims))]
-    for name, heads in restored.record["lists"].items():
-        own = restored.points[(restored.points["list"] == name) & (restored.points["task"] == ONE)].set_index("k")
-        assert list(own.index) == [0, 1, 2, 4, 24]
-        for k in (0, 1, 2, 4):
-            kept = scores[str(keep_only([tuple(h) for h in heads[:k]], lens.dims))]
-            assert own.loc[k, "value"] == pytest.approx(kept)
-            assert own.loc[k, "faithfulness"] == pytest.approx((kept - none) / (scores["baseline"] - none))
-        assert own.loc[24, "faithfulness"] == 1 and own.loc[0, "faithfulness"] == 0
-        row = restored.areas[(restored.areas["list"] == name) & (restored.areas["task"] == ONE)].iloc[0]
-        assert row["cpr"] == pytest.approx(np.trapezoid(own["faithfulness"], own.index / 24))
-        assert row["cmd"] == pytest.approx(np.trapezoid(np.abs(1 - own["faithfulness"]), own.index / 24))
-        assert row["cpr_low"] <= row["cpr"] <= row["cpr_high"] and row["random_low"] <= row["random_high"]
-    assert (restored.band["low"] <= restored.band["mean"]).all() and set(restored.band["n_draws"]) == {10}
-    p = restored.areas.set_index(["list", "task"])["p_value"]
-    assert p["planted", ONE] == pytest.approx(1 / (1 + 10)) and p["noise", ONE] > 0.1, "better than every draw"
-
-
-def test_a_task_whose_heads_add_nothing_is_not_judged():
-    lens = tiny.lens("llama-gqa", max_position_embeddings=4096, initializer_range=0.001)  # says nothing of anything
-    options = {"limit": 4, "num_fewshot": 0, "measure": "answer_logprob", "store": None, "progress": False}
-    found = dl.sufficiency_curve(lens, "capitals_continuation", {"some": [(1, 1), (2, 2)]}, k=2, n_draws=10, **options)
-    assert not found.areas["judged"].any() and "separates" not in found.areas, "that is of `RemovalCurve` alone"
-    assert "cannot judge" in found.describe()[0]
-    assert found.plot().axes
-
-
-def test_a_curve_is_read_as_it_was_written(restored, tmp_path):
-    restored.save(tmp_path)
-    again = dl.SufficiencyCurve.load(tmp_path)
-    assert again.describe() == restored.describe() and again.areas.equals(restored.areas)
-    assert dl.Result.load(tmp_path).docs["value"].equals(restored.result.docs["value"])

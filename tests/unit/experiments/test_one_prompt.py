@@ -29,18 +29,15 @@ def test_a_model_under_a_condition_writes_what_the_engine_writes_and_is_restored
     assert not torch.equal(changed, whole) and torch.equal(logits(lens), whole)
 
 
-def test_next_token_probabilities_are_the_models_and_means_over_resample_prompts(lens):
-    prompts = ["a dog ran to", "my head is on"]
-    under = "L1.H2@resample"
-    both = one_prompt.next_token(lens, PROMPT, ["L1", under], k=256, resample_prompts=prompts)
-    assert list(both.columns) == ["baseline", "L1", under]
-    assert both["baseline"].iloc[0] == pytest.approx(logits(lens)[0, -1].softmax(-1).max().item(), rel=1e-5)
-    each = []
-    for prompt in prompts:
-        with one_prompt.ablated(lens, under, resample_prompt=prompt):
-            each.append(logits(lens)[0, -1].softmax(-1))
-    assert both[under].max() == pytest.approx(torch.stack(each).mean(0).max().item(), rel=1e-5)
-    assert not torch.allclose(*each)
+def test_next_token_probabilities_are_the_models_under_every_condition(lens):
+    under, prompt = "L1.H2@resample", "a dog ran to"
+    found = one_prompt.next_token(lens, PROMPT, ["L1", under], k=256, resample_prompt=prompt)
+    assert list(found.columns) == ["baseline", "L1", under]
+    assert found["baseline"].iloc[0] == pytest.approx(logits(lens)[0, -1].softmax(-1).max().item(), rel=1e-5)
+    with one_prompt.ablated(lens, under, resample_prompt=prompt):
+        changed = logits(lens)[0, -1].softmax(-1)
+    assert found[under].max() == pytest.approx(changed.max().item(), rel=1e-5)
+    assert not torch.allclose(changed, logits(lens)[0, -1].softmax(-1))
     of_all = one_prompt.next_token(lens, PROMPT, k=10**30)
     assert len(of_all) == lens.model.config.vocab_size and of_all.index.is_unique  # bytes that are no text alone, too
 

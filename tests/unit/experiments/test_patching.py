@@ -2,7 +2,6 @@
 
 import itertools
 
-import model_classes
 import numpy as np
 import pytest
 import tiny
@@ -61,48 +60,6 @@ def test_every_cell_equals_a_hook(parts, direction):
         assert ours == pytest.approx(by_hand, abs=LOGITS), (part, at)
 
 
-def test_a_path_equals_hooks_by_hand():
-    """Each head of L0 and L1 into L2.H1: the receiver's attention alone sees the residual with the sender's change."""
-    lens = tiny.lens("llama-gqa")
-    answers = likelier_first(lens, ("the cat sat", "the dog sat"), ("a", "b"))
-    found = dl.patch(lens, "the cat sat", "the dog sat", "heads", answer=answers, into="L2.H1", **QUIET)
-    assert found.parts == tuple(f"L{layer}.H{head}" for layer in (0, 1) for head in range(lens.dims.n_heads))
-    clean, corrupted = (lens.tokenizer(text).input_ids for text in ("the cat sat", "the dog sat"))
-    right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
-    layers, o_proj, width = lens.arch.layers, lens.arch.o_proj, lens.dims.d_head
-
-    def read(tokens):
-        """z of every layer, [pos, head and d_head], and the difference of the answers."""
-        kept, logits = recorded(lens.model, tokens, dict(enumerate(o_proj)))
-        return [args[0][0] for args, _ in kept.values()], float(logits[-1, right] - logits[-1, wrong])
-
-    (z, whole), (its, base) = read(clean), read(corrupted)
-    mine = slice(width, 2 * width)
-    for i, part in enumerate(found.parts):
-        layer, head = i // lens.dims.n_heads, i % lens.dims.n_heads
-        own = slice(head * width, (head + 1) * width)
-        for at in range(len(clean)):
-            written = o_proj[layer].weight[:, own] @ (z[layer] - its[layer])[at, own]
-
-            def add(module, args, out, at=at, written=written):
-                return torch.index_add(out, 1, torch.tensor([at]), written[None, None])
-
-            hook = layers[1].register_forward_hook(add)
-            sees, _ = read(corrupted)
-            hook.remove()
-
-            def put(module, args, sees=sees):
-                z = args[0].clone()
-                z[..., mine] = sees[2][None, :, mine]
-                return (z,)
-
-            hook = o_proj[2].register_forward_pre_hook(put)
-            _, difference = read(corrupted)
-            hook.remove()
-            ours = base + found.effect.value[i, at] * (whole - base)
-            assert ours == pytest.approx(difference, abs=LOGITS), (part, at)
-
-
 def likelier_first(lens, pair, answers):
     """Two answers, first that which the clean prompt makes likelier than the corrupted one does."""
     right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
@@ -142,12 +99,3 @@ def test_what_is_compared_is_named_with_its_numbers(direction):
     assert all(named + numbers in text for text in (repr(found), found.describe()[-1], title))
     twice = dl.patch(lens, [clean] * 2, [corrupted] * 2, direction=direction, **QUIET)
     assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)
-
-
-def test_a_path_needs_a_layer_that_only_adds():
-    """OLMo-2 norms what attention gives before it is added, so that a head's own share of it is not known."""
-    lens = model_classes.lens("olmo2")
-    told = {"answer": ("a", "b")} | QUIET
-    dl.patch(lens, "the cat", "the dog", "heads", **told)
-    with pytest.raises(dl.UserError, match="does more than add .* patch without into"):
-        dl.patch(lens, "the cat", "the dog", "heads", into="L1.H1", **told)

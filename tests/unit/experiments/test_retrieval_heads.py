@@ -1,7 +1,5 @@
 """Attention patterns and scores of heads: against ones written by hand, and the truth on organisms."""
 
-from random import Random
-
 import model_classes
 import numpy as np
 import organism_prompts
@@ -172,23 +170,6 @@ def test_writes_pass_the_final_norm_of_every_kind(kind):
                 head = slice(h * d, (h + 1) * d)
                 by_hand = written(projection.weight[:, head].double() @ z[head])
                 assert scores[i, h] == pytest.approx(by_hand, abs=LOGIT_TOLERANCE)
-
-
-@pytest.mark.parametrize("family", WITH_BIASES)
-def test_induction_score_is_the_attention_to_the_token_after_the_first_occurrence(family):
-    lens = tiny.lens(family)
-    scores = dl.induction_scores(lens, n_texts=2, length=12, seed=5, store=None, progress=False)
-    assert scores.n == 2 and scores.unit == "" and scores.critical is None
-    ordinary = [i for i in range(tiny.VOCAB) if i not in lens.tokenizer.all_special_ids]
-    expected = np.zeros(scores.values.shape)
-    for i in range(2):
-        drawn = Random(f"induction 5 {i}").sample(ordinary, 12)
-        tokens = [lens.tokenizer.bos_token_id, *drawn, *drawn]
-        for layer, whole in enumerate(attentions(family, tokens)):
-            for at in range(13, 25):
-                after = tokens.index(tokens[at]) + 1
-                expected[layer] += whole[:, at, after].numpy() / 24
-    assert np.allclose(scores.values, expected, atol=ATTENTION_TOLERANCE)
 
 
 def scored(lens, method):

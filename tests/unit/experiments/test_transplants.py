@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 import surgery
@@ -10,14 +9,11 @@ import tiny
 import torch
 import transplants
 from accelerate.utils import OffloadedWeightsLoader
-from by_hand import recorded
-from scipy import stats as sps
 from transplants import SAME, conditions_for, logits, operated, removals, requests, same, scores, texts, two
 
 import depthlens as dl
 from depthlens.ablations import BASELINE, expand, parse_condition
 from depthlens.engine.references import measure_means
-from depthlens.experiments import distillation
 from depthlens.lm_eval_model import DepthlensLM
 from depthlens.models import loading
 
@@ -131,51 +127,3 @@ def test_lm_eval_model(saved):
     found = model.engine.loglikelihood(requests(), [model.condition])
     together = dl.with_donor(loading.load(base), donor)
     same(torch.tensor([[a.logprob for a in found[0]]]), scores(together, [parse_condition("L1@donor")]))
-
-
-@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", False), ("deepseek-v3", True)])
-def test_weight_deltas_by_hand(saved, family, streamed):
-    base, donor = loading.load(saved(family)), loading.load(saved(family, moved=True))
-    table = distillation.weight_deltas(base, saved(family, moved=True) if streamed else donor)
-    mine, its = base.model.state_dict(), donor.model.state_dict()
-    names = {"embed.weight": "model.embed_tokens.weight", "final_norm.weight": "model.norm.weight"}
-    names["unembed.weight"] = "lm_head.weight"
-    found = set()
-    for row in table.itertuples():
-        key = names[row.matrix] if row.layer is pd.NA else f"model.layers.{row.layer}.{row.matrix}"
-        a, b = mine[key].double().flatten(), its[key].double().flatten()
-        assert row.relative == pytest.approx(float((b - a).norm() / a.norm()), rel=1e-5)
-        assert row.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
-        assert row.n_parameters == a.numel()
-        site = {"embed": "embed", "final_norm": "unembed", "unembed": "unembed"}.get(row.matrix.split(".")[0])
-        inside = "attn" if "self_attn" in key or "input_layernorm" in key else "mlp"
-        assert row.site == (site or inside)
-        found.add(key)
-    assert found == set(mine)
-
-
-def taken_apart(lens, tokens):
-    """attn_out, mlp_out and resid_post of every layer from a forward pass of the model, each [pos, d_model]."""
-    parts = ("attn_out", "self_attn"), ("mlp_out", "mlp"), ("resid_post", "")
-    layers = lens.model.model.layers
-    modules = {(i, name): la.get_submodule(part) for i, la in enumerate(layers) for name, part in parts}
-    return {name: out[0].double() for name, (_, out) in recorded(lens.model, tokens, modules)[0].items()}
-
-
-@pytest.mark.parametrize(("family", "streamed"), [("llama-gqa", True), ("qwen3-moe", True), ("deepseek-v3", False)])
-def test_activation_deltas_by_hand(saved, family, streamed):
-    base, donor = loading.load(saved(family)), loading.load(saved(family, moved=True))
-    rows = [list(b"a longer prompt than that"), "other text", list(b"ab")]
-    table = distillation.activation_deltas(base, saved(family, moved=True) if streamed else donor, rows)
-    tokens = [base.tokenizer(r).input_ids if isinstance(r, str) else r for r in rows]
-    kept = [(taken_apart(base, t), taken_apart(donor, t)) for t in tokens]
-    assert table["layer"].tolist() == [i for i in range(5) for _ in range(3)] and set(table["n"]) == {3}
-    for row in table.itertuples():
-        at = row.layer, row.part
-        relative = [float(((b[at] - a[at]).norm(dim=-1) / a[at].norm(dim=-1)).mean()) for a, b in kept]
-        cosine = [float(torch.cosine_similarity(a[at], b[at], dim=-1).mean()) for a, b in kept]
-        assert row.relative == pytest.approx(sum(relative) / 3, rel=1e-3)
-        assert row.cosine == pytest.approx(sum(cosine) / 3, abs=1e-4)
-        ends = np.clip(sps.t.interval(0.95, 2, np.mean(cosine), sps.sem(cosine)), -1, 1)
-        assert (row.cosine_low, row.cosine_high) == pytest.approx(ends.tolist(), abs=1e-3)
-        assert 0 <= row.relative_low < row.relative < row.relative_high

@@ -176,7 +176,6 @@ def test_what_knows_no_conditions_says_so(lens, tmp_path):
         refused("is ablated here, which no checkpoint holds", dl.export, lens, "L2", tmp_path / "smaller")
         said = "is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"
         refused(said, dl.layer_effects, lens, texts, store=None, progress=False)
-        refused(said, dl.activation_deltas, lens, tiny.lens("llama-gqa"), texts, store=None)
 
 
 def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):

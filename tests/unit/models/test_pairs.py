@@ -9,7 +9,6 @@ from refusals import refused
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from depthlens.experiments import distillation
 from depthlens.models import pairs
 from depthlens.models.lens import Lens
 
@@ -24,7 +23,6 @@ from depthlens.models.lens import Lens
 def test_what_is_no_pair_is_refused_with_the_difference_named(family, changes, message):
     base, donor = tiny.lens("llama-gqa"), tiny.lens(family, **changes)
     refused(message, pairs.with_donor, base, donor)
-    refused("are no pair", distillation.weight_deltas, base, donor)
 
 
 MERGES = [("a", "b"), ("b", "c"), ("ab", "c")]

@@ -126,9 +126,7 @@ EXPERIMENTS = {
     "attention": lambda lens: dl.attention(lens, [1, 2, 3, 4], (1, 2)).pattern,
     "geometry": lambda lens: dl.depth_geometry(lens, TEXTS, store=None, progress=False),
     "effects": lambda lens: dl.layer_effects(lens, TEXTS, store=None, progress=False),
-    "induction": lambda lens: dl.induction_scores(lens, progress=False),
     "transplant": transplanted,
-    "deltas": lambda lens: dl.activation_deltas(lens, untied(), TEXTS, store=None),
     "lm-eval": harness,
 }
 

@@ -1,7 +1,5 @@
 """Parameters of notebooks, profiles, models and the set-up cell: every mistake is told before a kernel starts."""
 
-import json
-import os
 import random
 import shutil
 
@@ -11,20 +9,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from nbformat.v4 import new_markdown_cell, new_notebook
-from notebook_suite import FIGURE, code, write
+from nbformat.v4 import new_notebook
+from notebook_suite import code
 from refusals import refused
 
 import depthlens as dl
 from depthlens import paths
 from depthlens.models import loading
 from depthlens.runner import execute
-from depthlens.runner.execute import folder_name
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import declared, fit, read_profile
 from depthlens.tasks import harness
 
-MODELS = ["organism:seed=1", "organism"]
 WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 1"
 
 
@@ -33,10 +29,6 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
     ({"parameters": {"modle": "x"}}, r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)"),
     *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
     ({"parameters": {"tasks": "[capitals, capitols_default]"}}, "unknown task 'capitols_default'; did you mean cap"),
-    ({"models": ["organism", "no/such"]}, "model 'no/such'"),
-    ({"models": ["organism", "organism"]}, "models .*: give a name or a list of names, each once"),
-    ({"models": ["a/b", "a--b"]}, "two of them would write to one folder; run one of them apart"),
-    ({"models": MODELS, "parameters": {"model": "x"}}, "the parameter model and several models: give one of them"),
     ({"names": [3]}, r"notebooks \[3\]: give a name or a list of names"),
     ({"out": None}, "out None: give the path of a folder"),
 ])  # fmt: skip
@@ -109,31 +101,6 @@ def test_declared_reads_what_papermill_would_skip():
 ])  # fmt: skip
 def test_text_is_read_unless_the_default_is_text(text, default, value):
     assert fit(text, default) == value
-
-
-@pytest.mark.slow
-def test_each_model_has_its_folder_and_one_that_fails_does_not_keep_others_from_running(suite, tmp_path):
-    cells = [new_markdown_cell("# Which?"), code("model = 'organism'", "parameters")]
-    fails = code("if 'seed' in model:\n    raise ValueError('too short')")
-    write(suite, "03_model", *cells, fails, code(FIGURE))
-    out = tmp_path / "out"
-    done = execute.run("03_model", models=MODELS, out=out, progress=False)
-    assert done.exit_code == 1
-    assert done.errors == ["notebook organism_seed=1/03_model, cell 4: ValueError: too short"]
-    index = (out / "index.html").read_text()
-    assert "2 notebooks, 1 not finished" in index and index.count("data:image/png;base64,") == 1
-    record = json.loads((out / "record.json").read_text())
-    for notebook, model, folder in zip(record["notebooks"], MODELS, ("organism_seed=1", "organism"), strict=True):
-        assert notebook["parameters"]["model"] == model and notebook["name"] == f"{folder}/03_model"
-        assert f'href="{folder}/03_model.html"' in index
-        assert f'href="{os.pardir}/index.html"' in (out / folder / "03_model.html").read_text()
-
-
-def test_names_of_folders(tmp_path):
-    assert folder_name("Qwen/Qwen3-8B") == "Qwen--Qwen3-8B"
-    assert folder_name("org/name@main") == "org--name@main"
-    (tmp_path / "my model").mkdir()
-    assert folder_name(str(tmp_path / "my model")) == "my_model"
 
 
 TASKS = ["capitals_continuation", "kv_retrieval_4"]

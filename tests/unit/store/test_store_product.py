@@ -72,10 +72,8 @@ EXPERIMENTS = {
     "donor": swept("L1@donor", "L2.H1@donor"),
     "donor, mean and resample": swept("L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"),
     "written with a donor": swept("L1@donor", task=WRITTEN),
-    "weight deltas": lambda lens, store, donor: dl.weight_deltas(lens, donor, store=store),
-    "activation deltas": lambda lens, store, donor: dl.activation_deltas(lens, donor, TEXTS, store=store),
 }
-WITH_DONOR = [name for name in EXPERIMENTS if "donor" in name or "deltas" in name]
+WITH_DONOR = [name for name in EXPERIMENTS if "donor" in name]
 # each model meets the experiments that it takes, each experiment with a donor meets another kind of donor
 CASES = [("in memory", name, None) for name in EXPERIMENTS if name not in WITH_DONOR]
 CASES += [("in memory", name, donor) for name, donor in zip(WITH_DONOR, [*DONORS, *DONORS], strict=False)]
