@@ -402,8 +402,7 @@ def layers(name: str, value: Any, n_layers: int) -> list[int]:
 
 def loaded(lens: Any) -> None:
     """Refuse a value that is not a loaded model, such as the name of one; parts that were replaced are found anew."""
-    if _is_path(lens):
-        raise UserError(f"lens {str(lens)!r} is the name of a model; load it first: dl.load({str(lens)!r})")
     if not hasattr(lens, "dims"):
-        raise UserError(f"lens is a {type(lens).__name__}; give a loaded model, such as dl.load('smollm2-135m')")
+        name = str(lens) if _is_path(lens) else "smollm2-135m"
+        raise UserError(f"lens is a {type(lens).__name__}; give a loaded model, such as dl.load({name!r})")
     lens.bind()

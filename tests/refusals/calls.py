@@ -51,7 +51,7 @@ def load(name="organism", **options):
 
 
 # every place that takes a model, tasks or options asks the rules
-NAME = "lens 'organism' is the name of a model; load it first: dl.load('organism')"
+NAME = "lens is a str; give a loaded model, such as dl.load('organism')"
 GIVEN_A_NAME = {
     "layer_sweep": [TASK], "condition_sweep": [TASK, "L1"], "head_sweep": [TASK], "block_sweep": [TASK],
     "greedy_removal": [TASK], "race": [TASK, "L1"], "plan": [TASK, "L1"], "retrieval_scores": [],
