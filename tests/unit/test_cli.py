@@ -104,7 +104,7 @@ def test_run_passes_parameters_as_pairs(runs, call, tmp_path):
     pairs = ["-p", "limit", "-1", "--profile", "smoke", "-p", "model", "a b"]
     code, out, err = call("run", "00_tour", *pairs, "--out", str(tmp_path))
     assert (code, err, out) == (0, "reading 00_tour ...\n", f"Wrote {tmp_path / 'index.html'}\n")
-    given = {"profile": "smoke", "parameters": {"limit": "-1", "model": "a b"}, "models": None}
+    given = {"profile": "smoke", "parameters": {"limit": "-1", "model": "a b"}}
     assert runs.calls == [(["00_tour"], {"out": str(tmp_path)} | given)]
 
 
