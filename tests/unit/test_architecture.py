@@ -139,7 +139,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
 def test_the_page_lists_the_public_names_and_nothing_else():
     listed = set(re.findall(r"^\| `(dl\.[\w.]+)", PAGE.read_text(), re.MULTILINE))
-    assert listed == {*NAMES} and 60 < len(listed) <= 75
+    assert listed == {*NAMES} and 40 < len(listed) <= 75
 
 
 PEERS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
