@@ -377,7 +377,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
         "table": blocks.block_table(result("blocks")),
         "largest": blocks.largest_sparable(result("blocks")),
     },
-    "open book": lambda: result("sites").open_book("closed", "opened"),
     "subtasks": lambda: result("group").split("facts"),
     "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),

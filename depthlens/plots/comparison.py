@@ -1,7 +1,7 @@
 """Figures of several models or runs: profiles side by side, differences, transplants, and what training changed.
 
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.layers.depth`,
-`depthlens.analysis.layers.differences` and `depthlens.analysis.layers.recovery`.
+`depthlens.analysis.layers.recovery` and `depthlens.analysis.runs.comparison`.
 
 Figures of runs are of a `depthlens.analysis.runs.comparison.Comparison`. One is of one folder and one kind of part, and
 has a panel for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands

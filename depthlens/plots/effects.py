@@ -20,8 +20,6 @@ FIELDS = [*GROUP, "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SITES |= {"head": "head", "kv": "KV group"}  # several a layer
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
-_DONE = {"removed": "removed", "mean": "replaced by the mean of what it adds", "donor": "replaced by the donor's"}
-_DONE |= {"twice": "run twice"}  # others by their name in conditions
 
 
 def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
@@ -118,5 +116,5 @@ def sweep_title(table: pd.DataFrame, several: str, how: str = "") -> str:
     models, tasks, _, sites, modes = (list(table[f].unique()) for f in FIELDS)
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     part = _ONE.get(sites[0], f"one {sites[0]}") if len(sites) == 1 else several
-    done = _DONE.get(modes[0], f"under @{modes[0]}") if len(modes) == 1 else "removed or replaced"
+    done = "removed" if modes == ["removed"] else f"under @{modes[0]}" if len(modes) == 1 else "removed or replaced"
     return f"{', '.join(models)}{task}: {part} {done} at a time{how}, n = {counts(table['n'])} documents"

@@ -16,7 +16,6 @@ from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager, ft2font, rc_context, rcParams, rcParamsDefault
@@ -230,8 +229,7 @@ def round_up(value: float) -> float:
 
 def ink_on(colour: Iterable[float]) -> str:
     """Black or white, whichever stands out from a filled area (relative luminance, WCAG 2.2)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in list(colour)[:3]]
-    return "black" if float(np.dot(linear, [0.2126, 0.7152, 0.0722])) > 0.18 else "white"
+    return "black" if sns.utils.relative_luminance(colour) > 0.18 else "white"
 
 
 def visible(token: str, *, space: str = "␣") -> str:

@@ -45,7 +45,6 @@ def names(tmp_path_factory, unchecked):
     base, donor = transplants.two("llama-gqa", max_position_embeddings=4096)
     needles = dl.tasks.task_needles(lens, ONE, limit=4)
     one, other = made_results.steps(2)
-    book = made_results.exact({"capitals": (0.6, [0.1, 0.5, 0.6]), "capitals_open_book": (0.9, [0.2, 0.3, 0.9])})
     letters, facts = (made_results.viewed(made_results.FEW, task) for task in ("letters", "facts"))
     subjects = made_results.same_documents(made_results.exact({"mmlu": (0.6, [0.3, 0.6])}, n=4))
     asked = subjects.asked.assign(subtask=["mmlu_anatomy", "mmlu_anatomy", "mmlu_virology", "mmlu_virology"])
@@ -70,7 +69,7 @@ def names(tmp_path_factory, unchecked):
             **{"curve": made_results.removal_curve(), "greedy": made_results.greedy()},
             "race": made_results.race(["critical", "spared", "undecided"]),
             **{"one": one, "other": other, "comparison": dl.compare(one, other)},
-            **{"letters": letters, "facts": facts, "book": made_results.same_documents(book)},
+            **{"letters": letters, "facts": facts},
             "verdicts": made_results.verdicts(made_results.FEW, "m"),
             "subjects": dl.Result(subjects.docs, subjects.record, asked),
             "report": dl.runner.run("02_plain", out="runs/tour", **quiet),

@@ -1,1 +1,1 @@
-"""What a sweep says about layers: depth, differences of tasks, blocks, removal step by step, transplants, geometry."""
+"""What a sweep says about layers: depth, blocks, removal step by step, transplants, geometry."""

@@ -132,6 +132,10 @@ class Mean:
         low, high = self.interval()
         return {name: self.value, "ci_low": low, "ci_high": high, "p_value": self.p()}
 
+    def p_adjusted(self) -> np.ndarray:
+        """P-values corrected over all values as one family; see `max_t`. Shape [condition]."""
+        return max_t(self)
+
     def p(self) -> Array:
         """Two-sided p-value that the value is 0; it fits the interval. Shape [...]."""
         error = self.error

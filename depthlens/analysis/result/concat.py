@@ -10,6 +10,7 @@ import pandas as pd
 
 from depthlens.analysis.numbers.stats import BASELINE, GROUP
 from depthlens.analysis.result import questions
+from depthlens.analysis.result.folder import mismatches
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
 
@@ -88,12 +89,11 @@ def _joined_tasks(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]
     for task, entry in (item for record in records for item in record.get("tasks", {}).items()):
         known = tasks.setdefault(task, entry)
         old, new = (e.get("metrics", {}) for e in (known, entry))
-        fields = ("version", "num_fewshot", "output_type")
-        pairs = {f"{field} of": (known.get(field), entry.get(field)) for field in fields}
+        about = [{field: e.get(field) for field in ("version", "num_fewshot", "output_type")} for e in (known, entry)]
         for metric, field in itertools.product(old.keys() & new.keys(), ("higher_is_better", "chance")):
-            pairs[f"{field} of metric {metric!r} of"] = old[metric].get(field), new[metric].get(field)
-        for what, values in pairs.items():
-            if values[0] != values[1]:
-                raise UserError(f"the results disagree on {what} task {task!r}: {list(values)}; name them apart")
+            for named, metrics in zip(about, (old, new), strict=True):
+                named[f"{field} of {metric}"] = metrics[metric].get(field)
+        if differs := mismatches(about[0], about[1]):
+            raise UserError(f"the results disagree on task {task!r}: {differs[0]}; name them apart")
         tasks[task] = _agreed([known, entry]) | {"metrics": {**old, **new, **old}}
     return tasks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from depthlens.analysis.numbers.stats import GROUP
 from depthlens.analysis.result import documents, questions
+from depthlens.analysis.result.folder import mismatches
 from depthlens.analysis.result.losses import Losses, layer_third
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError
@@ -72,11 +72,10 @@ def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "cond
         which = ", ".join(f"{column} {value}" for column, value in zip(columns, extra[0], strict=True))
         only = models[extra[0] in rows[1]]
         raise UserError(f"{which}: {only} alone has it; run both alike, or choose with select(...)")
-    for task, key in itertools.product(a.docs["task"].unique(), _SETTINGS):
-        own, other = ((r.record | r.record["tasks"][task]).get(key) for r in (a, b))
-        if own != other:
-            fault = f"task {task}: {key} is {own!r} for {models[0]} and {other!r} for {models[1]}"
-            raise UserError(f"{fault}; run both alike")
+    for task in a.docs["task"].unique():
+        own, other = ({key: (r.record | r.record["tasks"][task]).get(key) for key in _SETTINGS} for r in (a, b))
+        if differs := mismatches(own, other):
+            raise UserError(f"task {task}: {models[0]} and {models[1]} have {differs[0]}; run both alike")
     return models
 
 

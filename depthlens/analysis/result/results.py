@@ -185,27 +185,6 @@ class Result(Scored):
 
         return depth.centre_of_mass(self)
 
-    def open_book(self, closed: str, opened: str) -> DescribedTable:
-        """What facts in the prompt add to the whole model's score, and how much more each layer costs with them.
-
-        Args:
-            closed: A task whose answers only the weights know.
-            opened: One of the same documents with the facts in the prompt.
-
-        Returns:
-            One row a metric of both and condition: metric, condition, layer, closed and opened (mean losses, of the
-            baseline scores), difference (opened minus closed), ci_low, ci_high, p_value, p_adjusted, n.
-
-        Example:
-            >>> found = book.open_book("capitals", "capitals_open_book").table
-            >>> found.loc[:0, ["condition", "closed", "opened"]]
-              condition  closed  opened
-            0  baseline     0.6     0.9
-        """
-        from depthlens.analysis.layers import differences
-
-        return differences.open_book(self, closed, opened)
-
     def recovery(self, donor: Result) -> DescribedTable:
         """What share of the gap between a base model and its donor each transplant recovers.
 

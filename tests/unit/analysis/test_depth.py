@@ -1,4 +1,4 @@
-"""Depth profiles of sweeps whose answers are known, and knowledge against retrieval by closed and open book."""
+"""Depth profiles of sweeps whose answers are known."""
 
 import made_results
 import numpy as np
@@ -107,64 +107,3 @@ def test_shares_and_centres_are_quotients_of_means_over_documents():
     losses = of["early"].mean(0)
     assert centres.table["centre"][0] == pytest.approx(losses @ np.arange(9) / 8 / losses.sum())
     assert "The losses of early are **less deep** than those of late: -" in centres.describe()[2]
-
-
-CLOSED, OPENED, N, LAYERS = "closed", "open", 120, 6
-ANSWER_LOGPROB = "answer_logprob"
-
-
-def result(losses: dict[str, np.ndarray], *, site: str = "", base: dict[str, float] | None = None) -> dl.Result:
-    """Log-likelihoods under every condition: baseline minus a loss by layer, with noise."""
-    random, scores = np.random.default_rng(3), {}
-    for task, loss in losses.items():
-        whole = -1 + 0.3 * random.standard_normal(N) + (base or {}).get(task, 0)
-        noisy = {f"L{layer}{site}": whole - x - 0.2 * random.standard_normal(N) for layer, x in enumerate(loss)}
-        scores[task] = {"baseline": whole} | noisy
-    info = {"chance": None, "min_effect": 0.05}
-    return made_results.same_documents(made_results.result(scores, metric=ANSWER_LOGPROB, n_layers=LAYERS, info=info))
-
-
-@pytest.fixture(scope="module")
-def both() -> dl.Result:
-    closed = np.array([3.0, 0.1, 0.1, 2.0, 0.1, 0.0])  # layer 3 knows
-    opened = np.array([3.0, 1.5, 0.1, 0.1, 0.1, 0.0])  # layer 1 finds
-    return result({CLOSED: closed, OPENED: opened}, base={OPENED: 0.6})
-
-
-def test_what_the_book_is_worth(both):
-    (row,) = both.select(conditions=["baseline"]).open_book(CLOSED, OPENED).table.itertuples()
-    docs = both.docs[both.docs["condition"] == "baseline"].pivot(index="doc_id", columns="task", values="value")
-    gain = mean(np.clip(docs[OPENED] - docs[CLOSED], -1, 1))
-    assert (row.metric, row.n, row.difference) == (ANSWER_LOGPROB, N, pytest.approx(float(gain.value)))
-    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(map(float, gain.interval()))) and row.difference > 0.3
-    assert row.p_value == pytest.approx(float(gain.p()))
-
-
-def test_what_serves_the_finding_and_what_the_knowing(both):
-    losses = both.open_book(CLOSED, OPENED)
-    table = losses.table.iloc[1:]
-    assert list(table["condition"]) == [f"L{i}" for i in range(LAYERS)]
-    values = {t: g.pivot(index="doc_id", columns="condition", values="value") for t, g in both.docs.groupby("task")}
-    for row in table.itertuples():
-        one, other = (values[t]["baseline"] - values[t][row.condition] for t in (CLOSED, OPENED))
-        without, with_book = (mean(np.clip(loss, -1, 1)) for loss in (one, other))
-        assert (row.closed, row.opened) == pytest.approx((without.value, with_book.value))
-        gap = with_book - without
-        assert (row.difference, row.p_value) == pytest.approx((float(gap.value), float(gap.p())))
-    proven = table[table["p_adjusted"] < 0.05]
-    assert dict(zip(proven["condition"], proven["difference"] > 0, strict=True)) == {"L1": True, "L3": False}
-    gain, said = losses.describe()
-    assert said == f"{ANSWER_LOGPROB}: layers that cost more open-book: L1; closed-book: L3."
-    assert gain.startswith("The facts in the prompt change the whole model's score by **+0.")
-    assert "nats of the right answer" in gain
-
-
-def test_mistakes(both):
-    with pytest.raises(UserError, match="unknown task 'facts'"):
-        both.open_book("facts", OPENED)
-    apart = both.docs["metric"].mask(both.docs["task"] == CLOSED, "token_logprob")
-    with pytest.raises(UserError, match="closed and open have no metric in common; measure='answer_logprob' gives"):
-        Result(both.docs.assign(metric=apart), both.record, both.asked).open_book(CLOSED, OPENED)
-    fewer = Result(both.docs[(both.docs["task"] == CLOSED) | (both.docs["doc_id"] < 9)], both.record, both.asked)
-    with pytest.raises(UserError, match=r"were asked other documents \(111 are of one only\); pair tasks of the same"):
-        fewer.open_book(CLOSED, OPENED)

@@ -153,7 +153,7 @@ def test_other_changes_are_tested_by_a_bootstrap_of_units():
 def test_of_few_units_p_is_not_below_students_by_bonferroni_and_of_draws_never_nothing():
     values = np.array([0.9, 0.8, 1.0, 0.7])[:, None] * [1, 0.5, 0.1]
     few, many = mean(values, limits=UNLIMITED), mean(np.tile(values, (10, 1)), limits=UNLIMITED)
-    assert max_t(few) == pytest.approx(3 * few.p())
+    assert few.p_adjusted() == pytest.approx(3 * few.p())
     assert max_t(many, n_draws=99) == pytest.approx(1 / (1 + 99))
 
 

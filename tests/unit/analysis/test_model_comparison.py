@@ -38,8 +38,8 @@ def test_selected_layers_keep_their_depth():
     ({"n": N - 2}, "task sums, metric acc, condition .*, doc_id 118: base alone has it; run both alike"),
     ({"suffix": ".attn"}, "condition L0, doc_id 0: base alone has it"),
     ({"task": "facts"}, "task facts, .*: d alone has it"),
-    ({"record": {"seed": 3}}, "task sums: seed is 0 for base and 3 for d"),
-    ({"record": {"apply_chat_template": True}}, "task sums: apply_chat_template is None for base and True for d"),
+    ({"record": {"seed": 3}}, "task sums: base and d have seed 0 and 3"),
+    ({"record": {"apply_chat_template": True}}, "apply_chat_template none and true"),
 ])  # fmt: skip
 def test_sweeps_that_differ_are_refused(change, message):
     refused(message, dl.agreement, sweep(EARLY), sweep(LATE, model="d", **change))
@@ -48,7 +48,7 @@ def test_sweeps_that_differ_are_refused(change, message):
 def test_examples_that_differ_are_refused():
     base, other = sweep(EARLY), sweep(EARLY, model="d")
     other.record["tasks"]["sums"]["num_fewshot"] = 4
-    refused("task sums: num_fewshot is 0 for base and 4 for d", dl.agreement, base, other)
+    refused("task sums: base and d have num_fewshot 0 and 4", dl.agreement, base, other)
 
 
 def transplants(shares, *, n=N, own=0.2, goal=0.9, seed=0, extra=()):
