@@ -12,7 +12,7 @@ from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import ALL, CAPPED, DEEPER, FIRST, MEANS, SPARED, SUFFIX, crossed, judged, not_measured
 from depthlens.claims.parts import ANSWERS, AT_LEAST, UNDER, Effect, Estimate, Part, Question, missing, part
 from depthlens.errors import UserError
-from depthlens.metrics import in_nats
+from depthlens.metrics import in_nats, metric_unit
 
 
 class Able:
@@ -131,7 +131,8 @@ def tested(
         raise UserError(f"at_least {at_least} and under {under}: give one of them")
     some, others = (chosen(list(names), losses.conditions) if names else [] for names in (some, others))
     nats = in_nats(losses.metric)
-    of, limits = (losses.metric.replace("_", " "), UNLIMITED) if nats else (ANSWERS, losses.loss_limits)
+    of = (metric_unit(losses.metric) or losses.metric.replace("_", " ")) if nats else ANSWERS
+    limits = UNLIMITED if nats else losses.loss_limits
 
     def cost(on: Losses, conditions: Sequence[str]) -> Mean:
         found = on.select(list(conditions))
