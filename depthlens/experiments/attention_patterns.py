@@ -23,7 +23,6 @@ from depthlens.ablations import BASELINE
 from depthlens.engine import prefix_tree, walk_check
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
-from depthlens.errors import UserError
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
@@ -49,10 +48,7 @@ def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> F
     """
     lens.needs_weights("the attention pattern")
     walk_check.require(lens, "the attention pattern")
-    window = walk_check.window_of(lens)
-    if window is not None and len(tokens) > window:
-        fault = f"{len(tokens)} tokens are more than the {window} that attention sees at once in {lens.name}"
-        raise UserError(f"{fault}; their patterns cannot be read, give fewer")
+    walk_check.refuse_window(lens, len(tokens), "attention patterns")
     pack = prefix_tree.build([tokens], [0])
     rows = PatternRows(pack, lens, asked, see)
     (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], asked, layout=rows)

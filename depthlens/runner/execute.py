@@ -35,7 +35,7 @@ from depthlens import progress as bars
 from depthlens.errors import UserError, concerning, unknown
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import Executed, failed_cell, read_notebook, write_whole
-from depthlens.runner.parameters import assign, check, check_twin, declared, read_profile, with_first_layers
+from depthlens.runner.parameters import assign, check, declared, read_profile, with_first_layers
 
 # `_execute` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -104,7 +104,6 @@ class RunReport:
         finished: Date and time.
         environment: Versions of depthlens and other packages, commit, machine, and time of the start.
         notebooks: What was run, in order.
-        left_out: One line for each notebook of ``all`` that needs a value which was not given.
 
     Example:
         >>> report.exit_code, [notebook.status for notebook in report.notebooks]
@@ -116,7 +115,6 @@ class RunReport:
     finished: str = ""
     environment: dict[str, object] = field(default_factory=provenance.environment)
     notebooks: list[NotebookRun] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
 
     @property
     def errors(self) -> list[str]:
@@ -167,8 +165,6 @@ def run(
     """
     report = prepare(names, out=out, profile=profile, parameters=parameters)
     with paths.locked(report.out):
-        for line in report.left_out if progress else []:
-            bars.say(f"leaving out {line}")
         on_terminal = progress and sys.stderr.isatty()
         try:
             for number, notebook in enumerate(report.notebooks, start=1):
@@ -197,24 +193,15 @@ def prepare(
     out = Path(arguments.PATH("out", out))
     pages.executed(out)  # a broken notebook there is refused now and not after the first one
     known = suite()
-    named = {} if names in ("all", ["all"]) else _named(names, known)
+    named = known if names in ("all", ["all"]) else _named(names, known)
     files = known | named
     defaults = {name: declared(read_notebook(path), name) for name, path in files.items()}
     of_profile, n_layers = read_profile(paths.notebooks_dir() / "profiles.yml", profile, defaults)
-    chosen = list(named or known)
-
     report = RunReport(out, profile)
-    own_values = assign(parameters or {}, {name: defaults[name] for name in chosen})
-    for name in chosen:
+    own_values = assign(parameters or {}, {name: defaults[name] for name in named})
+    for name in named:
         own_file = files[name] != known.get(name)
         values = of_profile[name] | own_values[name]
-        try:
-            check_twin(defaults[name] | values, own_values[name], name)
-        except UserError as error:
-            if named:
-                raise
-            report.left_out.append(str(error))
-            continue
         if "out" in defaults[name] and "out" not in values:
             values["out"] = str(out / name)
         values |= with_first_layers(defaults[name] | values, n_layers)

@@ -77,20 +77,6 @@ def fit(value: object, default: object) -> object:
     return value
 
 
-def check_twin(values: Mapping[str, object], given: Mapping[str, object], notebook: str) -> None:
-    """Refuse a model of one's own in a notebook that compares it with a twin, where the twin is that of another model.
-
-    Raises:
-        UserError: the twin is not named.
-    """
-    if "distilled" in values and "model" in given and "distilled" not in given:
-        kinds = {row.alias: (row.family, row.size) for row in names.NAMED}
-        model, distilled = str(values["model"]), str(values["distilled"])
-        if kinds.get(model) != kinds.get(distilled):
-            fault = f"notebook {notebook}: distilled {distilled!r} is no twin of model {model!r}"
-            raise UserError(f"{fault}; name one that was trained from it: -p distilled NAME")
-
-
 def check(values: Mapping[str, Any]) -> None:
     """Refuse what no model or device is needed to refuse: values by the rules of their names, and unknown names.
 

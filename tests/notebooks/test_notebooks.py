@@ -122,9 +122,7 @@ def models(saved):
 @pytest.mark.parametrize("profile", ["smoke", "demo"])
 def test_a_profile_takes_a_model_of_ones_own(models, tmp_path, profile):
     prepared = execute.prepare("all", out=tmp_path, profile=profile, parameters={"model": models["model"]})
-    assert [run.name for run in prepared.notebooks] == [name for name in NAMES if name != "07_distillation"]
-    (line,) = prepared.left_out
-    assert "07_distillation: distilled " in line and line.endswith(": -p distilled NAME")
+    assert [run.name for run in prepared.notebooks] == NAMES
     (pair,) = execute.prepare("07_distillation", out=tmp_path, profile=profile, parameters=models).notebooks
     cut = "[:4]" if profile == "smoke" else ""  # first layers alone
     assert {name: pair.parameters[name] for name in models} == {name: folder + cut for name, folder in models.items()}
@@ -144,7 +142,6 @@ def test_make_demo_runs_notebooks_that_conclude_something(tmp_path):
 
 @pytest.mark.parametrize(("name", "own", "said"), [
     ("05_retrieval_heads", {"draws": 0}, "draws 0: lists of heads are compared with random ones; give at least 10"),
-    ("07_distillation", {}, "distilled 'smollm2-135m-cot' is no twin of model"),
 ])  # fmt: skip
 def test_what_notebooks_cannot_use_is_told_before_the_first_cell(models, tmp_path, name, own, said):
     parameters = {"model": models["model"], **own}

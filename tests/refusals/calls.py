@@ -172,7 +172,7 @@ DONORS = [
             (lambda lens: attribute(lens, [LONG]), "walk 12 tokens, and the attention window is 8"),
             (lambda lens: attribute(lens, [LONG], steps=1), "walk 12 tokens, and the attention window is 8"),
             (lambda lens: dl.depth_geometry(lens, ["nine signs"]), "the model reads 8 at once, set max_tokens=8"),
-            (lambda lens: attention_patterns.read(lens, LONG.context, [0], print), "tokens are more than the 8 that"),
+            (lambda lens: attention_patterns.read(lens, LONG.context, [0], print), "the attention window is 8"),
         )
     ),
     (depth_geometry(texts=[]), "texts []: give a list of at least one text"),

@@ -1,4 +1,4 @@
-"""Saved sweeps that come with depthlens: something to look at, and to stand beside one's own, before a model is loaded."""
+"""Saved sweeps that come with depthlens: something to look at, and to compare with one's own."""
 
 from __future__ import annotations
 
