@@ -52,13 +52,10 @@ MASK_ALIGNMENT = 8
 
 def kernel_of(lens: Lens) -> str | None:
     """The kernel for trees of a model, as a record names it; None where its weights are on a server."""
-    return None if lens.remote else kernel(lens.device, lens.dtype, lens.arch.d_key == lens.dims.d_head)
-
-
-def kernel(device: torch.device, dtype: torch.dtype, equal: bool) -> str:
-    """The kernel for a tree; ``equal`` says whether keys are as wide as values."""
-    on_cuda = device.type == "cuda" and dtype != torch.float64
-    return "fused" if on_cuda or (device.type == "cpu" and equal) else "unfused"
+    if lens.remote:
+        return None
+    fits = {"cuda": lens.dtype != torch.float64, "cpu": lens.arch.d_key == lens.dims.d_head}  # see `attend`
+    return "fused" if fits.get(lens.device.type) else "unfused"
 
 
 class Layout:

@@ -50,8 +50,8 @@ def pair_sweep(
 
     Example:
         >>> found = dl.pair_sweep(lens, "organism_one_hop", ["L1", "L2", "L4"], limit=12)
-        >>> found.table["interaction"].round(2).tolist()
-        [-0.58, 0.0, 0.0]
+        >>> found.table["condition"].tolist()
+        ['L1-2', 'L1+L4', 'L2+L4']
     """
     n_heads = arguments.whole("n_heads", n_heads, 2)
     if parts == HEADS:

@@ -16,10 +16,12 @@ CANONICAL = """
 baseline L0 L12 L12.H3 L8-11 L3.H1+L9.H2 L12.H3@mean L3.KV1@resample L12@resample L8-11[1:]@resample L4@mean L8-11@mean
 L2.attn+L2.mlp L0-1+L3+L5.KV0@mean L1.attn@mean+L1.mlp L12[1:] L12.attn[1:] L12.H3[1:]@mean L8-11[1:] L2.mlp[17:]@noise3
 embed@donor embed@donor+unembed@donor+L0-4@donor L2.H1+L2@donor L0-1+L3-4@donor L4@noise L8-11[1:]@noise12 L3.KV0@noise
-L1[1:]+L2 L1-2[1:]+L3-4[2:] L2.H1+L2[1:] L12.KV1[1:]@resample
+L1[1:]+L2 L1-2[1:]+L3-4[2:] L2.H1+L2[1:] L12.KV1[1:]@resample (L1-3)x2 L1*0.9 L1[1:]*1e-05 L1.KV0[2]*0.1 L1.H0*-0.5 L1*0
 """.split()
 OTHERWISE = {
     **{"L9+L8": "L8-9", "L9.H2+L3.H1": "L3.H1+L9.H2", " L1 + L2 ": "L1-2", "L1[0:]": "L1"},
+    **{"(L2-2)x2": "L2x2", "L4+(L1-3)x2": "(L1-3)x2+L4", "L1*0.90": "L1*0.9", "L2*2.0+L1*2": "L1-2*2"},
+    **{"L1.H0*-.5": "L1.H0*-0.5", "L1*-0": "L1*0"},
     **{"L1[01:]@noise0": "L1[1:]@noise", "L2[1:]+L1[1:]": "L1-2[1:]", "L2[1:]+L2.H1": "L2.H1+L2[1:]"},
 }
 
@@ -49,6 +51,15 @@ def test_random_conditions_round_trip_and_are_hashable():
 
 REFUSED = {
     "12": "cannot read '12'",
+    **dict.fromkeys(("L1*", "L1*x", "L1*0.5[1:]", "L1@scale"), "cannot read"),
+    **dict.fromkeys(("(L1)x2", "(L1.H1-3)x2", "(L1-3)x3", "(L1-3)[1:]x2"), "cannot read"),
+    **dict.fromkeys(("(L1-3)", "(L1-3)@mean"), "does not fit site 'block'; allowed: twice"),
+    "(L3-1)x2": "block 3-1 runs backwards",
+    "(L1-6)x2": r"layer 6 does not exist; layers are 0\.\.5",
+    "(L0-2)x2+(L1-3)x2": r"blocks \(L0-2\)x2 and \(L1-3\)x2 overlap",
+    "L1*2000000": "factor 2000000.0: give a number from -1e.06",
+    "L1.E0*2": "does not fit site 'expert'",
+    "L1*0.5+L1": "names one part twice",
     "L3@zero": "cannot read 'L3@zero'; write .* @mean, @resample, @noise, @int8, @int4, @donor",
     "L5-3": "runs backwards",
     "L0-99999999": "cannot read 'L0-99999999'; write",
@@ -87,6 +98,8 @@ def test_an_ablation_with_a_mode_that_does_not_fit_is_refused():
             assert Ablation(0, site, mode=mode) == Ablation(0, site)
         else:
             refused("does not fit", Ablation, 0, site, mode=mode)
+    refused("block 3-2 is none of several layers", Ablation, 3, "block", 2, "twice")
+    refused("factor 0.5 does not fit site 'layer' and mode 'mean'", Ablation, 1, mode="mean", factor=0.5)
     refused("index", Ablation, 0, "head")
     refused("index", Ablation, 0, "attn", 3)
     for options in ({"start": -1}, {"seed": -1}, {"seed": 2}, {"start": 1, "mode": "donor"}):
@@ -103,6 +116,7 @@ WORDS = [
     ("bottom", 6, "L0", "L0-5"), ("top@donor", 6, "L5@donor", "L0-5@donor"),
     ("top:4@donor", 2, "L2-5@donor", "L0-5@donor"), ("top:9@donor", 1, "L0-5@donor", "L0-5@donor"),
     ("bottom:2[1:]@mean", 3, "L0-1[1:]@mean", "L0-5[1:]@mean"), ("layers:3@mean", 3, "L1@mean", "L5@mean"),
+    ("mlp:2[1:]*0.5", 2, "L1.mlp[1:]*0.5", "L4.mlp[1:]*0.5"),
     ("layers[1:]@mean", 6, "L0[1:]@mean", "L5[1:]@mean"), ("heads[1:]", 24, "L0.H0[1:]", "L5.H3[1:]"),
     ("attn[3:]@noise7", 6, "L0.attn[3:]@noise7", "L5.attn[3:]@noise7"), ("L1,L2.H3,L1,baseline", 2, "L1", "L2.H3"),
 ]  # fmt: skip
@@ -133,6 +147,8 @@ def test_layer_head_and_first_layer_of_a_condition():
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
     assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
     assert (BASELINE.layer, BASELINE.first_layer) == (None, None)
+    block = parse_condition("(L1-3)x2")
+    assert (block.layer, block.head, block.first_layer) == (None, None, 1)
 
 
 def test_a_mode_that_is_not_known_here_is_read_so_that_results_of_others_are_and_no_model_runs_under_it():

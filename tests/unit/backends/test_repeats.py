@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 
 import by_hand
 import model_classes
@@ -13,10 +12,9 @@ import torch
 from by_hand import written
 from model_classes import scores
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 import depthlens as dl
-from depthlens.ablations import BASELINE, Ablation, expand, parse_condition
+from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
 from depthlens.requests import GenerateRequest
 
@@ -111,35 +109,7 @@ def test_they_are_added_to_the_rows_of_a_model_under_them(outer):
     assert lens.tokenizer.decode(whole[0, 7:], skip_special_tokens=True) == texts[0][0]
 
 
-@pytest.mark.parametrize(("family", "text"), [("llama-gqa", "(L1-2)x2"), ("llama-gqa", "(L0-3)x2+L2x2+L4+L1.mlp"),
-                                              ("qwen3", "(L2-4)x2"), ("gemma2", "(L1-2)x2")])  # fmt: skip
-def test_an_export_has_copies_of_the_layers(family, text, tmp_path):
-    lens = model_classes.lens(family) if family == "gemma2" else surgery.rough_lens(family)
-    expected = scores(lens, [parse_condition(text)])[0].tolist()
-    made = dl.export(lens, text, tmp_path / "out")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    assert [by_hand.logprob(plain, q) for q in model_classes.ASKED] == pytest.approx(expected, abs=1e-4)
-    assert len(plain.model.layers) == len(made.layers) > len(set(made.layers))
-
-
-def test_the_text_of_a_block():
-    dims = surgery.rough_lens("llama-gqa").dims
-    for text, canonical in {"(L1-3)x2": "(L1-3)x2", "(L2-2)x2": "L2x2", "L4+(L1-3)x2": "(L1-3)x2+L4"}.items():
-        assert str(parse_condition(text)) == canonical and str(parse_condition(canonical)) == canonical
-    block = parse_condition("(L1-3)x2")
-    assert (block.layer, block.head, block.first_layer) == (None, None, 1)
-    refused = {
-        **dict.fromkeys(("(L1-3)", "(L1-3)@mean"), "does not fit site 'block'; allowed: twice"),
-        **dict.fromkeys(("(L1)x2", "(L1.H1-3)x2", "(L1-3)x3", "(L1-3)[1:]x2"), "cannot read"),
-        "(L3-1)x2": "block 3-1 runs backwards",
-        "(L1-5)x2": "layer 5 does not exist; layers are 0..4",
-        "(L0-2)x2+(L1-3)x2": "blocks (L0-2)x2 and (L1-3)x2 overlap",
-    }
-    for text, said in refused.items():
-        with pytest.raises(dl.UserError, match=re.escape(said)):
-            expand(text, dims)
-    with pytest.raises(dl.UserError, match="block 3-2 is none of several layers"):
-        Ablation(3, "block", 2, "twice")
+def test_a_block_that_overlaps_one_that_is_in_force_is_refused():
     lens = surgery.rough_lens("llama-gqa")
     with dl.ablated(lens, "(L0-2)x2"), pytest.raises(dl.UserError, match="overlap"):
         scores(lens, [parse_condition("(L1-3)x2")])

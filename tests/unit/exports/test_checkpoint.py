@@ -7,6 +7,7 @@ import by_hand
 import mini_tasks
 import model_classes
 import pytest
+import surgery
 import tiny
 import torch
 import yaml
@@ -55,11 +56,23 @@ def test_layers_of_other_classes_are_left_out(kind, tmp_path):
     assert_is_condition(model_classes.lens(kind), "L0+L2", tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
-def test_a_layer_that_runs_twice_is_there_twice(kind, tmp_path):
+SCALED = {"L1.attn*0.5+L2.mlp*2": ["llama-gqa", "qwen2"], "L1.H0*0.5+L1.KV0*3+L3.H1": ["llama-gqa", "deepseek-v3"]}
+SCALED |= dict.fromkeys(("L0+L1.KV1*0.5+L1.attn*2+L4.mlp*0", "L1.attn@int8+L1.H1*2"), ["llama-gqa"])
+
+
+@pytest.mark.parametrize(("condition", "family"), [(c, f) for c, families in SCALED.items() for f in families])
+def test_weights_are_scaled_and_so_are_biases(condition, family, tmp_path):
+    biases = {"attention_bias": True, "mlp_bias": True} if family == "llama-gqa" else {}
+    assert_is_condition(surgery.rough_lens(family, **biases), condition, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("kind", "condition", "n_layers"), [
+    ("qwen3", "L0+L1.H1+L1-2x2", 5), ("gemma2", "(L1-2)x2", 6), ("llama", "(L0-2)x2+L2x2+L3+L1.mlp", 8),
+])  # fmt: skip
+def test_a_layer_that_runs_twice_is_there_twice(kind, condition, n_layers, tmp_path):
     lens = model_classes.lens(kind)
-    loaded = assert_is_condition(lens, "L0+L1.H1+L1-2x2", tmp_path / "out")
-    assert loaded.dims.n_layers == 5
+    loaded = assert_is_condition(lens, condition, tmp_path / "out")
+    assert loaded.dims.n_layers == n_layers
     dl.export(lens, "L0+L2x2", tmp_path / "slices")
     slices = yaml.safe_load((tmp_path / "slices" / "mergekit.yml").read_text())["slices"]
     assert [part["sources"][0]["layer_range"] for part in slices] == [[1, 3], [2, 4]]
