@@ -16,6 +16,7 @@ from .analysis.heads.scores import HeadScores as HeadScores
 from .analysis.layers.geometry import Geometry as Geometry
 from .analysis.layers.removal import Greedy as Greedy
 from .analysis.result.concat import concat as concat
+from .analysis.result.examples import examples as examples
 from .analysis.result.losses import Losses as Losses
 from .analysis.result.races import Race as Race
 from .analysis.result.results import Result as Result
@@ -41,7 +42,6 @@ from .experiments.reasoning_heads import attention_at_results as attention_at_re
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.reasoning_heads import worked_solutions as worked_solutions
 from .experiments.retrieval_heads import induction_scores as induction_scores
-from .experiments.retrieval_heads import recall_table as recall_table
 from .experiments.retrieval_heads import recalled_needles as recalled_needles
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
 from .experiments.states import residual as residual
