@@ -37,7 +37,6 @@ from .experiments.planning import plan as plan
 from .experiments.race import race as race
 from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.reasoning_heads import worked_solutions as worked_solutions
-from .experiments.retrieval_heads import recall_table as recall_table
 from .experiments.retrieval_heads import recalled_needles as recalled_needles
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
 from .experiments.states import residual as residual

@@ -222,7 +222,7 @@ def retrieval_scores(
     used = recalled if only_recalled else needles
     counts = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
     source["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
-    source["needles"] = {**counts, "groups": recall_table(needles, recalled).to_dict("records")}
+    source["needles"] = {**counts, "groups": _recall_table(needles, recalled).to_dict("records")}
     if detector := DETECTORS.get(method):
         values = measured(
             answers,
@@ -277,18 +277,8 @@ def recalled_needles(lens: Lens, needles: Sequence[Needle], **options: Unpack[Ev
     return _recalled(engine_of(lens, chosen, AnswerStore(chosen["store"], lens).entry("needles")), needles)
 
 
-def recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:
-    """How many needles were asked and how many recalled: one row a depth and context length, or a task.
-
-    Args:
-        needles: All that were asked.
-        recalled: Those that `recalled_needles` returned.
-
-    Example:
-        >>> dl.recall_table(needles, dl.recalled_needles(lens, needles))
-                       task  asked  recalled
-        0  organism_one_hop      4         4
-    """
+def _recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:
+    """How many needles were asked and how many recalled: one row a depth and context length, or a task."""
 
     def group(needle: Needle) -> tuple:
         return tuple((k, v) for k, v in needle.about.items() if k in ("depth", "context_length", "task"))

@@ -30,6 +30,7 @@ from depthlens.runner.pages import gallery  # noqa: E402
 
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script> \u202eright to left\u202c 😀'
 SAY, ROWS = "document.querySelector('.say').textContent", "document.querySelectorAll('tbody tr').length"
+PART = "document.querySelector('.elsewhere [aria-pressed=true]').textContent.split(' ')[0]"
 # what is done, and an expression that is true after it
 STEPS = (
     ("opens on the costliest later layer", "", f"{SAY}.startsWith('Without L8, 50 of 120')"),
@@ -43,9 +44,13 @@ STEPS = (
      f"{SAY}.startsWith('Without L3,')"),
     ("and one back", "document.querySelectorAll('.bar > .chip')[0].click()", f"{SAY}.startsWith('Without L2,')"),
     ("the map has the focus again", "document.querySelector('.cell[aria-pressed=true]').focus()", "true"),
+    ("End goes to the last part", "KEY('End')", f"{SAY}.startsWith('Without L8,')"),
+    ("and Home to the first", "KEY('Home')", f"{SAY}.startsWith('Without L0,')"),
     ("an arrow goes to another task", "KEY('ArrowDown')", f"{SAY}.includes('answers to words')"),
     ("a chip shows all answers", "document.querySelectorAll('.chips .chip')[3].click()", f"{ROWS} === 60"),
     ("text is found", "FIND('number 17?')", f"{ROWS} === 1"),
+    ("and looked for in the changed answers of all parts",
+     "FIND('onerror'); document.querySelector('.elsewhere .chip').click()", f"{ROWS} > 1 && {SAY}.includes({PART})"),
     ("a fragment is read", "location.hash = '#task=sums&without=L0&show=all&find=number+3?'", f"{ROWS} === 1"),
     ("a mark jumps to its part", "FIND(''); MARK(0.99)", f"{SAY}.startsWith('Without L8,')"),
     ("scrolling draws the rest", "scrollTo(0, 1e6)", f"{ROWS} === 120"),

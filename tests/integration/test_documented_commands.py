@@ -61,13 +61,9 @@ PROCESSES = {
 NOT_RUN = {
     "depthlens run 00_tour -p model path/to/folder ": "tests/notebooks runs it",
     "depthlens run 01_protocols ": "tests/notebooks runs it",
-    "make demo": "installs, and runs three notebooks; test_notebooks.py prepares them",
-    "make lab": "tests/browser runs a JupyterLab",
-    "make test": "runs this",
     "pipx install .": "downloads 2 GB; make wheel tests the wheel that it installs",
     "uv tool install .": "as pipx",
     "uvx --from . depthlens models": "as pipx",
-    "depthlens claims smollm2-135m-cot ": "takes an hour; test_sweeps.py asks an organism",
     "docker build ": "needs Docker and registries",
     "docker run ": "needs the image",
     "depthlens sweep path/to/r1 ": "needs a reasoning model",
@@ -175,3 +171,16 @@ def test_snippets(desk, unchecked, model):
             source = re.sub(r'"(smollm2-135m[\w-]*)"', lambda m: f'"{TINY[m[1]]}"', source)
             source = source.replace('"L23"', '"L13"')  # it has 14 layers
         exec(compile(source, f"snippet {number}", "exec"), names)
+
+
+@pytest.mark.nightly
+def test_the_readme_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    """To the digit, on the embedded model; where nothing stands at the end of a line, white space is no difference."""
+    monkeypatch.chdir(tmp_path)
+    pairs = re.findall(r"^```python\n(.*?)^```\n+```text\n(.*?)^```$", PAGES[0].read_text(), re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    for source, said in pairs:
+        capsys.readouterr()
+        exec(compile(source, "README.md", "exec"), names)
+        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == said.splitlines()
+    assert len(pairs) == 2 and (tmp_path / "what_breaks.html").is_file()

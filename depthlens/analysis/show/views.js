@@ -4,6 +4,7 @@ const LABELS = { broken: "right → wrong", repaired: "wrong → right", changed
 const SCORED = { ...LABELS, broken: "worse", repaired: "better" };
 const AT_ONCE = 60; // rows that are drawn before the reader scrolls on
 const STRIP = 220; // pixels
+const MOST_PARTS = 12; // that are listed for a text
 const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" }; // of white space
 
 const make = (name, properties = {}, ...children) => {
@@ -48,6 +49,12 @@ const asked = (text) => {
   return [make("details", {}, make("summary", {}, `${text.slice(0, 200)}…`), text)];
 };
 
+// What the colours of the map stand for, from the largest gain to the largest loss.
+const scale = (largest) => {
+  const ends = [["gains", -largest], ["costs", largest]].map(([tone, loss]) => make("span", { className: `ramp ${tone}` }, number(loss)));
+  return make("p", { className: "legend scale" }, "loss", ends[0], "0", ends[1]);
+};
+
 const number = (x) => (Math.abs(x) < 10 ? x.toFixed(2) : x.toFixed(0));
 
 export const explore = (root, data, state, changed = () => {}) => {
@@ -57,12 +64,14 @@ export const explore = (root, data, state, changed = () => {}) => {
   const common = make("p", { className: "legend" });
   const chips = make("div", { className: "chips", role: "group", ariaLabel: "which answers" });
   const find = make("input", { type: "search", placeholder: "find text", ariaLabel: "find text in the answers" });
+  const elsewhere = make("div", { className: "chips elsewhere", role: "group", ariaLabel: "other parts whose answers have the text" });
   const head = make("tr");
   const body = make("tbody");
   const more = make("button", { className: "chip", type: "button", hidden: true });
   const moves = [["← previous", -1], ["next →", 1]].map(([name, by]) => make("button", { className: "chip", type: "button", onclick: () => step(by) }, name));
   const table = make("table", {}, make("thead", {}, head), body);
-  root.replaceChildren(heat, make("p", { className: "legend" }, data.legend), say, common, make("div", { className: "bar" }, ...moves, chips, find), table, more);
+  const legend = make("p", { className: "legend" }, data.legend);
+  root.replaceChildren(heat, scale(data.scale), legend, say, common, make("div", { className: "bar" }, ...moves, chips, find), elsewhere, table, more);
 
   const task = () => data.tasks[state.task];
   const rowOf = () => task().rows.find((row) => row.cells.includes(state.condition)) ?? task().rows[0];
@@ -138,6 +147,23 @@ export const explore = (root, data, state, changed = () => {}) => {
     return svg;
   };
 
+  // The changed answers of all parts that have the text, part by part, those with most of them first.
+  const drawElsewhere = (one, wanted) => {
+    const has = one.texts.map((text) => wanted && text.toLowerCase().includes(wanted));
+    const changed = (own) => own.filter((text, i) => has[text] && text !== one.answers[0][i]).length;
+    const counts = wanted ? one.answers.map((own, c) => [c, changed(own)]).filter(([, n]) => n) : [];
+    counts.sort(([, a], [, b]) => b - a);
+    const parts = counts.slice(0, MOST_PARTS).map(([c, n]) => {
+      const chip = make("button", { className: "chip", type: "button" }, `${one.conditions[c]} ${n}`);
+      chip.setAttribute("aria-pressed", c === state.condition);
+      chip.onclick = () => go({ condition: c, change: "all" });
+      return chip;
+    });
+    const rest = counts.length > MOST_PARTS ? ` and ${counts.length - MOST_PARTS} more parts` : "";
+    elsewhere.hidden = !wanted;
+    elsewhere.replaceChildren(parts.length ? "In changed answers without: " : "No changed answer of any part has this text.", ...parts, rest);
+  };
+
   let shown = [];
   let drawn = 0;
   const drawRows = () => {
@@ -187,6 +213,7 @@ export const explore = (root, data, state, changed = () => {}) => {
     const wanted = (state.find ?? "").toLowerCase();
     const text = (i) => [one.questions[i], one.references[i], one.texts[one.answers[0][i]], one.texts[one.answers[state.condition][i]]];
     shown = found[state.change].filter((i) => !wanted || text(i).join("\n").toLowerCase().includes(wanted));
+    drawElsewhere(one, wanted);
     drawn = 0;
     body.replaceChildren();
     drawRows();
@@ -211,7 +238,9 @@ export const explore = (root, data, state, changed = () => {}) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const row = rowOf();
     const rows = data.tasks.flatMap((one, t) => (one.rows[0].grid && t !== state.task ? [] : one.rows.map((r) => [t, r])));
+    const ends = { Home: row.cells[0], End: row.cells.at(-1) };
     if (by) step(by, true);
+    else if (event.key in ends) go({ condition: ends[event.key] }, true);
     else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       const [t, other] = rows[rows.findIndex(([, r]) => r === row) + (event.key === "ArrowDown" ? 1 : -1)] ?? [];
       if (other) go({ task: t, condition: other.cells[Math.min(row.cells.indexOf(state.condition), other.cells.length - 1)] }, true);
