@@ -17,11 +17,35 @@ from pathlib import Path
 import pandas as pd
 
 import depthlens as dl
+from depthlens.analysis.result.folder import SUMMARY_FILE
 from depthlens.metrics import TOKEN_LOGPROB
 
 HERE = Path(__file__).parent
 STORED, FIGURES, PAGE = HERE.parent / "data/examples", HERE / "figures", HERE / "atlas.md"
 COLUMNS = ["model", "task", "metric", "documents", "score", "critical layers", "centre of the losses"]
+TEXT = """# Atlas
+
+What each layer of {n} models costs on published benchmarks: {models}. Every layer was removed by
+itself, without examples in the prompts, in {dtype} on {device}. The documents are a fixed random choice of the benchmark's
+({how}); 25 documents leave wide intervals. `python docs/atlas.py` makes this page from
+`data/examples`, which has scores by document number and no text of a benchmark.
+`dl.compare(mine, dl.examples("{last}"))` puts a sweep of your own beside one of these models.
+
+## In nats a token of the right answer
+
+![The loss of the right answer's tokens by removed layer, a panel a task](figures/atlas_nats.png)
+
+## In answers
+
+![The loss of right answers by removed layer, a panel a task](figures/atlas_answers.png)
+
+## All numbers
+
+A layer is critical where its loss is shown after correction over all layers. A centre of the losses, in shares of
+depth, needs 100 documents.
+
+{table}
+"""
 
 
 def keep(name: str, folders: list[str]) -> None:
@@ -30,6 +54,7 @@ def keep(name: str, folders: list[str]) -> None:
     docs = whole.docs.assign(model=name, response="")
     record = whole.record | {"model": whole.record["model"] | {"name": name}}
     replace(whole, docs=docs, record=record, asked=None).save(STORED / name, overwrite=True)
+    (STORED / name / SUMMARY_FILE).unlink()
 
 
 def rows(result: dl.Result) -> list[list[str]]:
@@ -55,12 +80,18 @@ def _layers(critical: list[int], n_layers: int) -> str:
 
 def write() -> None:
     """Make the page of all stored results."""
-    results = [dl.Result.load(folder) for folder in sorted(STORED.iterdir())]
-    table = pd.DataFrame([row for result in results for row in rows(result)], columns=COLUMNS)
-    for metrics, name in ((TOKEN_LOGPROB, "atlas_nats"), (("acc", "acc_norm"), "atlas_answers")):
+    stored = [dl.Result.load(folder) for folder in sorted(STORED.iterdir())]
+    results = [result for result in stored if result.asked is None]  # those of published benchmarks have no texts
+    shown = [r.primary(with_logprob=True) for r in results]
+    table = pd.DataFrame([row for result in shown for row in rows(result)], columns=COLUMNS)
+    for metrics, name in (((TOKEN_LOGPROB,), "atlas_nats"), (("acc", "acc_norm"), "atlas_answers")):
         chosen = [r.select(metrics=[m for m in r.docs["metric"].unique() if m in metrics]).primary() for r in results]
         dl.compare(*chosen).plot().save(FIGURES / f"{name}.png")
-    PAGE.write_text(table.to_markdown(index=False))
+    models = [result.record["model"] for result in results]
+    said = {"n": len(models), "models": ", ".join(f"`{m['name']}` ({m['dims']['n_layers']} layers)" for m in models)}
+    said |= {key: ", ".join(sorted({m[key] for m in models})) for key in ("dtype", "device")}
+    said |= {"how": "[how to get them](howto/without_network.md)", "last": models[-1]["name"]}
+    PAGE.write_text(TEXT.format(table=table.to_markdown(index=False), **said))
 
 
 if __name__ == "__main__":
