@@ -26,7 +26,7 @@ COLUMNS = ["model", "task", "metric", "documents", "score", "critical layers", "
 TEXT = """# Atlas
 
 What each layer of {n} models costs on published benchmarks: {models}. Every layer was removed by
-itself, without examples in the prompts, in {dtype} on {device}. The documents are a fixed random choice of the benchmark's
+itself, without examples in the prompts, in {dtype} on {device}. The documents are a fixed random choice
 ({how}); 25 documents leave wide intervals. `python docs/atlas.py` makes this page from
 `data/examples`, which has scores by document number and no text of a benchmark.
 `dl.compare(mine, dl.examples("{last}"))` puts a sweep of your own beside one of these models.
