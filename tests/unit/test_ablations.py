@@ -58,7 +58,6 @@ REFUSED = {
     "(L1-6)x2": r"layer 6 does not exist; layers are 0\.\.5",
     "(L0-2)x2+(L1-3)x2": r"blocks \(L0-2\)x2 and \(L1-3\)x2 overlap",
     "L1*2000000": "factor 2000000.0: give a number from -1e.06",
-    "L1.E0*2": "does not fit site 'expert'",
     "L1*0.5+L1": "names one part twice",
     "L3@zero": "cannot read 'L3@zero'; write .* @mean, @resample, @noise, @int8, @int4, @donor",
     "L5-3": "runs backwards",

@@ -80,9 +80,7 @@ def test_commands_are_taken(command, monkeypatch, tmp_path):
         assert names.find(arguments["model"])
         return
     given = dict(arguments["parameter"] or [])
-    models = arguments["models"] and arguments["models"].split(",")
-    asked = {"profile": arguments["profile"], "parameters": given, "models": models}
-    run = execute.prepare(arguments["names"], out=tmp_path, **asked)
+    run = execute.prepare(arguments["names"], out=tmp_path, profile=arguments["profile"], parameters=given)
     chosen = list(dict.fromkeys(Path(one.name).name for one in run.notebooks))
     assert arguments["names"] == ["all"] or chosen == arguments["names"]
 

@@ -212,7 +212,7 @@ def test_each_finding_has_its_figures():
     heads = made_results.result({"t": {"baseline": np.ones(9)} | {f"L0.H{i}@mean": np.ones(9) for i in range(3)}})
     blocks = made_results.result({"t": {"baseline": np.ones(9)} | dict.fromkeys(("L0", "L1", "L0-1"), np.ones(9))})
     given = made_results.result({"t": {"baseline": np.ones(9)} | dict.fromkeys(("L0", "L0-1@donor"), np.ones(9))})
-    wanted = {"layer removed": result, "head replaced": heads, "Loss by removing a block": blocks, "one layer": given}
+    wanted = {"layer removed": result, "under @mean": heads, "Loss by removing a block": blocks, "one layer": given}
     for words, found in wanted.items():
         assert words in " ".join(found.plot().get_suptitle().split())
     refused("unknown figure of RemovalCurve 'map'; allowed: removal_curve", tables.plot, "map")

@@ -78,7 +78,7 @@ WITH_DONOR = [name for name in EXPERIMENTS if "donor" in name]
 CASES = [("in memory", name, None) for name in EXPERIMENTS if name not in WITH_DONOR]
 CASES += [("in memory", name, donor) for name, donor in zip(WITH_DONOR, [*DONORS, *DONORS], strict=False)]
 CASES += [("offloaded", "mean", None), ("offloaded", "donor, mean and resample", "donor offloaded")]
-CASES += [("offloaded", "weight deltas", "donor in memory"), ("remote", "mean", None), ("remote", "written", None)]
+CASES += [("remote", "mean", None), ("remote", "written", None)]
 CASES += [("adapted", "written with means", None), ("adapted", "attribution", None)]
 
 
