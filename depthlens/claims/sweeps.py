@@ -317,7 +317,8 @@ def ask(
     """Ask a model which claims hold for it, from as few documents as that takes.
 
     The cheapest open claim is asked next: of all with 25 documents of each of its tasks, then of those that are open
-    with 50, 100, 200 and 400, until each is decided as the study says it and controlled, or the time is over.
+    with 50, 100, 200 and 400, until each is decided as the study says it and controlled, or the time is over. Those
+    that are guessed to take longer than what is left come after the others.
     Intervals hold at all of these looks together. Answers are kept in the store: another call goes on from there, and
     so does one that was interrupted.
 
@@ -357,8 +358,9 @@ def ask(
     looks, end = dict.fromkeys(asked, 0), time.monotonic() + 60 * minutes
     try:
         while todo := [c for c in asked if not looks[c] or _may_decide(asked[c]) and sweeps.has_more(c, looks[c])]:
-            claim = min(todo, key=lambda c: (looks[c], sum(sweeps.predicted(c, LOOKS[looks[c]]))))
-            n, left = LOOKS[looks[claim]], end - time.monotonic()
+            left, guessed = end - time.monotonic(), {c: sum(sweeps.predicted(c, LOOKS[looks[c]])) for c in todo}
+            claim = min(todo, key=lambda c: (guessed[c] > left, looks[c], guessed[c]))
+            n = LOOKS[looks[claim]]
             if left < sweeps.predicted(claim, n)[0]:
                 break
             if settings.get("progress", True):

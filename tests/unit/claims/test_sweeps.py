@@ -53,6 +53,13 @@ def test_a_claim_of_which_a_part_was_not_measured_is_not_counted_as_decided(lens
     assert all(line.startswith("decided 0 of 2") for line in lines)
 
 
+def test_a_claim_that_takes_longer_than_is_left_comes_after_all_looks_at_others(lens, monkeypatch, capsys):
+    monkeypatch.setattr(Sweeps, "predicted", lambda self, claim, n: (0.0, 1e9 if claim.id == "C1" else float(n)))
+    ask(lens, tasks=ROLES, claims=["C1", "C8"], **OPTIONS | {"progress": True})
+    asked = [line.split("next ")[1][:2] for line in capsys.readouterr().out.splitlines() if line.startswith("decided")]
+    assert {*asked} == {"C1", "C8"} and asked == sorted(asked, reverse=True)
+
+
 def test_more_documents_are_those_before_and_others(made):
     few, more = (made.evidence(BY_ID["C1"], n).letters for n in LOOKS[:2])
     task = ROLES["letters"]
