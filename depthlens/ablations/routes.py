@@ -80,12 +80,11 @@ def of(condition: Condition, n_layers: int, entered: Iterable[Condition] = ()) -
     return Route(tuple(layer for layer in steps if layer not in skipped), edits, replaced)
 
 
-def forks(ways: Mapping[int, Route], *, shared: bool = True) -> dict[int, Fork]:
+def forks(ways: Mapping[int, Route]) -> dict[int, Fork]:
     """Where each row leaves the one that has its steps until then.
 
     Args:
         ways: Routes by number of row, the clean one first.
-        shared: Whether rows leave one another, too, and not only the clean one.
     """
     nodes, leads, found, clean = dict[tuple, int](), dict[int, int](), dict[int, Fork](), next(iter(ways))
     for c, way in ways.items():
@@ -96,8 +95,7 @@ def forks(ways: Mapping[int, Route], *, shared: bool = True) -> dict[int, Fork]:
         known = [leads[node] for node in path if node in leads]
         step = max(0, len(known) - 1)
         found[c] = Fork(known[-1] if step else clean, step)  # an embedding alone is made anew
-        if shared or c == clean:
-            leads |= dict.fromkeys(path[len(known) :], c)
+        leads |= dict.fromkeys(path[len(known) :], c)
     return found
 
 

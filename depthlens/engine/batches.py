@@ -101,8 +101,9 @@ class PackedTrees(Batches):
         super().__post_init__()
         self._rate = WorkRate(self.lens)
         self._ways = ways_of(self.lens, self.rows.conditions)
-        self._forks = {c: fork.step for c, fork in routes.forks(self._ways, shared=False).items()}
-        shared = routes.forks(self._ways, shared=not self.writes)
+        shared, clean = routes.forks(self._ways), self._ways[CLEAN]
+        # where each leaves the clean row, whichever others walk with it
+        self._forks = {c: routes.forks({CLEAN: clean, c: way})[c].step for c, way in self._ways.items()}
         # passes that no other row has; unembedding costs about as much as one
         self._own = {c: max(1, way.passed(shared[c].step)) for c, way in self._ways.items()}
         self._starts = [first_edited(condition) for condition in self.rows.conditions]

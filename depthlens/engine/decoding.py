@@ -84,16 +84,15 @@ class WalkedRows:
         self._mask = mask.repeat(len(conditions), 1)[:, None, None]
         self._own: dict[Place, list[Tensor]] = {}  # keys and values: [row, n_kv_heads, own + new, d]
 
-    def fill(self, place: Place, condition: int, key: Brought, value: Brought) -> None:
-        """Copy keys and values to the rows of a condition, counted from the first one; those of `CLEAN` to all rows."""
+    def fill(self, place: Place, conditions: Sequence[int], key: Brought, value: Brought) -> None:
+        """Copy keys and values to the rows of conditions, counted from the first one."""
         n_prompts, width = self._paths.shape
         if place not in self._own:
             slots = len(self.rows), len(key), self._room
             self._own[place] = [x.new_zeros(*slots, x.shape[-1]) for x in (key, value)]
-        of_condition = slice(condition * n_prompts, (condition + 1) * n_prompts)
         for own, new in zip(self._own[place], (key, value), strict=True):
-            mine = own[slice(None) if condition == CLEAN else of_condition, :, :width].unflatten(0, (-1, n_prompts))
-            mine.copy_(new[:, moved(self._paths, new.device)].transpose(0, 1))  # [prompt, kv, own, d]
+            by_condition = own[:, :, :width].unflatten(0, (-1, n_prompts))
+            by_condition[conditions] = new[:, moved(self._paths, new.device)].transpose(0, 1)  # [prompt, kv, own, d]
 
     def attention(self, place: Place, q: New, key: Tensor, value: Tensor, here: Any, scale: float) -> Part:
         """Attention of one new token a row to the row's own tokens and itself, and its log-sum-exp.
@@ -142,9 +141,14 @@ class WalkedRows:
 
 
 class SharedPrefixes:
-    """Keys and values of the prefix at every place, by condition."""
+    """Keys and values of the prefix at every place, by condition.
+
+    Attributes:
+        leads: The condition whose row each one leaves: it has the prefix of that one where it has none of its own.
+    """
 
     def __init__(self) -> None:
+        self.leads: dict[int, int] = {}
         self._conditions: list[int] = []  # of each row
         self._known: dict[Place, dict[int, tuple[Tensor, Tensor]]] = {}  # by place and condition
         self._products: dict[Place, Products] = {}  # until rows join or leave
@@ -183,7 +187,9 @@ class SharedPrefixes:
         known, rows_of = self._known[place], dict[int, list[int]]()
         other = min(known)  # the clean row, where it is there
         for row, c in enumerate(self._conditions):
-            rows_of.setdefault(c if c in known else other, []).append(row)
+            while c not in known:
+                c = self.leads.get(c, other)
+            rows_of.setdefault(c, []).append(row)
         products, kept, places = [], {other: known[other]}, []
         for some in ([c for c in rows_of if c != CLEAN], [c for c in rows_of if c == CLEAN]):
             if some:
@@ -295,17 +301,24 @@ class Decoding:
         """Walk the prompts under some conditions and write the first token of each."""
         pack, lens = self.pack, self.lens
         n_new = max(q.max_new_tokens for q in self.writer.requests)
-        walked = WalkedRows(pack, some, n_new, lens)
+        walked, under = WalkedRows(pack, some, n_new, lens), self.conditions[some.start : some.stop]
+        number = {CLEAN: CLEAN} | dict(enumerate(some))  # among all conditions
+        forks, followers = routes.forks(ways_of(lens, under)), dict[int, list[int]]()  # of a row, itself among them
+        for c in range(len(under)):
+            self._prefix.leads[some[c]] = number[row := forks[c].row]
+            followers.setdefault(c, []).append(c)
+            while row != CLEAN:
+                followers[row].append(c)
+                row = forks[row].row
+        followers[CLEAN] = [*range(len(under))]
 
-        def keep(layer: int, condition: int, key: Tensor, value: Tensor) -> None:
+        def keep(layer: int, row: int, key: Tensor, value: Tensor) -> None:
             place = layer, layout.visit
-            walked.fill(place, condition, key, value)
-            whose = CLEAN if condition == CLEAN else some[condition]
-            self._prefix.put(place, whose, key[:, : pack.n_prefix], value[:, : pack.n_prefix])
+            walked.fill(place, followers[row], key, value)  # those that have left it come after it, and fill their own
+            self._prefix.put(place, number[row], key[:, : pack.n_prefix], value[:, : pack.n_prefix])
 
         last_tokens = [path[-1] for path in pack.paths]
         walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
-        under = self.conditions[some.start : some.stop]
         layout = Layout(pack, lens.device, keep)
         states = walk.run(pack, under, last_tokens, layout, self.passed)
         self._walked.append(walked)

@@ -177,7 +177,7 @@ class Engine:
             lengths: Of each text that is to be written, in tokens; None for log-likelihoods.
         """
         ways, total = ways_of(self.lens, rows.conditions), 0
-        forks = routes.forks(ways, shared=lengths is None)
+        forks = routes.forks(ways)
         written = [0] * len(rows.requests) if lengths is None else lengths
         for members, group in rows.missing():
             read = [q.inputs if lengths is None else q.context for q in (rows.requests[r] for r in members)]

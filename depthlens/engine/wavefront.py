@@ -126,8 +126,7 @@ class Wavefront:
         """
         arch, device, clean = self.lens.arch, self.lens.device, clean or CleanRow()
         ways = ways_of(self.lens, conditions)
-        # keys and values are kept of rows of their own alone
-        n_clean, forks = len(ways[CLEAN].layers), routes.forks(ways, shared=layout is None)
+        n_clean, forks = len(ways[CLEAN].layers), routes.forks(ways)
         leaving: dict[tuple[int, int], list[int]] = {}
         for c in range(len(conditions)):
             leaving.setdefault(forks[c], []).append(c)

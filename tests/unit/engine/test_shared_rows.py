@@ -12,7 +12,7 @@ import torch
 import depthlens as dl
 from depthlens.ablations import expand, parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.requests import LoglikelihoodRequest
+from depthlens.requests import GenerateRequest, LoglikelihoodRequest
 
 MIXED = (
     "L1+L3,L1+L4,L1+L3+L4.H1,L1@mean+L3,L1@mean+L4@mean,L1.H0+L2,L1.H0+L4,L1.H0[2:]+L4,L2[1:]+L3.mlp,L2[1:]+L4.mlp,"
@@ -30,6 +30,29 @@ def test_scores_are_those_of_each_condition_alone(family, spec):
         for options in ({}, {"batch_tokens": 40}):
             found = model_classes.scores(lens, under, means=means, **options)
             assert torch.allclose(found if under is conditions else found.flip(0), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spec", "shared"), [("pairs", 4), ("pairs", 0), ("bottom@mean,top", 4), (MIXED, 4)])
+def test_texts_are_those_of_each_condition_alone(spec, shared):
+    lens = surgery.rough_lens("llama-gqa")
+    means, conditions = backend_table.reference_of(lens), expand(spec, lens.dims)
+    prompts = [(*range(5, 5 + shared), *own) for own in ((20, 21), (22,))]
+    asked = [GenerateRequest(prompt, (), 4) for prompt in prompts]
+    alone = [Engine(lens, means=means, progress=False).generate_until(asked, [c])[0] for c in conditions]
+    assert len({str(texts) for texts in alone}) > 0.7 * len(alone), "conditions write other texts"
+    for key_bytes in (None, 40_000):  # all conditions write at once, or a few at a time
+        engine = Engine(lens, means=means, progress=False)
+        engine.budget.key_bytes = key_bytes or engine.budget.key_bytes
+        assert engine.generate_until(asked, conditions) == alone
+
+
+def test_what_conditions_have_in_common_is_read_once():
+    lens = tiny.lens("llama-gqa")
+    request, conditions = GenerateRequest(tuple(range(5, 14)), (), 1), expand("pairs", lens.dims)
+    engine = Engine(lens, progress=False)
+    engine.generate_until([request], conditions)
+    passes = sum(3 - i for i in range(4)) + sum(4 - j for j in range(5) for i in range(j))
+    assert engine.work.layer_tokens == 9 * (5 + passes)
 
 
 def test_a_donors_layers_are_passed_once_by_all_that_have_them():
