@@ -327,21 +327,23 @@ def _blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _flips(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndarray, Iterator[np.ndarray], bool]:
     """Absolute standardised sums, those of sign flips [draw, condition] in blocks, and whether these are all flips."""
-    n = len(found.added)
-    scale = np.sqrt(np.square(found.added).sum(0))
-    z = np.divide(found.added, scale, out=np.zeros_like(found.added), where=scale > 1e-12)
+    largest = np.abs(found.added).max(0)
+    # all changes of a condition are equally large: their signs are whole numbers, whose sums float32 has exactly
+    signs = np.rint(np.divide(found.added, largest, out=np.zeros_like(found.added), where=largest > 1e-12))
+    signs = signs.astype(np.float32)
+    n, total, scale = len(signs), signs.sum(0), np.sqrt(np.maximum(np.abs(signs).sum(0), 1))
     every = 2**n <= n_draws
 
     def drawn() -> Iterator[np.ndarray]:
-        for first, count in _blocks(2**n if every else n_draws, sum(z.shape)):
+        for first, count in _blocks(2**n if every else n_draws, sum(signs.shape)):
             if every:
-                bits = (np.arange(first, first + count)[:, None] >> np.arange(n) & 1).astype(float)
+                bits = np.arange(first, first + count)[:, None] >> np.arange(n) & 1
             else:
                 packed = np.frombuffer(rng.bytes(count * -(-n // 8)), dtype=np.uint8).reshape(count, -1)
-                bits = np.unpackbits(packed, axis=1, count=n).astype(float)
-            yield np.abs(z.sum(0) - 2 * (bits @ z))
+                bits = np.unpackbits(packed, axis=1, count=n)
+            yield np.abs(total - 2 * (bits.astype(np.float32) @ signs)) / scale
 
-    return np.abs(z.sum(0)), drawn(), every
+    return np.abs(total) / scale, drawn(), every
 
 
 def _resampled(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndarray, Iterator[np.ndarray], bool]:

@@ -306,10 +306,11 @@ def every(docs: pd.DataFrame, record: Mapping[str, Any], asked: pd.DataFrame | N
     Raises:
         UserError: no baseline, or a condition without a number for each document of the baseline, which it names.
     """
-    about = {task: questions.identities_and_units(docs, asked, task) for task in docs["task"].unique()}
-    metrics, told = docs.groupby("task", sort=False)["metric"].nunique(), record.get("tasks", {})
+    told = record.get("tasks", {})
     slim = docs[[*GROUP, "condition", "layer", "head", "doc_id", "value"]]
     slim = slim.astype(dict.fromkeys([*GROUP, "condition"], "category"))  # texts are compared once
+    metrics, whole = slim.groupby("task", observed=True)["metric"].nunique(), slim[slim["condition"] == BASELINE]
+    about = {task: questions.identities_and_units(whole, asked, task) for task in metrics.index}
     for (model, task, metric), rows in slim.groupby(GROUP, sort=False, observed=True):
         info = METRIC | told.get(task, {}).get("metrics", {}).get(metric, {})
         scores = _matrix(rows, f"{task} {metric} of {model}")
