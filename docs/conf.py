@@ -43,6 +43,7 @@ extensions = [
 ]
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static", "made/static"]
+html_extra_path = ["llms.txt"]  # what the site has, for language models (llmstxt.org); it links to the pages' sources
 html_css_files = ["look.css", "site.css"]
 html_title = "depthlens"
 html_theme_options = {

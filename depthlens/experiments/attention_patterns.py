@@ -8,11 +8,13 @@ contexts. Only the rows of the asked positions are computed here, from the query
 
 The scores of one layer are in memory: n_heads x asked x pos in float32, beside what one sequence needs to pass a layer.
 The walk is the engine's own (`wavefront`), with the clean row alone.
+
+`exchanged` is what heads give where they get queries, keys or values of another sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -20,13 +22,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthlens.ablations import BASELINE
-from depthlens.engine import prefix_tree, walk_check
+from depthlens.backends.row_edits import Means
+from depthlens.engine import prefix_tree, references, walk_check
 from depthlens.engine.tree_attention import Layout
 from depthlens.engine.wavefront import Wavefront
+from depthlens.errors import UserError
 from depthlens.models.architectures import wide
 from depthlens.models.lens import Lens
 from depthlens.models.placement import moved
 
+HEADS = ("q", "k", "v")  # what heads read with: queries, keys, values
 See = Callable[[int, Tensor, Tensor], None]  # layer, pattern [n_heads, asked, pos], values [n_kv_heads, pos, d]
 
 
@@ -86,3 +91,71 @@ def pattern(
     scores = (q @ wide(key).transpose(-1, -2)[:, None] * scale).flatten(0, 1)
     ahead = torch.arange(key.shape[1], device=key.device) > asked[:, None]
     return scores.masked_fill(ahead, -torch.inf).softmax(-1)
+
+
+def exchanged(
+    lens: Lens, source: Sequence[int], target: Sequence[int], part: str, spans: Sequence[Sequence[range]]
+) -> Float[Tensor, "n_layers pos n_heads d_head"]:
+    """What every head gives on one sequence, with the queries, keys or values that it has on another at some tokens.
+
+    Layers below give what they do without the exchange.
+
+    Args:
+        lens: A loaded model.
+        source: Token ids of the sequence that these come from.
+        target: Of the other one.
+        part: One of `HEADS`.
+        spans: Tokens of the source, and those of the target in whose place they are.
+
+    Raises:
+        UserError: a model whose layers cannot be walked, whose heads write something else than attention gives (as
+            behind a gate), or on which heads are ablated; or a sequence that is longer than a sliding window.
+    """
+    what = f"patching {part} of heads"
+    walk_check.require(lens, what)
+    walk_check.refuse_window(lens, max(len(source), len(target)), what)
+    take, put = ([at for span in spans for at in span[side]] for side in (0, 1))
+    other = ExchangedRow(lens, source, part)
+    row = ExchangedRow(lens, target, part, other.read, take, put)
+    as_it_is, new = (
+        torch.stack([z[i].to(lens.device) for z in row.gave.values()]) for i in (0, 1)
+    )  # [layer, head, pos, d]
+    written = references.sample(lens, Means(""), tuple(target), ["z"]).sample["z"].transpose(1, 2)
+    if (as_it_is - written).norm() > torch.finfo(lens.dtype).eps ** 0.5 * written.norm():
+        raise UserError(f"{what}: the heads of {lens.name} write something else than attention gives; patch heads")
+    return new.transpose(1, 2)
+
+
+class ExchangedRow(Layout):
+    """The layout of one sequence that keeps what heads read and give, layer by layer; it walks once.
+
+    Attributes:
+        read: Queries, keys or values by layer, each of shape [1, n_heads or n_kv_heads, pos, d].
+        gave: By layer what heads give as they are, and with those of another sequence, each of shape [n_heads, pos, d].
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        tokens: Sequence[int],
+        part: str,
+        others: Mapping[int, Tensor] | None = None,
+        take: Sequence[int] = (),
+        put: Sequence[int] = (),
+    ) -> None:
+        pack = prefix_tree.build([tokens], [0])
+        super().__init__(pack, lens.device)
+        self.part, self.others, self.take, self.put = HEADS.index(part), others, take, put
+        self.read: dict[int, Tensor] = {}
+        self.gave: dict[int, tuple[Tensor, Tensor]] = {}
+        Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], [0], layout=self)
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Layout.attention`."""
+        z, given = super().attention(layer, query, key, value, scale), [query, key, value]
+        self.read[layer] = given[self.part]
+        if self.others:
+            given[self.part] = given[self.part].clone()
+            given[self.part][:, :, self.put] = self.others[layer][:, :, self.take]
+            self.gave[layer] = z[0], super().attention(layer, *given, scale)[0]
+        return z

@@ -75,6 +75,7 @@ def sweep(
     out: str | None = None,
     overwrite: bool = False,
     plan: bool = False,
+    machine: str | None = None,
     race: bool = False,
     margin: float = _MARGIN,
     alpha: float = _ALPHA,
@@ -96,7 +97,8 @@ def sweep(
             (and not the block twice, which (L8-14)x2 does); layers[1:] spares the first token.
         out (DIR): Folder for the results: tables (.parquet) and record.json. [required, but for --plan]
         overwrite: Replace the results of another sweep in --out.
-        plan: Say what the sweep would cost in tokens, time and memory, and compute nothing of it.
+        plan: Say what the sweep would cost in tokens and time, and compute nothing of it.
+        machine (NAME): With --plan: a machine that is not here (a100, h100, h200, rtx4090), and the least time on it.
         race: Run each part only until it is decided whether it costs something, or less than a margin.
         margin (X): Loss that a spared part of a race stays below, in the metric's unit.
         alpha (X): Probability that any decision of a race is wrong.
@@ -106,6 +108,8 @@ def sweep(
     """
     if out is None and not plan:
         raise UserError("no --out; name a folder for the results, or add --plan to see what it would cost")
+    if machine is not None and not plan:
+        raise UserError("--machine is of a plan; add --plan, or leave it out")
     if not race and (margin, alpha, max_documents) != (_MARGIN, _ALPHA, None):
         raise UserError("--margin, --alpha and --max-documents are of a race; add --race, or leave them out")
     if race and plan:
@@ -121,9 +125,10 @@ def sweep(
     on = ", here and on workers of Ray" if cluster.asked(options) else ""
     progress.say(f"loading {' and '.join(models)} for {', '.join(tasks)}{on}")
     if plan or out is None:
-        from depthlens.experiments.planning import plan as experiment
+        from depthlens.experiments.planning import plan as planned
         from depthlens.experiments.sweep import run_by_name
 
+        experiment = functools.partial(planned, machine=machine)
         return typer.echo(str(run_by_name(model, tasks, ablate, experiment=experiment, **options)))
     own: dict[str, Any] = {"margin": margin, "alpha": alpha, "max_documents": max_documents} if race else {}
     said = {"model": model, "tasks": sorted(tasks), "ablate": sorted(ablate.split(",")), **own}

@@ -8,6 +8,9 @@ walk. A metric reads the logits of every position, and each patch is a whole pas
 
 The residual stream before a layer is what the layer below it leaves: this layer's condition puts in place the one
 prompt's stream less what enters the layer on the other prompt. Before the first layer the stream is the token itself.
+
+A query of one prompt changes what its head gives at its own token, a key or a value what all heads of its group give
+from its token on. Conditions put that in place. It is computed from what attention reads on both prompts.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from depthlens.analysis.result.findings import Drawable
 from depthlens.backends.row_edits import Means
 from depthlens.engine.engine import Engine
 from depthlens.errors import UserError
+from depthlens.experiments.attention_patterns import HEADS, exchanged
 from depthlens.experiments.geometry import residual_streams
 from depthlens.experiments.one_prompt import states_of, words
 from depthlens.experiments.texts import tokens_of
@@ -39,7 +43,7 @@ from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodRequest
 
 RESID = "resid"
-PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"], RESID)
+PARTS = (WORDS["layer"], "attn", "mlp", WORDS["head"], RESID, *HEADS)
 RESTORE, BREAK = DIRECTIONS = ("restore", "break")
 NATS = "log-probability of {right!r} minus that of {wrong!r}"
 SAME = 1e-4  # nats that sums in another order may differ by
@@ -57,7 +61,7 @@ class Patching(Drawable):
         effect: Share of the difference between the two prompts that a patch moves: 0 is nothing, 1 all. Of several
             pairs what a patch moves on average over the mean difference, so that a pair which hardly differs hardly
             counts; without an interval where there is one pair. Shape [part, pos].
-        parts: Text of each part, such as ``L12``, ``L12.H3`` or ``L12.resid_pre``. Shape [part].
+        parts: Text of each part, such as ``L12``, ``L12.H3``, ``L12.resid_pre`` or ``L12.KV1.k``. Shape [part].
         places: Where is patched: numbers of tokens, or the names that were given. Shape [pos].
         tokens: Text of each place in the first pair's prompt into which is patched. Shape [pos].
         sources: Text of each place in its other prompt, from which is patched. Shape [pos].
@@ -148,8 +152,10 @@ def patch(
         clean: A prompt whose right answer the model knows, or several.
         corrupted: The same with another answer, one for each clean one. Without ``positions`` all prompts have equally
             many tokens.
-        parts: ``layers`` (what a whole layer adds to the residual stream), ``attn``, ``mlp``, ``heads``, or ``resid``
-            (the residual stream before each layer; before the first one the token itself, which keeps its position).
+        parts: ``layers`` (what a whole layer adds to the residual stream), ``attn``, ``mlp``, ``heads``, ``resid``
+            (the residual stream before each layer; before the first one the token itself, which keeps its position),
+            or ``q``, ``k`` or ``v``: the query of each head, the key or the value of each KV group. Queries and keys
+            come with the rotary angles of their own token.
         answer: The answer of the clean prompt and that of the corrupted one, as they follow the prompt (mostly with a
             space before them): one pair for all prompts, or one for each. None: the likeliest next token of each.
         metric: What is compared in place of answers: a function of logits, shape [prompt, pos, d_vocab], that gives one
@@ -169,7 +175,8 @@ def patch(
     Raises:
         UserError: prompts of unlike numbers, or of a pair without a difference; prompts of unlike length without
             ``positions``, or positions that prompts do not have; an answer that is no pair, answers that both prompts
-            tell apart equally well, or a metric that does not give a number a prompt.
+            tell apart equally well, answers of several tokens with ``k`` or ``v``, or a metric that does not give a
+            number a prompt; for ``q``, ``k`` and ``v`` a model whose heads write something else than attention gives.
 
     Example:
         >>> clean, corrupted = "Ada Ben SEP Cleo Dora SEP QA Cleo", "Ada Dora SEP Cleo Ben SEP QA Cleo"
@@ -189,7 +196,8 @@ def patch(
     told = [] if metric else _told(lens, rows, answer)
     turn = -1 if direction == BREAK else 1  # from the corrupted prompt into the clean one
     ways, at = [row[::turn] for row in rows], [[both[::turn] for both in of] for of in spans]
-    cells = [_cells(single, way, of_way) for way, of_way in zip(ways, at, strict=True)]
+    if (later := parts in ("k", "v")) and any(len(ids) > 1 for answers in told for ids in answers):
+        raise UserError(f"parts {parts!r}: answers of one token are compared, or a metric; give answer= or metric=")
 
     def values(cells: Sequence[Sequence[Cell]], states: Sequence[Means | None], progress: bool) -> np.ndarray:
         """What is compared in each cell of each pair. Shape [pair, cell]."""
@@ -202,26 +210,32 @@ def patch(
     before = np.column_stack([values(of_side, [None] * len(rows), False) for of_side in plain])  # [pair, side]
     differences = _differences(lens, before, told)
     compared = _name(metric) if metric else NATS.format_map(differences.iloc[0])
-    states = [_states(lens, parts, *each) for each in zip(ways, at, cells, strict=True)]
-    patched = values(cells, states, progress)
-    gaps = before[:, ::turn][:, 0] - patched[:, 0]
-    moved = (patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1)
+    moves = []  # of a key and a value one place after the other, because each changes what heads give at later tokens
+    for spans in [[[of[i]] for of in at] for i in range(len(names))] if later else [at]:
+        cells = [_cells(single, way, of_way, later) for way, of_way in zip(ways, spans, strict=True)]
+        states = [_states(lens, parts, *each) for each in zip(ways, spans, cells, strict=True)]
+        patched = values(cells, states, progress)
+        moves.append((patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1))
+    gaps, moved = before[:, ::turn][:, 0] - patched[:, 0], np.concatenate(moves, -1)
     if positions is None:  # before the first token that differs a patch does nothing
         moved = np.pad(moved, ((0, 0), (0, 0), (names[0], 0)))
         names, at = [*range(len(ways[0][0]))], [[(range(i, i + 1),) * 2 for i in range(len(ways[0][0]))]]
     sign = np.sign(gaps.mean()) or 1.0
-    moves, gap = (means.mean(sign * of, limits=means.UNLIMITED) for of in (moved, gaps))
+    effect, gap = (means.mean(sign * of, limits=means.UNLIMITED) for of in (moved, gaps))
     sources, tokens = (
         tuple("".join(words(lens, [text[i] for i in both[side]])) for both in at[0])
         for side, text in enumerate(ways[0])
     )
     return Patching(
-        moves / gap, tuple(name for name, _ in single), tuple(names), tokens, sources, compared, differences, direction
+        effect / gap, tuple(name for name, _ in single), tuple(names), tokens, sources, compared, differences, direction
     )
 
 
 def _parts(lens: Lens, parts: str) -> list[tuple[str, Condition | None]]:
     """Name and condition of each part that is patched; the token, which has no condition, before the first layer."""
+    if parts in HEADS:
+        sites = expand(WORDS["head" if parts == "q" else "kv"], lens.dims)[1:]
+        return [(f"{condition}.{parts}", condition) for condition in sites]
     if parts != RESID:
         return [(str(condition), condition) for condition in expand(parts, lens.dims)[1:]]
     below = [None, *expand(WORDS["layer"], lens.dims)[1:-1]]
@@ -265,8 +279,13 @@ def _spans(name: str, given: Any, sizes: Sequence[int]) -> tuple[range, ...]:
     return range(*spans[0]), range(*spans[1])
 
 
-def _cells(single: Sequence[tuple[str, Condition | None]], way: Sequence[tuple[int, ...]], spans: Spans) -> list[Cell]:
-    """What is run of a pair: the prompt into which is patched, as it is, and then with each part at each place."""
+def _cells(
+    single: Sequence[tuple[str, Condition | None]], way: Sequence[tuple[int, ...]], spans: Spans, later: bool
+) -> list[Cell]:
+    """What is run of a pair: the prompt into which is patched, as it is, and then with each part at each place.
+
+    Of a key or value (``later``) the conditions act from the place on.
+    """
     source, target = way
     found: list[Cell] = [(target, BASELINE)]
     for _, condition in single:
@@ -276,7 +295,7 @@ def _cells(single: Sequence[tuple[str, Condition | None]], way: Sequence[tuple[i
                 found.append(((*target[: pos.start], *tokens, *target[pos.stop :]), BASELINE))
             else:
                 (part,) = condition.ablations
-                put = replace(part, mode="resample", start=pos.start, stop=pos.stop)
+                put = replace(part, mode="resample", start=pos.start, stop=0 if later else pos.stop)
                 found.append((target, Condition((put,))))
     return found
 
@@ -284,6 +303,8 @@ def _cells(single: Sequence[tuple[str, Condition | None]], way: Sequence[tuple[i
 def _states(lens: Lens, parts: str, way: Sequence[tuple[int, ...]], spans: Spans, cells: Sequence[Cell]) -> Means:
     """What the conditions put in place, at the positions of the prompt into which is patched."""
     source, target = way
+    if parts in HEADS:
+        return Means("another prompt", sample={"z": exchanged(lens, source, target, parts, spans)})
     at = [min(pos, len(source) - 1) for pos in range(len(target))]
     for other, pos in spans:
         at[pos.start : pos.stop] = other

@@ -22,12 +22,13 @@ i to j:
   does so),
   ``o_h(i) * s(i) g . (W_U[y_t] - mean over tokens of W_U)``.
   Over all heads, MLPs, biases and the embedding these add up to the logit itself;
-* **write from the needle**: the part of the same sum whose j is in the gold sentence. Logit-Contribution Scoring
-  (LOCOS, Gema et al. 2026, arXiv 2607.01002) contrasts source positions in the needle with those off it; the rest of
-  the write-aware score is what the head wrote from elsewhere.
+* **write from the needle**: the part of the same sum whose j is in the gold sentence;
+* **write contrast**: that part, less the rest of the sum times n / (i + 1 - n), where the gold sentence has n tokens
+  (Logit-Contribution Scoring, LOCOS, Gema et al. 2026, arXiv 2607.01002). A head that writes the answer from
+  everywhere alike scores 0.
 
 Limits. The first two say where a head looks, not what it writes: a decoy scores as high as the head that answers. The
-last two count the direct path to the logits: what a head gives to later heads and MLPs is missing, and so is what the
+others count the direct path to the logits: what a head gives to later heads and MLPs is missing, and so is what the
 final norm does with the sum.
 """
 
@@ -108,11 +109,13 @@ def _of_patterns(
 
 
 def _writes(
-    lens: Lens, needle: Needle, sources: Sequence[int] | None = None
+    lens: Lens, needle: Needle, off: float | Float[Tensor, " step"]
 ) -> Float[np.ndarray, "step n_layers n_heads"]:
-    """What every head adds to the logit of each token of the answer, from the source positions alone; None: all."""
+    """What every head adds to the logit of each token of the answer; what is read ``off`` the needle counts so much."""
     arch, dims = lens.arch, lens.dims
-    at = slice(None) if sources is None else torch.tensor(sources, device=lens.device)
+    counts = torch.ones(len(needle.steps), len(needle.request.inputs)) * torch.as_tensor(off).reshape(-1, 1)
+    counts[:, needle.gold] = 1.0
+    counts = counts.to(lens.device)
     added = torch.zeros(len(needle.steps), dims.n_layers, dims.n_heads, dtype=wide_type(lens.dtype))
     unembed, norm, place = arch.unembed.weight, arch.final_norm, place_of(arch.final_norm, lens.device)
     assert isinstance(unembed, Tensor)  # [d_vocab, d_model]
@@ -125,7 +128,7 @@ def _writes(
     towards = moved(_centred(moved(directions, place) * gain, centres), lens.device)  # [step, d_model]
 
     def see(layer: int, pattern: Tensor, values: Tensor) -> None:
-        read = pattern[..., at].unflatten(0, (len(values), -1)) @ wide(values[:, None, at])
+        read = (pattern * counts).unflatten(0, (len(values), -1)) @ wide(values[:, None])
         z = read.flatten(0, 1)  # [n_heads, step, d_head]
         weight = quantised.matrix(arch.o_proj[layer])
         columns = wide(moved(weight, z.device)).unflatten(1, (dims.n_heads, dims.d_head))
@@ -144,11 +147,17 @@ def _centred(states: Tensor, centres: bool) -> Tensor:
     return states - states.mean(-1, keepdim=True) if centres else states
 
 
+def _write_contrast(lens: Lens, needle: Needle) -> Float[np.ndarray, "step n_layers n_heads"]:
+    n = len(needle.gold)
+    return _writes(lens, needle, -n / (torch.tensor(needle.asked) + 1 - n).clamp(min=1))
+
+
 DETECTORS = {
     "copy_paste": Detector("copy-paste score", "", _copy_paste),
     "query_to_gold": Detector("query-to-gold attention", "", _query_to_gold),
-    "write_aware": Detector("write-aware score", "logits", _writes),
-    "write_from_needle": Detector("write from the needle", "logits", lambda m, n: _writes(m, n, n.gold)),
+    "write_aware": Detector("write-aware score", "logits", lambda lens, needle: _writes(lens, needle, 1.0)),
+    "write_from_needle": Detector("write from the needle", "logits", lambda lens, needle: _writes(lens, needle, 0.0)),
+    "write_contrast": Detector("write contrast", "logits", _write_contrast),
 }
 METHODS = (*DETECTORS, EXACT, *STEPS)
 
@@ -173,9 +182,10 @@ def retrieval_scores(
         method: ``copy_paste`` (copy-paste score, from 0 to 1), ``query_to_gold`` (attention from the question to the
             sentence with the answer, from 0 to 1), ``write_aware`` (what the head adds to the logit of the answer's
             tokens), ``write_from_needle`` (the part of that which it reads from the sentence with the answer),
-            ``exact`` (loss per needle token, in nats, when the head is removed), ``attribution`` (first-order
-            estimate of that loss from one forward and one backward pass) or ``integrated_gradients`` (an estimate that
-            costs more and holds behind a saturated softmax, see `depthlens.experiments.attribution`).
+            ``write_contrast`` (that part less what it reads from as many tokens elsewhere, on average), ``exact``
+            (loss per needle token, in nats, when the head is removed), ``attribution`` (first-order estimate of that
+            loss from one forward and one backward pass) or ``integrated_gradients`` (an estimate that costs more and
+            holds behind a saturated softmax, see `depthlens.experiments.attribution`).
         heads: Heads to remove, with ``exact``; None for all. This takes long for long prompts, so that it is used to
             check the heads that an estimate ranks first.
         given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others

@@ -53,3 +53,11 @@ def test_all_python_of_a_page_is_run(page):
     text = page.read_text(encoding="utf-8")
     assert {kind for _, kind, _ in BLOCK.findall(text)} <= {"", "pycon", "yaml"}
     assert doctest.DocTestParser().get_examples(code(text))
+
+
+def test_ten_questions_and_four_edges_have_answers_of_ten_lines_at_most():
+    (page,) = (page for page in PAGES if page.stem == "questions")
+    answers = page.read_text(encoding="utf-8").split("\n## ")[1:]
+    assert len(answers) == 12, "metric and positions of one's own are in one answer"
+    for block in (block for answer in answers for block in BLOCK.finditer(answer) if block[2] == "pycon"):
+        assert len(re.findall(r"^(?:>>>|\.\.\.) ", block[3], re.MULTILINE)) <= 10, block[3]

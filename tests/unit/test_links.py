@@ -14,6 +14,7 @@ PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG",
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+(?:\([^()]*\)[^()\s]*)?)(?: \"[^\"]*\")?\)")
 FENCE = re.compile(r"^( *)(```|:::).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+CONF = (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
 SITE = "docs/made/"  # pages that the site makes
 
 
@@ -52,3 +53,15 @@ def fault(page: Path, link: str) -> str | None:
 def test_links_lead_somewhere(page):
     inside = [link for link in links(page.read_text(encoding="utf-8")) if not re.match(r"[a-z]+:", link)]
     assert {link: fault(page, link) for link in inside if fault(page, link)} == {}
+
+
+def test_the_page_for_language_models_links_to_pages_of_the_site():
+    """In the form of llmstxt.org: a title, a summary, and lists of links with a line each; Sphinx copies sources."""
+    text = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8")
+    assert re.match(r"# depthlens\n\n> ", text) and 'html_extra_path = ["llms.txt"]' in CONF
+    listed = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(listed) == len(links(text)) > 10 and all(re.match(r"- \[[^]]+\]\(\S+\): \w", line) for line in listed)
+    outside = set(re.findall(r'": "(\w+)"', re.search("^OUTSIDE = .*$", CONF, re.MULTILINE)[0])) | {"command_line"}
+    for link in links(text):
+        page = re.fullmatch(r"_sources/(.+)\.md\.txt", link)[1]
+        assert page.removeprefix("made/") in outside or (ROOT / "docs" / f"{page}.md").is_file(), link

@@ -25,9 +25,12 @@ two that look at attention agree on a decoy.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +46,7 @@ from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.profiles import by_layer, one_model, paired
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
-from depthlens.errors import UserError
+from depthlens.errors import UserError, blaming
 
 Place = tuple[int, int]  # layer, and the index of a head or KV group (-1 for other parts)
 Tables = dict[str, pd.DataFrame]  # by name: what every unit adds to the loss of each part
@@ -199,13 +202,14 @@ def _by_place(losses: Losses, conditions: Mapping[Any, str]) -> pd.DataFrame:
 
 
 def detector_agreement(
-    scores: Mapping[str, HeadScores], *, k: int = 10, n_permutations: int = N_PERMUTATIONS, seed: int = 0
+    scores: Mapping[str, HeadScores | str | Path], *, k: int = 10, n_permutations: int = N_PERMUTATIONS, seed: int = 0
 ) -> DescribedTable:
     """Whether detectors rank the same heads of a layer first: Spearman's correlation and shared top k, by permutation.
 
     Args:
         scores: Two or more scores of the heads of one model, by name. A score that falls as a head matters more must
-            be negated before.
+            be negated before. A file has what others published of the model's heads, as JSON: ``{"16-19": 0.9}`` with
+            a score, or a list of scores, for each layer and head, or ``["L16.H19", ...]``, highest first.
         k: Length of the lists of highest heads.
         n_permutations: Permutations of the heads within their layers. The smallest p-value is 1 / (1 + this number),
             before it is multiplied by the number of tests.
@@ -218,7 +222,7 @@ def detector_agreement(
         Two of which one scores all heads that both have alike have no row, and a sentence says so.
 
     Raises:
-        UserError: scores of different shapes, or a ``k`` that does not fit.
+        UserError: scores of different shapes, a ``k`` that does not fit, or a file that has no heads of the model.
 
     Example:
         >>> found = dl.detector_agreement({"copying": copying, "removal": scores}, k=2, n_permutations=99)
@@ -229,18 +233,42 @@ def detector_agreement(
     n_permutations = arguments.whole("n_permutations", n_permutations, 99)
     rng = np.random.default_rng(arguments.check(seed=seed)["seed"])
     rows, lines = [], []
-    for (a, one), (b, other) in combinations(scores.items(), 2):
+    measured = next((one for one in scores.values() if isinstance(one, HeadScores)), None)
+    if measured is None:
+        raise UserError(f"scores {[*scores]}: all are files; give the scores of a model, too")
+    known = {name: one if isinstance(one, HeadScores) else published(one, measured) for name, one in scores.items()}
+    for (a, one), (b, other) in combinations(known.items(), 2):
         if row := _pair(one, other, k, n_permutations, rng):
             rows.append({"a": a, "b": b, **row})
         else:
             lines.append(f"{a} and {b}: one of them scores all heads alike, which ranks none.")
     for row, name in product(rows, ("p_spearman", "p_shared")):
         row[f"{name}_adjusted"] = min(1.0, 2 * len(rows) * row[name])
-    record = {"model": next(iter(scores.values())).record.get("model", {}), "k": k, "n_permutations": n_permutations}
-    record |= {"detectors": {n: s.name for n, s in scores.items()}, "n": {n: s.n for n, s in scores.items()}}
+    record = {"model": measured.record.get("model", {}), "k": k, "n_permutations": n_permutations}
+    record |= {"detectors": {n: s.name for n, s in known.items()}, "n": {n: s.n for n, s in known.items()}}
     record["seed"] = seed
     lines = [_sentence(row, k) for row in rows] + lines
     return DescribedTable.of("detector_agreement", rows=rows, columns=OF_DETECTORS, lines=lines, **record)
+
+
+def published(file: str | Path, measured: HeadScores) -> HeadScores:
+    """Scores in a file (see `detector_agreement`) of the model whose heads were measured.
+
+    The files of Retrieval_Head (Wu et al. 2024), for example, have a list of scores for each head. Heads that a list of
+    heads lacks come after those that it has.
+    """
+    form = 'give JSON such as {"16-19": 0.9} or ["L16.H19"]'
+    with blaming(f"heads of {str(file)!r} cannot be read", form, (OSError, ValueError, TypeError, AttributeError)):
+        read = json.loads(Path(file).read_text(encoding="utf-8"))
+        scores = {head: len(read) - i for i, head in enumerate(read)} if isinstance(read, list) else read
+        values = {tuple(map(int, re.findall(r"\d+", head))): float(np.mean(of)) for head, of in scores.items()}
+    frame = measured.frame.assign(low=np.nan, high=np.nan, in_top=np.nan)
+    places = [*zip(frame["layer"], frame["head"], strict=True)]
+    if foreign := values.keys() - places:
+        raise UserError(f"{str(file)!r} has {len(foreign)} heads that the model lacks, such as {min(foreign)}; {form}")
+    missing = 0.0 if isinstance(read, list) else np.nan
+    frame["value"] = [values.get(place, missing) for place in places]
+    return replace(measured, name=Path(file).name, unit="", frame=frame, n=1, record={})
 
 
 def _pair(one: HeadScores, other: HeadScores, k: int, n: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Agreement of rankings: of detectors, of modes of removal, and of noisy profiles by numbers and simulation."""
 
+import json
+
 import made_results
 import numpy as np
 import pandas as pd
 import pytest
 from made_results import head_scores
+from refusals import refused
 from scipy import stats as sps
 
 import depthlens as dl
@@ -81,6 +84,26 @@ def test_scores_that_rank_no_common_heads_are_not_compared():
     in_first = np.arange(12)[:, None] == 0
     first, rest = head_scores(np.where(in_first, a.values, np.nan)), head_scores(np.where(in_first, 1.0, b.values))
     assert dl.detector_agreement({"a": first, "b": rest}, k=2).table.empty
+
+
+def test_what_others_published_is_read_from_a_file(tmp_path):
+    a, b = layered(np.random.default_rng(5), 2.0)
+    needles = {f"{i}-{j}": [b.values[i, j] - 1, b.values[i, j] + 1] for i, j in np.ndindex(b.values.shape)}
+    (tmp_path / "scores.json").write_text(json.dumps(needles))  # as those of Retrieval_Head, a score a needle
+    (tmp_path / "list.json").write_text(json.dumps([str(head) for head in b.top(5)]))
+    options = {"k": 5, "n_permutations": 99}
+    own, scores, listed = (
+        dl.detector_agreement({"a": a, "b": one}, **options)
+        for one in (b, tmp_path / "scores.json", str(tmp_path / "list.json"))
+    )
+    pd.testing.assert_frame_equal(scores.table, own.table)
+    shared = ["n_heads", "n_shared", "expected_shared", "p_shared", "heads"]
+    assert listed.table[shared].equals(own.table[shared]) and listed.table["spearman"][0] < own.table["spearman"][0]
+    assert listed.record["detectors"]["b"] == "list.json"
+    (tmp_path / "list.json").write_text('["L12.H0", "L0.H1"]')
+    refused("has 1 heads that the model lacks", dl.detector_agreement, {"a": a, "b": tmp_path / "list.json"})
+    refused("give JSON such as", dl.detector_agreement, {"a": a, "b": tmp_path / "no.json"})
+    refused("all are files; give the scores of a model", dl.detector_agreement, {"b": tmp_path / "list.json"})
 
 
 N_LAYERS, N = 12, 40

@@ -2,11 +2,13 @@
 
 import itertools
 
+import model_classes
 import numpy as np
 import pytest
 import tiny
 import torch
 from by_hand import recorded
+from refusals import refused
 
 import depthlens as dl
 from depthlens.models.architectures import hidden
@@ -99,3 +101,45 @@ def test_what_is_compared_is_named_with_its_numbers(direction):
     assert all(named + numbers in text for text in (repr(found), found.describe()[-1], title))
     twice = dl.patch(lens, [clean] * 2, [corrupted] * 2, direction=direction, **QUIET)
     assert f"{named} (mean of 2 pairs, of which this is the first){numbers}" in repr(twice)
+
+
+@pytest.mark.parametrize(("family", "direction"), [("llama-gqa", "restore"), ("qwen3", "break")])
+@pytest.mark.parametrize("parts", ["q", "k", "v"])
+def test_queries_keys_and_values_equal_hooks_on_their_projections(parts, family, direction):
+    """A key or value belongs to a KV group, and changes what later tokens read; norms and rotary come after."""
+    lens = tiny.lens(family)
+    d, modules = lens.dims.d_head, [attn.get_submodule(f"{parts}_proj") for attn in lens.arch.attn]
+    pair, answers = ("the cat sat", "the dog sat"), ("a", "b")
+    found = dl.patch(lens, *pair, parts, answer=answers, direction=direction, **QUIET)
+    right, wrong = (lens.tokenizer(text).input_ids[0] for text in answers)
+    by_metric = dl.patch(
+        lens, *pair, parts, metric=lambda x: x[:, -1, right] - x[:, -1, wrong], direction=direction, **QUIET
+    )
+    np.testing.assert_allclose(found.effect.value, by_metric.effect.value, atol=LOGITS)
+    source, target = (lens.tokenizer(text).input_ids for text in pair[:: 1 if direction == "restore" else -1])
+    kept, logits = recorded(lens.model, source, dict(enumerate(modules)))
+    whole = [float(x[-1, right] - x[-1, wrong]) for x in (logits, recorded(lens.model, target, {})[1])]
+    n_heads = lens.dims.n_heads if parts == "q" else lens.dims.n_kv_heads
+    assert found.effect.value.shape == (lens.dims.n_layers * n_heads, len(source))
+    for (i, part), at in itertools.product(enumerate(found.parts), range(len(source))):
+        layer, head = divmod(i, n_heads)
+        assert part == f"L{layer}.{'H' if parts == 'q' else 'KV'}{head}.{parts}"
+
+        def put(module, args, output, at=at, wrote=kept[layer][1], columns=slice(head * d, (head + 1) * d)):
+            new = output.clone()
+            new[:, at, columns] = wrote[:, at, columns]
+            return new
+
+        hook = modules[layer].register_forward_hook(put)
+        logits = recorded(lens.model, target, {})[1]
+        hook.remove()
+        ours = whole[1] + found.effect.value[i, at] * (whole[0] - whole[1])
+        assert ours == pytest.approx(float(logits[-1, right] - logits[-1, wrong]), abs=LOGITS), (part, at)
+    assert np.abs(found.effect.value).max() > 100 * LOGITS
+
+
+def test_what_cannot_be_patched_inside_attention_is_refused():
+    gated, pair = model_classes.lens("laguna"), ("the cat sat", "the dog sat")
+    refused("write something else than attention gives; patch heads", dl.patch, gated, *pair, "q", **QUIET)
+    lens = tiny.lens("llama-gqa")
+    refused("answers of one token are compared", dl.patch, lens, *pair, "k", answer=("abc", "b"), **QUIET)

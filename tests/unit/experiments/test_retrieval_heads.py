@@ -172,6 +172,22 @@ def test_writes_pass_the_final_norm_of_every_kind(kind):
                 assert scores[i, h] == pytest.approx(by_hand, abs=LOGIT_TOLERANCE)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_contrast_takes_away_what_as_many_tokens_off_the_needle_write(family):
+    """Of each step, whose later tokens are not read yet."""
+    lens = tiny.lens(family)
+    for needle in made_needles():
+        aware, near, contrast = (
+            DETECTORS[name].measure(lens, needle) for name in ("write_aware", "write_from_needle", "write_contrast")
+        )
+        n = len(needle.gold)
+        for step, asked in enumerate(needle.asked):
+            off = asked + 1 - n  # tokens that are read at this step and are not of the needle
+            wanted = near[step] - (aware[step] - near[step]) / off * n
+            np.testing.assert_allclose(contrast[step], wanted, atol=LOGIT_TOLERANCE)
+        assert np.abs(contrast - near).max() > LOGIT_TOLERANCE
+
+
 def scored(lens, method):
     return dl.retrieval_scores(lens, "organism_one_hop", method=method, limit=12, store=None, progress=False)
 
@@ -184,7 +200,7 @@ def test_attention_cannot_tell_a_decoy_and_writing_can():
         assert set(scores.top(2)) == {retrieval, decoy} and scores.values[decoy] > 0.8
         assert np.sort(scores.values, axis=None)[-3] < 0.5
         assert scores.frame["low"].min() >= 0 and scores.frame["high"].max() <= 1
-    for method in ("write_aware", "write_from_needle"):
+    for method in ("write_aware", "write_from_needle", "write_contrast"):
         scores = scored(lens, method)
         assert scores.top(1) == [retrieval] and scores.unit == "logits" and scores.critical is None
         assert scores.values[retrieval] > 10 * abs(scores.values[decoy])

@@ -9,7 +9,7 @@ from refusals import refused
 from stores import CHOICE, LIMIT, WRITTEN
 
 import depthlens as dl
-from depthlens.experiments import condition_runs
+from depthlens.experiments import condition_runs, planning
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,23 @@ def test_texts_are_counted_by_what_is_tried(lens):
     assert planned.seconds > 0
 
 
+def test_a_machine_that_is_not_here_gets_a_bound(lens, monkeypatch):
+    """From what a sweep counts and the model's own weights; nothing is tried."""
+    monkeypatch.setattr(planning, "_tried", None)
+    work = dl.condition_sweep(lens, CHOICE, "layers", limit=3, store=None, progress=False).record["work"]
+    weights = sum(weight.numel() for weight in lens.model.model.layers.parameters())
+    for name, peak in planning.MACHINES.items():
+        planned = dl.plan(lens, CHOICE, "layers", machine=name, limit=3, store=None)
+        (task,) = planned.table.to_dict("records")
+        assert task["operations"] == pytest.approx(2 * weights / lens.dims.n_layers * work["layer_tokens"], rel=1e-3)
+        assert task["bytes"] == 2 * weights, "in bfloat16, once"
+        assert planned.seconds == max(task["operations"] / peak.operations, task["bytes"] / peak.bytes)
+        assert f"On {name}: at least" in planned.describe()[-1] and peak.source in planned.describe()[-1]
+    written = dl.plan(lens, WRITTEN, "layers", machine="h100", limit=3, store=None).table
+    assert written["bytes"][0] > 2 * weights, "again for each token that is written"
+    refused("unknown machine 'tpu'; allowed: a100, ", dl.plan, lens, CHOICE, "layers", machine="tpu")
+
+
 def test_a_store_is_looked_into_and_left_as_it_is(lens, tmp_path):
     dl.condition_sweep(lens, CHOICE, "L0,L1", limit=3, store=tmp_path, progress=False)
     before = stores.parts(tmp_path)
@@ -137,5 +154,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(saved, tmp_path, monkeyp
     model = saved("llama-gqa", max_position_embeddings=4096)
     code, out, _ = call("sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", 3, "--store", "none")
     assert code == 0 and "72 rows." in out and "Here: about" in out
+    machine = call("sweep", model, CHOICE, "--plan", "--ablate", "layers", "--limit", 3, "--machine", "h100")
+    assert "On h100: at least 0.0 seconds, a bound" in machine[1]
     assert "tokens are read" in out and "x fewer than one by one" in out
     assert list(tmp_path.iterdir()) == []
