@@ -18,7 +18,7 @@ help:  ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: $(INSTALLED)  ## run four notebooks on the embedded model; runs/demo/index.html shows findings as they come
-	$(BIN)/depthlens run 00_tour 01_protocols 11_one_prompt 09_claims --profile demo --out runs/demo
+	$(BIN)/depthlens run 11_one_prompt 00_tour 01_protocols 09_claims --profile demo --out runs/demo
 
 test: lint  ## lint and types, then the tests
 	$(PYTEST) tests -m "not nightly" --durations 30

@@ -334,6 +334,7 @@ RULES |= {
     "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),
     "layers": Rule(lambda v: isinstance(v, str | None) or _LAYERS.fits(v), "layers, as [3, 4], or as 'layers:4'"),
     "max_tokens": _FROM_2,
+    "organism_limit": COMMANDS["limit"].rule,
     "out": or_none(PATH),
     "prompt_answers": list_of(TEXT, 2, 2),
     "race": FLAG,

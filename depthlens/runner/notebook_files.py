@@ -120,6 +120,11 @@ class Executed:
         return markdown2html(first) + more
 
     @property
+    def answers_first(self) -> bool:
+        """Whether a cell tagged ``headline`` is among its first, so that its page need not say the same on top."""
+        return any(_is_tagged(cell, "headline") for cell in self.nb.cells[:8])
+
+    @property
     def opens(self) -> bool:
         """Whether the index begins with it: a cell is tagged ``opening``."""
         return any(_is_tagged(cell, "opening") for cell in self.nb.cells)

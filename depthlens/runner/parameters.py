@@ -1,4 +1,7 @@
-"""Parameters of notebooks: which ones a notebook declares, their values in a profile, and whether a value is allowed.
+"""Parameters of notebooks: which ones a notebook takes, their values in a profile, and whether a value is allowed.
+
+A notebook declares the few that its first page needs. Others, such as a device, reach it through its set-up: papermill
+makes every value that is given a name of the notebook, and `setup_notebook` finds it there.
 
 The cell tagged ``parameters`` is read as Python and not line by line as papermill does, because papermill skips a line
 whose comment contains an equals sign, and a parameter that is skipped could not be checked. Values are checked by the
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +30,26 @@ if TYPE_CHECKING:  # slow to import
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 TASKS = ("tasks", "more", "knowledge", "roles")  # and of tasks
 PARTS = ("ways", "views", "layers")  # and of parts of the model
+DOCUMENTS = ("limit", "num_fewshot", "seed", "include_path")
+CHAT = ("apply_chat_template", "enable_thinking")
+WRITING = ("gen_kwargs", "think_end_token")
+# what a notebook takes undeclared, by the call of its set-up and the attributes of its study
+ASKED: dict[str, tuple[str, ...]] = {
+    "setup_notebook": (*arguments.LOADING, "seed", "out"),
+    "documents": DOCUMENTS,
+    "halves": DOCUMENTS,
+    "options": (*DOCUMENTS, *CHAT),
+    "chat": CHAT,
+    "writing": WRITING,
+}
 
 
 def declared(nb: NotebookNode, name: str) -> dict[str, object]:
-    """Parameters of a notebook with their defaults; a default that is no literal counts as None."""
+    """Parameters that a notebook takes, with their defaults; a default that is no literal counts as None.
+
+    They are those of its parameters cell, and with None those that it asks its set-up for: `ASKED`, and what it names
+    in ``study.get("NAME", ...)``.
+    """
     source = next((cell.source for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])), "")
     try:
         body = ast.parse(source).body
@@ -44,7 +64,10 @@ def declared(nb: NotebookNode, name: str) -> dict[str, object]:
             with contextlib.suppress(ValueError):
                 default = ast.literal_eval(statement.value or "None")
             parameters |= {target.id: default for target in targets if isinstance(target, ast.Name)}
-    return parameters
+    code = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "code")
+    asked = [p for place in re.findall(r"\b(?:dl|study)\.(\w+)", code) for p in ASKED.get(place, ())]
+    asked += re.findall(r'\bstudy\.get\(\s*"(\w+)"', code)
+    return dict.fromkeys(asked) | parameters
 
 
 def assign(values: Mapping[str, object], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
@@ -87,7 +110,7 @@ def check(values: Mapping[str, Any]) -> None:
         UserError: the first value that is not allowed.
     """
     for name, value in values.items():
-        if rule := arguments.RULES.get("limit" if name.endswith("_limit") else name):
+        if rule := arguments.RULES.get(name):
             rule(name, value)
     if "distilled" in values and values["distilled"] == values.get("model"):
         raise UserError(f"distilled {values['distilled']!r}: it is the model itself; name one that was trained from it")

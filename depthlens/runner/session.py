@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
     from depthlens.models.lens import Lens
 
-DOCUMENTS = ("limit", "num_fewshot", "seed", "include_path")
-CHAT = ("apply_chat_template", "enable_thinking")
-WRITING = ("gen_kwargs", "think_end_token")
 # the names of parameters; other options of experiments are given where a cell calls one
-NAMES = {*arguments.RULES} - {*arguments.COMMANDS} | {"model", *DOCUMENTS, *CHAT, *WRITING, *arguments.LOADING}
+NAMES = {*arguments.RULES} - {*arguments.COMMANDS} | {"model"}.union(*parameters.ASKED.values())
+OPTIONS = (parameters.DOCUMENTS, parameters.CHAT, parameters.WRITING, arguments.LOADING)
 PACKAGES = ("depthlens", "torch", "transformers", "lm-eval")
 
 
@@ -39,10 +37,11 @@ class Study:
 
     Attributes:
         lens: The model.
-        parameters: The notebook's parameters by name.
+        parameters: The values that the notebook has of parameters, by name: declared ones, and others that were given.
         documents: Which documents and worked examples: ``limit``, ``num_fewshot``, ``seed`` and ``include_path``.
         chat: How prompts are wrapped: ``apply_chat_template`` and ``enable_thinking``.
         writing: How answers are written: ``gen_kwargs`` and ``think_end_token``.
+        loading: How the model was loaded: ``device``, ``dtype``, ``quantize`` and so on.
     """
 
     lens: Lens
@@ -50,30 +49,37 @@ class Study:
     documents: dict[str, Any]
     chat: dict[str, Any]
     writing: dict[str, Any]
+    loading: dict[str, Any]
 
     @property
     def options(self) -> dict[str, Any]:
         """`documents` and `chat`: what every sweep of the notebook's tasks gets."""
         return self.documents | self.chat
 
-    def halves(self, limit: str = "limit") -> tuple[dict[str, Any], dict[str, Any]]:
+    @property
+    def seed(self) -> int:
+        """The parameter ``seed``, or 0."""
+        return int(self.get("seed", 0))
+
+    def get(self, name: str, default: Any) -> Any:
+        """A parameter that the notebook does not declare: what ``-p`` or a profile gave, or else its default here."""
+        return self.parameters.get(name, default)
+
+    def halves(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """`documents` of every other document, which choose parts, and of those between them, which test these parts.
 
-        Args:
-            limit: Name of the parameter that says how many documents both halves have together.
-
         Raises:
-            UserError: one half would have none.
+            UserError: ``limit`` leaves one half without documents.
         """
-        if (n := self.parameters[limit]) == 1:
-            raise UserError(f"{limit} 1: one half of the documents chooses, and the other tests; give at least 2")
+        if (n := self.get("limit", None)) == 1:
+            raise UserError("limit 1: one half of the documents chooses, and the other tests; give at least 2")
         rest = {name: value for name, value in self.documents.items() if name != "limit"}
         first, second = ({"samples": f"{start}:{n or ''}:2", **rest} for start in (0, 1))
         return first, second
 
     def save(self, finding: Any, name: str = "") -> None:
         """Save a result in the notebook's folder, or in the folder ``name`` within it; without a folder do nothing."""
-        if out := self.parameters.get("out"):
+        if out := self.get("out", None):
             finding.save(Path(out) / name, overwrite=True)
 
     def say(self, *findings: Any) -> Markdown:
@@ -84,7 +90,7 @@ class Study:
 
     def recap(self, *findings: Any) -> Markdown:
         """The same, and where the results are."""
-        out = self.parameters.get("out")
+        out = self.get("out", None)
         return self.say(*findings, f"Results: {out or 'no files, as `out` is not set; the store keeps the answers'}")
 
 
@@ -93,9 +99,9 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
 
     Args:
         namespace: ``globals()`` of the notebook, or a dictionary. What has the name of a parameter of this suite is
-            checked: ``model``, options of experiments and of `depthlens.load`, and
-            what notebooks add, such as ``ways`` or ``knowledge``. Tasks are looked up before the model is loaded, and
-            parts of a model are checked against this one. Other names mean nothing here.
+            checked, whether the notebook declares it or not: ``model``, options of experiments and of `depthlens.load`,
+            and what notebooks add, such as ``ways`` or ``knowledge``. Tasks are looked up before the model is loaded,
+            and parts of a model are checked against this one. Other names mean nothing here.
 
     Raises:
         UserError: for the first value that is not allowed.
@@ -106,7 +112,7 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
         >>> study.options
         {'limit': 8}
     """
-    values = {n: v for n, v in namespace.items() if n in NAMES or n.endswith("_limit")}
+    values = {n: v for n, v in namespace.items() if n in NAMES}
     parameters.check({"model": None, **values})
     tasks = list(dict.fromkeys(parameters.named(values, parameters.TASKS)))
     if (out := values.get("out")) is not None:
@@ -126,7 +132,7 @@ def setup_notebook(namespace: Mapping[str, Any]) -> Study:
         from IPython.display import HTML, display
 
         display(HTML("<style>.jp-RenderedHTMLCommon table :is(td, th) { text-align: left !important }</style>"))
-    return Study(lens, values, *(_some(values, names) for names in (DOCUMENTS, CHAT, WRITING)))
+    return Study(lens, values, *(_some(values, names) for names in OPTIONS))
 
 
 def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
@@ -139,7 +145,7 @@ def _load(values: Mapping[str, Any], tasks: Sequence[str]) -> Lens:
         from depthlens.models import loading
         from depthlens.tasks import harness
     if tasks:  # 09_claims has tasks of its own where none are given
-        harness.load_tasks(tasks, **_some(values, (*DOCUMENTS, "gen_kwargs")))
+        harness.load_tasks(tasks, **_some(values, (*parameters.DOCUMENTS, "gen_kwargs")))
     set_seed(values.get("seed", 0))
     lens = loading.load(values["model"], **_some(values, arguments.LOADING))
     harness.check_chat(lens, values.get("apply_chat_template", False), values.get("enable_thinking"))

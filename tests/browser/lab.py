@@ -31,7 +31,7 @@ from depthlens import paths
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROGRAM = next(filter(None, map(shutil.which, BROWSERS)), None)
 NOTEBOOK = "00_tour.ipynb"
-SMALL = {"limit": 3, "num_fewshot": 1}  # as in the profile `smoke`
+SMALL = {"limit": 3}
 STEP_SECONDS = 900  # after which a step has hung; a loaded machine may need minutes for one
 WIDTH, HEIGHT = 1280, 1500
 
@@ -220,8 +220,8 @@ def check_outputs(lab: Session) -> None:
             assert output["output_type"] != "error", f"cell {cell} failed: {plain(output)}\n{source}"
             if output.get("name") == "stderr":
                 assert "%|" not in plain(output), f"cell {cell} has a bar on standard error"
-    setup = lab.cell("dl.setup_notebook")
-    page = "".join(str(output.get("data", {}).get("text/html", "")) for output in lab.outputs(setup))
+    about = lab.cell("lens  # its parts")
+    page = "".join(str(output.get("data", {}).get("text/html", "")) for output in lab.outputs(about))
     assert "n_layers" in page and "dl.layer_sweep(lens" in page, "the model is not described"
     assert re.search(r"\d+/\d+", lab.text(lab.cell("result = dl.layer_sweep"))), "no bar"
 
@@ -231,7 +231,7 @@ def check_run(lab: Session) -> None:
     lab.set_parameters(**SMALL)
     lab.run_all()
     check_outputs(lab)
-    lab.looks_at(lab.cell("dl.setup_notebook"), "model")
+    lab.looks_at(lab.cell("lens  # its parts"), "model")
     lab.looks_at(lab.cell("result = dl.layer_sweep"), "sweep_and_figure")
     sampled = lab.cell("sample = dl.condition_sweep")
     assert re.search(rf"\b{SMALL['limit']}\b", lab.text(sampled))
@@ -260,7 +260,7 @@ def check_explorer(lab: Session) -> None:
 
 def check_interrupt(lab: Session) -> None:
     """Interrupt a sweep while its bar moves; kernel and model go on."""
-    long = lab.add_and_run("long = dl.layer_sweep(lens, tasks, limit=40, num_fewshot=num_fewshot)", wait=False)
+    long = lab.add_and_run("long = dl.layer_sweep(lens, tasks, limit=40)", wait=False)
 
     seen: set[str] = set()
     kept = [0]
@@ -280,7 +280,7 @@ def check_interrupt(lab: Session) -> None:
     assert int(re.search(r"(\d+) of \d+ rows", plain(error))[1]) >= max(kept), plain(error)
     lab.looks_at(long, "interrupted")
     after = lab.add_and_run("dl.next_token(lens, prompt, k=3).round(3)")
-    again = lab.add_and_run("dl.layer_sweep(lens, tasks, limit=limit, num_fewshot=num_fewshot, seed=seed)")
+    again = lab.add_and_run("dl.layer_sweep(lens, tasks, limit=limit)")
     for cell in (after, again):
         assert all(output["output_type"] != "error" for output in lab.outputs(cell)), lab.text(cell)
     assert "baseline" in lab.text(after)

@@ -25,12 +25,13 @@ def shown(source, data, *tags, **metadata):
     return cell
 
 
-def notebook(about=None):
-    """A figure, with what a plot says of it, and a finding of two lines."""
+def notebook(about=None, between=8):
+    """A figure, with what a plot says of it, and after some cells a finding of two lines."""
     data = {"image/png": PNG} | ({MIME: about} if about else {})
     figure = shown("fig", data, **{"image/png": {"width": 400, "height": 200}})
     found = shown("say", {"text/markdown": "- **L3** costs most.\n- And more."}, "headline")
-    return new_notebook(cells=[new_markdown_cell("# Q?\n\n## Result"), figure, found])
+    cells = [new_markdown_cell("# Q?\n\n## Result"), figure, *[new_markdown_cell("...")] * between, found]
+    return new_notebook(cells=cells)
 
 
 def page(nb):
@@ -50,7 +51,13 @@ def test_a_page_opens_with_what_was_found_and_only_describes_figures_of_other_li
     text = page(notebook())
     order = [text.index(part) for part in ("<strong>L3</strong> costs most", "More of what it found", 'id="Result"')]
     assert order == sorted(order) and text.count("<h1") == 1
-    assert 'alt="Q?"' in text and "text/csv" not in text and f"data:image/png;base64,{PNG}" in text
+    assert page(notebook(between=0)).count("costs most") == 1, "its answer comes first by itself"
+    assert (
+        text.count("costs most") == 2
+        and 'alt="Q?"' in text
+        and "text/csv" not in text
+        and f"data:image/png;base64,{PNG}" in text
+    )
 
 
 def test_a_page_names_models_documents_and_the_command_that_runs_it_again():
