@@ -200,7 +200,6 @@ HEADS: dict[str, dict[str, Any]] = {
     "exact": {},
     "mean": {"mode": "mean"},
     "attribution": {"method": "attribution"},
-    "attribution to the mean": {"method": "attribution", "mode": "mean"},
     "attribution of groups": {"method": "attribution", "site": "kv"},
     "integrated gradients": {"method": "integrated_gradients", "steps": 4},
     "integrated gradients of layers": {"method": "integrated_gradients", "steps": 4, "layers": [1, 3]},
@@ -227,7 +226,6 @@ ONE_FAMILY: dict[str, Callable[[dl.Lens], Any]] = {
     "attention": lambda m: dl.attention(m, [*range(40, 60)], (2, 1)).pattern[0, [0, 7, 19]],
     "next token": lambda m: dl.next_token(m, TEXTS[0], ["L2", "L1.H2+L3.mlp"], k=20),
     "geometry": lambda m: dl.depth_geometry(m, TEXTS, **QUIET),
-    "layer effects": lambda m: dl.layer_effects(m, TEXTS, **QUIET),
     "race": lambda m: dl.race(m, FACTS, "layers", max_documents=48, margin=0.5, **NATS),
     "greedy": lambda m: dl.greedy_removal(m, FACTS, tolerance=5.0, max_layers=2, limit=8, **NATS),
     "removal curve": lambda m: dl.removal_curve(m, FACTS, LISTS, **CURVE, **NATS),
@@ -373,10 +371,7 @@ ANALYSES: dict[str, Callable[[dl.Result], Any]] = {
 OF_HEADS = ("summary", "critical")
 OTHERS: dict[str, Callable[[], Any]] = {
     "modes": lambda: dl.agreement(result("letters")),
-    "blocks": lambda: {
-        "table": blocks.block_table(result("blocks")),
-        "largest": blocks.largest_sparable(result("blocks")),
-    },
+    "blocks": lambda: {"table": blocks.block_table(result("blocks"))},
     "subtasks": lambda: result("group").split("facts"),
     "models/ranks": lambda: dl.agreement(result("binary"), result("other", "distilled")),
     "models/joined": lambda: dl.concat([result("binary"), result("other", "distilled")]),

@@ -24,7 +24,6 @@ from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine
 from .errors import UserError as UserError
 from .experiments.geometry import depth_geometry as depth_geometry
-from .experiments.geometry import layer_effects as layer_effects
 from .experiments.head_curves import removal_curve as removal_curve
 from .experiments.one_prompt import ablated as ablated
 from .experiments.one_prompt import attention as attention

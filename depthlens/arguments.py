@@ -340,7 +340,6 @@ RULES |= {
     "race": FLAG,
     "roles": or_none(Rule(lambda value: isinstance(value, dict), "tasks by role, as {'letters': ['mmlu']}")),
     "rounding": one_of("int4", "int8"),
-    "skip_first": WHOLE,
     "tasks": _names("capitals_continuation"),
     "text_set": one_of(*TEXT_SETS),
     "texts": or_none(_FROM_2),

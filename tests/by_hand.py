@@ -38,24 +38,19 @@ def recorded(model, tokens, modules):
     return kept, logits
 
 
-def logprobs(lens, tokens, heads=(), fraction=1.0, towards=None):
-    """Log-probability of each token but the first, while z of some heads has gone a fraction of the way to 0 by hand.
-
-    Or to ``towards``, of shape [layer, first token or others, head, d_head].
-    """
+def logprobs(lens, tokens, heads=(), fraction=1.0):
+    """Log-probability of each token but the first, while z of some heads has gone a fraction of the way to 0."""
     d = lens.dims.d_head
 
-    def move(layer, head):
+    def move(head):
         def hook(module, args):
             z = args[0].clone()
-            goal = 0 if towards is None else towards[layer, [0] + [1] * (z.shape[1] - 1), head]  # [pos, d_head]
-            part = z[..., head * d : (head + 1) * d]
-            part += fraction * (goal - part)
+            z[..., head * d : (head + 1) * d] *= 1 - fraction
             return (z,)
 
         return hook
 
-    handles = [lens.arch.o_proj[layer].register_forward_pre_hook(move(layer, head)) for layer, head in heads]
+    handles = [lens.arch.o_proj[layer].register_forward_pre_hook(move(head)) for layer, head in heads]
     with torch.no_grad():
         found = lens.model(torch.tensor([list(tokens)])).logits[0].double().log_softmax(-1)
     for handle in handles:

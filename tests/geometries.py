@@ -13,7 +13,5 @@ ACCURACIES = {"sums": (0.9, [0.3, 0.5, 0.7, 0.8, 0.85]), "guess": (0.3, [0.3] * 
 
 @functools.cache
 def measured():
-    """Geometry, effects and predictors of one tiny model."""
-    lens = tiny.lens("llama-gqa")
-    g = geo.depth_geometry(lens, TEXTS, progress=False)
-    return g, geo.layer_effects(lens, TEXTS, progress=False), g.predictors()
+    """Geometry of one tiny model."""
+    return geo.depth_geometry(tiny.lens("llama-gqa"), TEXTS, progress=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -239,16 +238,3 @@ def verdicts(loss: np.ndarray, model: str) -> Verdicts:
     tasks = {"letters": "letters", "continuation": "facts"}
     sweeps = {role: viewed(loss, task, model=model) for role, task in tasks.items()}
     return judge(Evidence(**sweeps), claims=["C1", "C2"])
-
-
-def scorecard(folder: Path, loss: np.ndarray, model: str, **record: object) -> Path:
-    """What `depthlens run 09_claims` leaves of a model: results, and verdicts below them."""
-    made = viewed(loss, "letters", n=60, model=model, views=("",))
-    Result(made.docs, made.record | record).save(folder / "09_claims")
-    verdicts(loss, model).save(folder / "09_claims" / "verdicts")
-    return folder
-
-
-def two_scorecards(folder: Path) -> list[Path]:
-    """Two models; C1 is shown of the first, and reversed of the second."""
-    return [scorecard(folder / name, loss, name) for name, loss in (("few", FEW), ("flat", FLAT))]

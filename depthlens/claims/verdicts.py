@@ -51,7 +51,7 @@ class Verdicts(Finding):
         3    C2            controlled   open
     """
 
-    NEXT: ClassVar[str] = "next: describe() has every part in a sentence, parts every estimate, plot() draws them"
+    NEXT: ClassVar[str] = "next: describe() has every part in a sentence, parts every estimate"
 
     parts: pd.DataFrame
     record: dict[str, Any]

@@ -2,11 +2,10 @@ r"""What removing each head costs on given tokens: by removal, or estimated for 
 
 The estimates are attribution patching and integrated gradients.
 
-L is a scalar, here log p of an answer. The output z of a head at position p is moved to its replacement r in a straight
-line, ``z(a) = z + a (r - z)``, with r = 0 (zero ablation) or the mean of a reference set for tokens of the same class
-(mean ablation). The slope of L, averaged along the way, is the effect::
+L is a scalar, here log p of an answer. The output z of a head at position p is moved to 0 in a straight line, ``z(a) =
+(1 - a) z``. The slope of L, averaged along the way, is the effect::
 
-    L(z -> r) - L  ~  sum over p of (r_p - z_p) . integral from 0 to 1 of dL/dz_p at z(a) da
+    L(z -> 0) - L  ~  - sum over p of z_p . integral from 0 to 1 of dL/dz_p at z(a) da
 
 The integral is a Gauss-Radau sum. Its first point is the whole model: one forward and one backward pass for all heads
 of all layers. **Attribution patching** takes this point alone (``steps=0``). It misleads where the effect is far from
@@ -51,7 +50,6 @@ from torch.nn.utils.rnn import pad_sequence
 from depthlens import arguments
 from depthlens.ablations import BASELINE, AnyHead, Head, heads_condition, heads_of
 from depthlens.arguments import EvalOptions
-from depthlens.backends.row_edits import Means, classes
 from depthlens.engine import walk_check, work
 from depthlens.engine.tree_attention import Keys, Queries, Values, Z, walking
 from depthlens.errors import UserError
@@ -62,15 +60,14 @@ from depthlens.requests import LoglikelihoodRequest
 from depthlens.store.answer_cache import AnswerCache
 
 EXACT, ATTRIBUTION = "exact", "attribution"
-MODES = ("zero", "mean")
 STEPS = {"attribution": 0, "integrated_gradients": 1}  # by method
 GROUPS = 3
 
 
-def address(method: str, mode: str = "zero") -> str:
+def address(method: str) -> str:
     """What the store calls what a method finds."""
     steps = STEPS.get(method)
-    return method if method == EXACT else f"{method} {mode}" + (f" {steps} steps {GROUPS} groups" if steps else "")
+    return method if method == EXACT else f"{method} zero" + (f" {steps} steps {GROUPS} groups" if steps else "")
 
 
 def nodes(steps: int) -> list[tuple[float, float]]:
@@ -93,7 +90,6 @@ def attribute(
     steps: int = 0,
     groups: int = GROUPS,
     layers: Sequence[int] | None = None,
-    means: Callable[[], Means] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
@@ -107,12 +103,10 @@ def attribute(
         steps: Points along the way besides the whole model; 0 is attribution patching.
         groups: Into how many groups the heads of each layer are drawn; as many as heads, or more: each is moved alone.
         layers: Layers whose heads are moved; None for all.
-        means: Gives the reference means that take the place of z; called where an estimate is not known yet. None: zero
-            does.
         weights: Per request, a factor on the log-probability of each token of its continuation; None: 1 for all.
         batch_tokens: Tokens that go through the model together; None chooses by device and free memory.
         progress: Show a bar.
-        cache: Where estimates are read and stored; its entry must be of these means, steps and groups.
+        cache: Where estimates are read and stored; its entry must be of these steps and groups.
 
     Returns:
         Estimated changes in nats, NaN in other layers, and the clean log-probabilities; both of the weighted sum where
@@ -136,10 +130,8 @@ def attribute(
     most = max(1, (batch_tokens or work.choose(lens).batch_tokens) // max(1, n_groups * steps))
 
     def measure(members: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        reference = means() if means is not None else None
-
         def run(batch: list[int]) -> np.ndarray:
-            path = _Path(lens, [requests[i] for i in batch], [factors[i] for i in batch], reference)
+            path = _Path(lens, [requests[i] for i in batch], [factors[i] for i in batch])
             change = path.integral(nodes(steps), n_groups, chosen)
             return torch.cat([path.clean[:, None], change.flatten(1)], 1).cpu().numpy()
 
@@ -189,7 +181,6 @@ class _Path:
         lens: A loaded model.
         requests: One a row.
         weights: Of the tokens of each continuation.
-        means: What z is moved to; None: zero.
 
     Attributes:
         clean: Weighted log-probabilities of the continuations in the whole model. Shape [request].
@@ -197,21 +188,16 @@ class _Path:
     """
 
     def __init__(
-        self,
-        lens: Lens,
-        requests: Sequence[LoglikelihoodRequest],
-        weights: Sequence[Sequence[float]],
-        means: Means | None,
+        self, lens: Lens, requests: Sequence[LoglikelihoodRequest], weights: Sequence[Sequence[float]]
     ) -> None:
         walk_check.require(lens, "an estimate from gradients", whole=True)
-        self.lens, self.arch, self.means, self.requests = lens, lens.arch, means, requests
+        self.lens, self.arch, self.requests = lens, lens.arch, requests
         device, dims = lens.device, lens.dims
         tokens = pad_sequence([torch.tensor(q.inputs) for q in requests], batch_first=True)
         spots = [(r, len(q.context) - 1 + i, t) for r, q in enumerate(requests) for i, t in enumerate(q.continuation)]
         self.row, self.pos, self.target = (torch.tensor(x, device=device) for x in zip(*spots, strict=True))
         self.weight = torch.tensor([w for of_request in weights for w in of_request], dtype=wide_type(lens.dtype))
         self.layout = CausalRows(tokens.shape[1], device)
-        self.classes = classes(self.layout.position_ids).expand(len(requests), -1)
         x = self.arch.embed(tokens.to(device))
         self.rotary = self.arch.angles(x, self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
@@ -259,16 +245,13 @@ class _Path:
             shift: How far each head of theirs goes, from 0 to 1.
         """
         dims = self.lens.dims
-        ends: dict[int, tuple[Tensor, Tensor]] = {}  # z where it was moved to, and the whole way
+        ends: dict[int, tuple[Tensor, Tensor]] = {}  # z where it was moved to, and the whole way to 0
         copies = len(x) // len(self.requests)
 
         def move(layer: int) -> Callable[[Any, tuple], tuple]:
             def hook(module: Any, args: tuple) -> tuple:
                 z = args[0].unflatten(-1, (dims.n_heads, dims.d_head))  # [row, pos, n_heads, d_head]
-                goal = torch.zeros_like(z)
-                if self.means is not None:
-                    goal = self.means.mean["z"][layer][self.classes.repeat(copies, 1)].to(z)
-                way = (goal - z).detach()
+                way = -z.detach()
                 z = z + shift[:, None, :, None].to(z) * way
                 z = z if z.requires_grad else z.requires_grad_()  # the first has no graph to start from, others do
                 z.retain_grad()

@@ -42,7 +42,6 @@ from depthlens.tasks.measures import NAME, FreeText
 
 LAYER_SITES = ("layer", "attn", "mlp")
 METHODS = ("exact", *attribution.STEPS)
-HEAD_MODES = ("zero", "mean", "resample")
 OF_FREE_TEXT = ("donor", "backend", "batch_tokens", "store", "progress", *cluster.NAMES)  # its options
 
 
@@ -139,10 +138,11 @@ def head_sweep(
     layers: Sequence[int] | str | None = None,
     site: str = "head",
     method: str = "exact",
-    mode: str = "zero",
     **options: Unpack[EvalOptions],
 ) -> Result:
     """Remove every attention head, or every group of heads that share keys and values, one at a time.
+
+    Each head's z becomes zero. `condition_sweep` of ``heads@mean`` or ``heads@resample`` puts others in its place.
 
     Args:
         lens: A loaded model.
@@ -154,9 +154,6 @@ def head_sweep(
             ``answer_logprob``, from one forward and one backward pass (`depthlens.experiments.attribution`);
             ``integrated_gradients`` from slopes along the way to the removal of some heads of a layer at a time, which
             costs more and holds behind a saturated softmax.
-        mode: What takes the place of z: ``zero``, the ``mean`` over texts of the task that are not evaluated (by class
-            of the token, see `condition_sweep`), or ``resample``: z of each of ``resample_prompts`` at the same
-            position.
         options: `EvalOptions`; ``measure`` is ``both`` by default; estimates have ``answer_logprob`` alone.
 
     Returns:
@@ -170,10 +167,10 @@ def head_sweep(
         >>> heads.head_losses(metric="acc").top(2)
         [L2.H1, L1.H2]
     """
-    for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS), ("mode", mode, HEAD_MODES)):
+    for name, value, allowed in (("site", site, INDEXED), ("method", method, METHODS)):
         arguments.one_of(*allowed)(name, value)
     of_layers = _layers("layers" if layers is None else layers, lens.dims)
-    every = expand(WORDS[site] + ("" if mode == "zero" else f"@{mode}"), lens.dims)[1:]
+    every = expand(WORDS[site], lens.dims)[1:]
     ablate = [str(condition) for layer in of_layers for condition in every if condition.layer == layer]
     if not ablate:
         raise UserError(f"layers {of_layers}: they have no {WORDS[site]}; {every[0]} is the first of {lens.name!r}")
@@ -184,12 +181,11 @@ def head_sweep(
         return result
     settings = settled({"measure": ANSWER_LOGPROB, **options}, without=cluster.NAMES)
     for name, value, can in (
-        ("measure", settings["measure"], (ANSWER_LOGPROB,)),
-        ("backend", settings["backend"], ("torch",)),
-        ("mode", mode, attribution.MODES),
+        ("measure", settings["measure"], ANSWER_LOGPROB),
+        ("backend", settings["backend"], "torch"),
     ):
-        if value not in can:
-            raise UserError(f"{name} {value!r}: {method} can do {' and '.join(can)} only; use it, or method='exact'")
+        if value != can:
+            raise UserError(f"{name} {value!r}: {method} can do {can} only; use it, or method='exact'")
     runs = ConditionRuns(lens, tasks, ablate, settings)
     runs.record["method"] = method
     how: dict[str, Any] = {name: settings[name] for name in ("batch_tokens", "progress")}
@@ -197,10 +193,8 @@ def head_sweep(
     n_in_layer = len(ablate) // len(of_layers)
 
     def estimated(task: Any, reference: Reference | None) -> list[list[Any]]:
-        of_means = f" {reference.keys['mean']}" if reference else ""
-        cache = runs.store.entry(task.name, method=attribution.address(method, mode) + of_means)
-        means = (lambda: reference.measure(lens)) if reference else None
-        change, clean = attribution.attribute(lens, task.requests, means=means, cache=cache, **how)
+        cache = runs.store.entry(task.name, method=attribution.address(method))
+        change, clean = attribution.attribute(lens, task.requests, cache=cache, **how)
         change = change.unflatten(-1, (n_in_layer, -1)).sum(-1)  # a group's estimate is the sum over its heads
         values = [clean + change[:, c.layer, c.ablations[0].index] if c else clean for c in runs.conditions]
         return [[LoglikelihoodAnswer(float(value), False) for value in of_condition] for of_condition in values]

@@ -9,7 +9,7 @@ from typing import Any
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError, unknown
-from depthlens.plots import claims, comparison, heads, layers, prompts
+from depthlens.plots import comparison, heads, layers, prompts
 from depthlens.plots.theme import Plot
 
 # By the name of its class; the first is drawn where no name is given.
@@ -22,12 +22,11 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "RemovalCurve": (heads.removal_curve,),
     "Geometry": (layers.geometry_profile,),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
-    "Verdicts": (claims.scorecard,),
     "PairLosses": (layers.pair_map,),
     **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }
 # But of a sweep, if all of its conditions are such ones.
-_SWEPT = {"head_map": r"(L\d+\.(H|KV|E)\d+[^+ ]* ?)+", "block_map": r"(?=.*-)(L\d+(-\d+)? ?)+"}
+_SWEPT = {"head_map": r"(L\d+\.(H|KV)\d+[^+ ]* ?)+", "block_map": r"(?=.*-)(L\d+(-\d+)? ?)+"}
 
 
 def draw(found: Any, name: str | None, options: dict[str, Any]) -> Plot:

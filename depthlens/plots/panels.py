@@ -48,9 +48,9 @@ LINE: dict[str, Any] = {"lw": 1.2, "ms": 3.5, "mfc": "white", "mew": 0.8}
 RANDOM = ": random heads"  # added to the name of a list: its random lists, drawn as a band with their mean
 ZERO = "zero"
 LEVELS: dict[str, dict[str, Any]] = {ZERO: {"color": INK, "lw": 0.8}}
-LEVELS |= dict.fromkeys(("baseline", "base", "whole model"), {"color": INK, "ls": DASHED})
+LEVELS |= dict.fromkeys(("baseline", "base"), {"color": INK, "ls": DASHED})
 LEVELS |= {"donor": {"color": INK, "ls": theme.DASH_DOTTED}}
-LEVELS |= dict.fromkeys(("chance", "no change", "no head kept"), {"color": GREY, "ls": DOTTED})
+LEVELS |= dict.fromkeys(("chance",), {"color": GREY, "ls": DOTTED})
 
 _KEYS: dict[str, dict[str, Any]] = {
     "series": {"ms": 5, "mfc": "white"},

@@ -40,7 +40,7 @@ _FAMILY = {"font.family": "DejaVu Sans", "font.sans-serif": ["DejaVu Sans"]}
 _SIZES = {"font.size": 9.61, "axes.labelsize": 9, "axes.titlesize": 9, "figure.titlesize": 10}  # points
 _SIZES |= {"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8}
 MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV
-COLUMNS: tuple[str, ...] = ("panel", "series", "claim", "part", "model", "task", "metric", "condition", "layer", "head")
+COLUMNS: tuple[str, ...] = ("panel", "series", "model", "task", "metric", "condition", "layer", "head")
 COLUMNS += ("x", "y", "value", "low", "high", "p_adjusted", "shown")
 
 

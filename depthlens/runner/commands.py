@@ -78,7 +78,7 @@ def claims(
 def compare(
     runs: list[str], *, out: str, stages: bool = False, from_logs: bool = False, overwrite: bool = False
 ) -> None:
-    """Compare runs: scores, profiles over depth, critical parts, and verdicts, with differences tested.
+    """Compare runs: scores, profiles over depth, and critical parts, with differences tested.
 
     Only what was measured with equal settings is compared; the page says what was not.
 

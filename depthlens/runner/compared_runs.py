@@ -1,24 +1,20 @@
 """Runs on disk or in memory in, their comparison out (`depthlens.analysis.runs.comparison`).
 
 A run is a folder of results (``depthlens sweep --out``, `depthlens.Result.save`), or a folder with such folders below,
-as ``depthlens run`` writes one for each model. Every folder of results is found, and so is every folder of verdicts
-(`depthlens.claims.Verdicts.save`), which belongs to the results of the folder above it. Results of two runs are paired
-by their path below the run; where every run has results in one folder alone, they are paired whatever its name is.
+as ``depthlens run`` writes one for each model. Results of two runs are paired by their path below the run; where every
+run has results in one folder alone, they are paired whatever its name is.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from depthlens.analysis.result.folder import DOCS_FILE
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import Comparison, compare_runs
-from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 from depthlens.runner import logs
 
@@ -26,7 +22,7 @@ _FIX = "give folders that `depthlens sweep --out` or `depthlens run --out` wrote
 
 
 def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_logs: bool = False) -> Comparison:
-    """Compare runs: whole models, profiles over depth, losses by condition, and verdicts.
+    """Compare runs: whole models, profiles over depth, and losses by condition.
 
     Only what was measured with equal settings is compared; ``settings`` and ``notes`` of the comparison say what was
     not. Every run is compared with the first, or with ``stages`` with the one before it.
@@ -48,10 +44,9 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_l
     """
     names, given = _names(runs), logs.read([Path(str(run)) for run in runs]) if from_logs else runs
     read = [_read(run) for run in given]
-    if all(len({*results, *verdicts}) == 1 for results, verdicts in read):  # whatever their folders are called
-        read = [({at[:0]: r for at, r in results.items()}, {at[:0]: v for at, v in of.items()}) for results, of in read]
-    results, verdicts = ({name: of[kind] for name, of in zip(names, read, strict=True)} for kind in (0, 1))
-    found = compare_runs(results, verdicts, stages=stages)
+    if all(len(results) == 1 for results in read):  # whatever their folders are called
+        read = [{"": next(iter(results.values()))} for results in read]
+    found = compare_runs(dict(zip(names, read, strict=True)), stages=stages)
     if from_logs and found.notes and not found.table["reference"].any():
         raise UserError(f"{'; '.join(found.notes)}; give logs of the same questions and settings")
     paths = ["" if isinstance(run, Result) else str(Path(run)) for run in runs]
@@ -70,25 +65,15 @@ def _names(runs: Sequence[str | os.PathLike[str] | Result]) -> list[str]:
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def _read(run: str | os.PathLike[str] | Result) -> tuple[dict[str, Result], dict[str, pd.DataFrame]]:
-    """The results and the verdicts of one run, by their folder below it."""
+def _read(run: str | os.PathLike[str] | Result) -> dict[str, Result]:
+    """The results of one run by their folder below it; those in hidden folders are left out."""
     if isinstance(run, Result):
-        return {"": run}, {}
-    folder = Path(run)
-    results = {place: Result.load(found) for place, found in _holding(folder, DOCS_FILE)}
-    verdicts = {}
-    for place, found in _holding(folder, "parts.parquet"):
-        judged = Verdicts.load(found)
-        states = judged.table.rename(columns={"state": "claim_state"})[["claim", "row", "claim_state"]]
-        verdicts[place.rpartition("/")[0]] = judged.parts.merge(states, on=["claim", "row"])
-    if not results and not verdicts:
-        raise UserError(f"run {str(folder)!r} holds no results; {_FIX}")
-    return results, verdicts
-
-
-def _holding(folder: Path, file: str) -> Iterator[tuple[str, Path]]:
-    """Folders with a file, a run's own or below, by their path below the run; hidden ones are left out."""
-    for found in sorted(folder.rglob(file)):
-        below = found.parent.relative_to(folder)
+        return {"": run}
+    folder, results = Path(run), dict[str, Result]()
+    for file in sorted(folder.rglob(DOCS_FILE)):
+        below = file.parent.relative_to(folder)
         if not any(part.startswith(".") for part in below.parts):
-            yield below.as_posix().removeprefix("."), found.parent
+            results[below.as_posix().removeprefix(".")] = Result.load(file.parent)
+    if not results:
+        raise UserError(f"run {str(folder)!r} holds no results; {_FIX}")
+    return results

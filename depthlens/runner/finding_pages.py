@@ -53,11 +53,10 @@ def write_comparison(comparison: Comparison, out: str | Path, *, overwrite: bool
 
 def write_verdicts(verdicts: Verdicts, folder: Path) -> Path:
     """Write verdicts into a folder: ``index.html``, their table and ``record.json``; returns the page's path."""
-    figure = verdicts.plot()
     columns = ["claim", "row", "part", "what", "at_half", "state", "at_double"]
     sizes = verdicts.parts[verdicts.parts["view"] == DECIDES][columns].to_html(index=False, border=0)
-    shown = {"scorecard": scorecard(verdicts), "alt": figure.get_suptitle(), "svg": text_base64(figure.svg())}
-    return _write(verdicts, folder, "claims.html.j2", verdicts=verdicts, sizes=sizes, **shown)
+    shown = {"scorecard": scorecard(verdicts), "sizes": sizes}
+    return _write(verdicts, folder, "claims.html.j2", verdicts=verdicts, **shown)
 
 
 def _write(finding: Finding, folder: Path, template: str, **values: Any) -> Path:
@@ -80,8 +79,6 @@ def _of_comparison(c: Comparison) -> dict[str, Any]:
         "centres": c.of(CENTRE).drop(columns=_UNTOLD),
         "losses": losses[losses["shown"]].drop(columns=["group", "shown", "why"]),
         "answers": c.answers.drop(columns=["metric", "baseline_value", "value", "loss", "nats"]),
-        "verdicts": _by_run(c, c.verdicts, ["place", "claim", "row"], "claim_state"),
-        "estimates": c.verdicts.drop(columns=["why", "sentence"]),
     }
     settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
     return {

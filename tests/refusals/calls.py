@@ -58,7 +58,7 @@ GIVEN_A_NAME = {
     "reasoning_scores": [],
     "recalled_needles": [[]], "removal_curve": [ONE, LISTS], "free_text": [],
     "with_donor": [None], "next_token": ["x"],
-    "worked_solutions": [TASK], "depth_geometry": [], "layer_effects": [],
+    "worked_solutions": [TASK], "depth_geometry": [],
 }  # fmt: skip
 ENTRIES = [
     *((lambda e, f=f, a=a: getattr(dl, f)("organism", *a), NAME) for f, a in GIVEN_A_NAME.items()),
@@ -111,8 +111,6 @@ HEADS = [
     *((head_sweep(layers=[x]), f"layers [{x}]: give a list of layers, e.g. [0, 1]; layers are 0..4") for x in (99, -1)),
     (head_sweep(site="mlp"), "unknown site 'mlp'; allowed: head, kv"),
     (head_sweep(method="guess"), "unknown method 'guess'; allowed: exact, attribution"),
-    (head_sweep(mode="resample"), "needs resample_prompts: give both, or neither"),
-    (head_sweep(method="attribution", mode="resample"), "mode 'resample': attribution can do zero and mean only"),
     (head_sweep(method="attribution", measure="task"), "measure 'task': attribution can do answer_logprob only"),
     (head_sweep(method="attribution", backend="nnsight"), "backend 'nnsight': attribution can do torch only"),
     (race(margin=0.0), "margin 0.0: give a number from 1e-06 to "),

@@ -9,8 +9,8 @@ compared on the documents that both have: those with the same hash, or, where ha
 A difference is tested as a difference, paired by question (`depthlens.analysis.numbers.means`): scores of whole models; losses
 by condition, in the metric's unit and as shares of the score above the floor, with step-down maxT over the kind of
 part; the centre of mass of all losses. Several runs are several tests: every p-value is multiplied by the number of
-pairs of runs (Bonferroni). Nats are at most 1 a document. A loss or a claim that is shown in one run and not in another
-is no difference. A run at chance has nothing to lose, and nothing is concluded from it. Losses by condition are
+pairs of runs (Bonferroni). Nats are at most 1 a document. A loss that is shown in one run and not in another is no
+difference. A run at chance has nothing to lose, and nothing is concluded from it. Losses by condition are
 compared only between models with as many layers (and heads); other models are compared by relative depth.
 """
 
@@ -52,11 +52,6 @@ VALUES = [
 TEST = ["difference", "difference_low", "difference_high", "p_adjusted", "shown"]
 TESTS = [*KEY, "run", "measure", "condition", "reference", "n_paired", *TEST]
 ANSWERS = ["place", "run", "compared_with", *changed_answers.COLUMNS]
-VERDICT = ["place", "run", "claim", "part"]
-VERDICTS = [
-    "place", "claim", "row", "part", "what", "run", "claim_state", "state", "effect", "ci_low", "ci_high", "matters",
-    "claimed", "unit", "n", "tasks", "why", "sentence",
-]  # fmt: skip
 
 
 class Measured(NamedTuple):
@@ -97,7 +92,6 @@ class Comparison(Finding):
         settings: One row a setting and run; see `depthlens.analysis.runs.run_settings.table`.
         answers: One row a document on which a run's whole model answers otherwise than that of ``compared_with``, with
             the columns of `depthlens.Result.answers`; ``baseline_answer`` is that of ``compared_with``.
-        verdicts: One row a run and part of a claim, with the estimate that decides the part.
         notes: What was not compared, and why.
         sentences: See `describe`.
         record: Runs, models, and whether the runs are stages.
@@ -112,7 +106,6 @@ class Comparison(Finding):
     table: pd.DataFrame
     settings: pd.DataFrame
     answers: pd.DataFrame
-    verdicts: pd.DataFrame
     notes: Sequence[str]
     sentences: Sequence[str]
     record: dict[str, Any]
@@ -132,18 +125,11 @@ class Comparison(Finding):
         return "", pd.DataFrame(), [*self.sentences, *(f"Note: {note}" for note in self.notes)]
 
 
-def compare_runs(
-    results: Mapping[str, Mapping[str, Result]],
-    verdicts: Mapping[str, Mapping[str, pd.DataFrame]] | None = None,
-    *,
-    stages: bool = False,
-) -> Comparison:
+def compare_runs(results: Mapping[str, Mapping[str, Result]], *, stages: bool = False) -> Comparison:
     """Compare runs; see the module's docstring.
 
     Args:
         results: By the name of each run, those of its one model, by the folder below the run's own that they are in.
-        verdicts: By the name of a run, parts of claims, by the folder of the results that they are of; the columns are
-            those of `depthlens.claims.Verdicts.parts`.
         stages: Whether they are stages of training in order: each is compared with the one before it.
 
     Raises:
@@ -152,8 +138,7 @@ def compare_runs(
     measured: dict[tuple[str, ...], dict[str, Measured]] = {}
     for key, one in itertools.chain.from_iterable(map(_measured, results, results.values())):
         measured.setdefault(key, {})[one.run] = one
-    judged = [(place, run, parts) for run, of in (verdicts or {}).items() for place, parts in of.items()]
-    if not any(len(runs) > 1 for runs in measured.values()) and len({place for place, *_ in judged}) == len(judged):
+    if not any(len(runs) > 1 for runs in measured.values()):
         raise UserError("no two runs have a task and metric in common; compare two or more of the same tasks")
     values: list[pd.DataFrame] = []
     tests: list[pd.DataFrame] = []
@@ -171,13 +156,11 @@ def compare_runs(
     table = table.fillna({"reference": "", "n_paired": 0, "shown": False})
     table = table.infer_objects().astype({"layer": "Int64", "head": "Int64", "n_paired": int, "shown": bool})
     settings = run_settings.table(results)
-    told = joined([parts.assign(place=place, run=run) for place, run, parts in judged], VERDICTS)
-    told = told.drop_duplicates(VERDICT).sort_values("place", kind="stable", ignore_index=True)
     models = {run: sorted({m for r in of.values() for m in r.docs["model"].unique()}) for run, of in results.items()}
     record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
     sentences = list(_sentences(settings, table))
     answers = joined(list(_answers(table, results)), ANSWERS)
-    return Comparison(table, settings, answers, told, list(dict.fromkeys(notes)), sentences, record)
+    return Comparison(table, settings, answers, list(dict.fromkeys(notes)), sentences, record)
 
 
 def _answers(table: pd.DataFrame, results: Mapping[str, Mapping[str, Result]]) -> Iterator[pd.DataFrame]:

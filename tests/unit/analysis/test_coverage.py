@@ -4,9 +4,8 @@ import made_results
 import numpy as np
 import pytest
 from coverage_cases import CASES, coverage
-from refusals import refused
 
-from depthlens.analysis.layers.blocks import largest_sparable
+from depthlens.analysis.layers.blocks import spared
 
 LEAST = 0.92  # that benchmarks/simulations.py finds, of 300 samples and more
 SOME = ["change, 3% lost and 1% won", "share of the first third, half of the layers gain (nats)"]
@@ -34,16 +33,14 @@ def blocks(loss: float, n: int, rng: np.random.Generator, n_blocks: int = 20) ->
 ])  # fmt: skip
 def test_a_loss_at_the_margin_is_rarely_called_smaller(n, samples):
     rng = np.random.default_rng(0)
-    wrong = sum(largest_sparable(blocks(0.06, n, rng), margin=0.06)["size"].notna().item() for _ in range(samples))
+    wrong = sum(bool(spared(blocks(0.06, n, rng).losses(), 0.06)) for _ in range(samples))
     assert wrong / samples <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / samples)
 
 
 def test_a_small_loss_is_shown_to_be_small_by_enough_documents():
     rng = np.random.default_rng(0)
     nothing, costly = {n: blocks(0.0, n, rng) for n in (20, 400)}, blocks(0.3, 400, rng)
-    assert largest_sparable(nothing[20])["size"].isna().item(), "nothing lost on few documents"
-    found = largest_sparable(nothing[400]).iloc[0]
-    assert found["size"] == 2 and found["p_adjusted"] < 0.05 and largest_sparable(costly)["size"].isna().item()
+    assert not spared(nothing[20].losses(), 0.05), "nothing lost on few documents"
+    assert len(spared(nothing[400].losses(), 0.05)) == 20 and not spared(costly.losses(), 0.05)
     thrice = made_results.same_documents(nothing[400], times=20)
-    assert largest_sparable(thrice)["size"].isna().item(), "20 questions, each asked 20 times"
-    refused("margin -0.1", largest_sparable, costly, margin=-0.1)
+    assert not spared(thrice.losses(), 0.05), "20 questions, each asked 20 times"

@@ -9,14 +9,13 @@ import torch
 from by_hand import logprobs, patched
 
 import depthlens as dl
-from depthlens.ablations import Ablation, Condition, heads_condition
+from depthlens.ablations import heads_condition
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import measure_means
 from depthlens.experiments.attribution import attribute, nodes
 from depthlens.metrics import ANSWER_LOGPROB
 from depthlens.requests import LoglikelihoodRequest
 from depthlens.tasks import harness
-from depthlens.tasks.measures import Answers, reference_of
+from depthlens.tasks.measures import Answers
 
 LOGPROB_TOLERANCE = 1e-4  # float32 sums of a dozen log-probabilities in another batch layout
 STEP = 2e-3  # of the way to removal: small enough for a straight line, large enough for float32
@@ -36,22 +35,17 @@ def logprob(lens, request, heads=(), **way):
     return logprobs(lens, (*request.context, *request.continuation), heads, **way)[len(request.context) - 1 :].sum()
 
 
-TRIED = [*((family, "zero") for family in tiny.FAMILIES), ("llama-gqa", "mean"), ("deepseek-v3", "mean")]
-
-
-@pytest.mark.parametrize(("family", "mode"), TRIED)
-def test_estimates_are_the_slope_towards_removal(family, mode, requests):
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_estimates_are_the_slope_towards_removal(family, requests):
     lens = tiny.lens(family)
-    means = measure_means(lens, [[*q.context, *q.continuation] for q in requests], "texts") if mode == "mean" else None
-    estimate, clean = attribute(lens, requests, means=means and (lambda: means))
-    towards = means.mean["z"] if means else None
+    estimate, clean = attribute(lens, requests)
     assert estimate.shape == (len(requests), lens.dims.n_layers, lens.dims.n_heads)
     compared = 0
     for r, request in enumerate(requests):
         here = logprob(lens, request)
         assert clean[r].item() == pytest.approx(here, abs=LOGPROB_TOLERANCE)
         for place in [(0, 1), (2, 0), (lens.dims.n_layers - 1, lens.dims.n_heads - 1)]:
-            up, down = (logprob(lens, request, [place], fraction=f, towards=towards) for f in (STEP, -STEP))
+            up, down = (logprob(lens, request, [place], fraction=f) for f in (STEP, -STEP))
             if abs((up - here) - (here - down)) / STEP < KINK:
                 compared += 1
                 slope = (up - down) / (2 * STEP)
@@ -123,9 +117,9 @@ def test_answer_logprob_is_the_log_likelihood_of_the_reference(lens):
         assert value == pytest.approx(logprob(lens, request), abs=LOGPROB_TOLERANCE)
 
 
-@pytest.mark.parametrize(("site", "mode"), [("head", "zero"), ("kv", "mean")])
-def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
-    options = {"limit": 3, "num_fewshot": 0, "site": site, "mode": mode, "measure": ANSWER_LOGPROB, "progress": False}
+@pytest.mark.parametrize("site", ["head", "kv"])
+def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site):
+    options = {"limit": 3, "num_fewshot": 0, "site": site, "measure": ANSWER_LOGPROB, "progress": False}
     exact = dl.head_sweep(lens, "capitals_continuation", **options)
     estimated = dl.head_sweep(lens, "capitals_continuation", method="attribution", **options)
     keys = ["metric", "condition", "layer", "head", "doc_id"]
@@ -136,12 +130,10 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
     assert np.allclose(estimated.docs["value"][base], exact.docs["value"][base], atol=LOGPROB_TOLERANCE)
     (prepared,) = harness.prepare(lens, harness.load_tasks(["capitals_continuation"], num_fewshot=0), limit=3)
     view = Answers(prepared)
-    means = reference_of(prepared).measure(lens) if mode == "mean" else None
-    change, _ = attribute(lens, view.requests, means=means and (lambda: means))
+    change, _ = attribute(lens, view.requests)
     heads = [2] if site == "head" else list(lens.dims.query_heads(2 % lens.dims.n_kv_heads))
     name = "H2" if site == "head" else f"KV{2 % lens.dims.n_kv_heads}"
-    suffix = "@mean" if mode == "mean" else ""
-    rows = estimated.docs[estimated.docs["condition"] == f"L1.{name}{suffix}"]["value"].to_numpy()
+    rows = estimated.docs[estimated.docs["condition"] == f"L1.{name}"]["value"].to_numpy()
     wanted = rows - estimated.docs["value"][base].to_numpy()
     assert np.allclose(wanted, change[:, 1, heads].sum(-1), atol=LOGPROB_TOLERANCE)
 
@@ -149,15 +141,13 @@ def test_attributed_sweep_has_the_table_of_the_exact_one(lens, site, mode):
 RULE_TOLERANCE = 1e-9  # of polynomials in float64
 MANY_STEPS = 24
 COMPLETE_TOLERANCE = 0.02  # nats, of sums over so many steps and of float32 log-probabilities; effects reach several
-# where experts switch, there is a jump
-SMOOTH = [("llama-gqa", "zero"), ("llama-mqa", "mean"), ("qwen2", "mean"), ("qwen3", "zero")]
+SMOOTH = ("llama-gqa", "llama-mqa", "qwen2", "qwen3")  # where experts switch, there is a jump
 
 
-def changes(lens, requests, groups, means=None):
+def changes(lens, requests, groups):
     """Exact changes in nats by removing groups of heads together; shape [request, group]."""
-    mode = "mean" if means else "zero"
-    conditions = [Condition(tuple(Ablation(la, "head", h, mode) for la, h in heads)) for heads in groups]
-    answers = Engine(lens, means=means, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
+    conditions = [heads_condition(heads) for heads in groups]
+    answers = Engine(lens, progress=False).loglikelihood(requests, [heads_condition([]), *conditions])
     values = np.array([[a.logprob for a in row] for row in answers])
     return (values[1:] - values[0]).T
 
@@ -171,15 +161,14 @@ def test_the_rule_is_exact_to_its_degree(steps):
     assert weights @ points ** (2 * steps + 1) != pytest.approx(1 / (2 * steps + 2), abs=RULE_TOLERANCE)
 
 
-@pytest.mark.parametrize(("family", "mode"), SMOOTH)
-def test_a_head_moved_alone_is_estimated_exactly(family, mode, requests):
+@pytest.mark.parametrize("family", SMOOTH)
+def test_a_head_moved_alone_is_estimated_exactly(family, requests):
     lens = tiny.lens(family, num_hidden_layers=3)
-    means = measure_means(lens, [q.context for q in requests], "contexts") if mode == "mean" else None
-    found, clean = attribute(lens, requests, steps=MANY_STEPS, groups=4, means=means and (lambda: means))
+    found, clean = attribute(lens, requests, steps=MANY_STEPS, groups=4)
     heads = list(np.ndindex(3, lens.dims.n_heads))
-    exact = changes(lens, requests, [[head] for head in heads], means).reshape(found.shape)
+    exact = changes(lens, requests, [[head] for head in heads]).reshape(found.shape)
     assert np.abs(found.numpy() - exact).max() < COMPLETE_TOLERANCE < np.abs(exact).max() / 10
-    slopes, same = attribute(lens, requests, means=means and (lambda: means))
+    slopes, same = attribute(lens, requests)
     assert torch.allclose(clean, same, atol=LOGPROB_TOLERANCE)
     assert np.abs(slopes.numpy() - exact).max() > 10 * COMPLETE_TOLERANCE
 
@@ -194,8 +183,8 @@ def test_estimates_of_heads_that_move_together_add_up_to_their_removal(requests)
 def test_a_sweep_names_its_method_and_is_stored_by_it(lens, tmp_path):
     options = {"limit": 2, "num_fewshot": 0, "site": "kv", "store": tmp_path, "progress": False}
 
-    def sweep(method="integrated_gradients", **more):
-        return dl.head_sweep(lens, "capitals_continuation", method=method, **options, **more)
+    def sweep(method="integrated_gradients"):
+        return dl.head_sweep(lens, "capitals_continuation", method=method, **options)
 
     first = sweep()
     assert first.record["method"] == "integrated_gradients" and first.record["store"]["rows_computed"] > 0
@@ -204,5 +193,3 @@ def test_a_sweep_names_its_method_and_is_stored_by_it(lens, tmp_path):
     other = sweep("attribution")
     assert other.record["store"]["rows_read"] == 0
     assert not np.allclose(other.docs["value"], first.docs["value"], atol=LOGPROB_TOLERANCE)
-    mean = sweep(mode="mean")
-    assert mean.record["store"]["rows_read"] == 0

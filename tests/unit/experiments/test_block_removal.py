@@ -36,9 +36,8 @@ def test_table_and_findings(swept):
     # the one-hop circuit ends in layer 2; what lies after it costs under a half
     one_hop = next(line for line in blocks.describe_blocks(swept, margin=0.5) if line.startswith(CHOICE))
     assert "**L3-5** (3 layers; up to 3 were tried)" in one_hop
-    found = blocks.largest_sparable(swept, margin=0.05).set_index("task").loc[CHOICE]
-    assert pd.isna(found["condition"]) and found["proven"] > 0, "16 documents cannot show a loss under 0.05"
-    assert blocks.largest_sparable(swept, margin=0.5).set_index("task").loc[CHOICE, "p_adjusted"] < 0.05
+    none = next(line for line in swept.describe() if line.startswith(CHOICE))
+    assert "none of 15 blocks of up to 3 layers is shown to cost less than 0.05 of acc" in none, "of 16 documents"
 
 
 def test_each_step_is_the_cheapest_on_the_choosing_half(lens, greedy):

@@ -12,7 +12,6 @@ from transplants import ALIKE as SAME
 
 from depthlens.ablations import BASELINE, parse_condition
 from depthlens.engine.engine import Engine
-from depthlens.engine.references import measure_means
 from depthlens.experiments import attribution, geometry, one_prompt
 from depthlens.experiments.retrieval_heads import DETECTORS
 from depthlens.requests import GenerateRequest, LoglikelihoodRequest
@@ -27,22 +26,15 @@ def devices(monkeypatch):
         yield
 
 
-def by_means(lens):
-    means = measure_means(lens, [[*TOKENS, *TOKENS[:2]]], "one text")
-    return {"means": lambda: means}
-
-
 MEASURES = {
     "slope": lambda lens: attribution.attribute(lens, REQUESTS)[0],
-    "slope to means": lambda lens: attribution.attribute(lens, REQUESTS, **by_means(lens))[0],
-    "path": lambda lens: attribution.attribute(lens, REQUESTS, steps=2, groups=2, **by_means(lens))[0],
+    "path": lambda lens: attribution.attribute(lens, REQUESTS, steps=2, groups=2)[0],
     "streams": lambda lens: torch.stack(geometry.residual_streams(lens, TOKENS)),
-    "effects": lambda lens: np.nan_to_num(geometry.text_effects(lens, TOKENS, 0, 3, "mean", 16)),
     "patterns": lambda lens: one_prompt.attention(lens, TOKENS, "L4.H1").pattern[:, [2, 7]],
 }
 for name, of in DETECTORS.items():
     MEASURES[name] = lambda lens, of=of: np.concatenate([of.measure(lens, n) for n in made_needles()])
-MEASURED = [*(("llama-gqa", name) for name in MEASURES), *(("deepseek-v3", name) for name in ("effects", *DETECTORS))]
+MEASURED = [*(("llama-gqa", name) for name in MEASURES), *(("deepseek-v3", name) for name in DETECTORS)]
 
 
 @pytest.mark.parametrize(("family", "measure"), MEASURED)

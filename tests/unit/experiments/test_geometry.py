@@ -6,7 +6,6 @@ import hub
 import numpy as np
 import pandas as pd
 import pytest
-import surgery
 import tiny
 import torch
 from by_hand import peak_bytes, recorded
@@ -16,7 +15,6 @@ from refusals import refused
 from scipy import stats as sps
 
 import depthlens as dl
-from depthlens.ablations import BASELINE
 from depthlens.experiments import geometry as geo
 from depthlens.experiments import texts
 from depthlens.models import loading
@@ -116,39 +114,8 @@ def test_a_text_is_walked_once_and_memory_is_that_of_one_text(monkeypatch):
         patch.setattr(geo, "residual_streams", lambda *args: walked.append(len(args[1])) or streams(*args))
         geo.depth_geometry(lens, TEXTS, progress=False)
     assert walked == [len(t) for t in TEXTS]
-    for measure in (geo.depth_geometry, geo.layer_effects):
-        few, many = (peak_bytes(lambda n=n: measure(lens, TEXTS[:1] * n, progress=False)) for n in (2, 8))  # noqa: B023
-        assert many == pytest.approx(few, rel=0.05), "states of an earlier text are still held"
-
-
-def contributions(lens, tokens, condition=BASELINE):
-    """What every layer adds, [pos, d_model], under a condition by hand."""
-    model = surgery.cut(lens, condition, None)
-    kept, _ = recorded(model, tokens, dict(enumerate(model.model.layers)))
-    return [(out - args[0])[0].double() for args, out in kept.values()]
-
-
-@pytest.mark.parametrize(("reduce", "skip_first"), [("mean", 0), ("max", 2)])
-def test_effects_equal_forward_passes_with_hooks(lens, reduce, skip_first):
-    options = {"reduce": reduce, "skip_first": skip_first, "seed": 5, "batch_tokens": 70, "progress": False}
-    table = geo.layer_effects(lens, TEXTS, **options).table
-    n_layers = lens.dims.n_layers
-    assert len(table) == n_layers * (n_layers - 1) and (table["layer"] < table["later"]).all()
-    rows = [lens.tokenizer(text).input_ids for text in TEXTS]
-    splits = [int(np.random.default_rng([5, i]).integers(skip_first + 1, len(row))) for i, row in enumerate(rows)]
-    clean = [contributions(lens, row) for row in rows]
-    for (where, layer), group in table.groupby(["where", "layer"]):
-        untils = splits if where == "future" else [""] * len(rows)
-        pairs = list(zip(rows, untils, strict=True))
-        without = [contributions(lens, row, f"L{layer}[{skip_first}:{until}]") for row, until in pairs]
-        for _, found in group.iterrows():
-            values = []
-            for a, b, until in zip(clean, without, untils, strict=True):
-                one, other = a[found["later"]], b[found["later"]]
-                change = ((other - one).norm(dim=-1) / one.norm(dim=-1))[until or skip_first :]
-                values.append(float(change.max() if reduce == "max" else change.mean()))
-            assert found["effect"] == pytest.approx(np.mean(values), rel=QUOTIENT, abs=QUOTIENT)
-            assert found["n"] == 3 and found["ci_low"] < found["effect"] < found["ci_high"]
+    few, many = (peak_bytes(lambda n=n: geo.depth_geometry(lens, TEXTS[:1] * n, progress=False)) for n in (2, 8))
+    assert many == pytest.approx(few, rel=0.05), "states of an earlier text are still held"
 
 
 def test_an_offloaded_model_gives_the_same(tmp_path):
@@ -158,7 +125,7 @@ def test_an_offloaded_model_gives_the_same(tmp_path):
         lens = loading.load(folder, offload=offload)
         g = geo.depth_geometry(lens, TEXTS, progress=False)
         assert g.record["model"]["offload"] == offload
-        tables.append((g.distances, g.influences, g.logit_lens, geo.layer_effects(lens, TEXTS, progress=False).table))
+        tables.append((g.distances, g.influences, g.logit_lens))
     assert all(t.is_meta for layer in lens.arch.layers for t in layer.parameters()), "no layer stays in memory"
     for whole, streamed in zip(*tables, strict=True):
         # where weights lie in memory can change the order of some sums
@@ -168,8 +135,7 @@ def test_an_offloaded_model_gives_the_same(tmp_path):
 def test_weights_that_overflow_are_refused():
     broken = tiny.lens("llama-gqa")
     broken.arch.layers[3].mlp.down_proj.weight[0, 0] = math.nan
-    for measure in (geo.depth_geometry, geo.layer_effects):
-        refused("not finite under baseline", measure, broken, TEXTS, progress=False)
+    refused("not finite under baseline", geo.depth_geometry, broken, TEXTS, progress=False)
 
 
 def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
@@ -181,8 +147,6 @@ def test_c4_is_its_first_validation_texts(tmp_path, monkeypatch):
     assert by_name.record["texts"]["source"] == "c4" and by_hand.record["texts"]["source"] == "given"
     assert by_name.record["texts"]["digest"] == by_hand.record["texts"]["digest"]
     assert by_name.distances.equals(by_hand.distances)
-    effects = geo.layer_effects(lens, "c4", limit=2, progress=False).table
-    assert effects.equals(geo.layer_effects(lens, wanted, limit=2, progress=False).table)
 
 
 def test_agreement_is_spearman_of_the_layers_that_the_sweep_removes():

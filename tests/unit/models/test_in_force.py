@@ -171,11 +171,10 @@ def test_two_handles_of_one_model_and_a_donor_obey_the_same(lens):
 
 
 def test_what_knows_no_conditions_says_so(lens, tmp_path):
-    texts = ["one text of some length"]
     with dl.ablated(lens, "L1"):
         refused("is ablated here, which no checkpoint holds", dl.export, lens, "L2", tmp_path / "smaller")
         said = "is of the whole model, and 'tiny-llama-gqa' is ablated here; leave"
-        refused(said, dl.layer_effects, lens, texts, store=None, progress=False)
+        refused(said, dl.head_sweep, lens, "capitals_continuation", method="attribution", limit=1, progress=False)
 
 
 def test_the_store_and_the_record_know_what_was_in_force(lens, tmp_path):

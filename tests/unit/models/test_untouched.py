@@ -125,7 +125,6 @@ EXPERIMENTS = {
     "next token": lambda lens: dl.next_token(lens, "abc", ["L1"]),
     "attention": lambda lens: dl.attention(lens, [1, 2, 3, 4], (1, 2)).pattern,
     "geometry": lambda lens: dl.depth_geometry(lens, TEXTS, store=None, progress=False),
-    "effects": lambda lens: dl.layer_effects(lens, TEXTS, store=None, progress=False),
     "transplant": transplanted,
     "lm-eval": harness,
 }

@@ -85,7 +85,7 @@ def head_figures():
 
 
 def geometry_figures():
-    g, _, _ = geometries.measured()
+    g = geometries.measured()
     single = g.distances[g.distances["size"] == 1]["distance"]
     every = [*g.influences["influence"], *single, *g.logit_lens["probability"], *g.logit_lens["entropy"]]
     said = ("n = 3 texts", "entropy (nats)", "final top-1 token")
@@ -111,11 +111,6 @@ def run_figures():
     fig = stages.plot("run_centres")
     np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
     yield Case(fig, 4, words=("step1", "step5"))
-    alone = made_results.verdicts(made_results.FEW, "m")
-    parts = alone.parts[alone.parts["view"] == "decides"]
-    times, count = parts["effect"] / parts["matters"], {"effect": np.isfinite(parts["effect"]).sum()}
-    said = (f"m: {alone.headline}", "✓ shown, n = 150", "? open", "no estimate")
-    yield Case(alone.plot(), 1, times, count=count, words=said)
 
 
 def other_figures():

@@ -203,7 +203,7 @@ def test_a_figure_of_one_panel_is_drawn_into_axes(tmp_path):
     fig.save(tmp_path / "both.png")
     height, width, _ = matplotlib.image.imread(tmp_path / "both.png").shape
     assert (width, height) == (900, 400), "the whole figure of the user"
-    geometry, _, _ = geometries.measured()
+    geometry = geometries.measured()
     refused("one ax cannot hold the 4 panels of this figure", geometry.plot, ax=axes[0])
 
 

@@ -65,15 +65,12 @@ def test_a_donor_is_part_of_the_address(lens, tmp_path):
 
 def test_of_single_texts_those_that_are_new_are_measured(lens, tmp_path):
     texts, options = ["one text", "another one", "a third text"], {"store": str(tmp_path), "progress": False}
-    dl.layer_effects(lens, texts[:2], **options)
+    dl.depth_geometry(lens, texts[:2], **options)
     before = parts(tmp_path)
-    found = dl.layer_effects(lens, texts, **options).table
+    found = dl.depth_geometry(lens, texts, **options).distances
     (added,) = {*parts(tmp_path)} - {*before}
     assert pd.read_parquet(added)["request"].nunique() == 1, "the third text alone is measured"
-    assert found.equals(dl.layer_effects(lens, texts, **options | {"store": None}).table)
-    for changed in ({"skip_first": 1}, {"seed": 1}):  # each is a part of the address
-        without = dl.layer_effects(lens, texts, **changed, **options | {"store": None}).table
-        assert dl.layer_effects(lens, texts, **changed, **options).table.equals(without)
+    assert found.equals(dl.depth_geometry(lens, texts, **options | {"store": None}).distances)
 
 
 def test_equal_requests_are_one_row(lens, tmp_path):

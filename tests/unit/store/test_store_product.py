@@ -37,9 +37,8 @@ def swept(*ablate, task=CHOICE, **options):
     return ask
 
 
-def attributed(mode):
-    options = {"method": "attribution", "limit": 2, "mode": mode, "progress": False}
-    return lambda lens, store, donor: dl.head_sweep(lens, CHOICE, store=store, **options).docs
+def attributed(lens, store, donor) -> pd.DataFrame:
+    return dl.head_sweep(lens, CHOICE, store=store, method="attribution", limit=2, progress=False).docs
 
 
 def geometry(lens, store, donor) -> pd.DataFrame:
@@ -64,11 +63,9 @@ EXPERIMENTS = {
     "resample by nnsight": swept("L1.H0@resample", limit=1, backend="nnsight"),
     "written": swept("layers", task=WRITTEN),
     "written with means": swept("L1@mean", task=WRITTEN),
-    "attribution": attributed("zero"),
-    "attribution of means": attributed("mean"),
+    "attribution": attributed,
     **{f"copying, {method}": copying(method) for method in ("copy_paste", "exact", "attribution")},
     "geometry": geometry,
-    "effects": lambda lens, store, donor: dl.layer_effects(lens, TEXTS, store=store, progress=False).table,
     "donor": swept("L1@donor", "L2.H1@donor"),
     "donor, mean and resample": swept("L1@donor+L2@mean", "L3.H0@resample+L4.mlp@donor"),
     "written with a donor": swept("L1@donor", task=WRITTEN),
