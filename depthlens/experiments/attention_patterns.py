@@ -152,10 +152,12 @@ class ExchangedRow(Layout):
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout.attention`."""
-        z, given = super().attention(layer, query, key, value, scale), [query, key, value]
+        z = super().attention(layer, query, key, value, scale)
+        given = [query, key, value]
         self.read[layer] = given[self.part]
         if self.others:
             given[self.part] = given[self.part].clone()
             given[self.part][:, :, self.put] = self.others[layer][:, :, self.take]
-            self.gave[layer] = z[0], super().attention(layer, *given, scale)[0]
+            query, key, value = given
+            self.gave[layer] = z[0], super().attention(layer, query, key, value, scale)[0]
         return z

@@ -329,8 +329,8 @@ def _flips(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndar
     """Absolute standardised sums, those of sign flips [draw, condition] in blocks, and whether these are all flips."""
     largest = np.abs(found.added).max(0)
     # all changes of a condition are equally large: their signs are whole numbers, whose sums float32 has exactly
-    signs = np.rint(np.divide(found.added, largest, out=np.zeros_like(found.added), where=largest > 1e-12))
-    signs = signs.astype(np.float32)
+    ratios = np.divide(found.added, largest, out=np.zeros_like(found.added), where=largest > 1e-12)
+    signs = np.rint(ratios).astype(np.float32)
     n, total, scale = len(signs), signs.sum(0), np.sqrt(np.maximum(np.abs(signs).sum(0), 1))
     every = 2**n <= n_draws
 
