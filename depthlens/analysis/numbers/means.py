@@ -330,11 +330,12 @@ def _flips(found: Mean, n_draws: int, rng: np.random.Generator) -> tuple[np.ndar
     largest = np.abs(found.added).max(0)
     # all changes of a condition are equally large: their signs are whole numbers, whose sums float32 has exactly
     ratios = np.divide(found.added, largest, out=np.zeros_like(found.added), where=largest > 1e-12)
-    signs = np.rint(ratios).astype(np.float32)
+    signs: np.ndarray = np.rint(ratios).astype(np.float32)
     n, total, scale = len(signs), signs.sum(0), np.sqrt(np.maximum(np.abs(signs).sum(0), 1))
     every = 2**n <= n_draws
 
     def drawn() -> Iterator[np.ndarray]:
+        bits: np.ndarray
         for first, count in _blocks(2**n if every else n_draws, sum(signs.shape)):
             if every:
                 bits = np.arange(first, first + count)[:, None] >> np.arange(n) & 1
