@@ -15,17 +15,9 @@ solution merely introduces.
 Removing a head that helps to write any number raises the loss on both kinds of numbers. Removing a head that computes
 raises the contrast, computed minus copied.
 
-The whole model is less sure of computed numbers than of copied ones, and where it is less sure, any damage costs more.
-So the *normalised* contrast measures each loss in units of the whole model's own surprisal on tokens of that kind,
-
-    mean loss on computed / mean -log p of computed  -  mean loss on copied / mean -log p of copied.
-
-It is a difference of ratios of means over solutions. Its interval is that of the linearised ratio (the delta method;
-Cochran 1977, Sampling Techniques, section 6.4), so that the noise of the surprisal is in it.
-
-Limits: teacher forcing measures the reference solution, which need not be how the model would solve the problem. A kind
-that the model writes almost surely has a surprisal near 0, and a ratio to it is large for the smallest loss: read
-``record["baseline"]``.
+Limits: teacher forcing measures the reference solution, which need not be how the model would solve the problem. The
+whole model is less sure of computed numbers than of copied ones, and where it is less sure, any damage costs more:
+``record["baseline"]`` has its surprisal by kind.
 """
 
 from __future__ import annotations
@@ -38,7 +30,6 @@ from typing import Unpack
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from depthlens import arguments
 from depthlens.ablations import AnyHead
@@ -208,9 +199,9 @@ def reasoning_scores(
     Returns:
         Loss in nats per token, means over the solutions that have tokens of the kind: ``computed`` is on numbers that
         occur nowhere before, ``copied`` on numbers that occur in the question or earlier in the solution, ``text`` on
-        everything else. ``contrast`` is computed minus copied, over the solutions that have both, and ``normalised``
-        the same with each loss in units of the whole model's surprisal on tokens of that kind. ``record["baseline"]``
-        of each says how well the whole model writes each kind: a loss on tokens that it cannot write means little.
+        everything else. ``contrast`` is computed minus copied, over the solutions that have both.
+        ``record["baseline"]`` of each says how well the whole model writes each kind: a loss on tokens that it cannot
+        write means little.
 
     Raises:
         UserError: anything asked for that does not exist, or tasks without worked solutions.
@@ -218,7 +209,7 @@ def reasoning_scores(
     Example:
         >>> reasoning = dl.reasoning_scores(base, "arithmetic_cot", limit=2, method="attribution")
         >>> list(reasoning)
-        ['computed', 'copied', 'text', 'contrast', 'normalised']
+        ['computed', 'copied', 'text', 'contrast']
         >>> chosen = reasoning["contrast"].top(3)
     """
     chosen = settled(options, without=OF_CONDITIONS)
@@ -249,23 +240,10 @@ def reasoning_scores(
     record = answers.record(method=method, **tasks_record(names, chosen), **about)
     suffix = ", by attribution" if method == ATTRIBUTION else ""
 
-    def scores(name: str, values: np.ndarray, unit: str = "nats") -> HeadScores:
-        return HeadScores.of_cases(f"loss on {name}{suffix}", unit, values, record, tested=True, heads=removed)
-
-    kinds = {kind: scores(f"{kind} tokens", lost[at]) for kind, at in rows.items()}
-    kinds["contrast"] = scores("computed minus copied tokens", lost[both[0]] - lost[both[1]])
-    relative = [ratio_cases(lost[at], -clean[at]) for at in both]
-    name = "computed minus copied tokens, in units of surprisal"
-    return kinds | {"normalised": scores(name, relative[0] - relative[1], "")}
-
-
-def ratio_cases(
-    losses: Float[np.ndarray, "case n_layers n_heads"], surprisal: Float[np.ndarray, " case"]
-) -> Float[np.ndarray, "case n_layers n_heads"]:
-    """Values whose mean is mean(losses) / mean(surprisal), and whose spread is that of this ratio to first order.
-
-    Each is ``R + (loss - R * surprisal) / mean(surprisal)`` with R the ratio.
-    """
-    mean = surprisal.mean()
-    ratio = losses.mean(0) / mean
-    return ratio + (losses - ratio * surprisal[:, None, None]) / mean
+    values = {f"{kind} tokens": lost[at] for kind, at in rows.items()}
+    values["computed minus copied tokens"] = lost[both[0]] - lost[both[1]]
+    scores = (
+        HeadScores.of_cases(f"loss on {name}{suffix}", "nats", of, record, tested=True, heads=removed)
+        for name, of in values.items()
+    )
+    return dict(zip((*KINDS, "contrast"), scores, strict=True))
