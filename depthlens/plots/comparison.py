@@ -3,9 +3,9 @@
 See `depthlens.plots` for what all figures have in common; the numbers are those of `depthlens.analysis.layers.depth`,
 `depthlens.analysis.layers.recovery` and `depthlens.analysis.runs.comparison`.
 
-Figures of runs are of a `depthlens.analysis.runs.comparison.Comparison`. One is of one folder and one kind of part, and
-has a panel for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands
-for it is drawn, and log-likelihoods; the tables have all.
+Figures of runs are of a `depthlens.analysis.runs.comparison.Comparison`. One is of one kind of part, and has a panel
+for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands for it is drawn,
+and log-likelihoods; the tables have all.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from depthlens.analysis.layers import recovery
 from depthlens.analysis.numbers.stats import ALPHA
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.results import Result
-from depthlens.analysis.runs.comparison import CENTRE, KEY, LOSS, SCORE, SHARE, Comparison
+from depthlens.analysis.runs.comparison import CENTRE, KEY, LOSS, SHARE, Comparison
 from depthlens.errors import UserError
 from depthlens.metrics import LOGPROBS
 from depthlens.plots.effects import axis_of, named
@@ -34,7 +33,7 @@ DIFFERS = f"differs from the base ({PROVEN})"
 
 
 @themed
-def profile_comparison(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
+def profile_comparison(comparison: Comparison, *, parts: str = "layers") -> None:
     """What removing each layer costs: one panel a task and one line a model or run.
 
     Losses are shares of the score above the floor where the metric has one, else in its unit. Filled markers are
@@ -42,7 +41,6 @@ def profile_comparison(comparison: Comparison, *, place: str = "", parts: str = 
 
     Args:
         comparison: Of `depthlens.compare`, of two to four runs.
-        place: Folder of the results below the runs.
         parts: Kind of part, such as ``layers`` or ``attn@mean``.
 
     Raises:
@@ -57,23 +55,22 @@ def profile_comparison(comparison: Comparison, *, place: str = "", parts: str = 
     table = table[of_share == relative]
     unit, idle = table["measure"].map({LOSS: "", SHARE: SHARES}), idle_where(table["why"] != "")
     table = tidy(table, "depth", "value", series=table["run"], shown=table["critical"], unit=unit, idle=idle)
-    table, xlabel = table[(table["place"] == place) & (table["parts"] == parts)], DEPTH
+    table, xlabel = table[table["parts"] == parts], DEPTH
     if (table.groupby("layer")["depth"].nunique() <= 1).all():  # as many layers
         last = (table["layer"] / table["depth"]).fillna(1).max().round()
         table, xlabel = table.assign(x=table["layer"], n_layers=last + 1), "removed layer"
     look: dict[str, Any] = {"levels": ("zero",), "shown": CRITICAL_LAYER, "xlabel": xlabel}
-    _figure(comparison, table, place, parts, "loss by removed part", **look)
+    _figure(comparison, table, parts, "loss by removed part", **look)
 
 
 @themed
-def loss_difference(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
+def loss_difference(comparison: Comparison, *, parts: str = "layers") -> None:
     """Loss of each run minus that of the run that it is compared with, by removed layer: one panel a task and scale.
 
     Bands are 95% intervals, and markers are filled where the difference is shown.
 
     Args:
         comparison: Of `depthlens.compare`, of two to four runs.
-        place: Folder of the results below the runs.
         parts: Kind of part over depth.
 
     Raises:
@@ -85,34 +82,7 @@ def loss_difference(comparison: Comparison, *, place: str = "", parts: str = "la
     table = _pairs(comparison)
     series, unit = table["run"] + " minus " + table["reference"], table["scale"].map({LOSS: "", SHARE: SHARES})
     table = tidy(table, "layer", "difference", "difference_low", "difference_high", series=series, unit=unit)
-    _figure(comparison, table, place, parts, "difference of losses", levels=("zero",), xlabel="removed layer")
-
-
-@themed
-def run_centres(comparison: Comparison, *, place: str = "", parts: str = "layers") -> None:
-    """The whole model's score and the centre of mass of the losses, run by run or stage by stage.
-
-    Bands are 95% intervals. A marker is filled where the difference from the run that it is compared with is shown.
-
-    Args:
-        comparison: Of `depthlens.compare`, of any number of runs.
-        place: Folder of the results below the runs.
-        parts: Kind of part over depth.
-
-    Raises:
-        UserError: nothing to draw.
-
-    Example:
-        >>> figure = comparison.plot("run_centres")
-    """
-    centres = comparison.of(CENTRE)
-    centres = centres[centres["parts"] == parts]
-    whole = comparison.of(SCORE).assign(parts=parts, unit="whole model").merge(centres[KEY[:3]].drop_duplicates())
-    table = pd.concat([whole, centres.assign(unit="centre of mass\nshare of depth")])
-    table["at"] = [comparison.runs.index(run) for run in table["run"]]
-    table = tidy(table, "at", "value", series="")
-    for panel, _ in _figure(comparison, table, place, parts, "scores and centres"):
-        panel.set_xticks(range(len(comparison.runs)), comparison.runs, rotation=20, ha="right", parse_math=False)
+    _figure(comparison, table, parts, "difference of losses", levels=("zero",), xlabel="removed layer")
 
 
 @themed
@@ -162,11 +132,10 @@ def _transplants(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return tidy(rows, changed, "value", "value_low", "value_high", **about)
 
 
-def drawable(comparison: Comparison, tested: bool = False) -> list[tuple[str, str]]:
-    """Folders and kinds of part over depth of two runs with equal settings; of those whose losses are tested."""
-    places = comparison.of(CENTRE)[["place", "parts"]].drop_duplicates().itertuples(index=False, name=None)
+def drawable(comparison: Comparison, tested: bool = False) -> list[str]:
+    """Kinds of part over depth of two runs with equal settings; of those whose losses are tested."""
     table = _pairs(comparison) if tested else comparison.of(LOSS)
-    return [(place, parts) for place, parts in places if _panels(table, place, parts)]
+    return [parts for parts in comparison.of(CENTRE)["parts"].unique() if _panels(table, parts)]
 
 
 def _pairs(comparison: Comparison) -> pd.DataFrame:
@@ -175,9 +144,9 @@ def _pairs(comparison: Comparison) -> pd.DataFrame:
     return rows.drop(columns="n").rename(columns={"measure": "scale", "n_paired": "n"})
 
 
-def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str, pd.DataFrame]]:
+def _panels(table: pd.DataFrame, parts: str) -> list[tuple[str, str, pd.DataFrame]]:
     """Task, metric and rows of each panel: of pairs, or of two runs or more with equal settings."""
-    rows = table[(table["place"] == place) & (table["parts"] == parts)]
+    rows = table[table["parts"] == parts]
     metrics = rows.groupby("task")["metric"].unique()
     by = ["task", "metric", *(column for column in ("group", "unit") if column in rows)]
     return [
@@ -188,18 +157,15 @@ def _panels(table: pd.DataFrame, place: str, parts: str) -> list[tuple[str, str,
     ]
 
 
-def _figure(
-    comparison: Comparison, table: pd.DataFrame, place: str, parts: str, what: str, **look: Any
-) -> list[tuple[Axes, pd.DataFrame]]:
-    """A panel for each task, metric and unit, with a line for each series; what each panel shows."""
-    shown = _panels(table, place, parts)
+def _figure(comparison: Comparison, table: pd.DataFrame, parts: str, what: str, **look: Any) -> None:
+    """A panel for each task, metric and unit, with a line for each series."""
+    shown = _panels(table, parts)
     if not shown:
-        known = ", ".join(f"{p or '(own)'}: {k}" for p, k in drawable(comparison))
-        fault = f"no two runs with equal settings have {parts!r} in folder {place!r}"
-        raise UserError(f"{fault} to be drawn; profiles there are: {known or 'none'}")
+        known = ", ".join(drawable(comparison)) or "none"
+        raise UserError(f"no two runs with equal settings have {parts!r} to be drawn; profiles there are: {known}")
     table = pd.concat(rows.assign(panel=f"{task} {metric.removesuffix(',none')}") for task, metric, rows in shown)
     units = table["metric"].map(lambda metric: named(metric, loss=True).replace(", ", ",\n"))
     table = table.assign(unit=table["unit"].where(table["unit"] != "", units))
-    default = f"{place} {', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents".strip()
+    default = f"{', '.join(comparison.runs)}: {what}, {parts}, n = {counts(table['n'])} documents"
     names, columns = list(table["series"].unique()), 1 if len(shown) <= 3 else 2
-    return curves(default, table, names, each=1.9, columns=columns, **look)
+    curves(default, table, names, each=1.9, columns=columns, **look)

@@ -21,7 +21,7 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "HeadScores": (heads.head_map,),
     "RemovalCurve": (heads.removal_curve,),
     "Geometry": (layers.geometry_profile,),
-    "Comparison": (comparison.profile_comparison, comparison.loss_difference, comparison.run_centres),
+    "Comparison": (comparison.profile_comparison, comparison.loss_difference),
     "PairLosses": (layers.pair_map,),
     **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
 }

@@ -1,8 +1,6 @@
 """Runs on disk or in memory in, their comparison out (`depthlens.analysis.runs.comparison`).
 
-A run is a folder of results (``depthlens sweep --out``, `depthlens.Result.save`), or a folder with such folders below,
-as ``depthlens run`` writes one for each model. Results of two runs are paired by their path below the run; where every
-run has results in one folder alone, they are paired whatever its name is.
+A run is a folder that ``depthlens sweep --out`` or `depthlens.Result.save` wrote, or a result in memory.
 """
 
 from __future__ import annotations
@@ -12,24 +10,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from depthlens.analysis.result.folder import DOCS_FILE
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.runs.comparison import Comparison, compare_runs
 from depthlens.errors import UserError
 from depthlens.runner import logs
 
-_FIX = "give folders that `depthlens sweep --out` or `depthlens run --out` wrote"
-
 
 def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_logs: bool = False) -> Comparison:
     """Compare runs: whole models, profiles over depth, and losses by condition.
 
-    Only what was measured with equal settings is compared; ``settings`` and ``notes`` of the comparison say what was
-    not. Every run is compared with the first, or with ``stages`` with the one before it.
+    Only what was measured with equal settings is compared; ``notes`` of the comparison say what was not. Every run is
+    compared with the first, or with ``stages`` with the one before it.
 
     Args:
-        runs: Two or more folders that ``depthlens sweep`` or ``depthlens run`` wrote, or results in memory; each of
-            one model.
+        runs: Two or more folders that ``depthlens sweep`` wrote, or results in memory; each of one model.
         stages: Whether the runs are stages of training, in order.
         from_logs: Whether they are logs of lm-eval or Inspect (`depthlens.runner.logs`).
 
@@ -43,9 +37,7 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_l
         ['step1', 'step2']
     """
     names, given = _names(runs), logs.read([Path(str(run)) for run in runs]) if from_logs else runs
-    read = [_read(run) for run in given]
-    if all(len(results) == 1 for results in read):  # whatever their folders are called
-        read = [{"": next(iter(results.values()))} for results in read]
+    read = [run if isinstance(run, Result) else Result.load(run) for run in given]
     found = compare_runs(dict(zip(names, read, strict=True)), stages=stages)
     if from_logs and found.notes and not found.table["reference"].any():
         raise UserError(f"{'; '.join(found.notes)}; give logs of the same questions and settings")
@@ -63,17 +55,3 @@ def _names(runs: Sequence[str | os.PathLike[str] | Result]) -> list[str]:
     if again := [path for path in paths if len(path) > 1 and paths.count(path) > 1]:
         raise UserError(f"run {str(Path(*again[0]))!r} is given twice; give each run once")
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
-def _read(run: str | os.PathLike[str] | Result) -> dict[str, Result]:
-    """The results of one run by their folder below it; those in hidden folders are left out."""
-    if isinstance(run, Result):
-        return {"": run}
-    folder, results = Path(run), dict[str, Result]()
-    for file in sorted(folder.rglob(DOCS_FILE)):
-        below = file.parent.relative_to(folder)
-        if not any(part.startswith(".") for part in below.parts):
-            results[below.as_posix().removeprefix(".")] = Result.load(file.parent)
-    if not results:
-        raise UserError(f"run {str(folder)!r} holds no results; {_FIX}")
-    return results

@@ -19,7 +19,7 @@ from depthlens.claims.scorecard_html import scorecard
 from depthlens.claims.verdicts import DECIDES, Verdicts
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, writable_folder
-from depthlens.plots.comparison import drawable, loss_difference, profile_comparison, run_centres
+from depthlens.plots.comparison import drawable, loss_difference, profile_comparison
 from depthlens.plots.panels import MAX_OVERLAID
 from depthlens.runner import pages
 from depthlens.runner.notebook_files import write_whole
@@ -68,11 +68,8 @@ def _write(finding: Finding, folder: Path, template: str, **values: Any) -> Path
 
 def _of_comparison(c: Comparison) -> dict[str, Any]:
     """What the page shows, with all figures."""
-    drawn: dict[Any, bool] = {run_centres: False}
-    if len(c.runs) <= MAX_OVERLAID:
-        drawn = {profile_comparison: False, loss_difference: True} | drawn
-    figures = [draw(c, place=place, parts=parts) for draw in drawn for place, parts in drawable(c, drawn[draw])]
-    differs = c.settings[~c.settings["equal"].astype(bool)]
+    drawn: dict[Any, bool] = {profile_comparison: False, loss_difference: True} if len(c.runs) <= MAX_OVERLAID else {}
+    figures = [draw(c, parts=parts) for draw, tested in drawn.items() for parts in drawable(c, tested)]
     losses = c.of(LOSS, SHARE, compared=True)
     tables = {
         "scores": c.of(SCORE).drop(columns=_UNTOLD),
@@ -80,27 +77,18 @@ def _of_comparison(c: Comparison) -> dict[str, Any]:
         "losses": losses[losses["shown"]].drop(columns=["group", "shown", "why"]),
         "answers": c.answers.drop(columns=["metric", "baseline_value", "value", "loss", "nats"]),
     }
-    settings = {kind: _by_run(c, rows, ["place", "task", "setting"], "value") for kind, rows in differs.groupby("kind")}
     return {
         "comparison": c,
         "figures": [(f.get_suptitle(), text_base64(f.svg())) for f in figures],
-        "settings": {kind: _folded(rows) for kind, rows in settings.items()},
         "tables": {name: _folded(rows) for name, rows in tables.items()},
         "sentence": _text,
     }
 
 
-def _by_run(c: Comparison, table: pd.DataFrame, index: list[str], values: str) -> pd.DataFrame:
-    """One row for each of ``index``, and one column a run."""
-    wide = table.pivot_table(index=index, columns="run", values=values, aggfunc="first", sort=False)
-    return wide[[run for run in c.runs if run in wide]]
-
-
 def _folded(table: pd.DataFrame) -> tuple[str, bool] | None:
     """A table without columns that say nothing, with numbers of three digits, and whether it is open; None: no rows."""
     empty = [c for c in table if table[c].isna().all() or (table[c].astype(str) == "").all()]
-    named = isinstance(table.index, pd.MultiIndex)
-    shown = table.drop(columns=empty).to_html(index=named, border=0, na_rep="", float_format="{:.3g}".format)
+    shown = table.drop(columns=empty).to_html(index=False, border=0, na_rep="", float_format="{:.3g}".format)
     return (shown, len(table) <= _FEW) if len(table) else None
 
 

@@ -215,7 +215,7 @@ RESULTS = [
     (lambda e: e.result.loss_by_third(scale="x"), "unknown scale 'x'; allowed: score, above_chance"),
     (lambda e: e.result.recovery(e.result), "no condition takes a part from a donor; sweep some"),
     (lambda e: dl.compare(), "no two runs have a task and metric in common"),
-    (lambda e: dl.compare("/nowhere", e.result), "run '/nowhere' holds no results; give folders that"),
+    (lambda e: dl.compare("/nowhere", e.result), "'/nowhere' holds no docs.parquet; give a folder that"),
     (lambda e: dl.claims.judge(dl.claims.Evidence(), claims=["C9"]), "unknown claim 'C9'"),
 ]  # fmt: skip
 

@@ -73,7 +73,7 @@ STORE = [
 OTHERS = [
     (["gallery", "{tmp}"], "no notebooks in "),
     (sweep(out="{page}"), "index.html' is another page and would be replaced; name another folder"),
-    (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no results; give folders that"),
+    (["compare", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' holds no docs.parquet; give a folder that"),
     (["compare", "--from-logs", "{tmp}", "{foreign}", "--out", "{out}"], "/tmp' has no scores of documents; give the "),
     (["compare", "{tmp}", "{tmp}", "--out", "{out}"], "is given twice; give each run once"),
     (["export", "gpt5", "L1.Q2", "--out", "{out}"], "cannot read 'L1.Q2'; write L12"),

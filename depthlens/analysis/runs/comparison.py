@@ -1,7 +1,7 @@
 """Runs side by side: what they measured, where they are comparable, and in what they are shown to differ.
 
-What two runs measured is matched by `KEY`: the folder below the run, the task, the metric, and the kind of part. Each
-run is compared with the first, or, for stages of training, with the one before it, where every setting that decides a
+What two runs measured is matched by `KEY`: the task, the metric, and the kind of part. Each run is compared with the
+first, or, for stages of training, with the one before it, where every setting that decides a
 score is the same (`depthlens.analysis.runs.settings`); what differs is listed, and nothing is tested there. Runs are
 compared on the documents that both have: those with the same hash, or, where hashes are not known, with the same number
 (`depthlens.analysis.result.questions`).
@@ -28,10 +28,10 @@ import pandas as pd
 from depthlens.ablations import WORDS, parse_condition
 from depthlens.analysis.result import answers as changed_answers
 from depthlens.analysis.result import documents
-from depthlens.analysis.runs import settings as run_settings
 from depthlens.analysis.result.findings import Finding
 from depthlens.analysis.result.tables import joined
 from depthlens.analysis.result.losses import AT_CHANCE, Losses
+from depthlens.analysis.runs.settings import deciding
 from depthlens.analysis.result.profiles import one_model
 from depthlens.analysis.numbers.means import Mean, max_t
 from depthlens.analysis.result.folder import mismatches
@@ -39,7 +39,7 @@ from depthlens.analysis.result.results import Result
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.errors import UserError
 
-KEY = ["place", "task", "metric", "parts"]
+KEY = ["task", "metric", "parts"]
 OTHER, WHOLE = "other conditions", "whole model"
 OVER_DEPTH = ("layers", "attn", "mlp")  # one part a layer
 SCORE, LOSS, SHARE, CENTRE = "score", "loss", "share of score above floor", "centre of mass"
@@ -51,7 +51,7 @@ VALUES = [
 ]  # fmt: skip
 TEST = ["difference", "difference_low", "difference_high", "p_adjusted", "shown"]
 TESTS = [*KEY, "run", "measure", "condition", "reference", "n_paired", *TEST]
-ANSWERS = ["place", "run", "compared_with", *changed_answers.COLUMNS]
+ANSWERS = ["run", "compared_with", *changed_answers.COLUMNS]
 
 
 class Measured(NamedTuple):
@@ -63,7 +63,7 @@ class Measured(NamedTuple):
         losses: Of the conditions of one kind, by layer and head; none of a whole model.
         critical: Whether each is critical, among all conditions of the task and metric.
         shape: Layers of the model, and its heads where conditions are of heads.
-        deciding: See `depthlens.analysis.runs.run_settings.deciding`.
+        deciding: See `depthlens.analysis.runs.settings.deciding`.
     """
 
     run: str
@@ -78,9 +78,8 @@ class Measured(NamedTuple):
 class Comparison(Finding):
     """Runs side by side. A difference is always that of ``run`` minus ``reference``.
 
-    Rows are matched by ``place`` (the folder below the run), ``task``, ``metric`` and ``parts`` (the kind of part and
-    the way of removing it, such as ``layers`` or ``heads@mean``; ``whole model``). Runs with the same ``group`` have
-    the same settings.
+    Rows are matched by ``task``, ``metric`` and ``parts`` (the kind of part and the way of removing it, such as
+    ``layers`` or ``heads@mean``; ``whole model``). Runs with the same ``group`` have the same settings.
 
     Attributes:
         table: One row a run, ``measure`` and condition: ``value`` and its 95% interval, of n documents; ``reference``
@@ -89,7 +88,6 @@ class Comparison(Finding):
             ``loss`` of a condition in the metric's unit, and ``share of score above floor``, with ``depth`` (layer /
             (n_layers - 1)) and ``critical``; ``centre of mass`` of the losses as a share of depth. ``why`` nothing can
             be judged.
-        settings: One row a setting and run; see `depthlens.analysis.runs.run_settings.table`.
         answers: One row a document on which a run's whole model answers otherwise than that of ``compared_with``, with
             the columns of `depthlens.Result.answers`; ``baseline_answer`` is that of ``compared_with``.
         notes: What was not compared, and why.
@@ -104,7 +102,6 @@ class Comparison(Finding):
     """
 
     table: pd.DataFrame
-    settings: pd.DataFrame
     answers: pd.DataFrame
     notes: Sequence[str]
     sentences: Sequence[str]
@@ -125,11 +122,11 @@ class Comparison(Finding):
         return "", pd.DataFrame(), [*self.sentences, *(f"Note: {note}" for note in self.notes)]
 
 
-def compare_runs(results: Mapping[str, Mapping[str, Result]], *, stages: bool = False) -> Comparison:
+def compare_runs(results: Mapping[str, Result], *, stages: bool = False) -> Comparison:
     """Compare runs; see the module's docstring.
 
     Args:
-        results: By the name of each run, those of its one model, by the folder below the run's own that they are in.
+        results: By the name of each run.
         stages: Whether they are stages of training in order: each is compared with the one before it.
 
     Raises:
@@ -144,59 +141,51 @@ def compare_runs(results: Mapping[str, Mapping[str, Result]], *, stages: bool = 
     tests: list[pd.DataFrame] = []
     notes: list[str] = []
     for key, by_run in measured.items():
-        if len(by_run) < (len(results) if key[3] == WHOLE else len(measured[*key[:3], WHOLE])):
+        if len(by_run) < (len(results) if key[2] == WHOLE else len(measured[*key[:2], WHOLE])):
             notes.append(f"only {' and '.join(by_run)} has {_name(*key)}")
         every, about = list(by_run.values()), dict(zip(KEY, key, strict=True))
         found = [_matched(own, every[i if stages else 0]) for i, own in enumerate(every[1:])]
-        notes += [f"{key[0]}: {key[1]}: {limit}".removeprefix(": ") for _, limits in found for limit in limits]
+        notes += [f"{key[0]}: {limit}" for _, limits in found for limit in limits]
         groups, pairs = [one.deciding for one in every], [pair for pair, _ in found if pair]
         values += [_values(one).assign(group=groups.index(one.deciding), **about) for one in every]
         tests += [test.assign(**about) for pair in pairs for test in _tests(*pair, len(pairs))]
     table = joined(values, VALUES).merge(joined(tests, TESTS), how="left", on=TESTS[: TESTS.index("reference")])
     table = table.fillna({"reference": "", "n_paired": 0, "shown": False})
     table = table.infer_objects().astype({"layer": "Int64", "head": "Int64", "n_paired": int, "shown": bool})
-    settings = run_settings.table(results)
-    models = {run: sorted({m for r in of.values() for m in r.docs["model"].unique()}) for run, of in results.items()}
+    models = {run: one_model(result) for run, result in results.items()}
     record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
-    sentences = list(_sentences(settings, table))
     answers = joined(list(_answers(table, results)), ANSWERS)
-    return Comparison(table, settings, answers, list(dict.fromkeys(notes)), sentences, record)
+    return Comparison(table, answers, list(dict.fromkeys(notes)), list(_sentences(table)), record)
 
 
-def _answers(table: pd.DataFrame, results: Mapping[str, Mapping[str, Result]]) -> Iterator[pd.DataFrame]:
+def _answers(table: pd.DataFrame, results: Mapping[str, Result]) -> Iterator[pd.DataFrame]:
     """The documents that whole models answer differently, of every two that are compared."""
     compared = table[(table["measure"] == SCORE) & (table["reference"] != "")]
-    for (place, task, name, other), rows in compared.groupby(["place", "task", "run", "reference"], sort=False):
-        own, whole = (results[one][place] for one in (name, other))
+    for (task, name, other), rows in compared.groupby(["task", "run", "reference"], sort=False):
         metric = documents.headline(task, list(rows["metric"]))
-        found = changed_answers.of_task(own, task, metric, BASELINE, whole)
+        found = changed_answers.of_task(results[name], task, metric, BASELINE, results[other])
         found = found[found["answer"] != found["baseline_answer"]]
-        yield found.assign(place=place, run=name, compared_with=other)
+        yield found.assign(run=name, compared_with=other)
 
 
-def _name(place: str, task: str, metric: str, parts: str) -> str:
-    name = f"{place}: {task}" if place else task
-    return f"{name} {metric.removesuffix(',none')}" + ("" if parts == WHOLE else f", {parts}")
+def _name(task: str, metric: str, parts: str) -> str:
+    return f"{task} {metric.removesuffix(',none')}" + ("" if parts == WHOLE else f", {parts}")
 
 
-def _measured(run: str, results: Mapping[str, Result]) -> list[tuple[tuple[str, ...], Measured]]:
+def _measured(run: str, result: Result) -> list[tuple[tuple[str, ...], Measured]]:
     """Everything that a run measured, by the values of `KEY`; whole models come first."""
     found = []
-    for place, result in results.items():
-        one_model(result)
-        n_heads = (result.record.get("model") or {}).get("dims", {}).get("n_heads")
-        for s in result.every_losses.values():
-            settings, critical = run_settings.settings(result, s.task, s.metric), s.critical()
-            of_kind: dict[str, list[int]] = {WHOLE: []}
-            for at in np.lexsort((s.heads, s.layers)):
-                of_kind.setdefault(_kind(s.conditions[at]), []).append(at)
-            for parts, places in of_kind.items():
-                losses = s.select(places)
-                shape = result.n_layers, n_heads if re.search(r"\.[HKE]", " ".join(losses.conditions)) else None
-                deciding = run_settings.deciding(settings, losses.conditions)
-                one = Measured(run, parts, losses, critical[places], shape, deciding)
-                found.append(((place, s.task, s.metric, parts), one))
-    return sorted(found, key=lambda one: one[0][3] != WHOLE)
+    n_heads = (result.record.get("model") or {}).get("dims", {}).get("n_heads")
+    for s in result.every_losses.values():
+        critical, of_kind = s.critical(), dict[str, list[int]]({WHOLE: []})
+        for at in np.lexsort((s.heads, s.layers)):
+            of_kind.setdefault(_kind(s.conditions[at]), []).append(at)
+        for parts, places in of_kind.items():
+            losses = s.select(places)
+            shape = result.n_layers, n_heads if re.search(r"\.[HKE]", " ".join(losses.conditions)) else None
+            settings = deciding(result, s.task, s.metric, losses.conditions)
+            found.append(((s.task, s.metric, parts), Measured(run, parts, losses, critical[places], shape, settings)))
+    return sorted(found, key=lambda one: one[0][2] != WHOLE)
 
 
 def _kind(condition: str) -> str:
@@ -286,8 +275,6 @@ def _tests(own: Measured, reference: Measured, n_pairs: int) -> Iterator[pd.Data
 
 # -- sentences -----------------------------------------------------------------------------------------
 
-SETTINGS = "The runs differ in {names}, which **decide scores**; they are compared where these are equal."
-SAME_SETTINGS = "No setting that decides scores differs between the runs."
 SAID = {SCORE: ("the score", "the losses"), CENTRE: ("the centre of mass of the losses", "the place of the losses")}
 IDLE = "{name}: cannot judge {losses} of {run} ({why})."
 DIFFERENCE = (
@@ -297,10 +284,8 @@ DIFFERENCE = (
 LOSSES = "{name}: {count} losses are shown to differ between {run} and {reference} ({measure}; largest: {largest})."
 
 
-def _sentences(settings: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
-    """What the tables say; what is shown is bold."""
-    differs = settings[~settings["equal"] & (settings["kind"] == run_settings.DECIDES)]["setting"].unique()
-    yield SETTINGS.format(names=", ".join(differs)) if len(differs) else SAME_SETTINGS
+def _sentences(table: pd.DataFrame) -> Iterator[str]:
+    """What the table says; what is shown is bold."""
     for row in table[table["measure"].isin(SAID)].to_dict("records"):
         about = row | dict(zip(("what", "losses"), SAID[row["measure"]], strict=True))
         about |= {"name": _name(*(row[c] for c in KEY)), "verdict": "**shown**" if row["shown"] else "not shown"}

@@ -9,10 +9,10 @@ import made_results
 import numpy as np
 import pytest
 from drawn import Case, holds
-from made_results import EARLY, LATE, steps, sweep
+from made_results import EARLY, LATE, sweep
 
 import depthlens as dl
-from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE
+from depthlens.analysis.runs.comparison import LOSS, SHARE
 
 N, N_LAYERS = 120, 6
 
@@ -106,11 +106,6 @@ def run_figures():
     yield Case(shorter.plot(), 1, words=("depth (layer / last layer)",))
     guesses = [sweep(EARLY, accuracy=0.2, chance=0.25, model=name) for name in "ab"]
     yield Case(dl.compare(*guesses).plot(), 1, shown=[], cannot_judge=2)
-    stages = dl.compare(*steps(5), stages=True)
-    values = stages.of(SCORE, CENTRE)["value"].dropna()
-    fig = stages.plot("run_centres")
-    np.testing.assert_allclose(np.sort(fig.table["value"].dropna()), np.sort(values))
-    yield Case(fig, 4, words=("step1", "step5"))
 
 
 def other_figures():
