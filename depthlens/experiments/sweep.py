@@ -78,12 +78,7 @@ def condition_sweep(lens: Lens, tasks: Tasks, ablate: Ablate, **options: Unpack[
 
 
 def run_by_name(
-    model: str,
-    tasks: Sequence[str],
-    ablate: str,
-    *,
-    experiment: Callable[..., Any] = condition_sweep,
-    **options: Any,
+    model: str, tasks: Sequence[str], ablate: str, *, experiment: Callable[..., Any] = condition_sweep, **options: Any
 ) -> Any:
     """An experiment on a model by its name; what needs no weights is checked before they are read.
 
@@ -343,12 +338,7 @@ def pair_sweep(
 
 @one_thread
 def greedy_removal(
-    lens: Lens,
-    tasks: str,
-    *,
-    tolerance: float = 0.1,
-    max_layers: int | None = None,
-    **options: Unpack[EvalOptions],
+    lens: Lens, tasks: str, *, tolerance: float = 0.1, max_layers: int | None = None, **options: Unpack[EvalOptions]
 ) -> Greedy:
     """Remove layers one after another, each time the one that costs least, until the score falls by more than allowed.
 

@@ -20,12 +20,7 @@ COLUMNS = [
 
 
 def answers(
-    result: Result,
-    condition: str,
-    change: str = BROKEN,
-    *,
-    task: str | None = None,
-    against: Result | None = None,
+    result: Result, condition: str, change: str = BROKEN, *, task: str | None = None, against: Result | None = None
 ) -> pd.DataFrame:
     """The answers that a condition changes, by the metric that stands for each task; or how two models differ.
 
