@@ -88,6 +88,14 @@ class Study:
 
         return Markdown("\n".join(f"- {sentence}" for finding in findings for sentence in _sentences(finding)))
 
+    def fold(self, title: str, *findings: Any) -> Markdown:
+        """The same below a title that opens it: HTML alone, as pages end a fold of Markdown at its first empty line."""
+        from IPython.display import Markdown
+        from nbconvert.filters import markdown2html
+
+        said = markdown2html(self.say(*findings).data)
+        return Markdown(f"<details><summary>{title}</summary>{said}</details>")
+
     def recap(self, *findings: Any) -> Markdown:
         """The same, and where the results are."""
         out = self.get("out", None)

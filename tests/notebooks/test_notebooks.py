@@ -101,7 +101,7 @@ def test_the_answer_comes_first_and_what_else_can_be_changed_is_told(name):
     nb = NOTEBOOKS[name]
     tags = [cell.metadata.get("tags", []) for cell in nb.cells]
     assert tags[:3] == [[], ["parameters"], []] and "dl.setup_notebook(globals())" in nb.cells[2].source
-    answer = next(cell for cell in code(nb)[2:] if "<details>" not in cell.source or name != "00_tour")
+    answer = next(cell for cell in code(nb)[2:] if "study.fold(" not in cell.source or name != "00_tour")
     assert "headline" in answer.metadata.tags, "no other result stands before the answer"
     pictures = tagged(nb, "picture") + tagged(nb, "opening")
     assert len(pictures) == 1 and ("plot(" in answer.source or nb.cells[4] in pictures)
@@ -121,12 +121,13 @@ def test_a_parameter_that_a_notebook_neither_declares_nor_asks_for_is_refused(tm
 def test_profiles_name_what_exists_and_fit_a_model_of_any_size(profile):
     """Undeclared parameters are refused by `read_profile` itself."""
     aliases = {row.alias for row in names.NAMED}
-    for name, given in read_profile(PROFILES, profile, DEFAULTS)[0].items():
-        values = DEFAULTS[name] | given
+    for name, own in read_profile(PROFILES, profile, DEFAULTS)[0].items():
+        values = DEFAULTS[name] | own
         assert values["model"] in aliases and values["out"] is None, "depthlens run chooses the folder"
         tasks = parameters.named(values, parameters.TASKS)
         harness.task_manager(sorted({*tasks}))
-        parameters.check({name: value for name, value in values.items() if name not in parameters.MODELS})
+        given = {name: value for name, value in values.items() if value is not None}
+        parameters.check({name: value for name, value in given.items() if name not in parameters.MODELS})
         for n_layers in (1, 4, 12):
             parameters.check_parts(values, Dims(n_layers, 1, 1, 32, 32))
 

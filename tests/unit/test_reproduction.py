@@ -14,7 +14,7 @@ import typer
 
 from depthlens import cli, paths
 from depthlens.models import names
-from depthlens.runner import execute
+from depthlens.runner import execute, parameters
 from depthlens.runner.notebook_files import read_notebook
 from depthlens.runner.parameters import declared, read_profile
 from depthlens.tasks import harness
@@ -28,9 +28,6 @@ BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 PROFILES = ("paper", "paper-qwen3", "paper-r1-llama", "paper-r1-qwen")
 NAMES = list(execute.suite())
-# parameters of notebooks that name tasks
-TASKS = {"tasks", "more", "knowledge", "letters", "generation", "continuation", "retrieval", "text", "long_text"}
-TASKS |= {"reasoning", "copying", "reasoning_choice", "written_retrieval"}
 
 
 def tables() -> dict[str, list[list[str]]]:
@@ -90,10 +87,8 @@ def asked() -> dict[tuple[str, int | None], set[str]]:
     found: dict[tuple[str, int | None], set[str]] = {}
     for profile in PROFILES:
         for notebook, given in values(profile).items():
-            for parameter in TASKS & set(given):
-                names = given[parameter]
-                for task in [names] if isinstance(names, str) else names:
-                    found.setdefault((task, given["num_fewshot"]), set()).add(f"{profile} {notebook}")
+            for task in parameters.named(given, parameters.TASKS):
+                found.setdefault((task, given["num_fewshot"]), set()).add(f"{profile} {notebook}")
     for command in COMMANDS:
         name, arguments = parsed(command)
         if name == "sweep":
