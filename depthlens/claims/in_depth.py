@@ -92,9 +92,7 @@ def c4(evidence: Evidence) -> Iterator[Part]:
     yield _shares(evidence, named(questions.DEEP, "knowledge"), "reasoning", "continuation")
     for name, own, control in (("copying", "reasoning", "copying"), ("knowledge", "reasoning_choice", "continuation")):
         pair = ("tokens", own), ("tokens", control)
-        yield _in_depth(
-            evidence, named(questions.DEEPER_THAN, name), [pair], lambda profile: excess(profile, first=False)
-        )
+        yield _in_depth(evidence, named(questions.DEEPER_THAN, name), [pair], partial(excess, first=False))
 
 
 def _centre(profile: Losses) -> Mean:
@@ -109,13 +107,8 @@ def c6(evidence: Evidence) -> Iterator[Part]:
     weighted to be equally easy to both models. The transplant that recovers most on one half of the questions gains at
     least 10% of the answers of the other half; controlled: at least a quarter of the gap.
     """
-    yield _in_depth(
-        evidence,
-        questions.RESHAPED,
-        [(("tokens", "reasoning_choice"), ("base", "reasoning_choice"))],
-        _centre,
-        weigh=False,
-    )
+    own = [(("tokens", "reasoning_choice"), ("base", "reasoning_choice"))]
+    yield _in_depth(evidence, questions.RESHAPED, own, _centre, weigh=False)
     pairs = [(("tokens", like), ("control", like)) for like in ("reasoning_choice", "continuation")]
     yield _in_depth(evidence, questions.SHIFT, pairs, _centre)
     if lacking := [name for name in ("reasoning", "transplants") if not evidence.has(name)]:

@@ -66,12 +66,7 @@ RIVALS = {
 }  # fmt: skip
 POOL = 400  # documents that the whole model scores, to choose from
 EDGE = 0.05  # the share of them at either end that is not chosen
-_TIMES = {
-    "margins": 0,
-    "heads": 10,
-    "texts": 10,
-    "generation": 4,
-}  # about how much longer such a piece takes than others
+_TIMES = {"margins": 0, "heads": 10, "texts": 10, "generation": 4}  # how much longer than others a piece takes, about
 DRAWS = 40  # random lists that each list of heads is compared with
 Tasks = Mapping[str, str | Sequence[str]]
 

@@ -231,17 +231,10 @@ def retrieval_scores(
     source["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
     source["needles"] = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
     if detector := DETECTORS.get(method):
-        values = measured(
-            answers,
-            label,
-            f"{method} of needles",
-            used,
-            lens.dims.head_names,
-            lambda needle: detector.measure(lens, needle).mean(0),
-            cases=[(n.request, n.targets, n.places, n.asked, n.gold, n.queries) for n in used],
-            unit="needle",
-            progress=chosen["progress"],
-        )
+        cases = [(n.request, n.targets, n.places, n.asked, n.gold, n.queries) for n in used]
+        how: Any = {"cases": cases, "unit": "needle", "progress": chosen["progress"]}
+        score, names = detector.measure, lens.dims.head_names
+        values = measured(answers, label, f"{method} of needles", used, names, lambda n: score(lens, n).mean(0), **how)
         values = values.reshape(len(used), lens.dims.n_layers, lens.dims.n_heads)
         record = answers.record(method=method, **source)
         limits = UNLIMITED if detector.unit else (0.0, 1.0)  # a share of attention has no unit

@@ -205,7 +205,7 @@ RESULTS = [
     (lambda e: e.result.answers("L1", "bad"), "unknown change 'bad'; allowed: "),
     (lambda e: e.result.answers("L1", task="t"), "unknown task 't'"),
     (lambda e: dl.concat([]), "results []: give at least one"),
-    (lambda e: e.result.describe("L1", tasks="organism_one_hip"), "unknown task 'organism_one_hip'; did you mean"),
+    (lambda e: e.result.select(tasks="organism_one_hip"), "unknown task 'organism_one_hip'; did you mean"),
     (lambda e: dl.Result.load("/nowhere"), "'/nowhere' holds no docs.parquet; give a folder that Result.save wrote"),
     *((lambda e, x=x: e.result.save(x), f"folder {x!r}: ") for x in ("", "  ", None, "a\0b")),
     (lambda e: e.result.save("/proc/depthlens"), "cannot write to '/proc/depthlens' ("),

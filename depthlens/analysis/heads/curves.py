@@ -177,11 +177,7 @@ def interaction_table(found: list[Costs]) -> pd.DataFrame:
         row |= {"on_task": first.value, "p_on_task": first.p(), "on_other": second.value, "p_on_other": second.p()}
         double = shown and same and not at_chance
         rows.append(row | {"n": every[0].n, "double": double, "at_chance": at_chance})
-    columns = [
-        "list", "other_list", "task", "other_task", "metric", "other_metric", "effect", "ci_low", "ci_high", "p_value",
-        "on_task", "p_on_task", "on_other", "p_on_other", "n", "double", "at_chance",
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows)
 
 
 def removal(result: Result, conditions: Conditions, record: dict[str, Any]) -> RemovalCurve:

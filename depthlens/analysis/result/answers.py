@@ -66,21 +66,10 @@ def of_task(result: Result, task: str, metric: str, condition: str, whole: Resul
     value, text, before, said = (column[shared] for column in (value, text, before, said))
     sign = 1.0 if result.metric_info(task, metric)["higher_is_better"] else -1.0
     loss = sign * (before - value)
-    table = pd.DataFrame(
-        {
-            "task": task,
-            "metric": metric,
-            "question": asked["question"],
-            "reference": asked["reference"],
-            "baseline_answer": said,
-            "answer": text,
-            "baseline_value": before,
-            "value": value,
-            "loss": loss,
-            "nats": logprobs(result, task, shared)[condition] - logprobs(whole, task, shared)[BASELINE],
-            "change": np.select([loss > 0, loss < 0, said != text], CHANGES[:3], SAME),
-        }
-    )
+    nats = logprobs(result, task, shared)[condition] - logprobs(whole, task, shared)[BASELINE]
+    change = np.select([loss > 0, loss < 0, said != text], CHANGES[:3], SAME)
+    table = asked.assign(task=task, metric=metric, baseline_answer=said, answer=text, baseline_value=before)
+    table = table.assign(value=value, loss=loss, nats=nats, change=change)
     return table.reset_index().sort_values(["loss", "nats"], ascending=[False, True], kind="stable")[COLUMNS]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -49,27 +49,22 @@ def concat(results: Sequence[Result]) -> Result:
     return joined
 
 
-def split(result: Result, task: str, kinds: Mapping[int, str] | None = None) -> Result:
+def split(result: Result, task: str) -> Result:
     """See `depthlens.Result.split`.
 
     Raises:
-        UserError: the result has no such task; or no kinds are given, and it is no group.
+        UserError: the result has no such task, or it is no group.
     """
     chosen = result.select(tasks=task)
-    subtasks = questions.subtasks(chosen.docs, chosen.asked, task) if kinds is None else pd.Series(kinds)
+    subtasks = questions.subtasks(chosen.docs, chosen.asked, task)
     if subtasks is None:
         raise UserError(f"task {task} is no group with a score of its own; name one, such as mmlu")
-    names = task + ", " + subtasks.dropna().astype(str)  # by document
-
-    def renamed(table: pd.DataFrame) -> pd.DataFrame:
-        return table.assign(task=table["doc_id"].map(names)).dropna(subset="task")
-
-    docs = renamed(chosen.docs)
-    counts = docs.groupby("task")["doc_id"].nunique()
-    found = [name for name in names.unique() if name in counts]
-    docs = pd.concat([docs[docs["task"] == name] for name in found])
-    tasks = {name: chosen.record["tasks"][task] | {"n_docs": int(counts[name])} for name in found}
-    asked = None if chosen.asked is None else renamed(chosen.questions())
+    names = task + ", " + subtasks  # by document
+    docs, asked = (table.assign(task=table["doc_id"].map(names)) for table in (chosen.docs, chosen.questions()))
+    docs = pd.concat([docs[docs["task"] == name] for name in names.unique()])
+    tasks = {
+        name: chosen.record["tasks"][task] | {"n_docs": int(n)} for name, n in names.value_counts(sort=False).items()
+    }
     return Result(docs, chosen.record | {"tasks": tasks, "split": task}, asked)
 
 

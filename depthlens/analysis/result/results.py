@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -202,12 +202,11 @@ class Result(Scored):
 
         return recovery.recovery(self, donor)
 
-    def split(self, task: str, kinds: Mapping[int, str] | None = None) -> Result:
-        """One task as several, one per kind of document: ``task, kind``; p-values are corrected within each.
+    def split(self, task: str) -> Result:
+        """A group of tasks as several, ``group, subtask``; p-values are corrected within each.
 
         Args:
-            task: Its name.
-            kinds: Kind by document id; documents without one are left out. None: the subtasks of a group.
+            task: Name of the group.
 
         Example:
             >>> subjects.split("mmlu").docs["task"].unique().tolist()
@@ -215,36 +214,26 @@ class Result(Scored):
         """
         from depthlens.analysis.result import concat
 
-        return concat.split(self, task, kinds)
+        return concat.split(self, task)
 
-    def describe(
-        self,
-        conditions: str | Sequence[str] | None = None,
-        *,
-        tasks: str | Sequence[str] | None = None,
-        metrics: str | Sequence[str] | None = None,
-    ) -> list[str]:
+    def describe(self, conditions: str | Sequence[str] | None = None) -> list[str]:
         """What the result says, one sentence each.
 
         Args:
             conditions: What each of these costs: a sentence per condition, task and metric. None describes the
                 whole result: for a head sweep how many heads are critical and which costs most, for a block sweep the
                 largest block whose loss is shown to be small, and otherwise the critical conditions of each task.
-            tasks: Of these tasks only.
-            metrics: Of these metrics only.
 
         Raises:
-            UserError: a condition, task or metric that the result does not have.
+            UserError: a condition that the result does not have.
         """
         from depthlens.analysis.show import words
 
-        result = self if tasks is None and metrics is None else self.select(tasks=tasks, metrics=metrics)
         if conditions is None:
-            return words.describe(result)
-        table = result.loss_table
-        names = chosen(conditions, table["condition"].unique())
-        rows = table[table["condition"].isin(names)]
-        return [words.sentence(result, row) for row in rows.itertuples()]
+            return words.describe(self)
+        table = self.loss_table
+        rows = table[table["condition"].isin(chosen(conditions, table["condition"].unique()))]
+        return [words.sentence(row) for row in rows.itertuples()]
 
     def display(self) -> tuple[str, pd.DataFrame, list[str]]:
         """What is shown: the worst losses of each task and metric, and what limits the conclusions."""

@@ -1,17 +1,17 @@
 """Runs side by side: what they measured, where they are comparable, and in what they are shown to differ.
 
 What two runs measured is matched by `KEY`: the task, the metric, and the kind of part. Each run is compared with the
-first, or, for stages of training, with the one before it, where every setting that decides a
-score is the same (`depthlens.analysis.runs.settings`); what differs is listed, and nothing is tested there. Runs are
-compared on the documents that both have: those with the same hash, or, where hashes are not known, with the same number
+first, or, for stages of training, with the one before it, where every setting that decides a score is the same
+(`depthlens.analysis.runs.settings`); what differs is listed, and nothing is tested there. Runs are compared on the
+documents that both have: those with the same hash, or, where hashes are not known, with the same number
 (`depthlens.analysis.result.questions`).
 
-A difference is tested as a difference, paired by question (`depthlens.analysis.numbers.means`): scores of whole models; losses
-by condition, in the metric's unit and as shares of the score above the floor, with step-down maxT over the kind of
-part; the centre of mass of all losses. Several runs are several tests: every p-value is multiplied by the number of
+A difference is tested as a difference, paired by question (`depthlens.analysis.numbers.means`): scores of whole models;
+losses by condition, in the metric's unit and as shares of the score above the floor, with step-down maxT over the kind
+of part; the centre of mass of all losses. Several runs are several tests: every p-value is multiplied by the number of
 pairs of runs (Bonferroni). Nats are at most 1 a document. A loss that is shown in one run and not in another is no
-difference. A run at chance has nothing to lose, and nothing is concluded from it. Losses by condition are
-compared only between models with as many layers (and heads); other models are compared by relative depth.
+difference. A run at chance has nothing to lose, and nothing is concluded from it. Losses by condition are compared only
+between models with as many layers (and heads); other models are compared by relative depth.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import numpy as np
 import pandas as pd
 
 from depthlens.ablations import WORDS, parse_condition
+from depthlens.analysis.numbers.means import Mean, max_t
+from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.result import answers as changed_answers
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.findings import Finding
-from depthlens.analysis.result.tables import joined
-from depthlens.analysis.result.losses import AT_CHANCE, Losses
-from depthlens.analysis.runs.settings import deciding
-from depthlens.analysis.numbers.means import Mean, max_t
 from depthlens.analysis.result.folder import mismatches
+from depthlens.analysis.result.losses import AT_CHANCE, Losses
 from depthlens.analysis.result.results import Result
-from depthlens.analysis.numbers.stats import ALPHA, BASELINE
+from depthlens.analysis.result.tables import joined
+from depthlens.analysis.runs.settings import deciding
 from depthlens.errors import UserError
 
 KEY = ["task", "metric", "parts"]

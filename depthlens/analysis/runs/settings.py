@@ -40,7 +40,8 @@ def deciding(result: Result, task: str, metric: str, conditions: Sequence[str]) 
         of_task["subtasks"] = {name: _kept(one) for name, one in of_task["subtasks"].items()}
     model = {name: value for name, value in _kept(record.get("model") or {}).items() if name not in _OF_MODEL}
     found = _kept(record) | {"depthlens": record.get("depthlens")}
-    found |= {f"{of} {name}": value for of, part in (("model", model), ("task", _kept(of_task))) for name, value in part.items()}
+    found |= {f"model {name}": value for name, value in model.items()}
+    found |= {f"task {name}": value for name, value in _kept(of_task).items()}
     found |= {name: result.metric_info(task, metric)[name] for name in ("higher_is_better", "min_effect")}
     found["version of lm-eval"] = (record.get("versions") or {}).get("lm-eval")
     if isinstance(donor := found.get("donor"), dict):

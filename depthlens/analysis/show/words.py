@@ -38,12 +38,11 @@ def describe(result: Result) -> list[str]:
     return lines + written_answers.describe(result)
 
 
-def sentence(result: Result, row: Any) -> str:
+def sentence(row: Any) -> str:
     """What one condition costs, in plain words.
 
     Args:
-        result: The result.
-        row: Of its `depthlens.Result.losses`.
+        row: Of `depthlens.Result.loss_table`.
     """
     if row.at_chance:
         return f"{row.condition}: {cannot_judge(row)}."

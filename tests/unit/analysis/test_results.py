@@ -87,10 +87,11 @@ def test_critical_is_the_harmful_direction_and_verdicts_know_it(better, critical
 
 def test_verdicts(result):
     low, high = np.clip(mean(-np.r_[np.ones(18), np.zeros(2)]).interval(), -1, 1)
-    (cost,) = result.describe("L0", tasks="capitals")
+    capitals, elements = (result.select(tasks=task) for task in ("capitals", "elements"))
+    (cost,) = capitals.describe("L0")
     assert cost.startswith(f"L0: acc of capitals falls by 0.9 [{-high:.2g}, {-low:.2g}] (p_adjusted = ")
-    assert result.describe("L1", tasks="capitals")[0].startswith("L1: no change of acc of capitals is shown: -0.05 [")
-    assert "not shown to be above chance (20 questions): cannot judge" in result.describe("L1", tasks="elements")[0]
+    assert capitals.describe("L1")[0].startswith("L1: no change of acc of capitals is shown: -0.05 [")
+    assert "not shown to be above chance (20 questions): cannot judge" in elements.describe("L1")[0]
     assert len(result.describe("L0")) == 2 and len(result.describe(["L0", "L1"])) == 4  # one for each task
     assert all(line.endswith(".") for line in result.describe(["L0", "L1"]))
 
@@ -155,12 +156,12 @@ def test_scores_and_losses_of_documents():
 def test_a_whole_result_is_described_by_what_was_removed(result):
     critical, chance = result.describe()
     assert critical.startswith("capitals: **1 of 2** layers are critical (L0)") and "chance (20 questions)" in chance
-    assert result.describe(tasks="elements") == [chance]
-    blocks = Result(result.docs.replace({"condition": {"L1": "L0-1"}}), result.record)
-    assert "of 2 blocks of up to 2 layers is shown to cost less than 0.05" in blocks.describe(tasks="capitals")[0]
+    assert result.select(tasks="elements").describe() == [chance]
+    blocks = Result(result.docs.replace({"condition": {"L1": "L0-1"}}), result.record).select(tasks="capitals")
+    assert "of 2 blocks of up to 2 layers is shown to cost less than 0.05" in blocks.describe()[0]
     heads = result.docs.assign(head=result.docs["layer"] * 0)
     record = result.record | {"model": {"name": "tiny", "dims": {"n_layers": 2, "n_heads": 1}}}
-    (line,) = Result(heads, record).describe(tasks="capitals")
+    (line,) = Result(heads, record).select(tasks="capitals").describe()
     assert line.startswith("loss of acc, capitals: **1 of 2** heads are critical; the highest of 2 heads is L0.H0 with")
 
 
