@@ -30,7 +30,7 @@ from .experiments.one_prompt import attention as attention
 from .experiments.one_prompt import generate as generate
 from .experiments.one_prompt import logit_lens as logit_lens
 from .experiments.one_prompt import next_token as next_token
-from .experiments.pair_sweep import pair_sweep as pair_sweep
+from .experiments.one_prompt import residual as residual
 from .experiments.patching import patch as patch
 from .experiments.planning import plan as plan
 from .experiments.race import race as race
@@ -38,13 +38,13 @@ from .experiments.reasoning_heads import reasoning_scores as reasoning_scores
 from .experiments.reasoning_heads import worked_solutions as worked_solutions
 from .experiments.retrieval_heads import recalled_needles as recalled_needles
 from .experiments.retrieval_heads import retrieval_scores as retrieval_scores
-from .experiments.states import residual as residual
 from .experiments.sweep import block_sweep as block_sweep
 from .experiments.sweep import condition_sweep as condition_sweep
 from .experiments.sweep import free_text as free_text
 from .experiments.sweep import greedy_removal as greedy_removal
 from .experiments.sweep import head_sweep as head_sweep
 from .experiments.sweep import layer_sweep as layer_sweep
+from .experiments.sweep import pair_sweep as pair_sweep
 from .exports.checkpoint import export as export
 from .exports.checkpoint import hf_scores as hf_scores
 from .models.lens import Lens as Lens

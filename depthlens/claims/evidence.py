@@ -98,7 +98,7 @@ class Evidence:
         return self._models((*MODEL_FIELDS, "base", "control", "transplants"))
 
     def _models(self, names: Sequence[str]) -> list[str]:
-        return sorted({str(m) for name in names if self.has(name) for m in getattr(self, name).docs["model"].unique()})
+        return sorted({getattr(self, name).model for name in names if self.has(name)})
 
     def has(self, name: str) -> bool:
         """Whether a field was given."""
@@ -116,9 +116,8 @@ class Evidence:
     def easy(self, name: str, tasks: set[str]) -> dict[str, float]:
         """Log-odds of the whole model by document, with other examples than those of the sweep where there are any."""
         own = getattr(self, name)
-        model = own.docs["model"].iloc[0]
         every = [losses for result in self._margins(name) or [own] for losses in result.every_losses.values()]
-        chosen = [each for each in every if each.task in tasks and each.model == model]
+        chosen = [each for each in every if each.task in tasks]
         return {document: x for each in chosen for document, x in zip(each.documents, odds(each.base), strict=True)}
 
     def has_other_margins(self, names: Sequence[str]) -> bool:
@@ -127,8 +126,7 @@ class Evidence:
 
     def _margins(self, name: str) -> list[Result]:
         """The margins of the model of a sweep."""
-        model = getattr(self, name).docs["model"].iloc[0]
-        return [result for result in _several(self.margins) if (result.docs["model"] == model).any()]
+        return [result for result in _several(self.margins) if result.model == getattr(self, name).model]
 
 
 def _several(given: Any) -> list[Any]:

@@ -105,7 +105,7 @@ def _reused(curve: RemovalCurve, task: str, scores: HeadScores | None, name: str
     """Why a list was not chosen apart from the documents that test it; "" if it was."""
     if scores is None or "documents" not in scores.record:
         return f"say what chose the heads of {name} (head_scores=)"
-    tests = next(each for key, each in curve.result.every_losses.items() if key[1] == task)
+    tests = next(each for key, each in curve.result.every_losses.items() if key[0] == task)
     again = {*tests.documents} & {*scores.record["documents"]}
     return (
         f"{len(again)} documents of {task} both chose and test the heads of {name}; use other samples" if again else ""

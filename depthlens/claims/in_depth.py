@@ -9,24 +9,10 @@ from depthlens.ablations import parse_condition
 from depthlens.analysis.numbers.means import Mean, Ratio
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.profiles import by_document, comparable
-from depthlens.claims import questions
+from depthlens.claims import measures, questions
 from depthlens.claims.able import Able
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import (
-    ALL,
-    CAPPED,
-    DEEPER,
-    MEANS,
-    SPARED,
-    balanced,
-    capped,
-    crossed,
-    excess,
-    log_odds,
-    not_measured,
-    pooled,
-    shared,
-)
+from depthlens.claims.measures import ALL, CAPPED, DEEPER, MEANS, SPARED, excess, shared
 from depthlens.claims.parts import CONTROLLED, STUDY, Effect, Part, Question, missing, named, part, too_few
 from depthlens.errors import UserError
 
@@ -54,11 +40,11 @@ def _in_depth(
     able = Able(evidence, [like for pair in pairs for _, like in pair])
 
     def difference(view: str, pair: tuple[Side, Side]) -> Mean:
-        a, b = (log_odds(pooled(able.profiles(view, field, like=[like]))) for field, like in pair)
+        a, b = (measures.log_odds(measures.pooled(able.profiles(view, field, like=[like]))) for field, like in pair)
         if view == CAPPED:
-            a, b = capped(a), capped(b)
+            a, b = measures.capped(a), measures.capped(b)
         elif weigh:
-            a, b = balanced(a, b, [evidence.easy(field, able.tasks(like)) for field, like in pair])
+            a, b = measures.balanced(a, b, [evidence.easy(field, able.tasks(like)) for field, like in pair])
         return of(a) - of(b)
 
     def effect(view: str) -> list[Effect]:
@@ -77,7 +63,7 @@ def _shares(evidence: Evidence, question: Question, *fields: str) -> Part:
     able = Able(evidence, fields)
 
     def effect(view: str) -> list[Effect]:
-        own, *rival = (excess(pooled(able.profiles(view, name, like=[name]))) for name in fields)
+        own, *rival = (excess(measures.pooled(able.profiles(view, name, like=[name]))) for name in fields)
         return [rival[0] - own if rival else own]
 
     return able.part(question, effect)
@@ -133,7 +119,7 @@ def c6(evidence: Evidence) -> Iterator[Part]:
     pairs = [(("tokens", like), ("control", like)) for like in ("reasoning_choice", "continuation")]
     yield _in_depth(evidence, questions.SHIFT, pairs, _centre)
     if lacking := [name for name in ("reasoning", "transplants") if not evidence.has(name)]:
-        yield from (missing(question, not_measured(lacking)) for question in questions.TRANSPLANTS)
+        yield from (missing(question, measures.not_measured(lacking)) for question in questions.TRANSPLANTS)
         return
     result, donor = (getattr(evidence, name).primary() for name in ("transplants", "reasoning"))
     first = next(iter(result.every_losses.values()))
@@ -165,7 +151,7 @@ def recovered(own: Losses, goal: Losses) -> Iterator[Part]:
         for (half, aim), chosen in zip(reversed(halves), best, strict=True):
             gain = -half.mean()[chosen]
             folds.append(gain if row == STUDY else Ratio(gain, half.over(aim.base - half.base)))
-        return [crossed(folds)]
+        return [measures.crossed(folds)]
 
     notes = [f"the best is {' or '.join(dict.fromkeys(own.conditions[i] for i in best))}"]
     for question in questions.TRANSPLANTS:

@@ -34,12 +34,10 @@ final norm does with the sum.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -230,9 +228,8 @@ def retrieval_scores(
         fix = "give shorter contexts, more examples (num_fewshot) or a larger model, or only_recalled=False"
         raise UserError(f"{lens.name} recalls none of {len(needles)} needles: cannot judge its heads; {fix}")
     used = recalled if only_recalled else needles
-    counts = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
     source["documents"] = [n.about["doc_hash"] for n in used if "doc_hash" in n.about]  # those that made the scores
-    source["needles"] = {**counts, "groups": _recall_table(needles, recalled).to_dict("records")}
+    source["needles"] = {"asked": len(needles), "recalled": len(recalled), "only_recalled": only_recalled}
     if detector := DETECTORS.get(method):
         values = measured(
             answers,
@@ -285,16 +282,6 @@ def recalled_needles(lens: Lens, needles: Sequence[Needle], **options: Unpack[Ev
     """
     chosen = settled(options, without=(*OF_CONDITIONS, *OF_TASKS))
     return _recalled(engine_of(lens, chosen, AnswerStore(chosen["store"], lens).entry("needles")), needles)
-
-
-def _recall_table(needles: Sequence[Needle], recalled: Sequence[Needle]) -> pd.DataFrame:
-    """How many needles were asked and how many recalled: one row a depth and context length, or a task."""
-
-    def group(needle: Needle) -> tuple:
-        return tuple((k, v) for k, v in needle.about.items() if k in ("depth", "context_length", "task"))
-
-    n_asked, n_recalled = Counter(map(group, needles)), Counter(map(group, recalled))
-    return pd.DataFrame([{**dict(k), "asked": n, "recalled": n_recalled[k]} for k, n in n_asked.items()])
 
 
 def _recalled(engine: Engine, needles: Sequence[Needle]) -> list[Needle]:

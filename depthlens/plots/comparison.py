@@ -4,8 +4,8 @@ See `depthlens.plots` for what all figures have in common; the numbers are those
 `depthlens.analysis.layers.recovery` and `depthlens.analysis.runs.comparison`.
 
 Figures of runs are of a `depthlens.analysis.runs.comparison.Comparison`. One is of one kind of part, and has a panel
-for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands for it is drawn,
-and log-likelihoods; the tables have all.
+for each task, metric and group of runs with equal settings. Of the metrics of a task, the one that stands for it is
+drawn, and log-likelihoods; the tables have all.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def recovery_curve(result: Result, donor: Result) -> None:
         >>> figure = moved.plot("recovery_curve", donor=whole)
     """
     table = result.recovery(donor).table
-    names = [str(r.docs["model"].iloc[0]) for r in (result, donor)]
+    names = [result.model, donor.model]
     losses = {of.label: of for of in result.every_losses.values()}
     parts = [
         _transplants(rows, kind).assign(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from depthlens.metrics import metric_unit
 from depthlens.plots.panels import ACCURACY, idle_where
 from depthlens.plots.theme import counts
 
-FIELDS = [*GROUP, "site", "mode"]
+FIELDS = [*GROUP[1:], "site", "mode"]
 SITES = {"layer": "whole layer", "attn": "attention", "mlp": "MLP"}
 SITES |= {"head": "head", "kv": "KV group"}  # several a layer
 _ONE = {"whole layer": "one layer", "attention": "attention of one layer", "MLP": "MLP of one layer"}
@@ -60,10 +60,9 @@ def sweep_table(result: Result, sites: Sequence[str], fix: str) -> pd.DataFrame:
     ).merge(pd.DataFrame(axes), on=GROUP)
 
 
-def model_dims(record: dict, model: str) -> dict[str, Any]:
-    """Sizes of a model, from the record or from the part of a joined record that is about it; {} if it has none."""
-    models = [r.get("model", {}) for r in (record, *record.get("parts", ()))]
-    return next((m["dims"] for m in models if m.get("name", model) == model and m.get("dims")), {})
+def model_dims(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the model of a record; {} if it has none."""
+    return record.get("model", {}).get("dims") or {}
 
 
 def axis_of(result: Result, losses: Losses, *, loss: bool = False) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def axis_of(result: Result, losses: Losses, *, loss: bool = False) -> dict[str, 
         ``unit`` (accuracy where the metric is a share of documents, else its name and unit), ``least`` and ``greatest``
         (scores that there can be), ``worse`` (sign of a loss), and ``n_layers`` (of the model).
     """
-    n_layers = max(losses.layers.max(initial=-1) + 1, model_dims(result.record, losses.model).get("n_layers", 0))
+    n_layers = max(losses.layers.max(initial=-1) + 1, model_dims(result.record).get("n_layers", 0))
     right = losses.sign > 0 and is_binary(losses.base) and is_binary(losses.values)
     unit = ACCURACY if right else named(losses.metric, loss=loss)
     least, greatest = sorted(losses.sign * end for end in losses.limits)
@@ -106,15 +105,15 @@ def labels(table: pd.DataFrame, fields: Sequence[str]) -> pd.Series:
 
 
 def sweep_title(table: pd.DataFrame, several: str, how: str = "") -> str:
-    """What is the same in all effects: models, task, what was done to which part, number of documents.
+    """What is the same in all effects: model, task, what was done to which part, number of documents.
 
     Args:
         table: See `sweep_table`.
         several: What was removed where it is of several sites.
         how: Added to what was done.
     """
-    models, tasks, _, sites, modes = (list(table[f].unique()) for f in FIELDS)
+    tasks, _, sites, modes = (list(table[f].unique()) for f in FIELDS)
     task = f", {tasks[0]}" if len(tasks) == 1 else ""
     part = _ONE.get(sites[0], f"one {sites[0]}") if len(sites) == 1 else several
     done = "removed" if modes == ["removed"] else f"under @{modes[0]}" if len(modes) == 1 else "removed or replaced"
-    return f"{', '.join(models)}{task}: {part} {done} at a time{how}, n = {counts(table['n'])} documents"
+    return f"{table['model'].iloc[0]}{task}: {part} {done} at a time{how}, n = {counts(table['n'])} documents"

@@ -87,7 +87,7 @@ def head_map(scores: Result | HeadScores, *, others: Sequence[HeadScores] = (), 
 
 
 def _of_result(result: Result) -> tuple[list[pd.DataFrame], str]:
-    """A table for each panel of a head sweep: model, task, metric and kind of removal; and what all have in common."""
+    """A table for each panel of a head sweep: task, metric and kind of removal; and what all have in common."""
     table = sweep_table(result, tuple(INDEXED), "sweep heads or kv")
     method = result.record.get("method", "exact").replace("_", " ")
     how = "" if method == "exact" else f" (estimated by {method})"
@@ -101,7 +101,7 @@ def _of_result(result: Result) -> tuple[list[pd.DataFrame], str]:
         unit="change of " + table["unit"] + " from baseline",
     )
     parts = table.groupby(FIELDS, sort=False)
-    return [_sized(rows, result.record, key[0], key[FIELDS.index("site")]) for key, rows in parts], title
+    return [_sized(rows, result.record, key[FIELDS.index("site")]) for key, rows in parts], title
 
 
 def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
@@ -114,16 +114,16 @@ def _of_scores(scores: Sequence[HeadScores]) -> tuple[list[pd.DataFrame], str]:
         about = {"series": s.name, "name": s.name if len(scores) > 1 else "", "unit": unit, "worse": worse}
         about |= {"shown": s.frame["critical"].eq(True).fillna(False), "gain": False, "idle": ""}
         models.append(s.record.get("model", {}).get("name", ""))
-        maps.append(_sized(s.frame.assign(**about), s.record, models[-1], "head"))
+        maps.append(_sized(s.frame.assign(**about), s.record, "head"))
     names = list(dict.fromkeys(s.name for s in scores))
     what = names[0] if len(names) == 1 else "scores of heads"
     title = f"{', '.join(filter(None, dict.fromkeys(models)))}: {what}, n = {theme.counts(s.n for s in scores)}"
     return maps, title.removeprefix(": ")
 
 
-def _sized(rows: pd.DataFrame, record: dict[str, Any], model: str, site: str) -> pd.DataFrame:
+def _sized(rows: pd.DataFrame, record: dict[str, Any], site: str) -> pd.DataFrame:
     """The table of a panel with the numbers of layers and of heads in each."""
-    dims = model_dims(record, model)
+    dims = model_dims(record)
     heads = max([rows["head"].max() + 1, *np.atleast_1d(dims.get(_COUNTS[site], 0))])
     return rows.assign(site=site, layers=max(rows["layer"].max() + 1, dims.get("n_layers", 0)), heads=heads)
 
@@ -214,5 +214,5 @@ def removal_curve(curve: RemovalCurve) -> None:
     random = random.assign(series=random["list"] + RANDOM, x=random["k"], y=random["mean"])
     names = list(table["list"].unique())
     table = pd.concat([table.assign(series=table["list"]), random]).merge(of_panel)
-    models, n = ", ".join(curve.result.docs["model"].unique()), theme.counts(curve.result.baselines["n"])
-    curves(f"{models}: {what}, n = {n} documents", table, names, bars=True, **look)
+    n = theme.counts(curve.result.baselines["n"])
+    curves(f"{curve.result.model}: {what}, n = {n} documents", table, names, bars=True, **look)

@@ -34,7 +34,7 @@ def depth_profile(result: Result) -> None:
     """Score by removed layer, with the 95% interval of the difference from baseline as a band.
 
     Dashed lines are baselines, dotted lines chance, filled markers critical layers. Fewer than six documents have
-    a band only where scores are 0 or 1. Up to four series share a panel (models, tasks, metrics, kinds of ablation),
+    a band only where scores are 0 or 1. Up to four series share a panel (tasks, metrics, kinds of ablation),
     more are drawn side by side; so are different units, and tasks in nats, whose baselines can be far apart.
 
     Args:
@@ -51,7 +51,7 @@ def depth_profile(result: Result) -> None:
     table = sweep_table(result, _LAYER_SITES, _FIX)
     default = sweep_title(table, _SEVERAL)
     fields = varying(table)
-    ways = [["model", "task"], GROUP, FIELDS]
+    ways = [["task"], GROUP[1:], FIELDS]
     if not table["unit"].str.contains("nats").any():
         ways.insert(0, [])
     for across in ways:

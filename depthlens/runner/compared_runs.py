@@ -23,7 +23,7 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_l
     compared with the first, or with ``stages`` with the one before it.
 
     Args:
-        runs: Two or more folders that ``depthlens sweep`` wrote, or results in memory; each of one model.
+        runs: Two or more folders that ``depthlens sweep`` wrote, or results in memory.
         stages: Whether the runs are stages of training, in order.
         from_logs: Whether they are logs of lm-eval or Inspect (`depthlens.runner.logs`).
 
@@ -37,7 +37,7 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_l
         ['step1', 'step2']
     """
     names, given = _names(runs), logs.read([Path(str(run)) for run in runs]) if from_logs else runs
-    read = [run if isinstance(run, Result) else Result.load(run) for run in given]
+    read = [run if isinstance(run, Result) else Result.load(Path(run)) for run in given]
     found = compare_runs(dict(zip(names, read, strict=True)), stages=stages)
     if from_logs and found.notes and not found.table["reference"].any():
         raise UserError(f"{'; '.join(found.notes)}; give logs of the same questions and settings")
@@ -47,9 +47,7 @@ def compare(*runs: str | os.PathLike[str] | Result, stages: bool = False, from_l
 
 def _names(runs: Sequence[str | os.PathLike[str] | Result]) -> list[str]:
     """Names that differ: of the model or the folder, with as many of the folders above it as are needed."""
-    paths = [
-        (str(run.docs["model"].iloc[0]),) if isinstance(run, Result) else Path(run).resolve().parts for run in runs
-    ]
+    paths = [(run.model,) if isinstance(run, Result) else Path(run).resolve().parts for run in runs]
     depth = next((d for d in range(1, 100) if len({path[-d:] for path in paths}) == len(paths)), 1)
     names = ["/".join(path[-depth:]) for path in paths]
     if again := [path for path in paths if len(path) > 1 and paths.count(path) > 1]:

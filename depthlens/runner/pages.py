@@ -14,7 +14,6 @@ Limits: interactive outputs (widgets, plotly) need scripts and show their text f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,6 @@ def write_index(folder: Path) -> Path:
     for notebook in notebooks:
         if not (folder / f"{notebook.name}.html").exists():
             write_page(folder, notebook)
-    notebooks = [_with_links(notebook, notebook.name)[0] for notebook in notebooks]
     title = f"depthlens: {folder.resolve().name}"
     text = render("index.html.j2", ("base.css", "index.css"), notebooks=notebooks, title=title)
     write_whole(folder / PAGE, text)
@@ -81,28 +79,12 @@ def write_index(folder: Path) -> Path:
 
 
 def write_page(folder: Path, notebook: Executed) -> None:
-    """Write the page of a notebook beside it, and those of its large views into a folder of its name."""
+    """Write the page of a notebook beside it."""
     path = folder / f"{notebook.name}.html"
-    notebook, large = _with_links(notebook, path.stem)
-    for old in path.with_suffix("").glob("answers[0-9]*.html"):  # of an earlier run
-        old.unlink()
-    for name, view in large.items():
-        write_whole(writable_folder(path.with_suffix("")) / name, views.page(notebook.question, view))
     # what a reader may want beside a page: the notebook itself, and the results that it wrote
     results = sorted(p for p in path.with_suffix("").rglob("*") if p.is_file())
     files = [file.relative_to(path.parent).as_posix() for file in (path.with_suffix(".ipynb"), *results)]
     write_whole(path, notebook_page(notebook, files))
-
-
-def _with_links(notebook: Executed, folder: str) -> tuple[Executed, dict[str, str]]:
-    """A notebook with links to pages in a folder in place of its large views, and these views by names of the pages."""
-    nb, large = deepcopy(notebook.nb), dict[str, str]()
-    for data in (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", [])):
-        if views.is_large(view := data.get("text/html", "")):
-            name = f"answers{len(large) + 1}.html"
-            large[name] = view
-            data["text/html"] = views.brief(view, f"{folder}/{name}")
-    return Executed(notebook.name, nb), large
 
 
 def notebook_page(notebook: Executed, files: Sequence[str] = ()) -> str:

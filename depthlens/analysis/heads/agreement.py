@@ -43,7 +43,7 @@ from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.ranks import COLUMNS, pairwise, ranks, within_layers
 from depthlens.analysis.numbers.stats import ALPHA, BASELINE
 from depthlens.analysis.result.losses import Losses
-from depthlens.analysis.result.profiles import by_layer, one_model, paired
+from depthlens.analysis.result.profiles import by_layer, paired
 from depthlens.analysis.result.results import Result
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError, blaming
@@ -123,12 +123,11 @@ def agreement(a: Result, b: Result | pd.DataFrame | None = None, *, seed: int = 
 
 
 def _of_modes(result: Result, modes: Mapping[str, Mapping[str, Mapping[Place, str]]]) -> Compared:
-    several, cases = result.docs["model"].nunique() > 1, []
+    cases = []
     for losses in (each for each in result.every_losses.values() if not each.at_chance):
-        label = f"{losses.label} of {losses.model}" if several else losses.label
         for site, found in modes.items():
             tables = {mode: _by_place(losses, conditions) for mode, conditions in found.items()}
-            cases.append(({"task": label, "parts": site}, tables))
+            cases.append(({"task": losses.label, "parts": site}, tables))
     said = "{task}: {n_parts} {parts} by {a} and by {b}: {words}."
     none = "No task that is not at chance has parts that were removed in two modes, so that none can be compared."
     return cases, {"task": "task", "parts": "parts", "mode": "a", "other": "b"}, said, none
@@ -140,7 +139,6 @@ def _of_tasks(a: Result, b: Result | None) -> Compared:
         pairs = [pair for pair in paired(a, b) if not any(s.at_chance for s in pair)]
         groups = [{f"{s.label} of {s.model}": _by_layer(s) for s in pair} for pair in pairs]
     elif heads:
-        one_model(a)
         every = a.every_losses.values()
         groups = [{s.label: _by_place(s, head_conditions(a, s.task)) for s in every if not s.at_chance}]
     else:
@@ -151,7 +149,7 @@ def _of_tasks(a: Result, b: Result | None) -> Compared:
 
 
 def _of_heads(a: Result, b: Result) -> Compared:
-    own, rival = ({(of.task, of.metric): of for of in result.every_losses.values()} for result in (a, b))
+    own, rival = a.every_losses, b.every_losses
     cases = []
     for task, metric in sorted(own.keys() & rival.keys()):
         both = (a, own[task, metric]), (b, rival[task, metric])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.numbers import betting
-from depthlens.analysis.numbers.stats import ALPHA, GROUP, SUMMARY_COLUMNS
+from depthlens.analysis.numbers.stats import ALPHA, SUMMARY_COLUMNS
 from depthlens.analysis.numbers.words import estimate, not_above_chance
 from depthlens.analysis.result.losses import Losses
 from depthlens.analysis.result.results import Result
@@ -62,7 +62,7 @@ def describe_blocks(result: Result, *, margin: float = MARGIN) -> list[str]:
         if losses.at_chance:
             lines.append(f"{about}: {not_above_chance(n)}, cannot judge.")
             continue
-        rows = table[(table[GROUP] == [losses.model, losses.task, losses.metric]).all(axis=1)]
+        rows = table[(table["task"] == losses.task) & (table["metric"] == losses.metric)]
         less = rows[rows["condition"].isin(spared(losses.select(list(rows["condition"])), margin))]
         most = f"{margin:g} {metric_unit(losses.metric) or f'of {losses.metric}'}"
         found = f"none of {len(rows)} blocks of up to {rows['size'].max()} layers is shown to cost less than {most}"

@@ -20,17 +20,12 @@ COLUMNS = [
 
 
 def answers(
-    result: Result,
-    condition: str,
-    change: str = BROKEN,
-    *,
-    task: str | None = None,
-    against: Result | None = None,
+    result: Result, condition: str, change: str = BROKEN, *, task: str | None = None, against: Result | None = None
 ) -> pd.DataFrame:
     """The answers that a condition changes, by the metric that stands for each task; or how two models differ.
 
     Args:
-        result: A sweep of one model.
+        result: A sweep.
         condition: One of its conditions, such as ``L11``.
         change: ``broken``: the score falls; ``repaired``: it rises; ``changed``: the answer is another one with the
             same score; ``all``: every document.
@@ -45,7 +40,7 @@ def answers(
         and ``change``.
 
     Raises:
-        UserError: the result has no such condition or task, several models, or the change is none of these.
+        UserError: the result has no such condition or task, or the change is none of these.
     """
     if change not in CHANGES:
         raise unknown("change", change, CHANGES)

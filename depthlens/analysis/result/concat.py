@@ -16,14 +16,14 @@ from depthlens.errors import UserError
 
 
 def concat(results: Sequence[Result]) -> Result:
-    """Join results of different tasks, models or kinds of condition into one.
+    """Join results of one model on different tasks or kinds of condition into one.
 
     A document scored twice under one condition (the baseline, which every sweep computes) is kept once if
     both scores are equal. In the record, what all results agree on stays at the top; the records themselves
     are kept under ``parts``.
 
     Raises:
-        UserError: two results disagree on a score, or on what a task is.
+        UserError: two results are of different models, or disagree on a score or on what a task is.
 
     Example:
         >>> attention = dl.layer_sweep(lens, "organism_one_hop", site="attn", limit=12)

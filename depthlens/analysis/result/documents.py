@@ -50,13 +50,13 @@ def only(docs: pd.DataFrame, column: str, name: str | None) -> str:
     return names[0] if name is None else name
 
 
-def table(docs: pd.DataFrame, values: str, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
-    """One column of values of a model, task and metric: documents (rows, by rising id) x conditions.
+def table(docs: pd.DataFrame, values: str, task: str, metric: str) -> pd.DataFrame:
+    """One column of values of a task and metric: documents (rows, by rising id) x conditions.
 
     Raises:
-        UserError: there is no such task, metric or model, or several models and none is named.
+        UserError: there is no such task or metric.
     """
-    for column, name in (("model", model), ("task", task), ("metric", metric)):
+    for column, name in (("task", task), ("metric", metric)):
         name = only(docs, column, name)
         docs = docs[docs[column] == name]
     wide = docs.pivot(index="doc_id", columns="condition", values=values)

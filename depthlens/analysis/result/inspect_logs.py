@@ -1,7 +1,7 @@
 """A result as logs of Inspect, which ``inspect view`` opens (https://inspect.aisi.org.uk/eval-logs.html).
 
 A log is a zip archive of JSON files: ``header.json``, ``summaries.json`` and a file for each sample. One is written for
-each model, task and condition; the condition is an argument of the model (``model_args``). The format is version 2 of
+each task and condition; the condition is an argument of the model (``model_args``). The format is version 2 of
 Inspect's; the library is not needed. Limit: prompts are the questions without examples and chat templates.
 """
 
@@ -28,10 +28,10 @@ def write(result: Result, out: str | Path) -> list[Path]:
     """See `depthlens.Result.to_inspect`."""
     folder, asked = writable_folder(out), result.questions().set_index(["task", "doc_id"])
     writers = {}
-    for (model, task, condition), rows in result.docs.groupby(["model", "task", "condition"], sort=False):
-        samples = list(_samples(rows, asked.loc[task], str(model)))
-        header = _header(result, rows, str(model), str(task), str(condition), len(samples))
-        name = "_".join(re.sub(r"[^\w.-]+", "-", str(part)) for part in (model, task, condition))
+    for (task, condition), rows in result.docs.groupby(["task", "condition"], sort=False):
+        samples = list(_samples(rows, asked.loc[task], result.model))
+        header = _header(result, rows, str(task), str(condition), len(samples))
+        name = "_".join(re.sub(r"[^\w.-]+", "-", str(part)) for part in (result.model, task, condition))
         writers[f"{name}_{header['eval']['eval_id']}.eval"] = partial(_archive, header, samples)
     with writing_to(folder):
         write_files(folder, writers)
@@ -66,9 +66,9 @@ def _samples(rows: pd.DataFrame, asked: pd.DataFrame, model: str) -> Iterator[di
         }
 
 
-def _header(result: Result, rows: pd.DataFrame, model: str, task: str, condition: str, n: int) -> dict[str, Any]:
+def _header(result: Result, rows: pd.DataFrame, task: str, condition: str, n: int) -> dict[str, Any]:
     """What was run, and the mean score by each metric with its standard error."""
-    about = result.record.get("tasks", {}).get(task, {})
+    model, about = result.model, result.record.get("tasks", {}).get(task, {})
     created = result.record.get("time") or datetime.now(UTC).isoformat(timespec="seconds")
     names = {key: _id(*of) for key, of in (("eval_id", (model, task, condition)), ("task_id", (task,)))}
     scores = []

@@ -295,7 +295,7 @@ class Losses:
 
 
 def every(docs: pd.DataFrame, record: Mapping[str, Any], asked: pd.DataFrame | None, n_layers: int) -> Iterator[Losses]:
-    """The losses of every model, task and metric of a result, in the order of its documents.
+    """The losses of every task and metric of a result, in the order of its documents.
 
     Args:
         docs: See `depthlens.Result`.

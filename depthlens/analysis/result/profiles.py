@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens.analysis.numbers.stats import GROUP
-from depthlens.analysis.result import documents, questions
+from depthlens.analysis.result import questions
 from depthlens.analysis.result.folder import mismatches
 from depthlens.analysis.result.losses import Losses, layer_third
 from depthlens.analysis.result.results import Result
@@ -31,7 +31,7 @@ def third_conditions(n_layers: int) -> list[str]:
 
 
 def by_layer(result: Result, suffix: str | None = None) -> list[Losses]:
-    """The losses of every task and metric of a layer sweep of one model, by rising layer.
+    """The losses of every task and metric of a layer sweep, by rising layer.
 
     Args:
         result: A layer sweep.
@@ -39,9 +39,8 @@ def by_layer(result: Result, suffix: str | None = None) -> list[Losses]:
             this, such as "", ``[1:]`` or ``@mean``. None: there is one a layer.
 
     Raises:
-        UserError: several models, or conditions that are not one a layer.
+        UserError: conditions that are not one a layer.
     """
-    one_model(result)
     found = []
     for every in result.every_losses.values():
         pairs = zip(every.conditions, every.layers, strict=True)
@@ -56,7 +55,7 @@ def by_layer(result: Result, suffix: str | None = None) -> list[Losses]:
 
 
 def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "condition", "doc_id")) -> list[str]:
-    """Names of the models of two results that are of one model each, and were asked the same in the same way.
+    """Names of the models of two results that were asked the same in the same way.
 
     Args:
         a: A sweep.
@@ -66,7 +65,7 @@ def comparable(a: Result, b: Result, columns: Sequence[str] = (*GROUP[1:], "cond
     Raises:
         UserError: naming what differs.
     """
-    models = [one_model(result) for result in (a, b)]
+    models = [a.model, b.model]
     rows = [pd.MultiIndex.from_frame(result.docs[list(columns)]).unique() for result in (a, b)]
     if len(extra := rows[0].symmetric_difference(rows[1])):
         which = ", ".join(f"{column} {value}" for column, value in zip(columns, extra[0], strict=True))
@@ -102,11 +101,6 @@ def by_document(a: Losses, b: Losses) -> tuple[Losses, Losses]:
     if len(own.base) < len(a.base):
         raise UserError(f"task {a.task}: {a.model} and {b.model} were asked other documents; run both alike")
     return own, other
-
-
-def one_model(result: Result) -> str:
-    """The model of a result; several are refused."""
-    return documents.only(result.docs, "model", None)
 
 
 def subjects_note(result: Result) -> Iterator[str]:

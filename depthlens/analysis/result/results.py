@@ -28,7 +28,7 @@ class Result(Scored):
     """Scores of documents x conditions, with everything derived from them.
 
     Attributes:
-        docs: One row per (model, task, metric, condition, document); the columns are ``DOCS_COLUMNS``, ``parsed``:
+        docs: One row per (task, metric, condition, document); the columns are ``DOCS_COLUMNS``, ``parsed``:
             whether the answer could be read (True for choices, NA where it is not known), and ``complete``: whether a
             written answer ended before it had as many tokens as were allowed (NA for choices).
         record: JSON-able; ``record["tasks"][task]["metrics"][metric]`` has ``higher_is_better``, ``chance``.
@@ -74,7 +74,7 @@ class Result(Scored):
         ``result.broken("L11").by("region")`` crosses broken and kept questions with a field of the documents.
 
         Raises:
-            UserError: there is no such condition or task, several tasks or models, or the questions are not known.
+            UserError: there is no such condition or task, several tasks, or the questions are not known.
 
         Example:
             >>> print(result.broken("L2").describe()[0])
@@ -113,11 +113,11 @@ class Result(Scored):
 
         return Explorer(self)
 
-    def unparsed(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+    def unparsed(self, task: str, metric: str) -> pd.DataFrame:
         """Share of unreadable answers by condition; see `depthlens.analysis.show.written_answers.unparsed`."""
         from depthlens.analysis.show import written_answers
 
-        return written_answers.unparsed(self, task, metric, model)
+        return written_answers.unparsed(self, task, metric)
 
     def critical(self) -> pd.DataFrame:
         """Rows of the summary whose loss is significant by step-down maxT, and above the metric's ``min_effect``.
@@ -128,10 +128,9 @@ class Result(Scored):
         """
         from depthlens.analysis.show import words
 
-        several = self.docs["model"].nunique() > 1
         for row in self.baselines.itertuples():
             if row.at_chance:
-                warnings.warn(words.cannot_judge(row, several=several), stacklevel=2)
+                warnings.warn(words.cannot_judge(row), stacklevel=2)
         tops = [in_top(each.mean(), int(each.critical().sum())) for each in self.every_losses.values()]
         table = self.loss_table.assign(in_top=np.concatenate([[], *tops]))
         return table.loc[table["critical"], [*stats.SUMMARY_COLUMNS, "in_top"]].reset_index(drop=True)
@@ -228,7 +227,7 @@ class Result(Scored):
         """What the result says, one sentence each.
 
         Args:
-            conditions: What each of these costs: a sentence per condition, model, task and metric. None describes the
+            conditions: What each of these costs: a sentence per condition, task and metric. None describes the
                 whole result: for a head sweep how many heads are critical and which costs most, for a block sweep the
                 largest block whose loss is shown to be small, and otherwise the critical conditions of each task.
             tasks: Of these tasks only.

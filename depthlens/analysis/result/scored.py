@@ -43,9 +43,16 @@ class Scored(Finding):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "docs", documents.normalise(self.docs))
+        if len(models := self.docs["model"].unique()) > 1:
+            raise UserError(f"results of {', '.join(models)}: a result is of one model; keep one for each")
         if self.asked is not None:
             object.__setattr__(self, "asked", questions.of(questions.normalise(self.asked), self.docs))
         super().__post_init__()
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.docs["model"].iloc[0])
 
     def questions(self) -> pd.DataFrame:
         """What each document asks, to be joined with `docs`: ``result.docs.merge(result.questions())``.
@@ -62,34 +69,31 @@ class Scored(Finding):
         return self.asked.copy()
 
     @derived
-    def every_losses(self) -> dict[tuple[str, str, str], Losses]:
-        """`Losses` of every (model, task, metric), in the order of `docs`."""
+    def every_losses(self) -> dict[tuple[str, str], Losses]:
+        """`Losses` of every (task, metric), in the order of `docs`."""
         every = losses.every(self.docs, self.record, self.asked, self.n_layers)
-        return {(each.model, each.task, each.metric): each for each in every}
+        return {(each.task, each.metric): each for each in every}
 
-    def losses(self, task: str | None = None, metric: str | None = None, model: str | None = None) -> Losses:
+    def losses(self, task: str | None = None, metric: str | None = None) -> Losses:
         """What every condition costs on a task: the one way from a result to a number.
 
         Args:
             task: Its name; may be left out where there is one.
             metric: Its name; may be left out where the task has one.
-            model: Which model; may be left out where there is one.
 
         Raises:
-            UserError: there is no such task, metric or model, or several and none is named.
+            UserError: there is no such task or metric, or several and none is named.
 
         Example:
             >>> result.losses("organism_one_hop").critical()
             array([False,  True,  True, False, False, False])
         """
-        keys = pd.DataFrame(self.every_losses.keys(), columns=GROUP)
-        for column, name in (("model", model), ("task", task), ("metric", metric)):
-            keys = keys[keys[column] == documents.only(keys, column, name)]
-        return self.every_losses[tuple(keys.iloc[0])]
+        task = documents.only(self.docs, "task", task)
+        return self.every_losses[task, documents.only(self.docs[self.docs["task"] == task], "metric", metric)]
 
     @derived
     def summary(self) -> pd.DataFrame:
-        """One row per (model, task, metric, condition): mean, paired change, its interval and p-values.
+        """One row per (task, metric, condition): mean, paired change, its interval and p-values.
 
         ``delta`` is the mean change, and ``bounded`` the same with changes in nats clipped to 1 a document. Interval
         and ``p_value`` (of one condition alone) are of the latter, because no test of a mean can exclude a rare large
@@ -106,11 +110,11 @@ class Scored(Finding):
 
     @derived
     def baselines(self) -> pd.DataFrame:
-        """One row per (model, task, metric): score of the whole model, its interval, and whether it is at chance."""
+        """One row per (task, metric): score of the whole model, its interval, and whether it is at chance."""
         rows = []
-        for (model, task, metric), each in self.every_losses.items():
+        for (task, metric), each in self.every_losses.items():
             self.metric_info(task, metric)
-            rows.append((model, task, metric, *each.whole))
+            rows.append((self.model, task, metric, *each.whole))
         columns = [*GROUP, *Whole._fields]
         return pd.DataFrame(rows, columns=columns).astype({"chance": "float64"})
 
@@ -139,21 +143,20 @@ class Scored(Finding):
             raise UserError(f"{fault}; record['tasks'][{task!r}]['metrics'] needs it, with its chance") from None
         return METRIC | info
 
-    def scores(self, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+    def scores(self, task: str, metric: str) -> pd.DataFrame:
         """Scores of one task and metric.
 
         Args:
             task: Its name.
             metric: Its name.
-            model: Which model; may be left out where there is one.
 
         Returns:
             Documents (rows, by rising id) x conditions (columns, in the order of the sweep).
 
         Raises:
-            UserError: there is no such task, metric or model, or several models and none is named.
+            UserError: there is no such task or metric.
         """
-        return documents.table(self.docs, "value", task, metric, model)
+        return documents.table(self.docs, "value", task, metric)
 
     @derived
     def loss_table(self) -> pd.DataFrame:
@@ -172,19 +175,18 @@ class Scored(Finding):
     def select(
         self,
         *,
-        models: str | Sequence[str] | None = None,
         tasks: str | Sequence[str] | None = None,
         metrics: str | Sequence[str] | None = None,
         conditions: Sequence[str] | None = None,
     ) -> Self:
-        """Keep some models, tasks, metrics or conditions; the baseline always stays.
+        """Keep some tasks, metrics or conditions; the baseline always stays.
 
         The correction then runs over the conditions that are left. Choose them before looking at their
         scores: choosing the largest effects and correcting for those alone would call noise critical. The
         selection is written into the record and stated by `notes`.
         """
         docs, record = self.docs, self.record
-        choice = {"model": models, "task": tasks, "metric": metrics, "condition": conditions}
+        choice = {"task": tasks, "metric": metrics, "condition": conditions}
         for column, value in choice.items():
             if value is None:
                 continue

@@ -32,7 +32,6 @@ from depthlens.analysis.result.findings import Finding
 from depthlens.analysis.result.tables import joined
 from depthlens.analysis.result.losses import AT_CHANCE, Losses
 from depthlens.analysis.runs.settings import deciding
-from depthlens.analysis.result.profiles import one_model
 from depthlens.analysis.numbers.means import Mean, max_t
 from depthlens.analysis.result.folder import mismatches
 from depthlens.analysis.result.results import Result
@@ -130,7 +129,7 @@ def compare_runs(results: Mapping[str, Result], *, stages: bool = False) -> Comp
         stages: Whether they are stages of training in order: each is compared with the one before it.
 
     Raises:
-        UserError: a result of several models, or runs with nothing in common.
+        UserError: runs with nothing in common.
     """
     measured: dict[tuple[str, ...], dict[str, Measured]] = {}
     for key, one in itertools.chain.from_iterable(map(_measured, results, results.values())):
@@ -152,7 +151,7 @@ def compare_runs(results: Mapping[str, Result], *, stages: bool = False) -> Comp
     table = joined(values, VALUES).merge(joined(tests, TESTS), how="left", on=TESTS[: TESTS.index("reference")])
     table = table.fillna({"reference": "", "n_paired": 0, "shown": False})
     table = table.infer_objects().astype({"layer": "Int64", "head": "Int64", "n_paired": int, "shown": bool})
-    models = {run: one_model(result) for run, result in results.items()}
+    models = {run: result.model for run, result in results.items()}
     record: dict[str, Any] = {"made_by": "compare", "runs": list(models), "models": models, "stages": stages}
     answers = joined(list(_answers(table, results)), ANSWERS)
     return Comparison(table, answers, list(dict.fromkeys(notes)), list(_sentences(table)), record)

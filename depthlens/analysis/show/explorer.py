@@ -33,14 +33,13 @@ class Explorer(View):
         model: Name of its model.
 
     Raises:
-        UserError: several models, or a result that removes nothing.
+        UserError: a result that removes nothing.
     """
 
     def __init__(self, result: Result) -> None:
-        self.model = documents.only(result.docs, "model", None)
         if result.loss_table.empty:
             raise UserError("the result removes nothing, so that no answer breaks; sweep at least one condition")
-        self.result = result
+        self.result, self.model = result, result.model
 
     @property
     def title(self) -> str:

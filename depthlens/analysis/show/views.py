@@ -19,8 +19,6 @@ from typing import Any
 from depthlens.paths import write_files, writing_to
 
 SCRIPT, STYLE = ((files(__package__) / f"views.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-MOST_BYTES = 2_000_000  # inside another page
-_DATA = '<script type="application/json">'
 
 
 def script_hash() -> str:
@@ -63,7 +61,7 @@ class View:
         data = json.dumps(self.data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
         return (
             f'<div class="depthlens-explorer" data-page><div class="static">{self.table()}</div>\n'
-            f"{_DATA}{data}</script></div>\n"
+            f'<script type="application/json">{data}</script></div>\n'
             f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
         )
 
@@ -82,18 +80,6 @@ class View:
         shown = {"text/html": self.html(), "text/plain": repr(self)}
         widget, metadata = self.widget._repr_mimebundle_()
         return widget | shown, metadata
-
-
-def is_large(content: str) -> bool:
-    """Whether HTML is a view that stands in a page of its own and not inside another one."""
-    return len(content) > MOST_BYTES and _DATA in content
-
-
-def brief(content: str, href: str) -> str:
-    """What stands inside another page in place of a large view: its table, and a link to its own page."""
-    table = content.partition(_DATA)[0].replace(" data-page", "", 1)
-    link = f'<p><a href="{html.escape(href)}">All answers</a> ({len(content) / 1e6:.1f} MB)</p>'
-    return f"{table}{link}</div>\n<style>{STYLE}</style>"
 
 
 def page(title: str, content: str) -> str:

@@ -27,10 +27,7 @@ _COLUMNS = ["condition", *GROUP, "n", "value", "delta", "bounded", "ci_low", "ci
 
 
 def describe(result: Result) -> list[str]:
-    """Sentences on heads, on blocks or on critical conditions, and on unreadable answers; model by model."""
-    models = result.docs["model"].unique()
-    if len(models) > 1:
-        return [f"{model}, {line}" for model in models for line in describe(result.select(models=model))]
+    """Sentences on heads, on blocks or on critical conditions, and on unreadable answers."""
     rows = result.docs.loc[result.docs["condition"] != BASELINE, ["condition", "head"]].drop_duplicates()
     if len(rows) and rows["head"].notna().all():
         lines = effects.describe_heads(result)
@@ -48,10 +45,9 @@ def sentence(result: Result, row: Any) -> str:
         result: The result.
         row: Of its `depthlens.Result.losses`.
     """
-    several = result.docs["model"].nunique() > 1
     if row.at_chance:
-        return f"{row.condition}: {cannot_judge(row, several=several)}."
-    where = f"{row.metric} of {row.task}{f' ({row.model})' if several else ''}"
+        return f"{row.condition}: {cannot_judge(row)}."
+    where = f"{row.metric} of {row.task}"
     if row.p_adjusted < ALPHA:
         fall = row.bounded < 0
         ends = (-row.ci_high, -row.ci_low) if fall else (row.ci_low, row.ci_high)
@@ -66,8 +62,7 @@ def sentence(result: Result, row: Any) -> str:
 
 def notes(result: Result) -> list[str]:
     """What limits the conclusions: tasks at chance, few subjects, cut prompts, selections."""
-    several = result.docs["model"].nunique() > 1
-    lines = [cannot_judge(row, several=several) for row in result.baselines.itertuples() if row.at_chance]
+    lines = [cannot_judge(row) for row in result.baselines.itertuples() if row.at_chance]
     lines += [*dict.fromkeys(_cut_prompts(result.record)), *profiles.subjects_note(result)]
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
@@ -77,21 +72,20 @@ def notes(result: Result) -> list[str]:
     return lines
 
 
-def cannot_judge(row: Any, *, several: bool) -> str:
+def cannot_judge(row: Any) -> str:
     """Why nothing can be concluded from a task on which the whole model is not shown to be above chance.
 
     Args:
         row: Of `depthlens.Result.baselines`.
-        several: Whether there are several models, so that the model has to be named.
     """
     why = "nothing to lose" if math.isnan(row.chance) else f"chance {row.chance:.2g}, p = {row.p_chance:.2g}"
-    return f"{_name(row, several)} is {not_above_chance(row.n)}: cannot judge (baseline {row.baseline:.2g}, {why})"
+    return f"{row.task} {row.metric} is {not_above_chance(row.n)}: cannot judge (baseline {row.baseline:.2g}, {why})"
 
 
 def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     """What to show of a result: see `depthlens.analysis.result.findings.Finding.display`.
 
-    The table has, group by group (model, task and metric), the baseline and the worst losses; the lines say how much is
+    The table has, group by group (task and metric), the baseline and the worst losses; the lines say how much is
     left out, and what limits the conclusions.
     """
     summary = result.summary
@@ -113,10 +107,6 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     counts = {c: summary[c].nunique() for c in ("model", "task", "metric", "condition")}
     sizes = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     return f"Result of {sizes}; worst loss of each task and metric first", table, lines
-
-
-def _name(row: Any, several: bool) -> str:
-    return f"{row.task} {row.metric}" + (f" of {row.model}" if several else "")
 
 
 def _cut_prompts(record: Mapping[str, Any]) -> Iterator[str]:

@@ -37,14 +37,13 @@ ACCEPTED = {
 }
 
 
-def unparsed(result: Result, task: str, metric: str, model: str | None = None) -> pd.DataFrame:
+def unparsed(result: Result, task: str, metric: str) -> pd.DataFrame:
     """How many answers cannot be read under each condition, apart from wrong ones.
 
     Args:
         result: A sweep.
         task: Name of the task.
         metric: Name of the metric; the filter in it decides what can be read.
-        model: Which model; may be left out where there is one.
 
     Returns:
         One row a condition, the baseline first: condition, layer, head, n, value (mean score), wrong, unparsed (shares;
@@ -58,7 +57,7 @@ def unparsed(result: Result, task: str, metric: str, model: str | None = None) -
     if metric in LOGPROBS:
         raise UserError(f"metric {metric}: the model writes nothing for it that could be read; name one of the task")
     readable, complete, scores = (
-        documents.table(result.docs, column, task, metric, model) for column in (PARSED, documents.COMPLETE, "value")
+        documents.table(result.docs, column, task, metric) for column in (PARSED, documents.COMPLETE, "value")
     )
     if readable.isna().any(axis=None):
         raise UserError(f"this result does not say which answers of task {task} could be read; run the sweep again")

@@ -146,8 +146,6 @@ def test_the_table_without_a_script_tells_the_commonest_new_answers():
 
 def test_what_cannot_be_looked_at_is_refused():
     refused("removes nothing", made_results.result_of({"baseline": [1, 0]}).explore)
-    several = made_results.concat([made_results.result_of({"baseline": [1], "L0": [0]}, model=m) for m in ("a", "b")])
-    refused("several models", several.explore)
 
 
 def test_a_comparison_lists_the_documents_on_which_whole_models_differ():

@@ -78,10 +78,6 @@ def test_several_metrics_of_a_task_are_told_apart_and_no_layers_refused():
     assert list(dict.fromkeys(both.loss_by_third()["task"])) == ["early acc", "early acc_norm"]
     said = [line.partition(";")[0].partition(": ") for line in (*both.describe(), *one.describe())]
     assert [task for task, *_ in said] == ["early acc", "early acc_norm", "early"] and len({of for *_, of in said}) == 1
-    two = Result(pd.concat([one.docs, one.docs.assign(model="other")]), one.record)
-    with pytest.raises(UserError, match="there are several models; name or select one of m, other"):
-        two.loss_by_third()
-    assert [line.partition(",")[0] for line in two.describe()] == ["m", "other"]
     with pytest.raises(UserError, match="not one condition a layer"):
         Result(one.docs.assign(layer=pd.NA), one.record).loss_by_third()
 

@@ -165,7 +165,6 @@ def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number(
 
 def test_what_cannot_be_compared_is_refused():
     refused("no two runs have a task and metric in common", compared, sweep(EARLY), sweep(EARLY, task="others"))
-    refused("select one of base, z", compared, sweep(EARLY), concat([sweep(EARLY), sweep(LATE, model="z")]))
 
 
 def test_one_document_is_too_few_for_a_difference():

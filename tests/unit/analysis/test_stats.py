@@ -83,7 +83,7 @@ def test_documents_are_matched_by_id_not_by_position():
     assert Result(docs, {}).summary["p_value"].iloc[1] == 1.0  # nothing changed on any document
 
 
-def test_the_correction_runs_within_one_model_task_metric():
+def test_the_correction_runs_within_one_task_and_metric():
     strong, weak = [0] * 10, [0] * 7 + [1] * 3
     one = table({"baseline": [1] * 10, "L0": strong, "L1": weak})
     both = pd.concat([one, table({"baseline": [1] * 10, "L0": strong, "L1": weak}, metric="em")])

@@ -5,11 +5,9 @@ import re
 from base64 import b64decode
 from urllib.parse import unquote
 
-import made_results
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from notebook_suite import code, write
 
-from depthlens.analysis.show import views
 from depthlens.plots.theme import MIME
 from depthlens.runner.notebook_files import Executed
 from depthlens.runner.pages import gallery, notebook_page
@@ -89,31 +87,6 @@ def test_the_figure_on_the_index_is_the_one_tagged_to_open_it():
     assert "Zmlyc3Q=" in Executed("x", new_notebook(cells=figures[:1])).picture
     table = shown("3", {"text/html": "<table></table>"}, "opening")
     assert Executed("x", new_notebook(cells=[*figures[:1], table])).picture == "<table></table>"
-
-
-def test_a_large_view_is_a_page_beside_and_the_page_and_the_index_have_its_table_and_a_link(tmp_path, monkeypatch):
-    view = made_results.capitals_and_elements().explore()
-    (tmp_path / "sub").mkdir()
-    write(tmp_path / "sub", "a", new_markdown_cell("# Q?"), shown("view", {"text/html": view.html()}, "opening"))
-    (tmp_path / "sub" / "a.html").touch()  # the index lists notebooks in folders that have a page
-    for most, own in ((len(view.html()), []), (len(view.html()) - 1, ["answers1.html"])):
-        monkeypatch.setattr(views, "MOST_BYTES", most)
-        gallery(tmp_path)
-        texts = [(tmp_path / name).read_text() for name in ("sub/a.html", "index.html")]
-        assert [name.name for name in (tmp_path / "sub" / "a").glob("*")] == own
-        for text, link in zip(texts, ("a/answers1.html", "sub/a/answers1.html"), strict=True):
-            assert (f'<a href="{link}">All answers</a>' in text) == bool(own)
-            assert ("data-page" in text) != bool(own) and "broken questions" in text
-    assert view.html() in (tmp_path / "sub" / "a" / "answers1.html").read_text()
-
-
-def test_answers_of_an_earlier_run_go_and_other_files_stay(tmp_path):
-    write(tmp_path, "a", new_markdown_cell("# Q?"))
-    (tmp_path / "a").mkdir()
-    for name in ("answers1.html", "answers.html", "answers_mine.html"):
-        (tmp_path / "a" / name).touch()
-    gallery(tmp_path)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["answers.html", "answers_mine.html"]
 
 
 def test_a_notebook_that_0_2_ran_has_a_page(tmp_path):
