@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # whose code does what its version says; anything else may change between two runs
 LIBRARIES = {"torch", "transformers", "accelerate", "peft", "torchao", "bitsandbytes", "depthlens", "builtins", "numpy"}
+LIBRARIES |= {"kernels"}  # whose modes transformers keeps on a model
 LIBRARIES |= sys.stdlib_module_names - {"__main__"}
 
 

@@ -37,6 +37,8 @@ from depthlens.runner import pages
 from depthlens.runner.notebook_files import Executed, failed_cell, read_notebook, write_whole
 from depthlens.runner.parameters import assign, check, declared, read_profile, with_first_layers
 
+FIRST = "11_one_prompt"  # of the suite: one answer, before answers are counted
+
 # `_execute` reports a dead kernel in one line; without a handler Python would print papermill's own line as well.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
@@ -129,8 +131,9 @@ class RunReport:
 
 
 def suite() -> dict[str, Path]:
-    """The notebooks of the suite by name, in order."""
-    return {path.stem: path for path in sorted(paths.notebooks_dir().glob("*.ipynb")) if path.name[0] != "."}
+    """The notebooks of the suite by name: `FIRST`, then the others by number."""
+    found = sorted(paths.notebooks_dir().glob("[!.]*.ipynb"), key=lambda path: (path.stem != FIRST, path.name))
+    return {path.stem: path for path in found}
 
 
 def run(
@@ -149,7 +152,7 @@ def run(
         profile: A set of parameter values from ``notebooks/profiles.yml``; None: the notebooks' own defaults.
         parameters: Values over the profile's, for each notebook that has them. Text is read as YAML unless the
             notebook's default is text.
-        progress: Say on stderr which notebook begins, and show papermill's bar on a terminal.
+        progress: Say on stderr which notebook begins, and show papermill's bar on a terminal, elsewhere a line a cell.
 
     Returns:
         What was run and how it ended. A notebook that fails raises no error here.
@@ -165,13 +168,9 @@ def run(
     """
     report = prepare(names, out=out, profile=profile, parameters=parameters)
     with paths.locked(report.out):
-        on_terminal = progress and sys.stderr.isatty()
         try:
             for number, notebook in enumerate(report.notebooks, start=1):
-                label = f"[{number}/{len(report.notebooks)}] {notebook.name}"
-                if progress:
-                    bars.say(label)
-                execute_notebook(notebook, report, {"desc": label} if on_terminal else False)
+                execute_notebook(notebook, report, f"[{number}/{len(report.notebooks)}] {notebook.name}" * progress)
         except KeyboardInterrupt:
             pass  # the report says it
         finally:
@@ -227,8 +226,17 @@ def _named(names: Sequence[str] | str, known: Mapping[str, Path]) -> dict[str, P
     return found
 
 
-def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str, str] | bool) -> None:
-    """Execute one notebook; its file is saved at every cell, its page and the index when it ends."""
+def execute_notebook(run: NotebookRun, report: RunReport, label: str) -> None:
+    """Execute one notebook; its file is saved at every cell, its page and the index when it ends.
+
+    Args:
+        run: The notebook.
+        report: Of the run.
+        label: What progress is said with; "": nothing is said.
+    """
+    on_terminal = bool(label) and sys.stderr.isatty()
+    if label:
+        bars.say(label)
     nb = load_notebook_node(str(suite().get(run.source, run.source)))
     if run.parameters:
         nb = parameterize_notebook(nb, run.parameters, kernel_name="python3", language="python")
@@ -242,6 +250,8 @@ def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str
     def begin(cell_index: int, **begun: object) -> None:
         nonlocal cell
         cell = cell_index + 1
+        if label and not on_terminal and nb.cells[cell_index].cell_type == "code":
+            bars.say(f"{label}, cell {cell} of {len(nb.cells)}")
         save()  # so that a killed run leaves what it had
 
     run.status, fault = "interrupted", "interrupted"  # until it has ended otherwise
@@ -249,8 +259,8 @@ def execute_notebook(run: NotebookRun, report: RunReport, progress_bar: dict[str
         NBClientEngine.execute_notebook(
             nb,
             "python3",
-            progress_bar=progress_bar,
-            stderr_file=sys.stderr if progress_bar else None,  # the bar of the work in a cell is seen, too
+            progress_bar={"desc": label} if on_terminal else False,
+            stderr_file=sys.stderr if on_terminal else None,  # the bar of the work in a cell is seen, too
             start_timeout=120,
             kernel_manager_class=OwnInterpreter,
             on_cell_start=begin,

@@ -111,9 +111,19 @@ class Executed:
         return "\n\n".join(text.strip() for text in texts if text)
 
     @property
+    def _said(self) -> list[str]:
+        """The first sentence of the headline, and the others."""
+        return re.split(r"\n\n|\n(?=[-*] )", self.headline, maxsplit=1)
+
+    @property
+    def briefly(self) -> str:
+        """The first sentence of the headline as HTML; before there is one, the error or the state."""
+        return markdown2html(self._said[0].removeprefix("- ") or self.run["error"] or self.run["status"])
+
+    @property
     def finding(self) -> str:
         """The headline as HTML: its first sentence, and the others in a fold."""
-        first, *others = re.split(r"\n\n|\n(?=[-*] )", self.headline, maxsplit=1)
+        first, *others = self._said
         more = "".join(map(markdown2html, others))
         if more and not more.startswith("<details"):
             more = f"<details><summary>More of what it found</summary>{more}</details>"

@@ -34,6 +34,7 @@ def test_a_folder_gives_the_model_that_was_saved(family, tmp_path):
     assert torch.equal(logits(loaded.model), logits(original.model))
     assert loaded.dims == original.dims
     assert loaded.fingerprint == original.fingerprint
+    assert loaded.identify().obstacle is None and not loaded.model.use_kernels, "no code of the hub, and a store keeps"
     assert loaded.tokenizer("Ünïcode 1").input_ids == original.tokenizer("Ünïcode 1").input_ids
 
 

@@ -72,7 +72,9 @@ def test_a_run_writes_notebooks_pages_a_record_and_an_index(done):
     assert text.count('src="data:image/png;base64,iVBOR') == 1 and 'href="00_good.html"' in text
     page = (done.out / "00_good.html").read_text()
     assert 'src="data:image/png;base64,iVBOR' in page and 'alt="Does one layer matter?"' in page
-    assert done.said == ["[1/3] 00_good ...", "[2/3] 01_bad ...", "[3/3] 02_plain ..."]
+    begun = [line for line in done.said if "cell" not in line]
+    assert begun == ["[1/3] 00_good ...", "[2/3] 01_bad ...", "[3/3] 02_plain ..."]
+    assert done.said[done.said.index(begun[2]) + 1 :] == ["[3/3] 02_plain, cell 2 of 2 ..."], "without a terminal"
 
 
 def test_a_notebook_that_fails_is_one_line_and_does_not_stop_the_others(done):
