@@ -15,10 +15,10 @@ from .analysis.layers.geometry import Geometry as Geometry
 from .analysis.layers.pairs import PairLosses as PairLosses
 from .analysis.layers.removal import Greedy as Greedy
 from .analysis.result.concat import concat as concat
-from .analysis.result.examples import examples as examples
 from .analysis.result.losses import Losses as Losses
 from .analysis.result.races import Race as Race
 from .analysis.result.results import Result as Result
+from .analysis.result.results import examples as examples
 from .analysis.runs.comparison import Comparison as Comparison
 from .arguments import EvalOptions as EvalOptions
 from .engine.engine import Engine as Engine

@@ -108,7 +108,7 @@ class Sweeps:
     Args:
         models: The model that is judged, and ``base`` and ``control`` where they are given.
         tasks: Tasks by role.
-        ablate: The views; the first decides.
+        views: How layers are removed; the first decides.
         top: Heads of each list.
         options: `EvalOptions`.
 
@@ -120,13 +120,13 @@ class Sweeps:
         self,
         models: Mapping[str, Lens],
         tasks: dict[str, list[str]],
-        ablate: Sequence[str],
+        views: Sequence[str],
         top: int,
         options: EvalOptions,
     ) -> None:
-        for view in ablate:
+        for view in views:
             arguments.one_of(*VIEWS)("view", view)
-        self.models, self.tasks, self.views = models, tasks, list(ablate)
+        self.models, self.tasks, self.views = models, tasks, list(views)
         self.top, self.options = min(top, len(models["model"].dims.head_names) - 1), options
         self._made: dict[tuple[Piece, int], Any] = {}
         self._seconds: dict[Piece, tuple[int, float]] = {}  # documents of the latest, and all that it took

@@ -290,8 +290,8 @@ def _groups(
     return torch.tensor(rng.permuted(np.tile(np.arange(n_heads) % n_groups, (n_layers, 1)), axis=1))
 
 
-def removed_alone(lens: Lens, heads: Sequence[AnyHead] | None, method: str, name: str = "heads") -> list[Head] | None:
-    """Heads of the argument ``name`` that are to be removed, without repetition; None for all.
+def removed_alone(lens: Lens, heads: Sequence[AnyHead] | None, method: str) -> list[Head] | None:
+    """Heads that are to be removed, without repetition; None for all.
 
     Raises:
         UserError: a method that removes none, or a head that the model does not have.
@@ -299,10 +299,10 @@ def removed_alone(lens: Lens, heads: Sequence[AnyHead] | None, method: str, name
     if heads is None:
         return None
     if method != EXACT:
-        raise UserError(f"{name} with method {method!r}: only 'exact' removes heads; leave {name} out")
-    unique = list(dict.fromkeys(heads_of(name, heads)))
+        raise UserError(f"heads with method {method!r}: only 'exact' removes heads; leave heads out")
+    unique = list(dict.fromkeys(heads_of("heads", heads)))
     if not unique:
-        raise UserError(f"{name} names no head; give at least one, or leave it out")
+        raise UserError("heads names no head; give at least one, or leave it out")
     heads_condition(unique).validate(lens.dims)
     return unique
 
@@ -316,7 +316,6 @@ def losses(
     *,
     weights: Sequence[Sequence[float]] | None = None,
     heads: Sequence[Head] | None = None,
-    given_others: bool = False,
 ) -> tuple[Float[np.ndarray, "request n_layers n_heads"], Float[np.ndarray, " request"]]:
     """Loss by removing each head.
 
@@ -328,11 +327,10 @@ def losses(
         cache: Where answers or estimates are read and stored.
         weights: Per request, which tokens of its continuation count (1) and which do not (0); None: all.
         heads: Which heads, with ``exact``; None: every head of the model.
-        given_others: Remove each when all the others of ``heads`` are removed already, in place of alone.
 
     Returns:
-        Losses in nats, 0 for heads that were not removed, and the log-probabilities to which they are added: of the
-        whole model, or without any of the heads. Both are sums over the tokens that count.
+        Losses in nats, 0 for heads that were not removed, and the log-probabilities of the whole model. Both are sums
+        over the tokens that count.
     """
     if method != EXACT:
         how: dict[str, Any] = {"batch_tokens": options["batch_tokens"], "progress": options["progress"]}
@@ -341,15 +339,14 @@ def losses(
     parts = [part for i, q in enumerate(requests) for part in _parts(i, q, weights[i] if weights else None)]
     shape = lens.dims.n_layers, lens.dims.n_heads
     chosen = [Head(*at) for at in np.ndindex(shape)] if heads is None else list(heads)
-    removed = [[h for h in chosen if h != head] if given_others else [head] for head in chosen]
-    conditions = [heads_condition(chosen) if given_others else BASELINE, *map(heads_condition, removed)]
+    conditions = [BASELINE, *(heads_condition([head]) for head in chosen)]
     engine, asked = engine_of(lens, options, cache), [part for _, part in parts]
     answers = engine.loglikelihood(asked, conditions, desc="heads removed")
     logprobs = np.zeros((len(requests), len(conditions)))
     np.add.at(logprobs, [i for i, _ in parts], np.array([[a.logprob for a in row] for row in answers]).T)
     found = np.zeros((len(requests), *shape))
     for i, head in enumerate(chosen, 1):
-        found[:, *head] = (logprobs[:, 0] - logprobs[:, i]) * (-1 if given_others else 1)
+        found[:, *head] = logprobs[:, 0] - logprobs[:, i]
     return found, logprobs[:, 0]
 
 

@@ -7,7 +7,7 @@ step. The score is the mean over the tokens of a needle, then over recalled need
 **Loss on needle tokens**: what removing the head (zero ablation of its z) costs on these tokens, in nats per token,
 exactly or estimated from gradients. The loss says whether the head matters, not what it does.
 
-Limit: single removals miss heads that can replace each other; ``given_removed`` finds those.
+Limit: single removals miss heads that can replace each other; `depthlens.pair_sweep` finds pairs of those.
 
 **Detectors.** For a needle whose answer has the tokens y_1 .. y_n, with a_h(i, j) the attention of head h from position
 i to j:
@@ -43,7 +43,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, AnyHead, heads_condition
+from depthlens.ablations import BASELINE, AnyHead
 from depthlens.analysis.heads.scores import HeadScores
 from depthlens.analysis.numbers.means import UNLIMITED
 from depthlens.arguments import EvalOptions
@@ -167,7 +167,6 @@ def retrieval_scores(
     *,
     method: str = "copy_paste",
     heads: Sequence[AnyHead] | None = None,
-    given_removed: Sequence[AnyHead] | None = None,
     needles: Sequence[Needle] | None = None,
     only_recalled: bool = True,
     **options: Unpack[EvalOptions],
@@ -186,8 +185,6 @@ def retrieval_scores(
             holds behind a saturated softmax, see `depthlens.experiments.attribution`).
         heads: Heads to remove, with ``exact``; None for all. This takes long for long prompts, so that it is used to
             check the heads that an estimate ranks first.
-        given_removed: Heads to test against each other, with ``exact``: the loss that removing one adds when all others
-            of them are removed already. It is high for heads that can replace each other.
         needles: Needles to use, such as those of `depthlens.tasks.written_needles` with other depths and lengths.
         only_recalled: Whether needles count only if the model recalls them. False: their answers are given to the
             model token by token, which says what its heads do then, and not how it would find an answer.
@@ -207,10 +204,7 @@ def retrieval_scores(
     """
     chosen = settled(options, without=OF_CONDITIONS)
     arguments.one_of(*METHODS)("method", method)
-    if heads is not None and given_removed is not None:
-        raise UserError("heads and given_removed are both given; give heads to remove alone, or given the others")
-    asked = (heads, "heads") if given_removed is None else (given_removed, "given_removed")
-    removed = removed_alone(lens, asked[0], method, asked[1])
+    removed = removed_alone(lens, heads, method)
     label = "needles"
     source: dict[str, Any]
     if needles is not None:
@@ -239,13 +233,9 @@ def retrieval_scores(
         record = answers.record(method=method, **source)
         limits = UNLIMITED if detector.unit else (0.0, 1.0)  # a share of attention has no unit
         return HeadScores.of_cases(detector.label, detector.unit, values, record, tested=False, limits=limits)
-    requests, others = [_needle_tokens(n) for n in used], given_removed is not None
-    entry = answers.entry(label, method=address(method))
-    found, _ = losses(lens, requests, method, chosen, entry, heads=removed, given_others=others)
+    requests, entry = [_needle_tokens(n) for n in used], answers.entry(label, method=address(method))
+    found, _ = losses(lens, requests, method, chosen, entry, heads=removed)
     name = "loss on needle tokens" + ("" if method == EXACT else f", by {method.replace('_', ' ')}")
-    if given_removed is not None and removed:
-        source["given_removed"] = [str(heads_condition([head])) for head in removed]
-        name = f"{name} after {len(removed) - 1} other heads"
     n_tokens = np.array([len(q.continuation) for q in requests])[:, None, None]
     record = answers.record(method=method, **source)
     return HeadScores.of_cases(name, "nats", found / n_tokens, record, tested=True, heads=removed)

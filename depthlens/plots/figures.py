@@ -9,7 +9,7 @@ from typing import Any
 from depthlens.analysis.numbers.stats import BASELINE
 from depthlens.analysis.result.results import Result
 from depthlens.errors import UserError, unknown
-from depthlens.plots import comparison, heads, layers, prompts
+from depthlens.plots import comparison, heads, layers
 from depthlens.plots.theme import Plot
 
 # By the name of its class; the first is drawn where no name is given.
@@ -23,7 +23,7 @@ FIGURES: dict[str, tuple[Callable[..., Plot], ...]] = {
     "Geometry": (layers.geometry_profile,),
     "Comparison": (comparison.profile_comparison, comparison.loss_difference),
     "PairLosses": (layers.pair_map,),
-    **dict.fromkeys(("Patching", "LogitLens"), (prompts.token_grid,)),
+    **dict.fromkeys(("Patching", "LogitLens"), (layers.token_grid,)),
 }
 # But of a sweep, if all of its conditions are such ones.
 _SWEPT = {"head_map": r"(L\d+\.(H|KV)\d+[^+ ]* ?)+", "block_map": r"(?=.*-)(L\d+(-\d+)? ?)+"}

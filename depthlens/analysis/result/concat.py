@@ -82,13 +82,13 @@ def _joined_tasks(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]
     """
     tasks: dict[str, dict] = {}
     for task, entry in (item for record in records for item in record.get("tasks", {}).items()):
-        known = tasks.setdefault(task, entry)
-        old, new = (e.get("metrics", {}) for e in (known, entry))
-        about = [{field: e.get(field) for field in ("version", "num_fewshot", "output_type")} for e in (known, entry)]
+        both = tasks.setdefault(task, entry), entry
+        about = [{field: each.get(field) for field in ("version", "num_fewshot", "output_type")} for each in both]
+        old, new = (each.get("metrics", {}) for each in both)
         for metric, field in itertools.product(old.keys() & new.keys(), ("higher_is_better", "chance")):
             for named, metrics in zip(about, (old, new), strict=True):
                 named[f"{field} of {metric}"] = metrics[metric].get(field)
         if differs := mismatches(about[0], about[1]):
             raise UserError(f"the results disagree on task {task!r}: {differs[0]}; name them apart")
-        tasks[task] = _agreed([known, entry]) | {"metrics": {**old, **new, **old}}
+        tasks[task] = _agreed(both) | {"metrics": {**new, **old}}
     return tasks

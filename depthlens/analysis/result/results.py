@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 
+from depthlens import paths
 from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers import stats
 from depthlens.analysis.numbers.means import in_top
 from depthlens.analysis.result import documents
 from depthlens.analysis.result.documents import DOCS_COLUMNS as DOCS_COLUMNS
 from depthlens.analysis.result.scored import Scored
+from depthlens.errors import unknown
 
 if TYPE_CHECKING:
     from depthlens.analysis.heads.scores import HeadScores
@@ -240,3 +242,24 @@ class Result(Scored):
         from depthlens.analysis.show import words
 
         return words.displayed(self)
+
+
+def examples(name: str = "smollm2-135m-cot") -> Result:
+    """A sweep over all layers of a model, from the package: no model is loaded.
+
+    ``smollm2-135m-cot`` was asked 60 questions about capitals, without worked examples: in ``capitals_generative`` it
+    writes the answer, in ``capitals_continuation`` it chooses among four. The others are models of the atlas
+    (``docs/atlas.md``) on published benchmarks: scores by the number of the document, without any text of these.
+    ``dl.compare(mine, dl.examples(name))`` puts one's own sweep beside one of them.
+
+    Raises:
+        UserError: an unknown name; the message lists all.
+
+    Example:
+        >>> dl.examples().answers("L23", task="capitals_generative")["answer"].head(2).tolist()
+        [' Kolkuru', ' Calcutta']
+    """
+    folder = paths.data_dir() / "examples"
+    if name not in (names := sorted(path.name for path in folder.iterdir())):
+        raise unknown("example", name, names)
+    return Result.load(folder / name)
