@@ -7,24 +7,37 @@ about models. Each row answers its own question at the 5% level; they are not co
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jinja2
 import pandas as pd
 
+from depthlens import look
 from depthlens.analysis.result.findings import Finding, paragraphs
-from depthlens.claims import scorecard_html
 from depthlens.claims.claims import CLAIMS, chosen_claims
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.parts import OPEN, ROWS, STATES, Part, worst
+from depthlens.claims.parts import OPEN, REVERSED, ROWS, SHOWN, SIGN, SMALLER, STATES, UNDER, Part, worst
 
 DECIDES = "decides"  # the name in the column ``view`` of the estimate that decides
 COLUMNS = [
     "claim", "row", "part", "what", "view", "state", "at_half", "at_double", "effect", "ci_low", "ci_high", "matters",
     "claimed", "unit", "n", "needed", "minutes", "tasks", "notes", "why", "worst", "sentence",
 ]  # fmt: skip
+# symbol, ground, text: symbol and word say the same as the colour, and text keeps a contrast of 4.5 to 1
+CHIPS = {
+    SHOWN: ("✓", look.PALETTE[0], "#FFFFFF"),
+    SIGN: ("+", look.CLAIMED, look.PALETTE[2]),
+    SMALLER: ("≈", look.EMPTY, look.PALETTE[2]),
+    REVERSED: ("✗", look.PALETTE[1], look.PALETTE[2]),
+    OPEN: ("?", "#FFFFFF", look.PALETTE[2]),
+}
+WIDE = 150  # of a bar, in pixels
+FAR = 10.0  # times what matters
+TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("depthlens.claims"), autoescape=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,7 +115,7 @@ class Verdicts(Finding):
         return self.headline, self.table[columns], []
 
     def _repr_html_(self) -> str:
-        return scorecard_html.scorecard(self) + paragraphs([self.NEXT])
+        return scorecard(self) + paragraphs([self.NEXT])
 
 
 def judge(evidence: Evidence, *, claims: str | Sequence[str] | None = None) -> Verdicts:
@@ -136,3 +149,27 @@ def _rows(claim: str, parts: Sequence[Part]) -> Iterator[tuple[Any, ...]]:
             texts = own if main else ("", found.why, False, "")
             numbers = found.effect, found.low, found.high, q.matters, q.claim, q.of, found.n, *more
             yield claim, q.row, letter, what, view, *states, *numbers, tasks, *texts
+
+
+def scorecard(verdicts: Verdicts) -> str:
+    """The scorecard as HTML: a chip for each state, a bar for each effect, and the part that decides in words.
+
+    It has its styles inside, so that JupyterLab, a page and an index show the same; an index finds it by its class.
+    Under each claim are its two rows, of which the first has the id of the claim.
+    """
+    rows = [
+        (row, CHIPS[row.state], _bar(row) if math.isfinite(row.effect) else None) for row in verdicts.table.itertuples()
+    ]
+    template = TEMPLATES.get_template("scorecard.html.j2")
+    return template.render(rows=rows, headline=verdicts.headline, look=look, wide=WIDE)
+
+
+def _bar(row: Any) -> dict[str, float]:
+    """Where on its bar effect, interval, 0 and what matters are, and the claimed side."""
+    ends = -FAR * row.matters, FAR * row.matters  # beyond, an interval is cut
+    shown = {"zero": 0.0, "matters": row.matters, "low": row.ci_low, "high": row.ci_high, "effect": row.effect}
+    shown = {name: min(max(value, ends[0]), ends[1]) for name, value in shown.items()}
+    least, span = min(shown.values()), max(shown.values()) - min(shown.values())
+    at = {name: round(8 + (WIDE - 16) * (value - least) / span, 1) for name, value in shown.items()}
+    claimed = (0.0, at["matters"]) if row.claimed == UNDER else (at["matters"], float(WIDE))
+    return at | dict(zip(("start", "end"), claimed, strict=True))

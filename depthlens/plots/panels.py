@@ -102,12 +102,6 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
-def note(ax: Axes, x: Number, y: Number, text: str, **options: Any) -> None:
-    """Small text at a place given as shares of the panel's width and height."""
-    look = {"fontsize": SMALL, "va": "center", "transform": ax.transAxes, "parse_math": False}
-    ax.text(x, y, text, **{**look, **options})
-
-
 def key(ax: Axes, kind: str, label: str, **options: Any) -> None:
     """Explain something in the legend, once: a series, a mark, a line, or an area."""
     look = {**_KEYS[kind], **options}
@@ -261,7 +255,7 @@ def _lines(
             label = f"{name} ({why})" if why else name
             key(ax, "series", label, color=colour, marker=MARKERS[style], ls=look.get("ls", "-"))
         elif why:
-            note(ax, 1, 1, why, ha="right", va="top", color=GREY)
+            ax.text(1, 1, why, ha="right", va="top", color=GREY, fontsize=SMALL, transform=ax.transAxes)
         known = np.pad(np.isfinite(y + low), 1)
         alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a band has no width at a point without neighbours
         barred = known[1:-1] if bars else alone

@@ -15,8 +15,7 @@ from depthlens import __version__
 from depthlens.analysis.result.findings import Finding
 from depthlens.analysis.result.folder import DOCS_FILE, refuse_other
 from depthlens.analysis.runs.comparison import CENTRE, LOSS, SCORE, SHARE, Comparison
-from depthlens.claims.scorecard_html import scorecard
-from depthlens.claims.verdicts import DECIDES, Verdicts
+from depthlens.claims.verdicts import DECIDES, Verdicts, scorecard
 from depthlens.errors import UserError
 from depthlens.paths import PAGE, writable_folder
 from depthlens.plots.comparison import drawable, loss_difference, profile_comparison
