@@ -59,7 +59,7 @@ def run(*arguments: str) -> list[str]:
 RUN = [
     (run("notebooks/00_tuor.ipynb"), "unknown notebook '00_tuor'; did you mean 00_tour?"),
     (run("00_tour", "--profile", "smoek"), "unknown profile 'smoek'; did you mean smoke?"),
-    (run("00_tour", "-p", "layers", "5"), "unknown parameter 'layers'; allowed: device, "),
+    (run("00_tour", "-p", "layers", "5"), "unknown parameter 'layers'; allowed: apply_chat"),
     (run("00_tour", "-p", "limit", "0"), "notebook 00_tour: limit 0: give a whole number of documents"),
     (["run", "00_tour", "--out", "{file}"], "/file'); name a folder you can write to"),
 ]
