@@ -343,7 +343,6 @@ RULES |= {
     "tasks": _names("capitals_continuation"),
     "text_set": one_of(*TEXT_SETS),
     "texts": or_none(_FROM_2),
-    "views": Rule(lambda v: _TEXTS.fits(v) and "layers" in v, "a list of ways, with layers among them, which decides"),
 }
 
 

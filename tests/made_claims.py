@@ -18,7 +18,6 @@ from depthlens.analysis.result.losses import Losses
 from depthlens.claims import heads
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.in_depth import recovered
-from depthlens.errors import UserError
 
 CHANCE = 0.25
 # the field of each task, what it is asked about, whether it is written
@@ -68,9 +67,7 @@ class Made(Evidence):
     def has(self, name):
         return name in self.by_field
 
-    def profiles(self, name, suffix=""):
-        if suffix:
-            raise UserError("other views decide nothing")
+    def profiles(self, name):
         return self.by_field.get(name, [])
 
     def easy(self, name, tasks):

@@ -26,7 +26,6 @@ EARLY = np.array([0.9, 0.7, 0.5, 0.1, 0.05, 0, 0, 0, 0])
 LATE = EARLY[::-1]
 # of twelve layers
 FEW, FLAT = np.where(np.arange(12) < 2, 0.6, 0.0), np.full(12, 0.22)
-VIEWS = ("", "[1:]", "@mean")
 ACC = {"higher_is_better": True, "chance": 0.25, "binary": True}
 HEAD, LAYER = re.compile(r"L(\d+)\.H(\d+)[^+]*"), re.compile(r"L(\d+)([.\[@][^+]*)?")
 
@@ -112,9 +111,9 @@ def by_condition(losses, suffix: str) -> Mapping[str, float]:
     return losses if isinstance(losses, dict) else {f"L{layer}{suffix}": loss for layer, loss in enumerate(losses)}
 
 
-def viewed(loss, task="task", *, views=VIEWS, n=150, broken=None, accuracy=0.9, **options) -> Result:
-    """A sweep of one task of four options under every view; ``broken``: the measured floor."""
-    losses = {name: x for view in views for name, x in by_condition(loss, view).items()}
+def viewed(loss, task="task", *, n=150, broken=None, accuracy=0.9, **options) -> Result:
+    """A sweep of one task of four options; ``broken``: the measured floor."""
+    losses = dict(by_condition(loss, ""))
     losses |= {} if broken is None else {broken_condition(len(loss)): 1 - broken / accuracy}
     of_task = {"task": task, "model": "m", "n_layers": len(loss), "chance": 0.25, "n": n, "accuracy": accuracy}
     return sweep(losses, **of_task | options)

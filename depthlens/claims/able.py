@@ -9,7 +9,7 @@ from depthlens.ablations.conditions import chosen
 from depthlens.analysis.numbers.means import UNLIMITED, Mean
 from depthlens.analysis.result.losses import Losses
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import ALL, CAPPED, DEEPER, FIRST, MEANS, SPARED, SUFFIX, crossed, judged, not_measured
+from depthlens.claims.measures import ALL, CAPPED, DEEPER, FIRST, crossed, judged, not_measured
 from depthlens.claims.parts import ANSWERS, AT_LEAST, UNDER, Effect, Estimate, Part, Question, missing, part
 from depthlens.errors import UserError
 from depthlens.metrics import in_nats, metric_unit
@@ -48,14 +48,14 @@ class Able:
         """The profiles of these tasks under a view.
 
         Args:
-            view: It says how layers were removed, and whether L0 and L1 are left out.
+            view: It says whether L0 and L1 are left out.
             names: The fields that are read; none: all that were judged.
             like: The fields whose tasks are taken of these; none: all.
 
         Raises:
             UserError: there is no task.
         """
-        every = [p for name in names or self.kept for p in self.evidence.profiles(name, SUFFIX[view])]
+        every = [p for name in names or self.kept for p in self.evidence.profiles(name)]
         first = FIRST if view in (DEEPER, CAPPED) else 0
         found = [p.beyond(first) for p in every if p.task in self.tasks(*like)]
         if not found:
@@ -69,7 +69,7 @@ class Able:
         *,
         needed: Sequence[str] = (),
         main: str = ALL,
-        views: Sequence[str] = (SPARED, MEANS),
+        views: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> Part:
         """A part that is measured on these tasks, or says what was not given.

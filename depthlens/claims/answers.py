@@ -14,7 +14,7 @@ from depthlens.analysis.result.losses import Losses
 from depthlens.claims import questions
 from depthlens.claims.able import Able
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import ALL, DEEPER, FIRST, MEANS, SPARED, SUFFIX, crossed, even, log_odds, shared
+from depthlens.claims.measures import ALL, DEEPER, FIRST, crossed, even, log_odds, shared
 from depthlens.claims.parts import STUDY, Effect, Estimate, Part, Question, mean_of, named
 from depthlens.errors import UserError
 
@@ -85,7 +85,7 @@ def _loops(evidence: Evidence) -> Iterator[Part]:
     """How much more texts repeat themselves without a deep layer: of all 4-grams, and of those that were new before."""
 
     def effect(view: str, row: str) -> list[Effect]:
-        found = next(p for p in evidence.profiles("texts", SUFFIX[view]) if p.metric == "repetition")
+        found = next(p for p in evidence.profiles("texts") if p.metric == "repetition")
         more = _deep(found)  # repetition is turned: less of it is better
         return [more] if row == STUDY else [Ratio(more, found.over(1 + found.base, (0.0, 1.0)))]
 
@@ -149,7 +149,7 @@ def c7(evidence: Evidence) -> Iterator[Part]:
         odds = [log_odds(p) for p in able.profiles(view, "tokens")]
         return [Ratio(mean_of([_trend(p) for p in odds]), mean_of([p.over(p.loss.mean(1)) for p in odds]))]
 
-    yield able.part(questions.SLOPE, slope, needed=["tokens"], main=DEEPER, views=(ALL, SPARED, MEANS))
+    yield able.part(questions.SLOPE, slope, needed=["tokens"], main=DEEPER, views=[ALL])
 
 
 def c8(evidence: Evidence) -> Iterator[Part]:

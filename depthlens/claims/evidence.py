@@ -25,7 +25,7 @@ MODEL_FIELDS = (
 class Evidence:
     """Results that the claims are judged by; what is missing leaves its claims open.
 
-    Every sweep is ``condition_sweep(lens, tasks, ["layers", "layers[1:]", "layers@mean"])`` with the condition of
+    Every sweep is ``layer_sweep(lens, tasks)`` with the condition of
     `depthlens.analysis.result.losses.broken_condition`, as `depthlens.claims.ask` makes it. Of a task with several
     metrics the first is used.
 
@@ -43,7 +43,7 @@ class Evidence:
         reasoning_choice: Reasoning tasks with options, such as arithmetic_step_continuation.
         tokens: All of these but for ``letters`` and ``generation``, with ``measure="token_logprob"``.
         texts: What `depthlens.free_text` gives of the removed layers: how much continuations repeat themselves.
-        heads: Removal curves of two lists: the one that decides, then those under other views.
+        heads: Removal curve of two lists.
         head_tasks: The task that each list of ``heads`` is for, by the list's name.
         head_scores: What chose the heads of each list.
         base: Sweeps as ``tokens`` of the model that the judged one was trained from.
@@ -75,7 +75,7 @@ class Evidence:
     reasoning_choice: Result | None = None
     tokens: Result | None = None
     texts: Result | None = None
-    heads: RemovalCurve | Sequence[RemovalCurve] | None = None
+    heads: RemovalCurve | None = None
     head_tasks: dict[str, str] | None = None
     head_scores: dict[str, HeadScores] | None = None
     base: Result | None = None
@@ -86,11 +86,6 @@ class Evidence:
     def __post_init__(self) -> None:
         if len(models := self._models(MODEL_FIELDS)) > 1:
             raise UserError(f"the sweeps are of models {', '.join(models)}; judge one model at a time")
-
-    @property
-    def curves(self) -> list[RemovalCurve]:
-        """The removal curves, that which decides first; none where they were not given."""
-        return _several(self.heads)
 
     @property
     def models(self) -> list[str]:
@@ -104,14 +99,14 @@ class Evidence:
         """Whether a field was given."""
         return getattr(self, name) is not None
 
-    def profiles(self, name: str, suffix: str = "") -> list[Losses]:
-        """The profiles of a field under one view, made once for all claims; none where it was not given."""
+    def profiles(self, name: str) -> list[Losses]:
+        """The profiles of a field, made once for all claims; none where it was not given."""
         if not self.has(name):
             return []
         kept: dict[str, list[Losses]] = getattr(self, name).kept()
-        if suffix not in kept:
-            kept[suffix] = by_layer(getattr(self, name).primary(), suffix)
-        return kept[suffix]
+        if "profiles" not in kept:
+            kept["profiles"] = by_layer(getattr(self, name).primary(), "")
+        return kept["profiles"]
 
     def easy(self, name: str, tasks: set[str]) -> dict[str, float]:
         """Log-odds of the whole model by document, with other examples than those of the sweep where there are any."""

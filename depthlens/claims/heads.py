@@ -12,12 +12,11 @@ from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
 from depthlens.analysis.result.losses import Losses
 from depthlens.claims import questions
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import ALL, MEANS, SPARED, SUFFIX, not_measured
+from depthlens.claims.measures import not_measured
 from depthlens.claims.parts import LEVEL, Estimate, Part, missing, named, too_few
 from depthlens.metrics import LOGPROBS
 
 LEAST = 0.10  # of what there is to lose, that a list has to cost for its multiple of random heads to be shown
-ByTask = Mapping[str, Costs]
 
 
 def parts(evidence: Evidence) -> Iterator[Part]:
@@ -28,22 +27,22 @@ def parts(evidence: Evidence) -> Iterator[Part]:
     task of the other list stands beside.
     """
     own, chose = evidence.head_tasks or {}, evidence.head_scores or {}
-    if len(own) < 2:
+    if len(own) < 2 or evidence.heads is None:
         fault = f"{not_measured(['heads'])}; give a list for retrieval and one for reasoning"
         yield from (missing(named(question, next(iter(own), "no")), fault) for question in questions.HEADS)
         return
-    curve = evidence.curves[0]
+    curve = evidence.heads
     why = {
         name: _unable(curve, task, name) or _reused(curve, task, chose.get(name), name) for name, task in own.items()
     }
-    by_view = {_view(curve): {c.task: c for c in costs(_scored(curve), curve.record)} for curve in evidence.curves}
+    of_task = {of.task: of for of in costs(_scored(curve), curve.record)}
     scored = curve.tests[~curve.tests["metric"].isin(LOGPROBS)]
     ranks = {(row.list, row.task): float(row.p_value) for row in scored.itertuples()}
-    yield from compared(by_view, own, why, ranks)
+    yield from compared(of_task, own, why, ranks)
 
 
 def compared(
-    by_view: Mapping[str, ByTask],
+    of_task: Mapping[str, Costs],
     own: Mapping[str, str],
     why: Mapping[str, str],
     ranks: Mapping[tuple[str, str], float],
@@ -51,40 +50,29 @@ def compared(
     """The parts of every list.
 
     Args:
-        by_view: The costs by view; the first decides.
+        of_task: What the lists cost on each task.
         own: The task of each list.
         why: Why a list cannot be judged, "" if it can.
         ranks: By list and task, the share of random lists that cost as much.
     """
     for name, task in own.items():
-        found = {view: on[task] for view, on in by_view.items() if task in on}
         if why[name]:
             yield from (missing(named(question, name), why[name]) for question in questions.HEADS)
             continue
-        first = next(iter(found.values()))
-        rank, cost = ranks[name, task], first.lists[name]
+        on = of_task[task]
+        rank, cost = ranks[name, task], on.lists[name]
         against = f"{rank:.0%} of random lists of the same layers cost as much" if rank >= ALPHA else ""
-        if first.room is not None and not (cost - first.room * LEAST).interval(LEVEL)[0] > 0:
+        if on.room is not None and not (cost - on.room * LEAST).interval(LEVEL)[0] > 0:
             against = against or f"the list is not shown to cost {LEAST:.0%} of what there is to lose"
-        others = [on for other, on in next(iter(by_view.values())).items() if other != task]
-        elsewhere = {f"on {on.task}": Estimate.of([_more(on, name)]) for on in others}
-        excess = {view: Estimate.of([_more(on, name)]) for view, on in found.items()}
-        times = {view: Estimate.of([Ratio(_more(on, name), on.random[name])]) for view, on in found.items()}
-        measured: list[tuple[dict[str, Estimate], dict[str, Estimate], str]]
-        measured = [(excess, elsewhere, ""), (times, {}, against)]
-        for question, (effects, beside, but) in zip(questions.HEADS, measured, strict=True):
-            main, *views = effects.items()
-            decides = replace(main[1], why=too_few(main[1].n))
-            yield Part(named(question, name), decides, dict(views) | beside, (task,), (), but)
+        elsewhere = {f"on {t}": Estimate.of([_more(of, name)]) for t, of in of_task.items() if t != task}
+        excess, times = Estimate.of([_more(on, name)]), Estimate.of([Ratio(_more(on, name), on.random[name])])
+        measured: list[tuple[Estimate, dict[str, Estimate], str]] = [(excess, elsewhere, ""), (times, {}, against)]
+        for question, (found, beside, but) in zip(questions.HEADS, measured, strict=True):
+            yield Part(named(question, name), replace(found, why=too_few(found.n)), beside, (task,), (), but)
 
 
 def _more(on: Costs, name: str) -> Mean:
     return on.lists[name] - on.random[name]
-
-
-def _view(curve: RemovalCurve) -> str:
-    """How the heads of a curve were removed."""
-    return next(view for view in (ALL, SPARED, MEANS) if SUFFIX[view] == curve.record.get("suffix", ""))
 
 
 def _scored(curve: RemovalCurve) -> Iterator[Losses]:

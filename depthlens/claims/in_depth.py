@@ -12,7 +12,7 @@ from depthlens.analysis.result.profiles import by_document, comparable
 from depthlens.claims import measures, questions
 from depthlens.claims.able import Able
 from depthlens.claims.evidence import Evidence
-from depthlens.claims.measures import ALL, CAPPED, DEEPER, MEANS, SPARED, excess, shared
+from depthlens.claims.measures import ALL, CAPPED, DEEPER, excess, shared
 from depthlens.claims.parts import CONTROLLED, STUDY, Effect, Part, Question, missing, named, part, too_few
 from depthlens.errors import UserError
 
@@ -52,7 +52,7 @@ def _in_depth(
         return [first - second[0] if second else first]
 
     needed = list(dict.fromkeys(name for pair in pairs for side in pair for name in side))
-    main, views = (DEEPER, (CAPPED, ALL, SPARED, MEANS)) if question.row == CONTROLLED else (ALL, (SPARED, MEANS))
+    main, views = (DEEPER, [CAPPED, ALL]) if question.row == CONTROLLED else (ALL, [])
     by_own = weigh and not evidence.has_other_margins(needed)
     notes = ["documents are weighted by the prompts whose losses are judged; give margins"] if by_own else []
     return able.part(question, effect, needed=needed, main=main, views=views, notes=notes)

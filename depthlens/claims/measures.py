@@ -24,9 +24,7 @@ from depthlens.claims.parts import FEWEST, LEVEL, Effect, mean_of, too_few
 from depthlens.errors import UserError
 
 FIRST = 2  # layers that C1 calls the first few, and that controlled views of depth leave out
-ALL, SPARED, MEANS = "all layers", "first token spared", "mean ablation"
-DEEPER, CAPPED = "without L0 and L1", "losses of at most 1 log-odd, without weights"
-SUFFIX = {ALL: "", DEEPER: "", CAPPED: "", SPARED: "[1:]", MEANS: "@mean"}
+ALL, DEEPER, CAPPED = "all layers", "without L0 and L1", "losses of at most 1 log-odd, without weights"
 NOT_MEASURED = "not measured"
 MOST_ODDS = 15.0  # a probability of 0.9999997; documents beyond say nothing that float32 could tell
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from depthlens import arguments
-from depthlens.ablations import BASELINE, AnyHead
+from depthlens.ablations import BASELINE, WORDS, AnyHead
 from depthlens.analysis.result.concat import concat
 from depthlens.analysis.result.losses import broken_condition
 from depthlens.analysis.result.profiles import third_conditions
@@ -24,14 +24,13 @@ from depthlens.claims.parts import OPEN, ROWS, Part, worst
 from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import load_tasks, settled
-from depthlens.experiments.head_curves import MIN_DRAWS, removal_curve
+from depthlens.experiments.head_curves import removal_curve
 from depthlens.experiments.reasoning_heads import reasoning_scores
 from depthlens.experiments.retrieval_heads import retrieval_scores
 from depthlens.experiments.sweep import OF_FREE_TEXT, condition_sweep, free_text
 from depthlens.metrics import TOKEN_LOGPROB
 from depthlens.models.lens import Lens, one_thread
 
-VIEWS = ("layers", "layers[1:]", "layers@mean")
 EMBEDDED = {
     "letters": ["capitals_default", "elements_default"],
     "generation": ["capitals_letters_generative", "elements_letters_generative"],
@@ -108,25 +107,15 @@ class Sweeps:
     Args:
         models: The model that is judged, and ``base`` and ``control`` where they are given.
         tasks: Tasks by role.
-        views: How layers are removed; the first decides.
         top: Heads of each list.
         options: `EvalOptions`.
 
     Raises:
-        UserError: an unknown view, or a task that cannot be loaded.
+        UserError: a task that cannot be loaded.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Lens],
-        tasks: dict[str, list[str]],
-        views: Sequence[str],
-        top: int,
-        options: EvalOptions,
-    ) -> None:
-        for view in views:
-            arguments.one_of(*VIEWS)("view", view)
-        self.models, self.tasks, self.views = models, tasks, list(views)
+    def __init__(self, models: Mapping[str, Lens], tasks: dict[str, list[str]], top: int, options: EvalOptions) -> None:
+        self.models, self.tasks = models, tasks
         self.top, self.options = min(top, len(models["model"].dims.head_names) - 1), options
         self._made: dict[tuple[Piece, int], Any] = {}
         self._seconds: dict[Piece, tuple[int, float]] = {}  # documents of the latest, and all that it took
@@ -206,24 +195,24 @@ class Sweeps:
             return self._heads(n)
         if piece.field == "texts":
             own: Any = {name: value for name, value in self.options.items() if name in OF_FREE_TEXT}
-            return free_text(self.models["model"], self.views, n_prompts=n, **own)
+            return free_text(self.models["model"], n_prompts=n, **own)
         lens, names = self.models[piece.of], self.tasks[piece.role]
         unused = () if piece.role in WRITTEN else WRITING
         kept: Any = {name: value for name, value in self.options.items() if name not in unused}
         easy = self._as_easy(piece) if piece.rival in self.tasks else {}
         options: EvalOptions = {**kept, "samples": self._samples(names, n, easy=easy)}
-        views = [*self.views, broken_condition(lens.dims.n_layers)]
+        ablate = [WORDS["layer"], broken_condition(lens.dims.n_layers)]
         if piece.field == "margins":
             shots = self.options.get("num_fewshot")
             options |= {"seed": self.options.get("seed", 0) + 1, "num_fewshot": 1 if shots == 0 else shots}
-            views = [str(BASELINE)]
+            ablate = [str(BASELINE)]
         if piece.field == "transplants":
             thirds = [f"{third}@donor" for third in third_conditions(lens.dims.n_layers)]
             options |= {"samples": self._samples(names[:1], n), "donor": self.models["model"]}
             return condition_sweep(lens, names[:1], thirds, **options)
         if piece.field != piece.role:
             options["measure"] = TOKEN_LOGPROB
-        return condition_sweep(lens, names, views, **options)
+        return condition_sweep(lens, names, ablate, **options)
 
     def _samples(
         self, names: Sequence[str], n: int, *, turn: int | None = None, easy: Mapping[str, set[int]] | None = None
@@ -271,12 +260,9 @@ class Sweeps:
             return {}
         lists: dict[str, Sequence[AnyHead]] = {name: heads.top(self.top) for name, heads in scores.items()}
         asked: Any = {**self.options, "samples": testing, "k": self.top}
-        curves = []
-        for i, view in enumerate(self.views):
-            draws, suffix = MIN_DRAWS if i else DRAWS, view.removeprefix(VIEWS[0])
-            curves.append(removal_curve(lens, [written, solved], lists, n_draws=draws, suffix=suffix, **asked))
+        curve = removal_curve(lens, [written, solved], lists, n_draws=DRAWS, **asked)
         tasks = {"retrieval": written, "reasoning": solved}
-        return {"heads": curves, "head_tasks": tasks, "head_scores": scores}
+        return {"heads": curve, "head_tasks": tasks, "head_scores": scores}
 
 
 def _key(piece: Piece, n: int) -> tuple[Piece, int]:
@@ -305,7 +291,6 @@ def ask(
     tasks: Tasks | None = None,
     claims: str | Sequence[str] | None = None,
     minutes: float = 60.0,
-    ablate: str | Sequence[str] = VIEWS[0],
     top: int = 4,
     **options: Unpack[EvalOptions],
 ) -> Verdicts:
@@ -324,7 +309,6 @@ def ask(
         tasks: Tasks by role (`depthlens.claims.ROLES`); None: the embedded ones. Claims whose roles lack say so.
         claims: Which claims, e.g. ``["C2", "C4"]``; None asks all.
         minutes: The time after which no further sweep begins.
-        ablate: How layers are removed: ``layers`` decides, ``layers[1:]`` and ``layers@mean`` stand beside it.
         top: Heads of each list that are removed together.
         options: `EvalOptions` but for ``limit``, ``samples`` and ``measure``; ``num_fewshot`` is 2 by default.
 
@@ -332,7 +316,7 @@ def ask(
         The verdicts; they say of each open part at how many documents its present estimate would be decided.
 
     Raises:
-        UserError: an unknown claim, role or view, or see `condition_sweep`.
+        UserError: an unknown claim or role, or see `condition_sweep`.
 
     Example:
         >>> roles = {"letters": "organism_one_hop", "continuation": "organism_two_hop"}
@@ -347,8 +331,7 @@ def ask(
         raise UserError(f"{min(refused)}: claims choose their documents and metrics; leave it out")
     models = {name: model for name, model in (("model", lens), ("base", base), ("control", control)) if model}
     settings: EvalOptions = {"num_fewshot": 2, **options}
-    views = [ablate] if isinstance(ablate, str) else [*ablate]
-    sweeps = Sweeps(models, roles_of(EMBEDDED if tasks is None else tasks), views, top, settings)
+    sweeps = Sweeps(models, roles_of(EMBEDDED if tasks is None else tasks), top, settings)
     asked = {claim: claim.parts(Evidence()) for claim in chosen}
     looks, end = dict.fromkeys(asked, 0), time.monotonic() + 60 * minutes
     try:

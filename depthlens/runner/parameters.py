@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # slow to import
 
 MODELS = ("model", "base", "control", "distilled", "organism")  # parameters whose values are names of models
 TASKS = ("tasks", "more", "knowledge", "roles")  # and of tasks
-PARTS = ("ways", "views", "layers")  # and of parts of the model
+PARTS = ("ways", "layers")  # and of parts of the model
 DOCUMENTS = ("limit", "num_fewshot", "seed", "include_path")
 CHAT = ("apply_chat_template", "enable_thinking")
 WRITING = ("gen_kwargs", "think_end_token")

@@ -184,7 +184,6 @@ PARAMETERS = [
     (start(depths=[0.5, 2]), "depths [0.5, 2]: give a list of at least 1, each a number from 0 to 1"),
     (start(knowledge=["capitals_generativ"]), "unknown task 'capitals_generativ'; did you mean capitals_generative"),
     (start(layers=[3, 9]), "layers [3, 9]: condition L9: layer 9 does not exist; layers are 0..5"),
-    (start(views=["layers@mean"]), "views ['layers@mean']: give a list of ways, with layers among them"),
     (start(ways=["layers@median"]), "ways ['layers@median']: unknown mode 'median'; did you mean mean"),
 ]
 REMOVED = {

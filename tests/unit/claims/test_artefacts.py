@@ -84,7 +84,7 @@ def test_few_critical_layers_are_shown_of_deep_models(n_layers):
     """V3: L0 and L1 harm, and no other layer does."""
     loss = np.where(np.arange(n_layers) < 2, 0.6, 0.0)
     of = {"letters": "letters", "continuation": "facts"}
-    found = judge(Evidence(**{field: viewed(loss, task, views=("",)) for field, task in of.items()}), claims="C1")
+    found = judge(Evidence(**{field: viewed(loss, task) for field, task in of.items()}), claims="C1")
     assert found.states == {"C1": dict.fromkeys(ROWS, SHOWN)}, found.describe()
 
 
@@ -118,8 +118,8 @@ def test_the_more_documents_the_surer_is_a_trend_that_all_tasks_share():
 @pytest.mark.slow
 def test_answers_that_cannot_be_read_are_lost_and_their_share_is_told():
     """V9: of answers that can be read the true loss would be found at no number of documents."""
-    letters = viewed(np.where(LAYERS < 2, 0.5, 0.02), "letters", views=("",))
-    sweep = viewed(np.where(LAYERS < 4, 0.3, 0.9), "written", views=("",), chance=None, info={"floor": 0.0})
+    letters = viewed(np.where(LAYERS < 2, 0.5, 0.02), "letters")
+    sweep = viewed(np.where(LAYERS < 4, 0.3, 0.9), "written", chance=None, info={"floor": 0.0})
     unread = (sweep.docs["layer"] >= 4).fillna(False) & (sweep.docs["value"] == 0)
     sweep = replace(sweep, docs=sweep.docs.assign(parsed=~unread.astype(bool)))
     found = judge(Evidence(letters=same_documents(letters), generation=same_documents(sweep)), claims="C2").parts

@@ -1,4 +1,4 @@
-"""The claims on made-up sweeps: from results with views to the states of both rows, sentences and tables."""
+"""The claims on made-up sweeps: from results to the states of both rows, sentences and tables."""
 
 import made_results
 import numpy as np
@@ -123,7 +123,7 @@ def test_other_questions_are_not_compared_nor_tasks_at_chance():
 
 def depth(**of_task):
     """What the comparisons of depth take: sweeps by their field, and all of them in nats."""
-    return {**{field: viewed(FEW, field, views=("",)) for field in of_task}, "tokens": tokens(of_task)}
+    return {**{field: viewed(FEW, field) for field in of_task}, "tokens": tokens(of_task)}
 
 
 SHALLOW = {"continuation": EARLY, "retrieval": EARLY, "text": EVEN, "long_text": EVEN}
@@ -211,7 +211,7 @@ def test_the_trend_has_its_tasks_beside():
     found = judge(Evidence(**early, retrieval=viewed(EVEN, "kv"), tokens=tokens({"facts": EARLY})), claims="C7")
     assert [*found.states["C7"].values()] == ["shown", "shown"], found.describe()
     beside = found.parts[found.parts["part"] == "a"].set_index("view")["effect"]
-    assert {"letters", "facts", "kv", "first token spared", "mean ablation"} <= set(beside.index)
+    assert {"letters", "facts", "kv"} <= set(beside.index)
     assert beside[DECIDES] == pytest.approx(beside[["letters", "facts", "kv"]].mean())
     assert judged("C7", letters=viewed(LATE, "letters"))[0][0] == "reversed"
     late = {"continuation": viewed(LATE, "facts"), "tokens": tokens({"facts": LATE})}
@@ -232,13 +232,6 @@ def test_depth_usage_varies_where_tasks_and_protocols_differ():
     # a task of letters and one of texts differ in protocol, too
     _, parts = judged("C8", letters=viewed(EARLY, "letters"), continuation=viewed(LATE, "facts"))
     assert "there are no two" in parts["sentence"].iloc[0]
-
-
-def test_views_stand_beside_and_take_nothing_away():
-    found = judge(Evidence(**both(views=("",))), claims="C1").parts
-    first = found[found["part"] == "a"].set_index("view")
-    assert list(first.index) == [DECIDES, "first token spared", "mean ablation"]
-    assert first.loc[DECIDES, "state"] == "shown" and "sweep of layers[1:]" in first.loc["first token spared", "why"]
 
 
 def test_missing_evidence_says_what_to_give():

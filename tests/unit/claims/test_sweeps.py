@@ -26,7 +26,7 @@ def lens():
 
 @pytest.fixture
 def made(lens):
-    return Sweeps({"model": lens}, sweeps.roles_of(ROLES), ["layers"], 1, {**OPTIONS, "seed": 0})
+    return Sweeps({"model": lens}, sweeps.roles_of(ROLES), 1, {**OPTIONS, "seed": 0})
 
 
 def documents(result, task):
@@ -71,7 +71,7 @@ def test_more_documents_are_those_before_and_others(made):
 
 def test_documents_of_two_sides_are_chosen_to_be_equally_easy(lens):
     roles = sweeps.roles_of({role: ROLES[role] for role in ("continuation", "text")})
-    made = Sweeps({"model": lens}, roles, ["layers"], 1, {**OPTIONS, "seed": 0})
+    made = Sweeps({"model": lens}, roles, 1, {**OPTIONS, "seed": 0})
     found = made.evidence(BY_ID["C3"], LOOKS[0])
     scores = {}
     for role in ("continuation", "text"):
@@ -120,7 +120,7 @@ def test_the_command_writes_a_page_of_verdicts(lens, tmp_path, call):
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"tasks": {"letter": "organism_letters"}}, "unknown role of tasks 'letter'"),
-    ({"claims": "C9"}, "unknown claim 'C9'"), ({"ablate": "heads"}, "unknown view 'heads'"),
+    ({"claims": "C9"}, "unknown claim 'C9'"),
     ({"tasks": ["mmlu"]}, "give tasks by role"), ({"minutes": float("nan")}, "minutes nan: give a number, at least 0"),
     ({"limit": 5}, "limit: claims choose their documents and metrics; leave it out"),
 ])  # fmt: skip
