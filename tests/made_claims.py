@@ -201,7 +201,7 @@ def head_parts(cost, *, both=False, others=0.0, n=300, rng, n_lists=40, size=4, 
         costs[task] = Costs(task, "acc", False, *means, mean(right, units, limits=UNLIMITED))
         for name, x in rivals.items():
             ranks[name, task] = (1 + (x.mean(1) >= own[name].mean()).sum()) / (1 + n_lists)
-    return list(heads.compared({"all layers": costs}, LISTS, dict.fromkeys(LISTS, ""), ranks))
+    return list(heads.compared(costs, LISTS, dict.fromkeys(LISTS, ""), ranks))
 
 
 def transplants(*, n=300, rng, share=0.0, change=0.0, count=9):

@@ -355,9 +355,9 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     return named, {"mode": mode, "start": first, "stop": last, SEED: seed, FACTOR: float(factor or 1)}
 
 
-def heads_condition(heads: Sequence[tuple[int, int]], suffix: str = "") -> Condition:
-    """The condition that removes heads together: zero ablation of their z, or what a suffix such as ``@mean`` says."""
-    return parse_condition("+".join(f"{Head(*head)}{suffix}" for head in heads) or "baseline")
+def heads_condition(heads: Sequence[tuple[int, int]]) -> Condition:
+    """The condition that removes heads together: zero ablation of their z."""
+    return parse_condition("+".join(str(Head(*head)) for head in heads) or "baseline")
 
 
 def expand(spec: str | Iterable[str | Condition], dims: Dims) -> list[Condition]:

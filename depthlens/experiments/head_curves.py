@@ -34,7 +34,6 @@ from depthlens.experiments.sweep import condition_sweep
 from depthlens.models.lens import Lens, one_thread
 
 MIN_DRAWS = 10
-SUFFIXES = ("", "[1:]", "@mean")
 
 
 @one_thread
@@ -45,7 +44,6 @@ def removal_curve(
     *,
     k: int | Sequence[int] = 8,
     n_draws: int = 20,
-    suffix: str = "",
     **options: Unpack[EvalOptions],
 ) -> curves.RemovalCurve:
     """Score tasks as the first k heads of each list are removed together, against random heads of the same layers.
@@ -56,8 +54,6 @@ def removal_curve(
         lists: Heads, most important first, by name; see `HeadScores.top`.
         k: Remove 1, 2, ... up to so many; or the numbers themselves.
         n_draws: Random rivals of each list; at least 10.
-        suffix: How heads are removed, as it stands behind them in a condition: "" sets their z to zero, ``[1:]`` spares
-            the first token, ``@mean`` puts the mean in its place (see `condition_sweep`).
         options: `EvalOptions`; ``measure="both"`` gives the metric that stands for a task and nats, and ``seed`` is
             also that of the draws.
 
@@ -70,7 +66,6 @@ def removal_curve(
         >>> curve.points["k"].tolist()
         [0, 1, 2]
     """
-    arguments.one_of(*SUFFIXES)("suffix", suffix)
     settings, dims = settled(options), lens.dims
     n_draws = arguments.whole("n_draws", n_draws, MIN_DRAWS, fix="; fewer make no band")
     ks, chosen = _taken(lens, k, lists)
@@ -79,13 +74,13 @@ def removal_curve(
         random = Random(f"removal {settings['seed']} {name}")
         draws[name] = [same_layers(heads, dims.n_heads, random) for _ in range(n_draws)]
     conditions = {
-        name: [[str(heads_condition(order[:n], suffix)) for n in ks] for order in (heads, *draws[name])]
+        name: [[str(heads_condition(order[:n])) for n in ks] for order in (heads, *draws[name])]
         for name, heads in chosen.items()
     }
     every = dict.fromkeys(c for orders in conditions.values() for order in orders for c in order)
     result = condition_sweep(lens, tasks, list(every), **options).primary(with_logprob=True)
     counts = {name: n_lists(heads, ks, dims.n_heads) for name, heads in chosen.items()}
-    about = {"k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws, "n_lists": counts, "suffix": suffix}
+    about = {"k": ks, "n_draws": n_draws, "lists": chosen, "draws": draws, "n_lists": counts}
     return curves.removal(result, conditions, result.record | about)
 
 

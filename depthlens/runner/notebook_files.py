@@ -169,7 +169,7 @@ class Executed:
         if "given" not in run:
             return ""
         profile = ["--profile", run["profile"]] if run["profile"] else []
-        words = ["depthlens", "run", run.get("source", name), *profile]  # 0.2 wrote no source
+        words = ["depthlens", "run", run["source"], *profile]
         for key, value in run["given"].items():
             words += ["-p", key, value if isinstance(value, str) else as_yaml(value)]
         return shlex.join([*words, "--out", f"runs/{name}"])

@@ -145,13 +145,12 @@ def costs(every: Iterable[Losses], record: dict[str, Any]) -> list[Costs]:
         every: Losses of its conditions.
         record: Of the curve: its lists, draws and k.
     """
-    suffix = record.get("suffix", "")  # curves that were saved before there was one have none
     found = []
     for losses in every:
 
         def cost(orders: list, losses: Losses = losses) -> Mean:
             removed = ([tuple(head) for head in heads[:k]] for heads in orders for k in record["k"])
-            chosen = losses.select([str(heads_condition(heads, suffix)) for heads in removed])
+            chosen = losses.select([str(heads_condition(heads)) for heads in removed])
             return chosen.mean(np.full(len(chosen.conditions), 1 / len(chosen.conditions)))
 
         lists = {name: cost([heads]) for name, heads in record["lists"].items()}

@@ -75,12 +75,8 @@ def test_conditions_that_are_asked_for_together_are_one_family():
     assert of_both["p_adjusted"].sum() > alone.table["p_adjusted"].sum()
 
 
-def test_older_folders_have_length_and_place_alone(tmp_path):
-    made(fields=False).save(tmp_path / "old")
-    for file, column in (("docs", "margin"), ("questions", "fields")):
-        path = tmp_path / "old" / f"{file}.parquet"
-        pd.read_parquet(path).drop(columns=column).to_parquet(path)
-    assert set(dl.Result.load(tmp_path / "old").broken("L0").table["field"]) == {"question length"}
+def test_fields_and_margins_are_saved_and_not_all_results_have_them(tmp_path):
+    assert set(made(fields=False).broken("L0").table["field"]) == {"question length"}
     made().save(tmp_path / "new")
     found = dl.Result.load(tmp_path / "new").broken("L0")
     pd.testing.assert_frame_equal(found.table, made().broken("L0").table)

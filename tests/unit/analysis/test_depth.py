@@ -54,17 +54,6 @@ def test_a_critical_layer_among_layers_that_help_is_not_said_to_cost_nothing():
     assert centre == f"mixed: losses and gains of all layers may cancel, cannot judge (n = {N_DOCS})."
 
 
-def test_critical_conditions_and_findings_in_words():
-    result = exact({"early": EARLY, "late": LATE, "guess": GUESS})
-    with pytest.warns(UserWarning, match="guess acc is not shown to be above chance"):
-        found = {task: list(rows) for task, rows in result.critical().groupby("task")["condition"]}
-    assert found["early"][:3] == ["L0", "L1", "L2"]
-    assert "guess" not in found
-    early, _, guess = result.describe()
-    assert f"**{len(found['early'])} of {N_LAYERS}** layers are critical (L0, L1, L2" in early
-    assert "not shown to be above chance (120 questions), cannot judge" in guess
-
-
 def test_few_parts_that_are_left_are_named_instead_of_the_many_that_are_critical():
     without = [0.9 if layer == 7 else 0.3 for layer in range(N_LAYERS)]
     (all_but,) = exact({"everywhere": (0.9, without)}).describe()

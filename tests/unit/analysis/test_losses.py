@@ -67,16 +67,6 @@ def test_no_other_module_says_what_is_independent_or_bounded():
     assert {name: of for name, of in found.items() if of} == {"analysis/result/losses.py": {"units", "limits"}}
 
 
-@pytest.mark.parametrize(("line", "found"), [
-    ("mean(x, units)", "units"), ("means.mean(x, n_questions=3)", "units"), ("identities_and_units(d, a, t)", "units"),
-    ("from depthlens.metrics import limits", "limits"), ("result.docs[rows]['value'].mean()", "docs"),
-    ("result.docs.pivot(index='doc_id', columns='condition', values='value')", "docs"),
-])  # fmt: skip
-def test_what_is_passed_by_hand_is_found(line, found, tmp_path):
-    (tmp_path / "module.py").write_text(line)
-    assert [*by_hand(tmp_path / "module.py")] == [found]
-
-
 class TestParts:
     losses = profile(RNG.random(6), RNG.random((6, 3)), 0.25, units=tuple("aabbcc"))
 

@@ -108,34 +108,27 @@ def test_select_keeps_the_baseline_and_says_so(result):
     assert result.select(metrics="acc").summary.equals(result.summary)
 
 
-def test_primary_is_the_first_own_metric_of_each_task():
-    """The second task has the metrics of the first in the other order: each keeps its own first."""
-    values = {"baseline": [1, 1, 0], "L0": [0, 1, 0]}
-    pairs = [("a", "acc"), ("a", "acc_norm"), ("b", "acc_norm"), ("b", "acc"), ("c", "answer_logprob")]
-    pairs += [("d", "answer_logprob"), ("d", "acc")]
-    docs = pd.concat([docs_of(values, task=task, metric=metric) for task, metric in pairs])
-    tasks = {task: {metric: ACC for t, metric in pairs if t == task} for task in "abcd"}
-    result = Result(docs, record_of(**tasks))
-
-    def kept(chosen):
-        return list(dict.fromkeys(chosen.docs[["task", "metric"]].itertuples(index=False, name=None)))
-
-    first = [("a", "acc"), ("b", "acc_norm"), ("c", "answer_logprob"), ("d", "acc")]
-    assert kept(result.primary()) == first
-    assert sorted(kept(result.primary(with_logprob=True))) == sorted([*first, ("d", "answer_logprob")])
+STRICT, FLEXIBLE, BOTH = (
+    "exact_match,strict-match",
+    "exact_match,flexible-extract",
+    ("acc", "acc_norm", "answer_logprob"),
+)
+# metrics of a task in the order in which they were measured, and the one that stands for it; of some tasks that of
+# published baselines
+PRIMARY = {"a": (BOTH[:2], "acc"), "b": (("acc_norm", "acc"), "acc_norm"), "c": (BOTH[2:], "answer_logprob")}
+PRIMARY |= {"d": (("answer_logprob", "acc"), "acc"), "e": ((STRICT, FLEXIBLE), FLEXIBLE), "f": (BOTH, "acc")}
+PRIMARY |= {"hellaswag": (BOTH, "acc_norm"), "hellaswag, kind 1": (BOTH, "acc_norm"), "arc_challenge": (("acc", BOTH[2]), "acc")}
 
 
-PUBLISHED = {"hellaswag": "acc_norm", "hellaswag, kind 1": "acc_norm", "b": "acc"}
-
-
-@pytest.mark.parametrize(("task", "metric"), PUBLISHED.items())
-def test_primary_of_a_task_whose_baseline_is_published_by_acc_norm(task, metric):
-    names = ("acc", "acc_norm", "answer_logprob")
-    docs = pd.concat([docs_of({"baseline": [1, 1, 0], "L0": [0, 1, 0]}, task=task, metric=name) for name in names])
-    result = Result(docs, record_of(**{task: dict.fromkeys(names, ACC)}))
-    assert result.primary().docs["metric"].unique().tolist() == [metric]
-    alone = result.select(metrics=["acc", "answer_logprob"]).primary()
-    assert alone.docs["metric"].unique().tolist() == ["acc"]
+def test_one_metric_stands_for_each_task_with_likelihoods_beside_it_where_they_are_wanted():
+    pairs = [(task, metric) for task, (metrics, _) in PRIMARY.items() for metric in metrics]
+    docs = pd.concat([docs_of({"baseline": [1, 0], "L0": [0, 0]}, task=task, metric=metric) for task, metric in pairs])
+    result = Result(docs, record_of(**{task: dict.fromkeys(metrics, ACC) for task, (metrics, _) in PRIMARY.items()}))
+    found, more = ({*zip(of.docs["task"], of.docs["metric"], strict=True)} for of in (
+        result.primary(), result.primary(with_logprob=True)
+    ))  # fmt: skip
+    assert found == {(task, stands) for task, (_, stands) in PRIMARY.items()}
+    assert more == found | {pair for pair in pairs if pair[1] == "answer_logprob"}
 
 
 def test_scores_and_losses_of_documents():

@@ -18,8 +18,8 @@ from made_claims import Task
 from made_results import same_documents, viewed
 
 from depthlens.claims import CLAIMS, Evidence, judge
-from depthlens.claims.measures import NOT_MEASURED, excess
-from depthlens.claims.parts import CONTROLLED, REVERSED, ROWS, SHOWN, SMALLER, state
+from depthlens.claims.measures import NOT_MEASURED
+from depthlens.claims.parts import CONTROLLED, REVERSED, ROWS, SHOWN, SMALLER
 from depthlens.claims.sweeps import EMBEDDED
 
 ROOT = Path(__file__).parents[3]
@@ -41,13 +41,6 @@ def counts(world, *claims):
     return Counter((claim, said) for claim, row, _, said in told if row == CONTROLLED)
 
 
-def unweighted(evidence, own, control):
-    """The state of a difference of shares on all documents as they are, whatever the whole model scores there."""
-    pair = (next(p for p in evidence.profiles("tokens") if p.task == name).beyond(2) for name in (own, control))
-    first, second = map(excess, pair)
-    return state(*(first - second).interval(), 0.5)
-
-
 UNEQUAL = [name for name in ERRORS["nulls"](N_LAYERS) if name.startswith("unequal margins")]
 
 
@@ -58,14 +51,6 @@ def test_tasks_that_differ_in_how_easy_they_are_do_not_differ_in_depth(world):
     found = counts(world, "C3", "C4", "C6", "C7")
     assert {claim for claim, _ in found} >= {"C3", "C4", "C6"}
     assert all(n <= MOST for (_, state), n in found.items() if state == SHOWN), found
-
-
-def test_without_weights_such_tasks_would_differ():
-    """So that the test above could fail."""
-    world, _ = ERRORS["nulls"](N_LAYERS)["unequal margins, the first third destroys"]
-    pairs = [("continuation", "text"), ("continuation", "reasoning_choice")]
-    found = Counter(unweighted(drawn(world, seed), *pair) for seed in range(5) for pair in pairs)
-    assert found[SHOWN] > 5, found
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import depthlens as dl
-from depthlens.analysis.heads import curves as analysis
 from depthlens.experiments.head_curves import removal_curve, same_layers
 
 ONE, TWO = "organism_one_hop", "organism_two_hop"
@@ -57,22 +56,6 @@ def test_values_are_those_of_a_sweep(organism, curve):
         band = curve.band.set_index(["list", "task", "k"]).loc[(name, TWO, k)]
         assert band["low"] == min(docs[texts]) and band["high"] == max(docs[texts])
         assert band["mean"] == pytest.approx(np.mean(docs[texts]))
-
-
-@pytest.mark.parametrize(("suffix", "text"), [("@mean", "L3.H0@mean+L4.H3@mean"), ("[1:]", "L3.H0[1:]+L4.H3[1:]")])
-def test_heads_are_removed_as_the_suffix_says(organism, suffix, text):
-    lens, truth = organism
-    lists = {"two-hop": [truth.role("output"), truth.role("bridge")]}
-    found = removal_curve(lens, TWO, lists, suffix=suffix, k=[2], n_draws=10, limit=N_DOCS, progress=False)
-    alone = dl.condition_sweep(lens, TWO, text, limit=N_DOCS, progress=False).summary.set_index("condition")["value"]
-    points = found.points.set_index("k")["value"]
-    assert points[2] == alone[text] and points[0] == alone["baseline"] and found.record["suffix"] == suffix
-    orders = found.record["draws"]["two-hop"]
-    draws = ["+".join(f"L{a}.H{b}{suffix}" for a, b in sorted(map(tuple, order))) for order in orders]
-    losses = found.result.losses(TWO)
-    (cost,) = analysis.costs([losses], found.record)
-    assert cost.lists["two-hop"].value == pytest.approx(losses.select([text]).loss.mean())
-    assert cost.random["two-hop"].value == pytest.approx(losses.select(draws).loss.mean())
 
 
 def test_planted_lists_dissociate_though_layers_of_four_heads_let_no_list_separate(curve):

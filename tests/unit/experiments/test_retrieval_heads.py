@@ -20,7 +20,6 @@ LOSS_TOLERANCE = 1e-4  # nats; differences of two float32 log-probabilities, com
 ATTENTION_TOLERANCE = 1e-5  # float32 softmax by another kernel
 LOGIT_TOLERANCE = 1e-3  # float32 sums over layers, heads and positions, in another order
 FAMILIES = ["llama-gqa", "deepseek-v3"]  # shared keys, latent attention
-WITH_BIASES = [*FAMILIES, "qwen2"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

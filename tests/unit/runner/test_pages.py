@@ -89,12 +89,6 @@ def test_the_figure_on_the_index_is_the_one_tagged_to_open_it():
     assert Executed("x", new_notebook(cells=[*figures[:1], table])).picture == "<table></table>"
 
 
-def test_a_notebook_that_0_2_ran_has_a_page(tmp_path):
-    nb = new_notebook(cells=[new_markdown_cell("# Q?")])
-    nb.metadata["depthlens"] = {"status": "ok", "error": None, "seconds": 1.0, "profile": "demo", "given": {}}
-    assert "depthlens run 03_old --profile demo" in notebook_page(Executed("03_old", nb))
-
-
 def test_the_bar_of_an_interrupted_cell_is_one_log():
     cell = code("work()")
     cell.outputs = [new_output("stream", name="stderr", text=f"\r{i} rows") for i in range(9)]
