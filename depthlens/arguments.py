@@ -318,6 +318,7 @@ COMMANDS = OPTIONS | LOADING
 RULES = {name: o.rule if o.default is not None else or_none(o.rule) for name, o in COMMANDS.items()}
 # of other arguments of experiments, and of parameters of notebooks
 _TEXTS, _LAYERS, _COUNT, _FROM_2 = list_of(TEXT), list_of(WHOLE), numeric(int, 1), numeric(int, 2)
+_TEN = Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none")
 RULES |= {
     **dict.fromkeys(("attention_layers", "every", "max_size", "n_needles", "prompts"), _COUNT),
     **dict.fromkeys(("removed", "rounded", "top", "max_new_tokens"), _COUNT),
@@ -331,7 +332,7 @@ RULES |= {
     **dict.fromkeys(("core", "anti"), _LAYERS),
     "check": numeric(int, 3),
     "depths": list_of(numeric(float, 0, 1)),
-    "draws": Rule(lambda n: numeric(int, 10).fits(n) or n == 0, "a whole number, at least 10, or 0 for none"),
+    "draws": _TEN,
     "layers": Rule(lambda v: isinstance(v, str | None) or _LAYERS.fits(v), "layers, as [3, 4], or as 'layers:4'"),
     "max_tokens": _FROM_2,
     "organism_limit": COMMANDS["limit"].rule,
@@ -342,7 +343,7 @@ RULES |= {
     "rounding": one_of("int4", "int8"),
     "tasks": _names("capitals_continuation"),
     "text_set": one_of(*TEXT_SETS),
-    "texts": or_none(_FROM_2),
+    "texts": or_none(_TEN),
 }
 
 

@@ -22,6 +22,7 @@ from depthlens.metrics import TOKEN_LOGPROB
 
 HERE = Path(__file__).parent
 STORED, FIGURES, PAGE = HERE.parent / "data/examples", HERE / "figures", HERE / "atlas.md"
+README = ["hellaswag", "piqa"]
 COLUMNS = ["model", "task", "metric", "documents", "score", "critical layers", "centre of the losses"]
 TEXT = """# Atlas
 
@@ -87,6 +88,8 @@ def write() -> None:
     for metrics, name in (((TOKEN_LOGPROB,), "atlas_nats"), (("acc", "acc_norm"), "atlas_answers")):
         chosen = [r.select(metrics=[m for m in r.docs["metric"].unique() if m in metrics]).primary() for r in results]
         dl.compare(*chosen).plot().save(FIGURES / f"{name}.png")
+        if TOKEN_LOGPROB in metrics:  # README's picture
+            dl.compare(*(r.select(tasks=README) for r in chosen)).plot().save(FIGURES / "atlas_two.png")
     models = [result.record["model"] for result in results]
     said = {"n": len(models), "models": ", ".join(f"`{m['name']}` ({m['dims']['n_layers']} layers)" for m in models)}
     said |= {key: ", ".join(sorted({m[key] for m in models})) for key in ("dtype", "device")}
