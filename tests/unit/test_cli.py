@@ -116,16 +116,6 @@ def test_run_tells_each_failed_notebook_in_one_line_and_has_no_profile_unless_on
     assert names == ["all"] and (options["profile"], options["parameters"]) == (None, {})
 
 
-def test_help_says_what_a_block_twice_is_and_that_no_profile_is_needed(call):
-    """Those who repeat a block find that this repeats its layers; those who run in CI get the notebooks' own values."""
-    texts = {command: " ".join(call(command, "--help")[1].split()) for command in ("sweep", "run")}
-    assert (
-        "L8-14x2 runs each of these layers twice in a row (and not the block twice, which (L8-14)x2 does)"
-        in texts["sweep"]
-    )
-    assert "Without it the notebooks' own values hold" in texts["run"]
-
-
 def test_models_prints_a_table(call):
     code, out, _ = call("models")
     head, *rows = out.splitlines()

@@ -46,8 +46,7 @@ def joined(tables: Iterable[pd.DataFrame | None]) -> pd.DataFrame | None:
     if not found:
         return None
     together = pd.concat(found, ignore_index=True)
-    together = together.iloc[together[HASH].isna().argsort(kind="stable")]  # so that a known hash is kept
-    together = together.drop_duplicates([*KEY, "question", "reference"]).sort_index().reset_index(drop=True)
+    together = together.drop_duplicates([*KEY, "question", "reference"]).reset_index(drop=True)
     for row in together[together.duplicated(KEY)].itertuples():
         fault = f"the results disagree on what document {row.doc_id} of task {row.task!r} asks"
         raise UserError(f"{fault}; name them apart")

@@ -81,12 +81,9 @@ def test_a_log_likelihood_has_no_answers_that_could_be_read():
     refused("metric answer_logprob: the model writes nothing", nats.unparsed, "worked", "answer_logprob")
 
 
-def test_results_of_older_versions_load_and_say_what_they_do_not_know(tmp_path):
+def test_a_result_says_that_it_does_not_know_what_could_be_read():
     new = written()
-    new.save(tmp_path)
-    docs = pd.read_parquet(tmp_path / "docs.parquet")
-    docs.drop(columns="parsed").to_parquet(tmp_path / "docs.parquet")
-    old = Result.load(tmp_path)
+    old = Result(new.docs.drop(columns="parsed"), new.record)
     assert old.docs["parsed"].isna().all() and not any("read" in line for line in old.describe())
     with pytest.raises(UserError, match="does not say which answers of task worked could be read; run the sweep again"):
         old.unparsed("worked", FLEXIBLE)
@@ -152,10 +149,3 @@ def test_two_models_are_paired_also_where_one_result_is_older():
     assert (one.loss == other.loss).all() and (one.base == other.base).all() and one.documents == other.documents
     changed = with_hashes(of_tasks("a"), a=["document 0", "document 1", "document 2", "other"])
     refused("task a: tiny and tiny were asked other documents", paired, new, changed)
-
-
-def test_a_known_hash_is_kept_when_results_are_joined():
-    new = same_documents(of_tasks("a"))
-    old = Result(new.docs, new.record, new.asked.drop(columns="doc_hash"))
-    for parts in ([old, new], [new, old]):
-        assert list(concat(parts).losses("a").documents) == [f"document {i}" for i in range(4)]

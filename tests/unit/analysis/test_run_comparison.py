@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import EARLY, LATE, N_LAYERS, nats, result_of, sweep
-from refusals import refused
 
 from depthlens.analysis.numbers.means import max_t, mean
 from depthlens.analysis.result.concat import concat
@@ -161,10 +160,6 @@ def test_stages_are_compared_with_the_one_before_and_corrected_for_their_number(
     three = gaps(found).query("run == 'b'")["p_adjusted"].to_numpy()
     np.testing.assert_allclose(three, np.minimum(1, 2 * two))
     assert found.record["stages"] and found.runs == ["a", "b", "c"]
-
-
-def test_what_cannot_be_compared_is_refused():
-    refused("no two runs have a task and metric in common", compared, sweep(EARLY), sweep(EARLY, task="others"))
 
 
 def test_one_document_is_too_few_for_a_difference():

@@ -25,8 +25,6 @@ WHOLE = "notebook 00_good: limit .*: give a whole number of documents, at least 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"profile": "papr"}, "unknown profile 'papr'; allowed: smoke, demo; profiles are in .*profiles.yml"),
-    ({"parameters": {"modle": "x"}}, r"unknown parameter 'modle'; did you mean model\? \(of 00_good\)"),
     *(({"parameters": {"limit": text}}, WHOLE) for text in ("five", "true", "[1")),
     ({"parameters": {"tasks": "[capitals, capitols_default]"}}, "unknown task 'capitols_default'; did you mean cap"),
     ({"names": [3]}, r"notebooks \[3\]: give a name or a list of names"),
