@@ -107,7 +107,7 @@ def desk(tmp_path_factory):
         tiny.save(folder / name, one)
     (folder / "notebooks").symlink_to(paths.notebooks_dir())
     shutil.copytree(folder / "notebooks", folder / "runs" / "mine_notebooks")
-    (task,) = (text for kind, text in BLOCKS if kind == "yaml" and text.startswith("# "))  # a file, by its name
+    (task,) = (text for kind, text in BLOCKS if kind == "yaml" and "has lines such as" in text)  # a file, by its name
     name, example = re.match(r"# (\S+); .*\n# (\{.*\})", task).groups()
     (folder / name).parent.mkdir()
     (folder / name).write_text(task)
