@@ -52,6 +52,7 @@ CODE_NAMES = """
     lake lamp leaf lion market mirror moon mountain ocean orange paper pencil piano pilot queen rabbit
     river road salt ship snow star stone table tiger tower train tree wagon wall whale window
 """.split()
+ADJECTIVES = "red green blue old new small big white".split()
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
@@ -217,12 +218,20 @@ def uuid_pairs(random: Random, n: int) -> tuple[list[str], list[str]]:
     return ids[:n], ids[n:]
 
 
+def named_words(random: Random, n: int) -> tuple[list[str], list[str]]:
+    """Words of two-word names, such as "old castle": each half of a name is that of other names, too."""
+    names = random.sample(CODE_NAMES, 4 + n)
+    keys = [f"{adjective} {name}" for adjective in random.sample(ADJECTIVES, n // 4) for name in names[:4]]
+    return random.sample(keys, n), names[4:]
+
+
 def kv_retrieval() -> dict[str, list[Doc]]:
     files = {}
     for name, n_pairs, pair in [
         ("4", 4, named_codes),
         ("8", 8, named_codes),
         ("16", 16, named_codes),
+        ("words_16", 16, named_words),
         ("uuid", 8, uuid_pairs),
     ]:
         random = rng(f"kv_retrieval {name}")

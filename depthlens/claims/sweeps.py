@@ -35,7 +35,7 @@ EMBEDDED = {
     "letters": ["capitals_default", "elements_default"],
     "generation": ["capitals_letters_generative", "elements_letters_generative"],
     "continuation": ["capitals_continuation", "elements_continuation"],
-    "retrieval": ["kv_retrieval_4_continuation"],
+    "retrieval": ["kv_retrieval_4_continuation", "kv_retrieval_words_16_continuation"],
     "open_book": ["capitals_open_book", "elements_open_book"],
     "text": ["plain_text_many_continuation"],
     "long_text": ["plain_text_many_long_continuation"],

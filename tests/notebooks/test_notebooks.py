@@ -208,7 +208,7 @@ def test_a_notebook_runs_and_has_figure_headline_and_result(request, which, name
     given = DEFAULTS[name] | run.parameters
     assert f"{given['model']} float32 on" in "".join(o.text for o in outputs if o.output_type == "stream")
     # every claim has its line; 11 is about a prompt, and sweeps a task below
-    in_headline = [claim.id for claim in CLAIMS] if name == "09_claims" else given.get("tasks") or ["Denmark"]
+    in_headline = [claim.id for claim in CLAIMS] if name == "09_claims" else given.get("tasks") or ["Copenhagen"]
     assert all(text in run.headline for text in in_headline)
     if name == "09_claims":
         assert {*Verdicts.load(report.out / name / "verdicts").states} == {claim.id for claim in CLAIMS}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 HUB = {"openbookqa_open", "gsm8k_copy"}  # their documents are downloaded
 # groups, and of every task its version, documents, prompts and answers; of these two it is read what they are
-SHA256 = "ba4c3710ea2ace2372baa2c91f0e13960916b9f8aed52df97eea03f3a2793e14"
+SHA256 = "753682868496aaa4c67a0fb3cbc497f30c6233e386d97e026cb2f0fb06cd234a"
 
 
 @pytest.fixture(scope="module")
