@@ -80,16 +80,16 @@ def test_imports_go_down_the_table():
     assert wrong == []
 
 
-def test_rooms_of_the_analysis_import_rooms_above_them_only():
+def test_folders_of_the_analysis_import_folders_above_them_only():
     """For annotations, too; what shows or draws a finding is imported when it is shown."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    listed = re.findall(r"^\| `(\w+)` \|", text[text.index("| room |") : text.index("| question |")], re.MULTILINE)
-    room_of = {name: listed.index(name.split(".")[2]) for name in MODULES if name.startswith("depthlens.analysis.")}
-    assert {name.split(".")[2] for name in room_of} == {*listed}
-    for name in room_of:
-        later = [other for other in imports(name, typing=name not in SHOW) if room_of.get(other, 0) > room_of[name]]
+    listed = re.findall(r"^\| `(\w+)` \|", text[text.index("| folder |") : text.index("| question |")], re.MULTILINE)
+    rank_of = {name: listed.index(name.split(".")[2]) for name in MODULES if name.startswith("depthlens.analysis.")}
+    assert {name.split(".")[2] for name in rank_of} == {*listed}
+    for name in rank_of:
+        later = [other for other in imports(name, typing=name not in SHOW) if rank_of.get(other, 0) > rank_of[name]]
         assert not later, f"{name} imports {later}"
-    outside = [other for name in room_of if "numbers" in name for other in imports(name) if "analysis" not in other]
+    outside = [other for name in rank_of if "numbers" in name for other in imports(name) if "analysis" not in other]
     assert {*outside} <= {"depthlens.errors", "depthlens.metrics"}
 
 
