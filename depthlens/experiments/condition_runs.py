@@ -134,7 +134,7 @@ class ConditionRuns:
             about = task.describe(frame) | ({"reference": references[-1].name} if references[-1] else {})
             if task.name in records:  # the task's own metrics came before
                 first = records[task.name]
-                cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut")}
+                cut = {key: max(first[key], about[key]) for key in ("n_truncated", "max_tokens_cut", "n_merged")}
                 about = first | cut | {"metrics": first["metrics"] | about["metrics"]}
             records[task.name] = about
             questions = task.asked if task.member is None else task.asked.assign(**{SUBTASK: task.name})

@@ -13,6 +13,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,8 @@ class Encoder(HFLM):
     Attributes:
         lens: The model.
         cut: Tokens cut from the left of each prompt encoded so far, because the model cannot read it whole.
+        merged: Prompts encoded so far of which lm-eval makes other tokens than those of prompt and answer as one text,
+            because it cuts inside a token that goes across the end of the prompt.
     """
 
     def __init__(self, lens: Lens, seed: int = 0, **options: Any) -> None:
@@ -67,8 +70,10 @@ class Encoder(HFLM):
         read: Any = SimpleNamespace(config=model.config, generation_config=model.generation_config, device=lens.device)
         with quiet():
             super().__init__(pretrained=read, tokenizer=copy.deepcopy(lens.tokenizer), batch_size=1 << 20, **options)
+        self.__dict__["tok_encode"] = lru_cache(maxsize=4)(super().tok_encode)  # options of a question share its prompt
         self.lens, self.seed = lens, seed
         self.cut: list[int] = []
+        self.merged: set[str] = set()
         self._recorded: Sequence[tuple[Any, list[int], list[int]]] = ()
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
@@ -79,7 +84,7 @@ class Encoder(HFLM):
     def encode(self, instances: Sequence[Instance], right: Mapping[int, str] | None = None) -> list[list[Any]]:
         """The requests that lm-eval makes for each instance: one, one for each window, or one for each text.
 
-        ``cut`` are then the tokens that each prompt of these lost.
+        ``cut`` are then the tokens that each prompt of these lost, and ``merged`` is of these alone.
 
         Args:
             instances: Of a task.
@@ -89,12 +94,15 @@ class Encoder(HFLM):
             UserError: the task sets an option that is not supported or not possible, or an answer is too long for the
                 model.
         """
-        self.cut = []
+        self.cut, self.merged = [], set()
         return [self._requests(instance, (right or {}).get(instance.doc_id)) for instance in instances]
 
     def _requests(self, instance: Instance, right: str | None) -> list[Any]:
         if instance.request_type != "generate_until":
             getattr(self, instance.request_type)([instance], disable_tqdm=True)
+            for text, before, after in self._recorded:
+                if text and text[0] and self.tok_encode("".join(text)) != [*before, *after]:
+                    self.merged.add(text[0])
             self.cut += [max(0, len(a) + len(b) - self.max_length - 1) for _, a, b in self._recorded]
             return [loglikelihood(self, instance.task_name, before, after) for _, before, after in self._recorded]
         request = replace(generation(self, instance), right=right)

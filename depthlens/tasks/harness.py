@@ -314,7 +314,8 @@ def prepare(
             asked = questions(name, task)
         right = dict(zip(asked["doc_id"], asked["reference"].str.split(" | ", regex=False).str[0], strict=True))
         requests = encoder.encode(task.instances, right)
-        ready = Prepared(name, task, requests, encoder.cut, asked, encoder=encoder, prompts=prompts)
+        told = encoder.cut, len(encoder.merged)
+        ready = Prepared(name, task, requests, *told, asked, encoder=encoder, prompts=prompts)
         warn_of_cuts(name, ready.cut, encoder.max_length)
         prepared.append(ready)
     return prepared

@@ -90,6 +90,7 @@ class Answers(Prepared):
                 raise UserError(f"task {self.name}: {fault}; {ANSWER_LOGPROB} needs one")
         self.by_instance = [[request] for request in self.encoder.pairs(self.name, self.pairs.values())]
         self.task._instances, self.cut = [group[0] for group in groups.values()], self.encoder.cut
+        self.merged = len(self.encoder.merged)
         if not any(prepared.cut):  # else `harness.prepare` has warned
             warn_of_cuts(self.name, self.cut, self.encoder.max_length)
 

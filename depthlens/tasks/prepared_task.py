@@ -113,6 +113,7 @@ class Prepared:
         task: The lm-eval task, its instances built.
         by_instance: Requests of each instance: one, or one a window of rolling log-likelihood, or one a draw.
         cut: Tokens that were cut from the left of each prompt that the model cannot read whole.
+        merged: How many prompts are read as other tokens than their text has (`depthlens.tasks.encoding.Encoder`).
         asked: The questions of the documents, see `depthlens.analysis.result.questions`.
         skipped: Metrics that have no value per document, and why.
         encoder: The model's `depthlens.tasks.encoding.Encoder`.
@@ -123,6 +124,7 @@ class Prepared:
     task: Any
     by_instance: Sequence[Sequence[Any]]
     cut: list[int] = field(default_factory=list)
+    merged: int = 0
     asked: pd.DataFrame = field(default_factory=pd.DataFrame)
     skipped: dict[str, str] = field(default_factory=dict)
     encoder: Any = None
@@ -253,6 +255,7 @@ class Prepared:
             "output_type": self.output_type,
             "n_truncated": sum(n > 0 for n in self.cut),
             "max_tokens_cut": max(self.cut, default=0),
+            "n_merged": self.merged,
             "metrics": infos,
             "skipped_metrics": self.skipped,
         }
@@ -423,7 +426,7 @@ def _joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What records of tasks have in common, with their numbers of documents and the means of their levels."""
     n_docs = [record["n_docs"] for record in records]
     joined = {"num_fewshot": None, "examples": None} | _common(records)
-    joined |= {"n_docs": sum(n_docs), "n_truncated": sum(record["n_truncated"] for record in records)}
+    joined |= {key: sum(record[key] for record in records) for key in ("n_docs", "n_truncated", "n_merged")}
     joined |= {"max_tokens_cut": max(record["max_tokens_cut"] for record in records), "metrics": {}}
     for metric in (name for name in records[0]["metrics"] if all(name in record["metrics"] for record in records)):
         infos = [record["metrics"][metric] for record in records]

@@ -18,7 +18,7 @@ from depthlens.analysis.result.results import Result
 _IDLE = {
     *CIRCUMSTANCES,
     *("asked_tasks", "include_path", "limit", "measure", "samples", "selected_conditions"),
-    *("n_docs", "n_truncated", "max_tokens_cut", "n_replaced_examples"),
+    *("n_docs", "n_truncated", "max_tokens_cut", "n_merged", "n_replaced_examples"),
     *("conditions", "model", "tasks"),  # read in another way
 }
 _OF_MODEL = {"name", "class", "fingerprint", "n_parameters", "dims", "notes", "adapter"}

@@ -62,7 +62,7 @@ def sentence(row: Any) -> str:
 def notes(result: Result) -> list[str]:
     """What limits the conclusions: tasks at chance, few subjects, cut prompts, selections."""
     lines = [cannot_judge(row) for row in result.baselines.itertuples() if row.at_chance]
-    lines += [*dict.fromkeys(_cut_prompts(result.record)), *profiles.subjects_note(result)]
+    lines += [*dict.fromkeys(_prompts(result.record)), *profiles.subjects_note(result)]
     if count := result.record.get("selected_conditions"):
         lines.append(f"{count} conditions were selected, and p_adjusted corrects for these alone")
     for task, about in result.record.get("tasks", {}).items():
@@ -108,11 +108,15 @@ def displayed(result: Result) -> tuple[str, pd.DataFrame, list[str]]:
     return f"Result of {sizes}; worst loss of each task and metric first", table, lines
 
 
-def _cut_prompts(record: Mapping[str, Any]) -> Iterator[str]:
-    """One line per task whose prompts were cut, of a result's record and of those it was joined from."""
+def _prompts(record: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on prompts that are not read as they are written, of a result's record and of those it was joined from."""
     for part in record.get("parts", ()):
-        yield from _cut_prompts(part)
+        yield from _prompts(part)
     for task, entry in record.get("tasks", {}).items():
         if n := entry.get("n_truncated"):
             lost = f"lost up to {entry['max_tokens_cut']} tokens at their left end"
             yield f"{task}: {n} prompts are longer than the model reads and {lost}"
+        if n := entry.get("n_merged"):
+            why = "lm-eval cuts inside a token that goes across the end of the prompt (of a line break, say)"
+            fix = "end doc_to_text with a word and begin the answer with a space"
+            yield f"{task}: {n} prompts are read as other tokens than their text has, as {why}; {fix}"

@@ -3,6 +3,7 @@
 import mini_tasks
 import numpy as np
 import pytest
+import tiny
 from mini_tasks import CONTEXT, DOCUMENTS
 
 from depthlens.experiments.sweep import condition_sweep
@@ -64,6 +65,17 @@ def test_cut_prompts_are_counted_told_and_kept_in_record_and_notes(lens, load, c
     assert (about["n_truncated"], about["max_tokens_cut"]) == (n, most)
     (note,) = [note for note in result.notes if "longer than the model reads" in note]
     assert note == f"{name}: {n} prompts are longer than the model reads and lost up to {most} tokens at their left end"
+
+
+def test_prompts_whose_end_is_in_a_token_with_the_answer_are_counted_and_told(tmp_path):
+    """As Qwen's tokenizer joins a bracket and a line break: lm-eval's model then reads no break at all."""
+    lens = tiny.lens("llama-gqa")
+    lens.tokenizer.add_tokens(["?\n"])
+    config = mini_tasks.choice("{{q}}\n", target_delimiter="")
+    mini_tasks.write_task(tmp_path, "breaks", {"test": DOCUMENTS}, **config)
+    result = condition_sweep(lens, "breaks", "L2", include_path=tmp_path, progress=False)
+    assert result.record["tasks"]["breaks"]["n_merged"] == 1, "one question ends in a question mark"
+    assert any(note.startswith("breaks: 1 prompts are read as other tokens") for note in result.notes)
 
 
 def test_the_log_likelihood_per_token_is_that_of_the_answer_over_its_length(lens, load):
