@@ -1,7 +1,7 @@
 """A result as logs of Inspect, which ``inspect view`` opens (https://inspect.aisi.org.uk/eval-logs.html).
 
 A log is a zip archive of JSON files: ``header.json``, ``summaries.json`` and a file for each sample. One is written for
-each task and condition; the condition is an argument of the model (``model_args``). The format is version 2 of
+each task and condition; the condition is a tag, and in ``model_args``. The format is version 2 of
 Inspect's; the library is not needed. Limit: prompts are the questions without examples and chat templates.
 """
 
@@ -70,18 +70,20 @@ def _header(result: Result, rows: pd.DataFrame, task: str, condition: str, n: in
     """What was run, and the mean score by each metric with its standard error."""
     model, about = result.model, result.record.get("tasks", {}).get(task, {})
     created = result.record.get("time") or datetime.now(UTC).isoformat(timespec="seconds")
-    names = {key: _id(*of) for key, of in (("eval_id", (model, task, condition)), ("task_id", (task,)))}
+    name = _id(model, task, condition)  # the viewer takes logs with one task_id as retries, and shows the last one
     scores = []
     for metric, values in rows.groupby("metric", sort=False)["value"]:
         found = {"mean": float(values.mean()), "stderr": float(values.sem()) if n > 1 else 0.0}
         metrics = {name: {"name": name, "value": value} for name, value in found.items()}
         scores.append({"name": metric, "scorer": metric, "scored_samples": n, "metrics": metrics})
     spec = {
-        **names,
+        "eval_id": name,
+        "task_id": name,
         "run_id": _id(model, created),
         "created": created,
         "task": task,
         "task_version": str(about.get("version") or 0),
+        "tags": [condition],
         "task_args": {"num_fewshot": about.get("num_fewshot")},
         "dataset": {"name": task, "samples": n},
         "model": model,
@@ -91,7 +93,8 @@ def _header(result: Result, rows: pd.DataFrame, task: str, condition: str, n: in
     }
     plan = {"steps": [{"solver": "generate"}], "config": {}}
     totals = {"total_samples": n, "completed_samples": n, "scores": scores}
-    return {"version": 2, "status": "success", "eval": spec, "plan": plan, "results": totals, "stats": {}}
+    times = {"started_at": created, "completed_at": created}  # how long one condition takes is not known
+    return {"version": 2, "status": "success", "eval": spec, "plan": plan, "results": totals, "stats": times}
 
 
 def _id(*parts: str) -> str:

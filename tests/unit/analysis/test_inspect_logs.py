@@ -28,7 +28,8 @@ def test_a_log_for_each_condition_has_its_answers_and_scores(tmp_path):
         header, summaries = read.pop("header.json"), read.pop("summaries.json")
         assert (header["version"], header["status"]) == (2, "success")
         about = header["eval"]
-        assert about["model_args"] == {"condition": condition} and about["task_version"] == "1.1"
+        assert about["model_args"] == {"condition": condition} and about["tags"] == [condition]
+        assert about["task_version"] == "1.1" and about["task_id"] in file.name, "logs of one task_id are retries"
         assert (about["task"], about["model"], about["dataset"]["samples"]) == ("sums", "base", 3)
         (score,) = header["results"]["scores"]
         assert score["metrics"]["mean"]["value"] == pytest.approx(sum(values) / 3)

@@ -1,13 +1,12 @@
 """Logs of others: real ones of lm-eval beside sweeps of the same models, and Inspect's by its format."""
 
 import json
-import struct
 import zipfile
+from pathlib import Path
 
 import mini_tasks
 import numpy as np
 import pandas as pd
-import pyarrow
 import pytest
 import tiny
 import transplants
@@ -23,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 TASKS = ["mini_choice", "mini_metrics", "mini_mutual", "mini_blanks", "mini_shots"]
 TASKS += ["mini_filters", "mini_writing", "mini_cloze", "mini_rolling"]
+REAL = Path(__file__).parents[2] / "data" / "logs"
 
 
 @pytest.fixture(scope="module")
@@ -134,31 +134,11 @@ def inspect_log(path, grades, *, first=1, **spec):
     return path
 
 
-def zstandard(path):
-    """The same archive, compressed as newer versions of Inspect do, byte by byte."""
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    out, central = b"", b""
-    for name, content in files.items():
-        packed = pyarrow.compress(content, "zstd", asbytes=True)
-        sizes = (zipfile.crc32(content), len(packed), len(content))
-        local = struct.pack("<5H3I2H", 20, 0, 93, 0, 33, *sizes, len(name), 0)
-        beside = struct.pack("<3H2I", 0, 0, 0, 0, len(out))
-        central += b"PK\1\2" + struct.pack("<H", 20) + local + beside + name.encode()
-        out += b"PK\3\4" + local + name.encode() + packed
-    end = struct.pack("<4H2IH", 0, 0, len(files), len(files), len(central), len(out), 0)
-    path.write_bytes(out + central + b"PK\5\6" + end)
-    return path
-
-
-@pytest.mark.parametrize("form", ["deflate", "zstandard", "json"])
-def test_two_logs_of_inspect_are_paired_by_sample(tmp_path, form):
-    suffix = "json" if form == "json" else "eval"
+@pytest.mark.parametrize("suffix", ["eval", "json"])
+def test_two_logs_of_inspect_are_paired_by_sample(tmp_path, suffix):
     right, wrong = "CICPC" * 8, "CCIIC" * 8
     one, other = (inspect_log(tmp_path / f"{name}.{suffix}", of) for name, of in (("a", right), ("b", wrong[::-1])))
     other = inspect_log(other, wrong)
-    if form == "zstandard":
-        one, other = zstandard(one), zstandard(other)
     found = dl.compare(one, other, from_logs=True)
     row = found.of("score", compared=True).iloc[0]
     grade = {"C": 1.0, "P": 0.5, "I": 0.0}
@@ -168,6 +148,19 @@ def test_two_logs_of_inspect_are_paired_by_sample(tmp_path, form):
     differs = [i for i in range(40) if (right[i] == "C") != (wrong[i] == "C")]  # what the models wrote
     assert sorted(found.answers["question"]) == sorted(QUESTION.format(i + 1, i + 1) for i in differs)
     assert found.answers["reference"].tolist() == [str(2 * (i + 1)) for i in found.answers["doc_id"]]
+
+
+@pytest.mark.parametrize(("names", "metric", "without", "changed"), [
+    (("lm_eval/whole", "lm_eval/without"), "acc", 3 / 12, [0, 2, 6, 7, 8, 10]),
+    (("inspect/whole.eval", "inspect/without.eval"), "match", 5 / 12, [2, 4]),
+])  # fmt: skip
+def test_real_logs_of_others_are_compared(names, metric, without, changed):
+    """SmolLM2-135M-Instruct, whole and without layer 12, as lm-eval 0.4.13 and Inspect 0.3.285 (zstandard) wrote it."""
+    found = dl.compare(*map(REAL.joinpath, names), from_logs=True)
+    row = found.of("score", compared=True).iloc[0]
+    assert (row["metric"], row["n_paired"], row["value"]) == (metric, 12, pytest.approx(without))
+    assert row["difference"] == pytest.approx(without - 3 / 12)
+    assert sorted(found.answers.query("loss != 0")["doc_id"]) == changed
 
 
 def test_samples_of_inspect_with_the_same_number_and_another_text_are_no_pair(tmp_path):
