@@ -61,6 +61,9 @@ class Patching(Drawable):
         effect: Share of the difference between the two prompts that a patch moves: 0 is nothing, 1 all. Of several
             pairs what a patch moves on average over the mean difference, so that a pair which hardly differs hardly
             counts; without an interval where there is one pair. Shape [part, pos].
+        p_adjusted: Whether a patch moves anything, corrected for all parts and positions (step-down maxT); NaN of one
+            pair. It tests what is moved, not the share: dividing by a mean of few pairs would make errors too small.
+            Shape [part, pos].
         parts: Text of each part, such as ``L12``, ``L12.H3``, ``L12.resid_pre`` or ``L12.KV1.k``. Shape [part].
         places: Where is patched: numbers of tokens, or the names that were given. Shape [pos].
         tokens: Text of each place in the first pair's prompt into which is patched. Shape [pos].
@@ -73,6 +76,7 @@ class Patching(Drawable):
     """
 
     effect: means.Mean
+    p_adjusted: Float[np.ndarray, "part pos"]
     parts: tuple[str, ...]
     places: tuple[int | str, ...]
     tokens: tuple[str, ...]
@@ -86,14 +90,13 @@ class Patching(Drawable):
         """One row a part and position.
 
         Columns: ``part``, ``position``, ``token``, ``source`` (the token that the patch comes from), ``effect``,
-        ``ci_low``, ``ci_high``, and ``p_adjusted``, corrected for all parts and positions (step-down maxT; NaN of
-        one pair).
+        ``ci_low``, ``ci_high``, ``p_adjusted``.
         """
-        n_parts, n_pos, effect = len(self.parts), len(self.tokens), self.effect.ravel()
+        n_parts, n_pos = len(self.parts), len(self.tokens)
         columns = {"part": np.repeat(self.parts, n_pos), "position": np.tile(self.places, n_parts)}
         columns |= {"token": np.tile(self.tokens, n_parts), "source": np.tile(self.sources, n_parts)}
-        p = means.max_t(effect) if effect.n > 1 else np.nan
-        return pd.DataFrame(columns | effect.columns("effect")).drop(columns="p_value").assign(p_adjusted=p)
+        effects = pd.DataFrame(columns | self.effect.ravel().columns("effect")).drop(columns="p_value")
+        return effects.assign(p_adjusted=self.p_adjusted.ravel())
 
     def top(self, k: int = 5) -> pd.DataFrame:
         """The k rows of `table` with the largest effects, of either sign."""
@@ -226,8 +229,17 @@ def patch(
         tuple("".join(words(lens, [text[i] for i in both[side]])) for both in at[0])
         for side, text in enumerate(ways[0])
     )
+    p = means.max_t(effect.ravel()) if len(rows) > 1 else np.full(effect.value.size, np.nan)
     return Patching(
-        effect / gap, tuple(name for name, _ in single), tuple(names), tokens, sources, compared, differences, direction
+        effect / gap,
+        p.reshape(effect.value.shape),
+        tuple(name for name, _ in single),
+        tuple(names),
+        tokens,
+        sources,
+        compared,
+        differences,
+        direction,
     )
 
 
