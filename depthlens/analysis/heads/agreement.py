@@ -259,9 +259,11 @@ def published(file: str | Path, measured: HeadScores) -> HeadScores:
     with blaming(f"heads of {str(file)!r} cannot be read", form, (OSError, ValueError, TypeError, AttributeError)):
         read = json.loads(Path(file).read_text(encoding="utf-8"))
         scores = {head: len(read) - i for i, head in enumerate(read)} if isinstance(read, list) else read
-        values = {tuple(map(int, re.findall(r"\d+", head))): float(np.mean(of)) for head, of in scores.items()}
+        values = {re.sub("[LH]", "", head).replace(".", "-"): float(np.mean(of)) for head, of in scores.items()}
     frame = measured.frame.assign(low=np.nan, high=np.nan, in_top=np.nan)
-    places = [*zip(frame["layer"], frame["head"], strict=True)]
+    places = [f"{layer}-{head}" for layer, head in zip(frame["layer"], frame["head"], strict=True)]
+    if not np.isfinite([*values.values()]).any():
+        raise UserError(f"{str(file)!r} has no scores; {form}")
     if foreign := values.keys() - places:
         raise UserError(f"{str(file)!r} has {len(foreign)} heads that the model lacks, such as {min(foreign)}; {form}")
     missing = 0.0 if isinstance(read, list) else np.nan

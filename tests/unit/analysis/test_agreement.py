@@ -91,9 +91,14 @@ def test_what_others_published_is_read_from_a_file(tmp_path):
     shared = ["n_heads", "n_shared", "expected_shared", "p_shared", "heads"]
     assert listed.table[shared].equals(own.table[shared]) and listed.table["spearman"][0] < own.table["spearman"][0]
     assert listed.record["detectors"]["b"] == "list.json"
-    (tmp_path / "list.json").write_text('["L12.H0", "L0.H1"]')
-    refused("has 1 heads that the model lacks", dl.detector_agreement, {"a": a, "b": tmp_path / "list.json"})
-    refused("give JSON such as", dl.detector_agreement, {"a": a, "b": tmp_path / "no.json"})
+    lacks, form = (
+        "has 1 heads that the model lacks, such as {}; give JSON such as",
+        "heads of .* cannot be read .* give",
+    )
+    wrong = {'["L12.H0", "L0.H1"]': lacks.format("12-0"), '["L1.KV0"]': lacks.format("1-KV0"), "{}": "has no scores"}
+    for text, said in (wrong | dict.fromkeys(["3", '{"1-2": {"a": 1}}', "[1]", "no"], form)).items():
+        (tmp_path / "list.json").write_text(text)
+        refused(said, dl.detector_agreement, {"a": a, "b": tmp_path / "list.json"})
     refused("all are files; give the scores of a model", dl.detector_agreement, {"b": tmp_path / "list.json"})
 
 
