@@ -1,4 +1,4 @@
-"""Colours of figures; those of pages and of the site, with their type, are variables of `runner/templates/look.css`.
+"""Colours of figures, and their type in a notebook; colours and fonts of pages are in `runner/templates/look.css`.
 
 Colours of data are those of Okabe and Ito (2008, jfly.uni-koeln.de/color) that differ in lightness, too. Text keeps a
 contrast of 4.5 to 1 with what is behind it (WCAG 2.1, AA). Figures are always on white paper; pages and the site
@@ -12,3 +12,4 @@ INK, GREY = "#262626", "#767676"  # the grey keeps 4.5:1 on white, the least tha
 PALE = "#B0B0B0"  # what must not draw attention: hatching, dots of other heads
 EMPTY = "#E8E8E8"  # a cell without a number
 CLAIMED, CLAIMED_OPACITY = "#56A0D3", 0.28  # the side of a threshold that a claim is about; seen in light and dark
+MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV

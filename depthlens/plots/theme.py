@@ -26,6 +26,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from depthlens.analysis.numbers.words import NOT_ABOVE_CHANCE
 from depthlens.errors import UserError
+from depthlens.look import MIME
 from depthlens.paths import writable_folder, write_files
 
 MARKERS = ("o", "s", "^", "D")
@@ -39,7 +40,6 @@ EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"} 
 _FAMILY = {"font.family": "DejaVu Sans", "font.sans-serif": ["DejaVu Sans"]}
 _SIZES = {"font.size": 9.61, "axes.labelsize": 9, "axes.titlesize": 9, "figure.titlesize": 10}  # points
 _SIZES |= {"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8}
-MIME = "application/vnd.depthlens.figure+json"  # in a notebook: the title of a figure, and its table as CSV
 COLUMNS: tuple[str, ...] = ("panel", "series", "model", "task", "metric", "condition", "layer", "head")
 COLUMNS += ("x", "y", "value", "low", "high", "p_adjusted", "shown")
 

@@ -25,8 +25,8 @@ from traitlets.config import Config
 from depthlens import arguments
 from depthlens.analysis.show import views
 from depthlens.errors import UserError
+from depthlens.look import MIME
 from depthlens.paths import PAGE, refuse_foreign_page, writable_folder
-from depthlens.plots.theme import MIME
 from depthlens.runner.notebook_files import Executed, read_notebook, write_whole
 
 _POLICY = (

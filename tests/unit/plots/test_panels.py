@@ -22,9 +22,9 @@ from refusals import refused
 
 from depthlens.analysis.result.tables import DescribedTable
 from depthlens.errors import UserError
-from depthlens.look import GREY, PALETTE
+from depthlens.look import GREY, MIME, PALETTE
 from depthlens.plots import panels, theme
-from depthlens.plots.theme import MIME, themed
+from depthlens.plots.theme import themed
 
 
 def test_colours_differ_in_greyscale():

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from notebook_suite import code, write
 
-from depthlens.plots.theme import MIME
+from depthlens.look import MIME
 from depthlens.runner.notebook_files import Executed
 from depthlens.runner.pages import gallery, notebook_page
 
