@@ -115,10 +115,11 @@ def test_queries_keys_and_values_equal_hooks_on_their_projections(parts, family,
     by_metric = dl.patch(
         lens, *pair, parts, metric=lambda x: x[:, -1, right] - x[:, -1, wrong], direction=direction, **QUIET
     )
-    np.testing.assert_allclose(found.effect.value, by_metric.effect.value, atol=LOGITS)
     source, target = (lens.tokenizer(text).input_ids for text in pair[:: 1 if direction == "restore" else -1])
     kept, logits = recorded(lens.model, source, dict(enumerate(modules)))
     whole = [float(x[-1, right] - x[-1, wrong]) for x in (logits, recorded(lens.model, target, {})[1])]
+    gap = whole[0] - whole[1]  # an effect is a share of it: as logits, both have the same tolerance whatever the gap
+    np.testing.assert_allclose(gap * found.effect.value, gap * by_metric.effect.value, atol=LOGITS)
     n_heads = lens.dims.n_heads if parts == "q" else lens.dims.n_kv_heads
     assert found.effect.value.shape == (lens.dims.n_layers * n_heads, len(source))
     for (i, part), at in itertools.product(enumerate(found.parts), range(len(source))):
@@ -133,7 +134,7 @@ def test_queries_keys_and_values_equal_hooks_on_their_projections(parts, family,
         hook = modules[layer].register_forward_hook(put)
         logits = recorded(lens.model, target, {})[1]
         hook.remove()
-        ours = whole[1] + found.effect.value[i, at] * (whole[0] - whole[1])
+        ours = whole[1] + found.effect.value[i, at] * gap
         assert ours == pytest.approx(float(logits[-1, right] - logits[-1, wrong]), abs=LOGITS), (part, at)
     assert np.abs(found.effect.value).max() > 100 * LOGITS
 
