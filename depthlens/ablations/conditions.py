@@ -217,8 +217,8 @@ class Condition:
 
     Example:
         >>> condition = dl.parse_condition("L3+L9.H3@mean")
-        >>> condition.first_layer, condition.uses("mean")
-        (3, True)
+        >>> condition.layer, condition.uses("mean")
+        (None, True)
     """
 
     ablations: tuple[Ablation, ...] = ()
@@ -263,11 +263,6 @@ class Condition:
     def head(self) -> int | None:
         """The query head, where the condition is exactly one."""
         return self.ablations[0].index if [a.site for a in self.ablations] == ["head"] else None
-
-    @property
-    def first_layer(self) -> int | None:
-        """The first layer that the condition changes; layers below equal the baseline (0 for the embeddings)."""
-        return max(0, self.ablations[0].layer) if self.ablations else None
 
     @property
     def modes(self) -> set[str]:

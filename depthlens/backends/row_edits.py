@@ -104,11 +104,6 @@ class Means:
         return of_reference[ACTS_ON[a.site]][a.layer].flatten(1)
 
 
-def classes(position_ids: Int[Tensor, "#row pos"]) -> Int[Tensor, "#row pos"]:
-    """Which mean is of each token: 0 for the first of its sequence, which draws attention whatever it is, else 1."""
-    return (position_ids > 0).long()
-
-
 @dataclass
 class RowEdits:
     """Which rows of a batch are edited where, or take weights from elsewhere, and the hooks and forwards that do it.

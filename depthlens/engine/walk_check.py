@@ -92,21 +92,19 @@ _found_before: WeakKeyDictionary[Lens, tuple[tuple, Found]] = WeakKeyDictionary(
 _said: WeakKeyDictionary[Lens, str] = WeakKeyDictionary()  # the fault that was told last
 
 
-def require(lens: Lens, what: str, *, adds: bool = False, whole: bool = False) -> None:
+def require(lens: Lens, what: str, *, whole: bool = False) -> None:
     """Raise a `UserError` where ``what`` cannot be had of a model.
 
     Args:
         lens: A loaded model; it has to be one that is walked.
         what: In words.
-        adds: Layers have to add their parts.
         whole: It knows no conditions, and none may be in force.
     """
     tried = found(lens)
     if whole and in_force.entered(lens.model):
         raise UserError(f"{what} is of the whole model, and {lens.name!r} is ablated here; leave the context first")
-    not_added = "a layer does more than add what its attention and its MLP give"
-    if fault := tried.fault or (not_added if adds and not tried.adds else None):
-        raise UserError(f"{what} walks through the layers of {lens.name!r}, and {fault}; use another method")
+    if tried.fault:
+        raise UserError(f"{what} walks through the layers of {lens.name!r}, and {tried.fault}; use another method")
 
 
 def require_parts(lens: Lens, tried: Found, conditions: Iterable[Condition]) -> None:

@@ -204,19 +204,16 @@ class AnswerStore:
     Args:
         store: See `depthlens.store.parts.open_store`, which reports errors in it at once.
         lens: A loaded model (`depthlens.models.lens.Lens`).
-        second: Another model that every value depends on. A model whose parts are transplanted (``lens.donor``) need
-            not be named.
     """
 
-    def __init__(self, store: Where, lens: Any, second: Any = None) -> None:
+    def __init__(self, store: Where, lens: Any) -> None:
         self._opened = open_store(store)
-        given = {"model": lens, "donor": lens.donor, "second": second}
-        self._models = {role: model for role, model in given.items() if model is not None}
+        self._models = {"model": lens} | ({"donor": lens.donor} if lens.donor else {})
         self._entries: list[AnswerCache] = []
 
     @cached_property
     def identities(self) -> dict[str, Any]:
-        """Of the model, its donor and the second model, by these roles."""
+        """Of the model and its donor, by these roles."""
         return {role: model.identify() for role, model in self._models.items()}
 
     @cached_property
@@ -258,8 +255,6 @@ class AnswerStore:
             "transformers": ".".join(str(provenance.version("transformers")).split(".")[:2]),
             **identity.settings,
         }
-        if "second" in self._models:
-            shared["second"] = [self.identities["second"].fingerprint, str(self._models["second"].dtype)]
         key = hashlib.blake2b(json.dumps(shared, sort_keys=True, indent=2).encode(), digest_size=10).hexdigest()
         safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in label).strip(". ") or "_"
         made = {"model": lens.name, **about, **provenance.environment(), "label": label}

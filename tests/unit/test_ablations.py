@@ -140,14 +140,11 @@ def test_so_many_layers_are_spread_evenly_over_the_depth_of_any_model(n_layers):
     assert [str(c) for c in expand("layers:3", Dims(30, 9, 3, 576, 64))] == ["baseline", "L5", "L15", "L25"]
 
 
-def test_layer_head_and_first_layer_of_a_condition():
+def test_layer_and_head_of_a_condition():
     condition = parse_condition("L3.H1")
-    assert (condition.layer, condition.head, condition.first_layer) == (3, 1, 3)
+    assert (condition.layer, condition.head) == (3, 1)
     assert (parse_condition("L3.attn+L3.mlp").layer, parse_condition("L3.attn").head) == (3, None)
-    assert (parse_condition("L2-4").layer, parse_condition("L2-4").first_layer) == (None, 2)
-    assert (BASELINE.layer, BASELINE.first_layer) == (None, None)
-    block = parse_condition("(L1-3)x2")
-    assert (block.layer, block.head, block.first_layer) == (None, None, 1)
+    assert all(parse_condition(text).layer is None for text in ("L2-4", "(L1-3)x2")) and BASELINE.layer is None
 
 
 def test_a_mode_that_is_not_known_here_is_read_so_that_results_of_others_are_and_no_model_runs_under_it():

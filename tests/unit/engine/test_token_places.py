@@ -122,7 +122,7 @@ def test_rows_that_are_edited_late_walk_without_the_tokens_before(branches, monk
             assert [a.logprob for a in row] == pytest.approx(wanted, abs=LOGPROB_TOLERANCE), str(condition)
     # 128: all walk from the first one's token on; 5: from that of each five on, beside a clean row each
     n_tokens = 12 + 4 * branches
-    passes = sum(5 - c.first_layer for c in conditions[1:])
+    passes = sum(5 - c.ablations[0].layer for c in conditions[1:])
     assert work[128] == 5 * n_tokens + (n_tokens - 3) * passes
     assert work[5] < 5 * n_tokens * -(-len(conditions) // 5) + (n_tokens - 6) * passes
 
