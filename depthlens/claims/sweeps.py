@@ -20,7 +20,7 @@ from depthlens.arguments import EvalOptions
 from depthlens.claims.claims import Claim, chosen_claims
 from depthlens.claims.evidence import Evidence
 from depthlens.claims.measures import NOT_MEASURED, odds
-from depthlens.claims.parts import OPEN, ROWS, Part, worst
+from depthlens.claims.parts import OPEN, ROWS, Part, missing, worst
 from depthlens.claims.verdicts import Verdicts
 from depthlens.errors import UserError
 from depthlens.experiments.condition_runs import load_tasks, settled
@@ -348,6 +348,9 @@ def ask(
             looks[claim] += 1
     except KeyboardInterrupt:
         print("stopped; the store has what was computed, and the same call goes on from there")
+    late = f"{NOT_MEASURED} in {minutes:g} minutes; the same call with more goes on from there"
+    for claim in (c for c, n in looks.items() if not n):
+        asked[claim] = [missing(part.question, late) for part in asked[claim]]
     return Verdicts.of({claim.id: parts for claim, parts in asked.items()}, [m.name for m in models.values()])
 
 

@@ -88,7 +88,7 @@ def test_documents_of_two_sides_are_chosen_to_be_equally_easy(lens):
 
 def test_nothing_begins_after_the_time_and_an_interrupted_call_keeps_what_it_has(lens, monkeypatch, capsys):
     none = ask(lens, tasks=ROLES, claims="C1", minutes=0, **OPTIONS)
-    assert {*none.states["C1"].values()} == {OPEN}
+    assert {*none.states["C1"].values()} == {OPEN} and "not measured in 0 minutes" in none.describe()[-1]
     swept, real = [], sweeps.condition_sweep
 
     def stopped(*given, **options):
