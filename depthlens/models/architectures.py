@@ -10,9 +10,10 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -150,16 +151,9 @@ class Architecture:
 
         return self.mlp[layer], call
 
-    @contextmanager
-    def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
+    def sublayers(self, layer: int) -> AbstractContextManager[dict[str, Tensor]]:
         """Within the context what attention (``attn``) and MLP (``mlp``) of a layer gave when it was last called."""
-        given: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[..., None]:
-            return lambda module, args, output: given.update({name: hidden(output)})
-
-        with self.attn[layer].register_forward_hook(keep("attn")), self.mlp[layer].register_forward_hook(keep("mlp")):
-            yield given
+        return outputs_of({"attn": self.attn[layer], "mlp": self.mlp[layer]})
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
         """What `call` takes as ``rotary``, for tokens at these positions."""
@@ -288,6 +282,20 @@ def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
             if first.setdefault(module, i) != i and any(True for _ in module.parameters()):
                 fault = f"{name}: layers {first[module]} and {i} share {path or 'one module'}"
                 raise UserError(f"{fault}, so that neither can be removed alone; give layer {i} a copy of its own")
+
+
+@contextmanager
+def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within the context what modules gave when they were last called, by the names that they are given here."""
+    given: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple, output: Any, *, name: str) -> None:
+        given[name] = hidden(output)
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_hook(partial(keep, name=name)))
+        yield given
 
 
 @contextmanager
