@@ -209,17 +209,17 @@ def patch(
             return _by_metric(engines, cells, metric, progress)
         return np.array([_by_answers(*each) for each in zip(engines, cells, told, strict=True)])
 
-    plain = ([[(text, BASELINE)] for text in of_side] for of_side in zip(*rows, strict=True))
-    before = np.column_stack([values(of_side, [None] * len(rows), False) for of_side in plain])  # [pair, side]
-    differences = _differences(lens, before, told)
-    compared = _name(metric) if metric else NATS.format_map(differences.iloc[0])
-    moves = []  # of a key and a value one place after the other, because each changes what heads give at later tokens
+    whole = values([[(source, BASELINE)] for source, _ in ways], [None] * len(rows), False)  # [pair, 1]
+    found = []  # of a key and a value one place after the other, because each changes what heads give at later tokens
     for spans in [[[of[i]] for of in at] for i in range(len(names))] if later else [at]:
         cells = [_cells(single, way, of_way, later) for way, of_way in zip(ways, spans, strict=True)]
         states = [_states(lens, parts, *each) for each in zip(ways, spans, cells, strict=True)]
-        patched = values(cells, states, progress)
-        moves.append((patched[:, 1:] - patched[:, :1]).reshape(len(rows), len(single), -1))
-    gaps, moved = before[:, ::turn][:, 0] - patched[:, 0], np.concatenate(moves, -1)
+        found.append(values(cells, states, progress))
+    plain = found[0][:, :1]  # of the prompts into which is patched
+    moved = np.concatenate([(of[:, 1:] - of[:, :1]).reshape(len(rows), len(single), -1) for of in found], -1)
+    differences = _differences(lens, np.hstack([whole, plain])[:, ::turn], told)
+    compared = _name(metric) if metric else NATS.format_map(differences.iloc[0])
+    gaps = (whole - plain)[:, 0]
     if positions is None:  # before the first token that differs a patch does nothing
         moved = np.pad(moved, ((0, 0), (0, 0), (names[0], 0)))
         names, at = [*range(len(ways[0][0]))], [[(range(i, i + 1),) * 2 for i in range(len(ways[0][0]))]]

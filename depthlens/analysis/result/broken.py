@@ -91,8 +91,8 @@ def common(rows: pd.DataFrame, most: int = 3) -> list[str]:
         f"(difference {estimate(row.difference, row.ci_low, row.ci_high)}, p_adjusted = {row.p_adjusted:.2g})."
         for row in shown.itertuples()
     ]
-    n = rows["field"].nunique()
-    return lines or [f"Nothing that they have in common is shown ({len(rows)} groups by {n} fields)."]
+    tried = ", ".join(rows["field"].unique()) or "no field"
+    return lines or [f"Nothing that they have in common is shown ({len(rows)} groups by {tried})."]
 
 
 def fields(result: Result, task: str, margin: pd.Series) -> pd.DataFrame:
