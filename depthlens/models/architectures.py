@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,8 +30,6 @@ from depthlens.models.placement import moved, place_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -336,7 +334,7 @@ def put_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]
     stack.callback(restore)
 
 
-def here(call: Callable[..., T], otherwise: Callable[..., T]) -> Callable[..., T]:
+def here(call: Callable[..., Any], otherwise: Callable[..., Any] = lambda *args, **kwargs: None) -> Callable[..., Any]:
     """A function that does in this thread what one does, and in others what the other does: modules are shared."""
     mine = get_ident()
     return lambda *args, **kwargs: (call if get_ident() == mine else otherwise)(*args, **kwargs)
