@@ -397,25 +397,18 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
     layers = range(n_layers)
     of_all = min(n or n_layers, n_layers)
     spread = [(2 * i + 1) * n_layers // (2 * of_all) for i in range(of_all)]  # the middle of each n-th of the depth
+    sizes = range(1, min(n, n_layers) + 1) if name == "blocks" else [n] if n else range(2, n_layers + 1)
+    lengths = [*range(n or 1, n_layers, n or 1), n_layers]
+    runs: dict[str, Sequence[Sequence[int]]] = {"pairs": [*combinations(spread, 2)], "whole": [layers]}
+    runs |= {"bottom": [layers[:k] for k in lengths], "top": [layers[-k:] for k in lengths]}
+    runs["blocks"] = runs["repeats"] = [layers[i : i + k] for k in sizes for i in range(n_layers - k + 1)]
     if site := next((site for site, of in WORDS.items() if of == name), None):
         return [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
+    if not runs[name]:
+        raise UserError(f"{text!r}: no such {name} in {n_layers} layers; give {name}:N with another N")
     if name == "repeats":
         if text != word:
             raise UserError(f"{text!r}: a repeat has no mode and no position; give repeats, or repeats:N for one size")
-        sizes = [n] if n else range(2, n_layers + 1)
-        blocks = [(start, start + k - 1) for k in sizes for start in range(n_layers - k + 1)]
-        if not blocks:
-            raise UserError(f"{text!r}: the model has {n_layers} layers; give a size from 1 to {n_layers}")
-        return [parse_condition(f"(L{first}-{last})x2") for first, last in blocks]
-    if name == "pairs":
-        if len(spread) < 2:
-            raise UserError(f"{text!r}: a pair needs two layers; give pairs:N with N at least 2")
-        runs: Sequence[Sequence[int]] = list(combinations(spread, 2))
-    elif name == "blocks":
-        runs = [layers[start : start + k] for k in range(1, min(n, n_layers) + 1) for start in range(n_layers - k + 1)]
-    else:
-        step = n_layers if name == "whole" else n or 1
-        lengths = [*range(step, n_layers, step), n_layers]
-        runs = [layers[:k] if name == "bottom" else layers[-k:] for k in lengths]
+        return [parse_condition(f"(L{run[0]}-{run[-1]})x2") for run in runs[name]]
     ends = [Ablation(-1, end, **how) for end in ENDS] if name == "whole" else []
-    return [Condition((*(Ablation(layer, **how) for layer in run), *ends)) for run in runs]
+    return [Condition((*(Ablation(layer, **how) for layer in run), *ends)) for run in runs[name]]

@@ -263,9 +263,6 @@ def require(conditions: Sequence[Condition], lens: Lens, means: Means | None) ->
 def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
     """Within the context forward hooks put in place what the edits of a layer give at its sites."""
 
-    def nothing(*call: Any, **about: Any) -> None:
-        return None
-
     def output(module: nn.Module, args: tuple, kwargs: dict, output: Any, edit: Any) -> Any:
         value = hidden(output)  # of some mixtures of experts with all tokens in one row
         given = args[0] if args else kwargs.get("hidden_states", value)
@@ -276,10 +273,10 @@ def hooks(arch: Architecture, layer: int, at: LayerEdits) -> Iterator[None]:
         for site, edit in at.items():
             if site == "z":
                 hook_z = partial(lambda edit, module, args: (edit(args[0]), *args[1:]), edit)
-                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(here(hook_z, nothing)))
+                stack.enter_context(arch.o_proj[layer].register_forward_pre_hook(here(hook_z)))
             else:
                 module = {"layer": arch.layers, "attn": arch.attn, "mlp": arch.mlp}[site][layer]
-                edited = here(partial(output, edit=edit), nothing)
+                edited = here(partial(output, edit=edit))
                 stack.enter_context(module.register_forward_hook(edited, with_kwargs=True))
         yield
 
@@ -317,10 +314,10 @@ def repeated(edits: RowEdits) -> Iterator[None]:
 
     with ExitStack() as stack:
         for layer in {layer for a, _ in found for layer in range(a.layer, max(a.layer, a.index) + 1)}:
-            noted = here(partial(note, layer=layer), lambda *call: None)
+            noted = here(partial(note, layer=layer))
             stack.enter_context(layers[layer].register_forward_pre_hook(noted, with_kwargs=True))
         for number, (a, _) in enumerate(found):
-            hook = here(partial(again, number=number), lambda *call: None)
+            hook = here(partial(again, number=number))
             stack.enter_context(layers[max(a.layer, a.index)].register_forward_hook(hook))
         yield
 

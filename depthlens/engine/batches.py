@@ -36,7 +36,6 @@ from depthlens.engine.work import MIN_BATCH_TOKENS, Budget, Work, WorkRate, text
 from depthlens.engine.writer import Row, Writer
 from depthlens.errors import UserError
 from depthlens.models.lens import Lens
-from depthlens.models.placement import moved, place_of
 from depthlens.models.quantised import other_weights_bytes, other_weights_resident
 from depthlens.progress import Bar
 from depthlens.requests import LoglikelihoodAnswer
@@ -219,8 +218,7 @@ class PackedTrees(Batches):
             for r, path in zip(pack.sequences, pack.paths, strict=True)
         ]
         walk = Wavefront(self.lens, self.backend.means, self.budget.batch_tokens)
-        states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean)
-        states = moved(states, place_of(self.lens.arch.unembed)).flatten(0, 1)
+        states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean).flatten(0, 1)
         n, n_sequences = len(group), len(pack.sequences)
         sequence, position, target = predictions(spans, [requests[r].continuation for r in pack.sequences]).T
         number = torch.arange(n)[:, None]  # of each condition

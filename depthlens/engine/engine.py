@@ -73,8 +73,6 @@ class Engine:
         batch_tokens = arguments.check(batch_tokens=batch_tokens)["batch_tokens"]
         if path is not None and path not in PATHS:
             raise unknown("path", path, PATHS)
-        if lens.stream and backend in arguments.BACKENDS and backend != "torch":
-            raise UserError(f"backend {backend!r} needs the whole model in memory; use torch, or load without offload")
         if workers is not None and lens.remote:
             raise UserError(f"model {lens.name!r} runs on a server; leave workers out")
         self.lens = lens

@@ -17,8 +17,8 @@ Conditions that are too many to walk together walk in groups. The clean row walk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -161,14 +161,15 @@ class Wavefront:
         needed = {*leaving, *((CLEAN, step) for step in clean.steps)}
         last = {c: len(way.layers) - 1 for c, way in ways.items() if (c, len(way.layers)) not in needed}
         starts = {c: fork.step for c, fork in forks.items()} | {CLEAN: n_clean if walked else 0}
-        plan = routes.schedule(ways, starts)
+        plan, donated = routes.schedule(ways, starts), donor_layers(conditions)
         with walking(self.lens.model):
             for layer, together in groupby(plan, lambda entry: entry[0]):
                 device = self.lens.device_of(layer)
                 for some, of_some, _ in walks:
                     some.rotary = moved(some.rotary, device)
                     of_some.update((c, moved(row, device)) for c, row in of_some.items())
-                with self._resident(layer, conditions):
+                donor = self.lens.donor if layer in donated else None
+                with self.lens.resident(layer), donor.resident(layer) if donor else nullcontext():
                     for _, steps in together:
                         for some, of_some, asked in walks:
                             here = {c: step for c, step in steps.items() if c in of_some}
@@ -181,13 +182,6 @@ class Wavefront:
         # a row that never leaves another one has its states
         mine = (c if c in forked else forks[c].row for c in range(len(conditions)))
         return torch.stack([final if c == CLEAN else moved(forked[c], final.device)[asked] for c in mine])
-
-    @contextmanager
-    def _resident(self, layer: int, conditions: Sequence[Condition]) -> Iterator[None]:
-        """Within the context the weights of a layer are in memory, and the donor's, where conditions take them."""
-        donor = self.lens.donor if layer in donor_layers(conditions) else None
-        with self.lens.resident(layer), donor.resident(layer) if donor else nullcontext():
-            yield
 
     def _layer(
         self,

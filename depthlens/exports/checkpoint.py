@@ -15,8 +15,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -38,7 +37,7 @@ from depthlens.analysis.result.results import Result
 from depthlens.engine import walk_check
 from depthlens.errors import UserError
 from depthlens.models import in_force, quantised
-from depthlens.models.architectures import hidden
+from depthlens.models.architectures import outputs_of
 from depthlens.models.fingerprint import kind_of
 from depthlens.models.lens import Lens, one_thread
 from depthlens.models.names import of_layers
@@ -218,15 +217,9 @@ def _output_matrix(lens: Lens, a: Ablation) -> str:
     Raises:
         UserError: there is not one such matrix.
     """
-    part, given = {"attn": lens.arch.attn, "mlp": lens.arch.mlp}[a.site][a.layer], dict[str, Tensor]()
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, args, output: given.update({name: hidden(output)})
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, module in part.named_modules():
-            if not name or isinstance(module, nn.Linear | Conv1D):
-                stack.enter_context(module.register_forward_hook(keep(name)))
+    part = {"attn": lens.arch.attn, "mlp": lens.arch.mlp}[a.site][a.layer]
+    read = {name: module for name, module in part.named_modules() if not name or isinstance(module, nn.Linear | Conv1D)}
+    with outputs_of(read) as given, torch.no_grad():
         lens.model(torch.arange(4, device=lens.device)[None], use_cache=False)
     whole = given.pop("").flatten()
     found = [name for name, output in given.items() if torch.equal(output.flatten(), whole)]

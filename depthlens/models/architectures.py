@@ -10,12 +10,13 @@ is another question, which `depthlens.engine.walk_check` answers with numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -29,8 +30,6 @@ from depthlens.models.placement import moved, place_of
 
 if TYPE_CHECKING:  # slow to import
     from transformers import PreTrainedModel
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -150,16 +149,9 @@ class Architecture:
 
         return self.mlp[layer], call
 
-    @contextmanager
-    def sublayers(self, layer: int) -> Iterator[dict[str, Tensor]]:
+    def sublayers(self, layer: int) -> AbstractContextManager[dict[str, Tensor]]:
         """Within the context what attention (``attn``) and MLP (``mlp``) of a layer gave when it was last called."""
-        given: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[..., None]:
-            return lambda module, args, output: given.update({name: hidden(output)})
-
-        with self.attn[layer].register_forward_hook(keep("attn")), self.mlp[layer].register_forward_hook(keep("mlp")):
-            yield given
+        return outputs_of({"attn": self.attn[layer], "mlp": self.mlp[layer]})
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
         """What `call` takes as ``rotary``, for tokens at these positions."""
@@ -291,6 +283,20 @@ def _refuse_shared(name: str, layers: tuple[nn.Module, ...]) -> None:
 
 
 @contextmanager
+def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within the context what modules gave when they were last called, by the names that they are given here."""
+    given: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple, output: Any, *, name: str) -> None:
+        given[name] = hidden(output)
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_hook(partial(keep, name=name)))
+        yield given
+
+
+@contextmanager
 def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Within the context these modules have another ``forward``, where this thread calls them."""
     with ExitStack() as stack:
@@ -328,7 +334,7 @@ def put_forward(stack: ExitStack, module: nn.Module, forward: Callable[..., Any]
     stack.callback(restore)
 
 
-def here(call: Callable[..., T], otherwise: Callable[..., T]) -> Callable[..., T]:
+def here(call: Callable[..., Any], otherwise: Callable[..., Any] = lambda *args, **kwargs: None) -> Callable[..., Any]:
     """A function that does in this thread what one does, and in others what the other does: modules are shared."""
     mine = get_ident()
     return lambda *args, **kwargs: (call if get_ident() == mine else otherwise)(*args, **kwargs)

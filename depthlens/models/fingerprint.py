@@ -111,7 +111,7 @@ def of_config(config: PreTrainedConfig, *where: object) -> str:
 
 
 def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> dict[str, str]:
-    """What decides answers and is not part of the model.
+    """What decides answers and is not part of the model; under ``writing`` a hash of what decides a written text.
 
     Args:
         config: How the model generates.
@@ -124,26 +124,22 @@ def settings(config: GenerationConfig, tokenizer: Any, kernel: str | None) -> di
     flags = ("allow_fp16_accumulation", "allow_bf16_reduced_precision_reduction")
     precision |= {flag: getattr(backends.cuda.matmul, flag) for flag in flags}
     precision |= {name: os.environ.get(name) for name in ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE")}
-    return {"writing": of_writing(config, tokenizer), "attention": str(kernel), "matmul": str(precision)}
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else ""
+    # version, truncation and padding come first, and encoding leaves its last ones there
+    about = vocabulary or backend.to_str().partition('"added_tokens"')[2]
+    left_out = ("_from_model_config", "transformers_version")
+    generation = [(k, v) for k, v in config.to_diff_dict().items() if k not in left_out]
+    spaces = getattr(tokenizer, "clean_up_tokenization_spaces", None)
+    rules = [end_tokens(config, tokenizer), sorted(generation, key=str), spaces]
+    writing = xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
+    return {"writing": writing, "attention": str(kernel), "matmul": str(precision)}
 
 
 def end_tokens(config: GenerationConfig, tokenizer: Any) -> list[int]:
     """Tokens that end a text, sorted: those of the generation configuration, else the tokenizer's."""
     eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     return sorted({*eos} if isinstance(eos, (list, tuple)) else {eos} - {None})
-
-
-def of_writing(config: GenerationConfig, tokenizer: Any) -> str:
-    """Hash of what decides a written text and is not part of the model: its tokenizer, and how the model generates."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else ""
-    # version, truncation and padding come first, and encoding leaves its last ones there
-    about = vocabulary or backend.to_str().partition('"added_tokens"')[2]
-    left_out = ("_from_model_config", "transformers_version")
-    settings = [(k, v) for k, v in config.to_diff_dict().items() if k not in left_out]
-    spaces = getattr(tokenizer, "clean_up_tokenization_spaces", None)
-    rules = [end_tokens(config, tokenizer), sorted(settings, key=str), spaces]
-    return xxhash.xxh3_128_hexdigest(f"{rules} {about}".encode())
 
 
 def _configuration(config: PreTrainedConfig) -> str:

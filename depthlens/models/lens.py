@@ -283,7 +283,7 @@ def _shared_copy(lens: Lens, library: str) -> PreTrainedModel:
     lens.needs_weights(library)
     weights = [*lens.model.parameters()]
     if len(lens.devices) > 1 or any(weight.is_meta for weight in weights):
-        raise UserError(f"{library} needs {lens.name!r} whole on one device; load it so, or use backend 'torch'")
+        raise UserError(f"{library} needs {lens.name!r} whole in memory on one device; use backend 'torch'")
     # new Parameter objects: moving or casting the copy then leaves the original where it is
     own = (w if quantised.is_quantised(w) else nn.Parameter(w.detach(), w.requires_grad) for w in weights)
     model: PreTrainedModel = twin(lens.model, dict(zip(map(id, weights), own, strict=True)))

@@ -42,23 +42,12 @@ def with_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
         A second handle on the base's weights, whose ``donor`` is set.
 
     Raises:
-        UserError: the two are no pair; the message names the difference.
+        UserError: the two are no pair; the message names the first difference.
 
     Example:
         >>> pair = dl.with_donor(base, donor)
         >>> dl.next_token(pair, "The capital of Denmark is", ["L2@donor", "L3.H1@donor"]).columns.tolist()
         ['baseline', 'L2@donor', 'L3.H1@donor']
-    """
-    donor, joined = load_donor(base, donor), copy.copy(base)
-    joined.donor, joined.own_rotary = donor, _rotary(base) != _rotary(donor)
-    return joined
-
-
-def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
-    """A donor by name, or as it was loaded, that is a pair with the base; see `with_donor`.
-
-    Raises:
-        UserError: naming the first difference that makes them no pair.
     """
     base.needs_weights("a comparison with another model or @donor")
     if isinstance(donor, Lens):
@@ -80,7 +69,9 @@ def load_donor(base: Lens, donor: str | os.PathLike[str] | Lens) -> Lens:
         if of_base.get(fact) != of_donor.get(fact):
             found = f"{of_base.get(fact, 'missing')} in the base, {of_donor.get(fact, 'missing')} in the donor"
             raise UserError(f"{models} are no pair: {fact} is {found}; a donor differs in its weights alone")
-    return donor
+    joined = copy.copy(base)
+    joined.donor, joined.own_rotary = donor, _rotary(base) != _rotary(donor)
+    return joined
 
 
 def join_donor(

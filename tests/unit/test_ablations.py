@@ -80,8 +80,8 @@ REFUSED = {
     "whole": "removal does not fit site 'embed'; allowed: donor",
     "L1.E0": "cannot read",
     **dict.fromkeys(("repeats@mean", "repeats[1:]", "repeats:2x2"), "a repeat has no mode and no position"),
-    "repeats:7": "the model has 6 layers; give a size from 1 to 6",
-    "pairs:1": "a pair needs two layers",
+    "repeats:7": "no such repeats in 6 layers; give repeats:N",
+    "pairs:1": "no such pairs in 6 layers",
     **dict.fromkeys(("blocks:0", "layers:0", "mlp:x", "top:x[1:]"), "size '.' in"),
 }  # fmt: skip
 
