@@ -2,7 +2,7 @@
 
     python tests/browser/pages.py PAGE.html [PAGE.html ...] [--axe PATH/TO/axe.min.js]
 
-Every page is opened from disk in headless Chromium at 375, 768 and 1280 pixels, light and dark. The sizes are emulated
+Every page is opened from disk in headless Chromium at 400, 800 and 1280 pixels, light and dark. The sizes are emulated
 by the DevTools protocol, because no window of Chromium is narrower than 500 pixels, and the width that the page sees
 is compared with the one that was asked for. The content security policy of pages is bypassed for axe-core, which comes
 from npm (``npm install axe-core``). Prints one line a page and finding; the exit code is 1 where there is any.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lab import BROWSERS, PROGRAM, Browser, script, until
 
-WIDTHS, HEIGHT = (375, 768, 1280), 900
+WIDTHS, HEIGHT = (400, 800, 1280), 900
 SERIOUS = ("serious", "critical")
 LOAD_SECONDS = 120  # after which a page has hung
 LOADED = "!window.left && document.readyState === 'complete'"
