@@ -36,7 +36,7 @@ class Interrupted(_OneLine, KeyboardInterrupt):
 
 
 def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") -> UserError:
-    """The error for a name that is not in a list, with the most similar allowed names.
+    """The error for a name that is not in a list, with the most similar allowed names, or with all where none is.
 
     Args:
         kind: The kind of thing that the value names, e.g. ``"task"``.
@@ -45,8 +45,7 @@ def unknown(kind: str, value: object, allowed: Iterable[object], fix: str = "") 
         fix: What to do about it.
     """
     names = [str(a) for a in allowed]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    hint = f"allowed: {', '.join(names[:12]) or 'none'}{more}; {fix}".removesuffix("; ")
+    hint = f"allowed: {', '.join(names) or 'none'}; {fix}".removesuffix("; ")
     if near := difflib.get_close_matches(str(value), names, n=3):
         hint = f"did you mean {', '.join(near)}? {fix}".rstrip()
     return UserError(f"unknown {kind} {value!r}; {hint}")

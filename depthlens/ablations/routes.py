@@ -34,7 +34,8 @@ class Route:
 
     def passed(self, first: int = 0) -> int:
         """How often the row passes a layer from a step on."""
-        return sum(layer not in self.replaced for layer in self.layers[first:])
+        ahead = self.layers[first:]
+        return len(ahead) - sum(map(ahead.count, self.replaced))
 
     def visit(self, step: int) -> int:
         """How often the row has been at the layer of a step before."""

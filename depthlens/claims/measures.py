@@ -87,7 +87,8 @@ def balanced(a: Losses, b: Losses, easy: Sequence[Mapping[str, float]]) -> tuple
     for side, of in zip(sides, (weights[second == 0], weights[second == 1]), strict=True):
         amount = of.sum() ** 2 / max(np.square(of).sum(), 1e-300)
         if not amount >= FEWEST:
-            fault = f"the documents of {a.label} and {b.label} are not equally easy: those of {side.label} that are"
+            first, other, this = (f"{one.label} ({one.model})" for one in (a, b, side))
+            fault = f"the documents of {first} and {other} are not equally easy: those of {this} that are"
             raise UserError(f"{fault} amount to {amount:.0f}; take at least {FEWEST}, or easier or harder tasks")
         scaled = of / of.mean()
         found.append(replace(side, base=side.base * scaled, values=side.values * scaled[:, None]))

@@ -49,7 +49,8 @@ class Verdicts(Finding):
             "decides" for the estimate that decides, which has a ``state`` and a ``sentence``, and else names the
             estimate that stands beside it. ``at_half`` and ``at_double`` are the states where half or twice as much
             would matter; ``needed`` are the documents at which an open part would be decided by its present estimate,
-            ``minutes`` how much longer that takes.
+            ``minutes`` how much longer that takes, guessed from what this call
+            took: too few where it read most from the store.
             ``worst`` marks the part that decides the row of the claim.
         record: The models.
 

@@ -24,6 +24,7 @@ the means over documents of its tasks' own: who guesses may know the subject.
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -133,9 +134,10 @@ def task_manager(names: Sequence[str], include_path: str | Path | None = None) -
         for path in files:  # lm-eval leaves out those that it cannot read
             with blaming(f"unknown task {absent!r}, and {path.name} cannot be read", "correct it"):
                 load_yaml(path, resolve_func=False)
-        ours = _index(include_path, stamp, of_lm_eval=False).all_tasks  # named first where nothing is similar
-        known = dict.fromkeys([*ours, *manager.all_tasks])
-        raise unknown("task", absent, known, "your own .yaml files need include_path")
+        near = difflib.get_close_matches(absent, manager.all_tasks)
+        ours = _index(include_path, stamp, of_lm_eval=False).all_tasks
+        fix = f"`lm-eval ls tasks` has {len(manager.all_tasks) - len(ours)} more; your own .yaml files need include_path"
+        raise unknown("task", absent, near or ours, fix)
     return manager
 
 
