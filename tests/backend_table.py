@@ -55,7 +55,7 @@ def logits(way: str, lens, means, conditions):
     if way == "torch, wavefront":
         tokens = TOKENS.tolist()
         (packed,) = prefix_tree.pack([tokens], 4096)
-        states = wavefront.Wavefront(lens, means, 4096).run(packed, conditions, packed.paths[0])
+        states = wavefront.Wavefront(lens, means, 4096, packed, conditions, packed.paths[0]).run()
         return lens.arch.unembed(lens.arch.final_norm(states))
     return batch_logits(backends.get(WAYS[way], lens, means), conditions)
 

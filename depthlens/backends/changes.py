@@ -32,6 +32,8 @@ from depthlens.models.placement import held
 BLOCK = 256  # positions whose noise is drawn together
 TRIED = 3, 5  # rows and positions of the trial
 Change = Callable[[Tensor, Any], Tensor]  # of what is written, and positions
+Written = Float[Tensor, "row pos width"]  # by a part
+Places = Int[Tensor, "#row pos"]  # positions or ids of tokens, of some rows or the same of all
 
 
 def noise(ablation: Ablation, position_ids: Int[Tensor, "row pos"], width: int) -> Float[Tensor, "row pos width"]:
@@ -56,7 +58,7 @@ def with_noise(a: Ablation, lens: Lens, columns: slice) -> Change:
         with held(o_proj := lens.arch.o_proj[a.layer]):
             project = quantised.matrix(o_proj)[:, columns].clone()
 
-    def change(written: Tensor, position_ids: Int[Tensor, "#row pos"]) -> Tensor:
+    def change(written: Tensor, position_ids: Places) -> Tensor:
         of_part = wide(written)
         drawn = noise(a, position_ids, written.shape[-1]).to(of_part)
         in_stream = (x if project is None else x @ project.to(of_part).T for x in (of_part, drawn))
@@ -75,7 +77,7 @@ def scaled(a: Ablation, lens: Lens, columns: slice) -> Change:
 CHANGES: dict[str, Callable[[Ablation, Lens, slice], Change]] = {"noise": with_noise, "scale": scaled}
 
 
-def of(a: Ablation, lens: Lens, columns: slice, tokens: Int[Tensor, "#row pos"] | None) -> Change:
+def of(a: Ablation, lens: Lens, columns: slice, tokens: Places | None) -> Change:
     """What makes of what a part writes what takes its place.
 
     Args:
@@ -88,12 +90,7 @@ def of(a: Ablation, lens: Lens, columns: slice, tokens: Int[Tensor, "#row pos"] 
     return makes(a, lens, columns) if makes else partial(called, modes.of(a.mode), tokens)
 
 
-def called(
-    own: modes.Mode,
-    tokens: Int[Tensor, "#row pos"] | None,
-    written: Float[Tensor, "row pos width"],
-    positions: Int[Tensor, "#row pos"],
-) -> Float[Tensor, "row pos width"]:
+def called(own: modes.Mode, tokens: Places | None, written: Written, positions: Places) -> Written:
     """What a mode's function makes of what a part writes.
 
     Raises:

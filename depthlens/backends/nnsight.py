@@ -53,10 +53,10 @@ class NnsightBackend(Backend):
             states = final_norm.output.save()
         return states
 
-    def score(self, tokens: Rows, *about: Any, unembed_rows: int, **how: Any) -> Tensor:
+    def score(self, tokens: Rows, *about: Any, unembed_rows: int) -> Tensor:
         """See `Backend.score`; on a server the model makes the logits itself, where any row asks for them."""
         if not self.remote:
-            return super().score(tokens, *about, unembed_rows=unembed_rows, **how)
+            return super().score(tokens, *about, unembed_rows=unembed_rows)
         _, conditions, positions, targets = about  # causal attention needs no mask where rows are padded on the right
         kept = sorted({place for of_row in positions for place in of_row})
         spots = [[kept.index(place) for place in of_row] for of_row in positions]

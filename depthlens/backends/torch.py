@@ -52,9 +52,11 @@ class Backend(ABC):
         *,
         cache: Any = None,
         positions: Positions | None = None,
-        as_it_is: bool = False,
     ) -> tuple[list[Float[Tensor, "_ d_vocab"]], Any]:
         """Run rows of tokens, each under its own condition.
+
+        Where something that is not ours is in force (`depthlens.models.in_force`), the whole model is called, so that
+        it runs once, as in a call by hand.
 
         Args:
             tokens: Token ids.
@@ -62,30 +64,28 @@ class Backend(ABC):
             conditions: One per row.
             cache: What an earlier call returned; the rows continue from there. None starts anew.
             positions: Per row, the positions in ``tokens`` whose logits are returned; None: the last one.
-            as_it_is: The whole model is called, so that whatever a user has put on it runs once, as in a call by hand.
 
         Returns:
             Logits per row, each of shape [n_positions, d_vocab], and the cache.
         """
         if cache is None and positions is None:  # only generation continues from it
             cache = DynamicCache(config=self.lens.model.config)
-        how = {"use_cache": positions is None, "cache": cache}
-        if as_it_is and positions is None:
-            how["logits_to_keep"] = 1  # as `generate` of transformers calls it: a hook on the head sees one position
-        logits = self._logits(tokens, attention_mask, conditions, as_it_is, how)
+        logits = self._logits(tokens, attention_mask, conditions, use_cache=positions is None, cache=cache)
         positions = [[-1]] * len(tokens) if positions is None else positions
         rows = [row for row, places in enumerate(positions) for _ in places]
         found = logits(rows, [place for places in positions for place in places])
         return list(found.split([len(places) for places in positions])), cache
 
     def _logits(
-        self, tokens: Rows, attention_mask: Rows, conditions: Sequence[Condition], as_it_is: bool, how: dict[str, Any]
+        self, tokens: Rows, attention_mask: Rows, conditions: Sequence[Condition], **how: Any
     ) -> Callable[[list[int], list[int]], Float[Tensor, "place d_vocab"]]:
         """Run rows of tokens, called ``how``; returns what gives the logits of some rows' places."""
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         edits = RowEdits(conditions, self.lens, self.means, position_ids, tokens)
         how |= {"attention_mask": attention_mask, "position_ids": position_ids}
-        if as_it_is:
+        if not self.lens.remote and in_force.foreign(self.lens.model):
+            if how["use_cache"]:
+                how["logits_to_keep"] = 1  # as `generate` of transformers calls it: a hook on the head sees one place
             with applied(edits):
                 every = self.lens.model(input_ids=tokens, **how).logits
             return lambda rows, places: every[rows, places]
@@ -108,7 +108,6 @@ class Backend(ABC):
         targets: Positions,
         *,
         unembed_rows: int,
-        as_it_is: bool = False,
     ) -> Float[Tensor, "2 row"]:
         """Log-likelihoods of tokens, row by row.
 
@@ -119,13 +118,11 @@ class Backend(ABC):
             positions: Per row, those that predict the targets.
             targets: Per row.
             unembed_rows: Positions that are unembedded at once.
-            as_it_is: See `forward`.
 
         Returns:
             Sums of log-probabilities, and how many targets are not the likeliest. Shape [2, row].
         """
-        how = {"use_cache": False, "cache": None}
-        logits = self._logits(tokens, attention_mask, conditions, as_it_is, how)
+        logits = self._logits(tokens, attention_mask, conditions, use_cache=False, cache=None)
         answer = torch.zeros(2, len(tokens), dtype=torch.float64)
         for some in predictions(positions, targets).split(unembed_rows):
             rows, places, wanted = some.T

@@ -217,8 +217,8 @@ class PackedTrees(Batches):
             [scored.setdefault(node, len(scored)) for node in path[len(requests[r].context) - 1 :]]
             for r, path in zip(pack.sequences, pack.paths, strict=True)
         ]
-        walk = Wavefront(self.lens, self.backend.means, self.budget.batch_tokens)
-        states = walk.run(pack, conditions, list(scored), passed=passed, clean=clean).flatten(0, 1)
+        about = self.lens, self.backend.means, self.budget.batch_tokens, pack, conditions, list(scored)
+        states = Wavefront(*about, passed=passed, clean=clean).run().flatten(0, 1)
         n, n_sequences = len(group), len(pack.sequences)
         sequence, position, target = predictions(spans, [requests[r].continuation for r in pack.sequences]).T
         number = torch.arange(n)[:, None]  # of each condition
@@ -249,16 +249,8 @@ class PackedTrees(Batches):
         Decoding(self.lens, self.backend, pack, conditions, self.budget, writer, passed, finished).run(self.at_once)
 
 
-@dataclass
 class RowBatches(Batches):
-    """Requests under conditions, row by row.
-
-    Attributes:
-        as_it_is: Each row is a call of the whole model, alone in its batch: what a user has put on the model may depend
-            on all of it.
-    """
-
-    as_it_is: bool = False
+    """Requests under conditions, row by row."""
 
     def run(self) -> None:
         """Answer every request under every condition, long ones first.
@@ -269,8 +261,10 @@ class RowBatches(Batches):
         rows, lengths = self.rows, [len(read) + new for read, new in zip(self.read, self.max_new, strict=True)]
         todo = [(c, r) for members, group in rows.missing() for c in group for r in members]
         todo.sort(key=lambda row: -lengths[row[1]])
+        # what a user has put on the model may depend on all of a batch
+        alone = walk_check.found(self.lens).foreign is not None
         # in float64 nothing is padded: eager attention takes its softmax in float32, where what padding sees is NaN
-        most = 1 if self.as_it_is or (self.writes and self.lens.dtype == torch.float64) else len(todo)
+        most = 1 if alone or (self.writes and self.lens.dtype == torch.float64) else len(todo)
         with other_weights_resident(self.lens, rows.conditions) if self.writes else nullcontext():
             while todo:
                 longest = max(1, lengths[todo[0][1]])
@@ -292,8 +286,8 @@ class RowBatches(Batches):
         asked = [self.rows.requests[r] for _, r in batch]
         tokens, mask = self._padded(batch)
         spans = [range(len(q.context) - 1, len(q.inputs)) for q in asked]
-        about = {"unembed_rows": self.budget.unembed_rows or MIN_BATCH_TOKENS, "as_it_is": self.as_it_is}
-        found = self.backend.score(tokens, mask, under, spans, [q.continuation for q in asked], **about)
+        targets, at_once = [q.continuation for q in asked], self.budget.unembed_rows
+        found = self.backend.score(tokens, mask, under, spans, targets, unembed_rows=at_once)
         return self.scored(batch, found)
 
     def _write(self, batch: list[Row]) -> Sequence[Any]:
@@ -320,7 +314,7 @@ class RowBatches(Batches):
         cache = None
         while alive:
             under = [writer.conditions[c] for c, _ in alive]
-            logits, cache = self.backend.forward(tokens, mask, under, cache=cache, as_it_is=self.as_it_is)
+            logits, cache = self.backend.forward(tokens, mask, under, cache=cache)
             unfinished = writer.write(alive, torch.cat(logits))
             if len(unfinished) < len(alive):
                 keep = torch.tensor([alive.index(row) for row in unfinished], dtype=torch.long)

@@ -318,9 +318,8 @@ class Decoding:
             self._prefix.put(place, number[row], key[:, : pack.n_prefix], value[:, : pack.n_prefix])
 
         last_tokens = [path[-1] for path in pack.paths]
-        walk = Wavefront(lens, self.backend.means, self.budget.batch_tokens)
-        layout = Layout(pack, lens.device, keep)
-        states = walk.run(pack, under, last_tokens, layout, self.passed)
+        layout, about = Layout(pack, lens.device, keep), (lens, self.backend.means, self.budget.batch_tokens)
+        states = Wavefront(*about, pack, under, last_tokens, layout, self.passed).run()
         self._walked.append(walked)
         self._changed()
         self._alive |= {*walked.rows}

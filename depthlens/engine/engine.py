@@ -153,8 +153,7 @@ class Engine:
                 self._sharded(rows, bar, self.path_for(longest), needed, writes=writes)
             else:
                 about = self.lens, self.backend, self.budget, self.work, rows, bar, writes
-                walks = self.path_for(longest) == "wavefront"
-                (PackedTrees(*about) if walks else RowBatches(*about, as_it_is=walked.foreign is not None)).run()
+                (PackedTrees if self.path_for(longest) == "wavefront" else RowBatches)(*about).run()
         return rows.answers
 
     def check_writing(self) -> None:

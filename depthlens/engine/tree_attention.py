@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -58,41 +59,37 @@ def kernel_of(lens: Lens) -> str | None:
     return "fused" if fits.get(lens.device.type) else "unfused"
 
 
+@dataclass(eq=False)
 class Layout:
     """A pack as tensors: token ids, positions, and which keys each branch token sees.
 
-    Args:
+    Attributes:
         pack: The prefix tree.
         device: Where tokens are embedded.
         keep: Called with the layer, the condition of a row, and its keys and values as they pass; None: nothing is.
         before: Keys and values of the prefix's first tokens by layer, each of shape [n_kv_heads, pos, d], where rows
             hold the tokens after them only.
         n_before: How many these are.
-
-    Attributes:
-        tokens: Those that rows hold. Shape [pos].
-        position_ids: Shape [1, pos].
         rows: Condition of each row that now passes a layer, -1 for the clean one; set by the walk.
         visit: How often these rows were at the layer before; set by the walk.
         rotary: Angles of these positions, as an architecture gives them; set by the walk.
+        tokens: Those that rows hold. Shape [pos].
+        position_ids: Shape [1, pos].
     """
 
-    def __init__(
-        self,
-        pack: Pack,
-        device: torch.device,
-        keep: Callable[[int, int, Tensor, Tensor], None] | None = None,
-        before: Mapping[int, tuple[Tensor, Tensor]] | None = None,
-        n_before: int = 0,
-    ) -> None:
-        self.rows: list[int] = []
-        self.visit = 0
-        self.rotary: Any = None
-        self.keep = keep
-        self._before, self._n_before = before, n_before
-        self.tokens = torch.tensor(pack.tokens[n_before:], device=device)
-        self.position_ids: Tensor = torch.tensor([pack.depths[n_before:]], device=device)
-        self._tree: Any = functools.cache(functools.partial(BranchTree, pack))  # by device and dtype
+    pack: Pack
+    device: torch.device
+    keep: Callable[[int, int, Tensor, Tensor], None] | None = None
+    before: Mapping[int, tuple[Tensor, Tensor]] | None = None
+    n_before: int = 0
+    rows: list[int] = field(default_factory=list, init=False)
+    visit: int = field(default=0, init=False)
+    rotary: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = torch.tensor(self.pack.tokens[self.n_before :], device=self.device)
+        self.position_ids: Tensor = torch.tensor([self.pack.depths[self.n_before :]], device=self.device)
+        self._tree: Any = functools.cache(functools.partial(BranchTree, self.pack))  # by device and dtype
 
     def attention(self, layer: int, query: Queries, key: Keys, value: Values, scale: float) -> Z:
         """Attention of rows that all have this layout.
@@ -107,8 +104,8 @@ class Layout:
         if self.keep is not None:
             for condition, k, v in zip(self.rows, key, value, strict=True):
                 self.keep(layer, condition, k, v)
-        if self._before is not None:
-            before = (x[:, : self._n_before].expand(len(key), -1, -1, -1) for x in self._before[layer])
+        if self.before is not None:
+            before = (x[:, : self.n_before].expand(len(key), -1, -1, -1) for x in self.before[layer])
             key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
         return self._tree(query.device, query.dtype).attention(query, key, value, scale)
 

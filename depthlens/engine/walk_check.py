@@ -49,7 +49,7 @@ MOST = 0.9
 WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
 
 
-Texts = Float[Tensor, "text pos d_model"]  # residual streams
+Texts = Float[Tensor, "text pos width"]  # residual streams, or logits
 
 
 class Found(NamedTuple):
@@ -181,7 +181,7 @@ def _try(lens: Lens, *, changed: bool) -> Found:
     return Found(fault, adds, separable)
 
 
-def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Float[Tensor, "text pos d_vocab"]]:
+def _calls(lens: Lens, tokens: Int[Tensor, "text pos"]) -> tuple[list[Call], Texts]:
     """Every call of a layer in the model's own forward pass, and its logits."""
     calls: list[Call] = []
 
@@ -215,7 +215,8 @@ def _fault(lens: Lens, layer: int, x: Texts, call: Call, pack: prefix_tree.Pack)
     try:
         with tree_attention.walking(lens.model), arch.sublayers(layer) as given:
             rows = torch.stack([tree.flip(0), tree])
-            alone = arch.call(layer, rows, layout, arch.angles(rows, layout.position_ids), keep)[1, paths]
+            layout.rotary = arch.angles(rows, layout.position_ids)
+            alone = arch.call(layer, rows, layout, keep)[1, paths]
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as e:  # arguments or shapes do not fit
         if work.of_memory(e) or not type(e).__module__.startswith("builtins"):
             raise  # the device or the compiler failed, which says nothing of the model
@@ -229,12 +230,7 @@ def _fault(lens: Lens, layer: int, x: Texts, call: Call, pack: prefix_tree.Pack)
     return None
 
 
-def _apart(
-    found: Float[Tensor, "text pos width"],
-    wanted: Float[Tensor, "text pos width"],
-    close: Mapping[torch.dtype, float],
-    most: float = MOST,
-) -> bool:
+def _apart(found: Texts, wanted: Texts, close: Mapping[torch.dtype, float], most: float = MOST) -> bool:
     """Whether tokens' vectors differ, of more than some; what is not finite on either side is for others to report.
 
     Args:

@@ -87,45 +87,40 @@ def _n_shared(pack: Pack, conditions: Sequence[Condition], positions: Sequence[i
     return n if n * len(conditions) > pack.n_tokens else 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Wavefront:
-    """Final residual streams of one pack under many conditions.
+    """One walk of a pack under many conditions.
 
     Attributes:
         lens: A loaded model.
         means: What ``@mean`` and ``@resample`` put in place of a part.
         batch_tokens: Rows go through a layer in chunks of at most so many tokens.
+        pack: The prefix tree.
+        conditions: Any number.
+        positions: Flat indices whose final states are wanted.
+        layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
+        passed: Called after each layer with the number of tokens that have passed it.
+        clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
     """
 
     lens: Lens
     means: Means | None
     batch_tokens: int
+    pack: Pack
+    conditions: Sequence[Condition]
+    positions: Sequence[int]
+    layout: Layout | None = None
+    passed: Callable[[int], None] = lambda n: None
+    clean: CleanRow = field(default_factory=CleanRow)
+
+    def __post_init__(self) -> None:
+        self._ways = ways_of(self.lens, self.conditions)
 
     @torch.no_grad()
-    def run(
-        self,
-        pack: Pack,
-        conditions: Sequence[Condition],
-        positions: Sequence[int],
-        layout: Layout | None = None,
-        passed: Callable[[int], None] = lambda n: None,
-        clean: CleanRow | None = None,
-    ) -> Float[Tensor, "condition position d_model"]:
-        """Walk one pack.
-
-        Args:
-            pack: The prefix tree.
-            conditions: Any number.
-            positions: Flat indices whose final states are returned.
-            layout: A layout of the pack that keeps the keys and values it sees; None: nothing is kept.
-            passed: Called after each layer with the number of tokens that have passed it.
-            clean: The clean row of this pack, for the same positions: used where it was walked, else filled.
-
-        Returns:
-            Final residual stream, before the last norm.
-        """
-        arch, device, clean = self.lens.arch, self.lens.device, clean or CleanRow()
-        ways = ways_of(self.lens, conditions)
+    def run(self) -> Float[Tensor, "condition position d_model"]:
+        """Walk; returns the final residual streams, before the last norm."""
+        arch, device, ways, pack, clean = self.lens.arch, self.lens.device, self._ways, self.pack, self.clean
+        conditions, positions, layout = self.conditions, self.positions, self.layout
         n_clean, forks = len(ways[CLEAN].layers), routes.forks(ways)
         leaving: dict[tuple[int, int], list[int]] = {}
         for c in range(len(conditions)):
@@ -174,7 +169,7 @@ class Wavefront:
                         for some, of_some, asked in walks:
                             here = {c: step for c, step in steps.items() if c in of_some}
                             keep = moved(asked, device) if here.items() <= last.items() else None
-                            passed(len(some.tokens) * self._layer(of_some, conditions, ways, here, some, keep))
+                            self.passed(len(some.tokens) * self._layer(of_some, here, some, keep))
                         for c, step in steps.items():
                             leave(c, step + 1)
         clean.final = final = clean.final if walked and clean.final is not None else rows[CLEAN][moved(at, device)]
@@ -183,40 +178,30 @@ class Wavefront:
         mine = (c if c in forked else forks[c].row for c in range(len(conditions)))
         return torch.stack([final if c == CLEAN else moved(forked[c], final.device)[asked] for c in mine])
 
-    def _layer(
-        self,
-        rows: dict[int, Tensor],
-        conditions: Sequence[Condition],
-        ways: Mapping[int, routes.Route],
-        steps: Mapping[int, int],
-        layout: Layout,
-        keep: Any,
-    ) -> int:
+    def _layer(self, rows: dict[int, Tensor], steps: Mapping[int, int], layout: Layout, keep: Any) -> int:
         """Take open rows through one layer, in chunks, and count those that passed it.
 
         Args:
             rows: Residual streams by condition, which are replaced. Each of shape [pos, d_model].
-            conditions: By number.
-            ways: Their routes.
             steps: The step of each row that is at the layer.
             layout: Of the pack.
             keep: Positions whose outputs are used, shape [kept]; None: all.
         """
         size, n_passed = max(1, self.batch_tokens // len(layout.tokens)), 0
-        kinds = {c: ways[c].kind(step) for c, step in steps.items()}
+        kinds = {c: self._ways[c].kind(step) for c, step in steps.items()}
         for kind in sorted({*kinds.values()}):
             group = [c for c in rows if kinds.get(c) == kind]
             layer, layout.visit, skips = kind
             n_passed += 0 if skips else len(group)
             for some in (group[i : i + size] for i in range(0, len(group), size)):
                 x, layout.rows = torch.stack([rows[c] for c in some]), some
-                of_rows = [conditions[c] if c != CLEAN else BASELINE for c in some]
+                of_rows = [self.conditions[c] if c != CLEAN else BASELINE for c in some]
                 edits = RowEdits(of_rows, self.lens, self.means, layout.position_ids, layout.tokens[None])
                 if skips:
                     x = edits.at(layer)["layer"](x, x)
                 else:  # hooks edit all positions
                     edited = layer in edits.layers
                     with edits.hooked(layer) if edited else nullcontext():
-                        x = self.lens.arch.call(layer, x, layout, layout.rotary, None if edited else keep)
+                        x = self.lens.arch.call(layer, x, layout, None if edited else keep)
                 rows.update((c, row.clone()) for c, row in zip(some, x, strict=True))  # no view that holds all others
         return n_passed

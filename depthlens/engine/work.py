@@ -73,7 +73,7 @@ class Budget:
 def choose(lens: Lens, batch_tokens: int | None = None) -> Budget:
     """The budget for a model, by the device with least room; ``batch_tokens`` overrides the first number."""
     if lens.remote:
-        return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0, 0)
+        return Budget(batch_tokens or REMOTE_BATCH_TOKENS, 0, 0, MIN_BATCH_TOKENS)
     free, on_cpu = min(map(free_bytes, lens.devices)), lens.device.type == "cpu"
     if batch_tokens is None:
         fits = free // CHUNK_SHARE // chunk_bytes(lens)

@@ -56,7 +56,7 @@ def read(lens: Lens, tokens: Sequence[int], asked: Sequence[int], see: See) -> F
     walk_check.refuse_window(lens, len(tokens), "attention patterns")
     pack = prefix_tree.build([tokens], [0])
     rows = PatternRows(pack, lens, asked, see)
-    (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], asked, layout=rows)
+    (final,) = Wavefront(lens, None, 1, pack, [BASELINE], asked, rows).run()
     return final
 
 
@@ -148,7 +148,7 @@ class ExchangedRow(Layout):
         self.part, self.others, self.take, self.put = HEADS.index(part), others, take, put
         self.read: dict[int, Tensor] = {}
         self.gave: dict[int, tuple[Tensor, Tensor]] = {}
-        Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], [0], layout=self)
+        Wavefront(lens, None, 1, pack, [BASELINE], [0], self).run()
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Layout.attention`."""

@@ -163,7 +163,10 @@ class CausalRows:
 
     Attributes:
         position_ids: Shape [1, pos].
+        rotary: Angles of these positions, as an architecture gives them.
     """
+
+    rotary: Any = None
 
     def __init__(self, n_pos: int, device: torch.device) -> None:
         self.position_ids: Tensor = torch.arange(n_pos, device=device)[None]
@@ -199,7 +202,7 @@ class _Path:
         self.weight = torch.tensor([w for of_request in weights for w in of_request], dtype=wide_type(lens.dtype))
         self.layout = CausalRows(tokens.shape[1], device)
         x = self.arch.embed(tokens.to(device))
-        self.rotary = self.arch.angles(x, self.layout.position_ids)
+        self.layout.rotary = self.arch.angles(x, self.layout.position_ids)
         self.inputs: list[Tensor] = []  # residual streams before each layer, in the whole model
         still = torch.zeros(len(requests), dims.n_heads, dtype=x.dtype, device=device)
         self.clean, slopes = self._slopes(x, range(dims.n_layers), still)
@@ -268,7 +271,7 @@ class _Path:
             for layer in range(moved[0], dims.n_layers):
                 if len(moved) == dims.n_layers:
                     self.inputs.append(x.detach())
-                x = self.arch.call(layer, x, self.layout, self.rotary)
+                x = self.arch.call(layer, x, self.layout)
             logits = wide(self.arch.logits(x[row.to(x.device), pos.to(x.device)]))
             logprobs = logits.gather(-1, target.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
             logprobs = logprobs * self.weight.repeat(copies).to(logprobs)

@@ -126,7 +126,7 @@ def residual_streams(lens: Lens, tokens: Sequence[int]) -> list[Float[Tensor, "p
     # where layers are passed again under what is in force, before each is passed first
     steps = (ways_of(lens, [])[CLEAN].layers.index(layer) for layer in range(lens.dims.n_layers))
     pack, clean = prefix_tree.build([tokens], [0]), CleanRow(frozenset(steps))
-    (final,) = Wavefront(lens, None, batch_tokens=1).run(pack, [BASELINE], range(pack.n_tokens), clean=clean)
+    (final,) = Wavefront(lens, None, 1, pack, [BASELINE], range(pack.n_tokens), clean=clean).run()
     # on the CPU, since float64, which the measures need, is not on every device
     states = [x.cpu() for x in (*clean.inputs.values(), final)]
     if not states[-1].isfinite().all():

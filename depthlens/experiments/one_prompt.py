@@ -75,10 +75,10 @@ def next_token(
     logits = []
     with progress.working(f"{len(columns)} conditions with {backend}") if backend != "torch" else nullcontext():
         engine = Engine(lens, backend=backend, means=means, progress=False)  # importing libraries is slow
-        as_it_is = engine.walked().foreign is not None
-        for some in [[column] for column in columns] if as_it_is else [columns]:
+        # what a user has put on the model may depend on the batch
+        for some in [[column] for column in columns] if engine.walked().foreign else [columns]:
             rows, last = row.expand(len(some), -1), [[len(tokens) - 1]] * len(some)
-            given, _ = engine.backend.forward(rows, torch.ones_like(rows), some, positions=last, as_it_is=as_it_is)
+            given, _ = engine.backend.forward(rows, torch.ones_like(rows), some, positions=last)
             logits += given
     probs = wide(torch.cat(logits)).softmax(-1)  # [condition, d_vocab]
     likeliest = probs.topk(min(k, probs.shape[1])).indices.flatten().unique().tolist()

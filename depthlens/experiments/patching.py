@@ -344,10 +344,8 @@ def _by_answers(engine: Engine, cells: Sequence[Cell], answers: Sequence[tuple[i
 def _logits(engine: Engine, texts: Sequence[Sequence[int]], conditions: Sequence[Condition]) -> Tensor:
     """Logits of texts of equal length, each under its condition. Shape [text, pos, d_vocab]."""
     tokens = torch.tensor(texts, device=engine.lens.device)
-    as_it_is = engine.walked().foreign is not None
-    logits, _ = engine.backend.forward(
-        tokens, torch.ones_like(tokens), conditions, positions=[range(tokens.shape[1])] * len(tokens), as_it_is=as_it_is
-    )
+    every = [range(tokens.shape[1])] * len(tokens)
+    logits, _ = engine.backend.forward(tokens, torch.ones_like(tokens), conditions, positions=every)
     return wide(torch.stack(logits))
 
 

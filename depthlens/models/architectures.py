@@ -111,27 +111,22 @@ class Architecture:
         self.rotary_types = tuple(config.layer_types) if several else ()
 
     def call(
-        self,
-        layer: int,
-        x: Float[Tensor, "row pos d_model"],
-        layout: Any,
-        rotary: Any,
-        keep: Int[Tensor, " kept"] | None = None,
+        self, layer: int, x: Float[Tensor, "row pos d_model"], layout: Any, keep: Int[Tensor, " kept"] | None = None
     ) -> Float[Tensor, "row pos d_model"]:
         """Take residual streams through one layer.
 
         Args:
             layer: Layer number.
             x: Residual streams before the layer.
-            layout: Which keys each token sees (`depthlens.engine.tree_attention.Layout`), and its ``position_ids``.
-            rotary: What `angles` makes of these positions.
+            layout: Which keys each token sees (`depthlens.engine.tree_attention.Layout`), its ``position_ids``, and in
+                ``rotary`` what `angles` makes of these.
             keep: Positions whose outputs are used; the MLP computes no others. None: all.
 
         Returns:
             Residual streams after it, where the layer is; whatever is elsewhere is moved there.
         """
         device = place_of(self.layers[layer])
-        x, rotary, positions = moved((x, self.angles_at(rotary, layer), layout.position_ids), device)
+        x, rotary, positions = moved((x, self.angles_at(layout.rotary, layer), layout.position_ids), device)
         about = {"position_embeddings": rotary, "position_ids": positions, "layout": layout}
         with replaced_forwards([] if keep is None else [self._mlp_at(layer, moved(keep, device))]):
             return hidden(self.layers[layer](x, attention_mask=None, **about))
@@ -154,7 +149,7 @@ class Architecture:
         return outputs_of({"attn": self.attn[layer], "mlp": self.mlp[layer]})
 
     def angles(self, x: Float[Tensor, "row pos d_model"], position_ids: Int[Tensor, "#row pos"]) -> Any:
-        """What `call` takes as ``rotary``, for tokens at these positions."""
+        """What a layout has as ``rotary``, for tokens at these positions."""
         x, position_ids = moved((x, position_ids), place_of(self.embed))
         if not self.rotary_types:
             return self.rotary(x, position_ids=position_ids)
