@@ -150,8 +150,8 @@ def test_no_claim_that_a_profile_measures_is_open_by_construction(profile):
 
 NEEDED = {
     "C1": ("letters", "continuation"), "C2": ("letters", "generation"), "C7": ("continuation",),
-    "C3": ("continuation", "retrieval", "text", "long_text"), "C8": ("continuation", "letters", "reasoning_choice"),
-    "C4": ("reasoning", "copying", "reasoning_choice", "continuation"),
+    "C3": ("continuation", "retrieval", "text", "long_text"), "C4": ("continuation", "reasoning", "reasoning_choice"),
+    "C8": ("continuation", "letters", "reasoning_choice"),
 }  # fmt: skip
 
 
