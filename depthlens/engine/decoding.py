@@ -326,16 +326,32 @@ class Decoding:
         self._write(walked.rows, states.flatten(0, 1))
 
     def _step(self) -> None:
-        """Write a token of each row."""
-        rows = self.rows
-        last = [self.writer.tokens[row][-1] for row in rows]
-        states = self._walked_once([self.conditions[c] for c, _ in rows], last)
+        """Write a token of each row, which all go through the layers together.
+
+        This is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same
+        tensors at every step, but hooks are made for the positions of a step, and attention reads keys up to a slot
+        that moves.
+        """
+        rows, lens, arch = self.rows, self.lens, self.lens.arch
+        position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
+        last = torch.tensor([self.writer.tokens[row][-1:] for row in rows], device=lens.device)
+        under = [self.conditions[c] for c, _ in rows]
+        edits = row_edits.RowEdits(under, lens, self.backend.means, position_ids, last)
+        with walking(lens.model):
+            with edits.embeddings():
+                x = arch.embed(last)
+            rotary = arch.angles(x, position_ids)
+            for step in self._steps or ():
+                i, _ = step.place
+                x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
+                about = {"position_embeddings": arch.angles_at(rotary, i), "position_ids": position_ids}
+                x = self._through(step, x, about, edits)
         for walked in self._walked:
             walked.advance()
         if len(rows) > 1 and sum(walked.n_bytes for walked in self._walked) > GROWTH * self.budget.key_bytes:
             raise torch.OutOfMemoryError("out of memory: texts are longer than there was room for")  # fewer at once
         self.passed(sum(self._ways[c].passed() for c, _ in self._alive))
-        self._write(rows, states)
+        self._write(rows, x[:, 0])
 
     def _write(self, rows: list[Row], states: Float[Tensor, "row d_model"]) -> None:
         """Choose the next token of rows that are not finished; drop those that are by then."""
@@ -375,27 +391,6 @@ class Decoding:
                 if here:
                     numbers = None if every else torch.tensor(passing, device=self.lens.device_of(layer))
                     self._steps.append(Step((layer, visit), numbers, replaced, edited))
-
-    def _walked_once(self, conditions: list[Condition], tokens: list[int]) -> Float[Tensor, "row d_model"]:
-        """One token a row through all layers.
-
-        It is launched layer by layer, and neither captured as a CUDA graph nor compiled: a graph needs the same tensors
-        at every step, but hooks are made for the positions of a step, and attention reads keys up to a slot that moves.
-        """
-        lens, arch = self.lens, self.lens.arch
-        position_ids = torch.cat([walked.position for walked in self._walked])[:, None]
-        last = torch.tensor(tokens, device=lens.device)[:, None]
-        edits = row_edits.RowEdits(conditions, lens, self.backend.means, position_ids, last)
-        with walking(lens.model):
-            with edits.embeddings():
-                x = arch.embed(last)
-            rotary = arch.angles(x, position_ids)
-            for step in self._steps or ():
-                i, _ = step.place
-                x, rotary, position_ids = (moved(value, lens.device_of(i)) for value in (x, rotary, position_ids))
-                about = {"position_embeddings": arch.angles_at(rotary, i), "position_ids": position_ids}
-                x = self._through(step, x, about, edits)
-        return x[:, 0]
 
     def _through(
         self, step: Step, x: Float[Tensor, "row 1 d_model"], about: Any, edits: row_edits.RowEdits

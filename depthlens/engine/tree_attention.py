@@ -104,7 +104,7 @@ class Layout:
         if self.keep is not None:
             for condition, k, v in zip(self.rows, key, value, strict=True):
                 self.keep(layer, condition, k, v)
-        if self.before is not None:
+        if self.before and self.n_before:
             before = (x[:, : self.n_before].expand(len(key), -1, -1, -1) for x in self.before[layer])
             key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
         return self._tree(query.device, query.dtype).attention(query, key, value, scale)

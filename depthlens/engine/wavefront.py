@@ -9,7 +9,7 @@ So each layer is visited once for all conditions, or twice, a single-layer sweep
 only the positions that are asked for are unembedded. The scores are those of `depthlens.backends.torch`.
 
 Rows that are edited at late positions only (patches) hold the tokens from there on. The tokens before are those of the
-clean row at every layer, and so are their keys and values.
+clean row at every layer, and so are their keys and values, so that the clean row walks before them.
 
 Conditions that are too many to walk together walk in groups. The clean row walks with the first one and is kept
 (`CleanRow`), so that the others fork off it at once.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -126,29 +126,27 @@ class Wavefront:
         for c in range(len(conditions)):
             leaving.setdefault(forks[c], []).append(c)
         before = 0 if layout or n_clean > self.lens.dims.n_layers else _n_shared(pack, conditions, positions)
-        walked = clean.final is not None and (not before or bool(clean.keys))
-        passing = partial(clean.keep, pack.n_prefix) if before else None
-        layout, at = layout or Layout(pack, device, passing), torch.tensor([*positions])
+        if before and not clean.keys:  # the clean row, which has the tokens before, walks first
+            clean.final, clean.steps = None, clean.steps | {step for row, step in leaving if row == CLEAN}
+            all_tokens = Layout(pack, device, partial(clean.keep, pack.n_prefix))
+            replace(self, conditions=[BASELINE], layout=all_tokens).run()
+        walked, at = clean.final is not None, torch.tensor([*positions]) - before
+        layout = layout or Layout(pack, device, None, clean.keys, before)
         with RowEdits([BASELINE], self.lens).embeddings():
             x = arch.embed(layout.tokens)
         # residual streams by condition, each [pos, d_model]; none is written to
         rows: dict[int, Tensor] = {} if walked else {CLEAN: x}
-        walks = [(layout, rows, at)]
-        if before:  # rows without the tokens before walk beside the clean row, which has them
-            walks.append((Layout(pack, device, None, clean.keys, before), {}, at - before))
-        own, forked, kept = walks[-1]
-        for some, *_ in walks:
-            some.rotary = arch.angles(x[None, -len(some.tokens) :], some.position_ids)
+        layout.rotary = arch.angles(x[None], layout.position_ids)
 
         def leave(row: int, step: int) -> None:
             """Rows leave another one before one of its steps."""
             if row == CLEAN and step in clean.steps and not walked:
                 clean.inputs[step] = rows[CLEAN]
             for c in leaving.get((row, step), ()):
-                forked[c] = forked[row] if row != CLEAN else (clean.inputs[step] if walked else rows[CLEAN])[before:]
+                rows[c] = clean.inputs[step][before:] if row == CLEAN and walked else rows[row]
                 if step == 0 and conditions[c].ablations[0].site == "embed":  # the row reads another embedding
                     with RowEdits([conditions[c]], self.lens).embeddings():
-                        forked[c] = arch.embed(own.tokens[None])[0]
+                        rows[c] = arch.embed(layout.tokens[None])[0]
 
         for step in range(n_clean + 1) if walked else [0]:
             leave(CLEAN, step)
@@ -160,23 +158,20 @@ class Wavefront:
         with walking(self.lens.model):
             for layer, together in groupby(plan, lambda entry: entry[0]):
                 device = self.lens.device_of(layer)
-                for some, of_some, _ in walks:
-                    some.rotary = moved(some.rotary, device)
-                    of_some.update((c, moved(row, device)) for c, row in of_some.items())
+                layout.rotary = moved(layout.rotary, device)
+                rows.update((c, moved(row, device)) for c, row in rows.items())
                 donor = self.lens.donor if layer in donated else None
                 with self.lens.resident(layer), donor.resident(layer) if donor else nullcontext():
                     for _, steps in together:
-                        for some, of_some, asked in walks:
-                            here = {c: step for c, step in steps.items() if c in of_some}
-                            keep = moved(asked, device) if here.items() <= last.items() else None
-                            self.passed(len(some.tokens) * self._layer(of_some, here, some, keep))
+                        keep = moved(at, device) if steps.items() <= last.items() else None
+                        self.passed(len(layout.tokens) * self._layer(rows, steps, layout, keep))
                         for c, step in steps.items():
                             leave(c, step + 1)
         clean.final = final = clean.final if walked and clean.final is not None else rows[CLEAN][moved(at, device)]
-        asked = moved(kept, final.device)
+        at = moved(at, final.device)
         # a row that never leaves another one has its states
-        mine = (c if c in forked else forks[c].row for c in range(len(conditions)))
-        return torch.stack([final if c == CLEAN else moved(forked[c], final.device)[asked] for c in mine])
+        mine = (c if c in rows else forks[c].row for c in range(len(conditions)))
+        return torch.stack([final if c == CLEAN else moved(rows[c], final.device)[at] for c in mine])
 
     def _layer(self, rows: dict[int, Tensor], steps: Mapping[int, int], layout: Layout, keep: Any) -> int:
         """Take open rows through one layer, in chunks, and count those that passed it.

@@ -118,7 +118,9 @@ def attribute(
     """
     what = "integrated gradients" if steps else "attribution"
     lens.needs_weights(what)
-    lens.needs_heads(what)
+    if lens.dims.headless:
+        lacking = ", ".join(f"L{layer}" for layer in lens.dims.headless[:4])
+        raise UserError(f"{what} reads attention heads of every layer, and {lens.name!r} has none in {lacking} ..")
     if lens.stream:
         raise UserError(f"{what} needs the whole model in memory for its backward pass; load without offload")
     walk_check.refuse_window(lens, max((len(q.inputs) for q in requests), default=0), what)

@@ -127,12 +127,6 @@ class Lens:
         if self.remote:
             raise UserError(f"{what} needs the weights of {self.name!r} here; load it without remote")
 
-    def needs_heads(self, what: str) -> None:
-        """Raise a `UserError` where a layer has no attention heads; ``what`` reads those of every layer."""
-        if self.dims.headless:
-            layers = ", ".join(f"L{layer}" for layer in self.dims.headless[:4])
-            raise UserError(f"{what} reads attention heads of every layer, and {self.name!r} has none in {layers} ..")
-
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:
         """Within the context a layer's weights are in memory; only an offloaded model has to read them."""

@@ -136,8 +136,8 @@ def task_manager(names: Sequence[str], include_path: str | Path | None = None) -
                 load_yaml(path, resolve_func=False)
         near = difflib.get_close_matches(absent, manager.all_tasks)
         ours = _index(include_path, stamp, of_lm_eval=False).all_tasks
-        theirs = len(manager.all_tasks) - len(ours)
-        fix = f"`lm-eval ls tasks` has {theirs} more; your own .yaml files need include_path"
+        n_more = len(manager.all_tasks) - len(ours)
+        fix = f"`lm-eval ls tasks` has {n_more} more; your own .yaml files need include_path"
         raise unknown("task", absent, near or ours, fix)
     return manager
 

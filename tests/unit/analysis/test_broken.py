@@ -55,8 +55,8 @@ def test_broken_questions_are_counted_by_each_value_among_those_that_can_break()
 def test_nothing_in_common_is_said_and_other_fields_are_length_place_and_margin():
     result = made()
     none, unsure = result.broken("L1"), result.broken("L2")
-    tried = "6 groups by region, noise, question length, margin"
-    assert none.describe()[1:] == [f"Nothing that they have in common is shown ({tried})."]
+    nothing = "Nothing that they have in common is shown (6 groups by region, noise, question length, margin)."
+    assert none.describe()[1:] == [nothing]
     (row,) = unsure.by("margin").itertuples()
     assert row.value == f"above {np.median(MARGIN[BASE].astype('float32')):.3g}" and row.p_adjusted < 0.05
     middle = np.median(LENGTH[BASE])
