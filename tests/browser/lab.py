@@ -30,7 +30,6 @@ from depthlens import paths
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROGRAM = next(filter(None, map(shutil.which, BROWSERS)), None)
-NOTEBOOK = "00_tour.ipynb"
 SMALL = {"limit": 3}
 STEP_SECONDS = 900  # after which a step has hung; a loaded machine may need minutes for one
 WIDTH, HEIGHT = 1280, 1500
@@ -135,7 +134,7 @@ class Session:
         self.browser, self.out, self.n = browser, out, 0
         browser.send("Page.enable")
         browser.send("Emulation.setFocusEmulationEnabled", enabled=True)  # commands go to the notebook in focus
-        browser.send("Page.navigate", url=f"{address}/lab/tree/{NOTEBOOK}?reset")
+        browser.send("Page.navigate", url=f"{address}/lab/tree/00_tour.ipynb?reset")
         until(lambda: browser.value("!!window.jupyterapp?.shell"), "JupyterLab to load")
         browser.value(script("lab"))
         until(lambda: browser.value("!!window.panel()"), "the notebook to open")
