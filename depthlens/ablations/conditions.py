@@ -397,13 +397,13 @@ def _of_word(text: str, dims: Dims) -> list[Condition] | None:
     layers = range(n_layers)
     of_all = min(n or n_layers, n_layers)
     spread = [(2 * i + 1) * n_layers // (2 * of_all) for i in range(of_all)]  # the middle of each n-th of the depth
+    if site := next((site for site, of in WORDS.items() if of == name), None):
+        return [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
     sizes = range(1, min(n, n_layers) + 1) if name == "blocks" else [n] if n else range(2, n_layers + 1)
     lengths = [*range(n or 1, n_layers, n or 1), n_layers]
     runs: dict[str, Sequence[Sequence[int]]] = {"pairs": [*combinations(spread, 2)], "whole": [layers]}
     runs |= {"bottom": [layers[:k] for k in lengths], "top": [layers[-k:] for k in lengths]}
     runs["blocks"] = runs["repeats"] = [layers[i : i + k] for k in sizes for i in range(n_layers - k + 1)]
-    if site := next((site for site, of in WORDS.items() if of == name), None):
-        return [Condition((Ablation(layer, site, i, **how),)) for layer in spread for i in dims.indices(site, layer)]
     if not runs[name]:
         raise UserError(f"{text!r}: no such {name} in {n_layers} layers; give {name}:N with another N")
     if name == "repeats":

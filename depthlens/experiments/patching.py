@@ -378,7 +378,7 @@ def _name(metric: Metric) -> str:
 
 
 def _told(lens: Lens, rows: Sequence[tuple[tuple[int, ...], ...]], answer: Any) -> list[list[tuple[int, ...]]]:
-    """The tokens of both answers of each pair; where none are told, the likeliest next token of each prompt."""
+    """The tokens of both answers of each pair; where none are given, the likeliest next token of each prompt."""
     answers = [answer] * len(rows) if answer is None or isinstance(answer[0], str) else [*answer]
     if len(answers) != len(rows) or any(one is not None and (isinstance(one, str) or len(one) != 2) for one in answers):
         fault = f"answer {answer!r}: give (right, wrong), or a list of {len(rows)}, one for each pair of prompts"

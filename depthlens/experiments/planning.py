@@ -106,7 +106,7 @@ def plan(
         lens: A loaded model.
         tasks: See `depthlens.condition_sweep`.
         ablate: See `depthlens.condition_sweep`.
-        machine: One that is not here, whose least time is told: ``a100``, ``h100``, ``h200`` or ``rtx4090``.
+        machine: One that is not here, whose least time is estimated: ``a100``, ``h100``, ``h200`` or ``rtx4090``.
         options: `EvalOptions`.
 
     Raises:
